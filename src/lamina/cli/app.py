@@ -1,0 +1,317 @@
+"""`lamina`: the commands. Each parses, makes one library call, and renders; torch is imported inside the call only.
+
+Exit codes: 0 done, 1 failed, 2 usage or configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+from typer.exceptions import TyperException
+
+from lamina.cli.output import Bars, JsonFlag, MismatchFlag, ModelOption, err, notify, out, print_json
+from lamina.errors import ConfigError, Interrupted, LaminaError, Problem
+from lamina.version import __version__
+
+app = typer.Typer(
+    name="lamina",
+    help="Parameter-efficient fine-tuning of language models, from a data file to a proven adapter.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Source = Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run directory or an adapter folder.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.learning_rate=1e-4."),
+]
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file.")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in output_dir.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train an adapter."""
+    from lamina.config import load_config
+
+    checked = load_config(config, overrides or [])
+    from lamina.cli.training import TrainingView, print_summary
+    from lamina.train.loop import train as train_run
+
+    with TrainingView() as view:
+        run = train_run(checked, view, resume=resume)
+    summary = run.summary or {}
+    if as_json:
+        print_json(summary)
+        return
+    print_summary(summary)
+    err.print(f"  next    lamina chat {escape(str(run.path))}")
+
+
+@app.command(name="eval")
+def evaluate(
+    source: Source,
+    data: Annotated[
+        str | None, typer.Option("--data", help="A data file; by default the run's evaluation data.")
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--column", help="FIELD=COLUMN, such as prompt=question; may be repeated."),
+    ] = None,
+    exact_match: Annotated[
+        bool,
+        typer.Option("--exact-match", help="Also generate answers and compare them with the expected ones."),
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest generated answer.")] = 256,
+    max_rows: Annotated[int | None, typer.Option(min=1, help="Only so many rows from the start.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Write the generated answers to this .jsonl file.")] = None,
+    model: ModelOption = None,
+    allow_base_mismatch: MismatchFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Loss, perplexity and exact match of an adapter, with the bare base beside it."""
+    if predictions is not None and not exact_match:
+        raise ConfigError(Problem("--predictions", "has nothing to write without --exact-match", "add --exact-match"))
+    mapping = dict(_pair(text) for text in columns) if columns else None
+    from lamina.evaluate.evaluate import evaluate as evaluate_adapter
+    from lamina.files import write_text
+
+    with Bars() as bars:
+        result = evaluate_adapter(
+            source,
+            data,
+            columns=mapping,
+            max_rows=max_rows,
+            exact_match=exact_match,
+            max_new_tokens=max_new_tokens,
+            model=model,
+            allow_base_mismatch=allow_base_mismatch,
+            progress=bars.update,
+        )
+    if predictions is not None:
+        lines = [json.dumps(vars(prediction), ensure_ascii=False) for prediction in result.predictions]
+        write_text(predictions, "\n".join(lines) + "\n")
+    if as_json:
+        print_json(result.as_json())
+        return
+    table = Table("", "bare base", "adapter")
+    table.add_row("loss", f"{result.base_loss:.4f}", f"{result.loss:.4f}")
+    table.add_row("perplexity", f"{result.base_perplexity:.2f}", f"{result.perplexity:.2f}")
+    if result.exact_match is not None:
+        table.add_row("exact match", f"{result.base_exact_match:.1%}", f"{result.exact_match:.1%}")
+    out.print(table)
+    left_out = "".join(f"; left out {count}: {reason}" for reason, count in result.dropped.items())
+    out.print(f"{result.rows} rows{left_out}")
+
+
+@app.command()
+def generate(
+    source: Source,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A user turn; may be repeated.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system turn before each prompt.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="For sampling.")] = 0,
+    base: Annotated[bool, typer.Option("--base", help="Let the bare base answer.")] = False,
+    model: ModelOption = None,
+    allow_base_mismatch: MismatchFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Answer prompts, given with --prompt or as lines on stdin."""
+    prompts = list(prompt or [])
+    if not prompts and not sys.stdin.isatty():
+        prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not prompts:
+        raise ConfigError(Problem("--prompt", "is required, or lines on stdin", 'add --prompt "..."'))
+    from lamina.evaluate.generate import generate as generate_answers
+    from lamina.methods.load import load
+
+    loaded = load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
+    answers = generate_answers(
+        loaded,
+        prompts,
+        system=system,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        base=base,
+    )
+    if as_json:
+        print_json({"answers": [{"prompt": p, "answer": a} for p, a in zip(prompts, answers, strict=True)]})
+        return
+    for text in answers:
+        out.print(text, markup=False)
+
+
+@app.command()
+def chat(
+    source: Source,
+    system: Annotated[str | None, typer.Option(help="A system turn to begin with.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    model: ModelOption = None,
+    allow_base_mismatch: MismatchFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Talk to an adapter in the terminal; /base and /adapter switch between it and the bare base."""
+    from lamina.cli.chat import run_chat
+    from lamina.methods.load import load
+
+    loaded = load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
+    turns = run_chat(loaded, system, max_new_tokens, temperature, quiet=as_json)
+    if as_json:
+        print_json({"turns": turns})
+
+
+@app.command()
+def merge(
+    source: Source,
+    destination: Annotated[Path, typer.Option("--out", help="Folder to write; must not exist yet.")],
+    dtype: Annotated[str, typer.Option(help="bfloat16, float32, or auto: what the adapter was trained on.")] = "auto",
+    model: ModelOption = None,
+    allow_base_mismatch: MismatchFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Fold an adapter into its base, write a plain transformers folder, and prove that it is the same model."""
+    if dtype not in ("auto", "bfloat16", "float32"):
+        raise ConfigError(Problem("--dtype", f"{dtype!r} is not one of auto, bfloat16, float32"))
+    from lamina.export.merge import merge as merge_adapter
+
+    merged = merge_adapter(
+        source, destination, model=model, dtype=dtype, allow_base_mismatch=allow_base_mismatch, notify=notify
+    )
+    if as_json:
+        print_json(merged.as_json())
+        return
+    out.print(f"merged model: {merged.path}", markup=False)
+    out.print(merged.certificate.line(), markup=False)
+
+
+@app.command()
+def methods(as_json: JsonFlag = False) -> None:
+    """List the methods and their settings."""
+    from lamina.config import METHOD_CONFIGS
+
+    if as_json:
+        print_json(
+            {
+                "methods": [
+                    {
+                        "name": name,
+                        "title": c.title,
+                        "summary": c.summary,
+                        "paper": c.paper,
+                        "fields": c.model_json_schema()["properties"],
+                    }
+                    for name, c in METHOD_CONFIGS.items()
+                ]
+            }
+        )
+        return
+    for name, config in METHOD_CONFIGS.items():
+        out.print(f"[bold]{name}[/bold]  {config.title}: {config.summary}")
+        out.print(f"  {config.paper}", markup=False)
+        table = Table("field", "default", "meaning", box=None, padding=(0, 2))
+        for field, info in config.model_fields.items():
+            table.add_row(field, escape(repr(info.default)), escape(info.description or ""))
+        out.print(table)
+
+
+@app.command()
+def schema(as_json: JsonFlag = False) -> None:
+    """Print the JSON Schema of the configuration."""
+    from lamina.config import Config
+
+    text = json.dumps(Config.model_json_schema(), indent=None if as_json else 2, ensure_ascii=False)
+    sys.stdout.write(text + "\n")
+
+
+@app.command()
+def doctor(as_json: JsonFlag = False) -> None:
+    """Say what this machine offers, what is slow on it, and why."""
+    from lamina.doctor import diagnose
+
+    findings = diagnose()
+    if as_json:
+        print_json({"findings": [finding.as_json() for finding in findings]})
+        return
+    marks = {"ok": "[green]ok[/green]", "slow": "[yellow]slow[/yellow]", "missing": "[dim]missing[/dim]"}
+    table = Table("", "what", "found", box=None, padding=(0, 2))
+    for finding in findings:
+        advice = f"\n[dim]{escape(finding.advice)}[/dim]" if finding.advice else ""
+        table.add_row(marks[finding.level], finding.name, escape(finding.value) + advice)
+    out.print(table)
+
+
+@app.command()
+def quickstart(
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Where to put everything; by default runs/quickstart.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="The base.")] = "smollm2-135m",
+    seed: Annotated[int, typer.Option(min=0, help="Of data and training.")] = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """The whole way on a small real model: train, compare with the base, merge with a certificate. Minutes, offline."""
+    from lamina.cli.quickstart import run_quickstart
+
+    run_quickstart(folder, model, seed, as_json)
+
+
+@app.command()
+def version(as_json: JsonFlag = False) -> None:
+    """Print the version."""
+    if as_json:
+        print_json({"version": __version__})
+    else:
+        out.print(__version__)
+
+
+def main() -> None:
+    """Runs the command line; every error becomes one message and an exit code."""
+    as_json = "--json" in sys.argv[1:]
+    try:
+        code = app(standalone_mode=False) or 0
+    except LaminaError as error:
+        code = error.exit_code
+        mark = "stopped" if isinstance(error, Interrupted) else "error"
+        _report(error.details(), f"[bold red]{mark}:[/bold red] {escape(str(error))}", as_json)
+    except TyperException as error:
+        code = 2
+        message = getattr(error, "message", str(error))
+        hint = "" if as_json else "\n[dim]See lamina --help, or lamina COMMAND --help.[/dim]"
+        _report(
+            {"type": "UsageError", "message": message},
+            f"[bold red]error:[/bold red] {escape(message)}{hint}",
+            as_json,
+        )
+    except (KeyboardInterrupt, typer.Abort):
+        code = 1
+        _report({"type": "Interrupted", "message": "interrupted"}, "[bold red]interrupted[/bold red]", as_json)
+    except BrokenPipeError:
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    field, equals, column = text.partition("=")
+    if not equals:
+        raise ConfigError(Problem("--column", f"{text!r} is not FIELD=COLUMN", "write it such as prompt=question"))
+    return field, column
+
+
+def _report(details: dict[str, object], message: str, as_json: bool) -> None:
+    err.print(message, soft_wrap=True)
+    if as_json:
+        print_json({"error": details})

@@ -1,0 +1,68 @@
+"""Where output goes: results to stdout (one JSON object with `--json`), everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="The base; by default the one that the adapter names.")
+]
+MismatchFlag = Annotated[
+    bool, typer.Option("--allow-base-mismatch", help="Go on although the adapter is locked to another base.")
+]
+
+# Results; and everything else.
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Prints the one JSON object of a command."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def notify(message: str) -> None:
+    """Says what is being done."""
+    err.print(f"[dim]{_plain(message)}[/dim]")
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+class Bars:
+    """Progress bars by what is being done, on stderr; on no terminal a line at the start of each."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=err,
+            transient=True,
+        )
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Bars:
+        if err.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def update(self, what: str, done: int, total: int) -> None:
+        """Moves the bar of `what`."""
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(what, total=total)
+            if not err.is_terminal:
+                notify(f"{what}: {total} ...")
+        self._progress.update(self._tasks[what], completed=done)

@@ -1,0 +1,21 @@
+"""The typed, strict configuration of a run. Imports neither torch nor transformers.
+
+`load_config` is the one way in, for YAML files, dictionaries and command-line overrides alike.
+"""
+
+from lamina.config.data import DataConfig
+from lamina.config.load import load_config, merge_overrides, read_yaml
+from lamina.config.methods import METHOD_CONFIGS, MethodConfig
+from lamina.config.root import Config
+from lamina.config.train import TrainConfig
+
+__all__ = [
+    "METHOD_CONFIGS",
+    "Config",
+    "DataConfig",
+    "MethodConfig",
+    "TrainConfig",
+    "load_config",
+    "merge_overrides",
+    "read_yaml",
+]

@@ -1,0 +1,210 @@
+"""`load_config`: the one way from YAML, a dictionary or command-line overrides to a checked `Config`.
+
+All problems are reported at once, each with the field, the value, what is allowed, and the nearest right name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from lamina.config.root import Config
+from lamina.errors import ConfigError, Problem, nearest
+
+
+def load_config(source: str | Path | Mapping[str, Any] | Config, overrides: Iterable[str] = ()) -> Config:
+    """Reads and checks a configuration.
+
+    Args:
+        source: A YAML file, a mapping with the same structure, or a `Config`.
+        overrides: `key.sub=value` strings; the value is read as YAML.
+
+    Returns:
+        The configuration, with every default filled in.
+
+    Raises:
+        ConfigError: With all problems at once.
+    """
+    if isinstance(source, Config):
+        values, name = source.model_dump(mode="json"), ""
+    elif isinstance(source, Mapping):
+        values, name = dict(source), ""
+    else:
+        values, name = read_yaml(Path(source)), str(source)
+        values.setdefault("output_dir", f"runs/{Path(source).stem}")
+    values = merge_overrides(values, overrides)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_one_per_field([_problem(detail) for detail in error.errors()]), name) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads a YAML mapping; a duplicate key is an error, and `2e-4` is a number."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(Problem("config", f"{path} does not exist", "check the path")) from None
+    except IsADirectoryError:
+        raise ConfigError(Problem("config", f"{path} is a folder, not a YAML file", "name the file in it")) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(Problem("config", f"{path} cannot be read ({error})", "save it as UTF-8 text")) from None
+    value = _parse_yaml(text, str(path))
+    if not isinstance(value, dict):
+        found = "is empty" if value is None else f"holds a {type(value).__name__}"
+        raise ConfigError(
+            Problem("config", f"{path} {found}; it must be a mapping of keys", "start with `data: {train: FILE}`")
+        )
+    return value
+
+
+def merge_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Lays `key.sub=value` strings over a mapping; the mapping passed in is not changed."""
+    merged = _deep_copy(values)
+    problems = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        path = key.strip().split(".")
+        if not equals or not all(path):
+            problems.append(Problem(override, "is not an override", "write key.sub=value, such as train.seed=1"))
+            continue
+        node = merged
+        for part in path[:-1]:
+            child = node.get(part)
+            if child is None:
+                child = node[part] = {}
+            if not isinstance(child, dict):
+                problems.append(Problem(key, f"{part!r} holds {child!r}, which has no keys below it"))
+                break
+            node = child
+        else:
+            node[path[-1]] = _parse_yaml(text, override)
+    if problems:
+        raise ConfigError(problems)
+    return merged
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2 floats and no duplicate keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise ConfigError(Problem(str(key), f"appears twice (again on line {line})", "keep one of them"))
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain data only
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        reason = getattr(error, "problem", None) or str(error)
+        raise ConfigError(Problem("config", f"{source} is not valid YAML{where}: {reason}")) from None
+
+
+def _problem(detail: ErrorDetails) -> Problem:
+    """Turns one of pydantic's findings into a sentence of ours."""
+    location = [str(part) for part in detail["loc"] if not _is_union_tag(part)]
+    field = ".".join(location) or "config"
+    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+    match kind:
+        case "extra_forbidden":
+            allowed = _field_names(location[:-1])
+            hint = nearest(location[-1], allowed)
+            return Problem(field, f"unknown key; allowed here: {', '.join(allowed)}.", hint)
+        case "missing":
+            return Problem(field, "is required but not given.", f"add it, such as `{_example(location)}`")
+        case "literal_error" | "enum":
+            hint = nearest(str(value), re.findall(r"'([^']*)'", str(context.get("expected", ""))))
+            return Problem(field, f"{value!r} is not one of {context.get('expected')}.", hint)
+        case "union_tag_invalid":
+            hint = nearest(str(context.get("tag")), re.findall(r"'([^']*)'", str(context.get("expected_tags", ""))))
+            return Problem(f"{field}.type", f"{context.get('tag')!r} is not one of {context['expected_tags']}.", hint)
+        case "union_tag_not_found":
+            return Problem(f"{field}.type", "is required but not given.", "name the method, such as `type: lora`")
+        case "value_error":
+            return Problem(field, f"{str(detail['msg']).removeprefix('Value error, ')}.")
+        case "model_type" | "dict_type" | "model_attributes_type":
+            return Problem(field, f"got {_short(value)}; must be a mapping of keys.")
+        case _:
+            message = detail["msg"].replace("Input should be", "must be").replace("Input", "the value")
+            return Problem(field, f"got {_short(value)}; {message}.")
+
+
+def _one_per_field(problems: list[Problem]) -> list[Problem]:
+    """Joins what the members of a union say about one value: `must be less than 1, or must be a valid string`."""
+    joined: dict[str, Problem] = {}
+    for problem in problems:
+        earlier = joined.get(problem.field)
+        if earlier is None:
+            joined[problem.field] = problem
+        else:
+            alternative = problem.message.partition("; ")[2] or problem.message
+            joined[problem.field] = Problem(
+                problem.field,
+                f"{earlier.message.removesuffix('.')}, or {alternative}",
+                earlier.fix or problem.fix,
+            )
+    return list(joined.values())
+
+
+def _is_union_tag(part: object) -> bool:
+    """Whether pydantic put a union member's name, not a key, into a location."""
+    return isinstance(part, str) and bool(
+        re.match(r"^(constrained-|function-|literal\[|nullable|list\[|str$|bool$)", part)
+    )
+
+
+def _field_names(location: list[str]) -> list[str]:
+    model: type[BaseModel] | None = Config
+    for part in location:
+        model = _section_of(model, part) if model is not None else None
+    return sorted(model.model_fields) if model is not None else []
+
+
+def _section_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+    field = model.model_fields.get(name)
+    if field is None:
+        from lamina.config.methods import METHOD_CONFIGS
+
+        return METHOD_CONFIGS.get(name)  # below a discriminated union, pydantic names the member
+    candidates = [field.annotation, *get_args(field.annotation)]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _example(location: list[str]) -> str:
+    *sections, last = location
+    inner = f"{last}: {'train.jsonl' if last == 'train' else '...'}"
+    for section in reversed(sections):
+        inner = f"{section}: {{{inner}}}"
+    return inner
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _deep_copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _deep_copy(item) for key, item in value.items()}
+    return [_deep_copy(item) for item in value] if isinstance(value, list) else value

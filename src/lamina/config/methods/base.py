@@ -1,0 +1,23 @@
+"""What every method's configuration has."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from lamina.config.section import Section
+
+
+class MethodConfig(Section):
+    """The `method:` section. A method's own class adds its fields, with peft's names."""
+
+    title: ClassVar[str]
+    """The method's name in prose, such as `LoRA`."""
+
+    paper: ClassVar[str]
+    """Where it comes from."""
+
+    summary: ClassVar[str]
+    """One sentence for `lamina methods`."""
+
+    type: str
+    """The method's name, which is the name of its file."""

@@ -1,0 +1,50 @@
+"""The whole configuration of one run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from lamina.config.data import DataConfig
+from lamina.config.methods import AnyMethodConfig
+from lamina.config.methods.lora import LoraConfig
+from lamina.config.section import Section
+from lamina.config.train import TrainConfig
+
+
+class Config(Section):
+    """Everything that decides a run's result, apart from the machine and the installed versions."""
+
+    model: Annotated[str, Field(min_length=1)] = "smollm2-135m"
+    """The base: an alias, a folder, a hub id, or a `.gguf` file."""
+
+    data: DataConfig
+    """What to train on."""
+
+    method: AnyMethodConfig = LoraConfig()
+    """Which thin layer to train."""
+
+    train: TrainConfig = TrainConfig()
+    """How to train it."""
+
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """What the frozen base is held in; `auto` takes bfloat16 where the machine multiplies it natively."""
+
+    output_dir: Annotated[str, Field(min_length=1)] = "runs/lamina"
+    """The run directory."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of everything random: split, order, initial adapter, dropout."""
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Config:
+        if self.data.eval is None:
+            if self.train.early_stopping_patience is not None:
+                raise ValueError(
+                    "train.early_stopping_patience needs an evaluation loss, but data.eval is null; "
+                    "set data.eval to a file or a share"
+                )
+            if self.train.eval_steps is not None:
+                raise ValueError("train.eval_steps does nothing while data.eval is null; set data.eval or remove it")
+        return self

@@ -1,0 +1,114 @@
+"""`train:` how to train. The names are those of transformers' and TRL's training arguments."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from lamina.config.section import Section
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+DEFAULT_EPOCHS = 3.0
+
+
+class TrainConfig(Section):
+    """Length, optimizer, schedule, checkpoints and trackers of a run."""
+
+    num_train_epochs: Annotated[float, Field(gt=0.0)] | None = None
+    """Passes over the data; 3 unless `max_steps` is given."""
+
+    max_steps: PositiveInt | None = None
+    """Optimizer steps, instead of epochs."""
+
+    per_device_train_batch_size: PositiveInt = 4
+    """Micro-batch: this many examples, or with packing this many times `max_length` tokens."""
+
+    gradient_accumulation_steps: PositiveInt = 1
+    """Micro-batches in an optimizer step; the loss is divided by the supervised tokens of the whole step."""
+
+    per_device_eval_batch_size: PositiveInt = 8
+    """Examples in one evaluation batch."""
+
+    learning_rate: Annotated[float, Field(gt=0.0)] = 2e-4
+    """Peak learning rate."""
+
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """Shape of the learning rate after the warm-up."""
+
+    warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of all steps over which the learning rate rises from zero."""
+
+    warmup_steps: NonNegativeInt = 0
+    """The same as a number of steps."""
+
+    optim: Literal["adamw_torch"] = "adamw_torch"
+    """Optimizer. `adamw_torch` is torch's own AdamW, fused where the device has it."""
+
+    weight_decay: NonNegative = 0.0
+    """AdamW's decoupled weight decay, on matrices only."""
+
+    adam_beta1: Beta = 0.9
+    """AdamW's decay of the gradient's mean."""
+
+    adam_beta2: Beta = 0.999
+    """AdamW's decay of the gradient's square."""
+
+    adam_epsilon: Annotated[float, Field(gt=0.0)] = 1e-8
+    """AdamW's term against division by zero."""
+
+    max_grad_norm: NonNegative = 1.0
+    """Gradients are scaled down to this norm; 0 switches clipping off."""
+
+    gradient_checkpointing: Literal["auto"] | bool = "auto"
+    """Recompute layers in the backward to save memory; `auto` does so only when the activations would not fit."""
+
+    eval_steps: PositiveInt | None = None
+    """Evaluate every so many steps; null means at the end of every epoch. The end of training always evaluates."""
+
+    early_stopping_patience: PositiveInt | None = None
+    """Stop after so many evaluations without a better loss."""
+
+    early_stopping_threshold: NonNegative = 0.0
+    """How much lower the evaluation loss must be to count as better."""
+
+    load_best_model_at_end: bool = True
+    """Keep the adapter of the best evaluation rather than the last one (needs evaluation data)."""
+
+    save_steps: PositiveInt = 100
+    """Checkpoint every so many steps; the end of training always saves."""
+
+    save_total_limit: PositiveInt = 2
+    """How many checkpoints to keep, the best one apart."""
+
+    logging_steps: PositiveInt = 1
+    """Write a metrics line every so many steps."""
+
+    report_to: list[Literal["tensorboard"]] = Field(default_factory=list)
+    """Trackers to feed besides `metrics.jsonl`."""
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> TrainConfig:
+        if self.max_steps is not None and self.num_train_epochs is not None:
+            raise ValueError("max_steps and num_train_epochs both set the length of training; keep one of them")
+        if self.warmup_ratio and self.warmup_steps:
+            raise ValueError("warmup_ratio and warmup_steps both set the warm-up; keep one of them")
+        if self.lr_scheduler_type == "constant" and (self.warmup_ratio or self.warmup_steps):
+            raise ValueError(
+                "lr_scheduler_type 'constant' has no warm-up, so warmup_ratio and warmup_steps would do nothing; "
+                "use 'constant_with_warmup' or remove the warm-up"
+            )
+        if self.early_stopping_threshold and self.early_stopping_patience is None:
+            raise ValueError("early_stopping_threshold does nothing without early_stopping_patience; set both")
+        return self
+
+    @property
+    def epochs(self) -> float | None:
+        """Epochs to train for, or None when `max_steps` decides."""
+        if self.max_steps is not None:
+            return None
+        return DEFAULT_EPOCHS if self.num_train_epochs is None else self.num_train_epochs

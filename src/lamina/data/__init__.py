@@ -1,0 +1,1 @@
+"""From a data file to token ids with the supervised ones marked."""

@@ -1,0 +1,75 @@
+"""A `Batch`: documents laid end to end, each with its own positions and its own attention, and no padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lamina.data.example import EncodedExample
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents of one micro-batch as a single sequence of T tokens.
+
+    Attributes:
+        input_ids: int64, shape (1, T).
+        position_ids: int64, shape (1, T); starts again from 0 at each document.
+        document_lengths: Tokens of each document, on the host; they sum to T.
+        predicting: int64, shape (N,): positions whose hidden state predicts a supervised token.
+        targets: int64, shape (N,): those supervised tokens.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    document_lengths: list[int]
+    predicting: torch.Tensor
+    targets: torch.Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens; there are no others."""
+        return self.input_ids.shape[1]
+
+    @property
+    def supervised_tokens(self) -> int:
+        """Tokens in the loss."""
+        return self.targets.shape[0]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
+        if device.type == "cpu":
+            return self
+        return Batch(
+            self.input_ids.to(device, non_blocking=True),
+            self.position_ids.to(device, non_blocking=True),
+            self.document_lengths,
+            self.predicting.to(device, non_blocking=True),
+            self.targets.to(device, non_blocking=True),
+        )
+
+
+def build_batch(examples: Sequence[EncodedExample]) -> Batch:
+    """Lays examples end to end.
+
+    >>> example = EncodedExample(np.array([5, 6, 7], np.int32), np.array([False, False, True]), row=1)
+    >>> batch = build_batch([example, example])
+    >>> batch.position_ids.tolist(), batch.predicting.tolist(), batch.targets.tolist()
+    ([[0, 1, 2, 0, 1, 2]], [1, 4], [7, 7])
+    """
+    lengths = np.array([len(example) for example in examples])
+    ids = np.concatenate([example.input_ids for example in examples]).astype(np.int64)
+    supervised = np.concatenate([example.supervised for example in examples])
+    targets_at = np.flatnonzero(supervised)
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    assert not (positions[targets_at] == 0).any(), "a document's first token cannot be supervised"
+    return Batch(
+        input_ids=torch.from_numpy(ids)[None],
+        position_ids=torch.from_numpy(positions)[None],
+        document_lengths=lengths.tolist(),
+        predicting=torch.from_numpy(targets_at - 1),
+        targets=torch.from_numpy(ids[targets_at]),
+    )

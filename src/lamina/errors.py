@@ -1,0 +1,136 @@
+"""One small tree of errors, each with the exit code that the command line gives for it.
+
+Every error that a user can cause names the field or file, the value that was found, what is allowed, and the fix.
+Errors also inherit the standard exception of their kind, so that Python callers can catch `ValueError` or `OSError`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class LaminaWarning(UserWarning):
+    """Something a user should know that does not stop the work."""
+
+
+class LaminaError(Exception):
+    """Base of every error that lamina raises on purpose.
+
+    Attributes:
+        exit_code: What a command exits with: 1 for work that failed, 2 for a usage or configuration error.
+    """
+
+    exit_code = 1
+
+    def details(self) -> dict[str, object]:
+        """The error as plain data, for `--json`."""
+        return {"type": type(self).__name__, "message": str(self)}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a configuration.
+
+    Attributes:
+        field: Dotted path, such as `train.learning_rate`.
+        message: What is wrong, with the value found and what is allowed.
+        fix: What to do about it; empty where the message already says it.
+    """
+
+    field: str
+    message: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}" + (f" Fix: {self.fix}" if self.fix else "")
+
+
+class ConfigError(LaminaError, ValueError):
+    """The configuration is wrong; all of its problems are reported at once."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem] | Problem, source: str = "") -> None:
+        self.problems = [problems] if isinstance(problems, Problem) else list(problems)
+        self.source = source
+        head = f"{source}: " if source else ""
+        if len(self.problems) == 1:
+            super().__init__(f"{head}{self.problems[0]}")
+        else:
+            lines = "\n".join(f"  - {problem}" for problem in self.problems)
+            super().__init__(f"{head}{len(self.problems)} problems in the configuration\n{lines}")
+
+    def details(self) -> dict[str, object]:
+        problems = [{"field": p.field, "message": p.message, "fix": p.fix} for p in self.problems]
+        return {**super().details(), "problems": problems}
+
+
+class DataError(LaminaError, ValueError):
+    """A data file cannot be used; the message names the file and the row or line."""
+
+
+class ModelError(LaminaError, ValueError):
+    """A base model cannot be found, read or used."""
+
+
+class AdapterError(LaminaError, ValueError):
+    """An adapter folder is missing, damaged, or does not fit the model."""
+
+
+class BaseMismatchError(AdapterError):
+    """The adapter is locked to another base than the one it is being loaded on."""
+
+
+class CertificateError(LaminaError):
+    """The probes show that the adapter is not applied as it was trained."""
+
+
+class RunError(LaminaError):
+    """A run directory is in use, already filled, or not what the command needs."""
+
+
+class TrainingError(LaminaError):
+    """Training cannot go on, for instance because the loss is not finite."""
+
+
+class Interrupted(LaminaError):
+    """Training was asked to stop, saved a checkpoint and left; the message says how to resume."""
+
+
+class StorageError(LaminaError, OSError):
+    """A file could not be written or read: no space, no permission, read-only."""
+
+    @classmethod
+    def wrap(cls, error: OSError, path: Path | str, doing: str) -> StorageError:
+        """Turns an `OSError` into one sentence with the path, the cause and the fix."""
+        reasons = {
+            errno.ENOSPC: ("the disk is full", "free some space or choose another folder, then run again"),
+            errno.EDQUOT: ("the disk quota is used up", "free some space or choose another folder"),
+            errno.EROFS: ("the file system is read-only", "choose a folder that can be written"),
+            errno.EACCES: (
+                "permission denied",
+                "choose a folder that you may write, or change its permissions",
+            ),
+            errno.EPERM: ("operation not permitted", "choose a folder that you may write"),
+            errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another path"),
+            errno.EFBIG: (
+                "the file is larger than is allowed here",
+                "raise the file-size limit or choose another disk",
+            ),
+        }
+        reason, fix = reasons.get(error.errno or 0, (error.strerror or str(error), "check the path and the disk"))
+        return cls(f"{path}: {doing} failed: {reason}. Fix: {fix}.")
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """A hint with the nearest allowed name, or an empty string when none is near.
+
+    >>> nearest("learning_rat", ["learning_rate", "seed"])
+    "Did you mean 'learning_rate'?"
+    """
+    matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
+    return f"Did you mean '{matches[0]}'?" if matches else ""

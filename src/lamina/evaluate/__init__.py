@@ -1,0 +1,1 @@
+"""How good an adapter is, beside its bare base."""

@@ -1,0 +1,186 @@
+"""`evaluate`: loss, perplexity and exact match of an adapter, with the bare base beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lamina.config import DataConfig
+from lamina.data.dataset import build_dataset, encode_side, load_examples
+from lamina.data.example import EncodedExample, Example
+from lamina.errors import ConfigError, DataError, Problem
+from lamina.evaluate.generate import DEFAULT_MAX_NEW_TOKENS, answer
+from lamina.methods.load import Loaded, adapter_folder, load
+from lamina.models.head import find_head
+from lamina.ops.attention import packed_attention
+from lamina.runs import Run
+from lamina.train.step import evaluation_loss
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was asked, what was expected, and what adapter and base said."""
+
+    row: int
+    prompt: str
+    expected: str
+    adapter: str
+    base: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How an adapter does on some data.
+
+    Attributes:
+        loss: Mean over supervised tokens, of the adapter.
+        perplexity: exp(loss).
+        base_loss: The same of the bare base.
+        base_perplexity: exp(base_loss).
+        exact_match: Share of rows whose greedy answer equals the expected one, white space at the ends apart; None if
+            not asked for.
+        base_exact_match: The same of the bare base.
+        rows: Rows evaluated.
+        dropped: Rows that could not be used, by reason.
+        predictions: The generated answers, if asked for.
+    """
+
+    loss: float
+    perplexity: float
+    base_loss: float
+    base_perplexity: float
+    exact_match: float | None
+    base_exact_match: float | None
+    rows: int
+    dropped: dict[str, int]
+    predictions: list[Prediction]
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain data, without the predictions."""
+        return {key: value for key, value in asdict(self).items() if key != "predictions"}
+
+
+def evaluate(
+    source: str | Path | Loaded,
+    data: str | Path | None = None,
+    *,
+    columns: dict[str, str] | None = None,
+    max_rows: int | None = None,
+    exact_match: bool = False,
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+    batch_size: int = 8,
+    model: str | None = None,
+    allow_base_mismatch: bool = False,
+    progress: Progress = lambda what, done, total: None,
+) -> Evaluation:
+    """Evaluates an adapter and its bare base on the same rows.
+
+    Args:
+        source: A run directory, an adapter folder, or what `load` gave.
+        data: A data file; by default the run's own evaluation data.
+        columns: Column mapping for `data`; by default the run's.
+        max_rows: Only so many rows from the start.
+        exact_match: Also generate answers and compare them with the expected ones.
+        max_new_tokens: Longest answer.
+        batch_size: Examples in a batch of the loss.
+        model: The base; by default the one that the adapter names.
+        allow_base_mismatch: Go on although the lock does not fit.
+        progress: Called with what is being done, how much of it is done, and how much there is.
+
+    Raises:
+        ConfigError: There is no data to evaluate on.
+        DataError: It cannot be used.
+        AdapterError: The adapter cannot be loaded.
+    """
+    loaded = (
+        source if isinstance(source, Loaded) else load(source, model=model, allow_base_mismatch=allow_base_mismatch)
+    )
+    examples, encoded, dropped = _eval_data(loaded, data, columns, max_rows)
+
+    def loss(what: str) -> float:
+        report = lambda done: progress(what, done, len(encoded))  # noqa: E731
+        with packed_attention(loaded.model):
+            return evaluation_loss(loaded.model, head, encoded, batch_size, progress=report)
+
+    with loaded.injection.disabled():
+        head = find_head(loaded.model)
+        base_loss = loss("loss of the base")
+    adapter_loss = loss("loss of the adapter")
+    predictions = _predict(loaded, examples, max_new_tokens, progress) if exact_match else []
+    return Evaluation(
+        loss=adapter_loss,
+        perplexity=math.exp(adapter_loss),
+        base_loss=base_loss,
+        base_perplexity=math.exp(base_loss),
+        exact_match=_share(p.adapter == p.expected for p in predictions) if exact_match else None,
+        base_exact_match=_share(p.base == p.expected for p in predictions) if exact_match else None,
+        rows=len(encoded),
+        dropped=dropped,
+        predictions=predictions,
+    )
+
+
+def _predict(loaded: Loaded, examples: list[Example], max_new_tokens: int, progress: Progress) -> list[Prediction]:
+    conversations = [example.prompt for example in examples]
+
+    def say(what: str) -> list[str]:
+        report = lambda done: progress(what, done, len(conversations))  # noqa: E731
+        return answer(loaded, conversations, max_new_tokens=max_new_tokens, progress=report)
+
+    with loaded.injection.disabled():
+        base = say("answers of the base")
+    adapter = say("answers of the adapter")
+    return [
+        Prediction(e.row, e.prompt[-1].content, e.answer.strip(), ours.strip(), theirs.strip())
+        for e, ours, theirs in zip(examples, adapter, base, strict=True)
+    ]
+
+
+def _eval_data(
+    loaded: Loaded, data: str | Path | None, columns: dict[str, str] | None, max_rows: int | None
+) -> tuple[list[Example], list[EncodedExample], dict[str, int]]:
+    run = _run_of(loaded.adapter.path)
+    if data is None:
+        if run is None or run.config.data.eval is None:
+            raise ConfigError(
+                Problem("--data", "is required: there is no run with evaluation data here.", "give a data file")
+            )
+        config = run.config
+        size = config.train.per_device_train_batch_size
+        dataset = build_dataset(config.data, loaded.template, size, config.seed)
+        if not dataset.eval:
+            raise DataError(f"{config.data.train}: the run has no evaluation rows. Fix: give a file with --data.")
+        eval_report = dataset.report.files[-1]
+        rows = slice(max_rows)
+        return (
+            dataset.eval_examples[rows],
+            dataset.eval[rows],
+            {k: len(v) for k, v in eval_report.dropped.items()},
+        )
+    changes = {"train": str(data), "columns": columns, "format": "auto", "eval": None}
+    settings = run.config.data if run else DataConfig(train=str(data))
+    if run and columns is None:
+        changes["columns"] = settings.columns
+    settings = settings.model_copy(update=changes)
+    examples, report = load_examples(settings, Path(data), "--data", max_rows)
+    encoded = encode_side(examples, settings, loaded.template, report)
+    if not encoded:
+        raise DataError(f"{data}: no row can be used. Fix: check the file with its columns and max_length.")
+    kept = {item.row for item in encoded}
+    dropped = {reason: len(rows) for reason, rows in report.dropped.items()}
+    return [example for example in examples if example.row in kept], encoded, dropped
+
+
+def _run_of(adapter: Path) -> Run | None:
+    run = Run(adapter.parent)
+    return run if run.config_path.is_file() and run.adapter == adapter_folder(adapter) else None
+
+
+def _share(hits: Any) -> float:
+    hits = list(hits)
+    return sum(hits) / len(hits) if hits else 0.0

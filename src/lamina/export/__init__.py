@@ -1,0 +1,1 @@
+"""Ways out of a run: a merged model."""

@@ -1,0 +1,135 @@
+"""`merge`: folds an adapter into its base and proves, on the written folder, that the result is the adapter's model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from lamina import files
+from lamina.errors import AdapterError
+from lamina.methods.base import Injection
+from lamina.methods.load import Loaded, load
+from lamina.methods.probes import Certificate, record_probes, replay_probes
+from lamina.methods.targets import set_module
+from lamina.models.machine import DTYPES, dtype_name
+from lamina.models.quiet import quiet_transformers
+
+CERTIFICATE_FILE = "lamina_certificate.json"
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged model on disk.
+
+    Attributes:
+        path: A plain transformers folder.
+        certificate: The probes' verdict on that folder.
+    """
+
+    path: Path
+    certificate: Certificate
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"path": str(self.path), "certificate": self.certificate.as_json()}
+
+
+def merge(
+    path: str | Path,
+    out: str | Path,
+    *,
+    model: str | None = None,
+    dtype: str = "auto",
+    allow_base_mismatch: bool = False,
+    notify: Callable[[str], None] = lambda message: None,
+) -> Merged:
+    """Folds an adapter into its base and writes a plain transformers folder.
+
+    The sum is made in float32 and rounded once to the base's dtype. The folder is written aside, loaded again by
+    transformers alone, and appears at `out` only if the probes pass on it.
+
+    Args:
+        path: A run directory or an adapter folder.
+        out: Where to write; must not exist yet.
+        model: The base; by default the one that the adapter names.
+        dtype: `bfloat16` or `float32`; `auto` is what the adapter was trained on.
+        allow_base_mismatch: Merge into another base than the adapter is locked to.
+        notify: Called with a sentence before anything that takes a while.
+
+    Raises:
+        AdapterError: The adapter does not fit, or `out` is taken.
+        BaseMismatchError: It is locked to another base.
+        CertificateError: The merged model does not give the adapter's logits; nothing is left at `out`.
+        StorageError: It could not be written.
+    """
+    out = Path(out)
+    if out.exists():
+        raise AdapterError(f"{out}: already exists. Fix: choose another --out, or delete it.")
+    loaded = load(path, model=model, dtype="auto", allow_base_mismatch=allow_base_mismatch, notify=notify)
+    if dtype == "auto":
+        dtype = loaded.adapter.lock.base_dtype if loaded.adapter.lock else dtype_name(loaded.base.dtype)
+    if loaded.base.dtype != DTYPES[dtype]:
+        loaded = load(path, model=model, dtype=dtype, allow_base_mismatch=allow_base_mismatch, notify=notify)
+    probes = loaded.adapter.probes or record_probes(loaded.injection, loaded.template)
+    trained_dtype = loaded.adapter.lock.base_dtype if loaded.adapter.lock else dtype
+    expected = len(loaded.injection.layers)
+
+    notify("Folding the adapter in ...")
+    folded = fold_in(loaded.injection)
+    with files.new_folder(out) as folder:
+        _write_model(loaded, folder)
+        notify("Replaying the probes on the written folder ...")
+        with quiet_transformers():
+            written: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], local_files_only=True)
+        certificate = replay_probes(
+            written.to(loaded.model.device).eval(),
+            probes,
+            subject=f"merged model {out}",
+            adapter_digest=loaded.adapter.digest,
+            modules_expected=expected,
+            modules_matched=folded,
+            trained_dtype=trained_dtype,
+            notes=loaded.notes,
+        ).require()
+        files.write_json(folder / CERTIFICATE_FILE, certificate.as_json())
+    return Merged(out, certificate)
+
+
+@torch.no_grad()
+def fold_in(injection: Injection) -> int:
+    """Adds each layer's delta to its base weight, and puts the base modules back into the model.
+
+    Returns:
+        How many modules were folded in.
+    """
+    model, head = injection.model, injection.model.get_output_embeddings()
+    for name, layer in injection.layers.items():
+        merged = layer.frozen.weight(torch.float32) + layer.delta_weight()
+        layer.frozen.set_weight(merged)
+        set_module(model, name, layer.frozen.base)
+        if layer is head:
+            _untie(model)
+    return len(injection.layers)
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """The head now has a weight of its own; saving must not take the embedding's for it."""
+    model.config.get_text_config().tie_word_embeddings = False
+    model.config.tie_word_embeddings = False
+    model._tied_weights_keys = None  # pyright: ignore[reportAttributeAccessIssue]
+    model.all_tied_weights_keys = {}
+
+
+def _write_model(loaded: Loaded, folder: Path) -> None:
+    tokenizer = loaded.tokenizer
+    if loaded.template.name != "model":
+        tokenizer.chat_template = loaded.template.source
+    loaded.model.config._name_or_path = ""
+    with quiet_transformers():
+        loaded.model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

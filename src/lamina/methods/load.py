@@ -1,0 +1,121 @@
+"""`load`: a base with an adapter on it, checked against the adapter's lock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lamina.data.template import ChatTemplate, build_template
+from lamina.errors import AdapterError
+from lamina.methods.adapter import Adapter, check_tensors, read_adapter
+from lamina.methods.base import Injection, inject
+from lamina.methods.lock import check_lock
+from lamina.methods.probes import Certificate, replay_probes
+from lamina.models.load import Base, load_base
+from lamina.models.source import Notify
+from lamina.runs import ADAPTER_FOLDER
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with an adapter, ready to be called.
+
+    Attributes:
+        model: A transformers causal language model whose adapted layers are replaced; `model(input_ids=ids).logits`.
+        tokenizer: The base's tokenizer.
+        adapter: What was loaded.
+        base: The base, whose `model` is the same object as `model`.
+        injection: The adapter's layers; `with injection.disabled():` gives the bare base.
+        template: Renders conversations as in training.
+        notes: Mismatches that were allowed, or that there is no lock.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    adapter: Adapter
+    base: Base
+    injection: Injection
+    template: ChatTemplate
+    notes: list[str]
+
+    def certify(self) -> Certificate:
+        """Replays the adapter's probes on the model as it is now.
+
+        Raises:
+            AdapterError: The adapter has no probes, because lamina did not train it.
+        """
+        if self.adapter.lock is None:
+            raise AdapterError(f"{self.adapter.path}: has no lamina.json, so there are no probes to replay.")
+        return replay_probes(
+            self.model,
+            self.adapter.probes,
+            subject=str(self.adapter.path),
+            adapter_digest=self.adapter.digest,
+            modules_expected=len(self.injection.layers),
+            modules_matched=len(self.injection.layers),
+            trained_dtype=self.adapter.lock.base_dtype,
+            notes=self.notes,
+        )
+
+
+def adapter_folder(path: str | Path) -> Path:
+    """The adapter folder of a run directory, or the folder itself.
+
+    Raises:
+        AdapterError: Neither is there.
+    """
+    path = Path(path)
+    if (path / ADAPTER_FOLDER / "adapter_config.json").is_file():
+        return path / ADAPTER_FOLDER
+    if path.is_dir():
+        if (path / "config.yaml").is_file() and not (path / "adapter_config.json").is_file():
+            raise AdapterError(
+                f"{path}: this run has no adapter yet. Fix: finish it with `lamina train CONFIG --resume`."
+            )
+        return path
+    raise AdapterError(f"{path}: there is no such run or adapter folder. Fix: check the path.")
+
+
+def load(
+    path: str | Path,
+    *,
+    model: str | None = None,
+    dtype: str = "auto",
+    device: torch.device | None = None,
+    allow_base_mismatch: bool = False,
+    notify: Notify = lambda message: None,
+) -> Loaded:
+    """Loads an adapter on its base, in evaluation mode.
+
+    Args:
+        path: A run directory or an adapter folder, lamina's or peft's.
+        model: The base to load it on; by default the one it names.
+        dtype: `auto`, `bfloat16` or `float32`, for the base.
+        device: Where to put it; by default CUDA if there is one.
+        allow_base_mismatch: Go on although the lock does not fit.
+        notify: Called with a sentence before anything that takes a while.
+
+    Raises:
+        AdapterError: It is missing, damaged, or does not fit the model.
+        BaseMismatchError: It is locked to another base.
+        ModelError: The base cannot be loaded.
+    """
+    adapter = read_adapter(adapter_folder(path))
+    ref = model or (adapter.lock.base if adapter.lock else adapter.base_ref)
+    if not ref:
+        raise AdapterError(f"{path}: names no base model. Fix: give one with --model.")
+    base = load_base(ref, dtype, device, notify)
+    wanted = adapter.lock.chat_template if adapter.lock else "model"
+    template = build_template(base.tokenizer, None if wanted == "model" else wanted)
+    if adapter.lock:
+        notes = check_lock(adapter.lock, base, template, allow_base_mismatch)
+    else:
+        notes = ["the adapter has no lamina.json, so it could not be checked that this is the base it was trained on"]
+    injection = inject(base.model, adapter.config, seed=0)
+    check_tensors(adapter, injection)
+    injection.load_tensors(adapter.tensors)
+    base.model.eval().requires_grad_(False)
+    return Loaded(base.model, base.tokenizer, adapter, base, injection, template, notes)

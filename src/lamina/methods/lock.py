@@ -1,0 +1,109 @@
+"""The lock: what an adapter was trained on, and the check that it is used on the same."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lamina.data.template import ChatTemplate
+from lamina.errors import AdapterError, BaseMismatchError
+from lamina.models.fingerprint import fingerprint_tokenizer
+from lamina.models.load import Base
+from lamina.models.machine import dtype_name
+from lamina.version import __version__
+
+
+@dataclass(frozen=True)
+class Lock:
+    """What an adapter is bound to.
+
+    Attributes:
+        base: What the user called the base.
+        base_tensors: Digest of the base's tensors.
+        base_config: Digest of its config.
+        base_dtype: What the base was held in during training.
+        tokenizer: Digest of the tokenizer.
+        chat_template: `model`, or the name of the built-in template.
+        chat_template_digest: Digest of the template's text.
+        stop_token: The token that answers end with.
+        data: Path, digest and rows of each data file.
+        quantization: How the base was quantized; None for not at all.
+        lamina: The version that trained it.
+    """
+
+    base: str
+    base_tensors: str
+    base_config: str
+    base_dtype: str
+    tokenizer: str
+    chat_template: str
+    chat_template_digest: str
+    stop_token: str
+    data: list[dict[str, Any]] = field(default_factory=list)
+    quantization: dict[str, Any] | None = None
+    lamina: str = __version__
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Lock:
+        """Reads what `as_json` gave.
+
+        Raises:
+            AdapterError: A field is missing or unknown.
+        """
+        try:
+            return cls(**value)
+        except TypeError as error:
+            raise AdapterError(
+                f"lamina.json: its lock is not readable ({error}). Fix: copy the adapter again."
+            ) from None
+
+
+def build_lock(base: Base, template: ChatTemplate, data: list[dict[str, Any]]) -> Lock:
+    """The lock for an adapter trained on `base` with `template`."""
+    return Lock(
+        base=base.source.ref,
+        base_tensors=base.fingerprint.tensors,
+        base_config=base.fingerprint.config,
+        base_dtype=dtype_name(base.dtype),
+        tokenizer=fingerprint_tokenizer(base.tokenizer),
+        chat_template=template.name,
+        chat_template_digest=template.digest,
+        stop_token=template.stop_token,
+        data=data,
+    )
+
+
+def check_lock(lock: Lock, base: Base, template: ChatTemplate, allow_mismatch: bool = False) -> list[str]:
+    """Compares the lock with what is at hand.
+
+    Args:
+        lock: From the adapter.
+        base: The base it is being loaded on.
+        template: The template that will render its prompts.
+        allow_mismatch: Go on all the same.
+
+    Returns:
+        The differences as sentences; empty when all agree.
+
+    Raises:
+        BaseMismatchError: Something differs and `allow_mismatch` is false; both digests are named.
+    """
+    pairs = (
+        ("base model's weights", lock.base_tensors, base.fingerprint.tensors),
+        ("base model's config", lock.base_config, base.fingerprint.config),
+        ("tokenizer", lock.tokenizer, fingerprint_tokenizer(base.tokenizer)),
+        ("chat template", lock.chat_template_digest, template.digest),
+    )
+    differences = [
+        f"the {what} differ: trained on {ours}, loading on {theirs}" for what, ours, theirs in pairs if ours != theirs
+    ]
+    if differences and not allow_mismatch:
+        raise BaseMismatchError(
+            f"the adapter is locked to another base than {base.source.ref!r} (it was trained on {lock.base!r}): "
+            f"{'; '.join(differences)}. Fix: load the base it was trained on, or insist with --allow-base-mismatch."
+        )
+    return differences

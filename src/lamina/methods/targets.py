@@ -1,0 +1,98 @@
+"""Which modules of a model an adapter goes on, and putting adapter layers in their places."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from lamina.errors import ConfigError, Problem, nearest
+from lamina.methods.base import AdapterLinear
+from lamina.quantization import FrozenLinear, freeze_linear
+
+FIELD = "method.target_modules"
+
+
+def find_targets(model: PreTrainedModel, target_modules: str | list[str]) -> list[str]:
+    """Names of the linear modules that the patterns select, in the model's order.
+
+    Args:
+        model: A model without adapters.
+        target_modules: `all-linear` (every linear layer but the output head), a list of names (a module matches if its
+            name is one of them or ends in `.` and one of them), or a regular expression over whole names.
+
+    Raises:
+        ConfigError: A pattern matches nothing, or something that is no linear layer.
+    """
+    linears = {name: module for name, module in model.named_modules() if freeze_linear(module) is not None}
+    if target_modules == "all-linear":
+        head = model.get_output_embeddings()
+        return [name for name, module in linears.items() if module is not head]
+    if isinstance(target_modules, str):
+        matched = [name for name, _ in model.named_modules() if re.fullmatch(target_modules, name)]
+        chosen = [name for name in matched if name in linears]
+        if not chosen:
+            raise ConfigError(_no_match(model, target_modules, linears, matched))
+        return chosen
+    problems, chosen_names = [], set()
+    for pattern in target_modules:
+        matched = [name for name, _ in model.named_modules() if _ends_with(name, pattern)]
+        others = [name for name in matched if name not in linears]
+        if not matched or others:
+            problems.append(_no_match(model, pattern, linears, others))
+        chosen_names.update(matched)
+    if problems:
+        raise ConfigError(problems)
+    return [name for name in linears if name in chosen_names]
+
+
+def replace_linears(
+    model: PreTrainedModel, names: Iterable[str], build: Callable[[FrozenLinear], AdapterLinear]
+) -> dict[str, AdapterLinear]:
+    """Puts an adapter layer in the place of each named module.
+
+    Returns:
+        The new layers by name.
+    """
+    layers = {}
+    for name in names:
+        frozen = freeze_linear(model.get_submodule(name))
+        assert frozen is not None, name
+        layers[name] = build(frozen)
+        set_module(model, name, layers[name])
+    return layers
+
+
+def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts `module` at the dotted `name`."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def short_targets(model: PreTrainedModel, names: list[str]) -> list[str]:
+    """The last parts of the names where they select just these modules (as peft matches them), else the whole names."""
+    short = sorted({name.rpartition(".")[2] for name in names})
+    selected = {name for name, _ in model.named_modules() if any(_ends_with(name, part) for part in short)}
+    return short if selected == set(names) else names
+
+
+def _ends_with(name: str, pattern: str) -> bool:
+    return name == pattern or name.endswith(f".{pattern}")
+
+
+def _no_match(model: PreTrainedModel, pattern: str, linears: Iterable[str], others: list[str]) -> Problem:
+    names = sorted({name.rpartition(".")[2] for name in linears})
+    if others:
+        kind = type(model.get_submodule(others[0])).__name__
+        return Problem(
+            FIELD,
+            f"{pattern!r} matches {others[0]}, a {kind}, which is no linear layer.",
+            f"use {', '.join(names)}",
+        )
+    return Problem(
+        FIELD,
+        f"{pattern!r} matches no module of {type(model).__name__}; its linear layers are {', '.join(names)}.",
+        nearest(pattern, names) or "use one of them, or all-linear",
+    )

@@ -1,0 +1,78 @@
+"""How a causal language model turns hidden states into logits, so that the loss can do it for a few tokens only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """What happens to the product of hidden state and head weight.
+
+    logits = softcap * tanh(multiplier * product / softcap), or just multiplier * product without a softcap.
+
+    Attributes:
+        multiplier: Granite's 1 / logits_scaling, Cohere's logit_scale; 1 for most models.
+        softcap: Gemma 2's final_logit_softcapping, or None.
+    """
+
+    multiplier: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """Applies the transform in the logits' own dtype, as transformers does."""
+        if self.multiplier != 1.0:
+            logits = logits * self.multiplier
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
+
+
+@dataclass(frozen=True)
+class Head:
+    """The parts of a causal language model that the loss needs.
+
+    Attributes:
+        decoder: Gives the last hidden states.
+        linear: The module that multiplies them by the head's weight (possibly wrapped by an adapter).
+        transform: What follows.
+        whole_model: Whether decoder, linear and transform together were not found to give the model's own logits, so
+            that the loss has to ask the whole model for them (right, but with more memory).
+    """
+
+    decoder: nn.Module
+    linear: nn.Module
+    transform: LogitTransform
+    whole_model: bool
+
+
+def find_head(model: PreTrainedModel) -> Head:
+    """Takes the head apart, and checks on a few tokens that the parts give the model's own logits."""
+    decoder, linear = model.get_decoder(), model.get_output_embeddings()
+    text_config = model.config.get_text_config()
+    scaling = getattr(text_config, "logits_scaling", None)
+    transform = LogitTransform(
+        multiplier=1.0 / scaling if scaling else float(getattr(text_config, "logit_scale", None) or 1.0),
+        softcap=getattr(text_config, "final_logit_softcapping", None),
+    )
+    if decoder is None or decoder is model or linear is None:
+        return Head(model, nn.Identity(), transform, whole_model=True)
+    return Head(decoder, linear, transform, whole_model=not _parts_agree(model, decoder, linear, transform))
+
+
+@torch.no_grad()
+def _parts_agree(model: PreTrainedModel, decoder: nn.Module, linear: nn.Module, transform: LogitTransform) -> bool:
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = (torch.arange(1, 9, device=model.device) % vocabulary)[None]
+    training = model.training
+    model.eval()
+    try:
+        ours = transform(linear(decoder(input_ids=ids, use_cache=False).last_hidden_state)).float()
+        theirs = model(input_ids=ids, use_cache=False).logits.float()
+    finally:
+        model.train(training)
+    return torch.allclose(ours, theirs, rtol=2e-2, atol=1e-3 * float(theirs.abs().max()))

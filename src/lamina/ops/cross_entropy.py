@@ -1,0 +1,110 @@
+"""Cross entropy over supervised tokens only, in chunks, with its gradient computed in the forward.
+
+The logits of the whole batch never exist: for each chunk of hidden states they are made, turned into the loss and into
+the gradient of the hidden states, and dropped. What the backward needs is one tensor of the size of the hidden states.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from lamina.models.head import LogitTransform
+
+# Logits of a chunk: 2**24 elements are 64 MiB in float32.
+CHUNK_ELEMENTS = 2**24
+
+
+def chunked_cross_entropy(
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    linear: nn.Linear,
+    transform: LogitTransform,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> torch.Tensor:
+    """Sum of -log p(target) for a frozen head.
+
+    Args:
+        hidden: (N, D), in the compute dtype.
+        targets: (N,), int64.
+        linear: The head, weight (V, D); it gets no gradient.
+        transform: What follows the head's product.
+        chunk_elements: Bound on the elements of one chunk's logits.
+
+    Returns:
+        A float32 scalar.
+    """
+    rows = max(1, chunk_elements // linear.weight.shape[0])
+    return _ChunkedCrossEntropy.apply(hidden, targets, linear.weight, linear.bias, transform, rows)  # pyright: ignore[reportReturnType]
+
+
+def chunked_cross_entropy_autograd(
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    linear: nn.Module,
+    transform: LogitTransform,
+    vocabulary: int,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> torch.Tensor:
+    """The same sum for a head that is trained or carries an adapter: chunks are recomputed in the backward.
+
+    Slower than `chunked_cross_entropy` by one more head product, with the same memory.
+    """
+    rows = max(1, chunk_elements // vocabulary)
+
+    def chunk_loss(hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(transform(linear(hidden_ND)).float(), targets_N, reduction="sum")
+
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for h_ND, t_N in zip(hidden.split(rows), targets.split(rows), strict=True):
+        total = total + checkpoint(chunk_loss, h_ND, t_N, use_reentrant=False)  # pyright: ignore[reportOperatorIssue]
+    return total
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        transform: LogitTransform,
+        rows: int,
+    ) -> torch.Tensor:
+        wants_grad = ctx.needs_input_grad[0]
+        grad_ND = torch.empty_like(hidden) if wants_grad else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for first in range(0, hidden.shape[0], rows):
+            chunk = slice(first, first + rows)
+            product_CV = F.linear(hidden[chunk], weight, bias)
+            logits_CV = transform(product_CV).float()
+            normaliser_C = logits_CV.logsumexp(-1)
+            target_C = targets[chunk, None]
+            total += (normaliser_C - logits_CV.gather(1, target_C)[:, 0]).sum()
+            if grad_ND is not None:
+                # d loss / d logits = softmax - one-hot, made in place of the logits.
+                dlogits_CV = logits_CV.sub_(normaliser_C[:, None]).exp_()
+                dlogits_CV.scatter_add_(1, target_C, dlogits_CV.new_full(target_C.shape, -1.0))
+                grad_ND[chunk] = _through(transform, dlogits_CV, product_CV) @ weight
+        ctx.save_for_backward(grad_ND)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad_ND,) = ctx.saved_tensors
+        return grad_ND * grads[0].to(grad_ND.dtype), None, None, None, None, None
+
+
+def _through(transform: LogitTransform, dlogits_CV: torch.Tensor, product_CV: torch.Tensor) -> torch.Tensor:
+    """Gradient of the head's product, in its dtype, given the float32 gradient of the logits."""
+    if transform.softcap is not None:
+        tanh_CV = torch.tanh(product_CV.float() * (transform.multiplier / transform.softcap))
+        dlogits_CV *= 1.0 - tanh_CV * tanh_CV
+    if transform.multiplier != 1.0:
+        dlogits_CV *= transform.multiplier
+    return dlogits_CV.to(product_CV.dtype)

@@ -1,0 +1,21 @@
+"""How a frozen base weight is stored, behind one interface."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lamina.quantization.dense import DenseLinear
+from lamina.quantization.frozen import FrozenLinear
+
+STORAGES: tuple[type[FrozenLinear], ...] = (DenseLinear,)
+
+
+def freeze_linear(module: nn.Module) -> FrozenLinear | None:
+    """The `FrozenLinear` for a linear module, or None if no storage knows its class."""
+    for storage in STORAGES:
+        if storage.stores(module):
+            return storage(module)
+    return None
+
+
+__all__ = ["STORAGES", "DenseLinear", "FrozenLinear", "freeze_linear"]

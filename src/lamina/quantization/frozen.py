@@ -1,0 +1,52 @@
+"""`FrozenLinear`: the one interface through which a method sees a base weight, however it is stored."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class FrozenLinear(nn.Module, ABC):
+    """A linear layer whose weight W (out_features, in_features) is never trained.
+
+    Attributes:
+        base: The module it was made from, which goes back into the model when the adapter is merged or removed.
+        in_features: Width of the input.
+        out_features: Width of the output.
+    """
+
+    base: Any  # an nn.Module; each storage narrows it to the classes that it stores
+    in_features: int
+    out_features: int
+
+    @classmethod
+    @abstractmethod
+    def stores(cls, module: nn.Module) -> bool:
+        """Whether this class can stand for `module`."""
+
+    @abstractmethod
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def matmul(self, x: torch.Tensor) -> torch.Tensor:
+        """x W^T + bias. `x`: (..., in_features), in the compute dtype."""
+
+    @abstractmethod
+    def matmul_t(self, grad: torch.Tensor) -> torch.Tensor:
+        """grad W: what flows back to the input. `grad`: (..., out_features)."""
+
+    @abstractmethod
+    def weight(self, dtype: torch.dtype) -> torch.Tensor:
+        """W as a dense (out_features, in_features) tensor in `dtype`; may share memory with the stored one."""
+
+    @abstractmethod
+    def set_weight(self, weight: torch.Tensor) -> None:
+        """Stores a new W (out_features, in_features), rounded to the stored dtype. Only merging does this."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The same as `matmul`."""
+        return self.matmul(x)

@@ -1,0 +1,205 @@
+"""`quickstart`: the whole way of an adapter on the embedded model, with a task that lamina brings along.
+
+Generates the data, trains, lets base and adapter answer 100 unseen requests, merges, and says where everything lies.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lamina import files
+from lamina.config import load_config
+from lamina.data.example import Message
+from lamina.evaluate.generate import answer
+from lamina.export.merge import merge
+from lamina.methods.load import load
+from lamina.methods.probes import Certificate
+from lamina.quickstart.task import Request, build_task, is_valid_record
+from lamina.runs import Run
+from lamina.train.events import OnEvent
+from lamina.train.loop import train
+
+DEFAULT_FOLDER = "runs/quickstart"
+TRAIN_ROWS = 640
+EVAL_ROWS = 100
+
+# The base may say what it likes; a record has at most about 45 tokens.
+ANSWER_TOKENS = 72
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One unseen request with the expected record and both answers."""
+
+    request: str
+    expected: str
+    base: str
+    adapter: str
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """What the quickstart found.
+
+    Attributes:
+        folder: Where all its files lie.
+        run: The training run.
+        merged: The merged model's folder.
+        certificate: That the merged model is the adapter's.
+        base_exact_match: Share of the unseen requests that the bare base answers exactly.
+        exact_match: The same of the adapter.
+        base_valid_json: Share of the bare base's answers that are records of the schema.
+        valid_json: The same of the adapter.
+        training_seconds: Time of the training steps and evaluations.
+        samples: Three answers before and after.
+    """
+
+    folder: Path
+    run: Run
+    merged: Path
+    certificate: Certificate
+    base_exact_match: float
+    exact_match: float
+    base_valid_json: float
+    valid_json: float
+    training_seconds: float
+    samples: list[Sample]
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain data."""
+        summary = self.run.summary or {}
+        return {
+            "base_exact_match": self.base_exact_match,
+            "exact_match": self.exact_match,
+            "base_valid_json": self.base_valid_json,
+            "valid_json": self.valid_json,
+            "training_seconds": self.training_seconds,
+            "adapter": str(self.run.adapter),
+            "adapter_digest": summary["adapter_digest"],
+            "run": str(self.run.path),
+            "merged": str(self.merged),
+            "certificate": self.certificate.as_json(),
+            "samples": [vars(sample) for sample in self.samples],
+        }
+
+
+def quickstart(
+    folder: str | Path | None = None,
+    *,
+    model: str = "smollm2-135m",
+    seed: int = 0,
+    train_rows: int = TRAIN_ROWS,
+    eval_rows: int = EVAL_ROWS,
+    overrides: tuple[str, ...] = (),
+    on_event: OnEvent | None = None,
+    notify: Callable[[str], None] = lambda message: None,
+    progress: Progress = lambda what, done, total: None,
+) -> Quickstart:
+    """Runs the quickstart.
+
+    Args:
+        folder: Where to put everything; by default `runs/quickstart`, or the next free name like it.
+        model: The base.
+        seed: Of the data and of the training: the same seed gives the same adapter digest.
+        train_rows: Requests to train on.
+        eval_rows: Unseen requests to answer.
+        overrides: Further configuration, as `key.sub=value`.
+        on_event: Called with each training event.
+        notify: Called with a sentence at each stage.
+        progress: Called while answers are generated.
+
+    Raises:
+        LaminaError: As `train` and `merge` do.
+    """
+    root = Path(folder) if folder else free_name(Path(DEFAULT_FOLDER))
+    task = build_task(seed, train_rows, eval_rows)
+    notify(f"Writing {train_rows} training and {eval_rows} unseen requests to {root / 'data'}")
+    train_file, eval_file = root / "data" / "train.jsonl", root / "data" / "eval.jsonl"
+    _write_rows(train_file, task.train)
+    _write_rows(eval_file, task.eval)
+    settings = _settings(model, train_file, eval_file, root / "run", seed)
+    config = load_config(settings, overrides)
+    files.write_text(root / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+
+    run = train(config, on_event)
+    events = [event for event in run.events() if event["event"] in ("start", "checkpoint")]
+    training_seconds = events[-1]["time"] - events[0]["time"]
+
+    notify("Answering the unseen requests, first with the bare base, then with the adapter ...")
+    loaded = load(run.path)
+    conversations = [[Message(m["role"], m["content"]) for m in r.messages()[:-1]] for r in task.eval]
+
+    def say(what: str) -> list[str]:
+        return answer(
+            loaded,
+            conversations,
+            max_new_tokens=ANSWER_TOKENS,
+            progress=lambda done: progress(what, done, len(conversations)),
+        )
+
+    with loaded.injection.disabled():
+        base_answers = say("bare base")
+    adapter_answers = say("adapter")
+    merged = merge(run.path, root / "merged", notify=notify)
+    return Quickstart(
+        folder=root,
+        run=run,
+        merged=merged.path,
+        certificate=merged.certificate,
+        base_exact_match=_exact(task.eval, base_answers),
+        exact_match=_exact(task.eval, adapter_answers),
+        base_valid_json=_share([is_valid_record(text) for text in base_answers]),
+        valid_json=_share([is_valid_record(text) for text in adapter_answers]),
+        training_seconds=training_seconds,
+        samples=[
+            Sample(request.text, request.answer(), base.strip(), ours.strip())
+            for request, base, ours in list(zip(task.eval, base_answers, adapter_answers, strict=True))[:3]
+        ],
+    )
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or `path-2`, `path-3`, ... whichever is not there yet."""
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def _settings(model: str, train_file: Path, eval_file: Path, out: Path, seed: int) -> dict[str, Any]:
+    return {
+        "model": model,
+        "data": {"train": str(train_file), "eval": str(eval_file), "max_length": 256, "packing": False},
+        "method": {"type": "lora", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
+        "train": {
+            "num_train_epochs": 1.0,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 2e-3,
+            "lr_scheduler_type": "cosine",
+            "warmup_ratio": 0.1,
+        },
+        "output_dir": str(out),
+        "seed": seed,
+    }
+
+
+def _write_rows(path: Path, requests: list[Request]) -> None:
+    lines = [json.dumps({"messages": request.messages()}, ensure_ascii=False) for request in requests]
+    files.write_text(path, "\n".join(lines) + "\n")
+
+
+def _exact(requests: list[Request], answers: list[str]) -> float:
+    return _share([request.answer() == text.strip() for request, text in zip(requests, answers, strict=True)])
+
+
+def _share(hits: list[bool]) -> float:
+    return sum(hits) / len(hits)

@@ -1,0 +1,197 @@
+"""Checkpoints: all that a run needs to go on as if it had never stopped.
+
+    checkpoints/step-00000120/   adapter.safetensors  optimizer.safetensors  random.safetensors  state.json
+    checkpoints/best-00000080/   adapter.safetensors  state.json
+
+A checkpoint is written aside and renamed, so it is whole or not there. `state.json` holds the digests of the other
+files; one that does not match (a damaged disk) is passed over for the next older one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lamina import files
+from lamina.errors import RunError
+
+STATE_FILE = "state.json"
+_NAME = re.compile(r"^(step|best)-(\d{8})$")
+
+
+@dataclass
+class TrainState:
+    """Where a run stands. Everything but the times decides what comes next.
+
+    Attributes:
+        step: Optimizer steps taken.
+        tokens: Real tokens trained on.
+        supervised_tokens: Supervised ones among them.
+        skipped_steps: Steps whose gradient was not finite and that changed nothing.
+        train_loss_first: Loss of the first step.
+        train_loss_last: Loss of the latest step.
+        eval_loss_first: Loss of the bare base on the evaluation data.
+        eval_loss_last: Loss of the latest evaluation.
+        last_eval_step: Step of the latest evaluation; -1 before the first.
+        best_step: Step of the best evaluation; -1 before the first.
+        best_eval_loss: Its loss.
+        evals_without_gain: Evaluations since the last better one.
+        timed_tokens: Tokens of the steps that count for the speed (not the first of a process).
+        timed_seconds: Their time.
+        peak_memory_bytes: Largest so far, over all processes of the run.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    skipped_steps: int = 0
+    train_loss_first: float | None = None
+    train_loss_last: float | None = None
+    eval_loss_first: float | None = None
+    eval_loss_last: float | None = None
+    last_eval_step: int = -1
+    best_step: int = -1
+    best_eval_loss: float | None = None
+    evals_without_gain: int = 0
+    timed_tokens: int = 0
+    timed_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+
+
+RandomState = dict[str, torch.Tensor]
+
+
+def save_checkpoint(
+    folder: Path,
+    state: TrainState,
+    tensors: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    random: RandomState,
+    keep: int,
+) -> Path:
+    """Saves everything, then removes older checkpoints beyond the newest `keep`.
+
+    Raises:
+        StorageError: Nothing was saved; earlier checkpoints are untouched.
+    """
+    path = folder / f"step-{state.step:08d}"
+    with files.new_folder(path) as aside:
+        _save_tensors(aside / "adapter.safetensors", tensors)
+        _save_tensors(aside / "optimizer.safetensors", _optimizer_tensors(tensors, optimizer))
+        _save_tensors(aside / "random.safetensors", random)
+        _write_state(aside, state)
+    for old in _found(folder, "step")[keep:]:
+        if old != path:
+            shutil.rmtree(old, ignore_errors=True)
+    for best in _found(folder, "best"):
+        # Only now is a newer best one recorded in a whole checkpoint, so that older ones are not needed any more.
+        if best.name != f"best-{state.best_step:08d}":
+            shutil.rmtree(best, ignore_errors=True)
+    return path
+
+
+def save_best(folder: Path, state: TrainState, tensors: Mapping[str, nn.Parameter]) -> Path:
+    """Saves the adapter of the best evaluation so far."""
+    path = folder / f"best-{state.step:08d}"
+    with files.new_folder(path) as aside:
+        _save_tensors(aside / "adapter.safetensors", tensors)
+        _write_state(aside, state)
+    return path
+
+
+def load_best(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    """The adapter tensors of the best evaluation.
+
+    Raises:
+        RunError: They are not there or damaged.
+    """
+    path = folder / f"best-{step:08d}"
+    if not _is_whole(path):
+        raise RunError(f"{path}: the best checkpoint is missing or damaged. Fix: train again, or resume from a copy.")
+    return load_file(path / "adapter.safetensors")
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint, or None. A damaged one is passed over."""
+    return next((path for path in _found(folder, "step") if _is_whole(path)), None)
+
+
+@torch.no_grad()
+def load_checkpoint(
+    path: Path, tensors: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> tuple[TrainState, RandomState]:
+    """Puts a checkpoint back into the adapter and the optimizer.
+
+    Raises:
+        RunError: It holds other tensors than the run's adapter has.
+    """
+    saved = load_file(path / "adapter.safetensors")
+    if {n: t.shape for n, t in saved.items()} != {n: p.shape for n, p in tensors.items()}:
+        raise RunError(f"{path}: holds another adapter than the run's configuration makes. Fix: start a new run.")
+    moments = load_file(path / "optimizer.safetensors")
+    for name, parameter in tensors.items():
+        parameter.copy_(saved[name])
+        # AdamW keeps its step count on the CPU unless it is fused on a GPU, so each tensor goes where torch put it.
+        state = {key.partition("/")[0]: value for key, value in moments.items() if key.partition("/")[2] == name}
+        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+    about = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    return TrainState(**about["state"]), load_file(path / "random.safetensors")
+
+
+def random_state(device: torch.device) -> RandomState:
+    """torch's generators as they are now."""
+    states = {"cpu": torch.get_rng_state().clone()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device).cpu()
+    return states
+
+
+def restore_random_state(random: RandomState, device: torch.device) -> None:
+    """Puts torch's generators back."""
+    torch.set_rng_state(random["cpu"])
+    if device.type == "cuda" and "cuda" in random:
+        torch.cuda.set_rng_state(random["cuda"], device)
+
+
+def _optimizer_tensors(
+    tensors: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    return {
+        f"{key}/{name}": value
+        for name, parameter in tensors.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def _write_state(folder: Path, state: TrainState) -> None:
+    digests = {path.name: files.sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
+    files.write_json(folder / STATE_FILE, {"state": asdict(state), "sha256": digests})
+
+
+def _found(folder: Path, kind: str) -> list[Path]:
+    """Checkpoints of a kind, newest first."""
+    if not folder.is_dir():
+        return []
+    named = [path for path in folder.iterdir() if (match := _NAME.match(path.name)) and match.group(1) == kind]
+    return sorted(named, key=lambda path: path.name, reverse=True)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        about: dict[str, Any] = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        return all(files.sha256_file(path / name) == digest for name, digest in about["sha256"].items())
+    except (OSError, ValueError, KeyError):
+        return False

@@ -1,0 +1,107 @@
+"""Events: the one stream that `metrics.jsonl`, the progress bar and the trackers all read."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, TextIO
+
+from lamina import files
+from lamina.errors import ConfigError, Problem, StorageError
+from lamina.runs import Run
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a run.
+
+    Attributes:
+        kind: `start`, `note`, `example`, `step`, `eval`, `checkpoint`, `end` or `interrupted`; `progress` is
+            shown and not written.
+        step: Optimizer steps taken by then.
+        data: What there is to know about it, as plain data.
+        time: Seconds since the epoch.
+    """
+
+    kind: str
+    step: int
+    data: dict[str, Any] = field(default_factory=dict)
+    time: float = field(default_factory=time.time)
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain data, the way it stands in `metrics.jsonl`."""
+        return {"event": self.kind, "step": self.step, "time": round(self.time, 3), **self.data}
+
+
+OnEvent = Callable[[Event], None]
+
+
+class EventLog:
+    """Writes events to a run's `metrics.jsonl`, to its trackers, and to a callback."""
+
+    def __init__(self, run: Run, report_to: list[str], on_event: OnEvent | None) -> None:
+        self._run = run
+        self._on_event = on_event
+        self._tensorboard = _tensorboard_writer(run) if "tensorboard" in report_to else None
+        self._file = self._open()
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def forget_after(self, step: int) -> None:
+        """Takes events after `step` out of `metrics.jsonl`: the steps that they tell of will be taken again."""
+        self._file.close()
+        kept = [event for event in self._run.events() if event["step"] <= step]
+        lines = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in kept)
+        files.write_text(self._run.metrics_path, lines)
+        self._file = self._open()
+
+    def show(self, kind: str, step: int, **data: Any) -> None:
+        """Tells the callback only: what is of interest while it happens, and not afterwards."""
+        if self._on_event is not None:
+            self._on_event(Event(kind, step, data))
+
+    def emit(self, kind: str, step: int, **data: Any) -> None:
+        """Records an event."""
+        event = Event(kind, step, data)
+        try:
+            self._file.write(json.dumps(event.as_json(), ensure_ascii=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise StorageError.wrap(error, self._run.metrics_path, "writing") from error
+        if self._tensorboard is not None:
+            for name, value in data.items():
+                if kind in ("step", "eval") and isinstance(value, int | float):
+                    self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def _open(self) -> TextIO:
+        try:
+            return self._run.metrics_path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise StorageError.wrap(error, self._run.metrics_path, "writing") from error
+
+
+def _tensorboard_writer(run: Run) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError(
+            Problem(
+                "train.report_to",
+                "'tensorboard' needs the package tensorboard, which is not installed.",
+                "pip install 'lamina[tensorboard]'",
+            )
+        ) from None
+    return SummaryWriter(run.path / "tensorboard")

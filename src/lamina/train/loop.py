@@ -1,0 +1,397 @@
+"""`train`: the whole of a run, from configuration to adapter.
+
+Setting up is in `setup.py`, one step in `step.py`, what is saved in `checkpoint.py`. What happens here, in order: bare
+base evaluated, then steps with evaluations and checkpoints between them, then the best adapter saved with its lock and
+its probes. The loop can be cut anywhere, by a signal or by pulling the plug, and goes on from the newest checkpoint to
+the same adapter, bit for bit (on the same machine with the same thread count).
+"""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lamina import files
+from lamina.config import Config, load_config
+from lamina.errors import Interrupted, TrainingError
+from lamina.methods.adapter import save_adapter
+from lamina.methods.lock import build_lock
+from lamina.methods.probes import record_probes
+from lamina.ops.attention import packed_attention
+from lamina.plan.time import measured_tokens_per_second
+from lamina.runs import Run, exclusive, start_run
+from lamina.train.checkpoint import (
+    TrainState,
+    load_best,
+    load_checkpoint,
+    newest_checkpoint,
+    random_state,
+    restore_random_state,
+    save_best,
+    save_checkpoint,
+)
+from lamina.train.events import EventLog, OnEvent
+from lamina.train.setup import Session, build_session, count_parameters, data_digests
+from lamina.train.signals import StopRequest, stop_on_signals
+from lamina.train.step import StepAbandoned, StepResult, evaluation_loss, training_step
+
+# One bad batch is passed over; so many in a row are a broken run.
+MAX_SKIPPED_IN_A_ROW = 5
+
+
+def train(
+    config: Config | Mapping[str, Any] | str | Path, on_event: OnEvent | None = None, *, resume: bool = False
+) -> Run:
+    """Trains an adapter.
+
+    Args:
+        config: A `Config`, or what `load_config` takes.
+        on_event: Called with each `Event` as it happens.
+        resume: Go on with the run in `output_dir` if there is one.
+
+    Returns:
+        The finished run: `run.adapter` is the adapter's folder, `run.summary` the figures.
+
+    Raises:
+        ConfigError, DataError, ModelError: Before anything is trained.
+        TrainingError: The loss or the gradient is not finite.
+        Interrupted: A signal came; a checkpoint was saved.
+        StorageError: Something could not be written; the last checkpoint is untouched.
+    """
+    config = load_config(config)
+    run = start_run(config, resume)
+    with exclusive(run), ExitStack() as stack:
+        for folder in (run.path, run.checkpoints):
+            files.remove_leftovers(folder)
+        log = stack.enter_context(EventLog(run, list(config.train.report_to), on_event))
+        if run.summary is not None and run.adapter.is_dir():
+            log.emit("note", run.summary["steps"], message="The run is already finished.")
+            return run
+        stop = stack.enter_context(stop_on_signals())
+        session = build_session(config, run, lambda message: log.emit("note", 0, message=message))
+        stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(session)))
+        state = _take_up(session, log)
+        _Loop(session, log, stop, state).run()
+    return run
+
+
+def _take_up(session: Session, log: EventLog) -> TrainState:
+    """The state to start from: the newest whole checkpoint's, or a fresh one."""
+    run = session.run
+    checkpoint = newest_checkpoint(run.checkpoints)
+    if checkpoint is None:
+        log.forget_after(-1)
+        torch.manual_seed(session.config.seed)
+        return TrainState()
+    state, random = load_checkpoint(checkpoint, session.tensors, session.optimizer)
+    restore_random_state(random, session.base.model.device)
+    log.forget_after(state.step)
+    log.emit("note", state.step, message=f"Resumed from step {state.step} of {session.total_steps}.")
+    return state
+
+
+class _Loop:
+    """The steps of one run in this process."""
+
+    def __init__(self, session: Session, log: EventLog, stop: StopRequest, state: TrainState) -> None:
+        self.session = session
+        self.config = session.config.train
+        self.run_dir = session.run
+        self.model = session.base.model
+        self.log = log
+        self.stop = stop
+        self.state = state
+        self.random = random_state(self.model.device)  # as it was when state.step was done
+        self.parameters = list(session.tensors.values())
+        self.skipped_in_a_row = 0
+        self.first_step = state.step + 1
+        self.window: list[StepResult] = []
+        self.window_began = time.perf_counter()
+
+    def run(self) -> None:
+        self.model.train()
+        if self.session.checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with packed_attention(self.model):
+            self._announce()
+            try:
+                self._steps()
+            except StepAbandoned:
+                self._leave()
+        if self.session.checkpointing:
+            self.model.gradient_checkpointing_disable()
+        self._finish()
+
+    def _steps(self) -> None:
+        session, state = self.session, self.state
+        if session.dataset.eval and state.eval_loss_first is None:
+            with session.injection.disabled():
+                state.eval_loss_first = self._evaluate("bare base")
+            self.log.emit("eval", 0, eval_loss=state.eval_loss_first, of="base")
+        epoch, plan = -1, []
+        while not self._done():
+            if self._eval_due():  # also when a run was cut between a step and its evaluation
+                self._evaluate_and_keep_best()
+                continue
+            if state.step > 0 and self._save_due():
+                self._save()
+            wanted, position = divmod(state.step, session.steps_per_epoch)
+            if wanted != epoch:
+                epoch, plan = wanted, session.epoch_plan(wanted)
+            accumulate = self.config.gradient_accumulation_steps
+            self._step(plan[position * accumulate : (position + 1) * accumulate])
+        if self._eval_due():
+            self._evaluate_and_keep_best()
+        self._save()
+
+    def _step(self, micro_batches: list[list[Any]]) -> None:
+        state, began = self.state, time.perf_counter()
+        first = state.step + 1 == self.first_step
+        result = training_step(
+            self.model,
+            self.session.head,
+            self.session.optimizer,
+            self.parameters,
+            micro_batches,
+            self.session.schedule(state.step),
+            self.config.max_grad_norm,
+            stop=self._asked_to_stop,
+            check=self._check_gradients if first else lambda: None,
+        )
+        seconds = time.perf_counter() - began
+        if not result.finite:
+            self._skip(result, micro_batches)
+        else:
+            self.skipped_in_a_row = 0
+        state.step += 1
+        self.random = random_state(self.model.device)
+        if result.finite:
+            state.tokens += result.tokens
+            state.supervised_tokens += result.supervised_tokens
+            state.train_loss_last = result.loss
+            if state.train_loss_first is None:
+                state.train_loss_first = result.loss
+            self.window.append(result)
+        if not first or self.session.total_steps == 1:
+            state.timed_tokens += result.tokens
+            state.timed_seconds += seconds
+        state.peak_memory_bytes = max(state.peak_memory_bytes, peak_memory_bytes(self.model.device))
+        if self.window and (state.step % self.config.logging_steps == 0 or state.step == self.session.total_steps):
+            self._log_window(seconds)
+        if self._asked_to_stop():
+            raise StepAbandoned
+
+    def _log_window(self, seconds: float) -> None:
+        window, state = self.window, self.state
+        supervised = sum(result.supervised_tokens for result in window)
+        self.log.emit(
+            "step",
+            state.step,
+            loss=sum(result.loss * result.supervised_tokens for result in window) / supervised,
+            learning_rate=self.session.schedule(state.step - 1),
+            grad_norm=window[-1].grad_norm,
+            tokens=sum(result.tokens for result in window),
+            supervised_tokens=supervised,
+            step_seconds=seconds,
+            epoch=state.step / self.session.steps_per_epoch,
+            memory_bytes=state.peak_memory_bytes,
+        )
+        self.window = []
+
+    def _skip(self, result: StepResult, micro_batches: list[list[Any]]) -> None:
+        state = self.state
+        state.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        step = state.step + 1
+        rows = [example.row for examples in micro_batches for example in examples][:8]
+        what = f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}"
+        if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW or step == 1:
+            raise TrainingError(
+                f"{what}: not finite{'' if step == 1 else f', {self.skipped_in_a_row} steps in a row'} (learning rate "
+                f"{self.session.schedule(state.step):.3g}, rows {', '.join(map(str, rows))}). Fix: lower "
+                "train.learning_rate, look at those rows, or check that the base model itself is sound. "
+                f"The last checkpoint in {self.run_dir.checkpoints} is untouched."
+            )
+        self.log.emit("note", step, message=f"{what}: not finite, so the step was skipped.", rows=rows)
+
+    def _check_gradients(self) -> None:
+        """The first step's self-check: every adapter tensor takes part, and some gradient is not zero."""
+        without = [name for name, tensor in self.session.tensors.items() if tensor.grad is None]
+        if without:
+            raise TrainingError(
+                f"{len(without)} of {len(self.parameters)} adapter tensors get no gradient (first: {without[0]}), so "
+                "their modules take no part in the model's output. Fix: choose other method.target_modules."
+            )
+        if not any(bool(p.grad.any()) for p in self.parameters if p.grad is not None):
+            raise TrainingError("every gradient of the first step is zero: the adapter has no effect on the loss.")
+
+    def _evaluate(self, what: str) -> float:
+        examples = self.session.dataset.eval
+
+        def progress(done: int) -> None:
+            self.log.show("progress", self.state.step, what=what, done=done, total=len(examples))
+
+        size = self.config.per_device_eval_batch_size
+        return evaluation_loss(self.model, self.session.head, examples, size, self._asked_to_stop, progress)
+
+    def _evaluate_and_keep_best(self) -> None:
+        state = self.state
+        loss = self._evaluate("adapter")
+        state.last_eval_step, state.eval_loss_last = state.step, loss
+        margin = self.config.early_stopping_threshold
+        if state.best_eval_loss is None or loss < state.best_eval_loss - margin:
+            state.best_eval_loss, state.best_step, state.evals_without_gain = loss, state.step, 0
+            if self.config.load_best_model_at_end:
+                save_best(self.run_dir.checkpoints, state, self.session.tensors)
+        else:
+            state.evals_without_gain += 1
+        self.log.emit("eval", state.step, eval_loss=loss, of="adapter", best_step=state.best_step)
+        if self._stopped_early():
+            self.log.emit(
+                "note",
+                state.step,
+                message=f"Stopped early: {state.evals_without_gain} evaluations without a better loss than "
+                f"{state.best_eval_loss:.4f} at step {state.best_step}.",
+            )
+
+    def _eval_due(self) -> bool:
+        state, session = self.state, self.session
+        if not session.dataset.eval or state.step == 0 or state.last_eval_step == state.step:
+            return False
+        every = self.config.eval_steps or session.steps_per_epoch
+        return state.step % every == 0 or state.step >= session.total_steps
+
+    def _save_due(self) -> bool:
+        return self.state.step % self.config.save_steps == 0 and self.state.step >= self.first_step
+
+    def _save(self) -> None:
+        state = self.state
+        folder, keep = self.run_dir.checkpoints, self.config.save_total_limit
+        path = save_checkpoint(folder, state, self.session.tensors, self.session.optimizer, self.random, keep)
+        self.log.emit("checkpoint", state.step, path=str(path))
+
+    def _stopped_early(self) -> bool:
+        patience = self.config.early_stopping_patience
+        return patience is not None and self.state.evals_without_gain >= patience
+
+    def _done(self) -> bool:
+        return self.state.step >= self.session.total_steps or self._stopped_early()
+
+    def _asked_to_stop(self) -> bool:
+        return self.stop.signal is not None
+
+    def _leave(self) -> None:
+        self._save()
+        state, config = self.state, self.run_dir.config_path
+        hint = f"lamina train {config} --resume"
+        self.log.emit("interrupted", state.step, signal=self.stop.signal, resume=hint)
+        raise Interrupted(
+            f"stopped by {self.stop.signal} after step {state.step} of {self.session.total_steps}, with a checkpoint. "
+            f"Go on with: {hint}"
+        )
+
+    def _announce(self) -> None:
+        session, state = self.session, self.state
+        device_model = self.model
+        sample = session.epoch_plan(0)[0]
+        speed = measured_tokens_per_second(device_model, session.head, self.parameters, sample)
+        tokens_per_step = session.dataset.report.train.tokens / session.steps_per_epoch
+        left = (session.total_steps - state.step) * tokens_per_step
+        trainable = count_parameters(self.parameters)
+        self.log.emit(
+            "start",
+            state.step,
+            total_steps=session.total_steps,
+            steps_per_epoch=session.steps_per_epoch,
+            modules=len(session.injection.layers),
+            trainable_parameters=trainable,
+            total_parameters=count_parameters(self.model.parameters()),
+            dtype=str(session.base.dtype).removeprefix("torch."),
+            device=str(device_model.device),
+            gradient_checkpointing=session.checkpointing,
+            estimated_seconds=left / speed,
+            data_report=session.dataset.report.lines(),
+        )
+        self.log.emit("example", state.step, segments=self._coloured_example())
+
+    def _coloured_example(self) -> list[dict[str, Any]]:
+        """The first training example as the model sees it, split where supervision begins and ends."""
+        example = self.session.dataset.train[0]
+        cuts = [
+            0,
+            *(i for i in range(1, len(example)) if example.supervised[i] != example.supervised[i - 1]),
+            len(example),
+        ]
+        decode = self.session.base.tokenizer.decode
+        return [
+            {"text": decode(example.input_ids[a:b].tolist()), "supervised": bool(example.supervised[a])}
+            for a, b in itertools.pairwise(cuts)
+        ]
+
+    def _finish(self) -> None:
+        session, state = self.session, self.state
+        if self.config.load_best_model_at_end and state.best_step not in (-1, state.step):
+            session.injection.load_tensors(load_best(self.run_dir.checkpoints, state.best_step))
+            self.log.emit(
+                "note",
+                state.step,
+                message=f"The adapter is that of step {state.best_step}, the best evaluation.",
+            )
+        self.model.eval()
+        probes = record_probes(session.injection, session.template)
+        lock = build_lock(session.base, session.template, data_digests(session.dataset))
+        digest = save_adapter(self.run_dir.adapter, session.injection, session.base, lock, probes)
+        summary = self._summary(digest)
+        manifest = self.run_dir.manifest
+        manifest |= {
+            "status": "finished",
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "summary": summary,
+        }
+        files.write_json(self.run_dir.manifest_path, manifest)
+        self.log.emit("end", state.step, **summary)
+
+    def _summary(self, digest: str) -> dict[str, Any]:
+        state = self.state
+        steps = [event["step_seconds"] for event in self.run_dir.events() if event["event"] == "step"]
+        best = self.config.load_best_model_at_end and state.best_eval_loss is not None
+        return {
+            "run": str(self.run_dir.path),
+            "adapter": str(self.run_dir.adapter),
+            "adapter_digest": digest,
+            "adapter_step": state.best_step if best else state.step,
+            "steps": state.step,
+            "skipped_steps": state.skipped_steps,
+            "tokens": state.tokens,
+            "supervised_tokens": state.supervised_tokens,
+            "train_loss_first": state.train_loss_first,
+            "train_loss_last": state.train_loss_last,
+            "eval_loss_first": state.eval_loss_first,
+            "eval_loss": state.best_eval_loss if best else state.eval_loss_last,
+            "tokens_per_second": state.timed_tokens / state.timed_seconds if state.timed_seconds else None,
+            "step_seconds_median": statistics.median(steps) if steps else None,
+            "peak_memory_bytes": state.peak_memory_bytes,
+            "trainable_parameters": count_parameters(self.parameters),
+            "total_parameters": count_parameters(self.model.parameters()),
+        }
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory so far: of the device on CUDA, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _cuda_devices(session: Session) -> list[torch.device]:
+    return [session.base.model.device] if session.base.model.device.type == "cuda" else []

@@ -1,0 +1,196 @@
+"""Everything that training needs, built from a configuration: base, data, adapter, optimizer, schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import math
+import platform
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from lamina import files
+from lamina.config import Config
+from lamina.data.dataset import Dataset, build_dataset
+from lamina.data.example import EncodedExample
+from lamina.data.packing import plan_epoch
+from lamina.data.template import ChatTemplate, build_template
+from lamina.errors import DataError, RunError
+from lamina.methods.base import Injection, inject
+from lamina.models.head import Head, find_head
+from lamina.models.load import Base, load_base
+from lamina.models.machine import dtype_name
+from lamina.models.source import Notify
+from lamina.optim.build import Schedule, build_optimizer, build_schedule
+from lamina.plan.memory import wants_checkpointing
+from lamina.runs import Run
+from lamina.version import __version__
+
+
+@dataclass(frozen=True)
+class Session:
+    """The parts of a run, in memory.
+
+    Attributes:
+        config: The run's configuration.
+        run: Its directory.
+        base: The frozen model.
+        template: Renders conversations.
+        dataset: The encoded data.
+        head: The model's parts.
+        injection: The adapter.
+        tensors: The adapter's tensors by name.
+        optimizer: Over them.
+        schedule: Learning rate by step.
+        micro_batches: Micro-batches in an epoch.
+        total_steps: Optimizer steps of the whole run.
+        checkpointing: Whether layers are recomputed in the backward.
+    """
+
+    config: Config
+    run: Run
+    base: Base
+    template: ChatTemplate
+    dataset: Dataset
+    head: Head
+    injection: Injection
+    tensors: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    micro_batches: int
+    total_steps: int
+    checkpointing: bool
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch; the last one may have fewer micro-batches."""
+        return math.ceil(self.micro_batches / self.config.train.gradient_accumulation_steps)
+
+    def epoch_plan(self, epoch: int) -> list[list[EncodedExample]]:
+        """The micro-batches of an epoch, in order."""
+        train, config = self.dataset.train, self.config
+        lengths = [len(example) for example in train]
+        plan = plan_epoch(
+            lengths,
+            config.train.per_device_train_batch_size,
+            config.data.max_length,
+            config.data.packing,
+            config.seed,
+            epoch,
+        )
+        return [[train[index] for index in indices] for indices in plan]
+
+
+def build_session(config: Config, run: Run, notify: Notify) -> Session:
+    """Builds everything, and writes what is known before training into the run: data report and manifest.
+
+    Raises:
+        LaminaError: Model, data or configuration cannot be used; see the parts' own functions.
+    """
+    notify(f"Loading {config.model} ...")
+    base = load_base(config.model, config.dtype, notify=notify)
+    template = build_template(base.tokenizer, config.data.chat_template)
+    notify("Reading the data ...")
+    batch_size = config.train.per_device_train_batch_size
+    dataset = build_dataset(config.data, template, batch_size, config.seed)
+    _check_stop_token(dataset, template)
+    head = find_head(base.model)
+    injection = inject(base.model, config.method, config.seed)
+    head = _head_after_injection(head, injection)
+    tensors = injection.tensors()
+    optimizer = build_optimizer(config.train, tensors.values())
+
+    micro_batches = dataset.report.micro_batches
+    steps_per_epoch = math.ceil(micro_batches / config.train.gradient_accumulation_steps)
+    epochs = config.train.epochs
+    total = config.train.max_steps or max(1, math.ceil(steps_per_epoch * (epochs or 0.0)))
+    longest = batch_size * (config.data.max_length if config.data.packing else dataset.report.train.longest)
+    checkpointing = wants_checkpointing(config.train.gradient_checkpointing, base.model, longest)
+    session = Session(
+        config=config,
+        run=run,
+        base=base,
+        template=template,
+        dataset=dataset,
+        head=head,
+        injection=injection,
+        tensors=tensors,
+        optimizer=optimizer,
+        schedule=build_schedule(config.train, total),
+        micro_batches=micro_batches,
+        total_steps=total,
+        checkpointing=checkpointing,
+    )
+    _write_manifest(session)
+    files.write_json(run.data_report_path, dataset.report.as_json())
+    return session
+
+
+def data_digests(dataset: Dataset) -> list[dict[str, Any]]:
+    """Path, digest and rows of each data file, for manifest and lock."""
+    return [{"file": Path(f.path).name, "sha256": f.sha256, "rows": f.rows} for f in dataset.report.files]
+
+
+def count_parameters(parameters: Iterable[torch.Tensor]) -> int:
+    """Elements over all tensors; one that is shared counts once."""
+    return sum(tensor.numel() for tensor in {id(tensor): tensor for tensor in parameters}.values())
+
+
+def _check_stop_token(dataset: Dataset, template: ChatTemplate) -> None:
+    stop = template.stop_token_id
+    if not any((example.input_ids[example.supervised] == stop).any() for example in dataset.train):
+        raise DataError(
+            f"no training example teaches the stop token {template.stop_token}, so the model would never stop. "
+            "Fix: raise data.max_length, or set data.overlong=drop so that answers keep their ends."
+        )
+
+
+def _head_after_injection(head: Head, injection: Injection) -> Head:
+    """The head was taken apart before the adapter went in; an adapter on the head itself takes its place."""
+    linear = injection.model.get_output_embeddings()
+    if head.whole_model or linear is None:
+        return head
+    return dataclasses.replace(head, linear=linear)
+
+
+def _write_manifest(session: Session) -> None:
+    base, before = session.base, session.run.manifest
+    facts = {
+        "base": {"ref": base.source.ref, **base.fingerprint.as_json()},
+        "data": data_digests(session.dataset),
+        "threads": torch.get_num_threads(),
+    }
+    changed = [key for key in ("base", "data") if before and before.get(key) != facts[key]]
+    if changed:
+        raise RunError(
+            f"{session.run.path}: the run's {' and '.join(changed)} changed since it was started, so resuming would "
+            "not go on with the same training. Fix: put them back as they were, or start a new run elsewhere."
+        )
+    packages = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
+    manifest = {
+        "lamina": __version__,
+        **facts,
+        "dtype": dtype_name(base.dtype),
+        "device": str(base.model.device),
+        "versions": {"python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in packages},
+        "hardware": {
+            "machine": platform.machine(),
+            "cpu": str(torch.cpu.get_capabilities().get("cpu_name", platform.processor())),
+            "cores": psutil.cpu_count(logical=False),
+            "memory_bytes": psutil.virtual_memory().total,
+            "gpu": torch.cuda.get_device_name(base.model.device) if base.model.device.type == "cuda" else None,
+        },
+        "started": before.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z")),
+        "status": before.get("status", "running"),
+    }
+    if "summary" in before:
+        manifest["summary"] = before["summary"]
+    files.write_json(session.run.manifest_path, manifest)

@@ -1,0 +1,124 @@
+"""One optimizer step, and one evaluation pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from lamina.data.batch import build_batch
+from lamina.data.example import EncodedExample
+from lamina.losses.cross_entropy import cross_entropy
+from lamina.models.head import Head
+
+
+class StepAbandoned(Exception):
+    """Asked to stop in the middle of a step; nothing was changed."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did.
+
+    Attributes:
+        loss: Mean over the supervised tokens of the whole step.
+        grad_norm: Norm of the gradient before clipping.
+        tokens: Real tokens.
+        supervised_tokens: Those in the loss.
+        finite: Whether loss and gradient were finite; if not, nothing was changed.
+    """
+
+    loss: float
+    grad_norm: float
+    tokens: int
+    supervised_tokens: int
+    finite: bool
+
+
+def training_step(
+    model: PreTrainedModel,
+    head: Head,
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    micro_batches: Sequence[Sequence[EncodedExample]],
+    learning_rate: float,
+    max_grad_norm: float,
+    stop: Callable[[], bool] = lambda: False,
+    check: Callable[[], None] = lambda: None,
+) -> StepResult:
+    """Takes one step over micro-batches, whose losses are divided by the supervised tokens of all of them together.
+
+    Args:
+        model: In training mode and packed attention.
+        head: The model's parts.
+        optimizer: Over `parameters`.
+        parameters: The adapter's tensors.
+        micro_batches: The examples of each micro-batch.
+        learning_rate: For this step.
+        max_grad_norm: Clip to this norm; 0 for no clipping.
+        stop: Asked between micro-batches.
+        check: Called when the gradients are there and nothing has changed yet.
+
+    Raises:
+        StepAbandoned: `stop` said so.
+    """
+    supervised = sum(example.supervised_tokens for examples in micro_batches for example in examples)
+    tokens = sum(len(example) for examples in micro_batches for example in examples)
+    optimizer.zero_grad(set_to_none=True)
+    loss_sum = torch.zeros((), device=model.device)
+    for examples in micro_batches:
+        if stop():
+            optimizer.zero_grad(set_to_none=True)
+            raise StepAbandoned
+        loss = cross_entropy(model, head, build_batch(examples).to(model.device)) / supervised
+        loss.backward()
+        loss_sum += loss.detach()
+    check()
+    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
+    finite = bool(torch.isfinite(norm) & torch.isfinite(loss_sum))
+    if finite:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return StepResult(float(loss_sum), float(norm), tokens, supervised, finite)
+
+
+@torch.no_grad()
+def evaluation_loss(
+    model: PreTrainedModel,
+    head: Head,
+    examples: Sequence[EncodedExample],
+    batch_size: int,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> float:
+    """Mean loss over the supervised tokens of `examples`.
+
+    Args:
+        model: In packed attention; it is in evaluation mode only while this runs.
+        head: The model's parts.
+        examples: What to evaluate on.
+        batch_size: Examples in a batch.
+        stop: Asked between batches.
+        progress: Called with the number of examples done.
+
+    Raises:
+        StepAbandoned: `stop` said so.
+    """
+    training = model.training
+    model.eval()
+    total = torch.zeros((), dtype=torch.float64)
+    try:
+        for first in range(0, len(examples), batch_size):
+            if stop():
+                raise StepAbandoned
+            batch = build_batch(examples[first : first + batch_size]).to(model.device)
+            total += cross_entropy(model, head, batch).double().cpu()
+            progress(min(first + batch_size, len(examples)))
+    finally:
+        model.train(training)
+    return float(total) / sum(example.supervised_tokens for example in examples)
