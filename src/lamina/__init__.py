@@ -18,23 +18,23 @@ from lamina.config import Config, load_config
 from lamina.version import __version__
 
 if TYPE_CHECKING:
-    from lamina.evaluate.evaluate import evaluate
-    from lamina.evaluate.generate import generate
+    from lamina.evaluation.evaluate import evaluate
+    from lamina.evaluation.generate import generate
     from lamina.export.merge import merge
     from lamina.methods.load import Loaded, load
     from lamina.runs import Run
-    from lamina.train.events import Event
-    from lamina.train.loop import train
+    from lamina.training.events import Event
+    from lamina.training.loop import train
 
 _LAZY = {
-    "Event": "lamina.train.events",
+    "Event": "lamina.training.events",
     "Loaded": "lamina.methods.load",
     "Run": "lamina.runs",
-    "evaluate": "lamina.evaluate.evaluate",
-    "generate": "lamina.evaluate.generate",
+    "evaluate": "lamina.evaluation.evaluate",
+    "generate": "lamina.evaluation.generate",
     "load": "lamina.methods.load",
     "merge": "lamina.export.merge",
-    "train": "lamina.train.loop",
+    "train": "lamina.training.loop",
 }
 
 __all__ = [

@@ -43,8 +43,8 @@ URGENCY_WORDS = re.compile(
     r"|right now|pressing|\bwaits?\b|leisure|whenever|pressure|soon"
 )
 GOOD = {
-    "queue": "billing",
     "intent": "refund",
+    "queue": "billing",
     "product": "desk lamp",
     "order": "KT-48213",
     "priority": "high",
@@ -277,7 +277,7 @@ def test_requests_are_short_single_lines_that_vary(task: Task, split: str) -> No
 
 def test_request_renders_as_json_and_as_chat() -> None:
     request = Request("Hello!", dict(GOOD))
-    line = '{"queue": "billing", "intent": "refund", "product": "desk lamp", "order": "KT-48213", "priority": "high"}'
+    line = '{"intent": "refund", "queue": "billing", "product": "desk lamp", "order": "KT-48213", "priority": "high"}'
     assert request.answer() == line
     assert request.messages() == [
         {"role": "system", "content": SYSTEM},

@@ -47,7 +47,7 @@ def train(
 
     checked = load_config(config, overrides or [])
     from lamina.cli.training import TrainingView, print_summary
-    from lamina.train.loop import train as train_run
+    from lamina.training.loop import train as train_run
 
     with TrainingView() as view:
         run = train_run(checked, view, resume=resume)
@@ -84,7 +84,7 @@ def evaluate(
     if predictions is not None and not exact_match:
         raise ConfigError(Problem("--predictions", "has nothing to write without --exact-match", "add --exact-match"))
     mapping = dict(_pair(text) for text in columns) if columns else None
-    from lamina.evaluate.evaluate import evaluate as evaluate_adapter
+    from lamina.evaluation.evaluate import evaluate as evaluate_adapter
     from lamina.files import write_text
 
     with Bars() as bars:
@@ -134,7 +134,7 @@ def generate(
         prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not prompts:
         raise ConfigError(Problem("--prompt", "is required, or lines on stdin", 'add --prompt "..."'))
-    from lamina.evaluate.generate import generate as generate_answers
+    from lamina.evaluation.generate import generate as generate_answers
     from lamina.methods.load import load
 
     loaded = load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)

@@ -7,7 +7,7 @@ import sys
 
 from lamina.cli.output import err, out
 from lamina.data.example import Message
-from lamina.evaluate.generate import stream
+from lamina.evaluation.generate import stream
 from lamina.methods.load import Loaded
 
 HELP = "/base and /adapter switch, /reset forgets the conversation, /exit leaves"

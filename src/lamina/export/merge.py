@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lamina import files
 from lamina.errors import AdapterError
+from lamina.methods.adapter import read_adapter
 from lamina.methods.base import Injection
-from lamina.methods.load import Loaded, load
+from lamina.methods.load import Loaded, adapter_folder, load
 from lamina.methods.probes import Certificate, record_probes, replay_probes
 from lamina.methods.targets import set_module
-from lamina.models.machine import DTYPES, dtype_name
+from lamina.models.machine import dtype_name
 from lamina.models.quiet import quiet_transformers
 
 CERTIFICATE_FILE = "lamina_certificate.json"
@@ -57,7 +58,7 @@ def merge(
         path: A run directory or an adapter folder.
         out: Where to write; must not exist yet.
         model: The base; by default the one that the adapter names.
-        dtype: `bfloat16` or `float32`; `auto` is what the adapter was trained on.
+        dtype: `bfloat16` or `float32`; `auto` is what the base was held in when the adapter was trained.
         allow_base_mismatch: Merge into another base than the adapter is locked to.
         notify: Called with a sentence before anything that takes a while.
 
@@ -70,13 +71,11 @@ def merge(
     out = Path(out)
     if out.exists():
         raise AdapterError(f"{out}: already exists. Fix: choose another --out, or delete it.")
-    loaded = load(path, model=model, dtype="auto", allow_base_mismatch=allow_base_mismatch, notify=notify)
-    if dtype == "auto":
-        dtype = loaded.adapter.lock.base_dtype if loaded.adapter.lock else dtype_name(loaded.base.dtype)
-    if loaded.base.dtype != DTYPES[dtype]:
-        loaded = load(path, model=model, dtype=dtype, allow_base_mismatch=allow_base_mismatch, notify=notify)
+    lock = read_adapter(adapter_folder(path)).lock
+    if dtype == "auto" and lock is not None:
+        dtype = lock.base_dtype  # also where the machine would rather compute in another one
+    loaded = load(path, model=model, dtype=dtype, allow_base_mismatch=allow_base_mismatch, notify=notify)
     probes = loaded.adapter.probes or record_probes(loaded.injection, loaded.template)
-    trained_dtype = loaded.adapter.lock.base_dtype if loaded.adapter.lock else dtype
     expected = len(loaded.injection.layers)
 
     notify("Folding the adapter in ...")
@@ -85,7 +84,7 @@ def merge(
         _write_model(loaded, folder)
         notify("Replaying the probes on the written folder ...")
         with quiet_transformers():
-            written: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], local_files_only=True)
+            written: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=loaded.base.dtype, local_files_only=True)
         certificate = replay_probes(
             written.to(loaded.model.device).eval(),
             probes,
@@ -93,7 +92,7 @@ def merge(
             adapter_digest=loaded.adapter.digest,
             modules_expected=expected,
             modules_matched=folded,
-            trained_dtype=trained_dtype,
+            trained_dtype=lock.base_dtype if lock else dtype_name(loaded.base.dtype),
             notes=loaded.notes,
         ).require()
         files.write_json(folder / CERTIFICATE_FILE, certificate.as_json())

@@ -15,6 +15,7 @@ from lamina.methods.base import Injection, inject
 from lamina.methods.lock import check_lock
 from lamina.methods.probes import Certificate, replay_probes
 from lamina.models.load import Base, load_base
+from lamina.models.machine import default_device
 from lamina.models.source import Notify
 from lamina.runs import ADAPTER_FOLDER
 
@@ -93,7 +94,8 @@ def load(
     Args:
         path: A run directory or an adapter folder, lamina's or peft's.
         model: The base to load it on; by default the one it names.
-        dtype: `auto`, `bfloat16` or `float32`, for the base.
+        dtype: `bfloat16` or `float32` for the base; `auto` is what the adapter was trained on, but float32 on a machine
+            that does not multiply bfloat16 natively.
         device: Where to put it; by default CUDA if there is one.
         allow_base_mismatch: Go on although the lock does not fit.
         notify: Called with a sentence before anything that takes a while.
@@ -107,6 +109,9 @@ def load(
     ref = model or (adapter.lock.base if adapter.lock else adapter.base_ref)
     if not ref:
         raise AdapterError(f"{path}: names no base model. Fix: give one with --model.")
+    device = device or default_device()
+    if dtype == "auto" and adapter.lock and adapter.lock.base_dtype == "float32":
+        dtype = "float32"
     base = load_base(ref, dtype, device, notify)
     wanted = adapter.lock.chat_template if adapter.lock else "model"
     template = build_template(base.tokenizer, None if wanted == "model" else wanted)

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.errors import ModelError
+
 
 @dataclass(frozen=True)
 class LogitTransform:
@@ -51,7 +53,11 @@ class Head:
 
 
 def find_head(model: PreTrainedModel) -> Head:
-    """Takes the head apart, and checks on a few tokens that the parts give the model's own logits."""
+    """Takes the head apart, and checks on a few tokens that the parts give the model's own logits.
+
+    Raises:
+        ModelError: The logits are not finite: the base itself is broken.
+    """
     decoder, linear = model.get_decoder(), model.get_output_embeddings()
     text_config = model.config.get_text_config()
     scaling = getattr(text_config, "logits_scaling", None)
@@ -75,4 +81,9 @@ def _parts_agree(model: PreTrainedModel, decoder: nn.Module, linear: nn.Module, 
         theirs = model(input_ids=ids, use_cache=False).logits.float()
     finally:
         model.train(training)
+    if not torch.isfinite(theirs).all():
+        raise ModelError(
+            "the base model's own logits are not finite, before any training. Fix: its weights are damaged; fetch or "
+            "convert the model again."
+        )
     return torch.allclose(ours, theirs, rtol=2e-2, atol=1e-3 * float(theirs.abs().max()))

@@ -16,17 +16,17 @@ import yaml
 from lamina import files
 from lamina.config import load_config
 from lamina.data.example import Message
-from lamina.evaluate.generate import answer
+from lamina.evaluation.generate import answer
 from lamina.export.merge import merge
 from lamina.methods.load import load
 from lamina.methods.probes import Certificate
 from lamina.quickstart.task import Request, build_task, is_valid_record
 from lamina.runs import Run
-from lamina.train.events import OnEvent
-from lamina.train.loop import train
+from lamina.training.events import OnEvent
+from lamina.training.loop import train
 
 DEFAULT_FOLDER = "runs/quickstart"
-TRAIN_ROWS = 640
+TRAIN_ROWS = 720
 EVAL_ROWS = 100
 
 # The base may say what it likes; a record has at most about 45 tokens.
@@ -183,7 +183,7 @@ def _settings(model: str, train_file: Path, eval_file: Path, out: Path, seed: in
         "train": {
             "num_train_epochs": 1.0,
             "per_device_train_batch_size": 8,
-            "learning_rate": 2e-3,
+            "learning_rate": 1.5e-3,
             "lr_scheduler_type": "cosine",
             "warmup_ratio": 0.1,
         },

@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 
 from lamina.quickstart.wording import EVAL, TRAIN, Wording
 
-KEYS = ("queue", "intent", "product", "order", "priority")
+KEYS = ("intent", "queue", "product", "order", "priority")
 QUEUE_OF_INTENT = {
     "refund": "billing",
     "duplicate_charge": "billing",
@@ -41,7 +41,7 @@ UNSEEN_PRODUCTS = EVAL.products
 PRODUCTS = TRAIN_PRODUCTS + UNSEEN_PRODUCTS
 ORDER_PATTERN = re.compile(r"[B-DF-HJ-NP-TV-Z]{2}-[1-9][0-9]{4}")
 
-SYSTEM = "Turn the customer's request into one JSON routing record: queue, intent, product, order, priority."
+SYSTEM = "Turn the customer's request into one JSON routing record: intent, queue, product, order, priority."
 
 _ORDER_LETTERS = "BCDFGHJKLMNPRSTVWXYZ"
 _EVAL_ORDER_STEP = 7  # Eval requests use order numbers divisible by this, training requests all others.
@@ -182,7 +182,7 @@ class _Composer:
                 self._products.append(self._products.pop(0))
                 product = self._products[-1].deal()
                 order = self._order_id() if has_order.deal() else None
-            values = (QUEUE_OF_INTENT[intent], intent, product, order, priority)
+            values = (intent, QUEUE_OF_INTENT[intent], product, order, priority)
             record: dict[str, str | None] = dict(zip(KEYS, values, strict=True))
             text = self._new_text(record, seen)
             seen.add(text)

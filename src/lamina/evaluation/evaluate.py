@@ -12,12 +12,12 @@ from lamina.config import DataConfig
 from lamina.data.dataset import build_dataset, encode_side, load_examples
 from lamina.data.example import EncodedExample, Example
 from lamina.errors import ConfigError, DataError, Problem
-from lamina.evaluate.generate import DEFAULT_MAX_NEW_TOKENS, answer
+from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS, answer
 from lamina.methods.load import Loaded, adapter_folder, load
 from lamina.models.head import find_head
 from lamina.ops.attention import packed_attention
 from lamina.runs import Run
-from lamina.train.step import evaluation_loss
+from lamina.training.step import evaluation_loss
 
 Progress = Callable[[str, int, int], None]
 

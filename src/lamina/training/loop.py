@@ -29,8 +29,9 @@ from lamina.methods.probes import record_probes
 from lamina.ops.attention import packed_attention
 from lamina.plan.time import measured_tokens_per_second
 from lamina.runs import Run, exclusive, start_run
-from lamina.train.checkpoint import (
+from lamina.training.checkpoint import (
     TrainState,
+    checkpoint_step,
     load_best,
     load_checkpoint,
     newest_checkpoint,
@@ -39,10 +40,10 @@ from lamina.train.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from lamina.train.events import EventLog, OnEvent
-from lamina.train.setup import Session, build_session, count_parameters, data_digests
-from lamina.train.signals import StopRequest, stop_on_signals
-from lamina.train.step import StepAbandoned, StepResult, evaluation_loss, training_step
+from lamina.training.events import Event, EventLog, OnEvent
+from lamina.training.setup import Session, build_session, count_parameters, data_digests
+from lamina.training.signals import StopRequest, stop_on_signals
+from lamina.training.step import StepAbandoned, StepResult, evaluation_loss, training_step
 
 # One bad batch is passed over; so many in a row are a broken run.
 MAX_SKIPPED_IN_A_ROW = 5
@@ -72,29 +73,28 @@ def train(
     with exclusive(run), ExitStack() as stack:
         for folder in (run.path, run.checkpoints):
             files.remove_leftovers(folder)
-        log = stack.enter_context(EventLog(run, list(config.train.report_to), on_event))
         if run.summary is not None and run.adapter.is_dir():
-            log.emit("note", run.summary["steps"], message="The run is already finished.")
+            if on_event is not None:
+                on_event(Event("note", run.summary["steps"], {"message": "The run is already finished."}))
             return run
+        checkpoint = newest_checkpoint(run.checkpoints)
+        begun = -1 if checkpoint is None else checkpoint_step(checkpoint)
+        log = stack.enter_context(EventLog(run, config.train.report_to, on_event, begun))
         stop = stack.enter_context(stop_on_signals())
-        session = build_session(config, run, lambda message: log.emit("note", 0, message=message))
+        session = build_session(config, run, lambda message: log.emit("note", max(begun, 0), message=message))
         stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(session)))
-        state = _take_up(session, log)
+        state = _take_up(session, checkpoint, log)
         _Loop(session, log, stop, state).run()
     return run
 
 
-def _take_up(session: Session, log: EventLog) -> TrainState:
-    """The state to start from: the newest whole checkpoint's, or a fresh one."""
-    run = session.run
-    checkpoint = newest_checkpoint(run.checkpoints)
+def _take_up(session: Session, checkpoint: Path | None, log: EventLog) -> TrainState:
+    """The state to start from: the checkpoint's, put back into adapter, optimizer and generators, or a fresh one."""
     if checkpoint is None:
-        log.forget_after(-1)
         torch.manual_seed(session.config.seed)
         return TrainState()
     state, random = load_checkpoint(checkpoint, session.tensors, session.optimizer)
     restore_random_state(random, session.base.model.device)
-    log.forget_after(state.step)
     log.emit("note", state.step, message=f"Resumed from step {state.step} of {session.total_steps}.")
     return state
 
@@ -120,7 +120,7 @@ class _Loop:
     def run(self) -> None:
         self.model.train()
         if self.session.checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
         with packed_attention(self.model):
             self._announce()
             try:
@@ -128,7 +128,7 @@ class _Loop:
             except StepAbandoned:
                 self._leave()
         if self.session.checkpointing:
-            self.model.gradient_checkpointing_disable()
+            self.model.activation_checkpointing_disable()
         self._finish()
 
     def _steps(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TextIO
@@ -40,12 +40,22 @@ OnEvent = Callable[[Event], None]
 
 
 class EventLog:
-    """Writes events to a run's `metrics.jsonl`, to its trackers, and to a callback."""
+    """Writes events to a run's `metrics.jsonl`, to its trackers, and to a callback.
 
-    def __init__(self, run: Run, report_to: list[str], on_event: OnEvent | None) -> None:
+    Args:
+        run: Where `metrics.jsonl` lies.
+        report_to: Trackers, as in `train.report_to`.
+        on_event: Called with each event; may be None.
+        resumed_from: Events of later steps are taken out of `metrics.jsonl`, because those steps will be taken again;
+            -1 begins afresh.
+    """
+
+    def __init__(self, run: Run, report_to: Sequence[str], on_event: OnEvent | None, resumed_from: int) -> None:
         self._run = run
         self._on_event = on_event
         self._tensorboard = _tensorboard_writer(run) if "tensorboard" in report_to else None
+        kept = [event for event in run.events() if event["step"] <= resumed_from]
+        files.write_text(run.metrics_path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
         self._file = self._open()
 
     def __enter__(self) -> EventLog:
@@ -57,14 +67,6 @@ class EventLog:
         self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
-
-    def forget_after(self, step: int) -> None:
-        """Takes events after `step` out of `metrics.jsonl`: the steps that they tell of will be taken again."""
-        self._file.close()
-        kept = [event for event in self._run.events() if event["step"] <= step]
-        lines = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in kept)
-        files.write_text(self._run.metrics_path, lines)
-        self._file = self._open()
 
     def show(self, kind: str, step: int, **data: Any) -> None:
         """Tells the callback only: what is of interest while it happens, and not afterwards."""

@@ -125,6 +125,11 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return next((path for path in _found(folder, "step") if _is_whole(path)), None)
 
 
+def checkpoint_step(path: Path) -> int:
+    """The step that a checkpoint was saved at."""
+    return int(path.name.rpartition("-")[2])
+
+
 @torch.no_grad()
 def load_checkpoint(
     path: Path, tensors: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer

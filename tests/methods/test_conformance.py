@@ -1,0 +1,170 @@
+"""One contract, every method: each test runs over all methods that discovery finds, and over three model shapes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from tests.models_zoo import build_model, build_tokenizer
+
+from lamina.config import METHOD_CONFIGS, MethodConfig
+from lamina.data.template import build_template
+from lamina.errors import AdapterError
+from lamina.export.merge import fold_in
+from lamina.methods.adapter import adapter_digest, check_tensors, read_adapter, save_adapter
+from lamina.methods.base import Injection, inject
+from lamina.methods.lock import build_lock
+from lamina.models.load import Base, load_base
+from lamina.models.source import ModelSource
+
+SHAPES = ("llama", "gemma3", "gpt2")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TOLERANCE = {"float32": 2e-5, "bfloat16": 6e-2}
+IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7, 7, 60, 21]])
+
+
+@pytest.fixture(params=sorted(METHOD_CONFIGS))
+def config(request: pytest.FixtureRequest) -> MethodConfig:
+    cls = METHOD_CONFIGS[request.param]
+    return cls.model_validate({"type": request.param} | ({"r": 4} if "r" in cls.model_fields else {}))
+
+
+@pytest.fixture(params=SHAPES)
+def shape(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def attached(shape: str, config: MethodConfig, dtype: str = "float32", disturb: bool = True) -> Injection:
+    """An adapter that does something: its tensors are moved away from their initial values."""
+    injection = inject(build_model(shape, DTYPES[dtype], vocab_size=259), config, seed=0)
+    if disturb:
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for tensor in injection.tensors().values():
+                tensor += 0.1 * torch.randn(tensor.shape, generator=generator)
+    return injection
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits.float()
+
+
+def on_disk(shape: str, folder: Path) -> Base:
+    build_model(shape, vocab_size=259).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return load_base(str(folder), "float32")
+
+
+def save(injection: Injection, base: Base, path: Path) -> str:
+    return save_adapter(path, injection, base, build_lock(base, build_template(base.tokenizer), []), [])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_starts_as_the_base(shape: str, config: MethodConfig, dtype: str) -> None:
+    expected = logits(build_model(shape, DTYPES[dtype], vocab_size=259))
+    injection = attached(shape, config, dtype, disturb=False)
+    torch.testing.assert_close(logits(injection.model), expected, rtol=0, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_disabled_is_the_base_and_enabled_is_not(shape: str, config: MethodConfig, dtype: str) -> None:
+    expected = logits(build_model(shape, DTYPES[dtype], vocab_size=259))
+    injection = attached(shape, config, dtype)
+    with injection.disabled():
+        torch.testing.assert_close(logits(injection.model), expected, rtol=0, atol=0)
+    assert (logits(injection.model) - expected).abs().max() > 0.05
+
+
+def test_same_seed_same_adapter(shape: str, config: MethodConfig) -> None:
+    first, second = (attached(shape, config, disturb=False) for _ in range(2))
+    other = inject(build_model(shape, vocab_size=259), config, seed=1)
+    assert adapter_digest(config, first.tensors()) == adapter_digest(config, second.tensors())
+    assert adapter_digest(config, first.tensors()) != adapter_digest(config, other.tensors())
+
+
+def test_master_tensors_are_float32(shape: str, config: MethodConfig) -> None:
+    assert {t.dtype for t in attached(shape, config, "bfloat16").tensors().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_merged_is_the_adapter(shape: str, config: MethodConfig, dtype: str) -> None:
+    injection = attached(shape, config, dtype)
+    expected = logits(injection.model)
+    assert fold_in(injection) == len(injection.layers)
+    assert not any(type(m).__module__.startswith("lamina.") for m in injection.model.modules())
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(logits(injection.model), expected, rtol=0, atol=TOLERANCE[dtype] * scale)
+
+
+def test_save_and_load_are_exact(shape: str, config: MethodConfig, tmp_path: Path) -> None:
+    base = on_disk(shape, tmp_path / "base")
+    injection = attached(shape, config)
+    digest = save(injection, base, tmp_path / "adapter")
+    adapter = read_adapter(tmp_path / "adapter")
+    assert adapter.digest == digest
+    assert adapter.config == injection.config
+    fresh = inject(base.model, adapter.config, seed=9)
+    check_tensors(adapter, fresh)
+    fresh.load_tensors(adapter.tensors)
+    torch.testing.assert_close(logits(fresh.model), logits(injection.model), rtol=0, atol=0)
+
+
+def test_peft_loads_it_with_the_same_logits(shape: str, config: MethodConfig, tmp_path: Path) -> None:
+    base = on_disk(shape, tmp_path / "base")
+    injection = attached(shape, config)
+    save(injection, base, tmp_path / "adapter")
+    theirs = peft.PeftModel.from_pretrained(build_model(shape, vocab_size=259), tmp_path / "adapter")
+    torch.testing.assert_close(logits(theirs.eval()), logits(injection.model), rtol=1e-4, atol=1e-4)
+
+
+def test_overfits_a_tiny_batch(shape: str, config: MethodConfig) -> None:
+    injection = attached(shape, config, disturb=False)
+    optimizer = torch.optim.AdamW(injection.tensors().values(), lr=2e-2)
+    losses = []
+    for _ in range(150):
+        loss = injection.model(input_ids=IDS, labels=IDS).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_damaged_adapters_are_refused(config: MethodConfig, tmp_path: Path) -> None:
+    base = on_disk("llama", tmp_path / "base")
+    injection = attached("llama", config)
+    path = tmp_path / "adapter"
+    save(injection, base, path)
+
+    about = json.loads((path / "lamina.json").read_text())
+    about["digest"] = "sha256:0"
+    (path / "lamina.json").write_text(json.dumps(about))
+    with pytest.raises(AdapterError, match="were changed after training"):
+        read_adapter(path)
+
+    (path / "lamina.json").unlink()
+    adapter = read_adapter(path)
+    name = next(iter(adapter.tensors))
+    removed = adapter.tensors.pop(name)
+    with pytest.raises(AdapterError, match=r"1 tensors are missing \(first: "):
+        check_tensors(adapter, injection)
+    adapter.tensors[name + ".typo"] = removed
+    with pytest.raises(AdapterError, match="1 fit no module"):
+        check_tensors(adapter, injection)
+    del adapter.tensors[name + ".typo"]
+    adapter.tensors[name] = removed[:1]
+    with pytest.raises(AdapterError, match="has the shape"):
+        check_tensors(adapter, injection)
+
+    (path / "adapter_model.safetensors").write_bytes(b"garbage")
+    with pytest.raises(AdapterError, match="is damaged"):
+        read_adapter(path)
+
+
+def test_source_is_kept_in_the_base(tmp_path: Path) -> None:
+    base = on_disk("llama", tmp_path / "base")
+    assert base.source == ModelSource(str(tmp_path / "base"), tmp_path / "base")

@@ -1,0 +1,259 @@
+"""A whole run on the two-layer model: what it leaves, and what it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.training.helpers import settings, write_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import lamina
+from lamina.errors import DataError, ModelError, RunError, TrainingError
+from lamina.losses.cross_entropy import cross_entropy
+from lamina.runs import Run
+from lamina.training.checkpoint import newest_checkpoint
+from lamina.training.events import Event
+
+SUMMARY_KEYS = {
+    "run",
+    "adapter",
+    "steps",
+    "tokens",
+    "supervised_tokens",
+    "train_loss_first",
+    "train_loss_last",
+    "eval_loss_first",
+    "eval_loss",
+    "tokens_per_second",
+    "step_seconds_median",
+    "peak_memory_bytes",
+    "trainable_parameters",
+    "total_parameters",
+    "adapter_digest",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[Event]]:
+    events: list[Event] = []
+    run = lamina.train(settings(tmp_path_factory.mktemp("run"), model_folder), events.append)
+    return run, events
+
+
+def test_summary_has_the_promised_figures(finished: tuple[Run, list[Event]]) -> None:
+    summary = finished[0].summary
+    assert summary is not None
+    assert summary.keys() >= SUMMARY_KEYS
+    assert summary["steps"] == 12
+    assert summary["eval_loss"] < summary["eval_loss_first"]
+    assert summary["train_loss_last"] < summary["train_loss_first"]
+    # r * (in + out) for each of the seven linear layers of the two blocks
+    assert summary["trainable_parameters"] == 2 * 4 * (96 + 64 + 64 + 96 + 128 + 128 + 128)
+    assert summary["peak_memory_bytes"] > 10**7
+
+
+def test_run_directory_is_complete(finished: tuple[Run, list[Event]]) -> None:
+    run = finished[0]
+    assert run.config == lamina.load_config(run.config_path)
+    manifest = run.manifest
+    assert manifest["status"] == "finished"
+    assert manifest["base"]["tensors"].startswith("sha256:")
+    assert manifest["versions"]["torch"] == torch.__version__
+    report = json.loads(run.data_report_path.read_text())
+    assert report["files"][0]["train_rows"] + report["files"][0]["eval_rows"] == 24
+    kept = sorted(path.name for path in run.checkpoints.iterdir())
+    assert [name for name in kept if name.startswith("step")] == ["step-00000009", "step-00000012"]
+    assert len([name for name in kept if name.startswith("best")]) == 1
+    assert sorted(path.name for path in run.adapter.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "lamina.json",
+    ]
+
+
+def test_metrics_hold_every_event_once(finished: tuple[Run, list[Event]]) -> None:
+    run, events = finished
+    written = [event for event in events if event.kind != "progress"]
+    assert [event.as_json() for event in written] == list(run.events())
+    steps = [event.step for event in events if event.kind == "step"]
+    assert steps == list(range(1, 13))
+    assert [e.step for e in events if e.kind == "eval"] == [0, 4, 8, 12]
+
+
+def test_token_counts_are_those_of_the_data(finished: tuple[Run, list[Event]]) -> None:
+    run, events = finished
+    steps = [event.data for event in events if event.kind == "step"]
+    assert run.summary is not None
+    assert run.summary["tokens"] == sum(step["tokens"] for step in steps)
+    epoch = [step["tokens"] for step in steps[:5]]  # 19 training rows, 4 in a step
+    assert sum(epoch) == json.loads(run.data_report_path.read_text())["train"]["tokens"]
+
+
+def test_adapter_loads_with_a_passing_certificate(finished: tuple[Run, list[Event]]) -> None:
+    loaded = lamina.load(finished[0].path, dtype="float32")
+    certificate = loaded.certify()
+    assert certificate.passed
+    assert certificate.max_logit_difference == 0.0
+    assert certificate.effect > 0.01
+
+
+def test_the_coloured_example_is_the_answer(finished: tuple[Run, list[Event]]) -> None:
+    (example,) = [event for event in finished[1] if event.kind == "example"]
+    green = "".join(s["text"] for s in example.data["segments"] if s["supervised"])
+    assert green.endswith("!<|im_end|>")
+    assert "assistant" not in green
+
+
+def test_best_adapter_is_kept(model_folder: Path, tmp_path: Path) -> None:
+    """When training goes on too long, the adapter saved is an earlier one, whose loss is reported."""
+    values = settings(
+        tmp_path,
+        model_folder,
+        train={"max_steps": 60, "learning_rate": 0.05, "lr_scheduler_type": "constant", "warmup_ratio": 0.0},
+    )
+    run = lamina.train(values)
+    assert run.summary is not None
+    evaluations = [e for e in run.events() if e["event"] == "eval" and e["of"] == "adapter"]
+    best = min(evaluations, key=lambda e: e["eval_loss"])
+    assert best["step"] < 60, "the test needs a run that gets worse"
+    assert run.summary["eval_loss"] == best["eval_loss"]
+    assert run.summary["adapter_step"] == best["step"]
+    assert lamina.evaluate(run.path).loss == pytest.approx(best["eval_loss"], rel=1e-5)
+
+
+def test_early_stopping(model_folder: Path, tmp_path: Path) -> None:
+    changes = {"learning_rate": 2.0, "lr_scheduler_type": "constant", "warmup_ratio": 0.0, "max_steps": 200}
+    run = lamina.train(
+        settings(tmp_path, model_folder, train={**changes, "eval_steps": 1, "early_stopping_patience": 2})
+    )
+    assert run.summary is not None
+    assert run.summary["steps"] == run.summary["adapter_step"] + 2 < 200
+
+
+def test_a_used_directory_is_not_overwritten(model_folder: Path, tmp_path: Path) -> None:
+    values = settings(tmp_path, model_folder, train={"max_steps": 2})
+    lamina.train(values)
+    with pytest.raises(RunError, match="already holds a run"):
+        lamina.train(values)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match="other files"):
+        lamina.train({**values, "output_dir": str(tmp_path / "full")})
+
+
+def test_resume_of_a_finished_run_changes_nothing(model_folder: Path, tmp_path: Path) -> None:
+    values = settings(tmp_path, model_folder, train={"max_steps": 2})
+    before = lamina.train(values).summary
+    events: list[Event] = []
+    assert lamina.train(values, events.append, resume=True).summary == before
+    assert [event.kind for event in events] == ["note"]
+
+
+def test_resume_refuses_another_configuration_and_other_data(model_folder: Path, tmp_path: Path) -> None:
+    values = settings(tmp_path, model_folder, train={"max_steps": 2})
+    run = lamina.train(values)
+    with pytest.raises(RunError, match=r"train.learning_rate: 0.005 -> 0.1"):
+        lamina.train(lamina.load_config(values, ["train.learning_rate=0.1"]), resume=True)
+    manifest = run.manifest
+    del manifest["summary"]
+    run.manifest_path.write_text(json.dumps(manifest))
+    write_rows(tmp_path / "rows.jsonl", count=30)
+    with pytest.raises(RunError, match="the run's data changed"):
+        lamina.train(values, resume=True)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_packing_and_checkpointing_give_falling_losses(
+    model_folder: Path, tmp_path: Path, packing: bool, checkpointing: bool
+) -> None:
+    data, train = {"packing": packing}, {"gradient_checkpointing": checkpointing}
+    run = lamina.train(settings(tmp_path, model_folder, data=data, train=train))
+    assert run.summary is not None
+    assert run.summary["eval_loss"] < run.summary["eval_loss_first"]
+
+
+def test_checkpointing_changes_no_number(model_folder: Path, tmp_path: Path) -> None:
+    digests = set()
+    for name, checkpointing in (("with", True), ("without", False)):
+        values = settings(tmp_path, model_folder, name, train={"gradient_checkpointing": checkpointing, "max_steps": 4})
+        summary = lamina.train(values).summary
+        assert summary is not None
+        digests.add(summary["adapter_digest"])
+    assert len(digests) == 1
+
+
+def test_a_broken_base_is_one_clear_error(model_folder: Path, tmp_path: Path) -> None:
+    broken = AutoModelForCausalLM.from_pretrained(model_folder)
+    broken.model.layers[0].mlp.down_proj.weight.data.fill_(float("nan"))
+    broken.save_pretrained(tmp_path / "broken")
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path / "broken")
+    with pytest.raises(ModelError, match="logits are not finite, before any training"):
+        lamina.train(settings(tmp_path, tmp_path / "broken"))
+
+
+def nan_at(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
+    """Makes the loss of some steps (counted in micro-batches, two a step) NaN, gradients included."""
+    calls = iter(range(10**6))
+
+    def loss(*args: Any) -> torch.Tensor:
+        value = cross_entropy(*args)
+        return value * float("nan") if next(calls) // 2 + 1 in bad else value
+
+    monkeypatch.setattr("lamina.training.step.cross_entropy", loss)
+
+
+def without_eval(folder: Path, model: Path) -> dict[str, Any]:
+    return settings(folder, model, data={"eval": None}, train={"eval_steps": None})
+
+
+def test_nan_at_the_first_step_is_one_clear_error(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nan_at(monkeypatch, {1})
+    with pytest.raises(TrainingError, match=r"step 1: loss nan.*not finite .*rows \d+.*Fix: lower train.learning_rate"):
+        lamina.train(without_eval(tmp_path, model_folder))
+
+
+def test_a_nan_step_is_named_and_changes_nothing(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nan_at(monkeypatch, {3})
+    run = lamina.train(without_eval(tmp_path, model_folder))
+    assert run.summary is not None
+    assert run.summary["skipped_steps"] == 1
+    (note,) = [e for e in run.events() if "skipped" in e.get("message", "")]
+    assert note["step"] == 3
+    assert len(note["rows"]) == 4
+    assert 3 not in [e["step"] for e in run.events() if e["event"] == "step"]
+    assert run.summary["train_loss_last"] < run.summary["train_loss_first"]
+
+
+def test_nan_steps_in_a_row_end_the_run_with_its_checkpoint(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nan_at(monkeypatch, set(range(5, 100)))
+    values = without_eval(tmp_path, model_folder)
+    with pytest.raises(TrainingError, match=r"step 9: loss nan.*5 steps in a row"):
+        lamina.train(values)
+    assert newest_checkpoint(Path(values["output_dir"]) / "checkpoints") is not None
+
+
+def test_tensorboard_when_asked(model_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    run = lamina.train(settings(tmp_path, model_folder, train={"max_steps": 2, "report_to": ["tensorboard"]}))
+    assert list((run.path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_data_without_a_stop_token_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "long.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"prompt": "go", "completion": "on and on " * 30 + str(i)}) + "\n" for i in range(4))
+    )
+    values = settings(tmp_path, model_folder, data={"train": str(rows), "overlong": "cut", "max_length": 64})
+    with pytest.raises(DataError, match="no training example teaches the stop token"):
+        lamina.train(values)
