@@ -3,12 +3,16 @@
 Registered as `lamina_packed`. Each document attends to itself alone, causally, within a sliding window where the layer
 has one; nothing is padded and no mask of the whole sequence exists. A model is switched to it for training by
 `packed_attention(model)`, and back to its own implementation afterwards.
+
+The forward is torch's kernel. On the CPU the backward of short documents is our own: torch's takes several milliseconds
+there however short the document is. It recomputes the weights, in float32, so nothing more is saved.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,10 +24,16 @@ from lamina.errors import ModelError
 
 NAME = "lamina_packed"
 
+# Up to this many tokens our own backward is the faster one on the CPU (docs/benchmarks.md).
+SHORT_DOCUMENT = 160
+
+# Rows of queries handled at once in it: bounds the scores in memory, and skips the keys that lie ahead of them.
+QUERY_BLOCK = 256
+
 
 @contextlib.contextmanager
 def packed_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Switches `model` to packed attention inside the block.
+    """Switches `model` to packed attention inside the block. A backward that recomputes layers must lie inside too.
 
     Raises:
         ModelError: The model does not go through transformers' attention interface.
@@ -75,41 +85,147 @@ def packed_attention_forward(
     """
     assert attention_mask is None, "packed attention takes no mask"
     lengths = document_lengths or [query.shape[2]]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    settings = _Settings(lengths, scale, sliding_window, softcap)
+    if dropout == 0.0 and query.device.type == "cpu":
+        return _PackedAttention.apply(query, key, value, settings), None  # pyright: ignore[reportReturnType]
     outputs = [
-        _attend(q, k, v, dropout, scaling, sliding_window, softcap)
+        _attend(q, k, v, settings, dropout)
         for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     ]
-    joined = torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]
-    return joined.transpose(1, 2).contiguous(), None
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+@dataclass(frozen=True)
+class _Settings:
+    lengths: list[int]
+    scale: float
+    window: int | None
+    softcap: float | None
 
 
 def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    dropout: float,
-    scaling: float | None,
-    sliding_window: int | None,
-    softcap: float | None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: _Settings, dropout: float
 ) -> torch.Tensor:
-    length = query.shape[2]
-    window = length if sliding_window is None else min(sliding_window, length)
+    """One document through torch's own kernels: (1, H, L, D) in and out."""
+    length, softcap, scale = query.shape[2], settings.softcap, settings.scale
+    window = length if settings.window is None else min(settings.window, length)
     grouped = query.shape[1] != key.shape[1]
     if softcap is None and window == length:
         return F.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
+            query, key, value, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=grouped
         )
     visible = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
     if window < length:
         visible = visible.triu(1 - window)
     if softcap is None:
         return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=visible, dropout_p=dropout, scale=scaling, enable_gqa=grouped
+            query, key, value, attn_mask=visible, dropout_p=dropout, scale=scale, enable_gqa=grouped
         )
     if grouped:
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
-    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = softcap * torch.tanh(scores / softcap)
+    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scale / softcap))
     weights = scores.masked_fill(~visible, float("-inf")).softmax(-1, dtype=torch.float32).to(query.dtype)
     return F.dropout(weights, dropout) @ value
+
+
+class _PackedAttention(torch.autograd.Function):
+    """Every document of a packed sequence, on the CPU and without dropout."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: _Settings
+    ) -> torch.Tensor:
+        _, heads, tokens, _ = query.shape
+        output_THD = query.new_empty(1, tokens, heads, value.shape[-1])
+        for document in _documents(settings):
+            q, k, v = query[:, :, document], key[:, :, document], value[:, :, document]
+            output_THD[:, document] = _attend(q, k, v, settings, dropout=0.0).transpose(1, 2)
+        ctx.save_for_backward(query, key, value, output_THD)
+        ctx.settings = settings
+        return output_THD
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        query, key, value, output_THD = ctx.saved_tensors
+        settings: _Settings = ctx.settings
+        results = tuple(torch.empty_like(tensor) for tensor in (query, key, value))
+        for document in _documents(settings):
+            q, k, v = query[0, :, document], key[0, :, document], value[0, :, document]
+            out, grad = (x[0, document].transpose(0, 1) for x in (output_THD, grads[0]))
+            if q.shape[1] <= SHORT_DOCUMENT:
+                parts = _backward_of_short(q, k, v, out, grad, settings)
+            else:
+                parts = _backward_of_long(q, k, v, grad, settings)
+            for result, part in zip(results, parts, strict=True):
+                result[0, :, document] = part
+        return *results, None
+
+
+def _documents(settings: _Settings) -> Iterator[slice]:
+    begin = 0
+    for length in settings.lengths:
+        yield slice(begin, begin + length)
+        begin += length
+
+
+def _backward_of_long(
+    q_HLD: torch.Tensor, k_JLD: torch.Tensor, v_JLD: torch.Tensor, grad_HLD: torch.Tensor, settings: _Settings
+) -> tuple[torch.Tensor, ...]:
+    """torch's own backward, after its forward once more."""
+    with torch.enable_grad():
+        inputs = [tensor[None].detach().requires_grad_() for tensor in (q_HLD, k_JLD, v_JLD)]
+        output = _attend(inputs[0], inputs[1], inputs[2], settings, dropout=0.0)
+    return tuple(grad[0] for grad in torch.autograd.grad(output, inputs, grad_HLD[None]))
+
+
+def _backward_of_short(
+    q_HLD: torch.Tensor,
+    k_JLD: torch.Tensor,
+    v_JLD: torch.Tensor,
+    out_HLD: torch.Tensor,
+    grad_HLD: torch.Tensor,
+    settings: _Settings,
+) -> tuple[torch.Tensor, ...]:
+    """Batched products over blocks of queries.
+
+    In shapes: H query heads, J key heads, G = H / J, L tokens, Q queries of a block, S keys that they see, D head size.
+    The G query heads of a key head are laid below each other, (J, G Q, D), so keys and values are never repeated.
+    """
+    heads, key_heads, length = q_HLD.shape[0], k_JLD.shape[0], q_HLD.shape[1]
+    keys_JLD, values_JLD = k_JLD.float(), v_JLD.float()
+    grad_q_HLD = torch.empty_like(q_HLD)
+    grad_k_JLD, grad_v_JLD = torch.zeros_like(keys_JLD), torch.zeros_like(values_JLD)
+    for first in range(0, length, QUERY_BLOCK):
+        last = min(first + QUERY_BLOCK, length)
+        start = 0 if settings.window is None else max(0, first - settings.window + 1)
+        q, out, grad = (_below_each_other(x[:, first:last], key_heads) for x in (q_HLD, out_HLD, grad_HLD))
+        k, v = keys_JLD[:, start:last], values_JLD[:, start:last]
+
+        hidden_NS = _hidden(first, last, start, settings.window, device=q.device).repeat(heads // key_heads, 1)
+        scores_JNS = torch.bmm(q, k.transpose(1, 2)).mul_(settings.scale)
+        if settings.softcap is not None:
+            scores_JNS = scores_JNS.div_(settings.softcap).tanh_().mul_(settings.softcap)
+        weights_JNS = scores_JNS.masked_fill(hidden_NS, float("-inf")).softmax(-1)
+        grad_v_JLD[:, start:last] += torch.bmm(weights_JNS.transpose(1, 2), grad)
+        # d scores = weights * (d weights - rowsum(d weights * weights)), and that row sum is grad . out.
+        dscores_JNS = torch.bmm(grad, v.transpose(1, 2)).sub_((grad * out).sum(-1, keepdim=True)).mul_(weights_JNS)
+        if settings.softcap is not None:
+            dscores_JNS.mul_(1.0 - (scores_JNS / settings.softcap).square())
+        dscores_JNS.mul_(settings.scale)
+        grad_q_HLD[:, first:last] = torch.bmm(dscores_JNS, k).view(heads, last - first, -1)
+        grad_k_JLD[:, start:last] += torch.bmm(dscores_JNS.transpose(1, 2), q)
+    return grad_q_HLD, grad_k_JLD, grad_v_JLD
+
+
+def _hidden(first: int, last: int, start: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """(queries, keys) bool: True where query `first + i` must not see key `start + j`."""
+    everything = torch.ones(last - first, last - start, dtype=torch.bool, device=device)
+    hidden = everything.triu(first - start + 1)
+    return hidden if window is None else hidden | everything.tril(first - start - window)
+
+
+def _below_each_other(x_HQD: torch.Tensor, key_heads: int) -> torch.Tensor:
+    """(H, Q, D) -> (J, G Q, D), float32."""
+    return x_HQD.float().reshape(key_heads, -1, x_HQD.shape[-1])

@@ -1,0 +1,62 @@
+"""Documents that cannot drift: every path and name of the tour exists, every command of the README is one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from lamina.cli.app import app
+from lamina.config import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+PATH = re.compile(r"`(src/lamina/[\w/]+\.py)`")
+NAME = re.compile(r"`([A-Za-z_]\w*)`")
+
+
+def stops() -> list[str]:
+    text = (ROOT / "docs/tour.md").read_text(encoding="utf-8")
+    return re.split(r"\n\d+\. ", text)[1:]
+
+
+def test_the_tour_has_at_most_ten_stops_and_ends_at_the_saved_adapter() -> None:
+    assert 5 <= len(stops()) <= 10
+    assert "save_adapter" in stops()[-1]
+
+
+def test_every_path_and_name_of_the_tour_exists() -> None:
+    assert all(PATH.findall(stop) for stop in stops())
+    tour = "".join(stops())
+    sources = [(ROOT / path).read_text(encoding="utf-8") for path in PATH.findall(tour)]  # fails where a file is gone
+    for name in NAME.findall(PATH.sub("", tour)):
+        defined = any(re.search(rf"^\s*(?:def|class) {name}\b", source, re.MULTILINE) for source in sources)
+        assert defined, f"{name} is not defined in the files that the tour names"
+
+
+def test_the_configuration_of_the_readme_is_valid() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert load_config(yaml.safe_load(block.replace("2e-4", "0.0002"))).method.type == "lora"
+
+
+def test_every_command_of_the_readme_is_one() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    blocks = "".join(re.findall(r"```\w*\n(.*?)```", text, re.DOTALL))
+    used = {name for names in re.findall(r"^lamina (\w+(?: \| \w+)*)", blocks, re.MULTILINE) for name in names.split(" | ")}
+    assert used <= known
+    assert {"train", "eval", "chat", "generate", "merge", "methods"} <= used
+
+
+def test_every_make_target_of_the_readme_is_one() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    assert {"quickstart", "test", "check", "bench", "gpu", "clean"} <= targets
+    assert set(re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)) <= targets
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
+            assert (document.parent / link).exists(), f"{document.name}: {link}"
