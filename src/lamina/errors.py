@@ -46,7 +46,8 @@ class Problem:
     fix: str = ""
 
     def __str__(self) -> str:
-        return f"{self.field}: {self.message}" + (f" Fix: {self.fix}" if self.fix else "")
+        message = self.message if self.message.endswith((".", "?", "!")) else f"{self.message}."
+        return f"{self.field}: {message}" + (f" Fix: {self.fix}" if self.fix else "")
 
 
 class ConfigError(LaminaError, ValueError):

@@ -105,14 +105,15 @@ def start_run(config: Config, resume: bool) -> Run:
         StorageError: The directory cannot be written.
     """
     run = Run(Path(config.output_dir))
-    if run.config_path.is_file():
+    begun = run.manifest_path.is_file()  # written when model, data and adapter were found to fit
+    if begun and run.config_path.is_file():
         if not resume:
             raise RunError(
                 f"{run.path}: already holds a run. Fix: add --resume to go on with it, choose another output_dir, or "
                 "delete the directory."
             )
         _same_config(run, config)
-    elif run.path.is_dir() and any(e for e in run.path.iterdir() if not e.name.startswith(".")):
+    elif run.path.is_dir() and _foreign_files(run):
         raise RunError(f"{run.path}: is a folder with other files in it and no run. Fix: choose another output_dir.")
     else:
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -138,6 +139,12 @@ def exclusive(run: Run) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _foreign_files(run: Run) -> bool:
+    """Whether the folder holds anything that a run which never began would not have left."""
+    own = {run.config_path.name, run.metrics_path.name, run.checkpoints.name}
+    return any(entry.name not in own and not entry.name.startswith(".") for entry in run.path.iterdir())
 
 
 def _same_config(run: Run, config: Config) -> None:

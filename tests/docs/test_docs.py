@@ -44,7 +44,9 @@ def test_every_command_of_the_readme_is_one() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     blocks = "".join(re.findall(r"```\w*\n(.*?)```", text, re.DOTALL))
-    used = {name for names in re.findall(r"^lamina (\w+(?: \| \w+)*)", blocks, re.MULTILINE) for name in names.split(" | ")}
+    used = {
+        name for names in re.findall(r"^lamina (\w+(?: \| \w+)*)", blocks, re.MULTILINE) for name in names.split(" | ")
+    }
     assert used <= known
     assert {"train", "eval", "chat", "generate", "merge", "methods"} <= used
 

@@ -73,7 +73,9 @@ def evaluate(
         bool,
         typer.Option("--exact-match", help="Also generate answers and compare them with the expected ones."),
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest generated answer.")] = 256,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest generated answer, with --exact-match; by default 256.")
+    ] = None,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Only so many rows from the start.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write the generated answers to this .jsonl file.")] = None,
     model: ModelOption = None,
@@ -83,8 +85,13 @@ def evaluate(
     """Loss, perplexity and exact match of an adapter, with the bare base beside it."""
     if predictions is not None and not exact_match:
         raise ConfigError(Problem("--predictions", "has nothing to write without --exact-match", "add --exact-match"))
+    if max_new_tokens is not None and not exact_match:
+        raise ConfigError(Problem("--max-new-tokens", "does nothing without --exact-match", "add --exact-match"))
+    if columns and data is None:
+        raise ConfigError(Problem("--column", "maps the columns of --data, which is not given", "add --data FILE"))
     mapping = dict(_pair(text) for text in columns) if columns else None
     from lamina.evaluation.evaluate import evaluate as evaluate_adapter
+    from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS
     from lamina.files import write_text
 
     with Bars() as bars:
@@ -94,7 +101,7 @@ def evaluate(
             columns=mapping,
             max_rows=max_rows,
             exact_match=exact_match,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max_new_tokens or DEFAULT_MAX_NEW_TOKENS,
             model=model,
             allow_base_mismatch=allow_base_mismatch,
             progress=bars.update,
@@ -289,7 +296,7 @@ def main() -> None:
         _report(error.details(), f"[bold red]{mark}:[/bold red] {escape(str(error))}", as_json)
     except TyperException as error:
         code = 2
-        message = getattr(error, "message", str(error))
+        message = error.format_message()
         hint = "" if as_json else "\n[dim]See lamina --help, or lamina COMMAND --help.[/dim]"
         _report(
             {"type": "UsageError", "message": message},

@@ -19,8 +19,8 @@ MismatchFlag = Annotated[
 ]
 
 # Results; and everything else.
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, soft_wrap=True, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 
 def print_json(value: dict[str, Any]) -> None:

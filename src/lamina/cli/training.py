@@ -77,9 +77,9 @@ class TrainingView:
         err.print(text)
 
     def _on_step(self, step: int, data: dict[str, Any]) -> None:
-        now = data["tokens"] / data["step_seconds"] if data["step_seconds"] else 0.0
+        now = data["tokens"] / data["seconds"]
         self._speed = now if not self._speed else 0.8 * self._speed + 0.2 * now
-        left = (self._total - step) * data["tokens"] / self._speed if self._speed else 0.0
+        left = (self._total - step) * data["tokens"] * data["step_seconds"] / data["seconds"] / self._speed
         facts = (
             f"loss {data['loss']:.4f}  {self._speed:,.0f} tokens/s  ETA {duration(left)}  "
             f"{data['memory_bytes'] / _GIB:.1f} GiB"

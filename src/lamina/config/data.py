@@ -52,7 +52,8 @@ class DataConfig(Section):
         unknown = [field for field in self.columns or {} if field not in MAPPABLE_FIELDS]
         if unknown:
             raise ValueError(
-                f"columns maps the unknown field {unknown[0]!r}; fields are: {', '.join(MAPPABLE_FIELDS)}. "
+                f"columns maps the unknown fields {', '.join(map(repr, unknown))}; "
+                f"fields are: {', '.join(MAPPABLE_FIELDS)}. "
                 "Write field: column, such as {prompt: question, completion: answer}."
             )
         return self

@@ -6,7 +6,7 @@ All problems are reported at once, each with the field, the value, what is allow
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -96,7 +96,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key_node.start_mark)
             if key in seen:
                 line = key_node.start_mark.line + 1
                 raise ConfigError(Problem(str(key), f"appears twice (again on line {line})", "keep one of them"))
@@ -114,7 +118,9 @@ _Loader.add_implicit_resolver(
 def _parse_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain data only
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         reason = getattr(error, "problem", None) or str(error)
@@ -142,7 +148,7 @@ def _problem(detail: ErrorDetails) -> Problem:
         case "union_tag_not_found":
             return Problem(f"{field}.type", "is required but not given.", "name the method, such as `type: lora`")
         case "value_error":
-            return Problem(field, f"{str(detail['msg']).removeprefix('Value error, ')}.")
+            return Problem(field, str(detail["msg"]).removeprefix("Value error, "))
         case "model_type" | "dict_type" | "model_attributes_type":
             return Problem(field, f"got {_short(value)}; must be a mapping of keys.")
         case _:

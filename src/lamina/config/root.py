@@ -39,12 +39,15 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Config:
+        wrong = []
         if self.data.eval is None:
             if self.train.early_stopping_patience is not None:
-                raise ValueError(
+                wrong.append(
                     "train.early_stopping_patience needs an evaluation loss, but data.eval is null; "
                     "set data.eval to a file or a share"
                 )
             if self.train.eval_steps is not None:
-                raise ValueError("train.eval_steps does nothing while data.eval is null; set data.eval or remove it")
+                wrong.append("train.eval_steps does nothing while data.eval is null; set data.eval or remove it")
+        if wrong:
+            raise ValueError(". ".join(wrong))
         return self

@@ -93,17 +93,20 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> TrainConfig:
+        wrong = []
         if self.max_steps is not None and self.num_train_epochs is not None:
-            raise ValueError("max_steps and num_train_epochs both set the length of training; keep one of them")
+            wrong.append("max_steps and num_train_epochs both set the length of training; keep one of them")
         if self.warmup_ratio and self.warmup_steps:
-            raise ValueError("warmup_ratio and warmup_steps both set the warm-up; keep one of them")
+            wrong.append("warmup_ratio and warmup_steps both set the warm-up; keep one of them")
         if self.lr_scheduler_type == "constant" and (self.warmup_ratio or self.warmup_steps):
-            raise ValueError(
+            wrong.append(
                 "lr_scheduler_type 'constant' has no warm-up, so warmup_ratio and warmup_steps would do nothing; "
                 "use 'constant_with_warmup' or remove the warm-up"
             )
         if self.early_stopping_threshold and self.early_stopping_patience is None:
-            raise ValueError("early_stopping_threshold does nothing without early_stopping_patience; set both")
+            wrong.append("early_stopping_threshold does nothing without early_stopping_patience; set both")
+        if wrong:
+            raise ValueError(". ".join(wrong))
         return self
 
     @property

@@ -78,7 +78,7 @@ def build_dataset(config: DataConfig, template: ChatTemplate, batch_size: int, s
         eval=TokenReport.of(evaluation) if evaluation else None,
         chat_template=template.name,
         stop_token=template.stop_token,
-        notes=_notes(config, template, train, train_examples, eval_examples),
+        notes=_notes(config, template, train, train_examples, evaluation, eval_examples),
     )
     lengths = [len(example) for example in train]
     plan = plan_epoch(lengths, batch_size, config.max_length, config.packing, seed, epoch=0)
@@ -107,9 +107,8 @@ def load_examples(config: DataConfig, path: Path, field: str, max_rows: int | No
         used = set()
     module = choose_format(rows, config.format, path)
     name = module.__name__.rpartition(".")[2]
-    fields = {word for field in module.FIELDS for word in field.replace(",", " ").split()}
     report = FileReport(str(path), files.sha256_file(path), name, len(rows))
-    report.ignored_columns = [c for c in columns if c not in (used or fields)]
+    report.ignored_columns = [c for c in columns if c not in (used or {*module.FIELDS, *module.OPTIONAL_FIELDS})]
     examples = []
     for number, row in enumerate(rows, start=1):
         if max_rows is not None and number > max_rows:
@@ -118,7 +117,11 @@ def load_examples(config: DataConfig, path: Path, field: str, max_rows: int | No
         try:
             messages: list[Message] = module.parse(row)
         except RowError as error:
-            raise DataError(f"{path}: row {number} does not fit the format {name!r}: {error}.") from None
+            raise DataError(
+                f"{path}: row {number} does not fit the format {name!r}: {error}. Fix: correct the row, or set "
+                "data.format or data.columns."
+            ) from None
+        _check_text(messages, path, number)
         example = _usable(messages, number, report)
         if example is not None:
             examples.append(example)
@@ -129,9 +132,12 @@ def encode_side(
     examples: Sequence[Example], config: DataConfig, template: ChatTemplate, report: FileReport
 ) -> list[EncodedExample]:
     """Encodes examples, and cuts or drops those that are too long."""
+    try:
+        encoded = list(encode_examples(examples, template, config.train_on))
+    except DataError as error:
+        raise DataError(f"{report.path}: {error}") from None
     kept = []
-    for encoded in encode_examples(examples, template, config.train_on):
-        item = encoded
+    for item in encoded:
         if len(item) > config.max_length:
             if config.overlong == "drop":
                 report.drop("longer_than_max_length", item.row)
@@ -151,12 +157,26 @@ def _usable(messages: list[Message], row: int, report: FileReport) -> Example | 
         report.drop("no_assistant_turn", row)
         return None
     kept = messages[: answers[-1] + 1]
-    if not kept[-1].content.strip():
+    if not all(kept[index].content.strip() for index in answers):
         report.drop("empty_answer", row)
+        return None
+    if len(kept) == 1:
+        report.drop("nothing_before_the_answer", row)
         return None
     if len(kept) < len(messages):
         report.trimmed.append(row)
     return Example(tuple(kept), row)
+
+
+def _check_text(messages: list[Message], path: Path, row: int) -> None:
+    for message in messages:
+        try:
+            message.content.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{path}: row {row}: the {message.role} turn holds half of a surrogate pair (character {error.start}), "
+                "not text. Fix: correct the row."
+            ) from None
 
 
 def _nothing_left(path: str, report: FileReport) -> str:
@@ -169,14 +189,18 @@ def _notes(
     template: ChatTemplate,
     train: Sequence[EncodedExample],
     train_examples: Sequence[Example],
+    evaluation: Sequence[EncodedExample],
     eval_examples: Sequence[Example],
 ) -> list[str]:
     notes = list(template.notes)
     if isinstance(config.eval, float) and not eval_examples:
         notes.append("all rows have the same prompt, so no evaluation side could be split off without leakage")
+    if isinstance(config.eval, float) and eval_examples and not evaluation:
+        notes.append("every row of the evaluation side was dropped, so nothing will be evaluated")
     if isinstance(config.eval, str):
-        trained = {example.prompt_key() for example in train_examples}
-        leaked = [example.row for example in eval_examples if example.prompt_key() in trained]
+        train_rows, eval_rows = {item.row for item in train}, {item.row for item in evaluation}
+        trained = {example.prompt_key() for example in train_examples if example.row in train_rows}
+        leaked = [e.row for e in eval_examples if e.row in eval_rows and e.prompt_key() in trained]
         if leaked:
             notes.append(
                 f"{len(leaked)} evaluation rows have a prompt that is also trained on (first: row {leaked[0]})"

@@ -8,7 +8,7 @@ import numpy as np
 
 from lamina.data.example import EncodedExample, Example
 from lamina.data.template import ChatTemplate, Rendered, Span
-from lamina.errors import ModelError
+from lamina.errors import DataError, ModelError
 
 # Rows handed to the tokenizer at once; it runs them over its own threads.
 TOKENIZE_ROWS = 512
@@ -24,7 +24,7 @@ def encode_examples(examples: Sequence[Example], template: ChatTemplate, train_o
 
     Raises:
         ModelError: The tokenizer is not a fast one, so it cannot tell where a token lies in the text.
-        DataError: The template cannot render an example.
+        DataError: The template cannot render an example; the message begins with its row.
     """
     tokenizer = template.tokenizer
     if not tokenizer.is_fast:
@@ -34,7 +34,7 @@ def encode_examples(examples: Sequence[Example], template: ChatTemplate, train_o
         )
     for first in range(0, len(examples), TOKENIZE_ROWS):
         chunk = examples[first : first + TOKENIZE_ROWS]
-        rendered = [template.render_spans(example.messages) for example in chunk]
+        rendered = [_render(example, template) for example in chunk]
         # The template already wrote every special token, BOS included.
         encoded = tokenizer(
             [item.text for item in rendered],
@@ -67,6 +67,13 @@ def supervised_mask(offsets: np.ndarray, spans: Iterable[Span]) -> np.ndarray:
         mask |= (starts < span.end) & (ends > span.start)
     mask[:1] = False
     return mask
+
+
+def _render(example: Example, template: ChatTemplate) -> Rendered:
+    try:
+        return template.render_spans(example.messages)
+    except DataError as error:
+        raise DataError(f"row {example.row}: {error}") from None
 
 
 def _spans(rendered: Rendered, train_on: str) -> Sequence[Span]:

@@ -51,7 +51,7 @@ def _line_rows(text: str, path: Path) -> Iterator[Row]:
         row += 1
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
             raise DataError(
                 f"{path}: row {row} (line {number}) is not JSON: {reason}. The line begins {line.strip()[:60]!r}. "
@@ -63,10 +63,10 @@ def _line_rows(text: str, path: Path) -> Iterator[Row]:
 def _array_rows(text: str, path: Path) -> Iterator[Row]:
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        reason = str(error)  # a JSONDecodeError says line and column
         raise DataError(
-            f"{path}: not JSON: {error.msg} at line {error.lineno}, column {error.colno}. "
-            "Fix: the file must be one JSON array of objects, or one JSON object a line."
+            f"{path}: not JSON: {reason}. Fix: the file must be one JSON array of objects, or one JSON object a line."
         ) from None
     for row, value in enumerate(values, start=1):
         yield _object(value, path, row)

@@ -14,7 +14,8 @@ from lamina.data.example import EncodedExample
 # Why a row is not trained on. The key is what the report counts under, the value what it says to people.
 DROP_REASONS = {
     "no_assistant_turn": "there is no assistant turn to learn from",
-    "empty_answer": "the final answer is empty or has no text",
+    "empty_answer": "an answer is empty or has no text",
+    "nothing_before_the_answer": "there is no turn before the answer",
     "longer_than_max_length": "the row has more tokens than data.max_length and data.overlong is 'drop'",
     "no_supervised_tokens": "no token of the row is in the loss (after cutting, if it was cut)",
     "after_max_rows": "the row comes after data.max_rows",

@@ -35,8 +35,9 @@ def split_off_eval(examples: Sequence[Example], share: float, seed: int) -> tupl
     for group in shuffled[:-1]:  # one group always stays for training
         if len(held_out) >= wanted:
             break
-        if held_out and len(held_out) + len(group) > 2 * wanted:
-            continue  # a prompt repeated very often would swallow the evaluation side
-        held_out.update(group)
+        if len(held_out) + len(group) <= 2 * wanted:  # a prompt repeated very often would swallow the other side
+            held_out.update(group)
+    if not held_out:
+        held_out.update(min(shuffled, key=len))
     train = [example for index, example in enumerate(examples) if index not in held_out]
     return train, [example for index, example in enumerate(examples) if index in held_out]

@@ -93,7 +93,10 @@ class ChatTemplate:
                 turns, chat_template=self.source, tokenize=False, add_generation_prompt=add_generation_prompt
             )
         except TemplateError as error:
-            raise DataError(f"the {self.name} chat template refuses the conversation: {error}") from None
+            raise DataError(
+                f"the {self.name} chat template refuses the conversation: {error}. Fix: correct the row, or set "
+                "data.chat_template to a built-in template."
+            ) from None
         return str(text)
 
     def render_spans(self, messages: Sequence[Message]) -> Rendered:
@@ -108,8 +111,7 @@ class ChatTemplate:
             end = answers[-1].end
             text = text[:end] + self.stop_token
             answers[-1] = Span(answers[-1].start, len(text))
-        else:
-            answers = [Span(span.start, self._past_stop(text, span.end)) for span in answers]
+        answers = [Span(span.start, self._past_stop(text, span.end)) for span in answers]
         return Rendered(text, tuple(answers))
 
     @cached_property
@@ -157,10 +159,21 @@ class ChatTemplate:
             spans = _spans_of_marks(self.render(marked), text)
             if spans is not None and len(spans) == expected:
                 return spans
+        span = self._span_after_prompt(messages, text) if expected == 1 else None
+        if span is not None:
+            return [span]
         raise DataError(
             f"the {self.name} chat template changes or drops an assistant turn, so its tokens cannot be told apart. "
             "Fix: set data.chat_template to a built-in template, or train on rows with a single answer."
         )
+
+    def _span_after_prompt(self, messages: Sequence[Message], text: str) -> Span | None:
+        """A final answer that the template takes apart (reasoning sections): all that follows the generation prompt."""
+        prompt = self.render(messages[:-1], add_generation_prompt=True) if len(messages) > 1 else ""
+        if not prompt or not text.startswith(prompt) or messages[-1].role != "assistant":
+            return None
+        end = text.rfind(self.stop_token, len(prompt))
+        return Span(len(prompt), end if end >= 0 else len(text.rstrip()))
 
 
 def build_template(tokenizer: PreTrainedTokenizerBase, wanted: str | None = None) -> ChatTemplate:
@@ -216,16 +229,20 @@ def _mark(message: Message, trim: bool) -> Message:
 
 def _spans_of_marks(marked: str, text: str) -> list[Span] | None:
     """The places of the marks in the text without them, or None if the marks changed the text."""
-    spans, plain_length, start = [], 0, 0
+    spans: list[Span] = []
+    plain_length, start = 0, None
     pieces = re.split(f"([{_OPEN}{_CLOSE}])", marked)
     for piece in pieces:
-        if piece == _OPEN:
-            start = plain_length
-        elif piece == _CLOSE:
-            spans.append(Span(start, plain_length))
+        if piece in (_OPEN, _CLOSE):
+            if (piece == _OPEN) != (start is None):
+                return None  # the template took the answer apart
+            if start is not None:
+                spans.append(Span(start, plain_length))
+            start = plain_length if start is None else None
         else:
             plain_length += len(piece)
-    return spans if "".join(p for p in pieces if p not in (_OPEN, _CLOSE)) == text else None
+    unchanged = "".join(piece for piece in pieces if piece not in (_OPEN, _CLOSE)) == text
+    return spans if unchanged and start is None else None
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TextIteratorStreamer
+from transformers import PreTrainedModel, TextIteratorStreamer
 
 from lamina.data.example import Message
 from lamina.methods.load import Loaded, load
@@ -74,11 +75,12 @@ def answer(
         stop = loaded.template.stop_token_id
         padded = torch.tensor([[stop] * (longest - len(ids[i])) + ids[i] for i in chosen])
         mask = torch.tensor([[0] * (longest - len(ids[i])) + [1] * len(ids[i]) for i in chosen])
-        generated = loaded.model.generate(  # pyright: ignore[reportCallIssue]
-            padded.to(loaded.model.device),
-            attention_mask=mask.to(loaded.model.device),
-            **_options(loaded, max_new_tokens, temperature),
-        )
+        with _contiguous_head_input(loaded.model):
+            generated = loaded.model.generate(  # pyright: ignore[reportCallIssue]
+                padded.to(loaded.model.device),
+                attention_mask=mask.to(loaded.model.device),
+                **_options(loaded, max_new_tokens, temperature),
+            )
         for index, row in zip(chosen, generated[:, longest:].tolist(), strict=True):
             answers[index] = str(tokenizer.decode(_until_stop(row, _stop_ids(loaded)), skip_special_tokens=True))
         progress(first + len(chosen))
@@ -112,6 +114,20 @@ def stream(
     thread.join()
     if failure:
         raise failure[0]
+
+
+@contextlib.contextmanager
+def _contiguous_head_input(model: PreTrainedModel) -> Iterator[None]:
+    """Lets the head see a contiguous input inside the block.
+
+    After the prompt, transformers hands it the last position of each sequence as a strided view, and torch's linear on
+    such a batch copies the head's weight once for each sequence: seconds, and gigabytes.
+    """
+    handle = model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(),))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _options(loaded: Loaded, max_new_tokens: int, temperature: float) -> dict[str, Any]:

@@ -41,17 +41,17 @@ UNSEEN_PRODUCTS = EVAL.products
 PRODUCTS = TRAIN_PRODUCTS + UNSEEN_PRODUCTS
 ORDER_PATTERN = re.compile(r"[B-DF-HJ-NP-TV-Z]{2}-[1-9][0-9]{4}")
 
-SYSTEM = "Turn the customer's request into one JSON routing record: intent, queue, product, order, priority."
+SYSTEM = "Route this support request as one JSON record."
 
 _ORDER_LETTERS = "BCDFGHJKLMNPRSTVWXYZ"
 _EVAL_ORDER_STEP = 7  # Eval requests use order numbers divisible by this, training requests all others.
 _PRIORITY_MIX = ("high",) * 7 + ("normal",) * 8 + ("low",) * 5
 _ORDER_MIX = (True, True, True, False)  # Of the requests about a product; account requests never have an id.
-_GREETING_SHARE = 0.6
-_SMALL_TALK_SHARE = 0.35
-_SIGN_OFF_SHARE = 0.5
+_GREETING_SHARE = 0.4
+_SMALL_TALK_SHARE = 0.2
+_SIGN_OFF_SHARE = 0.3
 _BEFORE_CORE_SHARE = 0.3
-_MIN_WORDS = 15  # Shorter requests get a sentence of small talk.
+_MIN_WORDS = 12  # Shorter requests get a sentence of small talk.
 _MAX_TRIES = 1000  # Draws of one row before build_task says that the wording is used up.
 
 T = TypeVar("T")
@@ -125,7 +125,7 @@ def is_valid_record(text: str) -> bool:
         return False
     if not isinstance(pairs, tuple) or tuple(key for key, _ in pairs) != KEYS:
         return False
-    queue, intent, product, order, priority = (value for _, value in pairs)
+    intent, queue, product, order, priority = (value for _, value in pairs)
     return (
         intent in INTENTS
         and queue == QUEUE_OF_INTENT[intent]

@@ -37,6 +37,7 @@ class TrainState:
         tokens: Real tokens trained on.
         supervised_tokens: Supervised ones among them.
         skipped_steps: Steps whose gradient was not finite and that changed nothing.
+        skipped_in_a_row: Those since the last good step.
         train_loss_first: Loss of the first step.
         train_loss_last: Loss of the latest step.
         eval_loss_first: Loss of the bare base on the evaluation data.
@@ -54,6 +55,7 @@ class TrainState:
     tokens: int = 0
     supervised_tokens: int = 0
     skipped_steps: int = 0
+    skipped_in_a_row: int = 0
     train_loss_first: float | None = None
     train_loss_last: float | None = None
     eval_loss_first: float | None = None

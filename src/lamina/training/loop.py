@@ -112,10 +112,9 @@ class _Loop:
         self.state = state
         self.random = random_state(self.model.device)  # as it was when state.step was done
         self.parameters = list(session.tensors.values())
-        self.skipped_in_a_row = 0
         self.first_step = state.step + 1
-        self.window: list[StepResult] = []
-        self.window_began = time.perf_counter()
+        self.window: list[StepResult] = []  # steps since the last metrics line
+        self.window_seconds = 0.0
 
     def run(self) -> None:
         self.model.train()
@@ -171,7 +170,7 @@ class _Loop:
         if not result.finite:
             self._skip(result, micro_batches)
         else:
-            self.skipped_in_a_row = 0
+            state.skipped_in_a_row = 0
         state.step += 1
         self.random = random_state(self.model.device)
         if result.finite:
@@ -181,16 +180,17 @@ class _Loop:
             if state.train_loss_first is None:
                 state.train_loss_first = result.loss
             self.window.append(result)
+            self.window_seconds += seconds
         if not first or self.session.total_steps == 1:
             state.timed_tokens += result.tokens
             state.timed_seconds += seconds
         state.peak_memory_bytes = max(state.peak_memory_bytes, peak_memory_bytes(self.model.device))
         if self.window and (state.step % self.config.logging_steps == 0 or state.step == self.session.total_steps):
-            self._log_window(seconds)
+            self._log_window()
         if self._asked_to_stop():
             raise StepAbandoned
 
-    def _log_window(self, seconds: float) -> None:
+    def _log_window(self) -> None:
         window, state = self.window, self.state
         supervised = sum(result.supervised_tokens for result in window)
         self.log.emit(
@@ -201,22 +201,23 @@ class _Loop:
             grad_norm=window[-1].grad_norm,
             tokens=sum(result.tokens for result in window),
             supervised_tokens=supervised,
-            step_seconds=seconds,
+            seconds=self.window_seconds,
+            step_seconds=self.window_seconds / len(window),
             epoch=state.step / self.session.steps_per_epoch,
             memory_bytes=state.peak_memory_bytes,
         )
-        self.window = []
+        self.window, self.window_seconds = [], 0.0
 
     def _skip(self, result: StepResult, micro_batches: list[list[Any]]) -> None:
         state = self.state
         state.skipped_steps += 1
-        self.skipped_in_a_row += 1
+        state.skipped_in_a_row += 1
         step = state.step + 1
         rows = [example.row for examples in micro_batches for example in examples][:8]
         what = f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}"
-        if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW or step == 1:
+        if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW or step == 1:
             raise TrainingError(
-                f"{what}: not finite{'' if step == 1 else f', {self.skipped_in_a_row} steps in a row'} (learning rate "
+                f"{what}: not finite{'' if step == 1 else f', {state.skipped_in_a_row} steps in a row'} (learning rate "
                 f"{self.session.schedule(state.step):.3g}, rows {', '.join(map(str, rows))}). Fix: lower "
                 "train.learning_rate, look at those rows, or check that the base model itself is sound. "
                 f"The last checkpoint in {self.run_dir.checkpoints} is untouched."
@@ -301,9 +302,8 @@ class _Loop:
 
     def _announce(self) -> None:
         session, state = self.session, self.state
-        device_model = self.model
         sample = session.epoch_plan(0)[0]
-        speed = measured_tokens_per_second(device_model, session.head, self.parameters, sample)
+        speed = measured_tokens_per_second(self.model, session.head, self.parameters, sample)
         tokens_per_step = session.dataset.report.train.tokens / session.steps_per_epoch
         left = (session.total_steps - state.step) * tokens_per_step
         trainable = count_parameters(self.parameters)
@@ -316,7 +316,7 @@ class _Loop:
             trainable_parameters=trainable,
             total_parameters=count_parameters(self.model.parameters()),
             dtype=str(session.base.dtype).removeprefix("torch."),
-            device=str(device_model.device),
+            device=str(self.model.device),
             gradient_checkpointing=session.checkpointing,
             estimated_seconds=left / speed,
             data_report=session.dataset.report.lines(),

@@ -1,7 +1,7 @@
 """The shapes that a row may have, one file each, found by discovery.
 
-A format's file defines `FIELDS` (what it reads, for messages), `detect(row)` and `parse(row)`, which gives the
-messages of the row or raises `RowError`. The file's name is the format's name in the config.
+A format's file defines `FIELDS` and `OPTIONAL_FIELDS` (the columns it reads), `detect(row)` and `parse(row)`, which
+gives the messages of the row or raises `RowError`. The file's name is the format's name in the config.
 """
 
 from __future__ import annotations
@@ -33,19 +33,21 @@ def choose_format(rows: Sequence[Mapping[str, Any]], wanted: str, path: Path) ->
     """
     if wanted != "auto":
         return FORMATS[wanted]
-    fitting = [name for name, module in FORMATS.items() if all(module.detect(row) for row in rows[:DETECT_ROWS])]
+    seen = rows[:DETECT_ROWS]
+    hits = {name: sum(module.detect(row) for row in seen) for name, module in FORMATS.items()}
+    fitting = [name for name, count in hits.items() if count == len(seen)]
     if len(fitting) == 1:
         return FORMATS[fitting[0]]
-    shapes = "; ".join(f"{name} ({', '.join(module.FIELDS)})" for name, module in FORMATS.items())
+    shapes = "; ".join(_shape(name, module) for name, module in FORMATS.items())
     if fitting:
         raise DataError(
             f"{path}: the rows fit more than one format: {', '.join(fitting)}. Fix: set data.format to one of them."
         )
-    some = next((n for n, module in FORMATS.items() if any(module.detect(row) for row in rows[:DETECT_ROWS])), None)
-    if some is not None:
-        odd = next(i for i, row in enumerate(rows[:DETECT_ROWS], 1) if not FORMATS[some].detect(row))
+    most = max(hits, key=lambda name: hits[name])
+    if hits[most]:
+        odd = next(number for number, row in enumerate(seen, 1) if not FORMATS[most].detect(row))
         raise DataError(
-            f"{path}: rows have different shapes: some fit {some}, but row {odd} has the columns "
+            f"{path}: rows have different shapes: most fit {most}, but row {odd} has the columns "
             f"{_columns(rows[odd - 1])}. Fix: give every row the same shape."
         )
     raise DataError(
@@ -70,6 +72,11 @@ def rename_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
             )
         renamed.append({field: row[column] for field, column in columns.items()})
     return renamed
+
+
+def _shape(name: str, module: ModuleType) -> str:
+    optional = f"; optionally {', '.join(module.OPTIONAL_FIELDS)}" if module.OPTIONAL_FIELDS else ""
+    return f"{name} ({', '.join(module.FIELDS)}{optional})"
 
 
 def _columns(row: Mapping[str, Any]) -> str:

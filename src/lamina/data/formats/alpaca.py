@@ -8,7 +8,8 @@ from typing import Any
 from lamina.data.example import Message
 from lamina.data.formats._fields import text_field
 
-FIELDS = ("instruction", "output", "optionally input and system")
+FIELDS = ("instruction", "output")
+OPTIONAL_FIELDS: tuple[str, ...] = ("input", "system")
 
 
 def detect(row: Mapping[str, Any]) -> bool:

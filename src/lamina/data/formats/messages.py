@@ -9,6 +9,7 @@ from lamina.data.example import Message
 from lamina.data.formats._fields import message_list
 
 FIELDS = ("messages",)
+OPTIONAL_FIELDS: tuple[str, ...] = ()
 
 
 def detect(row: Mapping[str, Any]) -> bool:

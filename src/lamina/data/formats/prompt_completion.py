@@ -8,7 +8,8 @@ from typing import Any
 from lamina.data.example import Message
 from lamina.data.formats._fields import message_list, text_field
 
-FIELDS = ("prompt", "completion", "optionally system")
+FIELDS = ("prompt", "completion")
+OPTIONAL_FIELDS: tuple[str, ...] = ("system",)
 
 
 def detect(row: Mapping[str, Any]) -> bool:

@@ -1,0 +1,282 @@
+"""`build_dataset`: every row is trained on, evaluated on, or dropped with a reason, and the report says which."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from lamina.config import DataConfig
+from lamina.data.dataset import Dataset, build_dataset
+from lamina.data.example import Example, Message
+from lamina.data.report import DROP_REASONS, FileReport
+from lamina.data.split import split_off_eval
+from lamina.data.template import ChatTemplate, build_template
+from lamina.errors import ConfigError, DataError
+
+Row = dict[str, Any]
+Build = Callable[..., Dataset]
+
+# "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n" without Q and A, one token a byte.
+OVERHEAD = len("user\n" + "\n" + "assistant\n" + "\n") + 4
+
+
+def pair(prompt: str, completion: str) -> Row:
+    return {"prompt": prompt, "completion": completion}
+
+
+def chat(*turns: tuple[str, str]) -> Row:
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+@pytest.fixture(scope="module")
+def template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+    return build_template(tokenizer)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., str]:
+    """Writes rows to a file and gives its path."""
+
+    def write_rows(rows: list[Row], name: str = "rows.jsonl") -> str:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return str(path)
+
+    return write_rows
+
+
+@pytest.fixture
+def build(write: Callable[..., str], template: ChatTemplate) -> Build:
+    """Builds a dataset from rows, without an evaluation side unless one is asked for."""
+
+    def build_rows(rows: list[Row], seed: int = 0, batch_size: int = 2, **settings: Any) -> Dataset:
+        config = DataConfig(train=write(rows), **{"eval": None, **settings})
+        return build_dataset(config, template, batch_size, seed)
+
+    return build_rows
+
+
+def report_of(dataset: Dataset) -> FileReport:
+    """The report of the only file, in which every row is accounted for."""
+    (file,) = dataset.report.files
+    accounted = file.train_rows + file.eval_rows + file.rows_dropped
+    assert file.rows == accounted
+    assert (file.train_rows, file.eval_rows) == (len(dataset.train), len(dataset.eval))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "reason"),
+    [
+        (chat(("user", "q")), {}, "no_assistant_turn"),
+        (chat(), {}, "no_assistant_turn"),
+        (chat(("user", "q"), ("assistant", " \n")), {}, "empty_answer"),
+        ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": None}]}, {}, "empty_answer"),
+        (chat(("user", "q" * 60), ("assistant", "a")), {}, "longer_than_max_length"),
+        (chat(("user", "q" * 60), ("assistant", "a")), {"overlong": "cut"}, "no_supervised_tokens"),
+    ],
+)
+def test_row_that_cannot_be_used_is_dropped_by_number_and_reason(
+    build: Build, row: Row, settings: dict[str, Any], reason: str
+) -> None:
+    good = chat(("user", "q"), ("assistant", "a"))
+    dataset = build([good, row, good, row], max_length=60, **settings)
+    file = report_of(dataset)
+    assert file.dropped == {reason: [2, 4]}
+    assert [example.row for example in dataset.train] == [1, 3]
+    (line,) = [line for line in dataset.report.lines() if "dropped" in line]
+    assert DROP_REASONS[reason] in line
+    assert line.endswith("(rows 2, 4)")
+
+
+def test_rows_after_max_rows_are_counted(build: Build) -> None:
+    dataset = build([pair(f"q{i}", "a") for i in range(5)], max_rows=3)
+    assert report_of(dataset).dropped == {"after_max_rows": [4, 5]}
+    assert [example.row for example in dataset.train] == [1, 2, 3]
+    assert report_of(build([pair("q", "a")], max_rows=3)).dropped == {}
+
+
+def test_every_reason_at_once_accounts_for_every_row(build: Build) -> None:
+    rows = [
+        chat(("user", "q1"), ("assistant", "a")),
+        chat(("user", "q2")),
+        chat(("user", "q3"), ("assistant", "")),
+        chat(("user", "q4" * 40), ("assistant", "a")),
+        chat(("user", "q5"), ("assistant", "a"), ("user", "thanks")),
+        chat(("user", "q6"), ("assistant", "a")),
+        chat(("user", "q7"), ("assistant", "a")),
+    ]
+    dataset = build(rows, max_length=80, max_rows=6, eval=0.3)
+    file = report_of(dataset)
+    assert file.dropped == {
+        "no_assistant_turn": [2],
+        "empty_answer": [3],
+        "after_max_rows": [7],
+        "longer_than_max_length": [4],
+    }
+    assert sorted(e.row for e in dataset.train + dataset.eval) == [1, 5, 6]
+    assert file.trimmed == [5]
+
+
+@pytest.mark.parametrize("length", [OVERHEAD + 2, OVERHEAD + 3])
+def test_max_length_counts_the_tokens_of_the_whole_rendering(build: Build, length: int) -> None:
+    dataset = build([pair("q", "a"), pair("q", "ab")], max_length=length)
+    assert [len(example) for example in dataset.train] == list(range(OVERHEAD + 2, length + 1))
+
+
+def test_cut_rows_lose_their_end_and_are_named(build: Build, tokenizer: PreTrainedTokenizerBase) -> None:
+    dataset = build([pair("q", "abcdefgh"), pair("q", "ab")], max_length=OVERHEAD + 3, overlong="cut")
+    file = report_of(dataset)
+    assert (file.cut, file.dropped) == ([1], {})
+    cut, whole = dataset.train
+    assert len(cut) == OVERHEAD + 3
+    assert tokenizer.decode(cut.input_ids[cut.supervised]) == "abcd"
+    assert tokenizer.decode(whole.input_ids[whole.supervised]) == "ab<|im_end|>"
+    assert "  cut 1 to max_length (rows 1)" in dataset.report.lines()
+    assert any("1 of 2 training examples do not teach the stop token" in note for note in dataset.report.notes)
+
+
+def test_turns_after_the_last_answer_are_trimmed_and_named(build: Build, tokenizer: PreTrainedTokenizerBase) -> None:
+    dataset = build([chat(("user", "q"), ("assistant", "a"), ("user", "thanks"), ("system", "x"))])
+    assert report_of(dataset).trimmed == [1]
+    assert "thanks" not in str(tokenizer.decode(dataset.train[0].input_ids))
+    assert any("1 lost turns after the last answer (rows 1)" in line for line in dataset.report.lines())
+
+
+def test_bare_tool_call_is_not_taught_as_an_empty_answer(build: Build, tokenizer: PreTrainedTokenizerBase) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "weather"}]}
+    row = chat(("user", "weather?"), ("tool", "sunny"), ("assistant", "It is sunny."))
+    row["messages"].insert(1, call)
+    dataset = build([row, chat(("user", "q"), ("assistant", "a"))])
+    taught = [str(tokenizer.decode(e.input_ids[e.supervised])) for e in dataset.train]
+    assert not any(text.startswith("<|im_end|>") for text in taught)
+
+
+def test_ignored_columns_are_named(build: Build) -> None:
+    dataset = build([{**pair("q", "a"), "id": 1, "label": True}])
+    assert report_of(dataset).ignored_columns == ["id", "label"]
+    assert "  columns not used: id, label" in dataset.report.lines()
+
+
+def test_report_names_file_digest_and_format(build: Build, tmp_path: Path) -> None:
+    file = report_of(build([pair("q", "a")]))
+    path = tmp_path / "rows.jsonl"
+    assert (file.path, file.format, file.rows) == (str(path), "prompt_completion", 1)
+    assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_token_figures_are_those_of_the_examples(build: Build) -> None:
+    report = build([pair("q", "a"), pair("q", "abc"), pair("q", "abcdef")]).report
+    train = report.train
+    lengths = [OVERHEAD + 1 + answer for answer in (1, 3, 6)]
+    assert (train.examples, train.tokens, train.supervised_tokens) == (3, sum(lengths), 10 + 3)
+    assert (train.shortest, train.median, train.longest) == tuple(lengths)
+    assert report.eval is None
+    assert report.stop_token == "<|im_end|>"
+    assert json.loads(json.dumps(report.as_json()))["train"]["tokens"] == sum(lengths)
+
+
+def test_packing_figures(build: Build) -> None:
+    rows = [pair("q", "a") for _ in range(7)]
+    length = OVERHEAD + 2
+    packed = build(rows, max_length=length).report
+    assert (packed.micro_batches, packed.packing_efficiency) == (4, 7 / 8)
+    assert "packing: 4 micro-batches, 87.5% full" in packed.lines()
+    counted = build(rows, batch_size=3, packing=False).report
+    assert (counted.micro_batches, counted.packing_efficiency) == (3, None)
+
+
+def test_share_for_evaluation_is_split_off_by_seed(build: Build) -> None:
+    rows = [pair(f"q{i}", "a") for i in range(20)]
+    held_out = [[example.row for example in build(rows, seed, eval=0.25).eval] for seed in (0, 0, 1)]
+    assert [len(side) for side in held_out] == [5, 5, 5]
+    assert held_out[0] == held_out[1] != held_out[2]
+    dataset = build(rows, eval=0.25)
+    assert [example.row for example in dataset.eval_examples] == [example.row for example in dataset.eval]
+    assert [example.prompt[-1].content for example in dataset.eval_examples] == [f"q{row - 1}" for row in held_out[0]]
+    assert dataset.report.eval is not None and dataset.report.eval.examples == 5
+
+
+def test_one_prompt_for_all_rows_leaves_no_evaluation_side_and_says_so(build: Build) -> None:
+    dataset = build([pair("q", str(i)) for i in range(5)], eval=0.5)
+    assert (dataset.eval, dataset.report.eval) == ([], None)
+    assert report_of(dataset).train_rows == 5
+    assert any("same prompt" in note for note in dataset.report.notes)
+
+
+def test_evaluation_side_that_is_dropped_whole_is_noted(build: Build) -> None:
+    rows = [pair("q", "a"), pair("q" * 99, "a")]
+    examples = [Example((Message("user", row["prompt"]), Message("assistant", "a")), i) for i, row in enumerate(rows)]
+    seed = next(seed for seed in range(20) if split_off_eval(examples, 0.5, seed)[1] == examples[1:])
+    dataset = build(rows, seed, eval=0.5, max_length=50)
+    assert dataset.eval == []
+    assert any("evaluation" in note for note in dataset.report.notes)
+
+
+def test_evaluation_file_is_read_whole_and_reported_apart(build: Build, write: Callable[..., str]) -> None:
+    path = write([pair("new", "a"), pair("empty", ""), pair("new too", "b"), pair("long", "b" * 99)], "eval.jsonl")
+    dataset = build([pair("q", "a"), pair("r", "a")], eval=path, max_rows=1, max_length=60)
+    train, held_out = dataset.report.files
+    assert (train.train_rows, train.eval_rows, train.dropped) == (1, 0, {"after_max_rows": [2]})
+    assert (held_out.path, held_out.train_rows, held_out.eval_rows) == (path, 0, 2)
+    assert held_out.dropped == {"empty_answer": [2], "longer_than_max_length": [4]}
+    assert [example.row for example in dataset.eval_examples] == [1, 3]
+    assert dataset.report.notes == []
+
+
+def test_evaluation_file_with_prompts_that_are_trained_on_is_noted(build: Build, write: Callable[..., str]) -> None:
+    path = write([pair("new", "a"), pair(" q ", "other answer"), pair("r", "a")], "eval.jsonl")
+    dataset = build([pair("q", "a"), pair("r", "a")], eval=path)
+    (note,) = dataset.report.notes
+    assert note == "2 evaluation rows have a prompt that is also trained on (first: row 2)"
+    assert len(dataset.eval) == 3
+
+
+def test_prompt_of_a_dropped_training_row_is_not_trained_on(build: Build, write: Callable[..., str]) -> None:
+    path = write([pair("q", "a")], "eval.jsonl")
+    dataset = build([pair("q", "a" * 99), pair("r", "a")], eval=path, max_length=60)
+    assert dataset.report.files[0].dropped == {"longer_than_max_length": [1]}
+    assert dataset.report.notes == []
+
+
+def test_nothing_left_to_train_on_gives_file_and_every_reason(build: Build, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        build([pair("q", ""), pair("q" * 99, "a"), pair("r", " ")], max_length=50)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'rows.jsonl'}: no row is left to use")
+    assert f"2 rows: {DROP_REASONS['empty_answer']}" in message
+    assert f"1 rows: {DROP_REASONS['longer_than_max_length']}" in message
+    assert "data.max_length" in message
+
+
+def test_nothing_left_to_evaluate_on_names_the_evaluation_file(build: Build, write: Callable[..., str]) -> None:
+    path = write([pair("q", "")], "eval.jsonl")
+    with pytest.raises(DataError, match="no row is left to use") as caught:
+        build([pair("q", "a")], eval=path)
+    assert str(caught.value).startswith(path)
+
+
+def test_missing_evaluation_file_is_an_error_of_its_field(build: Build) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build([pair("q", "a")], eval="nope.jsonl")
+    assert [problem.field for problem in caught.value.problems] == ["data.eval"]
+
+
+def test_evaluation_file_may_have_another_format(build: Build, write: Callable[..., str]) -> None:
+    path = write([chat(("user", "new"), ("assistant", "a"))], "eval.jsonl")
+    dataset = build([pair("q", "a")], eval=path)
+    assert [file.format for file in dataset.report.files] == ["prompt_completion", "messages"]
+
+
+def test_template_notes_are_in_the_report(write: Callable[..., str], tokenizer: PreTrainedTokenizerBase) -> None:
+    config = DataConfig(train=write([pair("q", "a")]), eval=None)
+    report = build_dataset(config, build_template(tokenizer, "plain"), 1, 0).report
+    assert report.chat_template == "plain"
+    assert any("'plain'" in note for note in report.notes)
+    assert any(line.startswith("note: ") for line in report.lines())

@@ -1,0 +1,140 @@
+"""The certificate tells an applied adapter from one that is missing, doubled, or on another base."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from tests.models_zoo import build_model, build_tokenizer
+
+from lamina.config.methods.lora import LoraConfig
+from lamina.data.template import build_template
+from lamina.errors import BaseMismatchError, CertificateError
+from lamina.export.merge import fold_in
+from lamina.methods.base import Injection, inject
+from lamina.methods.lock import build_lock, check_lock
+from lamina.methods.probes import Certificate, Probe, record_probes, replay_probes
+from lamina.models.load import load_base
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def trained(dtype: str = "float32", scale: float = 0.15) -> Injection:
+    injection = inject(build_model("llama", DTYPES[dtype], vocab_size=259), LoraConfig(r=4, lora_alpha=8), seed=0)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, tensor in injection.tensors().items():
+            if "lora_B" in name:
+                tensor.normal_(0.0, scale, generator=generator)
+    return injection
+
+
+def record(injection: Injection) -> list[Probe]:
+    return record_probes(injection, build_template(build_tokenizer()))
+
+
+def replay(injection: Injection, probes: list[Probe], dtype: str = "float32", matched: int = 14) -> Certificate:
+    return replay_probes(
+        injection.model,
+        probes,
+        subject="test",
+        adapter_digest="sha256:test",
+        modules_expected=14,
+        modules_matched=matched,
+        trained_dtype=dtype,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_passes_on_the_model_itself_and_after_merging(dtype: str) -> None:
+    injection = trained(dtype)
+    probes = record(injection)
+    itself = replay(injection, probes, dtype)
+    assert itself.passed
+    assert itself.max_logit_difference == 0.0
+    assert itself.effect_kept == pytest.approx(1.0)
+    fold_in(injection)
+    merged = replay(injection, probes, dtype)
+    assert merged.passed, merged.line()
+    assert merged.require() is merged
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fails_without_the_adapter(dtype: str) -> None:
+    injection = trained(dtype)
+    probes = record(injection)
+    with injection.disabled():
+        certificate = replay(injection, probes, dtype)
+    assert not certificate.passed
+    assert certificate.effect_kept == pytest.approx(0.0, abs=1e-6)
+    with pytest.raises(CertificateError, match="0% of the adapter's recorded effect"):
+        certificate.require()
+
+
+def test_fails_when_the_adapter_is_applied_twice() -> None:
+    injection = trained()
+    probes = record(injection)
+    for layer in injection.layers.values():
+        layer.scaling *= 2.0
+    assert not replay(injection, probes).passed
+
+
+def test_fails_when_one_module_is_left_out() -> None:
+    injection = trained()
+    probes = record(injection)
+    injection.layers["model.layers.1.mlp.down_proj"].enabled = False
+    assert not replay(injection, probes).passed
+    injection.layers["model.layers.1.mlp.down_proj"].enabled = True
+    assert replay(injection, probes).passed
+    assert not replay(injection, probes, matched=13).passed
+
+
+def test_fails_for_an_adapter_that_never_did_anything() -> None:
+    injection = trained(scale=0.0)
+    certificate = replay(injection, record(injection))
+    assert not certificate.passed
+    assert "changed nothing" in certificate.reasons[0]
+
+
+def test_fails_on_another_base() -> None:
+    injection = trained()
+    probes = record(injection)
+    with torch.no_grad():
+        injection.model.get_submodule("model.layers.0.mlp.up_proj").weight.mul_(1.1)
+    assert not replay(injection, probes).passed
+
+
+def test_fails_on_logits_that_are_not_finite() -> None:
+    injection = trained()
+    probes = record(injection)
+    with torch.no_grad():
+        injection.layers["model.layers.0.mlp.up_proj"].lora_A.fill_(float("nan"))
+    certificate = replay(injection, probes)
+    assert not certificate.passed
+    assert "the logits are not finite" in certificate.reasons
+
+
+def test_probes_survive_json() -> None:
+    probes = record(trained())
+    assert [Probe.from_json(probe.as_json()) for probe in probes] == probes
+
+
+def test_lock_names_both_digests_of_whatever_differs(tmp_path: Path) -> None:
+    for name, family in (("one", "llama"), ("two", "qwen2")):
+        build_model(family, vocab_size=259).save_pretrained(tmp_path / name)
+        build_tokenizer().save_pretrained(tmp_path / name)
+    one, two = (load_base(str(tmp_path / name), "float32") for name in ("one", "two"))
+    template = build_template(one.tokenizer)
+    lock = build_lock(one, template, [])
+    assert check_lock(lock, one, template) == []
+    with pytest.raises(BaseMismatchError) as caught:
+        check_lock(lock, two, template)
+    for digest in (one.fingerprint, two.fingerprint):
+        assert digest.tensors in str(caught.value)
+        assert digest.config in str(caught.value)
+    notes = check_lock(lock, two, template, allow_mismatch=True)
+    assert len(notes) == 2
+    other = dataclasses.replace(lock, tokenizer="sha256:other", chat_template_digest="sha256:another")
+    assert len(check_lock(other, one, template, allow_mismatch=True)) == 2
