@@ -22,7 +22,6 @@ from lamina.version import __version__
 app = typer.Typer(
     name="lamina",
     help="Parameter-efficient fine-tuning of language models, from a data file to a proven adapter.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -289,7 +288,7 @@ def main() -> None:
     """Runs the command line; every error becomes one message and an exit code."""
     as_json = "--json" in sys.argv[1:]
     try:
-        code = app(standalone_mode=False) or 0
+        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False) or 0
     except LaminaError as error:
         code = error.exit_code
         mark = "stopped" if isinstance(error, Interrupted) else "error"

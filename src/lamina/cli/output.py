@@ -20,7 +20,7 @@ MismatchFlag = Annotated[
 
 # Results; and everything else.
 out = Console(highlight=False, soft_wrap=True, emoji=False)
-err = Console(stderr=True, highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -52,8 +52,6 @@ class Bars:
         self._tasks: dict[str, Any] = {}
 
     def __enter__(self) -> Bars:
-        if err.is_terminal:
-            self._progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -62,6 +60,8 @@ class Bars:
     def update(self, what: str, done: int, total: int) -> None:
         """Moves the bar of `what`."""
         if what not in self._tasks:
+            if err.is_terminal:
+                self._progress.start()
             self._tasks[what] = self._progress.add_task(what, total=total)
             if not err.is_terminal:
                 notify(f"{what}: {total} ...")

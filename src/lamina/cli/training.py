@@ -31,12 +31,11 @@ class TrainingView:
             transient=True,
         )
         self._task: TaskID | None = None
+        self._total = 0
         self._last_line = 0.0
         self._speed = 0.0
 
     def __enter__(self) -> TrainingView:
-        if err.is_terminal:
-            self._progress.start()
         return self
 
     def __exit__(
@@ -67,6 +66,8 @@ class TrainingView:
         left = data["total_steps"] - step
         err.print(f"  {left} steps to go, about {duration(data['estimated_seconds'])} at the speed just measured")
         self._total = data["total_steps"]
+        if err.is_terminal:
+            self._progress.start()
         self._task = self._progress.add_task("training", total=data["total_steps"], completed=step, facts="")
 
     def _on_example(self, step: int, data: dict[str, Any]) -> None:
@@ -99,6 +100,9 @@ class TrainingView:
         best = "  (best so far)" if data.get("best_step") == step else ""
         what = "bare base" if data["of"] == "base" else f"step {step}"
         err.print(f"  eval loss {data['eval_loss']:.4f}  {what}{best}")
+
+    def _on_end(self, step: int, data: dict[str, Any]) -> None:
+        self._progress.stop()
 
     def _on_interrupted(self, step: int, data: dict[str, Any]) -> None:
         err.print(f"  {data['signal']}: checkpoint saved at step {step}")

@@ -247,6 +247,8 @@ TRAIN = Wording(
         "I am quoting order {order} here.",
         "(order {order})",
         "(order no. {order})",
+        "(my reference is {order})",
+        "(invoice reference {order})",
     ),
     high=(
         "This is urgent.",
@@ -297,7 +299,7 @@ TRAIN = Wording(
         "This can wait until everything else is done.",
         "Answer whenever it suits you.",
         "Some quiet afternoon will do.",
-        "Please do not rush this.",
+        "You need not rush this.",
         "No hurry with any of it, please.",
     ),
     greeting=(

@@ -1,0 +1,122 @@
+"""Evaluating and generating: the right numbers, the same answers in any batch, the base beside the adapter."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tests.training.helpers import settings, write_rows
+
+import lamina
+from lamina.data.example import Message
+from lamina.errors import ConfigError
+from lamina.evaluation.generate import answer, stream
+from lamina.methods.load import Loaded
+from lamina.runs import Run
+
+
+@pytest.fixture(scope="module")
+def run(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("evaluation")
+    return lamina.train(
+        settings(folder, model_folder, train={"max_steps": 60, "learning_rate": 0.03, "eval_steps": 60})
+    )
+
+
+@pytest.fixture(scope="module")
+def loaded(run: Run) -> Loaded:
+    return lamina.load(run.path)
+
+
+def test_losses_are_those_of_training(run: Run, loaded: Loaded) -> None:
+    result = lamina.evaluate(loaded)
+    assert run.summary is not None
+    assert result.loss == pytest.approx(run.summary["eval_loss"], rel=1e-5)
+    assert result.base_loss == pytest.approx(run.summary["eval_loss_first"], rel=1e-5)
+    assert result.perplexity == pytest.approx(math.exp(result.loss))
+    assert result.rows == 5
+    assert result.exact_match is None
+
+
+def test_exact_match_counts_equal_answers(run: Run, loaded: Loaded, tmp_path: Path) -> None:
+    """Expected answers are the model's own for half of the rows, and something else for the others."""
+    prompts = ["red green 1", "blue old 2", "quick slow 3", "warm new 4"]
+    own = lamina.generate(loaded, prompts, max_new_tokens=12)
+    rows = [
+        {"prompt": p, "completion": a if i % 2 else a + "?"} for i, (p, a) in enumerate(zip(prompts, own, strict=True))
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = lamina.evaluate(loaded, data, exact_match=True, max_new_tokens=12)
+    assert result.exact_match == 0.5
+    assert result.base_exact_match == 0.0
+    assert [p.adapter == p.expected for p in result.predictions] == [False, True, False, True]
+    assert result.predictions[0].prompt == prompts[0]
+
+
+def test_an_adapter_alone_needs_data(run: Run, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for file in run.adapter.iterdir():
+        (moved / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ConfigError, match="--data"):
+        lamina.evaluate(moved)
+    data = write_rows(tmp_path / "rows.jsonl", count=6)
+    assert lamina.evaluate(moved, data, max_rows=4).rows == 4
+
+
+def test_batched_answers_are_those_of_one_at_a_time(loaded: Loaded) -> None:
+    conversations = [[Message("user", "a" * length)] for length in (1, 30, 4, 17)]
+    together = answer(loaded, conversations, max_new_tokens=10, batch_size=4)
+    apart = [answer(loaded, [turns], max_new_tokens=10)[0] for turns in conversations]
+    assert together == apart
+
+
+def test_streamed_pieces_make_the_answer(loaded: Loaded) -> None:
+    turns = [Message("user", "red green 1")]
+    assert "".join(stream(loaded, turns, max_new_tokens=10)) == answer(loaded, [turns], max_new_tokens=10)[0]
+
+
+def test_base_and_adapter_answer_differently(loaded: Loaded) -> None:
+    prompts = ["red green 1", "blue old 2"]
+    assert lamina.generate(loaded, prompts, max_new_tokens=8) != lamina.generate(
+        loaded, prompts, max_new_tokens=8, base=True
+    )
+    assert all(layer.enabled for layer in loaded.injection.layers.values())
+
+
+def test_the_answer_ends_at_the_stop_token(loaded: Loaded) -> None:
+    texts = lamina.generate(loaded, ["red green 1"], max_new_tokens=40)
+    assert "<|im_end|>" not in texts[0]
+    assert len(texts[0]) < 40
+
+
+def test_sampling_follows_its_seed(loaded: Loaded) -> None:
+    def sample(seed: int) -> list[str]:
+        return lamina.generate(loaded, ["red"] * 3, max_new_tokens=8, temperature=3.0, seed=seed)
+
+    assert sample(1) == sample(1)
+    assert sample(1) != sample(2)
+
+
+def test_the_head_sees_contiguous_input_and_no_hook_is_left(loaded: Loaded) -> None:
+    head = loaded.model.get_output_embeddings()
+    seen: list[bool] = []
+    handle = head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].is_contiguous()))
+    answer(loaded, [[Message("user", text)] for text in ("a", "bcd", "ef")], max_new_tokens=3)
+    handle.remove()
+    assert seen
+    assert all(seen)
+    assert not head._forward_pre_hooks
+
+
+def test_errors_of_the_generating_thread_come_through(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> torch.Tensor:
+        raise RuntimeError("out of memory, say")
+
+    monkeypatch.setattr(loaded.model, "generate", fail)
+    with pytest.raises(RuntimeError, match="out of memory, say"):
+        list(stream(loaded, [Message("user", "x")]))

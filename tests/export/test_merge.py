@@ -1,0 +1,117 @@
+"""Merging: what is written, what is refused, and that nothing is left behind by a merge that fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from tests.models_zoo import build_model, build_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import lamina
+from lamina.config.methods.lora import LoraConfig
+from lamina.data.template import build_template
+from lamina.errors import AdapterError, BaseMismatchError, CertificateError
+from lamina.methods.adapter import save_adapter
+from lamina.methods.base import inject
+from lamina.methods.lock import build_lock
+from lamina.methods.probes import record_probes
+from lamina.models.load import load_base
+
+IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7, 60, 21]])
+
+
+def make_adapter(ref: str, path: Path, dtype: str, scale: float) -> torch.Tensor:
+    """Saves an adapter that does something, as training would, and gives its logits."""
+    base = load_base(ref, dtype)
+    template = build_template(base.tokenizer)
+    injection = inject(base.model, LoraConfig(r=4, lora_alpha=8), seed=0)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, tensor in injection.tensors().items():
+            if "lora_B" in name:
+                tensor.normal_(0.0, scale, generator=generator)
+        save_adapter(path, injection, base, build_lock(base, template, []), record_probes(injection, template))
+        return base.model(input_ids=IDS).logits.float()
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., tuple[Path, torch.Tensor]]:
+    def build(family: str = "llama", dtype: str = "float32") -> tuple[Path, torch.Tensor]:
+        build_model(family, vocab_size=259).save_pretrained(tmp_path / "base")
+        build_tokenizer().save_pretrained(tmp_path / "base")
+        return tmp_path / "adapter", make_adapter(str(tmp_path / "base"), tmp_path / "adapter", dtype, 0.15)
+
+    return build
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_plain_transformers_loads_the_merged_model(
+    tiny: Callable[..., tuple[Path, torch.Tensor]], family: str, dtype: str, tmp_path: Path
+) -> None:
+    adapter, expected = tiny(family, dtype)
+    merged = lamina.merge(adapter, tmp_path / "merged")
+    model = AutoModelForCausalLM.from_pretrained(merged.path, dtype=getattr(torch, dtype))
+    assert model.dtype == getattr(torch, dtype)
+    tolerance = 1e-4 if dtype == "float32" else 0.05 * float(expected.abs().max())
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=IDS).logits.float(), expected, rtol=0, atol=tolerance)
+    assert AutoTokenizer.from_pretrained(merged.path).chat_template == build_tokenizer().chat_template
+    written = json.loads((merged.path / "lamina_certificate.json").read_text())
+    assert written == merged.certificate.as_json()
+    assert written["modules_matched"] == written["modules_expected"] > 0
+
+
+def test_a_failing_certificate_leaves_nothing(
+    tiny: Callable[..., tuple[Path, torch.Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, _ = tiny()
+    monkeypatch.setattr("lamina.methods.lora.LoraLinear.delta_weight", lambda self: torch.zeros_like(self.weight))
+    with pytest.raises(CertificateError, match="0% of the adapter's recorded effect"):
+        lamina.merge(adapter, tmp_path / "out" / "merged")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_another_base_is_refused_and_recorded_when_insisted_on(
+    tiny: Callable[..., tuple[Path, torch.Tensor]], tmp_path: Path
+) -> None:
+    adapter, _ = tiny()
+    other = build_model("llama", vocab_size=259)
+    with torch.no_grad():
+        other.model.norm.weight.mul_(1.001)  # near enough for the probes to pass
+    other.save_pretrained(tmp_path / "other")
+    build_tokenizer().save_pretrained(tmp_path / "other")
+    with pytest.raises(BaseMismatchError, match=r"sha256:.*sha256:"):
+        lamina.merge(adapter, tmp_path / "merged", model=str(tmp_path / "other"))
+    with pytest.raises(CertificateError):  # insisting on the base does not switch the certificate off
+        lamina.merge(adapter, tmp_path / "merged", model=str(tmp_path / "other"), allow_base_mismatch=True)
+    loaded = lamina.load(adapter, model=str(tmp_path / "other"), allow_base_mismatch=True)
+    assert "weights differ" in loaded.certify().notes[0]
+
+
+def test_out_must_not_exist(tiny: Callable[..., tuple[Path, torch.Tensor]], tmp_path: Path) -> None:
+    adapter, _ = tiny()
+    with pytest.raises(AdapterError, match="already exists"):
+        lamina.merge(adapter, tmp_path)
+
+
+@pytest.mark.real
+def test_real_model_in_bfloat16_with_peft_and_transformers(tmp_path: Path) -> None:
+    """The tolerance is that of the certificate: eight bfloat16 spacings at the largest logit."""
+    expected = make_adapter("smollm2-135m", tmp_path / "adapter", "bfloat16", 0.02)
+    tolerance = 8 * 2.0**-8 * float(expected.abs().max())
+    base = load_base("smollm2-135m", "bfloat16").model
+    with torch.no_grad():
+        bare = base(input_ids=IDS).logits.float()
+        theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(input_ids=IDS).logits.float()
+        assert (expected - bare).abs().max() > 2 * tolerance, "the adapter of the test does too little"
+        torch.testing.assert_close(theirs, expected, rtol=0, atol=tolerance)
+        merged = lamina.merge(tmp_path / "adapter", tmp_path / "merged")
+        assert merged.certificate.passed
+        plain = AutoModelForCausalLM.from_pretrained(merged.path, dtype=torch.bfloat16)
+        torch.testing.assert_close(plain(input_ids=IDS).logits.float(), expected, rtol=0, atol=tolerance)
