@@ -281,11 +281,18 @@ def test_template_that_takes_reasoning_apart_never_teaches_the_prompt(name: str)
     assert "the secret" not in rendered.text[span.start : span.end]
 
 
-def test_text_that_holds_the_marks_themselves_is_refused_not_mistaught() -> None:
-    for role, other in (("user", "assistant"), ("assistant", "user")):
-        messages = [Message(role, "a \U000f1e00 b \U000f1e01"), Message(other, "c")]
-        with pytest.raises(DataError):
-            template_of(CHATML).render_spans(messages)
+@pytest.mark.parametrize("marked", ["user", "assistant"])
+def test_text_that_holds_the_marks_themselves_is_not_mistaught(marked: str) -> None:
+    texts = {"user": "a", "assistant": "c", marked: "a \U000f1e00 b \U000f1e01"}
+    rendered = template_of(CHATML).render_spans([Message(role, text) for role, text in texts.items()])
+    (span,) = rendered.answers
+    assert rendered.text[span.start : span.end] == texts["assistant"] + "<|im_end|>"
+
+
+def test_several_answers_with_the_marks_themselves_are_refused() -> None:
+    turns = [("user", "a"), ("assistant", "b \U000f1e00"), ("user", "c"), ("assistant", "d")]
+    with pytest.raises(DataError, match="changes or drops an assistant turn"):
+        template_of(CHATML).render_spans([Message(*turn) for turn in turns])
 
 
 def test_conversation_that_ends_in_a_question_gets_no_stop_token() -> None:

@@ -21,6 +21,7 @@ from lamina.methods.base import inject
 from lamina.methods.lock import build_lock
 from lamina.methods.probes import record_probes
 from lamina.models.load import load_base
+from lamina.quickstart.task import build_task
 
 IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7, 60, 21]])
 
@@ -102,16 +103,32 @@ def test_out_must_not_exist(tiny: Callable[..., tuple[Path, torch.Tensor]], tmp_
 
 @pytest.mark.real
 def test_real_model_in_bfloat16_with_peft_and_transformers(tmp_path: Path) -> None:
-    """The tolerance is that of the certificate: eight bfloat16 spacings at the largest logit."""
-    expected = make_adapter("smollm2-135m", tmp_path / "adapter", "bfloat16", 0.02)
-    tolerance = 8 * 2.0**-8 * float(expected.abs().max())
-    base = load_base("smollm2-135m", "bfloat16").model
-    with torch.no_grad():
-        bare = base(input_ids=IDS).logits.float()
-        theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(input_ids=IDS).logits.float()
-        assert (expected - bare).abs().max() > 2 * tolerance, "the adapter of the test does too little"
-        torch.testing.assert_close(theirs, expected, rtol=0, atol=tolerance)
-        merged = lamina.merge(tmp_path / "adapter", tmp_path / "merged")
-        assert merged.certificate.passed
-        plain = AutoModelForCausalLM.from_pretrained(merged.path, dtype=torch.bfloat16)
-        torch.testing.assert_close(plain(input_ids=IDS).logits.float(), expected, rtol=0, atol=tolerance)
+    """A trained adapter. The tolerance is that of the certificate: eight bfloat16 spacings at the largest logit."""
+    task = build_task(0, 60, 10)
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(json.dumps({"messages": request.messages()}) for request in task.train))
+    config = {
+        "data": {"train": str(data), "eval": None, "packing": False},
+        "train": {"max_steps": 12, "per_device_train_batch_size": 4, "learning_rate": 2e-3},
+        "dtype": "bfloat16",
+        "output_dir": str(tmp_path / "run"),
+    }
+    torch.set_num_threads(2)
+    try:
+        run = lamina.train(config)
+        loaded = lamina.load(run.path, dtype="bfloat16")
+        text = loaded.tokenizer.apply_chat_template(task.eval[0].messages(), tokenize=False)
+        ids = loaded.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+        base = load_base("smollm2-135m", "bfloat16").model
+        with torch.no_grad():
+            ours, bare = (model(input_ids=ids).logits.float() for model in (loaded.model, base))
+            theirs = peft.PeftModel.from_pretrained(base, run.adapter).eval()(input_ids=ids).logits.float()
+            merged = lamina.merge(run.path, tmp_path / "merged")
+            plain = AutoModelForCausalLM.from_pretrained(merged.path, dtype=torch.bfloat16)(input_ids=ids).logits
+    finally:
+        torch.set_num_threads(1)
+    tolerance = 8 * 2.0**-8 * float(ours.abs().max())
+    assert (ours - bare).abs().max() > 3 * tolerance, "the adapter of the test does too little"
+    assert merged.certificate.passed
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=tolerance)
+    torch.testing.assert_close(plain.float(), ours, rtol=0, atol=tolerance)

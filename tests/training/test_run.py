@@ -17,6 +17,7 @@ from lamina.losses.cross_entropy import cross_entropy
 from lamina.runs import Run
 from lamina.training.checkpoint import newest_checkpoint
 from lamina.training.events import Event
+from lamina.training.step import evaluation_loss
 
 SUMMARY_KEYS = {
     "run",
@@ -108,30 +109,47 @@ def test_the_coloured_example_is_the_answer(finished: tuple[Run, list[Event]]) -
     assert "assistant" not in green
 
 
-def test_best_adapter_is_kept(model_folder: Path, tmp_path: Path) -> None:
-    """When training goes on too long, the adapter saved is an earlier one, whose loss is reported."""
-    values = settings(
-        tmp_path,
-        model_folder,
-        train={"max_steps": 60, "learning_rate": 0.05, "lr_scheduler_type": "constant", "warmup_ratio": 0.0},
-    )
-    run = lamina.train(values)
-    assert run.summary is not None
-    evaluations = [e for e in run.events() if e["event"] == "eval" and e["of"] == "adapter"]
-    best = min(evaluations, key=lambda e: e["eval_loss"])
-    assert best["step"] < 60, "the test needs a run that gets worse"
-    assert run.summary["eval_loss"] == best["eval_loss"]
-    assert run.summary["adapter_step"] == best["step"]
-    assert lamina.evaluate(run.path).loss == pytest.approx(best["eval_loss"], rel=1e-5)
+def scripted_evaluation(monkeypatch: pytest.MonkeyPatch, script: list[float]) -> list[float]:
+    """Lets training believe in a script of evaluation losses (the bare base's first); gives the real ones."""
+    real: list[float] = []
+
+    def evaluate(*args: Any) -> float:
+        real.append(evaluation_loss(*args))
+        return script[len(real) - 1]
+
+    monkeypatch.setattr("lamina.training.loop.evaluation_loss", evaluate)
+    return real
 
 
-def test_early_stopping(model_folder: Path, tmp_path: Path) -> None:
-    changes = {"learning_rate": 2.0, "lr_scheduler_type": "constant", "warmup_ratio": 0.0, "max_steps": 200}
-    run = lamina.train(
-        settings(tmp_path, model_folder, train={**changes, "eval_steps": 1, "early_stopping_patience": 2})
-    )
+def test_best_adapter_is_kept(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The adapter saved is that of the best evaluation, and its loss is the one reported."""
+    real = scripted_evaluation(monkeypatch, [5.0, 3.0, 2.0, 4.0])
+    run = lamina.train(settings(tmp_path, model_folder))
     assert run.summary is not None
-    assert run.summary["steps"] == run.summary["adapter_step"] + 2 < 200
+    assert run.summary["eval_loss"] == 2.0
+    assert run.summary["adapter_step"] == 8
+    assert lamina.evaluate(run.path).loss == pytest.approx(real[2], rel=1e-5)
+    assert real[2] != pytest.approx(real[3], rel=1e-3)
+
+
+def test_the_last_adapter_is_kept_when_asked_for(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = scripted_evaluation(monkeypatch, [5.0, 3.0, 2.0, 4.0])
+    run = lamina.train(settings(tmp_path, model_folder, train={"load_best_model_at_end": False}))
+    assert run.summary is not None
+    assert run.summary["eval_loss"] == 4.0
+    assert lamina.evaluate(run.path).loss == pytest.approx(real[3], rel=1e-5)
+
+
+def test_early_stopping(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted_evaluation(monkeypatch, [5.0, 3.0, 2.0, 1.99, 1.98, 1.0])
+    changes = {"eval_steps": 1, "early_stopping_patience": 2, "early_stopping_threshold": 0.1}
+    run = lamina.train(settings(tmp_path, model_folder, train=changes))
+    assert run.summary is not None
+    assert run.summary["steps"] == 4
+    assert run.summary["adapter_step"] == 2
+    assert any("Stopped early: 2 evaluations" in event.get("message", "") for event in run.events())
 
 
 def test_a_used_directory_is_not_overwritten(model_folder: Path, tmp_path: Path) -> None:

@@ -86,9 +86,9 @@ def evaluate(
         raise ConfigError(Problem("--predictions", "has nothing to write without --exact-match", "add --exact-match"))
     if max_new_tokens is not None and not exact_match:
         raise ConfigError(Problem("--max-new-tokens", "does nothing without --exact-match", "add --exact-match"))
-    if columns and data is None:
-        raise ConfigError(Problem("--column", "maps the columns of --data, which is not given", "add --data FILE"))
     mapping = dict(_pair(text) for text in columns) if columns else None
+    if mapping and data is None:
+        raise ConfigError(Problem("--column", "maps the columns of --data, which is not given", "add --data FILE"))
     from lamina.evaluation.evaluate import evaluate as evaluate_adapter
     from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS
     from lamina.files import write_text
@@ -289,6 +289,7 @@ def main() -> None:
     as_json = "--json" in sys.argv[1:]
     try:
         code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False) or 0
+        code = code if len(sys.argv) > 1 else 2  # the help was shown, but nothing was asked for
     except LaminaError as error:
         code = error.exit_code
         mark = "stopped" if isinstance(error, Interrupted) else "error"

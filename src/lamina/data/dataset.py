@@ -121,7 +121,6 @@ def load_examples(config: DataConfig, path: Path, field: str, max_rows: int | No
                 f"{path}: row {number} does not fit the format {name!r}: {error}. Fix: correct the row, or set "
                 "data.format or data.columns."
             ) from None
-        _check_text(messages, path, number)
         example = _usable(messages, number, report)
         if example is not None:
             examples.append(example)
@@ -166,17 +165,6 @@ def _usable(messages: list[Message], row: int, report: FileReport) -> Example | 
     if len(kept) < len(messages):
         report.trimmed.append(row)
     return Example(tuple(kept), row)
-
-
-def _check_text(messages: list[Message], path: Path, row: int) -> None:
-    for message in messages:
-        try:
-            message.content.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"{path}: row {row}: the {message.role} turn holds half of a surrogate pair (character {error.start}), "
-                "not text. Fix: correct the row."
-            ) from None
 
 
 def _nothing_left(path: str, report: FileReport) -> str:

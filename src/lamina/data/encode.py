@@ -70,6 +70,14 @@ def supervised_mask(offsets: np.ndarray, spans: Iterable[Span]) -> np.ndarray:
 
 
 def _render(example: Example, template: ChatTemplate) -> Rendered:
+    for message in example.messages:
+        try:
+            message.content.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"row {example.row}: the {message.role} turn holds half of a surrogate pair (character {error.start}), "
+                "which is not text. Fix: correct the row."
+            ) from None
     try:
         return template.render_spans(example.messages)
     except DataError as error:

@@ -64,7 +64,9 @@ def _array_rows(text: str, path: Path) -> Iterator[Row]:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        reason = str(error)  # a JSONDecodeError says line and column
+        reason = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"{error.msg} at line {error.lineno}, column {error.colno}"
         raise DataError(
             f"{path}: not JSON: {reason}. Fix: the file must be one JSON array of objects, or one JSON object a line."
         ) from None

@@ -123,7 +123,11 @@ def _contiguous_head_input(model: PreTrainedModel) -> Iterator[None]:
     After the prompt, transformers hands it the last position of each sequence as a strided view, and torch's linear on
     such a batch copies the head's weight once for each sequence: seconds, and gigabytes.
     """
-    handle = model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(),))
+    head = model.get_output_embeddings()
+    if head is None:
+        yield
+        return
+    handle = head.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(),))
     try:
         yield
     finally:

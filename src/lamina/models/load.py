@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -76,7 +77,7 @@ def load_base(
                 use_safetensors=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{source.folder}: cannot be loaded as a causal language model: {error}") from error
     model, info = loaded
     missing = sorted(info["missing_keys"])
