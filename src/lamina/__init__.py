@@ -6,7 +6,7 @@
     loaded = lamina.load(run.path)
     lamina.merge(run.path, "merged")
 
-Importing lamina is quick: torch is imported when a verb first needs it.
+Importing lamina is quick: everything below is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from lamina.config import Config, load_config
 from lamina.version import __version__
 
 if TYPE_CHECKING:
+    from lamina.config import Config, load_config
     from lamina.evaluation.evaluate import evaluate
     from lamina.evaluation.generate import generate
     from lamina.export.merge import merge
@@ -27,12 +27,14 @@ if TYPE_CHECKING:
     from lamina.training.loop import train
 
 _LAZY = {
+    "Config": "lamina.config",
     "Event": "lamina.training.events",
     "Loaded": "lamina.methods.load",
     "Run": "lamina.runs",
     "evaluate": "lamina.evaluation.evaluate",
     "generate": "lamina.evaluation.generate",
     "load": "lamina.methods.load",
+    "load_config": "lamina.config",
     "merge": "lamina.export.merge",
     "train": "lamina.training.loop",
 }
