@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 
 import torch
@@ -20,7 +22,8 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         ModelError: transformers cannot read the file.
     """
     try:
-        with quiet_transformers():
+        # The GGUF reader draws a bar of its own that no setting switches off.
+        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
             model = AutoModelForCausalLM.from_pretrained(
                 gguf.parent,
                 gguf_file=gguf.name,
