@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.config import METHOD_CONFIGS, MethodConfig
+from lamina.ops.linear_group import Detour
 from lamina.quantization import FrozenLinear
 
 # HF peft saves an adapter's tensors under this prefix, and so does lamina, in checkpoints too.
@@ -46,6 +47,15 @@ class AdapterLinear(nn.Module, ABC):
     def bias(self) -> torch.Tensor | None:
         """The base bias."""
         return self.frozen.base.bias
+
+    @property
+    def rank(self) -> int | None:
+        """Rank of the low-rank detour that is all this layer adds, so that it can join a group; None if it is not."""
+        return None
+
+    def detour(self) -> Detour | None:
+        """The low-rank detour as it is now, if `rank` is not None; None while it is switched off."""
+        return None
 
     @abstractmethod
     def adapter_tensors(self) -> dict[str, nn.Parameter]:

@@ -17,6 +17,7 @@ from lamina.config.methods.lora import LoraConfig
 from lamina.errors import AdapterError, ConfigError, Problem
 from lamina.methods.base import AdapterLinear, Injection, Method
 from lamina.methods.targets import find_targets, replace_linears
+from lamina.ops.linear_group import Detour
 from lamina.ops.lora_linear import lora_linear
 from lamina.quantization import FrozenLinear
 
@@ -48,6 +49,15 @@ class LoraLinear(AdapterLinear):
             return self.frozen.matmul(x)
         dropout = self.dropout if self.training else 0.0
         return lora_linear(x, self.frozen, self.lora_A, self.lora_B, self.scaling, dropout)
+
+    @property
+    def rank(self) -> int:
+        return self.lora_A.shape[0]
+
+    def detour(self) -> Detour | None:
+        if not self.enabled:
+            return None
+        return Detour(self.lora_A, self.lora_B, self.scaling, self.dropout if self.training else 0.0)
 
     def adapter_tensors(self) -> dict[str, nn.Parameter]:
         return {"lora_A.weight": self.lora_A, "lora_B.weight": self.lora_B}

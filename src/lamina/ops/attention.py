@@ -21,6 +21,7 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from lamina.errors import ModelError
+from lamina.ops.kernels import kernels_for, native
 
 NAME = "lamina_packed"
 
@@ -86,7 +87,7 @@ def packed_attention_forward(
     assert attention_mask is None, "packed attention takes no mask"
     lengths = document_lengths or [query.shape[2]]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    settings = _Settings(lengths, scale, sliding_window, softcap)
+    settings = AttentionSettings(lengths, scale, sliding_window, softcap)
     if dropout == 0.0 and query.device.type == "cpu":
         return _PackedAttention.apply(query, key, value, settings), None  # pyright: ignore[reportReturnType]
     outputs = [
@@ -97,15 +98,23 @@ def packed_attention_forward(
 
 
 @dataclass(frozen=True)
-class _Settings:
+class AttentionSettings:
     lengths: list[int]
     scale: float
     window: int | None
     softcap: float | None
 
+    def as_arguments(self) -> tuple[list[int], float, int | None, float | None]:
+        """In the kernels' order."""
+        return self.lengths, self.scale, self.window, self.softcap
+
+
+def _native(q_THD: torch.Tensor, k_TJD: torch.Tensor, v_TJD: torch.Tensor) -> bool:
+    return kernels_for(q_THD) is native and native.attends(q_THD, k_TJD, v_TJD)
+
 
 def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: _Settings, dropout: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: AttentionSettings, dropout: float
 ) -> torch.Tensor:
     """One document through torch's own kernels: (1, H, L, D) in and out."""
     length, softcap, scale = query.shape[2], settings.softcap, settings.scale
@@ -131,39 +140,79 @@ def _attend(
 
 
 class _PackedAttention(torch.autograd.Function):
-    """Every document of a packed sequence, on the CPU and without dropout."""
+    """Every document of a packed sequence, on the CPU and without dropout. Tensors are (1, heads, T, head size)."""
 
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: _Settings
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: AttentionSettings
     ) -> torch.Tensor:
         _, heads, tokens, _ = query.shape
-        output_THD = query.new_empty(1, tokens, heads, value.shape[-1])
-        for document in _documents(settings):
-            q, k, v = query[:, :, document], key[:, :, document], value[:, :, document]
-            output_THD[:, document] = _attend(q, k, v, settings, dropout=0.0).transpose(1, 2)
-        ctx.save_for_backward(query, key, value, output_THD)
+        out = query.new_empty(1, tokens, heads, value.shape[-1])
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        ctx.state = attention_forward(q, k, v, settings, out[0])
+        ctx.save_for_backward(query, key, value, out)
         ctx.settings = settings
-        return output_THD
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        query, key, value, output_THD = ctx.saved_tensors
-        settings: _Settings = ctx.settings
-        results = tuple(torch.empty_like(tensor) for tensor in (query, key, value))
-        for document in _documents(settings):
-            q, k, v = query[0, :, document], key[0, :, document], value[0, :, document]
-            out, grad = (x[0, document].transpose(0, 1) for x in (output_THD, grads[0]))
-            if q.shape[1] <= SHORT_DOCUMENT:
-                parts = _backward_of_short(q, k, v, out, grad, settings)
-            else:
-                parts = _backward_of_long(q, k, v, grad, settings)
-            for result, part in zip(results, parts, strict=True):
-                result[0, :, document] = part
-        return *results, None
+        query, key, value, out = ctx.saved_tensors
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        results = tuple(torch.empty_like(tensor) for tensor in (q, k, v))
+        attention_backward(q, k, v, out[0], grads[0][0], ctx.settings, ctx.state, results)
+        return *(result.transpose(0, 1)[None] for result in results), None
 
 
-def _documents(settings: _Settings) -> Iterator[slice]:
+def attention_forward(
+    q_THD: torch.Tensor, k_TJD: torch.Tensor, v_TJD: torch.Tensor, settings: AttentionSettings, out_THD: torch.Tensor
+) -> torch.Tensor | None:
+    """Attention of every document, without autograd.
+
+    Args:
+        q_THD: Queries, (T, query heads, head size).
+        k_TJD: Keys, (T, key heads, head size).
+        v_TJD: Values, like the keys.
+        settings: Documents and scores.
+        out_THD: Written.
+
+    Returns:
+        What `attention_backward` wants to know besides.
+    """
+    if _native(q_THD, k_TJD, v_TJD):
+        return native.attention(q_THD, k_TJD, v_TJD, *settings.as_arguments(), out_THD)
+    for document in _documents(settings):
+        q, k, v = (tensor[document].transpose(0, 1)[None] for tensor in (q_THD, k_TJD, v_TJD))
+        out_THD[document] = _attend(q, k, v, settings, dropout=0.0)[0].transpose(0, 1)
+    return None
+
+
+def attention_backward(
+    q_THD: torch.Tensor,
+    k_TJD: torch.Tensor,
+    v_TJD: torch.Tensor,
+    out_THD: torch.Tensor,
+    grad_THD: torch.Tensor,
+    settings: AttentionSettings,
+    state: torch.Tensor | None,
+    results: tuple[torch.Tensor, ...],
+) -> None:
+    """Gradients of queries, keys and values, written into `results`; arguments as in `attention_forward`."""
+    if state is not None:
+        native.attention_backward(
+            q_THD, k_TJD, v_TJD, *settings.as_arguments(), out_THD, state, grad_THD, results
+        )
+        return
+    for document in _documents(settings):
+        q, k, v, out, grad = (x[document].transpose(0, 1) for x in (q_THD, k_TJD, v_TJD, out_THD, grad_THD))
+        if q.shape[1] <= SHORT_DOCUMENT:
+            parts = _backward_of_short(q, k, v, out, grad, settings)
+        else:
+            parts = _backward_of_long(q, k, v, grad, settings)
+        for result, part in zip(results, parts, strict=True):
+            result[document] = part.transpose(0, 1)
+
+
+def _documents(settings: AttentionSettings) -> Iterator[slice]:
     begin = 0
     for length in settings.lengths:
         yield slice(begin, begin + length)
@@ -171,7 +220,7 @@ def _documents(settings: _Settings) -> Iterator[slice]:
 
 
 def _backward_of_long(
-    q_HLD: torch.Tensor, k_JLD: torch.Tensor, v_JLD: torch.Tensor, grad_HLD: torch.Tensor, settings: _Settings
+    q_HLD: torch.Tensor, k_JLD: torch.Tensor, v_JLD: torch.Tensor, grad_HLD: torch.Tensor, settings: AttentionSettings
 ) -> tuple[torch.Tensor, ...]:
     """torch's own backward, after its forward once more."""
     with torch.enable_grad():
@@ -186,7 +235,7 @@ def _backward_of_short(
     v_JLD: torch.Tensor,
     out_HLD: torch.Tensor,
     grad_HLD: torch.Tensor,
-    settings: _Settings,
+    settings: AttentionSettings,
 ) -> tuple[torch.Tensor, ...]:
     """Batched products over blocks of queries.
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lamina.models.head import LogitTransform
+from lamina.ops.kernels import kernels_for
 
 # Logits of a chunk: 2**24 elements are 64 MiB in float32.
 CHUNK_ELEMENTS = 2**24
@@ -79,18 +80,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wants_grad = ctx.needs_input_grad[0]
         grad_ND = torch.empty_like(hidden) if wants_grad else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        kernels = kernels_for(hidden)
         for first in range(0, hidden.shape[0], rows):
             chunk = slice(first, first + rows)
-            product_CV = F.linear(hidden[chunk], weight, bias)
-            logits_CV = transform(product_CV).float()
-            normaliser_C = logits_CV.logsumexp(-1)
-            target_C = targets[chunk, None]
-            total += (normaliser_C - logits_CV.gather(1, target_C)[:, 0]).sum()
+            logits_CV = F.linear(hidden[chunk], weight, bias)
+            losses_C = kernels.cross_entropy_(
+                logits_CV, targets[chunk], transform.multiplier, transform.softcap, wants_grad
+            )
+            total += losses_C.sum()
             if grad_ND is not None:
-                # d loss / d logits = softmax - one-hot, made in place of the logits.
-                dlogits_CV = logits_CV.sub_(normaliser_C[:, None]).exp_()
-                dlogits_CV.scatter_add_(1, target_C, dlogits_CV.new_full(target_C.shape, -1.0))
-                grad_ND[chunk] = _through(transform, dlogits_CV, product_CV) @ weight
+                torch.mm(logits_CV, weight, out=grad_ND[chunk])  # the logits are their gradient by now
         ctx.save_for_backward(grad_ND)
         return total
 
@@ -98,13 +97,3 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad_ND,) = ctx.saved_tensors
         return grad_ND * grads[0].to(grad_ND.dtype), None, None, None, None, None
-
-
-def _through(transform: LogitTransform, dlogits_CV: torch.Tensor, product_CV: torch.Tensor) -> torch.Tensor:
-    """Gradient of the head's product, in its dtype, given the float32 gradient of the logits."""
-    if transform.softcap is not None:
-        tanh_CV = torch.tanh(product_CV.float() * (transform.multiplier / transform.softcap))
-        dlogits_CV *= 1.0 - tanh_CV * tanh_CV
-    if transform.multiplier != 1.0:
-        dlogits_CV *= transform.multiplier
-    return dlogits_CV.to(product_CV.dtype)

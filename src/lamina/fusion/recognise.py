@@ -1,0 +1,229 @@
+"""Which decoder layers can be fused: recognised by their parts, then checked by their numbers.
+
+Nothing is decided by a model's name. A layer whose parts are those of a pre-norm or sandwich-norm transformer block is
+taken apart, run on a few tokens, and compared with what transformers' own code gave on the same ones. What does not
+agree, or has parts that are not known here, is left to transformers, with the reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from lamina.fusion.layer import LayerPlan, Linears, Norm, Surroundings, run_layer
+from lamina.methods.base import AdapterLinear
+from lamina.ops.attention import packed_attention_forward
+from lamina.ops.kernels import GELU_TANH, SILU
+from lamina.ops.linear_group import LinearGroup
+from lamina.quantization import DenseLinear
+
+# How far our layer's change of its input may be from transformers', in roundings of the dtype (L2, relative).
+ROUNDINGS = 4
+
+_PROBE = "lamina_probe"
+_PROBE_LENGTHS = [9, 7]
+
+Reason = str
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One layer's own forward on the probe: what went in, what came out, and how it called the attention."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    cosine: torch.Tensor
+    sine: torch.Tensor
+    attention: dict[str, Any]
+
+
+def observe(model: PreTrainedModel, layers: list[nn.Module]) -> dict[nn.Module, Observed | Reason]:
+    """Runs the model once on two short documents, and looks into every layer while it does."""
+    calls: dict[nn.Module, dict[str, Any]] = {}
+    inputs: dict[nn.Module, tuple[torch.Tensor, dict[str, Any]]] = {}
+    results: dict[nn.Module, Observed | Reason] = {}
+
+    def attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        calls[module] = kwargs
+        return packed_attention_forward(module, *args, **kwargs)
+
+    def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs[layer] = (args[0] if args else kwargs["hidden_states"], kwargs)
+
+    def after(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        x, kwargs = inputs[layer]
+        angles, call = kwargs.get("position_embeddings"), calls.get(getattr(layer, "self_attn", layer))
+        if not isinstance(output, torch.Tensor) or not isinstance(angles, tuple) or call is None:
+            results[layer] = "its forward is not that of a decoder layer with rotary positions"
+        else:
+            results[layer] = Observed(x[0], output[0], angles[0][0], angles[1][0], call)
+
+    handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
+    handles += [layer.register_forward_hook(after, with_kwargs=True) for layer in layers]
+    adapters = [module for module in model.modules() if isinstance(module, AdapterLinear) and module.enabled]
+    own = model.config._attn_implementation
+    AttentionInterface.register(_PROBE, attention)
+    model.set_attn_implementation(_PROBE)
+    try:
+        for adapter in adapters:  # their dropout would make the comparison a matter of luck
+            adapter.enabled = False
+        _run_probe(model)
+    finally:
+        for adapter in adapters:
+            adapter.enabled = True
+        for handle in handles:
+            handle.remove()
+        model.set_attn_implementation(own or "eager")
+    return results
+
+
+@torch.no_grad()
+def _run_probe(model: PreTrainedModel) -> None:
+    device = model.device
+    ids = torch.arange(1, sum(_PROBE_LENGTHS) + 1, device=device)[None] % model.config.get_text_config().vocab_size
+    positions = torch.cat([torch.arange(length, device=device) for length in _PROBE_LENGTHS])[None]
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        model.get_decoder()(
+            input_ids=ids, position_ids=positions, document_lengths=_PROBE_LENGTHS, use_cache=False
+        )
+
+
+def recognise(layer: nn.Module, observed: Observed) -> LayerPlan | Reason:
+    """Takes a layer apart. Its weights belong to the plan's groups afterwards (see `release`)."""
+    try:
+        attention, mlp = layer.self_attn, layer.mlp
+        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+        gates = [mlp.gate_proj, mlp.up_proj]
+        o, down = [attention.o_proj], [mlp.down_proj]
+        input_norm, second_norm = layer.input_layernorm, layer.post_attention_layernorm
+    except AttributeError as error:
+        return f"it has other parts ({error})"
+    sandwich = hasattr(layer, "pre_feedforward_layernorm")
+    norms = [input_norm, second_norm]
+    if sandwich:
+        norms += [layer.pre_feedforward_layernorm, layer.post_feedforward_layernorm]
+    has_head_norms = hasattr(attention, "q_norm")
+    if has_head_norms:
+        norms += [attention.q_norm, attention.k_norm]
+    reason = _obstacle(layer, [*projections, *gates, *o, *down], norms, observed)
+    if reason:
+        return reason
+    rms = [_norm(module, observed.x) for module in norms]
+    activation = _activation(mlp.act_fn)
+    unknown = [module for module, norm in zip(norms, rms, strict=True) if norm is None]
+    if unknown or activation is None:
+        return f"it has a part of a kind unknown here ({type(unknown[0] if unknown else mlp.act_fn).__name__})"
+    call, head_size = observed.attention, attention.head_dim
+    plan = LayerPlan(
+        input_norm=rms[0],
+        attention_norm=rms[1] if sandwich else None,
+        mlp_norm=rms[2] if sandwich else rms[1],
+        output_norm=rms[3] if sandwich else None,
+        head_norms=(rms[-2], rms[-1]) if has_head_norms else None,
+        qkv=_linears(projections),
+        o=_linears(o),
+        gate_up=_linears(gates),
+        down=_linears(down),
+        heads=_out_features(projections[0]) // head_size,
+        key_heads=_out_features(projections[1]) // head_size,
+        head_size=head_size,
+        scale=head_size**-0.5 if call.get("scaling") is None else call["scaling"],
+        window=call.get("sliding_window"),
+        softcap=call.get("softcap"),
+        activation=activation,
+    )
+    return plan
+
+
+def disagreement(plan: LayerPlan, observed: Observed) -> Reason | None:
+    """Runs the plan on the probe without adapters, and says so if it does not give what transformers' layer gave."""
+    bare = replace(plan, **{name: _bare(getattr(plan, name)) for name in ("qkv", "o", "gate_up", "down")})
+    around = Surroundings(observed.cosine, observed.sine, _PROBE_LENGTHS, recompute=False)
+    with torch.no_grad():
+        ours = run_layer(bare, observed.x, around).float()
+    theirs, x = observed.y.float(), observed.x.float()
+    # The sum with the residual stream is rounded too, which may be much larger than what is added to it.
+    allowed = ROUNDINGS * torch.finfo(observed.x.dtype).eps * float((theirs - x).norm() + theirs.norm())
+    distance = float((ours - theirs).norm())
+    if distance <= allowed:  # and not if it is NaN
+        return None
+    return f"fused, it gives other numbers (off by {distance:.2g}, allowed {allowed:.2g})"
+
+
+def release(plan: LayerPlan) -> None:
+    """Gives the layer's linears weights of their own again."""
+    for linears in plan.all_linears():
+        linears.group.release()
+
+
+def _bare(linears: Linears) -> Linears:
+    return replace(linears, modules=[nn.Identity() for _ in linears.modules])
+
+
+def _obstacle(layer: nn.Module, linears: list[nn.Module], norms: list[nn.Module], observed: Observed) -> Reason | None:
+    for module in linears:
+        if isinstance(module, AdapterLinear) and module.rank is None:
+            return f"{type(module).__name__} cannot join a fused layer"
+        if _dense(module) is None:
+            return f"{type(module).__name__} holds its weight in another way"
+    adapters = {id(t) for m in linears if isinstance(m, AdapterLinear) for t in m.parameters() if t.requires_grad}
+    for name, parameter in layer.named_parameters():
+        if parameter.requires_grad and id(parameter) not in adapters:
+            return f"its {name} is trained"
+    weights = [_dense(module).weight for module in linears]  # pyright: ignore[reportOptionalMemberAccess]
+    if {(w.dtype, w.device) for w in weights} != {(observed.x.dtype, observed.x.device)}:
+        return "its weights have another dtype or device than its input"
+    if len({w.data_ptr() for w in weights}) < len(weights):
+        return "two of its linears share a weight"
+    if observed.attention.get("dropout"):
+        return "its attention has dropout"
+    if any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in layer.modules()):
+        return "something is hooked into it"
+    return None
+
+
+def _dense(module: nn.Module) -> nn.Linear | None:
+    frozen = module.frozen if isinstance(module, AdapterLinear) else None
+    if isinstance(frozen, DenseLinear):
+        module = frozen.base
+    return module if type(module) is nn.Linear else None
+
+
+def _linears(modules: list[nn.Module]) -> Linears:
+    ranks = [module.rank or 0 if isinstance(module, AdapterLinear) else 0 for module in modules]
+    return Linears(modules, LinearGroup([_dense(module) for module in modules], ranks))  # pyright: ignore[reportArgumentType]
+
+
+def _out_features(module: nn.Module) -> int:
+    dense = _dense(module)
+    assert dense is not None
+    return dense.out_features
+
+
+@torch.no_grad()
+def _norm(module: nn.Module, like: torch.Tensor) -> Norm | None:
+    """The norm's formula, found by trying both on a row of numbers."""
+    weight = getattr(module, "weight", None)
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if not isinstance(weight, torch.Tensor) or not isinstance(eps, float) or getattr(module, "bias", None) is not None:
+        return None
+    x = torch.linspace(-2.0, 3.0, weight.shape[0], device=like.device).to(like.dtype)[None]
+    theirs = module(x).float()
+    for offset in (0.0, 1.0):
+        ours = x.float() * torch.rsqrt(x.float().square().mean() + eps) * (offset + weight.float())
+        if torch.allclose(ours, theirs, rtol=2e-2, atol=1e-3 * float(theirs.abs().max())):
+            return Norm(weight.detach(), eps, offset)
+    return None
+
+
+@torch.no_grad()
+def _activation(function: Any) -> int | None:
+    x = torch.linspace(-6.0, 6.0, 101)
+    y = function(x)
+    candidates = {SILU: nn.functional.silu(x), GELU_TANH: nn.functional.gelu(x, approximate="tanh")}
+    return next((name for name, ours in candidates.items() if torch.allclose(y, ours, atol=1e-5)), None)

@@ -1,0 +1,91 @@
+"""`fused_layers`: puts fused layers in the place of a model's own forwards, and takes them out again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from lamina.fusion.layer import LayerPlan, Surroundings, run_layer
+from lamina.fusion.recognise import disagreement, observe, recognise, release
+
+
+@dataclass(frozen=True)
+class FusionReport:
+    """What was fused.
+
+    Attributes:
+        fused: How many decoder layers.
+        layers: Of how many.
+        reasons: Why others are not, each reason once.
+    """
+
+    fused: int
+    layers: int
+    reasons: list[str]
+
+    def __str__(self) -> str:
+        if not self.reasons:
+            return f"all {self.layers} layers are fused"
+        return f"{self.fused} of {self.layers} layers are fused; the others are not: {'; '.join(self.reasons)}"
+
+
+@contextlib.contextmanager
+def fused_layers(model: PreTrainedModel, recompute: bool = False) -> Iterator[FusionReport]:
+    """Runs those of `model`'s decoder layers fused that are recognised and give the same numbers.
+
+    For packed sequences (see `ops.attention.packed_attention`). A layer that is asked for something else, such as a cache
+    or a mask, answers with its own forward.
+
+    Args:
+        model: With its adapter, in the mode (training or not) that it will be used in.
+        recompute: Save only each layer's input for the backward, and run the layer again there.
+    """
+    layers = _decoder_layers(model)
+    plans: dict[nn.Module, LayerPlan] = {}
+    reasons: list[str] = [] if layers else [f"{type(model).__name__} keeps its decoder layers in no known place"]
+    try:
+        for layer, observed in observe(model, layers).items():
+            plan = observed if isinstance(observed, str) else recognise(layer, observed)
+            if isinstance(plan, str):
+                reasons.append(plan)
+                continue
+            plans[layer] = plan
+            reason = disagreement(plan, observed)
+            if reason is not None:
+                release(plans.pop(layer))
+                reasons.append(reason)
+        for layer, plan in plans.items():
+            layer.forward = _forward(layer, plan, recompute)
+        yield FusionReport(len(plans), len(layers), sorted(set(reasons)))
+    finally:
+        for layer, plan in plans.items():
+            layer.__dict__.pop("forward", None)
+            release(plan)
+
+
+def _decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    decoder = model.get_decoder()
+    layers = getattr(decoder, "layers", None)
+    return list(layers) if isinstance(layers, nn.ModuleList) else []
+
+
+def _forward(layer: nn.Module, plan: LayerPlan, recompute: bool) -> Callable[..., torch.Tensor]:
+    own = layer.forward
+
+    def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        lengths = kwargs.get("document_lengths")
+        special = (kwargs.get(name) is not None for name in ("attention_mask", "past_key_values"))
+        if args or lengths is None or hidden_states.shape[0] != 1 or any(special):
+            return own(hidden_states, *args, **kwargs)
+        cosine, sine = kwargs["position_embeddings"]
+        again = recompute and torch.is_grad_enabled()
+        around = Surroundings(cosine[0].contiguous(), sine[0].contiguous(), lengths, again)
+        return run_layer(plan, hidden_states[0], around)[None]
+
+    return forward

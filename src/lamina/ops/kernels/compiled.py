@@ -1,0 +1,15 @@
+"""The plain kernels through torch.compile: fused without a kernel of ours, after a warm-up of seconds to minutes."""
+
+from __future__ import annotations
+
+import torch
+
+from lamina.ops.kernels import plain
+
+# Compiled lazily by torch, at the first call; one graph serves every number of tokens.
+rms_norm = torch.compile(plain.rms_norm, dynamic=True)
+rms_norm_backward = torch.compile(plain.rms_norm_backward, dynamic=True)
+gated = torch.compile(plain.gated, dynamic=True)
+gated_backward = torch.compile(plain.gated_backward, dynamic=True)
+rotary_ = torch.compile(plain.rotary_, dynamic=True)
+cross_entropy_ = torch.compile(plain.cross_entropy_, dynamic=True)

@@ -1,0 +1,254 @@
+"""The kernels in C++: compiled on first use for this very machine, kept in lamina's cache, called without overhead.
+
+The sources include nothing but the C library, so compiling takes seconds and needs neither torch's headers nor
+Python's. They use torch's own OpenMP threads. The functions are those of `plain.py`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+from lamina.models.cache import cache_folder
+
+SOURCES = ("pointwise.cpp", "attention.cpp")
+HEADERS = ("numbers.h",)
+FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-std=gnu++17", "-shared", "-fPIC")
+COMPILE_SECONDS = 300
+
+_SUFFIX = {torch.bfloat16: "_bfloat16", torch.float32: "_float32"}
+
+
+class Unavailable(Exception):
+    """Why there are no compiled kernels here."""
+
+
+@functools.cache
+def load() -> ctypes.CDLL:
+    """Loads the kernels, compiling them if this machine has not done so yet.
+
+    Raises:
+        Unavailable: There is no compiler, or it failed.
+    """
+    if os.environ.get("LAMINA_KERNELS") == "plain":
+        raise Unavailable("LAMINA_KERNELS=plain asks for plain torch")
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise Unavailable("no C++ compiler was found (g++ or clang++, or $CXX)")
+    sources = [Path(__file__).with_name(name) for name in SOURCES]
+    library = cache_folder() / "kernels" / f"{_key(compiler, sources)}.so"
+    try:
+        if not library.exists():
+            _compile(compiler, sources, library)
+        loaded = ctypes.CDLL(str(library))
+    except OSError as error:
+        raise Unavailable(str(error)) from error
+    return loaded
+
+
+def unavailable() -> str | None:
+    """None if the kernels are there, else the reason."""
+    try:
+        load()
+    except Unavailable as reason:
+        return str(reason)
+    return None
+
+
+def _key(compiler: str, sources: list[Path]) -> str:
+    """Changes with the sources, the compiler, and the machine that the code is for."""
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Unavailable(f"{compiler} --version failed: {error}") from error
+    headers = [Path(__file__).with_name(name) for name in HEADERS]
+    parts = [version, repr(sorted(torch.cpu.get_capabilities().items())).encode(), " ".join(FLAGS).encode()]
+    return hashlib.sha256(b"\0".join(parts + [source.read_bytes() for source in sources + headers])).hexdigest()[:32]
+
+
+def _compile(compiler: str, sources: list[Path], library: Path) -> None:
+    library.parent.mkdir(parents=True, exist_ok=True)
+    # Written aside and renamed: two processes that compile at once do no harm, and half a library is never loaded.
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        aside = Path(folder) / library.name
+        command = [compiler, *FLAGS, *map(str, sources), "-o", str(aside)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMPILE_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise Unavailable(f"{compiler} took longer than {COMPILE_SECONDS} s") from error
+        if done.returncode:
+            raise Unavailable(f"{compiler} failed: {done.stderr.strip()[:500]}")
+        aside.replace(library)
+
+
+def supports(*tensors: torch.Tensor) -> bool:
+    """Whether the kernels can take these: on the CPU, in one dtype that they know, rows without gaps."""
+    dtype = tensors[0].dtype
+    return dtype in _SUFFIX and all(t.device.type == "cpu" and t.dtype == dtype and t.stride(-1) == 1 for t in tensors)
+
+
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, out: torch.Tensor
+) -> torch.Tensor:
+    scale = torch.empty(x.shape[0], dtype=torch.float32)
+    _call("rms_norm", x.dtype, *_rows(x), *_rows(out), _p(weight), _p(scale), *x.shape, _f(eps), _f(offset))
+    return scale
+
+
+def rms_norm_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    offset: float,
+    residual: torch.Tensor | None,
+    out: torch.Tensor,
+) -> None:
+    added = (None, 0) if residual is None else _rows(residual)
+    _call(
+        "rms_norm_backward",
+        x.dtype,
+        *_rows(grad),
+        *_rows(x),
+        _p(weight),
+        _p(scale),
+        *added,
+        *_rows(out),
+        *x.shape,
+        _f(offset),
+    )
+
+
+def gated(gate_up: torch.Tensor, activation: int, out: torch.Tensor) -> None:
+    gate, up = gate_up.chunk(2, -1)
+    _call("gated", out.dtype, _p(gate), *_rows(up), *_rows(out), *out.shape, activation)
+
+
+def gated_backward(
+    gate_up: torch.Tensor, activation: int, grad: torch.Tensor, out: torch.Tensor, grad_gate_up: torch.Tensor
+) -> None:
+    gate, up = gate_up.chunk(2, -1)
+    grad_gate, grad_up = grad_gate_up.chunk(2, -1)
+    _call(
+        "gated_backward",
+        out.dtype,
+        _p(gate),
+        *_rows(up),
+        *_rows(grad),
+        _p(grad_gate),
+        *_rows(grad_up),
+        *_rows(out),
+        *out.shape,
+        activation,
+    )
+
+
+def rotary_(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, inverse: bool) -> None:
+    assert x.stride(1) == x.shape[2] and cosine.stride() == sine.stride()
+    direction = _f(-1.0 if inverse else 1.0)
+    _call("rotary", x.dtype, *_rows(x), _p(cosine), *_rows(sine), *x.shape, cosine.shape[-1], direction)
+
+
+def cross_entropy_(
+    logits: torch.Tensor, targets: torch.Tensor, multiplier: float, softcap: float | None, wants_grad: bool
+) -> torch.Tensor:
+    assert logits.is_contiguous() and targets.is_contiguous()
+    loss = torch.empty(logits.shape[0], dtype=torch.float32)
+    settings = (_f(multiplier), _f(softcap or 0.0), int(wants_grad))
+    _call("cross_entropy", logits.dtype, _p(logits), _p(targets), _p(loss), *logits.shape, *settings)
+    return loss
+
+
+def attends(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
+    """Whether `attention` can take these heads, (T, heads, head size) each."""
+    size = q.shape[-1]
+    return (
+        supports(q, k, v)
+        and v.shape[-1] == size
+        and size % 32 == 0
+        and size <= 256
+        and all(tensor.stride(1) == size for tensor in (q, k, v))
+        and k.stride(0) == v.stride(0)
+        and unavailable() is None
+    )
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    lengths: list[int],
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    """Causal attention within documents.
+
+    Args:
+        q: (T, H, D).
+        k: (T, J, D); H is a multiple of J.
+        v: Like k.
+        lengths: Tokens of each document; they sum to T.
+        scale: Factor of the scores.
+        window: Tokens seen, one's own included; None for all.
+        softcap: Scores become softcap tanh(score / softcap); None for none.
+        out: (T, H, D), written.
+
+    Returns:
+        (H, T) float32: log of the sum of the exponentiated scores, for the backward.
+    """
+    lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32)
+    documents = torch.tensor(lengths, dtype=torch.int64)
+    sizes = (len(lengths), q.shape[0], q.shape[1], k.shape[1], q.shape[2], window or 0, _f(scale), _f(softcap or 0.0))
+    _call("attention", q.dtype, *_rows(q), _p(k), *_rows(v), *_rows(out), _p(lse), _p(documents), *sizes)
+    return lse
+
+
+def attention_backward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    lengths: list[int],
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    grad: torch.Tensor,
+    results: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+) -> None:
+    """Writes the gradients of q, k and v into `results`, which have equal row strides; the rest as in `attention`."""
+    dq, dk, dv = results
+    assert dq.stride(0) == dk.stride(0) == dv.stride(0)
+    documents = torch.tensor(lengths, dtype=torch.int64)
+    shares = torch.empty(2 * q.numel(), dtype=torch.float32)  # of dk and dv, by query head
+    sizes = (len(lengths), q.shape[0], q.shape[1], k.shape[1], q.shape[2], window or 0, _f(scale), _f(softcap or 0.0))
+    tensors = (*_rows(q), _p(k), *_rows(v), *_rows(out), *_rows(grad), _p(lse), _p(dq), _p(dk), *_rows(dv))
+    _call("attention_backward", q.dtype, *tensors, _p(shares), _p(documents), *sizes)
+
+
+def _call(name: str, dtype: torch.dtype, *arguments: object) -> None:
+    function = getattr(load(), f"lamina_{name}{_SUFFIX[dtype]}")
+    function(*(ctypes.c_int64(a) if type(a) is int else a for a in arguments))
+
+
+def _p(tensor: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def _rows(tensor: torch.Tensor) -> tuple[ctypes.c_void_p, int]:
+    """Where a tensor begins, and how many elements lie between its rows."""
+    return ctypes.c_void_p(tensor.data_ptr()), tensor.stride(0)
+
+
+def _f(value: float) -> ctypes.c_float:
+    return ctypes.c_float(value)

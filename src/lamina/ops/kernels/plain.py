@@ -1,0 +1,133 @@
+"""The kernels in plain torch: what the compiled ones are tested against, and what runs where there is no compiler.
+
+Every function works on any device. Shapes: T tokens (or rows), D width, I intermediate width, H heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+SILU, GELU_TANH = 0, 1
+
+
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, out: torch.Tensor
+) -> torch.Tensor:
+    """out = x scale (offset + weight), row by row.
+
+    Args:
+        x: (T, D).
+        weight: (D,), in x's dtype.
+        eps: Added to the mean square.
+        offset: 0 as in Llama, which rounds before the weight; 1 as in Gemma, which rounds after it.
+        out: (T, D), written.
+
+    Returns:
+        scale, (T,) float32: 1 / sqrt(mean(x^2) + eps).
+    """
+    wide = x.float()
+    scale = torch.rsqrt(wide.square().mean(-1) + eps)
+    normed = wide * scale[:, None]
+    out.copy_(normed.to(x.dtype) * weight if offset == 0.0 else normed * (offset + weight.float()))
+    return scale
+
+
+def rms_norm_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    offset: float,
+    residual: torch.Tensor | None,
+    out: torch.Tensor,
+) -> None:
+    """out = the gradient of x, plus `residual` if there is one; all (T, D), `scale` from the forward."""
+    wide, weighted = x.float(), grad.float() * (offset + weight.float())
+    dot = (weighted * wide).mean(-1, keepdim=True) * scale[:, None].square()
+    dx = scale[:, None] * (weighted - wide * dot)
+    out.copy_(dx if residual is None else dx + residual.float())
+
+
+def gated(gate_up: torch.Tensor, activation: int, out: torch.Tensor) -> None:
+    """out = act(gate) up. gate_up: (T, 2 I), the gate first; out: (T, I)."""
+    gate, up = gate_up.chunk(2, -1)
+    value, _ = _activate(gate.float(), activation)
+    out.copy_(value.to(up.dtype) * up)
+
+
+def gated_backward(
+    gate_up: torch.Tensor, activation: int, grad: torch.Tensor, out: torch.Tensor, grad_gate_up: torch.Tensor
+) -> None:
+    """From grad (T, I): the gradient of gate_up, (T, 2 I), and once more the product itself in out, (T, I)."""
+    gate, up = gate_up.chunk(2, -1)
+    value, slope = _activate(gate.float(), activation)
+    wide = grad.float()
+    grad_gate, grad_up = grad_gate_up.chunk(2, -1)
+    grad_gate.copy_(wide * up.float() * slope)
+    grad_up.copy_(wide * value)
+    out.copy_(value.to(up.dtype) * up)
+
+
+def rotary_(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, inverse: bool) -> None:
+    """Turns the heads of x (T, H, D) by their token's angles, in place; `inverse` turns them back.
+
+    Args:
+        x: Any strides but 1 in the last dimension.
+        cosine: (T, R) with R <= D: the first R elements of a head are turned, its first half of them against the second.
+        sine: Like `cosine`.
+        inverse: Turn the other way, which is also the gradient.
+    """
+    half = cosine.shape[-1] // 2
+    c, s = cosine[:, None, :half].float(), sine[:, None, :half].float()
+    s = -s if inverse else s
+    first, second = x[..., :half], x[..., half : 2 * half]
+    a, b = first.float(), second.float()
+    turned = a * c - b * s
+    second.copy_(b * c + a * s)
+    first.copy_(turned)
+
+
+def cross_entropy_(
+    logits: torch.Tensor, targets: torch.Tensor, multiplier: float, softcap: float | None, wants_grad: bool
+) -> torch.Tensor:
+    """-log softmax of the targets, with the logits' products replaced by their gradient.
+
+    Args:
+        logits: (T, V), the head's product, contiguous. A logit is softcap tanh(multiplier product / softcap).
+        targets: (T,), int64.
+        multiplier: See above.
+        softcap: See above; None for none.
+        wants_grad: Whether to write the gradient; otherwise the content of `logits` is left undefined.
+
+    Returns:
+        (T,), float32.
+    """
+    values = logits.float() * multiplier
+    slope = None
+    if softcap is not None:
+        tanh = torch.tanh(values / softcap)
+        values, slope = tanh * softcap, 1.0 - tanh.square()
+    normaliser = values.logsumexp(-1)
+    loss = normaliser - values.gather(1, targets[:, None])[:, 0]
+    if wants_grad:
+        # d loss / d logits = softmax - one-hot
+        grad = values.sub_(normaliser[:, None]).exp_()
+        grad.scatter_add_(1, targets[:, None], grad.new_full((len(targets), 1), -1.0))
+        if slope is not None:
+            grad *= slope
+        logits.copy_(grad * multiplier if multiplier != 1.0 else grad)
+    return loss
+
+
+def _activate(x: torch.Tensor, activation: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The activation and its derivative, float32."""
+    if activation == SILU:
+        sigmoid = torch.sigmoid(x)
+        return x * sigmoid, sigmoid * (1.0 + x * (1.0 - sigmoid))
+    inner = math.sqrt(2.0 / math.pi)
+    t = torch.tanh(inner * (x + 0.044715 * x**3))
+    slope = 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner * (1.0 + 3 * 0.044715 * x * x)
+    return F.gelu(x, approximate="tanh"), slope

@@ -1,0 +1,198 @@
+"""Frozen linears that share an input, with their low-rank detours, as one product forward and one backward.
+
+The weights of a group lie below each other, and beside them the scaled B's, in one matrix; the input has the detours'
+rank-sized products beside it. So one product does it all:
+
+    h = x A^T          [x | h] [W | s B]^T = x W^T + s h B^T          g [W | s B] = [g W | s g B] = [g W | gh]
+
+and what the detours add is rank-sized: dA = gh^T x, dB = s g^T h, dx = g W + gh A. The gradient of W is never formed.
+With A and B of all members below each other (A) and in blocks (B), members share these products too.
+
+The linears keep their weights as views into that matrix, so nothing is stored twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Detour:
+    """A low-rank detour beside a frozen linear: s (drop(x) A^T) B^T.
+
+    Attributes:
+        A: (r, in), float32.
+        B: (out, r), float32.
+        scaling: s.
+        dropout: Probability of dropping an element of the detour's input, now; 0 at evaluation.
+    """
+
+    A: nn.Parameter
+    B: nn.Parameter
+    scaling: float
+    dropout: float
+
+
+@dataclass
+class GroupState:
+    """What a forward leaves for its backward.
+
+    Attributes:
+        h: (T, R), the detours' rank-sized products: the last columns of `x_ext`.
+        masks: For each detour what its dropout kept, (T, in) bool, or None.
+    """
+
+    h: torch.Tensor
+    masks: list[torch.Tensor | None]
+
+
+class LinearGroup:
+    """One or more linears with the same input.
+
+    Attributes:
+        in_features: Width of the input.
+        out_features: Width of all outputs together.
+        rank: Columns that the detours need beside the input, R.
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear], ranks: Sequence[int]) -> None:
+        """Takes over the linears' weights.
+
+        Args:
+            linears: Frozen; their weights become views into the group's matrix until `release`.
+            ranks: Of each linear's detour; 0 for none.
+        """
+        self._linears = list(linears)
+        self._ranks = list(ranks)
+        self._rows = _slices([linear.out_features for linear in linears])
+        self._columns = _slices(ranks)
+        self.in_features = linears[0].in_features
+        self.out_features = sum(linear.out_features for linear in linears)
+        self.rank = sum(ranks)
+        weight = linears[0].weight
+        self._matrix = weight.new_zeros(self.out_features, self.in_features + self.rank)
+        self._A = weight.new_empty(self.rank, self.in_features)
+        with torch.no_grad():
+            for linear, rows in zip(self._linears, self._rows, strict=True):
+                home = self._matrix[rows, : self.in_features]
+                linear.weight.data = home.copy_(linear.weight)
+        self._bias = None
+        if any(linear.bias is not None for linear in linears):
+            biases = [weight.new_zeros(l.out_features) if l.bias is None else l.bias.detach() for l in linears]
+            self._bias = torch.cat(biases)
+
+    def release(self) -> None:
+        """Gives every linear a weight of its own again."""
+        for linear in self._linears:
+            linear.weight.data = linear.weight.detach().clone(memory_format=torch.contiguous_format)
+
+    def refresh(self, detours: Sequence[Detour | None]) -> None:
+        """Rounds the masters into place. None for a linear whose detour is switched off, or that has none."""
+        for detour, rows, columns in zip(detours, self._rows, self._columns, strict=True):
+            beside = self._matrix[rows, self.in_features :][:, columns]
+            if detour is None:
+                beside.zero_()
+                self._A[columns].zero_()
+            else:
+                beside.copy_(detour.B.detach() * detour.scaling)
+                self._A[columns].copy_(detour.A.detach())
+
+    def forward(
+        self, x_ext: torch.Tensor, detours: Sequence[Detour | None], residual: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, GroupState]:
+        """All outputs beside each other.
+
+        Args:
+            x_ext: (T, in + R); the input is in its first columns, the others are written.
+            detours: As given to `refresh`.
+            residual: (T, out), added to the output, or None.
+
+        Returns:
+            (T, out), and the state for the backward.
+        """
+        x, h = x_ext[:, : self.in_features], x_ext[:, self.in_features :]
+        state = GroupState(h, [None] * len(self._ranks))
+        if self.rank:
+            h.copy_(x @ self._A.T)
+        for i, (detour, columns) in enumerate(zip(detours, self._columns, strict=True)):
+            if detour is not None and detour.dropout > 0.0:
+                state.masks[i] = mask = _kept(x, detour.dropout)
+                h[:, columns] = _dropped(x, mask, detour.dropout) @ self._A[columns].T
+        if residual is not None:
+            y = torch.addmm(residual, x_ext, self._matrix.T)
+        else:
+            y = x_ext @ self._matrix.T
+        return y if self._bias is None else y.add_(self._bias), state
+
+    def backward_input(
+        self, grad: torch.Tensor, state: GroupState, detours: Sequence[Detour | None], wants_dx: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gradients of the input and of the rank-sized products.
+
+        Args:
+            grad: (T, out).
+            state: From `forward`.
+            detours: As in `forward`.
+            wants_dx: Whether the input's gradient is needed.
+
+        Returns:
+            dx (T, in), undefined if not wanted, and gh (T, R).
+        """
+        if not wants_dx:
+            return grad, grad @ self._matrix[:, self.in_features :]
+        both = grad @ self._matrix
+        dx, gh = both[:, : self.in_features], both[:, self.in_features :].contiguous()
+        if not any(mask is not None for mask in state.masks):
+            return (dx.addmm_(gh, self._A) if self.rank else dx), gh
+        for mask, detour, columns in zip(state.masks, detours, self._columns, strict=True):
+            if detour is not None:
+                through = gh[:, columns] @ self._A[columns]
+                dx += through if mask is None else _dropped(through, mask, detour.dropout)
+        return dx, gh
+
+    def backward_detours(
+        self,
+        grad: torch.Tensor,
+        gh: torch.Tensor,
+        x: torch.Tensor,
+        h: torch.Tensor,
+        state: GroupState,
+        detours: Sequence[Detour | None],
+    ) -> list[torch.Tensor]:
+        """Gradients of A and B of each detour in turn, float32.
+
+        Args:
+            grad: (T, out).
+            gh: (T, R), from `backward_input`.
+            x: (T, in), the input.
+            h: (T, R), the rank-sized products of the forward.
+            state: From `forward`.
+            detours: As in `forward`.
+        """
+        if not any(detours):
+            return []
+        grads = []
+        dA, dB = gh.T @ x, grad.T @ h
+        for mask, detour, rows, columns in zip(state.masks, detours, self._rows, self._columns, strict=True):
+            if detour is not None:
+                dropped = None if mask is None else _dropped(x, mask, detour.dropout)
+                grads.append((dA[columns] if dropped is None else gh[:, columns].T @ dropped).float())
+                grads.append(dB[rows, columns].float() * detour.scaling)
+        return grads
+
+
+def _slices(lengths: Sequence[int]) -> list[slice]:
+    ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
+    return [slice(end - length, end) for length, end in zip(lengths, ends, strict=True)]
+
+
+def _kept(x: torch.Tensor, dropout: float) -> torch.Tensor:
+    return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1.0 - dropout)
+
+
+def _dropped(x: torch.Tensor, mask: torch.Tensor, dropout: float) -> torch.Tensor:
+    return x * mask * (1.0 / (1.0 - dropout))
