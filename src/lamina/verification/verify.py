@@ -88,7 +88,8 @@ def _checks(config: Config, folder: Path, notify: Notify) -> Iterator[Check]:
     notify("Training a few steps without a break, and once more with one ...")
     yield _check(
         "resumed = unbroken",
-        f"the adapters of {STEPS} optimizer steps, and of the same cut in step {SAVE_STEPS + 1} and resumed",
+        f"{STEPS} optimizer steps, and the same cut in step {SAVE_STEPS + 1} and resumed: adapter, optimizer and "
+        "random state in the last checkpoint",
         lambda: resumed_is_unbroken(config, folder),
     )
 
