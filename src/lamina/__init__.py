@@ -25,18 +25,22 @@ if TYPE_CHECKING:
     from lamina.runs import Run
     from lamina.training.events import Event
     from lamina.training.loop import train
+    from lamina.verification.report import Verification
+    from lamina.verification.verify import verify
 
 _LAZY = {
     "Config": "lamina.config",
     "Event": "lamina.training.events",
     "Loaded": "lamina.methods.load",
     "Run": "lamina.runs",
+    "Verification": "lamina.verification.report",
     "evaluate": "lamina.evaluation.evaluate",
     "generate": "lamina.evaluation.generate",
     "load": "lamina.methods.load",
     "load_config": "lamina.config",
     "merge": "lamina.export.merge",
     "train": "lamina.training.loop",
+    "verify": "lamina.verification.verify",
 }
 
 __all__ = [
@@ -44,6 +48,7 @@ __all__ = [
     "Event",
     "Loaded",
     "Run",
+    "Verification",
     "__version__",
     "evaluate",
     "generate",
@@ -51,6 +56,7 @@ __all__ = [
     "load_config",
     "merge",
     "train",
+    "verify",
 ]
 
 

@@ -11,6 +11,7 @@ import errno
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 class LaminaWarning(UserWarning):
@@ -87,7 +88,15 @@ class BaseMismatchError(AdapterError):
 
 
 class CertificateError(LaminaError):
-    """The probes show that the adapter is not applied as it was trained."""
+    """The probes show that the adapter is not applied as it was trained.
+
+    Attributes:
+        certificate: The `Certificate` with the figures.
+    """
+
+    def __init__(self, message: str, certificate: Any) -> None:
+        self.certificate = certificate
+        super().__init__(message)
 
 
 class RunError(LaminaError):

@@ -27,6 +27,7 @@ ORDER = [
     "export",
     "doctor",
     "quickstart",
+    "verification",
     "cli",
 ]
 LIGHT = ("version", "errors", "files", "config", "runs")

@@ -205,6 +205,34 @@ def merge(
 
 
 @app.command()
+def verify(
+    config: Annotated[
+        str | None,
+        typer.Argument(metavar="[CONFIG]", help="A YAML file; by default the quickstart's model and data."),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Prove on your own model and data that packing, accumulation, resuming, merging and the like change nothing."""
+    from lamina.config import load_config
+
+    changes = overrides or []
+    if config is not None and "=" in config and not Path(config).exists():
+        config, changes = None, [config, *changes]  # overrides of the quickstart's configuration
+    checked = None if config is None else load_config(config, changes)
+    from lamina.cli.verification import print_event, print_verification
+    from lamina.verification.verify import verify as run_verification
+
+    result = run_verification(checked, print_event, overrides=[] if checked else changes)
+    if as_json:
+        print_json(result.as_json())
+    else:
+        print_verification(result)
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def methods(as_json: JsonFlag = False) -> None:
     """List the methods and their settings."""
     from lamina.config import METHOD_CONFIGS

@@ -130,7 +130,7 @@ class Certificate:
             CertificateError: It did not.
         """
         if not self.passed:
-            raise CertificateError(f"{self.subject}: {self.line()}")
+            raise CertificateError(f"{self.subject}: {self.line()}", self)
         return self
 
 

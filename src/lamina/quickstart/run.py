@@ -5,7 +5,6 @@ Generates the data, trains, lets base and adapter answer 100 unseen requests, me
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from lamina.evaluation.generate import answer
 from lamina.export.merge import merge
 from lamina.methods.load import load
 from lamina.methods.probes import Certificate
+from lamina.quickstart.settings import quickstart_settings, write_rows
 from lamina.quickstart.task import Request, build_task, is_valid_record
 from lamina.runs import Run
 from lamina.training.events import OnEvent
@@ -123,9 +123,9 @@ def quickstart(
     task = build_task(seed, train_rows, eval_rows)
     notify(f"Writing {train_rows} training and {eval_rows} unseen requests to {root / 'data'}")
     train_file, eval_file = root / "data" / "train.jsonl", root / "data" / "eval.jsonl"
-    _write_rows(train_file, task.train)
-    _write_rows(eval_file, task.eval)
-    settings = _settings(model, train_file, root / "run", seed)
+    write_rows(train_file, task.train)
+    write_rows(eval_file, task.eval)
+    settings = quickstart_settings(model, train_file, root / "run", seed)
     config = load_config(settings, overrides)
     files.write_text(root / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
 
@@ -174,29 +174,6 @@ def free_name(path: Path) -> Path:
         number += 1
         candidate = path.with_name(f"{path.name}-{number}")
     return candidate
-
-
-def _settings(model: str, train_file: Path, out: Path, seed: int) -> dict[str, Any]:
-    return {
-        "model": model,
-        # The unseen requests are answered after training, which says more than their loss.
-        "data": {"train": str(train_file), "eval": None, "max_length": 256, "packing": False},
-        "method": {"type": "lora", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
-        "train": {
-            "num_train_epochs": 1.0,
-            "per_device_train_batch_size": 8,
-            "learning_rate": 1.5e-3,
-            "lr_scheduler_type": "cosine",
-            "warmup_ratio": 0.1,
-        },
-        "output_dir": str(out),
-        "seed": seed,
-    }
-
-
-def _write_rows(path: Path, requests: list[Request]) -> None:
-    lines = [json.dumps({"messages": request.messages()}, ensure_ascii=False) for request in requests]
-    files.write_text(path, "\n".join(lines) + "\n")
 
 
 def _exact(requests: list[Request], answers: list[str]) -> float:

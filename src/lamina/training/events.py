@@ -20,7 +20,7 @@ class Event:
 
     Attributes:
         kind: `start`, `note`, `example`, `step`, `eval`, `checkpoint`, `end` or `interrupted`; `progress` is
-            shown and not written.
+            shown and not written; `check` comes from `verify`, which writes none.
         step: Optimizer steps taken by then.
         data: What there is to know about it, as plain data.
         time: Seconds since the epoch.

@@ -1,0 +1,35 @@
+"""The quickstart's configuration and data file, which `verify` uses too where it is given nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lamina import files
+from lamina.quickstart.task import Request
+
+
+def quickstart_settings(model: str, train_file: Path, out: Path, seed: int) -> dict[str, Any]:
+    """The configuration, as `load_config` takes it."""
+    return {
+        "model": model,
+        # The unseen requests are answered after training, which says more than their loss.
+        "data": {"train": str(train_file), "eval": None, "max_length": 256, "packing": False},
+        "method": {"type": "lora", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
+        "train": {
+            "num_train_epochs": 1.0,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 1.5e-3,
+            "lr_scheduler_type": "cosine",
+            "warmup_ratio": 0.1,
+        },
+        "output_dir": str(out),
+        "seed": seed,
+    }
+
+
+def write_rows(path: Path, requests: list[Request]) -> None:
+    """Writes requests as rows of a data file."""
+    lines = [json.dumps({"messages": request.messages()}, ensure_ascii=False) for request in requests]
+    files.write_text(path, "\n".join(lines) + "\n")

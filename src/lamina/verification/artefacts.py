@@ -1,0 +1,142 @@
+"""Checks of what is written to disk: a saved adapter, a merged model, and a run that is cut and resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from lamina.config import Config
+from lamina.errors import CertificateError
+from lamina.export.merge import merge
+from lamina.methods.adapter import save_adapter
+from lamina.methods.load import load
+from lamina.methods.lock import build_lock
+from lamina.methods.probes import EFFECT_MARGIN, Certificate, record_probes
+from lamina.models.machine import dtype_name
+from lamina.runs import Run
+from lamina.training.checkpoint import newest_checkpoint
+from lamina.training.events import Event
+from lamina.training.loop import train
+from lamina.training.setup import Session, data_digests
+from lamina.verification.report import Measure
+from lamina.verification.sample import SAVE_STEPS, STEPS
+
+
+@dataclass(frozen=True)
+class Saved:
+    """An adapter on disk, and what the model in memory was when it was saved.
+
+    Attributes:
+        path: The adapter's folder.
+        tensors: Copies of the adapter's tensors.
+        ids: A document.
+        logits: The model's logits for it, float32.
+        dtype: What the base was held in.
+    """
+
+    path: Path
+    tensors: dict[str, torch.Tensor]
+    ids: torch.Tensor
+    logits: torch.Tensor
+    dtype: str
+
+
+def save(session: Session, path: Path) -> Saved:
+    """Saves the session's adapter with its lock and its probes, as the end of training does."""
+    model = session.base.model.eval()
+    lock = build_lock(session.base, session.template, data_digests(session.dataset))
+    save_adapter(path, session.injection, session.base, lock, record_probes(session.injection, session.template))
+    ids = torch.from_numpy(session.dataset.train[0].input_ids).long()[None]
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in session.tensors.items()}
+    return Saved(path, tensors, ids, _logits(model, ids), dtype_name(session.base.dtype))
+
+
+def saved_is_loaded(saved: Saved) -> list[Measure]:
+    """Loads the adapter on a fresh base."""
+    loaded = load(saved.path, dtype=saved.dtype)
+    found = {name: tensor.detach().cpu() for name, tensor in loaded.injection.tensors().items()}
+    logits = float((_logits(loaded.model, saved.ids) - saved.logits).abs().max())
+    tensors = Measure("tensors", _largest_difference(found, saved.tensors), 0.0, "0, because nothing is computed")
+    return [tensors, Measure("logits", logits, 0.0, "0, because the same operations run on the same numbers")]
+
+
+def merged_is_adapter(saved: Saved, out: Path) -> list[Measure]:
+    """Merges the adapter and replays its probes on the written folder."""
+    certificate: Certificate
+    try:
+        certificate = merge(saved.path, out, dtype=saved.dtype).certificate
+    except CertificateError as error:
+        certificate = error.certificate
+    without = certificate.modules_expected - certificate.modules_matched
+    return [
+        Measure(
+            "logits",
+            certificate.max_logit_difference,
+            certificate.tolerance,
+            f"some roundings to {certificate.dtype} at the size of the largest logit: merging rounds each weight again",
+        ),
+        Measure("modules without the adapter", without, 0.0, "0, because every module must carry it"),
+        Measure(
+            "adapter's effect",
+            abs(1 - certificate.effect_kept),
+            EFFECT_MARGIN,
+            "0 is all of it; a merge without it, or with it twice, gives 1",
+        ),
+        Measure("top-1 tokens", 1 - certificate.top1_agreement, 0.0, "0, because only clear ones are compared"),
+    ]
+
+
+def resumed_is_unbroken(config: Config, folder: Path) -> list[Measure]:
+    """Trains without a break, and again with a cut in the middle; the last checkpoints must be the same, bit for bit.
+
+    Both stop there: what comes after it, such as recording probes, takes longer than these few steps.
+    """
+    unbroken, broken = _in_folder(config, folder / "unbroken"), _in_folder(config, folder / "broken")
+    _train_until(unbroken, "checkpoint", STEPS)
+    _train_until(broken, "step", SAVE_STEPS + 1)
+    _train_until(broken, "checkpoint", STEPS, resume=True)
+    ours, plain = _last_checkpoint(broken), _last_checkpoint(unbroken)
+    why = "0, because adapter, optimizer, random state and place in the data are all restored"
+    return [Measure(part, _largest_difference(ours[part], plain[part]), 0.0, why) for part in plain]
+
+
+class _Cut(BaseException):
+    """Stands for the death of the process: nothing in training may catch it."""
+
+
+def _train_until(config: Config, kind: str, step: int, resume: bool = False) -> None:
+    def cut(event: Event) -> None:
+        if event.kind == kind and event.step == step:
+            raise _Cut
+
+    with contextlib.suppress(_Cut):
+        train(config, cut, resume=resume)
+
+
+def _last_checkpoint(config: Config) -> dict[str, dict[str, torch.Tensor]]:
+    """Tensors of the adapter, of the optimizer and of the random state."""
+    path = newest_checkpoint(Run(Path(config.output_dir)).checkpoints)
+    assert path is not None
+    return {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+
+
+def _in_folder(config: Config, folder: Path) -> Config:
+    return config.model_copy(update={"output_dir": str(folder)})
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    return model(input_ids=ids.to(model.device), use_cache=False).logits.float().cpu()
+
+
+def _largest_difference(ours: Mapping[str, torch.Tensor], plain: Mapping[str, torch.Tensor]) -> float:
+    if ours.keys() != plain.keys():
+        return math.inf
+    return max(float((ours[name].double() - tensor.double()).abs().max()) for name, tensor in plain.items())

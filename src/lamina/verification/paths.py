@@ -1,0 +1,246 @@
+"""Checks within one model in memory: each takes one shortcut of the training path and compares it with the plain way.
+
+They form a chain from transformers' own code to what training runs, each link with one thing changed, so that a broken
+one shows which it is:
+
+    plain adapter arithmetic -> adapter layers -> + chunked loss -> + packing -> + fused layers
+                                                                 -> + accumulation, + checkpointing
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+
+from lamina.data.batch import build_batch
+from lamina.data.example import EncodedExample
+from lamina.losses.cross_entropy import cross_entropy
+from lamina.methods.base import AdapterLinear, Injection
+from lamina.models.machine import dtype_name
+from lamina.ops.attention import packed_attention
+from lamina.training.setup import Session
+from lamina.training.step import training_step
+from lamina.verification.report import Measure, Skipped
+from lamina.verification.rounding import (
+    Gradient,
+    Noise,
+    collect,
+    relative,
+    rounding_noise,
+    taken_gradients,
+    with_rounding_moved,
+)
+
+# What a filled adapter adds to each weight, relative to the weight's norm.
+FILL = 0.1
+
+# Roundings that the result of one adapter layer goes through: factors, product between them, output. In bfloat16, sums
+# are exact beside them; in float32 they are what rounds.
+_LAYER_ROUNDINGS = {torch.bfloat16: 4, torch.float32: 64}
+
+
+@contextlib.contextmanager
+def _fast_path(model: PreTrainedModel) -> Iterator[int]:
+    """Switches the model's layers to their fused form inside the block, where they have one; no layer has one yet.
+
+    Yields:
+        How many layers were switched.
+    """
+    yield 0
+
+
+@torch.no_grad()
+def fill_adapter(injection: Injection, seed: int) -> None:
+    """Gives a fresh adapter an effect, drawn from `seed`: one that adds nothing yet would hide its errors."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in injection.layers.values():
+        tensors = list(layer.adapter_tensors().values())
+        # What begins at zero switches the adapter off, and is a factor of all that it adds.
+        switches = [tensor for tensor in tensors if not tensor.any()]
+        for tensor in tensors:
+            drawn = torch.randn(tensor.shape, generator=generator).to(tensor.device)
+            tensor.copy_(drawn if not tensor.any() else tensor * (1 + FILL * drawn))
+        if switches:
+            switches[0].mul_(FILL * layer.frozen.weight(torch.float32).norm() / layer.delta_weight().norm())
+
+
+class Paths:
+    """The ways of computing loss and gradient of a few documents, each computed once, and what compares them.
+
+    Args:
+        session: A model with a filled adapter, and the documents as its training data.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._model = session.base.model.eval()
+        self._tensors = session.tensors
+        self._documents = session.dataset.train
+
+    def adapter_is_formula(self) -> list[Measure]:
+        """Each adapter layer's forward and backward, on the inputs that the data gives it."""
+        generator = torch.Generator().manual_seed(self._session.config.seed)
+        measures: list[Measure] = []
+
+        def compare(name: str) -> Callable[[nn.Module, tuple[torch.Tensor]], None]:
+            def hook(layer: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+                assert isinstance(layer, AdapterLinear)
+                with torch.enable_grad():
+                    measures.append(_worst_of_layer(name, layer, inputs[0].detach(), generator))
+
+            return hook
+
+        layers = self._session.injection.layers
+        handles = [layer.register_forward_pre_hook(compare(name)) for name, layer in layers.items()]
+        try:
+            with torch.no_grad():
+                self._model(input_ids=_ids(max(self._documents, key=len), self._model.device)[None], use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return measures
+
+    def chunked_is_transformers(self) -> list[Measure]:
+        """lamina's loss against transformers' own, one document at a time, in the model's own attention."""
+        return self._noise.measures(self._apart, self._plain)
+
+    def packed_is_apart(self) -> list[Measure]:
+        """All documents in one sequence against one at a time in the model's own attention."""
+        return self._noise.measures(self._packed, self._apart)
+
+    def compiled_is_eager(self) -> list[Measure]:
+        """Fused layers against transformers' layer code."""
+        with _fast_path(self._model) as layers:
+            if not layers:
+                raise Skipped("no layer of this model has a fused form, so training runs transformers' own layer code")
+            with packed_attention(self._model):
+                fused = collect(self._tensors, lambda: self._backward([self._documents]))
+        return self._noise.measures(fused, self._packed)
+
+    def accumulated_is_full(self) -> list[Measure]:
+        """One optimizer step over micro-batches of one document each, against one over all documents at once."""
+        full = self._step([self._documents])
+        accumulated = self._step([[document] for document in self._documents])
+        return self._noise.measures(accumulated, full)
+
+    def checkpointed_is_not(self) -> list[Measure]:
+        """Layers recomputed in the backward against layers whose activations were kept, with dropout on."""
+        kept = self._trained()
+        self._model.activation_checkpointing_enable({"use_reentrant": False})
+        try:
+            recomputed = self._trained()
+        finally:
+            self._model.activation_checkpointing_disable()
+        if self._model.device.type != "cpu":  # where the order of sums in a backward may change from run to run
+            return self._noise.measures(recomputed, kept)
+        why = "0, because the same operations run again on the same numbers, dropout's draws included"
+        differences = {name: relative(recomputed.tensors[name], tensor) for name, tensor in kept.tensors.items()}
+        return [
+            Measure("loss", abs(recomputed.loss - kept.loss), 0.0, why),
+            *(Measure(f"gradient of {name}", difference, 0.0, why) for name, difference in differences.items()),
+        ]
+
+    @cached_property
+    def _plain(self) -> Gradient:
+        return collect(self._tensors, lambda: [self._backward_of_transformers(d, exact=False) for d in self._documents])
+
+    @cached_property
+    def _noise(self) -> Noise:
+        with with_rounding_moved(self._model, self._session.config.seed):
+            moved = collect(
+                self._tensors, lambda: [self._backward_of_transformers(d, exact=True) for d in self._documents]
+            )
+        return rounding_noise(self._plain, moved, self._session.base.dtype)
+
+    @cached_property
+    def _apart(self) -> Gradient:
+        return collect(self._tensors, lambda: self._backward([[document] for document in self._documents]))
+
+    @cached_property
+    def _packed(self) -> Gradient:
+        with packed_attention(self._model):
+            return collect(self._tensors, lambda: self._backward([self._documents]))
+
+    def _trained(self) -> Gradient:
+        """As training computes it, dropout included."""
+        self._model.train()
+        try:
+            with packed_attention(self._model), _fast_path(self._model):
+                torch.manual_seed(self._session.config.seed)
+                return collect(self._tensors, lambda: self._backward([self._documents]))
+        finally:
+            self._model.eval()
+
+    def _backward(self, groups: Sequence[Sequence[EncodedExample]]) -> list[float]:
+        losses = []
+        for documents in groups:
+            batch = build_batch(documents).to(self._model.device)
+            loss = cross_entropy(self._model, self._session.head, batch)
+            loss.backward()
+            losses.append(float(loss.detach()))
+        return losses
+
+    def _backward_of_transformers(self, document: EncodedExample, exact: bool) -> float:
+        """transformers' own loss of one document. `exact` sums it in float64: over a large vocabulary, torch's own
+        float32 sum is off by more than all other roundings, which belongs to the noise."""
+        ids = _ids(document, self._model.device)
+        labels = ids.masked_fill(~torch.from_numpy(document.supervised).to(ids.device), -100)
+        output = self._model(input_ids=ids[None], labels=labels[None], use_cache=False)
+        if exact:
+            loss = F.cross_entropy(output.logits[0, :-1].double(), labels[1:], reduction="sum")
+        else:
+            loss = output.loss * document.supervised_tokens  # transformers gives the mean
+        loss.backward()
+        return float(loss.detach())
+
+    def _step(self, micro_batches: Sequence[Sequence[EncodedExample]]) -> Gradient:
+        """The gradient of a real optimizer step, taken before the optimizer sees it."""
+        gradients: list[dict[str, torch.Tensor]] = []
+
+        with packed_attention(self._model), _fast_path(self._model):
+            result = training_step(
+                self._model,
+                self._session.head,
+                self._session.optimizer,
+                list(self._tensors.values()),
+                micro_batches,
+                learning_rate=0.0,
+                max_grad_norm=0.0,
+                check=lambda: gradients.append(taken_gradients(self._tensors)),
+            )
+        return Gradient([result.loss], gradients[0])
+
+
+def _worst_of_layer(name: str, layer: AdapterLinear, x: torch.Tensor, generator: torch.Generator) -> Measure:
+    """One layer against `x (W + delta W)^T + b` in plain float32 arithmetic and torch's own backward."""
+    tensors = layer.adapter_tensors()
+    x = x.requires_grad_()
+    y = layer.forward(x)
+    grad = torch.randn(y.shape, generator=generator).to(y)
+    ours = [y, *torch.autograd.grad(y, [x, *tensors.values()], grad)]
+
+    exact_x = x.detach().float().requires_grad_()
+    bias = None if layer.bias is None else layer.bias.float()
+    exact_y = F.linear(exact_x, layer.frozen.weight(torch.float32) + layer.delta_weight(), bias)
+    exact = [exact_y, *torch.autograd.grad(exact_y, [exact_x, *tensors.values()], grad.float())]
+
+    roundings = _LAYER_ROUNDINGS[y.dtype]
+    why = (
+        f"{roundings} roundings to {dtype_name(y.dtype)}: of the factors, the product between them, the result, and "
+        "the sums in between"
+    )
+    parts = ("output", "input gradient", *(f"gradient of {key}" for key in tensors))
+    differences = [relative(a.detach(), b.detach()) for a, b in zip(ours, exact, strict=True)]
+    tolerance = roundings * torch.finfo(y.dtype).eps / 2
+    measures = [Measure(f"{part}, {name}", d, tolerance, why) for part, d in zip(parts, differences, strict=True)]
+    return max(measures, key=lambda measure: measure.severity)
+
+
+def _ids(document: EncodedExample, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(document.input_ids).long().to(device)

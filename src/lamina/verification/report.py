@@ -1,0 +1,121 @@
+"""What `verify` finds: a `Check` a line, made of `Measure`s, and the `Verification` of them all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+class Skipped(Exception):
+    """Something cannot be checked with this configuration; the message says why."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One difference, and how large it may be.
+
+    Attributes:
+        what: What differs, such as `loss` or `gradient of model.layers.3.mlp.up_proj.lora_A.weight`.
+        difference: How much it differs; not finite if either side was not.
+        tolerance: The largest difference allowed.
+        why: Where the tolerance comes from.
+    """
+
+    what: str
+    difference: float
+    tolerance: float
+    why: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the difference is within the tolerance; one that is no number is not."""
+        return self.difference <= self.tolerance
+
+    @property
+    def severity(self) -> float:
+        """Difference in units of the tolerance: what to sort by, the worst last."""
+        if math.isnan(self.difference):
+            return math.inf
+        if self.difference == 0.0:
+            return 0.0
+        return self.difference / self.tolerance if self.tolerance else math.inf
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a verification.
+
+    Attributes:
+        name: Such as `packed = one at a time`.
+        compared: What was compared with what.
+        worst: Which of the compared quantities is nearest to its tolerance, or farthest beyond it; empty if skipped.
+        difference: By how much that one differs; None where nothing could be compared.
+        tolerance: How much it may.
+        why: Why that tolerance; for a skipped check, why it was skipped; for one that ended in an error, the error.
+        passed: Whether everything compared is within its tolerance; None for a skipped check.
+    """
+
+    name: str
+    compared: str
+    worst: str
+    difference: float | None
+    tolerance: float | None
+    why: str
+    passed: bool | None
+
+    @classmethod
+    def of(cls, name: str, compared: str, measures: Sequence[Measure]) -> Check:
+        """The check that stands for its measures: all must pass, and the worst one is shown."""
+        worst = max(measures, key=lambda measure: measure.severity)
+        passed = all(measure.passed for measure in measures)
+        return cls(name, compared, worst.what, worst.difference, worst.tolerance, worst.why, passed)
+
+    @classmethod
+    def ended(cls, name: str, compared: str, why: str, passed: bool | None) -> Check:
+        """A check without figures: skipped (`passed` None), or failed with an error."""
+        return cls(name, compared, "", None, None, why, passed)
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain data; a difference that is no number is null."""
+        value = asdict(self)
+        if self.difference is not None and not math.isfinite(self.difference):
+            value["difference"] = None
+        return value
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The result of `verify`.
+
+    Attributes:
+        model: What was verified.
+        method: The method's name.
+        dtype: What the base was held in.
+        documents: Documents that were compared on.
+        tokens: Their tokens.
+        checks: The lines, in the order in which they were made.
+        seconds: How long it took.
+    """
+
+    model: str
+    method: str
+    dtype: str
+    documents: int
+    tokens: int
+    checks: list[Check]
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return all(check.passed is not False for check in self.checks)
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "passed": self.passed,
+            **{key: value for key, value in asdict(self).items() if key != "checks"},
+            "checks": [check.as_json() for check in self.checks],
+        }

@@ -1,0 +1,190 @@
+"""How two computations of one gradient are compared, and how much of a difference is only rounding.
+
+Two right ways of computing the same thing differ by rounding, and how far that carries depends on the model, the data
+and the dtype: in bfloat16, it is some per cent of the gradient of a deep network. So it is measured: the plain gradient
+is computed again with the result of every linear layer moved at random by as much as rounding may move it, forward and
+backward, and the distance to the first one is what rounding alone can do. Broken exactness, such as a document that
+sees another, changes a gradient by a large part of itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lamina.methods.base import PEFT_PREFIX, AdapterLinear
+from lamina.quantization import freeze_linear
+from lamina.verification.report import Measure
+
+# Both sides of a comparison have their own rounding, and rounding also happens outside of linear layers.
+NOISE_ALLOWED = 2.0
+
+# Losses and gradients are summed in float32 whatever the base is held in.
+_SUM_ROUNDING = 8 * torch.finfo(torch.float32).eps
+
+# Largest relative error of one rounding to float32.
+_FLOAT32 = torch.finfo(torch.float32).eps / 2
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """What one way of computing gives.
+
+    Attributes:
+        losses: Sum of -log p, by document or over all documents; their total is what is compared.
+        tensors: Gradient of that total, by the adapter tensor's name.
+    """
+
+    losses: list[float]
+    tensors: dict[str, torch.Tensor]
+
+    @property
+    def loss(self) -> float:
+        """Over all documents."""
+        return sum(self.losses)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What rounding alone does to a gradient, all relative.
+
+    Attributes:
+        loss: Of the loss.
+        together: Norm of the difference of all gradients together, over their norm.
+        worst: The same for the tensor where it is largest.
+        dtype: Of the computation, such as `bfloat16`.
+    """
+
+    loss: float
+    together: float
+    worst: float
+    dtype: str
+
+    def measures(self, ours: Gradient, plain: Gradient) -> list[Measure]:
+        """Compares two gradients that should differ by rounding only."""
+        worst, difference = _worst(ours.tensors, plain.tensors)
+        return [
+            self._measure("loss", _ratio(abs(ours.loss - plain.loss), plain.loss), self.loss),
+            self._measure("gradient, all tensors together", _together(ours, plain), self.together),
+            self._measure(f"gradient of {worst}", difference, self.worst),
+        ]
+
+    def _measure(self, what: str, difference: float, noise: float) -> Measure:
+        why = (
+            f"{NOISE_ALLOWED:g} times the rounding noise of this model on this data in {self.dtype}, {noise:.1e}: "
+            "measured by computing the plain way again with every linear layer's result moved by a rounding error"
+        )
+        return Measure(what, difference, NOISE_ALLOWED * noise + _SUM_ROUNDING, why)
+
+
+def rounding_noise(plain: Gradient, moved: Gradient, dtype: torch.dtype) -> Noise:
+    """The noise that lies between the plain gradient and the one computed `with_rounding_moved`."""
+    # Documents' errors may cancel in their sum by chance; a tolerance must not be small by chance.
+    loss = _ratio(sum(abs(a - b) for a, b in zip(moved.losses, plain.losses, strict=True)), plain.loss)
+    return Noise(
+        loss, _together(moved, plain), _worst(moved.tensors, plain.tensors)[1], str(dtype).removeprefix("torch.")
+    )
+
+
+def collect(tensors: Mapping[str, nn.Parameter], compute: Callable[[], list[float]]) -> Gradient:
+    """Runs `compute`, which gives losses and leaves gradients in `tensors`, and takes the gradients away from there."""
+    for tensor in tensors.values():
+        tensor.grad = None
+    losses = compute()
+    return Gradient(losses, taken_gradients(tensors))
+
+
+def taken_gradients(tensors: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    """The gradients in `tensors`, which have none afterwards; a missing one is zero."""
+    taken = {}
+    for name, tensor in tensors.items():
+        taken[name.removeprefix(PEFT_PREFIX)] = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad.clone()
+        tensor.grad = None
+    return taken
+
+
+def relative(ours: torch.Tensor, plain: torch.Tensor) -> float:
+    """||ours - plain|| / ||plain||, in float32; 0 if both are zero."""
+    return _ratio(float((ours.float() - plain.float()).norm()), float(plain.float().norm()))
+
+
+@contextlib.contextmanager
+def with_rounding_moved(model: nn.Module, seed: int) -> Iterator[None]:
+    """Inside the block, linear layers give results as another, equally right order of computing might give them."""
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    handles = []
+    for module in model.modules():
+        frozen = module.frozen if isinstance(module, AdapterLinear) else freeze_linear(module)
+        if frozen is not None:
+            row_norm = float(frozen.weight(torch.float32).norm()) / frozen.out_features**0.5
+            handles.append(module.register_forward_hook(_mover(row_norm, generator)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mover(row_norm: float, generator: torch.Generator) -> Callable[..., torch.Tensor]:
+    def move(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        return _Moved.apply(output, inputs[0].detach(), row_norm, generator)  # pyright: ignore[reportReturnType]
+
+    return move
+
+
+class _Moved(torch.autograd.Function):
+    """Moves a linear layer's result, and later its gradient, by a random rounding error.
+
+    Two errors: the result is rounded to its dtype (half a spacing of its size), and the sum of products is rounded in
+    float32 all along (some 2^-24 of ||x|| ||w||, which matters where large products cancel).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: torch.Tensor, x: torch.Tensor, row_norm: float, generator: torch.Generator
+    ) -> torch.Tensor:
+        ctx.generator = generator
+        return _moved(y, _FLOAT32 * row_norm * x.float().norm(dim=-1, keepdim=True), generator)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad,) = grads
+        sums = _FLOAT32 * grad.shape[-1] ** 0.5 * grad.float().abs()
+        return _moved(grad, sums, ctx.generator), None, None, None
+
+
+def _moved(y: torch.Tensor, sums: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    rounding = torch.finfo(y.dtype).eps / 2
+    drawn = torch.empty(y.shape, device=y.device).uniform_(-1.0, 1.0, generator=generator)
+    exact = y.float()
+    return (exact + drawn * (rounding * exact.abs() + sums)).to(y.dtype)
+
+
+def _worst(ours: Mapping[str, torch.Tensor], plain: Mapping[str, torch.Tensor]) -> tuple[str, float]:
+    """The tensor with the largest relative difference. One that is next to nothing is measured against the rest."""
+    floor = 1e-3 * max(float(tensor.norm()) for tensor in plain.values())
+    differences = {
+        name: _ratio(float((ours[name] - tensor).norm()), max(float(tensor.norm()), floor))
+        for name, tensor in plain.items()
+    }
+    # max() would pass over a NaN.
+    return max(differences.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
+
+
+def _together(ours: Gradient, plain: Gradient) -> float:
+    differences = [(ours.tensors[name] - tensor).norm() for name, tensor in plain.tensors.items()]
+    sizes = [tensor.norm() for tensor in plain.tensors.values()]
+    return _ratio(float(torch.stack(differences).norm()), float(torch.stack(sizes).norm()))
+
+
+def _ratio(difference: float, size: float) -> float:
+    if size == 0.0:
+        return math.inf if difference else 0.0
+    return difference / abs(size)

@@ -1,0 +1,107 @@
+"""What a verification runs on: a few of the user's documents, and the user's configuration cut down to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lamina import files
+from lamina.config import Config, load_config
+from lamina.data.dataset import build_dataset
+from lamina.data.example import EncodedExample
+from lamina.data.read import read_rows
+from lamina.data.template import build_template
+from lamina.models.load import load_tokenizer
+from lamina.models.source import Notify, find_model
+from lamina.quickstart.settings import quickstart_settings, write_rows
+from lamina.quickstart.task import build_task
+
+# Documents to compare on, from the first rows of the data; longer ones are taken only where there are no others.
+DOCUMENTS = 5
+ROWS_LOOKED_AT = 200
+LONGEST = 256
+
+# The run that is cut and resumed: it is cut in the step after its first checkpoint.
+STEPS = 4
+SAVE_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a verification runs on.
+
+    Attributes:
+        config: Of a short run on a few documents.
+        documents: How many.
+        tokens: Of all of them.
+    """
+
+    config: Config
+    documents: int
+    tokens: int
+
+
+def quickstart_config(folder: Path, overrides: Iterable[str]) -> Config:
+    """The quickstart's model and data, with the data written to `folder`."""
+    train_file = folder / "quickstart.jsonl"
+    write_rows(train_file, build_task(seed=0, train_rows=ROWS_LOOKED_AT, eval_rows=1).train)
+    return load_config(quickstart_settings("smollm2-135m", train_file, folder / "unused", seed=0), overrides)
+
+
+def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
+    """The configuration of a short run on a few documents, which are written to `folder`.
+
+    Model, method, dtype, seed, optimizer and the handling of data stay as they are. Micro-batches are made small, so
+    that the run has several different ones and steps accumulate; packing fills them up to the longest document.
+
+    Raises:
+        LaminaError: The model or the data cannot be used.
+    """
+    template = build_template(load_tokenizer(find_model(config.model, notify)), config.data.chat_template)
+    rows_looked_at = min(config.data.max_rows or ROWS_LOOKED_AT, ROWS_LOOKED_AT)
+    looked_at = config.data.model_copy(update={"eval": None, "max_rows": rows_looked_at})
+    dataset = build_dataset(looked_at, template, config.train.per_device_train_batch_size, config.seed)
+    documents = choose_documents(dataset.train, template.stop_token_id)
+
+    rows = read_rows(Path(config.data.train), "data.train")
+    lines = [json.dumps(rows[document.row - 1], ensure_ascii=False) for document in documents]
+    sample = folder / "sample.jsonl"
+    files.write_text(sample, "\n".join(lines) + "\n")
+
+    values: dict[str, Any] = config.model_dump(mode="json")
+    values["data"] |= {
+        "train": str(sample),
+        "eval": None,
+        "format": dataset.report.files[0].format,
+        "max_rows": None,
+        "max_length": max(8, *(len(document) for document in documents)),
+    }
+    values["train"] |= {
+        "num_train_epochs": None,
+        "max_steps": STEPS,
+        "save_steps": SAVE_STEPS,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 2,
+        "warmup_ratio": 0.0,
+        "warmup_steps": 0,
+        "eval_steps": None,
+        "early_stopping_patience": None,
+        "early_stopping_threshold": 0.0,
+        "report_to": [],
+    }
+    small = load_config(values | {"output_dir": str(folder / "session")})
+    return Sample(small, len(documents), sum(len(document) for document in documents))
+
+
+def choose_documents(examples: list[EncodedExample], stop_token_id: int) -> list[EncodedExample]:
+    """A few documents of different lengths, the longest first; a single one is taken twice."""
+    with_stop = [e for e in examples if (e.input_ids[e.supervised] == stop_token_id).any()] or examples
+    by_length = sorted(with_stop, key=len)
+    short = [example for example in by_length if len(example) <= LONGEST] or by_length[:DOCUMENTS]
+    count = min(DOCUMENTS, len(short))
+    last = len(short) - 1
+    chosen = [short[last - last * place // max(1, count - 1)] for place in range(count)]
+    return chosen if count > 1 else chosen * 2
