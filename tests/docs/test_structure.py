@@ -19,6 +19,7 @@ ORDER = [
     "quantization",
     "ops",
     "methods",
+    "fusion",
     "losses",
     "optim",
     "plan",

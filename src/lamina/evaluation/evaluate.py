@@ -13,9 +13,9 @@ from lamina.data.dataset import build_dataset, encode_side, load_examples
 from lamina.data.example import EncodedExample, Example
 from lamina.errors import ConfigError, DataError, Problem
 from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS, answer
+from lamina.fusion import fast_path
 from lamina.methods.load import Loaded, adapter_folder, load
 from lamina.models.head import find_head
-from lamina.ops.attention import packed_attention
 from lamina.runs import Run
 from lamina.training.step import evaluation_loss
 
@@ -104,7 +104,7 @@ def evaluate(
 
     def loss(what: str) -> float:
         report = lambda done: progress(what, done, len(encoded))  # noqa: E731
-        with packed_attention(loaded.model):
+        with fast_path(loaded.model):
             return evaluation_loss(loaded.model, head, encoded, batch_size, progress=report)
 
     with loaded.injection.disabled():

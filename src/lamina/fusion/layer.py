@@ -298,4 +298,9 @@ class _Computation:
 
 def _beside(like: torch.Tensor, group: LinearGroup) -> torch.Tensor:
     """(T, in + R): room for a group's input with the rank-sized products beside it."""
-    return like.new_empty(like.shape[0], group.in_features + group.rank)
+    room = like.new_empty(like.shape[0], group.in_features + group.rank)
+    if group.in_features % 32:
+        # oneDNN's AMX products read whole tiles, and multiply by zero what lies beyond the input's columns: NaN, if that
+        # is what was left there.
+        room[:, group.in_features :].zero_()
+    return room

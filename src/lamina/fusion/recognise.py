@@ -140,6 +140,7 @@ def recognise(layer: nn.Module, observed: Observed) -> LayerPlan | Reason:
     return plan
 
 
+@torch.no_grad()
 def disagreement(plan: LayerPlan, observed: Observed) -> Reason | None:
     """Runs the plan on the probe without adapters, and says so if it does not give what transformers' layer gave."""
     bare = replace(plan, **{name: _bare(getattr(plan, name)) for name in ("qkv", "o", "gate_up", "down")})

@@ -1,4 +1,5 @@
-"""`fused_layers`: puts fused layers in the place of a model's own forwards, and takes them out again."""
+"""`fast_path`: how training and evaluation run a model. `fused_layers` is its part that puts fused layers in the place of
+the model's own forwards, and takes them out again."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ from transformers import PreTrainedModel
 
 from lamina.fusion.layer import LayerPlan, Surroundings, run_layer
 from lamina.fusion.recognise import disagreement, observe, recognise, release
+from lamina.ops.attention import packed_attention
+from lamina.ops.kernels import use_backend
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,35 @@ class FusionReport:
     layers: int
     reasons: list[str]
 
-    def __str__(self) -> str:
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know: nothing if all layers are fused."""
         if not self.reasons:
-            return f"all {self.layers} layers are fused"
-        return f"{self.fused} of {self.layers} layers are fused; the others are not: {'; '.join(self.reasons)}"
+            return []
+        return [
+            f"{self.layers - self.fused} of {self.layers} decoder layers run transformers' own code, which is right but "
+            f"slower: {reason}."
+            for reason in self.reasons
+        ]
+
+
+@contextlib.contextmanager
+def fast_path(model: PreTrainedModel, recompute: bool = False, kernels: str = "auto") -> Iterator[FusionReport]:
+    """Packed attention, fused layers, and gradient checkpointing of the layers that are not fused.
+
+    Args:
+        model: With its adapter, in the mode that it will be used in.
+        recompute: Whether layers run again in the backward, so that only their inputs are kept.
+        kernels: See `ops.kernels.use_backend`.
+    """
+    with packed_attention(model), use_backend(kernels), fused_layers(model, recompute) as report:
+        if recompute:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        try:
+            yield report
+        finally:
+            if recompute:
+                model.activation_checkpointing_disable()
 
 
 @contextlib.contextmanager

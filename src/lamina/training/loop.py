@@ -23,10 +23,11 @@ import torch
 from lamina import files
 from lamina.config import Config, load_config
 from lamina.errors import Interrupted, TrainingError
+from lamina.fusion import FusionReport, fast_path
 from lamina.methods.adapter import save_adapter
 from lamina.methods.lock import build_lock
 from lamina.methods.probes import record_probes
-from lamina.ops.attention import packed_attention
+from lamina.ops.kernels import kernel_notes
 from lamina.plan.time import measured_tokens_per_second
 from lamina.runs import Run, exclusive, start_run
 from lamina.training.checkpoint import (
@@ -47,6 +48,9 @@ from lamina.training.step import StepAbandoned, StepResult, evaluation_loss, tra
 
 # One bad batch is passed over; so many in a row are a broken run.
 MAX_SKIPPED_IN_A_ROW = 5
+
+# `train.compile`, in the kernels' own terms.
+KERNELS: dict[str | bool, str] = {"auto": "auto", True: "compiled", False: "plain"}
 
 
 def train(
@@ -118,16 +122,12 @@ class _Loop:
 
     def run(self) -> None:
         self.model.train()
-        if self.session.checkpointing:
-            self.model.activation_checkpointing_enable({"use_reentrant": False})
-        with packed_attention(self.model):
-            self._announce()
+        with fast_path(self.model, self.session.checkpointing, KERNELS[self.config.compile]) as fusion:
+            self._announce(fusion)
             try:
                 self._steps()
             except StepAbandoned:
                 self._leave()
-        if self.session.checkpointing:
-            self.model.activation_checkpointing_disable()
         self._finish()
 
     def _steps(self) -> None:
@@ -300,8 +300,10 @@ class _Loop:
             f"Go on with: {hint}"
         )
 
-    def _announce(self) -> None:
+    def _announce(self, fusion: FusionReport) -> None:
         session, state = self.session, self.state
+        for reason in (*fusion.notes, *kernel_notes(self.model.device, self.config.compile)):
+            self.log.emit("note", state.step, message=reason)
         sample = session.epoch_plan(0)[0]
         speed = measured_tokens_per_second(self.model, session.head, self.parameters, sample)
         tokens_per_step = session.dataset.report.train.tokens / session.steps_per_epoch
@@ -318,6 +320,7 @@ class _Loop:
             dtype=str(session.base.dtype).removeprefix("torch."),
             device=str(self.model.device),
             gradient_checkpointing=session.checkpointing,
+            fused_layers=fusion.fused,
             estimated_seconds=left / speed,
             data_report=session.dataset.report.lines(),
         )

@@ -9,8 +9,7 @@ one shows which it is:
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -20,6 +19,7 @@ from transformers import PreTrainedModel
 
 from lamina.data.batch import build_batch
 from lamina.data.example import EncodedExample
+from lamina.fusion import fast_path
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.base import AdapterLinear, Injection
 from lamina.models.machine import dtype_name
@@ -43,16 +43,6 @@ FILL = 0.1
 # Roundings that the result of one adapter layer goes through: factors, product between them, output. In bfloat16, sums
 # are exact beside them; in float32 they are what rounds.
 _LAYER_ROUNDINGS = {torch.bfloat16: 4, torch.float32: 64}
-
-
-@contextlib.contextmanager
-def _fast_path(model: PreTrainedModel) -> Iterator[int]:
-    """Switches the model's layers to their fused form inside the block, where they have one; no layer has one yet.
-
-    Yields:
-        How many layers were switched.
-    """
-    yield 0
 
 
 @torch.no_grad()
@@ -116,11 +106,10 @@ class Paths:
 
     def compiled_is_eager(self) -> list[Measure]:
         """Fused layers against transformers' layer code."""
-        with _fast_path(self._model) as layers:
-            if not layers:
-                raise Skipped("no layer of this model has a fused form, so training runs transformers' own layer code")
-            with packed_attention(self._model):
-                fused = collect(self._tensors, lambda: self._backward([self._documents]))
+        with fast_path(self._model) as report:
+            if not report.fused:
+                raise Skipped(f"training runs transformers' own layer code: {'; '.join(report.reasons)}")
+            fused = collect(self._tensors, lambda: self._backward([self._documents]))
         return self._noise.measures(fused, self._packed)
 
     def accumulated_is_full(self) -> list[Measure]:
@@ -131,12 +120,7 @@ class Paths:
 
     def checkpointed_is_not(self) -> list[Measure]:
         """Layers recomputed in the backward against layers whose activations were kept, with dropout on."""
-        kept = self._trained()
-        self._model.activation_checkpointing_enable({"use_reentrant": False})
-        try:
-            recomputed = self._trained()
-        finally:
-            self._model.activation_checkpointing_disable()
+        kept, recomputed = self._trained(recompute=False), self._trained(recompute=True)
         if self._model.device.type != "cpu":  # where the order of sums in a backward may change from run to run
             return self._noise.measures(recomputed, kept)
         why = "0, because the same operations run again on the same numbers, dropout's draws included"
@@ -167,11 +151,11 @@ class Paths:
         with packed_attention(self._model):
             return collect(self._tensors, lambda: self._backward([self._documents]))
 
-    def _trained(self) -> Gradient:
+    def _trained(self, recompute: bool = False) -> Gradient:
         """As training computes it, dropout included."""
         self._model.train()
         try:
-            with packed_attention(self._model), _fast_path(self._model):
+            with fast_path(self._model, recompute):
                 torch.manual_seed(self._session.config.seed)
                 return collect(self._tensors, lambda: self._backward([self._documents]))
         finally:
@@ -203,7 +187,7 @@ class Paths:
         """The gradient of a real optimizer step, taken before the optimizer sees it."""
         gradients: list[dict[str, torch.Tensor]] = []
 
-        with packed_attention(self._model), _fast_path(self._model):
+        with fast_path(self._model):
             result = training_step(
                 self._model,
                 self._session.head,

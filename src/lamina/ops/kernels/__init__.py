@@ -57,4 +57,12 @@ def kernels_for(*tensors: torch.Tensor) -> Any:
     return plain
 
 
-__all__ = ["BACKENDS", "GELU_TANH", "SILU", "available_backends", "kernels_for", "use_backend"]
+def kernel_notes(device: torch.device, setting: str | bool) -> list[str]:
+    """What a user should know about the kernels that `train.compile` gives on this device."""
+    reason = native.unavailable() if device.type == "cpu" and setting == "auto" else None
+    if reason is None:
+        return []
+    return [f"Plain torch takes the place of the compiled kernels, which is right but slower: {reason}."]
+
+
+__all__ = ["BACKENDS", "GELU_TANH", "SILU", "available_backends", "kernel_notes", "kernels_for", "use_backend"]
