@@ -27,6 +27,7 @@ ORDER = [
     "export",
     "doctor",
     "quickstart",
+    "bench",
     "cli",
 ]
 LIGHT = ("version", "errors", "files", "config", "runs")

@@ -74,5 +74,6 @@ class Meter:
             warmup=self._job.warmup,
             steps=self._steps,
             loaded_bytes=self._loaded_bytes,
-            peak_bytes=peak_bytes(self.device),
+            # The kernel counts the two with different haste; the peak is never less.
+            peak_bytes=max(peak_bytes(self.device), self._loaded_bytes),
         )

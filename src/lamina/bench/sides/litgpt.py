@@ -24,7 +24,7 @@ REQUIRES = ("litgpt", "lightning")
 NEEDS_CUDA = False
 
 # As for the bare peft loop.
-MICRO_BATCHES = 2
+MICRO_BATCHES = 1
 
 # Tokens whose logits are made at once, as in LitGPT's own script.
 HEAD_CHUNK = 128
@@ -72,7 +72,7 @@ def run(job: Job, meter: Meter) -> dict[str, Any]:
         optimizer.zero_grad()
         meter.end(total, [len(example) for example in batch], supervised)
     version = importlib.metadata.version("litgpt")
-    return {"litgpt": version, "precision": precision, "padding": f"right, {MICRO_BATCHES} micro-batches"}
+    return {"litgpt": version, "precision": precision, "padding": f"right, micro-batches: {MICRO_BATCHES}"}
 
 
 def _config(job: Job, config_class: Any) -> Any:
