@@ -2,8 +2,9 @@
 
 A small Llama with random weights, one process a point. For each axis the script gives the exponent of growth (the slope
 of the logarithms over all points) of time, of the operations that the mathematics needs, and of the memory that
-training adds to the loaded model. Time that grows with no larger an exponent than the operations means that no part of
-lamina grows faster than the mathematics; what a step costs whatever its size makes the exponent smaller.
+training adds to the loaded model. On each of these axes the mathematics has a constant and a linear part, so an
+exponent of up to 1 is what it allows; the exponent of the operations says how large the constant part is in them. (The
+number of tokens stays the same on the axis of length, so attention grows in proportion to it.)
 
     python benchmarks/scaling.py [--axes tokens,rank,length,layers,vocabulary] [--plot docs/scaling.png] [--json]
 """
@@ -16,6 +17,7 @@ import math
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,9 +72,9 @@ class Point:
     Attributes:
         axis: What grows.
         value: How large it was.
-        seconds: Median of the timed steps.
+        seconds: The fastest of the timed steps: whatever else the machine does makes steps slower, never faster.
         gflop: What a step's mathematics needs.
-        gemm_share: Of the machine's limit, see `lamina.bench.gemm`.
+        gemm_share: Of the machine's limit, see `lamina.bench.gemm`; the median of the steps.
         training_gib: Peak memory less what was there before the first step.
     """
 
@@ -88,18 +90,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axes", default=",".join(AXES), help=f"which of {', '.join(AXES)}")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each process, after two to warm up")
+    parser.add_argument("--rounds", type=int, default=2, help="passes over all points")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--points", type=int, help="only so many points of each axis, from the smallest")
     parser.add_argument("--plot", type=Path, help="also draw it to this file")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     axes = args.axes.split(",")
-    points = []
-    for axis in axes:
-        for value in AXES[axis][: args.points]:
-            work = replace(Work(), **{axis: value})
-            points.append(point_of(axis, value, measure(work, args.steps, args.dtype)))
-            print(f"{axis} {value}: {points[-1].seconds:.3f} s", file=sys.stderr)
+    places = [(axis, value) for axis in axes for value in AXES[axis][: args.points]]
+    runs: dict[tuple[str, int], list[SideRun]] = {place: [] for place in places}
+    for number in range(args.rounds):
+        for axis, value in places:
+            runs[axis, value].append(measure(replace(Work(), **{axis: value}), args.steps, args.dtype))
+            seconds = point_of(axis, value, runs[axis, value]).seconds
+            print(f"round {number + 1}/{args.rounds}  {axis} {value}: {seconds:.3f} s", file=sys.stderr)
+    points = [point_of(*place, found) for place, found in runs.items()]
     growth = {axis: exponents([point for point in points if point.axis == axis]) for axis in axes}
     if args.plot:
         plot(points, args.plot)
@@ -148,15 +153,16 @@ def measure(work: Work, steps: int, dtype: str) -> SideRun:
         return run_side(job)
 
 
-def point_of(axis: str, value: int, run: SideRun) -> Point:
-    """Reduces a process to its medians."""
+def point_of(axis: str, value: int, runs: Sequence[SideRun]) -> Point:
+    """Reduces a point's processes to its figures."""
+    steps = [step for run in runs for step in run.timed]
     return Point(
         axis=axis,
         value=value,
-        seconds=statistics.median(step.seconds for step in run.timed),
-        gflop=run.timed[0].flops.total / 1e9,
-        gemm_share=statistics.median(step.share or 0.0 for step in run.timed),
-        training_gib=(run.peak_bytes - run.loaded_bytes) / GIB,
+        seconds=min(step.seconds for step in steps),
+        gflop=steps[0].flops.total / 1e9,
+        gemm_share=statistics.median(step.share or 0.0 for step in steps),
+        training_gib=statistics.median((run.peak_bytes - run.loaded_bytes) / GIB for run in runs),
     )
 
 
@@ -201,7 +207,7 @@ def plot(points: list[Point], path: Path) -> None:
         values = [point.value for point in found]
         time, memory = panels[0][column], panels[1][column]
         time.loglog(values, [point.seconds for point in found], "o-", label="time of a step, s")
-        # The operations, laid through the last point: time that lies above them before it grows more slowly.
+        # The operations, laid through the last point: time that lies above them to its left grows more slowly.
         per = found[-1].seconds / found[-1].gflop
         time.loglog(values, [point.gflop * per for point in found], "--", label="as the operations grow")
         memory.loglog(values, [max(point.training_gib, 1e-3) for point in found], "o-C2", label="training memory, GiB")

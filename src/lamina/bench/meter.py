@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from lamina.bench.flops import ModelUse
 from lamina.bench.gemm import Rates, measure_rates, synchronize
 from lamina.bench.job import Job, SideRun, Step
 from lamina.bench.memory import current_bytes, peak_bytes
 from lamina.models.machine import DTYPES
+
+# A page of 4 KiB holds so many elements of four bytes; of two-byte elements every second one of these is in a new page.
+_PAGE_ELEMENTS = 1024
 
 
 class Meter:
@@ -37,8 +41,14 @@ class Meter:
         self._began = 0.0
         self._rates: Rates | None = None
 
-    def loaded(self) -> None:
-        """To be called once model, adapter and optimizer are there."""
+    def loaded(self, model: nn.Module) -> None:
+        """To be called once model, adapter and optimizer are there.
+
+        Weights are mapped from their file and come into memory when they are first read, so each page is read here:
+        otherwise this figure would say how far a side happened to have read.
+        """
+        for tensor in model.parameters():
+            tensor.detach().flatten()[::_PAGE_ELEMENTS].sum()
         self._loaded_bytes = current_bytes(self.device)
 
     def begin(self) -> None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
+import threading
+import time
 
 import torch
 
@@ -32,12 +35,20 @@ def run_job(job: Job) -> SideRun:
 
 def main() -> None:
     """Runs the job on stdin. A failure is a message on stderr and exit code 1."""
+    threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
     with contextlib.redirect_stdout(sys.stderr):
         try:
             result = run_job(Job(**json.load(sys.stdin)))
         except LaminaError as error:
             sys.exit(str(error))
     sys.stdout.write(json.dumps(result.as_json()) + "\n")
+
+
+def _leave_with_parent(parent: int) -> None:
+    """Ends this process when the one that started it is gone: nobody would read the result, and it would disturb."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 if __name__ == "__main__":

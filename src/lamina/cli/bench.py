@@ -58,7 +58,7 @@ def train(
         raise ConfigError(Problem("--shape", "is a model of its own, and --model names another", "give one of them"))
     if columns and data is None:
         raise ConfigError(Problem("--column", "maps the columns of --data, which is not given", "add --data FILE"))
-    mapping = dict(pair("--column", text) for text in columns) if columns else None
+    mapping = dict(pair("--column", text) for text in columns or [])
     interpreters = dict(pair("--python", text) for text in python or [])
     from lamina.bench.report import check_plot
     from lamina.bench.report import plot as draw
@@ -68,8 +68,8 @@ def train(
         model=model or "smollm2-135m",
         shape=shape,
         data=data,
-        columns=mapping,
-        peers=[name.strip() for name in peers.split(",") if name.strip()] if peers is not None else None,
+        columns=mapping or None,
+        peers=[name.strip() for name in peers.split(",")] if peers is not None else None,
         steps=steps,
         rounds=rounds,
         tokens_per_step=tokens_per_step,

@@ -43,7 +43,7 @@ def train(job: Job, meter: Meter, gradient_checkpointing: bool | str = "auto") -
     base.model.train()
     if checkpointing:
         base.model.activation_checkpointing_enable({"use_reentrant": False})
-    meter.loaded()
+    meter.loaded(base.model)
     with hot_path(base.model):
         for batch in job.batches:
             meter.begin()

@@ -53,7 +53,7 @@ def run(job: Job, meter: Meter) -> dict[str, Any]:
     )
     optimizer = fabric.setup_optimizers(optimizer)
     model.train()
-    meter.loaded()
+    meter.loaded(model)
     for batch in job.batches:
         supervised = sum(example.supervised_tokens for example in batch)
         meter.begin()

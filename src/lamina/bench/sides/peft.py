@@ -29,7 +29,7 @@ def run(job: Job, meter: Meter) -> dict[str, Any]:
     # The rank-sized products in the base's dtype rather than in that of the float32 masters.
     autocast = torch.autocast(meter.device.type, torch.bfloat16, enabled=job.dtype == "bfloat16")
     model.train()
-    meter.loaded()
+    meter.loaded(model)
     for batch in job.batches:
         supervised = sum(example.supervised_tokens for example in batch)
         meter.begin()

@@ -51,31 +51,7 @@ def train(job: Job, meter: Meter, gradient_checkpointing: bool, model: Any = Non
         if cuda and is_installed("flash_attn"):
             model.set_attn_implementation("flash_attention_2")
     with tempfile.TemporaryDirectory() as folder:
-        arguments = trl.SFTConfig(
-            output_dir=folder,
-            packing=True,
-            packing_strategy="bfd",
-            dataset_kwargs={"skip_prepare_dataset": True},  # rows are tokenised and packed already
-            max_length=job.max_length,
-            per_device_train_batch_size=1,
-            gradient_accumulation_steps=rows,
-            max_steps=len(job.batches),
-            train_sampling_strategy="sequential",
-            gradient_checkpointing=gradient_checkpointing,
-            bf16=job.dtype == "bfloat16",
-            use_cpu=not cuda,
-            optim="adamw_torch_fused",
-            learning_rate=job.learning_rate,
-            lr_scheduler_type="constant",
-            weight_decay=0.0,
-            max_grad_norm=job.max_grad_norm,
-            dataloader_pin_memory=cuda,
-            logging_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            seed=job.seed,
-        )
+        arguments = _arguments(trl.SFTConfig, job, folder, rows, cuda, gradient_checkpointing)
         trainer = _metered(trl.SFTTrainer, job, meter)(
             model=model,
             args=arguments,
@@ -93,6 +69,34 @@ def train(job: Job, meter: Meter, gradient_checkpointing: bool, model: Any = Non
         "autocast": arguments.bf16,
         "gradient_checkpointing": gradient_checkpointing,
     }
+
+
+def _arguments(config: Any, job: Job, folder: str, rows: int, cuda: bool, gradient_checkpointing: bool) -> Any:
+    return config(
+        output_dir=folder,
+        packing=True,
+        packing_strategy="bfd",
+        dataset_kwargs={"skip_prepare_dataset": True},  # rows are tokenised and packed already
+        max_length=job.max_length,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=rows,
+        max_steps=len(job.batches),
+        train_sampling_strategy="sequential",
+        gradient_checkpointing=gradient_checkpointing,
+        bf16=job.dtype == "bfloat16",
+        use_cpu=not cuda,
+        optim="adamw_torch_fused",
+        learning_rate=job.learning_rate,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=job.max_grad_norm,
+        dataloader_pin_memory=cuda,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=job.seed,
+    )
 
 
 def packed(batch: Sequence[EncodedExample], rows: int) -> list[dict[str, list[int]]]:
@@ -131,7 +135,7 @@ def _metered(trainer_class: Any, job: Job, meter: Meter) -> Any:
             self.batches = iter(job.batches)
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            meter.loaded()
+            meter.loaded(self.trainer.model)
             meter.begin()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
