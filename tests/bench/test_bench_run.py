@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -87,6 +88,8 @@ def test_figures_are_medians_over_steps_and_rounds() -> None:
     assert ratio.loss_difference == pytest.approx(0.25)
     assert report.flops["frozen_forward"] == 10
     assert report.gemm_rate == 25
+    assert not own.disturbed
+    assert dataclasses.replace(own, other_cores=0.5).disturbed
     assert report.as_json()["rounds"]["trl"][1]["steps"][0]["limit_seconds"] is None
 
 

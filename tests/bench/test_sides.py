@@ -39,6 +39,7 @@ def test_what_a_run_reports(own: SideRun) -> None:
     assert [step.limit_seconds is None for step in own.steps] == [True, False, False]
     assert len(own.timed) == 2
     assert all(0 < (step.share or 0) < 1 for step in own.timed)
+    assert all(step.other_cores >= 0 for step in own.steps)
     assert 0 < own.loaded_bytes <= own.peak_bytes
     assert SideRun.from_json(own.as_json()) == own
 

@@ -86,6 +86,8 @@ class Step:
         flops: What the step's mathematics needs (see `flops.py`).
         limit_seconds: What that takes at the rate of plain matrix products measured around the step; None for a
             warm-up step.
+        other_cores: Cores that other processes kept busy meanwhile; two threads of a side wait for each other, so even
+            half a core taken away slows it down several times over.
     """
 
     seconds: float
@@ -94,6 +96,7 @@ class Step:
     supervised_tokens: int
     flops: StepFlops
     limit_seconds: float | None
+    other_cores: float = 0.0
 
     @property
     def share(self) -> float | None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 
@@ -39,6 +40,7 @@ class Meter:
         self._steps: list[Step] = []
         self._loaded_bytes = 0
         self._began = 0.0
+        self._others_began = 0.0
         self._rates: Rates | None = None
 
     def loaded(self, model: nn.Module) -> None:
@@ -54,6 +56,7 @@ class Meter:
     def begin(self) -> None:
         """A step begins: the next thing is to make its batch."""
         synchronize(self.device)
+        self._others_began = _cpu_seconds_of_others()
         self._began = time.perf_counter()
 
     def end(self, loss: float, lengths: Sequence[int], supervised: int) -> None:
@@ -66,6 +69,7 @@ class Meter:
         """
         synchronize(self.device)
         seconds = time.perf_counter() - self._began
+        others = max(0.0, _cpu_seconds_of_others() - self._others_began) / seconds
         number, before, limit = len(self._steps), self._rates, None
         if number + 1 >= self._job.warmup:  # also after the last warm-up step, for the step that follows
             self._rates = measure_rates(self._use, sum(lengths), supervised, DTYPES[self._job.dtype], self.device)
@@ -74,7 +78,7 @@ class Meter:
             around = [rates for rates in (before, self._rates) if rates is not None]
             limit = sum(rates.limit_seconds(self._use, lengths, supervised) for rates in around) / len(around)
         flops = self._use.step(lengths, supervised)
-        self._steps.append(Step(seconds, loss, sum(lengths), supervised, flops, limit))
+        self._steps.append(Step(seconds, loss, sum(lengths), supervised, flops, limit, others))
 
     def result(self, settings: dict[str, Any]) -> SideRun:
         """Everything measured."""
@@ -87,3 +91,9 @@ class Meter:
             # The kernel counts the two with different haste; the peak is never less.
             peak_bytes=max(peak_bytes(self.device), self._loaded_bytes),
         )
+
+
+def _cpu_seconds_of_others() -> float:
+    """Processor time that everything but this process has used so far."""
+    busy = psutil.cpu_times()
+    return busy.user + busy.system - time.process_time()

@@ -19,6 +19,9 @@ from lamina.bench.sides import OWN
 from lamina.errors import ConfigError, Problem
 from lamina.version import __version__
 
+# A quiet machine keeps a few hundredths of a core busy by itself.
+DISTURBED_CORES = 0.15
+
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
@@ -36,6 +39,7 @@ class SideReport:
         peak_bytes: Of its process, or of CUDA; the median of the rounds.
         loaded_bytes: Of that, what was there before the first step.
         losses: Of each step of the first round, warm-up included.
+        other_cores: Cores that other processes kept busy while it ran: the mean over its timed steps.
     """
 
     side: str
@@ -47,6 +51,12 @@ class SideReport:
     peak_bytes: float
     loaded_bytes: float
     losses: list[float]
+    other_cores: float
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether so much else was running that its figures say little."""
+        return self.other_cores > DISTURBED_CORES
 
 
 @dataclass(frozen=True)
@@ -149,6 +159,7 @@ def _side(name: str, runs: Sequence[SideRun]) -> SideReport:
         peak_bytes=statistics.median(run.peak_bytes for run in runs),
         loaded_bytes=statistics.median(run.loaded_bytes for run in runs),
         losses=[step.loss for step in runs[0].steps],
+        other_cores=statistics.mean(step.other_cores for run in runs for step in run.timed),
     )
 
 

@@ -110,6 +110,9 @@ def _print(report: BenchReport) -> None:
         table.add_row(side, "[red]failed[/red]" if side not in {s.side for s in report.sides} else "[red]failed later")
         notify(f"{side} failed: {error}")
     out.print(table)
+    for side in report.sides:
+        if side.disturbed:
+            notify(f"{side.side}: other processes kept {side.other_cores:.1f} cores busy, so its figures say little")
     if report.ratios:
         ratios = Table("lamina / peer", "speed", "speed, machine's rate taken out", "peak memory", "training memory")
         for ratio in report.ratios:
