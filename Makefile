@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PEERS  := $(VENV)/.peers-installed
 
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -38,13 +39,18 @@ docs: $(STAMP)
 
 check: lint types test
 
-bench: $(STAMP)
-	$(BIN)/python benchmarks/train_speed.py
+$(PEERS): $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	touch $(PEERS)
+
+bench: $(PEERS)
+	$(BIN)/lamina bench train
 
 gpu: $(STAMP)
 	@$(BIN)/python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'make gpu: torch sees no CUDA device here, so there is nothing to run; run it on a machine with an NVIDIA GPU and a CUDA build of torch.')" \
+	  && $(MAKE) --no-print-directory $(PEERS) \
 	  && $(BIN)/python -m pytest -m gpu \
-	  && $(BIN)/python benchmarks/train_speed.py
+	  && $(BIN)/lamina bench train
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache dist build

@@ -111,6 +111,10 @@ class Interrupted(LaminaError):
     """Training was asked to stop, saved a checkpoint and left; the message says how to resume."""
 
 
+class BenchError(LaminaError):
+    """A benchmark cannot be run: a peer is not installed, or every side failed."""
+
+
 class StorageError(LaminaError, OSError):
     """A file could not be written or read: no space, no permission, read-only."""
 

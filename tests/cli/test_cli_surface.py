@@ -17,7 +17,17 @@ from lamina.cli.app import app
 from lamina.config import METHOD_CONFIGS, Config
 from lamina.version import __version__
 
-COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
+
+def _commands() -> dict[str, Any]:
+    """Every command by its words: `train`, and `bench train` of the group `bench`."""
+    found = {}
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        for word, member in getattr(command, "commands", {"": command}).items():
+            found[f"{name} {word}".strip()] = member
+    return found
+
+
+COMMANDS = _commands()
 
 # Runs commands one after the other in one process, and writes how each ended and what was imported by then.
 CALLS = """
@@ -46,6 +56,8 @@ WITHOUT_TORCH: list[tuple[list[str], int]] = [
     (["eval", "run", "--column", "prompt"], 2),
     (["generate", "run"], 2),
     (["merge", "run", "--out", "x", "--dtype", "int8"], 2),
+    (["bench", "train", "--help"], 0),
+    (["bench", "train", "--model", "x", "--shape", "tiny"], 2),
 ]
 
 
@@ -61,6 +73,7 @@ def test_commands_are_those_of_the_design() -> None:
         "schema",
         "doctor",
         "quickstart",
+        "bench train",
     }
 
 
@@ -72,7 +85,7 @@ def test_every_command_has_json_and_every_option_a_help_text(name: str, cli: Cli
     assert options["--json"].is_flag
     for option, parameter in options.items():
         assert option == "--help" or (getattr(parameter, "help", "") or "").strip(), option
-    shown = cli(name, "--help")
+    shown = cli(*name.split(), "--help")
     assert shown.code == 0
     assert "--json" in shown.out
 
@@ -98,7 +111,7 @@ def test_installed_command_gives_its_exit_codes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_usage_error_is_one_json_object_and_exit_code_2(name: str, cli: Cli) -> None:
-    result = cli(name, "--no-such-option", "--json")
+    result = cli(*name.split(), "--no-such-option", "--json")
     assert result.code == 2
     error = result.json()["error"]
     assert error["type"] == "UsageError"
@@ -131,7 +144,7 @@ def test_usage_error_names_the_argument(arguments: list[str], words: str, cli: C
 def test_no_command_shows_the_help_and_is_a_usage_error(cli: Cli) -> None:
     result = cli()
     assert result.code == 2
-    assert all(name in result.out for name in COMMANDS)
+    assert all(name.split()[0] in result.out for name in COMMANDS)
 
 
 @pytest.mark.parametrize("as_json", [True, False])

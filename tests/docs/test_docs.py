@@ -43,6 +43,7 @@ def test_the_configuration_of_the_readme_is_valid() -> None:
 def test_every_command_of_the_readme_is_one() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    known |= {str(group.name) for group in app.registered_groups}
     blocks = "".join(re.findall(r"```\w*\n(.*?)```", text, re.DOTALL))
     used = {
         name for names in re.findall(r"^lamina (\w+(?: \| \w+)*)", blocks, re.MULTILINE) for name in names.split(" | ")

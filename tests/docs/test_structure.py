@@ -29,6 +29,7 @@ ORDER = [
     "doctor",
     "quickstart",
     "verification",
+    "bench",
     "cli",
 ]
 LIGHT = ("version", "errors", "files", "config", "runs")

@@ -15,7 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 from typer.exceptions import TyperException
 
-from lamina.cli.output import Bars, JsonFlag, MismatchFlag, ModelOption, err, notify, out, print_json
+from lamina.cli.bench import bench
+from lamina.cli.output import Bars, JsonFlag, MismatchFlag, ModelOption, err, notify, out, pair, print_json
 from lamina.errors import ConfigError, Interrupted, LaminaError, Problem
 from lamina.version import __version__
 
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.add_typer(bench, name="bench")
 
 Source = Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run directory or an adapter folder.")]
 Overrides = Annotated[
@@ -86,7 +88,7 @@ def evaluate(
         raise ConfigError(Problem("--predictions", "has nothing to write without --exact-match", "add --exact-match"))
     if max_new_tokens is not None and not exact_match:
         raise ConfigError(Problem("--max-new-tokens", "does nothing without --exact-match", "add --exact-match"))
-    mapping = dict(_pair(text) for text in columns) if columns else None
+    mapping = dict(pair("--column", text) for text in columns) if columns else None
     if mapping and data is None:
         raise ConfigError(Problem("--column", "maps the columns of --data, which is not given", "add --data FILE"))
     from lamina.evaluation.evaluate import evaluate as evaluate_adapter
@@ -337,13 +339,6 @@ def main() -> None:
     except BrokenPipeError:
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _pair(text: str) -> tuple[str, str]:
-    field, equals, column = text.partition("=")
-    if not equals:
-        raise ConfigError(Problem("--column", f"{text!r} is not FIELD=COLUMN", "write it such as prompt=question"))
-    return field, column
 
 
 def _report(details: dict[str, object], message: str, as_json: bool) -> None:

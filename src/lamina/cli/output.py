@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lamina.errors import ConfigError, Problem
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="The base; by default the one that the adapter names.")
@@ -17,6 +19,12 @@ ModelOption = Annotated[
 MismatchFlag = Annotated[
     bool, typer.Option("--allow-base-mismatch", help="Go on although the adapter is locked to another base.")
 ]
+
+# Options that take a pair: how it is written, and an example.
+PAIRS = {
+    "--column": ("FIELD=COLUMN", "prompt=question"),
+    "--python": ("SIDE=INTERPRETER", "litgpt=/path/to/python"),
+}
 
 # Results; and everything else.
 out = Console(highlight=False, soft_wrap=True, emoji=False)
@@ -26,6 +34,19 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 def print_json(value: dict[str, Any]) -> None:
     """Prints the one JSON object of a command."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def pair(option: str, text: str) -> tuple[str, str]:
+    """Takes the value of an option that is in `PAIRS` apart at its `=`.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        form, example = PAIRS[option]
+        raise ConfigError(Problem(option, f"{text!r} is not {form}", f"write it such as {example}"))
+    return name, value
 
 
 def notify(message: str) -> None:

@@ -220,9 +220,7 @@ class _Computation:
         dh = self._norm_backward(plan.mlp_norm, dnormed, self.h, self.mlp_scale, residual=grad)
         return dh, grads + down_grads
 
-    def _attention_backward(
-        self, dh: torch.Tensor, wants_dx: bool
-    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+    def _attention_backward(self, dh: torch.Tensor, wants_dx: bool) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         plan, (d_qkv, d_o, _, _) = self.plan, self.detours
         dy = dh
         if plan.attention_norm is not None:

@@ -88,9 +88,7 @@ def _run_probe(model: PreTrainedModel) -> None:
     positions = torch.cat([torch.arange(length, device=device) for length in _PROBE_LENGTHS])[None]
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        model.get_decoder()(
-            input_ids=ids, position_ids=positions, document_lengths=_PROBE_LENGTHS, use_cache=False
-        )
+        model.get_decoder()(input_ids=ids, position_ids=positions, document_lengths=_PROBE_LENGTHS, use_cache=False)
 
 
 def recognise(layer: nn.Module, observed: Observed) -> LayerPlan | Reason:

@@ -198,9 +198,7 @@ def attention_backward(
 ) -> None:
     """Gradients of queries, keys and values, written into `results`; arguments as in `attention_forward`."""
     if state is not None:
-        native.attention_backward(
-            q_THD, k_TJD, v_TJD, *settings.as_arguments(), out_THD, state, grad_THD, results
-        )
+        native.attention_backward(q_THD, k_TJD, v_TJD, *settings.as_arguments(), out_THD, state, grad_THD, results)
         return
     for document in _documents(settings):
         q, k, v, out, grad = (x[document].transpose(0, 1) for x in (q_THD, k_TJD, v_TJD, out_THD, grad_THD))

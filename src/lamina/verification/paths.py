@@ -15,7 +15,6 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
 
 from lamina.data.batch import build_batch
 from lamina.data.example import EncodedExample

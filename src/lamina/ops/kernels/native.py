@@ -21,7 +21,17 @@ from lamina.models.cache import cache_folder
 
 SOURCES = ("pointwise.cpp", "attention.cpp")
 HEADERS = ("numbers.h",)
-FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-std=gnu++17", "-shared", "-fPIC")
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-mprefer-vector-width=512",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fopenmp",
+    "-std=gnu++17",
+    "-shared",
+    "-fPIC",
+)
 COMPILE_SECONDS = 300
 
 _SUFFIX = {torch.bfloat16: "_bfloat16", torch.float32: "_float32"}
@@ -95,9 +105,7 @@ def supports(*tensors: torch.Tensor) -> bool:
     return dtype in _SUFFIX and all(t.device.type == "cpu" and t.dtype == dtype and t.stride(-1) == 1 for t in tensors)
 
 
-def rms_norm(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, out: torch.Tensor
-) -> torch.Tensor:
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, out: torch.Tensor) -> torch.Tensor:
     scale = torch.empty(x.shape[0], dtype=torch.float32)
     _call("rms_norm", x.dtype, *_rows(x), *_rows(out), _p(weight), _p(scale), *x.shape, _f(eps), _f(offset))
     return scale

@@ -13,9 +13,7 @@ import torch.nn.functional as F
 SILU, GELU_TANH = 0, 1
 
 
-def rms_norm(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, out: torch.Tensor
-) -> torch.Tensor:
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, out: torch.Tensor) -> torch.Tensor:
     """out = x scale (offset + weight), row by row.
 
     Args:

@@ -1,0 +1,250 @@
+"""From measured processes to figures: medians, ratios against lamina, JSON, and a plot."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from lamina.bench.job import SideRun, Step
+from lamina.bench.optional import is_installed, optional
+from lamina.bench.sides import OWN
+from lamina.errors import ConfigError, Problem
+from lamina.version import __version__
+
+# A quiet machine keeps a few hundredths of a core busy by itself.
+DISTURBED_CORES = 0.15
+
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class SideReport:
+    """One side over all rounds. Figures of a step are medians over every timed step of every round.
+
+    Attributes:
+        side: Its name.
+        settings: What it chose, and the version of its library.
+        tokens_per_second: Real tokens.
+        supervised_tokens_per_second: Tokens in the loss.
+        step_seconds: An optimizer step.
+        gemm_share: Time at the rate of plain products over time taken (see `gemm.py`).
+        peak_bytes: Of its process, or of CUDA; the median of the rounds.
+        loaded_bytes: Of that, what was there before the first step.
+        losses: Of each step of the first round, warm-up included.
+        other_cores: Cores that other processes kept busy while it ran: the mean over its timed steps.
+    """
+
+    side: str
+    settings: dict[str, Any]
+    tokens_per_second: float
+    supervised_tokens_per_second: float
+    step_seconds: float
+    gemm_share: float
+    peak_bytes: float
+    loaded_bytes: float
+    losses: list[float]
+    other_cores: float
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether so much else was running that its figures say little."""
+        return self.other_cores > DISTURBED_CORES
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """lamina against one peer: medians over rounds and steps of lamina's figure divided by the peer's.
+
+    Attributes:
+        peer: The peer.
+        speed: Tokens per second, on the same tokens. Above 1, lamina is faster.
+        gemm_share: The same with the machine's rate at that moment taken out.
+        peak_memory: Below 1, lamina needs less.
+        training_memory: The same without what was there before the first step.
+        loss_difference: The largest difference of the two losses of a step, over all steps.
+    """
+
+    peer: str
+    speed: float
+    gemm_share: float
+    peak_memory: float
+    training_memory: float
+    loss_difference: float
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """The whole comparison.
+
+    Attributes:
+        settings: What was compared, and on what.
+        machine: Where.
+        flops: What a timed step needs, by component: the mean over the steps.
+        gemm_rate: Median rate of plain products, in operations per second.
+        sides: Each side's figures, lamina first.
+        ratios: lamina against each peer.
+        failed: Sides that failed, with the error.
+        left_out: Sides that were not tried, with the reason.
+        rounds: Every process as it was measured.
+    """
+
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    flops: dict[str, float]
+    gemm_rate: float
+    sides: list[SideReport]
+    ratios: list[Ratio]
+    failed: dict[str, str]
+    left_out: dict[str, str]
+    rounds: dict[str, list[SideRun]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            **vars(self),
+            "sides": [vars(side) for side in self.sides],
+            "ratios": [vars(ratio) for ratio in self.ratios],
+            "rounds": {side: [run.as_json() for run in runs] for side, runs in self.rounds.items()},
+        }
+
+
+def build_report(
+    settings: dict[str, Any],
+    runs: Mapping[str, list[SideRun]],
+    failed: dict[str, str],
+    left_out: dict[str, str],
+) -> BenchReport:
+    """Reduces what the processes measured.
+
+    Args:
+        settings: What was compared, and on what.
+        runs: Of each side, its processes; a side that failed in a later round has fewer.
+        failed: Sides that failed, with the error.
+        left_out: Sides that were not tried, with the reason.
+    """
+    steps = [step for side in runs.values() for run in side for step in run.timed]
+    own = runs[OWN][0].timed
+    return BenchReport(
+        settings=settings,
+        machine=_machine(),
+        flops={name: statistics.mean(getattr(step.flops, name) for step in own) for name in vars(own[0].flops)},
+        gemm_rate=statistics.median(step.flops.total / step.limit_seconds for step in steps if step.limit_seconds),
+        sides=[_side(name, found) for name, found in runs.items()],
+        ratios=[_ratio(name, runs[OWN], found) for name, found in runs.items() if name != OWN],
+        failed=failed,
+        left_out=left_out,
+        rounds=dict(runs),
+    )
+
+
+def _side(name: str, runs: Sequence[SideRun]) -> SideReport:
+    def median(figure: Callable[[Step], float]) -> float:
+        return statistics.median(figure(step) for run in runs for step in run.timed)
+
+    return SideReport(
+        side=name,
+        settings=runs[0].settings,
+        tokens_per_second=median(lambda step: step.tokens / step.seconds),
+        supervised_tokens_per_second=median(lambda step: step.supervised_tokens / step.seconds),
+        step_seconds=median(lambda step: step.seconds),
+        gemm_share=median(lambda step: step.share or 0.0),
+        peak_bytes=statistics.median(run.peak_bytes for run in runs),
+        loaded_bytes=statistics.median(run.loaded_bytes for run in runs),
+        losses=[step.loss for step in runs[0].steps],
+        other_cores=statistics.mean(step.other_cores for run in runs for step in run.timed),
+    )
+
+
+def _ratio(peer: str, own_runs: Sequence[SideRun], peer_runs: Sequence[SideRun]) -> Ratio:
+    rounds = list(zip(own_runs, peer_runs, strict=False))  # a peer that failed later has fewer rounds
+    pairs = [pair for own, other in rounds for pair in zip(own.timed, other.timed, strict=True)]
+    every = [pair for own, other in rounds for pair in zip(own.steps, other.steps, strict=True)]
+
+    def memory(figure: Callable[[SideRun], float]) -> float:
+        return statistics.median(figure(own) / max(figure(other), 1.0) for own, other in rounds)
+
+    return Ratio(
+        peer=peer,
+        speed=statistics.median(other.seconds / own.seconds for own, other in pairs),
+        gemm_share=statistics.median((own.share or 0.0) / (other.share or 1.0) for own, other in pairs),
+        peak_memory=memory(lambda run: run.peak_bytes),
+        training_memory=memory(lambda run: run.peak_bytes - run.loaded_bytes),
+        loss_difference=max(abs(own.loss - other.loss) for own, other in every),
+    )
+
+
+def _machine() -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "processor": str(torch.cpu.get_capabilities().get("cpu_name", platform.processor())),
+        "cores": psutil.cpu_count(logical=False),
+        "threads": torch.get_num_threads(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpu": gpu,
+        "torch": torch.__version__,
+        "lamina": __version__,
+    }
+
+
+def check_plot(path: Path) -> None:
+    """Finds out before anything is measured whether `plot` will work.
+
+    Raises:
+        BenchError: matplotlib is not installed.
+        ConfigError: The file's folder does not exist, or its suffix is no format.
+    """
+    if not is_installed("matplotlib"):
+        optional("matplotlib")
+    if path.suffix not in PLOT_SUFFIXES:
+        raise ConfigError(Problem("--plot", f"{path.name!r} does not end in {', '.join(PLOT_SUFFIXES)}", "rename it"))
+    if not path.resolve().parent.is_dir():
+        raise ConfigError(Problem("--plot", f"the folder of {path} does not exist", "make it first"))
+
+
+def plot(report: BenchReport, path: Path) -> None:
+    """Draws speed, share of the machine's limit, memory, and the losses on top of each other.
+
+    Args:
+        report: What to draw.
+        path: Where to; the suffix decides the format (`.png`, `.svg`, `.pdf`).
+
+    Raises:
+        BenchError: matplotlib is not installed.
+    """
+    optional("matplotlib").use("Agg")
+    figure, axes = optional("matplotlib.pyplot").subplots(2, 2, figsize=(11, 7.5), layout="constrained")
+    names = [side.side for side in report.sides]
+    colours = [f"C{number}" for number in range(len(names))]
+    gib = 2.0**30
+
+    def bars(axis: Any, title: str, values: Sequence[float], form: str) -> None:
+        drawn = axis.barh(names, values, color=colours)
+        axis.bar_label(drawn, [form.format(value) for value in values], padding=3)
+        axis.set(title=title, xlim=(0, max(values) * 1.18))
+        axis.invert_yaxis()
+
+    bars(axes[0][0], "real tokens per second", [side.tokens_per_second for side in report.sides], "{:,.0f}")
+    bars(axes[0][1], "share of the machine's GEMM limit", [side.gemm_share for side in report.sides], "{:.0%}")
+    bars(axes[1][0], "peak memory in GiB (hatched: model loaded)", [s.peak_bytes / gib for s in report.sides], "{:.2f}")
+    loaded = [side.loaded_bytes / gib for side in report.sides]
+    axes[1][0].barh(names, loaded, color="none", edgecolor="black", hatch="///", linewidth=0)
+    for side, colour in zip(report.sides, colours, strict=True):
+        own = side.side == OWN
+        steps = range(1, len(side.losses) + 1)
+        axes[1][1].plot(
+            steps, side.losses, color=colour, label=side.side, linewidth=4 if own else 1.5, alpha=0.5 if own else 1
+        )
+    axes[1][1].set(title="loss of each step, on the same rows", xlabel="step")
+    axes[1][1].legend()
+    of = report.settings
+    figure.suptitle(f"{of['model']}, {of['dtype']}, LoRA r={of['rank']}, {of['tokens_per_step']} tokens a step")
+    figure.savefig(path, dpi=120)

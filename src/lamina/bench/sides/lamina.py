@@ -1,0 +1,53 @@
+"""lamina itself: the session's parts and `training_step`, as `lamina train` uses them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lamina.bench.job import Job
+from lamina.bench.meter import Meter
+from lamina.config import TrainConfig
+from lamina.config.methods.lora import LoraConfig
+from lamina.fusion import fast_path
+from lamina.methods.base import inject
+from lamina.models.head import find_head
+from lamina.models.load import load_base
+from lamina.optim.build import build_optimizer
+from lamina.plan.memory import wants_checkpointing
+from lamina.training.step import training_step
+from lamina.version import __version__
+
+ABOUT = "lamina train: documents packed exactly, fused adapter products, head on supervised tokens only"
+REQUIRES = ()
+NEEDS_CUDA = False
+
+
+def run(job: Job, meter: Meter) -> dict[str, Any]:
+    """Trains with lamina's own hot path."""
+    return train(job, meter)
+
+
+def train(job: Job, meter: Meter, gradient_checkpointing: bool | str = "auto") -> dict[str, Any]:
+    """The same, with the setting of `train.gradient_checkpointing`."""
+    base = load_base(job.model, job.dtype, meter.device)
+    head = find_head(base.model)
+    injection = inject(base.model, LoraConfig(r=job.rank, lora_alpha=job.alpha), job.seed)
+    parameters = list(injection.tensors().values())
+    optimizer = build_optimizer(TrainConfig(learning_rate=job.learning_rate), parameters)
+    longest = max(sum(len(example) for example in batch) for batch in job.batches)
+    checkpointing = wants_checkpointing(gradient_checkpointing, base.model, longest)
+    base.model.train()
+    meter.loaded(base.model)
+    with fast_path(base.model, checkpointing) as fusion:
+        for batch in job.batches:
+            meter.begin()
+            result = training_step(
+                base.model, head, optimizer, parameters, [batch], job.learning_rate, job.max_grad_norm
+            )
+            meter.end(result.loss, [len(example) for example in batch], result.supervised_tokens)
+    return {
+        "lamina": __version__,
+        "packing": "exact",
+        "gradient_checkpointing": checkpointing,
+        "fused_layers": fusion.fused,
+    }

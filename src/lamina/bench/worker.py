@@ -1,0 +1,55 @@
+"""One side in a process of its own: `python -m lamina.bench.worker` reads a job from stdin and prints one JSON object.
+
+What libraries print goes to stderr. A process of its own, because peak memory belongs to a process, because some peers
+change their libraries for good, and because a peer may need another environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+
+import torch
+
+from lamina.bench.flops import model_use
+from lamina.bench.job import Job, SideRun
+from lamina.bench.meter import Meter
+from lamina.bench.sides import find_side
+from lamina.config.methods.lora import LoraConfig
+from lamina.errors import LaminaError
+from lamina.models.machine import default_device
+
+
+def run_job(job: Job) -> SideRun:
+    """Runs one side in this process."""
+    use = model_use(job.model, LoraConfig(r=job.rank, lora_alpha=job.alpha))
+    meter = Meter(job, use, default_device())
+    torch.manual_seed(job.seed)
+    settings = find_side(job.side).run(job, meter)
+    return meter.result(settings)
+
+
+def main() -> None:
+    """Runs the job on stdin. A failure is a message on stderr and exit code 1."""
+    threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            result = run_job(Job(**json.load(sys.stdin)))
+        except LaminaError as error:
+            sys.exit(str(error))
+    sys.stdout.write(json.dumps(result.as_json()) + "\n")
+
+
+def _leave_with_parent(parent: int) -> None:
+    """Ends this process when the one that started it is gone: nobody would read the result, and it would disturb."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
