@@ -86,7 +86,7 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a layer needs besides its input: angles (T, R), document lengths, and whether to run again in the backward."""
+    """What a layer needs besides its input: angles (T, R), documents, and whether to run again in the backward."""
 
     cosine: torch.Tensor
     sine: torch.Tensor
@@ -298,7 +298,7 @@ def _beside(like: torch.Tensor, group: LinearGroup) -> torch.Tensor:
     """(T, in + R): room for a group's input with the rank-sized products beside it."""
     room = like.new_empty(like.shape[0], group.in_features + group.rank)
     if group.in_features % 32:
-        # oneDNN's AMX products read whole tiles, and multiply by zero what lies beyond the input's columns: NaN, if that
-        # is what was left there.
+        # oneDNN's AMX products read whole tiles, and multiply by zero what lies beyond the input's columns, which must
+        # not be a NaN that was left there.
         room[:, group.in_features :].zero_()
     return room

@@ -117,7 +117,7 @@ def recognise(layer: nn.Module, observed: Observed) -> LayerPlan | Reason:
     if unknown or activation is None:
         return f"it has a part of a kind unknown here ({type(unknown[0] if unknown else mlp.act_fn).__name__})"
     call, head_size = observed.attention, attention.head_dim
-    plan = LayerPlan(
+    return LayerPlan(
         input_norm=rms[0],
         attention_norm=rms[1] if sandwich else None,
         mlp_norm=rms[2] if sandwich else rms[1],
@@ -135,7 +135,6 @@ def recognise(layer: nn.Module, observed: Observed) -> LayerPlan | Reason:
         softcap=call.get("softcap"),
         activation=activation,
     )
-    return plan
 
 
 @torch.no_grad()

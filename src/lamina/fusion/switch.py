@@ -1,5 +1,7 @@
-"""`fast_path`: how training and evaluation run a model. `fused_layers` is its part that puts fused layers in the place of
-the model's own forwards, and takes them out again."""
+"""`fast_path`: how training and evaluation run a model.
+
+Its part `fused_layers` puts fused layers in the place of the model's own forwards, and takes them out again.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,8 @@ class FusionReport:
         if not self.reasons:
             return []
         return [
-            f"{self.layers - self.fused} of {self.layers} decoder layers run transformers' own code, which is right but "
-            f"slower: {reason}."
+            f"{self.layers - self.fused} of {self.layers} decoder layers run transformers' own code, which is right "
+            f"but slower: {reason}."
             for reason in self.reasons
         ]
 
@@ -67,8 +69,8 @@ def fast_path(model: PreTrainedModel, recompute: bool = False, kernels: str = "a
 def fused_layers(model: PreTrainedModel, recompute: bool = False) -> Iterator[FusionReport]:
     """Runs those of `model`'s decoder layers fused that are recognised and give the same numbers.
 
-    For packed sequences (see `ops.attention.packed_attention`). A layer that is asked for something else, such as a cache
-    or a mask, answers with its own forward.
+    For packed sequences (see `ops.attention.packed_attention`). A layer that is asked for something else, such as a
+    cache or a mask, answers with its own forward.
 
     Args:
         model: With its adapter, in the mode (training or not) that it will be used in.

@@ -74,7 +74,7 @@ def rotary_(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, inverse: 
 
     Args:
         x: Any strides but 1 in the last dimension.
-        cosine: (T, R) with R <= D: the first R elements of a head are turned, its first half of them against the second.
+        cosine: (T, R) with R <= D: the first R elements of a head are turned, their first half against the second.
         sine: Like `cosine`.
         inverse: Turn the other way, which is also the gradient.
     """

@@ -1,0 +1,299 @@
+"""Fused layers against the unfused ones, which `tests/ops/test_families.py` holds against transformers and peft."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from tests.models_zoo import build_model
+from tests.ops.test_families import documents
+from torch import nn
+from transformers import PreTrainedModel
+
+from lamina.config.methods.lora import LoraConfig
+from lamina.data.batch import build_batch
+from lamina.fusion import FusionReport, fast_path, fused_layers
+from lamina.fusion import layer as fused_layer
+from lamina.losses.cross_entropy import cross_entropy
+from lamina.methods.base import Injection, inject
+from lamina.models.head import find_head
+from lamina.ops.attention import packed_attention
+from lamina.ops.kernels import use_backend
+
+FUSED = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3")
+NOT_FUSED = ("gpt2", "phi")
+
+
+def adapted(family: str, dtype: torch.dtype = torch.float32, model: PreTrainedModel | None = None, **lora) -> Injection:
+    injection = inject(model or build_model(family, dtype), LoraConfig(**{"r": 4, "lora_alpha": 8, **lora}), seed=0)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, tensor in injection.tensors().items():
+            if "lora_B" in name:
+                tensor.normal_(0.0, 0.1, generator=generator)
+    return injection
+
+
+def loss_and_gradients(injection: Injection) -> tuple[float, dict[str, torch.Tensor]]:
+    """In whatever path the model is in."""
+    tensors = injection.tensors()
+    torch.manual_seed(3)
+    loss = cross_entropy(injection.model, find_head(injection.model), build_batch(documents()))
+    loss.backward()
+    grads = {name: tensor.grad.clone() for name, tensor in tensors.items() if tensor.grad is not None}
+    for tensor in tensors.values():
+        tensor.grad = None
+    return float(loss.detach()), grads
+
+
+@contextmanager
+def unfused(model: PreTrainedModel) -> Iterator[None]:
+    with packed_attention(model), use_backend("plain"):
+        yield
+
+
+def both_ways(injection: Injection) -> tuple[FusionReport, float]:
+    """The report, and the largest relative error of a gradient."""
+    with unfused(injection.model):
+        loss, grads = loss_and_gradients(injection)
+    with fast_path(injection.model) as report:
+        fused_loss, fused_grads = loss_and_gradients(injection)
+    bfloat16 = injection.model.dtype == torch.bfloat16
+    assert fused_loss == pytest.approx(loss, rel=1e-2 if bfloat16 else 1e-5)
+    assert fused_grads.keys() == grads.keys()
+    errors = [float((fused_grads[n] - grads[n]).norm() / grads[n].norm().clamp_min(1e-12)) for n in grads]
+    return report, max(errors)
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_loss_and_gradients_in_float32(family: str) -> None:
+    report, error = both_ways(adapted(family))
+    assert report.fused == report.layers == 2
+    assert report.notes == []
+    assert error < 1e-4
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_loss_and_gradients_in_bfloat16(family: str) -> None:
+    """All tensors together must agree much better than the worst one, whose gradient may be mostly rounding."""
+    injection = adapted(family, torch.bfloat16)
+    with unfused(injection.model):
+        _, grads = loss_and_gradients(injection)
+    with fast_path(injection.model) as report:
+        _, fused = loss_and_gradients(injection)
+    assert report.fused == 2
+    distance = sum(float((fused[n] - grads[n]).square().sum()) for n in grads) ** 0.5
+    assert distance / sum(float(g.square().sum()) for g in grads.values()) ** 0.5 < 0.03
+
+
+@pytest.mark.parametrize("family", NOT_FUSED)
+def test_other_layers_are_left_alone_and_named(family: str) -> None:
+    report, error = both_ways(adapted(family))
+    assert report.fused == 0
+    assert len(report.notes) == 1
+    assert "right but slower" in report.notes[0]
+    assert error < 1e-5
+
+
+@pytest.mark.parametrize("backend", ["plain", "compiled"])
+def test_other_kernels_give_the_same(backend: str) -> None:
+    injection = adapted("gemma3" if backend == "plain" else "llama")
+    with fast_path(injection.model) as report:
+        loss, grads = loss_and_gradients(injection)
+    with fast_path(injection.model, kernels=backend):
+        other_loss, other = loss_and_gradients(injection)
+    assert report.fused == 2
+    assert other_loss == pytest.approx(loss, rel=1e-5)
+    assert max(float((other[n] - grads[n]).norm() / grads[n].norm()) for n in grads) < 1e-4
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_recomputed_is_bitwise_the_same(family: str, dropout: float) -> None:
+    injection = adapted(family, torch.bfloat16, lora_dropout=dropout)
+    injection.model.train()
+    with fast_path(injection.model):
+        loss, grads = loss_and_gradients(injection)
+    with fast_path(injection.model, recompute=True) as report:
+        again, recomputed = loss_and_gradients(injection)
+    assert report.fused == 2
+    assert loss == again
+    assert all(torch.equal(grads[name], recomputed[name]) for name in grads)
+
+
+def test_dropout_is_that_of_the_formula() -> None:
+    """A group with dropout, its masks known, against plain autograd."""
+    from lamina.ops.linear_group import Detour, LinearGroup
+
+    torch.manual_seed(0)
+    linears = [nn.Linear(10, 6), nn.Linear(10, 4)]
+    for linear in linears:
+        linear.requires_grad_(False)
+    weights = [linear.weight.clone() for linear in linears]
+    detours = [
+        Detour(nn.Parameter(torch.randn(3, 10)), nn.Parameter(torch.randn(out, 3)), 0.7, p)
+        for out, p in ((6, 0.4), (4, 0.0))
+    ]
+    group = LinearGroup(linears, [3, 3])
+    group.refresh(detours)
+    x = torch.randn(9, 10, requires_grad=True)
+    x_ext = torch.empty(9, 16)
+    x_ext[:, :10] = x.detach()
+    y, state = group.forward(x_ext, detours)
+    mask = state.masks[0]
+    assert mask is not None
+    assert 0.3 < float(mask.float().mean()) < 0.9
+    dropped = (x * mask / 0.6, x)
+    expected = torch.cat(
+        [
+            x @ w.T + linear.bias + d.scaling * (xi @ d.A.T) @ d.B.T
+            for w, linear, d, xi in zip(weights, linears, detours, dropped, strict=True)
+        ],
+        1,
+    )
+    torch.testing.assert_close(y, expected)
+    grad = torch.randn_like(y)
+    wanted = torch.autograd.grad(expected, [x, *(t for d in detours for t in (d.A, d.B))], grad)
+    dx, gh = group.backward_input(grad, state, detours)
+    got = [dx, *group.backward_detours(grad, gh, x.detach(), state.h, state, detours)]
+    for ours, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    group.release()
+    assert all(
+        torch.equal(linear.weight, w) and linear.weight.is_contiguous()
+        for linear, w in zip(linears, weights, strict=True)
+    )
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["down_proj"], r".*\.1\..*(up_proj|o_proj)"])
+def test_adapters_on_some_modules(targets: list[str] | str) -> None:
+    report, error = both_ways(adapted("llama", target_modules=targets))
+    assert report.fused == 2
+    assert error < 1e-4
+
+
+def test_nothing_is_done_below_the_lowest_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    injection = adapted("llama", target_modules=r".*\.1\..*(up_proj|o_proj)")
+    backwards = []
+    real = fused_layer._Computation.backward
+
+    def counted(self, grad: torch.Tensor, wants_dx: bool):
+        backwards.append(wants_dx)
+        return real(self, grad, wants_dx)
+
+    monkeypatch.setattr(fused_layer._Computation, "backward", counted)
+    with fast_path(injection.model):
+        loss_and_gradients(injection)
+    assert backwards == [False]
+
+
+def test_biases_of_the_base() -> None:
+    model = build_model("llama", attention_bias=True, mlp_bias=True)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+    report, error = both_ways(adapted("llama", model=model))
+    assert report.fused == 2
+    assert error < 1e-4
+
+
+def test_an_adapter_that_is_switched_off_is_the_bare_base() -> None:
+    bare = build_model("llama")
+    injection = adapted("llama")
+    batch = build_batch(documents())
+    with fast_path(injection.model), injection.disabled(), torch.no_grad():
+        off = cross_entropy(injection.model, find_head(injection.model), batch)
+    with fast_path(bare), torch.no_grad():
+        expected = cross_entropy(bare, find_head(bare), batch)
+    assert float(off) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_tied_embeddings_and_an_adapter_on_the_head() -> None:
+    model = build_model("llama", tie_word_embeddings=True)
+    targets = ["q_proj", "down_proj", "lm_head"]
+    report, error = both_ways(adapted("llama", model=model, target_modules=targets))
+    assert report.fused == 2
+    assert error < 1e-4
+
+
+def test_the_model_is_as_before_afterwards() -> None:
+    injection = adapted("qwen3")
+    model = injection.model
+    before = {name: (value.clone(), value.stride()) for name, value in model.state_dict().items()}
+    with fused_layers(model) as report:
+        assert report.fused == 2
+    assert all("forward" not in layer.__dict__ for layer in model.model.layers)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name][0]), name
+        assert value.stride() == before[name][1], name
+
+
+def _train_a_norm(model: PreTrainedModel) -> None:
+    model.model.layers[1].input_layernorm.weight.requires_grad_(True)
+
+
+def _hook(model: PreTrainedModel) -> None:
+    model.model.layers[1].mlp.register_forward_hook(lambda module, inputs, output: output)
+
+
+def _share(model: PreTrainedModel) -> None:
+    mlp = model.model.layers[1].mlp
+    mlp.up_proj.weight = mlp.gate_proj.weight
+
+
+def _other_activation(model: PreTrainedModel) -> None:
+    model.model.layers[1].mlp.act_fn = nn.ReLU()
+
+
+def _other_forward(model: PreTrainedModel) -> None:
+    """Parts as usual, but the layer does something else with them."""
+    layer = model.model.layers[1]
+    real = type(layer).forward
+
+    class Scaled(type(layer)):
+        def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+            return hidden_states + 0.9 * (real(self, hidden_states, *args, **kwargs) - hidden_states)
+
+    layer.__class__ = Scaled
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_train_a_norm, "input_layernorm.weight is trained"),
+        (_hook, "hooked into it"),
+        (_share, "share a weight"),
+        (_other_activation, "ReLU"),
+        (_other_forward, "gives other numbers"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_is_not_understood_is_not_fused(change: Callable[[PreTrainedModel], None], reason: str) -> None:
+    model = build_model("llama")
+    model.requires_grad_(False)
+    change(model)
+    with packed_attention(model), fused_layers(model) as report:
+        assert (report.fused, report.layers) == (1, 2)
+        assert reason in report.reasons[0]
+
+
+def test_attention_dropout_is_left_to_transformers_while_training() -> None:
+    model = build_model("llama", attention_dropout=0.1)
+    model.requires_grad_(False)
+    with packed_attention(model.train()), fused_layers(model) as report:
+        assert report.fused == 0
+        assert "attention has dropout" in report.reasons[0]
+    with packed_attention(model.eval()), fused_layers(model) as report:
+        assert report.fused == 2
+
+
+def test_generation_with_a_cache_goes_past_the_fused_layers() -> None:
+    model = build_model("llama")
+    model.requires_grad_(False)
+    ids = torch.tensor([[5, 6, 7]])
+    expected = model.generate(ids, max_new_tokens=5, do_sample=False)
+    with fused_layers(model):
+        assert torch.equal(model.generate(ids, max_new_tokens=5, do_sample=False), expected)

@@ -1,0 +1,209 @@
+"""The compiled kernels against plain torch in float64 or float32: odd shapes, strides, both dtypes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lamina.ops.attention import AttentionSettings, attention_backward, attention_forward
+from lamina.ops.kernels import GELU_TANH, SILU, available_backends, kernels_for, native, plain, use_backend
+
+# A few roundings of the dtype, relative to the largest value.
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.2e-2}
+
+needs_native = pytest.mark.skipif(native.unavailable() is not None, reason=f"no kernels: {native.unavailable()}")
+pytestmark = needs_native
+
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+
+
+def rand(*shape: int, dtype: torch.dtype, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+
+
+def beside(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    """Columns of a wider matrix, so that rows lie apart; the rest is NaN, which must not be read."""
+    wide = torch.full((shape[0], shape[1] + 5), float("nan"), dtype=dtype)
+    return wide[:, : shape[1]]
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> None:
+    scale = float(theirs.float().abs().max())
+    torch.testing.assert_close(ours.float(), theirs.float(), rtol=0.0, atol=TOLERANCE[dtype] * scale)
+
+
+@dtypes
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("width", [3, 37, 576])
+def test_rms_norm(dtype: torch.dtype, offset: float, width: int) -> None:
+    x, weight, grad = (
+        rand(13, width, dtype=dtype),
+        rand(width, dtype=dtype, seed=1),
+        rand(13, width, dtype=dtype, seed=2),
+    )
+    ours, theirs = beside(13, width, dtype=dtype), torch.empty_like(x)
+    scale = native.rms_norm(x, weight, 1e-5, offset, ours)
+    torch.testing.assert_close(scale, plain.rms_norm(x, weight, 1e-5, offset, theirs))
+    close(ours, theirs, dtype)
+    wide, w = x.double().requires_grad_(), weight.double()
+    reference = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5) * (offset + w)
+    close(ours, reference.detach(), dtype)
+    (expected,) = torch.autograd.grad(reference, wide, grad.double())
+    for kernels in (native, plain):
+        for residual in (None, rand(13, width, dtype=dtype, seed=3)):
+            out = beside(13, width, dtype=dtype)
+            kernels.rms_norm_backward(grad, x, weight, scale, offset, residual, out)
+            close(out, expected if residual is None else expected + residual.double(), dtype)
+
+
+@dtypes
+@pytest.mark.parametrize("activation", [SILU, GELU_TANH])
+def test_gated(dtype: torch.dtype, activation: int) -> None:
+    gate_up, grad = rand(7, 2 * 45, dtype=dtype, scale=3.0), rand(7, 45, dtype=dtype, seed=1)
+    wide = gate_up.double().requires_grad_()
+    gate, up = wide.chunk(2, -1)
+    function = torch.nn.functional
+    value = function.silu(gate) if activation == SILU else function.gelu(gate, approximate="tanh")
+    reference = value * up
+    (expected,) = torch.autograd.grad(reference, wide, grad.double())
+    for kernels in (native, plain):
+        out, again, grads = beside(7, 45, dtype=dtype), beside(7, 45, dtype=dtype), torch.empty_like(gate_up)
+        kernels.gated(gate_up, activation, out)
+        kernels.gated_backward(gate_up, activation, grad, again, grads)
+        close(out, reference.detach(), dtype)
+        assert torch.equal(out, again)
+        close(grads, expected, dtype)
+
+
+@dtypes
+@pytest.mark.parametrize("rotated", [8, 4])
+def test_rotary(dtype: torch.dtype, rotated: int) -> None:
+    """Against transformers' own formula; and turning back gives what was there."""
+    x = rand(5, 3 * 8 + 4, dtype=dtype)[:, : 3 * 8].unflatten(1, (3, 8))
+    angles = rand(5, rotated // 2, dtype=torch.float32, seed=1).repeat(1, 2)
+    cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
+    turned, rest = x[..., :rotated].float(), x[..., rotated:].float()
+    half = torch.cat([-turned[..., rotated // 2 :], turned[..., : rotated // 2]], -1)
+    expected = torch.cat([turned * cosine[:, None].float() + half * sine[:, None].float(), rest], -1)
+    before = x.clone()
+    for kernels in (native, plain):
+        ours = before.clone()
+        kernels.rotary_(ours, cosine, sine, False)
+        close(ours, expected, dtype)
+        kernels.rotary_(ours, cosine, sine, True)
+        close(ours, before, dtype)
+
+
+@dtypes
+@pytest.mark.parametrize(("multiplier", "softcap"), [(1.0, None), (0.3, None), (1.0, 4.0), (0.5, 4.0)])
+def test_cross_entropy(dtype: torch.dtype, multiplier: float, softcap: float | None) -> None:
+    product = rand(6, 1003, dtype=dtype, scale=4.0)
+    targets = torch.tensor([0, 1002, 5, 5, 16, 999])
+    wide = product.double().requires_grad_()
+    logits = wide * multiplier
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    reference = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    (expected,) = torch.autograd.grad(reference.sum(), wide)
+    for kernels in (native, plain):
+        ours = product.clone()
+        losses = kernels.cross_entropy_(ours, targets, multiplier, softcap, True)
+        torch.testing.assert_close(losses.double(), reference.detach(), rtol=2e-6, atol=2e-6)
+        close(ours, expected, dtype)
+
+
+@dtypes
+def test_what_is_not_finite_is_seen(dtype: torch.dtype) -> None:
+    logits = rand(3, 50, dtype=dtype)
+    logits[1, 7] = float("nan")
+    logits[2, 7] = float("inf")
+    losses = native.cross_entropy_(logits, torch.tensor([1, 2, 3]), 1.0, None, True)
+    assert torch.isfinite(losses).tolist() == [True, False, False]
+    x = rand(2, 40, dtype=dtype)
+    x[1, 3] = float("nan")
+    out = torch.empty_like(x)
+    native.rms_norm(x, torch.ones(40, dtype=dtype), 1e-5, 0.0, out)
+    assert torch.isfinite(out).all(-1).tolist() == [True, False]
+
+
+@dtypes
+@pytest.mark.parametrize(
+    ("lengths", "heads", "key_heads", "size", "window", "softcap"),
+    [
+        ([1, 5, 32, 33, 64, 100], 6, 2, 64, None, None),
+        ([70, 150], 4, 1, 256, None, None),
+        ([70, 130], 4, 4, 32, 50, None),
+        ([70, 130], 4, 2, 96, None, 2.0),
+        ([40, 170], 4, 2, 64, 33, 3.0),
+        ([40, 65], 2, 1, 32, 2, None),
+    ],
+)
+def test_attention(
+    lengths: list[int],
+    heads: int,
+    key_heads: int,
+    size: int,
+    window: int | None,
+    softcap: float | None,
+    dtype: torch.dtype,
+) -> None:
+    """Output and gradients against plain torch in float32, each tensor by its norm."""
+    widths = [heads * size, key_heads * size, key_heads * size]
+    qkv, grad = rand(sum(lengths), sum(widths), dtype=dtype), rand(sum(lengths), heads, size, dtype=dtype, seed=1)
+    settings = AttentionSettings(lengths, 1.5 * size**-0.5, window, softcap)
+
+    def run(backend: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        q, k, v = (part.unflatten(1, (-1, size)) for part in qkv.to(dtype).split(widths, 1))
+        out, grads = torch.empty(sum(lengths), heads, size, dtype=dtype), torch.empty(qkv.shape, dtype=dtype)
+        parts = tuple(part.unflatten(1, (-1, size)) for part in grads.split(widths, 1))
+        with use_backend(backend):
+            state = attention_forward(q, k, v, settings, out)
+            assert (state is not None) == (backend == "native")
+            attention_backward(q, k, v, out, grad.to(dtype), settings, state, parts)
+        return [out, *parts]
+
+    allowed = 3e-6 if dtype == torch.float32 else 6e-3
+    for ours, theirs in zip(run("native", dtype), run("plain", torch.float32), strict=True):
+        assert float((ours.float() - theirs).norm() / theirs.norm()) < allowed
+
+
+def test_a_document_sees_nothing_of_others() -> None:
+    """Not even in the last bit: other documents may hold NaN."""
+    q, k, v = (rand(80, 2, 32, dtype=torch.bfloat16, seed=seed) for seed in range(3))
+    settings = AttentionSettings([50, 30], 0.2, None, None)
+    clean, dirty = torch.empty_like(q), torch.empty_like(q)
+    attention_forward(q, k, v, settings, clean)
+    for tensor in (q, k, v):
+        tensor[50:] = float("nan")
+    attention_forward(q, k, v, settings, dirty)
+    assert torch.equal(clean[:50], dirty[:50])
+    assert torch.isnan(dirty[50:]).all()
+
+
+def test_without_a_compiler_plain_torch_takes_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAMINA_KERNELS", "plain")
+    native.load.cache_clear()
+    try:
+        assert "LAMINA_KERNELS" in str(native.unavailable())
+        assert kernels_for(torch.zeros(2, 2)) is plain
+        assert available_backends(torch.device("cpu"), torch.float32) == ["plain"]
+    finally:
+        monkeypatch.undo()
+        native.load.cache_clear()
+
+
+@pytest.mark.parametrize("compiler", ["/nonexistent/g++", "false"])
+def test_a_broken_compiler_is_a_reason_not_an_error(
+    compiler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("LAMINA_CACHE", str(tmp_path))
+    native.load.cache_clear()
+    try:
+        assert compiler in str(native.unavailable())
+        assert not list(tmp_path.rglob("*.so"))
+    finally:
+        monkeypatch.undo()
+        native.load.cache_clear()
