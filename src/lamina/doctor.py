@@ -15,6 +15,7 @@ import torch
 from lamina.models.cache import cache_folder
 from lamina.models.machine import cpu_features, default_device, multiplies_bf16_natively
 from lamina.models.source import ALIASES, packaged_gguf
+from lamina.ops.kernels import native
 from lamina.version import __version__
 
 PACKAGES = ("torch", "transformers", "safetensors", "gguf")
@@ -56,6 +57,7 @@ def diagnose() -> list[Finding]:
         _memory(),
         _dtype(device),
         _attention(device),
+        _kernels(device),
         *(_extra(package, extra) for package, extra in EXTRAS.items()),
         *(_alias(alias, *where) for alias, where in ALIASES.items()),
         _cache(),
@@ -146,6 +148,16 @@ def _attention(device: torch.device) -> Finding:
         "slow",
         "its CPU backward is slow for short documents",
     )
+
+
+def _kernels(device: torch.device) -> Finding:
+    if device.type == "cuda":
+        return Finding("kernels", "compiled by torch.compile at the first step")
+    reason = native.unavailable()
+    if reason is None:
+        return Finding("kernels", "C++ kernels, compiled for this machine")
+    advice = "install a C++ compiler (g++ or clang++), or name one in $CXX; training is right without, but slower"
+    return Finding("kernels", f"plain torch: {reason}", "slow", advice)
 
 
 def _extra(package: str, extra: str) -> Finding:

@@ -36,11 +36,11 @@ def adapted(family: str, dtype: torch.dtype = torch.float32, model: PreTrainedMo
     return injection
 
 
-def loss_and_gradients(injection: Injection) -> tuple[float, dict[str, torch.Tensor]]:
+def loss_and_gradients(injection: Injection, device: str = "cpu") -> tuple[float, dict[str, torch.Tensor]]:
     """In whatever path the model is in."""
     tensors = injection.tensors()
     torch.manual_seed(3)
-    loss = cross_entropy(injection.model, find_head(injection.model), build_batch(documents()))
+    loss = cross_entropy(injection.model, find_head(injection.model), build_batch(documents()).to(torch.device(device)))
     loss.backward()
     grads = {name: tensor.grad.clone() for name, tensor in tensors.items() if tensor.grad is not None}
     for tensor in tensors.values():

@@ -68,8 +68,8 @@ class TrainConfig(Section):
     """Recompute layers in the backward to save memory; `auto` does so only when the activations would not fit."""
 
     compile: Literal["auto"] | bool = "auto"
-    """How the work between matrix products is compiled: `auto` uses the C++ kernels on a CPU (built once, in seconds),
-    true torch.compile, which warms up for a minute, and false plain torch."""
+    """How the work between matrix products is compiled: `auto` uses C++ kernels on a CPU (built once, in seconds) and
+    torch.compile on CUDA; true torch.compile everywhere (it warms up for a minute), false plain torch."""
 
     eval_steps: PositiveInt | None = None
     """Evaluate every so many steps; null means at the end of every epoch. The end of training always evaluates."""

@@ -4,8 +4,9 @@ Registered as `lamina_packed`. Each document attends to itself alone, causally, 
 has one; nothing is padded and no mask of the whole sequence exists. A model is switched to it for training by
 `packed_attention(model)`, and back to its own implementation afterwards.
 
-The forward is torch's kernel. On the CPU the backward of short documents is our own: torch's takes several milliseconds
-there however short the document is. It recomputes the weights, in float32, so nothing more is saved.
+On the CPU the kernels of `ops/kernels/attention.cpp` do it, on CUDA FlashAttention (`ops/flash.py`). What they cannot
+take goes document by document through torch's own kernels; there, on the CPU, the backward of short documents is ours,
+because torch's takes several milliseconds however short a document is.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from lamina.errors import ModelError
+from lamina.ops import flash
+from lamina.ops.flash import FlashState
 from lamina.ops.kernels import kernels_for, native
 
 NAME = "lamina_packed"
@@ -90,6 +93,9 @@ def packed_attention_forward(
     settings = AttentionSettings(lengths, scale, sliding_window, softcap)
     if dropout == 0.0 and query.device.type == "cpu":
         return _PackedAttention.apply(query, key, value, settings), None  # pyright: ignore[reportReturnType]
+    if dropout == 0.0 and flash.takes(query, softcap):
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        return flash.attend(q, k, v, lengths, scale, sliding_window)[None], None
     outputs = [
         _attend(q, k, v, settings, dropout)
         for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
@@ -165,7 +171,7 @@ class _PackedAttention(torch.autograd.Function):
 
 def attention_forward(
     q_THD: torch.Tensor, k_TJD: torch.Tensor, v_TJD: torch.Tensor, settings: AttentionSettings, out_THD: torch.Tensor
-) -> torch.Tensor | None:
+) -> torch.Tensor | FlashState | None:
     """Attention of every document, without autograd.
 
     Args:
@@ -178,6 +184,10 @@ def attention_forward(
     Returns:
         What `attention_backward` wants to know besides.
     """
+    if flash.takes(q_THD, settings.softcap):
+        state = flash.forward(q_THD, k_TJD, v_TJD, settings.lengths, settings.scale, settings.window)
+        out_THD.copy_(state.out.detach())
+        return state
     if _native(q_THD, k_TJD, v_TJD):
         return native.attention(q_THD, k_TJD, v_TJD, *settings.as_arguments(), out_THD)
     for document in _documents(settings):
@@ -193,10 +203,13 @@ def attention_backward(
     out_THD: torch.Tensor,
     grad_THD: torch.Tensor,
     settings: AttentionSettings,
-    state: torch.Tensor | None,
+    state: torch.Tensor | FlashState | None,
     results: tuple[torch.Tensor, ...],
 ) -> None:
     """Gradients of queries, keys and values, written into `results`; arguments as in `attention_forward`."""
+    if isinstance(state, FlashState):
+        flash.backward(state, grad_THD, results)
+        return
     if state is not None:
         native.attention_backward(q_THD, k_TJD, v_TJD, *settings.as_arguments(), out_THD, state, grad_THD, results)
         return

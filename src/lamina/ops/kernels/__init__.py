@@ -26,7 +26,7 @@ def use_backend(name: str) -> Iterator[None]:
     """Chooses how the kernels are computed inside the block.
 
     Args:
-        name: `auto` (native where it can run, else plain), `native`, `compiled` or `plain`.
+        name: `auto` (native where it can run, compiled on CUDA, else plain), `native`, `compiled` or `plain`.
     """
     assert name in BACKENDS, name
     token = _chosen.set(name)
@@ -47,7 +47,8 @@ def available_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
 def kernels_for(*tensors: torch.Tensor) -> Any:
     """The module whose functions take these tensors: `native`, `compiled` or `plain`."""
     name = _chosen.get()
-    if name == "compiled":
+    # On CUDA a kernel launch each for a dozen small operations would cost more than the warm-up of compiling them.
+    if name == "compiled" or (name == "auto" and tensors[0].device.type == "cuda"):
         from lamina.ops.kernels import compiled  # torch.compile is slow to import
 
         return compiled
