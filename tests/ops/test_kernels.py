@@ -207,3 +207,18 @@ def test_a_broken_compiler_is_a_reason_not_an_error(
     finally:
         monkeypatch.undo()
         native.load.cache_clear()
+
+
+def test_the_portable_loops_in_bfloat16(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """As on a CPU without AMX: compiled without it."""
+    monkeypatch.setenv("CXX", "g++ -mno-amx-tile")
+    monkeypatch.setenv("LAMINA_CACHE", str(tmp_path))
+    native.load.cache_clear()
+    try:
+        if native.unavailable() is not None:
+            pytest.skip(str(native.unavailable()))
+        test_attention([1, 33, 100], 4, 2, 64, None, None, torch.bfloat16)
+        test_attention([70, 130], 4, 2, 96, 50, 2.0, torch.bfloat16)
+    finally:
+        monkeypatch.undo()
+        native.load.cache_clear()

@@ -111,11 +111,15 @@ def recognise(layer: nn.Module, observed: Observed) -> LayerPlan | Reason:
     reason = _obstacle(layer, [*projections, *gates, *o, *down], norms, observed)
     if reason:
         return reason
-    rms = [_norm(module, observed.x) for module in norms]
+    rms: list[Norm] = []
+    for module in norms:
+        norm = _norm(module, observed.x)
+        if norm is None:
+            return f"it has a norm of another kind ({type(module).__name__})"
+        rms.append(norm)
     activation = _activation(mlp.act_fn)
-    unknown = [module for module, norm in zip(norms, rms, strict=True) if norm is None]
-    if unknown or activation is None:
-        return f"it has a part of a kind unknown here ({type(unknown[0] if unknown else mlp.act_fn).__name__})"
+    if activation is None:
+        return f"it has another activation ({type(mlp.act_fn).__name__})"
     call, head_size = observed.attention, attention.head_dim
     return LayerPlan(
         input_norm=rms[0],

@@ -10,6 +10,8 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -24,7 +26,6 @@ HEADERS = ("numbers.h",)
 FLAGS = (
     "-O3",
     "-march=native",
-    "-mprefer-vector-width=512",
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fopenmp",
@@ -50,8 +51,9 @@ def load() -> ctypes.CDLL:
     """
     if os.environ.get("LAMINA_KERNELS") == "plain":
         raise Unavailable("LAMINA_KERNELS=plain asks for plain torch")
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
+    found = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    compiler = shlex.split(found or "")  # $CXX may carry options
+    if not compiler:
         raise Unavailable("no C++ compiler was found (g++ or clang++, or $CXX)")
     sources = [Path(__file__).with_name(name) for name in SOURCES]
     library = cache_folder() / "kernels" / f"{_key(compiler, sources)}.so"
@@ -73,29 +75,39 @@ def unavailable() -> str | None:
     return None
 
 
-def _key(compiler: str, sources: list[Path]) -> str:
+def _key(compiler: list[str], sources: list[Path]) -> str:
     """Changes with the sources, the compiler, and the machine that the code is for."""
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
+        version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        raise Unavailable(f"{compiler} --version failed: {error}") from error
+        raise Unavailable(f"{compiler[0]} --version failed: {error}") from error
     headers = [Path(__file__).with_name(name) for name in HEADERS]
-    parts = [version, repr(sorted(torch.cpu.get_capabilities().items())).encode(), " ".join(FLAGS).encode()]
+    parts = [
+        version,
+        repr(sorted(torch.cpu.get_capabilities().items())).encode(),
+        " ".join([*compiler, *_flags()]).encode(),
+    ]
     return hashlib.sha256(b"\0".join(parts + [source.read_bytes() for source in sources + headers])).hexdigest()[:32]
 
 
-def _compile(compiler: str, sources: list[Path], library: Path) -> None:
+def _flags() -> list[str]:
+    # Compilers shy away from 512-bit vectors for the sake of older CPUs' clock.
+    wide = ["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []
+    return [*FLAGS, *wide]
+
+
+def _compile(compiler: list[str], sources: list[Path], library: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     # Written aside and renamed: two processes that compile at once do no harm, and half a library is never loaded.
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         aside = Path(folder) / library.name
-        command = [compiler, *FLAGS, *map(str, sources), "-o", str(aside)]
+        command = [*compiler, *_flags(), *map(str, sources), "-o", str(aside)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMPILE_SECONDS)
         except subprocess.TimeoutExpired as error:
-            raise Unavailable(f"{compiler} took longer than {COMPILE_SECONDS} s") from error
+            raise Unavailable(f"{compiler[0]} took longer than {COMPILE_SECONDS} s") from error
         if done.returncode:
-            raise Unavailable(f"{compiler} failed: {done.stderr.strip()[:500]}")
+            raise Unavailable(f"{compiler[0]} failed: {done.stderr.strip()[:500]}")
         aside.replace(library)
 
 
