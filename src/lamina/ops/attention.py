@@ -164,7 +164,10 @@ class _PackedAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         query, key, value, out = ctx.saved_tensors
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        results = tuple(torch.empty_like(tensor) for tensor in (q, k, v))
+        # Columns of one matrix, as the kernels want them.
+        widths = [tensor.shape[1] * tensor.shape[2] for tensor in (q, k, v)]
+        columns = q.new_empty(q.shape[0], sum(widths)).split(widths, 1)
+        results = tuple(part.unflatten(1, tensor.shape[1:]) for part, tensor in zip(columns, (q, k, v), strict=True))
         attention_backward(q, k, v, out[0], grads[0][0], ctx.settings, ctx.state, results)
         return *(result.transpose(0, 1)[None] for result in results), None
 
