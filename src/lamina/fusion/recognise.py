@@ -91,8 +91,10 @@ def _run_probe(model: PreTrainedModel) -> None:
         model.get_decoder()(input_ids=ids, position_ids=positions, document_lengths=_PROBE_LENGTHS, use_cache=False)
 
 
-def recognise(layer: nn.Module, observed: Observed) -> LayerPlan | Reason:
+def recognise(layer: Any, observed: Observed) -> LayerPlan | Reason:
     """Takes a layer apart. Its weights belong to the plan's groups afterwards (see `release`)."""
+    attention: Any
+    mlp: Any
     try:
         attention, mlp = layer.self_attn, layer.mlp
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]

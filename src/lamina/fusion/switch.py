@@ -81,7 +81,10 @@ def fused_layers(model: PreTrainedModel, recompute: bool = False) -> Iterator[Fu
     reasons: list[str] = [] if layers else [f"{type(model).__name__} keeps its decoder layers in no known place"]
     try:
         for layer, observed in (observe(model, layers) if layers else {}).items():
-            plan = observed if isinstance(observed, str) else recognise(layer, observed)
+            if isinstance(observed, str):
+                reasons.append(observed)
+                continue
+            plan = recognise(layer, observed)
             if isinstance(plan, str):
                 reasons.append(plan)
                 continue

@@ -244,7 +244,7 @@ def attention_backward(
     out: torch.Tensor,
     lse: torch.Tensor,
     grad: torch.Tensor,
-    results: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    results: tuple[torch.Tensor, ...],
 ) -> None:
     """Writes the gradients of q, k and v into `results`, which have equal row strides; the rest as in `attention`."""
     dq, dk, dv = results
