@@ -8,32 +8,21 @@ from contextlib import contextmanager
 import pytest
 import torch
 from tests.models_zoo import build_model
-from tests.ops.test_families import documents
+from tests.ops.test_families import documents, with_adapter
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.config.methods.lora import LoraConfig
 from lamina.data.batch import build_batch
 from lamina.fusion import FusionReport, fast_path, fused_layers
 from lamina.fusion import layer as fused_layer
 from lamina.losses.cross_entropy import cross_entropy
-from lamina.methods.base import Injection, inject
+from lamina.methods.base import Injection
 from lamina.models.head import find_head
 from lamina.ops.attention import packed_attention
 from lamina.ops.kernels import use_backend
 
 FUSED = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3")
 NOT_FUSED = ("gpt2", "phi")
-
-
-def adapted(family: str, dtype: torch.dtype = torch.float32, model: PreTrainedModel | None = None, **lora) -> Injection:
-    injection = inject(model or build_model(family, dtype), LoraConfig(**{"r": 4, "lora_alpha": 8, **lora}), seed=0)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, tensor in injection.tensors().items():
-            if "lora_B" in name:
-                tensor.normal_(0.0, 0.1, generator=generator)
-    return injection
 
 
 def loss_and_gradients(injection: Injection, device: str = "cpu") -> tuple[float, dict[str, torch.Tensor]]:
@@ -69,7 +58,7 @@ def both_ways(injection: Injection) -> tuple[FusionReport, float]:
 
 @pytest.mark.parametrize("family", FUSED)
 def test_loss_and_gradients_in_float32(family: str) -> None:
-    report, error = both_ways(adapted(family))
+    report, error = both_ways(with_adapter(family))
     assert report.fused == report.layers == 2
     assert report.notes == []
     assert error < 1e-4
@@ -78,7 +67,7 @@ def test_loss_and_gradients_in_float32(family: str) -> None:
 @pytest.mark.parametrize("family", FUSED)
 def test_loss_and_gradients_in_bfloat16(family: str) -> None:
     """All tensors together must agree much better than the worst one, whose gradient may be mostly rounding."""
-    injection = adapted(family, torch.bfloat16)
+    injection = with_adapter(family, torch.bfloat16)
     with unfused(injection.model):
         _, grads = loss_and_gradients(injection)
     with fast_path(injection.model) as report:
@@ -90,7 +79,7 @@ def test_loss_and_gradients_in_bfloat16(family: str) -> None:
 
 @pytest.mark.parametrize("family", NOT_FUSED)
 def test_other_layers_are_left_alone_and_named(family: str) -> None:
-    report, error = both_ways(adapted(family))
+    report, error = both_ways(with_adapter(family))
     assert report.fused == 0
     assert len(report.notes) == 1
     assert "right but slower" in report.notes[0]
@@ -99,7 +88,7 @@ def test_other_layers_are_left_alone_and_named(family: str) -> None:
 
 @pytest.mark.parametrize("backend", ["plain", "compiled"])
 def test_other_kernels_give_the_same(backend: str) -> None:
-    injection = adapted("gemma3" if backend == "plain" else "llama")
+    injection = with_adapter("gemma3" if backend == "plain" else "llama")
     with fast_path(injection.model) as report:
         loss, grads = loss_and_gradients(injection)
     with fast_path(injection.model, kernels=backend):
@@ -112,7 +101,7 @@ def test_other_kernels_give_the_same(backend: str) -> None:
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_recomputed_is_bitwise_the_same(family: str, dropout: float) -> None:
-    injection = adapted(family, torch.bfloat16, lora_dropout=dropout)
+    injection = with_adapter(family, torch.bfloat16, lora_dropout=dropout)
     injection.model.train()
     with fast_path(injection.model):
         loss, grads = loss_and_gradients(injection)
@@ -169,13 +158,13 @@ def test_dropout_is_that_of_the_formula() -> None:
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["down_proj"], r".*\.1\..*(up_proj|o_proj)"])
 def test_adapters_on_some_modules(targets: list[str] | str) -> None:
-    report, error = both_ways(adapted("llama", target_modules=targets))
+    report, error = both_ways(with_adapter("llama", target_modules=targets))
     assert report.fused == 2
     assert error < 1e-4
 
 
 def test_nothing_is_done_below_the_lowest_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
-    injection = adapted("llama", target_modules=r".*\.1\..*(up_proj|o_proj)")
+    injection = with_adapter("llama", target_modules=r".*\.1\..*(up_proj|o_proj)")
     backwards = []
     real = fused_layer._Computation.backward
 
@@ -195,14 +184,14 @@ def test_biases_of_the_base() -> None:
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_()
-    report, error = both_ways(adapted("llama", model=model))
+    report, error = both_ways(with_adapter("llama", model=model))
     assert report.fused == 2
     assert error < 1e-4
 
 
 def test_an_adapter_that_is_switched_off_is_the_bare_base() -> None:
     bare = build_model("llama")
-    injection = adapted("llama")
+    injection = with_adapter("llama")
     batch = build_batch(documents())
     with fast_path(injection.model), injection.disabled(), torch.no_grad():
         off = cross_entropy(injection.model, find_head(injection.model), batch)
@@ -214,13 +203,13 @@ def test_an_adapter_that_is_switched_off_is_the_bare_base() -> None:
 def test_tied_embeddings_and_an_adapter_on_the_head() -> None:
     model = build_model("llama", tie_word_embeddings=True)
     targets = ["q_proj", "down_proj", "lm_head"]
-    report, error = both_ways(adapted("llama", model=model, target_modules=targets))
+    report, error = both_ways(with_adapter("llama", model=model, target_modules=targets))
     assert report.fused == 2
     assert error < 1e-4
 
 
 def test_the_model_is_as_before_afterwards() -> None:
-    injection = adapted("qwen3")
+    injection = with_adapter("qwen3")
     model = injection.model
     before = {name: (value.clone(), value.stride()) for name, value in model.state_dict().items()}
     with fused_layers(model) as report:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.fusion.test_fused_layers import adapted, loss_and_gradients
+from tests.fusion.test_fused_layers import loss_and_gradients
 from tests.models_zoo import build_model, build_tokenizer
+from tests.ops.test_families import with_adapter
 from tests.training.helpers import write_rows
 
 import lamina
@@ -22,7 +23,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("backend", ["auto", "plain"])
 def test_fused_is_unfused(family: str, dtype: torch.dtype, backend: str) -> None:
-    injection = adapted(family, dtype, model=build_model(family, dtype).to("cuda"))
+    injection = with_adapter(family, dtype, model=build_model(family, dtype).to("cuda"))
     with packed_attention(injection.model), use_backend("plain"):
         loss, grads = loss_and_gradients(injection, "cuda")
     with fast_path(injection.model, kernels=backend) as report:

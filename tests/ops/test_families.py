@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import peft
 import pytest
@@ -47,9 +49,11 @@ def packed_loss(model: PreTrainedModel, examples: list[EncodedExample]) -> torch
         return cross_entropy(model, find_head(model), build_batch(examples))
 
 
-def with_adapter(family: str, dtype: torch.dtype = torch.float32) -> Injection:
-    model = build_model(family, dtype)
-    injection = inject(model, LoraConfig(r=4, lora_alpha=8), seed=0)
+def with_adapter(
+    family: str, dtype: torch.dtype = torch.float32, model: PreTrainedModel | None = None, **lora: Any
+) -> Injection:
+    """An adapter with an effect, on a fresh model of the family or on `model`."""
+    injection = inject(model or build_model(family, dtype), LoraConfig(**{"r": 4, "lora_alpha": 8, **lora}), seed=0)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, tensor in injection.tensors().items():

@@ -227,8 +227,7 @@ def attention(
         (H, T) float32: log of the sum of the exponentiated scores, for the backward.
     """
     lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32)
-    documents = torch.tensor(lengths, dtype=torch.int64)
-    sizes = (len(lengths), q.shape[0], q.shape[1], k.shape[1], q.shape[2], window or 0, _f(scale), _f(softcap or 0.0))
+    documents, sizes = _documents(q, k, lengths, scale, window, softcap)
     _call("attention", q.dtype, *_rows(q), _p(k), *_rows(v), *_rows(out), _p(lse), _p(documents), *sizes)
     return lse
 
@@ -249,11 +248,20 @@ def attention_backward(
     """Writes the gradients of q, k and v into `results`, which have equal row strides; the rest as in `attention`."""
     dq, dk, dv = results
     assert dq.stride(0) == dk.stride(0) == dv.stride(0)
-    documents = torch.tensor(lengths, dtype=torch.int64)
+    documents, sizes = _documents(q, k, lengths, scale, window, softcap)
     shares = torch.empty(2 * q.numel(), dtype=torch.float32)  # of dk and dv, by query head
-    sizes = (len(lengths), q.shape[0], q.shape[1], k.shape[1], q.shape[2], window or 0, _f(scale), _f(softcap or 0.0))
     tensors = (*_rows(q), _p(k), *_rows(v), *_rows(out), *_rows(grad), _p(lse), _p(dq), _p(dk), *_rows(dv))
     _call("attention_backward", q.dtype, *tensors, _p(shares), _p(documents), *sizes)
+
+
+def _documents(
+    q: torch.Tensor, k: torch.Tensor, lengths: list[int], scale: float, window: int | None, softcap: float | None
+) -> tuple[torch.Tensor, tuple[object, ...]]:
+    """The documents' lengths as a tensor, which must outlive the call, and the last arguments of both kernels."""
+    assert sum(lengths) == q.shape[0], "documents make up the whole sequence"
+    heads = (q.shape[1], k.shape[1], q.shape[2])
+    sizes = (len(lengths), q.shape[0], *heads, window or 0, _f(scale), _f(softcap or 0.0))
+    return torch.tensor(lengths, dtype=torch.int64), sizes
 
 
 def _call(name: str, dtype: torch.dtype, *arguments: object) -> None:
