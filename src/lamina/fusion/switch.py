@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,11 +28,18 @@ class FusionReport:
         fused: How many decoder layers.
         layers: Of how many.
         reasons: Why others are not, each reason once.
+        recompute: Whether layers run again in the backward, so that only their inputs are kept.
     """
 
     fused: int
     layers: int
     reasons: list[str]
+    recompute: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether every layer is fused."""
+        return 0 < self.layers == self.fused
 
     @property
     def notes(self) -> list[str]:
@@ -46,8 +53,12 @@ class FusionReport:
         ]
 
 
+# Yes, no, or a function that decides once it is known what is fused.
+Recompute = bool | Callable[[FusionReport], bool]
+
+
 @contextlib.contextmanager
-def fast_path(model: PreTrainedModel, recompute: bool = False, kernels: str = "auto") -> Iterator[FusionReport]:
+def fast_path(model: PreTrainedModel, recompute: Recompute = False, kernels: str = "auto") -> Iterator[FusionReport]:
     """Packed attention, fused layers, and gradient checkpointing of the layers that are not fused.
 
     Args:
@@ -56,17 +67,17 @@ def fast_path(model: PreTrainedModel, recompute: bool = False, kernels: str = "a
         kernels: See `ops.kernels.use_backend`.
     """
     with packed_attention(model), use_backend(kernels), fused_layers(model, recompute) as report:
-        if recompute:
+        if report.recompute:
             model.activation_checkpointing_enable({"use_reentrant": False})
         try:
             yield report
         finally:
-            if recompute:
+            if report.recompute:
                 model.activation_checkpointing_disable()
 
 
 @contextlib.contextmanager
-def fused_layers(model: PreTrainedModel, recompute: bool = False) -> Iterator[FusionReport]:
+def fused_layers(model: PreTrainedModel, recompute: Recompute = False) -> Iterator[FusionReport]:
     """Runs those of `model`'s decoder layers fused that are recognised and give the same numbers.
 
     For packed sequences (see `ops.attention.packed_attention`). A layer that is asked for something else, such as a
@@ -93,9 +104,11 @@ def fused_layers(model: PreTrainedModel, recompute: bool = False) -> Iterator[Fu
             if reason is not None:
                 release(plans.pop(layer))
                 reasons.append(reason)
+        report = FusionReport(len(plans), len(layers), sorted(set(reasons)))
+        again = recompute(report) if callable(recompute) else recompute
         for layer, plan in plans.items():
-            layer.forward = _forward(layer, plan, recompute)
-        yield FusionReport(len(plans), len(layers), sorted(set(reasons)))
+            layer.forward = _forward(layer, plan, again)
+        yield replace(report, recompute=again)
     finally:
         for layer, plan in plans.items():
             layer.__dict__.pop("forward", None)

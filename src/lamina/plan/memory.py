@@ -7,21 +7,22 @@ import torch
 from transformers import PreTrainedModel
 
 # Tensors that a decoder layer saves for its backward, in units of the hidden and of the intermediate width. Counted on
-# Llama's layer (norms keep a float32 copy) and rounded up.
-_HIDDEN_WIDTHS = 20
-_INTERMEDIATE_WIDTHS = 6
+# Llama's layer run by transformers (whose norms keep a float32 copy), and on fused ones with every norm that there is
+# (Gemma 3), both rounded up.
+_WIDTHS = {False: (20, 6), True: (10, 2)}
 
 # The rest is for the base, the logits of a chunk, and whatever else runs on the machine.
 _SHARE_FOR_ACTIVATIONS = 0.6
 
 
-def activation_bytes(model: PreTrainedModel, tokens: int) -> int:
+def activation_bytes(model: PreTrainedModel, tokens: int, fused: bool) -> int:
     """About how many bytes the layers save for the backward of one micro-batch of so many tokens."""
     config = model.config.get_text_config()
     hidden = config.hidden_size
     # GPT-2 calls it n_inner, and leaves it out when it is four times the hidden width.
     intermediate = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
-    widths = _HIDDEN_WIDTHS * hidden + _INTERMEDIATE_WIDTHS * intermediate
+    hidden_widths, intermediate_widths = _WIDTHS[fused]
+    widths = hidden_widths * hidden + intermediate_widths * intermediate
     return config.num_hidden_layers * tokens * widths * model.dtype.itemsize
 
 
@@ -32,8 +33,8 @@ def available_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def wants_checkpointing(setting: bool | str, model: PreTrainedModel, tokens: int) -> bool:
+def wants_checkpointing(setting: bool | str, model: PreTrainedModel, tokens: int, fused: bool) -> bool:
     """Resolves `gradient_checkpointing`: `auto` recomputes only when the activations would not fit."""
     if isinstance(setting, bool):
         return setting
-    return activation_bytes(model, tokens) > _SHARE_FOR_ACTIVATIONS * available_bytes(model.device)
+    return activation_bytes(model, tokens, fused) > _SHARE_FOR_ACTIVATIONS * available_bytes(model.device)

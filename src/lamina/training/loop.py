@@ -28,6 +28,7 @@ from lamina.methods.adapter import save_adapter
 from lamina.methods.lock import build_lock
 from lamina.methods.probes import record_probes
 from lamina.ops.kernels import kernel_notes
+from lamina.plan.memory import wants_checkpointing
 from lamina.plan.time import measured_tokens_per_second
 from lamina.runs import Run, exclusive, start_run
 from lamina.training.checkpoint import (
@@ -122,13 +123,17 @@ class _Loop:
 
     def run(self) -> None:
         self.model.train()
-        with fast_path(self.model, self.session.checkpointing, KERNELS[self.config.compile]) as fusion:
+        with fast_path(self.model, self._wants_checkpointing, KERNELS[self.config.compile]) as fusion:
             self._announce(fusion)
             try:
                 self._steps()
             except StepAbandoned:
                 self._leave()
         self._finish()
+
+    def _wants_checkpointing(self, fusion: FusionReport) -> bool:
+        setting = self.config.gradient_checkpointing
+        return wants_checkpointing(setting, self.model, self.session.longest, fusion.complete)
 
     def _steps(self) -> None:
         session, state = self.session, self.state
@@ -319,7 +324,7 @@ class _Loop:
             total_parameters=count_parameters(self.model.parameters()),
             dtype=str(session.base.dtype).removeprefix("torch."),
             device=str(self.model.device),
-            gradient_checkpointing=session.checkpointing,
+            gradient_checkpointing=fusion.recompute,
             fused_layers=fusion.fused,
             estimated_seconds=left / speed,
             data_report=session.dataset.report.lines(),

@@ -29,7 +29,6 @@ from lamina.models.load import Base, load_base
 from lamina.models.machine import dtype_name
 from lamina.models.source import Notify
 from lamina.optim.build import Schedule, build_optimizer, build_schedule
-from lamina.plan.memory import wants_checkpointing
 from lamina.runs import Run
 from lamina.version import __version__
 
@@ -51,7 +50,7 @@ class Session:
         schedule: Learning rate by step.
         micro_batches: Micro-batches in an epoch.
         total_steps: Optimizer steps of the whole run.
-        checkpointing: Whether layers are recomputed in the backward.
+        longest: Tokens of the largest micro-batch that there can be.
     """
 
     config: Config
@@ -66,7 +65,7 @@ class Session:
     schedule: Schedule
     micro_batches: int
     total_steps: int
-    checkpointing: bool
+    longest: int
 
     @property
     def steps_per_epoch(self) -> int:
@@ -112,7 +111,6 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
     epochs = config.train.epochs
     total = config.train.max_steps or max(1, math.ceil(steps_per_epoch * (epochs or 0.0)))
     longest = batch_size * (config.data.max_length if config.data.packing else dataset.report.train.longest)
-    checkpointing = wants_checkpointing(config.train.gradient_checkpointing, base.model, longest)
     session = Session(
         config=config,
         run=run,
@@ -126,7 +124,7 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
         schedule=build_schedule(config.train, total),
         micro_batches=micro_batches,
         total_steps=total,
-        checkpointing=checkpointing,
+        longest=longest,
     )
     _write_manifest(session)
     files.write_json(run.data_report_path, dataset.report.as_json())

@@ -8,7 +8,7 @@ from lamina.bench.job import Job
 from lamina.bench.meter import Meter
 from lamina.config import TrainConfig
 from lamina.config.methods.lora import LoraConfig
-from lamina.fusion import fast_path
+from lamina.fusion import FusionReport, fast_path
 from lamina.methods.base import inject
 from lamina.models.head import find_head
 from lamina.models.load import load_base
@@ -35,10 +35,13 @@ def train(job: Job, meter: Meter, gradient_checkpointing: bool | str = "auto") -
     parameters = list(injection.tensors().values())
     optimizer = build_optimizer(TrainConfig(learning_rate=job.learning_rate), parameters)
     longest = max(sum(len(example) for example in batch) for batch in job.batches)
-    checkpointing = wants_checkpointing(gradient_checkpointing, base.model, longest)
+
+    def recompute(fusion: FusionReport) -> bool:
+        return wants_checkpointing(gradient_checkpointing, base.model, longest, fusion.complete)
+
     base.model.train()
     meter.loaded(base.model)
-    with fast_path(base.model, checkpointing) as fusion:
+    with fast_path(base.model, recompute) as fusion:
         for batch in job.batches:
             meter.begin()
             result = training_step(
@@ -48,6 +51,6 @@ def train(job: Job, meter: Meter, gradient_checkpointing: bool | str = "auto") -
     return {
         "lamina": __version__,
         "packing": "exact",
-        "gradient_checkpointing": checkpointing,
+        "gradient_checkpointing": fusion.recompute,
         "fused_layers": fusion.fused,
     }
