@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from lamina.ops.pages import drop_pages
+
 
 @dataclass(frozen=True)
 class Detour:
@@ -78,17 +80,19 @@ class LinearGroup:
         self._A = weight.new_empty(self.rank, self.in_features)
         with torch.no_grad():
             for linear, rows in zip(self._linears, self._rows, strict=True):
-                home = self._matrix[rows, : self.in_features]
-                linear.weight.data = home.copy_(linear.weight)
+                home, own = self._matrix[rows, : self.in_features], linear.weight.data
+                linear.weight.data = home.copy_(own)
+                drop_pages(own)
         self._bias = None
         if any(linear.bias is not None for linear in linears):
             biases = [x.bias.detach() if x.bias is not None else weight.new_zeros(x.out_features) for x in linears]
             self._bias = torch.cat(biases)
 
     def release(self) -> None:
-        """Gives every linear a weight of its own again."""
+        """Gives every linear a weight of its own again. The group is of no use afterwards."""
         for linear in self._linears:
             linear.weight.data = linear.weight.detach().clone(memory_format=torch.contiguous_format)
+        self._matrix = self._matrix.new_empty(0)
 
     def refresh(self, detours: Sequence[Detour | None]) -> None:
         """Rounds the masters into place. None for a linear whose detour is switched off, or that has none."""
