@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lamina.models.head import LogitTransform
 from lamina.ops.kernels import kernels_for
+from lamina.ops.shapes import repeating_size
 
 # Logits of a chunk: 2**24 elements are 64 MiB in float32.
 CHUNK_ELEMENTS = 2**24
@@ -83,13 +84,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         kernels = kernels_for(hidden)
         for first in range(0, hidden.shape[0], rows):
             chunk = slice(first, first + rows)
-            logits_CV = F.linear(hidden[chunk], weight, bias)
+            hidden_CD, count = hidden[chunk], hidden[chunk].shape[0]
+            if count < rows:  # filled up with zeros, so that its shape comes again
+                hidden_CD = F.pad(hidden_CD, (0, 0, 0, repeating_size(count) - count))
+            logits_CV = F.linear(hidden_CD, weight, bias)
             losses_C = kernels.cross_entropy_(
-                logits_CV, targets[chunk], transform.multiplier, transform.softcap, wants_grad
+                logits_CV[:count], targets[chunk], transform.multiplier, transform.softcap, wants_grad
             )
             total += losses_C.sum()
             if grad_ND is not None:
-                torch.mm(logits_CV, weight, out=grad_ND[chunk])  # the logits are their gradient by now
+                grad_ND[chunk] = torch.mm(logits_CV, weight)[:count]  # the logits are their gradient by now
         ctx.save_for_backward(grad_ND)
         return total
 

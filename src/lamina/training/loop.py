@@ -9,9 +9,7 @@ the same adapter, bit for bit (on the same machine with the same thread count).
 from __future__ import annotations
 
 import itertools
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -27,6 +25,7 @@ from lamina.fusion import FusionReport, fast_path
 from lamina.methods.adapter import save_adapter
 from lamina.methods.lock import build_lock
 from lamina.methods.probes import record_probes
+from lamina.models.memory import peak_bytes
 from lamina.ops.kernels import kernel_notes
 from lamina.plan.memory import wants_checkpointing
 from lamina.plan.time import measured_tokens_per_second
@@ -189,7 +188,7 @@ class _Loop:
         if not first or self.session.total_steps == 1:
             state.timed_tokens += result.tokens
             state.timed_seconds += seconds
-        state.peak_memory_bytes = max(state.peak_memory_bytes, peak_memory_bytes(self.model.device))
+        state.peak_memory_bytes = max(state.peak_memory_bytes, peak_bytes(self.model.device))
         if self.window and (state.step % self.config.logging_steps == 0 or state.step == self.session.total_steps):
             self._log_window()
         if self._asked_to_stop():
@@ -391,14 +390,6 @@ class _Loop:
             "trainable_parameters": count_parameters(self.parameters),
             "total_parameters": count_parameters(self.model.parameters()),
         }
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory so far: of the device on CUDA, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _cuda_devices(session: Session) -> list[torch.device]:

@@ -1,0 +1,70 @@
+"""Sizes repeat, and what fills a batch up to one changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests.models_zoo import build_model
+
+from lamina.data.batch import build_batch
+from lamina.data.example import EncodedExample
+from lamina.losses.cross_entropy import cross_entropy
+from lamina.models.head import LogitTransform, find_head
+from lamina.ops.attention import packed_attention
+from lamina.ops.cross_entropy import chunked_cross_entropy
+from lamina.ops.shapes import repeating_size
+
+
+def test_few_sizes_and_little_more() -> None:
+    sizes = {size: repeating_size(size) for size in range(1, 4097)}
+    assert all(size <= larger <= size * 17 / 16 for size, larger in sizes.items())
+    assert len({sizes[size] for size in range(1024, 2049)}) == 17
+    assert all(repeating_size(larger) == larger for larger in sizes.values())
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_filler_changes_neither_loss_nor_gradient(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    documents = [
+        EncodedExample(rng.integers(3, 150, length, dtype=np.int32), np.arange(length) > 2, row=1)
+        for length in (29, 7, 31)
+    ]
+    batch = build_batch(documents)
+    assert repeating_size(batch.tokens) > batch.tokens
+
+    def loss_and_gradients() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        model = build_model(family).train().requires_grad_(True)
+        head, seen = find_head(model), []
+        head.decoder.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+        )
+        with packed_attention(model):
+            loss = cross_entropy(model, head, batch)
+            loss.backward()
+        lengths.append(seen[-1])
+        return loss.detach(), [p.grad for p in model.parameters() if p.grad is not None]
+
+    lengths: list[int] = []
+    filled = loss_and_gradients()
+    for module in ("lamina.losses.cross_entropy", "lamina.ops.cross_entropy"):
+        monkeypatch.setattr(f"{module}.repeating_size", lambda size: size)
+    bare = loss_and_gradients()
+    assert lengths == [repeating_size(batch.tokens), batch.tokens]
+    torch.testing.assert_close(filled, bare, rtol=1e-4, atol=1e-5)
+
+
+def test_a_filled_chunk_of_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear = torch.nn.Linear(24, 60).requires_grad_(False)
+    targets = torch.randint(0, 60, (101,))
+
+    def run() -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = torch.linspace(-1, 1, 101 * 24).reshape(101, 24).requires_grad_()
+        loss = chunked_cross_entropy(hidden, targets, linear, LogitTransform(), chunk_elements=60 * 64)
+        loss.backward()
+        assert hidden.grad is not None
+        return loss.detach(), hidden.grad
+
+    filled = run()
+    monkeypatch.setattr("lamina.ops.cross_entropy.repeating_size", lambda size: size)
+    torch.testing.assert_close(filled, run())
