@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
 from tests.models_zoo import build_model, build_tokenizer
 
+import lamina
 from lamina.config import METHOD_CONFIGS, MethodConfig
+from lamina.data.batch import build_batch
+from lamina.data.example import EncodedExample
 from lamina.data.template import build_template
 from lamina.errors import AdapterError
 from lamina.export.merge import fold_in
+from lamina.fusion import fast_path
+from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.adapter import adapter_digest, check_tensors, read_adapter, save_adapter
-from lamina.methods.base import Injection, inject
+from lamina.methods.base import Injection, find_method, inject
 from lamina.methods.lock import build_lock
+from lamina.models.head import find_head
 from lamina.models.load import Base, load_base
 from lamina.models.source import ModelSource
+from lamina.training.events import Event
 
 SHAPES = ("llama", "gemma3", "gpt2")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -26,10 +35,18 @@ TOLERANCE = {"float32": 2e-5, "bfloat16": 6e-2}
 IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7, 7, 60, 21]])
 
 
+# For models of two layers, wherever a method has a field of that name.
+SMALL = {"r": 4}
+
+# How far the loss on a tiny batch falls, where a method has too few parameters to learn it by heart.
+LEARNS_TO: dict[str, float] = {}
+
+
 @pytest.fixture(params=sorted(METHOD_CONFIGS))
 def config(request: pytest.FixtureRequest) -> MethodConfig:
     cls = METHOD_CONFIGS[request.param]
-    return cls.model_validate({"type": request.param} | ({"r": 4} if "r" in cls.model_fields else {}))
+    small = {name: value for name, value in SMALL.items() if name in cls.model_fields}
+    return cls.model_validate({"type": request.param} | small)
 
 
 @pytest.fixture(params=SHAPES)
@@ -65,6 +82,8 @@ def save(injection: Injection, base: Base, path: Path) -> str:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_starts_as_the_base(shape: str, config: MethodConfig, dtype: str) -> None:
+    if not find_method(config.type).starts_as_base:
+        pytest.skip("the method begins elsewhere")
     expected = logits(build_model(shape, DTYPES[dtype], vocab_size=259))
     injection = attached(shape, config, dtype, disturb=False)
     torch.testing.assert_close(logits(injection.model), expected, rtol=0, atol=TOLERANCE[dtype])
@@ -83,7 +102,8 @@ def test_same_seed_same_adapter(shape: str, config: MethodConfig) -> None:
     first, second = (attached(shape, config, disturb=False) for _ in range(2))
     other = inject(build_model(shape, vocab_size=259), config, seed=1)
     assert adapter_digest(config, first.tensors()) == adapter_digest(config, second.tensors())
-    assert adapter_digest(config, first.tensors()) != adapter_digest(config, other.tensors())
+    differs = adapter_digest(config, first.tensors()) != adapter_digest(config, other.tensors())
+    assert differs == find_method(config.type).draws
 
 
 def test_master_tensors_are_float32(shape: str, config: MethodConfig) -> None:
@@ -93,6 +113,10 @@ def test_master_tensors_are_float32(shape: str, config: MethodConfig) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_merged_is_the_adapter(shape: str, config: MethodConfig, dtype: str) -> None:
     injection = attached(shape, config, dtype)
+    if not all(layer.merges for layer in injection.layers.values()):
+        with pytest.raises(AdapterError, match="cannot be folded into the base's weights"):
+            fold_in(injection)
+        return
     expected = logits(injection.model)
     assert fold_in(injection) == len(injection.layers)
     assert not any(type(m).__module__.startswith("lamina.") for m in injection.model.modules())
@@ -114,6 +138,8 @@ def test_save_and_load_are_exact(shape: str, config: MethodConfig, tmp_path: Pat
 
 
 def test_peft_loads_it_with_the_same_logits(shape: str, config: MethodConfig, tmp_path: Path) -> None:
+    if not find_method(config.type).in_peft:
+        pytest.skip("peft has no such method")
     base = on_disk(shape, tmp_path / "base")
     injection = attached(shape, config)
     save(injection, base, tmp_path / "adapter")
@@ -131,7 +157,76 @@ def test_overfits_a_tiny_batch(shape: str, config: MethodConfig) -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.1 * losses[0]
+    assert losses[-1] < LEARNS_TO.get(config.type, 0.1) * losses[0]
+
+
+def documents() -> list[EncodedExample]:
+    rng = np.random.default_rng(0)
+    return [
+        EncodedExample(rng.integers(3, 250, length, dtype=np.int32), np.arange(length) > length // 2, row=1)
+        for length in (23, 9, 40)
+    ]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_packed_is_one_at_a_time(shape: str, config: MethodConfig, recompute: bool) -> None:
+    """The packed loss in the fast path, with its gradients, is transformers' own of each document."""
+    packed, apart = attached(shape, config), attached(shape, config)
+    packed.model.train()
+    apart.model.train()
+    with fast_path(packed.model, recompute):
+        ours = cross_entropy(packed.model, find_head(packed.model), build_batch(documents()))
+        ours.backward()
+    losses = []
+    for document in documents():
+        ids = torch.from_numpy(document.input_ids.astype(np.int64))
+        labels = torch.where(torch.from_numpy(document.supervised), ids, -100)
+        losses.append(apart.model(input_ids=ids[None], labels=labels[None]).loss * document.supervised_tokens)
+    theirs = torch.stack(losses).sum()
+    theirs.backward()
+    torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=1e-4, atol=0)
+    for (name, tensor), other in zip(packed.tensors().items(), apart.tensors().values(), strict=True):
+        assert tensor.grad is not None and other.grad is not None, name
+        scale = float(other.grad.abs().max())
+        torch.testing.assert_close(tensor.grad, other.grad, rtol=1e-3, atol=1e-3 * scale, msg=name)
+
+
+def test_gradients_reach_the_adapter_alone(shape: str, config: MethodConfig) -> None:
+    injection = attached(shape, config)
+    injection.model(input_ids=IDS, labels=IDS).loss.backward()
+    trained = {id(tensor) for tensor in injection.tensors().values()}
+    assert trained == {id(p) for p in injection.model.parameters() if p.requires_grad}
+    assert all(p.grad is None for p in injection.model.parameters() if id(p) not in trained)
+
+
+def test_a_cut_run_gives_the_same_adapter_and_it_proves_itself(config: MethodConfig, tmp_path: Path) -> None:
+    base = on_disk("llama", tmp_path / "base")
+    rows = [{"prompt": f"say {word}", "completion": word * 3} for word in ("a", "bc", "d", "ef", "g", "hi")]
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+
+    def settings(run: str) -> dict[str, Any]:
+        return {
+            "model": str(base.source.folder),
+            "data": {"train": str(tmp_path / "train.jsonl"), "eval": None, "max_length": 64, "packing": False},
+            "method": config.model_dump(mode="json"),
+            "train": {"max_steps": 6, "per_device_train_batch_size": 2, "save_steps": 1, "learning_rate": 0.02},
+            "dtype": "float32",
+            "output_dir": str(tmp_path / run),
+        }
+
+    whole = lamina.train(settings("whole"))
+
+    def cut(event: Event) -> None:
+        if event.kind == "checkpoint" and event.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lamina.train(settings("cut"), cut)
+    resumed = lamina.train(settings("cut"), resume=True)
+    assert resumed.summary is not None and whole.summary is not None
+    assert resumed.summary["adapter_digest"] == whole.summary["adapter_digest"]
+    loaded = lamina.load(resumed.path, dtype="float32")
+    assert loaded.certify().passed, loaded.certify().reasons
 
 
 def test_damaged_adapters_are_refused(config: MethodConfig, tmp_path: Path) -> None:

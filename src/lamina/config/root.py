@@ -51,3 +51,10 @@ class Config(Section):
         if wrong:
             raise ValueError(". ".join(wrong))
         return self
+
+    @model_validator(mode="after")
+    def _fill_in_learning_rate(self) -> Config:
+        if self.train.learning_rate is None:
+            train = self.train.model_copy(update={"learning_rate": self.method.learning_rate})
+            object.__setattr__(self, "train", train)  # the class is frozen for everyone else
+        return self

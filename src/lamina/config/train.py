@@ -34,8 +34,8 @@ class TrainConfig(Section):
     per_device_eval_batch_size: PositiveInt = 8
     """Examples in one evaluation batch."""
 
-    learning_rate: Annotated[float, Field(gt=0.0)] = 2e-4
-    """Peak learning rate."""
+    learning_rate: Annotated[float, Field(gt=0.0)] | None = None
+    """Peak learning rate; null means the method's own (see `lamina methods`)."""
 
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     """Shape of the learning rate after the warm-up."""
@@ -112,6 +112,12 @@ class TrainConfig(Section):
         if wrong:
             raise ValueError(". ".join(wrong))
         return self
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate of a whole configuration, where it has been filled in."""
+        assert self.learning_rate is not None
+        return self.learning_rate
 
     @property
     def epochs(self) -> float | None:

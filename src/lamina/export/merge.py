@@ -11,12 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lamina import files
+from lamina.config import METHOD_CONFIGS
 from lamina.errors import AdapterError
 from lamina.methods.adapter import read_adapter
 from lamina.methods.base import Injection
 from lamina.methods.load import Loaded, adapter_folder, load
 from lamina.methods.probes import Certificate, record_probes, replay_probes
-from lamina.methods.targets import set_module
 from lamina.models.machine import dtype_name
 from lamina.models.quiet import quiet_transformers
 
@@ -101,16 +101,23 @@ def merge(
 
 @torch.no_grad()
 def fold_in(injection: Injection) -> int:
-    """Adds each layer's delta to its base weight, and puts the base modules back into the model.
+    """Puts what each layer adds into its base weight, and the base modules back into the model.
 
     Returns:
         How many modules were folded in.
+
+    Raises:
+        AdapterError: The method adds something that no weight can hold; nothing was changed.
     """
+    if not all(layer.merges for layer in injection.layers.values()):
+        title = METHOD_CONFIGS[injection.config.type].title
+        raise AdapterError(
+            f"{title} cannot be folded into the base's weights: no weight can hold what it adds. "
+            "Fix: use the adapter as it is."
+        )
     model, head = injection.model, injection.model.get_output_embeddings()
     for name, layer in injection.layers.items():
-        merged = layer.frozen.weight(torch.float32) + layer.delta_weight()
-        layer.frozen.set_weight(merged)
-        set_module(model, name, layer.frozen.base)
+        layer.fold_in(model, name)
         if layer is head:
             _untie(model)
     return len(injection.layers)

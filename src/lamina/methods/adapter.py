@@ -69,19 +69,20 @@ def save_adapter(path: Path, injection: Injection, base: Base, lock: Lock, probe
     Raises:
         StorageError: Nothing was written, and an adapter already at `path` is untouched.
     """
-    tensors = injection.tensors()
-    digest = adapter_digest(injection.config, tensors)
+    method = find_method(injection.config.type)
+    saved = method.saved(injection)
+    digest = adapter_digest(saved.config, saved.tensors)
     targets = short_targets(injection.model, list(injection.layers))
     # peft loads the base by this name: a hub id as it is, anything else as the folder that holds the base.
     is_hub_id = base.source.ref.count("/") == 1 and not Path(base.source.ref).exists()
     base_ref = base.source.ref if is_hub_id else str(base.source.folder.resolve())
-    peft_config = find_method(injection.config.type).peft_config(injection.config, targets, base_ref)
+    peft_config = method.peft_config(saved.config, targets, base_ref)
     with files.new_folder(path) as folder:
-        write_peft(folder, peft_config, tensors)
+        write_peft(folder, peft_config, saved.tensors)
         about: dict[str, Any] = {
             "format": FORMAT,
             "digest": digest,
-            "method": injection.config.model_dump(mode="json"),
+            "method": saved.config.model_dump(mode="json"),
             "lock": lock.as_json(),
             "probes": [probe.as_json() for probe in probes],
         }
@@ -124,7 +125,7 @@ def check_tensors(adapter: Adapter, injection: Injection) -> None:
     Raises:
         AdapterError: With the first names that do not match.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in injection.tensors().items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in injection.saved_tensors().items()}
     found = {name: tuple(tensor.shape) for name, tensor in adapter.tensors.items()}
     if wanted == found:
         return

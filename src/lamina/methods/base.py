@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -25,18 +25,47 @@ from lamina.quantization import FrozenLinear
 PEFT_PREFIX = "base_model.model."
 
 
-class AdapterLinear(nn.Module, ABC):
+class AdapterModule(nn.Module, ABC):
+    """What a method puts into a model: in the place of one of its modules, around it, or before the whole model.
+
+    Attributes:
+        enabled: Whether it takes part; without it the model is the bare base.
+        merges: Whether it can be folded into the base's weights.
+    """
+
+    merges: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enabled = True
+
+    @abstractmethod
+    def adapter_tensors(self) -> dict[str, nn.Parameter]:
+        """The trained tensors, by their names in the HF PEFT format, such as `lora_A.weight`."""
+
+    def fixed_tensors(self) -> dict[str, torch.Tensor]:
+        """Tensors that are saved with the adapter and not trained, named alike."""
+        return {}
+
+    def fast_tensors(self) -> list[str]:
+        """Which of the trained tensors LoRA+ gives a larger learning rate: those named B."""
+        return []
+
+    @abstractmethod
+    def fold_in(self, model: PreTrainedModel, name: str) -> None:
+        """Puts what it adds into the base's weights, and the base's own module back at `name`."""
+
+
+class AdapterLinear(AdapterModule):
     """A frozen linear layer with an adapter beside it.
 
     Attributes:
         frozen: The base weight.
-        enabled: Whether the adapter takes part; without it the layer is the bare base.
     """
 
     def __init__(self, frozen: FrozenLinear) -> None:
         super().__init__()
         self.frozen = frozen
-        self.enabled = True
 
     @property
     def weight(self) -> torch.Tensor:
@@ -58,12 +87,60 @@ class AdapterLinear(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def adapter_tensors(self) -> dict[str, nn.Parameter]:
-        """The adapter's own tensors, by their names in the HF PEFT format, such as `lora_A.weight`."""
-
-    @abstractmethod
     def delta_weight(self) -> torch.Tensor:
         """What the adapter adds to W: (out_features, in_features), float32."""
+
+    def delta_bias(self) -> torch.Tensor | None:
+        """What the adapter adds to the bias: (out_features,), float32; None for nothing."""
+        return None
+
+    @torch.no_grad()
+    def fold_in(self, model: PreTrainedModel, name: str) -> None:
+        self.frozen.set_weight(self.frozen.weight(torch.float32) + self.delta_weight())
+        delta = self.delta_bias()
+        if delta is not None:
+            self.frozen.set_bias((0.0 if self.bias is None else self.bias.float()) + delta)
+        set_module(model, name, self.frozen.base)
+
+
+def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts `module` at the dotted `name`."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+class Hooks:
+    """What a method does around a step of the training loop. These do nothing."""
+
+    def penalty(self) -> torch.Tensor | None:
+        """A scalar that is added to the loss, once a step."""
+        return None
+
+    def before_update(self, step: int) -> None:
+        """The gradients of step `step` (from 1) are there, clipped; the optimizer follows."""
+
+    def after_update(self, step: int) -> None:
+        """The optimizer has moved the tensors; their gradients are still there."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that a resumed run needs to go on alike."""
+        return {}
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Puts back what `state` gave."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """An adapter as it is written.
+
+    Attributes:
+        config: The configuration that it is to be loaded with.
+        tensors: By their names in the HF PEFT format.
+    """
+
+    config: MethodConfig
+    tensors: Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -73,26 +150,45 @@ class Injection:
     Attributes:
         model: The model it is attached to.
         config: The method's configuration.
-        layers: The adapter layers by the names of the modules that they replaced, in the model's order.
+        layers: What was put in, by the names of the modules that it replaced, in the model's order. What belongs to the
+            model as a whole has the name "", and its tensors no prefix.
     """
 
     model: PreTrainedModel
     config: MethodConfig
-    layers: dict[str, AdapterLinear]
+    layers: Mapping[str, AdapterModule]
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """All trained tensors, by their names in the HF PEFT format."""
-        return {
-            f"{PEFT_PREFIX}{name}.{key}": tensor
+        """All trained tensors, by their names in the HF PEFT format. One that two layers share is there once."""
+        named: dict[str, nn.Parameter] = {}
+        seen: set[int] = set()
+        for name, layer in self.layers.items():
+            for key, tensor in layer.adapter_tensors().items():
+                if id(tensor) not in seen:
+                    named[tensor_name(name, key)] = tensor
+                    seen.add(id(tensor))
+        return named
+
+    def saved_tensors(self) -> dict[str, torch.Tensor]:
+        """The trained tensors, and those that are saved beside them."""
+        fixed = {
+            tensor_name(name, key): tensor
             for name, layer in self.layers.items()
-            for key, tensor in layer.adapter_tensors().items()
+            for key, tensor in layer.fixed_tensors().items()
         }
+        return {**self.tensors(), **fixed}
+
+    def fast_tensors(self) -> set[str]:
+        """Names of the tensors that LoRA+ gives a larger learning rate."""
+        return {tensor_name(name, key) for name, layer in self.layers.items() for key in layer.fast_tensors()}
 
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Copies saved tensors in; names and shapes were checked by `adapter.check_tensors`."""
-        for name, parameter in self.tensors().items():
-            parameter.copy_(tensors[name])
+        """Copies tensors in, the trained ones or all saved ones; `adapter.check_tensors` checks names and shapes."""
+        trained = self.tensors()
+        for name, tensor in self.saved_tensors().items():
+            if name in trained or name in tensors:
+                tensor.copy_(tensors[name])
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
@@ -107,8 +203,23 @@ class Injection:
                 layer.enabled = states[name]
 
 
+def tensor_name(module: str, key: str) -> str:
+    """The name of a module's tensor in the HF PEFT format; what belongs to the whole model has no prefix."""
+    return f"{PEFT_PREFIX}{module}.{key}" if module else key
+
+
 class Method(ABC):
-    """One PEFT method."""
+    """One PEFT method.
+
+    Attributes:
+        in_peft: Whether HF peft knows the method, so that it can load what is saved.
+        starts_as_base: Whether a fresh adapter leaves the model's output as it is.
+        draws: Whether a fresh adapter depends on the seed.
+    """
+
+    in_peft: ClassVar[bool] = True
+    starts_as_base: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
 
     @abstractmethod
     def attach(self, model: PreTrainedModel, config: Any, seed: int) -> Injection:
@@ -117,6 +228,26 @@ class Method(ABC):
         Raises:
             ConfigError: The configuration does not fit the model.
         """
+
+    def prepare(self, injection: Injection, batches: Iterable[torch.Tensor]) -> Injection:
+        """Fits a fresh adapter to the training data, before anything is trained.
+
+        Args:
+            injection: From `attach`.
+            batches: Token ids (1, T) of training documents, as many as the method cares to read.
+
+        Returns:
+            The adapter to train: the same one, or one in its place.
+        """
+        return injection
+
+    def hooks(self, injection: Injection, total_steps: int) -> Hooks:
+        """What the method does around each of `total_steps` steps."""
+        return Hooks()
+
+    def saved(self, injection: Injection) -> Saved:
+        """The adapter as it is to be written; the model is left as it is."""
+        return Saved(injection.config, injection.saved_tensors())
 
     @abstractmethod
     def peft_config(self, config: Any, target_modules: list[str], base_ref: str) -> dict[str, Any]:

@@ -62,6 +62,9 @@ class LoraLinear(AdapterLinear):
     def adapter_tensors(self) -> dict[str, nn.Parameter]:
         return {"lora_A.weight": self.lora_A, "lora_B.weight": self.lora_B}
 
+    def fast_tensors(self) -> list[str]:
+        return ["lora_B.weight"]
+
     def delta_weight(self) -> torch.Tensor:
         return self.scaling * (self.lora_B @ self.lora_A)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.errors import ConfigError, Problem, nearest
-from lamina.methods.base import AdapterLinear
+from lamina.methods.base import AdapterLinear, set_module
 from lamina.quantization import FrozenLinear, freeze_linear
 
 FIELD = "method.target_modules"
@@ -63,12 +62,6 @@ def replace_linears(
         layers[name] = build(frozen)
         set_module(model, name, layers[name])
     return layers
-
-
-def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Puts `module` at the dotted `name`."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
 
 
 def short_targets(model: PreTrainedModel, names: list[str]) -> list[str]:

@@ -41,5 +41,9 @@ class DenseLinear(FrozenLinear):
         # A new tensor, not a copy into the old one: an embedding may share the old one's memory.
         self.base.weight = nn.Parameter((stored.T if self._transposed else stored).contiguous(), requires_grad=False)
 
+    @torch.no_grad()
+    def set_bias(self, bias: torch.Tensor) -> None:
+        self.base.bias = nn.Parameter(bias.to(self.base.weight.dtype), requires_grad=False)
+
     def _matrix(self) -> torch.Tensor:
         return self.base.weight.T if self._transposed else self.base.weight

@@ -47,6 +47,10 @@ class FrozenLinear(nn.Module, ABC):
     def set_weight(self, weight: torch.Tensor) -> None:
         """Stores a new W (out_features, in_features), rounded to the stored dtype. Only merging does this."""
 
+    @abstractmethod
+    def set_bias(self, bias: torch.Tensor) -> None:
+        """Stores a new bias (out_features,), also where there was none. Only merging does this."""
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The same as `matmul`."""
         return self.matmul(x)

@@ -1,6 +1,7 @@
 """Checkpoints: all that a run needs to go on as if it had never stopped.
 
-    checkpoints/step-00000120/   adapter.safetensors  optimizer.safetensors  random.safetensors  state.json
+    checkpoints/step-00000120/   adapter.safetensors  optimizer.safetensors  method.safetensors  random.safetensors
+                                 state.json
     checkpoints/best-00000080/   adapter.safetensors  state.json
 
 A checkpoint is written aside and renamed, so it is whole or not there. `state.json` holds the digests of the other
@@ -23,6 +24,7 @@ from torch import nn
 
 from lamina import files
 from lamina.errors import RunError
+from lamina.methods.base import Hooks
 
 STATE_FILE = "state.json"
 _NAME = re.compile(r"^(step|best)-(\d{8})$")
@@ -77,6 +79,7 @@ def save_checkpoint(
     state: TrainState,
     tensors: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
+    hooks: Hooks,
     random: RandomState,
     keep: int,
 ) -> Path:
@@ -89,6 +92,7 @@ def save_checkpoint(
     with files.new_folder(path) as aside:
         _save_tensors(aside / "adapter.safetensors", tensors)
         _save_tensors(aside / "optimizer.safetensors", _optimizer_tensors(tensors, optimizer))
+        _save_tensors(aside / "method.safetensors", hooks.state())
         _save_tensors(aside / "random.safetensors", random)
         _write_state(aside, state)
     for old in _found(folder, "step")[keep:]:
@@ -134,9 +138,9 @@ def checkpoint_step(path: Path) -> int:
 
 @torch.no_grad()
 def load_checkpoint(
-    path: Path, tensors: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    path: Path, tensors: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, hooks: Hooks
 ) -> tuple[TrainState, RandomState]:
-    """Puts a checkpoint back into the adapter and the optimizer.
+    """Puts a checkpoint back into the adapter, the optimizer and the method.
 
     Raises:
         RunError: It holds other tensors than the run's adapter has.
@@ -150,6 +154,7 @@ def load_checkpoint(
         # AdamW keeps its step count on the CPU unless it is fused on a GPU, so each tensor goes where torch put it.
         state = {key.partition("/")[0]: value for key, value in moments.items() if key.partition("/")[2] == name}
         optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+    hooks.load_state(load_file(path / "method.safetensors"))
     about = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
     return TrainState(**about["state"]), load_file(path / "random.safetensors")
 

@@ -97,7 +97,7 @@ def _take_up(session: Session, checkpoint: Path | None, log: EventLog) -> TrainS
     if checkpoint is None:
         torch.manual_seed(session.config.seed)
         return TrainState()
-    state, random = load_checkpoint(checkpoint, session.tensors, session.optimizer)
+    state, random = load_checkpoint(checkpoint, session.tensors, session.optimizer, session.hooks)
     restore_random_state(random, session.base.model.device)
     log.emit("note", state.step, message=f"Resumed from step {state.step} of {session.total_steps}.")
     return state
@@ -157,16 +157,18 @@ class _Loop:
         self._save()
 
     def _step(self, micro_batches: list[list[Any]]) -> None:
-        state, began = self.state, time.perf_counter()
+        session, state, began = self.session, self.state, time.perf_counter()
         first = state.step + 1 == self.first_step
         result = training_step(
             self.model,
-            self.session.head,
-            self.session.optimizer,
+            session.head,
+            session.optimizer,
             self.parameters,
             micro_batches,
-            self.session.schedule(state.step),
+            session.schedule(state.step),
             self.config.max_grad_norm,
+            state.step + 1,
+            session.hooks,
             stop=self._asked_to_stop,
             check=self._check_gradients if first else lambda: None,
         )
@@ -280,8 +282,8 @@ class _Loop:
 
     def _save(self) -> None:
         state = self.state
-        folder, keep = self.run_dir.checkpoints, self.config.save_total_limit
-        path = save_checkpoint(folder, state, self.session.tensors, self.session.optimizer, self.random, keep)
+        folder, keep, session = self.run_dir.checkpoints, self.config.save_total_limit, self.session
+        path = save_checkpoint(folder, state, session.tensors, session.optimizer, session.hooks, self.random, keep)
         self.log.emit("checkpoint", state.step, path=str(path))
 
     def _stopped_early(self) -> bool:

@@ -18,12 +18,13 @@ from torch import nn
 
 from lamina import files
 from lamina.config import Config
+from lamina.data.batch import build_batch
 from lamina.data.dataset import Dataset, build_dataset
 from lamina.data.example import EncodedExample
 from lamina.data.packing import plan_epoch
 from lamina.data.template import ChatTemplate, build_template
 from lamina.errors import DataError, RunError
-from lamina.methods.base import Injection, inject
+from lamina.methods.base import Hooks, Injection, find_method, inject
 from lamina.models.head import Head, find_head
 from lamina.models.load import Base, load_base
 from lamina.models.machine import dtype_name
@@ -46,7 +47,8 @@ class Session:
         head: The model's parts.
         injection: The adapter.
         tensors: The adapter's tensors by name.
-        optimizer: Over them.
+        hooks: What the method does around each step.
+        optimizer: Over the tensors.
         schedule: Learning rate by step.
         micro_batches: Micro-batches in an epoch.
         total_steps: Optimizer steps of the whole run.
@@ -61,6 +63,7 @@ class Session:
     head: Head
     injection: Injection
     tensors: dict[str, nn.Parameter]
+    hooks: Hooks
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     micro_batches: int
@@ -101,10 +104,10 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
     dataset = build_dataset(config.data, template, batch_size, config.seed)
     _check_stop_token(dataset, template)
     head = find_head(base.model)
-    injection = inject(base.model, config.method, config.seed)
+    injection = _fresh_adapter(config, base, dataset)
     head = _head_after_injection(head, injection)
     tensors = injection.tensors()
-    optimizer = build_optimizer(config.train, tensors.values())
+    optimizer = build_optimizer(config.train, tensors, injection.fast_tensors())
 
     micro_batches = dataset.report.micro_batches
     steps_per_epoch = math.ceil(micro_batches / config.train.gradient_accumulation_steps)
@@ -120,6 +123,7 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
         head=head,
         injection=injection,
         tensors=tensors,
+        hooks=find_method(config.method.type).hooks(injection, total),
         optimizer=optimizer,
         schedule=build_schedule(config.train, total),
         micro_batches=micro_batches,
@@ -148,6 +152,12 @@ def _check_stop_token(dataset: Dataset, template: ChatTemplate) -> None:
             f"no training example teaches the stop token {template.stop_token}, so the model would never stop. "
             "Fix: raise data.max_length, or set data.overlong=drop so that answers keep their ends."
         )
+
+
+def _fresh_adapter(config: Config, base: Base, dataset: Dataset) -> Injection:
+    injection = inject(base.model, config.method, config.seed)
+    batches = (build_batch([example]).to(base.model.device).input_ids for example in dataset.train)
+    return find_method(config.method.type).prepare(injection, batches)
 
 
 def _head_after_injection(head: Head, injection: Injection) -> Head:

@@ -12,7 +12,10 @@ from transformers import PreTrainedModel
 from lamina.data.batch import build_batch
 from lamina.data.example import EncodedExample
 from lamina.losses.cross_entropy import cross_entropy
+from lamina.methods.base import Hooks
 from lamina.models.head import Head
+
+NO_HOOKS = Hooks()
 
 
 class StepAbandoned(Exception):
@@ -46,6 +49,8 @@ def training_step(
     micro_batches: Sequence[Sequence[EncodedExample]],
     learning_rate: float,
     max_grad_norm: float,
+    step: int = 1,
+    hooks: Hooks = NO_HOOKS,
     stop: Callable[[], bool] = lambda: False,
     check: Callable[[], None] = lambda: None,
 ) -> StepResult:
@@ -59,6 +64,8 @@ def training_step(
         micro_batches: The examples of each micro-batch.
         learning_rate: For this step.
         max_grad_norm: Clip to this norm; 0 for no clipping.
+        step: Its number, from 1.
+        hooks: What the method does around it.
         stop: Asked between micro-batches.
         check: Called when the gradients are there and nothing has changed yet.
 
@@ -76,13 +83,18 @@ def training_step(
         loss = cross_entropy(model, head, build_batch(examples).to(model.device)) / supervised
         loss.backward()
         loss_sum += loss.detach()
+    penalty = hooks.penalty()
+    if penalty is not None:
+        penalty.backward()
     check()
     norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
     finite = bool(torch.isfinite(norm) & torch.isfinite(loss_sum))
     if finite:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("lr_factor", 1.0)
+        hooks.before_update(step)
         optimizer.step()
+        hooks.after_update(step)
     optimizer.zero_grad(set_to_none=True)
     return StepResult(float(loss_sum), float(norm), tokens, supervised, finite)
 

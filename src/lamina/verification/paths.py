@@ -50,6 +50,10 @@ def fill_adapter(injection: Injection, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for layer in injection.layers.values():
         tensors = list(layer.adapter_tensors().values())
+        if not isinstance(layer, AdapterLinear):
+            for tensor in tensors:
+                tensor.add_(FILL * tensor.abs().mean() * torch.randn(tensor.shape, generator=generator).to(tensor))
+            continue
         # What begins at zero switches the adapter off, and is a factor of all that it adds.
         switches = [tensor for tensor in tensors if not tensor.any()]
         for tensor in tensors:
@@ -86,7 +90,10 @@ class Paths:
             return hook
 
         layers = self._session.injection.layers
-        handles = [layer.register_forward_pre_hook(compare(name)) for name, layer in layers.items()]
+        linears = {name: layer for name, layer in layers.items() if isinstance(layer, AdapterLinear)}
+        if not linears:
+            raise Skipped("the method adds nothing to single linear layers")
+        handles = [layer.register_forward_pre_hook(compare(name)) for name, layer in linears.items()]
         try:
             with torch.no_grad():
                 self._model(input_ids=_ids(max(self._documents, key=len), self._model.device)[None], use_cache=False)

@@ -33,7 +33,7 @@ def train(job: Job, meter: Meter, gradient_checkpointing: bool | str = "auto") -
     head = find_head(base.model)
     injection = inject(base.model, LoraConfig(r=job.rank, lora_alpha=job.alpha), job.seed)
     parameters = list(injection.tensors().values())
-    optimizer = build_optimizer(TrainConfig(learning_rate=job.learning_rate), parameters)
+    optimizer = build_optimizer(TrainConfig(learning_rate=job.learning_rate), injection.tensors())
     longest = max(sum(len(example) for example in batch) for batch in job.batches)
 
     def recompute(fusion: FusionReport) -> bool:

@@ -19,5 +19,8 @@ class MethodConfig(Section):
     summary: ClassVar[str]
     """One sentence for `lamina methods`."""
 
+    learning_rate: ClassVar[float] = 2e-4
+    """What `train.learning_rate` is unless it is given (docs/benchmarks.md has the sweep)."""
+
     type: str
     """The method's name, which is the name of its file."""

@@ -1,0 +1,74 @@
+"""Parameters of the base that are trained: a float32 copy takes their place, and the base itself stays as it is.
+
+For everything that trains weights rather than adding to them: `modules_to_save`, biases, norms, full fine-tuning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from transformers import PreTrainedModel
+
+from lamina.methods.base import AdapterModule, set_module
+
+
+class TrainedCopy(AdapterModule):
+    """A module of the base that computes with trained copies of some of its parameters.
+
+    Attributes:
+        base: The module, unchanged.
+        copies: The trained parameters, float32; they are rounded to the base's dtype when the module computes.
+    """
+
+    def __init__(
+        self, base: nn.Module, names: Sequence[str], shared: Mapping[torch.Tensor, nn.Parameter] | None = None
+    ) -> None:
+        """
+        Args:
+            base: A module of the model.
+            names: Its parameters to train, as in `base.named_parameters()`.
+            shared: For parameters of the base that another module has too (a tied head): the copy they share.
+        """
+        super().__init__()
+        self.base = base
+        self._names = list(names)
+        own = dict(base.named_parameters())
+        shared = shared or {}
+        self.copies = nn.ParameterList(
+            [
+                shared[own[name]] if own[name] in shared else nn.Parameter(own[name].detach().float().clone())
+                for name in names
+            ]
+        )
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the base module computes, with the copies in place of its own parameters."""
+        if not self.enabled:
+            return self.base(*args, **kwargs)
+        own = dict(self.base.named_parameters())
+        values = {name: copy.to(own[name].dtype) for name, copy in zip(self._names, self.copies, strict=True)}
+        return functional_call(self.base, values, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        # Model code looks at a module's weight for its dtype, at an embedding's padding index, and so on.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+    def adapter_tensors(self) -> dict[str, nn.Parameter]:
+        return dict(zip(self._names, self.copies, strict=True))
+
+    @torch.no_grad()
+    def fold_in(self, model: PreTrainedModel, name: str) -> None:
+        for key, copy in self.adapter_tensors().items():
+            owner, _, leaf = key.rpartition(".")
+            module = self.base.get_submodule(owner)
+            # A new tensor, not a copy into the old one: another module may share the old one's memory.
+            value = copy.detach().to(getattr(module, leaf).dtype)
+            setattr(module, leaf, nn.Parameter(value.clone(), requires_grad=False))
+        set_module(model, name, self.base)
