@@ -63,26 +63,28 @@ class _LoraLinear(torch.autograd.Function):
         h_TR = _dropped(x_TI, keep, dropout) @ A.to(x.dtype).T
         h_TR = h_TR * scaling
         y_TO.addmm_(h_TR, B.to(x.dtype).T)
-        ctx.save_for_backward(x, A, B, h_TR, keep)
+        # Only A's gradient asks for x: with a frozen A (LoRA-FA), what is kept is rank-sized.
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, A, B, h_TR, keep)
         ctx.frozen, ctx.scaling, ctx.dropout = frozen, scaling, dropout
         return y_TO.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, A, B, h_TR, keep = ctx.saved_tensors
-        x_TI = x.reshape(-1, x.shape[-1])
         g_TO = grads[0].reshape(-1, grads[0].shape[-1])
-        gh_TR = (g_TO @ B.to(x.dtype)) * ctx.scaling
-        grad_A = (gh_TR.T @ _dropped(x_TI, keep, ctx.dropout)).to(A.dtype)
+        gh_TR = (g_TO @ B.to(g_TO.dtype)) * ctx.scaling
+        grad_A = None
+        if x is not None:
+            grad_A = (gh_TR.T @ _dropped(x.reshape(-1, x.shape[-1]), keep, ctx.dropout)).to(A.dtype)
         grad_B = (g_TO.T @ h_TR).to(B.dtype)
         grad_x = None
         if ctx.needs_input_grad[0]:  # nothing flows below the lowest adapter
             grad_x = ctx.frozen.matmul_t(g_TO)
             if keep is None:
-                grad_x.addmm_(gh_TR, A.to(x.dtype))
+                grad_x.addmm_(gh_TR, A.to(g_TO.dtype))
             else:
-                grad_x += _dropped(gh_TR @ A.to(x.dtype), keep, ctx.dropout)
-            grad_x = grad_x.view(x.shape)
+                grad_x += _dropped(gh_TR @ A.to(g_TO.dtype), keep, ctx.dropout)
+            grad_x = grad_x.view(*grads[0].shape[:-1], -1)
         return grad_x, grad_A, grad_B, None, None, None, None
 
 
