@@ -141,10 +141,12 @@ class StorageError(LaminaError, OSError):
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """A hint with the nearest allowed name, or an empty string when none is near.
+    """A hint with the nearest allowed name, or two that are as near; an empty string when none is.
 
     >>> nearest("learning_rat", ["learning_rate", "seed"])
     "Did you mean 'learning_rate'?"
     """
-    matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
-    return f"Did you mean '{matches[0]}'?" if matches else ""
+    matches = difflib.get_close_matches(name, list(allowed), n=2, cutoff=0.6)
+    likeness = [difflib.SequenceMatcher(None, match, name).ratio() for match in matches]
+    as_near = [repr(match) for match, ratio in zip(matches, likeness, strict=True) if ratio > likeness[0] - 0.05]
+    return f"Did you mean {' or '.join(as_near)}?" if as_near else ""

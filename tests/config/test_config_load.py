@@ -154,7 +154,12 @@ def test_all_errors_of_all_sections_at_once() -> None:
 def test_nearest_name(values: dict[str, Any], field: str, name: str) -> None:
     problems = problems_of(values)
     assert problems.keys() == {field}
-    assert f"Did you mean '{name}'?" in problems[field].fix
+    assert problems[field].fix.startswith("Did you mean") and f"'{name}'" in problems[field].fix
+
+
+def test_two_names_that_are_as_near_are_both_given() -> None:
+    problem = problems_of({**MINIMAL, "method": {"lora_alfa": 3}})["method.lora_alfa"]
+    assert problem.fix == "Did you mean 'lora_fa' or 'lora_alpha'?"
 
 
 def test_unknown_key_lists_what_is_allowed_and_guesses_nothing_far_fetched() -> None:
