@@ -61,6 +61,20 @@ def test_green(family: str, dtype: str, tmp_path: Path) -> None:
             assert check.tolerance < (0.5 if check.name == "merged = adapter" else 5e-6 if dtype == "float32" else 0.05)
 
 
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        ("llama", {"init_lora_weights": "pissa"}),
+        ("llama", {"lora_fa": True, "init_lora_weights": "eva"}),
+        ("qwen2", {"bias": "all", "modules_to_save": ["lm_head"]}),
+    ],
+)
+def test_green_for_loras_relatives(family: str, method: dict[str, Any], tmp_path: Path) -> None:
+    settings = {"type": "lora", "r": 4, "lora_dropout": 0.1, **method}
+    result = lamina.verify(tiny_config(tmp_path, family, method=settings))
+    assert result.passed, result.checks
+
+
 @pytest.mark.real
 def test_green_on_the_real_model(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"

@@ -16,6 +16,7 @@ from lamina.config import Config
 from lamina.errors import CertificateError
 from lamina.export.merge import merge
 from lamina.methods.adapter import save_adapter
+from lamina.methods.base import find_method
 from lamina.methods.load import load
 from lamina.methods.lock import build_lock
 from lamina.methods.probes import EFFECT_MARGIN, Certificate, record_probes
@@ -35,7 +36,7 @@ class Saved:
 
     Attributes:
         path: The adapter's folder.
-        tensors: Copies of the adapter's tensors.
+        tensors: Copies of the adapter's tensors, as it is to be written.
         ids: A document.
         logits: The model's logits for it, float32.
         dtype: What the base was held in.
@@ -54,14 +55,15 @@ def save(session: Session, path: Path) -> Saved:
     lock = build_lock(session.base, session.template, data_digests(session.dataset))
     save_adapter(path, session.injection, session.base, lock, record_probes(session.injection, session.template))
     ids = torch.from_numpy(session.dataset.train[0].input_ids).long()[None]
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in session.tensors.items()}
+    written = find_method(session.config.method.type).saved(session.injection).tensors
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in written.items()}
     return Saved(path, tensors, ids, _logits(model, ids), dtype_name(session.base.dtype))
 
 
 def saved_is_loaded(saved: Saved) -> list[Measure]:
     """Loads the adapter on a fresh base."""
     loaded = load(saved.path, dtype=saved.dtype)
-    found = {name: tensor.detach().cpu() for name, tensor in loaded.injection.tensors().items()}
+    found = {name: tensor.detach().cpu() for name, tensor in loaded.injection.saved_tensors().items()}
     logits = float((_logits(loaded.model, saved.ids) - saved.logits).abs().max())
     tensors = Measure("tensors", _largest_difference(found, saved.tensors), 0.0, "0, because nothing is computed")
     return [tensors, Measure("logits", logits, 0.0, "0, because the same operations run on the same numbers")]
@@ -139,4 +141,5 @@ def _logits(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
 def _largest_difference(ours: Mapping[str, torch.Tensor], plain: Mapping[str, torch.Tensor]) -> float:
     if ours.keys() != plain.keys():
         return math.inf
-    return max(float((ours[name].double() - tensor.double()).abs().max()) for name, tensor in plain.items())
+    differences = (float((ours[name].double() - tensor.double()).abs().max()) for name, tensor in plain.items())
+    return max(differences, default=0.0)
