@@ -4,8 +4,8 @@
 
 or, where columns are scaled by factors c (DoRA), y = c (x W^T + s (drop(x) A^T) B^T) + b.
 
-Saved for the backward are x, once and in its own dtype, and the rank-sized h = s drop(x) A^T; with c, the product too. The
-gradient of W is never formed, and every other intermediate of the detour is rank-sized:
+Saved for the backward are x, once and in its own dtype, and the rank-sized h = s drop(x) A^T; with c, the product too.
+The gradient of W is never formed, and every other intermediate of the detour is rank-sized:
 
     gh = s (g B)          dB = g^T h          dA = gh^T drop(x)          dx = g W + drop'(gh A)
 
