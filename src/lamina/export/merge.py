@@ -115,16 +115,17 @@ def fold_in(injection: Injection) -> int:
             f"{title} cannot be folded into the base's weights: no weight can hold what it adds. "
             "Fix: use the adapter as it is."
         )
-    model, head = injection.model, injection.model.get_output_embeddings()
+    model = injection.model
+    ends = {id(module) for module in (model.get_output_embeddings(), model.get_input_embeddings())}
     for name, layer in injection.layers.items():
         layer.fold_in(model, name)
-        if layer is head:
+        if id(layer) in ends:
             _untie(model)
     return len(injection.layers)
 
 
 def _untie(model: PreTrainedModel) -> None:
-    """The head now has a weight of its own; saving must not take the embedding's for it."""
+    """Head and embedding now have weights of their own; saving must not take one for the other."""
     model.config.get_text_config().tie_word_embeddings = False
     model.config.tie_word_embeddings = False
     model._tied_weights_keys = None  # pyright: ignore[reportAttributeAccessIssue]

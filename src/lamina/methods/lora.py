@@ -1,45 +1,69 @@
 """LoRA: y = x W^T + b + s (x A^T) B^T with W frozen, A (r, in) random and B (out, r) zero at the start.
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685. s = lora_alpha / r, or
-lora_alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023, arXiv:2312.03732). The fused product is in `ops/lora_linear.py`.
+lora_alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023, arXiv:2312.03732). The fused product is in `ops/lora_linear.py`,
+other beginnings in `lora_init.py` and `lora_eva.py`, the choice of modules in `lora_modules.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.config.methods.lora import LoraConfig
-from lamina.errors import AdapterError, ConfigError, Problem
-from lamina.methods.base import AdapterLinear, Injection, Method
-from lamina.methods.targets import find_targets, replace_linears
+from lamina.config.methods.lora import EvaConfig, LoraConfig
+from lamina.errors import AdapterError, ConfigError
+from lamina.methods.base import AdapterLinear, AdapterModule, Injection, Method, Saved, set_module, tensor_name
+from lamina.methods.lora_eva import eva_factors
+from lamina.methods.lora_init import check_rank, initial_factors
+from lamina.methods.lora_modules import (
+    bias_modules,
+    lora_modules,
+    no_bias,
+    trained_modules,
+    useless_settings,
+)
+from lamina.methods.targets import short_targets
+from lamina.methods.trained_copy import TrainedCopy
+from lamina.ops.dora import row_norms, row_squares
 from lamina.ops.linear_group import Detour
 from lamina.ops.lora_linear import lora_linear
-from lamina.quantization import FrozenLinear
+from lamina.quantization import FrozenLinear, freeze_linear
 
 
 class LoraLinear(AdapterLinear):
     """A frozen linear layer with a low-rank detour.
 
     Attributes:
-        lora_A: (r, in_features), float32; uniform in +-1/sqrt(in_features), which is Kaiming's with a = sqrt(5).
-        lora_B: (out_features, r), float32; zero, so that the layer starts as the base.
+        lora_A: (r, in_features), float32.
+        trains_A: Whether A is trained; with `lora_fa` it is not.
+        lora_B: (out_features, r), float32.
+        lora_bias: (out_features,), float32, in the place of the base's bias; None unless that is trained.
     """
 
     def __init__(
-        self, frozen: FrozenLinear, r: int, scaling: float, dropout: float, generator: torch.Generator
+        self,
+        frozen: FrozenLinear,
+        r: int,
+        scaling: float,
+        dropout: float,
+        generator: torch.Generator,
+        init: bool | str = True,
+        trains_A: bool = True,
+        trains_bias: bool = False,
     ) -> None:
         super().__init__(frozen)
-        bound = frozen.in_features**-0.5
-        # Drawn on the CPU: the same seed gives the same adapter whatever the device.
-        init = torch.empty(r, frozen.in_features).uniform_(-bound, bound, generator=generator)
-        device = self.weight.device
-        self.lora_A = nn.Parameter(init.to(device))
-        self.lora_B = nn.Parameter(torch.zeros(frozen.out_features, r, device=device))
+        A, B = initial_factors(init, frozen, r, scaling, generator)
+        self.trains_A = trains_A
+        self.lora_A = nn.Parameter(A, requires_grad=trains_A)
+        self.lora_B = nn.Parameter(B)
+        self.lora_bias = None
+        if trains_bias and self.bias is not None:
+            self.lora_bias = nn.Parameter(self.bias.detach().float().clone())
         self.scaling = scaling
         self.dropout = dropout
 
@@ -48,41 +72,184 @@ class LoraLinear(AdapterLinear):
         if not self.enabled:
             return self.frozen.matmul(x)
         dropout = self.dropout if self.training else 0.0
-        return lora_linear(x, self.frozen, self.lora_A, self.lora_B, self.scaling, dropout)
+        y = lora_linear(x, self.frozen, *self.factors(), self.scaling, dropout, self.columns())
+        added = self.delta_bias()
+        return y if added is None else y + added.to(y.dtype)
+
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A (rank, in_features) and B (out_features, rank) of all that the layer adds to W, float32."""
+        return self.lora_A, self.lora_B
+
+    def columns(self) -> torch.Tensor | None:
+        """Factors of the outputs, (out_features,) float32; None for 1. DoRA has them."""
+        return None
 
     @property
-    def rank(self) -> int:
-        return self.lora_A.shape[0]
+    def rank(self) -> int | None:
+        return self.lora_A.shape[0] if self.lora_bias is None else None
 
     def detour(self) -> Detour | None:
         if not self.enabled:
             return None
-        return Detour(self.lora_A, self.lora_B, self.scaling, self.dropout if self.training else 0.0)
+        return Detour(*self.factors(), self.scaling, self.dropout if self.training else 0.0, self.columns())
 
     def adapter_tensors(self) -> dict[str, nn.Parameter]:
-        return {"lora_A.weight": self.lora_A, "lora_B.weight": self.lora_B}
+        tensors = {"lora_A.weight": self.lora_A} if self.trains_A else {}
+        tensors["lora_B.weight"] = self.lora_B
+        if self.lora_bias is not None:
+            tensors["base_layer.bias"] = self.lora_bias
+        return tensors
+
+    def fixed_tensors(self) -> dict[str, torch.Tensor]:
+        return {} if self.trains_A else {"lora_A.weight": self.lora_A}
 
     def fast_tensors(self) -> list[str]:
         return ["lora_B.weight"]
 
     def delta_weight(self) -> torch.Tensor:
-        return self.scaling * (self.lora_B @ self.lora_A)
+        A, B = self.factors()
+        return self.scaling * (B @ A)
+
+    def delta_bias(self) -> torch.Tensor | None:
+        if self.lora_bias is None or self.bias is None:
+            return None
+        return self.lora_bias - self.bias.float()
+
+
+class DoraLinear(LoraLinear):
+    """LoRA whose outputs are scaled to a trained magnitude (see `methods/dora.py`).
+
+    Attributes:
+        lora_magnitude_vector: m, (out_features,), float32; at first the row norms of W + s B A.
+    """
+
+    def __init__(
+        self,
+        frozen: FrozenLinear,
+        r: int,
+        scaling: float,
+        dropout: float,
+        generator: torch.Generator,
+        init: bool | str = True,
+        trains_A: bool = True,
+        trains_bias: bool = False,
+    ) -> None:
+        super().__init__(frozen, r, scaling, dropout, generator, init, trains_A, trains_bias)
+        self._squares = row_squares(frozen)
+        self.lora_magnitude_vector = nn.Parameter(self._norms())
+
+    def columns(self) -> torch.Tensor:
+        return self.lora_magnitude_vector / self._norms()
+
+    def adapter_tensors(self) -> dict[str, nn.Parameter]:
+        return {**super().adapter_tensors(), "lora_magnitude_vector": self.lora_magnitude_vector}
+
+    def delta_weight(self) -> torch.Tensor:
+        weight = self.frozen.weight(torch.float32)
+        return self.columns()[:, None] * (weight + super().delta_weight()) - weight
+
+    def _norms(self) -> torch.Tensor:
+        return row_norms(self.frozen, self._squares, *self.factors(), self.scaling)
+
+
+class ShiftedLoraLinear(LoraLinear):
+    """LoRA that begins as a part s B0 A0 of W, as PiSSA and OLoRA do.
+
+    They take that part out of W and train it beside the rest: y = x (W - s B0 A0)^T + s x (B A)^T. Here W stays as it
+    is, and the layer adds s (B A - B0 A0), as a product of rank 2 r in which nothing large cancels:
+
+        B A - B0 A0 = (B - B0) A + B0 (A - A0) = [B - B0, B0] [A; A - A0]
+
+    so that the layer begins as the base exactly, and small changes of A and B survive the rounding to bfloat16.
+    Dropout acts on all that is added. (In peft, the part that was taken out comes back through dropout.)
+    """
+
+    def __init__(
+        self,
+        frozen: FrozenLinear,
+        r: int,
+        scaling: float,
+        dropout: float,
+        generator: torch.Generator,
+        init: bool | str,
+        trains_bias: bool = False,
+    ) -> None:
+        super().__init__(frozen, r, scaling, dropout, generator, init, trains_bias=trains_bias)
+        self.A0: torch.Tensor
+        self.B0: torch.Tensor
+        self.register_buffer("A0", self.lora_A.detach().clone(), persistent=False)
+        self.register_buffer("B0", self.lora_B.detach().clone(), persistent=False)
+
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        A = torch.cat([self.lora_A, self.lora_A - self.A0])
+        B = torch.cat([self.lora_B - self.B0, self.B0], dim=1)
+        return A, B
+
+    @property
+    def rank(self) -> int | None:
+        return 2 * self.lora_A.shape[0] if self.lora_bias is None else None
 
 
 class Lora(Method):
     """Low-rank adaptation."""
 
     def attach(self, model: PreTrainedModel, config: LoraConfig, seed: int) -> Injection:
-        names = find_targets(model, config.target_modules)
+        adapted = lora_modules(model, config)
+        whole = trained_modules(model, config, adapted)
+        biased = bias_modules(model, [*adapted, *whole]) if config.bias == "all" else []
         generator = torch.Generator().manual_seed(seed)
+        layers: dict[str, AdapterModule] = {}
+        for name, module in list(model.named_modules()):
+            if name in adapted:
+                frozen = freeze_linear(module)
+                assert frozen is not None, name
+                layers[name] = _build(config, name, frozen, generator)
+            elif name in whole:
+                layers[name] = TrainedCopy(module, [key for key, _ in module.named_parameters()])
+            elif name in biased:
+                layers[name] = TrainedCopy(module, ["bias"])
+        for name, layer in layers.items():
+            set_module(model, name, layer)
+        return Injection(model, config, layers)
 
-        def build(frozen: FrozenLinear) -> LoraLinear:
-            return LoraLinear(frozen, config.r, config.scaling, config.lora_dropout, generator)
+    def prepare(self, injection: Injection, batches: Iterable[torch.Tensor]) -> Injection:
+        """Checks what only matters before training, and lets EVA look at the data.
 
-        _check_rank(model, names, config.r)
-        return Injection(model, config, replace_linears(model, names, build))
+        Raises:
+            ConfigError: A rank is too large, or a setting selects nothing.
+        """
+        model, config, layers = injection.model, _config(injection), _lora_layers(injection)
+        for name, layer in layers.items():
+            check_rank(name, layer.frozen, layer.lora_A.shape[0])
+        problems = useless_settings(model, config, layers)
+        biased = injection.layers if config.bias == "all" else layers
+        if config.bias != "none" and not any(_trains_bias(layer) for layer in biased.values()):
+            problems.append(no_bias(model, config))
+        if problems:
+            raise ConfigError(problems)
+        return _fit_to_data(injection, batches) if config.init_lora_weights == "eva" else injection
+
+    def saved(self, injection: Injection) -> Saved:
+        """A plain LoRA: how it began changes nothing any more, and what was shifted becomes one of twice the rank."""
+        config, tensors = _config(injection), injection.saved_tensors()
+        layers = _lora_layers(injection)
+        changes: dict[str, Any] = {"init_lora_weights": True, "eva_config": None}
+        if config.starts_in_the_base:
+            for name, layer in layers.items():
+                A, B = layer.factors()
+                tensors[tensor_name(name, "lora_A.weight")] = A.detach()
+                tensors[tensor_name(name, "lora_B.weight")] = B.detach()
+            # The same s at twice the rank.
+            more = 2**0.5 if config.use_rslora else 2.0
+            changes["r"], changes["lora_alpha"] = 2 * config.r, more * config.lora_alpha
+            changes["rank_pattern"] = {key: 2 * r for key, r in config.rank_pattern.items()}
+            changes["alpha_pattern"] = {key: more * alpha for key, alpha in config.alpha_pattern.items()}
+        if config.target_modules == "all-linear" and len(layers) < len(injection.layers):
+            changes["target_modules"] = short_targets(injection.model, list(layers))
+        return Saved(config.model_copy(update=changes), tensors)
 
     def peft_config(self, config: LoraConfig, target_modules: list[str], base_ref: str) -> dict[str, Any]:
+        everywhere = config.target_modules == "all-linear"  # then the names are those that were left after all choices
         return {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -90,15 +257,18 @@ class Lora(Method):
             "r": config.r,
             "lora_alpha": config.lora_alpha,
             "lora_dropout": config.lora_dropout,
-            "target_modules": config.target_modules if _is_regex(config.target_modules) else target_modules,
+            "target_modules": target_modules if everywhere else config.target_modules,
+            "exclude_modules": None if everywhere else config.exclude_modules,
+            "layers_to_transform": None if everywhere else config.layers_to_transform,
+            "layers_pattern": None if everywhere else config.layers_pattern,
             "use_rslora": config.use_rslora,
-            "use_dora": False,
-            "bias": "none",
+            "use_dora": config.use_dora,
+            "bias": config.bias,
             "fan_in_fan_out": False,
             "init_lora_weights": True,
-            "modules_to_save": None,
-            "rank_pattern": {},
-            "alpha_pattern": {},
+            "modules_to_save": config.modules_to_save,
+            "rank_pattern": config.rank_pattern,
+            "alpha_pattern": config.alpha_pattern,
             "inference_mode": True,
         }
 
@@ -109,36 +279,58 @@ class Lora(Method):
         unknown = sorted(
             key
             for key, value in peft_config.items()
-            if key not in _READ_FIELDS and key not in _NO_EFFECT_FIELDS and not _is_off(key, value)
+            if key not in _READ_FIELDS and key not in _NO_EFFECT_FIELDS and value not in (None, False, {}, [])
         )
+        init = peft_config.get("init_lora_weights", True)
+        if isinstance(init, str) and init not in (*_PLAIN_INITS, *_SHIFTED_INITS):
+            unknown.append("init_lora_weights")
         if unknown:
             settings = ", ".join(f"{key}={peft_config[key]!r}" for key in unknown)
             raise AdapterError(
                 f"the adapter was trained with settings of peft that lamina's LoRA does not have: {settings}. "
                 "Loading it without them would give another model. Fix: use it through peft."
             )
-        return LoraConfig(
-            r=peft_config["r"],
-            lora_alpha=float(peft_config["lora_alpha"]),
-            lora_dropout=float(peft_config.get("lora_dropout") or 0.0),
-            target_modules=peft_config["target_modules"],
-            use_rslora=bool(peft_config.get("use_rslora")),
-        )
+        values = {key: peft_config[key] for key in _READ_FIELDS if peft_config.get(key) not in (None, {}, [], "")}
+        values["init_lora_weights"] = init if init in _SHIFTED_INITS else True
+        try:
+            return LoraConfig.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise AdapterError(f"the adapter's configuration: {where or 'fields'}: {first['msg']}.") from None
 
 
 METHOD = Lora()
 
-_READ_FIELDS = {"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "peft_type"}
+_READ_FIELDS = {
+    "alpha_pattern",
+    "bias",
+    "exclude_modules",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_dropout",
+    "modules_to_save",
+    "r",
+    "rank_pattern",
+    "target_modules",
+    "use_dora",
+    "use_rslora",
+}
 
 # Fields of peft's LoraConfig that say where an adapter came from, or how training began, and change no result.
 _NO_EFFECT_FIELDS = {
     "auto_mapping",
     "base_model_name_or_path",
+    "corda_config",
+    "eva_config",
     "fan_in_fan_out",
     "inference_mode",
     "init_lora_weights",
     "loftq_config",
+    "lora_ga_config",
     "megatron_core",
+    "peft_type",
     "peft_version",
     "qalora_group_size",
     "revision",
@@ -146,23 +338,67 @@ _NO_EFFECT_FIELDS = {
     "task_type",
 }
 
-
-def _is_off(key: str, value: Any) -> bool:
-    return value in (None, False, {}, []) or (key == "bias" and value == "none")
-
-
-def _is_regex(target_modules: str | list[str]) -> bool:
-    return isinstance(target_modules, str) and target_modules != "all-linear"
+# Beginnings that leave no trace in a trained adapter of peft, and those whose share of W peft takes out again when it
+# loads one. The others change W in a way that cannot be told from the adapter.
+_PLAIN_INITS = {"gaussian", "orthogonal", "eva", "mica"}
+_SHIFTED_INITS = {"pissa", "olora"}
 
 
-def _check_rank(model: PreTrainedModel, names: list[str], r: int) -> None:
-    for name in names:
-        smallest = min(model.get_submodule(name).weight.shape)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
-        if r > smallest:
-            raise ConfigError(
-                Problem(
-                    "method.r",
-                    f"{r} is larger than the smaller side of {name} ({smallest}).",
-                    f"use at most {smallest}",
-                )
-            )
+def _config(injection: Injection) -> LoraConfig:
+    assert isinstance(injection.config, LoraConfig)
+    return injection.config
+
+
+def _lora_layers(injection: Injection) -> dict[str, LoraLinear]:
+    return {name: layer for name, layer in injection.layers.items() if isinstance(layer, LoraLinear)}
+
+
+def _trains_bias(layer: AdapterModule) -> bool:
+    return any(key.rpartition(".")[2] == "bias" for key in layer.adapter_tensors())
+
+
+def _build(config: LoraConfig, name: str, frozen: FrozenLinear, generator: torch.Generator) -> LoraLinear:
+    r, scaling, dropout = config.rank_of(name), config.scaling_of(name), config.lora_dropout
+    init, trains_bias = config.init_lora_weights, config.bias != "none"
+    if config.starts_in_the_base:
+        check_rank(name, frozen, r)  # a decomposition has no more parts
+        return ShiftedLoraLinear(frozen, r, scaling, dropout, generator, init, trains_bias=trains_bias)
+    build = DoraLinear if config.use_dora else LoraLinear
+    return build(frozen, r, scaling, dropout, generator, init, trains_A=not config.lora_fa, trains_bias=trains_bias)
+
+
+def _fit_to_data(injection: Injection, batches: Iterable[torch.Tensor]) -> Injection:
+    """The adapter with EVA's factors, and its new ranks in the configuration's patterns."""
+    model, config, layers = injection.model, _config(injection), _lora_layers(injection)
+    eva = config.eva_config or EvaConfig()
+    ranks = {name: config.rank_of(name) for name in layers}
+    factors = eva_factors(model, layers, ranks, eva, batches)
+    rank_pattern, alpha_pattern = {}, {}
+    for name, A in factors.items():
+        alpha = config.alpha_of(name)
+        if eva.adjust_scaling_factors:
+            alpha *= len(A) / ranks[name]
+        if len(A) and len(A) != config.r:
+            rank_pattern[name] = len(A)
+        if len(A) and alpha != config.lora_alpha:
+            alpha_pattern[name] = alpha
+    changes: dict[str, Any] = {"rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern}
+    if not all(len(A) for A in factors.values()):
+        changes["target_modules"] = [name for name, A in factors.items() if len(A)]
+    fitted = config.model_copy(update=changes)
+    new_layers = dict(injection.layers)
+    for name, A in factors.items():
+        frozen = layers[name].frozen
+        if len(A):
+            layer = _build(fitted, name, frozen, torch.Generator())
+            with torch.no_grad():
+                layer.lora_A.copy_(A)
+            new_layers[name] = layer
+        elif config.bias == "all" and frozen.base.bias is not None:
+            new_layers[name] = TrainedCopy(frozen.base, ["bias"])
+        else:
+            del new_layers[name]
+            set_module(model, name, frozen.base)
+            continue
+        set_module(model, name, new_layers[name])
+    return Injection(model, fitted, new_layers)

@@ -27,11 +27,9 @@ from lamina.ops.pages import drop_pages
 class Detour:
     """A low-rank detour beside a frozen linear: x W^T + s (drop(x) A^T) B^T, with columns scaled where DoRA does.
 
-    Its tensors may be computed from what is trained; the fused layer gives them their gradients.
-
     Attributes:
-        A: (r, in), float32.
-        B: (out, r), float32.
+        A: (r, in), float32; trained, or computed from what is.
+        B: (out, r), float32; alike. Either way the fused layer gives them their gradients.
         scaling: s.
         dropout: Probability of dropping an element of the detour's input, now; 0 at evaluation.
         columns: (out,), float32: factors of the outputs, the base's included and the bias not; None for 1.

@@ -4,8 +4,8 @@
 
 or, where columns are scaled by factors c (DoRA), y = c (x W^T + s (drop(x) A^T) B^T) + b.
 
-Saved for the backward are x, once and in its own dtype, and the rank-sized h = s drop(x) A^T; with c, the product too.
-The gradient of W is never formed, and every other intermediate of the detour is rank-sized:
+Saved for the backward are x, once and in its own dtype, the rank-sized h = s drop(x) A^T, and with c the result that it
+scales. The gradient of W is never formed, and every other intermediate of the detour is rank-sized:
 
     gh = s (g B)          dB = g^T h          dA = gh^T drop(x)          dx = g W + drop'(gh A)
 
@@ -64,39 +64,45 @@ class _LoraLinear(torch.autograd.Function):
         dropout: float,
     ) -> torch.Tensor:
         x_TI = x.reshape(-1, x.shape[-1])
-        y_TO = frozen.matmul(x_TI, with_bias=columns is None)
+        y_TO = frozen.matmul(x_TI)
         h_TR = _dropped(x_TI, keep, dropout) @ A.to(x.dtype).T
         h_TR = h_TR * scaling
         y_TO.addmm_(h_TR, B.to(x.dtype).T)
-        ctx.save_for_backward(x, A, B, h_TR, keep, columns, None if columns is None else y_TO)
+        # Only A's gradient asks for x: with a frozen A (LoRA-FA), what is kept is rank-sized.
+        kept_x, product = x if ctx.needs_input_grad[1] else None, None if columns is None else y_TO
+        ctx.save_for_backward(kept_x, A, B, h_TR, keep, columns, product)
         ctx.frozen, ctx.scaling, ctx.dropout = frozen, scaling, dropout
         if columns is not None:
-            y_TO = (y_TO * columns).to(x.dtype)
-            if frozen.base.bias is not None:
-                y_TO += frozen.base.bias
+            # c (y - b) + b, in a form that leaves y as it is where c is 1.
+            y_TO = (y_TO * columns + (1.0 - columns) * _bias(frozen)).to(x.dtype)
         return y_TO.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, A, B, h_TR, keep, columns, product_TO = ctx.saved_tensors
-        x_TI = x.reshape(-1, x.shape[-1])
-        g_TO = grads[0].reshape(-1, grads[0].shape[-1])
-        grad_columns = None
+        g_TO, grad_columns = grads[0].reshape(-1, grads[0].shape[-1]), None
         if columns is not None:
-            grad_columns = (g_TO.float() * product_TO.float()).sum(0)
-            g_TO = (g_TO * columns).to(x.dtype)
-        gh_TR = (g_TO @ B.to(x.dtype)) * ctx.scaling
-        grad_A = (gh_TR.T @ _dropped(x_TI, keep, ctx.dropout)).to(A.dtype)
+            grad_columns = (g_TO.float() * (product_TO.float() - _bias(ctx.frozen))).sum(0)
+            g_TO = (g_TO * columns).to(grads[0].dtype)
+        gh_TR = (g_TO @ B.to(g_TO.dtype)) * ctx.scaling
+        grad_A = None
+        if x is not None:
+            grad_A = (gh_TR.T @ _dropped(x.reshape(-1, x.shape[-1]), keep, ctx.dropout)).to(A.dtype)
         grad_B = (g_TO.T @ h_TR).to(B.dtype)
         grad_x = None
         if ctx.needs_input_grad[0]:  # nothing flows below the lowest adapter
             grad_x = ctx.frozen.matmul_t(g_TO)
             if keep is None:
-                grad_x.addmm_(gh_TR, A.to(x.dtype))
+                grad_x.addmm_(gh_TR, A.to(g_TO.dtype))
             else:
-                grad_x += _dropped(gh_TR @ A.to(x.dtype), keep, ctx.dropout)
-            grad_x = grad_x.view(x.shape)
+                grad_x += _dropped(gh_TR @ A.to(g_TO.dtype), keep, ctx.dropout)
+            grad_x = grad_x.view(*grads[0].shape[:-1], -1)
         return grad_x, grad_A, grad_B, grad_columns, None, None, None, None
+
+
+def _bias(frozen: FrozenLinear) -> torch.Tensor | float:
+    bias = frozen.base.bias
+    return 0.0 if bias is None else bias.float()
 
 
 def _dropped(x_TI: torch.Tensor, keep: torch.Tensor | None, dropout: float) -> torch.Tensor:

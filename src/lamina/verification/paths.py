@@ -216,7 +216,8 @@ def _worst_of_layer(name: str, layer: AdapterLinear, x: torch.Tensor, generator:
     ours = [y, *torch.autograd.grad(y, [x, *tensors.values()], grad)]
 
     exact_x = x.detach().float().requires_grad_()
-    bias = None if layer.bias is None else layer.bias.float()
+    biases = [part.float() for part in (layer.bias, layer.delta_bias()) if part is not None]
+    bias = torch.stack(biases).sum(0) if biases else None
     exact_y = F.linear(exact_x, layer.frozen.weight(torch.float32) + layer.delta_weight(), bias)
     exact = [exact_y, *torch.autograd.grad(exact_y, [exact_x, *tensors.values()], grad.float())]
 

@@ -1,0 +1,212 @@
+"""EVA: A begins as the directions in which a layer's inputs vary most, and ranks go where they explain most.
+
+Paischer et al. 2024, "Parameter Efficient Fine-tuning via Explained Variance Adaptation", arXiv:2410.07170. Inputs
+X (T, in) of each adapted layer are collected over training documents, and their principal directions V (k, in) kept up
+to date by incremental singular value decomposition:
+
+    [S V; X - mean; correction of the mean] = U S' V'          explained = S'^2 / total variance
+
+Of all directions of all layers, the best explaining ones are taken, as many as all ranks together; A = V[:rank].
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from lamina.config.methods.lora import EvaConfig
+from lamina.methods.base import AdapterLinear
+
+# The data comes round again until all directions are found, but not for ever: ranks that are still moving by then
+# differ by little.
+MAX_STEPS = 256
+
+# Of the random first guess in a truncated decomposition; peft's, so that both find the same to rounding.
+_SEED = 42
+
+
+class IncrementalPca:
+    """Principal directions of data that comes in parts.
+
+    Attributes:
+        directions: (k, in), float32, orthonormal rows in the order of their singular values.
+        singular_values: (k,), float32.
+        explained: (k,), each direction's share of the total variance.
+        change: (k,), cosine of each direction with that of the part before; -1 before the second part.
+    """
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        self.directions = self.singular_values = self.explained = torch.empty(0)
+        self.change = torch.full((k,), -1.0)
+        self._rows = 0
+        self._mean = self._squares = torch.zeros((), dtype=torch.float64)
+
+    def update(self, x_TI: torch.Tensor) -> None:
+        """Takes in another part, T >= k rows."""
+        x, new, old = x_TI.double(), x_TI.shape[0], self._rows
+        mean, total = x.mean(0), old + new
+        centred = (x_TI - mean).float()
+        # Squared distances from the common mean: those within the parts, and that between their means.
+        shift = self._mean.to(mean) - mean if old else torch.zeros_like(mean)
+        squares = centred.double().square().sum(0) + shift.square() * (old * new / total)
+        self._squares = squares if not old else self._squares + squares
+        if old:
+            correction = shift * (old * new / total) ** 0.5
+            kept = self.singular_values[:, None] * self.directions
+            centred = torch.cat([kept, centred, correction.float()[None]])
+        S, V = _truncated_svd(centred, self.k)
+        if old:
+            self.change = torch.nn.functional.cosine_similarity(V, self.directions).cpu()
+        self.directions, self.singular_values = V, S
+        share = S.double().square() / self._squares.sum()
+        self.explained = share.nan_to_num(0.0).cpu()  # an input that never changes has no variance to explain
+        self._mean = (mean * new + self._mean.to(mean) * old) / total
+        self._rows = total
+
+
+@dataclass
+class _Group:
+    """Layers with the same input, which is looked at once.
+
+    Attributes:
+        names: The layers.
+        pca: Of their input.
+        waiting: Inputs of documents that were too short for a step of their own.
+    """
+
+    names: list[str]
+    pca: IncrementalPca
+    waiting: list[torch.Tensor] = field(default_factory=list)
+
+    def take(self, x_TI: torch.Tensor) -> None:
+        self.waiting.append(x_TI)
+        if sum(len(x) for x in self.waiting) >= self.pca.k:
+            self.pca.update(torch.cat(self.waiting))
+            self.waiting = []
+
+
+@torch.no_grad()
+def eva_factors(
+    model: PreTrainedModel,
+    layers: Mapping[str, AdapterLinear],
+    ranks: Mapping[str, int],
+    config: EvaConfig,
+    batches: Iterable[torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """The first A of every layer.
+
+    Args:
+        model: With the layers in it; their adapters are not looked at.
+        layers: By name.
+        ranks: Of each layer before ranks are moved; their sum stays.
+        config: How to look.
+        batches: Token ids (1, T) of documents.
+
+    Returns:
+        (new rank, in_features) for each layer, float32; the new rank may be 0.
+    """
+    documents, training = list(batches), model.training
+    model.eval()
+    limits = {
+        name: min(round(ranks[name] * config.rho), layer.frozen.in_features, layer.frozen.out_features)
+        for name, layer in layers.items()
+    }
+    groups = [
+        _Group(names, IncrementalPca(max(limits[n] for n in names))) for names in _alike(model, layers, documents)
+    ]
+    chosen, found = dict(limits), False
+    for document in itertools.islice(itertools.cycle(documents), MAX_STEPS):
+        unfinished = [
+            group
+            for group in groups
+            if bool((group.pca.change[: max(chosen[n] for n in group.names)] < config.tau).any())
+        ]
+        if found and not unfinished:
+            break
+        _run(model, layers, document, {group.names[0]: group.take for group in unfinished})
+        found = all(len(group.pca.directions) for group in groups)
+        if found:
+            chosen = _distribute(groups, limits, sum(ranks.values()))
+    model.train(training)
+    assert found, "no documents"
+    factors = {}
+    for group in groups:
+        for name in group.names:
+            A = group.pca.directions[: chosen[name]]
+            if config.whiten:
+                A = A / group.pca.singular_values[: chosen[name], None].sqrt()
+            factors[name] = A
+    return {name: factors[name] for name in layers}
+
+
+def _alike(
+    model: PreTrainedModel, layers: Mapping[str, AdapterLinear], documents: list[torch.Tensor]
+) -> list[list[str]]:
+    """The layers' names, those together that are called with the same tensor."""
+    inputs: dict[str, torch.Tensor] = {}
+    _run(model, layers, documents[0], {name: _keeper(inputs, name) for name in layers})
+    together: dict[tuple[int, torch.Size], list[str]] = {}
+    for name, x in inputs.items():
+        together.setdefault((x.data_ptr(), x.shape), []).append(name)
+    return list(together.values())
+
+
+def _keeper(inputs: dict[str, torch.Tensor], name: str) -> Callable[[torch.Tensor], None]:
+    def keep(x: torch.Tensor) -> None:
+        inputs[name] = x
+
+    return keep
+
+
+def _run(
+    model: PreTrainedModel,
+    layers: Mapping[str, AdapterLinear],
+    document: torch.Tensor,
+    takers: Mapping[str, Callable[[torch.Tensor], None]],
+) -> None:
+    """Runs the model once, and hands each named layer's input (T, in) over."""
+
+    def hook(take: Callable[[torch.Tensor], None]) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        return lambda layer, inputs: take(inputs[0].flatten(0, -2))
+
+    handles = [layers[name].register_forward_pre_hook(hook(take)) for name, take in takers.items()]
+    decoder = model.get_decoder()
+    head_is_asked = any(layer is model.get_output_embeddings() for layer in layers.values())
+    try:
+        (model if decoder is None or head_is_asked else decoder)(input_ids=document, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _distribute(groups: list[_Group], limits: Mapping[str, int], budget: int) -> dict[str, int]:
+    """How many of all layers' best explaining directions each layer has, `budget` in all."""
+    # Among equals, one layer of each group comes first, as in peft.
+    order = [(group, group.names[0]) for group in groups]
+    order += [(group, name) for group in groups for name in group.names[1:]]
+    owners = [name for _, name in order for _ in range(limits[name])]
+    explained = torch.cat([group.pca.explained[: limits[name]] for group, name in order])
+    ranks = dict.fromkeys(limits, 0)
+    for index in explained.argsort(descending=True, stable=True)[:budget].tolist():
+        ranks[owners[index]] += 1
+    return ranks
+
+
+def _truncated_svd(matrix: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest `k` singular values, and their right vectors (k, columns) with a fixed sign."""
+    if 2 * k > min(matrix.shape):
+        _, S, V = torch.linalg.svd(matrix, full_matrices=False)
+    else:
+        with torch.random.fork_rng(devices=[matrix.device] if matrix.is_cuda else []):
+            torch.manual_seed(_SEED)
+            _, S, V = torch.svd_lowrank(matrix, q=2 * k, niter=4)
+        V = V.T
+    V = V[:k]
+    largest = V.gather(1, V.abs().argmax(1, keepdim=True))
+    return S[:k], V * largest.sign()

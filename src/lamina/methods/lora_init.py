@@ -1,0 +1,89 @@
+"""How LoRA's factors A (r, in) and B (out, r) begin.
+
+* true: A uniform in +-1/sqrt(in), which is Kaiming's with a = sqrt(5), B zero (Hu et al. 2021, arXiv:2106.09685).
+* gaussian: A normal with deviation 1/r, B zero.
+* orthogonal: A and B random, with row spaces at right angles in the middle, so that B A = 0
+  (https://datta0.github.io/posts/rethink-lora-init).
+* pissa: s B A is the best approximation of W of rank r: W = U S V^T, A = sqrt(S_r / s) V_r^T, B = U_r sqrt(S_r / s)
+  (Meng et al. 2024, arXiv:2404.02948); pissa_niter_N finds it by N subspace iterations.
+* olora: B A is the first r columns and rows of W = Q R (Büyükakyüz 2024, arXiv:2406.01775).
+* false: both uniform, as torch begins a linear layer.
+
+EVA's A comes from the data, see `lora_eva.py`; until then it begins like true.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lamina.errors import ConfigError, Problem
+from lamina.quantization import FrozenLinear
+
+
+def initial_factors(
+    init: bool | str, frozen: FrozenLinear, r: int, scaling: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A (r, in_features) and B (out_features, r), float32, on the weight's device.
+
+    What is random is drawn on the CPU: the same seed gives the same adapter whatever the device.
+
+    Args:
+        init: As `init_lora_weights`.
+        frozen: The layer.
+        r: The rank.
+        scaling: s, which PiSSA divides by.
+        generator: On the CPU.
+    """
+    inputs, outputs, device = frozen.in_features, frozen.out_features, frozen.base.weight.device
+    if isinstance(init, str) and init.startswith("pissa"):
+        A, B = _pissa(init, frozen.weight(torch.float32), r, scaling, generator)
+    elif init == "olora":
+        Q, R = torch.linalg.qr(frozen.weight(torch.float32))
+        A, B = R[:r], Q[:, :r]
+    elif init == "orthogonal":
+        Q, _ = torch.linalg.qr(torch.randn(r, r, generator=generator))
+        A = (torch.randn(inputs, r // 2, generator=generator) @ Q[0::2]).T / 10.0
+        B = torch.randn(r // 2, outputs, generator=generator).T @ Q[1::2] / 10.0
+    elif init == "gaussian":
+        A, B = torch.randn(r, inputs, generator=generator) / r, torch.zeros(outputs, r)
+    else:
+        A = _uniform(r, inputs, generator)
+        B = torch.zeros(outputs, r) if init else _uniform(outputs, r, generator)
+    return A.to(device).contiguous(), B.to(device).contiguous()
+
+
+def check_rank(name: str, frozen: FrozenLinear, r: int) -> None:
+    """Checks that a product of rank `r` has a use in the layer.
+
+    Raises:
+        ConfigError: The rank is larger than the smaller side of the weight.
+    """
+    smallest = min(frozen.in_features, frozen.out_features)
+    if r > smallest:
+        raise ConfigError(
+            Problem(
+                "method.r", f"{r} is larger than the smaller side of {name} ({smallest}).", f"use at most {smallest}"
+            )
+        )
+
+
+def _uniform(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
+    bound = columns**-0.5
+    return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
+
+
+def _pissa(
+    init: str, weight: torch.Tensor, r: int, scaling: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    _, _, iterations = init.partition("_niter_")
+    if iterations:
+        seed = int(torch.randint(2**31, (), generator=generator))
+        # torch draws the first guess from its global generator.
+        with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):
+            torch.manual_seed(seed)
+            U, S, V = torch.svd_lowrank(weight, r, niter=int(iterations))
+        Vh = V.T
+    else:
+        U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
+    root = (S[:r] / scaling).sqrt()
+    return root[:, None] * Vh[:r], U[:, :r] * root

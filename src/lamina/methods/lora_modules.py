@@ -1,0 +1,142 @@
+"""Which modules of a model LoRA goes on, which are trained beside it, and whether every setting has a use.
+
+Names are matched as HF peft matches them, so that a saved configuration selects the same modules there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from transformers import PreTrainedModel
+
+from lamina.config.methods.lora import LoraConfig, matching_key
+from lamina.errors import ConfigError, Problem, nearest
+from lamina.methods.targets import find_targets
+
+
+def lora_modules(model: PreTrainedModel, config: LoraConfig) -> list[str]:
+    """Names of the linear modules that get a low-rank product, in the model's order.
+
+    Raises:
+        ConfigError: A pattern selects nothing or no linear layer, or what it selects is left out again.
+    """
+    found = find_targets(model, config.target_modules)
+    exact = config.target_modules if isinstance(config.target_modules, list) else []
+    chosen = [
+        name
+        for name in found
+        if not _is_excluded(name, config) and (name in exact or layer_index(name, config) in _layers(config))
+    ]
+    if not chosen:
+        raise ConfigError(
+            Problem(
+                "method.target_modules",
+                f"of the {len(found)} modules that it selects (first: {found[0]}), exclude_modules, modules_to_save "
+                "and layers_to_transform leave none.",
+                "leave out fewer of them",
+            )
+        )
+    return chosen
+
+
+def trained_modules(model: PreTrainedModel, config: LoraConfig, adapted: Collection[str]) -> list[str]:
+    """Names of the modules that `modules_to_save` selects, in the model's order.
+
+    Args:
+        model: A model without adapters.
+        config: The configuration.
+        adapted: What `lora_modules` gave.
+
+    Raises:
+        ConfigError: One of them has no weights, lies inside another one, or holds an adapted module.
+    """
+    ends = tuple(config.modules_to_save or ())
+    chosen = [name for name, _ in model.named_modules() if name and name.endswith(ends)] if ends else []
+    for name in chosen:
+        inner = next((other for other in (*chosen, *adapted) if _is_inside(other, name)), None)
+        if name in adapted or inner is not None:
+            message = f"it selects {name}, which {'gets LoRA' if name in adapted else f'holds {inner}'} as well."
+            raise ConfigError(Problem("method.modules_to_save", message, "give longer names"))
+        if next(model.get_submodule(name).parameters(), None) is None:
+            message = f"it selects {name}, which has no weights."
+            raise ConfigError(Problem("method.modules_to_save", message, "name modules with weights"))
+    return chosen
+
+
+def bias_modules(model: PreTrainedModel, others: Collection[str]) -> list[str]:
+    """Names of the modules with a bias, apart from `others` and what is inside them."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if "bias" in dict(module.named_parameters(recurse=False))
+        and not any(name == other or _is_inside(name, other) for other in others)
+    ]
+
+
+def layer_index(name: str, config: LoraConfig) -> int | None:
+    """The number of the decoder layer that a module is in; None outside of them, or if no layers are to be chosen."""
+    if config.layers_to_transform is None:
+        return None
+    patterns = [config.layers_pattern] if isinstance(config.layers_pattern, str) else config.layers_pattern
+    # Lazy: the first number counts, not that of an expert inside a layer.
+    starts = [rf"(?:.*?\.)?{pattern}" for pattern in patterns] if patterns else [r".*?\.[^.]*"]
+    matches = (re.match(rf"{start}\.(\d+)\.", name) for start in starts)
+    return next((int(match.group(1)) for match in matches if match), -1)
+
+
+def useless_settings(model: PreTrainedModel, config: LoraConfig, adapted: Collection[str]) -> list[Problem]:
+    """Settings that select nothing, each with its problem.
+
+    Args:
+        model: The model, with or without its adapter.
+        config: The configuration.
+        adapted: Names of the modules with a low-rank product.
+    """
+    problems = []
+    last_names = sorted({name.rpartition(".")[2] for name in adapted})
+    for field, patterns in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+        for key in patterns:
+            if not any(matching_key([key], name) for name in adapted):
+                message = f"{key!r} matches no module with LoRA; their names end in {', '.join(last_names)}."
+                problems.append(Problem(f"method.{field}", message, nearest(key, last_names)))
+    if config.layers_to_transform is not None:
+        there = {layer_index(name, config) for name in adapted} - {-1}
+        for index in sorted(_layers(config) - there, key=str):
+            message = f"{index} is no layer with a module that target_modules selects."
+            problems.append(Problem("method.layers_to_transform", message, "count from 0, and check layers_pattern"))
+    names = [name for name, _ in model.named_modules() if name]
+    excluded = config.exclude_modules
+    for pattern in [excluded] if isinstance(excluded, str) else excluded or []:
+        regex = pattern if isinstance(excluded, str) else rf"(.*\.)?{re.escape(pattern)}"
+        if not any(re.fullmatch(regex, name) for name in names):
+            problems.append(Problem("method.exclude_modules", f"{pattern!r} matches no module.", "check its name"))
+    for end in config.modules_to_save or []:
+        if not any(name.endswith(end) for name in names):
+            problems.append(Problem("method.modules_to_save", f"no module's name ends in {end!r}.", "check its name"))
+    return problems
+
+
+def no_bias(model: PreTrainedModel, config: LoraConfig) -> Problem:
+    """What is wrong with `bias` where there is none to train."""
+    where = type(model).__name__ if config.bias == "all" else "the adapted layers"
+    return Problem("method.bias", f"{config.bias!r} trains biases, but {where} have none.", "set it to none")
+
+
+def _layers(config: LoraConfig) -> set[int | None]:
+    wanted = config.layers_to_transform
+    return set(wanted) if isinstance(wanted, list) else {wanted}
+
+
+def _is_excluded(name: str, config: LoraConfig) -> bool:
+    excluded = config.exclude_modules
+    if isinstance(excluded, str):
+        if re.fullmatch(excluded, name):
+            return True
+    elif any(name == end or name.endswith(f".{end}") for end in excluded or []):
+        return True
+    return any(re.match(rf"(^|.*\.){part}($|\..*)", name) for part in config.modules_to_save or [])
+
+
+def _is_inside(name: str, other: str) -> bool:
+    return name.startswith(f"{other}.")

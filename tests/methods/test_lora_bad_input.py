@@ -1,0 +1,73 @@
+"""LoRA's settings that cannot be, or that would do nothing: each is an error that names the field and the reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.methods.lora_cases import attached
+
+from lamina.config import load_config
+from lamina.errors import ConfigError
+from lamina.methods.lora import METHOD
+
+COMBINATIONS: list[tuple[dict[str, Any], str]] = [
+    ({"init_lora_weights": "pisa"}, r"init_lora_weights: 'pisa' is not one of true, false, gaussian"),
+    ({"init_lora_weights": "eva", "eva_config": {"rho": 0.5}}, r"eva_config.rho: got 0.5; .* greater than or equal"),
+    ({"init_lora_weights": "eva", "eva_config": {"roh": 2}}, "unknown key; .* Did you mean 'rho'"),
+    ({"eva_config": {"rho": 2}}, "eva_config does nothing without init_lora_weights: eva"),
+    ({"init_lora_weights": "pissa", "lora_fa": True}, "lora_fa freezes A, but init_lora_weights: pissa"),
+    ({"init_lora_weights": "orthogonal", "r": 5}, "orthogonal gives half of the rank to each factor, so 5 is no rank"),
+    ({"init_lora_weights": "orthogonal", "rank_pattern": {"q_proj": 3}}, "so 3 is no rank"),
+    ({"target_modules": ".*q_proj", "layers_to_transform": [0]}, "does nothing beside a regular expression"),
+    ({"layers_pattern": "layers"}, "layers_pattern does nothing without layers_to_transform"),
+    ({"rank_pattern": {"(": 3}}, r"rank_pattern: '\(' is not a regular expression"),
+    ({"rank_pattern": {"q_proj": 0}}, "rank_pattern.q_proj: got 0"),
+    ({"exclude_modules": "*"}, r"exclude_modules: '\*' is not a regular expression"),
+    ({"bias": "some"}, "bias: 'some' is not one of 'none', 'all' or 'lora_only'"),
+]
+
+
+@pytest.mark.parametrize(("method", "reason"), COMBINATIONS)
+def test_impossible_settings(method: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        load_config({"data": {"train": "x.jsonl"}, "method": {"type": "lora", **method}})
+
+
+# What cannot be put on a model at all.
+UNFIT: list[tuple[dict[str, Any], str]] = [
+    ({"exclude_modules": ".*"}, "of the 14 modules .* leave none"),
+    ({"modules_to_save": ["layers"]}, "of the 14 modules .* leave none"),
+    ({"modules_to_save": ["yers.0"]}, "selects model.layers.0, which holds model.layers.0.self_attn.q_proj"),
+    ({"modules_to_save": ["proj"]}, "selects model.layers.0.self_attn.q_proj, which gets LoRA"),
+    ({"modules_to_save": ["mlp", "act_fn"]}, "holds model.layers.0.mlp.act_fn"),
+    ({"modules_to_save": ["act_fn"]}, "act_fn, which has no weights"),
+    ({"init_lora_weights": "pissa", "r": 17}, r"17 is larger than the smaller side of .*k_proj \(16\)"),
+]
+
+
+@pytest.mark.parametrize(("method", "reason"), UNFIT)
+def test_settings_that_do_not_fit_the_model(method: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        attached("llama", **method)
+
+
+# What would do nothing in training; an adapter of peft's that has it can be loaded all the same.
+USELESS: list[tuple[dict[str, Any], str]] = [
+    ({"rank_pattern": {"q_prj": 3}}, r"method.rank_pattern: 'q_prj' matches no module .* Did you mean 'q_proj'"),
+    ({"alpha_pattern": {"lm_head": 3}}, "method.alpha_pattern: 'lm_head' matches no module with LoRA"),
+    ({"layers_to_transform": [0, 2]}, "method.layers_to_transform: 2 is no layer"),
+    ({"layers_to_transform": [0], "layers_pattern": "h"}, "leave none"),
+    ({"exclude_modules": ["q_prj"]}, "method.exclude_modules: 'q_prj' matches no module"),
+    ({"exclude_modules": ".*z_proj"}, "method.exclude_modules: '.*z_proj' matches no module"),
+    ({"modules_to_save": ["score"]}, "method.modules_to_save: no module's name ends in 'score'"),
+    ({"bias": "all"}, "method.bias: 'all' trains biases, but LlamaForCausalLM have none"),
+    ({"bias": "lora_only"}, "method.bias: 'lora_only' trains biases, but the adapted layers have none"),
+    ({"rank_pattern": {"k_proj": 17}}, r"method.r: 17 is larger than .*k_proj \(16\)"),
+]
+
+
+@pytest.mark.parametrize(("method", "reason"), USELESS)
+def test_settings_that_would_do_nothing(method: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        METHOD.prepare(attached("llama", **method), [])
