@@ -27,14 +27,14 @@ class Detour:
     """A low-rank detour beside a frozen linear: s (drop(x) A^T) B^T.
 
     Attributes:
-        A: (r, in), float32.
-        B: (out, r), float32.
+        A: (r, in), float32; a trained tensor, or made of trained ones.
+        B: (out, r), float32; alike.
         scaling: s.
         dropout: Probability of dropping an element of the detour's input, now; 0 at evaluation.
     """
 
-    A: nn.Parameter
-    B: nn.Parameter
+    A: torch.Tensor
+    B: torch.Tensor
     scaling: float
     dropout: float
 

@@ -208,7 +208,7 @@ class Paths:
 
 
 def _worst_of_layer(name: str, layer: AdapterLinear, x: torch.Tensor, generator: torch.Generator) -> Measure:
-    """One layer against `x (W + delta W)^T + b` in plain float32 arithmetic and torch's own backward."""
+    """One layer against `x (W + delta W)^T + b + delta b` in plain float32 arithmetic and torch's own backward."""
     tensors = layer.adapter_tensors()
     x = x.requires_grad_()
     y = layer.forward(x)
@@ -217,6 +217,9 @@ def _worst_of_layer(name: str, layer: AdapterLinear, x: torch.Tensor, generator:
 
     exact_x = x.detach().float().requires_grad_()
     bias = None if layer.bias is None else layer.bias.float()
+    delta_bias = layer.delta_bias()
+    if delta_bias is not None:
+        bias = delta_bias if bias is None else bias + delta_bias
     exact_y = F.linear(exact_x, layer.frozen.weight(torch.float32) + layer.delta_weight(), bias)
     exact = [exact_y, *torch.autograd.grad(exact_y, [exact_x, *tensors.values()], grad.float())]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from lamina.config.section import Section
@@ -21,6 +22,9 @@ class MethodConfig(Section):
 
     learning_rate: ClassVar[float] = 2e-4
     """What `train.learning_rate` is unless it is given (docs/benchmarks.md has the sweep)."""
+
+    absent: ClassVar[Mapping[str, str]] = {}
+    """Fields of other methods that one may look for here, and what to do instead."""
 
     type: str
     """The method's name, which is the name of its file."""
