@@ -68,7 +68,7 @@ class IA3Linear(AdapterLinear):
         """x: (..., in_features) -> (..., out_features)."""
         if not self.enabled:
             return self.frozen.matmul(x)
-        # In float32, and then rounded: near 1, bfloat16 cannot hold the steps of a usual learning rate.
+        # The scale stays float32, and the product is rounded: bfloat16 has no number between 1 and 1.0078.
         if self.is_feedforward:
             return self.frozen.matmul((x * self.ia3_l[0]).to(x.dtype))
         return (self.frozen.matmul(x) * self.ia3_l[:, 0]).to(x.dtype)

@@ -3,9 +3,9 @@
 Hyeon-Woo et al. 2021, "FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning",
 arXiv:2108.06098, under the name and with the format of LyCORIS (Yeh et al. 2023, arXiv:2309.14859). s = alpha / r.
 
-An elementwise product of two matrices of rank r is a matrix of rank r^2, whose factors are known: row (p, q) of the right
-one is W1b[p] * W2b[q], column (p, q) of the left one W1a[:, p] * W2a[:, q]. Where that costs less than a product with
-the whole matrix does, the layer is a low-rank detour; else the matrix is made, one layer at a time.
+An elementwise product of two matrices of rank r is a matrix of rank r^2, whose factors are known: row (p, q) of the
+right one is W1b[p] * W2b[q], column (p, q) of the left one W1a[:, p] * W2a[:, q]. Where that costs less than a product
+with the whole matrix does, the layer is a low-rank detour; else the matrix is made, one layer at a time.
 """
 
 from __future__ import annotations

@@ -121,6 +121,7 @@ class _DeltaLinear(torch.autograd.Function):
         x, *factors = ctx.saved_tensors
         x_TI = x.reshape(-1, x.shape[-1])
         g_TO = grads[0].reshape(-1, grads[0].shape[-1])
-        grad_x = ctx.frozen.matmul_t(g_TO) if ctx.needs_input_grad[0] else None  # nothing flows below the lowest adapter
+        # Nothing flows below the lowest adapter.
+        grad_x = ctx.frozen.matmul_t(g_TO) if ctx.needs_input_grad[0] else None
         factor_grads = ctx.delta.backward(g_TO, x_TI, grad_x, *factors)
         return None if grad_x is None else grad_x.view(x.shape), None, None, *factor_grads

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -88,6 +88,11 @@ class AdaLoraConfig(MethodConfig):
         if wrong:
             raise ValueError(". ".join(wrong))
         return self
+
+    def shortened(self, steps: int) -> Self:
+        if self.tinit + self.tfinal < steps and self.total_step in (None, steps):
+            return self
+        return self.model_copy(update={"tinit": 0, "tfinal": 0, "total_step": None})
 
     @property
     def scaling(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from lamina.config.section import Section
 
@@ -28,3 +28,7 @@ class MethodConfig(Section):
 
     type: str
     """The method's name, which is the name of its file."""
+
+    def shortened(self, steps: int) -> Self:
+        """The same for a run of so few steps, where the method has a schedule of its own."""
+        return self

@@ -17,7 +17,9 @@ class IA3Config(MethodConfig):
         "Liu et al. 2022, Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning, "
         "arXiv:2205.05638"
     )
-    summary: ClassVar[str] = "one trained scale for each key, value and inner feed-forward feature; folds into the weights"
+    summary: ClassVar[str] = (
+        "a trained scale for each key, value and inner feed-forward feature; folds into the weights"
+    )
     learning_rate: ClassVar[float] = 3e-3
     absent: ClassVar[Mapping[str, str]] = {"r": "IA3 has no rank: it trains one number a feature"}
 
