@@ -44,7 +44,7 @@ def test_every_field_has_a_description(section: type[BaseModel]) -> None:
     assert section.model_fields
     for name, field in section.model_fields.items():
         assert (field.description or "").strip(), f"{section.__name__}.{name}"
-        assert name.islower()
+        assert name.islower() or name == "deltaT"  # as peft has it
 
 
 @pytest.mark.parametrize("section", SECTIONS)

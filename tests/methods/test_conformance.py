@@ -39,7 +39,7 @@ IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7, 7, 60, 21]])
 SMALL = {"r": 4}
 
 # How far the loss on a tiny batch falls, where a method has too few parameters to learn it by heart.
-LEARNS_TO: dict[str, float] = {}
+LEARNS_TO: dict[str, float] = {"ia3": 0.5}
 
 
 @pytest.fixture(params=sorted(METHOD_CONFIGS))
@@ -140,6 +140,8 @@ def test_save_and_load_are_exact(shape: str, config: MethodConfig, tmp_path: Pat
 def test_peft_loads_it_with_the_same_logits(shape: str, config: MethodConfig, tmp_path: Path) -> None:
     if not find_method(config.type).in_peft:
         pytest.skip("peft has no such method")
+    if shape == "gpt2" and not find_method(config.type).peft_takes_conv1d:
+        pytest.skip("peft has the method for nn.Linear alone")
     base = on_disk(shape, tmp_path / "base")
     injection = attached(shape, config)
     save(injection, base, tmp_path / "adapter")
@@ -251,7 +253,7 @@ def test_damaged_adapters_are_refused(config: MethodConfig, tmp_path: Path) -> N
     with pytest.raises(AdapterError, match="1 fit no module"):
         check_tensors(adapter, injection)
     del adapter.tensors[name + ".typo"]
-    adapter.tensors[name] = removed[:1]
+    adapter.tensors[name] = removed.flatten()[:1]
     with pytest.raises(AdapterError, match="has the shape"):
         check_tensors(adapter, injection)
 

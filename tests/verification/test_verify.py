@@ -61,6 +61,14 @@ def test_green(family: str, dtype: str, tmp_path: Path) -> None:
             assert check.tolerance < (0.5 if check.name == "merged = adapter" else 5e-6 if dtype == "float32" else 0.05)
 
 
+@pytest.mark.parametrize(
+    ("family", "method"), [("llama", {"type": "adalora", "tinit": 1000, "lora_dropout": 0.1}), ("phi", {"type": "ia3"})]
+)
+def test_green_with_a_schedule_and_with_scaled_biases(family: str, method: dict[str, object], tmp_path: Path) -> None:
+    result = lamina.verify(tiny_config(tmp_path, family, method=method))
+    assert result.passed, result.checks
+
+
 @pytest.mark.real
 def test_green_on_the_real_model(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"

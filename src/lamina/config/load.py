@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from lamina.config.methods import METHOD_CONFIGS, MethodConfig
 from lamina.config.root import Config
 from lamina.errors import ConfigError, Problem, nearest
 
@@ -134,8 +135,10 @@ def _problem(detail: ErrorDetails) -> Problem:
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     match kind:
         case "extra_forbidden":
-            allowed = _field_names(location[:-1])
-            hint = nearest(location[-1], allowed)
+            section = _section_at(location[:-1])
+            allowed = sorted(section.model_fields) if section is not None else []
+            absent = section.absent if section is not None and issubclass(section, MethodConfig) else {}
+            hint = absent.get(location[-1]) or nearest(location[-1], allowed)
             return Problem(field, f"unknown key; allowed here: {', '.join(allowed)}.", hint)
         case "missing":
             return Problem(field, "is required but not given.", f"add it, such as `{_example(location)}`")
@@ -180,18 +183,16 @@ def _is_union_tag(part: object) -> bool:
     )
 
 
-def _field_names(location: list[str]) -> list[str]:
+def _section_at(location: list[str]) -> type[BaseModel] | None:
     model: type[BaseModel] | None = Config
     for part in location:
         model = _section_of(model, part) if model is not None else None
-    return sorted(model.model_fields) if model is not None else []
+    return model
 
 
 def _section_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:
     field = model.model_fields.get(name)
     if field is None:
-        from lamina.config.methods import METHOD_CONFIGS
-
         return METHOD_CONFIGS.get(name)  # below a discriminated union, pydantic names the member
     candidates = [field.annotation, *get_args(field.annotation)]
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)

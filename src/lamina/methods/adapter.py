@@ -72,7 +72,7 @@ def save_adapter(path: Path, injection: Injection, base: Base, lock: Lock, probe
     method = find_method(injection.config.type)
     saved = method.saved(injection)
     digest = adapter_digest(saved.config, saved.tensors)
-    targets = short_targets(injection.model, list(injection.layers))
+    targets = short_targets(injection.model, [name for name in injection.layers if name])
     # peft loads the base by this name: a hub id as it is, anything else as the folder that holds the base.
     is_hub_id = base.source.ref.count("/") == 1 and not Path(base.source.ref).exists()
     base_ref = base.source.ref if is_hub_id else str(base.source.folder.resolve())

@@ -213,11 +213,13 @@ class Method(ABC):
 
     Attributes:
         in_peft: Whether HF peft knows the method, so that it can load what is saved.
+        peft_takes_conv1d: Whether HF peft has it for GPT-2's `Conv1D` too, which holds its weight transposed.
         starts_as_base: Whether a fresh adapter leaves the model's output as it is.
         draws: Whether a fresh adapter depends on the seed.
     """
 
     in_peft: ClassVar[bool] = True
+    peft_takes_conv1d: ClassVar[bool] = True
     starts_as_base: ClassVar[bool] = True
     draws: ClassVar[bool] = True
 

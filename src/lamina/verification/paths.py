@@ -208,7 +208,7 @@ class Paths:
 
 
 def _worst_of_layer(name: str, layer: AdapterLinear, x: torch.Tensor, generator: torch.Generator) -> Measure:
-    """One layer against `x (W + delta W)^T + b` in plain float32 arithmetic and torch's own backward."""
+    """One layer against `x (W + delta W)^T + b + delta b` in plain float32 arithmetic and torch's own backward."""
     tensors = layer.adapter_tensors()
     x = x.requires_grad_()
     y = layer.forward(x)

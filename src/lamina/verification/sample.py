@@ -54,8 +54,9 @@ def quickstart_config(folder: Path, overrides: Iterable[str]) -> Config:
 def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
     """The configuration of a short run on a few documents, which are written to `folder`.
 
-    Model, method, dtype, seed, optimizer and the handling of data stay as they are. Micro-batches are made small, so
-    that the run has several different ones and steps accumulate; packing fills them up to the longest document.
+    Model, method (but for a schedule of its own), dtype, seed, optimizer and the handling of data stay as they are.
+    Micro-batches are made small, so that the run has several different ones and steps accumulate; packing fills them up
+    to the longest document.
 
     Raises:
         LaminaError: The model or the data cannot be used.
@@ -72,6 +73,7 @@ def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
     files.write_text(sample, "\n".join(lines) + "\n")
 
     values: dict[str, Any] = config.model_dump(mode="json")
+    values["method"] = config.method.shortened(STEPS).model_dump(mode="json")
     values["data"] |= {
         "train": str(sample),
         "eval": None,
