@@ -56,7 +56,7 @@ class VirtualTokens(AdapterModule):
 
     def hook_into(self, model: PreTrainedModel) -> None:
         """Takes part in the model's forward from now on."""
-        model.add_module("virtual_tokens", self)
+        model.add_module("virtual_tokens", self.train(model.training))
         decoder = find_decoder(model)
         decoder.register_forward_pre_hook(self._before, with_kwargs=True)
         decoder.register_forward_hook(self._after)
@@ -202,8 +202,8 @@ def _check_plain(call: dict[str, Any]) -> None:
     mask = call.get("attention_mask")
     if mask is not None and not (isinstance(mask, torch.Tensor) and mask.ndim == 2):
         raise ModelError(
-            "virtual tokens need an attention mask of shape (batch, tokens), which they can make longer; a static cache, "
-            "or the caller, made a finished one. Fix: use the default (dynamic) cache, and such a mask."
+            "virtual tokens need an attention mask of shape (batch, tokens), which they can make longer; a static "
+            "cache, or the caller, made a finished one. Fix: use the default (dynamic) cache, and such a mask."
         )
     if call.get("token_type_ids") is not None:
         raise ModelError("virtual tokens have no token types. Fix: leave token_type_ids out.")
