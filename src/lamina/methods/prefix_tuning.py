@@ -20,7 +20,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.cache_utils import DynamicLayer
+from transformers.utils.generic import ModelOutput
 
 from lamina.config.methods.prefix_tuning import PrefixTuningConfig
 from lamina.errors import ConfigError, ModelError, Problem
@@ -122,10 +123,12 @@ class Prefix(VirtualTokens):
             rows = rows_1JND.to(own_BJTD.dtype).expand(own_BJTD.shape[0], -1, -1, -1)
             return torch.cat([rows, own_BJTD], 2).take_along_dim(source, 2)
 
-        def update(key: torch.Tensor, value: torch.Tensor, layer: int, *args: Any, **kwargs: Any) -> Any:
-            filled.add(layer)
-            keys, values = prefix[layer]
-            return own(placed(keys, key), placed(values, value), layer, *args, **kwargs)
+        def update(
+            key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            filled.add(layer_idx)
+            keys, values = prefix[layer_idx]
+            return own(placed(keys, key_states), placed(values, value_states), layer_idx, *args, **kwargs)
 
         def finish(output: ModelOutput) -> ModelOutput:
             del cache.update
@@ -191,11 +194,10 @@ def find_cache_shape(model: PreTrainedModel) -> CacheShape:
     ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     cache = decoder(input_ids=ids, use_cache=True).get("past_key_values")
     layers = cache.layers if isinstance(cache, DynamicCache) else []
-    keys = [layer.keys for layer in layers]
-    values = [layer.values for layer in layers]
-    shapes = {tensor.shape if isinstance(tensor, torch.Tensor) else None for tensor in keys + values}
-    shape = shapes.pop() if len(shapes) == 1 else None
-    if shape is None or len(shape) != 4:
+    kept = [(layer.keys, layer.values) for layer in layers if isinstance(layer, DynamicLayer)]
+    shapes = {None if tensor is None else tensor.shape for both in kept for tensor in both}
+    shape = shapes.pop() if len(shapes) == 1 and len(kept) == len(layers) else None
+    if shape is None:
         raise ConfigError(
             Problem(
                 "method.type",
@@ -204,4 +206,4 @@ def find_cache_shape(model: PreTrainedModel) -> CacheShape:
                 "use prompt_tuning, or a method that adapts layers, such as lora",
             )
         )
-    return CacheShape(len(keys), shape[1], shape[3])
+    return CacheShape(len(layers), shape[1], shape[3])

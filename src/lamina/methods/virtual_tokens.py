@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from lamina.errors import AdapterError, ConfigError, ModelError, Problem
 from lamina.methods.base import AdapterModule
