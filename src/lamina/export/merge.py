@@ -14,7 +14,7 @@ from lamina import files
 from lamina.config import METHOD_CONFIGS
 from lamina.errors import AdapterError
 from lamina.methods.adapter import read_adapter
-from lamina.methods.base import Injection
+from lamina.methods.base import AdapterModule, Injection
 from lamina.methods.load import Loaded, adapter_folder, load
 from lamina.methods.probes import Certificate, record_probes, replay_probes
 from lamina.models.machine import dtype_name
@@ -115,16 +115,26 @@ def fold_in(injection: Injection) -> int:
             f"{title} cannot be folded into the base's weights: no weight can hold what it adds. "
             "Fix: use the adapter as it is."
         )
-    model, head = injection.model, injection.model.get_output_embeddings()
+    model = injection.model
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    adapted = [layer for layer in injection.layers.values() if layer in (embedding, head)]
+    together = len(adapted) == 2 and _trains_the_same(*adapted)
     for name, layer in injection.layers.items():
         layer.fold_in(model, name)
-        if layer is head:
-            _untie(model)
+    if together:
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight  # as equal as before, and one again
+    elif adapted:
+        _untie(model)
     return len(injection.layers)
 
 
+def _trains_the_same(first: AdapterModule, second: AdapterModule) -> bool:
+    tensors, others = (list(map(id, layer.adapter_tensors().values())) for layer in (first, second))
+    return tensors == others
+
+
 def _untie(model: PreTrainedModel) -> None:
-    """The head now has a weight of its own; saving must not take the embedding's for it."""
+    """Embedding and head now have weights of their own; saving must not take the one for the other."""
     model.config.get_text_config().tie_word_embeddings = False
     model.config.tie_word_embeddings = False
     model._tied_weights_keys = None  # pyright: ignore[reportAttributeAccessIssue]
