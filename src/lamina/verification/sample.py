@@ -56,7 +56,8 @@ def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
     """The configuration of a short run on a few documents, which are written to `folder`.
 
     Model, method, dtype, seed, optimizer and the handling of data stay as they are. Micro-batches are made small, so
-    that the run has several different ones and steps accumulate where the optimizer allows it; packing fills them up to the longest document.
+    that the run has several different ones and steps accumulate (where the optimizer allows it); packing fills them up
+    to the longest document.
 
     Raises:
         LaminaError: The model or the data cannot be used.
