@@ -14,7 +14,7 @@ from lamina import files
 from lamina.config import METHOD_CONFIGS
 from lamina.errors import AdapterError
 from lamina.methods.adapter import read_adapter
-from lamina.methods.base import AdapterModule, Injection
+from lamina.methods.base import Injection
 from lamina.methods.load import Loaded, adapter_folder, load
 from lamina.methods.probes import Certificate, record_probes, replay_probes
 from lamina.models.machine import dtype_name
@@ -116,25 +116,24 @@ def fold_in(injection: Injection) -> int:
             "Fix: use the adapter as it is."
         )
     model = injection.model
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    adapted = [layer for layer in injection.layers.values() if layer in (embedding, head)]
-    together = len(adapted) == 2 and _trains_the_same(*adapted)
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    adapted = [layer for layer in injection.layers.values() if layer in ends]
+    trained = [{id(tensor) for tensor in layer.adapter_tensors().values()} for layer in adapted]
     for name, layer in injection.layers.items():
         layer.fold_in(model, name)
-    if together:
-        model.get_output_embeddings().weight = model.get_input_embeddings().weight  # as equal as before, and one again
-    elif adapted:
-        _untie(model)
+    if adapted:
+        _settle_tie(model, len(adapted) == 2 and not trained[0].isdisjoint(trained[1]))
     return len(injection.layers)
 
 
-def _trains_the_same(first: AdapterModule, second: AdapterModule) -> bool:
-    tensors, others = (list(map(id, layer.adapter_tensors().values())) for layer in (first, second))
-    return tensors == others
-
-
-def _untie(model: PreTrainedModel) -> None:
-    """Embedding and head now have weights of their own; saving must not take the one for the other."""
+def _settle_tie(model: PreTrainedModel, trained_as_one: bool) -> None:
+    """Embedding and head may now have a weight each; saving must not take the one for the other."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or embedding.weight is head.weight:
+        return
+    if trained_as_one:
+        model.tie_weights()  # of the same values, and as one they stay
+        return
     model.config.get_text_config().tie_word_embeddings = False
     model.config.tie_word_embeddings = False
     model._tied_weights_keys = None  # pyright: ignore[reportAttributeAccessIssue]

@@ -137,11 +137,10 @@ class BnbMoments(Moments):
         for name in ("state1", "state2"):
             if name not in state:
                 state[name] = torch.zeros_like(target, dtype=dtype, memory_format=torch.contiguous_format)
-            # A resumed run gets its state back in the device's memory.
-            if paged and not hasattr(state[name], "is_paged"):
+            # A page is seen by torch as memory of the CPU. A resumed run gets its state back on the device.
+            if paged and state[name].is_cuda:
                 page = self._functional.get_paged(*target.shape, dtype=dtype, device=target.device)
                 state[name] = page.copy_(state[name])
-                page.is_paged, page.page_deviceid = True, target.device.index
             if paged:
                 self._functional.prefetch_tensor(state[name])
         if self._bits == 8 and "absmax1" not in state:
