@@ -50,8 +50,15 @@ def config(request: pytest.FixtureRequest) -> MethodConfig:
 
 
 @pytest.fixture(params=SHAPES)
-def shape(request: pytest.FixtureRequest) -> str:
+def shape(request: pytest.FixtureRequest, config: MethodConfig) -> str:
+    if find_method(config.type).needs_biases and request.param != "gpt2":
+        pytest.skip("the model has no biases")
     return request.param
+
+
+def home(config: MethodConfig) -> str:
+    """The shape for what is tested on one alone."""
+    return "gpt2" if find_method(config.type).needs_biases else "llama"
 
 
 def attached(shape: str, config: MethodConfig, dtype: str = "float32", disturb: bool = True) -> Injection:
@@ -203,7 +210,7 @@ def test_gradients_reach_the_adapter_alone(shape: str, config: MethodConfig) -> 
 
 
 def test_a_cut_run_gives_the_same_adapter_and_it_proves_itself(config: MethodConfig, tmp_path: Path) -> None:
-    base = on_disk("llama", tmp_path / "base")
+    base = on_disk(home(config), tmp_path / "base")
     rows = [{"prompt": f"say {word}", "completion": word * 3} for word in ("a", "bc", "d", "ef", "g", "hi")]
     (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
 
@@ -233,8 +240,8 @@ def test_a_cut_run_gives_the_same_adapter_and_it_proves_itself(config: MethodCon
 
 
 def test_damaged_adapters_are_refused(config: MethodConfig, tmp_path: Path) -> None:
-    base = on_disk("llama", tmp_path / "base")
-    injection = attached("llama", config)
+    base = on_disk(home(config), tmp_path / "base")
+    injection = attached(home(config), config)
     path = tmp_path / "adapter"
     save(injection, base, path)
 
