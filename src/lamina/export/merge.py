@@ -117,8 +117,9 @@ def fold_in(injection: Injection) -> int:
         )
     model, head = injection.model, injection.model.get_output_embeddings()
     for name, layer in injection.layers.items():
+        on_head = head is not None and model.get_submodule(name) is head
         layer.fold_in(model, name)
-        if layer is head:
+        if on_head:
             _untie(model)
     return len(injection.layers)
 

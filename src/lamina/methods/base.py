@@ -215,11 +215,13 @@ class Method(ABC):
         in_peft: Whether HF peft knows the method, so that it can load what is saved.
         starts_as_base: Whether a fresh adapter leaves the model's output as it is.
         draws: Whether a fresh adapter depends on the seed.
+        fallback: Whether it reads the peft configurations that no other method reads, and so is asked last.
     """
 
     in_peft: ClassVar[bool] = True
     starts_as_base: ClassVar[bool] = True
     draws: ClassVar[bool] = True
+    fallback: ClassVar[bool] = False
 
     @abstractmethod
     def attach(self, model: PreTrainedModel, config: Any, seed: int) -> Injection:

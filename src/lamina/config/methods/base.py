@@ -24,3 +24,8 @@ class MethodConfig(Section):
 
     type: str
     """The method's name, which is the name of its file."""
+
+    @classmethod
+    def takes(cls, field: str) -> bool:
+        """Whether the section may have a field of that name."""
+        return field in cls.model_fields
