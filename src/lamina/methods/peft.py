@@ -5,8 +5,8 @@ https://github.com/huggingface/peft. The equation is that of the method which `p
 it, and peft's own code merges it. What this file adds is the contract of `base.py`: small modules that stand for peft's
 layers, the check of every field, and the reasons why some of peft's methods cannot be had this way.
 
-peft's layers hold float32 masters beside a bfloat16 base and compute in float32, where lamina's own methods round to the
-base's dtype.
+peft's layers hold float32 masters beside a bfloat16 base and compute in float32, where lamina's own methods round to
+the base's dtype.
 """
 
 from __future__ import annotations
@@ -132,22 +132,21 @@ class Peft(Method):
                 warnings.filterwarnings("error", category=RuntimeWarning, module=r"peft\.")
                 torch.manual_seed(seed)
                 wrapped = PeftModel(model, given, ADAPTER_NAME)
-        except ImportError as error:
-            raise ConfigError(Problem("method.peft_type", f"peft needs another package for it: {error}")) from error
         except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError, RuntimeWarning) as error:
             raise ConfigError(Problem("method", f"peft refuses these settings: {error}")) from error
         del model.peft_config
         model.train(model.training)  # new modules begin in training mode, whatever the model is in
-        layers = _stand_ins(wrapped)
+        layers = _stand_ins(wrapped, config)
         injection = Injection(model, config, layers)
-        _check_base(model, before, layers)
+        _check_base(model, before)
         _check_tensors(injection, config, wrapped)
         return injection
 
     def peft_config(self, config: PeftConfig, target_modules: list[str], base_ref: str) -> dict[str, Any]:
         content = {key: plain(value) for key, value in build_peft_config(config).to_dict().items()}
-        # Which modules peft takes by default depends on its version.
-        if "target_modules" in content and content["target_modules"] is None:
+        # Which modules peft takes by default depends on its version; for trained tokens it is always the embedding, and
+        # the tied head, which peft must find by itself.
+        if config.peft_type != "TRAINABLE_TOKENS" and content.get("target_modules", "") is None:
             content["target_modules"] = [name for name in target_modules if name]
         return content | {"task_type": "CAUSAL_LM", "base_model_name_or_path": base_ref, "inference_mode": True}
 
@@ -183,7 +182,7 @@ class Peft(Method):
 METHOD = Peft()
 
 
-def _stand_ins(wrapped: Any) -> dict[str, AdapterModule]:
+def _stand_ins(wrapped: Any, config: PeftConfig) -> dict[str, AdapterModule]:
     """Modules that stand for peft's layers, by the names of the modules in their places, in the model's order."""
     from peft import get_peft_model_state_dict
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -212,19 +211,26 @@ def _stand_ins(wrapped: Any) -> dict[str, AdapterModule]:
             if tensors:
                 layers[name] = PeftShared(trained, fixed)  # pyright: ignore[reportArgumentType]
             continue
-        merges = (
-            isinstance(places[name], AuxiliaryTrainingWrapper) or type(places[name]).merge is not BaseTunerLayer.merge
-        )
-        stand_in = PeftLayer if merges else PeftLayerApart
+        stand_in = PeftLayer if _merges(places[name], config) else PeftLayerApart
         layers[name] = stand_in(places[name], trained, fixed)  # pyright: ignore[reportArgumentType]
     return layers
+
+
+def _merges(layer: Any, config: PeftConfig) -> bool:
+    """Whether peft can fold a layer in, which it does not say before it tries."""
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    if isinstance(layer, AuxiliaryTrainingWrapper):
+        return True
+    adds_bias = config.peft_type == "BEFT" or bool(config.fields.get("lora_bias"))
+    return config.peft_type != "LILY" and not (adds_bias and layer.get_base_layer().bias is None)
 
 
 def _is_trained(tensor: torch.Tensor) -> bool:
     return isinstance(tensor, nn.Parameter) and tensor.requires_grad
 
 
-def _check_base(model: PreTrainedModel, before: Mapping[str, tuple[int, int]], layers: Mapping[str, Any]) -> None:
+def _check_base(model: PreTrainedModel, before: Mapping[str, tuple[int, int]]) -> None:
     """Some ways of initialising an adapter move a part of the base's weights into it."""
     now = {id(parameter): parameter.data_ptr() for parameter in model.parameters()}
     changed = [name for name, (key, pointer) in before.items() if now.get(key) != pointer]

@@ -6,10 +6,13 @@ The one place where peft itself is imported, apart from the modules that handle 
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Callable, Mapping
 from enum import Enum
 from types import ModuleType
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from lamina.config import METHOD_CONFIGS
 from lamina.config.methods.peft import PeftConfig
@@ -25,7 +28,7 @@ SET_BY_LAMINA = frozenset(
 # peft's name -> why its method cannot run in this loop, where lamina has none of the same name.
 _REFUSED = {
     "ADALORA": "its budget, its penalty and its pruned ranks live in peft's model and not in its layers",
-    "ADAPTION_PROMPT": "it replaces whole attention modules by code that knows neither packed documents nor bfloat16 bases",
+    "ADAPTION_PROMPT": "it replaces whole attention modules, by code that does not know packed documents",
     "CARTRIDGE": "its prefix is distilled from a text corpus by a training loop of its own",
     "CPT": "its loss weighs tokens by a mask that comes with each example",
     "MULTITASK_PROMPT_TUNING": "it asks for a task number with each example",
@@ -93,19 +96,13 @@ def build_peft_config(config: PeftConfig) -> Any:
     reason = refusal(peft_type, given)
     if reason is not None:
         raise ConfigError(Problem(FIELD, f"{peft_type} cannot be trained here: {reason}.", _instead(peft_type)))
-    problems = []
-    for key in sorted(given):
-        if key in SET_BY_LAMINA:
-            problems.append(Problem(f"method.{key}", f"{given[key]!r} is not for you to choose.", "remove it"))
-        elif key not in known:
-            allowed = sorted(known.keys() - SET_BY_LAMINA)
-            hint = nearest(key, allowed)
-            message = f"unknown key; {peft_type} has in peft: {', '.join(allowed)}."
-            problems.append(Problem(f"method.{key}", message, hint))
+    problems = [problem for key in sorted(given) if (problem := _check(peft_type, key, given[key], known)) is not None]
     if problems:
         raise ConfigError(problems)
     try:
         return _config_class(peft_type)(**given, task_type="CAUSAL_LM")
+    except ImportError as error:
+        raise ConfigError(Problem(FIELD, f"peft needs another package for {peft_type}: {error}")) from error
     except (ValueError, TypeError, AttributeError) as error:
         raise ConfigError(Problem("method", f"peft refuses these settings: {error}")) from error
 
@@ -159,6 +156,22 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return value
+
+
+def _check(peft_type: str, key: str, value: Any, known: Mapping[str, Any]) -> Problem | None:
+    field = f"method.{key}"
+    if key in SET_BY_LAMINA:
+        return Problem(field, f"{value!r} is not for you to choose.", "remove it")
+    if key not in known:
+        allowed = sorted(known.keys() - SET_BY_LAMINA)
+        return Problem(field, f"unknown key; {peft_type} has in peft: {', '.join(allowed)}.", nearest(key, allowed))
+    try:
+        # peft checks no types, and fails far from the cause.
+        TypeAdapter(typing.get_type_hints(_config_class(peft_type))[key]).validate_python(value, strict=True)
+    except ValidationError as error:
+        reasons = dict.fromkeys(detail["msg"].replace("Input should be", "must be") for detail in error.errors())
+        return Problem(field, f"got {value!r}; {', or '.join(reasons)}.")
+    return None
 
 
 def _point_to_own(peft_type: str, given: Mapping[str, Any]) -> None:

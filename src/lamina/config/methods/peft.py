@@ -1,7 +1,7 @@
 """`method: {type: peft, peft_type: ...}`: any method of the installed HF peft, with peft's own fields.
 
-The mathematics is peft's. Its fields are not known here, because knowing them takes an import of torch: they are checked
-against peft's own configuration class when the adapter is attached (`methods/peft.py`).
+The mathematics is peft's. Its fields are not known here, because knowing them takes an import of torch: they are
+checked against peft's own configuration class when the adapter is attached (`methods/peft.py`).
 """
 
 from __future__ import annotations
