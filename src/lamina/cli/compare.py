@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 TASKS = ("exact_match",)
 
+# Of the table where it goes to a file or a pipe, so that no figure is cut.
+_FILE_WIDTH = 180
+
 
 def compare(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file.")],
@@ -135,7 +138,7 @@ def _print(comparison: Comparison, where: Path) -> None:
             for cell, winner in zip(cells, winners, strict=True)
         ]
         table.add_row(*marked, style={"failed": "red", "left out": "dim"}.get(outcome.state))
-    out.print(table)
+    out.print(table, width=None if out.is_terminal else max(out.width, _FILE_WIDTH))
     for outcome in comparison.outcomes:
         for note in outcome.notes:
             notify(f"{outcome.name}: {note}")

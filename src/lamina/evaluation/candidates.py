@@ -127,7 +127,7 @@ def _combined(values: Mapping[str, Any], method: str, own: str, chosen: Mapping[
     missing = [key for key in chosen if key not in has]
     section, lacking = _section(values, method, own)
     label = "".join(f"-{key.rpartition('.')[2]}={_label(value)}" for key, value in has.items() if key in varied)
-    lacking = [f"method.{key}" for key in lacking] + missing
+    lacking = [key for key in (f"method.{key}" for key in lacking) if key not in has] + missing
     notes = [f"{method} takes no {key.removeprefix('method.')}" for key in dict.fromkeys(lacking)]
     changed = merge_overrides({**values, "method": section}, [f"{key}={value}" for key, value in has.items()])
     return _Draft(f"{method}{label}", changed, {"method.type": method, **has}, notes)
@@ -137,7 +137,7 @@ def _named(values: Mapping[str, Any], name: str, own: str, changes: list[str]) -
     pairs = {key: value for key, _, value in (text.partition("=") for text in changes)}
     method = pairs.get("method.type", own)
     section, lacking = _section(values, method, own)
-    notes = [f"{method} takes no {key}" for key in lacking]
+    notes = [f"{method} takes no {key}" for key in lacking if f"method.{key}" not in pairs]
     changed = merge_overrides({**values, "method": section}, changes)
     return _Draft(name, changed, {"method.type": method, **pairs}, notes)
 

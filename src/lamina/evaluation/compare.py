@@ -19,24 +19,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-import lamina
 from lamina import files
 from lamina.config import Config
-from lamina.errors import ConfigError, Interrupted, LaminaError, Problem, TrainingError
+from lamina.errors import ConfigError, Interrupted, LaminaError, Problem
 from lamina.evaluation.candidates import Candidate
 from lamina.evaluation.compare_report import BaseFigures, Comparison, Outcome, write_html
 from lamina.evaluation.measure import Job, Measured, Measuring
+from lamina.evaluation.process import run_python
 from lamina.runs import Run
 from lamina.training.signals import StopRequest, stop_on_signals
 
@@ -76,7 +73,8 @@ def compare(
     if screen:
         _check_screen(candidates)
     with stop_on_signals() as stop:
-        return _Comparer(candidates, Path(out), measuring, notify, stop).run(screen)
+        shares = rung_shares(len(candidates)) if screen else [1.0]
+        return _Comparer(candidates, Path(out), measuring, shares, notify, stop).run()
 
 
 def rung_shares(candidates: int) -> list[float]:
@@ -113,20 +111,26 @@ class _Comparer:
     """One run of `compare` in this process."""
 
     def __init__(
-        self, candidates: Sequence[Candidate], out: Path, measuring: Measuring, notify: Notify, stop: StopRequest
+        self,
+        candidates: Sequence[Candidate],
+        out: Path,
+        measuring: Measuring,
+        shares: list[float],
+        notify: Notify,
+        stop: StopRequest,
     ) -> None:
         self.out = out
         self.measuring = measuring
+        self.shares = shares
         self.notify = notify
         self.stop = stop
         self.candidates = list(candidates)
         self.outcomes = {c.name: Outcome(c.name, c.config.method.type, c.changes, c.notes) for c in candidates}
         self.base = BaseFigures()
 
-    def run(self, screen: bool) -> Comparison:
+    def run(self) -> Comparison:
         alive = self.candidates
-        shares = rung_shares(len(alive)) if screen else [1.0]
-        for number, share in enumerate(shares[:-1], start=1):
+        for number, share in enumerate(self.shares[:-1], start=1):
             alive = self._rung(alive, number, share)
         for place, candidate in enumerate(alive, start=1):
             prefix = f"{place}/{len(alive)}  {candidate.name}"
@@ -189,7 +193,7 @@ class _Comparer:
         files.write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
         self.notify(f"{prefix} ... ({log})")
         began = time.perf_counter()
-        summary = self._process(["-m", "lamina", "train", str(path), "--resume", "--json"], "", log)
+        summary = run_python(["-m", "lamina", "train", str(path), "--resume", "--json"], "", log, self.stop)
         loss = "" if summary["eval_loss"] is None else f"eval loss {summary['eval_loss']:.4f}, "
         peak = summary["peak_memory_bytes"] / _GIB
         self.notify(f"{prefix}: {loss}peak {peak:.2f} GiB ({time.perf_counter() - began:.0f} s)")
@@ -232,87 +236,17 @@ class _Comparer:
                 return Measured.from_json(before["measured"])
         job = Job(str(run.path), base, self.measuring)
         log = self.out / "logs" / f"measure-{stem}.log"
-        found = self._process(["-m", "lamina.evaluation.measure"], json.dumps(job.as_json()), log)
+        found = run_python(["-m", "lamina.evaluation.measure"], json.dumps(job.as_json()), log, self.stop)
         files.write_json(path, {"key": key, "measured": found})
         return Measured.from_json(found)
 
-    def _process(self, arguments: list[str], given: str, log: Path) -> dict[str, Any]:
-        """Runs this interpreter, and gives the JSON object in the last line that it wrote.
-
-        Raises:
-            TrainingError: It failed.
-            Interrupted: A signal came; the process was told, and has ended.
-        """
-        if self.stop.signal is not None:
-            raise _interrupted(self.stop)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a", encoding="utf-8") as errors:
-            # In a session of its own, a key pressed in the terminal reaches it through us, and once.
-            process = subprocess.Popen(
-                [sys.executable, *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env=_environment(),
-                start_new_session=True,
-            )
-            try:
-                written = _wait(process, given, self.stop)
-            except BaseException:
-                process.terminate()
-                process.wait()
-                raise
-        if self.stop.signal is not None and process.returncode:
-            raise _interrupted(self.stop)
-        if process.returncode:
-            raise TrainingError(_what_failed(process.returncode, written, log))
-        return json.loads(written.splitlines()[-1])
-
     def _write(self) -> Comparison:
-        comparison = Comparison(self.base, [self.outcomes[c.name] for c in self.candidates])
+        settings = {"measuring": vars(self.measuring), "shares_of_steps": self.shares}
+        comparison = Comparison(settings, self.base, [self.outcomes[c.name] for c in self.candidates])
         files.write_json(self.out / "compare.json", comparison.as_json())
         write_html(comparison, self.out / "compare.html")
         return comparison
 
 
-def _wait(process: subprocess.Popen[str], given: str, stop: StopRequest) -> str:
-    """What the process writes until it ends; a signal that comes to us is passed on to it, once."""
-    told, text = False, given
-    while True:
-        try:
-            return process.communicate(text or None, timeout=0.2)[0]
-        except subprocess.TimeoutExpired:
-            text = ""  # `communicate` keeps what it was given at first
-            if stop.signal is not None and not told:
-                process.terminate()
-                told = True
-
-
-def _interrupted(stop: StopRequest) -> Interrupted:
-    return Interrupted(f"stopped by {stop.signal}; what is finished is kept. Go on with: the same command again")
-
-
-def _what_failed(code: int, written: str, log: Path) -> str:
-    lines = [line for line in written.splitlines() if line.startswith("{")]
-    if lines:
-        return str(json.loads(lines[-1]).get("error", {}).get("message", lines[-1]))
-    if code < 0:
-        return f"its process was killed by signal {-code} (9 is how Linux ends one that takes too much memory)"
-    said = [line.strip() for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return said[-1][:500] if said else f"exit code {code}"
-
-
-def _environment() -> dict[str, str]:
-    """This environment, in which Python finds this lamina."""
-    source = str(Path(lamina.__file__).parents[1])
-    path = os.pathsep.join(part for part in (source, os.environ.get("PYTHONPATH", "")) if part)
-    return {**os.environ, "PYTHONPATH": path}
-
-
 def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in _tensor_files(folder))
-
-
-def _tensor_files(folder: Path) -> Iterable[Path]:
-    return folder.glob("*.safetensors")
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

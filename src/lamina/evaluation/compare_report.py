@@ -91,10 +91,12 @@ class Comparison:
     """The candidates side by side.
 
     Attributes:
+        settings: What was measured beside the evaluation loss, and the rungs as shares of the steps.
         base: The bare base.
         outcomes: One a candidate, in the order in which they were given.
     """
 
+    settings: dict[str, Any]
     base: BaseFigures
     outcomes: list[Outcome]
 
@@ -106,6 +108,7 @@ class Comparison:
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
         return {
+            "settings": self.settings,
             "base": asdict(self.base) | {"score": _score_json(self.base.score)},
             "candidates": [
                 asdict(outcome) | {"share": outcome.share, "score": _score_json(outcome.score)}

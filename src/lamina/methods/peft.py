@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,10 +24,6 @@ from lamina.errors import AdapterError, ConfigError, Problem
 from lamina.methods.base import PEFT_PREFIX, AdapterModule, Injection, Method, set_module
 from lamina.methods.peft_types import SET_BY_LAMINA, build_peft_config, peft_fields, plain, refusal
 
-if TYPE_CHECKING:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils import AuxiliaryTrainingWrapper
-
 ADAPTER_NAME = "default"
 
 
@@ -36,13 +32,13 @@ class PeftLayer(AdapterModule):
 
     def __init__(
         self,
-        layer: BaseTunerLayer | AuxiliaryTrainingWrapper,
+        layer: Any,
         trained: Mapping[str, nn.Parameter],
         fixed: Mapping[str, torch.Tensor],
     ) -> None:
         """
         Args:
-            layer: peft's layer, in its place in the model.
+            layer: peft's `BaseTunerLayer` or `AuxiliaryTrainingWrapper`, in its place in the model.
             trained: Its trained tensors, by the names that peft saves them under.
             fixed: What peft saves beside them.
         """
