@@ -50,7 +50,9 @@ def test_every_field_has_a_description(section: type[BaseModel]) -> None:
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_section_is_strict_closed_and_frozen(section: type[BaseModel]) -> None:
     settings = section.model_config
-    assert (settings.get("strict"), settings.get("extra"), settings.get("frozen")) == (True, "forbid", True)
+    # The fields of peft's own methods are checked against peft, when the adapter is attached.
+    extra = "allow" if section is METHOD_CONFIGS["peft"] else "forbid"
+    assert (settings.get("strict"), settings.get("extra"), settings.get("frozen")) == (True, extra, True)
     assert settings.get("allow_inf_nan") is False
 
 

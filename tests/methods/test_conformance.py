@@ -38,6 +38,11 @@ IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7, 7, 60, 21]])
 # For models of two layers, wherever a method has a field of that name.
 SMALL = {"r": 4, "reduction_factor": 4.0}
 
+# What a method needs beside that.
+NEEDS: dict[str, dict[str, Any]] = {
+    "peft": {"peft_type": "GRALORA", "r": 4, "alpha": 8, "gralora_k": 2, "target_modules": "all-linear"},
+}
+
 # How far the loss on a tiny batch falls, where a method has too few parameters to learn it by heart.
 LEARNS_TO: dict[str, float] = {"ia3": 0.5, "p_tuning": 0.4, "prefix_tuning": 0.3, "prompt_tuning": 0.5}
 
@@ -46,7 +51,7 @@ LEARNS_TO: dict[str, float] = {"ia3": 0.5, "p_tuning": 0.4, "prefix_tuning": 0.3
 def config(request: pytest.FixtureRequest) -> MethodConfig:
     cls = METHOD_CONFIGS[request.param]
     small = {name: value for name, value in SMALL.items() if name in cls.model_fields}
-    return cls.model_validate({"type": request.param} | small)
+    return cls.model_validate({"type": request.param} | small | NEEDS.get(request.param, {}))
 
 
 @pytest.fixture(params=SHAPES)

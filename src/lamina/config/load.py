@@ -131,7 +131,7 @@ def _parse_yaml(text: str, source: str) -> Any:
 def _problem(detail: ErrorDetails) -> Problem:
     """Turns one of pydantic's findings into a sentence of ours."""
     location = [str(part) for part in detail["loc"] if not _is_union_tag(part)]
-    field = ".".join(location) or "config"
+    field = ".".join(_as_written(location)) or "config"
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     match kind:
         case "extra_forbidden":
@@ -141,7 +141,7 @@ def _problem(detail: ErrorDetails) -> Problem:
             hint = absent.get(location[-1]) or nearest(location[-1], allowed)
             return Problem(field, f"unknown key; allowed here: {', '.join(allowed)}.", hint)
         case "missing":
-            return Problem(field, "is required but not given.", f"add it, such as `{_example(location)}`")
+            return Problem(field, "is required but not given.", f"add it, such as `{_example(_as_written(location))}`")
         case "literal_error" | "enum":
             hint = nearest(str(value), re.findall(r"'([^']*)'", str(context.get("expected", ""))))
             return Problem(field, f"{value!r} is not one of {context.get('expected')}.", hint)
@@ -157,6 +157,12 @@ def _problem(detail: ErrorDetails) -> Problem:
         case _:
             message = detail["msg"].replace("Input should be", "must be").replace("Input", "the value")
             return Problem(field, f"got {_short(value)}; {message}.")
+
+
+def _as_written(location: list[str]) -> list[str]:
+    """Below `method`, pydantic names the method too, which is not a key."""
+    named = location[:1] == ["method"] and location[1:2] and location[1] in METHOD_CONFIGS
+    return [location[0], *location[2:]] if named else location
 
 
 def _one_per_field(problems: list[Problem]) -> list[Problem]:

@@ -227,6 +227,7 @@ class Method(ABC):
         starts_as_base: Whether a fresh adapter leaves the model's output as it is.
         draws: Whether a fresh adapter depends on the seed.
         needs_biases: Whether it only fits models that have biases.
+        fallback: Whether it reads the peft configurations that no other method reads, and so is asked last.
     """
 
     in_peft: ClassVar[bool] = True
@@ -234,6 +235,7 @@ class Method(ABC):
     starts_as_base: ClassVar[bool] = True
     draws: ClassVar[bool] = True
     needs_biases: ClassVar[bool] = False
+    fallback: ClassVar[bool] = False
 
     @abstractmethod
     def attach(self, model: PreTrainedModel, config: Any, seed: int) -> Injection:

@@ -32,3 +32,8 @@ class MethodConfig(Section):
     def shortened(self, steps: int) -> Self:
         """The same for a run of so few steps, where the method has a schedule of its own."""
         return self
+
+    @classmethod
+    def takes(cls, field: str) -> bool:
+        """Whether the section may have a field of that name."""
+        return field in cls.model_fields
