@@ -22,14 +22,14 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(autouse=True, scope="session")
 def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Digests of throw-away models stay out of the user's cache; converted real models are shared with it."""
+    """Digests of throw-away models stay out of the user's cache; converted models and compiled kernels are shared."""
     if "LAMINA_CACHE" not in os.environ:
         from lamina.models.cache import cache_folder
 
-        models = cache_folder() / "models"
-        models.mkdir(parents=True, exist_ok=True)
         folder = tmp_path_factory.mktemp("cache")
-        (folder / "models").symlink_to(models)
+        for shared in ("models", "kernels"):
+            (cache_folder() / shared).mkdir(parents=True, exist_ok=True)
+            (folder / shared).symlink_to(cache_folder() / shared)
         os.environ["LAMINA_CACHE"] = str(folder)
 
 

@@ -44,13 +44,15 @@ def test_every_field_has_a_description(section: type[BaseModel]) -> None:
     assert section.model_fields
     for name, field in section.model_fields.items():
         assert (field.description or "").strip(), f"{section.__name__}.{name}"
-        assert name.islower()
+        assert name.islower() or name == "deltaT"  # as peft has it
 
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_section_is_strict_closed_and_frozen(section: type[BaseModel]) -> None:
     settings = section.model_config
-    assert (settings.get("strict"), settings.get("extra"), settings.get("frozen")) == (True, "forbid", True)
+    # The fields of peft's own methods are checked against peft, when the adapter is attached.
+    extra = "allow" if section is METHOD_CONFIGS["peft"] else "forbid"
+    assert (settings.get("strict"), settings.get("extra"), settings.get("frozen")) == (True, extra, True)
     assert settings.get("allow_inf_nan") is False
 
 

@@ -61,7 +61,8 @@ def trained_by(theirs: peft.PeftModel) -> dict[str, torch.nn.Parameter]:
     named = {}
     for name, parameter in theirs.named_parameters():
         if parameter.requires_grad:
-            named[name.replace(".modules_to_save.default.", ".").replace(".default", "")] = parameter
+            saved = name.replace(".modules_to_save.default.", ".").replace(".default", "")
+            named[saved.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")] = parameter
     return named
 
 

@@ -36,22 +36,34 @@ IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7, 7, 60, 21]])
 
 
 # For models of two layers, wherever a method has a field of that name.
-SMALL = {"r": 4}
+SMALL = {"r": 4, "reduction_factor": 4.0}
+
+# What a method needs beside that.
+NEEDS: dict[str, dict[str, Any]] = {
+    "peft": {"peft_type": "GRALORA", "r": 4, "alpha": 8, "gralora_k": 2, "target_modules": "all-linear"},
+}
 
 # How far the loss on a tiny batch falls, where a method has too few parameters to learn it by heart.
-LEARNS_TO: dict[str, float] = {}
+LEARNS_TO: dict[str, float] = {"ia3": 0.5, "p_tuning": 0.4, "prefix_tuning": 0.3, "prompt_tuning": 0.5}
 
 
 @pytest.fixture(params=sorted(METHOD_CONFIGS))
 def config(request: pytest.FixtureRequest) -> MethodConfig:
     cls = METHOD_CONFIGS[request.param]
     small = {name: value for name, value in SMALL.items() if name in cls.model_fields}
-    return cls.model_validate({"type": request.param} | small)
+    return cls.model_validate({"type": request.param} | small | NEEDS.get(request.param, {}))
 
 
 @pytest.fixture(params=SHAPES)
-def shape(request: pytest.FixtureRequest) -> str:
+def shape(request: pytest.FixtureRequest, config: MethodConfig) -> str:
+    if find_method(config.type).needs_biases and request.param != "gpt2":
+        pytest.skip("the model has no biases")
     return request.param
+
+
+def home(config: MethodConfig) -> str:
+    """The shape for what is tested on one alone."""
+    return "gpt2" if find_method(config.type).needs_biases else "llama"
 
 
 def attached(shape: str, config: MethodConfig, dtype: str = "float32", disturb: bool = True) -> Injection:
@@ -130,7 +142,7 @@ def test_save_and_load_are_exact(shape: str, config: MethodConfig, tmp_path: Pat
     digest = save(injection, base, tmp_path / "adapter")
     adapter = read_adapter(tmp_path / "adapter")
     assert adapter.digest == digest
-    assert adapter.config == injection.config
+    assert adapter.config == find_method(config.type).saved(injection).config
     fresh = inject(base.model, adapter.config, seed=9)
     check_tensors(adapter, fresh)
     fresh.load_tensors(adapter.tensors)
@@ -140,11 +152,14 @@ def test_save_and_load_are_exact(shape: str, config: MethodConfig, tmp_path: Pat
 def test_peft_loads_it_with_the_same_logits(shape: str, config: MethodConfig, tmp_path: Path) -> None:
     if not find_method(config.type).in_peft:
         pytest.skip("peft has no such method")
+    if shape == "gpt2" and not find_method(config.type).peft_takes_conv1d:
+        pytest.skip("peft has the method for nn.Linear alone")
     base = on_disk(shape, tmp_path / "base")
     injection = attached(shape, config)
     save(injection, base, tmp_path / "adapter")
     theirs = peft.PeftModel.from_pretrained(build_model(shape, vocab_size=259), tmp_path / "adapter")
-    torch.testing.assert_close(logits(theirs.eval()), logits(injection.model), rtol=1e-4, atol=1e-4)
+    expected = logits(theirs.eval())[:, -IDS.shape[1] :]  # peft leaves virtual tokens in its output
+    torch.testing.assert_close(expected, logits(injection.model), rtol=1e-4, atol=1e-4)
 
 
 def test_overfits_a_tiny_batch(shape: str, config: MethodConfig) -> None:
@@ -200,7 +215,7 @@ def test_gradients_reach_the_adapter_alone(shape: str, config: MethodConfig) -> 
 
 
 def test_a_cut_run_gives_the_same_adapter_and_it_proves_itself(config: MethodConfig, tmp_path: Path) -> None:
-    base = on_disk("llama", tmp_path / "base")
+    base = on_disk(home(config), tmp_path / "base")
     rows = [{"prompt": f"say {word}", "completion": word * 3} for word in ("a", "bc", "d", "ef", "g", "hi")]
     (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
 
@@ -230,8 +245,8 @@ def test_a_cut_run_gives_the_same_adapter_and_it_proves_itself(config: MethodCon
 
 
 def test_damaged_adapters_are_refused(config: MethodConfig, tmp_path: Path) -> None:
-    base = on_disk("llama", tmp_path / "base")
-    injection = attached("llama", config)
+    base = on_disk(home(config), tmp_path / "base")
+    injection = attached(home(config), config)
     path = tmp_path / "adapter"
     save(injection, base, path)
 
@@ -243,6 +258,7 @@ def test_damaged_adapters_are_refused(config: MethodConfig, tmp_path: Path) -> N
 
     (path / "lamina.json").unlink()
     adapter = read_adapter(path)
+    injection = inject(build_model("llama", vocab_size=259), adapter.config, seed=0)
     name = next(iter(adapter.tensors))
     removed = adapter.tensors.pop(name)
     with pytest.raises(AdapterError, match=r"1 tensors are missing \(first: "):
@@ -251,7 +267,7 @@ def test_damaged_adapters_are_refused(config: MethodConfig, tmp_path: Path) -> N
     with pytest.raises(AdapterError, match="1 fit no module"):
         check_tensors(adapter, injection)
     del adapter.tensors[name + ".typo"]
-    adapter.tensors[name] = removed[:1]
+    adapter.tensors[name] = removed.flatten()[:1]
     with pytest.raises(AdapterError, match="has the shape"):
         check_tensors(adapter, injection)
 

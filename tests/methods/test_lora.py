@@ -54,7 +54,7 @@ def test_a_regular_expression_of_peft_selects_the_same_modules(tmp_path: Path) -
         torch.testing.assert_close(loaded.model(input_ids=IDS).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("settings", [{"use_dora": True}, {"trainable_token_indices": [3]}, {"lora_bias": True}])
+@pytest.mark.parametrize("settings", [{"trainable_token_indices": [3]}, {"lora_bias": True}])
 def test_settings_that_would_change_the_result_are_refused(settings: dict[str, object], tmp_path: Path) -> None:
     _, path = trained_by_peft("llama", tmp_path, target_modules=["q_proj", "v_proj"], **settings)
     with pytest.raises(AdapterError, match=f"does not have: .*{next(iter(settings))}"):

@@ -50,6 +50,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "a_whole_mlp": ("llama", {"target_modules": ["q_proj", "up_proj"], "modules_to_save": ["1.mlp"]}),
     "pissa": ("llama", {"target_modules": ALL, "init_lora_weights": "pissa", "use_rslora": True}),
     "pissa_of_conv1d": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "init_lora_weights": "pissa"}),
+    "dora": ("llama", {"target_modules": ALL, "use_dora": True, "use_rslora": True}),
+    "dora_of_gemma3": ("gemma3", {"target_modules": ALL, "use_dora": True}),
+    "dora_of_conv1d": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "use_dora": True}),
     "olora": ("llama", {"target_modules": ALL, "init_lora_weights": "olora"}),
 }
 
@@ -175,7 +178,10 @@ def test_merged_is_the_adapter(case: tuple[str, dict[str, Any]], tmp_path: Path)
     torch.testing.assert_close(logits(written), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["pissa", "ranks", "norms", "lora_biases", "lora_fa", "pissa_niter"])
+FUSED = ("pissa", "dora", "dora_of_gemma3", "ranks", "lora_fa", "pissa_niter")
+
+
+@pytest.mark.parametrize("name", [*FUSED, "norms", "lora_biases"])
 def test_packed_and_fused_is_one_at_a_time(name: str) -> None:
     family, settings = (CASES | OURS_ALONE)[name]
     settings = settings | {"lora_dropout": 0.0}
@@ -184,7 +190,7 @@ def test_packed_and_fused_is_one_at_a_time(name: str) -> None:
     apart.model.train()
     head = find_head(packed.model)
     with fast_path(packed.model, kernels="plain") as report:
-        assert bool(report.fused) == (name in ("pissa", "ranks", "lora_fa", "pissa_niter"))
+        assert bool(report.fused) == (name in FUSED)
         ours = cross_entropy(packed.model, head, build_batch(documents()))
         ours.backward()
     losses = []

@@ -64,6 +64,21 @@ def test_rms_norm(dtype: torch.dtype, offset: float, width: int) -> None:
 
 
 @dtypes
+@pytest.mark.parametrize("width", [3, 256, 600])
+def test_scale_columns(dtype: torch.dtype, width: int) -> None:
+    y, grad = rand(29, width, dtype=dtype), rand(29, width, dtype=dtype, seed=1)
+    scale = rand(width, dtype=torch.float32, seed=2)
+    for kernels in (native, plain):
+        scaled, through = beside(29, width, dtype=dtype), beside(29, width, dtype=dtype)
+        scaled.copy_(y)
+        kernels.scale_columns_(scaled, scale)
+        close(scaled, y.double() * scale.double(), dtype)
+        sums = kernels.scale_columns_backward(grad, y, scale, through)
+        close(through, grad.double() * scale.double(), dtype)
+        torch.testing.assert_close(sums.double(), (grad.double() * y.double()).sum(0), rtol=1e-5, atol=1e-5)
+
+
+@dtypes
 @pytest.mark.parametrize("activation", [SILU, GELU_TANH])
 def test_gated(dtype: torch.dtype, activation: int) -> None:
     gate_up, grad = rand(7, 2 * 45, dtype=dtype, scale=3.0), rand(7, 45, dtype=dtype, seed=1)

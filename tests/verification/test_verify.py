@@ -75,6 +75,14 @@ def test_green_for_loras_relatives(family: str, method: dict[str, Any], tmp_path
     assert result.passed, result.checks
 
 
+@pytest.mark.parametrize(
+    ("family", "method"), [("llama", {"type": "adalora", "tinit": 1000, "lora_dropout": 0.1}), ("phi", {"type": "ia3"})]
+)
+def test_green_with_a_schedule_and_with_scaled_biases(family: str, method: dict[str, object], tmp_path: Path) -> None:
+    result = lamina.verify(tiny_config(tmp_path, family, method=method))
+    assert result.passed, result.checks
+
+
 @pytest.mark.real
 def test_green_on_the_real_model(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"

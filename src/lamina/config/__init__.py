@@ -5,11 +5,12 @@
 
 from lamina.config.data import DataConfig
 from lamina.config.load import load_config, merge_overrides, read_yaml
-from lamina.config.methods import METHOD_CONFIGS, MethodConfig
+from lamina.config.methods import DEFAULT_METHOD, METHOD_CONFIGS, MethodConfig
 from lamina.config.root import Config
 from lamina.config.train import TrainConfig
 
 __all__ = [
+    "DEFAULT_METHOD",
     "METHOD_CONFIGS",
     "Config",
     "DataConfig",

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from lamina.config.methods import METHOD_CONFIGS, MethodConfig
 from lamina.config.root import Config
 from lamina.errors import ConfigError, Problem, nearest
 
@@ -130,15 +131,17 @@ def _parse_yaml(text: str, source: str) -> Any:
 def _problem(detail: ErrorDetails) -> Problem:
     """Turns one of pydantic's findings into a sentence of ours."""
     location = [str(part) for part in detail["loc"] if not _is_union_tag(part)]
-    field = ".".join(location) or "config"
+    field = ".".join(_as_written(location)) or "config"
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     match kind:
         case "extra_forbidden":
-            allowed = _field_names(location[:-1])
-            hint = nearest(location[-1], allowed)
+            section = _section_at(location[:-1])
+            allowed = sorted(section.model_fields) if section is not None else []
+            absent = section.absent if section is not None and issubclass(section, MethodConfig) else {}
+            hint = absent.get(location[-1]) or nearest(location[-1], allowed)
             return Problem(field, f"unknown key; allowed here: {', '.join(allowed)}.", hint)
         case "missing":
-            return Problem(field, "is required but not given.", f"add it, such as `{_example(location)}`")
+            return Problem(field, "is required but not given.", f"add it, such as `{_example(_as_written(location))}`")
         case "literal_error" | "enum":
             hint = nearest(str(value), re.findall(r"'([^']*)'", str(context.get("expected", ""))))
             return Problem(field, f"{value!r} is not one of {context.get('expected')}.", hint)
@@ -154,6 +157,12 @@ def _problem(detail: ErrorDetails) -> Problem:
         case _:
             message = detail["msg"].replace("Input should be", "must be").replace("Input", "the value")
             return Problem(field, f"got {_short(value)}; {message}.")
+
+
+def _as_written(location: list[str]) -> list[str]:
+    """Below `method`, pydantic names the method too, which is not a key."""
+    named = location[:1] == ["method"] and location[1:2] and location[1] in METHOD_CONFIGS
+    return [location[0], *location[2:]] if named else location
 
 
 def _one_per_field(problems: list[Problem]) -> list[Problem]:
@@ -180,18 +189,16 @@ def _is_union_tag(part: object) -> bool:
     )
 
 
-def _field_names(location: list[str]) -> list[str]:
+def _section_at(location: list[str]) -> type[BaseModel] | None:
     model: type[BaseModel] | None = Config
     for part in location:
         model = _section_of(model, part) if model is not None else None
-    return sorted(model.model_fields) if model is not None else []
+    return model
 
 
 def _section_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:
     field = model.model_fields.get(name)
     if field is None:
-        from lamina.config.methods import METHOD_CONFIGS
-
         return METHOD_CONFIGS.get(name)  # below a discriminated union, pydantic names the member
     candidates = [field.annotation, *get_args(field.annotation)]
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)

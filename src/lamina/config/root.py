@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from lamina.config.data import DataConfig
 from lamina.config.methods import AnyMethodConfig
 from lamina.config.methods.lora import LoraConfig
+from lamina.config.optim import OPTIMIZERS
 from lamina.config.section import Section
 from lamina.config.train import TrainConfig
 
@@ -48,6 +49,12 @@ class Config(Section):
                 )
             if self.train.eval_steps is not None:
                 wrong.append("train.eval_steps does nothing while data.eval is null; set data.eval or remove it")
+        if "galore" in OPTIMIZERS[self.train.optim].reads and self.method.type != "full":
+            wrong.append(
+                f"train.optim '{self.train.optim}' projects the gradients of whole weight matrices on a subspace, but "
+                f"method '{self.method.type}' trains an adapter, whose tensors are small already; use "
+                "`method: {type: full}` or another optim"
+            )
         if wrong:
             raise ValueError(". ".join(wrong))
         return self
@@ -55,6 +62,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _fill_in_learning_rate(self) -> Config:
         if self.train.learning_rate is None:
-            train = self.train.model_copy(update={"learning_rate": self.method.learning_rate})
+            own = self.method.learning_rate * OPTIMIZERS[self.train.optim].learning_rate_factor
+            train = self.train.model_copy(update={"learning_rate": own})
             object.__setattr__(self, "train", train)  # the class is frozen for everyone else
         return self

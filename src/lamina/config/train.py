@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from lamina.config.optim import OPTIMIZERS, SPECIAL_SETTINGS, GaloreConfig, OptimizerName
 from lamina.config.section import Section
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -14,6 +15,9 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 DEFAULT_EPOCHS = 3.0
+
+# The value that the authors of LoRA+ recommend.
+LORAPLUS_RATIO = 16.0
 
 
 class TrainConfig(Section):
@@ -35,7 +39,7 @@ class TrainConfig(Section):
     """Examples in one evaluation batch."""
 
     learning_rate: Annotated[float, Field(gt=0.0)] | None = None
-    """Peak learning rate; null means the method's own (see `lamina methods`)."""
+    """Peak learning rate; null means the method's own (see `lamina methods`), for lion a tenth of it."""
 
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     """Shape of the learning rate after the warm-up."""
@@ -46,20 +50,27 @@ class TrainConfig(Section):
     warmup_steps: NonNegativeInt = 0
     """The same as a number of steps."""
 
-    optim: Literal["adamw_torch"] = "adamw_torch"
-    """Optimizer. `adamw_torch` is torch's own AdamW, fused where the device has it."""
+    optim: OptimizerName = "adamw_torch"
+    """Optimizer (docs/optimizers.md). `adamw_torch` is torch's own AdamW, fused where the device has it."""
 
     weight_decay: NonNegative = 0.0
-    """AdamW's decoupled weight decay, on matrices only."""
+    """Decoupled weight decay, on matrices only."""
 
-    adam_beta1: Beta = 0.9
-    """AdamW's decay of the gradient's mean."""
+    adam_beta1: Beta | None = None
+    """Decay of the gradient's mean; null means 0.9."""
 
-    adam_beta2: Beta = 0.999
-    """AdamW's decay of the gradient's square."""
+    adam_beta2: Beta | None = None
+    """AdamW's decay of the gradient's square, null means 0.999; Lion's decay of the mean, null means 0.99."""
 
-    adam_epsilon: Annotated[float, Field(gt=0.0)] = 1e-8
-    """AdamW's term against division by zero."""
+    adam_epsilon: Annotated[float, Field(gt=0.0)] | None = None
+    """AdamW's term against division by zero; null means 1e-8."""
+
+    loraplus_lr_ratio: Annotated[float, Field(gt=0.0)] | Literal[True] | None = None
+    """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): the learning rate of the B matrices is so many times that of the
+    others; true means 16."""
+
+    galore: GaloreConfig | None = None
+    """Settings of the galore optimizers; null means their defaults."""
 
     max_grad_norm: NonNegative = 1.0
     """Gradients are scaled down to this norm; 0 switches clipping off."""
@@ -109,9 +120,48 @@ class TrainConfig(Section):
             )
         if self.early_stopping_threshold and self.early_stopping_patience is None:
             wrong.append("early_stopping_threshold does nothing without early_stopping_patience; set both")
+        wrong += self._wrong_for_the_optimizer()
         if wrong:
             raise ValueError(". ".join(wrong))
         return self
+
+    def _wrong_for_the_optimizer(self) -> list[str]:
+        facts, wrong = OPTIMIZERS[self.optim], []
+        for name in SPECIAL_SETTINGS:
+            if getattr(self, name) is not None and name not in facts.reads:
+                wrong.append(f"{name} does nothing with optim '{self.optim}'; remove it or choose another optim")
+        if facts.layerwise and self.gradient_accumulation_steps > 1:
+            wrong.append(
+                f"optim '{self.optim}' moves each tensor as soon as its gradient is there, so gradients of several "
+                "micro-batches cannot be added up; set gradient_accumulation_steps to 1 and raise "
+                f"per_device_train_batch_size, or use '{self.optim.removesuffix('_layerwise')}'"
+            )
+        if facts.layerwise and self.max_grad_norm:
+            wrong.append(
+                f"optim '{self.optim}' moves each tensor before the other gradients are there, so the norm of the "
+                "whole gradient is not known in time to clip it; set max_grad_norm to 0, or use "
+                f"'{self.optim.removesuffix('_layerwise')}'"
+            )
+        return wrong
+
+    def betas(self, beta1: float = 0.9, beta2: float = 0.999) -> tuple[float, float]:
+        """Decays of the moments: those that are set, else an optimizer's own."""
+        return (
+            beta1 if self.adam_beta1 is None else self.adam_beta1,
+            beta2 if self.adam_beta2 is None else self.adam_beta2,
+        )
+
+    @property
+    def epsilon(self) -> float:
+        """AdamW's term against division by zero."""
+        return 1e-8 if self.adam_epsilon is None else self.adam_epsilon
+
+    @property
+    def loraplus_ratio(self) -> float:
+        """By how much the learning rate of the B matrices is larger; 1 without LoRA+."""
+        if self.loraplus_lr_ratio is None:
+            return 1.0
+        return LORAPLUS_RATIO if self.loraplus_lr_ratio is True else self.loraplus_lr_ratio
 
     @property
     def peak_learning_rate(self) -> float:

@@ -116,16 +116,24 @@ def fold_in(injection: Injection) -> int:
             "Fix: use the adapter as it is."
         )
     model = injection.model
-    ends = {id(module) for module in (model.get_output_embeddings(), model.get_input_embeddings())}
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    adapted = [layer for name, layer in injection.layers.items() if model.get_submodule(name) in ends]
+    trained = [{id(tensor) for tensor in layer.adapter_tensors().values()} for layer in adapted]
     for name, layer in injection.layers.items():
         layer.fold_in(model, name)
-        if id(layer) in ends:
-            _untie(model)
+    if adapted:
+        _settle_tie(model, len(adapted) == 2 and not trained[0].isdisjoint(trained[1]))
     return len(injection.layers)
 
 
-def _untie(model: PreTrainedModel) -> None:
-    """Head and embedding now have weights of their own; saving must not take one for the other."""
+def _settle_tie(model: PreTrainedModel, trained_as_one: bool) -> None:
+    """Embedding and head may now have a weight each; saving must not take the one for the other."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or embedding.weight is head.weight:
+        return
+    if trained_as_one:
+        model.tie_weights()  # of the same values, and as one they stay
+        return
     model.config.get_text_config().tie_word_embeddings = False
     model.config.tie_word_embeddings = False
     model._tied_weights_keys = None  # pyright: ignore[reportAttributeAccessIssue]

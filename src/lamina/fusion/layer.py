@@ -11,7 +11,7 @@ gate's product, attention weights) is computed again. With `recompute`, only x i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -99,7 +99,7 @@ def run_layer(plan: LayerPlan, x: torch.Tensor, around: Surroundings) -> torch.T
     detours = [linears.detours() for linears in plan.all_linears()]
     for linears, own in zip(plan.all_linears(), detours, strict=True):
         linears.group.refresh(own)
-    parameters = [t for own in detours for detour in own if detour is not None for t in (detour.A, detour.B)]
+    parameters = [t for own in detours for detour in own if detour is not None for t in detour.tensors()]
     return _Layer.apply(x, plan, around, detours, *parameters)  # pyright: ignore[reportReturnType]
 
 
@@ -166,7 +166,9 @@ class _Computation:
         x_ext = _beside(x, plan.qkv.group)
         self.input_scale = self._norm(plan.input_norm, x, x_ext[:, : x.shape[1]])
         qkv, self.qkv_state = plan.qkv.group.forward(x_ext, d_qkv)
-        self.qkv_state = GroupState(self.qkv_state.h.clone(), self.qkv_state.masks)
+        self.qkv_state = _kept_apart(self.qkv_state)
+        if self.qkv_state.scaled is not None and plan.head_norms is None:
+            self.qkv_state.scaled = self.qkv_state.scaled.clone()  # queries and keys are about to be turned in place
         self.q, self.k, self.v = self._heads(qkv)
         if plan.head_norms is not None:
             self.raw = (self.q, self.k)
@@ -190,12 +192,12 @@ class _Computation:
         h_ext = _beside(h, plan.gate_up.group)
         self.mlp_scale = self._norm(plan.mlp_norm, h, h_ext[:, : h.shape[1]])
         self.gate_up, state = plan.gate_up.group.forward(h_ext, d_gate_up)
-        self.gate_up_state = GroupState(state.h.clone(), state.masks)
+        self.gate_up_state = _kept_apart(state)
         product_ext = _beside(h, plan.down.group)
         self.kernels.gated(self.gate_up, plan.activation, product_ext[:, : plan.down.group.in_features])
         residual = h if plan.output_norm is None else None
         y, state = plan.down.group.forward(product_ext, d_down, residual)
-        self.down_state = GroupState(state.h.clone(), state.masks)
+        self.down_state = _kept_apart(state)
         if plan.output_norm is None:
             return y
         self.mlp_out = y
@@ -208,10 +210,12 @@ class _Computation:
         dy = grad
         if plan.output_norm is not None:
             dy = self._norm_backward(plan.output_norm, grad, self.mlp_out, self.output_scale)
+        dy = plan.down.group.unscaled(dy, self.down_state)
         dproduct, gh_down = plan.down.group.backward_input(dy, self.down_state, d_down)
         product, dgate_up = torch.empty_like(dproduct), torch.empty_like(self.gate_up)
         self.kernels.gated_backward(self.gate_up, plan.activation, dproduct, product, dgate_up)
         down_grads = plan.down.group.backward_detours(dy, gh_down, product, self.down_state.h, self.down_state, d_down)
+        dgate_up = plan.gate_up.group.unscaled(dgate_up, self.gate_up_state)
         dnormed, gh = plan.gate_up.group.backward_input(dgate_up, self.gate_up_state, d_gate_up)
         normed = torch.empty_like(self.h)
         self._norm(plan.mlp_norm, self.h, normed)
@@ -225,6 +229,7 @@ class _Computation:
         dy = dh
         if plan.attention_norm is not None:
             dy = self._norm_backward(plan.attention_norm, dh, self.attention_out, self.attention_scale)
+        dy = plan.o.group.unscaled(dy, self.o_state)
         dout, gh_o = plan.o.group.backward_input(dy, self.o_state, d_o)
         out = self.out_ext[:, : plan.o.group.in_features]
         o_grads = plan.o.group.backward_detours(dy, gh_o, out, self.o_state.h, self.o_state, d_o)
@@ -248,6 +253,7 @@ class _Computation:
                 plan.head_norms, (dq, dk), self.raw, (self.q_scale, self.k_scale), strict=True
             ):
                 self._norm_heads_backward(norm, grad, raw, scale)
+        dqkv = plan.qkv.group.unscaled(dqkv, self.qkv_state)
         dnormed, gh = plan.qkv.group.backward_input(dqkv, self.qkv_state, d_qkv, wants_dx)
         normed = torch.empty_like(self.x)
         self._norm(plan.input_norm, self.x, normed)
@@ -292,6 +298,11 @@ class _Computation:
         """Replaces the gradient of the normed heads by that of the raw ones."""
         rows = raw.reshape(-1, raw.shape[-1])
         grad.copy_(self._norm_backward(norm, grad.reshape(rows.shape), rows, scale).view(grad.shape))
+
+
+def _kept_apart(state: GroupState) -> GroupState:
+    """The state without the input that its `h` lies beside."""
+    return replace(state, h=state.h.clone())
 
 
 def _beside(like: torch.Tensor, group: LinearGroup) -> torch.Tensor:

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from lamina.fusion.layer import LayerPlan, Linears, Norm, Surroundings, run_layer
-from lamina.methods.base import AdapterLinear
+from lamina.methods.base import AdapterLinear, AdapterModule
 from lamina.ops.attention import packed_attention_forward
 from lamina.ops.kernels import GELU_TANH, SILU
 from lamina.ops.linear_group import LinearGroup
@@ -32,13 +32,17 @@ Reason = str
 
 @dataclass(frozen=True)
 class Observed:
-    """One layer's own forward on the probe: what went in, what came out, and how it called the attention."""
+    """One layer's own forward on the probe: what went in, what came out, and how it called the attention.
+
+    An adapter may have made the probe's documents longer, so their lengths are the layer's.
+    """
 
     x: torch.Tensor
     y: torch.Tensor
     cosine: torch.Tensor
     sine: torch.Tensor
     attention: dict[str, Any]
+    lengths: list[int]
 
 
 def observe(model: PreTrainedModel, layers: list[nn.Module]) -> dict[nn.Module, Observed | Reason]:
@@ -57,10 +61,13 @@ def observe(model: PreTrainedModel, layers: list[nn.Module]) -> dict[nn.Module, 
     def after(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         x, kwargs = inputs[layer]
         angles, call = kwargs.get("position_embeddings"), calls.get(getattr(layer, "self_attn", layer))
-        if not isinstance(output, torch.Tensor) or not isinstance(angles, tuple) or call is None:
+        inside = next((m for m in layer.modules() if _works_inside(m)), None)
+        if inside is not None:
+            results[layer] = f"{type(inside).__name__} cannot join a fused layer"
+        elif not isinstance(output, torch.Tensor) or not isinstance(angles, tuple) or call is None:
             results[layer] = "its forward is not that of a decoder layer with rotary positions"
         else:
-            results[layer] = Observed(x[0], output[0], angles[0][0], angles[1][0], call)
+            results[layer] = Observed(x[0], output[0], angles[0][0], angles[1][0], call, kwargs["document_lengths"])
 
     handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
     handles += [layer.register_forward_hook(after, with_kwargs=True) for layer in layers]
@@ -79,6 +86,11 @@ def observe(model: PreTrainedModel, layers: list[nn.Module]) -> dict[nn.Module, 
             handle.remove()
         model.set_attn_implementation(own or "eager")
     return results
+
+
+def _works_inside(module: nn.Module) -> bool:
+    """Whether an adapter changes a layer elsewhere than in its linears."""
+    return isinstance(module, AdapterModule) and not isinstance(module, AdapterLinear)
 
 
 @torch.no_grad()
@@ -147,7 +159,7 @@ def recognise(layer: Any, observed: Observed) -> LayerPlan | Reason:
 def disagreement(plan: LayerPlan, observed: Observed) -> Reason | None:
     """Runs the plan on the probe without adapters, and says so if it does not give what transformers' layer gave."""
     bare = replace(plan, **{name: _bare(getattr(plan, name)) for name in ("qkv", "o", "gate_up", "down")})
-    around = Surroundings(observed.cosine, observed.sine, _PROBE_LENGTHS, recompute=False)
+    around = Surroundings(observed.cosine, observed.sine, observed.lengths, recompute=False)
     with torch.no_grad():
         ours = run_layer(bare, observed.x, around).float()
     theirs, x = observed.y.float(), observed.x.float()
@@ -184,6 +196,8 @@ def _obstacle(layer: nn.Module, linears: list[nn.Module], norms: list[nn.Module]
         return "its weights have another dtype or device than its input"
     if len({w.data_ptr() for w in weights}) < len(weights):
         return "two of its linears share a weight"
+    if observed.attention.get("attention_prefix") is not None:
+        return "its attention has a trained prefix"
     if observed.attention.get("dropout"):
         return "its attention has dropout"
     if any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in layer.modules()):

@@ -126,7 +126,7 @@ def _forward(layer: nn.Module, plan: LayerPlan, recompute: bool) -> Callable[...
 
     def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         lengths = kwargs.get("document_lengths")
-        special = (kwargs.get(name) is not None for name in ("attention_mask", "past_key_values"))
+        special = (kwargs.get(name) is not None for name in ("attention_mask", "past_key_values", "attention_prefix"))
         if args or lengths is None or hidden_states.shape[0] != 1 or any(special):
             return own(hidden_states, *args, **kwargs)
         cosine, sine = kwargs["position_embeddings"]

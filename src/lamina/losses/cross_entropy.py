@@ -32,7 +32,8 @@ def cross_entropy(model: PreTrainedModel, head: Head, batch: Batch) -> torch.Ten
         return F.cross_entropy(logits[0].float(), batch.targets, reduction="sum")
     hidden_TD = head.decoder(**inputs).last_hidden_state[0]
     hidden_ND = hidden_TD.index_select(0, batch.predicting)
-    if isinstance(head.linear, nn.Linear) and not head.linear.weight.requires_grad:
+    # A subclass may compute something else than its weight says.
+    if type(head.linear) is nn.Linear and not head.linear.weight.requires_grad:
         return chunked_cross_entropy(hidden_ND, batch.targets, head.linear, head.transform)
     vocabulary = model.config.get_text_config().vocab_size
     return chunked_cross_entropy_autograd(hidden_ND, batch.targets, head.linear, head.transform, vocabulary)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lamina import files
-from lamina.config import MethodConfig
+from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.errors import AdapterError
 from lamina.methods.base import Injection, find_method
 from lamina.methods.hf_peft import method_config, read_peft_config, read_tensors, write_peft
@@ -72,7 +72,7 @@ def save_adapter(path: Path, injection: Injection, base: Base, lock: Lock, probe
     method = find_method(injection.config.type)
     saved = method.saved(injection)
     digest = adapter_digest(saved.config, saved.tensors)
-    targets = short_targets(injection.model, list(injection.layers))
+    targets = short_targets(injection.model, [name for name in injection.layers if name])
     # peft loads the base by this name: a hub id as it is, anything else as the folder that holds the base.
     is_hub_id = base.source.ref.count("/") == 1 and not Path(base.source.ref).exists()
     base_ref = base.source.ref if is_hub_id else str(base.source.folder.resolve())
@@ -104,8 +104,8 @@ def read_adapter(path: Path) -> Adapter:
         return Adapter(path, method_config(peft_config), base_ref, tensors, None, [])
     try:
         about = json.loads(about_path.read_text(encoding="utf-8"))
-        config = method_config(peft_config)
-        config = type(config).model_validate(about["method"])
+        # lamina's own record says which method it is; in peft's, two methods may look alike.
+        config = METHOD_CONFIGS[about["method"]["type"]].model_validate(about["method"])
         lock, probes = Lock.from_json(about["lock"]), [Probe.from_json(probe) for probe in about["probes"]]
         recorded = about["digest"]
     except (ValueError, KeyError, TypeError) as error:

@@ -182,6 +182,16 @@ class Injection:
         """Names of the tensors that LoRA+ gives a larger learning rate."""
         return {tensor_name(name, key) for name, layer in self.layers.items() for key in layer.fast_tensors()}
 
+    def vocabulary_tensors(self) -> set[str]:
+        """Names of the tensors that belong to the input embedding or to the output head."""
+        ends = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        return {
+            tensor_name(name, key)
+            for name, layer in self.layers.items()
+            if layer in ends
+            for key in layer.adapter_tensors()
+        }
+
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Copies tensors in, the trained ones or all saved ones; `adapter.check_tensors` checks names and shapes."""
@@ -213,13 +223,19 @@ class Method(ABC):
 
     Attributes:
         in_peft: Whether HF peft knows the method, so that it can load what is saved.
+        peft_takes_conv1d: Whether HF peft has it for GPT-2's `Conv1D` too, which holds its weight transposed.
         starts_as_base: Whether a fresh adapter leaves the model's output as it is.
         draws: Whether a fresh adapter depends on the seed.
+        needs_biases: Whether it only fits models that have biases.
+        fallback: Whether it reads the peft configurations that no other method reads, and so is asked last.
     """
 
     in_peft: ClassVar[bool] = True
+    peft_takes_conv1d: ClassVar[bool] = True
     starts_as_base: ClassVar[bool] = True
     draws: ClassVar[bool] = True
+    needs_biases: ClassVar[bool] = False
+    fallback: ClassVar[bool] = False
 
     @abstractmethod
     def attach(self, model: PreTrainedModel, config: Any, seed: int) -> Injection:

@@ -21,9 +21,13 @@ TENSORS_FILE = "adapter_model.safetensors"
 
 
 def write_peft(folder: Path, peft_config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes an adapter as HF peft does. Tensors are stored in float32."""
+    """Writes an adapter as HF peft does. Tensors are stored in float32, indices as the integers that they are."""
     write_json(folder / CONFIG_FILE, dict(peft_config))
-    stored = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
+    # Copies, because safetensors takes no two names for one memory, and layers may share a tensor.
+    stored = {
+        name: tensor.detach().to("cpu", _stored_dtype(tensor), copy=True).contiguous()
+        for name, tensor in tensors.items()
+    }
     save_file(stored, folder / TENSORS_FILE, metadata={"format": "pt"})
 
 
@@ -45,7 +49,7 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Reads the adapter's tensors as float32, by their names in the file.
+    """Reads the adapter's tensors, by their names in the file: float32, and indices as the integers that they are.
 
     Raises:
         AdapterError: The file is missing or damaged. Pickled adapters (`.bin`) are never read.
@@ -56,7 +60,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         fix = "save it again with safe_serialization=True" if pickled else "copy the adapter again"
         raise AdapterError(f"{folder}: holds no {TENSORS_FILE}{' but a pickled one' if pickled else ''}. Fix: {fix}.")
     try:
-        return {name: tensor.float() for name, tensor in load_file(path).items()}
+        return {name: tensor.to(_stored_dtype(tensor)) for name, tensor in load_file(path).items()}
     except (SafetensorError, ValueError) as error:
         raise AdapterError(f"{path}: is damaged ({error}). Fix: copy the adapter again.") from None
 
@@ -64,11 +68,17 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 def method_config(peft_config: Mapping[str, Any]) -> MethodConfig:
     """The method and its fields that a peft configuration stands for.
 
+    Methods are asked in the order of their names, and a `fallback` after all others.
+
     Raises:
         AdapterError: No method of lamina reads it.
     """
-    for method in all_methods().values():
+    for method in sorted(all_methods().values(), key=lambda method: method.fallback):
         if method.reads_peft(peft_config):
             return method.from_peft(peft_config)
     known = ", ".join(all_methods())
     raise AdapterError(f"the adapter's peft_type {peft_config.get('peft_type')!r} is not supported; methods: {known}.")
+
+
+def _stored_dtype(tensor: torch.Tensor) -> torch.dtype:
+    return torch.float32 if tensor.is_floating_point() else tensor.dtype

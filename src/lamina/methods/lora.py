@@ -29,6 +29,7 @@ from lamina.methods.lora_modules import (
 )
 from lamina.methods.targets import short_targets
 from lamina.methods.trained_copy import TrainedCopy
+from lamina.ops.dora import row_norms, row_squares
 from lamina.ops.linear_group import Detour
 from lamina.ops.lora_linear import lora_linear
 from lamina.quantization import FrozenLinear, freeze_linear
@@ -71,13 +72,17 @@ class LoraLinear(AdapterLinear):
         if not self.enabled:
             return self.frozen.matmul(x)
         dropout = self.dropout if self.training else 0.0
-        y = lora_linear(x, self.frozen, *self.factors(), self.scaling, dropout)
+        y = lora_linear(x, self.frozen, *self.factors(), self.scaling, dropout, self.columns())
         added = self.delta_bias()
         return y if added is None else y + added.to(y.dtype)
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """A (rank, in_features) and B (out_features, rank) of all that the layer adds to W, float32."""
         return self.lora_A, self.lora_B
+
+    def columns(self) -> torch.Tensor | None:
+        """Factors of the outputs, (out_features,) float32; None for 1. DoRA has them."""
+        return None
 
     @property
     def rank(self) -> int | None:
@@ -86,7 +91,7 @@ class LoraLinear(AdapterLinear):
     def detour(self) -> Detour | None:
         if not self.enabled:
             return None
-        return Detour(*self.factors(), self.scaling, self.dropout if self.training else 0.0)
+        return Detour(*self.factors(), self.scaling, self.dropout if self.training else 0.0, self.columns())
 
     def adapter_tensors(self) -> dict[str, nn.Parameter]:
         tensors = {"lora_A.weight": self.lora_A} if self.trains_A else {}
@@ -109,6 +114,42 @@ class LoraLinear(AdapterLinear):
         if self.lora_bias is None or self.bias is None:
             return None
         return self.lora_bias - self.bias.float()
+
+
+class DoraLinear(LoraLinear):
+    """LoRA whose outputs are scaled to a trained magnitude (see `methods/dora.py`).
+
+    Attributes:
+        lora_magnitude_vector: m, (out_features,), float32; at first the row norms of W + s B A.
+    """
+
+    def __init__(
+        self,
+        frozen: FrozenLinear,
+        r: int,
+        scaling: float,
+        dropout: float,
+        generator: torch.Generator,
+        init: bool | str = True,
+        trains_A: bool = True,
+        trains_bias: bool = False,
+    ) -> None:
+        super().__init__(frozen, r, scaling, dropout, generator, init, trains_A, trains_bias)
+        self._squares = row_squares(frozen)
+        self.lora_magnitude_vector = nn.Parameter(self._norms())
+
+    def columns(self) -> torch.Tensor:
+        return self.lora_magnitude_vector / self._norms()
+
+    def adapter_tensors(self) -> dict[str, nn.Parameter]:
+        return {**super().adapter_tensors(), "lora_magnitude_vector": self.lora_magnitude_vector}
+
+    def delta_weight(self) -> torch.Tensor:
+        weight = self.frozen.weight(torch.float32)
+        return self.columns()[:, None] * (weight + super().delta_weight()) - weight
+
+    def _norms(self) -> torch.Tensor:
+        return row_norms(self.frozen, self._squares, *self.factors(), self.scaling)
 
 
 class ShiftedLoraLinear(LoraLinear):
@@ -221,7 +262,7 @@ class Lora(Method):
             "layers_to_transform": None if everywhere else config.layers_to_transform,
             "layers_pattern": None if everywhere else config.layers_pattern,
             "use_rslora": config.use_rslora,
-            "use_dora": False,
+            "use_dora": config.use_dora,
             "bias": config.bias,
             "fan_in_fan_out": False,
             "init_lora_weights": True,
@@ -273,6 +314,7 @@ _READ_FIELDS = {
     "r",
     "rank_pattern",
     "target_modules",
+    "use_dora",
     "use_rslora",
 }
 
@@ -321,9 +363,8 @@ def _build(config: LoraConfig, name: str, frozen: FrozenLinear, generator: torch
     if config.starts_in_the_base:
         check_rank(name, frozen, r)  # a decomposition has no more parts
         return ShiftedLoraLinear(frozen, r, scaling, dropout, generator, init, trains_bias=trains_bias)
-    return LoraLinear(
-        frozen, r, scaling, dropout, generator, init, trains_A=not config.lora_fa, trains_bias=trains_bias
-    )
+    build = DoraLinear if config.use_dora else LoraLinear
+    return build(frozen, r, scaling, dropout, generator, init, trains_A=not config.lora_fa, trains_bias=trains_bias)
 
 
 def _fit_to_data(injection: Injection, batches: Iterable[torch.Tensor]) -> Injection:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.errors import ConfigError, Problem, nearest
@@ -29,22 +30,40 @@ def find_targets(model: PreTrainedModel, target_modules: str | list[str]) -> lis
     if target_modules == "all-linear":
         head = model.get_output_embeddings()
         return [name for name, module in linears.items() if module is not head]
+    return match_targets(model, target_modules, linears, "linear layer", "use one of them, or all-linear")
+
+
+def match_targets(
+    model: PreTrainedModel, target_modules: str | list[str], candidates: Mapping[str, nn.Module], kind: str, fix: str
+) -> list[str]:
+    """Names of the candidates that the patterns select, in the model's order.
+
+    Args:
+        model: A model without adapters.
+        target_modules: A list of names, or a regular expression, as for `find_targets`.
+        candidates: The modules that may be selected, by name, in the model's order.
+        kind: What they are, in a word or two, for messages.
+        fix: What to do where a pattern matches nothing, for messages.
+
+    Raises:
+        ConfigError: A pattern matches nothing, or something that is no candidate.
+    """
     if isinstance(target_modules, str):
         matched = [name for name, _ in model.named_modules() if re.fullmatch(target_modules, name)]
-        chosen = [name for name in matched if name in linears]
+        chosen = [name for name in matched if name in candidates]
         if not chosen:
-            raise ConfigError(_no_match(model, target_modules, linears, matched))
+            raise ConfigError(_no_match(model, target_modules, candidates, matched, kind, fix))
         return chosen
     problems, chosen_names = [], set()
     for pattern in target_modules:
         matched = [name for name, _ in model.named_modules() if _ends_with(name, pattern)]
-        others = [name for name in matched if name not in linears]
+        others = [name for name in matched if name not in candidates]
         if not matched or others:
-            problems.append(_no_match(model, pattern, linears, others))
+            problems.append(_no_match(model, pattern, candidates, others, kind, fix))
         chosen_names.update(matched)
     if problems:
         raise ConfigError(problems)
-    return [name for name in linears if name in chosen_names]
+    return [name for name in candidates if name in chosen_names]
 
 
 def replace_linears(
@@ -75,17 +94,17 @@ def _ends_with(name: str, pattern: str) -> bool:
     return name == pattern or name.endswith(f".{pattern}")
 
 
-def _no_match(model: PreTrainedModel, pattern: str, linears: Iterable[str], others: list[str]) -> Problem:
-    names = sorted({name.rpartition(".")[2] for name in linears})
+def _no_match(
+    model: PreTrainedModel, pattern: str, candidates: Iterable[str], others: list[str], kind: str, fix: str
+) -> Problem:
+    names = sorted({name.rpartition(".")[2] for name in candidates})
     if others:
-        kind = type(model.get_submodule(others[0])).__name__
+        found = type(model.get_submodule(others[0])).__name__
         return Problem(
-            FIELD,
-            f"{pattern!r} matches {others[0]}, a {kind}, which is no linear layer.",
-            f"use {', '.join(names)}",
+            FIELD, f"{pattern!r} matches {others[0]}, a {found}, which is no {kind}.", f"use {', '.join(names)}"
         )
     return Problem(
         FIELD,
-        f"{pattern!r} matches no module of {type(model).__name__}; its linear layers are {', '.join(names)}.",
-        nearest(pattern, names) or "use one of them, or all-linear",
+        f"{pattern!r} matches no module of {type(model).__name__}; its {kind}s are {', '.join(names)}.",
+        nearest(pattern, names) or fix,
     )

@@ -13,6 +13,7 @@ from torch import nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from lamina.errors import ConfigError, Problem
 from lamina.methods.base import AdapterModule, set_module
 
 
@@ -65,10 +66,43 @@ class TrainedCopy(AdapterModule):
 
     @torch.no_grad()
     def fold_in(self, model: PreTrainedModel, name: str) -> None:
-        for key, copy in self.adapter_tensors().items():
+        for key, copy in zip(self._names, self.copies, strict=True):
             owner, _, leaf = key.rpartition(".")
             module = self.base.get_submodule(owner)
             # A new tensor, not a copy into the old one: another module may share the old one's memory.
             value = copy.detach().to(getattr(module, leaf).dtype)
             setattr(module, leaf, nn.Parameter(value.clone(), requires_grad=False))
         set_module(model, name, self.base)
+
+
+def train_parameters(
+    model: PreTrainedModel,
+    chosen: Mapping[str, Sequence[str]],
+    wrap: type[TrainedCopy] = TrainedCopy,
+) -> dict[str, TrainedCopy]:
+    """Puts trained copies into `model`. A parameter that several modules have, such as a tied head's, gets one copy.
+
+    Args:
+        model: A model without adapters.
+        chosen: By module, in the model's order, the names of its own parameters to train.
+        wrap: `TrainedCopy`, or a subclass with other names for its tensors.
+
+    Returns:
+        What was put in, by module.
+
+    Raises:
+        ConfigError: A parameter is stored in a form that cannot be trained.
+    """
+    shared: dict[torch.Tensor, nn.Parameter] = {}
+    layers: dict[str, TrainedCopy] = {}
+    for name in reversed(list(chosen)):  # what a module holds goes in before the module itself is wrapped
+        module = model.get_submodule(name)
+        own = dict(module.named_parameters(recurse=False))
+        packed = [key for key in chosen[name] if not own[key].is_floating_point()]
+        if packed:
+            message = f"{name}.{packed[0]} is stored quantized ({own[packed[0]].dtype}), and so cannot be trained."
+            raise ConfigError(Problem("method.type", message, "load the base unquantized, or train an adapter"))
+        layers[name] = wrap(module, chosen[name], shared)
+        shared |= {own[key]: copy for key, copy in zip(chosen[name], layers[name].copies, strict=True)}
+        set_module(model, name, layers[name])
+    return {name: layers[name] for name in chosen}

@@ -12,7 +12,7 @@ because torch's takes several milliseconds however short a document is.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,12 +67,13 @@ def packed_attention_forward(
     sliding_window: int | None = None,
     softcap: float | None = None,
     document_lengths: list[int] | None = None,
+    attention_prefix: Sequence[tuple[torch.Tensor, torch.Tensor]] | None = None,
     **unused: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each document.
 
     Args:
-        module: The attention layer (only for the interface).
+        module: The attention layer; it knows which one of the model it is.
         query: (1, query heads, T, head size).
         key: (1, key heads, T, head size); query heads are a multiple of key heads.
         value: Like `key`.
@@ -82,6 +83,8 @@ def packed_attention_forward(
         sliding_window: A token sees so many tokens, itself included; None for all.
         softcap: Attention scores become softcap * tanh(scores / softcap) (Gemma 2).
         document_lengths: Tokens of each document; by default one document of T.
+        attention_prefix: For each layer, keys and values (1, key heads, n, head size) that every document begins with;
+            they count in the window.
         unused: What other implementations of the interface take.
 
     Returns:
@@ -89,6 +92,19 @@ def packed_attention_forward(
     """
     assert attention_mask is None, "packed attention takes no mask"
     lengths = document_lengths or [query.shape[2]]
+    if attention_prefix is not None:
+        layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
+        keys, values = attention_prefix[layer]
+        longer = [keys.shape[2] + length for length in lengths]
+        nothing = query.new_zeros(1, query.shape[1], keys.shape[2], query.shape[3])
+        query, key, value = (
+            _each_begins_with(rows.to(x.dtype), x, lengths)
+            for rows, x in ((nothing, query), (keys, key), (values, value))
+        )
+        out, _ = packed_attention_forward(
+            module, query, key, value, None, dropout, scaling, sliding_window, softcap, longer
+        )
+        return torch.cat([document[:, keys.shape[2] :] for document in out.split(longer, 1)], 1), None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     settings = AttentionSettings(lengths, scale, sliding_window, softcap)
     if dropout == 0.0 and query.device.type == "cpu":
@@ -101,6 +117,13 @@ def packed_attention_forward(
         for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _each_begins_with(rows_1HND: torch.Tensor, x_1HTD: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    """`rows` before each document; in memory a token's heads stay beside each other, as the kernels want them."""
+    rows = rows_1HND.transpose(1, 2)
+    documents = x_1HTD.transpose(1, 2).split(lengths, 1)
+    return torch.cat([part for document in documents for part in (rows, document)], 1).transpose(1, 2)
 
 
 @dataclass(frozen=True)

@@ -19,24 +19,31 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from lamina.ops.kernels import kernels_for
 from lamina.ops.pages import drop_pages
 
 
 @dataclass(frozen=True)
 class Detour:
-    """A low-rank detour beside a frozen linear: s (drop(x) A^T) B^T.
+    """A low-rank detour beside a frozen linear: x W^T + s (drop(x) A^T) B^T, with columns scaled where DoRA does.
 
     Attributes:
         A: (r, in), float32; trained, or computed from what is.
-        B: (out, r), float32; alike.
+        B: (out, r), float32; alike. Either way the fused layer gives them their gradients.
         scaling: s.
         dropout: Probability of dropping an element of the detour's input, now; 0 at evaluation.
+        columns: (out,), float32: factors of the outputs, the base's included and the bias not; None for 1.
     """
 
     A: torch.Tensor
     B: torch.Tensor
     scaling: float
     dropout: float
+    columns: torch.Tensor | None = None
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Those that get gradients, in the order of `LinearGroup.backward_detours`."""
+        return [self.A, self.B] if self.columns is None else [self.A, self.B, self.columns]
 
 
 @dataclass
@@ -46,10 +53,14 @@ class GroupState:
     Attributes:
         h: (T, R), the detours' rank-sized products: the last columns of `x_ext`.
         masks: For each detour what its dropout kept, (T, in) bool, or None.
+        scaled: (T, out), the outputs without bias and residual, where columns are scaled; else None.
+        grad_columns: (out,), the gradient of the columns' factors, once `unscaled` was called; else None.
     """
 
     h: torch.Tensor
     masks: list[torch.Tensor | None]
+    scaled: torch.Tensor | None = None
+    grad_columns: torch.Tensor | None = None
 
 
 class LinearGroup:
@@ -83,6 +94,7 @@ class LinearGroup:
                 home, own = self._matrix[rows, : self.in_features], linear.weight.data
                 linear.weight.data = home.copy_(own)
                 drop_pages(own)
+        self._factors: torch.Tensor | None = None
         self._bias = None
         if any(linear.bias is not None for linear in linears):
             biases = [x.bias.detach() if x.bias is not None else weight.new_zeros(x.out_features) for x in linears]
@@ -104,6 +116,7 @@ class LinearGroup:
             else:
                 beside.copy_(detour.B.detach() * detour.scaling)
                 self._A[columns].copy_(detour.A.detach())
+        self._factors = self._column_factors(detours)
 
     def forward(
         self, x_ext: torch.Tensor, detours: Sequence[Detour | None], residual: torch.Tensor | None = None
@@ -126,11 +139,30 @@ class LinearGroup:
             if detour is not None and detour.dropout > 0.0:
                 state.masks[i] = mask = _kept(x, detour.dropout)
                 h[:, columns] = _dropped(x, mask, detour.dropout) @ self._A[columns].T
+        if self._factors is not None:
+            state.scaled = x_ext @ self._matrix.T
+            kernels_for(state.scaled).scale_columns_(state.scaled, self._factors)
+            y = state.scaled if residual is None else state.scaled + residual
+            return y if self._bias is None else y + self._bias, state
         if residual is not None:
             y = torch.addmm(residual, x_ext, self._matrix.T)
         else:
             y = x_ext @ self._matrix.T
         return y if self._bias is None else y.add_(self._bias), state
+
+    def unscaled(self, grad: torch.Tensor, state: GroupState) -> torch.Tensor:
+        """From the gradient of the outputs (T, out) that of the products before their columns were scaled.
+
+        The gradient itself where no column is; else the factors' own gradient is left in `state`.
+        """
+        if self._factors is None:
+            return grad
+        assert state.scaled is not None
+        through = torch.empty_like(grad)
+        sums = kernels_for(grad).scale_columns_backward(grad, state.scaled, self._factors, through)
+        # sum g y = factor * sum g (y / factor); a factor of zero has lost what its gradient would need.
+        state.grad_columns = torch.where(self._factors == 0.0, 0.0, sums / self._factors)
+        return through
 
     def backward_input(
         self, grad: torch.Tensor, state: GroupState, detours: Sequence[Detour | None], wants_dx: bool = True
@@ -138,7 +170,7 @@ class LinearGroup:
         """Gradients of the input and of the rank-sized products.
 
         Args:
-            grad: (T, out).
+            grad: (T, out), from `unscaled`, as in `backward_detours`.
             state: From `forward`.
             detours: As in `forward`.
             wants_dx: Whether the input's gradient is needed.
@@ -167,7 +199,7 @@ class LinearGroup:
         state: GroupState,
         detours: Sequence[Detour | None],
     ) -> list[torch.Tensor]:
-        """Gradients of A and B of each detour in turn, float32.
+        """Gradients of each detour's tensors in turn, float32.
 
         Args:
             grad: (T, out).
@@ -187,7 +219,19 @@ class LinearGroup:
                 dropped = None if mask is None else _dropped(x, mask, detour.dropout)
                 grads.append((dA[columns] if dropped is None else gh[:, columns].T @ dropped).float())
                 grads.append(dB[rows, columns].float() * detour.scaling)
+                if detour.columns is not None:
+                    assert state.grad_columns is not None
+                    grads.append(state.grad_columns[rows])
         return grads
+
+    def _column_factors(self, detours: Sequence[Detour | None]) -> torch.Tensor | None:
+        if not any(detour is not None and detour.columns is not None for detour in detours):
+            return None
+        factors = torch.ones(self.out_features, device=self._matrix.device)
+        for detour, rows in zip(detours, self._rows, strict=True):
+            if detour is not None and detour.columns is not None:
+                factors[rows] = detour.columns.detach()
+        return factors
 
 
 def _slices(lengths: Sequence[int]) -> list[slice]:

@@ -2,8 +2,10 @@
 
     y = x W^T + b + s (drop(x) A^T) B^T
 
-Saved for the backward are x, once and in its own dtype, and the rank-sized h = s drop(x) A^T. The gradient of W is
-never formed, and every other intermediate of the detour is rank-sized:
+or, where columns are scaled by factors c (DoRA), y = c (x W^T + s (drop(x) A^T) B^T) + b.
+
+Saved for the backward are x, once and in its own dtype, the rank-sized h = s drop(x) A^T, and with c the result that it
+scales. The gradient of W is never formed, and every other intermediate of the detour is rank-sized:
 
     gh = s (g B)          dB = g^T h          dA = gh^T drop(x)          dx = g W + drop'(gh A)
 
@@ -26,6 +28,7 @@ def lora_linear(
     B: torch.Tensor,
     scaling: float,
     dropout: float = 0.0,
+    columns: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Computes the layer.
 
@@ -36,6 +39,7 @@ def lora_linear(
         B: (out, r), float32.
         scaling: s.
         dropout: Probability of dropping an element of the detour's input (torch's generator draws); 0 at evaluation.
+        columns: c, (out,), float32, or None for 1.
 
     Returns:
         (..., out), in x's dtype.
@@ -43,7 +47,7 @@ def lora_linear(
     keep = None
     if dropout > 0.0:
         keep = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1.0 - dropout)
-    return _LoraLinear.apply(x, A, B, frozen, scaling, keep, dropout)
+    return _LoraLinear.apply(x, A, B, columns, frozen, scaling, keep, dropout)
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -53,6 +57,7 @@ class _LoraLinear(torch.autograd.Function):
         x: torch.Tensor,
         A: torch.Tensor,
         B: torch.Tensor,
+        columns: torch.Tensor | None,
         frozen: FrozenLinear,
         scaling: float,
         keep: torch.Tensor | None,
@@ -64,14 +69,21 @@ class _LoraLinear(torch.autograd.Function):
         h_TR = h_TR * scaling
         y_TO.addmm_(h_TR, B.to(x.dtype).T)
         # Only A's gradient asks for x: with a frozen A (LoRA-FA), what is kept is rank-sized.
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, A, B, h_TR, keep)
+        kept_x, product = x if ctx.needs_input_grad[1] else None, None if columns is None else y_TO
+        ctx.save_for_backward(kept_x, A, B, h_TR, keep, columns, product)
         ctx.frozen, ctx.scaling, ctx.dropout = frozen, scaling, dropout
+        if columns is not None:
+            # c (y - b) + b, in a form that leaves y as it is where c is 1.
+            y_TO = (y_TO * columns + (1.0 - columns) * _bias(frozen)).to(x.dtype)
         return y_TO.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, A, B, h_TR, keep = ctx.saved_tensors
-        g_TO = grads[0].reshape(-1, grads[0].shape[-1])
+        x, A, B, h_TR, keep, columns, product_TO = ctx.saved_tensors
+        g_TO, grad_columns = grads[0].reshape(-1, grads[0].shape[-1]), None
+        if columns is not None:
+            grad_columns = (g_TO.float() * (product_TO.float() - _bias(ctx.frozen))).sum(0)
+            g_TO = (g_TO * columns).to(grads[0].dtype)
         gh_TR = (g_TO @ B.to(g_TO.dtype)) * ctx.scaling
         grad_A = None
         if x is not None:
@@ -85,7 +97,12 @@ class _LoraLinear(torch.autograd.Function):
             else:
                 grad_x += _dropped(gh_TR @ A.to(g_TO.dtype), keep, ctx.dropout)
             grad_x = grad_x.view(*grads[0].shape[:-1], -1)
-        return grad_x, grad_A, grad_B, None, None, None, None
+        return grad_x, grad_A, grad_B, grad_columns, None, None, None, None
+
+
+def _bias(frozen: FrozenLinear) -> torch.Tensor | float:
+    bias = frozen.base.bias
+    return 0.0 if bias is None else bias.float()
 
 
 def _dropped(x_TI: torch.Tensor, keep: torch.Tensor | None, dropout: float) -> torch.Tensor:

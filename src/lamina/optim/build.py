@@ -2,40 +2,59 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import get_scheduler
 
 from lamina.config import TrainConfig
+from lamina.errors import ConfigError, Problem
 
 Schedule = Callable[[int], float]
 
 
 def build_optimizer(
-    config: TrainConfig, tensors: Mapping[str, nn.Parameter], fast: Collection[str] = ()
+    config: TrainConfig,
+    tensors: Mapping[str, nn.Parameter],
+    fast: Collection[str] = (),
+    vocabulary: Collection[str] = (),
 ) -> torch.optim.Optimizer:
-    """torch's AdamW over float32 masters, in one fused pass. Weight decay is for matrices only.
+    """The optimizer whose file in this folder has the configured name.
 
     Args:
         config: Which optimizer, and its settings.
-        tensors: What is trained, by name.
+        tensors: What is trained, by name; float32 masters.
         fast: Names of those that LoRA+ gives a larger learning rate.
+        vocabulary: Names of those that belong to the input embedding or to the output head.
+
+    Raises:
+        ConfigError: The optimizer does not fit what is trained, or its package is not installed.
     """
-    parameters = list(tensors.values())
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    if config.loraplus_lr_ratio is not None and not fast:
+        message = "LoRA+ gives the B matrices of a low-rank method a larger learning rate, and the method has none."
+        raise ConfigError(Problem("train.loraplus_lr_ratio", message, "remove it, or use a method such as lora"))
+    build = importlib.import_module(f"lamina.optim.{config.optim}").build
+    return build(config, _groups(config, tensors, fast, vocabulary))
+
+
+def _groups(
+    config: TrainConfig, tensors: Mapping[str, nn.Parameter], fast: Collection[str], vocabulary: Collection[str]
+) -> list[dict[str, Any]]:
+    """Tensors that are treated alike, and how: `weight_decay` (on matrices only), `lr_factor` (LoRA+), and whether
+    they are `hidden` matrices, which Muon and GaLore treat in their own ways."""
+    alike: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    for name, tensor in tensors.items():
+        decay = config.weight_decay if tensor.ndim >= 2 else 0.0
+        factor = config.loraplus_ratio if name in fast else 1.0
+        alike.setdefault((decay, factor, tensor.ndim == 2 and name not in vocabulary), []).append(tensor)
+    return [
+        {"params": params, "weight_decay": decay, "lr_factor": factor, "hidden": hidden}
+        for (decay, factor, hidden), params in alike.items()
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.peak_learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        fused=True,
-    )
 
 
 def build_schedule(config: TrainConfig, total_steps: int) -> Schedule:

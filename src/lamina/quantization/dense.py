@@ -26,8 +26,8 @@ class DenseLinear(FrozenLinear):
     def stores(cls, module: nn.Module) -> bool:
         return type(module) in (nn.Linear, Conv1D)  # a subclass may compute something else
 
-    def matmul(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self._matrix(), self.base.bias)
+    def matmul(self, x: torch.Tensor, with_bias: bool = True) -> torch.Tensor:
+        return F.linear(x, self._matrix(), self.base.bias if with_bias else None)
 
     def matmul_t(self, grad: torch.Tensor) -> torch.Tensor:
         return grad @ self._matrix()

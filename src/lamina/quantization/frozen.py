@@ -32,8 +32,8 @@ class FrozenLinear(nn.Module, ABC):
         super().__init__()
 
     @abstractmethod
-    def matmul(self, x: torch.Tensor) -> torch.Tensor:
-        """x W^T + bias. `x`: (..., in_features), in the compute dtype."""
+    def matmul(self, x: torch.Tensor, with_bias: bool = True) -> torch.Tensor:
+        """x W^T, plus the bias if there is one. `x`: (..., in_features), in the compute dtype."""
 
     @abstractmethod
     def matmul_t(self, grad: torch.Tensor) -> torch.Tensor:

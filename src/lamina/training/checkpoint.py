@@ -177,8 +177,9 @@ def restore_random_state(random: RandomState, device: torch.device) -> None:
 def _optimizer_tensors(
     tensors: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
+    # Adafactor counts its steps in a number, and goes on counting as well in the tensor that comes back.
     return {
-        f"{key}/{name}": value
+        f"{key}/{name}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
         for name, parameter in tensors.items()
         for key, value in optimizer.state.get(parameter, {}).items()
     }

@@ -27,6 +27,7 @@ from lamina.methods.lock import build_lock
 from lamina.methods.probes import record_probes
 from lamina.models.memory import peak_bytes
 from lamina.ops.kernels import kernel_notes
+from lamina.optim import LayerwiseGaloreAdamW
 from lamina.plan.memory import wants_checkpointing
 from lamina.plan.time import measured_tokens_per_second
 from lamina.runs import Run, exclusive, start_run
@@ -232,13 +233,18 @@ class _Loop:
 
     def _check_gradients(self) -> None:
         """The first step's self-check: every adapter tensor takes part, and some gradient is not zero."""
-        without = [name for name, tensor in self.session.tensors.items() if tensor.grad is None]
+        optimizer = self.session.optimizer
+        if isinstance(optimizer, LayerwiseGaloreAdamW):  # which has let go of the gradients by now
+            norms = optimizer.gradient_norms
+        else:
+            norms = {p: p.grad.norm() for p in self.parameters if p.grad is not None}
+        without = [name for name, tensor in self.session.tensors.items() if tensor not in norms]
         if without:
             raise TrainingError(
                 f"{len(without)} of {len(self.parameters)} adapter tensors get no gradient (first: {without[0]}), so "
                 "their modules take no part in the model's output. Fix: choose other method.target_modules."
             )
-        if not any(bool(p.grad.any()) for p in self.parameters if p.grad is not None):
+        if not any(bool(norm) for norm in norms.values()):
             raise TrainingError("every gradient of the first step is zero: the adapter has no effect on the loss.")
 
     def _evaluate(self, what: str) -> float:

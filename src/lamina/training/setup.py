@@ -29,7 +29,7 @@ from lamina.models.head import Head, find_head
 from lamina.models.load import Base, load_base
 from lamina.models.machine import dtype_name
 from lamina.models.source import Notify
-from lamina.optim.build import Schedule, build_optimizer, build_schedule
+from lamina.optim import Schedule, build_optimizer, build_schedule
 from lamina.runs import Run
 from lamina.version import __version__
 
@@ -107,7 +107,7 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
     injection = _fresh_adapter(config, base, dataset)
     head = _head_after_injection(head, injection)
     tensors = injection.tensors()
-    optimizer = build_optimizer(config.train, tensors, injection.fast_tensors())
+    optimizer = build_optimizer(config.train, tensors, injection.fast_tensors(), injection.vocabulary_tensors())
 
     micro_batches = dataset.report.micro_batches
     steps_per_epoch = math.ceil(micro_batches / config.train.gradient_accumulation_steps)

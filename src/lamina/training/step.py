@@ -14,6 +14,7 @@ from lamina.data.example import EncodedExample
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.base import Hooks
 from lamina.models.head import Head
+from lamina.optim import LayerwiseGaloreAdamW
 
 NO_HOOKS = Hooks()
 
@@ -56,6 +57,9 @@ def training_step(
 ) -> StepResult:
     """Takes one step over micro-batches, whose losses are divided by the supervised tokens of all of them together.
 
+    A layerwise optimizer moves tensors during the backward, so that the gradient is never there as a whole: it takes
+    one micro-batch, clips nothing, and `check` finds the tensors moved (see `LayerwiseGaloreAdamW`).
+
     Args:
         model: In training mode and packed attention.
         head: The model's parts.
@@ -74,7 +78,15 @@ def training_step(
     """
     supervised = sum(example.supervised_tokens for examples in micro_batches for example in examples)
     tokens = sum(len(example) for examples in micro_batches for example in examples)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get("lr_factor", 1.0)
     optimizer.zero_grad(set_to_none=True)
+    if isinstance(optimizer, LayerwiseGaloreAdamW):
+        (examples,) = micro_batches
+        loss = cross_entropy(model, head, build_batch(examples).to(model.device)) / supervised
+        finite = bool(torch.isfinite(loss))
+        norm = _layerwise_step(optimizer, loss, check) if finite else float("nan")
+        return StepResult(float(loss.detach()), norm, tokens, supervised, finite)
     loss_sum = torch.zeros((), device=model.device)
     for examples in micro_batches:
         if stop():
@@ -90,13 +102,23 @@ def training_step(
     norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
     finite = bool(torch.isfinite(norm) & torch.isfinite(loss_sum))
     if finite:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * group.get("lr_factor", 1.0)
         hooks.before_update(step)
         optimizer.step()
         hooks.after_update(step)
     optimizer.zero_grad(set_to_none=True)
     return StepResult(float(loss_sum), float(norm), tokens, supervised, finite)
+
+
+def _layerwise_step(optimizer: LayerwiseGaloreAdamW, loss: torch.Tensor, check: Callable[[], None]) -> float:
+    """Goes backward through a finite loss.
+
+    Returns:
+        The norm of the whole gradient.
+    """
+    with optimizer.moving():
+        loss.backward()
+    check()
+    return float(torch.stack(list(optimizer.gradient_norms.values())).norm())
 
 
 @torch.no_grad()

@@ -123,7 +123,7 @@ def _train_until(config: Config, kind: str, step: int, resume: bool = False) -> 
 
 
 def _last_checkpoint(config: Config) -> dict[str, dict[str, torch.Tensor]]:
-    """Tensors of the adapter, of the optimizer and of the random state."""
+    """Tensors of the adapter, of the optimizer, of the method and of the random state."""
     path = newest_checkpoint(Run(Path(config.output_dir)).checkpoints)
     assert path is not None
     return {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
@@ -141,5 +141,5 @@ def _logits(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
 def _largest_difference(ours: Mapping[str, torch.Tensor], plain: Mapping[str, torch.Tensor]) -> float:
     if ours.keys() != plain.keys():
         return math.inf
-    differences = (float((ours[name].double() - tensor.double()).abs().max()) for name, tensor in plain.items())
-    return max(differences, default=0.0)
+    differences = [float((ours[name].double() - tensor.double()).abs().max()) for name, tensor in plain.items()]
+    return max(differences, default=0.0)  # most methods have no state of their own

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lamina.config.optim import OPTIMIZERS
 from lamina.data.batch import build_batch
 from lamina.data.example import EncodedExample
 from lamina.fusion import fast_path
@@ -120,6 +121,8 @@ class Paths:
 
     def accumulated_is_full(self) -> list[Measure]:
         """One optimizer step over micro-batches of one document each, against one over all documents at once."""
+        if OPTIMIZERS[self._session.config.train.optim].layerwise:
+            raise Skipped("the optimizer moves tensors during the backward, so gradients are not accumulated")
         full = self._step([self._documents])
         accumulated = self._step([[document] for document in self._documents])
         return self._noise.measures(accumulated, full)
@@ -208,7 +211,7 @@ class Paths:
 
 
 def _worst_of_layer(name: str, layer: AdapterLinear, x: torch.Tensor, generator: torch.Generator) -> Measure:
-    """One layer against `x (W + delta W)^T + b` in plain float32 arithmetic and torch's own backward."""
+    """One layer against `x (W + delta W)^T + b + delta b` in plain float32 arithmetic and torch's own backward."""
     tensors = layer.adapter_tensors()
     x = x.requires_grad_()
     y = layer.forward(x)

@@ -10,6 +10,7 @@ from typing import Any
 
 from lamina import files
 from lamina.config import Config, load_config
+from lamina.config.optim import OPTIMIZERS
 from lamina.data.dataset import build_dataset
 from lamina.data.example import EncodedExample
 from lamina.data.read import read_rows
@@ -54,8 +55,9 @@ def quickstart_config(folder: Path, overrides: Iterable[str]) -> Config:
 def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
     """The configuration of a short run on a few documents, which are written to `folder`.
 
-    Model, method, dtype, seed, optimizer and the handling of data stay as they are. Micro-batches are made small, so
-    that the run has several different ones and steps accumulate; packing fills them up to the longest document.
+    Model, method (but for a schedule of its own), dtype, seed, optimizer and the handling of data stay as they are.
+    Micro-batches are made small, so that the run has several different ones and steps accumulate (where the optimizer
+    allows it); packing fills them up to the longest document.
 
     Raises:
         LaminaError: The model or the data cannot be used.
@@ -72,6 +74,7 @@ def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
     files.write_text(sample, "\n".join(lines) + "\n")
 
     values: dict[str, Any] = config.model_dump(mode="json")
+    values["method"] = config.method.shortened(STEPS).model_dump(mode="json")
     values["data"] |= {
         "train": str(sample),
         "eval": None,
@@ -84,7 +87,7 @@ def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
         "max_steps": STEPS,
         "save_steps": SAVE_STEPS,
         "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 2,
+        "gradient_accumulation_steps": 1 if OPTIMIZERS[config.train.optim].layerwise else 2,
         "warmup_ratio": 0.0,
         "warmup_steps": 0,
         "eval_steps": None,

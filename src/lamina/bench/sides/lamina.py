@@ -12,7 +12,7 @@ from lamina.fusion import FusionReport, fast_path
 from lamina.methods.base import inject
 from lamina.models.head import find_head
 from lamina.models.load import load_base
-from lamina.optim.build import build_optimizer
+from lamina.optim import build_optimizer
 from lamina.plan.memory import wants_checkpointing
 from lamina.training.step import training_step
 from lamina.version import __version__

@@ -10,9 +10,9 @@ import importlib
 import pkgutil
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from lamina.config.methods.base import MethodConfig
 
@@ -26,11 +26,21 @@ def _discover() -> dict[str, type[MethodConfig]]:
 METHOD_CONFIGS: dict[str, type[MethodConfig]] = _discover()
 """Every method's configuration class by its name, which is the value of `method.type`."""
 
+DEFAULT_METHOD = "lora"
+
+
+def _with_type(value: Any) -> Any:
+    """A `method:` section without a type is of the default method."""
+    return {"type": DEFAULT_METHOD, **value} if isinstance(value, dict) and "type" not in value else value
+
+
 if TYPE_CHECKING:
     AnyMethodConfig = MethodConfig
 elif len(METHOD_CONFIGS) == 1:  # pydantic's discriminator wants at least two
     AnyMethodConfig = next(iter(METHOD_CONFIGS.values()))
 else:
-    AnyMethodConfig = Annotated[reduce(or_, METHOD_CONFIGS.values()), Field(discriminator="type")]
+    AnyMethodConfig = Annotated[
+        reduce(or_, METHOD_CONFIGS.values()), Field(discriminator="type"), BeforeValidator(_with_type)
+    ]
 
-__all__ = ["METHOD_CONFIGS", "AnyMethodConfig", "MethodConfig"]
+__all__ = ["DEFAULT_METHOD", "METHOD_CONFIGS", "AnyMethodConfig", "MethodConfig"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, Self
 
 from lamina.config.section import Section
 
@@ -22,5 +23,17 @@ class MethodConfig(Section):
     learning_rate: ClassVar[float] = 2e-4
     """What `train.learning_rate` is unless it is given (docs/benchmarks.md has the sweep)."""
 
+    absent: ClassVar[Mapping[str, str]] = {}
+    """Fields of other methods that one may look for here, and what to do instead."""
+
     type: str
     """The method's name, which is the name of its file."""
+
+    def shortened(self, steps: int) -> Self:
+        """The same for a run of so few steps, where the method has a schedule of its own."""
+        return self
+
+    @classmethod
+    def takes(cls, field: str) -> bool:
+        """Whether the section may have a field of that name."""
+        return field in cls.model_fields

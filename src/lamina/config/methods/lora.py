@@ -76,6 +76,9 @@ class LoraConfig(MethodConfig):
     use_rslora: bool = False
     """Scale by lora_alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732)."""
 
+    use_dora: bool = False
+    """Scale the outputs to trained magnitudes: DoRA (Liu et al. 2024, arXiv:2402.09353)."""
+
     init_lora_weights: bool | str = True
     """How A and B begin: true (A uniform, B zero), gaussian, orthogonal, pissa, pissa_niter_N, olora, eva, or false
     (both random, so that training does not begin at the base)."""
@@ -128,6 +131,11 @@ class LoraConfig(MethodConfig):
             wrong.append(
                 f"lora_fa freezes A, but init_lora_weights: {self.init_lora_weights} is there to train the part of the "
                 "base that A and B begin with; use one of the two"
+            )
+        if self.use_dora and self.starts_in_the_base:
+            wrong.append(
+                f"use_dora scales the base and what is added together, and init_lora_weights: {self.init_lora_weights} "
+                "takes a part out of the base first; use one of the two"
             )
         odd = sorted({r for r in (self.r, *self.rank_pattern.values()) if r % 2})
         if odd and self.init_lora_weights == "orthogonal":

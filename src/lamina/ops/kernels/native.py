@@ -177,6 +177,16 @@ def rotary_(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, inverse: 
     _call("rotary", x.dtype, *_rows(x), _p(cosine), *_rows(sine), *x.shape, cosine.shape[-1], direction)
 
 
+def scale_columns_(y: torch.Tensor, scale: torch.Tensor) -> None:
+    _call("scale_columns", y.dtype, *_rows(y), _p(scale), *y.shape)
+
+
+def scale_columns_backward(grad: torch.Tensor, y: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    sums = torch.empty(grad.shape[1], dtype=torch.float32)
+    _call("scale_columns_backward", grad.dtype, *_rows(grad), *_rows(y), _p(scale), *_rows(out), _p(sums), *grad.shape)
+    return sums
+
+
 def cross_entropy_(
     logits: torch.Tensor, targets: torch.Tensor, multiplier: float, softcap: float | None, wants_grad: bool
 ) -> torch.Tensor:

@@ -88,6 +88,17 @@ def rotary_(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, inverse: 
     first.copy_(turned)
 
 
+def scale_columns_(y: torch.Tensor, scale: torch.Tensor) -> None:
+    """y (T, O) times scale (O,) float32, in place."""
+    y.copy_(y.float() * scale)
+
+
+def scale_columns_backward(grad: torch.Tensor, y: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """From grad (T, O): out = grad scale, (T, O); and, for each column, the sum of grad y, (O,) float32."""
+    out.copy_(grad.float() * scale)
+    return (grad.float() * y.float()).sum(0)
+
+
 def cross_entropy_(
     logits: torch.Tensor, targets: torch.Tensor, multiplier: float, softcap: float | None, wants_grad: bool
 ) -> torch.Tensor:

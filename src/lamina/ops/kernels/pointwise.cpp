@@ -127,6 +127,39 @@ void rotary(T* x, int64_t x_row, const T* cosine, const T* sine, int64_t angle_r
     }
 }
 
+template <typename T>
+void scale_columns(T* y, int64_t y_row, const float* scale, int64_t rows, int64_t width) {
+#pragma omp parallel for
+    for (int64_t i = 0; i < rows; ++i) {
+        T* yi = y + i * y_row;
+#pragma omp simd
+        for (int64_t j = 0; j < width; ++j) store(yi + j, load(yi + j) * scale[j]);
+    }
+}
+
+// out = g scale, and sums[j] = the sum of g y over column j. Threads share columns, so that sums have one order.
+template <typename T>
+void scale_columns_backward(const T* g, int64_t g_row, const T* y, int64_t y_row, const float* scale, T* out,
+                            int64_t out_row, float* sums, int64_t rows, int64_t width) {
+    constexpr int64_t block = 256;
+#pragma omp parallel for
+    for (int64_t first = 0; first < width; first += block) {
+        const int64_t columns = width - first < block ? width - first : block;
+        float sum[block] = {};
+        for (int64_t i = 0; i < rows; ++i) {
+            const T *gi = g + i * g_row + first, *yi = y + i * y_row + first;
+            T* oi = out + i * out_row + first;
+#pragma omp simd
+            for (int64_t j = 0; j < columns; ++j) {
+                const float grad = load(gi + j);
+                sum[j] += grad * load(yi + j);
+                store(oi + j, grad * scale[first + j]);
+            }
+        }
+        for (int64_t j = 0; j < columns; ++j) sums[first + j] = sum[j];
+    }
+}
+
 // Logits become their gradient, softmax - one-hot, in place; loss[i] = -log softmax[target].
 // A logit is softcap tanh(multiplier product / softcap), or multiplier product without a softcap (0).
 template <typename T>
@@ -216,6 +249,14 @@ FOR_DTYPES(lamina_rotary,
             int64_t heads, int64_t head_size, int64_t rotated, float direction),
            rotary((T*)x, x_row, (const T*)cosine, (const T*)sine, angle_row, tokens, heads, head_size, rotated,
                   direction))
+
+FOR_DTYPES(lamina_scale_columns, (void* y, int64_t y_row, const float* scale, int64_t rows, int64_t width),
+           scale_columns((T*)y, y_row, scale, rows, width))
+
+FOR_DTYPES(lamina_scale_columns_backward,
+           (const void* g, int64_t g_row, const void* y, int64_t y_row, const float* scale, void* out, int64_t out_row,
+            float* sums, int64_t rows, int64_t width),
+           scale_columns_backward((const T*)g, g_row, (const T*)y, y_row, scale, (T*)out, out_row, sums, rows, width))
 
 FOR_DTYPES(lamina_cross_entropy,
            (void* logits, const int64_t* target, float* loss, int64_t rows, int64_t width, float multiplier,

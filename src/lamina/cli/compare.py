@@ -1,0 +1,147 @@
+"""`lamina compare`: candidates side by side, under one budget."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from lamina.cli.output import JsonFlag, notify, out, print_json
+from lamina.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from lamina.evaluation.compare_report import Comparison
+
+TASKS = ("exact_match",)
+
+# Of the table where it goes to a file or a pipe, so that no figure is cut.
+_FILE_WIDTH = 180
+
+
+def compare(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE[,VALUE]...]...",
+            help="Overrides; a key with several values is varied, each combination being a candidate.",
+        ),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Methods, separated by commas; by default the configuration's own.")
+    ] = None,
+    grid: Annotated[
+        list[str] | None, typer.Option(help="The same as KEY=VALUE[,VALUE]... without it; may be repeated.")
+    ] = None,
+    candidates: Annotated[
+        list[str] | None,
+        typer.Option("--candidate", help='One more: "NAME KEY=VALUE ...", in quotes; may be repeated.'),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Where to put everything; by default runs/compare-CONFIG.")
+    ] = None,
+    task: Annotated[str, typer.Option(help="How answers to --test are scored: exact_match.")] = "exact_match",
+    test: Annotated[str | None, typer.Option(help="Rows to answer and score, which nothing is trained on.")] = None,
+    max_test_rows: Annotated[int | None, typer.Option(min=1, help="Only so many of them from the start.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; by default 256.")] = None,
+    general: Annotated[
+        str | None, typer.Option(help="Text beside the task (.txt, or .jsonl with text), to see what is forgotten.")
+    ] = None,
+    general_pieces: Annotated[
+        int | None, typer.Option(min=1, help="Pieces of it, each of data.max_length tokens at most; by default 64.")
+    ] = None,
+    screen: Annotated[
+        bool, typer.Option("--screen", help="Successive halving: only the best go on to all of the steps.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train several methods or settings under one budget, and put them side by side. Takes itself up again."""
+    _check_pairs(test, max_test_rows, max_new_tokens, general, general_pieces)
+    if task not in TASKS:
+        raise ConfigError(Problem("--task", f"{task!r} is not one of {', '.join(TASKS)}"))
+    from lamina.config import read_yaml
+    from lamina.evaluation.candidates import build_candidates, split_choices
+
+    values = read_yaml(Path(config))
+    where = folder or Path("runs") / f"compare-{Path(config).stem}"
+    choices = dict(split_choices(text) for text in [*(settings or []), *(grid or [])])
+    built = build_candidates(
+        values,
+        where,
+        methods=[name.strip() for name in methods.split(",")] if methods else [],
+        grid=choices,
+        named=dict(_named(text) for text in candidates or []),
+    )
+    from lamina.evaluation.compare import compare as run_compare
+    from lamina.evaluation.measure import Measuring
+
+    given = {"max_new_tokens": max_new_tokens, "general_pieces": general_pieces}
+    measuring = Measuring(
+        test=test,
+        max_test_rows=max_test_rows,
+        general=general,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    comparison = run_compare(built, where, measuring, screen=screen, notify=notify)
+    if as_json:
+        print_json(comparison.as_json())
+    else:
+        _print(comparison, where)
+    if comparison.failed:
+        raise typer.Exit(1)
+
+
+def _check_pairs(
+    test: str | None,
+    max_test_rows: int | None,
+    max_new_tokens: int | None,
+    general: str | None,
+    general_pieces: int | None,
+) -> None:
+    problems = [
+        Problem(option, f"does nothing without {needed}", f"add {needed} FILE")
+        for option, value, needed, file in (
+            ("--max-test-rows", max_test_rows, "--test", test),
+            ("--max-new-tokens", max_new_tokens, "--test", test),
+            ("--general-pieces", general_pieces, "--general", general),
+        )
+        if value is not None and file is None
+    ]
+    for option, file in (("--test", test), ("--general", general)):
+        if file is not None and not Path(file).is_file():
+            problems.append(Problem(option, f"{file} does not exist", "check the path"))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _named(text: str) -> tuple[str, list[str]]:
+    name, *changes = shlex.split(text)
+    if "=" in name or not all("=" in change for change in changes):
+        raise ConfigError(Problem("--candidate", f"{text!r} is not NAME KEY=VALUE ...", 'write "small method.r=4"'))
+    return name, changes
+
+
+def _print(comparison: Comparison, where: Path) -> None:
+    from lamina.evaluation.compare_report import best_in, columns
+
+    heads = columns(comparison)
+    winners = [best_in(column, comparison) for column in heads]
+    table = Table(*(column.title for column in heads))
+    for outcome in comparison.outcomes:
+        cells = [escape(column.text(outcome)) for column in heads]
+        marked = [
+            f"[bold]{cell}[/bold]" if outcome.name == winner else cell
+            for cell, winner in zip(cells, winners, strict=True)
+        ]
+        table.add_row(*marked, style={"failed": "red", "left out": "dim"}.get(outcome.state))
+    out.print(table, width=None if out.is_terminal else max(out.width, _FILE_WIDTH))
+    for outcome in comparison.outcomes:
+        for note in outcome.notes:
+            notify(f"{outcome.name}: {note}")
+        if outcome.error:
+            notify(f"{outcome.name} failed: {outcome.error}")
+    out.print(f"table and plots: {where / 'compare.html'}", markup=False)

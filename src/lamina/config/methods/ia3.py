@@ -1,0 +1,41 @@
+"""`method: {type: ia3}`: the fields of IA3. The mathematics is in `methods/ia3.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from lamina.config.methods.base import MethodConfig
+from lamina.config.targets import TargetModules
+
+
+class IA3Config(MethodConfig):
+    """Scales on keys, values and the feed-forward's inner activations."""
+
+    title: ClassVar[str] = "IA3"
+    paper: ClassVar[str] = (
+        "Liu et al. 2022, Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning, "
+        "arXiv:2205.05638"
+    )
+    summary: ClassVar[str] = (
+        "a trained scale for each key, value and inner feed-forward feature; folds into the weights"
+    )
+    learning_rate: ClassVar[float] = 3e-3
+    absent: ClassVar[Mapping[str, str]] = {"r": "IA3 has no rank: it trains one number a feature"}
+
+    type: Literal["ia3"] = "ia3"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Method name."""
+
+    target_modules: TargetModules | None = None
+    """Which linear layers are scaled: `all-linear`, a list of names, or one regular expression. Null takes those that
+    make keys and values, and the last one of each feed-forward."""
+
+    feedforward_modules: str | list[str] | None = None
+    """Which of them are scaled at their input instead of their output: a list of names or one regular expression. Null
+    takes the last one of each feed-forward, [] none."""
+
+    init_ia3_weights: bool = True
+    """Start with scales of 1, which leave the model as it is; false draws them from a normal distribution."""
+
+
+CONFIG = IA3Config

@@ -1,0 +1,31 @@
+"""`method: {type: ln_tuning}`: the norms are trained. The mathematics is in `methods/ln_tuning.py`."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from lamina.config.methods.base import MethodConfig
+
+
+class LnTuningConfig(MethodConfig):
+    """LayerNorm tuning: weights (and biases) of the norm layers are trained, and nothing else."""
+
+    title: ClassVar[str] = "LayerNorm tuning"
+    paper: ClassVar[str] = (
+        "Zhao et al. 2023, Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning, "
+        "arXiv:2312.11420"
+    )
+    summary: ClassVar[str] = "the base's own norm layers are trained: very few parameters, on any model"
+    learning_rate: ClassVar[float] = 1e-3
+
+    type: Literal["ln_tuning"] = "ln_tuning"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Method name."""
+
+    target_modules: str | Annotated[list[str], Field(min_length=1)] | None = None
+    """The norm layers: null for all of them, a list of names (each must match a module's last names), or one regular
+    expression."""
+
+
+CONFIG = LnTuningConfig

@@ -1,0 +1,44 @@
+"""`method: {type: peft, peft_type: ...}`: any method of the installed HF peft, with peft's own fields.
+
+The mathematics is peft's. Its fields are not known here, because knowing them takes an import of torch: they are
+checked against peft's own configuration class when the adapter is attached (`methods/peft.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, StringConstraints
+
+from lamina.config.methods.base import MethodConfig
+
+
+class PeftConfig(MethodConfig):
+    """A method of HF peft, run by peft's own layers."""
+
+    model_config = ConfigDict(extra="allow")
+
+    title: ClassVar[str] = "HF peft"
+    paper: ClassVar[str] = "Mangrulkar et al. 2022, PEFT, https://github.com/huggingface/peft; each method has its own"
+    summary: ClassVar[str] = "any other method of the installed HF peft, with peft's fields beside peft_type"
+    # Most of peft's methods are low-rank relatives of LoRA. docs/methods/peft.md names those that need another one.
+    learning_rate: ClassVar[float] = 1e-3
+
+    type: Literal["peft"] = "peft"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Method name."""
+
+    peft_type: Annotated[str, StringConstraints(to_upper=True, min_length=1)] = "OFT"
+    """Which of peft's methods, by peft's name for it. All other keys here are the fields of its configuration class."""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """peft's own fields, as they were given."""
+        return dict(self.model_extra or {})
+
+    @classmethod
+    def takes(cls, field: str) -> bool:
+        """Any field: peft's own are known when the adapter is attached."""
+        return True
+
+
+CONFIG = PeftConfig

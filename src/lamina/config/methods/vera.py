@@ -1,0 +1,43 @@
+"""`method: {type: vera}`: the fields of VeRA. The mathematics is in `methods/vera.py`."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from lamina.config.methods.base import MethodConfig
+from lamina.config.targets import TargetModules
+
+
+class VeraConfig(MethodConfig):
+    """Vector-based random matrix adaptation: W x + b * (B (d * (A x))) with random, frozen, shared A and B."""
+
+    title: ClassVar[str] = "VeRA"
+    paper: ClassVar[str] = "Kopiczko et al. 2023, VeRA: Vector-based Random Matrix Adaptation, arXiv:2310.11454"
+    summary: ClassVar[str] = "two trained vectors a layer, around one pair of random matrices that all layers share"
+    learning_rate: ClassVar[float] = 4e-3
+
+    type: Literal["vera"] = "vera"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Method name."""
+
+    r: Annotated[int, Field(ge=1)] = 256
+    """Rank of the shared matrices, and length of d."""
+
+    d_initial: float = 0.1
+    """What d starts with."""
+
+    vera_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout on the adapter's input."""
+
+    projection_prng_key: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of the shared matrices."""
+
+    save_projection: bool = True
+    """Save the shared matrices with the adapter, rather than draw them again from their seed at every load."""
+
+    target_modules: TargetModules = "all-linear"
+    """`all-linear`, a list of names (each must match a module's last names), or one regular expression."""
+
+
+CONFIG = VeraConfig

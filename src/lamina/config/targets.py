@@ -1,0 +1,21 @@
+"""`target_modules` as a method's section has it."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+
+def _check_pattern(value: str | list[str]) -> str | list[str]:
+    if isinstance(value, str) and value != "all-linear":
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"{value!r} is not a regular expression ({error})") from None
+    return value
+
+
+TargetModules = Annotated[str | Annotated[list[str], Field(min_length=1)], AfterValidator(_check_pattern)]
+"""`all-linear`, a list of names (each must match a module's last names), or one regular expression."""

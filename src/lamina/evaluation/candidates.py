@@ -1,0 +1,203 @@
+"""The candidates of a comparison: one configuration each, from methods, a grid of settings, and named extras."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lamina.config import DEFAULT_METHOD, METHOD_CONFIGS, Config, load_config, merge_overrides
+from lamina.errors import ConfigError, Problem, nearest
+from lamina.runs import Run
+
+_LONGEST_NAME = 80
+_OPENING, _CLOSING = "[{(", "]})"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of those that are compared.
+
+    Attributes:
+        name: Of its run directory, and in the table.
+        config: The whole configuration, with that run directory.
+        changes: What makes it differ from the comparison's configuration: keys and values as they were written.
+        notes: Settings of that configuration that its method does not have.
+    """
+
+    name: str
+    config: Config
+    changes: dict[str, str]
+    notes: list[str]
+
+    def digest(self) -> str:
+        """SHA-256 of all settings but the place of the run."""
+        settings = self.config.model_dump(mode="json", exclude={"output_dir"})
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def split_choices(text: str) -> tuple[str, list[str]]:
+    """`method.r=4,8` -> its key and its values; commas inside brackets and quotes do not part values.
+
+    >>> split_choices("method.target_modules=[q_proj],[q_proj,v_proj]")
+    ('method.target_modules', ['[q_proj]', '[q_proj,v_proj]'])
+
+    Raises:
+        ConfigError: It is not of that form.
+    """
+    key, equals, rest = text.partition("=")
+    parts, depth, quote = [""], 0, ""
+    for letter in rest:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter in _OPENING:
+            depth += 1
+        elif letter in _CLOSING:
+            depth -= 1
+        elif letter == "," and depth == 0:
+            parts.append("")
+            continue
+        parts[-1] += letter
+    values = [part.strip() for part in parts]
+    if not equals or not key.strip() or not all(values):
+        raise ConfigError(Problem(text, "is not KEY=VALUE[,VALUE]...", "write it such as method.r=4,8,16"))
+    return key.strip(), values
+
+
+def build_candidates(
+    values: Mapping[str, Any],
+    out: Path,
+    *,
+    methods: Sequence[str] = (),
+    grid: Mapping[str, Sequence[str]] | None = None,
+    named: Mapping[str, Sequence[str]] | None = None,
+) -> list[Candidate]:
+    """Every method with every combination of the grid's values, and the named ones.
+
+    A field of the `method:` section goes along to another method if that has a field of the same name. The learning
+    rate is the method's own unless the configuration gives one.
+
+    Args:
+        values: The configuration's content, as in its file.
+        out: The comparison's folder.
+        methods: Names of methods; by default the configuration's own.
+        grid: Key -> the values that it takes in turn, as they are written in YAML.
+        named: Name -> `key=value` strings of one more candidate.
+
+    Raises:
+        ConfigError: With the problems of all candidates; nothing was run.
+    """
+    grid, named, problems = dict(grid or {}), named or {}, []
+    own = (values.get("method") or {}).get("type", DEFAULT_METHOD)
+    for method in methods:
+        if method not in METHOD_CONFIGS:
+            hint = nearest(method, METHOD_CONFIGS) or f"use {', '.join(METHOD_CONFIGS)}"
+            problems.append(Problem("--methods", f"{method!r} is no method", hint))
+    for name in named:
+        if not re.fullmatch(r"[\w.=+-]+", name):
+            problems.append(Problem("--candidate", f"{name!r} cannot name a folder", "use letters, digits and . = + -"))
+    if problems:
+        raise ConfigError(problems)
+    drafts = [_named(values, name, own, list(changes)) for name, changes in named.items()]
+    if methods or grid or not named:
+        combinations = [dict(zip(grid, chosen, strict=True)) for chosen in itertools.product(*grid.values())]
+        varied = {key for key, choices in grid.items() if len(choices) > 1}
+        pairs = itertools.product(methods or [own], combinations)
+        drafts = [_combined(values, method, own, chosen, varied) for method, chosen in pairs] + drafts
+    return _checked(drafts, out)
+
+
+@dataclass(frozen=True)
+class _Draft:
+    name: str
+    values: dict[str, Any]
+    changes: dict[str, str]
+    notes: list[str]
+
+
+def _combined(values: Mapping[str, Any], method: str, own: str, chosen: Mapping[str, str], varied: set[str]) -> _Draft:
+    has = {key: value for key, value in chosen.items() if _takes(method, key)}
+    missing = [key for key in chosen if key not in has]
+    section, lacking = _section(values, method, own)
+    label = "".join(f"-{key.rpartition('.')[2]}={_label(value)}" for key, value in has.items() if key in varied)
+    lacking = [key for key in (f"method.{key}" for key in lacking) if key not in has] + missing
+    notes = [f"{method} takes no {key.removeprefix('method.')}" for key in dict.fromkeys(lacking)]
+    changed = merge_overrides({**values, "method": section}, [f"{key}={value}" for key, value in has.items()])
+    return _Draft(f"{method}{label}", changed, {"method.type": method, **has}, notes)
+
+
+def _named(values: Mapping[str, Any], name: str, own: str, changes: list[str]) -> _Draft:
+    pairs = {key: value for key, _, value in (text.partition("=") for text in changes)}
+    method = pairs.get("method.type", own)
+    section, lacking = _section(values, method, own)
+    notes = [f"{method} takes no {key}" for key in lacking if f"method.{key}" not in pairs]
+    changed = merge_overrides({**values, "method": section}, changes)
+    return _Draft(name, changed, {"method.type": method, **pairs}, notes)
+
+
+def _section(values: Mapping[str, Any], method: str, own: str) -> tuple[dict[str, Any], list[str]]:
+    """The `method:` section for a method, and what of it that method does not have."""
+    section = dict(values.get("method") or {})
+    if method == own or method not in METHOD_CONFIGS:  # `load_config` says what is wrong with the name
+        return {**section, "type": method}, []
+    # Not what a method takes but what it lists: peft's fields are another method's only by chance.
+    kept = {key: value for key, value in section.items() if key in METHOD_CONFIGS[method].model_fields}
+    return {**kept, "type": method}, [key for key in section if key not in kept and key != "type"]
+
+
+def _takes(method: str, key: str) -> bool:
+    head, _, field = key.partition(".")
+    cls = METHOD_CONFIGS.get(method)
+    return head != "method" or cls is None or cls.takes(field.partition(".")[0])
+
+
+def _checked(drafts: Sequence[_Draft], out: Path) -> list[Candidate]:
+    found: dict[str, Candidate] = {}
+    problems: list[Problem] = []
+    for draft in drafts:
+        try:
+            candidate = _candidate(draft, draft.name, out)
+            if draft.name in found and found[draft.name].digest() != candidate.digest():
+                candidate = _candidate(draft, f"{draft.name}-{candidate.digest()[:8]}", out)
+        except ConfigError as error:
+            problems += [Problem(f"{draft.name}: {p.field}", p.message, p.fix) for p in error.problems]
+            continue
+        # Where a method lacks what the grid varies, its combinations are all the same one.
+        found.setdefault(candidate.name, candidate)
+    for candidate in found.values():
+        problems += _changed_since(candidate)
+    if problems:
+        raise ConfigError(problems)
+    return list(found.values())
+
+
+def _candidate(draft: _Draft, name: str, out: Path) -> Candidate:
+    config = load_config({**draft.values, "output_dir": str(out / "candidates" / name)})
+    return Candidate(name, config, draft.changes, draft.notes)
+
+
+def _changed_since(candidate: Candidate) -> list[Problem]:
+    """A run of that name under other settings would not be under the same budget."""
+    run = Run(Path(candidate.config.output_dir))
+    if not run.manifest_path.is_file() or not run.config_path.is_file():
+        return []
+    before = Candidate(candidate.name, run.config, {}, [])
+    if before.digest() == candidate.digest():
+        return []
+    message = f"{candidate.name} was trained there with other settings than those that are asked for now"
+    return [Problem("--out", message, "choose another --out, or delete that run")]
+
+
+def _label(value: str) -> str:
+    """A value as a part of a file's name: `[q_proj, v_proj]` -> `q_proj+v_proj`."""
+    text = re.sub(r"[^\w.+-]+", "+", value).strip("+")
+    if len(text) <= _LONGEST_NAME:
+        return text
+    return f"{text[:20]}+{hashlib.sha256(value.encode()).hexdigest()[:8]}"

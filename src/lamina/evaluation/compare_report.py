@@ -1,0 +1,304 @@
+"""What a comparison found, as plain data and as one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lamina import files
+from lamina.evaluation.score import Score
+
+_WIDTH, _HEIGHT, _MARGIN = 520, 320, 52
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1120px; padding: 0 1rem; color: #1d2330 }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
+th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid #dfe3ea }
+th:first-child, td:first-child { text-align: left }
+td.best { font-weight: 700 } tr.failed td { color: #a33 } tr.out td { color: #888 }
+.plots { display: flex; flex-wrap: wrap; gap: 1rem; margin-top: 1.5rem } svg text { font: 12px system-ui, sans-serif }
+"""
+
+
+@dataclass(frozen=True)
+class BaseFigures:
+    """The bare base's own figures, on the same data."""
+
+    eval_loss: float | None = None
+    score: Score | None = None
+    general_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one candidate. Figures are None until they are known.
+
+    Attributes:
+        name: The candidate's name.
+        method: Its method.
+        changes: What makes it differ from the others.
+        notes: Settings of the comparison's configuration that its method does not have.
+        state: `waiting`, `done`, `failed`, or `left out` by the screening.
+        error: Why it failed.
+        run: Its run directory.
+        share_of_steps: 1, or of the rung that it was left out after.
+        steps: Optimizer steps.
+        learning_rate: The peak.
+        trainable_parameters: Elements of the adapter's trained tensors.
+        total_parameters: Those of the whole model with it.
+        adapter_bytes: Of its tensors' file.
+        peak_memory_bytes: Of the process that trained it.
+        step_seconds: Median.
+        train_loss: Of the last step.
+        eval_loss: Of the adapter that was kept.
+        score: Right answers on the test rows.
+        general_loss: On the general text, with the adapter.
+    """
+
+    name: str
+    method: str
+    changes: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    state: str = "waiting"
+    error: str | None = None
+    run: str | None = None
+    share_of_steps: float = 1.0
+    steps: int | None = None
+    learning_rate: float | None = None
+    trainable_parameters: int | None = None
+    total_parameters: int | None = None
+    adapter_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    step_seconds: float | None = None
+    train_loss: float | None = None
+    eval_loss: float | None = None
+    score: Score | None = None
+    general_loss: float | None = None
+
+    @property
+    def share(self) -> float | None:
+        """Trained parameters over all."""
+        if self.trainable_parameters is None or not self.total_parameters:
+            return None
+        return self.trainable_parameters / self.total_parameters
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The candidates side by side.
+
+    Attributes:
+        settings: What was measured beside the evaluation loss, and the rungs as shares of the steps.
+        base: The bare base.
+        outcomes: One a candidate, in the order in which they were given.
+    """
+
+    settings: dict[str, Any]
+    base: BaseFigures
+    outcomes: list[Outcome]
+
+    @property
+    def failed(self) -> list[Outcome]:
+        """Those that failed."""
+        return [outcome for outcome in self.outcomes if outcome.state == "failed"]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "settings": self.settings,
+            "base": asdict(self.base) | {"score": _score_json(self.base.score)},
+            "candidates": [
+                asdict(outcome) | {"share": outcome.share, "score": _score_json(outcome.score)}
+                for outcome in self.outcomes
+            ],
+        }
+
+
+def _score_json(score: Score | None) -> dict[str, Any] | None:
+    if score is None:
+        return None
+    low, high = score.interval
+    return {"correct": score.correct, "rows": score.rows, "share": score.share, "low": low, "high": high}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table.
+
+    Attributes:
+        title: Its head.
+        text: A candidate's cell.
+        best: What the best candidate has least of; None where there is no best.
+    """
+
+    title: str
+    text: Callable[[Outcome], str]
+    best: Callable[[Outcome], float | None] | None = None
+
+
+def columns(comparison: Comparison) -> list[Column]:
+    """The table's columns; those that nothing was measured for are left out."""
+    outcomes, base = comparison.outcomes, comparison.base
+    found = [
+        Column("candidate", lambda o: o.name),
+        Column("trained", lambda o: _form(o.trainable_parameters, "{:,}")),
+        Column("share", lambda o: _form(o.share, "{:.3%}")),
+        Column("adapter MB", lambda o: _form(o.adapter_bytes, "{:.2f}", 1e6), lambda o: o.adapter_bytes),
+        Column("peak GiB", lambda o: _form(o.peak_memory_bytes, "{:.2f}", 2**30), lambda o: o.peak_memory_bytes),
+        Column("s a step", lambda o: _form(o.step_seconds, "{:.3g}"), lambda o: o.step_seconds),
+        Column("rate", lambda o: _form(o.learning_rate, "{:.2g}")),
+    ]
+    if any(o.eval_loss is not None for o in outcomes):
+        found.append(Column("eval loss", lambda o: _form(o.eval_loss, "{:.4f}"), lambda o: o.eval_loss))
+    if any(o.score for o in outcomes):
+        found.append(
+            Column("right (95%)", lambda o: score_text(o.score), lambda o: -o.score.share if o.score else None)
+        )
+    if any(o.general_loss is not None for o in outcomes):
+        before = _form(base.general_loss, "{:.4f}")
+        title = f"general loss (base {before})"
+        found.append(Column(title, lambda o: _general(o, base), lambda o: o.general_loss))
+    found.append(Column("", state_text))
+    return found
+
+
+def best_in(column: Column, comparison: Comparison) -> str | None:
+    """The name of the best finished candidate in a column."""
+    if column.best is None:
+        return None
+    values = {o.name: column.best(o) for o in comparison.outcomes if o.state == "done"}
+    known = {name: value for name, value in values.items() if value is not None}
+    return min(known, key=lambda name: known[name]) if known else None
+
+
+def score_text(score: Score | None) -> str:
+    """`62.0% (48-74)`."""
+    if score is None:
+        return ""
+    low, high = score.interval
+    return f"{score.share:.1%} ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def state_text(outcome: Outcome) -> str:
+    """Nothing for a candidate that is done."""
+    if outcome.state == "left out":
+        return f"left out after {outcome.share_of_steps:.0%}"
+    return "" if outcome.state == "done" else outcome.state
+
+
+def write_html(comparison: Comparison, path: Path) -> None:
+    """Writes the table and the plots as one page."""
+    heads = columns(comparison)
+    winners = [best_in(column, comparison) for column in heads]
+    rows = []
+    for outcome in comparison.outcomes:
+        cells = "".join(
+            f"<td{' class=best' if outcome.name == winner else ''}>{html.escape(column.text(outcome))}</td>"
+            for column, winner in zip(heads, winners, strict=True)
+        )
+        kind = {"failed": " class=failed", "left out": " class=out"}.get(outcome.state, "")
+        rows.append(f"<tr{kind}>{cells}</tr>")
+    remarks = [f"{o.name}: {text}" for o in comparison.outcomes for text in [*o.notes, *([o.error] if o.error else [])]]
+    base = comparison.base
+    known = [
+        f"eval loss {base.eval_loss:.4f}" if base.eval_loss is not None else "",
+        f"right {score_text(base.score)}" if base.score else "",
+        f"general loss {base.general_loss:.4f}" if base.general_loss is not None else "",
+    ]
+    head = "".join(f"<th>{html.escape(column.title)}</th>" for column in heads)
+    page = (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>lamina compare</title><style>{_STYLE}</style>"
+        f"<h1>lamina compare</h1><p>Bare base: {html.escape(', '.join(filter(None, known)) or 'not evaluated')}.</p>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        f"<ul>{''.join(f'<li>{html.escape(text)}</li>' for text in remarks)}</ul>"
+        f"<div class=plots>{''.join(_plots(comparison))}</div></html>\n"
+    )
+    files.write_text(path, page)
+
+
+def _plots(comparison: Comparison) -> list[str]:
+    done = [outcome for outcome in comparison.outcomes if outcome.state == "done"]
+    known = [o for o in done if o.eval_loss is not None]
+    plots = [
+        _scatter(known, "eval loss by trained parameters", lambda o: o.trainable_parameters, _loss, logarithmic=True),
+        _scatter(known, "eval loss by seconds a step", lambda o: o.step_seconds, _loss),
+        _scatter(known, "eval loss by peak GiB", lambda o: (o.peak_memory_bytes or 0) / 2**30, _loss),
+        _scatter(
+            [o for o in known if o.general_loss is not None],
+            "general loss (up is forgetting) by eval loss",
+            _loss,
+            lambda o: o.general_loss,
+        ),
+        _scatter(
+            [o for o in done if o.score],
+            "share of right answers by trained parameters",
+            lambda o: o.trainable_parameters,
+            lambda o: o.score.share if o.score else None,
+            logarithmic=True,
+            spread=lambda o: o.score.interval if o.score else None,
+        ),
+    ]
+    return [plot for plot in plots if plot]
+
+
+def _scatter(
+    outcomes: Sequence[Outcome],
+    title: str,
+    x_of: Callable[[Outcome], float | None],
+    y_of: Callable[[Outcome], float | None],
+    *,
+    logarithmic: bool = False,
+    spread: Callable[[Outcome], tuple[float, float] | None] = lambda outcome: None,
+) -> str:
+    """One plot as SVG: a named point for each candidate that has both figures."""
+    points = [(o, x, y) for o in outcomes if (x := x_of(o)) is not None and (y := y_of(o)) is not None]
+    if not points:
+        return ""
+    scale = (lambda value: math.log10(max(value, 1.0))) if logarithmic else float
+    bounds = [b for o, _, _ in points if (pair := spread(o)) for b in pair]
+    xs, ys = [scale(x) for _, x, _ in points], [y for _, _, y in points] + bounds
+    across = _axis(min(xs), max(xs), _MARGIN, _WIDTH - 110)
+    up = _axis(min(ys), max(ys), _HEIGHT - _MARGIN, 34)
+    parts = [f'<text x="{_MARGIN}" y="16" font-weight="700">{html.escape(title)}</text>']
+    parts.append(
+        f'<path d="M{_MARGIN} 26V{_HEIGHT - _MARGIN + 8}H{_WIDTH - 90}" fill="none" stroke="#9aa3b2"/>'
+        f'<text x="{_MARGIN}" y="{_HEIGHT - 22}">{_tick(min(x for _, x, _ in points))}</text>'
+        f'<text x="{_WIDTH - 90}" y="{_HEIGHT - 22}" text-anchor="end">{_tick(max(x for _, x, _ in points))}</text>'
+        f'<text x="4" y="{_HEIGHT - _MARGIN}">{_tick(min(ys))}</text><text x="4" y="38">{_tick(max(ys))}</text>'
+    )
+    for outcome, x, y in points:
+        left, top = across(scale(x)), up(y)
+        ends = spread(outcome)
+        if ends:
+            parts.append(f'<path d="M{left:.1f} {up(ends[0]):.1f}V{up(ends[1]):.1f}" stroke="#8fb0e6"/>')
+        parts.append(f'<circle cx="{left:.1f}" cy="{top:.1f}" r="4.5" fill="#2f6fd6"/>')
+        parts.append(f'<text x="{left + 8:.1f}" y="{top + 4:.1f}">{html.escape(outcome.name)}</text>')
+    return f'<svg width="{_WIDTH}" height="{_HEIGHT}" role="img">{"".join(parts)}</svg>'
+
+
+def _axis(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    width = (high - low) or 1.0
+    return lambda value: start + (value - low) / width * (end - start)
+
+
+def _loss(outcome: Outcome) -> float | None:
+    return outcome.eval_loss
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _form(value: float | None, form: str, unit: float = 1) -> str:
+    if value is None:
+        return ""
+    return form.format(value if unit == 1 else value / unit)
+
+
+def _general(outcome: Outcome, base: BaseFigures) -> str:
+    if outcome.general_loss is None or base.general_loss is None:
+        return ""
+    return f"{outcome.general_loss:.4f} ({outcome.general_loss - base.general_loss:+.4f})"

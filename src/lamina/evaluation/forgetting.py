@@ -1,0 +1,76 @@
+"""What an adapter has forgotten: the loss on general text that has nothing to do with its task, before and after."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from lamina.data.example import EncodedExample
+from lamina.data.read import read_rows
+from lamina.errors import ConfigError, DataError, Problem
+from lamina.fusion import fast_path
+from lamina.methods.load import Loaded
+from lamina.models.head import find_head
+from lamina.training.step import evaluation_loss
+
+# Shorter pieces are ends of documents, whose few tokens say little.
+SHORTEST = 16
+
+
+def general_pieces(
+    path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int, most: int, field: str = "--general"
+) -> list[EncodedExample]:
+    """Cuts a text file into pieces that are in the loss as a whole.
+
+    Args:
+        path: `.jsonl` or `.json` with a `text` in each row, or a text file with a document in each line.
+        tokenizer: The base's.
+        max_length: Tokens of a piece.
+        most: How many pieces, from the start of the file.
+        field: The option that named the file, for the error.
+
+    Raises:
+        ConfigError: The file does not exist.
+        DataError: It holds no text.
+    """
+    pieces: list[EncodedExample] = []
+    for number, text in enumerate(_documents(path, field), start=1):
+        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        for first in range(0, len(ids), max_length):
+            part = np.asarray(ids[first : first + max_length], dtype=np.int32)
+            if len(part) >= SHORTEST:
+                pieces.append(EncodedExample(part, np.arange(len(part)) > 0, row=number))
+        if len(pieces) >= most:
+            break
+    if not pieces:
+        raise DataError(f"{path}: holds no text of {SHORTEST} tokens or more. Fix: give a longer one.")
+    return pieces[:most]
+
+
+def general_loss(loaded: Loaded, pieces: list[EncodedExample], batch_size: int, *, base: bool = False) -> float:
+    """Mean loss over all tokens of the pieces, of the adapter or of its bare base."""
+    with loaded.injection.disabled():
+        head = find_head(loaded.model)
+        if base:
+            with fast_path(loaded.model):
+                return evaluation_loss(loaded.model, head, pieces, batch_size)
+    with fast_path(loaded.model):
+        return evaluation_loss(loaded.model, head, pieces, batch_size)
+
+
+def _documents(path: Path, field: str) -> list[str]:
+    if path.suffix in (".json", ".jsonl"):
+        rows = read_rows(path, field)
+        if not all(isinstance(row.get("text"), str) for row in rows):
+            keys = json.dumps(sorted(rows[0]))
+            raise DataError(f"{path}: every row needs a `text`; the first has {keys}. Fix: rename the column.")
+        return [row["text"] for row in rows]
+    if not path.is_file():
+        raise ConfigError(Problem(field, f"{path} does not exist", "check the path"))
+    try:
+        return [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: byte {error.start} is not UTF-8. Fix: save the file as UTF-8.") from None

@@ -1,0 +1,137 @@
+"""`python -m lamina.evaluation.measure`: one finished candidate of a comparison, measured in a process of its own.
+
+A `Job` comes as JSON on stdin, the `Measured` figures go as JSON to the last line of stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lamina.data.dataset import load_examples
+from lamina.errors import DataError, LaminaError
+from lamina.evaluation.forgetting import general_loss, general_pieces
+from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS, answer
+from lamina.evaluation.score import Score, score
+from lamina.methods.load import Loaded, load
+from lamina.runs import open_run
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What to measure beside the evaluation loss.
+
+    Attributes:
+        test: Rows whose answers are generated and scored; None for no score.
+        max_test_rows: Only so many of them from the start.
+        max_new_tokens: Longest answer.
+        general: Text that has nothing to do with the task; None for no such loss.
+        general_pieces: Pieces of it, each of `data.max_length` tokens at most.
+    """
+
+    test: str | None = None
+    max_test_rows: int | None = None
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    general: str | None = None
+    general_pieces: int = 64
+
+    @property
+    def anything(self) -> bool:
+        """Whether there is anything to measure."""
+        return self.test is not None or self.general is not None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One candidate to measure.
+
+    Attributes:
+        run: Its run directory.
+        base: Measure the bare base instead.
+        measuring: What.
+    """
+
+    run: str
+    base: bool
+    measuring: Measuring
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Job:
+        """Reads what `as_json` gave."""
+        return cls(value["run"], value["base"], Measuring(**value["measuring"]))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found.
+
+    Attributes:
+        score: Right answers; None if none were asked for.
+        general_loss: Mean loss on the general text; None if none was given.
+    """
+
+    score: Score | None
+    general_loss: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Measured:
+        """Reads what `as_json` gave."""
+        return cls(Score(**value["score"]) if value["score"] else None, value["general_loss"])
+
+
+def measure(job: Job) -> Measured:
+    """Loads a run's adapter and measures it, or its bare base.
+
+    Raises:
+        LaminaError: The adapter or the data cannot be used.
+    """
+    run = open_run(job.run)
+    loaded = load(run.path, dtype=run.config.dtype)
+    general, wanted = None, job.measuring
+    if wanted.general is not None:
+        length = run.config.data.max_length
+        pieces = general_pieces(Path(wanted.general), loaded.tokenizer, length, wanted.general_pieces)
+        general = general_loss(loaded, pieces, run.config.train.per_device_eval_batch_size, base=job.base)
+    if wanted.test is None:
+        return Measured(None, general)
+    if job.base:
+        with loaded.injection.disabled():
+            return Measured(_score(loaded, job), general)
+    return Measured(_score(loaded, job), general)
+
+
+def _score(loaded: Loaded, job: Job) -> Score:
+    wanted = job.measuring
+    assert wanted.test is not None
+    data = open_run(job.run).config.data.model_copy(update={"format": "auto"})
+    examples, _ = load_examples(data, Path(wanted.test), "--test", wanted.max_test_rows)
+    if not examples:
+        raise DataError(f"{wanted.test}: no row can be used. Fix: check the file with the run's data.columns.")
+    conversations = [example.prompt for example in examples]
+    answers = answer(loaded, conversations, max_new_tokens=wanted.max_new_tokens)
+    return score(answers, [example.answer for example in examples])
+
+
+def main() -> None:
+    """Reads the job, measures, and writes the figures; an error ends as one line on stderr."""
+    try:
+        measured = measure(Job.from_json(json.load(sys.stdin)))
+    except LaminaError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(1)
+    sys.stdout.write(json.dumps(measured.as_json()) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Runs this interpreter once more: what it does there has a memory of its own, and an end of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lamina
+from lamina.errors import Interrupted, StorageError, TrainingError
+from lamina.training.signals import StopRequest
+
+# How often it is looked whether a signal came.
+_SECONDS = 0.2
+
+
+def run_python(arguments: Sequence[str], given: str, log: Path, stop: StopRequest) -> dict[str, Any]:
+    """Runs a Python process, and gives the JSON object in the last line of its stdout.
+
+    Args:
+        arguments: Of the interpreter.
+        given: For its stdin.
+        log: What it writes to stderr is added to this file.
+        stop: A signal that came to us; it is passed on.
+
+    Raises:
+        TrainingError: It failed; the message is its own.
+        Interrupted: A signal came; the process was told, and has ended.
+        StorageError: The log cannot be written.
+    """
+    if stop.signal is not None:
+        raise _interrupted(stop)
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        errors = log.open("a", encoding="utf-8")
+    except OSError as error:
+        raise StorageError.wrap(error, log, "writing") from error
+    with errors:
+        # In a session of its own: a key pressed in the terminal reaches it through us, and once.
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=_environment(),
+            start_new_session=True,
+        )
+        try:
+            written = _wait(process, given, stop)
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    if process.returncode == 0:
+        return json.loads(written.splitlines()[-1])
+    if stop.signal is not None:
+        raise _interrupted(stop)
+    raise TrainingError(_what_failed(process.returncode, written, log))
+
+
+def _wait(process: subprocess.Popen[str], given: str, stop: StopRequest) -> str:
+    """What the process writes until it ends; a signal that comes to us is passed on to it, once."""
+    told = False
+    while True:
+        try:
+            return process.communicate(given, timeout=_SECONDS)[0]  # from the second time on it goes on with the first
+        except subprocess.TimeoutExpired:
+            if stop.signal is not None and not told:
+                process.terminate()
+                told = True
+
+
+def _interrupted(stop: StopRequest) -> Interrupted:
+    return Interrupted(f"stopped by {stop.signal}; what is finished is kept. Go on with: the same command again")
+
+
+def _what_failed(code: int, written: str, log: Path) -> str:
+    lines = [line for line in written.splitlines() if line.startswith("{")]
+    if lines:
+        return str(json.loads(lines[-1]).get("error", {}).get("message", lines[-1]))
+    if code < 0:
+        return f"its process was killed by signal {-code} (9 is how Linux ends one that takes too much memory)"
+    said = [line.strip() for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return said[-1][:500] if said else f"exit code {code}"
+
+
+def _environment() -> dict[str, str]:
+    """This environment, in which Python finds this lamina."""
+    source = str(Path(lamina.__file__).parents[1])
+    path = os.pathsep.join(part for part in (source, os.environ.get("PYTHONPATH", "")) if part)
+    return {**os.environ, "PYTHONPATH": path}

@@ -1,0 +1,292 @@
+"""AdaLoRA: y = x W^T + b + s (x A^T) diag(E) B^T, a low-rank product in the form of an SVD, whose ranks are cut.
+
+Zhang et al. 2023, "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", arXiv:2303.10512.
+A (r, in) and B (out, r) are held near orthonormal by a term in the loss,
+
+    w mean over all A, B of ||A A^T - I||, ||B^T B - I||  (Frobenius)
+
+so that |E| says how much each of the r triplets (a row of A, its E, a column of B) adds. Every triplet has a score: its
+parameters' sensitivity |p dp|, as a moving average, times the moving average of how far it strays from that, summed
+over E, the mean of the row and the mean of the column. As the budget falls, along a cubic from r a layer to
+`target_r` on average, the triplets with the lowest scores in the whole model have their E set to zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from lamina.config.methods.adalora import AdaLoraConfig
+from lamina.errors import ConfigError, Problem
+from lamina.methods.base import PEFT_PREFIX, AdapterLinear, Hooks, Injection, Method, Saved
+from lamina.methods.shared import check_rank, peft_fields, read_peft_fields, zeros
+from lamina.methods.targets import find_targets, replace_linears
+from lamina.ops.linear_group import Detour
+from lamina.ops.lora_linear import lora_linear
+from lamina.quantization import FrozenLinear
+
+INIT_STD = 0.02
+
+
+class AdaLoraLinear(AdapterLinear):
+    """A frozen linear layer with a low-rank detour in the form of an SVD.
+
+    Attributes:
+        lora_A: (r, in_features), float32; normal with a deviation of 0.02.
+        lora_E: (r, 1), float32; zero, so that the layer starts as the base.
+        lora_B: (out_features, r), float32; as A.
+    """
+
+    def __init__(
+        self, frozen: FrozenLinear, r: int, scaling: float, dropout: float, generator: torch.Generator
+    ) -> None:
+        super().__init__(frozen)
+        device = self.weight.device
+        # Drawn on the CPU: the same seed gives the same adapter whatever the device.
+        self.lora_A = nn.Parameter((INIT_STD * torch.randn(r, frozen.in_features, generator=generator)).to(device))
+        self.lora_E = zeros((r, 1), device)
+        self.lora_B = nn.Parameter((INIT_STD * torch.randn(frozen.out_features, r, generator=generator)).to(device))
+        self.scaling = scaling
+        self.dropout = dropout
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (..., in_features) -> (..., out_features)."""
+        detour = self.detour()
+        if detour is None:
+            return self.frozen.matmul(x)
+        return lora_linear(x, self.frozen, detour.A, detour.B, detour.scaling, detour.dropout)
+
+    @property
+    def rank(self) -> int:
+        return self.lora_A.shape[0]
+
+    def detour(self) -> Detour | None:
+        if not self.enabled:
+            return None
+        dropout = self.dropout if self.training else 0.0
+        return Detour(self.lora_A * self.lora_E, self.lora_B, self.scaling, dropout)
+
+    def adapter_tensors(self) -> dict[str, nn.Parameter]:
+        return {"lora_A": self.lora_A, "lora_E": self.lora_E, "lora_B": self.lora_B}
+
+    def fast_tensors(self) -> list[str]:
+        return ["lora_B"]
+
+    def delta_weight(self) -> torch.Tensor:
+        return self.scaling * (self.lora_B @ (self.lora_A * self.lora_E))
+
+    def kept(self) -> torch.Tensor:
+        """Which ranks add something: (r,) bool. A zero in E is a rank that was cut."""
+        return self.lora_E.detach()[:, 0] != 0
+
+
+class BudgetHooks(Hooks):
+    """The orthogonality term, the scores, and the cuts.
+
+    Attributes:
+        final: Which ranks each layer keeps for good, (r, 1) bool, by its name; empty before the last cut.
+    """
+
+    def __init__(self, layers: Mapping[str, AdaLoraLinear], config: AdaLoraConfig, total_steps: int) -> None:
+        self._layers = dict(layers)
+        self._config = config
+        self._last_cut = total_steps - config.tfinal
+        self._initial = sum(layer.rank for layer in layers.values())
+        self._target = config.target_r * len(layers)
+        self._sensitivity: dict[str, torch.Tensor] = {}
+        self._uncertainty: dict[str, torch.Tensor] = {}
+        self.final: dict[str, torch.Tensor] = {}
+
+    def penalty(self) -> torch.Tensor | None:
+        if self._config.orth_reg_weight == 0.0:
+            return None
+        squares = [layer.lora_A @ layer.lora_A.T for layer in self._layers.values()]
+        squares += [layer.lora_B.T @ layer.lora_B for layer in self._layers.values()]
+        distances = [torch.norm(square - torch.eye(len(square), device=square.device)) for square in squares]
+        return self._config.orth_reg_weight * torch.stack(distances).mean()
+
+    @torch.no_grad()
+    def after_update(self, step: int) -> None:
+        if self.final:
+            self._zero(self.final)  # the optimizer's momentum moves them
+            return
+        # A run may be so short that its last cut is its first step: it needs scores all the same.
+        if step < self._last_cut or not self._sensitivity:
+            self._score_weights()
+        if step >= self._last_cut:  # not only then: that step may have been skipped
+            self.final = self._cut_to(self._target)
+            self._sensitivity, self._uncertainty = {}, {}
+        elif step > self._config.tinit and step % self._config.deltaT == 0:
+            self._cut_to(self.budget(step))
+
+    def budget(self, step: int) -> int:
+        """Ranks of all layers together that may be left after a step."""
+        config = self._config
+        if step <= config.tinit:
+            return self._initial
+        if step >= self._last_cut:
+            return self._target
+        left = 1 - (step - config.tinit) / (self._last_cut - config.tinit)
+        return int((self._initial - self._target) * left**3 + self._target)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        parts = {"sensitivity": self._sensitivity, "uncertainty": self._uncertainty, "final": self.final}
+        return {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        parts: dict[str, dict[str, torch.Tensor]] = {"sensitivity": {}, "uncertainty": {}, "final": {}}
+        device = next(iter(self._layers.values())).weight.device
+        for key, tensor in state.items():
+            part, _, name = key.partition("/")
+            parts[part][name] = tensor.to(device)
+        self._sensitivity, self._uncertainty, self.final = parts["sensitivity"], parts["uncertainty"], parts["final"]
+
+    def _score_weights(self) -> None:
+        beta1, beta2 = self._config.beta1, self._config.beta2
+        for name, layer in self._layers.items():
+            for key, tensor in layer.adapter_tensors().items():
+                assert tensor.grad is not None, name
+                key = f"{name}.{key}"
+                now = (tensor * tensor.grad).abs()
+                mean = self._sensitivity.get(key, torch.zeros_like(now))
+                spread = self._uncertainty.get(key, torch.zeros_like(now))
+                self._sensitivity[key] = mean = beta1 * mean + (1 - beta1) * now
+                self._uncertainty[key] = beta2 * spread + (1 - beta2) * (now - mean).abs()
+
+    def _cut_to(self, budget: int) -> dict[str, torch.Tensor]:
+        """Sets the E of all but the `budget` best triplets to zero. Gives which are left, as `final`."""
+        scores = {name: self._score(name) for name in self._layers}
+        excess = self._initial - budget
+        if excess == 0:
+            return {name: torch.ones_like(score, dtype=torch.bool)[:, None] for name, score in scores.items()}
+        threshold = torch.cat(list(scores.values())).kthvalue(excess).values
+        kept = {name: (score > threshold)[:, None] for name, score in scores.items()}
+        self._zero(kept)
+        return kept
+
+    def _score(self, name: str) -> torch.Tensor:
+        """(r,): how important each triplet of a layer is."""
+        A, E, B = (self._sensitivity[f"{name}.{key}"] * self._uncertainty[f"{name}.{key}"] for key in _TRIPLET)
+        return E[:, 0] + (A.mean(1) + B.mean(0))
+
+    def _zero(self, kept: Mapping[str, torch.Tensor]) -> None:
+        for name, layer in self._layers.items():
+            layer.lora_E.masked_fill_(~kept[name], 0.0)
+
+
+class AdaLora(Method):
+    """Adaptive low-rank adaptation."""
+
+    def attach(self, model: PreTrainedModel, config: AdaLoraConfig, seed: int) -> Injection:
+        names = find_targets(model, config.target_modules)
+        check_rank("method.init_r", config.init_r, model, names)
+        ranks = iter(_ranks(config, names))
+        generator = torch.Generator().manual_seed(seed)
+
+        def build(frozen: FrozenLinear) -> AdaLoraLinear:
+            return AdaLoraLinear(frozen, next(ranks), config.scaling, config.lora_dropout, generator)
+
+        return Injection(model, config, replace_linears(model, names, build))
+
+    def hooks(self, injection: Injection, total_steps: int) -> BudgetHooks:
+        config = injection.config
+        assert isinstance(config, AdaLoraConfig)
+        problems = []
+        if config.rank_pattern is not None:
+            message = "is what a finished adapter has kept of its ranks; training begins with init_r everywhere."
+            problems.append(Problem("method.rank_pattern", message, "remove it"))
+        if config.total_step not in (None, total_steps):
+            message = f"{config.total_step} is not the number of the run's optimizer steps, {total_steps}."
+            problems.append(Problem("method.total_step", message, "remove it"))
+        if config.tinit + config.tfinal >= total_steps:
+            message = (
+                f"{config.tinit} steps before the first cut and {config.tfinal} (method.tfinal) after the last leave "
+                f"none of the run's {total_steps} steps to cut ranks in."
+            )
+            problems.append(Problem("method.tinit", message, "lower method.tinit or method.tfinal, or train longer"))
+        if problems:
+            raise ConfigError(problems)
+        return BudgetHooks(_layers(injection), config, total_steps)
+
+    def saved(self, injection: Injection) -> Saved:
+        """The adapter without the ranks that were cut."""
+        config, layers = injection.config, _layers(injection)
+        assert isinstance(config, AdaLoraConfig)
+        kept = {name: layer.kept() for name, layer in layers.items()}
+        whole = all(bool(mask.all()) for mask in kept.values())
+        untrained = not any(bool(mask.any()) for mask in kept.values())
+        if whole or untrained or config.rank_pattern is not None:
+            return Saved(config, injection.saved_tensors())
+        tensors = {}
+        for name, tensor in injection.saved_tensors().items():
+            module, _, key = name.rpartition(".")
+            mask = kept[module.removeprefix(PEFT_PREFIX)]
+            tensors[name] = tensor[:, mask] if key == "lora_B" else tensor[mask]
+        pattern = {f"{name}.lora_E": mask.tolist() for name, mask in kept.items()}
+        return Saved(config.model_copy(update={"rank_pattern": pattern}), tensors)
+
+    def peft_config(self, config: AdaLoraConfig, target_modules: list[str], base_ref: str) -> dict[str, Any]:
+        return peft_fields("ADALORA", config.target_modules, target_modules, base_ref) | {
+            "target_r": config.target_r,
+            "init_r": config.init_r,
+            "tinit": config.tinit,
+            "tfinal": config.tfinal,
+            "deltaT": config.deltaT,
+            "beta1": config.beta1,
+            "beta2": config.beta2,
+            "orth_reg_weight": config.orth_reg_weight,
+            # peft reads no adapter without a number that fits the schedule, which is over by now.
+            "total_step": config.total_step or config.tinit + config.tfinal + 1,
+            "rank_pattern": config.rank_pattern,
+            "lora_alpha": config.lora_alpha,
+            "lora_dropout": config.lora_dropout,
+            "fan_in_fan_out": False,
+            "bias": "none",
+            "init_lora_weights": True,
+        }
+
+    def reads_peft(self, peft_config: Mapping[str, Any]) -> bool:
+        return peft_config.get("peft_type") == "ADALORA"
+
+    def from_peft(self, peft_config: Mapping[str, Any]) -> AdaLoraConfig:
+        pattern = peft_config.get("rank_pattern") or None
+        return read_peft_fields(AdaLoraConfig, {**peft_config, "rank_pattern": pattern}, _NO_EFFECT_FIELDS)
+
+
+METHOD = AdaLora()
+
+_TRIPLET = ("lora_A", "lora_E", "lora_B")
+
+
+# Of these, peft's AdaLoRA takes no notice, or they are how training began.
+_NO_EFFECT_FIELDS = {
+    "alpha_pattern",
+    "init_lora_weights",
+    "loftq_config",
+    "megatron_core",
+    "qalora_group_size",
+    "r",
+    "use_rslora",
+}
+
+
+def _layers(injection: Injection) -> dict[str, AdaLoraLinear]:
+    layers = {name: layer for name, layer in injection.layers.items() if isinstance(layer, AdaLoraLinear)}
+    assert len(layers) == len(injection.layers)
+    return layers
+
+
+def _ranks(config: AdaLoraConfig, names: list[str]) -> list[int]:
+    """The rank that each layer begins with."""
+    if config.rank_pattern is None:
+        return [config.init_r] * len(names)
+    wanted = {f"{name}.lora_E" for name in names}
+    different = sorted(wanted ^ config.rank_pattern.keys())
+    if different:
+        message = f"its layers are not those that target_modules selects (first: {different[0]})."
+        raise ConfigError(Problem("method.rank_pattern", message, "remove it"))
+    return [sum(config.rank_pattern[f"{name}.lora_E"]) for name in names]

@@ -1,0 +1,171 @@
+"""Bottleneck adapters: h + s (W_up f(W_down h + b_down) + b_up) with small W_down, W_up; W_up is zero at the start.
+
+Houlsby et al. 2019, arXiv:1902.00751: after a layer's attention and after its feed-forward part, before the residual is
+added. Pfeiffer et al. 2020, arXiv:2005.00247: after the feed-forward part alone. He et al. 2021, arXiv:2110.04366, puts
+it beside the feed-forward part instead, with the same input x: FFN(x) + s (W_up f(W_down x + b_down) + b_up).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+
+from lamina.config.methods.bottleneck import BottleneckConfig
+from lamina.errors import AdapterError, ConfigError, Problem
+from lamina.methods.base import AdapterModule, Injection, Method, set_module
+from lamina.quantization import freeze_linear
+
+PEFT_TYPE = "LAMINA_BOTTLENECK"
+
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+@dataclass(frozen=True)
+class Sublayers:
+    """Names of the two parts of a decoder layer."""
+
+    attention: str
+    feed_forward: str
+
+
+class BottleneckAdapter(AdapterModule):
+    """A part of a decoder layer with a bottleneck adapter after or beside it.
+
+    Attributes:
+        base: The part, unchanged.
+        down_weight: (bottleneck, width), float32; uniform in +-1/sqrt(width).
+        down_bias: (bottleneck,), float32; zero.
+        up_weight: (width, bottleneck), float32; zero, so that the layer starts as the base.
+        up_bias: (width,), float32; zero.
+    """
+
+    merges: ClassVar[bool] = False
+
+    def __init__(
+        self, base: nn.Module, width: int, config: BottleneckConfig, device: torch.device, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        size, bound = config.size(width), width**-0.5
+        self.base = base
+        # Drawn on the CPU: the same seed gives the same adapter whatever the device.
+        init = torch.empty(size, width).uniform_(-bound, bound, generator=generator)
+        self.down_weight = nn.Parameter(init.to(device))
+        self.down_bias = nn.Parameter(torch.zeros(size, device=device))
+        self.up_weight = nn.Parameter(torch.zeros(width, size, device=device))
+        self.up_bias = nn.Parameter(torch.zeros(width, device=device))
+        self.parallel = config.variant == "parallel"
+        self.scaling = config.scaling
+        self.activation = _ACTIVATIONS[config.non_linearity]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the part gives, its (first) output (..., width) changed."""
+        output = self.base(*args, **kwargs)
+        if not self.enabled:
+            return output
+        hidden = output[0] if isinstance(output, tuple) else output
+        source = (args[0] if args else next(iter(kwargs.values()))) if self.parallel else hidden
+        hidden = hidden + self.scaling * self._network(source)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    def _network(self, x: torch.Tensor) -> torch.Tensor:
+        down = F.linear(x, self.down_weight.to(x.dtype), self.down_bias.to(x.dtype))
+        return F.linear(self.activation(down), self.up_weight.to(x.dtype), self.up_bias.to(x.dtype))
+
+    def adapter_tensors(self) -> dict[str, nn.Parameter]:
+        return {
+            "adapter_down.weight": self.down_weight,
+            "adapter_down.bias": self.down_bias,
+            "adapter_up.weight": self.up_weight,
+            "adapter_up.bias": self.up_bias,
+        }
+
+    def fold_in(self, model: PreTrainedModel, name: str) -> None:
+        raise AdapterError("a bottleneck adapter cannot be folded into weights. Fix: use the adapter as it is.")
+
+
+class Bottleneck(Method):
+    """Small networks after or beside a layer's parts."""
+
+    in_peft: ClassVar[bool] = False
+
+    def attach(self, model: PreTrainedModel, config: BottleneckConfig, seed: int) -> Injection:
+        width = model.config.get_text_config().hidden_size
+        if config.size(width) > width:
+            raise ConfigError(
+                Problem(
+                    "method.bottleneck_size",
+                    f"{config.bottleneck_size} is larger than the model's width ({width}).",
+                    f"use at most {width}",
+                )
+            )
+        generator = torch.Generator().manual_seed(seed)
+        layers: dict[str, AdapterModule] = {}
+        for sublayers in find_sublayers(model):
+            both = config.variant == "houlsby"
+            for name in [sublayers.attention, sublayers.feed_forward] if both else [sublayers.feed_forward]:
+                adapter = BottleneckAdapter(model.get_submodule(name), width, config, model.device, generator)
+                layers[name] = adapter
+                set_module(model, name, adapter)
+        return Injection(model, config, layers)
+
+    def peft_config(self, config: BottleneckConfig, target_modules: list[str], base_ref: str) -> dict[str, Any]:
+        return {
+            "peft_type": PEFT_TYPE,
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base_ref,
+            **config.model_dump(mode="json", exclude={"type"}),
+        }
+
+    def reads_peft(self, peft_config: Mapping[str, Any]) -> bool:
+        return peft_config.get("peft_type") == PEFT_TYPE
+
+    def from_peft(self, peft_config: Mapping[str, Any]) -> BottleneckConfig:
+        about = {"peft_type", "task_type", "base_model_name_or_path"}
+        try:
+            return BottleneckConfig(**{key: value for key, value in peft_config.items() if key not in about})
+        except ValueError as error:
+            raise AdapterError(f"adapter_config.json is not one of a bottleneck adapter: {error}") from None
+
+
+METHOD = Bottleneck()
+
+
+def find_sublayers(model: PreTrainedModel) -> list[Sublayers]:
+    """The parts of each decoder layer: its children with linear layers in them, one of which keeps a cache's index.
+
+    Raises:
+        ConfigError: A layer does not have just one attention and one feed-forward part.
+    """
+    decoder = model.get_decoder()
+    lists = [] if decoder is None else [m for m in decoder.children() if isinstance(m, nn.ModuleList)]
+    names = {module: name for name, module in model.named_modules()}
+    found = []
+    for layer in (layer for modules in lists for layer in modules):
+        parts = [part for part in layer.children() if any(freeze_linear(m) is not None for m in part.modules())]
+        attention = [part for part in parts if "layer_idx" in vars(part)]
+        others = [part for part in parts if part not in attention]
+        if len(attention) != 1 or len(others) != 1:
+            raise ConfigError(_no_sublayers(model, f"{names[layer]} has {len(attention)} and {len(others)}"))
+        found.append(Sublayers(names[attention[0]], names[others[0]]))
+    if not found:
+        raise ConfigError(_no_sublayers(model, "no list of layers was found"))
+    return found
+
+
+def _no_sublayers(model: PreTrainedModel, found: str) -> Problem:
+    return Problem(
+        "method.type",
+        f"{type(model).__name__} has no decoder layers of one attention and one feed-forward part each: {found}.",
+        "use a method that adapts linear layers, such as lora",
+    )

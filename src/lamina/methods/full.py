@@ -1,0 +1,40 @@
+"""Full fine-tuning: y = f(x; W) with every parameter W of the base trained.
+
+The ceiling that the other methods are measured against, and what GaLore (`optim/_galore.py`) makes smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from lamina.config.methods.full import FullConfig
+from lamina.methods.base import Injection, Method
+from lamina.methods.trained_copy import train_parameters
+
+
+class Full(Method):
+    """A float32 master for each parameter; tied ones, such as embedding and head, share theirs."""
+
+    in_peft = False
+    draws = False
+
+    def attach(self, model: PreTrainedModel, config: FullConfig, seed: int) -> Injection:
+        own = {
+            name: [key for key, _ in module.named_parameters(recurse=False)] for name, module in model.named_modules()
+        }
+        return Injection(model, config, train_parameters(model, {name: keys for name, keys in own.items() if keys}))
+
+    def peft_config(self, config: FullConfig, target_modules: list[str], base_ref: str) -> dict[str, Any]:
+        return {"peft_type": "FULL", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_ref}
+
+    def reads_peft(self, peft_config: Mapping[str, Any]) -> bool:
+        return peft_config.get("peft_type") == "FULL"
+
+    def from_peft(self, peft_config: Mapping[str, Any]) -> FullConfig:
+        return FullConfig()
+
+
+METHOD = Full()

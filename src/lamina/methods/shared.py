@@ -1,0 +1,121 @@
+"""What the methods on linear layers share: initial tensors, a rank that fits, and peft's common fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+from transformers import PreTrainedModel
+
+from lamina.config import MethodConfig
+from lamina.errors import AdapterError, ConfigError, Problem
+from lamina.quantization import FrozenLinear, freeze_linear
+
+Config = TypeVar("Config", bound=MethodConfig)
+
+# Fields of every peft configuration that say where an adapter came from, or how training began, and change no result.
+_NO_EFFECT_FIELDS = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "fan_in_fan_out",
+    "inference_mode",
+    "peft_type",
+    "peft_version",
+    "revision",
+    "runtime_config",
+    "task_type",
+}
+
+
+def uniform(shape: tuple[int, int], generator: torch.Generator, device: torch.device) -> nn.Parameter:
+    """A float32 tensor, uniform in +-1/sqrt(shape[1]), which is Kaiming's with a = sqrt(5).
+
+    Drawn on the CPU: the same generator gives the same tensor whatever the device.
+    """
+    bound = shape[1] ** -0.5
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound, generator=generator).to(device))
+
+
+def zeros(shape: tuple[int, ...], device: torch.device) -> nn.Parameter:
+    """A float32 tensor of zeros."""
+    return nn.Parameter(torch.zeros(shape, device=device))
+
+
+def frozen_linears(model: PreTrainedModel, names: Iterable[str]) -> dict[str, FrozenLinear]:
+    """The model's linear layers of these names, which `find_targets` gave; nothing is replaced."""
+    frozen = {name: freeze_linear(model.get_submodule(name)) for name in names}
+    return {name: linear for name, linear in frozen.items() if linear is not None}
+
+
+def check_rank(field: str, r: int, model: PreTrainedModel, names: Iterable[str]) -> None:
+    """Checks that no layer is narrower than the rank.
+
+    Raises:
+        ConfigError: One is; it is named.
+    """
+    for name, linear in frozen_linears(model, names).items():
+        smallest = min(linear.in_features, linear.out_features)
+        if r > smallest:
+            message = f"{r} is larger than the smaller side of {name} ({smallest})."
+            raise ConfigError(Problem(field, message, f"use at most {smallest}"))
+
+
+def peft_fields(
+    peft_type: str, configured: str | list[str] | None, target_modules: list[str], base_ref: str
+) -> dict[str, Any]:
+    """The fields that every peft configuration has.
+
+    Args:
+        peft_type: peft's name of the method.
+        configured: The configuration's `target_modules`; a regular expression is written as it is.
+        target_modules: Names that select the adapted modules.
+        base_ref: Where peft finds the base.
+    """
+    is_regex = isinstance(configured, str) and configured != "all-linear"
+    return {
+        "peft_type": peft_type,
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_ref,
+        "target_modules": configured if is_regex else target_modules,
+        "modules_to_save": None,
+        "inference_mode": True,
+    }
+
+
+def read_peft_fields(cls: type[Config], peft_config: Mapping[str, Any], no_effect: Iterable[str] = ()) -> Config:
+    """A method's configuration from peft's, whose fields have the same names.
+
+    Args:
+        cls: The method's configuration.
+        peft_config: As read from `adapter_config.json`.
+        no_effect: Fields of peft's, beside those of every method, that change no result.
+
+    Raises:
+        AdapterError: A field is missing or wrong, or others are set, which would be lost; they are named.
+    """
+    fields = [name for name in cls.model_fields if name != "type"]
+    known = {*fields, *no_effect, *_NO_EFFECT_FIELDS}
+    unknown = sorted(key for key, value in peft_config.items() if key not in known and not _is_off(key, value))
+    if unknown:
+        settings = ", ".join(f"{key}={peft_config[key]!r}" for key in unknown)
+        raise AdapterError(
+            f"the adapter was trained with settings of peft that lamina's {cls.title} does not have: {settings}. "
+            "Loading it without them would give another model. Fix: use it through peft."
+        )
+    missing = [name for name in fields if name not in peft_config]
+    if missing:
+        raise AdapterError(f"its adapter_config.json lacks {', '.join(missing)}. Fix: copy the adapter again.")
+    try:
+        return cls.model_validate({name: peft_config[name] for name in fields})
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors())
+        raise AdapterError(
+            f"its adapter_config.json does not fit lamina's {cls.title}: {wrong}. Fix: use it through peft."
+        ) from None
+
+
+def _is_off(key: str, value: Any) -> bool:
+    return value in (None, False, {}, []) or (key == "bias" and value == "none")

@@ -1,0 +1,118 @@
+"""A soft prompt: embeddings before every sequence, trained as they are or made by a network."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from lamina.errors import AdapterError
+from lamina.methods.virtual_tokens import (
+    SAVED_NAME,
+    Finish,
+    VirtualTokens,
+    find_decoder,
+    insert_rows,
+    pack_rows,
+)
+
+
+class SoftPrompt(VirtualTokens):
+    """Embeddings before every sequence."""
+
+    @abstractmethod
+    def rows(self) -> torch.Tensor:
+        """(n, D), float32."""
+
+    def pack(self, decoder: PreTrainedModel, call: dict[str, Any], lengths: list[int]) -> Finish:
+        return pack_rows(decoder, call, lengths, self.rows())
+
+    def begin(self, decoder: PreTrainedModel, call: dict[str, Any]) -> Finish:
+        return insert_rows(decoder, call, self.rows())[1]
+
+
+class TrainedRows(SoftPrompt):
+    """Embeddings that are trained as they are.
+
+    Attributes:
+        prompt_embeddings: (n, D), float32.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: torch.Tensor) -> None:
+        super().__init__(model, rows.shape[0])
+        self.prompt_embeddings = nn.Parameter(rows.to(model.device, torch.float32))
+
+    def rows(self) -> torch.Tensor:
+        return self.prompt_embeddings
+
+    def adapter_tensors(self) -> dict[str, nn.Parameter]:
+        return {SAVED_NAME: self.prompt_embeddings}
+
+
+def embedding_width(model: PreTrainedModel) -> int:
+    """Elements of one embedding."""
+    embeddings = find_decoder(model).get_input_embeddings()
+    with torch.no_grad():
+        return embeddings(torch.zeros(1, dtype=torch.long, device=model.device)).shape[-1]
+
+
+def prompt_config(peft_type: str, count: int, base_ref: str) -> dict[str, Any]:
+    """What the `adapter_config.json` of every method with virtual tokens holds.
+
+    Sizes of the model are left to peft, which reads them off the base.
+    """
+    return {
+        "peft_type": peft_type,
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_ref,
+        "num_virtual_tokens": count,
+        "token_dim": None,
+        "num_attention_heads": None,
+        "num_layers": None,
+        "num_transformer_submodules": 1,
+        "modules_to_save": None,
+        "inference_mode": True,
+    }
+
+
+def refuse_unknown(peft_config: Mapping[str, Any], known: set[str], title: str) -> None:
+    """Checks that a peft configuration sets nothing that would change the result and is not known here.
+
+    Raises:
+        AdapterError: It does; the message names it.
+    """
+    submodules = peft_config.get("num_transformer_submodules")
+    unknown = sorted(
+        key
+        for key, value in peft_config.items()
+        if key not in known | _COMMON_FIELDS and value not in (None, False, {}, [])
+    )
+    if submodules not in (None, 1):
+        unknown.append("num_transformer_submodules")
+    if unknown:
+        settings = ", ".join(f"{key}={peft_config[key]!r}" for key in unknown)
+        raise AdapterError(
+            f"the adapter was trained with settings of peft that lamina's {title} does not have: {settings}. "
+            "Loading it without them would give another model. Fix: use it through peft."
+        )
+
+
+# Fields of peft's configurations that say where an adapter came from, or repeat what the tensors' shapes say.
+_COMMON_FIELDS = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "num_attention_heads",
+    "num_layers",
+    "num_transformer_submodules",
+    "num_virtual_tokens",
+    "peft_type",
+    "peft_version",
+    "revision",
+    "task_type",
+    "token_dim",
+}

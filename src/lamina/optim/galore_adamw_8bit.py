@@ -1,0 +1,19 @@
+"""GaLore's AdamW with moments of 8 bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lamina.config import TrainConfig
+from lamina.optim._bitsandbytes import BnbMoments, bitsandbytes
+from lamina.optim._galore import GaloreAdamW
+
+
+def build(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """
+    Raises:
+        ConfigError: Nothing would be projected, or bitsandbytes is not installed.
+    """
+    return GaloreAdamW(config, groups, BnbMoments(bitsandbytes(config.optim), bits=8))

@@ -1,0 +1,19 @@
+"""GaLore's AdamW with float32 moments, moving each tensor during the backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lamina.config import TrainConfig
+from lamina.optim._adamw import FloatMoments
+from lamina.optim._galore import LayerwiseGaloreAdamW
+
+
+def build(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """
+    Raises:
+        ConfigError: Nothing would be projected.
+    """
+    return LayerwiseGaloreAdamW(config, groups, FloatMoments())

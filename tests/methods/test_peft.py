@@ -1,0 +1,353 @@
+"""`type: peft`: every method of the installed peft, run by lamina and compared with peft's own run of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from tests.models_zoo import build_model, build_tokenizer
+
+import lamina
+from lamina.config import METHOD_CONFIGS
+from lamina.config.methods.peft import PeftConfig
+from lamina.data.template import build_template
+from lamina.errors import AdapterError, ConfigError
+from lamina.export.merge import fold_in
+from lamina.methods import hf_peft
+from lamina.methods.adapter import read_adapter, save_adapter
+from lamina.methods.base import Injection, find_method, inject
+from lamina.methods.hf_peft import method_config
+from lamina.methods.lock import build_lock
+from lamina.methods.peft import METHOD
+from lamina.methods.peft_types import _REFUSED, build_peft_config, peft_types
+from lamina.models.load import Base, load_base
+
+IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7, 7, 60, 21]])
+
+QV: dict[str, Any] = {"target_modules": ["q_proj", "v_proj"]}
+
+# Fields with which each method fits a model of width 48.
+FIELDS: dict[str, dict[str, Any]] = {
+    "BEFT": {},
+    "BOFT": QV | {"boft_block_size": 4},
+    "C3A": QV | {"block_size": 4},
+    "DEFT": QV | {"r": 4},
+    "DELORA": QV | {"r": 4},
+    "FOURIERFT": QV | {"n_frequency": 50, "scaling": 1.0},
+    "FROD": QV,
+    "GLORA": QV | {"r": 4},
+    "GRALORA": QV | {"r": 4, "gralora_k": 2, "alpha": 8},
+    "HIRA": QV | {"r": 4},
+    "HRA": QV | {"r": 4},
+    "IA3": QV | {"feedforward_modules": []},
+    "LILY": QV | {"r": 4},
+    "LN_TUNING": {},
+    "LOHA": QV | {"r": 4},
+    "LOKR": QV | {"r": 4},
+    "LORA": QV | {"r": 4, "lora_bias": True},
+    "MISS": QV | {"r": 4},
+    "OFT": QV | {"oft_block_size": 4},
+    "OSF": QV,
+    "PEANUT": QV | {"r": 4},
+    "PSOFT": QV | {"r": 4},
+    "PVERA": QV | {"r": 8},
+    "RANDLORA": QV | {"r": 4},
+    "ROAD": QV | {"group_size": 8},
+    "SHIRA": QV | {"r": 2},
+    "SUPERTUNING": QV,
+    "TINYLORA": QV,
+    "TRAINABLE_TOKENS": {"token_indices": [5, 9, 17]},
+    "UNILORA": QV | {"r": 4, "theta_d_length": 64},
+    "VBLORA": QV | {"r": 4, "num_vectors": 16, "vector_length": 4},
+    "VERA": QV | {"r": 8},
+    "WAVEFT": QV | {"n_frequency": 48},
+}
+
+# Those whose package or data are not here.
+ABSENT = {"ADAMSS": "scikit-learn"}
+
+# What peft cannot merge, and what it holds in the base's own dtype.
+APART = {"BEFT", "LILY", "LORA"}
+NO_MASTERS = {"LN_TUNING"}
+
+
+@pytest.fixture(autouse=True)
+def _no_methods_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that peft's LoRA and the like, which lamina has itself, are tested here too."""
+    monkeypatch.setattr("lamina.methods.peft_types.METHOD_CONFIGS", {"peft": METHOD_CONFIGS["peft"]})
+
+
+def config_of(peft_type: str, **more: Any) -> PeftConfig:
+    return PeftConfig.model_validate({"type": "peft", "peft_type": peft_type} | FIELDS.get(peft_type, {}) | more)
+
+
+def model_of(dtype: torch.dtype = torch.float32) -> Any:
+    return build_model("llama", dtype, vocab_size=259)
+
+
+def attached(peft_type: str, dtype: torch.dtype = torch.float32) -> Injection:
+    """An adapter that does something."""
+    injection = inject(model_of(dtype), config_of(peft_type), seed=0)
+    disturb(injection.tensors())
+    return injection
+
+
+@torch.no_grad()
+def disturb(tensors: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    for _, tensor in sorted(tensors.items()):
+        tensor += 0.05 * torch.randn(tensor.shape, generator=generator)
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits.float()
+
+
+def on_disk(folder: Path) -> Base:
+    model_of().save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return load_base(str(folder), "float32")
+
+
+def save(injection: Injection, base: Base, path: Path) -> None:
+    save_adapter(path, injection, base, build_lock(base, build_template(base.tokenizer), []), [])
+
+
+def test_every_method_of_peft_is_run_or_refused_by_name() -> None:
+    assert set(FIELDS) | set(_REFUSED) | set(ABSENT) == set(peft_types())
+    assert not set(FIELDS) & set(_REFUSED)
+
+
+@pytest.mark.parametrize("peft_type", FIELDS)
+def test_forward_gradients_and_ten_steps_are_pefts(peft_type: str) -> None:
+    ours = inject(model_of(), config_of(peft_type), seed=0)
+    theirs = peft.get_peft_model(model_of(), build_peft_config(config_of(peft_type)))
+    peft.set_peft_model_state_dict(theirs, {n: t.detach().clone() for n, t in ours.saved_tensors().items()})
+    theirs.eval()
+    assert sum(p.requires_grad for p in theirs.parameters()) == len(ours.tensors())
+    torch.testing.assert_close(logits(ours.model), logits(theirs), rtol=1e-5, atol=1e-5)
+    pairs = matched(ours, theirs)
+    disturb({name: pair[0] for name, pair in pairs.items()})
+    disturb({name: pair[1] for name, pair in pairs.items()})
+    optimizers = [torch.optim.AdamW(group, lr=1e-3) for group in zip(*pairs.values(), strict=True)]
+    for step in range(10):
+        for model, optimizer in zip((ours.model, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            model(input_ids=IDS, labels=IDS).loss.backward()
+        for name, (a, b) in pairs.items():
+            assert a.grad is not None and b.grad is not None, name
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-6, msg=f"{name}, step {step}")
+        for optimizer in optimizers:
+            optimizer.step()
+    for name, (a, b) in pairs.items():
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def matched(ours: Injection, theirs: Any) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Pairs of the same trained tensor in both models."""
+    state = peft.get_peft_model_state_dict(theirs, theirs.state_dict(keep_vars=True), save_embedding_layers=False)
+    return {name: (tensor, state[name]) for name, tensor in ours.tensors().items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("peft_type", FIELDS)
+def test_disabled_is_the_base_and_masters_are_float32(peft_type: str, dtype: torch.dtype) -> None:
+    expected = logits(model_of(dtype))
+    if peft_type in NO_MASTERS and dtype != torch.float32:
+        with pytest.raises(ConfigError, match=r"holds trained tensors in torch\.bfloat16"):
+            attached(peft_type, dtype)
+        return
+    injection = attached(peft_type, dtype)
+    enabled = logits(injection.model)
+    with injection.disabled():
+        torch.testing.assert_close(logits(injection.model), expected, rtol=0, atol=0)
+    assert (enabled - expected).abs().max() > 0.02
+    torch.testing.assert_close(logits(injection.model), enabled, rtol=0, atol=0)
+    assert {tensor.dtype for tensor in injection.tensors().values()} == {torch.float32}
+    injection.model(input_ids=IDS, labels=IDS).loss.backward()
+    trained = {id(tensor) for tensor in injection.tensors().values()}
+    assert {id(p) for p in injection.model.parameters() if p.grad is not None} <= trained
+    assert all(tensor.grad is not None for tensor in injection.tensors().values())
+
+
+def test_disabling_leaves_alone_what_asks_for_gradients() -> None:
+    injection = attached("HRA")
+    injection.model.requires_grad_(False)
+    with injection.disabled():
+        pass
+    assert not any(p.requires_grad for p in injection.model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("peft_type", FIELDS)
+def test_merged_is_the_adapter(peft_type: str, dtype: torch.dtype) -> None:
+    if peft_type in NO_MASTERS and dtype != torch.float32:
+        pytest.skip("peft trains it in the base's dtype, which is refused")
+    injection = attached(peft_type, dtype)
+    if peft_type in APART:
+        with pytest.raises(AdapterError, match="cannot be folded"):
+            fold_in(injection)
+        return
+    expected = logits(injection.model)
+    fold_in(injection)
+    assert not any(type(m).__module__.startswith("peft.") for m in injection.model.modules())
+    assert {p.dtype for p in injection.model.parameters()} == {dtype}
+    tolerance = 3e-5 if dtype == torch.float32 else 6e-2
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(logits(injection.model), expected, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("peft_type", FIELDS)
+def test_both_load_what_the_other_saves(peft_type: str, tmp_path: Path) -> None:
+    base = on_disk(tmp_path / "base")
+    injection = attached(peft_type)
+    expected = logits(injection.model)
+    save(injection, base, tmp_path / "ours")
+    theirs = peft.PeftModel.from_pretrained(model_of(), tmp_path / "ours").eval()
+    torch.testing.assert_close(logits(theirs), expected, rtol=1e-4, atol=1e-4)
+    again = lamina.load(tmp_path / "ours", dtype="float32")
+    torch.testing.assert_close(logits(again.model), expected, rtol=1e-5, atol=1e-5)
+
+    theirs.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    theirs.save_pretrained(tmp_path / "theirs")
+    if peft_type == "LORA":  # lamina's own LoRA reads it, and has no lora_bias
+        with pytest.raises(AdapterError, match="lora_bias=True"):
+            lamina.load(tmp_path / "theirs", dtype="float32")
+        return
+    loaded = lamina.load(tmp_path / "theirs", dtype="float32")
+    assert loaded.adapter.config.type == "peft" or peft_type.lower() in METHOD_CONFIGS
+    torch.testing.assert_close(logits(loaded.model), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_indices_stay_integers(tmp_path: Path) -> None:
+    base = on_disk(tmp_path / "base")
+    save(attached("SHIRA"), base, tmp_path / "adapter")
+    kinds = {
+        name.rpartition(".")[2]: tensor.dtype for name, tensor in read_adapter(tmp_path / "adapter").tensors.items()
+    }
+    assert kinds == {"shira_weight": torch.float32, "shira_indices": torch.int32}
+
+
+def test_a_head_and_a_module_to_save_train_and_merge(tmp_path: Path) -> None:
+    """Both stand where the loss looks for the head's weight, and change the embedding that it shares."""
+    config = config_of("OFT", modules_to_save=["lm_head"])
+    base = model_of()
+    expected = logits(base)
+    injection = inject(base, config, seed=0)
+    assert "lm_head" in injection.layers
+    disturb(injection.tensors())
+    enabled = logits(base)
+    with injection.disabled():
+        torch.testing.assert_close(logits(base), expected, rtol=0, atol=0)
+    fold_in(injection)
+    torch.testing.assert_close(logits(base), enabled, rtol=1e-4, atol=1e-4)
+    base.save_pretrained(tmp_path)
+    written = type(base).from_pretrained(tmp_path)
+    torch.testing.assert_close(logits(written), enabled, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("peft_type", ["OFT", "VBLORA", "TRAINABLE_TOKENS"])
+def test_a_whole_run(peft_type: str, tmp_path: Path) -> None:
+    """Layers of their own, tensors that layers share, and the embedding with its tied head."""
+    base = on_disk(tmp_path / "base")
+    rows = [{"prompt": f"say {word}", "completion": word * 3} for word in ("a", "bc", "d", "ef", "g", "hi")]
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    fields = {"token_indices": [1, 2, 70, 71]} if peft_type == "TRAINABLE_TOKENS" else {}
+    run = lamina.train(
+        {
+            "model": str(base.source.folder),
+            "data": {"train": str(tmp_path / "train.jsonl"), "eval": None, "max_length": 64},
+            "method": config_of(peft_type, **fields).model_dump(mode="json"),
+            "train": {"max_steps": 4, "learning_rate": 0.02},
+            "dtype": "float32",
+            "output_dir": str(tmp_path / "run"),
+        }
+    )
+    assert run.summary is not None
+    assert run.summary["train_loss_last"] < run.summary["train_loss_first"]
+    loaded = lamina.load(run.path, dtype="float32")
+    assert loaded.certify().passed, loaded.certify().reasons
+    merged = lamina.merge(run.path, tmp_path / "merged")
+    assert merged.certificate.passed
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"peft_type": "OTF"}, ("'OTF' is not one of", "BOFT", "Did you mean")),
+        ({"peft_type": "OFT", "oft_blok_size": 4}, ("method.oft_blok_size", "unknown key", "'oft_block_size'")),
+        ({"peft_type": "HRA", "r": "four"}, ("method.r", "'four'", "valid integer")),
+        ({"peft_type": "HRA", "r": 0}, ("peft refuses these settings", "positive integer")),
+        ({"peft_type": "HRA", "r": 4, "target_modules": ["nope"]}, ("peft refuses these settings", "nope")),
+        ({"peft_type": "HIRA", "r": 4, **QV, "rank_pattern": {"nope": 2}}, ("rank_pattern", "did not match")),
+        ({"peft_type": "HRA", **QV, "bias": "all"}, ("bias='all'", "the base would be lost")),
+        ({"peft_type": "HRA", **QV, "task_type": "CAUSAL_LM"}, ("method.task_type", "remove it")),
+        ({"peft_type": "VBLORA", **QV, "save_only_topk_weights": True}, ("not the trained tensors",)),
+        ({"peft_type": "LORA", **QV, "init_lora_weights": "eva"}, ("reads data",)),
+        ({"peft_type": "LORA", **QV, "init_lora_weights": "pissa"}, ("changes the base's own weights",)),
+        ({"peft_type": "LORA", **QV, "layer_replication": [[0, 1]]}, ("adds layers",)),
+        ({"peft_type": "ADAMSS", **QV, "use_asa": True}, ("importance scores",)),
+        ({"peft_type": "ADAMSS", **QV}, ("another package", "scikit-learn")),
+        ({"peft_type": "PREFIX_TUNING"}, ("PREFIX_TUNING cannot be trained here", "before the prompt")),
+        ({"peft_type": "XLORA"}, ("were trained before",)),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(fields: dict[str, Any], words: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        inject(model_of(), PeftConfig.model_validate({"type": "peft"} | fields), seed=0)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_lower_case_names_are_pefts_too() -> None:
+    assert PeftConfig.model_validate({"type": "peft", "peft_type": "hra"}).peft_type == "HRA"
+
+
+def test_what_lamina_has_itself_is_pointed_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lamina.methods.peft_types.METHOD_CONFIGS", METHOD_CONFIGS)
+    with pytest.raises(ConfigError, match=r"lamina has LoRA itself.*type: lora"):
+        inject(model_of(), PeftConfig.model_validate({"type": "peft", "peft_type": "LORA", "r": 4}), seed=0)
+    inject(model_of(), config_of("LORA"), seed=0)  # lora_bias is peft's alone
+
+
+def test_peft_is_named_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    with pytest.raises(ConfigError, match=r"pip install 'lamina\[peft\]'"):
+        inject(model_of(), config_of("HRA"), seed=0)
+
+
+def test_it_is_asked_last_for_peft_adapters() -> None:
+    asked = [name for name in METHOD_CONFIGS if find_method(name).fallback]
+    assert asked == ["peft"]
+    assert METHOD.reads_peft({"peft_type": "LORA"})
+    saved = peft.LoraConfig(r=4, target_modules=["q_proj"]).to_dict() | {"target_modules": ["q_proj"]}
+    assert method_config(saved | {"peft_type": "LORA", "task_type": None}).type == "lora"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"peft_type": "MULTITASK_PROMPT_TUNING"}, "a task number"),
+        ({"peft_type": "NOPE"}, "'NOPE' is not one of"),
+        ({"bias": "all"}, "bias='all'"),
+        ({"from_the_future": 1}, "does not know: from_the_future=1"),
+    ],
+)
+def test_adapters_that_cannot_be_honoured_are_refused(changes: dict[str, Any], words: str) -> None:
+    content = {"peft_type": "HRA", "r": 4, "target_modules": ["q_proj"], "peft_version": "0.21"} | changes
+    with pytest.raises(AdapterError, match=words):
+        method_config(content)
+
+
+def test_defaults_of_a_peft_adapter_are_not_spelled_out() -> None:
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType.HRA]
+    content = json.loads(json.dumps(kind(r=4, target_modules=["q_proj"]).to_dict(), default=sorted))
+    read = hf_peft.method_config(content)
+    assert isinstance(read, PeftConfig)
+    assert read.fields == {"r": 4, "target_modules": ["q_proj"]}

@@ -1,0 +1,284 @@
+"""Each optimizer's arithmetic against a few lines of its paper's, and 8 bits against bitsandbytes' own optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lamina.config import TrainConfig
+from lamina.config.optim import GaloreConfig
+from lamina.optim import LayerwiseGaloreAdamW, build_optimizer
+from lamina.optim._adamw import FloatMoments, Update
+from lamina.optim._galore import carry_over, project, project_back, turn_subspace
+
+STEPS = 10
+LR, DECAY = 0.02, 0.1
+
+
+def start(*shapes: Sequence[int]) -> dict[str, nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return {str(i): nn.Parameter(torch.randn(*shape, generator=generator)) for i, shape in enumerate(shapes)}
+
+
+def gradients(tensors: dict[str, nn.Parameter], steps: int = STEPS) -> list[list[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [[torch.randn(t.shape, generator=generator) for t in tensors.values()] for _ in range(steps)]
+
+
+def run(optim: str, tensors: dict[str, nn.Parameter], vocabulary: Sequence[str] = (), **settings: Any) -> None:
+    """Takes the steps with the configured optimizer."""
+    values = {"optim": optim, "learning_rate": LR, "weight_decay": DECAY, **settings}
+    optimizer = build_optimizer(TrainConfig.model_validate(values), tensors, vocabulary=vocabulary)
+    for grads in gradients(tensors):
+        for tensor, grad in zip(tensors.values(), grads, strict=True):
+            tensor.grad = grad.clone()
+        optimizer.step()
+
+
+def adam(
+    w: torch.Tensor, grads: list[torch.Tensor], b1: float = 0.9, b2: float = 0.999, decay: float = DECAY
+) -> torch.Tensor:
+    m = v = torch.zeros_like(w)
+    for t, g in enumerate(grads, start=1):
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        w = (1 - LR * decay) * w - LR * (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + 1e-8)
+    return w
+
+
+def test_adamw_over_float_moments_is_adamw() -> None:
+    tensors = start((7, 5))
+    expected = adam(tensors["0"].detach(), [g for (g,) in gradients(tensors)], 0.8, 0.95)
+    target, state = tensors["0"].detach().clone(), {}
+    for step, (grad,) in enumerate(gradients(tensors), start=1):
+        FloatMoments().move_(target, grad, state, Update(step, LR, (0.8, 0.95), 1e-8, DECAY))
+    torch.testing.assert_close(target, expected)
+    run("adamw_torch", tensors, adam_beta1=0.8, adam_beta2=0.95)
+    torch.testing.assert_close(tensors["0"].detach(), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "betas"), [({}, (0.9, 0.99)), ({"adam_beta1": 0.5, "adam_beta2": 0.7}, (0.5, 0.7))]
+)
+def test_lion(settings: dict[str, float], betas: tuple[float, float]) -> None:
+    tensors = start((7, 5), (6,))
+    expected = []
+    for i, decay in enumerate((DECAY, 0.0)):
+        w, m = tensors[str(i)].detach(), torch.zeros_like(tensors[str(i)])
+        for grads in gradients(tensors):
+            w = (1 - LR * decay) * w - LR * torch.sign(betas[0] * m + (1 - betas[0]) * grads[i])
+            m = betas[1] * m + (1 - betas[1]) * grads[i]
+        expected.append(w)
+    run("lion", tensors, **settings)
+    for tensor, w in zip(tensors.values(), expected, strict=True):
+        torch.testing.assert_close(tensor.detach(), w)
+
+
+def newton_schulz(G: torch.Tensor) -> torch.Tensor:
+    X = (G.T if G.shape[0] > G.shape[1] else G).bfloat16()
+    X = X / X.norm()
+    for _ in range(5):
+        A = X @ X.T
+        X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+    return (X.T if G.shape[0] > G.shape[1] else X).float()
+
+
+def test_muon_for_hidden_matrices_and_adamw_for_the_rest() -> None:
+    tensors = start((7, 5), (4, 9), (6,), (8, 3))
+    grads = gradients(tensors)
+    expected = []
+    for i in (0, 1):
+        w, m = tensors[str(i)].detach(), torch.zeros_like(tensors[str(i)])
+        for g in grads:
+            m = 0.95 * m + 0.05 * g[i]
+            update = newton_schulz(0.05 * g[i] + 0.95 * m)
+            w = (1 - LR * DECAY) * w - LR * 0.2 * math.sqrt(max(w.shape)) * update
+        expected.append(w)
+    expected.append(adam(tensors["2"].detach(), [g[2] for g in grads], decay=0.0))
+    expected.append(adam(tensors["3"].detach(), [g[3] for g in grads]))
+    run("muon", tensors, vocabulary=["3"])
+    before = start((7, 5), (4, 9), (6,), (8, 3))
+    for name, w in zip(tensors, expected, strict=True):
+        off, moved = (tensors[name].detach() - w).norm(), (w - before[name].detach()).norm()
+        # Newton-Schulz runs in bfloat16, and rounds at other places here than in torch.
+        assert off < (0.02 if name in "01" else 1e-5) * moved
+
+
+def test_adafactor_takes_the_learning_rate_as_it_is() -> None:
+    tensors = start((7, 5), (6,))
+    grads = gradients(tensors)
+    expected = []
+    for i, decay in enumerate((DECAY, 0.0)):
+        w = tensors[str(i)].detach()
+        rows, columns, square = torch.zeros(7), torch.zeros(5), torch.zeros_like(w)
+        for t, g in enumerate((step[i] for step in grads), start=1):
+            b2 = 1 - t**-0.8
+            if w.ndim == 2:
+                rows = b2 * rows + (1 - b2) * (g * g).mean(1)
+                columns = b2 * columns + (1 - b2) * (g * g).mean(0)
+                square = torch.outer(rows, columns) / rows.mean()
+            else:
+                square = b2 * square + (1 - b2) * g * g
+            update = g / square.sqrt()
+            update = update / max(1.0, float(update.square().mean().sqrt()))
+            w = w - LR * decay * w - LR * update
+        expected.append(w)
+    run("adafactor", tensors)
+    for tensor, w in zip(tensors.values(), expected, strict=True):
+        torch.testing.assert_close(tensor.detach(), w, rtol=1e-5, atol=1e-5)
+
+
+def galore(w: torch.Tensor, grads: list[torch.Tensor], side: str, rank: int, gap: int, scale: float) -> torch.Tensor:
+    """Algorithm 2 of the paper, with the moments carried over as stated."""
+    P = m = v = torch.empty(0)
+    for t, g in enumerate(grads, start=1):
+        if side == "right":
+            g = g.T
+        if (t - 1) % gap == 0:
+            new = torch.linalg.svd(g)[0][:, :rank]
+            if t == 1:
+                m = v = torch.zeros(rank, g.shape[1])
+            else:
+                C = new.T @ P
+                m, v = C @ m, C**2 @ v + (1 - (C**2).sum(1, keepdim=True)) * v.mean(0)
+            P = new
+        m, v = 0.9 * m + 0.1 * P.T @ g, 0.999 * v + 0.001 * (P.T @ g) ** 2
+        update = P @ ((m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8))
+        w = (1 - LR * DECAY) * w - LR * scale * (update.T if side == "right" else update)
+    return w
+
+
+@pytest.mark.parametrize(
+    ("proj_type", "sides"),
+    [
+        ("std", ("right", "left")),
+        ("reverse_std", ("left", "right")),
+        ("left", ("left",) * 2),
+        ("right", ("right",) * 2),
+    ],
+)
+def test_galore(proj_type: str, sides: tuple[str, str]) -> None:
+    tensors = start((9, 6), (5, 8), (6,), (3, 20), (10, 10))
+    grads = gradients(tensors)
+    expected = [
+        galore(tensors[str(i)].detach(), [g[i] for g in grads], sides[i], rank=3, gap=4, scale=0.5) for i in (0, 1)
+    ]
+    # What is no larger than the rank, no matrix, or in the vocabulary, gets plain AdamW.
+    expected += [adam(tensors[str(i)].detach(), [g[i] for g in grads], decay=DECAY if i > 2 else 0) for i in (2, 3, 4)]
+    section = {"rank": 3, "update_proj_gap": 4, "scale": 0.5, "proj_type": proj_type}
+    run("galore_adamw", tensors, vocabulary=["4"], galore=section)
+    for tensor, w in zip(tensors.values(), expected, strict=True):
+        torch.testing.assert_close(tensor.detach(), w, rtol=1e-5, atol=1e-5)
+
+
+def test_galore_full_projects_both_sides() -> None:
+    grad, state = torch.randn(9, 6, generator=torch.Generator().manual_seed(0)), {}
+    turn_subspace(state, grad, GaloreConfig(rank=3, proj_type="full"), FloatMoments())
+    low = project(grad, state)
+    singular = torch.linalg.svdvals(grad)[:3]
+    torch.testing.assert_close(low, torch.diag(singular), rtol=1e-5, atol=1e-5)
+    best = torch.linalg.svd(grad)
+    torch.testing.assert_close(
+        project_back(low, state), best[0][:, :3] @ torch.diag(singular) @ best[2][:3], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_subspace_that_turns_within_itself_changes_nothing() -> None:
+    """Where only signs and order of the basis change, carrying the moments over is exact."""
+    U, _ = torch.linalg.qr(torch.randn(8, 3, generator=torch.Generator().manual_seed(0)))
+    V, _ = torch.linalg.qr(torch.randn(6, 3, generator=torch.Generator().manual_seed(1)))
+    strengths = torch.tensor([[3.0, 2.0, 1.0], [1.0, -3.0, 2.0], [-2.0, 1.0, 3.0], [1.5, 3.0, -0.5]])
+    results = []
+    for gap in (1, 100):
+        weight = nn.Parameter(torch.zeros(8, 6))
+        settings = {"rank": 3, "update_proj_gap": gap, "proj_type": "left"}
+        config = TrainConfig.model_validate({"optim": "galore_adamw", "learning_rate": LR, "galore": settings})
+        optimizer = build_optimizer(config, {"w": weight})
+        for strength in strengths:
+            weight.grad = U @ torch.diag(strength) @ V.T
+            optimizer.step()
+        results.append(weight.detach())
+    # With a rank of 3 of 3, Adam's square root sees the same coordinates in another order.
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
+def test_moments_that_are_carried_over_keep_their_size() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean, square = torch.randn(4, 5, generator=generator), torch.rand(4, 5, generator=generator)
+    new_basis = torch.linalg.qr(torch.randn(9, 9, generator=generator))[0][:4, :4]
+    turned, spread = carry_over(mean, square, new_basis)
+    torch.testing.assert_close(turned, new_basis @ mean)
+    assert (spread >= square.min(0).values - 1e-6).all()
+    assert (spread <= square.max(0).values + 1e-6).all()
+    same, kept = carry_over(mean, square, torch.diag(torch.tensor([1.0, -1.0, 1.0, -1.0])))
+    torch.testing.assert_close(same, mean * torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]))
+    torch.testing.assert_close(kept, square)
+    _, fresh = carry_over(mean, square, torch.zeros(4, 4))
+    torch.testing.assert_close(fresh, square.mean(0).expand(4, 5))
+
+
+def test_layerwise_galore_is_galore_with_the_gradients_let_go() -> None:
+    settings = {"learning_rate": LR, "galore": {"rank": 3, "update_proj_gap": 2}}
+    results = []
+    for optim in ("galore_adamw", "galore_adamw_layerwise"):
+        tensors = start((9, 6), (6, 4), (4,))
+        clip = {} if optim == "galore_adamw" else {"max_grad_norm": 0.0}
+        optimizer = build_optimizer(TrainConfig.model_validate({"optim": optim, **settings, **clip}), tensors)
+        x = torch.randn(5, 9, generator=torch.Generator().manual_seed(2))
+        norms: list[torch.Tensor] = []
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss = (torch.tanh(x @ tensors["0"]) @ tensors["1"] + tensors["2"]).square().mean()
+            if isinstance(optimizer, LayerwiseGaloreAdamW):
+                with optimizer.moving():
+                    loss.backward()
+                assert all(tensor.grad is None for tensor in tensors.values())
+                norms.append(torch.stack(list(optimizer.gradient_norms.values())).norm())
+            else:
+                loss.backward()
+                norms.append(torch.stack([tensor.grad.norm() for tensor in tensors.values()]).norm())
+                optimizer.step()
+        results.append(([tensor.detach() for tensor in tensors.values()], norms))
+    (plain, plain_norms), (ours, norms) = results
+    torch.testing.assert_close(ours, plain, rtol=0, atol=0)
+    torch.testing.assert_close(norms, plain_norms)
+
+
+def test_a_backward_outside_of_a_step_moves_nothing() -> None:
+    tensors = start((9, 6))
+    before = tensors["0"].detach().clone()
+    values = {"optim": "galore_adamw_layerwise", "learning_rate": LR, "galore": {"rank": 3}, "max_grad_norm": 0.0}
+    build_optimizer(TrainConfig.model_validate(values), tensors)
+    tensors["0"].square().sum().backward()
+    torch.testing.assert_close(tensors["0"].detach(), before, rtol=0, atol=0)
+    assert tensors["0"].grad is not None
+
+
+def test_8bit_moments_are_those_of_bitsandbytes() -> None:
+    bnb = pytest.importorskip("bitsandbytes")
+    tensors, theirs = start((80, 70), (60,)), start((80, 70), (60,))
+    groups = [{"params": [theirs["0"]], "weight_decay": DECAY}, {"params": [theirs["1"]], "weight_decay": 0.0}]
+    optimizer = bnb.optim.AdamW8bit(groups, lr=LR)
+    for grads in gradients(theirs):
+        for tensor, grad in zip(theirs.values(), grads, strict=True):
+            tensor.grad = grad.clone()
+        optimizer.step()
+    run("adamw_8bit", tensors)
+    for ours, plain in zip(tensors.values(), theirs.values(), strict=True):
+        torch.testing.assert_close(ours.detach(), plain.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_8bit_galore_is_near_galore() -> None:
+    pytest.importorskip("bitsandbytes")
+    settings = {"galore": {"rank": 64, "update_proj_gap": 4, "scale": 1.0}}
+    floats, bytes_ = start((90, 80)), start((90, 80))
+    before = floats["0"].detach().clone()
+    run("galore_adamw", floats, **settings)
+    run("galore_adamw_8bit", bytes_, **settings)
+    moved = (floats["0"].detach() - before).norm()
+    distance = (floats["0"].detach() - bytes_["0"].detach()).norm()
+    assert 0 < distance < 0.05 * moved

@@ -1,0 +1,233 @@
+"""Every optimizer in real runs: it learns, and a run that was cut and resumed ends at the same adapter, bit for bit."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import peft
+import pytest
+import torch
+from peft.optimizers import create_loraplus_optimizer
+from tests.models_zoo import build_model, build_tokenizer
+
+import lamina
+from lamina.config import TrainConfig, load_config
+from lamina.config.methods.full import FullConfig
+from lamina.config.methods.lora import LoraConfig
+from lamina.config.optim import OPTIMIZERS, OptimizerName
+from lamina.errors import ConfigError, TrainingError
+from lamina.methods.base import inject
+from lamina.optim import LayerwiseGaloreAdamW, build_optimizer
+from lamina.training.events import Event
+
+NAMES = [name for name in OPTIMIZERS if not name.startswith("paged")]
+LEARNING_RATES = {"lion": 1e-3, "muon": 0.01}
+SOURCE = Path(__file__).resolve().parents[2] / "src" / "lamina" / "optim"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer base and its data."""
+    path = tmp_path_factory.mktemp("optim")
+    build_model("llama", vocab_size=259).save_pretrained(path / "base")
+    build_tokenizer().save_pretrained(path / "base")
+    rows = [{"prompt": f"say {word}", "completion": word * 3} for word in ("a", "bc", "d", "ef", "g", "hi")]
+    (path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def settings(folder: Path, run: Path, optim: str, **changes: Any) -> dict[str, Any]:
+    train: dict[str, Any] = {
+        "optim": optim,
+        "max_steps": 6,
+        "per_device_train_batch_size": 3,
+        "save_steps": 1,
+        "learning_rate": LEARNING_RATES.get(optim, 5e-3),
+        "weight_decay": 0.01,
+    }
+    facts = OPTIMIZERS[optim]
+    if "galore" in facts.reads:
+        train["galore"] = {"rank": 8, "update_proj_gap": 2, "scale": 1.0}
+    if facts.layerwise:
+        train["max_grad_norm"] = 0.0
+    return {
+        "model": str(folder / "base"),
+        "data": {"train": str(folder / "train.jsonl"), "eval": None, "max_length": 64, "packing": False},
+        "method": {"type": "full"},
+        "train": train | changes,
+        "dtype": "float32",
+        "output_dir": str(run),
+    }
+
+
+def cut_at(step: int) -> Callable[[Event], None]:
+    def on_event(event: Event) -> None:
+        if event.kind == "checkpoint" and event.step == step:
+            raise KeyboardInterrupt
+
+    return on_event
+
+
+@pytest.mark.parametrize("optim", NAMES)
+def test_it_learns_and_a_cut_run_goes_on_exactly(optim: str, folder: Path, tmp_path: Path) -> None:
+    if "8bit" in optim:
+        pytest.importorskip("bitsandbytes")
+    whole = lamina.train(settings(folder, tmp_path / "whole", optim)).summary
+    # Step 3 lies between two turns of GaLore's subspace, step 4 right before one.
+    values = settings(folder, tmp_path / "cut", optim)
+    for step in (3, 4):
+        with pytest.raises(KeyboardInterrupt):
+            lamina.train(values, cut_at(step), resume=step > 3)
+    resumed = lamina.train(values, resume=True).summary
+    assert whole is not None and resumed is not None
+    assert resumed["adapter_digest"] == whole["adapter_digest"]
+    assert whole["train_loss_last"] < 0.8 * whole["train_loss_first"]
+
+
+def test_every_name_has_its_file_and_its_facts() -> None:
+    files = {path.stem for path in SOURCE.glob("*.py") if "\ndef build(" in path.read_text(encoding="utf-8")}
+    assert set(get_args(OptimizerName)) == set(OPTIMIZERS) == files
+
+
+def config_error(**train: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config({"data": {"train": "x"}, "method": {"type": "full"}, "train": train})
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("optim", "setting"),
+    [
+        ("lion", {"adam_epsilon": 1e-8}),
+        ("adafactor", {"adam_beta1": 0.9}),
+        ("adafactor", {"adam_beta2": 0.9}),
+        ("adamw_torch", {"galore": {"rank": 4}}),
+        ("muon", {"galore": {}}),
+    ],
+)
+def test_a_setting_that_the_optimizer_does_not_read_is_an_error(optim: str, setting: dict[str, Any]) -> None:
+    assert f"{next(iter(setting))} does nothing with optim '{optim}'" in config_error(optim=optim, **setting)
+
+
+def test_layerwise_needs_whole_steps_and_no_clipping() -> None:
+    optim = "galore_adamw_layerwise"
+    message = config_error(optim=optim, gradient_accumulation_steps=2, max_grad_norm=0.0)
+    assert "set gradient_accumulation_steps to 1" in message
+    assert "set max_grad_norm to 0" in config_error(optim=optim)
+
+
+def test_galore_needs_the_method_full() -> None:
+    with pytest.raises(ConfigError, match="method 'lora' trains an adapter, whose tensors are small already"):
+        load_config({"data": {"train": "x"}, "train": {"optim": "galore_adamw"}})
+
+
+def test_defaults_of_the_learning_rate_follow_the_optimizer() -> None:
+    rates = [
+        load_config({"data": {"train": "x"}, "train": {"optim": optim}}).train.learning_rate
+        for optim in ("adamw_torch", "lion")
+    ]
+    assert rates == [2e-4, pytest.approx(2e-5)]
+
+
+def test_a_resolved_configuration_can_be_read_again() -> None:
+    config = load_config({"data": {"train": "x"}, "train": {"optim": "lion", "loraplus_lr_ratio": True}})
+    assert load_config(config.model_dump(mode="json")) == config
+
+
+def build(optim: str, method: str = "full", **changes: Any) -> torch.optim.Optimizer:
+    config = load_config({"data": {"train": "x"}, "method": {"type": method}})
+    injection = inject(build_model("llama"), config.method, seed=0)
+    train = TrainConfig.model_validate({"optim": optim, "learning_rate": 1e-3, **changes})
+    return build_optimizer(train, injection.tensors(), injection.fast_tensors(), injection.vocabulary_tensors())
+
+
+def test_a_rank_that_projects_nothing_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"train.galore.rank: 48 is not below .* \(the largest has 48\)"):
+        build("galore_adamw", galore={"rank": 48})
+
+
+def test_muon_without_matrices_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="muon is for the matrices"):
+        build("muon", "ln_tuning")
+
+
+def test_muon_and_galore_leave_embedding_and_head_to_adamw() -> None:
+    injection = inject(build_model("qwen2"), FullConfig(), seed=0)
+    assert injection.vocabulary_tensors() == {
+        "base_model.model.model.embed_tokens.weight",
+        "base_model.model.lm_head.weight",
+    }
+
+
+@pytest.mark.parametrize("optim", ["paged_adamw_8bit", "paged_adamw_32bit"])
+def test_paged_optimizers_on_a_cpu_are_an_error(optim: str) -> None:
+    instead = "adamw_8bit" if optim.endswith("8bit") else "adamw_torch"
+    with pytest.raises(ConfigError, match=f"training runs on cpu, where there is nothing to page. Fix: use {instead}"):
+        build(optim)
+
+
+def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(name=name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    from lamina.optim._bitsandbytes import bitsandbytes
+
+    with pytest.raises(ConfigError, match=r"adamw_8bit needs the package bitsandbytes.*pip install 'lamina\[bnb\]'"):
+        bitsandbytes("adamw_8bit")
+
+
+def test_a_gradient_that_is_not_finite_stops_a_layerwise_step() -> None:
+    optimizer = build("galore_adamw_layerwise", galore={"rank": 4}, max_grad_norm=0.0)
+    tensor = optimizer.param_groups[0]["params"][0]
+    assert isinstance(optimizer, LayerwiseGaloreAdamW)
+    with pytest.raises(TrainingError, match="a gradient is not finite"), optimizer.moving():
+        (tensor.sum() * float("nan")).backward()
+
+
+@pytest.mark.parametrize(("ratio", "factor"), [(True, 16.0), (4.0, 4.0)])
+def test_loraplus_is_that_of_peft(ratio: bool | float, factor: float) -> None:
+    """Ten steps of the same gradients, decay included."""
+    ours = inject(build_model("llama"), LoraConfig(r=4, target_modules=["q_proj", "v_proj"]), seed=0)
+    model = peft.get_peft_model(
+        build_model("llama"), peft.LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj"])
+    )
+    named = {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for name, tensor in ours.tensors().items():
+            named[name].copy_(tensor)
+    theirs = create_loraplus_optimizer(
+        model, torch.optim.AdamW, lr=1e-2, loraplus_lr_ratio=factor, loraplus_weight_decay=0.1
+    )
+    config = TrainConfig.model_validate({"learning_rate": 1e-2, "loraplus_lr_ratio": ratio, "weight_decay": 0.1})
+    optimizer = build_optimizer(config, ours.tensors(), ours.fast_tensors())
+    for group in optimizer.param_groups:  # as a training step does
+        group["lr"] = 1e-2 * group["lr_factor"]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        for name, tensor in ours.tensors().items():
+            tensor.grad = torch.randn(tensor.shape, generator=generator)
+            named[name].grad = tensor.grad.clone()
+        optimizer.step()
+        theirs.step()
+    for name, tensor in ours.tensors().items():
+        torch.testing.assert_close(tensor, named[name], rtol=1e-5, atol=1e-6)
+
+
+def test_loraplus_reaches_a_run(folder: Path, tmp_path: Path) -> None:
+    digests = []
+    for name, ratio in (("plain", None), ("plus", True)):
+        values = settings(folder, tmp_path / name, "adamw_torch", loraplus_lr_ratio=ratio, max_steps=2)
+        run = lamina.train(values | {"method": {"type": "lora", "r": 4}})
+        assert run.summary is not None
+        digests.append(run.summary["adapter_digest"])
+    assert digests[0] != digests[1]
+
+
+def test_loraplus_without_b_matrices_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"LoRA\+ gives the B matrices .* and the method has none"):
+        build("adamw_torch", loraplus_lr_ratio=4.0)
