@@ -118,6 +118,7 @@ def test_the_last_cut_comes_although_its_step_was_skipped() -> None:
     assert not hooks.final
     run_schedule(injection, hooks, range(STEPS - 2, STEPS + 1))
     assert sum(map(sum, ranks(injection).values())) == 2 * LAYERS
+    assert {name: mask[:, 0].tolist() for name, mask in hooks.final.items()} == ranks(injection)
 
 
 def test_a_single_step_cuts_by_its_own_gradients() -> None:

@@ -28,7 +28,8 @@ TARGETS = ["k_proj", "gate_proj"]  # 16 x 48 and 80 x 48
 WAYS = {
     "one factor": ({"r": 1}, {"lokr_w1", "lokr_w2_a", "lokr_w2_b"}),
     "both factors": ({"r": 1, "decompose_both": True}, {"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"}),
-    "whole": ({"r": 40}, {"lokr_w1", "lokr_w2"}),
+    "both, were W1 not too small": ({"r": 3, "decompose_both": True}, {"lokr_w1", "lokr_w2_a", "lokr_w2_b"}),
+    "whole": ({"r": 5}, {"lokr_w1", "lokr_w2"}),
     "a factor that divides": ({"r": 2, "decompose_factor": 4}, {"lokr_w1", "lokr_w2_a", "lokr_w2_b"}),
     "a factor that does not": ({"r": 2, "decompose_factor": 5}, {"lokr_w1", "lokr_w2_a", "lokr_w2_b"}),
 }

@@ -69,7 +69,8 @@ def test_saved_matrices_win_over_the_seed(tmp_path: Path) -> None:
     projections = injection.layers[""]
     with torch.no_grad():
         projections.A.mul_(2.0)
-    check_peft_loads_what_lamina_saved("llama", tmp_path, injection)
+    model = check_peft_loads_what_lamina_saved("llama", tmp_path, injection)
+    assert model.peft_config["default"].target_modules == set(TARGETS)
     loaded = lamina.load(tmp_path / "adapter", dtype="float32")
     ids = torch.tensor([[5, 9, 17]])
     with torch.no_grad():
