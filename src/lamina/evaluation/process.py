@@ -65,11 +65,12 @@ def run_python(arguments: Sequence[str], given: str, log: Path, stop: StopReques
 
 def _wait(process: subprocess.Popen[str], given: str, stop: StopRequest) -> str:
     """What the process writes until it ends; a signal that comes to us is passed on to it, once."""
-    told = False
+    text, told = given or None, False
     while True:
         try:
-            return process.communicate(given, timeout=_SECONDS)[0]  # from the second time on it goes on with the first
+            return process.communicate(text, timeout=_SECONDS)[0]
         except subprocess.TimeoutExpired:
+            text = None  # a call that goes on with the first one's must not give anything again
             if stop.signal is not None and not told:
                 process.terminate()
                 told = True
