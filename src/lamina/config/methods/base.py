@@ -21,7 +21,7 @@ class MethodConfig(Section):
     """One sentence for `lamina methods`."""
 
     learning_rate: ClassVar[float] = 2e-4
-    """What `train.learning_rate` is unless it is given (docs/benchmarks.md has the sweep)."""
+    """What `train.learning_rate` is unless it is given (see the method's page)."""
 
     absent: ClassVar[Mapping[str, str]] = {}
     """Fields of other methods that one may look for here, and what to do instead."""
