@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -19,10 +20,14 @@ from lamina.config import TrainConfig, load_config
 from lamina.config.methods.full import FullConfig
 from lamina.config.methods.lora import LoraConfig
 from lamina.config.optim import OPTIMIZERS, OptimizerName
+from lamina.data.example import EncodedExample
 from lamina.errors import ConfigError, TrainingError
 from lamina.methods.base import inject
+from lamina.models.head import find_head
+from lamina.ops.attention import packed_attention
 from lamina.optim import LayerwiseGaloreAdamW, build_optimizer
 from lamina.training.events import Event
+from lamina.training.step import StepResult, training_step
 
 NAMES = [name for name in OPTIMIZERS if not name.startswith("paged")]
 LEARNING_RATES = {"lion": 1e-3, "muon": 0.01}
@@ -187,6 +192,34 @@ def test_a_gradient_that_is_not_finite_stops_a_layerwise_step() -> None:
     assert isinstance(optimizer, LayerwiseGaloreAdamW)
     with pytest.raises(TrainingError, match="a gradient is not finite"), optimizer.moving():
         (tensor.sum() * float("nan")).backward()
+
+
+def test_a_loss_that_is_not_finite_moves_nothing_layerwise() -> None:
+    injection = inject(build_model("llama"), FullConfig(), seed=0)
+    tensors = injection.tensors()
+    values = {"optim": "galore_adamw_layerwise", "learning_rate": 1e-2, "galore": {"rank": 4}, "max_grad_norm": 0.0}
+    optimizer = build_optimizer(TrainConfig.model_validate(values), tensors)
+    example = EncodedExample(np.arange(3, 20, dtype=np.int32), np.arange(17) > 0, row=1)
+    model, parameters = injection.model.train(), list(tensors.values())
+
+    head = find_head(model)
+
+    def step() -> StepResult:
+        with packed_attention(model):
+            return training_step(model, head, optimizer, parameters, [[example]], 1e-2, 0.0)
+
+    first = [parameter.detach().clone() for parameter in parameters]
+    result = step()
+    assert result.finite
+    assert result.grad_norm > 0
+    assert all(not torch.equal(before, after) for before, after in zip(first, parameters, strict=True))
+    second = [parameter.detach().clone() for parameter in parameters]
+    with torch.no_grad():
+        parameters[0][10] = float("nan")
+        second[0][10] = float("nan")
+    assert not step().finite
+    for before, after in zip(second, parameters, strict=True):
+        torch.testing.assert_close(after.detach(), before, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize(("ratio", "factor"), [(True, 16.0), (4.0, 4.0)])
