@@ -17,21 +17,8 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_candidates_side_by_side(cli: Cli, config: Path, rows: Path, tmp_path: Path) -> None:
     (tmp_path / "general.txt").write_text("The quick brown fox jumps over the lazy dog.\n")
     hra, nope = (f"{name.lower()} method.type=peft method.peft_type={name}" for name in ("HRA", "NOPE"))
-    arguments = [
-        config,
-        "train.compile=false",
-        "--candidate",
-        hra,
-        "--out",
-        "out",
-        "--test",
-        rows,
-        "--max-test-rows",
-        2,
-        "--max-new-tokens",
-        4,
-    ]
-    arguments += ["--general", "general.txt"]
+    arguments = [config, "train.compile=false", "--candidate", hra, "--out", "out", "--general", "general.txt"]
+    arguments += ["--test", rows, "--max-test-rows", 2, "--max-new-tokens", 4]
     result = cli("compare", *arguments, "--candidate", nope, "--json")
     assert result.code == 1, result.err  # for the one that failed
     report = result.json()

@@ -106,6 +106,12 @@ def test_named_candidates_stand_alone_or_beside_others() -> None:
     (alone,) = build(named={"small": ["method.r=1"]})
     assert (alone.name, alone.config.method.model_dump()["r"]) == ("small", 1)
     assert [c.name for c in build(methods=["lora"], named={"small": ["method.r=1"]})] == ["lora", "small"]
+    fixed = {"train.max_steps": ["5"], "method.lora_alpha": ["9"]}
+    (alone,) = build(named={"small": ["method.r=1"]}, grid=fixed)
+    assert (alone.config.train.max_steps, alone.config.method.model_dump()["lora_alpha"]) == (5, 9)
+    (other,) = build(named={"hra": ["method.type=peft", "method.peft_type=HRA"]}, grid={"method.r": ["3"]})
+    assert other.config.method.model_dump() == {"type": "peft", "peft_type": "HRA", "r": 3}
+    assert other.notes == ["peft takes no lora_alpha"]
 
 
 @pytest.mark.parametrize(

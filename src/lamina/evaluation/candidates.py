@@ -88,13 +88,18 @@ def build_candidates(
         values: The configuration's content, as in its file.
         out: The comparison's folder.
         methods: Names of methods; by default the configuration's own.
-        grid: Key -> the values that it takes in turn, as they are written in YAML.
+        grid: Key -> the values that it takes in turn, as they are written in YAML. One value alone is an override,
+            for the named candidates too.
         named: Name -> `key=value` strings of one more candidate.
 
     Raises:
         ConfigError: With the problems of all candidates; nothing was run.
     """
     grid, named, problems = dict(grid or {}), named or {}, []
+    varied = {key: choices for key, choices in grid.items() if len(choices) > 1}
+    single = {key: choices[0] for key, choices in grid.items() if len(choices) == 1}
+    fixed = {key: value for key, value in single.items() if key.startswith("method.") and key != "method.type"}
+    values = merge_overrides(dict(values), [f"{key}={value}" for key, value in single.items() if key not in fixed])
     own = (values.get("method") or {}).get("type", DEFAULT_METHOD)
     for method in methods:
         if method not in METHOD_CONFIGS:
@@ -105,12 +110,11 @@ def build_candidates(
             problems.append(Problem("--candidate", f"{name!r} cannot name a folder", "use letters, digits and . = + -"))
     if problems:
         raise ConfigError(problems)
-    drafts = [_named(values, name, own, list(changes)) for name, changes in named.items()]
-    if methods or grid or not named:
-        combinations = [dict(zip(grid, chosen, strict=True)) for chosen in itertools.product(*grid.values())]
-        varied = {key for key, choices in grid.items() if len(choices) > 1}
+    drafts = [_named(values, name, own, fixed, list(changes)) for name, changes in named.items()]
+    if methods or varied or not named:
+        combinations = [dict(zip(varied, chosen, strict=True)) for chosen in itertools.product(*varied.values())]
         pairs = itertools.product(methods or [own], combinations)
-        drafts = [_combined(values, method, own, chosen, varied) for method, chosen in pairs] + drafts
+        drafts = [_combined(values, method, own, fixed, chosen) for method, chosen in pairs] + drafts
     return _checked(drafts, out)
 
 
@@ -122,24 +126,33 @@ class _Draft:
     notes: list[str]
 
 
-def _combined(values: Mapping[str, Any], method: str, own: str, chosen: Mapping[str, str], varied: set[str]) -> _Draft:
-    has = {key: value for key, value in chosen.items() if _takes(method, key)}
-    missing = [key for key in chosen if key not in has]
+def _combined(
+    values: Mapping[str, Any], method: str, own: str, fixed: Mapping[str, str], chosen: Mapping[str, str]
+) -> _Draft:
+    given = {**fixed, **chosen}
+    has = {key: value for key, value in given.items() if _takes(method, key)}
     section, lacking = _section(values, method, own)
-    label = "".join(f"-{key.rpartition('.')[2]}={_label(value)}" for key, value in has.items() if key in varied)
-    lacking = [key for key in (f"method.{key}" for key in lacking) if key not in has] + missing
-    notes = [f"{method} takes no {key.removeprefix('method.')}" for key in dict.fromkeys(lacking)]
+    lacking = [key for key in (f"method.{key}" for key in lacking) if key not in has]
+    lacking += [key for key in given if key not in has]
+    label = "".join(f"-{key.rpartition('.')[2]}={_label(value)}" for key, value in has.items() if key in chosen)
     changed = merge_overrides({**values, "method": section}, [f"{key}={value}" for key, value in has.items()])
-    return _Draft(f"{method}{label}", changed, {"method.type": method, **has}, notes)
+    return _Draft(f"{method}{label}", changed, {"method.type": method, **has}, _notes(method, lacking))
 
 
-def _named(values: Mapping[str, Any], name: str, own: str, changes: list[str]) -> _Draft:
+def _named(values: Mapping[str, Any], name: str, own: str, fixed: Mapping[str, str], changes: list[str]) -> _Draft:
     pairs = {key: value for key, _, value in (text.partition("=") for text in changes)}
     method = pairs.get("method.type", own)
     section, lacking = _section(values, method, own)
-    notes = [f"{method} takes no {key}" for key in lacking if f"method.{key}" not in pairs]
-    changed = merge_overrides({**values, "method": section}, changes)
-    return _Draft(name, changed, {"method.type": method, **pairs}, notes)
+    has = {key: value for key, value in fixed.items() if _takes(method, key)}
+    given = [f"{key}={value}" for key, value in has.items()] + changes
+    lacking = [key for key in (f"method.{key}" for key in lacking) if key not in {**has, **pairs}]
+    lacking += [key for key in fixed if key not in has]
+    changed = merge_overrides({**values, "method": section}, given)
+    return _Draft(name, changed, {"method.type": method, **has, **pairs}, _notes(method, lacking))
+
+
+def _notes(method: str, lacking: Sequence[str]) -> list[str]:
+    return [f"{method} takes no {key.removeprefix('method.')}" for key in dict.fromkeys(lacking)]
 
 
 def _section(values: Mapping[str, Any], method: str, own: str) -> tuple[dict[str, Any], list[str]]:
