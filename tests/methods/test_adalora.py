@@ -225,9 +225,9 @@ def settings_of_a_run(tmp_path: Path, run: str, method: dict[str, object], steps
     (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     return {
         "model": str(tmp_path / "base"),
-        "data": {"train": str(tmp_path / "train.jsonl"), "eval": None, "max_length": 64},
+        "data": {"train": str(tmp_path / "train.jsonl"), "eval": None, "max_length": 64, "packing": False},
         "method": {"type": "adalora", **SCHEDULE, "target_modules": TARGETS, **method},
-        "train": {"max_steps": steps, "learning_rate": 0.02, "save_steps": 100},
+        "train": {"max_steps": steps, "learning_rate": 0.02, "save_steps": 100, "per_device_train_batch_size": 1},
         "dtype": "float32",
         "output_dir": str(tmp_path / run),
     }
