@@ -25,7 +25,7 @@ quickstart: $(STAMP)
 	$(BIN)/lamina quickstart
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

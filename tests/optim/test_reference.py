@@ -282,3 +282,13 @@ def test_8bit_galore_is_near_galore() -> None:
     moved = (floats["0"].detach() - before).norm()
     distance = (floats["0"].detach() - bytes_["0"].detach()).norm()
     assert 0 < distance < 0.05 * moved
+
+
+def test_only_matrices_decay() -> None:
+    """A vector does not, nor one that peft's format stores as a matrix with a side of 1, as IA3's scales."""
+    tensors = {name: nn.Parameter(torch.ones(shape)) for name, shape in {"w": (3, 4), "b": (4,), "l": (4, 1)}.items()}
+    optimizer = build_optimizer(TrainConfig(learning_rate=LR, weight_decay=DECAY), tensors)
+    for tensor in tensors.values():
+        tensor.grad = torch.zeros_like(tensor)
+    optimizer.step()
+    assert {name for name, tensor in tensors.items() if (tensor != 1.0).any()} == {"w"}

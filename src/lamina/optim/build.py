@@ -48,7 +48,8 @@ def _groups(
     they are `hidden` matrices, which Muon and GaLore treat in their own ways."""
     alike: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, tensor in tensors.items():
-        decay = config.weight_decay if tensor.ndim >= 2 else 0.0
+        matrix = tensor.ndim >= 2 and min(tensor.shape) > 1  # IA3's and AdaLoRA's vectors are stored as matrices
+        decay = config.weight_decay if matrix else 0.0
         factor = config.loraplus_ratio if name in fast else 1.0
         alike.setdefault((decay, factor, tensor.ndim == 2 and name not in vocabulary), []).append(tensor)
     return [
