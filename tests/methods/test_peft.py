@@ -203,6 +203,19 @@ def test_merged_is_the_adapter(peft_type: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(logits(injection.model), expected, rtol=0, atol=tolerance * scale)
 
 
+@pytest.mark.parametrize("peft_type", ["C3A", "DELORA", "HIRA", "HRA", "ROAD"])
+def test_a_merge_is_rounded_once(peft_type: str) -> None:
+    """On a bfloat16 base it gives what it gives on the same weights in float32, rounded."""
+    coarse, exact = model_of(torch.bfloat16), model_of(torch.bfloat16).float()
+    first, second = (inject(model, config_of(peft_type), seed=0) for model in (coarse, exact))
+    disturb(first.tensors())
+    second.load_tensors(first.saved_tensors())
+    fold_in(first)
+    fold_in(second)
+    for (name, a), b in zip(coarse.named_parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(a, b.to(torch.bfloat16), rtol=0, atol=0, msg=name)
+
+
 @pytest.mark.parametrize("peft_type", FIELDS)
 def test_both_load_what_the_other_saves(peft_type: str, tmp_path: Path) -> None:
     base = on_disk(tmp_path / "base")
@@ -291,6 +304,7 @@ def test_a_whole_run(peft_type: str, tmp_path: Path) -> None:
         ({"peft_type": "VBLORA", **QV, "save_only_topk_weights": True}, ("not the trained tensors",)),
         ({"peft_type": "LORA", **QV, "init_lora_weights": "eva"}, ("reads data",)),
         ({"peft_type": "LORA", **QV, "init_lora_weights": "pissa"}, ("changes the base's own weights",)),
+        ({"peft_type": "LORA", **QV, "init_lora_weights": "olora"}, ("changes the base's own weights",)),
         ({"peft_type": "LORA", **QV, "layer_replication": [[0, 1]]}, ("adds layers",)),
         ({"peft_type": "ADAMSS", **QV, "use_asa": True}, ("importance scores",)),
         ({"peft_type": "ADAMSS", **QV}, ("another package", "scikit-learn")),
