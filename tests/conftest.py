@@ -10,6 +10,8 @@ import pytest
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tables are as wide as this, whatever the terminal; the worker processes of pytest-xdist would say 80.
+os.environ["COLUMNS"] = "200"
 # Two-layer models are faster on one thread, whatever else the machine does.
 torch.set_num_threads(1)
 

@@ -258,7 +258,7 @@ def test_damaged_adapters_are_refused(config: MethodConfig, tmp_path: Path) -> N
 
     (path / "lamina.json").unlink()
     adapter = read_adapter(path)
-    injection = inject(build_model("llama", vocab_size=259), adapter.config, seed=0)
+    injection = inject(build_model(home(config), vocab_size=259), adapter.config, seed=0)
     name = next(iter(adapter.tensors))
     removed = adapter.tensors.pop(name)
     with pytest.raises(AdapterError, match=r"1 tensors are missing \(first: "):

@@ -102,7 +102,7 @@ Patch = pytest.MonkeyPatch
 
 def break_adapter_scale(patch: Patch) -> None:
     real = lora_linear.lora_linear
-    patch.setattr("lamina.methods.lora.lora_linear", lambda x, f, A, B, s, p: real(x, f, A, B, 1.1 * s, p))
+    patch.setattr("lamina.methods.lora.lora_linear", lambda x, f, A, B, s, p, c: real(x, f, A, B, 1.1 * s, p, c))
 
 
 def break_adapter_gradient(patch: Patch) -> None:
@@ -169,10 +169,12 @@ def break_checkpointing(patch: Patch) -> None:
     """Dropout that is drawn from a generator of its own, so that a layer which runs again draws anew."""
     generator, real = torch.Generator().manual_seed(0), lora_linear.lora_linear
 
-    def own_dropout(x: torch.Tensor, frozen: Any, A: Any, B: Any, scaling: float, dropout: float) -> torch.Tensor:
+    def own_dropout(
+        x: torch.Tensor, frozen: Any, A: Any, B: Any, scaling: float, dropout: float, columns: Any
+    ) -> torch.Tensor:
         if dropout > 0.0:
             x = x * torch.empty_like(x).bernoulli_(1.0 - dropout, generator=generator)
-        return real(x, frozen, A, B, scaling)
+        return real(x, frozen, A, B, scaling, columns=columns)
 
     def own_mask(x: torch.Tensor, dropout: float) -> torch.Tensor:
         return torch.empty(x.shape, dtype=torch.bool).bernoulli_(1.0 - dropout, generator=generator)
@@ -235,8 +237,8 @@ def break_merging_of_a_layer(patch: Patch) -> None:
 def break_resuming_of_the_optimizer(patch: Patch) -> None:
     real = checkpoint.load_checkpoint
 
-    def load_checkpoint(path: Path, tensors: Any, optimizer: torch.optim.Optimizer) -> Any:
-        result = real(path, tensors, optimizer)
+    def load_checkpoint(path: Path, tensors: Any, optimizer: torch.optim.Optimizer, hooks: Any) -> Any:
+        result = real(path, tensors, optimizer, hooks)
         optimizer.state.clear()
         return result
 
