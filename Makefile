@@ -25,7 +25,9 @@ quickstart: $(STAMP)
 	$(BIN)/lamina quickstart
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m 'not real and not slow and not gpu'
+	# The real model runs on all cores, which two processes at once would fight over.
+	$(BIN)/python -m pytest -m 'real and not slow and not gpu'
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
