@@ -98,10 +98,10 @@ def test_gated(dtype: torch.dtype, activation: int) -> None:
 
 
 @dtypes
-@pytest.mark.parametrize("rotated", [8, 4])
-def test_rotary(dtype: torch.dtype, rotated: int) -> None:
+@pytest.mark.parametrize(("size", "rotated"), [(8, 8), (8, 4), (64, 64), (96, 80)])
+def test_rotary(dtype: torch.dtype, size: int, rotated: int) -> None:
     """Against transformers' own formula; and turning back gives what was there."""
-    x = rand(5, 3 * 8 + 4, dtype=dtype)[:, : 3 * 8].unflatten(1, (3, 8))
+    x = rand(5, 3 * size + 4, dtype=dtype)[:, : 3 * size].unflatten(1, (3, size))
     angles = rand(5, rotated // 2, dtype=torch.float32, seed=1).repeat(1, 2)
     cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
     turned, rest = x[..., :rotated].float(), x[..., rotated:].float()
@@ -200,6 +200,50 @@ def test_attention(
     assert max(attention_errors(lengths, heads, key_heads, size, window, softcap, dtype)) < ATTENTION_ERROR[dtype]
 
 
+@dtypes
+@pytest.mark.parametrize("tasks", [0, 1 << 30], ids=["together", "one by one"])
+def test_query_heads_together_or_one_by_one(dtype: torch.dtype, tasks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key head's query heads in one thread, or each in any: both right, and the same to the last bit."""
+    q, k, v = (rand(133, heads, 64, dtype=dtype, seed=heads) for heads in (6, 2, 2))
+    settings, grad, out = (
+        AttentionSettings([100, 33], 0.1, None, None),
+        rand(133, 6, 64, dtype=dtype),
+        torch.empty_like(q),
+    )
+    state = attention_forward(q, k, v, settings, out)
+
+    def gradients() -> list[torch.Tensor]:
+        wide = torch.empty(133, 10 * 64, dtype=dtype)  # gradients of all heads beside each other
+        results = [part.unflatten(1, (-1, 64)) for part in wide.split([6 * 64, 2 * 64, 2 * 64], 1)]
+        attention_backward(q, k, v, out, grad, settings, state, tuple(results))
+        return results
+
+    usual = gradients()
+    monkeypatch.setattr(native, "TASKS_A_THREAD", tasks)
+    assert all(torch.equal(a, b) for a, b in zip(usual, gradients(), strict=True))
+
+
+@dtypes
+@pytest.mark.parametrize(("tokens", "rank", "width"), [(1, 1, 1), (33, 16, 64), (300, 5, 37), (1000, 48, 600)])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_narrow_product(tokens: int, rank: int, width: int, threads: int, dtype: torch.dtype) -> None:
+    narrow, wide = beside(tokens, rank, dtype=dtype), beside(tokens, width, dtype=dtype)
+    narrow.copy_(rand(tokens, rank, dtype=dtype))
+    wide.copy_(rand(tokens, width, dtype=dtype, seed=1))
+    expected = -1.5 * (narrow.double().T @ wide.double())
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for kernels in (native, plain):
+            rows, columns = torch.empty(rank, width), torch.empty(width, rank)
+            kernels.narrow_product(narrow, wide, rows, -1.5)
+            kernels.narrow_product(narrow, wide, columns.T, -1.5)
+            for out in (rows, columns.T):
+                close(out, expected, dtype)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_document_sees_nothing_of_others() -> None:
     """Not even in the last bit: other documents may hold NaN."""
     q, k, v = (rand(80, 2, 32, dtype=torch.bfloat16, seed=seed) for seed in range(3))
@@ -241,30 +285,31 @@ def test_a_broken_compiler_is_a_reason_not_an_error(
 
 
 @pytest.mark.skipif(shutil.which("g++") is None or platform.machine() != "x86_64", reason="g++ on x86 only")
-@pytest.mark.parametrize(
-    ("lengths", "heads", "key_heads", "size", "window", "softcap"),
-    [([1, 33, 100], 4, 2, 64, None, None), ([70, 130], 4, 2, 96, 50, 2.0)],
-)
-def test_the_portable_loops_in_bfloat16(
-    lengths: list[int],
-    heads: int,
-    key_heads: int,
-    size: int,
-    window: int | None,
-    softcap: float | None,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    """As on a CPU without AMX: compiled without it."""
-    monkeypatch.setenv("CXX", "g++ -mno-amx-tile")
+@pytest.mark.parametrize("without", ["amx-tile", "avx512bf16", "avx512f"])
+def test_older_cpus(without: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The same sources compiled for a CPU that lacks something."""
+    monkeypatch.setenv("CXX", f"g++ -mno-{without}")
     monkeypatch.setenv("LAMINA_CACHE", str(tmp_path))
     native.load.cache_clear()
     try:
         assert native.unavailable() is None
         (library,) = tmp_path.rglob("*.so")
         assert native.load()._name == str(library)
-        errors = attention_errors(lengths, heads, key_heads, size, window, softcap, torch.bfloat16)
-        assert max(errors) < ATTENTION_ERROR[torch.bfloat16]
+        for lengths, heads, key_heads, size, window, softcap in (
+            ([1, 33, 100], 4, 2, 64, None, None),
+            ([70, 130], 4, 2, 96, 50, 2.0),
+        ):
+            errors = attention_errors(lengths, heads, key_heads, size, window, softcap, torch.bfloat16)
+            assert max(errors) < ATTENTION_ERROR[torch.bfloat16]
+        for dtype in TOLERANCE:
+            test_rms_norm(dtype, 1.0, 37)
+            test_scale_columns(dtype, 600)
+            test_gated(dtype, SILU)
+            test_gated(dtype, GELU_TANH)
+            test_rotary(dtype, 96, 80)
+            test_cross_entropy(dtype, 0.5, 3.0)
+            test_narrow_product(300, 5, 37, 2, dtype)
+            test_what_is_not_finite_is_seen(dtype)
     finally:
         monkeypatch.undo()
         native.load.cache_clear()

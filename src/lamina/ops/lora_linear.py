@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from lamina.ops.kernels import kernels_for
 from lamina.quantization.frozen import FrozenLinear
 
 
@@ -85,10 +86,11 @@ class _LoraLinear(torch.autograd.Function):
             grad_columns = (g_TO.float() * (product_TO.float() - _bias(ctx.frozen))).sum(0)
             g_TO = (g_TO * columns).to(grads[0].dtype)
         gh_TR = (g_TO @ B.to(g_TO.dtype)) * ctx.scaling
-        grad_A = None
+        kernels, grad_A, grad_B = kernels_for(g_TO), None, torch.empty_like(B)
         if x is not None:
-            grad_A = (gh_TR.T @ _dropped(x.reshape(-1, x.shape[-1]), keep, ctx.dropout)).to(A.dtype)
-        grad_B = (g_TO.T @ h_TR).to(B.dtype)
+            grad_A, seen_TI = torch.empty_like(A), _dropped(x.reshape(-1, x.shape[-1]), keep, ctx.dropout)
+            kernels.narrow_product(gh_TR, seen_TI, grad_A, 1.0)
+        kernels.narrow_product(h_TR, g_TO, grad_B.T, 1.0)
         grad_x = None
         if ctx.needs_input_grad[0]:  # nothing flows below the lowest adapter
             grad_x = ctx.frozen.matmul_t(g_TO)

@@ -7,84 +7,49 @@
 // Two ways to multiply blocks, behind one interface: AMX tiles for bfloat16 where the CPU has them, else plain loops that
 // compilers vectorise, in float32. Both add up in float32.
 
-#include <cstdlib>
 #include <initializer_list>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
+#include "memory.h"
 #include "numbers.h"
-
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
+#include "tiles.h"
 
 namespace {
 
 constexpr int64_t BLOCK = 32;
-constexpr int64_t LANES = 16;
 constexpr int64_t TILE = BLOCK * 16;  // elements of a packed tile: 32 of the summed dimension by 16 columns
 
 inline int64_t blocks(int64_t length) { return (length + BLOCK - 1) / BLOCK; }
 
-// Memory that a thread keeps for its next document: fresh pages would cost more than the arithmetic.
-struct Shelf {
-    std::vector<void*> free[64];
-    ~Shelf() {
-        for (auto& blocks : free)
-            for (void* block : blocks) std::free(block);
-    }
-};
-thread_local Shelf shelf;
-
-template <typename T>
-struct Buffer {
-    T* data;
-    int power = 6;  // of two, in bytes
-
-    explicit Buffer(int64_t count, bool zeroed = false) {
-        const size_t bytes = sizeof(T) * static_cast<size_t>(count);
-        while ((size_t{1} << power) < bytes) ++power;
-        auto& blocks = shelf.free[power];
-        if (blocks.empty()) blocks.push_back(std::aligned_alloc(64, size_t{1} << power));
-        data = static_cast<T*>(blocks.back());
-        blocks.pop_back();
-        if (zeroed) std::memset(data, 0, bytes);
-    }
-    ~Buffer() { shelf.free[power].push_back(data); }
-    Buffer(const Buffer&) = delete;
-    T* operator+(int64_t offset) const { return data + offset; }
-    T& operator[](int64_t index) const { return data[index]; }
-};
-
-typedef uint32_t Lanes __attribute__((vector_size(64)));
-
 // Exchanges the off-diagonal S x S squares of two rows of a 16 x 16 matrix.
 template <int S, int... L>
-inline void exchange(Lanes* a, Lanes* b, std::integer_sequence<int, L...>) {
-    const Lanes low = __builtin_shufflevector(*a, *b, (L & S ? 16 + L - S : L)...);
-    const Lanes high = __builtin_shufflevector(*a, *b, (L & S ? 16 + L : L + S)...);
+inline void exchange(Words* a, Words* b, std::integer_sequence<int, L...>) {
+    const Words low = __builtin_shufflevector(*a, *b, (L & S ? 16 + L - S : L)...);
+    const Words high = __builtin_shufflevector(*a, *b, (L & S ? 16 + L : L + S)...);
     *a = low;
     *b = high;
 }
 
 template <int S>
-inline void exchange_all(Lanes* rows) {
+inline void exchange_all(Words* rows) {
+#pragma GCC unroll 16
     for (int i = 0; i < 16; ++i)
         if (!(i & S)) exchange<S>(rows + i, rows + i + S, std::make_integer_sequence<int, 16>());
 }
 
 // 16 x 16 words of 32 bits, rows `from_row` and `to_row` apart.
 inline void transpose(uint32_t* to, int64_t to_row, const uint32_t* from, int64_t from_row) {
-    Lanes rows[16];
-    for (int i = 0; i < 16; ++i) std::memcpy(rows + i, from + i * from_row, 64);
+    typedef Words Unaligned __attribute__((aligned(2), may_alias));
+    Words rows[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) rows[i] = *(const Unaligned*)(from + i * from_row);
     exchange_all<8>(rows);
     exchange_all<4>(rows);
     exchange_all<2>(rows);
     exchange_all<1>(rows);
-    for (int i = 0; i < 16; ++i) std::memcpy(to + i * to_row, rows + i, 64);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) *(Unaligned*)(to + i * to_row) = rows[i];
 }
 
 inline uint32_t pair(bf16 low, bf16 high) { return low.bits | static_cast<uint32_t>(high.bits) << 16; }
@@ -132,17 +97,11 @@ struct Loops {
     }
 };
 
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+#ifdef LAMINA_TILES
 struct Tiles {
     using Element = bf16;
 
-    static void begin() {  // palette 1; eight tiles of 16 rows, 64 bytes each
-        alignas(64) static constexpr uint8_t config[64] = {1,  0, 0,  0, 0,  0, 0,  0, 0,  0, 0,  0, 0,  0, 0,  0,
-                                                           64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0,
-                                                           0,  0, 0,  0, 0,  0, 0,  0, 0,  0, 0,  0, 0,  0, 0,  0,
-                                                           16, 16, 16, 16, 16, 16, 16, 16};
-        _tile_loadconfig(config);
-    }
+    static void begin() { begin_tiles(); }
     static void end() { _tile_release(); }
 
     static constexpr int64_t WORD = 2;
@@ -200,12 +159,18 @@ struct Tiles {
         _tile_stored(3, C + 16 * c_row + 16, c);
     }
 };
-
-bool may_use_tiles() {  // the kernel hands out the tiles' state only on request
-    static const bool granted = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */) == 0;
-    return granted;
-}
 #endif
+
+// Places [first, end) of a row, sixteen of which are looked at together.
+struct Span {
+    int64_t first, end;
+
+    bool has_all(int64_t c) const { return c >= first && c + LANES <= end; }
+    Floats only(int64_t c, Floats value, float elsewhere) const {
+        const Ints place = Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + static_cast<int32_t>(c);
+        return ((place >= static_cast<int32_t>(first)) & (place < static_cast<int32_t>(end))) ? value : splat(elsewhere);
+    }
+};
 
 struct Scores {
     int64_t length, size, window;  // tokens of the document, head size (a multiple of 32), tokens seen or 0 for all
@@ -219,21 +184,10 @@ struct Scores {
         const int64_t last = window ? (key_block * BLOCK + BLOCK - 1 + window - 1) / BLOCK : blocks(length) - 1;
         return last < blocks(length) - 1 ? last : blocks(length) - 1;
     }
-    // Zeroes what the queries of a block that do not see a key have there.
-    template <typename E>
-    void hide(E* weight, E* dscore, int64_t first_query, int64_t key) const {
-        int64_t oldest = key - first_query, end = (window ? key + window : length) - first_query;
-        end = end < length - first_query ? end : length - first_query;
-        oldest = oldest < 0 ? 0 : (oldest > BLOCK ? BLOCK : oldest);
-        end = end < oldest ? oldest : (end > BLOCK ? BLOCK : end);
-        for (E* row : {weight, dscore}) {
-            std::memset(row, 0, sizeof(E) * oldest);
-            std::memset(row + end, 0, sizeof(E) * (BLOCK - end));
-        }
-    }
-    bool all_see(int64_t query_block, int64_t key_block) const {
-        return key_block < query_block && (query_block + 1) * BLOCK <= length &&
-               (!window || (query_block - key_block + 1) * BLOCK <= window);
+    // Which queries of a block see a key: places [first, end) in it.
+    Span queries_of(int64_t key, int64_t first_query) const {
+        const int64_t end = window && key + window < length ? key + window : length;
+        return {key - first_query, end - first_query};
     }
 };
 
@@ -250,8 +204,7 @@ Rows<E> take_rows(E* scratch, const T* from, int64_t row, int64_t first, const S
         if (first + BLOCK <= s.length) return {from + first * row, row};
     for (int64_t i = 0; i < BLOCK; ++i) {
         if (first + i < s.length) {
-#pragma omp simd
-            for (int64_t d = 0; d < s.size; ++d) store(scratch + i * s.size + d, load(from + (first + i) * row + d));
+            for (int64_t d = 0; d < s.size; d += LANES) put(scratch + i * s.size + d, take(from + (first + i) * row + d));
         } else {
             std::memset(scratch + i * s.size, 0, sizeof(E) * s.size);
         }
@@ -285,36 +238,26 @@ void pack_rows(typename M::Element* to, Rows<typename M::Element> rows, int64_t 
     }
 }
 
-// A row of scores, of which those in [oldest, end) are seen, into weights exp(score - largest): returns the largest.
+// A row of scores, of which some are seen, into weights exp(score - largest): returns the largest.
 template <bool CAPPED, typename E>
-inline float soften(E* weight, float* score, int64_t begin, int64_t oldest, int64_t end, int64_t width, float* sum_out,
-                    const Scores& s) {
+inline float soften(E* weight, float* score, int64_t begin, Span seen, int64_t width, float* sum_out, const Scores& s) {
     const float inner = CAPPED ? s.scale / s.softcap : s.scale;
-    // Whole vectors only, and a lane each for maxima and sums: a loop over single numbers would be several times slower.
-    for (int64_t c = begin; c < width; c += LANES)
-#pragma omp simd
-        for (int64_t n = 0; n < LANES; ++n)
-            score[c + n] = CAPPED ? s.softcap * fast_tanh(score[c + n] * inner) : score[c + n] * inner;
-    for (int64_t c = begin; c < oldest; ++c) score[c] = -INFINITY;
-    for (int64_t c = end; c < width; ++c) score[c] = -INFINITY;
-    float maxima[LANES], sums[LANES] = {};
-    for (int64_t n = 0; n < LANES; ++n) maxima[n] = -INFINITY;
-    for (int64_t c = begin; c < width; c += LANES)
-#pragma omp simd
-        for (int64_t n = 0; n < LANES; ++n) maxima[n] = score[c + n] > maxima[n] ? score[c + n] : maxima[n];
-    float largest = -INFINITY, sum = 0.0f;
-    for (int64_t n = 0; n < LANES; ++n) largest = maxima[n] > largest ? maxima[n] : largest;
-    for (int64_t c = begin; c < width; c += LANES)
-#pragma omp simd
-        for (int64_t n = 0; n < LANES; ++n) {
-            const float e = fast_exp(score[c + n] - largest);
-            sums[n] += e;
-            store(weight + c + n, e);
-        }
-    for (int64_t n = 0; n < LANES; ++n) sum += sums[n];
-    std::memset(weight + begin, 0, sizeof(E) * (oldest - begin));  // exactly nothing
-    std::memset(weight + end, 0, sizeof(E) * (width - end));
-    *sum_out = sum;
+    Floats most = splat(-INFINITY), sums = {};
+    for (int64_t c = begin; c < width; c += LANES) {
+        Floats value = take(score + c) * inner;
+        if (CAPPED) value = s.softcap * fast_tanh(value);
+        if (!seen.has_all(c)) value = seen.only(c, value, -INFINITY);
+        put(score + c, value);
+        most = larger(value, most);
+    }
+    const float largest = largest_of(most);
+    for (int64_t c = begin; c < width; c += LANES) {
+        Floats e = fast_exp(take(score + c) - largest);
+        if (!seen.has_all(c)) e = seen.only(c, e, 0.0f);  // exactly nothing
+        sums += e;
+        put(weight + c, e);
+    }
+    *sum_out = sum_of(sums);
     return largest;
 }
 
@@ -345,8 +288,8 @@ void forward(const T* q, int64_t q_row, const T* k, const T* v, int64_t kv_row, 
                 const int64_t token = i * BLOCK + r, begin = first * BLOCK;
                 const int64_t oldest = s.window && token - s.window + 1 > begin ? token - s.window + 1 : begin;
                 float sum;
-                const float largest = soften<CAPPED>(weights + r * padded, scores + r * padded, begin, oldest, token + 1,
-                                                     width, &sum, s);
+                const float largest = soften<CAPPED>(weights + r * padded, scores + r * padded, begin,
+                                                     Span{oldest, token + 1}, width, &sum, s);
                 inverse[r] = 1.0f / sum;
                 if (token < s.length) lse[h * lse_head + token] = largest + std::log(sum);
             }
@@ -355,106 +298,117 @@ void forward(const T* q, int64_t q_row, const T* k, const T* v, int64_t kv_row, 
                             n * TILE, i + 1 - first, false);
                 for (int64_t r = 0; r < BLOCK && i * BLOCK + r < s.length; ++r) {
                     T* to = out + (i * BLOCK + r) * out_row + h * s.size + d;
-#pragma omp simd
-                    for (int64_t c = 0; c < BLOCK; ++c) store(to + c, sums[r * BLOCK + c] * inverse[r]);
+                    for (int64_t c = 0; c < BLOCK; c += LANES) put(to + c, take(sums + r * BLOCK + c) * inverse[r]);
                 }
             }
-        }    }
-}
-
-// A row of 32 scores: weights = exp(score - normaliser), d scores = weights (d weights - delta).
-template <bool CAPPED, typename E>
-inline void differentiate(E* weight, E* dscore, const float* product, const float* dweight, const float* normaliser,
-                          const float* delta, const Scores& s) {
-    const float inner = CAPPED ? s.scale / s.softcap : s.scale;
-#pragma omp simd
-    for (int64_t c = 0; c < BLOCK; ++c) {
-        float score = product[c] * inner, slope = s.scale;
-        if (CAPPED) {
-            const float t = fast_tanh(score);
-            score = s.softcap * t;
-            slope *= 1.0f - t * t;
         }
-        const float p = fast_exp(score - normaliser[c]);
-        store(weight + c, p);
-        store(dscore + c, p * (dweight[c] - delta[c]) * slope);
     }
 }
 
-// One document and one query head. dk and dv get this head's share, float32, rows of `size`.
+// A row of 32 scores: weights = exp(score - normaliser), d scores = weights (d weights - delta), where a query sees the key.
+template <bool CAPPED, typename E>
+inline void differentiate(E* weight, E* dscore, const float* product, const float* dweight, const float* normaliser,
+                          const float* delta, Span seen, const Scores& s) {
+    const float inner = CAPPED ? s.scale / s.softcap : s.scale;
+    for (int64_t c = 0; c < BLOCK; c += LANES) {
+        Floats score = take(product + c) * inner, slope = splat(s.scale);
+        if (CAPPED) {
+            const Floats t = fast_tanh(score);
+            score = s.softcap * t;
+            slope *= 1.0f - t * t;
+        }
+        Floats p = fast_exp(score - take(normaliser + c));
+        if (!seen.has_all(c)) p = seen.only(c, p, 0.0f);
+        put(weight + c, p);
+        put(dscore + c, p * (take(dweight + c) - take(delta + c)) * slope);
+    }
+}
+
+// Rows of a block that lie within the document, into rows of `size`, or added to what is there.
+inline void collect(float* to, const float* sums, int64_t rows, int64_t size, bool add) {
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < BLOCK; c += LANES) {
+            float* at = to + r * size + c;
+            const Floats sum = take(sums + r * BLOCK + c);
+            put(at, add ? take(at) + sum : sum);
+        }
+}
+
+// One document, one key head, and some of its query heads. dk and dv get their share, float32, rows of `size`.
 template <typename M, bool CAPPED, typename T>
 void backward(const T* q, int64_t q_row, const T* k, const T* v, int64_t kv_row, const T* out, int64_t out_row,
-              const T* grad, int64_t grad_row, const float* lse, T* dq, int64_t dq_row, float* dk, float* dv,
-              const Scores& s) {
+              const T* grad, int64_t grad_row, const float* lse, int64_t lse_head, T* dq, int64_t d_row, float* dk,
+              float* dv, int64_t heads, const Scores& s) {
     using E = typename M::Element;
     const int64_t n = blocks(s.length), padded = n * BLOCK, steps = s.size / BLOCK;
     Buffer<E> q_columns(padded * s.size), g_columns(padded * s.size), q_rows(padded * s.size), g_rows(padded * s.size);
     Buffer<E> key_scratch(BLOCK * s.size), value_scratch(BLOCK * s.size), key_turned(BLOCK * s.size);
     Buffer<E> weights(BLOCK * padded), dscores(BLOCK * padded), dscores_packed(2 * TILE);
-    Buffer<float> dq_turned(s.size * padded, true), delta(padded, true), normaliser(padded, true);
+    Buffer<float> dq_turned(s.size * padded), delta(padded, true), normaliser(padded, true);
     Buffer<float> scores(BLOCK * BLOCK), dweights(BLOCK * BLOCK), sums(BLOCK * BLOCK);
-    fetch(q, q_row, s);
-    fetch(grad, grad_row, s);
-    fetch(out, out_row, s);
-    for (int64_t i = 0; i < n; ++i) {
-        const auto queries = take_rows(key_scratch.data, q, q_row, i * BLOCK, s);
-        pack_columns<M>(q_columns + i * BLOCK * s.size, queries, s);
-        pack_rows<M>(q_rows.data, queries, i, s);
-        const auto grads = take_rows(value_scratch.data, grad, grad_row, i * BLOCK, s);
-        pack_columns<M>(g_columns + i * BLOCK * s.size, grads, s);
-        pack_rows<M>(g_rows.data, grads, i, s);
-    }
-    for (int64_t t = 0; t < s.length; ++t) {
-        float dot = 0.0f;
-#pragma omp simd reduction(+ : dot)
-        for (int64_t d = 0; d < s.size; ++d) dot += load(out + t * out_row + d) * load(grad + t * grad_row + d);
-        delta[t] = dot;
-        normaliser[t] = lse[t];
-    }
     fetch(k, kv_row, s);
     fetch(v, kv_row, s);
-    for (int64_t j = 0; j < n; ++j) {
-        const auto key = take_rows(key_scratch.data, k, kv_row, j * BLOCK, s);
-        const auto value = take_rows(value_scratch.data, v, kv_row, j * BLOCK, s);
-        M::turn(key_turned.data, key.data, key.row, s.size);
-        const int64_t last = s.last_query_block(j);
-        for (int64_t i = j; i <= last; ++i) {
-            // Transposed: rows are keys, columns are queries.
-            M::multiply(scores.data, BLOCK, key.data, key.row, q_columns + 2 * i * steps * TILE, steps * TILE, steps, false);
-            M::multiply(dweights.data, BLOCK, value.data, value.row, g_columns + 2 * i * steps * TILE, steps * TILE, steps,
-                        false);
-            const bool all = s.all_see(i, j);
-            for (int64_t r = 0; r < BLOCK; ++r) {
-                E *weight = weights + r * padded + i * BLOCK, *dscore = dscores + r * padded + i * BLOCK;
-                differentiate<CAPPED>(weight, dscore, scores + r * BLOCK, dweights + r * BLOCK, normaliser + i * BLOCK,
-                                      delta + i * BLOCK, s);
-                if (!all) s.hide(weight, dscore, i * BLOCK, j * BLOCK + r);
-                if (r & 1)
-                    for (int64_t half = 0; half < 2; ++half)
-                        M::pack_pair(dscores_packed + half * TILE, r - 1, dscore - padded + half * 16, dscore + half * 16);
+    for (int64_t h = 0; h < heads; ++h, q += s.size, out += s.size, grad += s.size, dq += s.size, lse += lse_head) {
+        fetch(q, q_row, s);
+        fetch(grad, grad_row, s);
+        fetch(out, out_row, s);
+        for (int64_t i = 0; i < n; ++i) {
+            const auto queries = take_rows(key_scratch.data, q, q_row, i * BLOCK, s);
+            pack_columns<M>(q_columns + i * BLOCK * s.size, queries, s);
+            pack_rows<M>(q_rows.data, queries, i, s);
+            const auto grads = take_rows(value_scratch.data, grad, grad_row, i * BLOCK, s);
+            pack_columns<M>(g_columns + i * BLOCK * s.size, grads, s);
+            pack_rows<M>(g_rows.data, grads, i, s);
+        }
+        for (int64_t t = 0; t < s.length; ++t) {
+            Floats dot = {};
+            for (int64_t d = 0; d < s.size; d += LANES) dot += take(out + t * out_row + d) * take(grad + t * grad_row + d);
+            delta[t] = sum_of(dot);
+            normaliser[t] = lse[t];
+        }
+        std::memset(dq_turned.data, 0, sizeof(float) * s.size * padded);
+        for (int64_t j = 0; j < n; ++j) {
+            const auto key = take_rows(key_scratch.data, k, kv_row, j * BLOCK, s);
+            const auto value = take_rows(value_scratch.data, v, kv_row, j * BLOCK, s);
+            M::turn(key_turned.data, key.data, key.row, s.size);
+            const int64_t last = s.last_query_block(j);
+            for (int64_t i = j; i <= last; ++i) {
+                // Transposed: rows are keys, columns are queries.
+                M::multiply(scores.data, BLOCK, key.data, key.row, q_columns + 2 * i * steps * TILE, steps * TILE, steps,
+                            false);
+                M::multiply(dweights.data, BLOCK, value.data, value.row, g_columns + 2 * i * steps * TILE, steps * TILE,
+                            steps, false);
+                for (int64_t r = 0; r < BLOCK; ++r) {
+                    E *weight = weights + r * padded + i * BLOCK, *dscore = dscores + r * padded + i * BLOCK;
+                    differentiate<CAPPED>(weight, dscore, scores + r * BLOCK, dweights + r * BLOCK,
+                                          normaliser + i * BLOCK, delta + i * BLOCK,
+                                          s.queries_of(j * BLOCK + r, i * BLOCK), s);
+                    if (r & 1)
+                        for (int64_t half = 0; half < 2; ++half)
+                            M::pack_pair(dscores_packed + half * TILE, r - 1, dscore - padded + half * 16,
+                                         dscore + half * 16);
+                }
+                for (int64_t d = 0; d < s.size; d += BLOCK)
+                    M::multiply(dq_turned + d * padded + i * BLOCK, padded, key_turned + d * BLOCK, BLOCK,
+                                dscores_packed.data, TILE, 1, true);
             }
-            for (int64_t d = 0; d < s.size; d += BLOCK)
-                M::multiply(dq_turned + d * padded + i * BLOCK, padded, key_turned + d * BLOCK, BLOCK, dscores_packed.data,
-                            TILE, 1, true);
+            const int64_t rows = s.length - j * BLOCK < BLOCK ? s.length - j * BLOCK : BLOCK;
+            for (int64_t d = 0; d < s.size; d += BLOCK) {
+                const int64_t tiles = (d / 16) * n * TILE + j * TILE, count = last + 1 - j, at = j * BLOCK * s.size + d;
+                M::multiply(sums.data, BLOCK, weights + j * BLOCK, padded, g_rows + tiles, n * TILE, count, false);
+                collect(dv + at, sums.data, rows, s.size, h > 0);
+                M::multiply(sums.data, BLOCK, dscores + j * BLOCK, padded, q_rows + tiles, n * TILE, count, false);
+                collect(dk + at, sums.data, rows, s.size, h > 0);
+            }
         }
-        for (int64_t d = 0; d < s.size; d += BLOCK) {
-            const int64_t tiles = (d / 16) * n * TILE + j * TILE, count = last + 1 - j;
-            M::multiply(sums.data, BLOCK, weights + j * BLOCK, padded, g_rows + tiles, n * TILE, count, false);
-            for (int64_t r = 0; r < BLOCK && j * BLOCK + r < s.length; ++r)
-                std::memcpy(dv + (j * BLOCK + r) * s.size + d, sums + r * BLOCK, sizeof(float) * BLOCK);
-            M::multiply(sums.data, BLOCK, dscores + j * BLOCK, padded, q_rows + tiles, n * TILE, count, false);
-            for (int64_t r = 0; r < BLOCK && j * BLOCK + r < s.length; ++r)
-                std::memcpy(dk + (j * BLOCK + r) * s.size + d, sums + r * BLOCK, sizeof(float) * BLOCK);
-        }
+        float square[16 * 16];
+        for (int64_t t = 0; t < s.length; t += 16)
+            for (int64_t d = 0; d < s.size; d += 16) {
+                transpose((uint32_t*)square, 16, (const uint32_t*)(dq_turned + d * padded + t), padded);
+                for (int64_t r = 0; r < 16 && t + r < s.length; ++r)
+                    put(dq + (t + r) * d_row + d, take(square + r * 16));
+            }
     }
-    float square[16 * 16];
-    for (int64_t t = 0; t < s.length; t += 16)
-        for (int64_t d = 0; d < s.size; d += 16) {
-            transpose((uint32_t*)square, 16, (const uint32_t*)(dq_turned + d * padded + t), padded);
-            for (int64_t r = 0; r < 16 && t + r < s.length; ++r)
-#pragma omp simd
-                for (int64_t c = 0; c < 16; ++c) store(dq + (t + r) * dq_row + d + c, square[r * 16 + c]);
-        }
 }
 
 struct Documents {
@@ -488,43 +442,54 @@ void forward_all(const T* q, int64_t q_row, const T* k, const T* v, int64_t kv_r
     }
 }
 
+// A key head's query heads go to one thread, which keeps their sums in its cache; or, when there are few documents, each to
+// any thread. Then `shares` has room for every head's dk and dv; else it is null. The sums are the same.
 template <typename M, typename T>
 void backward_all(const T* q, int64_t q_row, const T* k, const T* v, int64_t kv_row, const T* out, int64_t out_row,
                   const T* grad, int64_t grad_row, const float* lse, T* dq, T* dk, T* dv, int64_t d_row, float* shares,
                   int64_t tokens, const Documents& docs, Scores s) {
     const int64_t group = docs.heads / docs.key_heads, plane = tokens * s.size;
+    const int64_t together = shares ? 1 : group;
     float *dk_shares = shares, *dv_shares = shares + docs.heads * plane;
 #pragma omp parallel
     {
         M::begin();
 #pragma omp for schedule(dynamic, 1) collapse(2) firstprivate(s)
         for (int64_t document = 0; document < docs.count; ++document)
-            for (int64_t h = 0; h < docs.heads; ++h) {
+            for (int64_t h = 0; h < docs.heads; h += together) {
                 const int64_t at = docs.begin(document), kv = at * kv_row + h / group * s.size;
                 s.length = docs.lengths[document];
+                Buffer<float> sums(shares ? 0 : 2 * s.length * s.size);
+                float* dk_sum = shares ? dk_shares + h * plane + at * s.size : sums.data;
+                float* dv_sum = shares ? dv_shares + h * plane + at * s.size : sums + s.length * s.size;
                 const auto run = s.softcap > 0.0f ? backward<M, true, T> : backward<M, false, T>;
-                run(q + at * q_row + h * s.size, q_row, k + kv, v + kv, kv_row, out + at * out_row + h * s.size,
-                            out_row, grad + at * grad_row + h * s.size, grad_row, lse + h * tokens + at,
-                            dq + at * d_row + h * s.size, d_row, dk_shares + h * plane + at * s.size,
-                            dv_shares + h * plane + at * s.size, s);
+                run(q + at * q_row + h * s.size, q_row, k + kv, v + kv, kv_row, out + at * out_row + h * s.size, out_row,
+                    grad + at * grad_row + h * s.size, grad_row, lse + h * tokens + at, tokens,
+                    dq + at * d_row + h * s.size, d_row, dk_sum, dv_sum, together, s);
+                if (shares) continue;
+                const int64_t to = at * d_row + h / group * s.size;
+                for (int64_t t = 0; t < s.length; ++t)
+                    for (int64_t d = 0; d < s.size; d += LANES) {
+                        put(dk + to + t * d_row + d, take(dk_sum + t * s.size + d));
+                        put(dv + to + t * d_row + d, take(dv_sum + t * s.size + d));
+                    }
             }
         M::end();
-        // The query heads of a key head, added up in their order.
+        if (shares) {
 #pragma omp for collapse(2)
-        for (int64_t t = 0; t < tokens; ++t)
-            for (int64_t j = 0; j < docs.key_heads; ++j) {
-                const int64_t from = j * group * plane + t * s.size, to = t * d_row + j * s.size;
-#pragma omp simd
-                for (int64_t d = 0; d < s.size; ++d) {
-                    float dk_sum = 0.0f, dv_sum = 0.0f;
-                    for (int64_t g = 0; g < group; ++g) {
-                        dk_sum += dk_shares[from + g * plane + d];
-                        dv_sum += dv_shares[from + g * plane + d];
+            for (int64_t t = 0; t < tokens; ++t)
+                for (int64_t j = 0; j < docs.key_heads; ++j)
+                    for (int64_t d = 0; d < s.size; d += LANES) {
+                        const int64_t from = j * group * plane + t * s.size + d, to = t * d_row + j * s.size + d;
+                        Floats dk_sum = take(dk_shares + from), dv_sum = take(dv_shares + from);
+                        for (int64_t g = 1; g < group; ++g) {
+                            dk_sum += take(dk_shares + from + g * plane);
+                            dv_sum += take(dv_shares + from + g * plane);
+                        }
+                        put(dk + to, dk_sum);
+                        put(dv + to, dv_sum);
                     }
-                    store(dk + to + d, dk_sum);
-                    store(dv + to + d, dv_sum);
-                }
-            }
+        }
     }
 }
 
@@ -552,14 +517,14 @@ extern "C" void lamina_attention_float32 FORWARD_PARAMETERS { FORWARD(Loops, flo
 extern "C" void lamina_attention_backward_float32 BACKWARD_PARAMETERS { BACKWARD(Loops, float); }
 
 extern "C" void lamina_attention_bfloat16 FORWARD_PARAMETERS {
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+#ifdef LAMINA_TILES
     if (may_use_tiles()) return FORWARD(Tiles, bf16);
 #endif
     FORWARD(Loops, bf16);
 }
 
 extern "C" void lamina_attention_backward_bfloat16 BACKWARD_PARAMETERS {
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+#ifdef LAMINA_TILES
     if (may_use_tiles()) return BACKWARD(Tiles, bf16);
 #endif
     BACKWARD(Loops, bf16);

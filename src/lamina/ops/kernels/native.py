@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 
 from lamina.models.cache import cache_folder
+from lamina.ops.kernels import plain
 
-SOURCES = ("pointwise.cpp", "attention.cpp")
-HEADERS = ("numbers.h",)
+SOURCES = ("pointwise.cpp", "attention.cpp", "narrow.cpp")
+HEADERS = ("numbers.h", "memory.h", "tiles.h")
 FLAGS = (
     "-O3",
     "-march=native",
@@ -34,6 +35,9 @@ FLAGS = (
     "-fPIC",
 )
 COMPILE_SECONDS = 300
+
+# With fewer documents x key heads than so many for each thread, attention's backward gives out query heads one by one.
+TASKS_A_THREAD = 4
 
 _SUFFIX = {torch.bfloat16: "_bfloat16", torch.float32: "_float32"}
 
@@ -187,6 +191,19 @@ def scale_columns_backward(grad: torch.Tensor, y: torch.Tensor, scale: torch.Ten
     return sums
 
 
+def narrow_product(narrow: torch.Tensor, wide: torch.Tensor, out: torch.Tensor, factor: float) -> None:
+    if wide.dtype != torch.bfloat16 or out.dtype != torch.float32 or not _has_tiles():
+        plain.narrow_product(narrow, wide, out, factor)
+        return
+    sizes = (out.stride(0), out.stride(1), *narrow.shape, wide.shape[1])
+    _call("narrow_product", wide.dtype, *_rows(narrow), *_rows(wide), _p(out), *sizes, _f(factor))
+
+
+def _has_tiles() -> bool:
+    """Whether bfloat16 products go through AMX."""
+    return bool(load().lamina_has_tiles())
+
+
 def cross_entropy_(
     logits: torch.Tensor, targets: torch.Tensor, multiplier: float, softcap: float | None, wants_grad: bool
 ) -> torch.Tensor:
@@ -259,9 +276,11 @@ def attention_backward(
     dq, dk, dv = results
     assert dq.stride(0) == dk.stride(0) == dv.stride(0)
     documents, sizes = _documents(q, k, lengths, scale, window, softcap)
-    shares = torch.empty(2 * q.numel(), dtype=torch.float32)  # of dk and dv, by query head
+    shares = None
+    if len(lengths) * k.shape[1] < TASKS_A_THREAD * torch.get_num_threads():
+        shares = torch.empty(2 * q.numel(), dtype=torch.float32)  # of dk and dv, by query head
     tensors = (*_rows(q), _p(k), *_rows(v), *_rows(out), *_rows(grad), _p(lse), _p(dq), _p(dk), *_rows(dv))
-    _call("attention_backward", q.dtype, *tensors, _p(shares), _p(documents), *sizes)
+    _call("attention_backward", q.dtype, *tensors, None if shares is None else _p(shares), _p(documents), *sizes)
 
 
 def _documents(

@@ -1,4 +1,6 @@
-// Stored numbers and float32 ones, and functions that vectorise: shared by the kernels.
+// Stored numbers and float32 ones, sixteen at a time: shared by the kernels.
+//
+// Vectors are the compiler's own, so this runs on any CPU; where AVX-512 does a thing in one instruction, it is asked to.
 
 #pragma once
 
@@ -6,49 +8,166 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace {
+
+constexpr int64_t LANES = 16;
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
 
 struct bf16 {
     uint16_t bits;
 };
 
-inline float load(const float* p) { return *p; }
+inline Floats splat(float value) { return value - Floats{}; }
 
-inline float load(const bf16* p) {
-    return __builtin_bit_cast(float, static_cast<uint32_t>(p->bits) << 16);
+inline Floats take(const float* p) {
+    Floats value;
+    std::memcpy(&value, p, sizeof value);
+    return value;
 }
 
-inline void store(float* p, float value) { *p = value; }
-
-// Round to nearest even; NaN stays NaN.
-inline void store(bf16* p, float value) {
-    const uint32_t bits = __builtin_bit_cast(uint32_t, value);
-    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    p->bits = static_cast<uint16_t>(value == value ? rounded : 0x7fc0u);
+inline Floats take(const bf16* p) {
+    Halves bits;
+    std::memcpy(&bits, p, sizeof bits);
+    return (Floats)(__builtin_convertvector(bits, Words) << 16);
 }
 
+// Rounds to nearest even; NaN stays NaN. With AVX512-BF16, what is smaller than 2^-126 becomes 0.
+inline Halves round_to_bf16(Floats value) {
+#if defined(__AVX512BF16__)
+    return (Halves)_mm512_cvtneps_pbh((__m512)value);
+#else
+    const Words bits = (Words)value;
+    const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return __builtin_convertvector(value == value ? rounded : Words{} + 0x7fc0u, Halves);
+#endif
+}
+
+inline void put(float* p, Floats value) { std::memcpy(p, &value, sizeof value); }
+
+inline void put(bf16* p, Floats value) {
+    const Halves bits = round_to_bf16(value);
+    std::memcpy(p, &bits, sizeof bits);
+}
+
+// As it would be read again after it was stored.
 template <typename T>
-inline float rounded(float value) {
-    T stored;
-    store(&stored, value);
-    return load(&stored);
+inline Floats rounded(Floats value) {
+    T stored[LANES];
+    put(stored, value);
+    return take(stored);
 }
 
-// exp by 2^n times a polynomial: within 2 float32 spacings, vectorises everywhere.
-inline float fast_exp(float x) {
-    x = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);
-    const float n = __builtin_rintf(x * 1.44269504f);
-    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
+inline float load(const float* p) { return *p; }
+inline float load(const bf16* p) { return __builtin_bit_cast(float, static_cast<uint32_t>(p->bits) << 16); }
+inline void store(float* p, float value) { *p = value; }
+inline void store(bf16* p, float value) { p->bits = round_to_bf16(splat(value))[0]; }
+
+// How the sixteen at some place of a row are reached: all of them, or the `count` that a row ends with.
+struct Whole {
+    template <typename T>
+    Floats take(const T* p, float = 0.0f) const {
+        return ::take(p);
+    }
+    template <typename T>
+    void put(T* p, Floats value) const {
+        ::put(p, value);
+    }
+    Floats only(Floats value) const { return value; }  // 0 for what lies beyond the row
+};
+
+struct Part {
+    int64_t count;
+
+    template <typename T>
+    Floats take(const T* p, float beyond = 0.0f) const {
+        Floats value = splat(beyond);
+        for (int64_t i = 0; i < count; ++i) value[i] = load(p + i);
+        return value;
+    }
+    template <typename T>
+    void put(T* p, Floats value) const {
+        for (int64_t i = 0; i < count; ++i) store(p + i, value[i]);
+    }
+    Floats only(Floats value) const {
+        for (int64_t i = count; i < LANES; ++i) value[i] = 0.0f;
+        return value;
+    }
+};
+
+// body(place, reach) for every sixteen of a row.
+template <typename Body>
+inline void along(int64_t width, Body body) {
+    int64_t j = 0;
+    for (; j + LANES <= width; j += LANES) body(j, Whole{});
+    if (j < width) body(j, Part{width - j});
+}
+
+template <typename Combine>
+inline float across(Floats v, Combine combine) {
+    v = combine(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+    v = combine(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+    v = combine(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+    v = combine(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+    return v[0];
+}
+
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }  // b if one of them is NaN
+inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+inline float sum_of(Floats v) {
+    return across(v, [](Floats a, Floats b) { return a + b; });
+}
+inline float largest_of(Floats v) { return across(v, larger); }
+
+inline Floats to_integer(Floats x) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);
+#else
+    return (x + 12582912.0f) - 12582912.0f;
+#endif
+}
+
+// v 2^n
+inline Floats scaled(Floats v, Floats n) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_scalef_ps((__m512)v, (__m512)n);
+#else
+    return v * (Floats)((__builtin_convertvector(n, Ints) + 127) << 23);
+#endif
+}
+
+// exp by 2^n times a polynomial: within 2 float32 spacings.
+inline Floats fast_exp(Floats x) {
+    x = smaller(splat(88.0f), larger(splat(-87.0f), x));
+    const Floats n = to_integer(x * 1.44269504f);
+    const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    Floats p = splat(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    return p * __builtin_bit_cast(float, (static_cast<int32_t>(n) + 127) << 23);
+    return scaled(p, n);
 }
 
-inline float fast_tanh(float x) { return 1.0f - 2.0f / (fast_exp(2.0f * x) + 1.0f); }
+// 1 / x
+inline Floats inverse(Floats x) {
+#if defined(__AVX512F__)
+    const Floats guess = (Floats)_mm512_rcp14_ps((__m512)x);
+    return guess + guess * (1.0f - x * guess);
+#else
+    return 1.0f / x;
+#endif
+}
+
+inline Floats fast_tanh(Floats x) { return 1.0f - 2.0f * inverse(fast_exp(2.0f * x) + 1.0f); }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // Everything between two matrix products of a decoder layer, in one pass over memory each, forward and backward.
 //
-// Rows are tokens (or heads of tokens), split over threads; all arithmetic is float32, whatever is stored. Plain loops
-// that compilers vectorise; `plain.py` says the same in torch and is what these are tested against.
+// Rows are tokens (or heads of tokens), split over threads; all arithmetic is float32, whatever is stored.
+// `plain.py` says the same in torch and is what these are tested against.
 
 #include "numbers.h"
 
@@ -9,13 +9,13 @@ namespace {
 
 // Activations with their derivatives. 0: SiLU, 1: GELU by tanh.
 template <int KIND>
-inline void activate(float x, float* value, float* slope) {
+inline void activate(Floats x, Floats* value, Floats* slope) {
     if (KIND == 0) {
-        const float sigmoid = 1.0f / (1.0f + fast_exp(-x));
+        const Floats sigmoid = inverse(1.0f + fast_exp(-x));
         *value = x * sigmoid;
         *slope = sigmoid * (1.0f + x * (1.0f - sigmoid));
     } else {
-        const float t = fast_tanh(0.7978845608f * (x + 0.044715f * x * x * x));
+        const Floats t = fast_tanh(0.7978845608f * (x + 0.044715f * x * x * x));
         *value = 0.5f * x * (1.0f + t);
         *slope = 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.7978845608f * (1.0f + 0.134145f * x * x);
     }
@@ -28,18 +28,21 @@ void rms_norm(const T* x, int64_t x_row, T* y, int64_t y_row, const T* weight, f
     for (int64_t i = 0; i < rows; ++i) {
         const T* xi = x + i * x_row;
         T* yi = y + i * y_row;
-        float squares = 0.0f;
-#pragma omp simd reduction(+ : squares)
-        for (int64_t j = 0; j < width; ++j) squares += load(xi + j) * load(xi + j);
-        const float r = 1.0f / std::sqrt(squares / static_cast<float>(width) + eps);
+        Floats squares = {};
+        along(width, [&](int64_t j, auto at) {
+            const Floats a = at.take(xi + j);
+            squares += a * a;
+        });
+        const float r = 1.0f / std::sqrt(sum_of(squares) / static_cast<float>(width) + eps);
         if (scale) scale[i] = r;
-        if (offset == 0.0f) {  // Llama rounds before the weight
-#pragma omp simd
-            for (int64_t j = 0; j < width; ++j) store(yi + j, rounded<T>(load(xi + j) * r) * load(weight + j));
-        } else {  // Gemma after it
-#pragma omp simd
-            for (int64_t j = 0; j < width; ++j) store(yi + j, load(xi + j) * r * (offset + load(weight + j)));
-        }
+        if (offset == 0.0f)  // Llama rounds before the weight
+            along(width, [&](int64_t j, auto at) {
+                at.put(yi + j, rounded<T>(at.take(xi + j) * r) * at.take(weight + j));
+            });
+        else  // Gemma after it
+            along(width, [&](int64_t j, auto at) {
+                at.put(yi + j, at.take(xi + j) * r * (offset + at.take(weight + j)));
+            });
     }
 }
 
@@ -52,22 +55,18 @@ void rms_norm_backward(const T* g, int64_t g_row, const T* x, int64_t x_row, con
     for (int64_t i = 0; i < rows; ++i) {
         const T* gi = g + i * g_row;
         const T* xi = x + i * x_row;
+        const T* ri = residual ? residual + i * residual_row : nullptr;
         T* di = dx + i * dx_row;
         const float r = scale[i];
-        float dot = 0.0f;
-#pragma omp simd reduction(+ : dot)
-        for (int64_t j = 0; j < width; ++j) dot += load(gi + j) * (offset + load(weight + j)) * load(xi + j);
-        const float c = dot * r * r / static_cast<float>(width);
-        if (residual) {
-            const T* ri = residual + i * residual_row;
-#pragma omp simd
-            for (int64_t j = 0; j < width; ++j)
-                store(di + j, r * (load(gi + j) * (offset + load(weight + j)) - load(xi + j) * c) + load(ri + j));
-        } else {
-#pragma omp simd
-            for (int64_t j = 0; j < width; ++j)
-                store(di + j, r * (load(gi + j) * (offset + load(weight + j)) - load(xi + j) * c));
-        }
+        Floats products = {};
+        along(width, [&](int64_t j, auto at) {
+            products += at.take(gi + j) * (offset + at.take(weight + j)) * at.take(xi + j);
+        });
+        const float c = sum_of(products) * r * r / static_cast<float>(width);
+        along(width, [&](int64_t j, auto at) {
+            const Floats d = r * (at.take(gi + j) * (offset + at.take(weight + j)) - at.take(xi + j) * c);
+            at.put(di + j, ri ? d + at.take(ri + j) : d);
+        });
     }
 }
 
@@ -77,12 +76,11 @@ void gated(const T* gate, const T* up, int64_t in_row, T* out, int64_t out_row, 
     for (int64_t i = 0; i < rows; ++i) {
         const T *gi = gate + i * in_row, *ui = up + i * in_row;
         T* oi = out + i * out_row;
-#pragma omp simd
-        for (int64_t j = 0; j < width; ++j) {
-            float value, slope;
-            activate<KIND>(load(gi + j), &value, &slope);
-            store(oi + j, rounded<T>(value) * load(ui + j));
-        }
+        along(width, [&](int64_t j, auto at) {
+            Floats value, slope;
+            activate<KIND>(at.take(gi + j), &value, &slope);
+            at.put(oi + j, rounded<T>(value) * at.take(ui + j));
+        });
     }
 }
 
@@ -94,15 +92,14 @@ void gated_backward(const T* gate, const T* up, int64_t in_row, const T* d, int6
     for (int64_t i = 0; i < rows; ++i) {
         const T *gi = gate + i * in_row, *ui = up + i * in_row, *di = d + i * d_row;
         T *dgi = dgate + i * grad_row, *dui = dup + i * grad_row, *oi = out + i * out_row;
-#pragma omp simd
-        for (int64_t j = 0; j < width; ++j) {
-            float value, slope;
-            activate<KIND>(load(gi + j), &value, &slope);
-            const float grad = load(di + j), u = load(ui + j);
-            store(oi + j, rounded<T>(value) * u);
-            store(dgi + j, grad * u * slope);
-            store(dui + j, grad * value);
-        }
+        along(width, [&](int64_t j, auto at) {
+            Floats value, slope;
+            activate<KIND>(at.take(gi + j), &value, &slope);
+            const Floats grad = at.take(di + j), u = at.take(ui + j);
+            at.put(oi + j, rounded<T>(value) * u);
+            at.put(dgi + j, grad * u * slope);
+            at.put(dui + j, grad * value);
+        });
     }
 }
 
@@ -117,12 +114,12 @@ void rotary(T* x, int64_t x_row, const T* cosine, const T* sine, int64_t angle_r
         for (int64_t h = 0; h < heads; ++h) {
             T* first = x + i * x_row + h * head_size;
             T* second = first + half;
-#pragma omp simd
-            for (int64_t j = 0; j < half; ++j) {
-                const float c = load(ci + j), s = direction * load(si + j), a = load(first + j), b = load(second + j);
-                store(first + j, a * c - b * s);
-                store(second + j, b * c + a * s);
-            }
+            along(half, [&](int64_t j, auto at) {
+                const Floats c = at.take(ci + j), s = direction * at.take(si + j);
+                const Floats a = at.take(first + j), b = at.take(second + j);
+                at.put(first + j, a * c - b * s);
+                at.put(second + j, b * c + a * s);
+            });
         }
     }
 }
@@ -132,8 +129,7 @@ void scale_columns(T* y, int64_t y_row, const float* scale, int64_t rows, int64_
 #pragma omp parallel for
     for (int64_t i = 0; i < rows; ++i) {
         T* yi = y + i * y_row;
-#pragma omp simd
-        for (int64_t j = 0; j < width; ++j) store(yi + j, load(yi + j) * scale[j]);
+        along(width, [&](int64_t j, auto at) { at.put(yi + j, at.take(yi + j) * at.take(scale + j)); });
     }
 }
 
@@ -145,64 +141,47 @@ void scale_columns_backward(const T* g, int64_t g_row, const T* y, int64_t y_row
 #pragma omp parallel for
     for (int64_t first = 0; first < width; first += block) {
         const int64_t columns = width - first < block ? width - first : block;
-        float sum[block] = {};
+        Floats sum[block / LANES] = {};
         for (int64_t i = 0; i < rows; ++i) {
             const T *gi = g + i * g_row + first, *yi = y + i * y_row + first;
             T* oi = out + i * out_row + first;
-#pragma omp simd
-            for (int64_t j = 0; j < columns; ++j) {
-                const float grad = load(gi + j);
-                sum[j] += grad * load(yi + j);
-                store(oi + j, grad * scale[first + j]);
-            }
+            along(columns, [&](int64_t j, auto at) {
+                const Floats grad = at.take(gi + j);
+                sum[j / LANES] += grad * at.take(yi + j);
+                at.put(oi + j, grad * at.take(scale + first + j));
+            });
         }
-        for (int64_t j = 0; j < columns; ++j) sums[first + j] = sum[j];
+        along(columns, [&](int64_t j, auto at) { at.put(sums + first + j, sum[j / LANES]); });
     }
 }
 
 // Logits become their gradient, softmax - one-hot, in place; loss[i] = -log softmax[target].
-// A logit is softcap tanh(multiplier product / softcap), or multiplier product without a softcap (0).
-template <typename T>
+// A logit is softcap tanh(multiplier product / softcap), or multiplier product without a softcap.
+template <bool CAPPED, typename T>
 void cross_entropy(T* logits, const int64_t* target, float* loss, int64_t rows, int64_t width, float multiplier,
                    float softcap, int64_t wants_gradient) {
-    const float inner = softcap > 0.0f ? multiplier / softcap : multiplier;
+    const float inner = CAPPED ? multiplier / softcap : multiplier;
+    const auto cap = [=](Floats scaled) { return CAPPED ? softcap * fast_tanh(scaled) : scaled; };
 #pragma omp parallel for
     for (int64_t i = 0; i < rows; ++i) {
         T* row = logits + i * width;
-        const auto logit = [=](float product) { return softcap > 0.0f ? softcap * fast_tanh(product * inner) : product * inner; };
-        const float at_target = logit(load(row + target[i]));
-        float largest = -INFINITY, sum = 0.0f;
-#pragma omp simd reduction(max : largest)
-        for (int64_t j = 0; j < width; ++j) {
-            const float value = load(row + j) * inner;
-            largest = value > largest ? value : largest;
-        }
-        if (softcap > 0.0f) largest = softcap * fast_tanh(largest);
-        if (softcap > 0.0f) {
-#pragma omp simd reduction(+ : sum)
-            for (int64_t j = 0; j < width; ++j) sum += fast_exp(softcap * fast_tanh(load(row + j) * inner) - largest);
-        } else {
-#pragma omp simd reduction(+ : sum)
-            for (int64_t j = 0; j < width; ++j) sum += fast_exp(load(row + j) * inner - largest);
-        }
-        const float normaliser = largest + std::log(sum);
+        const Floats hit = splat(load(row + target[i]));
+        const float at_target = cap(hit * inner)[0];
+        Floats most = splat(-INFINITY), sums = {};
+        along(width, [&](int64_t j, auto at) { most = larger(at.take(row + j, load(row)) * inner, most); });
+        const Floats largest = cap(splat(largest_of(most)));
+        along(width, [&](int64_t j, auto at) { sums += at.only(fast_exp(cap(at.take(row + j) * inner) - largest)); });
+        const float normaliser = largest[0] + std::log(sum_of(sums));
         // A NaN among the logits must not be lost to the comparisons above.
         loss[i] = normaliser - at_target;
         if (!wants_gradient) continue;
-        const float hit = load(row + target[i]);
-        if (softcap > 0.0f) {
-#pragma omp simd
-            for (int64_t j = 0; j < width; ++j) {
-                const float t = fast_tanh(load(row + j) * inner);
-                store(row + j, fast_exp(softcap * t - normaliser) * (1.0f - t * t) * multiplier);
-            }
-        } else {
-#pragma omp simd
-            for (int64_t j = 0; j < width; ++j) store(row + j, fast_exp(load(row + j) * inner - normaliser) * multiplier);
-        }
-        const float t = softcap > 0.0f ? fast_tanh(hit * inner) : 0.0f;
-        const float p = fast_exp(at_target - normaliser);
-        store(row + target[i], (p - 1.0f) * (1.0f - t * t) * multiplier);
+        const auto gradient = [=](Floats product, float one) {
+            const Floats value = cap(product * inner), t = CAPPED ? value / softcap : Floats{};
+            return (fast_exp(value - normaliser) - one) * (1.0f - t * t) * multiplier;
+        };
+        const float d_hit = gradient(hit, 1.0f)[0];
+        along(width, [&](int64_t j, auto at) { at.put(row + j, gradient(at.take(row + j), 0.0f)); });
+        store(row + target[i], d_hit);
     }
 }
 
@@ -261,4 +240,5 @@ FOR_DTYPES(lamina_scale_columns_backward,
 FOR_DTYPES(lamina_cross_entropy,
            (void* logits, const int64_t* target, float* loss, int64_t rows, int64_t width, float multiplier,
             float softcap, int64_t wants_gradient),
-           cross_entropy((T*)logits, target, loss, rows, width, multiplier, softcap, wants_gradient))
+           if (softcap > 0.0f) cross_entropy<true>((T*)logits, target, loss, rows, width, multiplier, softcap, wants_gradient);
+           else cross_entropy<false>((T*)logits, target, loss, rows, width, multiplier, softcap, wants_gradient))

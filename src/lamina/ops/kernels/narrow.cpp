@@ -1,0 +1,128 @@
+// Products that sum over tokens and are narrow on one side: the gradients of A and B of low-rank detours.
+//
+//     out (R, N) = factor narrow^T (R, T) wide (T, N)
+//
+// There is little arithmetic in them: what counts is to read `wide` once, in long stretches. Each thread takes a stretch of
+// tokens (or, when there are many threads, of columns) and keeps its sums in its cache; they are added up in the threads'
+// order, in float32.
+
+#include "memory.h"
+#include "numbers.h"
+#include "tiles.h"
+
+#ifdef LAMINA_TILES
+#include <omp.h>
+
+namespace {
+
+constexpr int64_t TOKENS = 128;  // packed together, in strips of so many columns: 128 KB, in reading order
+constexpr int64_t STRIP = 512;
+constexpr int64_t PARTS = 8;     // stretches of tokens at most, each of which has sums of its own
+
+// The narrow factor turned: (R, T) in rows of whole blocks of tokens, zeros where there is none.
+void turn(bf16* to, int64_t to_row, const bf16* narrow, int64_t narrow_row, int64_t tokens, int64_t rank) {
+    for (int64_t r = 0; r < rank; ++r) {
+        for (int64_t t = 0; t < tokens; ++t) to[r * to_row + t] = narrow[t * narrow_row + r];
+        std::memset(to + r * to_row + tokens, 0, sizeof(bf16) * (to_row - tokens));
+    }
+    const int64_t padded = (rank + 15) / 16 * 16;
+    std::memset(to + rank * to_row, 0, sizeof(bf16) * (padded - rank) * to_row);
+}
+
+// Some columns of some rows as tiles: words of two tokens each, tile (column block of 16, token block of 32).
+inline void pack(uint32_t* tiles, const bf16* wide, int64_t row, int64_t tokens, int64_t columns, int64_t steps) {
+    alignas(64) static constexpr uint16_t pairs[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                       8,  40, 9,  41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+    const __m512i left = _mm512_load_si512(pairs), right = _mm512_add_epi16(left, _mm512_set1_epi16(16));
+    for (int64_t t = 0; t < steps * 32; t += 2)
+        for (int64_t n = 0; n < columns; n += 32) {
+            const __mmask32 there = columns - n < 32 ? (__mmask32{1} << (columns - n)) - 1 : ~__mmask32{0};
+            const bf16* from = wide + t * row + n;
+            const __m512i first = _mm512_maskz_loadu_epi16(t < tokens ? there : 0, from);
+            const __m512i second = _mm512_maskz_loadu_epi16(t + 1 < tokens ? there : 0, from + row);
+            uint32_t* to = tiles + n / 16 * steps * 256 + t * 8;
+            _mm512_store_si512(to, _mm512_permutex2var_epi16(first, left, second));
+            _mm512_store_si512(to + steps * 256, _mm512_permutex2var_epi16(first, right, second));
+        }
+}
+
+// sums (16, 32) (+)= turned (16, 32 steps) tiles
+inline void multiply(float* sums, int64_t row, const bf16* turned, int64_t turned_row, const uint32_t* tiles,
+                     int64_t steps, bool add) {
+    asm volatile("" ::: "memory");
+    if (add) {
+        _tile_loadd(0, sums, row * 4);
+        _tile_loadd(1, sums + 16, row * 4);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+    }
+    for (int64_t k = 0; k < steps; ++k) {
+        _tile_loadd(4, turned + k * 32, turned_row * 2);
+        _tile_loadd(6, tiles + k * 256, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, tiles + (steps + k) * 256, 64);
+        _tile_dpbf16ps(1, 4, 7);
+    }
+    _tile_stored(0, sums, row * 4);
+    _tile_stored(1, sums + 16, row * 4);
+}
+
+}  // namespace
+
+extern "C" void lamina_narrow_product_bfloat16(const void* narrow_data, int64_t narrow_row, const void* wide_data,
+                                               int64_t wide_row, float* out, int64_t out_row, int64_t out_column,
+                                               int64_t tokens, int64_t rank, int64_t width, float factor) {
+    const auto* narrow = (const bf16*)narrow_data;
+    const auto* wide = (const bf16*)wide_data;
+    const int64_t padded_rank = (rank + 15) / 16 * 16, padded_width = (width + 31) / 32 * 32;
+    const int64_t chunks = (tokens + TOKENS - 1) / TOKENS;
+    const int64_t threads = omp_get_max_threads();
+    const int64_t parts = threads < PARTS ? (threads < chunks ? threads : chunks) : (PARTS < chunks ? PARTS : chunks);
+    const int64_t teams = threads / parts;  // each takes a stretch of columns
+    Buffer<float> sums(parts * padded_rank * padded_width);
+    float* all_sums = sums.data;
+#pragma omp parallel num_threads(parts* teams)
+    {
+        begin_tiles();
+        const int64_t id = omp_get_thread_num(), part = id % parts, team = id / parts;
+        const int64_t begin = chunks * part / parts * TOKENS, end = chunks * (part + 1) / parts * TOKENS;
+        const int64_t first = padded_width / 32 * team / teams * 32, last = padded_width / 32 * (team + 1) / teams * 32;
+        float* own = all_sums + part * padded_rank * padded_width;
+        Buffer<bf16> turned(padded_rank * TOKENS);
+        Buffer<uint32_t> tiles(TOKENS * STRIP / 2);
+        for (int64_t t = begin; t < end && t < tokens; t += TOKENS) {
+            const int64_t here = tokens - t < TOKENS ? tokens - t : TOKENS, steps = (here + 31) / 32;
+            turn(turned.data, TOKENS, narrow + t * narrow_row, narrow_row, here, rank);
+            for (int64_t strip = first; strip < last; strip += STRIP) {
+                const int64_t strip_end = strip + STRIP < last ? strip + STRIP : last;
+                const int64_t columns = (strip_end < width ? strip_end : width) - strip;
+                pack(tiles.data, wide + t * wide_row + strip, wide_row, here, columns, steps);
+                for (int64_t n = strip; n < strip_end; n += 32)
+                    for (int64_t r = 0; r < padded_rank; r += 16)
+                        multiply(own + r * padded_width + n, padded_width, turned + r * TOKENS, TOKENS,
+                                 tiles + (n - strip) / 16 * steps * 256, steps, t > begin);
+            }
+        }
+        _tile_release();
+#pragma omp barrier
+#pragma omp for
+        for (int64_t n = 0; n < padded_width; n += LANES)
+            for (int64_t r = 0; r < rank; ++r) {
+                Floats sum = take(all_sums + r * padded_width + n);
+                for (int64_t p = 1; p < parts; ++p) sum += take(all_sums + (p * padded_rank + r) * padded_width + n);
+                sum *= factor;
+                for (int64_t c = 0; c < LANES && n + c < width; ++c) out[r * out_row + (n + c) * out_column] = sum[c];
+            }
+    }
+}
+#endif
+
+// Whether bfloat16 goes through tiles: the kernel hands out their state only on request.
+extern "C" int64_t lamina_has_tiles() {
+#ifdef LAMINA_TILES
+    return may_use_tiles();
+#else
+    return 0;
+#endif
+}
