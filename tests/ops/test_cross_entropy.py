@@ -63,3 +63,16 @@ def test_logits_are_not_kept_for_the_backward() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
         chunked_cross_entropy(hidden, targets, linear, LogitTransform())
     assert max(saved) <= hidden.numel()
+
+
+@pytest.mark.parametrize("count", [1, 15, 17, 45, 47, 48, 49, 97, 337])
+@pytest.mark.parametrize("rows", [5, 16, 31, 50, 400])
+def test_every_number_of_tokens(count: int, rows: int) -> None:
+    """Chunks of rounded sizes, the last one filled up."""
+    _, _, linear = case(torch.float32, bias=True)
+    hidden, targets = torch.randn(count, 12).requires_grad_(), torch.randint(0, 31, (count,))
+    expected = F.cross_entropy(linear(hidden), targets, reduction="sum")
+    loss = chunked_cross_entropy(hidden, targets, linear, LogitTransform(), 31 * rows)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    grads = [torch.autograd.grad(value, hidden)[0] for value in (loss, expected)]
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-5)

@@ -20,6 +20,9 @@ from lamina.ops.shapes import repeating_size
 # Logits of a chunk: 2**24 elements are 64 MiB in float32.
 CHUNK_ELEMENTS = 2**24
 
+# Rows of a chunk are a multiple of this where they can be: 336 take a fifth less time for each than 341 do on a CPU.
+_ROWS = 16
+
 
 def chunked_cross_entropy(
     hidden: torch.Tensor,
@@ -41,6 +44,8 @@ def chunked_cross_entropy(
         A float32 scalar.
     """
     rows = max(1, chunk_elements // linear.weight.shape[0])
+    if rows > _ROWS:
+        rows -= rows % _ROWS
     return _ChunkedCrossEntropy.apply(hidden, targets, linear.weight, linear.bias, transform, rows)  # pyright: ignore[reportReturnType]
 
 
@@ -81,13 +86,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wants_grad = ctx.needs_input_grad[0]
         grad_ND = torch.empty_like(hidden) if wants_grad else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        kernels = kernels_for(hidden)
+        kernels, logits = kernels_for(hidden), hidden.new_empty(min(rows, repeating_size(len(hidden))), len(weight))
         for first in range(0, hidden.shape[0], rows):
             chunk = slice(first, first + rows)
             hidden_CD, count = hidden[chunk], hidden[chunk].shape[0]
             if count < rows:  # filled up with zeros, so that its shape comes again
-                hidden_CD = F.pad(hidden_CD, (0, 0, 0, repeating_size(count) - count))
-            logits_CV = F.linear(hidden_CD, weight, bias)
+                hidden_CD = F.pad(hidden_CD, (0, 0, 0, min(rows, repeating_size(count)) - count))
+            logits_CV = torch.mm(hidden_CD, weight.T, out=logits[: len(hidden_CD)])
+            if bias is not None:
+                logits_CV += bias
             losses_C = kernels.cross_entropy_(
                 logits_CV[:count], targets[chunk], transform.multiplier, transform.softcap, wants_grad
             )
