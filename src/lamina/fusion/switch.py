@@ -18,7 +18,6 @@ from lamina.fusion.layer import LayerPlan, Surroundings, run_layer
 from lamina.fusion.recognise import disagreement, observe, recognise, release
 from lamina.ops.attention import packed_attention
 from lamina.ops.kernels import use_backend
-from lamina.ops.pages import freed_memory_kept
 
 
 @dataclass(frozen=True)
@@ -62,15 +61,12 @@ Recompute = bool | Callable[[FusionReport], bool]
 def fast_path(model: PreTrainedModel, recompute: Recompute = False, kernels: str = "auto") -> Iterator[FusionReport]:
     """Packed attention, fused layers, and gradient checkpointing of the layers that are not fused.
 
-    On the CPU the process keeps what memory is freed meanwhile (`ops.pages`).
-
     Args:
         model: With its adapter, in the mode that it will be used in.
         recompute: Whether layers run again in the backward, so that only their inputs are kept.
         kernels: See `ops.kernels.use_backend`.
     """
-    memory = freed_memory_kept() if model.device.type == "cpu" else contextlib.nullcontext()
-    with memory, packed_attention(model), use_backend(kernels), fused_layers(model, recompute) as report:
+    with packed_attention(model), use_backend(kernels), fused_layers(model, recompute) as report:
         if report.recompute:
             model.activation_checkpointing_enable({"use_reentrant": False})
         try:

@@ -22,17 +22,16 @@ from transformers import PreTrainedModel
 
 from lamina.config.methods.adalora import AdaLoraConfig
 from lamina.errors import ConfigError, Problem
-from lamina.methods.base import PEFT_PREFIX, AdapterLinear, Hooks, Injection, Method, Saved
-from lamina.methods.shared import check_rank, peft_fields, read_peft_fields, zeros
+from lamina.methods.base import PEFT_PREFIX, Hooks, Injection, Method, Saved
+from lamina.methods.low_rank import LowRankLinear
+from lamina.methods.shared import check_rank, frozen_linears, peft_fields, read_peft_fields, zeros
 from lamina.methods.targets import find_targets, replace_linears
-from lamina.ops.linear_group import Detour
-from lamina.ops.lora_linear import lora_linear
 from lamina.quantization import FrozenLinear
 
 INIT_STD = 0.02
 
 
-class AdaLoraLinear(AdapterLinear):
+class AdaLoraLinear(LowRankLinear):
     """A frozen linear layer with a low-rank detour in the form of an SVD.
 
     Attributes:
@@ -44,40 +43,25 @@ class AdaLoraLinear(AdapterLinear):
     def __init__(
         self, frozen: FrozenLinear, r: int, scaling: float, dropout: float, generator: torch.Generator
     ) -> None:
-        super().__init__(frozen)
+        super().__init__(frozen, scaling, dropout)
         device = self.weight.device
         # Drawn on the CPU: the same seed gives the same adapter whatever the device.
         self.lora_A = nn.Parameter((INIT_STD * torch.randn(r, frozen.in_features, generator=generator)).to(device))
         self.lora_E = zeros((r, 1), device)
         self.lora_B = nn.Parameter((INIT_STD * torch.randn(frozen.out_features, r, generator=generator)).to(device))
-        self.scaling = scaling
-        self.dropout = dropout
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: (..., in_features) -> (..., out_features)."""
-        detour = self.detour()
-        if detour is None:
-            return self.frozen.matmul(x)
-        return lora_linear(x, self.frozen, detour.A, detour.B, detour.scaling, detour.dropout)
 
     @property
     def rank(self) -> int:
         return self.lora_A.shape[0]
 
-    def detour(self) -> Detour | None:
-        if not self.enabled:
-            return None
-        dropout = self.dropout if self.training else 0.0
-        return Detour(self.lora_A * self.lora_E, self.lora_B, self.scaling, dropout)
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.lora_A * self.lora_E, self.lora_B
 
     def adapter_tensors(self) -> dict[str, nn.Parameter]:
         return {"lora_A": self.lora_A, "lora_E": self.lora_E, "lora_B": self.lora_B}
 
     def fast_tensors(self) -> list[str]:
         return ["lora_B"]
-
-    def delta_weight(self) -> torch.Tensor:
-        return self.scaling * (self.lora_B @ (self.lora_A * self.lora_E))
 
     def kept(self) -> torch.Tensor:
         """Which ranks add something: (r,) bool. A zero in E is a rank that was cut."""
@@ -183,7 +167,7 @@ class AdaLora(Method):
 
     def attach(self, model: PreTrainedModel, config: AdaLoraConfig, seed: int) -> Injection:
         names = find_targets(model, config.target_modules)
-        check_rank("method.init_r", config.init_r, model, names)
+        check_rank("method.init_r", config.init_r, frozen_linears(model, names))
         ranks = iter(_ranks(config, names))
         generator = torch.Generator().manual_seed(seed)
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from lamina.config.methods.loha import LoHaConfig
 from lamina.methods.base import AdapterLinear, Injection, Method
-from lamina.methods.shared import check_rank, peft_fields, read_peft_fields, uniform, zeros
+from lamina.methods.shared import check_rank, frozen_linears, peft_fields, read_peft_fields, uniform, zeros
 from lamina.methods.targets import find_targets, replace_linears
 from lamina.ops.delta_linear import Hadamard, delta_linear
 from lamina.ops.linear_group import Detour
@@ -40,9 +40,9 @@ class LoHaLinear(AdapterLinear):
     def __init__(self, frozen: FrozenLinear, r: int, scaling: float, generator: torch.Generator) -> None:
         super().__init__(frozen)
         device, size_in, size_out = self.weight.device, frozen.in_features, frozen.out_features
-        self.hada_w1_a = uniform((size_out, r), generator, device)
-        self.hada_w1_b = uniform((r, size_in), generator, device)
-        self.hada_w2_a = uniform((size_out, r), generator, device)
+        self.hada_w1_a = nn.Parameter(uniform((size_out, r), generator).to(device))
+        self.hada_w1_b = nn.Parameter(uniform((r, size_in), generator).to(device))
+        self.hada_w2_a = nn.Parameter(uniform((size_out, r), generator).to(device))
         self.hada_w2_b = zeros((r, size_in), device)
         self.scaling = scaling
         self._is_detour = r**2 * (size_in + size_out) <= size_in * size_out
@@ -87,7 +87,7 @@ class LoHa(Method):
 
     def attach(self, model: PreTrainedModel, config: LoHaConfig, seed: int) -> Injection:
         names = find_targets(model, config.target_modules)
-        check_rank("method.r", config.r, model, names)
+        check_rank("method.r", config.r, frozen_linears(model, names))
         generator = torch.Generator().manual_seed(seed)
 
         def build(frozen: FrozenLinear) -> LoHaLinear:

@@ -49,14 +49,14 @@ class LoKrLinear(AdapterLinear):
         self.factors = nn.ParameterDict()
         if decompose_both and r < max(l, m) / 2:
             self.factors["lokr_w1_a"] = zeros((l, r), device)
-            self.factors["lokr_w1_b"] = uniform((r, m), generator, device)
+            self.factors["lokr_w1_b"] = nn.Parameter(uniform((r, m), generator).to(device))
         else:
             self.factors["lokr_w1"] = zeros((l, m), device)
         if r < max(k, n) / 2:
-            self.factors["lokr_w2_a"] = uniform((k, r), generator, device)
-            self.factors["lokr_w2_b"] = uniform((r, n), generator, device)
+            self.factors["lokr_w2_a"] = nn.Parameter(uniform((k, r), generator).to(device))
+            self.factors["lokr_w2_b"] = nn.Parameter(uniform((r, n), generator).to(device))
         else:
-            self.factors["lokr_w2"] = uniform((k, n), generator, device)
+            self.factors["lokr_w2"] = nn.Parameter(uniform((k, n), generator).to(device))
         self.scaling = scaling
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

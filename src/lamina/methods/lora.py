@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from lamina.config.methods.lora import EvaConfig, LoraConfig
 from lamina.errors import AdapterError, ConfigError
-from lamina.methods.base import AdapterLinear, AdapterModule, Injection, Method, Saved, set_module, tensor_name
+from lamina.methods.base import AdapterModule, Injection, Method, Saved, set_module, tensor_name
 from lamina.methods.lora_eva import eva_factors
-from lamina.methods.lora_init import check_rank, initial_factors
+from lamina.methods.lora_init import initial_factors
 from lamina.methods.lora_modules import (
     bias_modules,
     lora_modules,
@@ -27,15 +27,15 @@ from lamina.methods.lora_modules import (
     trained_modules,
     useless_settings,
 )
+from lamina.methods.low_rank import LowRankLinear
+from lamina.methods.shared import check_rank
 from lamina.methods.targets import short_targets
 from lamina.methods.trained_copy import TrainedCopy
 from lamina.ops.dora import row_norms, row_squares
-from lamina.ops.linear_group import Detour
-from lamina.ops.lora_linear import lora_linear
 from lamina.quantization import FrozenLinear, freeze_linear
 
 
-class LoraLinear(AdapterLinear):
+class LoraLinear(LowRankLinear):
     """A frozen linear layer with a low-rank detour.
 
     Attributes:
@@ -45,53 +45,28 @@ class LoraLinear(AdapterLinear):
         lora_bias: (out_features,), float32, in the place of the base's bias; None unless that is trained.
     """
 
-    def __init__(
-        self,
-        frozen: FrozenLinear,
-        r: int,
-        scaling: float,
-        dropout: float,
-        generator: torch.Generator,
-        init: bool | str = True,
-        trains_A: bool = True,
-        trains_bias: bool = False,
-    ) -> None:
-        super().__init__(frozen)
-        A, B = initial_factors(init, frozen, r, scaling, generator)
-        self.trains_A = trains_A
-        self.lora_A = nn.Parameter(A, requires_grad=trains_A)
+    def __init__(self, frozen: FrozenLinear, config: LoraConfig, name: str, generator: torch.Generator) -> None:
+        """As `config` wants the module called `name`."""
+        super().__init__(frozen, config.scaling_of(name), config.lora_dropout)
+        A, B = initial_factors(config.init_lora_weights, frozen, config.rank_of(name), self.scaling, generator)
+        self.trains_A = not config.lora_fa
+        self.lora_A = nn.Parameter(A, requires_grad=self.trains_A)
         self.lora_B = nn.Parameter(B)
         self.lora_bias = None
-        if trains_bias and self.bias is not None:
+        if config.bias != "none" and self.bias is not None:
             self.lora_bias = nn.Parameter(self.bias.detach().float().clone())
-        self.scaling = scaling
-        self.dropout = dropout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: (..., in_features) -> (..., out_features)."""
-        if not self.enabled:
-            return self.frozen.matmul(x)
-        dropout = self.dropout if self.training else 0.0
-        y = lora_linear(x, self.frozen, *self.factors(), self.scaling, dropout, self.columns())
-        added = self.delta_bias()
+        y = super().forward(x)
+        added = self.delta_bias() if self.enabled else None
         return y if added is None else y + added.to(y.dtype)
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A (rank, in_features) and B (out_features, rank) of all that the layer adds to W, float32."""
         return self.lora_A, self.lora_B
-
-    def columns(self) -> torch.Tensor | None:
-        """Factors of the outputs, (out_features,) float32; None for 1. DoRA has them."""
-        return None
 
     @property
     def rank(self) -> int | None:
         return self.lora_A.shape[0] if self.lora_bias is None else None
-
-    def detour(self) -> Detour | None:
-        if not self.enabled:
-            return None
-        return Detour(*self.factors(), self.scaling, self.dropout if self.training else 0.0, self.columns())
 
     def adapter_tensors(self) -> dict[str, nn.Parameter]:
         tensors = {"lora_A.weight": self.lora_A} if self.trains_A else {}
@@ -106,10 +81,6 @@ class LoraLinear(AdapterLinear):
     def fast_tensors(self) -> list[str]:
         return ["lora_B.weight"]
 
-    def delta_weight(self) -> torch.Tensor:
-        A, B = self.factors()
-        return self.scaling * (B @ A)
-
     def delta_bias(self) -> torch.Tensor | None:
         if self.lora_bias is None or self.bias is None:
             return None
@@ -123,18 +94,8 @@ class DoraLinear(LoraLinear):
         lora_magnitude_vector: m, (out_features,), float32; at first the row norms of W + s B A.
     """
 
-    def __init__(
-        self,
-        frozen: FrozenLinear,
-        r: int,
-        scaling: float,
-        dropout: float,
-        generator: torch.Generator,
-        init: bool | str = True,
-        trains_A: bool = True,
-        trains_bias: bool = False,
-    ) -> None:
-        super().__init__(frozen, r, scaling, dropout, generator, init, trains_A, trains_bias)
+    def __init__(self, frozen: FrozenLinear, config: LoraConfig, name: str, generator: torch.Generator) -> None:
+        super().__init__(frozen, config, name, generator)
         self._squares = row_squares(frozen)
         self.lora_magnitude_vector = nn.Parameter(self._norms())
 
@@ -164,17 +125,8 @@ class ShiftedLoraLinear(LoraLinear):
     Dropout acts on all that is added. (In peft, the part that was taken out comes back through dropout.)
     """
 
-    def __init__(
-        self,
-        frozen: FrozenLinear,
-        r: int,
-        scaling: float,
-        dropout: float,
-        generator: torch.Generator,
-        init: bool | str,
-        trains_bias: bool = False,
-    ) -> None:
-        super().__init__(frozen, r, scaling, dropout, generator, init, trains_bias=trains_bias)
+    def __init__(self, frozen: FrozenLinear, config: LoraConfig, name: str, generator: torch.Generator) -> None:
+        super().__init__(frozen, config, name, generator)
         self.A0: torch.Tensor
         self.B0: torch.Tensor
         self.register_buffer("A0", self.lora_A.detach().clone(), persistent=False)
@@ -220,7 +172,7 @@ class Lora(Method):
         """
         model, config, layers = injection.model, _config(injection), _lora_layers(injection)
         for name, layer in layers.items():
-            check_rank(name, layer.frozen, layer.lora_A.shape[0])
+            check_rank("method.r", layer.lora_A.shape[0], {name: layer.frozen})
         problems = useless_settings(model, config, layers)
         biased = injection.layers if config.bias == "all" else layers
         if config.bias != "none" and not any(_trains_bias(layer) for layer in biased.values()):
@@ -358,13 +310,10 @@ def _trains_bias(layer: AdapterModule) -> bool:
 
 
 def _build(config: LoraConfig, name: str, frozen: FrozenLinear, generator: torch.Generator) -> LoraLinear:
-    r, scaling, dropout = config.rank_of(name), config.scaling_of(name), config.lora_dropout
-    init, trains_bias = config.init_lora_weights, config.bias != "none"
     if config.starts_in_the_base:
-        check_rank(name, frozen, r)  # a decomposition has no more parts
-        return ShiftedLoraLinear(frozen, r, scaling, dropout, generator, init, trains_bias=trains_bias)
-    build = DoraLinear if config.use_dora else LoraLinear
-    return build(frozen, r, scaling, dropout, generator, init, trains_A=not config.lora_fa, trains_bias=trains_bias)
+        check_rank("method.r", config.rank_of(name), {name: frozen})  # a decomposition has no more parts
+        return ShiftedLoraLinear(frozen, config, name, generator)
+    return (DoraLinear if config.use_dora else LoraLinear)(frozen, config, name, generator)
 
 
 def _fit_to_data(injection: Injection, batches: Iterable[torch.Tensor]) -> Injection:

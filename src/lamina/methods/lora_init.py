@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import torch
 
-from lamina.errors import ConfigError, Problem
+from lamina.methods.shared import uniform
 from lamina.quantization import FrozenLinear
 
 
@@ -47,29 +47,9 @@ def initial_factors(
     elif init == "gaussian":
         A, B = torch.randn(r, inputs, generator=generator) / r, torch.zeros(outputs, r)
     else:
-        A = _uniform(r, inputs, generator)
-        B = torch.zeros(outputs, r) if init else _uniform(outputs, r, generator)
+        A = uniform((r, inputs), generator)
+        B = torch.zeros(outputs, r) if init else uniform((outputs, r), generator)
     return A.to(device).contiguous(), B.to(device).contiguous()
-
-
-def check_rank(name: str, frozen: FrozenLinear, r: int) -> None:
-    """Checks that a product of rank `r` has a use in the layer.
-
-    Raises:
-        ConfigError: The rank is larger than the smaller side of the weight.
-    """
-    smallest = min(frozen.in_features, frozen.out_features)
-    if r > smallest:
-        raise ConfigError(
-            Problem(
-                "method.r", f"{r} is larger than the smaller side of {name} ({smallest}).", f"use at most {smallest}"
-            )
-        )
-
-
-def _uniform(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
-    bound = columns**-0.5
-    return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
 
 
 def _pissa(

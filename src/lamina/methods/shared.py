@@ -30,13 +30,13 @@ _NO_EFFECT_FIELDS = {
 }
 
 
-def uniform(shape: tuple[int, int], generator: torch.Generator, device: torch.device) -> nn.Parameter:
+def uniform(shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
     """A float32 tensor, uniform in +-1/sqrt(shape[1]), which is Kaiming's with a = sqrt(5).
 
-    Drawn on the CPU: the same generator gives the same tensor whatever the device.
+    On the CPU: the same generator gives the same tensor whatever the device.
     """
     bound = shape[1] ** -0.5
-    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound, generator=generator).to(device))
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
 def zeros(shape: tuple[int, ...], device: torch.device) -> nn.Parameter:
@@ -50,13 +50,13 @@ def frozen_linears(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Fr
     return {name: linear for name, linear in frozen.items() if linear is not None}
 
 
-def check_rank(field: str, r: int, model: PreTrainedModel, names: Iterable[str]) -> None:
+def check_rank(field: str, r: int, linears: Mapping[str, FrozenLinear]) -> None:
     """Checks that no layer is narrower than the rank.
 
     Raises:
         ConfigError: One is; it is named.
     """
-    for name, linear in frozen_linears(model, names).items():
+    for name, linear in linears.items():
         smallest = min(linear.in_features, linear.out_features)
         if r > smallest:
             message = f"{r} is larger than the smaller side of {name} ({smallest})."

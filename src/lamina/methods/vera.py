@@ -16,11 +16,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.config.methods.vera import VeraConfig
-from lamina.methods.base import AdapterLinear, AdapterModule, Injection, Method
+from lamina.methods.base import AdapterModule, Injection, Method
+from lamina.methods.low_rank import LowRankLinear
 from lamina.methods.shared import frozen_linears, peft_fields, read_peft_fields, zeros
 from lamina.methods.targets import find_targets, replace_linears
-from lamina.ops.linear_group import Detour
-from lamina.ops.lora_linear import lora_linear
 from lamina.quantization import FrozenLinear
 
 
@@ -54,7 +53,7 @@ class Projections(AdapterModule):
         """Nothing: the layers fold in what they use of it."""
 
 
-class VeraLinear(AdapterLinear):
+class VeraLinear(LowRankLinear):
     """A frozen linear layer with a scaled part of the shared matrices.
 
     Attributes:
@@ -63,38 +62,20 @@ class VeraLinear(AdapterLinear):
     """
 
     def __init__(self, frozen: FrozenLinear, projections: Projections, d_initial: float, dropout: float) -> None:
-        super().__init__(frozen)
+        super().__init__(frozen, 1.0, dropout)
         device = self.weight.device
         self.projections = projections
         self.vera_lambda_d = nn.Parameter(torch.full((len(projections.A),), d_initial, device=device))
         self.vera_lambda_b = zeros((frozen.out_features,), device)
-        self.dropout = dropout
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: (..., in_features) -> (..., out_features)."""
-        detour = self.detour()
-        if detour is None:
-            return self.frozen.matmul(x)
-        return lora_linear(x, self.frozen, detour.A, detour.B, detour.scaling, detour.dropout)
 
     @property
     def rank(self) -> int:
         return self.vera_lambda_d.shape[0]
 
-    def detour(self) -> Detour | None:
-        if not self.enabled:
-            return None
-        A, B = self._factors()
-        return Detour(A, B, 1.0, self.dropout if self.training else 0.0)
-
     def adapter_tensors(self) -> dict[str, nn.Parameter]:
         return {"vera_lambda_d": self.vera_lambda_d, "vera_lambda_b": self.vera_lambda_b}
 
-    def delta_weight(self) -> torch.Tensor:
-        A, B = self._factors()
-        return B @ A
-
-    def _factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
         A = self.projections.A[:, : self.frozen.in_features]
         B = self.projections.B[: self.frozen.out_features]
         return self.vera_lambda_d[:, None] * A, self.vera_lambda_b[:, None] * B

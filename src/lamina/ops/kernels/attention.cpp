@@ -450,7 +450,7 @@ void backward_all(const T* q, int64_t q_row, const T* k, const T* v, int64_t kv_
                   int64_t tokens, const Documents& docs, Scores s) {
     const int64_t group = docs.heads / docs.key_heads, plane = tokens * s.size;
     const int64_t together = shares ? 1 : group;
-    float *dk_shares = shares, *dv_shares = shares + docs.heads * plane;
+    float *dk_shares = shares, *dv_shares = shares ? shares + docs.heads * plane : nullptr;
 #pragma omp parallel
     {
         M::begin();

@@ -82,30 +82,32 @@ extern "C" void lamina_narrow_product_bfloat16(const void* narrow_data, int64_t 
     const int64_t teams = threads / parts;  // each takes a stretch of columns
     Buffer<float> sums(parts * padded_rank * padded_width);
     float* all_sums = sums.data;
-#pragma omp parallel num_threads(parts* teams)
+#pragma omp parallel
     {
         begin_tiles();
-        const int64_t id = omp_get_thread_num(), part = id % parts, team = id / parts;
-        const int64_t begin = chunks * part / parts * TOKENS, end = chunks * (part + 1) / parts * TOKENS;
-        const int64_t first = padded_width / 32 * team / teams * 32, last = padded_width / 32 * (team + 1) / teams * 32;
-        float* own = all_sums + part * padded_rank * padded_width;
         Buffer<bf16> turned(padded_rank * TOKENS);
         Buffer<uint32_t> tiles(TOKENS * STRIP / 2);
-        for (int64_t t = begin; t < end && t < tokens; t += TOKENS) {
-            const int64_t here = tokens - t < TOKENS ? tokens - t : TOKENS, steps = (here + 31) / 32;
-            turn(turned.data, TOKENS, narrow + t * narrow_row, narrow_row, here, rank);
-            for (int64_t strip = first; strip < last; strip += STRIP) {
-                const int64_t strip_end = strip + STRIP < last ? strip + STRIP : last;
-                const int64_t columns = (strip_end < width ? strip_end : width) - strip;
-                pack(tiles.data, wide + t * wide_row + strip, wide_row, here, columns, steps);
-                for (int64_t n = strip; n < strip_end; n += 32)
-                    for (int64_t r = 0; r < padded_rank; r += 16)
-                        multiply(own + r * padded_width + n, padded_width, turned + r * TOKENS, TOKENS,
-                                 tiles + (n - strip) / 16 * steps * 256, steps, t > begin);
+#pragma omp for schedule(static, 1)
+        for (int64_t id = 0; id < parts * teams; ++id) {
+            const int64_t part = id % parts, team = id / parts;
+            const int64_t begin = chunks * part / parts * TOKENS, end = chunks * (part + 1) / parts * TOKENS;
+            const int64_t first = padded_width / 32 * team / teams * 32, last = padded_width / 32 * (team + 1) / teams * 32;
+            float* own = all_sums + part * padded_rank * padded_width;
+            for (int64_t t = begin; t < end; t += TOKENS) {
+                const int64_t here = tokens - t < TOKENS ? tokens - t : TOKENS, steps = (here + 31) / 32;
+                turn(turned.data, TOKENS, narrow + t * narrow_row, narrow_row, here, rank);
+                for (int64_t strip = first; strip < last; strip += STRIP) {
+                    const int64_t strip_end = strip + STRIP < last ? strip + STRIP : last;
+                    const int64_t columns = (strip_end < width ? strip_end : width) - strip;
+                    pack(tiles.data, wide + t * wide_row + strip, wide_row, here, columns, steps);
+                    for (int64_t n = strip; n < strip_end; n += 32)
+                        for (int64_t r = 0; r < padded_rank; r += 16)
+                            multiply(own + r * padded_width + n, padded_width, turned + r * TOKENS, TOKENS,
+                                     tiles + (n - strip) / 16 * steps * 256, steps, t > begin);
+                }
             }
         }
         _tile_release();
-#pragma omp barrier
 #pragma omp for
         for (int64_t n = 0; n < padded_width; n += LANES)
             for (int64_t r = 0; r < rank; ++r) {

@@ -1,0 +1,57 @@
+"""Linear layers whose adapter is a low-rank detour: what LoRA, DoRA, AdaLoRA and VeRA share.
+
+    y = c (x W^T + s (drop(x) A^T) B^T) + b
+
+The methods differ in what A and B are made of, and in whether there are factors c of the outputs.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+
+from lamina.methods.base import AdapterLinear
+from lamina.ops.linear_group import Detour
+from lamina.ops.lora_linear import lora_linear
+from lamina.quantization import FrozenLinear
+
+
+class LowRankLinear(AdapterLinear):
+    """A frozen linear layer with a low-rank detour.
+
+    Attributes:
+        scaling: s.
+        dropout: Probability of dropping an element of the detour's input while training.
+    """
+
+    def __init__(self, frozen: FrozenLinear, scaling: float, dropout: float) -> None:
+        super().__init__(frozen)
+        self.scaling = scaling
+        self.dropout = dropout
+
+    @abstractmethod
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A (rank, in_features) and B (out_features, rank) as they are now, float32."""
+
+    def columns(self) -> torch.Tensor | None:
+        """Factors of the outputs, (out_features,) float32; None for 1."""
+        return None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (..., in_features) -> (..., out_features)."""
+        if not self.enabled:
+            return self.frozen.matmul(x)
+        return lora_linear(x, self.frozen, *self.factors(), self.scaling, self._dropout(), self.columns())
+
+    def detour(self) -> Detour | None:
+        if not self.enabled:
+            return None
+        return Detour(*self.factors(), self.scaling, self._dropout(), self.columns())
+
+    def delta_weight(self) -> torch.Tensor:
+        A, B = self.factors()
+        return self.scaling * (B @ A)
+
+    def _dropout(self) -> float:
+        return self.dropout if self.training else 0.0
