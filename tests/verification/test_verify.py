@@ -102,7 +102,7 @@ Patch = pytest.MonkeyPatch
 
 def break_adapter_scale(patch: Patch) -> None:
     real = lora_linear.lora_linear
-    patch.setattr("lamina.methods.lora.lora_linear", lambda x, f, A, B, s, p, c: real(x, f, A, B, 1.1 * s, p, c))
+    patch.setattr("lamina.methods.low_rank.lora_linear", lambda x, f, A, B, s, p, c: real(x, f, A, B, 1.1 * s, p, c))
 
 
 def break_adapter_gradient(patch: Patch) -> None:
@@ -179,7 +179,7 @@ def break_checkpointing(patch: Patch) -> None:
     def own_mask(x: torch.Tensor, dropout: float) -> torch.Tensor:
         return torch.empty(x.shape, dtype=torch.bool).bernoulli_(1.0 - dropout, generator=generator)
 
-    patch.setattr("lamina.methods.lora.lora_linear", own_dropout)
+    patch.setattr("lamina.methods.low_rank.lora_linear", own_dropout)
     patch.setattr(linear_group, "_kept", own_mask)
 
 
