@@ -244,6 +244,15 @@ def test_narrow_product(tokens: int, rank: int, width: int, threads: int, dtype:
         torch.set_num_threads(before)
 
 
+@dtypes
+def test_narrow_product_of_columns_that_lie_apart(dtype: torch.dtype) -> None:
+    """A layer's input may be turned."""
+    narrow, wide = rand(16, 40, dtype=dtype).T, rand(70, 40, dtype=dtype, seed=1).T
+    out = torch.empty(16, 70)
+    native.narrow_product(narrow, wide, out, 1.0)
+    close(out, narrow.double().T @ wide.double(), dtype)
+
+
 def test_a_document_sees_nothing_of_others() -> None:
     """Not even in the last bit: other documents may hold NaN."""
     q, k, v = (rand(80, 2, 32, dtype=torch.bfloat16, seed=seed) for seed in range(3))

@@ -192,7 +192,8 @@ def scale_columns_backward(grad: torch.Tensor, y: torch.Tensor, scale: torch.Ten
 
 
 def narrow_product(narrow: torch.Tensor, wide: torch.Tensor, out: torch.Tensor, factor: float) -> None:
-    if wide.dtype != torch.bfloat16 or out.dtype != torch.float32 or not _has_tiles():
+    takes = wide.dtype == torch.bfloat16 and out.dtype == torch.float32 and supports(narrow, wide)
+    if not takes or not _has_tiles():
         plain.narrow_product(narrow, wide, out, factor)
         return
     sizes = (out.stride(0), out.stride(1), *narrow.shape, wide.shape[1])
