@@ -5,22 +5,24 @@
 
 Matrix products go through `ops/linear_group.py`, everything between them through `ops/kernels`, in one pass each. Saved
 for the backward are only the results of products, attention, and the two residual streams; what is cheap (norms, the
-gate's product, attention weights) is computed again. With `recompute`, only x is saved, and the layer runs again.
+gate's product, attention weights) is computed again. With `recompute`, only x, attention's output and rank-sized
+products are saved: the products before `down` run again, attention and (without a norm after it) `down` do not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from lamina.fusion.randomness import Randomness
 from lamina.methods.base import AdapterLinear
 from lamina.ops.attention import AttentionSettings, attention_backward, attention_forward
 from lamina.ops.kernels import kernels_for
 from lamina.ops.linear_group import Detour, GroupState, LinearGroup
+from lamina.ops.pool import Pool
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,20 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a layer needs besides its input: angles (T, R), documents, and whether to run again in the backward."""
+    """What a layer needs besides its input.
+
+    Attributes:
+        cosine, sine: Of the angles, (T, R).
+        lengths: Of the documents.
+        recompute: Whether the backward runs products again, so that less is kept for it.
+        pool: For the largest of what is kept.
+    """
 
     cosine: torch.Tensor
     sine: torch.Tensor
     lengths: list[int]
     recompute: bool
+    pool: Pool
 
 
 def run_layer(plan: LayerPlan, x: torch.Tensor, around: Surroundings) -> torch.Tensor:
@@ -113,36 +123,86 @@ class _Layer(torch.autograd.Function):
         detours: list[list[Detour | None]],
         *parameters: torch.Tensor,
     ) -> torch.Tensor:
-        ctx.random = torch.get_rng_state() if around.recompute and _has_dropout(detours) else None
         computation = _Computation(plan, around, detours)
         y = computation.forward(x)
         wanted = any(ctx.needs_input_grad)
-        ctx.computation = computation if wanted and not around.recompute else None
-        ctx.again = (x, plan, around, detours) if wanted and around.recompute else None
+        if around.recompute or not wanted:
+            computation.let_go()
+        ctx.computation = computation if wanted else None
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # Let go of at once, so that memory falls as the backward proceeds.
-        computation, again = ctx.computation, ctx.again
-        ctx.computation = ctx.again = None
-        if again is not None:
-            computation = _Computation(*again[1:])
-            with torch.random.fork_rng(devices=[], enabled=ctx.random is not None):
-                if ctx.random is not None:
-                    torch.set_rng_state(ctx.random)
-                computation.forward(again[0])
+        computation, ctx.computation = ctx.computation, None
         assert computation is not None, "a fused layer's backward runs once"
         dx, detour_grads = computation.backward(grads[0].contiguous(), ctx.needs_input_grad[0])
         return dx, None, None, None, *detour_grads
 
 
-def _has_dropout(detours: Sequence[Sequence[Detour | None]]) -> bool:
-    return any(detour is not None and detour.dropout > 0.0 for own in detours for detour in own)
+@dataclass
+class _Heads:
+    """Attention's input, and what its backward needs.
+
+    Attributes:
+        q, k, v: (T, heads, head size), turned by their angles.
+        raw: Queries and keys before their norms, where they have norms.
+        raw_scales: The scales of those norms.
+        input_scale: Of the norm before attention.
+        state: Of `qkv`.
+    """
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    raw: tuple[torch.Tensor, ...]
+    raw_scales: tuple[torch.Tensor, ...]
+    input_scale: torch.Tensor
+    state: GroupState
+
+
+@dataclass
+class _Middle:
+    """From attention's output to the gated unit's input, and what its backward needs.
+
+    Attributes:
+        h: (T, D), the residual stream between the two halves.
+        out: (T, D), the output of `o` where a norm follows, and `out_scale` that norm's scale.
+        o_state: Of `o`.
+        gate_up: (T, 2 M), gate beside up.
+        scale: Of the norm before them.
+        state: Of `gate_up`.
+    """
+
+    h: torch.Tensor
+    out: torch.Tensor | None
+    out_scale: torch.Tensor | None
+    o_state: GroupState
+    gate_up: torch.Tensor
+    scale: torch.Tensor
+    state: GroupState
+
+
+@dataclass
+class _End:
+    """From the gated unit to the layer's output, and what its backward needs.
+
+    Attributes:
+        out: (T, D), the output of `down` where a norm follows, and `out_scale` that norm's scale.
+        state: Of `down`.
+    """
+
+    out: torch.Tensor | None
+    out_scale: torch.Tensor | None
+    state: GroupState
+
+    def is_small(self) -> bool:
+        """Whether it holds rank-sized products alone, which are worth keeping when all else is computed again."""
+        return self.out is None and self.state.scaled is None and all(mask is None for mask in self.state.masks)
 
 
 class _Computation:
-    """One forward of a layer, holding what its backward needs."""
+    """One forward of a layer, holding what its backward needs, or as little as that can be computed again from."""
 
     def __init__(self, plan: LayerPlan, around: Surroundings, detours: list[list[Detour | None]]) -> None:
         self.plan = plan
@@ -153,95 +213,135 @@ class _Computation:
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.x = x
         self.kernels = kernels_for(x, self.plan.input_norm.weight)
-        self.h = self._attention(x)
-        return self._mlp(self.h)
+        dropout = any(detour is not None and detour.dropout > 0.0 for own in self.detours for detour in own)
+        self.random = Randomness(x.device, 2 if dropout and self.around.recompute else 0)
+        self.heads = heads = self._run_heads()
+        self.attended = _beside(x, self.plan.o.group)
+        out = self._heads_of_output(self.attended)
+        self.attention_state = attention_forward(heads.q, heads.k, heads.v, self.settings, out)
+        self.middle = middle = self._run_middle()
+        y, self.end = self._run_end(middle)
+        return y
+
+    def let_go(self) -> None:
+        """Drops what `backward` can compute again: all but x, attention's output and rank-sized products."""
+        assert self.middle is not None
+        self.around.pool.give(self.middle.gate_up)
+        self.heads = self.middle = None
+        self.end = self.end if self.end and self.end.is_small() else None
 
     def backward(self, grad: torch.Tensor, wants_dx: bool) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        dh, mlp_grads = self._mlp_backward(grad)
-        dx, attention_grads = self._attention_backward(dh, wants_dx)
-        return dx, attention_grads + mlp_grads
+        middle, self.middle = self.middle, None
+        end = self.end
+        if middle is None:
+            with self.random.again(1):
+                middle = self._run_middle()
+                end = end or self._run_end(middle)[1]
+        assert end is not None
+        dh, mlp_grads = self._mlp_backward(grad, middle, end)
+        dattended, o_grads = self._output_backward(dh, middle)
+        self.around.pool.give(middle.gate_up)
+        del middle
+        heads, self.heads = self.heads, None
+        if heads is None:
+            with self.random.again(0):
+                heads = self._run_heads()
+        dx, qkv_grads = self._attention_backward(dh, dattended, heads, wants_dx)
+        return dx, qkv_grads + o_grads + mlp_grads
 
-    def _attention(self, x: torch.Tensor) -> torch.Tensor:
-        plan, (d_qkv, d_o, _, _) = self.plan, self.detours
+    def _run_heads(self) -> _Heads:
+        plan, x, (d_qkv, *_) = self.plan, self.x, self.detours
+        self.random.mark(0)
         x_ext = _beside(x, plan.qkv.group)
-        self.input_scale = self._norm(plan.input_norm, x, x_ext[:, : x.shape[1]])
-        qkv, self.qkv_state = plan.qkv.group.forward(x_ext, d_qkv)
-        self.qkv_state = _kept_apart(self.qkv_state)
-        if self.qkv_state.scaled is not None and plan.head_norms is None:
-            self.qkv_state.scaled = self.qkv_state.scaled.clone()  # queries and keys are about to be turned in place
-        self.q, self.k, self.v = self._heads(qkv)
+        input_scale = self._norm(plan.input_norm, x, x_ext[:, : x.shape[1]])
+        qkv, state = plan.qkv.group.forward(x_ext, d_qkv)
+        state = _kept_apart(state)
+        if state.scaled is not None and plan.head_norms is None:
+            state.scaled = state.scaled.clone()  # queries and keys are about to be turned in place
+        q, k, v = self._split(qkv)
+        raw, raw_scales = (), ()
         if plan.head_norms is not None:
-            self.raw = (self.q, self.k)
-            normed = [self._norm_heads(norm, raw) for norm, raw in zip(plan.head_norms, self.raw, strict=True)]
-            (self.q, self.q_scale), (self.k, self.k_scale) = normed
-        for heads in (self.q, self.k):
+            raw = (q, k)
+            normed = [self._norm_heads(norm, heads) for norm, heads in zip(plan.head_norms, raw, strict=True)]
+            (q, k), raw_scales = zip(*normed, strict=True)
+        for heads in (q, k):
             self.kernels.rotary_(heads, self.around.cosine, self.around.sine, False)
-        self.out_ext = _beside(x, plan.o.group)
-        out = self._heads_of_output(self.out_ext)
-        self.attention_state = attention_forward(self.q, self.k, self.v, self.settings, out)
+        return _Heads(q, k, v, raw, raw_scales, input_scale, state)
+
+    def _run_middle(self) -> _Middle:
+        plan, x, (_, d_o, d_gate_up, _) = self.plan, self.x, self.detours
+        self.random.mark(1)
+        out, out_scale = None, None
         if plan.attention_norm is None:
-            h, self.o_state = plan.o.group.forward(self.out_ext, d_o, residual=x)
-            return h
-        self.attention_out, self.o_state = plan.o.group.forward(self.out_ext, d_o)
-        normed = torch.empty_like(x)
-        self.attention_scale = self._norm(plan.attention_norm, self.attention_out, normed)
-        return normed.add_(x)
-
-    def _mlp(self, h: torch.Tensor) -> torch.Tensor:
-        plan, (_, _, d_gate_up, d_down) = self.plan, self.detours
+            h, o_state = plan.o.group.forward(self.attended, d_o, residual=x)
+        else:
+            out, o_state = plan.o.group.forward(self.attended, d_o)
+            h = torch.empty_like(x)
+            out_scale = self._norm(plan.attention_norm, out, h)
+            h.add_(x)
         h_ext = _beside(h, plan.gate_up.group)
-        self.mlp_scale = self._norm(plan.mlp_norm, h, h_ext[:, : h.shape[1]])
-        self.gate_up, state = plan.gate_up.group.forward(h_ext, d_gate_up)
-        self.gate_up_state = _kept_apart(state)
-        product_ext = _beside(h, plan.down.group)
-        self.kernels.gated(self.gate_up, plan.activation, product_ext[:, : plan.down.group.in_features])
-        residual = h if plan.output_norm is None else None
-        y, state = plan.down.group.forward(product_ext, d_down, residual)
-        self.down_state = _kept_apart(state)
-        if plan.output_norm is None:
-            return y
-        self.mlp_out = y
-        normed = torch.empty_like(h)
-        self.output_scale = self._norm(plan.output_norm, y, normed)
-        return normed.add_(h)
+        scale = self._norm(plan.mlp_norm, h, h_ext[:, : h.shape[1]])
+        room = self.around.pool.take(h, h.shape[0], plan.gate_up.group.out_features)
+        gate_up, state = plan.gate_up.group.forward(h_ext, d_gate_up, out=room)
+        return _Middle(h, out, out_scale, o_state, gate_up, scale, _kept_apart(state))
 
-    def _mlp_backward(self, grad: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _run_end(self, middle: _Middle) -> tuple[torch.Tensor, _End]:
+        plan, (*_, d_down) = self.plan, self.detours
+        product_ext = _beside(middle.h, plan.down.group)
+        self.kernels.gated(middle.gate_up, plan.activation, product_ext[:, : plan.down.group.in_features])
+        if plan.output_norm is None:
+            y, state = plan.down.group.forward(product_ext, d_down, middle.h)
+            return y, _End(None, None, _kept_apart(state))
+        out, state = plan.down.group.forward(product_ext, d_down)
+        y = torch.empty_like(middle.h)
+        out_scale = self._norm(plan.output_norm, out, y)
+        return y.add_(middle.h), _End(out, out_scale, _kept_apart(state))
+
+    def _mlp_backward(self, grad: torch.Tensor, middle: _Middle, end: _End) -> tuple[torch.Tensor, list[torch.Tensor]]:
         plan, (_, _, d_gate_up, d_down) = self.plan, self.detours
         dy = grad
         if plan.output_norm is not None:
-            dy = self._norm_backward(plan.output_norm, grad, self.mlp_out, self.output_scale)
-        dy = plan.down.group.unscaled(dy, self.down_state)
-        dproduct, gh_down = plan.down.group.backward_input(dy, self.down_state, d_down)
-        product, dgate_up = torch.empty_like(dproduct), torch.empty_like(self.gate_up)
-        self.kernels.gated_backward(self.gate_up, plan.activation, dproduct, product, dgate_up)
-        down_grads = plan.down.group.backward_detours(dy, gh_down, product, self.down_state.h, self.down_state, d_down)
-        dgate_up = plan.gate_up.group.unscaled(dgate_up, self.gate_up_state)
-        dnormed, gh = plan.gate_up.group.backward_input(dgate_up, self.gate_up_state, d_gate_up)
-        normed = torch.empty_like(self.h)
-        self._norm(plan.mlp_norm, self.h, normed)
-        state = self.gate_up_state
+            assert end.out is not None and end.out_scale is not None
+            dy = self._norm_backward(plan.output_norm, grad, end.out, end.out_scale)
+        dy = plan.down.group.unscaled(dy, end.state)
+        dproduct, gh_down = plan.down.group.backward_input(dy, end.state, d_down)
+        state = middle.state
+        dgate_up = middle.gate_up if state.scaled is None else middle.gate_up.clone()  # it may be `scaled` itself
+        self.kernels.gated_backward_(dgate_up, plan.activation, dproduct)
+        product = dproduct
+        down_grads = plan.down.group.backward_detours(dy, gh_down, product, end.state.h, end.state, d_down)
+        dgate_up = plan.gate_up.group.unscaled(dgate_up, state)
+        dnormed, gh = plan.gate_up.group.backward_input(dgate_up, state, d_gate_up)
+        normed = torch.empty_like(middle.h)
+        self._norm(plan.mlp_norm, middle.h, normed)
         grads = plan.gate_up.group.backward_detours(dgate_up, gh, normed, state.h, state, d_gate_up)
-        dh = self._norm_backward(plan.mlp_norm, dnormed, self.h, self.mlp_scale, residual=grad)
+        dh = self._norm_backward(plan.mlp_norm, dnormed, middle.h, middle.scale, residual=grad)
         return dh, grads + down_grads
 
-    def _attention_backward(self, dh: torch.Tensor, wants_dx: bool) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        plan, (d_qkv, d_o, _, _) = self.plan, self.detours
+    def _output_backward(self, dh: torch.Tensor, middle: _Middle) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Through `o` and the norm after it: the gradient of attention's output, (T, heads * head size)."""
+        plan, (_, d_o, _, _), state = self.plan, self.detours, middle.o_state
         dy = dh
         if plan.attention_norm is not None:
-            dy = self._norm_backward(plan.attention_norm, dh, self.attention_out, self.attention_scale)
-        dy = plan.o.group.unscaled(dy, self.o_state)
-        dout, gh_o = plan.o.group.backward_input(dy, self.o_state, d_o)
-        out = self.out_ext[:, : plan.o.group.in_features]
-        o_grads = plan.o.group.backward_detours(dy, gh_o, out, self.o_state.h, self.o_state, d_o)
+            assert middle.out is not None and middle.out_scale is not None
+            dy = self._norm_backward(plan.attention_norm, dh, middle.out, middle.out_scale)
+        dy = plan.o.group.unscaled(dy, state)
+        dattended, gh = plan.o.group.backward_input(dy, state, d_o)
+        attended = self.attended[:, : plan.o.group.in_features]
+        return dattended, plan.o.group.backward_detours(dy, gh, attended, state.h, state, d_o)
+
+    def _attention_backward(
+        self, dh: torch.Tensor, dattended: torch.Tensor, heads: _Heads, wants_dx: bool
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+        plan, (d_qkv, *_), state = self.plan, self.detours, heads.state
         dqkv = dh.new_empty(dh.shape[0], plan.qkv.group.out_features)
-        dq, dk, dv = self._heads(dqkv)
-        heads = (plan.heads, plan.head_size)
+        dq, dk, dv = self._split(dqkv)
         attention_backward(
-            self.q,
-            self.k,
-            self.v,
-            out.unflatten(1, heads),
-            dout.unflatten(1, heads),
+            heads.q,
+            heads.k,
+            heads.v,
+            self._heads_of_output(self.attended),
+            dattended.unflatten(1, (plan.heads, plan.head_size)),
             self.settings,
             self.attention_state,
             (dq, dk, dv),
@@ -249,22 +349,19 @@ class _Computation:
         for grad in (dq, dk):
             self.kernels.rotary_(grad, self.around.cosine, self.around.sine, True)
         if plan.head_norms is not None:
-            for norm, grad, raw, scale in zip(
-                plan.head_norms, (dq, dk), self.raw, (self.q_scale, self.k_scale), strict=True
-            ):
+            for norm, grad, raw, scale in zip(plan.head_norms, (dq, dk), heads.raw, heads.raw_scales, strict=True):
                 self._norm_heads_backward(norm, grad, raw, scale)
-        dqkv = plan.qkv.group.unscaled(dqkv, self.qkv_state)
-        dnormed, gh = plan.qkv.group.backward_input(dqkv, self.qkv_state, d_qkv, wants_dx)
+        dqkv = plan.qkv.group.unscaled(dqkv, state)
+        dnormed, gh = plan.qkv.group.backward_input(dqkv, state, d_qkv, wants_dx)
         normed = torch.empty_like(self.x)
         self._norm(plan.input_norm, self.x, normed)
-        state = self.qkv_state
         grads = plan.qkv.group.backward_detours(dqkv, gh, normed, state.h, state, d_qkv)
         dx = None
         if wants_dx:
-            dx = self._norm_backward(plan.input_norm, dnormed, self.x, self.input_scale, residual=dh)
-        return dx, grads + o_grads
+            dx = self._norm_backward(plan.input_norm, dnormed, self.x, heads.input_scale, residual=dh)
+        return dx, grads
 
-    def _heads(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(T, out) -> views (T, heads, head size) of queries, keys and values."""
         size = self.plan.head_size
         widths = [self.plan.heads * size, self.plan.key_heads * size, self.plan.key_heads * size]

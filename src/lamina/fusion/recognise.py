@@ -19,6 +19,7 @@ from lamina.methods.base import AdapterLinear, AdapterModule
 from lamina.ops.attention import packed_attention_forward
 from lamina.ops.kernels import GELU_TANH, SILU
 from lamina.ops.linear_group import LinearGroup
+from lamina.ops.pool import Pool
 from lamina.quantization import DenseLinear
 
 # How far our layer's change of its input may be from transformers', in roundings of the dtype (L2, relative).
@@ -159,7 +160,7 @@ def recognise(layer: Any, observed: Observed) -> LayerPlan | Reason:
 def disagreement(plan: LayerPlan, observed: Observed) -> Reason | None:
     """Runs the plan on the probe without adapters, and says so if it does not give what transformers' layer gave."""
     bare = replace(plan, **{name: _bare(getattr(plan, name)) for name in ("qkv", "o", "gate_up", "down")})
-    around = Surroundings(observed.cosine, observed.sine, observed.lengths, recompute=False)
+    around = Surroundings(observed.cosine, observed.sine, observed.lengths, False, Pool())
     with torch.no_grad():
         ours = run_layer(bare, observed.x, around).float()
     theirs, x = observed.y.float(), observed.x.float()

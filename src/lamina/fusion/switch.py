@@ -18,6 +18,7 @@ from lamina.fusion.layer import LayerPlan, Surroundings, run_layer
 from lamina.fusion.recognise import disagreement, observe, recognise, release
 from lamina.ops.attention import packed_attention
 from lamina.ops.kernels import use_backend
+from lamina.ops.pool import Pool
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class FusionReport:
         fused: How many decoder layers.
         layers: Of how many.
         reasons: Why others are not, each reason once.
-        recompute: Whether layers run again in the backward, so that only their inputs are kept.
+        recompute: Whether most of each layer runs again in the backward, so that less is kept for it.
     """
 
     fused: int
@@ -63,7 +64,7 @@ def fast_path(model: PreTrainedModel, recompute: Recompute = False, kernels: str
 
     Args:
         model: With its adapter, in the mode that it will be used in.
-        recompute: Whether layers run again in the backward, so that only their inputs are kept.
+        recompute: Whether most of each layer runs again in the backward, so that less is kept for it.
         kernels: See `ops.kernels.use_backend`.
     """
     with packed_attention(model), use_backend(kernels), fused_layers(model, recompute) as report:
@@ -85,7 +86,7 @@ def fused_layers(model: PreTrainedModel, recompute: Recompute = False) -> Iterat
 
     Args:
         model: With its adapter, in the mode (training or not) that it will be used in.
-        recompute: Save only each layer's input for the backward, and run the layer again there.
+        recompute: Keep less of each layer for the backward, and run most of it again there.
     """
     layers = _decoder_layers(model)
     plans: dict[nn.Module, LayerPlan] = {}
@@ -106,8 +107,9 @@ def fused_layers(model: PreTrainedModel, recompute: Recompute = False) -> Iterat
                 reasons.append(reason)
         report = FusionReport(len(plans), len(layers), sorted(set(reasons)))
         again = recompute(report) if callable(recompute) else recompute
+        pool = Pool()
         for layer, plan in plans.items():
-            layer.forward = _forward(layer, plan, again)
+            layer.forward = _forward(layer, plan, again, pool)
         yield replace(report, recompute=again)
     finally:
         for layer, plan in plans.items():
@@ -121,7 +123,7 @@ def _decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     return list(layers) if isinstance(layers, nn.ModuleList) else []
 
 
-def _forward(layer: nn.Module, plan: LayerPlan, recompute: bool) -> Callable[..., torch.Tensor]:
+def _forward(layer: nn.Module, plan: LayerPlan, recompute: bool, pool: Pool) -> Callable[..., torch.Tensor]:
     own = layer.forward
 
     def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -131,7 +133,7 @@ def _forward(layer: nn.Module, plan: LayerPlan, recompute: bool) -> Callable[...
             return own(hidden_states, *args, **kwargs)
         cosine, sine = kwargs["position_embeddings"]
         again = recompute and torch.is_grad_enabled()
-        around = Surroundings(cosine[0].contiguous(), sine[0].contiguous(), lengths, again)
+        around = Surroundings(cosine[0].contiguous(), sine[0].contiguous(), lengths, again, pool)
         return run_layer(plan, hidden_states[0], around)[None]
 
     return forward

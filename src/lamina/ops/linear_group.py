@@ -119,7 +119,11 @@ class LinearGroup:
         self._factors = self._column_factors(detours)
 
     def forward(
-        self, x_ext: torch.Tensor, detours: Sequence[Detour | None], residual: torch.Tensor | None = None
+        self,
+        x_ext: torch.Tensor,
+        detours: Sequence[Detour | None],
+        residual: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, GroupState]:
         """All outputs beside each other.
 
@@ -127,6 +131,7 @@ class LinearGroup:
             x_ext: (T, in + R); the input is in its first columns, the others are written.
             detours: As given to `refresh`.
             residual: (T, out), added to the output, or None.
+            out: (T, out), room for the product, or None.
 
         Returns:
             (T, out), and the state for the backward.
@@ -140,14 +145,14 @@ class LinearGroup:
                 state.masks[i] = mask = _kept(x, detour.dropout)
                 h[:, columns] = _dropped(x, mask, detour.dropout) @ self._A[columns].T
         if self._factors is not None:
-            state.scaled = x_ext @ self._matrix.T
+            state.scaled = torch.mm(x_ext, self._matrix.T, out=out)
             kernels_for(state.scaled).scale_columns_(state.scaled, self._factors)
             y = state.scaled if residual is None else state.scaled + residual
             return y if self._bias is None else y + self._bias, state
         if residual is not None:
-            y = torch.addmm(residual, x_ext, self._matrix.T)
+            y = torch.addmm(residual, x_ext, self._matrix.T, out=out)
         else:
-            y = x_ext @ self._matrix.T
+            y = torch.mm(x_ext, self._matrix.T, out=out)
         return y if self._bias is None else y.add_(self._bias), state
 
     def unscaled(self, grad: torch.Tensor, state: GroupState) -> torch.Tensor:

@@ -10,7 +10,7 @@ from lamina.ops.kernels import plain
 rms_norm = torch.compile(plain.rms_norm, dynamic=True)
 rms_norm_backward = torch.compile(plain.rms_norm_backward, dynamic=True)
 gated = torch.compile(plain.gated, dynamic=True)
-gated_backward = torch.compile(plain.gated_backward, dynamic=True)
+gated_backward_ = torch.compile(plain.gated_backward_, dynamic=True)
 rotary_ = torch.compile(plain.rotary_, dynamic=True)
 scale_columns_ = torch.compile(plain.scale_columns_, dynamic=True)
 scale_columns_backward = torch.compile(plain.scale_columns_backward, dynamic=True)

@@ -156,23 +156,9 @@ def gated(gate_up: torch.Tensor, activation: int, out: torch.Tensor) -> None:
     _call("gated", out.dtype, _p(gate), *_rows(up), *_rows(out), *out.shape, activation)
 
 
-def gated_backward(
-    gate_up: torch.Tensor, activation: int, grad: torch.Tensor, out: torch.Tensor, grad_gate_up: torch.Tensor
-) -> None:
+def gated_backward_(gate_up: torch.Tensor, activation: int, grad: torch.Tensor) -> None:
     gate, up = gate_up.chunk(2, -1)
-    grad_gate, grad_up = grad_gate_up.chunk(2, -1)
-    _call(
-        "gated_backward",
-        out.dtype,
-        _p(gate),
-        *_rows(up),
-        *_rows(grad),
-        _p(grad_gate),
-        *_rows(grad_up),
-        *_rows(out),
-        *out.shape,
-        activation,
-    )
+    _call("gated_backward", grad.dtype, _p(gate), *_rows(up), *_rows(grad), *grad.shape, activation)
 
 
 def rotary_(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, inverse: bool) -> None:

@@ -56,17 +56,15 @@ def gated(gate_up: torch.Tensor, activation: int, out: torch.Tensor) -> None:
     out.copy_(value.to(up.dtype) * up)
 
 
-def gated_backward(
-    gate_up: torch.Tensor, activation: int, grad: torch.Tensor, out: torch.Tensor, grad_gate_up: torch.Tensor
-) -> None:
-    """From grad (T, I): the gradient of gate_up, (T, 2 I), and once more the product itself in out, (T, I)."""
+def gated_backward_(gate_up: torch.Tensor, activation: int, grad: torch.Tensor) -> None:
+    """In place: gate_up (T, 2 I) becomes its gradient, and grad (T, I), the product's, becomes the product itself."""
     gate, up = gate_up.chunk(2, -1)
     value, slope = _activate(gate.float(), activation)
     wide = grad.float()
-    grad_gate, grad_up = grad_gate_up.chunk(2, -1)
-    grad_gate.copy_(wide * up.float() * slope)
-    grad_up.copy_(wide * value)
-    out.copy_(value.to(up.dtype) * up)
+    product, grad_up = value.to(up.dtype) * up, wide * value
+    gate.copy_(wide * up.float() * slope)
+    up.copy_(grad_up)
+    grad.copy_(product)
 
 
 def rotary_(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, inverse: bool) -> None:

@@ -84,21 +84,19 @@ void gated(const T* gate, const T* up, int64_t in_row, T* out, int64_t out_row, 
     }
 }
 
-// From d of the product: d gate, d up, and the product itself once more.
+// In place: gate and up become their gradients, and d of the product becomes the product itself.
 template <typename T, int KIND>
-void gated_backward(const T* gate, const T* up, int64_t in_row, const T* d, int64_t d_row, T* dgate, T* dup,
-                    int64_t grad_row, T* out, int64_t out_row, int64_t rows, int64_t width) {
+void gated_backward(T* gate, T* up, int64_t row, T* d, int64_t d_row, int64_t rows, int64_t width) {
 #pragma omp parallel for
     for (int64_t i = 0; i < rows; ++i) {
-        const T *gi = gate + i * in_row, *ui = up + i * in_row, *di = d + i * d_row;
-        T *dgi = dgate + i * grad_row, *dui = dup + i * grad_row, *oi = out + i * out_row;
+        T *gi = gate + i * row, *ui = up + i * row, *di = d + i * d_row;
         along(width, [&](int64_t j, auto at) {
             Floats value, slope;
             activate<KIND>(at.take(gi + j), &value, &slope);
             const Floats grad = at.take(di + j), u = at.take(ui + j);
-            at.put(oi + j, rounded<T>(value) * u);
-            at.put(dgi + j, grad * u * slope);
-            at.put(dui + j, grad * value);
+            at.put(di + j, rounded<T>(value) * u);
+            at.put(gi + j, grad * u * slope);
+            at.put(ui + j, grad * value);
         });
     }
 }
@@ -216,12 +214,9 @@ FOR_DTYPES(lamina_gated,
            else gated<T, 1>((const T*)gate, (const T*)up, in_row, (T*)out, out_row, rows, width))
 
 FOR_DTYPES(lamina_gated_backward,
-           (const void* gate, const void* up, int64_t in_row, const void* d, int64_t d_row, void* dgate, void* dup,
-            int64_t grad_row, void* out, int64_t out_row, int64_t rows, int64_t width, int64_t kind),
-           if (kind == 0) gated_backward<T, 0>((const T*)gate, (const T*)up, in_row, (const T*)d, d_row, (T*)dgate,
-                                               (T*)dup, grad_row, (T*)out, out_row, rows, width);
-           else gated_backward<T, 1>((const T*)gate, (const T*)up, in_row, (const T*)d, d_row, (T*)dgate, (T*)dup,
-                                     grad_row, (T*)out, out_row, rows, width))
+           (void* gate, void* up, int64_t row, void* d, int64_t d_row, int64_t rows, int64_t width, int64_t kind),
+           if (kind == 0) gated_backward<T, 0>((T*)gate, (T*)up, row, (T*)d, d_row, rows, width);
+           else gated_backward<T, 1>((T*)gate, (T*)up, row, (T*)d, d_row, rows, width))
 
 FOR_DTYPES(lamina_rotary,
            (void* x, int64_t x_row, const void* cosine, const void* sine, int64_t angle_row, int64_t tokens,
