@@ -90,8 +90,8 @@ def test_gated(dtype: torch.dtype, activation: int) -> None:
     (expected,) = torch.autograd.grad(reference, wide, grad.double())
     for kernels in (native, plain):
         out, again, grads = beside(7, 45, dtype=dtype), beside(7, 45, dtype=dtype).copy_(grad), gate_up.clone()
-        kernels.gated(gate_up, activation, out)
-        kernels.gated_backward_(grads, activation, again)
+        kernels.gated(*gate_up.chunk(2, -1), activation, out)
+        kernels.gated_backward_(*grads.chunk(2, -1), activation, again)
         close(out, reference.detach(), dtype)
         assert torch.equal(out, again)
         close(grads, expected, dtype)

@@ -288,7 +288,8 @@ class _Computation:
     def _run_end(self, middle: _Middle) -> tuple[torch.Tensor, _End]:
         plan, (*_, d_down) = self.plan, self.detours
         product_ext = _beside(middle.h, plan.down.group)
-        self.kernels.gated(middle.gate_up, plan.activation, product_ext[:, : plan.down.group.in_features])
+        gate, up = middle.gate_up.chunk(2, 1)
+        self.kernels.gated(gate, up, plan.activation, product_ext[:, : plan.down.group.in_features])
         if plan.output_norm is None:
             y, state = plan.down.group.forward(product_ext, d_down, middle.h)
             return y, _End(None, None, _kept_apart(state))
@@ -307,7 +308,7 @@ class _Computation:
         dproduct, gh_down = plan.down.group.backward_input(dy, end.state, d_down)
         state = middle.state
         dgate_up = middle.gate_up if state.scaled is None else middle.gate_up.clone()  # it may be `scaled` itself
-        self.kernels.gated_backward_(dgate_up, plan.activation, dproduct)
+        self.kernels.gated_backward_(*dgate_up.chunk(2, 1), plan.activation, dproduct)
         product = dproduct
         down_grads = plan.down.group.backward_detours(dy, gh_down, product, end.state.h, end.state, d_down)
         dgate_up = plan.gate_up.group.unscaled(dgate_up, state)

@@ -2,11 +2,13 @@
 
 Nothing is decided by a model's name. A layer whose parts are those of a pre-norm or sandwich-norm transformer block is
 taken apart, run on a few tokens, and compared with what transformers' own code gave on the same ones. What does not
-agree, or has parts that are not known here, is left to transformers, with the reason.
+agree, or has parts that are not known here, is not fused, with the reason; those of its parts that are known are
+replaced one by one (`parts.py`), which is compared in the same way.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from lamina.fusion.layer import LayerPlan, Linears, Norm, Surroundings, run_layer
+from lamina.fusion.parts import Forward, attention_forward, gated_forward, norm_forward
 from lamina.methods.base import AdapterLinear, AdapterModule
 from lamina.ops.attention import packed_attention_forward
 from lamina.ops.kernels import GELU_TANH, SILU
@@ -35,7 +38,12 @@ Reason = str
 class Observed:
     """One layer's own forward on the probe: what went in, what came out, and how it called the attention.
 
-    An adapter may have made the probe's documents longer, so their lengths are the layer's.
+    Attributes:
+        x, y: (T, D).
+        cosine, sine: (T, R).
+        attention: What the attention interface was given besides tensors.
+        lengths: Of the documents, which an adapter may have made longer than the probe's.
+        arguments: The layer's own, by name.
     """
 
     x: torch.Tensor
@@ -44,6 +52,7 @@ class Observed:
     sine: torch.Tensor
     attention: dict[str, Any]
     lengths: list[int]
+    arguments: Mapping[str, Any]
 
 
 def observe(model: PreTrainedModel, layers: list[nn.Module]) -> dict[nn.Module, Observed | Reason]:
@@ -61,14 +70,12 @@ def observe(model: PreTrainedModel, layers: list[nn.Module]) -> dict[nn.Module, 
 
     def after(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         x, kwargs = inputs[layer]
-        angles, call = kwargs.get("position_embeddings"), calls.get(getattr(layer, "self_attn", layer))
-        inside = next((m for m in layer.modules() if _works_inside(m)), None)
-        if inside is not None:
-            results[layer] = f"{type(inside).__name__} cannot join a fused layer"
-        elif not isinstance(output, torch.Tensor) or not isinstance(angles, tuple) or call is None:
+        angles, call = kwargs.get("position_embeddings"), next((calls[m] for m in layer.modules() if m in calls), None)
+        if not isinstance(output, torch.Tensor) or not isinstance(angles, tuple) or call is None:
             results[layer] = "its forward is not that of a decoder layer with rotary positions"
         else:
-            results[layer] = Observed(x[0], output[0], angles[0][0], angles[1][0], call, kwargs["document_lengths"])
+            lengths = kwargs["document_lengths"]
+            results[layer] = Observed(x[0], output[0], angles[0][0], angles[1][0], call, lengths, kwargs)
 
     handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
     handles += [layer.register_forward_hook(after, with_kwargs=True) for layer in layers]
@@ -89,11 +96,6 @@ def observe(model: PreTrainedModel, layers: list[nn.Module]) -> dict[nn.Module, 
     return results
 
 
-def _works_inside(module: nn.Module) -> bool:
-    """Whether an adapter changes a layer elsewhere than in its linears."""
-    return isinstance(module, AdapterModule) and not isinstance(module, AdapterLinear)
-
-
 @torch.no_grad()
 def _run_probe(model: PreTrainedModel) -> None:
     device = model.device
@@ -106,6 +108,9 @@ def _run_probe(model: PreTrainedModel) -> None:
 
 def recognise(layer: Any, observed: Observed) -> LayerPlan | Reason:
     """Takes a layer apart. Its weights belong to the plan's groups afterwards (see `release`)."""
+    inside = next((adapter for adapter in _adapters(layer) if not isinstance(adapter, AdapterLinear)), None)
+    if inside is not None:
+        return f"{type(inside).__name__} cannot join a fused layer"
     attention: Any
     mlp: Any
     try:
@@ -162,14 +167,66 @@ def disagreement(plan: LayerPlan, observed: Observed) -> Reason | None:
     bare = replace(plan, **{name: _bare(getattr(plan, name)) for name in ("qkv", "o", "gate_up", "down")})
     around = Surroundings(observed.cosine, observed.sine, observed.lengths, False, Pool())
     with torch.no_grad():
-        ours = run_layer(bare, observed.x, around).float()
-    theirs, x = observed.y.float(), observed.x.float()
+        ours = run_layer(bare, observed.x, around)
+    return _difference(observed.x, ours, observed.y)
+
+
+def _difference(x: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor) -> Reason | None:
+    """Says so if two outputs of a layer with the input x differ by more than rounding."""
     # The sum with the residual stream is rounded too, which may be much larger than what is added to it.
-    allowed = ROUNDINGS * torch.finfo(observed.x.dtype).eps * float((theirs - x).norm() + theirs.norm())
-    distance = float((ours - theirs).norm())
+    change, whole = float((theirs.float() - x.float()).norm()), float(theirs.float().norm())
+    allowed = ROUNDINGS * torch.finfo(x.dtype).eps * (change + whole)
+    distance = float((ours.float() - theirs.float()).norm())
     if distance <= allowed:  # and not if it is NaN
         return None
     return f"fused, it gives other numbers (off by {distance:.2g}, allowed {allowed:.2g})"
+
+
+def replace_parts(layer: nn.Module, observed: Observed) -> list[nn.Module]:
+    """Replaces the forwards of those of the layer's parts that are known, if the layer then gives the same numbers.
+
+    Returns:
+        The parts; `restore` gives them their own forwards back.
+    """
+    theirs = _run_as_it_is(layer, observed)
+    forwards: dict[nn.Module, Forward] = {}
+    for module in layer.modules():
+        forward = _part_forward(module, observed)
+        if forward is not None:
+            forwards[module] = forward
+    for module, forward in forwards.items():
+        module.forward = forward
+    if forwards and _difference(observed.x, _run_as_it_is(layer, observed), theirs):
+        restore(forwards)
+        return []
+    return list(forwards)
+
+
+def restore(modules: Iterable[nn.Module]) -> None:
+    """Gives modules their own forwards again."""
+    for module in modules:
+        module.__dict__.pop("forward", None)
+
+
+@torch.no_grad()
+def _run_as_it_is(layer: nn.Module, observed: Observed) -> torch.Tensor:
+    """With its adapters; their dropout draws the same numbers each time."""
+    with torch.random.fork_rng(devices=[observed.x.device] if observed.x.device.type == "cuda" else []):
+        torch.manual_seed(0)
+        arguments = {name: value for name, value in observed.arguments.items() if name != "hidden_states"}
+        return layer(observed.x[None], **arguments)[0]
+
+
+def _part_forward(module: Any, observed: Observed) -> Forward | None:
+    if isinstance(module, AdapterModule) or "forward" in vars(module):
+        return None
+    if all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
+        activation = _activation(module.act_fn)
+        return None if activation is None else gated_forward(module, activation)
+    if all(hasattr(module, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim")):
+        return None if observed.attention.get("dropout") else attention_forward(module, observed.attention)
+    norm = None if next(module.children(), None) else _norm(module, observed.x)
+    return None if norm is None else norm_forward(module, norm.eps, norm.offset)
 
 
 def release(plan: LayerPlan) -> None:
@@ -180,6 +237,15 @@ def release(plan: LayerPlan) -> None:
 
 def _bare(linears: Linears) -> Linears:
     return replace(linears, modules=[nn.Identity() for _ in linears.modules])
+
+
+def _adapters(module: nn.Module) -> Iterator[AdapterModule]:
+    """The adapters in a module, without what they themselves consist of."""
+    for child in module.children():
+        if isinstance(child, AdapterModule):
+            yield child
+        else:
+            yield from _adapters(child)
 
 
 def _obstacle(layer: nn.Module, linears: list[nn.Module], norms: list[nn.Module], observed: Observed) -> Reason | None:
@@ -229,7 +295,9 @@ def _norm(module: nn.Module, like: torch.Tensor) -> Norm | None:
     """The norm's formula, found by trying both on a row of numbers."""
     weight = getattr(module, "weight", None)
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    if not isinstance(weight, torch.Tensor) or not isinstance(eps, float) or getattr(module, "bias", None) is not None:
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 1 or not isinstance(eps, float):
+        return None
+    if getattr(module, "bias", None) is not None:
         return None
     x = torch.linspace(-2.0, 3.0, weight.shape[0], device=like.device).to(like.dtype)[None]
     theirs = module(x).float()

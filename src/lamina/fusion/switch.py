@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.fusion.layer import LayerPlan, Surroundings, run_layer
-from lamina.fusion.recognise import disagreement, observe, recognise, release
+from lamina.fusion.recognise import disagreement, observe, recognise, release, replace_parts, restore
 from lamina.ops.attention import packed_attention
 from lamina.ops.kernels import use_backend
 from lamina.ops.pool import Pool
@@ -29,12 +29,14 @@ class FusionReport:
         fused: How many decoder layers.
         layers: Of how many.
         reasons: Why others are not, each reason once.
+        in_parts: Those others whose norms, rotary positions or gated unit are replaced one by one.
         recompute: Whether most of each layer runs again in the backward, so that less is kept for it.
     """
 
     fused: int
     layers: int
     reasons: list[str]
+    in_parts: int = 0
     recompute: bool = False
 
     @property
@@ -48,8 +50,9 @@ class FusionReport:
         if not self.reasons:
             return []
         return [
-            f"{self.layers - self.fused} of {self.layers} decoder layers run transformers' own code, which is right "
-            f"but slower: {reason}."
+            f"{self.layers - self.fused} of {self.layers} decoder layers are not fused"
+            f"{f' as a whole ({self.in_parts} part by part)' if self.in_parts else ''}, which is right but slower: "
+            f"{reason}."
             for reason in self.reasons
         ]
 
@@ -90,6 +93,8 @@ def fused_layers(model: PreTrainedModel, recompute: Recompute = False) -> Iterat
     """
     layers = _decoder_layers(model)
     plans: dict[nn.Module, LayerPlan] = {}
+    parts: list[nn.Module] = []
+    in_parts = 0
     reasons: list[str] = [] if layers else [f"{type(model).__name__} keeps its decoder layers in no known place"]
     try:
         for layer, observed in (observe(model, layers) if layers else {}).items():
@@ -97,23 +102,27 @@ def fused_layers(model: PreTrainedModel, recompute: Recompute = False) -> Iterat
                 reasons.append(observed)
                 continue
             plan = recognise(layer, observed)
-            if isinstance(plan, str):
-                reasons.append(plan)
-                continue
-            plans[layer] = plan
-            reason = disagreement(plan, observed)
-            if reason is not None:
+            if not isinstance(plan, str):
+                plans[layer] = plan
+                reason = disagreement(plan, observed)
+                if reason is None:
+                    continue
                 release(plans.pop(layer))
-                reasons.append(reason)
-        report = FusionReport(len(plans), len(layers), sorted(set(reasons)))
+            else:
+                reason = plan
+            reasons.append(reason)
+            replaced = replace_parts(layer, observed)
+            parts += replaced
+            in_parts += bool(replaced)
+        report = FusionReport(len(plans), len(layers), sorted(set(reasons)), in_parts)
         again = recompute(report) if callable(recompute) else recompute
         pool = Pool()
         for layer, plan in plans.items():
             layer.forward = _forward(layer, plan, again, pool)
         yield replace(report, recompute=again)
     finally:
-        for layer, plan in plans.items():
-            layer.__dict__.pop("forward", None)
+        restore([*plans, *parts])
+        for plan in plans.values():
             release(plan)
 
 

@@ -14,5 +14,5 @@ def repeating_size(size: int) -> int:
     >>> [repeating_size(size) for size in (5, 33, 1000, 1024, 1025)]
     [5, 34, 1024, 1024, 1088]
     """
-    step = max(1, 1 << (size.bit_length() - 4)) if size >= 16 else 1
+    step = max(1, 1 << (size.bit_length() - 5)) if size >= 32 else 1
     return -(-size // step) * step

@@ -151,13 +151,13 @@ def rms_norm_backward(
     )
 
 
-def gated(gate_up: torch.Tensor, activation: int, out: torch.Tensor) -> None:
-    gate, up = gate_up.chunk(2, -1)
+def gated(gate: torch.Tensor, up: torch.Tensor, activation: int, out: torch.Tensor) -> None:
+    assert gate.stride() == up.stride()
     _call("gated", out.dtype, _p(gate), *_rows(up), *_rows(out), *out.shape, activation)
 
 
-def gated_backward_(gate_up: torch.Tensor, activation: int, grad: torch.Tensor) -> None:
-    gate, up = gate_up.chunk(2, -1)
+def gated_backward_(gate: torch.Tensor, up: torch.Tensor, activation: int, grad: torch.Tensor) -> None:
+    assert gate.stride() == up.stride()
     _call("gated_backward", grad.dtype, _p(gate), *_rows(up), *_rows(grad), *grad.shape, activation)
 
 

@@ -49,16 +49,14 @@ def rms_norm_backward(
     out.copy_(dx if residual is None else dx + residual.float())
 
 
-def gated(gate_up: torch.Tensor, activation: int, out: torch.Tensor) -> None:
-    """out = act(gate) up. gate_up: (T, 2 I), the gate first; out: (T, I)."""
-    gate, up = gate_up.chunk(2, -1)
+def gated(gate: torch.Tensor, up: torch.Tensor, activation: int, out: torch.Tensor) -> None:
+    """out = act(gate) up, all (T, I); gate and up with equal strides."""
     value, _ = _activate(gate.float(), activation)
     out.copy_(value.to(up.dtype) * up)
 
 
-def gated_backward_(gate_up: torch.Tensor, activation: int, grad: torch.Tensor) -> None:
-    """In place: gate_up (T, 2 I) becomes its gradient, and grad (T, I), the product's, becomes the product itself."""
-    gate, up = gate_up.chunk(2, -1)
+def gated_backward_(gate: torch.Tensor, up: torch.Tensor, activation: int, grad: torch.Tensor) -> None:
+    """In place: gate and up become their gradients, and the gradient of the product becomes the product itself."""
     value, slope = _activate(gate.float(), activation)
     wide = grad.float()
     product, grad_up = value.to(up.dtype) * up, wide * value
