@@ -10,6 +10,7 @@ from lamina.config.data import DataConfig
 from lamina.config.methods import AnyMethodConfig
 from lamina.config.methods.lora import LoraConfig
 from lamina.config.optim import OPTIMIZERS
+from lamina.config.quantization import QuantizationConfig
 from lamina.config.section import Section
 from lamina.config.train import TrainConfig
 
@@ -25,6 +26,9 @@ class Config(Section):
 
     method: AnyMethodConfig = LoraConfig()
     """Which thin layer to train."""
+
+    quantization: QuantizationConfig | None = None
+    """Holds the frozen base in 4 or 8 bits (QLoRA); null for not at all."""
 
     train: TrainConfig = TrainConfig()
     """How to train it."""
@@ -55,6 +59,18 @@ class Config(Section):
                 f"method '{self.method.type}' trains an adapter, whose tensors are small already; use "
                 "`method: {type: full}` or another optim"
             )
+        if self.quantization is not None:
+            compute = self.quantization.compute_dtype
+            if "auto" not in (compute, self.dtype) and compute != self.dtype:
+                wrong.append(
+                    f"quantization.compute_dtype is {compute} and dtype is {self.dtype}; set one of them, since what "
+                    "is not quantized is held in the dtype of the products"
+                )
+            if self.method.type == "full":
+                wrong.append(
+                    "method 'full' trains every weight, but with `quantization` the base is stored packed and frozen; "
+                    "remove quantization, or use an adapter method such as lora"
+                )
         if wrong:
             raise ValueError(". ".join(wrong))
         return self

@@ -22,8 +22,8 @@ from lamina.methods.base import AdapterLinear, AdapterModule
 from lamina.ops.attention import packed_attention_forward
 from lamina.ops.kernels import GELU_TANH, SILU
 from lamina.ops.linear_group import LinearGroup
-from lamina.ops.pool import Pool
-from lamina.quantization import DenseLinear
+from lamina.ops.pool import Pool, Scratch
+from lamina.quantization import DenseLinear, PackedFrozen, PackedLinear
 
 # How far our layer's change of its input may be from transformers', in roundings of the dtype (L2, relative).
 ROUNDINGS = 4
@@ -106,8 +106,14 @@ def _run_probe(model: PreTrainedModel) -> None:
         model.get_decoder()(input_ids=ids, position_ids=positions, document_lengths=_PROBE_LENGTHS, use_cache=False)
 
 
-def recognise(layer: Any, observed: Observed) -> LayerPlan | Reason:
-    """Takes a layer apart. Its weights belong to the plan's groups afterwards (see `release`)."""
+def recognise(layer: Any, observed: Observed, scratch: Scratch) -> LayerPlan | Reason:
+    """Takes a layer apart. Its weights belong to the plan's groups afterwards (see `release`).
+
+    Args:
+        layer: A decoder layer.
+        observed: Its own forward.
+        scratch: Where packed weights are laid out.
+    """
     inside = next((adapter for adapter in _adapters(layer) if not isinstance(adapter, AdapterLinear)), None)
     if inside is not None:
         return f"{type(inside).__name__} cannot join a fused layer"
@@ -147,10 +153,10 @@ def recognise(layer: Any, observed: Observed) -> LayerPlan | Reason:
         mlp_norm=rms[2] if sandwich else rms[1],
         output_norm=rms[3] if sandwich else None,
         head_norms=(rms[-2], rms[-1]) if has_head_norms else None,
-        qkv=_linears(projections),
-        o=_linears(o),
-        gate_up=_linears(gates),
-        down=_linears(down),
+        qkv=_linears(projections, scratch),
+        o=_linears(o, scratch),
+        gate_up=_linears(gates, scratch),
+        down=_linears(down, scratch),
         heads=_out_features(projections[0]) // head_size,
         key_heads=_out_features(projections[1]) // head_size,
         head_size=head_size,
@@ -252,16 +258,18 @@ def _obstacle(layer: nn.Module, linears: list[nn.Module], norms: list[nn.Module]
     for module in linears:
         if isinstance(module, AdapterLinear) and module.rank is None:
             return f"{type(module).__name__} cannot join a fused layer"
-        if _dense(module) is None:
+        if _stored(module) is None:
             return f"{type(module).__name__} holds its weight in another way"
     adapters = {id(t) for m in linears if isinstance(m, AdapterLinear) for t in m.parameters() if t.requires_grad}
     for name, parameter in layer.named_parameters():
         if parameter.requires_grad and id(parameter) not in adapters:
             return f"its {name} is trained"
-    weights = [_dense(module).weight for module in linears]  # pyright: ignore[reportOptionalMemberAccess]
+    stored = [_stored(module) for module in linears]
+    weights = [linear.weight for linear in stored if linear is not None]
     if {(w.dtype, w.device) for w in weights} != {(observed.x.dtype, observed.x.device)}:
         return "its weights have another dtype or device than its input"
-    if len({w.data_ptr() for w in weights}) < len(weights):
+    memory = [linear.packed if isinstance(linear, PackedLinear) else linear.weight for linear in stored if linear]
+    if len({tensor.data_ptr() for tensor in memory}) < len(memory):
         return "two of its linears share a weight"
     if observed.attention.get("attention_prefix") is not None:
         return "its attention has a trained prefix"
@@ -272,22 +280,24 @@ def _obstacle(layer: nn.Module, linears: list[nn.Module], norms: list[nn.Module]
     return None
 
 
-def _dense(module: nn.Module) -> nn.Linear | None:
+def _stored(module: nn.Module) -> nn.Linear | PackedLinear | None:
+    """The linear layer that holds a module's weight, if it is of a kind that a group can take."""
     frozen = module.frozen if isinstance(module, AdapterLinear) else None
-    if isinstance(frozen, DenseLinear):
+    if isinstance(frozen, DenseLinear | PackedFrozen):
         module = frozen.base
-    return module if type(module) is nn.Linear else None
+    return module if type(module) is nn.Linear or isinstance(module, PackedLinear) else None
 
 
-def _linears(modules: list[nn.Module]) -> Linears:
+def _linears(modules: list[nn.Module], scratch: Scratch) -> Linears:
     ranks = [module.rank or 0 if isinstance(module, AdapterLinear) else 0 for module in modules]
-    return Linears(modules, LinearGroup([_dense(module) for module in modules], ranks))  # pyright: ignore[reportArgumentType]
+    stored = [_stored(module) for module in modules]
+    return Linears(modules, LinearGroup([linear for linear in stored if linear is not None], ranks, scratch))
 
 
 def _out_features(module: nn.Module) -> int:
-    dense = _dense(module)
-    assert dense is not None
-    return dense.out_features
+    stored = _stored(module)
+    assert stored is not None
+    return stored.out_features
 
 
 @torch.no_grad()

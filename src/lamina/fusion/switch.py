@@ -18,7 +18,7 @@ from lamina.fusion.layer import LayerPlan, Surroundings, run_layer
 from lamina.fusion.recognise import disagreement, observe, recognise, release, replace_parts, restore
 from lamina.ops.attention import packed_attention
 from lamina.ops.kernels import use_backend
-from lamina.ops.pool import Pool
+from lamina.ops.pool import Pool, Scratch
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,14 @@ def fused_layers(model: PreTrainedModel, recompute: Recompute = False) -> Iterat
     plans: dict[nn.Module, LayerPlan] = {}
     parts: list[nn.Module] = []
     in_parts = 0
+    scratch = Scratch()
     reasons: list[str] = [] if layers else [f"{type(model).__name__} keeps its decoder layers in no known place"]
     try:
         for layer, observed in (observe(model, layers) if layers else {}).items():
             if isinstance(observed, str):
                 reasons.append(observed)
                 continue
-            plan = recognise(layer, observed)
+            plan = recognise(layer, observed, scratch)
             if not isinstance(plan, str):
                 plans[layer] = plan
                 reason = disagreement(plan, observed)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lamina.config.quantization import QuantizationConfig
 from lamina.data.template import ChatTemplate, build_template
 from lamina.errors import AdapterError
 from lamina.methods.adapter import Adapter, check_tensors, read_adapter
@@ -112,7 +113,8 @@ def load(
     device = device or default_device()
     if dtype == "auto" and adapter.lock and adapter.lock.base_dtype == "float32":
         dtype = "float32"
-    base = load_base(ref, dtype, device, notify)
+    packed = adapter.lock.quantization if adapter.lock else None
+    base = load_base(ref, dtype, device, notify, QuantizationConfig(**packed) if packed else None)
     wanted = adapter.lock.chat_template if adapter.lock else "model"
     template = build_template(base.tokenizer, None if wanted == "model" else wanted)
     if adapter.lock:

@@ -74,6 +74,7 @@ def build_lock(base: Base, template: ChatTemplate, data: list[dict[str, Any]]) -
         chat_template_digest=template.digest,
         stop_token=template.stop_token,
         data=data,
+        quantization=base.quantization and base.quantization.model_dump(),
     )
 
 

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ModelError
 from lamina.models.fingerprint import BaseFingerprint, fingerprint_base, weight_files
 from lamina.models.machine import choose_dtype, default_device
 from lamina.models.quiet import quiet_transformers
+from lamina.models.read import read_model
 from lamina.models.source import ModelSource, Notify, find_model
+from lamina.models.stored import agreed, stored_quantization
 
 
 @dataclass(frozen=True)
@@ -31,13 +26,15 @@ class Base:
         model: A transformers causal language model in evaluation mode; no parameter asks for a gradient.
         tokenizer: Its tokenizer.
         source: Where it came from.
-        dtype: What its weights are held in.
+        dtype: What its weights are held in, or, where they are quantized, turned back to.
+        quantization: How they are quantized; None for not at all.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     source: ModelSource
     dtype: torch.dtype
+    quantization: QuantizationConfig | None = None
 
     @cached_property
     def fingerprint(self) -> BaseFingerprint:
@@ -50,6 +47,7 @@ def load_base(
     dtype: str = "auto",
     device: torch.device | None = None,
     notify: Notify = lambda message: None,
+    quantization: QuantizationConfig | None = None,
 ) -> Base:
     """Loads a base model.
 
@@ -58,36 +56,29 @@ def load_base(
         dtype: `auto`, `bfloat16` or `float32`.
         device: Where to put it; by default CUDA if there is one.
         notify: Called with a sentence before anything that takes a while.
+        quantization: Stores the weights of linear layers in 4 or 8 bits, one after the other as they are read.
 
     Raises:
-        ConfigError: Nothing of that name can exist.
+        ConfigError: Nothing of that name can exist, or the quantization does not fit the model.
         ModelError: It cannot be fetched or read, or it is no causal language model.
     """
     source = find_model(ref, notify)
     device = device or default_device()
+    if quantization is not None and quantization.compute_dtype != "auto":
+        dtype = quantization.compute_dtype
     chosen = choose_dtype(dtype, device)
     tokenizer = load_tokenizer(source)
     weight_files(source.folder)
-    try:
-        with quiet_transformers():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source.folder,
-                dtype=chosen,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{source.folder}: cannot be loaded as a causal language model: {error}") from error
-    model, info = loaded
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ModelError(
-            f"{source.folder}: {len(missing)} weights are missing from its files (first: {missing[0]}). "
-            "Fix: fetch the model again; it is incomplete."
-        )
+    stored = stored_quantization(source.folder)
+    if quantization is None and stored is None:
+        model = read_model(source.folder, chosen).to(device)  # pyright: ignore[reportArgumentType]
+    else:
+        from lamina.models.quantized import load_packed
+
+        quantization = agreed(quantization, stored, source.folder)
+        model = load_packed(source.folder, quantization, stored is not None, chosen, device, notify)
     model.requires_grad_(False)
-    return Base(model.to(device).eval(), tokenizer, source, chosen)
+    return Base(model.eval(), tokenizer, source, chosen, quantization)
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:

@@ -8,7 +8,8 @@ rank-sized products beside it. So one product does it all:
 and what the detours add is rank-sized: dA = gh^T x, dB = s g^T h, dx = g W + gh A. The gradient of W is never formed.
 With A and B of all members below each other (A) and in blocks (B), members share these products too.
 
-The linears keep their weights as views into that matrix, so nothing is stored twice.
+The linears keep their weights as views into that matrix, so nothing is stored twice. Where they are stored packed, in 4
+or 8 bits, the matrix is a buffer that all layers share, and each product lays the weights in it that it needs.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from lamina.ops.dropout import drop, keep_mask
 from lamina.ops.kernels import kernels_for
 from lamina.ops.pages import drop_pages
+from lamina.ops.pool import Scratch
+from lamina.quantization import PackedLinear
 
 
 @dataclass(frozen=True)
@@ -72,12 +76,15 @@ class LinearGroup:
         rank: Columns that the detours need beside the input, R.
     """
 
-    def __init__(self, linears: Sequence[nn.Linear], ranks: Sequence[int]) -> None:
+    def __init__(
+        self, linears: Sequence[nn.Linear | PackedLinear], ranks: Sequence[int], scratch: Scratch | None = None
+    ) -> None:
         """Takes over the linears' weights.
 
         Args:
-            linears: Frozen; their weights become views into the group's matrix until `release`.
+            linears: Frozen; the weights of ordinary ones become views into the group's matrix until `release`.
             ranks: Of each linear's detour; 0 for none.
+            scratch: Where packed weights are laid out.
         """
         self._linears = list(linears)
         self._ranks = list(ranks)
@@ -87,13 +94,19 @@ class LinearGroup:
         self.out_features = sum(linear.out_features for linear in linears)
         self.rank = sum(ranks)
         weight = linears[0].weight
-        self._matrix = weight.new_zeros(self.out_features, self.in_features + self.rank)
+        self._scratch = scratch or Scratch()
+        self._packed = any(isinstance(linear, PackedLinear) for linear in linears)
         self._A = weight.new_empty(self.rank, self.in_features)
-        with torch.no_grad():
-            for linear, rows in zip(self._linears, self._rows, strict=True):
-                home, own = self._matrix[rows, : self.in_features], linear.weight.data
-                linear.weight.data = home.copy_(own)
-                drop_pages(own)
+        if self._packed:
+            self._beside = weight.new_zeros(self.out_features, self.rank)
+        else:
+            self._resident = weight.new_zeros(self.out_features, self.in_features + self.rank)
+            self._beside = self._resident[:, self.in_features :]
+            with torch.no_grad():
+                for linear, rows in zip(self._linears, self._rows, strict=True):
+                    home, own = self._resident[rows, : self.in_features], linear.weight.data
+                    linear.weight.data = home.copy_(own)
+                    drop_pages(own)
         self._factors: torch.Tensor | None = None
         self._bias = None
         if any(linear.bias is not None for linear in linears):
@@ -102,14 +115,16 @@ class LinearGroup:
 
     def release(self) -> None:
         """Gives every linear a weight of its own again. The group is of no use afterwards."""
+        if self._packed:
+            return
         for linear in self._linears:
             linear.weight.data = linear.weight.detach().clone(memory_format=torch.contiguous_format)
-        self._matrix = self._matrix.new_empty(0)
+        self._resident = self._beside = self._resident.new_empty(0)
 
     def refresh(self, detours: Sequence[Detour | None]) -> None:
         """Rounds the masters into place. None for a linear whose detour is switched off, or that has none."""
         for detour, rows, columns in zip(detours, self._rows, self._columns, strict=True):
-            beside = self._matrix[rows, self.in_features :][:, columns]
+            beside = self._beside[rows, columns]
             if detour is None:
                 beside.zero_()
                 self._A[columns].zero_()
@@ -136,23 +151,23 @@ class LinearGroup:
         Returns:
             (T, out), and the state for the backward.
         """
-        x, h = x_ext[:, : self.in_features], x_ext[:, self.in_features :]
+        x, h, matrix = x_ext[:, : self.in_features], x_ext[:, self.in_features :], self._matrix()
         state = GroupState(h, [None] * len(self._ranks))
         if self.rank:
             h.copy_(x @ self._A.T)
         for i, (detour, columns) in enumerate(zip(detours, self._columns, strict=True)):
             if detour is not None and detour.dropout > 0.0:
-                state.masks[i] = mask = _kept(x, detour.dropout)
-                h[:, columns] = _dropped(x, mask, detour.dropout) @ self._A[columns].T
+                state.masks[i] = mask = keep_mask(x, detour.dropout)
+                h[:, columns] = drop(x, mask, detour.dropout) @ self._A[columns].T
         if self._factors is not None:
-            state.scaled = torch.mm(x_ext, self._matrix.T, out=out)
+            state.scaled = torch.mm(x_ext, matrix.T, out=out)
             kernels_for(state.scaled).scale_columns_(state.scaled, self._factors)
             y = state.scaled if residual is None else state.scaled + residual
             return y if self._bias is None else y + self._bias, state
         if residual is not None:
-            y = torch.addmm(residual, x_ext, self._matrix.T, out=out)
+            y = torch.addmm(residual, x_ext, matrix.T, out=out)
         else:
-            y = torch.mm(x_ext, self._matrix.T, out=out)
+            y = torch.mm(x_ext, matrix.T, out=out)
         return y if self._bias is None else y.add_(self._bias), state
 
     def unscaled(self, grad: torch.Tensor, state: GroupState) -> torch.Tensor:
@@ -184,15 +199,15 @@ class LinearGroup:
             dx (T, in), undefined if not wanted, and gh (T, R).
         """
         if not wants_dx:
-            return grad, grad @ self._matrix[:, self.in_features :]
-        both = grad @ self._matrix
+            return grad, grad @ self._beside
+        both = grad @ self._matrix()
         dx, gh = both[:, : self.in_features], both[:, self.in_features :].contiguous()
         if not any(mask is not None for mask in state.masks):
             return (dx.addmm_(gh, self._A) if self.rank else dx), gh
         for mask, detour, columns in zip(state.masks, detours, self._columns, strict=True):
             if detour is not None:
                 through = gh[:, columns] @ self._A[columns]
-                dx += through if mask is None else _dropped(through, mask, detour.dropout)
+                dx += through if mask is None else drop(through, mask, detour.dropout)
         return dx, gh
 
     def backward_detours(
@@ -223,7 +238,7 @@ class LinearGroup:
         for mask, detour, rows, columns in zip(state.masks, detours, self._rows, self._columns, strict=True):
             if detour is not None:
                 if any(mask is not None for mask in state.masks):
-                    seen = x if mask is None else _dropped(x, mask, detour.dropout)
+                    seen = x if mask is None else drop(x, mask, detour.dropout)
                     kernels.narrow_product(gh[:, columns], seen, dA[columns], 1.0)
                 dB = torch.empty(detour.B.shape, device=grad.device)
                 kernels.narrow_product(h[:, columns], grad[:, rows], dB.T, detour.scaling)
@@ -233,10 +248,21 @@ class LinearGroup:
                     grads.append(state.grad_columns[rows])
         return grads
 
+    def _matrix(self) -> torch.Tensor:
+        """(out, in + R): the weights with the scaled B's beside them, at least until another group is asked."""
+        if not self._packed:
+            return self._resident
+        matrix = self._scratch.buffer(self._beside, self.out_features, self.in_features + self.rank)
+        for linear, rows in zip(self._linears, self._rows, strict=True):
+            weight = linear.dense() if isinstance(linear, PackedLinear) else linear.weight
+            matrix[rows, : self.in_features].copy_(weight)
+        matrix[:, self.in_features :].copy_(self._beside)
+        return matrix
+
     def _column_factors(self, detours: Sequence[Detour | None]) -> torch.Tensor | None:
         if not any(detour is not None and detour.columns is not None for detour in detours):
             return None
-        factors = torch.ones(self.out_features, device=self._matrix.device)
+        factors = torch.ones(self.out_features, device=self._A.device)
         for detour, rows in zip(detours, self._rows, strict=True):
             if detour is not None and detour.columns is not None:
                 factors[rows] = detour.columns.detach()
@@ -246,11 +272,3 @@ class LinearGroup:
 def _slices(lengths: Sequence[int]) -> list[slice]:
     ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
     return [slice(end - length, end) for length, end in zip(lengths, ends, strict=True)]
-
-
-def _kept(x: torch.Tensor, dropout: float) -> torch.Tensor:
-    return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1.0 - dropout)
-
-
-def _dropped(x: torch.Tensor, mask: torch.Tensor, dropout: float) -> torch.Tensor:
-    return x * mask * (1.0 / (1.0 - dropout))

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from lamina.ops.dropout import drop, keep_mask
 from lamina.ops.kernels import kernels_for
 from lamina.quantization.frozen import FrozenLinear
 
@@ -45,9 +46,7 @@ def lora_linear(
     Returns:
         (..., out), in x's dtype.
     """
-    keep = None
-    if dropout > 0.0:
-        keep = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1.0 - dropout)
+    keep = keep_mask(x, dropout) if dropout > 0.0 else None
     return _LoraLinear.apply(x, A, B, columns, frozen, scaling, keep, dropout)
 
 
@@ -110,4 +109,4 @@ def _bias(frozen: FrozenLinear) -> torch.Tensor | float:
 def _dropped(x_TI: torch.Tensor, keep: torch.Tensor | None, dropout: float) -> torch.Tensor:
     if keep is None:
         return x_TI
-    return x_TI * keep.reshape(x_TI.shape) * (1.0 / (1.0 - dropout))
+    return drop(x_TI, keep.reshape(x_TI.shape), dropout)

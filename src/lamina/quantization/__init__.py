@@ -6,8 +6,9 @@ from torch import nn
 
 from lamina.quantization.dense import DenseLinear
 from lamina.quantization.frozen import FrozenLinear
+from lamina.quantization.packed import PackedFrozen, PackedLinear
 
-STORAGES: tuple[type[FrozenLinear], ...] = (DenseLinear,)
+STORAGES: tuple[type[FrozenLinear], ...] = (DenseLinear, PackedFrozen)
 
 
 def freeze_linear(module: nn.Module) -> FrozenLinear | None:
@@ -18,4 +19,4 @@ def freeze_linear(module: nn.Module) -> FrozenLinear | None:
     return None
 
 
-__all__ = ["STORAGES", "DenseLinear", "FrozenLinear", "freeze_linear"]
+__all__ = ["STORAGES", "DenseLinear", "FrozenLinear", "PackedFrozen", "PackedLinear", "freeze_linear"]

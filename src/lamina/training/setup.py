@@ -97,7 +97,7 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
         LaminaError: Model, data or configuration cannot be used; see the parts' own functions.
     """
     notify(f"Loading {config.model} ...")
-    base = load_base(config.model, config.dtype, notify=notify)
+    base = load_base(config.model, config.dtype, notify=notify, quantization=config.quantization)
     template = build_template(base.tokenizer, config.data.chat_template)
     notify("Reading the data ...")
     batch_size = config.train.per_device_train_batch_size

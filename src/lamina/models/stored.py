@@ -1,0 +1,62 @@
+"""How the weights of a model folder are quantized already, by its config.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lamina.config.quantization import QuantizationConfig
+from lamina.errors import ConfigError, ModelError, Problem
+
+
+def stored_quantization(folder: Path) -> QuantizationConfig | None:
+    """How the folder's weights are quantized; None for not at all.
+
+    Raises:
+        ModelError: In a way that lamina cannot train on.
+    """
+    stored = _config(folder).get("quantization_config")
+    if not stored:
+        return None
+    method = stored.get("quant_method", "bitsandbytes")
+    if method != "bitsandbytes":
+        raise ModelError(
+            f"{folder}: its weights are quantized with {method}, which lamina cannot train on. "
+            "Fix: take the model in 16 bits, and quantize it with `quantization: {bits: 4}`."
+        )
+    if stored.get("load_in_8bit"):
+        return QuantizationConfig(bits=8)
+    # The blocks' size stands in the weights' own files; what this says of it is only where lamina wrote it.
+    return QuantizationConfig(
+        bits=4,
+        quant_type=stored.get("bnb_4bit_quant_type", "fp4"),
+        double_quant=bool(stored.get("bnb_4bit_use_double_quant", False)),
+    )
+
+
+def agreed(wanted: QuantizationConfig | None, stored: QuantizationConfig | None, folder: Path) -> QuantizationConfig:
+    """The quantization to load with.
+
+    Raises:
+        ConfigError: The folder is quantized otherwise than asked for.
+    """
+    if wanted is None or stored is None:
+        chosen = wanted or stored
+        assert chosen is not None
+        return chosen
+    for field in ("bits", "quant_type", "double_quant"):
+        asked, found = getattr(wanted, field), getattr(stored, field)
+        if asked != found and (field == "bits" or stored.bits == 4):
+            message = f"{folder} is quantized already, with {field} {found}, and {asked} was asked for."
+            raise ConfigError(
+                Problem(f"quantization.{field}", message, "remove `quantization`, or name the model in 16 bits")
+            )
+    return wanted
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # reading the model says what is wrong with it

@@ -1,0 +1,259 @@
+"""Weights in 4 or 8 bits, in tensors of our own, over the kernels of bitsandbytes.
+
+Its modules are not used: on the CPU they repack a weight when they evaluate, after which it can neither be trained on
+nor turned back. Here a weight is only ever read: a product turns the one that it needs back into the compute dtype, and
+the backward does so again instead of keeping it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lamina.errors import ConfigError, Problem
+from lamina.quantization.frozen import FrozenLinear
+
+# Scales that belong together when they are quantized themselves.
+NESTED_BLOCK = 256
+
+# 1 / 127, rounded as bitsandbytes rounds it: LLM.int8's whole numbers reach from -127 to 127.
+INT8_STEP = 7.874015718698502e-3
+
+
+def bitsandbytes() -> Any:
+    """`bitsandbytes.functional`.
+
+    Raises:
+        ConfigError: It is not installed, or cannot be loaded.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that are not used here
+    try:
+        return importlib.import_module("bitsandbytes.functional")
+    except ImportError as error:
+        missing = (error.name or "").partition(".")[0] == "bitsandbytes"
+        message = "a quantized base needs the package bitsandbytes, which " + (
+            "is not installed." if missing else f"cannot be loaded: {error}"
+        )
+        raise ConfigError(Problem("quantization", message, "pip install 'lamina[bnb]'")) from error
+
+
+class PackedLinear(nn.Module, ABC):
+    """A linear layer whose weight W (out_features, in_features) is stored packed and never trained.
+
+    Attributes:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        dtype: What W is turned back to.
+        bias: (out_features,), frozen, or None.
+    """
+
+    packed: torch.Tensor
+    bias: nn.Parameter | None
+
+    def __init__(self, in_features: int, out_features: int, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.dtype = in_features, out_features, dtype
+        self.bias = None if bias is None else nn.Parameter(bias.detach().to(dtype), requires_grad=False)
+
+    @abstractmethod
+    def dense(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """W as (out_features, in_features), a new tensor, by default in the compute dtype."""
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """An empty tensor in the compute dtype, for code that looks at a layer's dtype or device."""
+        return torch.empty(0, dtype=self.dtype, device=self.packed.device)
+
+    def packed_bytes(self) -> int:
+        """What the weight and its scales take."""
+        return sum(buffer.nbytes for buffer in self.buffers())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (..., in_features) -> (..., out_features); for the backward no dense weight is kept."""
+        return packed_matmul(x, self, self.bias)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PackedLinear:
+        # A change of dtype concerns what W is turned back to; scales are part of the stored numbers.
+        exact = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            self._buffers[name] = buffer.to(self.get_buffer(name).device)
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.packed.device)).dtype
+        return self
+
+
+class FourBitLinear(PackedLinear):
+    """Two weights a byte, each one of sixteen numbers times its block's scale (NF4 or FP4).
+
+    Attributes:
+        packed: uint8, (in_features * out_features / 2, 1).
+        absmax: A scale a block: float32, or uint8 where the scales are quantized too.
+        code: (16,), float32: the numbers.
+        nested_absmax, nested_code, nested_offset: Of quantized scales, float32; else None.
+        blocksize: Weights that share a scale.
+        quant_type: `nf4` or `fp4`.
+    """
+
+    absmax: torch.Tensor
+    code: torch.Tensor
+    nested_absmax: torch.Tensor | None
+    nested_code: torch.Tensor | None
+    nested_offset: torch.Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: torch.Tensor | None,
+        dtype: torch.dtype,
+        packed: torch.Tensor,
+        state: Any,
+    ) -> None:
+        """
+        Args:
+            in_features: Width of the input.
+            out_features: Width of the output.
+            bias: (out_features,), or None.
+            dtype: What W is turned back to.
+            packed: uint8.
+            state: The `QuantState` of bitsandbytes that belongs to it.
+        """
+        super().__init__(in_features, out_features, bias, dtype)
+        self.blocksize, self.quant_type = state.blocksize, state.quant_type
+        self.register_buffer("packed", packed)
+        self.register_buffer("absmax", state.absmax)
+        self.register_buffer("code", state.code)
+        nested = state.state2
+        self.register_buffer("nested_absmax", nested.absmax if nested else None)
+        self.register_buffer("nested_code", nested.code if nested else None)
+        self.register_buffer("nested_offset", state.offset if nested else None)
+
+    @classmethod
+    def pack(
+        cls, linear: nn.Linear, quant_type: str = "nf4", double_quant: bool = True, blocksize: int = 64
+    ) -> FourBitLinear:
+        """Quantizes an ordinary linear layer."""
+        packed, state = bitsandbytes().quantize_4bit(
+            linear.weight.detach().contiguous(),
+            blocksize=blocksize,
+            compress_statistics=double_quant,
+            quant_type=quant_type,
+        )
+        return cls(linear.in_features, linear.out_features, linear.bias, linear.weight.dtype, packed, state)
+
+    def dense(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        functional = bitsandbytes()
+        absmax = self.absmax
+        if self.nested_absmax is not None:
+            absmax = functional.dequantize_blockwise(
+                absmax, absmax=self.nested_absmax, code=self.nested_code, blocksize=NESTED_BLOCK
+            )
+            absmax += self.nested_offset
+        return torch.ops.bitsandbytes.dequantize_4bit.default(
+            self.packed,
+            absmax,
+            self.blocksize,
+            self.quant_type,
+            (self.out_features, self.in_features),
+            dtype or self.dtype,
+        )
+
+
+class EightBitLinear(PackedLinear):
+    """A byte a weight and a scale a row: W = packed * scales / 127.
+
+    Attributes:
+        packed: int8, (out_features, in_features).
+        scales: float32, (out_features,): the largest magnitude of each row.
+    """
+
+    scales: torch.Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: torch.Tensor | None,
+        dtype: torch.dtype,
+        packed: torch.Tensor,
+        scales: torch.Tensor,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, dtype)
+        self.register_buffer("packed", packed)
+        self.register_buffer("scales", scales)
+
+    @classmethod
+    def pack(cls, linear: nn.Linear) -> EightBitLinear:
+        """Quantizes an ordinary linear layer, by way of float16, as bitsandbytes does."""
+        packed, scales, _ = bitsandbytes().int8_vectorwise_quant(linear.weight.detach().to(torch.float16))
+        return cls(linear.in_features, linear.out_features, linear.bias, linear.weight.dtype, packed, scales)
+
+    def dense(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return (self.packed * self.scales[:, None] * INT8_STEP).to(dtype or self.dtype)
+
+
+def packed_matmul(x: torch.Tensor, base: PackedLinear, bias: torch.Tensor | None) -> torch.Tensor:
+    """x W^T + bias, with W turned back for the product, and once more for the backward."""
+    y: Any = _PackedMatmul.apply(x, base)
+    return y if bias is None else y + bias
+
+
+class _PackedMatmul(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, base: PackedLinear) -> torch.Tensor:
+        ctx.base = base
+        return F.linear(x, base.dense(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grads[0] @ ctx.base.dense(grads[0].dtype), None
+
+
+class PackedFrozen(FrozenLinear):
+    """A `PackedLinear` as methods see it."""
+
+    base: PackedLinear | nn.Linear
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        assert isinstance(module, PackedLinear)
+        self.base = module
+        self.in_features, self.out_features = module.in_features, module.out_features
+
+    @classmethod
+    def stores(cls, module: nn.Module) -> bool:
+        return isinstance(module, PackedLinear)
+
+    def matmul(self, x: torch.Tensor, with_bias: bool = True) -> torch.Tensor:
+        bias = self.base.bias if with_bias else None
+        return (
+            packed_matmul(x, self.base, bias)
+            if isinstance(self.base, PackedLinear)
+            else F.linear(x, self.base.weight, bias)
+        )
+
+    def matmul_t(self, grad: torch.Tensor) -> torch.Tensor:
+        return grad @ self.weight(grad.dtype)
+
+    def weight(self, dtype: torch.dtype) -> torch.Tensor:
+        return self.base.dense(dtype) if isinstance(self.base, PackedLinear) else self.base.weight.detach().to(dtype)
+
+    @torch.no_grad()
+    def set_weight(self, weight: torch.Tensor) -> None:
+        """From now on the layer is an ordinary one in the compute dtype: a changed weight is not quantized again."""
+        dense: Any = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        dtype = self.base.dtype if isinstance(self.base, PackedLinear) else self.base.weight.dtype
+        dense.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+        dense.bias = self.base.bias
+        self.base = dense
+
+    @torch.no_grad()
+    def set_bias(self, bias: torch.Tensor) -> None:
+        self.base.bias = nn.Parameter(bias.to(self.base.weight.dtype), requires_grad=False)
