@@ -191,6 +191,12 @@ def merge(
     dtype: Annotated[str, typer.Option(help="bfloat16, float32, or auto: what the adapter was trained on.")] = "auto",
     model: ModelOption = None,
     allow_base_mismatch: MismatchFlag = False,
+    original_base: Annotated[
+        bool, typer.Option("--original-base", help="Of a quantized base take the weights from before.")
+    ] = False,
+    allow_difference: Annotated[
+        bool, typer.Option("--allow-difference", help="Keep the merged model although its probes did not pass.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Fold an adapter into its base, write a plain transformers folder, and prove that it is the same model."""
@@ -199,7 +205,14 @@ def merge(
     from lamina.export.merge import merge as merge_adapter
 
     merged = merge_adapter(
-        source, destination, model=model, dtype=dtype, allow_base_mismatch=allow_base_mismatch, notify=notify
+        source,
+        destination,
+        model=model,
+        dtype=dtype,
+        allow_base_mismatch=allow_base_mismatch,
+        original_base=original_base,
+        allow_difference=allow_difference,
+        notify=notify,
     )
     if as_json:
         print_json(merged.as_json())

@@ -39,7 +39,9 @@ class QuantizationConfig(Section):
             allowed = ", ".join(map(str, BLOCK_SIZES))
             raise ValueError(f"blocksize {self.blocksize} has no kernel; use one of {allowed}")
         if self.bits == 8:
-            given = sorted({"quant_type", "double_quant", "blocksize"} & self.model_fields_set)
+            fields = type(self).model_fields
+            others = ("quant_type", "double_quant", "blocksize")
+            given = [name for name in others if getattr(self, name) != fields[name].default]
             if given:
-                raise ValueError(f"{', '.join(given)} belong to 4 bits, but bits is 8; remove them or set bits: 4")
+                raise ValueError(f"{', '.join(given)} belongs to 4 bits, but bits is 8; remove it or set bits: 4")
         return self

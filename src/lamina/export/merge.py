@@ -19,6 +19,7 @@ from lamina.methods.load import Loaded, adapter_folder, load
 from lamina.methods.probes import Certificate, record_probes, replay_probes
 from lamina.models.machine import dtype_name
 from lamina.models.quiet import quiet_transformers
+from lamina.quantization import unpack
 
 CERTIFICATE_FILE = "lamina_certificate.json"
 
@@ -47,12 +48,16 @@ def merge(
     model: str | None = None,
     dtype: str = "auto",
     allow_base_mismatch: bool = False,
+    original_base: bool = False,
+    allow_difference: bool = False,
     notify: Callable[[str], None] = lambda message: None,
 ) -> Merged:
     """Folds an adapter into its base and writes a plain transformers folder.
 
     The sum is made in float32 and rounded once to the base's dtype. The folder is written aside, loaded again by
-    transformers alone, and appears at `out` only if the probes pass on it.
+    transformers alone, and appears at `out` only if the probes pass on it. Where the base was quantized for training,
+    what the adapter is added to are the weights that the quantized ones stand for, since these are what it was trained
+    on; they are written in the compute dtype and never quantized again.
 
     Args:
         path: A run directory or an adapter folder.
@@ -60,6 +65,9 @@ def merge(
         model: The base; by default the one that the adapter names.
         dtype: `bfloat16` or `float32`; `auto` is what the base was held in when the adapter was trained.
         allow_base_mismatch: Merge into another base than the adapter is locked to.
+        original_base: Merge into the weights that the base had before it was quantized. The adapter has not seen these,
+            so the probes may not pass.
+        allow_difference: Keep the merged model although its probes did not pass; its certificate says so.
         notify: Called with a sentence before anything that takes a while.
 
     Raises:
@@ -74,12 +82,20 @@ def merge(
     lock = read_adapter(adapter_folder(path)).lock
     if dtype == "auto" and lock is not None:
         dtype = lock.base_dtype  # also where the machine would rather compute in another one
-    loaded = load(path, model=model, dtype=dtype, allow_base_mismatch=allow_base_mismatch, notify=notify)
+    loaded = load(
+        path,
+        model=model,
+        dtype=dtype,
+        allow_base_mismatch=allow_base_mismatch,
+        original_base=original_base,
+        notify=notify,
+    )
     probes = loaded.adapter.probes or record_probes(loaded.injection, loaded.template)
     expected = len(loaded.injection.layers)
 
     notify("Folding the adapter in ...")
     folded = fold_in(loaded.injection)
+    unpack(loaded.model)
     with files.new_folder(out) as folder:
         _write_model(loaded, folder)
         notify("Replaying the probes on the written folder ...")
@@ -94,7 +110,9 @@ def merge(
             modules_matched=folded,
             trained_dtype=lock.base_dtype if lock else dtype_name(loaded.base.dtype),
             notes=loaded.notes,
-        ).require()
+        )
+        if not allow_difference:
+            certificate.require()
         files.write_json(folder / CERTIFICATE_FILE, certificate.as_json())
     return Merged(out, certificate)
 

@@ -88,6 +88,7 @@ def load(
     dtype: str = "auto",
     device: torch.device | None = None,
     allow_base_mismatch: bool = False,
+    original_base: bool = False,
     notify: Notify = lambda message: None,
 ) -> Loaded:
     """Loads an adapter on its base, in evaluation mode.
@@ -99,6 +100,7 @@ def load(
             that does not multiply bfloat16 natively.
         device: Where to put it; by default CUDA if there is one.
         allow_base_mismatch: Go on although the lock does not fit.
+        original_base: Do not quantize the base, although it was when the adapter was trained.
         notify: Called with a sentence before anything that takes a while.
 
     Raises:
@@ -113,7 +115,7 @@ def load(
     device = device or default_device()
     if dtype == "auto" and adapter.lock and adapter.lock.base_dtype == "float32":
         dtype = "float32"
-    packed = adapter.lock.quantization if adapter.lock else None
+    packed = adapter.lock.quantization if adapter.lock and not original_base else None
     base = load_base(ref, dtype, device, notify, QuantizationConfig(**packed) if packed else None)
     wanted = adapter.lock.chat_template if adapter.lock else "model"
     template = build_template(base.tokenizer, None if wanted == "model" else wanted)

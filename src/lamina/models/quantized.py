@@ -126,8 +126,9 @@ class StreamingConfig(BitsAndBytesConfig):
             bnb_4bit_use_double_quant=config.double_quant,
         )
         self.quant_method: Any = f"lamina_{config.bits}bit"
-        self.lamina = config
-        self.files = files
+        # Plain data, as transformers prints and copies such settings.
+        self.lamina = config.model_dump()
+        self.files = [str(path) for path in files]
 
 
 class _Streaming:
@@ -136,7 +137,7 @@ class _Streaming:
     quantization_config: Any  # a StreamingConfig
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
-        config = self.quantization_config.lamina
+        config = QuantizationConfig(**self.quantization_config.lamina)
         kept = _kept_modules(model, config)
         self.quantization_config.llm_int8_skip_modules = kept
         super()._process_model_before_weight_loading(model, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
@@ -157,7 +158,7 @@ class _Streaming:
         def convert_and_drop(*args: Any, **kwargs: Any) -> Any:
             result = convert(*args, **kwargs)
             # The pages of the file that were read would count beside what was made of them.
-            drop_file_pages(self.quantization_config.files)
+            drop_file_pages(map(Path, self.quantization_config.files))
             return result
 
         operation.convert = convert_and_drop
@@ -194,7 +195,15 @@ def take_over(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
             if hasattr(model, flag):
                 setattr(model, flag, False)
+    conversions: Any = getattr(model, "_weight_conversions", None)
+    if conversions:  # saving would undo what reading did, and what made tensors of bitsandbytes cannot be undone
+        loaded_otherwise = [c for c in conversions if not any(hasattr(op, "hf_quantizer") for op in _operations(c))]
+        model._weight_conversions = loaded_otherwise  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
     return model
+
+
+def _operations(conversion: Any) -> Sequence[Any]:
+    return getattr(conversion, "operations", ())
 
 
 def _take_4bit(module: Any, dtype: torch.dtype) -> PackedLinear:
@@ -222,4 +231,4 @@ def _kept_modules(model: PreTrainedModel, config: QuantizationConfig) -> list[st
             message = f"{pattern!r} matches no module of {type(model).__name__}."
             raise ConfigError(Problem(f"{FIELD}.modules_to_not_convert", message, f"use names such as {short}"))
         kept += chosen
-    return [f"^{re.escape(name)}$" for name in kept]
+    return [re.escape(name) for name in kept]

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lamina.errors import ModelError
+from lamina.errors import LaminaError, ModelError
 from lamina.models.quiet import quiet_transformers
 
 
@@ -29,6 +29,8 @@ def read_model(folder: Path, dtype: torch.dtype, **settings: Any) -> PreTrainedM
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **settings
             )
+    except LaminaError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
     model, info = loaded

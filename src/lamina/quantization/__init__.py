@@ -6,7 +6,7 @@ from torch import nn
 
 from lamina.quantization.dense import DenseLinear
 from lamina.quantization.frozen import FrozenLinear
-from lamina.quantization.packed import PackedFrozen, PackedLinear
+from lamina.quantization.packed import PackedFrozen, PackedLinear, count_weights, unpack
 
 STORAGES: tuple[type[FrozenLinear], ...] = (DenseLinear, PackedFrozen)
 
@@ -19,4 +19,13 @@ def freeze_linear(module: nn.Module) -> FrozenLinear | None:
     return None
 
 
-__all__ = ["STORAGES", "DenseLinear", "FrozenLinear", "PackedFrozen", "PackedLinear", "freeze_linear"]
+__all__ = [
+    "STORAGES",
+    "DenseLinear",
+    "FrozenLinear",
+    "PackedFrozen",
+    "PackedLinear",
+    "count_weights",
+    "freeze_linear",
+    "unpack",
+]

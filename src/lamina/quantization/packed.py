@@ -199,6 +199,27 @@ class EightBitLinear(PackedLinear):
         return (self.packed * self.scales[:, None] * INT8_STEP).to(dtype or self.dtype)
 
 
+def unpack(model: nn.Module) -> int:
+    """Replaces every packed linear layer by an ordinary one with the weight that it stands for, in its compute dtype.
+
+    Returns:
+        How many were replaced.
+    """
+    packed = [(name, module) for name, module in model.named_modules() if isinstance(module, PackedLinear)]
+    for name, module in packed:
+        dense: Any = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+        dense.weight, dense.bias = nn.Parameter(module.dense(), requires_grad=False), module.bias
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, dense)
+    return len(packed)
+
+
+def count_weights(model: nn.Module) -> int:
+    """Parameters of a model, packed weights included; one that two modules share counts once."""
+    packed = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, PackedLinear))
+    return packed + sum(parameter.numel() for parameter in model.parameters())
+
+
 def packed_matmul(x: torch.Tensor, base: PackedLinear, bias: torch.Tensor | None) -> torch.Tensor:
     """x W^T + bias, with W turned back for the product, and once more for the backward."""
     y: Any = _PackedMatmul.apply(x, base)

@@ -30,6 +30,7 @@ from lamina.ops.kernels import kernel_notes
 from lamina.optim import LayerwiseGaloreAdamW
 from lamina.plan.memory import wants_checkpointing
 from lamina.plan.time import measured_tokens_per_second
+from lamina.quantization import count_weights
 from lamina.runs import Run, exclusive, start_run
 from lamina.training.checkpoint import (
     TrainState,
@@ -328,7 +329,7 @@ class _Loop:
             steps_per_epoch=session.steps_per_epoch,
             modules=len(session.injection.layers),
             trainable_parameters=trainable,
-            total_parameters=count_parameters(self.model.parameters()),
+            total_parameters=count_weights(self.model),
             dtype=str(session.base.dtype).removeprefix("torch."),
             device=str(self.model.device),
             gradient_checkpointing=fusion.recompute,
@@ -396,7 +397,7 @@ class _Loop:
             "step_seconds_median": statistics.median(steps) if steps else None,
             "peak_memory_bytes": state.peak_memory_bytes,
             "trainable_parameters": count_parameters(self.parameters),
-            "total_parameters": count_parameters(self.model.parameters()),
+            "total_parameters": count_weights(self.model),
         }
 
 
