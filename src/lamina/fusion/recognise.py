@@ -200,12 +200,15 @@ def replace_parts(layer: nn.Module, observed: Observed) -> list[nn.Module]:
         forward = _part_forward(module, observed)
         if forward is not None:
             forwards[module] = forward
-    for module, forward in forwards.items():
-        module.forward = forward
-    if forwards and _difference(observed.x, _run_as_it_is(layer, observed), theirs):
-        restore(forwards)
-        return []
-    return list(forwards)
+    right = False
+    try:
+        for module, forward in forwards.items():
+            module.forward = forward
+        right = _difference(observed.x, _run_as_it_is(layer, observed), theirs) is None
+    finally:
+        if not right:
+            restore(forwards)
+    return list(forwards) if right else []
 
 
 def restore(modules: Iterable[nn.Module]) -> None:

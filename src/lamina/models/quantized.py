@@ -87,9 +87,9 @@ def load_packed(
                 _save(model, aside, streaming)
             return take_over(model, dtype)
     except OSError as error:
-        raise (
-            error if isinstance(error, StorageError) else StorageError.wrap(error, cached, "quantizing the base")
-        ) from error
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError.wrap(error, cached, "quantizing the base") from error
 
 
 def _key(folder: Path, config: QuantizationConfig, dtype: torch.dtype) -> str:
