@@ -180,7 +180,7 @@ def break_checkpointing(patch: Patch) -> None:
         return torch.empty(x.shape, dtype=torch.bool).bernoulli_(1.0 - dropout, generator=generator)
 
     patch.setattr("lamina.methods.low_rank.lora_linear", own_dropout)
-    patch.setattr(linear_group, "_kept", own_mask)
+    patch.setattr(linear_group, "keep_mask", own_mask)
 
 
 def break_fused_layers(patch: Patch) -> None:
