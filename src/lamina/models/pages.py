@@ -19,10 +19,13 @@ def drop_file_pages(files: Iterable[Path]) -> None:
     if not sys.platform.startswith("linux"):
         return
     paths = {str(path.resolve()) for path in files}
-    libc = ctypes.CDLL(None)
     for line in Path("/proc/self/maps").read_text().splitlines():
         span, _, _, _, _, *path = line.split(maxsplit=5)
         if path and path[0] in paths:
             start, end = (int(address, 16) for address in span.split("-"))
-            # An older kernel refuses, and then the pages stay.
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), ctypes.c_int(_MADV_PAGEOUT))
+            page_out(start, end)
+
+
+def page_out(start: int, end: int) -> None:
+    """Takes the pages between two addresses out of memory, on Linux; an older kernel refuses, and then they stay."""
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), ctypes.c_int(_MADV_PAGEOUT))

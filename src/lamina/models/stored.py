@@ -27,7 +27,8 @@ def stored_quantization(folder: Path) -> QuantizationConfig | None:
         )
     if stored.get("load_in_8bit"):
         return QuantizationConfig(bits=8)
-    # The blocks' size stands in the weights' own files; what this says of it is only where lamina wrote it.
+    # config.json does not say the blocks' size, so that stays at its default here; the weights' own files do, and are
+    # read by it.
     return QuantizationConfig(
         bits=4,
         quant_type=stored.get("bnb_4bit_quant_type", "fp4"),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import sys
 
 import torch
 
-# <linux/mman.h>; since Linux 5.4.
-_MADV_PAGEOUT = 21
+from lamina.models.pages import page_out
 
 
 def drop_pages(tensor: torch.Tensor) -> None:
@@ -26,5 +24,4 @@ def drop_pages(tensor: torch.Tensor) -> None:
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if start < end:
-        # An older kernel refuses, and then the pages stay.
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), ctypes.c_int(_MADV_PAGEOUT))
+        page_out(start, end)
