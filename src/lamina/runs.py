@@ -50,6 +50,11 @@ class Run:
         return self.path / "data_report.json"
 
     @property
+    def quantization_report_path(self) -> Path:
+        """How far each quantized weight is from what it was; only there with `quantization`."""
+        return self.path / "quantization_report.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Checkpoints, each a folder that is whole or not there."""
         return self.path / "checkpoints"

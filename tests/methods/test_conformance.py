@@ -18,7 +18,7 @@ from lamina.data.batch import build_batch
 from lamina.data.example import EncodedExample
 from lamina.data.template import build_template
 from lamina.errors import AdapterError
-from lamina.export.merge import fold_in
+from lamina.export.fold import fold_in
 from lamina.fusion import fast_path
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.adapter import adapter_digest, check_tensors, read_adapter, save_adapter

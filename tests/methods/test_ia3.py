@@ -20,7 +20,7 @@ from torch import nn
 from lamina.config import load_config
 from lamina.config.methods.ia3 import IA3Config
 from lamina.errors import AdapterError, ConfigError
-from lamina.export.merge import fold_in
+from lamina.export.fold import fold_in
 from lamina.methods.base import inject
 
 # What IA3 takes by itself: layers scaled at their output, and at their input.

@@ -15,7 +15,7 @@ import lamina
 from lamina.config.methods.lora import LoraConfig
 from lamina.data.batch import build_batch
 from lamina.errors import AdapterError
-from lamina.export.merge import fold_in
+from lamina.export.fold import fold_in
 from lamina.fusion import fast_path
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.adapter import check_tensors, read_adapter

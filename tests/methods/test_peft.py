@@ -17,7 +17,7 @@ from lamina.config import METHOD_CONFIGS
 from lamina.config.methods.peft import PeftConfig
 from lamina.data.template import build_template
 from lamina.errors import AdapterError, ConfigError
-from lamina.export.merge import fold_in
+from lamina.export.fold import fold_in
 from lamina.methods import hf_peft
 from lamina.methods.adapter import read_adapter, save_adapter
 from lamina.methods.base import Injection, find_method, inject

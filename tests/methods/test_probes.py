@@ -12,7 +12,7 @@ from tests.models_zoo import build_model, build_tokenizer
 from lamina.config.methods.lora import LoraConfig
 from lamina.data.template import build_template
 from lamina.errors import BaseMismatchError, CertificateError
-from lamina.export.merge import fold_in
+from lamina.export.fold import fold_in
 from lamina.methods.base import Injection, inject
 from lamina.methods.lock import build_lock, check_lock
 from lamina.methods.probes import Certificate, Probe, record_probes, replay_probes

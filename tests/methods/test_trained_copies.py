@@ -17,7 +17,7 @@ from lamina.config.methods.bitfit import BitfitConfig
 from lamina.config.methods.full import FullConfig
 from lamina.config.methods.ln_tuning import LnTuningConfig
 from lamina.errors import AdapterError, ConfigError
-from lamina.export.merge import fold_in
+from lamina.export.fold import fold_in
 from lamina.methods.base import Injection, inject
 from lamina.methods.ln_tuning import METHOD
 from lamina.methods.trained_copy import train_parameters

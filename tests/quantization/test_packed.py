@@ -45,6 +45,22 @@ def test_four_bits_are_those_of_bitsandbytes(quant_type: str, double: bool, dtyp
     assert ours.dense().dtype == dtype
 
 
+@pytest.mark.parametrize("size", [(48, 32), (48, 80), (96, 100), (128, 192), (576, 64), (50, 34)])
+@pytest.mark.parametrize("blocksize", [32, 64, 128, 256, 2048])
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+def test_every_weight_is_its_number_times_its_block_s_scale(
+    quant_type: str, blocksize: int, size: tuple[int, int]
+) -> None:
+    """By the definition, also where rows are no whole number of blocks, as bitsandbytes' kernel for CPUs assumes."""
+    module = linear(size=size)
+    packed = FourBitLinear.pack(module, quant_type, double_quant=False, blocksize=blocksize)
+    places = torch.stack([packed.packed.view(-1) >> 4, packed.packed.view(-1) & 15], dim=1).view(-1).long()
+    scales = packed.absmax.repeat_interleave(blocksize)[: len(places)]
+    assert torch.equal(packed.dense(), (packed.code[places] * scales).view(size[1], size[0]))
+    if blocksize <= 64:
+        assert float((packed.dense() - module.weight).norm() / module.weight.norm()) < 0.15
+
+
 def test_eight_bits_are_those_of_bitsandbytes() -> None:
     module = linear(torch.bfloat16)
     packed, scales, _ = functional.int8_vectorwise_quant(module.weight.half())

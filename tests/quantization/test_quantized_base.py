@@ -59,7 +59,9 @@ def test_loaded_weights_are_quantized_ones_of_the_file(folder: Path, quant_type:
             plain.get_submodule(name).weight, blocksize=blocksize, compress_statistics=True, quant_type=quant_type
         )
         assert torch.equal(module.packed, expected)
-        assert torch.equal(module.dense(), functional.dequantize_4bit(expected, state))
+        assert torch.equal(module.nested_absmax, state.state2.absmax)
+        error = (module.dense() - plain.get_submodule(name).weight).norm() / plain.get_submodule(name).weight.norm()
+        assert 0.0 < float(error) < 0.15
 
 
 def test_eight_bits(folder: Path) -> None:

@@ -59,6 +59,12 @@ class Config(Section):
                 f"method '{self.method.type}' trains an adapter, whose tensors are small already; use "
                 "`method: {type: full}` or another optim"
             )
+        loftq = isinstance(self.method, LoraConfig) and self.method.init_lora_weights == "loftq"
+        if loftq and self.quantization is None:
+            wrong.append(
+                "method.init_lora_weights: loftq makes up for what quantizing takes from the base, but the base is not "
+                "quantized; set quantization, such as `quantization: {bits: 4}`, or another beginning"
+            )
         if self.quantization is not None:
             compute = self.quantization.compute_dtype
             if "auto" not in (compute, self.dtype) and compute != self.dtype:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lamina import files
-from lamina.config import METHOD_CONFIGS
 from lamina.errors import AdapterError
+from lamina.export.fold import fold_and_save
 from lamina.methods.adapter import read_adapter
-from lamina.methods.base import Injection
 from lamina.methods.load import Loaded, adapter_folder, load
 from lamina.methods.probes import Certificate, record_probes, replay_probes
+from lamina.models.fingerprint import weight_files
 from lamina.models.machine import dtype_name
+from lamina.models.pages import drop_file_pages
 from lamina.models.quiet import quiet_transformers
-from lamina.quantization import unpack
 
 CERTIFICATE_FILE = "lamina_certificate.json"
 
@@ -93,76 +94,49 @@ def merge(
     probes = loaded.adapter.probes or record_probes(loaded.injection, loaded.template)
     expected = len(loaded.injection.layers)
 
-    notify("Folding the adapter in ...")
-    folded = fold_in(loaded.injection)
-    unpack(loaded.model)
+    device = loaded.model.device
     with files.new_folder(out) as folder:
-        _write_model(loaded, folder)
+        notify("Folding the adapter in ...")
+        folded = fold_and_save(loaded.injection, folder)
+        _save_tokenizer(loaded, folder)
         notify("Replaying the probes on the written folder ...")
         with quiet_transformers():
             written: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=loaded.base.dtype, local_files_only=True)
-        certificate = replay_probes(
-            written.to(loaded.model.device).eval(),
-            probes,
-            subject=f"merged model {out}",
-            adapter_digest=loaded.adapter.digest,
-            modules_expected=expected,
-            modules_matched=folded,
-            trained_dtype=lock.base_dtype if lock else dtype_name(loaded.base.dtype),
-            notes=loaded.notes,
-        )
+        written = written.to(device).eval()
+        with _layer_by_layer(written, folder):
+            certificate = replay_probes(
+                written,
+                probes,
+                subject=f"merged model {out}",
+                adapter_digest=loaded.adapter.digest,
+                modules_expected=expected,
+                modules_matched=folded,
+                trained_dtype=lock.base_dtype if lock else dtype_name(loaded.base.dtype),
+                notes=loaded.notes,
+            )
+        del written
         if not allow_difference:
             certificate.require()
         files.write_json(folder / CERTIFICATE_FILE, certificate.as_json())
     return Merged(out, certificate)
 
 
-@torch.no_grad()
-def fold_in(injection: Injection) -> int:
-    """Puts what each layer adds into its base weight, and the base modules back into the model.
-
-    Returns:
-        How many modules were folded in.
-
-    Raises:
-        AdapterError: The method adds something that no weight can hold; nothing was changed.
-    """
-    if not all(layer.merges for layer in injection.layers.values()):
-        title = METHOD_CONFIGS[injection.config.type].title
-        raise AdapterError(
-            f"{title} cannot be folded into the base's weights: no weight can hold what it adds. "
-            "Fix: use the adapter as it is."
-        )
-    model = injection.model
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    adapted = [layer for name, layer in injection.layers.items() if model.get_submodule(name) in ends]
-    trained = [{id(tensor) for tensor in layer.adapter_tensors().values()} for layer in adapted]
-    for name, layer in injection.layers.items():
-        layer.fold_in(model, name)
-    if adapted:
-        _settle_tie(model, len(adapted) == 2 and not trained[0].isdisjoint(trained[1]))
-    return len(injection.layers)
-
-
-def _settle_tie(model: PreTrainedModel, trained_as_one: bool) -> None:
-    """Embedding and head may now have a weight each; saving must not take the one for the other."""
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if head is None or embedding.weight is head.weight:
-        return
-    if trained_as_one:
-        model.tie_weights()  # of the same values, and as one they stay
-        return
-    model.config.get_text_config().tie_word_embeddings = False
-    model.config.tie_word_embeddings = False
-    model._tied_weights_keys = None  # pyright: ignore[reportAttributeAccessIssue]
-    model.all_tied_weights_keys = {}
-
-
-def _write_model(loaded: Loaded, folder: Path) -> None:
+def _save_tokenizer(loaded: Loaded, folder: Path) -> None:
     tokenizer = loaded.tokenizer
     if loaded.template.name != "model":
         tokenizer.chat_template = loaded.template.source
-    loaded.model.config._name_or_path = ""
     with quiet_transformers():
-        loaded.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _layer_by_layer(model: PreTrainedModel, folder: Path) -> Iterator[None]:
+    """Inside the block, what a layer has read of the folder's files does not stay in memory."""
+    paths = weight_files(folder)
+    layers = [layer for module in model.modules() if isinstance(module, nn.ModuleList) for layer in module]
+    hooks = [layer.register_forward_hook(lambda *_: drop_file_pages(paths)) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

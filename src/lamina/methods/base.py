@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.ops.linear_group import Detour
 from lamina.quantization import FrozenLinear
+from lamina.quantization.loftq import LoftqPlan
 
 # HF peft saves an adapter's tensors under this prefix, and so does lamina, in checkpoints too.
 PEFT_PREFIX = "base_model.model."
@@ -244,6 +245,14 @@ class Method(ABC):
         Raises:
             ConfigError: The configuration does not fit the model.
         """
+
+    def plan_loftq(self, config: Any) -> Callable[[PreTrainedModel], LoftqPlan] | None:
+        """What LoftQ splits of a base that is quantized for this adapter, given the model without weights.
+
+        Raises:
+            ConfigError: When it is called: the configuration does not fit the model.
+        """
+        return None
 
     def prepare(self, injection: Injection, batches: Iterable[torch.Tensor]) -> Injection:
         """Fits a fresh adapter to the training data, before anything is trained.

@@ -12,7 +12,7 @@ from lamina.config.quantization import QuantizationConfig
 from lamina.data.template import ChatTemplate, build_template
 from lamina.errors import AdapterError
 from lamina.methods.adapter import Adapter, check_tensors, read_adapter
-from lamina.methods.base import Injection, inject
+from lamina.methods.base import Injection, find_method, inject
 from lamina.methods.lock import check_lock
 from lamina.methods.probes import Certificate, replay_probes
 from lamina.models.load import Base, load_base
@@ -116,7 +116,13 @@ def load(
     if dtype == "auto" and adapter.lock and adapter.lock.base_dtype == "float32":
         dtype = "float32"
     packed = adapter.lock.quantization if adapter.lock and not original_base else None
-    base = load_base(ref, dtype, device, notify, QuantizationConfig(**packed) if packed else None)
+    loftq = find_method(adapter.config.type).plan_loftq(adapter.config)
+    if loftq and packed is None:
+        raise AdapterError(
+            f"{path}: began with LoftQ, as what quantizing took from its base, so it fits that quantized base alone."
+            " Fix: use it without --original-base."
+        )
+    base = load_base(ref, dtype, device, notify, QuantizationConfig(**packed) if packed else None, loftq)
     wanted = adapter.lock.chat_template if adapter.lock else "model"
     template = build_template(base.tokenizer, None if wanted == "model" else wanted)
     if adapter.lock:

@@ -28,6 +28,7 @@ class Lock:
         stop_token: The token that answers end with.
         data: Path, digest and rows of each data file.
         quantization: How the base was quantized; None for not at all.
+        packed_weights: Digest of its packed weights; None where `base_tensors` covers them.
         lamina: The version that trained it.
     """
 
@@ -41,6 +42,7 @@ class Lock:
     stop_token: str
     data: list[dict[str, Any]] = field(default_factory=list)
     quantization: dict[str, Any] | None = None
+    packed_weights: str | None = None
     lamina: str = __version__
 
     def as_json(self) -> dict[str, Any]:
@@ -75,6 +77,7 @@ def build_lock(base: Base, template: ChatTemplate, data: list[dict[str, Any]]) -
         stop_token=template.stop_token,
         data=data,
         quantization=base.quantization and base.quantization.model_dump(),
+        packed_weights=base.packed_digest,
     )
 
 
@@ -98,6 +101,8 @@ def check_lock(lock: Lock, base: Base, template: ChatTemplate, allow_mismatch: b
         ("base model's config", lock.base_config, base.fingerprint.config),
         ("tokenizer", lock.tokenizer, fingerprint_tokenizer(base.tokenizer)),
         ("chat template", lock.chat_template_digest, template.digest),
+        # Only where both are known: the adapter may be going on the weights from before quantization.
+        ("quantized weights", lock.packed_weights or base.packed_digest, base.packed_digest or lock.packed_weights),
     )
     differences = [
         f"the {what} differ: trained on {ours}, loading on {theirs}" for what, ours, theirs in pairs if ours != theirs

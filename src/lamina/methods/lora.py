@@ -7,7 +7,7 @@ other beginnings in `lora_init.py` and `lora_eva.py`, the choice of modules in `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.config.methods.lora import EvaConfig, LoraConfig
+from lamina.config.methods.lora import EvaConfig, LoftqConfig, LoraConfig
 from lamina.errors import AdapterError, ConfigError
 from lamina.methods.base import AdapterModule, Injection, Method, Saved, set_module, tensor_name
 from lamina.methods.lora_eva import eva_factors
@@ -28,11 +28,12 @@ from lamina.methods.lora_modules import (
     useless_settings,
 )
 from lamina.methods.low_rank import LowRankLinear
-from lamina.methods.shared import check_rank
+from lamina.methods.shared import check_rank, frozen_linears
 from lamina.methods.targets import short_targets
 from lamina.methods.trained_copy import TrainedCopy
 from lamina.ops.dora import row_norms, row_squares
 from lamina.quantization import FrozenLinear, freeze_linear
+from lamina.quantization.loftq import LoftqPlan
 
 
 class LoraLinear(LowRankLinear):
@@ -181,11 +182,26 @@ class Lora(Method):
             raise ConfigError(problems)
         return _fit_to_data(injection, batches) if config.init_lora_weights == "eva" else injection
 
+    def plan_loftq(self, config: LoraConfig) -> Callable[[PreTrainedModel], LoftqPlan] | None:
+        if config.init_lora_weights != "loftq":
+            return None
+        rounds = (config.loftq_config or LoftqConfig()).loftq_iter
+
+        def plan(model: PreTrainedModel) -> LoftqPlan:
+            names = lora_modules(model, config)
+            for name, linear in frozen_linears(model, names).items():
+                check_rank("method.r", config.rank_of(name), {name: linear})
+            return LoftqPlan(rounds, {name: (config.rank_of(name), config.scaling_of(name)) for name in names})
+
+        return plan
+
     def saved(self, injection: Injection) -> Saved:
         """A plain LoRA: how it began changes nothing any more, and what was shifted becomes one of twice the rank."""
         config, tensors = _config(injection), injection.saved_tensors()
         layers = _lora_layers(injection)
         changes: dict[str, Any] = {"init_lora_weights": True, "eva_config": None}
+        if config.init_lora_weights == "loftq":
+            changes.clear()  # the base that it belongs to is made anew from these settings
         if config.starts_in_the_base:
             for name, layer in layers.items():
                 A, B = layer.factors()

@@ -7,6 +7,7 @@
 * pissa: s B A is the best approximation of W of rank r: W = U S V^T, A = sqrt(S_r / s) V_r^T, B = U_r sqrt(S_r / s)
   (Meng et al. 2024, arXiv:2404.02948); pissa_niter_N finds it by N subspace iterations.
 * olora: B A is the first r columns and rows of W = Q R (Büyükakyüz 2024, arXiv:2406.01775).
+* loftq: s B A makes up for what quantizing took from W (`quantization/loftq.py`); found when the base is quantized.
 * false: both uniform, as torch begins a linear layer.
 
 EVA's A comes from the data, see `lora_eva.py`; until then it begins like true.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import torch
 
+from lamina.errors import ConfigError, Problem
 from lamina.methods.shared import uniform
 from lamina.quantization import FrozenLinear
 
@@ -33,10 +35,15 @@ def initial_factors(
         r: The rank.
         scaling: s, which PiSSA divides by.
         generator: On the CPU.
+
+    Raises:
+        ConfigError: LoftQ, but the base was not quantized with it.
     """
     inputs, outputs, device = frozen.in_features, frozen.out_features, frozen.base.weight.device
     if isinstance(init, str) and init.startswith("pissa"):
         A, B = _pissa(init, frozen.weight(torch.float32), r, scaling, generator)
+    elif init == "loftq":
+        A, B = _correction(frozen)
     elif init == "olora":
         Q, R = torch.linalg.qr(frozen.weight(torch.float32))
         A, B = R[:r], Q[:, :r]
@@ -50,6 +57,14 @@ def initial_factors(
         A = uniform((r, inputs), generator)
         B = torch.zeros(outputs, r) if init else uniform((outputs, r), generator)
     return A.to(device).contiguous(), B.to(device).contiguous()
+
+
+def _correction(frozen: FrozenLinear) -> tuple[torch.Tensor, torch.Tensor]:
+    factors = frozen.correction()
+    if factors is None:
+        message = "'loftq' begins with what quantizing found, but the base was not quantized with LoftQ."
+        raise ConfigError(Problem("method.init_lora_weights", message, "load the base with its quantization"))
+    return factors
 
 
 def _pissa(

@@ -1,16 +1,24 @@
-"""Converts a GGUF file to a transformers folder, dequantised to bfloat16, through transformers' own reader."""
+"""Converts a GGUF file to a transformers folder, dequantised to bfloat16, through transformers' own reader.
+
+Tensor by tensor where it can be, so that memory holds one file of the result. Where a GGUF tensor is not one tensor of
+the model (mixtures of experts are laid out otherwise), the model is read as a whole.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from gguf import GGUFReader, dequantize
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import modeling_gguf_pytorch_utils as reading
 
 from lamina.errors import ModelError
 from lamina.models.quiet import quiet_transformers
+from lamina.models.shards import ShardWriter
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
@@ -24,20 +32,68 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     try:
         # The GGUF reader draws a bar of its own that no setting switches off.
         with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent,
-                gguf_file=gguf.name,
-                quantization_config=GgufConfig(dequantize=True),
-                dtype=torch.bfloat16,
-                local_files_only=True,
+            if not _convert_streaming(gguf, folder):
+                _convert_whole(gguf, folder)
+            AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True).save_pretrained(
+                folder
             )
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
         raise ModelError(f"{gguf}: transformers cannot read this GGUF file: {error}") from error
+
+
+def _convert_streaming(gguf: Path, folder: Path) -> bool:
+    """Writes config and weights tensor by tensor; leaves nothing and gives False where that does not give the model."""
+    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    about = reading.load_gguf_checkpoint(str(gguf))
+    reader = GGUFReader(gguf)
+    architecture = reading.read_field(reader, "general.architecture")[0]
+    processor = reading.TENSOR_PROCESSORS.get(architecture, reading.TensorProcessor)(config=about["config"])
+    names: dict[str, str] = reading.get_gguf_hf_weights_map(model, processor)
+    shapes = _shapes(model)
+    writer = ShardWriter(folder)
+    for tensor in reader.tensors:
+        weights: Any = dequantize(tensor.data, tensor.tensor_type)
+        processed = processor.process(
+            weights=weights, name=tensor.name, tensor_key_mapping=names, parsed_parameters={"tensors": {}}
+        )
+        name = names.get(processed.name)
+        if name in shapes and processed.weights.shape == shapes[name]:
+            writer.add(name, torch.from_numpy(processed.weights.copy()).to(torch.bfloat16))
+    if writer.names != shapes.keys():
+        writer.discard()
+        return False
+    writer.close()
+    _save_config(model, folder)
+    return True
+
+
+def _shapes(model: PreTrainedModel) -> dict[str, torch.Size]:
+    """The tensors that a file of the model has: tied ones once."""
+    tied = model.all_tied_weights_keys
+    return {name: tensor.shape for name, tensor in model.state_dict().items() if name not in tied}
+
+
+def _convert_whole(gguf: Path, folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
+        local_files_only=True,
+    )
     # The plain model that is written is no longer a GGUF one, and no longer quantized.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
     model.config._name_or_path = ""
-    with quiet_transformers():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+
+
+def _save_config(model: PreTrainedModel, folder: Path) -> None:
+    model.config._name_or_path = ""
+    model.config.dtype = torch.bfloat16
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)

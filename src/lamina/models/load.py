@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lamina.config.quantization import QuantizationConfig
-from lamina.errors import ModelError
+from lamina.errors import ConfigError, ModelError, Problem
 from lamina.models.fingerprint import BaseFingerprint, fingerprint_base, weight_files
 from lamina.models.machine import choose_dtype, default_device
 from lamina.models.quiet import quiet_transformers
 from lamina.models.read import read_model
 from lamina.models.source import ModelSource, Notify, find_model
 from lamina.models.stored import agreed, stored_quantization
+
+if TYPE_CHECKING:
+    from lamina.models.quantized import PlanLoftq
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,9 @@ class Base:
         source: Where it came from.
         dtype: What its weights are held in, or, where they are quantized, turned back to.
         quantization: How they are quantized; None for not at all.
+        packed_digest: Of the packed weights; None where `fingerprint` covers them.
+        rounding_errors: Module -> |W - Q| / |W| (Frobenius norms); with LoftQ then the same with s B A, after each
+            round. Empty where no quantization is, or where the weights from before it are not known.
     """
 
     model: PreTrainedModel
@@ -35,6 +43,8 @@ class Base:
     source: ModelSource
     dtype: torch.dtype
     quantization: QuantizationConfig | None = None
+    packed_digest: str | None = None
+    rounding_errors: Mapping[str, list[float]] = field(default_factory=dict)
 
     @cached_property
     def fingerprint(self) -> BaseFingerprint:
@@ -48,6 +58,7 @@ def load_base(
     device: torch.device | None = None,
     notify: Notify = lambda message: None,
     quantization: QuantizationConfig | None = None,
+    plan_loftq: PlanLoftq | None = None,
 ) -> Base:
     """Loads a base model.
 
@@ -57,6 +68,7 @@ def load_base(
         device: Where to put it; by default CUDA if there is one.
         notify: Called with a sentence before anything that takes a while.
         quantization: Stores the weights of linear layers in 4 or 8 bits, one after the other as they are read.
+        plan_loftq: What LoftQ splits before it is quantized, if it is to.
 
     Raises:
         ConfigError: Nothing of that name can exist, or the quantization does not fit the model.
@@ -72,13 +84,16 @@ def load_base(
     stored = stored_quantization(source.folder)
     if quantization is None and stored is None:
         model = read_model(source.folder, chosen).to(device)  # pyright: ignore[reportArgumentType]
-    else:
-        from lamina.models.quantized import load_packed
+        return Base(model.requires_grad_(False).eval(), tokenizer, source, chosen)
+    from lamina.models.quantized import load_packed
 
-        quantization = agreed(quantization, stored, source.folder)
-        model = load_packed(source.folder, quantization, stored is not None, chosen, device, notify)
-    model.requires_grad_(False)
-    return Base(model.eval(), tokenizer, source, chosen, quantization)
+    quantization = agreed(quantization, stored, source.folder)
+    if stored is not None and plan_loftq is not None:
+        message = f"'loftq' needs the weights from before quantization, and {source.folder} is quantized already."
+        raise ConfigError(Problem("method.init_lora_weights", message, "name the model in 16 bits"))
+    packed = load_packed(source.folder, quantization, stored is not None, chosen, device, notify, plan_loftq)
+    model = packed.model.requires_grad_(False).eval()
+    return Base(model, tokenizer, source, chosen, quantization, packed.digest, packed.errors)
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:

@@ -1,11 +1,15 @@
-"""Keeps transformers' own progress bars and load reports out of lamina's output."""
+"""Keeps other libraries' progress bars, load reports and advice out of lamina's output."""
 
 from __future__ import annotations
 
 import contextlib
+import logging as python_logging
 from collections.abc import Iterator
 
 from transformers.utils import logging
+
+# When it is imported, by whomever, it warns of kernels that nothing here uses.
+python_logging.getLogger("bitsandbytes.backends").setLevel(python_logging.ERROR)
 
 
 @contextlib.contextmanager

@@ -43,6 +43,10 @@ class FrozenLinear(nn.Module, ABC):
     def weight(self, dtype: torch.dtype) -> torch.Tensor:
         """W as a dense (out_features, in_features) tensor in `dtype`; may share memory with the stored one."""
 
+    def correction(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """LoftQ's A (r, in_features) and B (out_features, r), float32, on the CPU; None where it was not used."""
+        return None
+
     @abstractmethod
     def set_weight(self, weight: torch.Tensor) -> None:
         """Stores a new W (out_features, in_features), rounded to the stored dtype. Only merging does this."""

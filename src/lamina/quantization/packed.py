@@ -8,7 +8,6 @@ the backward does so again instead of keeping it.
 from __future__ import annotations
 
 import importlib
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -17,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ConfigError, Problem
 from lamina.quantization.frozen import FrozenLinear
+from lamina.quantization.loftq import Correction
 
 # Scales that belong together when they are quantized themselves.
 NESTED_BLOCK = 256
@@ -33,7 +34,6 @@ def bitsandbytes() -> Any:
     Raises:
         ConfigError: It is not installed, or cannot be loaded.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that are not used here
     try:
         return importlib.import_module("bitsandbytes.functional")
     except ImportError as error:
@@ -52,10 +52,12 @@ class PackedLinear(nn.Module, ABC):
         out_features: Width of the output.
         dtype: What W is turned back to.
         bias: (out_features,), frozen, or None.
+        correction: Where LoftQ's A and B for it lie; None without LoftQ.
     """
 
     packed: torch.Tensor
     bias: nn.Parameter | None
+    correction: Correction | None = None
 
     def __init__(self, in_features: int, out_features: int, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
@@ -156,14 +158,14 @@ class FourBitLinear(PackedLinear):
                 absmax, absmax=self.nested_absmax, code=self.nested_code, blocksize=NESTED_BLOCK
             )
             absmax += self.nested_offset
-        return torch.ops.bitsandbytes.dequantize_4bit.default(
-            self.packed,
-            absmax,
-            self.blocksize,
-            self.quant_type,
-            (self.out_features, self.in_features),
-            dtype or self.dtype,
+        # As rows of one block each, for on the CPU the kernel lets every row of what it is given begin a block: weights
+        # whose rows are no whole number of blocks would be turned back with the scales of other blocks.
+        weights = self.out_features * self.in_features
+        shape = (1, weights) if weights % self.blocksize else (weights // self.blocksize, self.blocksize)
+        flat = torch.ops.bitsandbytes.dequantize_4bit.default(
+            self.packed, absmax, self.blocksize, self.quant_type, shape, dtype or self.dtype
         )
+        return flat.view(self.out_features, self.in_features)
 
 
 class EightBitLinear(PackedLinear):
@@ -197,6 +199,15 @@ class EightBitLinear(PackedLinear):
 
     def dense(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         return (self.packed * self.scales[:, None] * INT8_STEP).to(dtype or self.dtype)
+
+
+def pack_weight(weight: torch.Tensor, config: QuantizationConfig) -> PackedLinear:
+    """A weight (out_features, in_features) quantized as `config` says, as a layer without a bias."""
+    linear: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if config.bits == 8:
+        return EightBitLinear.pack(linear)
+    return FourBitLinear.pack(linear, config.quant_type, config.double_quant, config.blocksize)
 
 
 def unpack(model: nn.Module) -> int:
@@ -265,6 +276,10 @@ class PackedFrozen(FrozenLinear):
 
     def weight(self, dtype: torch.dtype) -> torch.Tensor:
         return self.base.dense(dtype) if isinstance(self.base, PackedLinear) else self.base.weight.detach().to(dtype)
+
+    def correction(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        correction = self.base.correction if isinstance(self.base, PackedLinear) else None
+        return correction.read() if correction else None
 
     @torch.no_grad()
     def set_weight(self, weight: torch.Tensor) -> None:

@@ -30,6 +30,7 @@ from lamina.models.load import Base, load_base
 from lamina.models.machine import dtype_name
 from lamina.models.source import Notify
 from lamina.optim import Schedule, build_optimizer, build_schedule
+from lamina.quantization.report import RoundingReport
 from lamina.runs import Run
 from lamina.version import __version__
 
@@ -97,7 +98,8 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
         LaminaError: Model, data or configuration cannot be used; see the parts' own functions.
     """
     notify(f"Loading {config.model} ...")
-    base = load_base(config.model, config.dtype, notify=notify, quantization=config.quantization)
+    loftq = find_method(config.method.type).plan_loftq(config.method)
+    base = load_base(config.model, config.dtype, notify=notify, quantization=config.quantization, plan_loftq=loftq)
     template = build_template(base.tokenizer, config.data.chat_template)
     notify("Reading the data ...")
     batch_size = config.train.per_device_train_batch_size
@@ -132,6 +134,10 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
     )
     _write_manifest(session)
     files.write_json(run.data_report_path, dataset.report.as_json())
+    if base.rounding_errors:
+        report = RoundingReport(base.rounding_errors)
+        files.write_json(run.quantization_report_path, report.as_json())
+        notify(report.line())
     return session
 
 

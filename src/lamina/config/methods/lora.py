@@ -16,8 +16,8 @@ Alpha = Annotated[float, Field(gt=0.0)]
 LayerIndex = Annotated[int, Field(ge=0)]
 Names = Annotated[list[str], Field(min_length=1)]
 
-INITS = "true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora or eva"
-_NAMED_INIT = re.compile(r"gaussian|orthogonal|pissa|pissa_niter_\d+|olora|eva")
+INITS = "true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora, eva or loftq"
+_NAMED_INIT = re.compile(r"gaussian|orthogonal|pissa|pissa_niter_\d+|olora|eva|loftq")
 
 
 class EvaConfig(Section):
@@ -34,6 +34,13 @@ class EvaConfig(Section):
 
     adjust_scaling_factors: bool = True
     """Change a layer's lora_alpha in proportion to its rank, so that alpha / r stays."""
+
+
+class LoftqConfig(Section):
+    """How `init_lora_weights: loftq` splits each weight into a quantized one and B A."""
+
+    loftq_iter: Annotated[int, Field(ge=1)] = 5
+    """Rounds of quantizing and fitting A and B, at most; a weight stops when a round gains nothing."""
 
 
 class LoraConfig(MethodConfig):
@@ -80,11 +87,14 @@ class LoraConfig(MethodConfig):
     """Scale the outputs to trained magnitudes: DoRA (Liu et al. 2024, arXiv:2402.09353)."""
 
     init_lora_weights: bool | str = True
-    """How A and B begin: true (A uniform, B zero), gaussian, orthogonal, pissa, pissa_niter_N, olora, eva, or false
-    (both random, so that training does not begin at the base)."""
+    """How A and B begin: true (A uniform, B zero), gaussian, orthogonal, pissa, pissa_niter_N, olora, eva, loftq
+    (with `quantization`), or false (both random, so that training does not begin at the base)."""
 
     eva_config: EvaConfig | None = None
     """Settings of `init_lora_weights: eva`."""
+
+    loftq_config: LoftqConfig | None = None
+    """Settings of `init_lora_weights: loftq`."""
 
     lora_fa: bool = False
     """Train B alone, with A frozen as it was drawn (Zhang et al. 2023, LoRA-FA, arXiv:2308.03303)."""
@@ -125,8 +135,9 @@ class LoraConfig(MethodConfig):
     @model_validator(mode="after")
     def _check_combinations(self) -> LoraConfig:
         wrong = []
-        if self.eva_config is not None and self.init_lora_weights != "eva":
-            wrong.append("eva_config does nothing without init_lora_weights: eva; set both or remove it")
+        for init, settings in (("eva", self.eva_config), ("loftq", self.loftq_config)):
+            if settings is not None and self.init_lora_weights != init:
+                wrong.append(f"{init}_config does nothing without init_lora_weights: {init}; set both or remove it")
         if self.lora_fa and self.starts_in_the_base:
             wrong.append(
                 f"lora_fa freezes A, but init_lora_weights: {self.init_lora_weights} is there to train the part of the "

@@ -1,0 +1,199 @@
+"""transformers' quantizers for bitsandbytes, which here split weights for LoftQ, record errors and give pages back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.auto import register_quantizer
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
+
+from lamina.config.quantization import QuantizationConfig
+from lamina.errors import ConfigError, Problem
+from lamina.models.pages import drop_file_pages
+from lamina.quantization.loftq import LoftqPlan, split_weight
+from lamina.quantization.packed import EightBitLinear, FourBitLinear, PackedLinear, pack_weight
+
+FIELD = "quantization"
+
+
+@dataclass
+class Record:
+    """What came of quantizing a model's weights.
+
+    Attributes:
+        errors: Module -> |W - Q| / |W| (Frobenius norms); with LoftQ then the same with s B A, after each round.
+        factors: Module -> LoftQ's A and B.
+    """
+
+    errors: dict[str, list[float]] = field(default_factory=dict)
+    factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+
+class StreamingConfig(BitsAndBytesConfig):
+    """The settings of bitsandbytes, with what transformers has no field for."""
+
+    def __init__(
+        self, config: QuantizationConfig, dtype: torch.dtype, files: Sequence[Path], loftq: LoftqPlan | None
+    ) -> None:
+        """
+        Args:
+            config: How to quantize.
+            dtype: What everything else is held in.
+            files: Where the weights come from.
+            loftq: What to split before.
+        """
+        super().__init__(
+            load_in_4bit=config.bits == 4,
+            load_in_8bit=config.bits == 8,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_type=config.quant_type,
+            bnb_4bit_use_double_quant=config.double_quant,
+        )
+        self.quant_method: Any = f"lamina_{config.bits}bit"
+        # Plain data, as transformers prints and copies such settings.
+        self.lamina = config.model_dump()
+        self.files = [str(path) for path in files]
+        self.loftq = loftq.as_json() if loftq else None
+
+
+class _Streaming:
+    """What both quantizers do besides."""
+
+    quantization_config: Any  # a StreamingConfig
+    record: Record
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        config = QuantizationConfig(**self.quantization_config.lamina)
+        kept = _kept_modules(model, config)
+        self.quantization_config.llm_int8_skip_modules = kept
+        super()._process_model_before_weight_loading(model, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        for name, module in model.named_modules():
+            if type(module).__name__ == "Linear4bit":
+                weight: Any = module.weight
+                if weight.numel() % config.blocksize:
+                    shape = " x ".join(map(str, weight.shape))
+                    message = f"blocksize {config.blocksize} does not divide the weights of {name} ({shape})."
+                    fix = "use a smaller blocksize, or name it in quantization.modules_to_not_convert"
+                    raise ConfigError(Problem(f"{FIELD}.blocksize", message, fix))
+                weight.blocksize = config.blocksize
+        self.record = Record()
+
+    def get_quantize_ops(self) -> Any:
+        operation: Any = super().get_quantize_ops()  # pyright: ignore[reportAttributeAccessIssue]
+        convert: Callable[..., Any] = operation.convert
+
+        def convert_and_report(input_dict: Mapping[str, Any], *, model: PreTrainedModel, **kwargs: Any) -> Any:
+            ((key, given),) = input_dict.items()
+            name = key.rpartition(".")[0]
+            module: Any = model.get_submodule(name)
+            turned = issubclass(module.source_cls, Conv1D)  # which is turned into a linear layer's by `convert`
+            weight = given[0] if isinstance(given, list) else given
+            rest = self._split(name, weight.T if turned else weight)
+            result = convert({key: rest.T if turned else rest}, model=model, **kwargs)
+            if name not in self.record.errors:
+                self.record.errors[name] = [_error(weight.T if turned else weight, module, result[key])]
+            # The pages of the file that were read would count beside what was made of them.
+            drop_file_pages(map(Path, self.quantization_config.files))
+            return result
+
+        operation.convert = convert_and_report
+        return operation
+
+    def _split(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """What of a weight is to be quantized."""
+        loftq = self.quantization_config.loftq
+        if loftq is None or name not in loftq["modules"]:
+            return weight
+        r, scaling = loftq["modules"][name]
+        config = QuantizationConfig(**self.quantization_config.lamina)
+        parts = split_weight(weight, r, scaling, loftq["rounds"], lambda rest: pack_weight(rest, config).dense())
+        self.record.errors[name] = parts.errors
+        self.record.factors[name] = (parts.A, parts.B)
+        return parts.rest
+
+
+@register_quantizer("lamina_4bit")
+class _FourBits(_Streaming, Bnb4BitHfQuantizer):
+    pass
+
+
+@register_quantizer("lamina_8bit")
+class _EightBits(_Streaming, Bnb8BitHfQuantizer):
+    pass
+
+
+def take_over(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Replaces every linear module of bitsandbytes by one of ours with the same tensors.
+
+    Args:
+        model: As transformers' quantizer for bitsandbytes loaded it.
+        dtype: What weights are turned back to.
+
+    Returns:
+        The same model.
+    """
+    found = [(name, module) for name, module in model.named_modules() if type(module).__name__ in _TAKERS]
+    for name, module in found:
+        model.set_submodule(name, _TAKERS[type(module).__name__](module, module.weight, dtype))
+    quantizer: Any = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:
+        # What makes transformers refuse to move, train or save a model whose modules it takes for those of others.
+        quantizer.remove_quantization_config(model)
+        for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
+            if hasattr(model, flag):
+                setattr(model, flag, False)
+    conversions: Any = getattr(model, "_weight_conversions", None)
+    if conversions:  # saving would undo what reading did, and what made tensors of bitsandbytes cannot be undone
+        loaded_otherwise = [c for c in conversions if not any(hasattr(op, "hf_quantizer") for op in _operations(c))]
+        model._weight_conversions = loaded_otherwise  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+    return model
+
+
+def _operations(conversion: Any) -> Sequence[Any]:
+    return getattr(conversion, "operations", ())
+
+
+def _error(weight: torch.Tensor, module: Any, quantized: Any) -> float:
+    """|W - Q| / |W| of a weight and what a module of bitsandbytes is to hold of it."""
+    packed = _TAKERS[type(module).__name__](module, quantized, weight.dtype)
+    difference = packed.dense().float().sub_(weight)
+    return float(difference.norm()) / max(float(weight.float().norm()), torch.finfo(torch.float32).tiny)
+
+
+def _take_4bit(module: Any, weight: Any, dtype: torch.dtype) -> PackedLinear:
+    return FourBitLinear(module.in_features, module.out_features, module.bias, dtype, weight.data, weight.quant_state)
+
+
+def _take_8bit(module: Any, weight: Any, dtype: torch.dtype) -> PackedLinear:
+    scales = weight.SCB if weight.SCB is not None else module.state.SCB
+    return EightBitLinear(module.in_features, module.out_features, module.bias, dtype, weight.data, scales)
+
+
+_TAKERS: dict[str, Callable[[Any, Any, torch.dtype], PackedLinear]] = {
+    "Linear4bit": _take_4bit,
+    "Linear8bitLt": _take_8bit,
+}
+
+
+def _kept_modules(model: PreTrainedModel, config: QuantizationConfig) -> list[str]:
+    """Names of the linear modules that stay as they are."""
+    head = model.get_output_embeddings()
+    kept = [name for name, module in model.named_modules() if module is head]
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for pattern in config.modules_to_not_convert or []:
+        chosen = [name for name, _ in model.named_modules() if name == pattern or name.endswith(f".{pattern}")]
+        if not chosen:
+            short = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
+            message = f"{pattern!r} matches no module of {type(model).__name__}."
+            raise ConfigError(Problem(f"{FIELD}.modules_to_not_convert", message, f"use names such as {short}"))
+        kept += chosen
+    return [re.escape(name) for name in kept]
