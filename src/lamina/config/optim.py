@@ -35,11 +35,13 @@ class OptimizerFacts:
         reads: Those of `SPECIAL_SETTINGS` that it reads.
         layerwise: Whether it moves each tensor during the backward, so that gradients are never there all at once.
         learning_rate_factor: What the method's own learning rate, which is AdamW's, is multiplied by.
+        unpaged: Of a paged optimizer, the one with the same numbers whose state stays where it is.
     """
 
     reads: frozenset[str]
     layerwise: bool = False
     learning_rate_factor: float = 1.0
+    unpaged: OptimizerName | None = None
 
 
 _ADAM = frozenset({"adam_beta1", "adam_beta2", "adam_epsilon"})
@@ -59,8 +61,8 @@ OPTIMIZERS: dict[str, OptimizerFacts] = {
     # Its steps are signs, larger than AdamW's; the paper takes 3 to 10 times smaller learning rates.
     "lion": OptimizerFacts(frozenset({"adam_beta1", "adam_beta2"}), learning_rate_factor=0.1),
     "muon": OptimizerFacts(_ADAM),
-    "paged_adamw_32bit": OptimizerFacts(_ADAM),
-    "paged_adamw_8bit": OptimizerFacts(_ADAM),
+    "paged_adamw_32bit": OptimizerFacts(_ADAM, unpaged="adamw_torch"),
+    "paged_adamw_8bit": OptimizerFacts(_ADAM, unpaged="adamw_8bit"),
 }
 assert set(OPTIMIZERS) == set(get_args(OptimizerName))
 

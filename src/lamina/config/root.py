@@ -36,6 +36,10 @@ class Config(Section):
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """What the frozen base is held in; `auto` takes bfloat16 where the machine multiplies it natively."""
 
+    offload: bool | Literal["auto"] = "auto"
+    """Leaves the frozen layers' weights in their files, reading each layer ahead and giving it back once it has run;
+    `auto` does so where the base does not fit in memory. On CPUs under Linux."""
+
     output_dir: Annotated[str, Field(min_length=1)] = "runs/lamina"
     """The run directory."""
 
@@ -64,6 +68,11 @@ class Config(Section):
             wrong.append(
                 "method.init_lora_weights: loftq makes up for what quantizing takes from the base, but the base is not "
                 "quantized; set quantization, such as `quantization: {bits: 4}`, or another beginning"
+            )
+        if self.offload is True and not self.method.base_is_read_only:
+            wrong.append(
+                f"method '{self.method.type}' needs the base's own layers, and `offload` has others in their place, "
+                "which read files; set offload to false, or use a method such as lora"
             )
         if self.quantization is not None:
             compute = self.quantization.compute_dtype

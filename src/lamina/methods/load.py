@@ -122,7 +122,8 @@ def load(
             f"{path}: began with LoftQ, as what quantizing took from its base, so it fits that quantized base alone."
             " Fix: use it without --original-base."
         )
-    base = load_base(ref, dtype, device, notify, QuantizationConfig(**packed) if packed else None, loftq)
+    offload = "auto" if adapter.config.base_is_read_only else False
+    base = load_base(ref, dtype, device, notify, QuantizationConfig(**packed) if packed else None, loftq, offload)
     wanted = adapter.lock.chat_template if adapter.lock else "model"
     template = build_template(base.tokenizer, None if wanted == "model" else wanted)
     if adapter.lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -14,6 +14,7 @@ from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ConfigError, ModelError, Problem
 from lamina.models.fingerprint import BaseFingerprint, fingerprint_base, weight_files
 from lamina.models.machine import choose_dtype, default_device
+from lamina.models.offload import leave_on_disk, wants_offload
 from lamina.models.quiet import quiet_transformers
 from lamina.models.read import read_model
 from lamina.models.source import ModelSource, Notify, find_model
@@ -59,6 +60,7 @@ def load_base(
     notify: Notify = lambda message: None,
     quantization: QuantizationConfig | None = None,
     plan_loftq: PlanLoftq | None = None,
+    offload: bool | Literal["auto"] = "auto",
 ) -> Base:
     """Loads a base model.
 
@@ -69,6 +71,7 @@ def load_base(
         notify: Called with a sentence before anything that takes a while.
         quantization: Stores the weights of linear layers in 4 or 8 bits, one after the other as they are read.
         plan_loftq: What LoftQ splits before it is quantized, if it is to.
+        offload: Whether the layers' weights stay on disk; `auto` leaves them there if the base does not fit in memory.
 
     Raises:
         ConfigError: Nothing of that name can exist, or the quantization does not fit the model.
@@ -84,16 +87,22 @@ def load_base(
     stored = stored_quantization(source.folder)
     if quantization is None and stored is None:
         model = read_model(source.folder, chosen).to(device)  # pyright: ignore[reportArgumentType]
-        return Base(model.requires_grad_(False).eval(), tokenizer, source, chosen)
-    from lamina.models.quantized import load_packed
+        base = Base(model, tokenizer, source, chosen)
+        files = weight_files(source.folder)
+    else:
+        from lamina.models.quantized import load_packed
 
-    quantization = agreed(quantization, stored, source.folder)
-    if stored is not None and plan_loftq is not None:
-        message = f"'loftq' needs the weights from before quantization, and {source.folder} is quantized already."
-        raise ConfigError(Problem("method.init_lora_weights", message, "name the model in 16 bits"))
-    packed = load_packed(source.folder, quantization, stored is not None, chosen, device, notify, plan_loftq)
-    model = packed.model.requires_grad_(False).eval()
-    return Base(model, tokenizer, source, chosen, quantization, packed.digest, packed.errors)
+        quantization = agreed(quantization, stored, source.folder)
+        if stored is not None and plan_loftq is not None:
+            message = f"'loftq' needs the weights from before quantization, and {source.folder} is quantized already."
+            raise ConfigError(Problem("method.init_lora_weights", message, "name the model in 16 bits"))
+        packed = load_packed(source.folder, quantization, stored is not None, chosen, device, notify, plan_loftq)
+        base = Base(packed.model, tokenizer, source, chosen, quantization, packed.digest, packed.errors)
+        files = packed.files
+    base.model.requires_grad_(False).eval()
+    if wants_offload(offload, files, device):
+        notify(leave_on_disk(base.model, files).line())
+    return base
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:

@@ -10,6 +10,7 @@ of bitsandbytes, is taken over into ours (`quantization/packed.py`) as it is, wi
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -59,12 +60,14 @@ class Quantized:
 
     Attributes:
         model: It.
+        files: Where its weights were read from.
         digest: Of the packed weights; None where they lie in the model's own folder, whose digest covers them.
         errors: Module -> |W - Q| / |W| (Frobenius norms); with LoftQ then the same with s B A, after each round. Empty
             where the weights from before are not known.
     """
 
     model: PreTrainedModel
+    files: list[Path]
     digest: str | None
     errors: Mapping[str, list[float]]
 
@@ -97,23 +100,20 @@ def load_packed(
     bitsandbytes()
     settings: dict[str, Any] = {"device_map": {"": device}}
     if stored:
-        return Quantized(take_over(read_model(folder, dtype, **settings), dtype), None, {})
+        model = take_over(read_model(folder, dtype, **settings), dtype)
+        return Quantized(model, weight_files(folder), None, {})
     loftq = plan_loftq(_skeleton(folder)) if plan_loftq else None
     cached = cache_folder() / "quantized" / _key(folder, config, dtype, loftq)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{cached}.lock"):
-            if cached.is_dir():
-                model = take_over(read_model(cached, dtype, **settings), dtype)
-            else:
+            if not cached.is_dir():
                 notify(f"Quantizing the base to {config.bits} bits, once ...")
                 streaming = StreamingConfig(config, dtype, weight_files(folder), loftq)
-                model = read_model(folder, dtype, quantization_config=streaming, **settings)
-                quantizer: Any = model.hf_quantizer
                 with files.new_folder(cached) as aside:
-                    _save(model, aside, streaming)
-                    model = take_over(model, dtype)
-                    _save_record(model, quantizer.record, aside)
+                    _quantize(folder, streaming, dtype, settings, aside)
+                gc.collect()  # the model that was written is read back, so that every start is alike
+            model = take_over(read_model(cached, dtype, **settings), dtype)
     except OSError as error:
         if isinstance(error, StorageError):
             raise
@@ -123,7 +123,17 @@ def load_packed(
         assert isinstance(packed, PackedLinear), name
         packed.correction = Correction(cached / LOFTQ_FILE, name)
     about = json.loads((cached / ABOUT_FILE).read_text(encoding="utf-8"))
-    return Quantized(model, about["digest"], about["errors"])
+    return Quantized(model, weight_files(cached), about["digest"], about["errors"])
+
+
+def _quantize(
+    folder: Path, streaming: StreamingConfig, dtype: torch.dtype, settings: dict[str, Any], aside: Path
+) -> None:
+    """Reads the model, packing weight by weight, and writes what came of it."""
+    model = read_model(folder, dtype, quantization_config=streaming, **settings)
+    quantizer: Any = model.hf_quantizer
+    _save(model, aside, streaming)
+    _save_record(take_over(model, dtype), quantizer.record, aside)
 
 
 def _skeleton(folder: Path) -> PreTrainedModel:

@@ -46,22 +46,6 @@ def build_adamw(config: TrainConfig, groups: list[dict[str, Any]], moments: Mome
     return MomentsAdamW(groups, config.peak_learning_rate, config.betas(), config.epsilon, moments)
 
 
-def paged_moments(config: TrainConfig, groups: list[dict[str, Any]], bits: int, instead: str) -> BnbMoments:
-    """Moments in paged memory.
-
-    Raises:
-        ConfigError: The tensors are not on a CUDA device, or bitsandbytes is not installed.
-    """
-    device = groups[0]["params"][0].device
-    if device.type != "cuda":
-        message = (
-            f"{config.optim} pages the optimizer's state between a CUDA device and the machine's memory, but training "
-            f"runs on {device}, where there is nothing to page."
-        )
-        raise ConfigError(Problem("train.optim", message, f"use {instead}, which gives the same numbers"))
-    return BnbMoments(bitsandbytes(config.optim), bits, paged=True)
-
-
 class BnbMoments(Moments):
     """In 8 or 32 bits, in the device's memory or paged."""
 

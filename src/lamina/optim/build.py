@@ -12,6 +12,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from lamina.config import TrainConfig
+from lamina.config.optim import OPTIMIZERS
 from lamina.errors import ConfigError, Problem
 
 Schedule = Callable[[int], float]
@@ -22,6 +23,7 @@ def build_optimizer(
     tensors: Mapping[str, nn.Parameter],
     fast: Collection[str] = (),
     vocabulary: Collection[str] = (),
+    notify: Callable[[str], None] = lambda message: None,
 ) -> torch.optim.Optimizer:
     """The optimizer whose file in this folder has the configured name.
 
@@ -30,6 +32,7 @@ def build_optimizer(
         tensors: What is trained, by name; float32 masters.
         fast: Names of those that LoRA+ gives a larger learning rate.
         vocabulary: Names of those that belong to the input embedding or to the output head.
+        notify: Told where a paged optimizer does not page.
 
     Raises:
         ConfigError: The optimizer does not fit what is trained, or its package is not installed.
@@ -37,7 +40,12 @@ def build_optimizer(
     if config.loraplus_lr_ratio is not None and not fast:
         message = "LoRA+ gives the B matrices of a low-rank method a larger learning rate, and the method has none."
         raise ConfigError(Problem("train.loraplus_lr_ratio", message, "remove it, or use a method such as lora"))
-    build = importlib.import_module(f"lamina.optim.{config.optim}").build
+    name, unpaged = config.optim, OPTIMIZERS[config.optim].unpaged
+    devices = {tensor.device.type for tensor in tensors.values()}
+    if unpaged is not None and "cuda" not in devices:
+        notify(f"{name}: there is no GPU whose memory could be paged, so {unpaged} runs, which gives the same numbers")
+        name = unpaged
+    build = importlib.import_module(f"lamina.optim.{name}").build
     return build(config, _groups(config, tensors, fast, vocabulary))
 
 

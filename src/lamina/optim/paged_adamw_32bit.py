@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from lamina.config import TrainConfig
-from lamina.optim._bitsandbytes import build_adamw, paged_moments
+from lamina.optim._bitsandbytes import BnbMoments, bitsandbytes, build_adamw
 
 
 def build(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """
     Raises:
-        ConfigError: There is no CUDA device, or bitsandbytes is not installed.
+        ConfigError: bitsandbytes is not installed.
     """
-    return build_adamw(config, groups, paged_moments(config, groups, bits=32, instead="adamw_torch"))
+    return build_adamw(config, groups, BnbMoments(bitsandbytes(config.optim), bits=32, paged=True))

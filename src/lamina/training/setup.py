@@ -99,7 +99,14 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
     """
     notify(f"Loading {config.model} ...")
     loftq = find_method(config.method.type).plan_loftq(config.method)
-    base = load_base(config.model, config.dtype, notify=notify, quantization=config.quantization, plan_loftq=loftq)
+    base = load_base(
+        config.model,
+        config.dtype,
+        notify=notify,
+        quantization=config.quantization,
+        plan_loftq=loftq,
+        offload=config.offload if config.method.base_is_read_only else False,
+    )
     template = build_template(base.tokenizer, config.data.chat_template)
     notify("Reading the data ...")
     batch_size = config.train.per_device_train_batch_size
@@ -109,7 +116,7 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
     injection = _fresh_adapter(config, base, dataset)
     head = _head_after_injection(head, injection)
     tensors = injection.tensors()
-    optimizer = build_optimizer(config.train, tensors, injection.fast_tensors(), injection.vocabulary_tensors())
+    optimizer = build_optimizer(config.train, tensors, injection.fast_tensors(), injection.vocabulary_tensors(), notify)
 
     micro_batches = dataset.report.micro_batches
     steps_per_epoch = math.ceil(micro_batches / config.train.gradient_accumulation_steps)

@@ -23,6 +23,9 @@ class MethodConfig(Section):
     learning_rate: ClassVar[float] = 2e-4
     """What `train.learning_rate` is unless it is given (see the method's page)."""
 
+    base_is_read_only: ClassVar[bool] = True
+    """Whether the base's layers may be others than the model's own, which only read their weights."""
+
     absent: ClassVar[Mapping[str, str]] = {}
     """Fields of other methods that one may look for here, and what to do instead."""
 

@@ -23,6 +23,7 @@ class PeftConfig(MethodConfig):
     summary: ClassVar[str] = "any other method of the installed HF peft, with peft's fields beside peft_type"
     # Most of peft's methods are low-rank relatives of LoRA. docs/methods/peft.md names those that need another one.
     learning_rate: ClassVar[float] = 1e-3
+    base_is_read_only: ClassVar[bool] = False
 
     type: Literal["peft"] = "peft"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Method name."""

@@ -1,0 +1,234 @@
+"""Frozen layers that stay on disk, for a base larger than memory.
+
+A safetensors file is mapped, not read: its pages come into memory when they are touched. Here each decoder layer's
+pages are asked for while the layer before it runs, forwards as well as backwards, and given back once it has run, so
+that memory holds two layers of the base at a time. Weights are never changed, so nothing is written.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from lamina.errors import ConfigError, Problem
+from lamina.models.pages import mapped_spans, page_in, page_out
+from lamina.quantization.packed import PackedLinear
+
+# Of the free memory, what a base may take before it is left on disk: the rest is for activations and everything else.
+_SHARE_FOR_BASE = 0.7
+
+# Smaller tensors are not worth a call each.
+_SMALLEST = 16 * 1024
+
+Span = tuple[int, int]
+
+
+class MappedLinear(PackedLinear):
+    """A linear layer whose weight is only ever read from its file.
+
+    Attributes:
+        packed: The weight as the file has it, (out_features, in_features), or transposed for `Conv1D`.
+    """
+
+    def __init__(self, module: nn.Linear | Conv1D) -> None:
+        weight = module.weight.detach()
+        self._transposed = isinstance(module, Conv1D)
+        inputs, outputs = weight.shape if self._transposed else weight.shape[::-1]
+        super().__init__(inputs, outputs, module.bias, weight.dtype)
+        self.register_buffer("packed", weight)
+
+    def dense(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return (self.packed.T if self._transposed else self.packed).to(dtype or self.dtype)
+
+
+@dataclass(frozen=True)
+class Offload:
+    """What was left on disk.
+
+    Attributes:
+        layer_bytes: Of weights that stay in their files, by decoder layer.
+        bytes_per_second: At which this machine reads them, measured.
+    """
+
+    layer_bytes: list[int]
+    bytes_per_second: float
+
+    def line(self) -> str:
+        """A sentence for the plan. Every layer is read once forwards and once backwards."""
+        total = sum(self.layer_bytes)
+        seconds = 2 * total / self.bytes_per_second
+        return (
+            f"{total / 2**30:.2f} GiB of frozen layers stay on disk (see `offload`). A micro-batch reads them twice: "
+            f"{seconds:.1f} s at {self.bytes_per_second / 2**20:,.0f} MiB/s, while it computes."
+        )
+
+
+def wants_offload(setting: bool | str, files: Sequence[Path], device: torch.device) -> bool:
+    """Resolves `offload`: `auto` leaves on disk what would not fit in memory.
+
+    Raises:
+        ConfigError: It is asked for where it cannot be.
+    """
+    possible = device.type == "cpu" and sys.platform.startswith("linux")
+    if setting is True and not possible:
+        message = f"it maps files into the memory of a Linux machine, and training runs on {device} ({sys.platform})."
+        raise ConfigError(Problem("offload", message, "set it to false or auto"))
+    if setting != "auto":
+        return bool(setting)
+    size = sum(path.stat().st_size for path in files)
+    return possible and size > _SHARE_FOR_BASE * psutil.virtual_memory().available
+
+
+def leave_on_disk(model: PreTrainedModel, files: Sequence[Path]) -> Offload:
+    """Lets every decoder layer's weights be read ahead and given back as the model runs.
+
+    Args:
+        model: As it was loaded from `files`, on the CPU.
+        files: Its safetensors files.
+    """
+    layers = _decoder_layers(model)
+    _map_again(model, layers, files)
+    for layer in layers:
+        for name, module in list(layer.named_modules()):
+            if isinstance(module, nn.Linear | Conv1D) and type(module) in (nn.Linear, Conv1D):
+                layer.set_submodule(name, MappedLinear(module))
+    pager = _Pager(layers, mapped_spans(files))
+    for place, layer in enumerate(layers):
+        layer.register_forward_pre_hook(pager.hook(place), with_kwargs=True)
+        pager.leave(place)  # what loading has read of it
+    return Offload([pager.size(place) for place in range(len(layers))], pager.measure())
+
+
+class _Pager:
+    """Which addresses belong to which layer, and when they are wanted."""
+
+    def __init__(self, layers: Sequence[nn.Module], mapped: Sequence[Span]) -> None:
+        self._spans = [_spans(layer, mapped) for layer in layers]
+
+    def size(self, place: int) -> int:
+        return sum(end - start for start, end in self._spans[place])
+
+    def measure(self) -> float:
+        """Bytes a second of reading a layer that is not in memory."""
+        largest = max(range(len(self._spans)), key=self.size)
+        self.leave(largest)
+        began = time.perf_counter()
+        self.fetch(largest)
+        for start, end in self._spans[largest]:
+            _touch(start, end)
+        seconds = time.perf_counter() - began
+        self.leave(largest)
+        return max(self.size(largest), 1) / max(seconds, 1e-9)
+
+    def hook(self, place: int) -> Any:
+        """What runs before the layer at that place."""
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if torch._C._current_graph_task_id() != -1:
+                return None  # the layer runs again inside the backward, which has its own order
+            last = place == len(self._spans) - 1
+            self.fetch(place + 1)
+            if not (last and torch.is_grad_enabled()):
+                self.leave(place - 1)  # before the backward, the last two stay
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if not (torch.is_grad_enabled() and hidden.requires_grad):
+                return None
+            hidden = _BackwardDone.apply(hidden, self, place)
+            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+        return before
+
+    def backward_done(self, place: int) -> None:
+        """The backward of the layer at that place has run."""
+        self.fetch(place - 2)
+        self.leave(place)
+
+    def fetch(self, place: int) -> None:
+        if 0 <= place < len(self._spans):
+            for start, end in self._spans[place]:
+                page_in(start, end)
+
+    def leave(self, place: int) -> None:
+        if 0 <= place < len(self._spans):
+            for start, end in self._spans[place]:
+                page_out(start, end)
+
+
+class _BackwardDone(torch.autograd.Function):
+    """The input itself; its backward tells that the layer's own has run."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, pager: _Pager, place: int) -> torch.Tensor:
+        ctx.pager, ctx.place = pager, place
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.pager.backward_done(ctx.place)
+        return grads[0], None, None
+
+
+def _decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=len)) if lists else []
+
+
+def _map_again(model: PreTrainedModel, layers: Iterable[nn.Module], files: Sequence[Path]) -> None:
+    """Puts the file's own pages in the place of packed weights that reading has copied."""
+    where = {}
+    for path in files:
+        with safe_open(path, "pt") as file:
+            where.update(dict.fromkeys(file.keys(), path))
+    mapped = mapped_spans(files)
+    inside = {id(module) for layer in layers for module in layer.modules()}
+    for name, module in model.named_modules():
+        if id(module) not in inside or not isinstance(module, PackedLinear):
+            continue
+        path = where.get(f"{name}.weight")
+        if path is None or _is_mapped(module.packed, mapped):
+            continue
+        with safe_open(path, "pt") as file:
+            stored = file.get_tensor(f"{name}.weight")
+        if stored.shape == module.packed.shape and stored.dtype == module.packed.dtype:
+            module.packed = stored
+
+
+def _is_mapped(tensor: torch.Tensor, mapped: Sequence[Span]) -> bool:
+    return any(start <= tensor.data_ptr() and tensor.data_ptr() + tensor.nbytes <= end for start, end in mapped)
+
+
+def _spans(layer: nn.Module, mapped: Sequence[Span]) -> list[Span]:
+    """Whole pages of the layer's tensors that lie in mapped files, joined where they meet."""
+    page = mmap.PAGESIZE
+    tensors = [*layer.parameters(), *layer.buffers()]
+    spans = sorted(
+        (tensor.data_ptr() // page * page, -(-(tensor.data_ptr() + tensor.nbytes) // page) * page)
+        for tensor in tensors
+        if tensor.nbytes >= _SMALLEST and _is_mapped(tensor, mapped)
+    )
+    joined: list[Span] = []
+    for start, end in spans:
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((start, end))
+    return joined
+
+
+def _touch(start: int, end: int) -> None:
+    """Reads a byte of each page."""
+    view = memoryview((ctypes.c_ubyte * (end - start)).from_address(start))
+    bytes(view[:: mmap.PAGESIZE])
