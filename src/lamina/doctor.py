@@ -12,10 +12,10 @@ from typing import Any
 import psutil
 import torch
 
-from lamina.models.cache import cache_folder
+from lamina.cache import cache_folder
+from lamina.kernels import native
 from lamina.models.machine import cpu_features, default_device, multiplies_bf16_natively
 from lamina.models.source import ALIASES, packaged_gguf
-from lamina.ops.kernels import native
 from lamina.version import __version__
 
 PACKAGES = ("torch", "transformers", "safetensors", "gguf")

@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 from lamina.data.batch import build_batch
 from lamina.fusion import FusionReport, fast_path, fused_layers
 from lamina.fusion import layer as fused_layer
+from lamina.kernels import use_backend
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.base import Injection
 from lamina.models.head import find_head
 from lamina.ops.attention import packed_attention
-from lamina.ops.kernels import use_backend
 
 FUSED = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3")
 NOT_FUSED = ("gpt2", "phi")

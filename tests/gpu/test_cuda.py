@@ -13,8 +13,8 @@ from tests.training.helpers import write_rows
 
 import lamina
 from lamina.fusion import fast_path
+from lamina.kernels import use_backend
 from lamina.ops.attention import AttentionSettings, attention_backward, attention_forward, packed_attention
-from lamina.ops.kernels import use_backend
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -135,7 +135,7 @@ def test_defaults_of_the_learning_rate_follow_the_optimizer() -> None:
         load_config({"data": {"train": "x"}, "train": {"optim": optim}}).train.learning_rate
         for optim in ("adamw_torch", "lion")
     ]
-    assert rates == [2e-4, pytest.approx(2e-5)]
+    assert rates == [1e-3, pytest.approx(1e-4)]
 
 
 def test_a_resolved_configuration_can_be_read_again() -> None:

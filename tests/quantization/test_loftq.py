@@ -10,6 +10,7 @@ import torch
 from tests.models_zoo import build_model, build_tokenizer
 
 import lamina
+from lamina.cache import cache_folder
 from lamina.config import load_config
 from lamina.config.methods.dora import DoraConfig
 from lamina.config.methods.lora import LoftqConfig, LoraConfig
@@ -17,7 +18,6 @@ from lamina.config.quantization import QuantizationConfig
 from lamina.errors import AdapterError, BaseMismatchError, ConfigError
 from lamina.methods.base import find_method, inject
 from lamina.methods.load import load
-from lamina.models.cache import cache_folder
 from lamina.models.load import Base, load_base
 from lamina.quantization.loftq import split_weight
 from lamina.quantization.packed import PackedLinear, pack_weight

@@ -12,12 +12,12 @@ from tests.models_zoo import build_model, build_tokenizer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import lamina
+from lamina.cache import cache_folder
 from lamina.config import load_config
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import CertificateError, ConfigError, ModelError, StorageError
 from lamina.methods.load import load
 from lamina.models import quantized
-from lamina.models.cache import cache_folder
 from lamina.models.load import Base, load_base
 from lamina.quantization.packed import EightBitLinear, FourBitLinear, PackedLinear
 

@@ -15,10 +15,10 @@ import lamina
 from lamina import Event, Verification
 from lamina.data.example import EncodedExample
 from lamina.errors import ConfigError, Interrupted
+from lamina.kernels import native, plain
 from lamina.methods.base import Injection
 from lamina.methods.lora import LoraLinear
 from lamina.ops import attention, linear_group, lora_linear
-from lamina.ops.kernels import native, plain
 from lamina.quantization import DenseLinear
 from lamina.quickstart.task import build_task
 from lamina.training import checkpoint

@@ -11,7 +11,7 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, PreTrainedConfig
 
 from lamina import files
-from lamina.models.cache import cache_folder
+from lamina.cache import cache_folder
 from lamina.models.quiet import quiet_transformers
 from lamina.models.source import Notify, find_model
 

@@ -3,7 +3,7 @@
     h = x + post(o(attention(rotary(q, k), v)))          q, k, v = group(norm(x))
     y = h + post(down(act(gate) up))                     gate, up = group(norm(h))
 
-Matrix products go through `ops/linear_group.py`, everything between them through `ops/kernels`, in one pass each. Saved
+Matrix products go through `ops/linear_group.py`, everything between them through `kernels`, in one pass each. Saved
 for the backward are only the results of products, attention, and the two residual streams; what is cheap (norms, the
 gate's product, attention weights) is computed again. With `recompute`, only x, attention's output and rank-sized
 products are saved: the products before `down` run again, attention and (without a norm after it) `down` do not.
@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from lamina.fusion.randomness import Randomness
+from lamina.kernels import kernels_for
 from lamina.methods.base import AdapterLinear
 from lamina.ops.attention import AttentionSettings, attention_backward, attention_forward
-from lamina.ops.kernels import kernels_for
 from lamina.ops.linear_group import Detour, GroupState, LinearGroup
 from lamina.ops.pool import Pool
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lamina.kernels import kernels_for
 from lamina.ops.attention import packed_attention_forward
-from lamina.ops.kernels import kernels_for
 
 Forward = Callable[..., Any]
 

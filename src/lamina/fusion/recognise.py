@@ -18,9 +18,9 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from lamina.fusion.layer import LayerPlan, Linears, Norm, Surroundings, run_layer
 from lamina.fusion.parts import Forward, attention_forward, gated_forward, norm_forward
+from lamina.kernels import GELU_TANH, SILU
 from lamina.methods.base import AdapterLinear, AdapterModule
 from lamina.ops.attention import packed_attention_forward
-from lamina.ops.kernels import GELU_TANH, SILU
 from lamina.ops.linear_group import LinearGroup
 from lamina.ops.pool import Pool, Scratch
 from lamina.quantization import DenseLinear, PackedFrozen, PackedLinear

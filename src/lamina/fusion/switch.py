@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from lamina.fusion.layer import LayerPlan, Surroundings, run_layer
 from lamina.fusion.recognise import disagreement, observe, recognise, release, replace_parts, restore
+from lamina.kernels import use_backend
 from lamina.ops.attention import packed_attention
-from lamina.ops.kernels import use_backend
 from lamina.ops.pool import Pool, Scratch
 
 
@@ -68,7 +68,7 @@ def fast_path(model: PreTrainedModel, recompute: Recompute = False, kernels: str
     Args:
         model: With its adapter, in the mode that it will be used in.
         recompute: Whether most of each layer runs again in the backward, so that less is kept for it.
-        kernels: See `ops.kernels.use_backend`.
+        kernels: See `kernels.use_backend`.
     """
     with packed_attention(model), use_backend(kernels), fused_layers(model, recompute) as report:
         if report.recompute:

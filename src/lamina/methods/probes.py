@@ -138,17 +138,10 @@ class Certificate:
 def record_probes(injection: Injection, template: ChatTemplate, prompts: Sequence[str] = PROMPTS) -> list[Probe]:
     """Records what the adapter, and the bare base, say to each prompt. The model must be in evaluation mode."""
     model = injection.model
+    texts = [template.render([Message("user", prompt)], add_generation_prompt=True) for prompt in prompts]
+    rendered: list[list[int]] = [template.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     probes = []
-    for prompt in prompts:
-        text = template.render([Message("user", prompt)], add_generation_prompt=True)
-        ids: list[int] = template.tokenizer(text, add_special_tokens=False).input_ids
-        answer = model.generate(  # pyright: ignore[reportCallIssue]
-            torch.tensor([ids], device=model.device),
-            attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device),
-            max_new_tokens=ANSWER_TOKENS,
-            do_sample=False,
-            pad_token_id=template.stop_token_id,
-        )[0].tolist()
+    for prompt, ids, answer in zip(prompts, rendered, _answers(model, rendered, template.stop_token_id), strict=True):
         positions = list(range(len(ids) - 1, len(answer) - 1))
         adapter = _logits(model, answer, positions)
         top = adapter.topk(min(TOP, adapter.shape[-1]), dim=-1)
@@ -156,6 +149,24 @@ def record_probes(injection: Injection, template: ChatTemplate, prompts: Sequenc
             base = _logits(model, answer, positions).gather(1, top.indices)
         probes.append(Probe(prompt, answer, positions, top.indices.tolist(), top.values.tolist(), base.tolist()))
     return probes
+
+
+def _answers(model: PreTrainedModel, prompts: Sequence[list[int]], stop: int) -> list[list[int]]:
+    """Each prompt with the model's greedy answer, found at once: a quantized base is turned back for every token."""
+    longest = max(map(len, prompts))
+    padding = [longest - len(ids) for ids in prompts]
+    rows = [[stop] * pad + ids for pad, ids in zip(padding, prompts, strict=True)]
+    seen = [[0] * pad + [1] * len(ids) for pad, ids in zip(padding, prompts, strict=True)]
+    output = model.generate(  # pyright: ignore[reportCallIssue]
+        torch.tensor(rows, device=model.device),
+        attention_mask=torch.tensor(seen, device=model.device),
+        max_new_tokens=ANSWER_TOKENS,
+        do_sample=False,
+        pad_token_id=stop,
+    ).tolist()
+    answers = [row[longest:] for row in output]
+    ends = [answer.index(stop) + 1 if stop in answer else len(answer) for answer in answers]
+    return [ids + answer[:end] for ids, answer, end in zip(prompts, answers, ends, strict=True)]
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from lamina.cache import IdentityCache
 from lamina.errors import ModelError
-from lamina.models.cache import IdentityCache
 
 # Keys of config.json that say how a file was written or is run, not what the model computes.
 _VOLATILE_KEYS = {

@@ -53,6 +53,9 @@ class MappedLinear(PackedLinear):
     def dense(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         return (self.packed.T if self._transposed else self.packed).to(dtype or self.dtype)
 
+    def lay(self, out: torch.Tensor) -> None:
+        out.copy_(self.dense(out.dtype))
+
 
 @dataclass(frozen=True)
 class Offload:

@@ -24,9 +24,9 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from lamina import files
+from lamina.cache import cache_folder
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import StorageError
-from lamina.models.cache import cache_folder
 from lamina.models.fingerprint import fingerprint_base, weight_files
 from lamina.models.quantizers import Record, StreamingConfig, take_over
 from lamina.models.quiet import quiet_transformers
@@ -132,7 +132,7 @@ def _quantize(
     """Reads the model, packing weight by weight, and writes what came of it."""
     model = read_model(folder, dtype, quantization_config=streaming, **settings)
     quantizer: Any = model.hf_quantizer
-    _save(model, aside, streaming)
+    _save(model, aside)
     _save_record(take_over(model, dtype), quantizer.record, aside)
 
 
@@ -150,10 +150,11 @@ def _key(folder: Path, config: QuantizationConfig, dtype: torch.dtype, loftq: Lo
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _save(model: PreTrainedModel, folder: Path, streaming: StreamingConfig) -> None:
+def _save(model: PreTrainedModel, folder: Path) -> None:
     """Writes it as bitsandbytes and transformers keep such models, with their own settings in config.json."""
-    plain = BitsAndBytesConfig(**{name: getattr(streaming, name) for name in _PLAIN})
     quantizer: Any = model.hf_quantizer
+    # The quantizer's own copy of the settings, which knows what was left as it is.
+    plain = BitsAndBytesConfig(**{name: getattr(quantizer.quantization_config, name) for name in _PLAIN})
     model.config.quantization_config = quantizer.quantization_config = plain  # pyright: ignore[reportAttributeAccessIssue]
     with quiet_transformers():
         model.save_pretrained(folder, max_shard_size=_SHARD)

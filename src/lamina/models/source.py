@@ -17,8 +17,8 @@ from huggingface_hub.errors import (
 )
 
 from lamina import files
+from lamina.cache import IdentityCache, cache_folder
 from lamina.errors import ConfigError, ModelError, Problem, StorageError, nearest
-from lamina.models.cache import IdentityCache, cache_folder
 from lamina.models.gguf import convert_gguf
 
 # Alias -> (installed package that ships the model as GGUF, hub id to use where it is not installed).

@@ -4,7 +4,7 @@ Registered as `lamina_packed`. Each document attends to itself alone, causally, 
 has one; nothing is padded and no mask of the whole sequence exists. A model is switched to it for training by
 `packed_attention(model)`, and back to its own implementation afterwards.
 
-On the CPU the kernels of `ops/kernels/attention.cpp` do it, on CUDA FlashAttention (`ops/flash.py`). What they cannot
+On the CPU the kernels of `kernels/attention.cpp` do it, on CUDA FlashAttention (`ops/flash.py`). What they cannot
 take goes document by document through torch's own kernels; there, on the CPU, the backward of short documents is ours,
 because torch's takes several milliseconds however short a document is.
 """
@@ -22,9 +22,9 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from lamina.errors import ModelError
+from lamina.kernels import kernels_for, native
 from lamina.ops import flash
 from lamina.ops.flash import FlashState
-from lamina.ops.kernels import kernels_for, native
 
 NAME = "lamina_packed"
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from lamina.kernels import kernels_for
 from lamina.models.head import LogitTransform
-from lamina.ops.kernels import kernels_for
 from lamina.ops.shapes import repeating_size
 
 # Logits of a chunk: 2**25 elements are 64 MiB in bfloat16.

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from lamina.kernels import kernels_for
 from lamina.ops.dropout import drop, keep_mask
-from lamina.ops.kernels import kernels_for
 from lamina.ops.pages import drop_pages
 from lamina.ops.pool import Scratch
 from lamina.quantization import PackedLinear
@@ -254,8 +254,11 @@ class LinearGroup:
             return self._resident
         matrix = self._scratch.buffer(self._beside, self.out_features, self.in_features + self.rank)
         for linear, rows in zip(self._linears, self._rows, strict=True):
-            weight = linear.dense() if isinstance(linear, PackedLinear) else linear.weight
-            matrix[rows, : self.in_features].copy_(weight)
+            place = matrix[rows, : self.in_features]
+            if isinstance(linear, PackedLinear):
+                linear.lay(place)
+            else:
+                place.copy_(linear.weight)
         matrix[:, self.in_features :].copy_(self._beside)
         return matrix
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
+from lamina.kernels import kernels_for
 from lamina.ops.dropout import drop, keep_mask
-from lamina.ops.kernels import kernels_for
 from lamina.quantization.frozen import FrozenLinear
 
 

@@ -1,4 +1,4 @@
-"""Weights in 4 or 8 bits, in tensors of our own, over the kernels of bitsandbytes.
+"""Weights in 4 or 8 bits, in tensors of our own: packed by bitsandbytes, turned back by its kernels or by ours.
 
 Its modules are not used: on the CPU they repack a weight when they evaluate, after which it can neither be trained on
 nor turned back. Here a weight is only ever read: a product turns the one that it needs back into the compute dtype, and
@@ -18,6 +18,7 @@ from torch import nn
 
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ConfigError, Problem
+from lamina.kernels import packed as kernels
 from lamina.quantization.frozen import FrozenLinear
 from lamina.quantization.loftq import Correction
 
@@ -64,9 +65,19 @@ class PackedLinear(nn.Module, ABC):
         self.in_features, self.out_features, self.dtype = in_features, out_features, dtype
         self.bias = None if bias is None else nn.Parameter(bias.detach().to(dtype), requires_grad=False)
 
-    @abstractmethod
     def dense(self, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """W as (out_features, in_features), a new tensor, by default in the compute dtype."""
+        """W as (out_features, in_features), by default in the compute dtype."""
+        out = torch.empty(self.out_features, self.in_features, dtype=dtype or self.dtype, device=self.packed.device)
+        self.lay(out)
+        return out
+
+    @abstractmethod
+    def lay(self, out: torch.Tensor) -> None:
+        """Writes W into `out` (out_features, in_features), whose rows may lie apart, in its dtype."""
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """x W^T, for x (T, in_features)."""
+        return F.linear(x, self.dense(x.dtype))
 
     @property
     def weight(self) -> torch.Tensor:
@@ -150,7 +161,19 @@ class FourBitLinear(PackedLinear):
         )
         return cls(linear.in_features, linear.out_features, linear.bias, linear.weight.dtype, packed, state)
 
-    def dense(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def lay(self, out: torch.Tensor) -> None:
+        if kernels.takes(self, out.dtype):
+            kernels.lay_4bit(self, out)
+        else:
+            out.copy_(self._turned_back(out.dtype))
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) <= kernels.MOST_ROWS and kernels.takes(self, x.dtype):
+            return kernels.multiply_4bit(x, self)
+        return super().product(x)
+
+    def _turned_back(self, dtype: torch.dtype) -> torch.Tensor:
+        """W by the kernels of bitsandbytes."""
         functional = bitsandbytes()
         absmax = self.absmax
         if self.nested_absmax is not None:
@@ -163,7 +186,7 @@ class FourBitLinear(PackedLinear):
         weights = self.out_features * self.in_features
         shape = (1, weights) if weights % self.blocksize else (weights // self.blocksize, self.blocksize)
         flat = torch.ops.bitsandbytes.dequantize_4bit.default(
-            self.packed, absmax, self.blocksize, self.quant_type, shape, dtype or self.dtype
+            self.packed, absmax, self.blocksize, self.quant_type, shape, dtype
         )
         return flat.view(self.out_features, self.in_features)
 
@@ -197,8 +220,16 @@ class EightBitLinear(PackedLinear):
         packed, scales, _ = bitsandbytes().int8_vectorwise_quant(linear.weight.detach().to(torch.float16))
         return cls(linear.in_features, linear.out_features, linear.bias, linear.weight.dtype, packed, scales)
 
-    def dense(self, dtype: torch.dtype | None = None) -> torch.Tensor:
-        return (self.packed * self.scales[:, None] * INT8_STEP).to(dtype or self.dtype)
+    def lay(self, out: torch.Tensor) -> None:
+        if kernels.takes(self, out.dtype):
+            kernels.lay_8bit(self, INT8_STEP, out)
+        else:
+            out.copy_(self.packed * self.scales[:, None] * INT8_STEP)
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) <= kernels.MOST_ROWS and kernels.takes(self, x.dtype):
+            return kernels.multiply_8bit(x, self, INT8_STEP)
+        return super().product(x)
 
 
 def pack_weight(weight: torch.Tensor, config: QuantizationConfig) -> PackedLinear:
@@ -232,7 +263,7 @@ def count_weights(model: nn.Module) -> int:
 
 
 def packed_matmul(x: torch.Tensor, base: PackedLinear, bias: torch.Tensor | None) -> torch.Tensor:
-    """x W^T + bias, with W turned back for the product, and once more for the backward."""
+    """x W^T + bias, with W turned back for the product if need be, and once more for the backward."""
     y: Any = _PackedMatmul.apply(x, base)
     return y if bias is None else y + bias
 
@@ -241,7 +272,7 @@ class _PackedMatmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, base: PackedLinear) -> torch.Tensor:
         ctx.base = base
-        return F.linear(x, base.dense(x.dtype))
+        return base.product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]

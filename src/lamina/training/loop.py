@@ -22,11 +22,11 @@ from lamina import files
 from lamina.config import Config, load_config
 from lamina.errors import Interrupted, TrainingError
 from lamina.fusion import FusionReport, fast_path
+from lamina.kernels import kernel_notes
 from lamina.methods.adapter import save_adapter
 from lamina.methods.lock import build_lock
 from lamina.methods.probes import record_probes
 from lamina.models.memory import peak_bytes
-from lamina.ops.kernels import kernel_notes
 from lamina.optim import LayerwiseGaloreAdamW
 from lamina.plan.memory import wants_checkpointing
 from lamina.plan.time import measured_tokens_per_second

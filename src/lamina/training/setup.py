@@ -18,6 +18,7 @@ from torch import nn
 
 from lamina import files
 from lamina.config import Config
+from lamina.config.optim import OPTIMIZERS
 from lamina.data.batch import build_batch
 from lamina.data.dataset import Dataset, build_dataset
 from lamina.data.example import EncodedExample
@@ -30,9 +31,13 @@ from lamina.models.load import Base, load_base
 from lamina.models.machine import dtype_name
 from lamina.models.source import Notify
 from lamina.optim import Schedule, build_optimizer, build_schedule
+from lamina.quantization import count_weights
 from lamina.quantization.report import RoundingReport
 from lamina.runs import Run
 from lamina.version import __version__
+
+# Weights from which on a model is told that the methods' learning rates come from a smaller one.
+LARGE_MODEL = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,7 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
         plan_loftq=loftq,
         offload=config.offload if config.method.base_is_read_only else False,
     )
+    _note_learning_rate(config, base, notify)
     template = build_template(base.tokenizer, config.data.chat_template)
     notify("Reading the data ...")
     batch_size = config.train.per_device_train_batch_size
@@ -164,6 +170,16 @@ def _check_stop_token(dataset: Dataset, template: ChatTemplate) -> None:
         raise DataError(
             f"no training example teaches the stop token {template.stop_token}, so the model would never stop. "
             "Fix: raise data.max_length, or set data.overlong=drop so that answers keep their ends."
+        )
+
+
+def _note_learning_rate(config: Config, base: Base, notify: Notify) -> None:
+    """The methods' own learning rates were measured on a small model."""
+    own = config.method.learning_rate * OPTIMIZERS[config.train.optim].learning_rate_factor
+    if config.train.learning_rate == own and count_weights(base.model) > LARGE_MODEL:
+        notify(
+            f"train.learning_rate is the method's own, {own:g}, which was measured on a model of 135 million weights. "
+            "Models of billions usually take a smaller one (QLoRA's authors 2e-4 for 7 billion)."
         )
 
 

@@ -23,7 +23,7 @@ class AdaLoraConfig(MethodConfig):
         "Zhang et al. 2023, AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning, arXiv:2303.10512"
     )
     summary: ClassVar[str] = "LoRA in the form of an SVD, which moves a budget of ranks to the layers that need them"
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 1e-2
     absent: ClassVar[Mapping[str, str]] = {
         "r": "AdaLoRA has two ranks: init_r at the start, target_r on average at the end",
         "use_dora": "AdaLoRA has no DoRA form; use `type: lora` for DoRA",

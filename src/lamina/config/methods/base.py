@@ -20,8 +20,9 @@ class MethodConfig(Section):
     summary: ClassVar[str]
     """One sentence for `lamina methods`."""
 
-    learning_rate: ClassVar[float] = 2e-4
-    """What `train.learning_rate` is unless it is given (see the method's page)."""
+    learning_rate: ClassVar[float] = 1e-3
+    """What `train.learning_rate` is unless it is given: the smallest of a sweep whose loss was within 2% of the best one's
+    (docs/benchmarks.md), where the method was in it."""
 
     base_is_read_only: ClassVar[bool] = True
     """Whether the base's layers may be others than the model's own, which only read their weights."""

@@ -20,7 +20,7 @@ class BottleneckConfig(MethodConfig):
         "Pfeiffer et al. 2020, arXiv:2005.00247; He et al. 2021, arXiv:2110.04366"
     )
     summary: ClassVar[str] = "small two-layer networks after or beside a layer's parts"
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 3e-3
 
     type: Literal["bottleneck"] = "bottleneck"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Method name."""

@@ -13,7 +13,7 @@ class FullConfig(MethodConfig):
     title: ClassVar[str] = "Full fine-tuning"
     paper: ClassVar[str] = "no paper of its own; with GaLore, Zhao et al. 2024, arXiv:2403.03507"
     summary: ClassVar[str] = "every parameter of the base is trained: the ceiling, and the most memory"
-    learning_rate: ClassVar[float] = 2e-5
+    learning_rate: ClassVar[float] = 1e-4
     base_is_read_only: ClassVar[bool] = False
 
     type: Literal["full"] = "full"  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -17,7 +17,7 @@ class PromptTuningConfig(MethodConfig):
         "Lester et al. 2021, The Power of Scale for Parameter-Efficient Prompt Tuning, arXiv:2104.08691"
     )
     summary: ClassVar[str] = "learned embeddings before every sequence"
-    learning_rate: ClassVar[float] = 3e-2
+    learning_rate: ClassVar[float] = 3e-1
 
     type: Literal["prompt_tuning"] = "prompt_tuning"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Method name."""

@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.kernels.test_packed_weights import (
+    KINDS,
+    test_products_of_a_few_rows,
+    test_weights_are_those_of_bitsandbytes,
+)
 
+from lamina.kernels import GELU_TANH, SILU, available_backends, kernels_for, native, plain, use_backend
 from lamina.ops.attention import AttentionSettings, attention_backward, attention_forward
-from lamina.ops.kernels import GELU_TANH, SILU, available_backends, kernels_for, native, plain, use_backend
 
 # A few roundings of the dtype, relative to the largest value.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.2e-2}
@@ -319,6 +324,9 @@ def test_older_cpus(without: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
             test_cross_entropy(dtype, 0.5, 3.0)
             test_narrow_product(300, 5, 37, 2, dtype)
             test_what_is_not_finite_is_seen(dtype)
+            for kind in KINDS:
+                test_weights_are_those_of_bitsandbytes(kind, (3, 64), dtype)
+                test_products_of_a_few_rows(kind, 5, dtype)
     finally:
         monkeypatch.undo()
         native.load.cache_clear()

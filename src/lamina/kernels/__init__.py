@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from lamina.ops.kernels import native, plain
-from lamina.ops.kernels.plain import GELU_TANH, SILU
+from lamina.kernels import native, plain
+from lamina.kernels.plain import GELU_TANH, SILU
 
 BACKENDS = ("auto", "native", "compiled", "plain")
 
@@ -49,7 +49,7 @@ def kernels_for(*tensors: torch.Tensor) -> Any:
     name = _chosen.get()
     # On CUDA a kernel launch each for a dozen small operations would cost more than the warm-up of compiling them.
     if name == "compiled" or (name == "auto" and tensors[0].device.type == "cuda"):
-        from lamina.ops.kernels import compiled  # torch.compile is slow to import
+        from lamina.kernels import compiled  # torch.compile is slow to import
 
         return compiled
     if name in ("auto", "native") and native.supports(*tensors) and native.unavailable() is None:

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
-from lamina.models.cache import cache_folder
-from lamina.ops.kernels import plain
+from lamina.cache import cache_folder
+from lamina.kernels import plain
 
-SOURCES = ("pointwise.cpp", "attention.cpp", "narrow.cpp")
+SOURCES = ("pointwise.cpp", "attention.cpp", "narrow.cpp", "packed.cpp")
 HEADERS = ("numbers.h", "memory.h", "tiles.h")
 FLAGS = (
     "-O3",
@@ -123,7 +123,7 @@ def supports(*tensors: torch.Tensor) -> bool:
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, out: torch.Tensor) -> torch.Tensor:
     scale = torch.empty(x.shape[0], dtype=torch.float32)
-    _call("rms_norm", x.dtype, *_rows(x), *_rows(out), _p(weight), _p(scale), *x.shape, _f(eps), _f(offset))
+    call("rms_norm", x.dtype, *rows(x), *rows(out), pointer(weight), pointer(scale), *x.shape, real(eps), real(offset))
     return scale
 
 
@@ -136,44 +136,45 @@ def rms_norm_backward(
     residual: torch.Tensor | None,
     out: torch.Tensor,
 ) -> None:
-    added = (None, 0) if residual is None else _rows(residual)
-    _call(
+    added = (None, 0) if residual is None else rows(residual)
+    call(
         "rms_norm_backward",
         x.dtype,
-        *_rows(grad),
-        *_rows(x),
-        _p(weight),
-        _p(scale),
+        *rows(grad),
+        *rows(x),
+        pointer(weight),
+        pointer(scale),
         *added,
-        *_rows(out),
+        *rows(out),
         *x.shape,
-        _f(offset),
+        real(offset),
     )
 
 
 def gated(gate: torch.Tensor, up: torch.Tensor, activation: int, out: torch.Tensor) -> None:
     assert gate.stride() == up.stride()
-    _call("gated", out.dtype, _p(gate), *_rows(up), *_rows(out), *out.shape, activation)
+    call("gated", out.dtype, pointer(gate), *rows(up), *rows(out), *out.shape, activation)
 
 
 def gated_backward_(gate: torch.Tensor, up: torch.Tensor, activation: int, grad: torch.Tensor) -> None:
     assert gate.stride() == up.stride()
-    _call("gated_backward", grad.dtype, _p(gate), *_rows(up), *_rows(grad), *grad.shape, activation)
+    call("gated_backward", grad.dtype, pointer(gate), *rows(up), *rows(grad), *grad.shape, activation)
 
 
 def rotary_(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, inverse: bool) -> None:
     assert x.stride(1) == x.shape[2] and cosine.stride() == sine.stride()
-    direction = _f(-1.0 if inverse else 1.0)
-    _call("rotary", x.dtype, *_rows(x), _p(cosine), *_rows(sine), *x.shape, cosine.shape[-1], direction)
+    direction = real(-1.0 if inverse else 1.0)
+    call("rotary", x.dtype, *rows(x), pointer(cosine), *rows(sine), *x.shape, cosine.shape[-1], direction)
 
 
 def scale_columns_(y: torch.Tensor, scale: torch.Tensor) -> None:
-    _call("scale_columns", y.dtype, *_rows(y), _p(scale), *y.shape)
+    call("scale_columns", y.dtype, *rows(y), pointer(scale), *y.shape)
 
 
 def scale_columns_backward(grad: torch.Tensor, y: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     sums = torch.empty(grad.shape[1], dtype=torch.float32)
-    _call("scale_columns_backward", grad.dtype, *_rows(grad), *_rows(y), _p(scale), *_rows(out), _p(sums), *grad.shape)
+    results = (*rows(out), pointer(sums))
+    call("scale_columns_backward", grad.dtype, *rows(grad), *rows(y), pointer(scale), *results, *grad.shape)
     return sums
 
 
@@ -183,7 +184,7 @@ def narrow_product(narrow: torch.Tensor, wide: torch.Tensor, out: torch.Tensor, 
         plain.narrow_product(narrow, wide, out, factor)
         return
     sizes = (out.stride(0), out.stride(1), *narrow.shape, wide.shape[1])
-    _call("narrow_product", wide.dtype, *_rows(narrow), *_rows(wide), _p(out), *sizes, _f(factor))
+    call("narrow_product", wide.dtype, *rows(narrow), *rows(wide), pointer(out), *sizes, real(factor))
 
 
 def _has_tiles() -> bool:
@@ -196,8 +197,8 @@ def cross_entropy_(
 ) -> torch.Tensor:
     assert logits.is_contiguous() and targets.is_contiguous()
     loss = torch.empty(logits.shape[0], dtype=torch.float32)
-    settings = (_f(multiplier), _f(softcap or 0.0), int(wants_grad))
-    _call("cross_entropy", logits.dtype, _p(logits), _p(targets), _p(loss), *logits.shape, *settings)
+    settings = (real(multiplier), real(softcap or 0.0), int(wants_grad))
+    call("cross_entropy", logits.dtype, pointer(logits), pointer(targets), pointer(loss), *logits.shape, *settings)
     return loss
 
 
@@ -242,7 +243,7 @@ def attention(
     """
     lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32)
     documents, sizes = _documents(q, k, lengths, scale, window, softcap)
-    _call("attention", q.dtype, *_rows(q), _p(k), *_rows(v), *_rows(out), _p(lse), _p(documents), *sizes)
+    call("attention", q.dtype, *rows(q), pointer(k), *rows(v), *rows(out), pointer(lse), pointer(documents), *sizes)
     return lse
 
 
@@ -266,8 +267,9 @@ def attention_backward(
     shares = None
     if len(lengths) * k.shape[1] < TASKS_A_THREAD * torch.get_num_threads():
         shares = torch.empty(2 * q.numel(), dtype=torch.float32)  # of dk and dv, by query head
-    tensors = (*_rows(q), _p(k), *_rows(v), *_rows(out), *_rows(grad), _p(lse), _p(dq), _p(dk), *_rows(dv))
-    _call("attention_backward", q.dtype, *tensors, None if shares is None else _p(shares), _p(documents), *sizes)
+    given = (*rows(q), pointer(k), *rows(v), *rows(out), *rows(grad), pointer(lse))
+    written = (pointer(dq), pointer(dk), *rows(dv), None if shares is None else pointer(shares))
+    call("attention_backward", q.dtype, *given, *written, pointer(documents), *sizes)
 
 
 def _documents(
@@ -276,23 +278,26 @@ def _documents(
     """The documents' lengths as a tensor, which must outlive the call, and the last arguments of both kernels."""
     assert sum(lengths) == q.shape[0], "documents make up the whole sequence"
     heads = (q.shape[1], k.shape[1], q.shape[2])
-    sizes = (len(lengths), q.shape[0], *heads, window or 0, _f(scale), _f(softcap or 0.0))
+    sizes = (len(lengths), q.shape[0], *heads, window or 0, real(scale), real(softcap or 0.0))
     return torch.tensor(lengths, dtype=torch.int64), sizes
 
 
-def _call(name: str, dtype: torch.dtype, *arguments: object) -> None:
+def call(name: str, dtype: torch.dtype, *arguments: object) -> None:
+    """Calls a kernel's form for a dtype; whole numbers go as 64 bits, None as a null pointer."""
     function = getattr(load(), f"lamina_{name}{_SUFFIX[dtype]}")
-    function(*(ctypes.c_int64(a) if type(a) is int else a for a in arguments))
+    function(*(ctypes.c_int64(a) if type(a) is int else ctypes.c_void_p() if a is None else a for a in arguments))
 
 
-def _p(tensor: torch.Tensor) -> ctypes.c_void_p:
+def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
+    """Where a tensor begins."""
     return ctypes.c_void_p(tensor.data_ptr())
 
 
-def _rows(tensor: torch.Tensor) -> tuple[ctypes.c_void_p, int]:
+def rows(tensor: torch.Tensor) -> tuple[ctypes.c_void_p, int]:
     """Where a tensor begins, and how many elements lie between its rows."""
     return ctypes.c_void_p(tensor.data_ptr()), tensor.stride(0)
 
 
-def _f(value: float) -> ctypes.c_float:
+def real(value: float) -> ctypes.c_float:
+    """A float32 argument."""
     return ctypes.c_float(value)

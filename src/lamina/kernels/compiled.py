@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lamina.ops.kernels import plain
+from lamina.kernels import plain
 
 # Compiled lazily by torch, at the first call; one graph serves every number of tokens.
 rms_norm = torch.compile(plain.rms_norm, dynamic=True)

@@ -59,10 +59,14 @@ inline void put(bf16* p, Floats value) {
 
 // As it would be read again after it was stored.
 template <typename T>
-inline Floats rounded(Floats value) {
-    T stored[LANES];
-    put(stored, value);
-    return take(stored);
+inline Floats rounded(Floats value);
+template <>
+inline Floats rounded<float>(Floats value) {
+    return value;
+}
+template <>
+inline Floats rounded<bf16>(Floats value) {
+    return (Floats)(__builtin_convertvector(round_to_bf16(value), Words) << 16);
 }
 
 inline float load(const float* p) { return *p; }

@@ -1,0 +1,217 @@
+// Weights in 4 or 8 bits: turned back into rows of any stride, or multiplied with a few rows without being written anywhere.
+//
+// A 4-bit weight is table[nibble] times its block's scale, an 8-bit one whole number x row scale / 127, both rounded to the
+// stored type T, as bitsandbytes does it. So what is multiplied are the very weights that a dense product would read.
+
+#include <algorithm>
+
+#include "numbers.h"
+
+namespace {
+
+typedef uint8_t Bytes __attribute__((vector_size(16)));
+typedef int8_t SignedBytes __attribute__((vector_size(16)));
+
+constexpr int64_t CHUNK = 2 * LANES;  // weights of one load: sixteen bytes
+
+struct FourBits {
+    const uint8_t* packed;
+    const float* table;
+    int64_t blocksize;
+    const float* absmax;          // a scale a block, or null where scales are quantized too:
+    const uint8_t* nested;        // then a byte a block, a number of `nested_code`,
+    const float* nested_code;
+    const float* nested_absmax;   // times a scale for each 256 of them,
+    float nested_offset;          // plus this
+
+    float scale(int64_t block) const {
+        if (absmax) return absmax[block];
+        volatile float product = nested_code[nested[block]] * nested_absmax[block / 256];  // rounded before the sum
+        return product + nested_offset;
+    }
+};
+
+// Compilers take the sixteen bytes apart one by one; the CPU does not.
+inline Ints widened(const uint8_t* p) {
+    Bytes bytes;
+    std::memcpy(&bytes, p, sizeof bytes);
+#if defined(__AVX512F__)
+    return (Ints)_mm512_cvtepu8_epi32((__m128i)bytes);
+#else
+    return __builtin_convertvector(bytes, Ints);
+#endif
+}
+
+inline Ints widened(const int8_t* p) {
+    SignedBytes bytes;
+    std::memcpy(&bytes, p, sizeof bytes);
+#if defined(__AVX512F__)
+    return (Ints)_mm512_cvtepi8_epi32((__m128i)bytes);
+#else
+    return __builtin_convertvector(bytes, Ints);
+#endif
+}
+
+inline Floats look_up(Floats table, Ints places) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_permutexvar_ps((__m512i)places, (__m512)table);
+#else
+    Floats found;
+    for (int64_t i = 0; i < LANES; ++i) found[i] = table[places[i]];
+    return found;
+#endif
+}
+
+// The weights from `at` on, an even multiple of CHUNK: those at even places, and those at odd ones.
+template <typename T>
+inline void unpack(const FourBits& w, Floats table, int64_t at, float scale, Floats& even, Floats& odd) {
+    const Ints wide = widened(w.packed + at / 2);
+    even = rounded<T>(look_up(table, wide >> 4) * scale);
+    odd = rounded<T>(look_up(table, wide & 15) * scale);
+}
+
+// body(column, even, odd) along a row of weights
+template <typename T, typename Body>
+inline void along_row(const FourBits& w, int64_t row, int64_t columns, Body body) {
+    const Floats table = take(w.table);
+    const int64_t first = row * columns;
+    for (int64_t k = 0, block = first / w.blocksize; k < columns; ++block) {
+        const int64_t end = std::min(columns, (block + 1) * w.blocksize - first);
+        const float scale = w.scale(block);
+        for (; k < end; k += CHUNK) {
+            Floats even, odd;
+            unpack<T>(w, table, first + k, scale, even, odd);
+            body(k, even, odd);
+        }
+    }
+}
+
+inline void put_both(float* to, Floats even, Floats odd) {
+    put(to, __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
+    put(to + LANES, __builtin_shufflevector(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
+}
+
+inline void put_both(bf16* to, Floats even, Floats odd) {  // both are rounded: their upper halves are all there is
+    const Words words = ((Words)even >> 16) | ((Words)odd & 0xffff0000u);
+    std::memcpy(to, &words, sizeof words);
+}
+
+template <typename T>
+void lay_4bit(const FourBits& w, T* out, int64_t out_row, int64_t rows, int64_t columns) {
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < rows; ++n)
+        along_row<T>(w, n, columns, [&](int64_t k, Floats even, Floats odd) { put_both(out + n * out_row + k, even, odd); });
+}
+
+// x (M, columns) as float32 in two halves: even columns, then odd ones.
+template <int M, typename T>
+void multiply_4bit(const FourBits& w, const float* x, T* y, int64_t y_row, int64_t rows, int64_t columns) {
+    const int64_t half = columns / 2;
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < rows; ++n) {
+        Floats sums[M] = {}, others[M] = {};
+        along_row<T>(w, n, columns, [&](int64_t k, Floats even, Floats odd) {
+            for (int m = 0; m < M; ++m) {
+                const float* from = x + m * columns + k / 2;
+                sums[m] += even * take(from);
+                others[m] += odd * take(from + half);
+            }
+        });
+        for (int m = 0; m < M; ++m) store(y + m * y_row + n, sum_of(sums[m] + others[m]));
+    }
+}
+
+template <typename T>
+inline Floats unpack8(const int8_t* packed, float scale, float step) {
+    return rounded<T>(__builtin_convertvector(widened(packed), Floats) * scale * step);
+}
+
+template <typename T>
+void lay_8bit(const int8_t* packed, const float* scales, float step, T* out, int64_t out_row, int64_t rows, int64_t columns) {
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < rows; ++n)
+        for (int64_t k = 0; k < columns; k += LANES)
+            put(out + n * out_row + k, unpack8<T>(packed + n * columns + k, scales[n], step));
+}
+
+template <int M, typename T>
+void multiply_8bit(const int8_t* packed, const float* scales, float step, const float* x, T* y, int64_t y_row, int64_t rows,
+                   int64_t columns) {
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < rows; ++n) {
+        Floats sums[M] = {};
+        for (int64_t k = 0; k < columns; k += LANES) {
+            const Floats weights = unpack8<T>(packed + n * columns + k, scales[n], step);
+            for (int m = 0; m < M; ++m) sums[m] += weights * take(x + m * columns + k);
+        }
+        for (int m = 0; m < M; ++m) store(y + m * y_row + n, sum_of(sums[m]));
+    }
+}
+
+template <typename Body>
+void with_rows(int64_t count, Body body) {
+    switch (count) {
+        case 1: return body.template operator()<1>();
+        case 2: return body.template operator()<2>();
+        case 3: return body.template operator()<3>();
+        case 4: return body.template operator()<4>();
+        case 5: return body.template operator()<5>();
+        case 6: return body.template operator()<6>();
+        case 7: return body.template operator()<7>();
+        default: return body.template operator()<8>();
+    }
+}
+
+template <typename T>
+struct Multiply4 {
+    const FourBits& w;
+    const float* x;
+    T* y;
+    int64_t y_row, rows, columns;
+    template <int M>
+    void operator()() const {
+        multiply_4bit<M>(w, x, y, y_row, rows, columns);
+    }
+};
+
+template <typename T>
+struct Multiply8 {
+    const int8_t* packed;
+    const float* scales;
+    float step;
+    const float* x;
+    T* y;
+    int64_t y_row, rows, columns;
+    template <int M>
+    void operator()() const {
+        multiply_8bit<M>(packed, scales, step, x, y, y_row, rows, columns);
+    }
+};
+
+}  // namespace
+
+#define LAMINA_FOUR_BITS                                                                                                     \
+    const uint8_t *packed, const float *table, int64_t blocksize, const float *absmax, const uint8_t *nested,               \
+        const float *nested_code, const float *nested_absmax, float nested_offset
+#define LAMINA_FOUR {packed, table, blocksize, absmax, nested, nested_code, nested_absmax, nested_offset}
+
+#define LAMINA_PACKED(suffix, T)                                                                                             \
+    extern "C" void lamina_lay_4bit_##suffix(LAMINA_FOUR_BITS, T* out, int64_t out_row, int64_t rows, int64_t columns) {     \
+        lay_4bit<T>(LAMINA_FOUR, out, out_row, rows, columns);                                                               \
+    }                                                                                                                        \
+    extern "C" void lamina_multiply_4bit_##suffix(LAMINA_FOUR_BITS, const float* x, int64_t count, T* y, int64_t y_row,      \
+                                                  int64_t rows, int64_t columns) {                                           \
+        const FourBits w LAMINA_FOUR;                                                                                        \
+        with_rows(count, Multiply4<T>{w, x, y, y_row, rows, columns});                                                       \
+    }                                                                                                                        \
+    extern "C" void lamina_lay_8bit_##suffix(const int8_t* packed, const float* scales, float step, T* out, int64_t out_row, \
+                                             int64_t rows, int64_t columns) {                                                \
+        lay_8bit<T>(packed, scales, step, out, out_row, rows, columns);                                                      \
+    }                                                                                                                        \
+    extern "C" void lamina_multiply_8bit_##suffix(const int8_t* packed, const float* scales, float step, const float* x,     \
+                                                  int64_t count, T* y, int64_t y_row, int64_t rows, int64_t columns) {       \
+        with_rows(count, Multiply8<T>{packed, scales, step, x, y, y_row, rows, columns});                                    \
+    }
+
+LAMINA_PACKED(float32, float)
+LAMINA_PACKED(bfloat16, bf16)

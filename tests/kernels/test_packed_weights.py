@@ -1,0 +1,84 @@
+"""The kernels on packed weights: the weights that bitsandbytes turns back, and products with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lamina.config.quantization import QuantizationConfig
+from lamina.kernels import native, packed
+from lamina.quantization.packed import INT8_STEP, EightBitLinear, FourBitLinear, pack_weight
+
+pytest.importorskip("bitsandbytes.functional")
+pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=f"no kernels: {native.unavailable()}")
+
+KINDS: dict[str, dict[str, Any]] = {
+    "nf4": {"double_quant": False},
+    "nf4 double": {},
+    "fp4 double, blocks of 32": {"quant_type": "fp4", "blocksize": 32},
+    "nf4 double, blocks of 128": {"blocksize": 128},
+    "int8": {"bits": 8},
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+
+
+def weight(kind: str, size: tuple[int, int], dtype: torch.dtype) -> FourBitLinear | EightBitLinear:
+    dense = torch.randn(size, generator=torch.Generator().manual_seed(1)) * torch.linspace(0.01, 3.0, size[0])[:, None]
+    linear = pack_weight(dense.to(dtype), QuantizationConfig.model_validate(KINDS[kind]))
+    assert isinstance(linear, FourBitLinear | EightBitLinear)
+    return linear
+
+
+def by_bitsandbytes(linear: FourBitLinear | EightBitLinear, dtype: torch.dtype) -> torch.Tensor:
+    if isinstance(linear, FourBitLinear):
+        return linear._turned_back(dtype)
+    return (linear.packed * linear.scales[:, None] * INT8_STEP).to(dtype)
+
+
+@dtypes
+@pytest.mark.parametrize("size", [(3, 64), (40, 96), (7, 32), (64, 576)])
+@every_kind
+def test_weights_are_those_of_bitsandbytes(kind: str, size: tuple[int, int], dtype: torch.dtype) -> None:
+    linear = weight(kind, size, dtype)
+    assert packed.takes(linear, dtype)
+    expected = by_bitsandbytes(linear, dtype)
+    assert torch.equal(linear.dense(), expected)
+    wide = torch.full((size[0], size[1] + 5), 7.0, dtype=dtype)
+    linear.lay(wide[:, : size[1]])
+    assert torch.equal(wide[:, : size[1]], expected)
+    assert bool((wide[:, size[1] :] == 7.0).all())  # nothing beside it is touched
+
+
+@dtypes
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8])
+@every_kind
+def test_products_of_a_few_rows(kind: str, rows: int, dtype: torch.dtype) -> None:
+    linear = weight(kind, (40, 96), dtype)
+    x = torch.randn(rows, 96, generator=torch.Generator().manual_seed(2)).to(dtype)
+    expected = x.double() @ linear.dense().double().T
+    tolerance = 1e-5 if dtype == torch.float32 else 8e-3
+    torch.testing.assert_close(linear.product(x).double(), expected, rtol=tolerance, atol=tolerance)
+    # Each weight by itself, in its own place.
+    one_hot = torch.eye(96, dtype=dtype)[:rows]
+    assert torch.equal(linear.product(one_hot), linear.dense().T[:rows])
+
+
+@every_kind
+def test_what_the_kernels_do_not_take(kind: str) -> None:
+    odd = weight(kind, (16, 48) if kind == "int8" else (256, 48), torch.bfloat16)
+    assert not packed.takes(odd, torch.bfloat16)
+    x = torch.randn(3, 48).bfloat16()
+    assert torch.equal(odd.product(x), F.linear(x, by_bitsandbytes(odd, torch.bfloat16)))
+    half = weight(kind, (40, 96), torch.bfloat16)
+    assert not packed.takes(half, torch.float16)
+    assert half.dense(torch.float16).dtype == torch.float16
+
+
+def test_many_rows_are_multiplied_with_dense_weights() -> None:
+    linear = weight("nf4", (40, 96), torch.bfloat16)
+    x = torch.randn(packed.MOST_ROWS + 1, 96).bfloat16()
+    assert torch.equal(linear.product(x), F.linear(x, linear.dense()))
