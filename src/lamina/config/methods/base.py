@@ -21,7 +21,7 @@ class MethodConfig(Section):
     """One sentence for `lamina methods`."""
 
     learning_rate: ClassVar[float] = 1e-3
-    """What `train.learning_rate` is unless it is given: the smallest of a sweep whose loss was within 2% of the best one's
+    """What `train.learning_rate` is unless it is given: the smallest of a sweep with a loss within 2% of the best one's
     (docs/benchmarks.md), where the method was in it."""
 
     base_is_read_only: ClassVar[bool] = True

@@ -20,7 +20,7 @@ class IA3Config(MethodConfig):
     summary: ClassVar[str] = (
         "a trained scale for each key, value and inner feed-forward feature; folds into the weights"
     )
-    learning_rate: ClassVar[float] = 3e-3
+    learning_rate: ClassVar[float] = 3e-2
     absent: ClassVar[Mapping[str, str]] = {"r": "IA3 has no rank: it trains one number a feature"}
 
     type: Literal["ia3"] = "ia3"  # pyright: ignore[reportIncompatibleVariableOverride]
