@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from lamina.config.quantization import QuantizationConfig
 from lamina.kernels import native, packed
-from lamina.quantization.packed import INT8_STEP, EightBitLinear, FourBitLinear, pack_weight
+from lamina.quantization.packed import INT8_STEP, EightBitLinear, FourBitLinear, pack_weight, quantize_4bit
 
-pytest.importorskip("bitsandbytes.functional")
+functional = pytest.importorskip("bitsandbytes.functional")
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=f"no kernels: {native.unavailable()}")
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -51,6 +51,33 @@ def test_weights_are_those_of_bitsandbytes(kind: str, size: tuple[int, int], dty
     linear.lay(wide[:, : size[1]])
     assert torch.equal(wide[:, : size[1]], expected)
     assert bool((wide[:, size[1] :] == 7.0).all())  # nothing beside it is touched
+
+
+@dtypes
+@pytest.mark.parametrize("blocksize", [32, 64, 256])
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+def test_packing_is_that_of_bitsandbytes(quant_type: str, blocksize: int, dtype: torch.dtype) -> None:
+    dense = torch.randn(64, 160, generator=torch.Generator().manual_seed(1))
+    dense[3] = 0.0  # whole blocks of zeros
+    dense[5, ::2] *= 1e-30
+    dense[7] = torch.linspace(-1.0, 1.0, 160)
+    dense[8, 40:90] = 0.25  # and weights on the bounds' own numbers
+    dense = dense.to(dtype)
+    for double in (False, True):
+        ours, state = quantize_4bit(dense, quant_type, double, blocksize)
+        theirs, expected = functional.quantize_4bit(
+            dense, blocksize=blocksize, compress_statistics=double, quant_type=quant_type
+        )
+        assert torch.equal(ours, theirs)
+        assert torch.equal(state.absmax, expected.absmax)
+        assert (state.shape, state.dtype, state.quant_type) == (expected.shape, expected.dtype, expected.quant_type)
+        assert torch.equal(state.code, expected.code)
+        if double:
+            assert torch.equal(state.state2.absmax, expected.state2.absmax)
+            assert torch.equal(state.offset, expected.offset)
+    for broken in (float("nan"), float("inf")):
+        dense[0, 5] = broken
+        assert not bool(quantize_4bit(dense, quant_type, False, blocksize)[1].absmax[0].isfinite())
 
 
 @dtypes

@@ -1,4 +1,4 @@
-// Weights in 4 or 8 bits: turned back into rows of any stride, or multiplied with a few rows without being written anywhere.
+// Weights in 4 or 8 bits: packed, turned back into rows of any stride, or multiplied with a few rows as they are.
 //
 // A 4-bit weight is table[nibble] times its block's scale, an 8-bit one whole number x row scale / 127, both rounded to the
 // stored type T, as bitsandbytes does it. So what is multiplied are the very weights that a dense product would read.
@@ -94,6 +94,45 @@ inline void put_both(float* to, Floats even, Floats odd) {
 inline void put_both(bf16* to, Floats even, Floats odd) {  // both are rounded: their upper halves are all there is
     const Words words = ((Words)even >> 16) | ((Words)odd & 0xffff0000u);
     std::memcpy(to, &words, sizeof words);
+}
+
+inline Floats magnitude(Floats v) { return (Floats)((Words)v & 0x7fffffffu); }
+
+// How many of the fifteen bounds between the table's numbers lie below each.
+inline Ints places_of(Floats v, const float* bounds) {
+    Ints count = {};
+    for (int i = 0; i < 15; ++i) count -= (Ints)(v > splat(bounds[i]));
+    return count;
+}
+
+// Blocks of weights as nibbles; `order` gives the table's place for each number of bounds below. A scale is not finite if
+// one of its block's weights is not.
+template <typename T>
+void pack_4bit(const T* weights, int64_t blocks, int64_t blocksize, const float* bounds, const uint8_t* order, uint8_t* packed,
+               float* absmax) {
+#pragma omp parallel for schedule(static)
+    for (int64_t block = 0; block < blocks; ++block) {
+        const T* from = weights + block * blocksize;
+        uint8_t* to = packed + block * blocksize / 2;
+        Floats most = {}, spoiled = {};
+        for (int64_t i = 0; i < blocksize; i += LANES) {
+            const Floats v = magnitude(take(from + i));
+            most = larger(v, most);
+            spoiled += v * 0.0f;
+        }
+        absmax[block] = largest_of(most) + sum_of(spoiled);
+        const float factor = 1.0f / std::max(absmax[block], 1e-38f);
+        for (int64_t i = 0; i < blocksize; i += CHUNK) {
+            int32_t places[CHUNK];
+            for (int64_t half = 0; half < CHUNK; half += LANES) {
+                const Floats v = smaller(splat(1.0f), larger(splat(-1.0f), take(from + i + half) * factor));
+                const Ints found = places_of(v, bounds);
+                std::memcpy(places + half, &found, sizeof found);
+            }
+            for (int64_t j = 0; j < LANES; ++j)
+                to[i / 2 + j] = static_cast<uint8_t>(order[places[2 * j]] << 4 | order[places[2 * j + 1]]);
+        }
+    }
 }
 
 template <typename T>
@@ -196,6 +235,10 @@ struct Multiply8 {
 #define LAMINA_FOUR {packed, table, blocksize, absmax, nested, nested_code, nested_absmax, nested_offset}
 
 #define LAMINA_PACKED(suffix, T)                                                                                             \
+    extern "C" void lamina_pack_4bit_##suffix(const T* weights, int64_t blocks, int64_t blocksize, const float* bounds,      \
+                                              const uint8_t* order, uint8_t* packed, float* absmax) {                        \
+        pack_4bit<T>(weights, blocks, blocksize, bounds, order, packed, absmax);                                             \
+    }                                                                                                                        \
     extern "C" void lamina_lay_4bit_##suffix(LAMINA_FOUR_BITS, T* out, int64_t out_row, int64_t rows, int64_t columns) {     \
         lay_4bit<T>(LAMINA_FOUR, out, out_row, rows, columns);                                                               \
     }                                                                                                                        \

@@ -1,6 +1,6 @@
-"""Weights in 4 or 8 bits, by the kernels of `packed.cpp`: laid out dense, or multiplied with a few rows as they are.
+"""Weights in 4 or 8 bits, by the kernels of `packed.cpp`: packed, laid out dense, or multiplied as they are.
 
-The weights are those that bitsandbytes turns back, bit for bit.
+All numbers are those of bitsandbytes, bit for bit.
 """
 
 from __future__ import annotations
@@ -46,6 +46,33 @@ def takes(weight: FourBits | EightBits, dtype: torch.dtype) -> bool:
         and weight.in_features % 32 == 0
         and native.unavailable() is None
     )
+
+
+def packs(weight: torch.Tensor) -> bool:
+    """Whether `pack_4bit` can take this weight."""
+    return weight.device.type == "cpu" and native.supports(weight) and native.unavailable() is None
+
+
+def pack_4bit(
+    weight: torch.Tensor, blocksize: int, bounds: torch.Tensor, order: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Nibbles, two a byte, and a scale for each block of a weight.
+
+    Args:
+        weight: On the CPU, bfloat16 or float32, contiguous; a whole number of blocks.
+        blocksize: Weights that share a scale.
+        bounds: (15,), float32, rising: what lies between the sixteen numbers.
+        order: (16,), uint8: the place in the table of each number, from the lowest.
+
+    Returns:
+        uint8 (elements / 2, 1), and float32 (blocks,): the largest magnitude, not finite where a weight is not.
+    """
+    packed = torch.empty(weight.numel() // 2, 1, dtype=torch.uint8)
+    absmax = torch.empty(weight.numel() // blocksize, dtype=torch.float32)
+    tables = (native.pointer(bounds), native.pointer(order))
+    results = (native.pointer(packed), native.pointer(absmax))
+    native.call("pack_4bit", weight.dtype, native.pointer(weight), len(absmax), blocksize, *tables, *results)
+    return packed, absmax
 
 
 def lay_4bit(weight: FourBits, out: torch.Tensor) -> None:

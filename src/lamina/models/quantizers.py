@@ -20,7 +20,7 @@ from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ConfigError, Problem
 from lamina.models.pages import drop_file_pages
 from lamina.quantization.loftq import LoftqPlan, split_weight
-from lamina.quantization.packed import EightBitLinear, FourBitLinear, PackedLinear, pack_weight
+from lamina.quantization.packed import EightBitLinear, FourBitLinear, PackedLinear, pack_weight, quantize_4bit
 
 FIELD = "quantization"
 
@@ -98,7 +98,10 @@ class _Streaming:
             turned = issubclass(module.source_cls, Conv1D)  # which is turned into a linear layer's by `convert`
             weight = given[0] if isinstance(given, list) else given
             rest = self._split(name, weight.T if turned else weight)
-            result = convert({key: rest.T if turned else rest}, model=model, **kwargs)
+            packed = self._pack(rest, module, model.get_parameter_or_buffer(key))
+            result = {key: packed} if packed is not None else None
+            if result is None:
+                result = convert({key: rest.T if turned else rest}, model=model, **kwargs)
             if name not in self.record.errors:
                 self.record.errors[name] = [_error(weight.T if turned else weight, module, result[key])]
             # The pages of the file that were read would count beside what was made of them.
@@ -120,10 +123,20 @@ class _Streaming:
         self.record.factors[name] = (parts.A, parts.B)
         return parts.rest
 
+    def _pack(self, weight: torch.Tensor, module: Any, empty: Any) -> Any:
+        """The parameter of bitsandbytes for a weight, where it is not left to transformers to make it."""
+        return None
+
 
 @register_quantizer("lamina_4bit")
 class _FourBits(_Streaming, Bnb4BitHfQuantizer):
-    pass
+    def _pack(self, weight: torch.Tensor, module: Any, empty: Any) -> Any:
+        config = QuantizationConfig(**self.quantization_config.lamina)
+        if weight.device.type != "cpu":
+            return None
+        packed, state = quantize_4bit(weight.contiguous(), config.quant_type, config.double_quant, config.blocksize)
+        module._is_hf_initialized = True
+        return type(empty)(packed, requires_grad=False, **{**vars(empty), "quant_state": state, "bnb_quantized": True})
 
 
 @register_quantizer("lamina_8bit")
