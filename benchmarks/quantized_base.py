@@ -5,7 +5,7 @@ Writes a Llama of the size with random weights, layer by layer, in 16 bits (7b: 
 recomputed layers. The first process is interrupted after its first step, and a second one goes on from there.
 
     python benchmarks/quantized_base.py {7b,13b,tiny} ROWS.jsonl --folder FOLDER [--column FIELD=COLUMN ...] \
-        [--steps 3] [--json]
+        [--steps 3] [--merge] [--json]
 """
 
 from __future__ import annotations
@@ -135,6 +135,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="for the model and the runs")
     parser.add_argument("--column", action="append", default=[], help="FIELD=COLUMN, such as prompt=question")
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument(
+        "--merge", action="store_true", help="merge the adapter too, for which disk must hold the model twice"
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     model = args.folder / args.size
@@ -162,6 +165,8 @@ def main() -> None:
     if not out.is_dir():
         phases["first start, interrupted after a step"] = run(["train", str(path)], until=out / "checkpoints")
     phases["resumed"] = run(["train", str(path), "--resume"])
+    if args.merge:
+        phases["merged"] = run(["merge", str(out), "--out", str(args.folder / f"merged-{args.size}")])
     if args.json:
         print(json.dumps(phases))
         return

@@ -9,13 +9,16 @@ import pytest
 import torch
 from tests.models_zoo import build_model, build_tokenizer
 
+from lamina.config import MethodConfig
 from lamina.config.methods.lora import LoraConfig
+from lamina.config.methods.prefix_tuning import PrefixTuningConfig
+from lamina.config.methods.prompt_tuning import PromptTuningConfig
 from lamina.data.template import build_template
 from lamina.errors import BaseMismatchError, CertificateError
 from lamina.export.fold import fold_in
 from lamina.methods.base import Injection, inject
 from lamina.methods.lock import build_lock, check_lock
-from lamina.methods.probes import Certificate, Probe, record_probes, replay_probes
+from lamina.methods.probes import Certificate, Probe, _answers, record_probes, replay_probes
 from lamina.models.load import load_base
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -140,3 +143,19 @@ def test_lock_names_both_digests_of_whatever_differs(tmp_path: Path) -> None:
     assert len(notes) == 2
     other = dataclasses.replace(lock, tokenizer="sha256:other", chat_template_digest="sha256:another")
     assert len(check_lock(other, one, template, allow_mismatch=True)) == 2
+
+
+@pytest.mark.parametrize("method", [LoraConfig(), PrefixTuningConfig(), PromptTuningConfig()])
+def test_answers_found_at_once_are_those_found_one_by_one(method: MethodConfig) -> None:
+    model = build_model("llama", vocab_size=259)
+    inject(model, method, seed=0)
+    model.eval()
+    prompts = [[5, 9, 17], [33, 4, 101, 7, 60, 21, 8], [11]]
+    together = _answers(model, prompts, stop=2)
+    assert together == [_answers(model, [ids], stop=2)[0] for ids in prompts]
+    assert [answer[: len(ids)] for answer, ids in zip(together, prompts, strict=True)] == prompts
+    # An answer ends with the stop token, whatever the others go on to say.
+    stop = together[0][4]
+    ended = _answers(model, prompts, stop=stop)[0]
+    assert ended[:3] == prompts[0]
+    assert stop not in ended[3:-1]

@@ -17,7 +17,7 @@ class PrefixTuningConfig(MethodConfig):
         "Li & Liang 2021, Prefix-Tuning: Optimizing Continuous Prompts for Generation, arXiv:2101.00190"
     )
     summary: ClassVar[str] = "learned keys and values before every sequence, in every attention layer"
-    learning_rate: ClassVar[float] = 1e-2
+    learning_rate: ClassVar[float] = 1e-1
 
     type: Literal["prefix_tuning"] = "prefix_tuning"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Method name."""
