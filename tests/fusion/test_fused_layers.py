@@ -269,6 +269,22 @@ def test_what_is_not_understood_is_not_fused(change: Callable[[PreTrainedModel],
         assert reason in report.reasons[0]
 
 
+def test_hooks_of_a_layer_itself_run_around_the_fused_one() -> None:
+    model = build_model("llama")
+    model.requires_grad_(False)
+    ids, called = torch.tensor([[5, 6, 7, 8]]), []
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(lambda module, args: called.append("before"))
+        layer.register_forward_hook(lambda module, args, output: called.append("after"))
+    expected = model(input_ids=ids).logits
+    with packed_attention(model), fused_layers(model) as report:
+        assert report.fused == 2
+        called.clear()
+        found = model(input_ids=ids, document_lengths=[4], use_cache=False).logits
+    assert called == ["before", "after"] * 2
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_attention_dropout_is_left_to_transformers_while_training() -> None:
     model = build_model("llama", attention_dropout=0.1)
     model.requires_grad_(False)

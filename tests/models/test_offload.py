@@ -90,6 +90,11 @@ def _steps(run: Path) -> list[tuple[float, float]]:
     return [(event["loss"], event["grad_norm"]) for event in events if event["event"] == "step"]
 
 
+def _fused(run: Path) -> int:
+    events = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return next(event["fused_layers"] for event in events if event["event"] == "start")
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -110,6 +115,7 @@ def test_training_is_the_same(folder: Path, tmp_path: Path, settings: dict[str, 
     assert ours[0] == pytest.approx(theirs[0], rel=tolerance)
     assert [loss for loss, _ in ours] == pytest.approx([loss for loss, _ in theirs], rel=tolerance)
     assert len(theirs) == 3
+    assert _fused(outside) == _fused(inside)
     load(outside).certify().require()
 
 

@@ -278,7 +278,8 @@ def _obstacle(layer: nn.Module, linears: list[nn.Module], norms: list[nn.Module]
         return "its attention has a trained prefix"
     if observed.attention.get("dropout"):
         return "its attention has dropout"
-    if any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in layer.modules()):
+    inside = (module for module in layer.modules() if module is not layer)  # hooks of the layer itself run all the same
+    if any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in inside):
         return "something is hooked into it"
     return None
 
