@@ -94,11 +94,11 @@ def test_methods_take_over_what_they_have_and_say_what_they_have_not() -> None:
 
 
 def test_learning_rates_are_the_methods_own_unless_given() -> None:
-    lora, peft = build(methods=["lora", "peft"])
+    lora, full = build(methods=["lora", "full"])
     assert lora.config.train.learning_rate == lora.config.method.learning_rate
-    assert peft.config.train.learning_rate == peft.config.method.learning_rate
-    assert lora.config.train.learning_rate != peft.config.train.learning_rate
-    given = build(methods=["lora", "peft"], grid={"train.learning_rate": ["0.5"]})
+    assert full.config.train.learning_rate == full.config.method.learning_rate
+    assert lora.config.train.learning_rate != full.config.train.learning_rate
+    given = build(methods=["lora", "full"], grid={"train.learning_rate": ["0.5"]})
     assert {c.config.train.learning_rate for c in given} == {0.5}
 
 
