@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.models_zoo import build_model, build_tokenizer
 
 import lamina
 from lamina.cache import cache_folder
@@ -26,15 +25,6 @@ pytest.importorskip("bitsandbytes.functional")
 
 IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7, 60, 21]])
 NF4 = QuantizationConfig()
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model folder, and a cache of its own."""
-    monkeypatch.setenv("LAMINA_CACHE", str(tmp_path / "cache"))
-    build_model("llama", vocab_size=259).save_pretrained(tmp_path / "base")
-    build_tokenizer().save_pretrained(tmp_path / "base")
-    return tmp_path / "base"
 
 
 def loftq(**settings: object) -> LoraConfig:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.models_zoo import build_model, build_tokenizer
+from tests.models_zoo import build_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import lamina
@@ -24,15 +24,6 @@ from lamina.quantization.packed import EightBitLinear, FourBitLinear, PackedLine
 functional = pytest.importorskip("bitsandbytes.functional")
 
 IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7, 60, 21]])
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model folder, and a cache of its own."""
-    monkeypatch.setenv("LAMINA_CACHE", str(tmp_path / "cache"))
-    build_model("llama", vocab_size=259).save_pretrained(tmp_path / "base")
-    build_tokenizer().save_pretrained(tmp_path / "base")
-    return tmp_path / "base"
 
 
 def packed_of(base: Base) -> dict[str, PackedLinear]:
