@@ -14,7 +14,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lamina.errors import StorageError
 
@@ -51,6 +51,32 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError as error:
         _forget(aside)
         raise StorageError.wrap(error, path, "writing") from error
+
+
+@contextlib.contextmanager
+def new_text_file(path: Path) -> Iterator[IO[str]]:
+    """A file to write from start to end, which is at `path` as a whole if the block ends well, and else not at all.
+
+    Half of a surrogate pair is written as JSON's escape for it.
+
+    Raises:
+        StorageError: It cannot be written; `path` is as it was.
+    """
+    aside = path.parent / f"{ASIDE_PREFIX}{uuid.uuid4().hex[:12]}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+        fsync_folder(path.parent)
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError.wrap(error, path, "writing") from error
+    finally:
+        _forget(aside)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,12 @@ from lamina.runs import Run
 FAILED, USAGE = 1, 2
 
 
+def empty_folder(path: Path) -> Path:
+    folder = path.parent / "empty"
+    folder.mkdir()
+    return folder
+
+
 def write_text(path: Path, text: str) -> Path:
     path.write_text(text, encoding="utf-8")
     return path
@@ -31,10 +37,14 @@ def row_17_not_json(path: Path) -> Path:
 
 DATA: dict[str, tuple[Callable[[Path], Path], int, tuple[str, ...]]] = {
     "missing file": (lambda path: path, USAGE, ("data.train", "does not exist")),
-    "folder": (lambda path: path.parent, USAGE, ("data.train", "is a folder")),
+    "folder": (empty_folder, USAGE, ("data.train", "is a folder without data files")),
     "empty file": (lambda path: write_text(path, ""), FAILED, ("holds no rows",)),
     "row 17 not JSON": (row_17_not_json, FAILED, ("row 17 (line 17) is not JSON",)),
-    "row that is no object": (lambda path: write_text(path, "[1, 2]"), FAILED, ("row 1 is a int, not an object",)),
+    "row that is no object": (
+        lambda path: write_text(path, "[1, 2]"),
+        FAILED,
+        ("row 1 (line 1) is a int, not an object",),
+    ),
     "wrong column names": (
         lambda path: write_rows(path, [{"frage": "q", "antwort": "a"}]),
         FAILED,

@@ -208,7 +208,7 @@ def test_a_share_or_a_file_reads_as_one_problem() -> None:
 
 
 def test_columns_maps_known_fields_only() -> None:
-    message = problems_of({"data": {"train": "x", "columns": {"question": "prompt"}}})["data"].message
+    message = problems_of({"data": {"train": "x", "columns": {"question": "prompt"}}})["data.columns"].message
     assert "'question'" in message
     assert "completion" in message
 
@@ -259,7 +259,7 @@ def test_all_contradictions_of_a_section_at_once() -> None:
 
 
 def test_columns_message_ends_in_one_full_stop() -> None:
-    message = problems_of({"data": {"train": "x", "columns": {"question": "prompt"}}})["data"].message
+    message = problems_of({"data": {"train": "x", "columns": {"question": "prompt"}}})["data.columns"].message
     assert not message.endswith("..")
 
 

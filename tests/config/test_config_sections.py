@@ -21,9 +21,16 @@ def sections(model: type[BaseModel] = Config) -> Iterator[type[BaseModel]]:
     """A section and those below it; every method's section instead of the default one."""
     yield model
     for field in model.model_fields.values():
-        for annotation in (field.annotation, *get_args(field.annotation)):
+        for annotation in parts_of(field.annotation):
             if isinstance(annotation, type) and issubclass(annotation, BaseModel):
                 yield from sections(annotation)
+
+
+def parts_of(annotation: Any) -> Iterator[Any]:
+    """A type, and at any depth those that it is put together from."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from parts_of(part)
 
 
 SECTIONS = sorted({*sections(), *METHOD_CONFIGS.values()}, key=lambda section: section.__name__)

@@ -13,9 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lamina.config import DataConfig
 from lamina.data.dataset import Dataset, build_dataset
-from lamina.data.example import Example, Message
 from lamina.data.report import DROP_REASONS, FileReport
-from lamina.data.split import split_off_eval
 from lamina.data.template import ChatTemplate, build_template
 from lamina.errors import ConfigError, DataError
 
@@ -62,6 +60,12 @@ def build(write: Callable[..., str], template: ChatTemplate) -> Build:
     return build_rows
 
 
+def dropped(file: FileReport) -> dict[str, list[int]]:
+    """The rows left out, by reason, where all of them are listed."""
+    assert all(rows.count == len(rows.first) for rows in file.dropped.values())
+    return {reason: rows.first for reason, rows in file.dropped.items()}
+
+
 def report_of(dataset: Dataset) -> FileReport:
     """The report of the only file, in which every row is accounted for."""
     (file,) = dataset.report.files
@@ -88,7 +92,7 @@ def test_row_that_cannot_be_used_is_dropped_by_number_and_reason(
     good = chat(("user", "q"), ("assistant", "a"))
     dataset = build([good, row, good, row], max_length=60, **settings)
     file = report_of(dataset)
-    assert file.dropped == {reason: [2, 4]}
+    assert dropped(file) == {reason: [2, 4]}
     assert [example.row for example in dataset.train] == [1, 3]
     (line,) = [line for line in dataset.report.lines() if "dropped" in line]
     assert DROP_REASONS[reason] in line
@@ -97,7 +101,7 @@ def test_row_that_cannot_be_used_is_dropped_by_number_and_reason(
 
 def test_rows_after_max_rows_are_counted(build: Build) -> None:
     dataset = build([pair(f"q{i}", "a") for i in range(5)], max_rows=3)
-    assert report_of(dataset).dropped == {"after_max_rows": [4, 5]}
+    assert dropped(report_of(dataset)) == {"after_max_rows": [4, 5]}
     assert [example.row for example in dataset.train] == [1, 2, 3]
     assert report_of(build([pair("q", "a")], max_rows=3)).dropped == {}
 
@@ -114,14 +118,14 @@ def test_every_reason_at_once_accounts_for_every_row(build: Build) -> None:
     ]
     dataset = build(rows, max_length=80, max_rows=6, eval=0.3)
     file = report_of(dataset)
-    assert file.dropped == {
+    assert dropped(file) == {
         "no_assistant_turn": [2],
         "empty_answer": [3],
         "after_max_rows": [7],
         "longer_than_max_length": [4],
     }
-    assert sorted(e.row for e in dataset.train + dataset.eval) == [1, 5, 6]
-    assert file.trimmed == [5]
+    assert sorted(e.row for side in (dataset.train, dataset.eval) for e in side) == [1, 5, 6]
+    assert file.trimmed.first == [5]
 
 
 @pytest.mark.parametrize("length", [OVERHEAD + 2, OVERHEAD + 3])
@@ -133,7 +137,7 @@ def test_max_length_counts_the_tokens_of_the_whole_rendering(build: Build, lengt
 def test_cut_rows_lose_their_end_and_are_named(build: Build, tokenizer: PreTrainedTokenizerBase) -> None:
     dataset = build([pair("q", "abcdefgh"), pair("q", "ab")], max_length=OVERHEAD + 3, overlong="cut")
     file = report_of(dataset)
-    assert (file.cut, file.dropped) == ([1], {})
+    assert (file.cut.first, file.dropped) == ([1], {})
     cut, whole = dataset.train
     assert len(cut) == OVERHEAD + 3
     assert tokenizer.decode(cut.input_ids[cut.supervised]) == "abcd"
@@ -144,24 +148,26 @@ def test_cut_rows_lose_their_end_and_are_named(build: Build, tokenizer: PreTrain
 
 def test_turns_after_the_last_answer_are_trimmed_and_named(build: Build, tokenizer: PreTrainedTokenizerBase) -> None:
     dataset = build([chat(("user", "q"), ("assistant", "a"), ("user", "thanks"), ("system", "x"))])
-    assert report_of(dataset).trimmed == [1]
+    assert report_of(dataset).trimmed.first == [1]
     assert "thanks" not in str(tokenizer.decode(dataset.train[0].input_ids))
     assert any("1 lost turns after the last answer (rows 1)" in line for line in dataset.report.lines())
 
 
-def test_bare_tool_call_is_not_taught_as_an_empty_answer(build: Build, tokenizer: PreTrainedTokenizerBase) -> None:
-    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "weather"}]}
+def test_bare_tool_call_is_taught_as_a_call(build: Build, tokenizer: PreTrainedTokenizerBase) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "weather", "arguments": {}}]}
     row = chat(("user", "weather?"), ("tool", "sunny"), ("assistant", "It is sunny."))
     row["messages"].insert(1, call)
     dataset = build([row, chat(("user", "q"), ("assistant", "a"))])
     taught = [str(tokenizer.decode(e.input_ids[e.supervised])) for e in dataset.train]
-    assert not any(text.startswith("<|im_end|>") for text in taught)
+    call_text = '<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call><|im_end|>'
+    assert taught == [f"{call_text}It is sunny.<|im_end|>", "a<|im_end|>"]
+    assert any("Hermes" in note for note in dataset.report.notes)
 
 
 def test_ignored_columns_are_named(build: Build) -> None:
-    dataset = build([{**pair("q", "a"), "id": 1, "label": True}])
-    assert report_of(dataset).ignored_columns == ["id", "label"]
-    assert "  columns not used: id, label" in dataset.report.lines()
+    dataset = build([{**pair("q", "a"), "id": 1, "topic": True}])
+    assert report_of(dataset).ignored_columns == ["id", "topic"]
+    assert "  columns not used: id, topic" in dataset.report.lines()
 
 
 def test_report_names_file_digest_and_format(build: Build, tmp_path: Path) -> None:
@@ -198,24 +204,23 @@ def test_share_for_evaluation_is_split_off_by_seed(build: Build) -> None:
     assert [len(side) for side in held_out] == [5, 5, 5]
     assert held_out[0] == held_out[1] != held_out[2]
     dataset = build(rows, eval=0.25)
-    assert [example.row for example in dataset.eval_examples] == [example.row for example in dataset.eval]
-    assert [example.prompt[-1].content for example in dataset.eval_examples] == [f"q{row - 1}" for row in held_out[0]]
+    assert [example.row for example in dataset.eval_examples()] == [example.row for example in dataset.eval]
+    assert [example.prompt[-1].content for example in dataset.eval_examples()] == [f"q{row - 1}" for row in held_out[0]]
     assert dataset.report.eval is not None and dataset.report.eval.examples == 5
 
 
 def test_one_prompt_for_all_rows_leaves_no_evaluation_side_and_says_so(build: Build) -> None:
     dataset = build([pair("q", str(i)) for i in range(5)], eval=0.5)
-    assert (dataset.eval, dataset.report.eval) == ([], None)
+    assert (len(dataset.eval), dataset.report.eval) == (0, None)
     assert report_of(dataset).train_rows == 5
     assert any("same prompt" in note for note in dataset.report.notes)
 
 
 def test_evaluation_side_that_is_dropped_whole_is_noted(build: Build) -> None:
     rows = [pair("q", "a"), pair("q" * 99, "a")]
-    examples = [Example((Message("user", row["prompt"]), Message("assistant", "a")), i) for i, row in enumerate(rows)]
-    seed = next(seed for seed in range(20) if split_off_eval(examples, 0.5, seed)[1] == examples[1:])
+    seed = next(seed for seed in range(20) if [e.row for e in build(rows, seed, eval=0.5, max_length=500).eval] == [2])
     dataset = build(rows, seed, eval=0.5, max_length=50)
-    assert dataset.eval == []
+    assert len(dataset.eval) == 0
     assert any("evaluation" in note for note in dataset.report.notes)
 
 
@@ -223,10 +228,10 @@ def test_evaluation_file_is_read_whole_and_reported_apart(build: Build, write: C
     path = write([pair("new", "a"), pair("empty", ""), pair("new too", "b"), pair("long", "b" * 99)], "eval.jsonl")
     dataset = build([pair("q", "a"), pair("r", "a")], eval=path, max_rows=1, max_length=60)
     train, held_out = dataset.report.files
-    assert (train.train_rows, train.eval_rows, train.dropped) == (1, 0, {"after_max_rows": [2]})
+    assert (train.train_rows, train.eval_rows, dropped(train)) == (1, 0, {"after_max_rows": [2]})
     assert (held_out.path, held_out.train_rows, held_out.eval_rows) == (path, 0, 2)
-    assert held_out.dropped == {"empty_answer": [2], "longer_than_max_length": [4]}
-    assert [example.row for example in dataset.eval_examples] == [1, 3]
+    assert dropped(held_out) == {"empty_answer": [2], "longer_than_max_length": [4]}
+    assert [example.row for example in dataset.eval_examples()] == [1, 3]
     assert dataset.report.notes == []
 
 
@@ -241,7 +246,7 @@ def test_evaluation_file_with_prompts_that_are_trained_on_is_noted(build: Build,
 def test_prompt_of_a_dropped_training_row_is_not_trained_on(build: Build, write: Callable[..., str]) -> None:
     path = write([pair("q", "a")], "eval.jsonl")
     dataset = build([pair("q", "a" * 99), pair("r", "a")], eval=path, max_length=60)
-    assert dataset.report.files[0].dropped == {"longer_than_max_length": [1]}
+    assert dropped(dataset.report.files[0]) == {"longer_than_max_length": [1]}
     assert dataset.report.notes == []
 
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from lamina.config import DataConfig
-from lamina.data.dataset import load_examples
-from lamina.data.example import Message
-from lamina.data.formats import DETECT_ROWS, FORMATS, choose_format, rename_columns
+from lamina.config import SourceConfig
+from lamina.data.example import Example, Kind, Message, ToolCall
+from lamina.data.formats import DETECT_ROWS, FORMATS, choose_format
 from lamina.data.formats._fields import RowError
-from lamina.errors import DataError
+from lamina.data.read import find_files
+from lamina.data.source import SourceReader, used_examples
+from lamina.errors import ConfigError, DataError
 
-PATH = Path("rows.jsonl")
+NAME = "rows.jsonl"
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 CHAT, PAIR, ALPACA = {"messages": TURNS}, {"prompt": "q", "completion": "a"}, {"instruction": "q", "output": "a"}
 ASKED = [Message("user", "q"), Message("assistant", "a")]
@@ -23,15 +24,17 @@ ASKED = [Message("user", "q"), Message("assistant", "a")]
 
 def error_of(rows: list[dict[str, Any]], wanted: str = "auto") -> str:
     with pytest.raises(DataError) as caught:
-        choose_format(rows, wanted, PATH)
-    assert str(caught.value).startswith(str(PATH))
+        choose_format(rows, wanted, NAME)
+    assert str(caught.value).startswith(NAME)
     return str(caught.value)
 
 
 def load(tmp_path: Path, rows: list[dict[str, Any]], **settings: Any) -> Any:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return load_examples(DataConfig(train=str(path), **settings), path, "data.train", None)
+    (file,) = find_files(str(path))
+    reader = SourceReader(file, SourceConfig(path=str(path), **settings))
+    return [row.example for row in used_examples(reader)], reader
 
 
 @pytest.mark.parametrize(
@@ -45,19 +48,19 @@ def load(tmp_path: Path, rows: list[dict[str, Any]], **settings: Any) -> Any:
     ],
 )
 def test_format_is_detected(row: dict[str, Any], name: str) -> None:
-    assert choose_format([row] * 3, "auto", PATH) is FORMATS[name]
+    assert choose_format([row] * 3, "auto", NAME) is FORMATS[name]
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_format_that_is_asked_for_is_taken_unseen(name: str) -> None:
-    assert choose_format([{"x": 1}], name, PATH) is FORMATS[name]
+    assert choose_format([{"x": 1}], name, NAME) is FORMATS[name]
 
 
 def test_rows_that_fit_several_formats_are_not_guessed_about() -> None:
     message = error_of([{**PAIR, **ALPACA}] * 2)
     assert "more than one format: alpaca, prompt_completion" in message
     assert "data.format" in message
-    assert choose_format([{**PAIR, **ALPACA}, PAIR], "auto", PATH) is FORMATS["prompt_completion"]
+    assert choose_format([{**PAIR, **ALPACA}, PAIR, PAIR], "auto", NAME) is FORMATS["prompt_completion"]
 
 
 def test_unknown_columns_are_listed_with_the_known_formats() -> None:
@@ -72,17 +75,15 @@ def test_messages_that_are_no_list_are_not_taken_for_a_conversation() -> None:
 
 @pytest.mark.parametrize(
     ("common", "odd"),
-    [
-        (ALPACA, {"text": "x", "id": 1}),
-        (ALPACA, CHAT),
-        (CHAT, PAIR),
-        pytest.param(CHAT, ALPACA),
-        pytest.param(PAIR, CHAT),
-    ],
+    [(ALPACA, {"text": "x", "id": 1}), (ALPACA, CHAT), (CHAT, PAIR), (CHAT, ALPACA), (PAIR, CHAT)],
 )
-def test_odd_row_is_named_with_its_columns(common: dict[str, Any], odd: dict[str, Any]) -> None:
-    message = error_of([common, common, odd, common, common])
-    assert f"row 3 has the columns {', '.join(map(repr, odd))}" in message
+def test_odd_row_is_named_with_its_columns(tmp_path: Path, common: dict[str, Any], odd: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="row 3 ") as caught:
+        load(tmp_path, [common, common, odd, common, common])
+    assert f"Its columns are {', '.join(map(repr, odd))}" in str(caught.value)
+    mixed = error_of([common, common, odd, common, odd])
+    assert "of the first 5, " in mixed
+    assert f"row 3 has the columns {', '.join(map(repr, odd))}" in mixed
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_odd_row_is_named_with_its_columns(common: dict[str, Any], odd: dict[str
     ],
 )
 def test_prompt_completion(row: dict[str, Any], messages: list[Message]) -> None:
-    assert FORMATS["prompt_completion"].parse(row) == messages
+    assert FORMATS["prompt_completion"].parse(row, 7) == Example(tuple(messages), 7)
 
 
 @pytest.mark.parametrize(
@@ -109,20 +110,20 @@ def test_prompt_completion(row: dict[str, Any], messages: list[Message]) -> None
     ],
 )
 def test_alpaca(row: dict[str, Any], messages: list[Message]) -> None:
-    assert FORMATS["alpaca"].parse(row) == messages
+    assert FORMATS["alpaca"].parse(row, 7) == Example(tuple(messages), 7)
 
 
 def test_messages_keep_roles_and_white_space() -> None:
     turns = [("system", " s "), ("user", "q\n"), ("assistant", ""), ("tool", "42"), ("assistant", " a")]
     row = {"messages": [{"role": role, "content": content, "name": "x"} for role, content in turns]}
-    assert FORMATS["messages"].parse(row) == [Message(*turn) for turn in turns]
+    assert FORMATS["messages"].parse(row, 1).messages == tuple(Message(*turn, name="x") for turn in turns)
 
 
 def test_assistant_turn_without_text_is_empty() -> None:
     row = {
         "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": None}, {"role": "assistant"}]
     }
-    assert [message.content for message in FORMATS["messages"].parse(row)] == ["q", "", ""]
+    assert [message.content for message in FORMATS["messages"].parse(row, 1).messages] == ["q", "", ""]
 
 
 @pytest.mark.parametrize(
@@ -132,11 +133,11 @@ def test_assistant_turn_without_text_is_empty() -> None:
         ("prompt_completion", {"prompt": 3, "completion": "a"}, "field 'prompt' is int, not text"),
         ("prompt_completion", {"prompt": None, "completion": "a"}, "field 'prompt' is NoneType, not text"),
         ("alpaca", {"instruction": "q", "output": "a", "input": ["x"]}, "field 'input' is list, not text"),
-        ("messages", {"messages": "hi"}, "field 'messages' is str, not a list of messages"),
+        ("messages", {"messages": "hi"}, "messages is text that should be a list of messages in JSON, but is not"),
         ("messages", {}, "field 'messages' is NoneType"),
         ("messages", {"messages": [TURNS[0], "hi"]}, r"messages\[2\] is not an object"),
         ("messages", {"messages": [{"content": "hi"}]}, r"messages\[1\] is not an object with 'role'"),
-        ("messages", {"messages": [{"role": "human", "content": "hi"}]}, r"messages\[1\] has the role 'human'.*user"),
+        ("messages", {"messages": [{"role": "bot", "content": "hi"}]}, r"messages\[1\] has the role 'bot'.*user"),
         ("messages", {"messages": [{"role": "user", "content": None}]}, r"messages\[1\] has content of type NoneType"),
         ("messages", {"messages": [{"role": "user", "content": ["x"]}]}, r"messages\[1\] has content of type list"),
         ("prompt_completion", {"prompt": [{"role": "bot"}], "completion": "a"}, r"prompt\[1\] has the role 'bot'"),
@@ -144,7 +145,7 @@ def test_assistant_turn_without_text_is_empty() -> None:
 )
 def test_field_that_does_not_fit_is_named(name: str, row: dict[str, Any], words: str) -> None:
     with pytest.raises(RowError, match=words):
-        FORMATS[name].parse(row)
+        FORMATS[name].parse(row, 1)
 
 
 @pytest.mark.parametrize("row", [2, DETECT_ROWS + 1])
@@ -153,7 +154,8 @@ def test_parse_fault_names_file_row_and_format(tmp_path: Path, row: int) -> None
     rows[row - 1] = {"prompt": "q", "completion": 3}
     with pytest.raises(DataError) as caught:
         load(tmp_path, rows)
-    start = f"{tmp_path / 'rows.jsonl'}: row {row} does not fit the format 'prompt_completion': field 'completion'"
+    place = f"{tmp_path / 'rows.jsonl'}: row {row} (line {row})"
+    start = f"{place} does not fit the format 'prompt_completion': field 'completion'"
     assert str(caught.value).startswith(start)
 
 
@@ -170,11 +172,22 @@ def test_columns_rename_before_the_format_is_seen(tmp_path: Path) -> None:
     assert report.ignored_columns == ["prompt", "id"]
 
 
-def test_columns_may_swap_names() -> None:
-    swapped = rename_columns(
-        [{"prompt": "a", "completion": "q"}], {"prompt": "completion", "completion": "prompt"}, PATH
-    )
-    assert swapped == [PAIR]
+def test_columns_may_swap_names(tmp_path: Path) -> None:
+    columns = {"prompt": "completion", "completion": "prompt"}
+    examples, _ = load(tmp_path, [{"prompt": "a", "completion": "q"}], columns=columns)
+    assert [example.messages for example in examples] == [tuple(ASKED)]
+
+
+def test_columns_may_be_templates_over_the_row(tmp_path: Path) -> None:
+    rows = [{"title": "T", "body": "B", "n": 3, "reply": "a", "other": 1}]
+    columns = {"prompt": "{{ title }}: {{ body }}{% if n > 2 %}!{% endif %}", "completion": "reply"}
+    examples, report = load(tmp_path, rows, columns=columns)
+    assert [example.messages for example in examples] == [(Message("user", "T: B!"), Message("assistant", "a"))]
+    assert report.ignored_columns == ["other"]
+    with pytest.raises(DataError, match=r"row 1.*prompt fails on it.*'tilte' is undefined"):
+        load(tmp_path, rows, columns={"prompt": "{{ tilte }}", "completion": "reply"})
+    with pytest.raises(ConfigError, match=r"data\.columns\.prompt.*not a Jinja template"):
+        load(tmp_path, rows, columns={"prompt": "{{ title", "completion": "reply"})
 
 
 def test_wrong_column_is_named_with_those_that_are_there(tmp_path: Path) -> None:
@@ -182,7 +195,8 @@ def test_wrong_column_is_named_with_those_that_are_there(tmp_path: Path) -> None
     with pytest.raises(DataError) as caught:
         load(tmp_path, rows, columns={"prompt": "question", "completion": "answer"})
     message = str(caught.value)
-    assert "row 2 has no column 'answer'" in message
+    assert "row 2 (line 2) does not fit" in message
+    assert "no column 'answer'" in message
     assert "'question', 'reply'" in message
     assert "data.columns" in message
 
@@ -195,3 +209,150 @@ def test_ignored_columns_are_listed_once(tmp_path: Path) -> None:
 def test_column_named_like_a_word_of_the_description_is_ignored_by_name(tmp_path: Path) -> None:
     _, report = load(tmp_path, [{**ALPACA, "and": 1, "optionally": 2}])
     assert report.ignored_columns == ["and", "optionally"]
+
+
+def turn(role: str, content: str, **more: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, **more}
+
+
+SCHEMA = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}
+
+
+def test_sharegpt_with_calls_results_and_functions() -> None:
+    row = {
+        "conversations": [
+            {"from": "human", "value": "q"},
+            {"from": "function_call", "value": '{"name": "f", "arguments": {"x": [1]}}'},
+            {"from": "observation", "value": "r"},
+            {"from": "gpt", "value": "a"},
+        ],
+        "system": "s",
+        "tools": json.dumps([SCHEMA]),
+    }
+    assert [name for name in FORMATS if FORMATS[name].detect(row)] == ["sharegpt"]
+    assert FORMATS["sharegpt"].parse(row, 3) == Example(
+        (
+            Message("system", "s"),
+            Message("user", "q"),
+            Message("assistant", "", (ToolCall("f", {"x": [1]}),)),
+            Message("tool", "r"),
+            Message("assistant", "a"),
+        ),
+        3,
+        tools=(SCHEMA,),
+    )
+
+
+def test_openai_tool_calls_with_arguments_as_json_text() -> None:
+    function = {"name": "f", "arguments": '{"x": 1}'}
+    row = {
+        "messages": [
+            turn("developer", "s"),
+            turn("user", "q"),
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "c1", "type": "function", "function": function}],
+            },
+            turn("tool", "r", tool_call_id="c1", name="f"),
+            turn("assistant", "a", reasoning_content="hm", weight=0),
+        ],
+        "tools": [{"type": "function", "function": SCHEMA}],
+    }
+    example = FORMATS["messages"].parse(row, 1)
+    assert example.messages == (
+        Message("system", "s"),
+        Message("user", "q"),
+        Message("assistant", "", (ToolCall("f", {"x": 1}, "c1"),)),
+        Message("tool", "r", name="f", tool_call_id="c1"),
+        Message("assistant", "a", thinking="hm", supervised=False),
+    )
+    assert example.tools == ({"type": "function", "function": SCHEMA},)
+
+
+def test_calls_in_turns_of_their_own_join_into_one() -> None:
+    call = {"from": "function_call", "value": '{"name": "f", "arguments": {}}'}
+    turns = [{"from": "human", "value": "q"}, call, call]
+    (_, calls) = FORMATS["sharegpt"].parse({"conversations": turns}, 1).messages
+    assert [item.name for item in calls.tool_calls] == ["f", "f"]
+
+
+def test_parts_of_a_turn_are_joined_and_marked_ones_are_remembered() -> None:
+    parts = [{"type": "text", "text": "ab"}, {"type": "text", "text": "cde", "train": True}]
+    example = FORMATS["messages"].parse({"messages": [turn("user", "q"), {"role": "assistant", "content": parts}]}, 1)
+    assert (example.messages[1].content, example.messages[1].marked) == ("abcde", ((2, 5),))
+
+
+PAIR_TURNS = [turn("user", "q"), turn("assistant", "good")], [turn("user", "q"), turn("assistant", "bad")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "chosen": "good", "rejected": "bad"},
+        {"prompt": [turn("user", "q")], "chosen": [turn("assistant", "good")], "rejected": [turn("assistant", "bad")]},
+        {
+            "conversations": [{"from": "human", "value": "q"}],
+            "chosen": {"from": "gpt", "value": "good"},
+            "rejected": {"from": "gpt", "value": "bad"},
+        },
+        {"instruction": "q", "input": "", "chosen": "good", "rejected": "bad"},
+        {"chosen": PAIR_TURNS[0], "rejected": PAIR_TURNS[1]},
+    ],
+    ids=["texts", "turns", "sharegpt", "alpaca", "implicit prompt"],
+)
+def test_preference_wherever_its_prompt_stands(row: dict[str, Any]) -> None:
+    assert [name for name in FORMATS if FORMATS[name].detect(row)] == ["preference"]
+    example = FORMATS["preference"].parse({**row, "margin": 2}, 4)
+    assert example.messages == (Message("user", "q"), Message("assistant", "good"))
+    assert example.rejected == (Message("assistant", "bad"),)
+    assert (example.kind, example.margin, example.row) == (Kind.PREFERENCE, 2.0, 4)
+    assert example.alternatives[1] == (Message("user", "q"), Message("assistant", "bad"))
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": "q", "chosen": None, "rejected": "b"}, "'chosen' is missing or null"),
+        ({"chosen": PAIR_TURNS[0], "rejected": PAIR_TURNS[0]}, "the same"),
+        ({"prompt": "q", "instruction": "q", "chosen": "a", "rejected": "b"}, "'prompt' and in 'instruction'"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "big"}, "'margin' is str"),
+        ({"prompt": "q", "chosen": PAIR_TURNS[0], "rejected": "b"}, "an answer is one turn"),
+    ],
+)
+def test_preference_that_does_not_fit_is_named(row: dict[str, Any], words: str) -> None:
+    with pytest.raises(RowError, match=words):
+        FORMATS["preference"].parse(row, 1)
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [CHAT, PAIR, {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}],
+)
+@pytest.mark.parametrize(("label", "wanted"), [(True, True), ("false", False)])
+def test_feedback_is_told_from_examples_by_its_label(turns: dict[str, Any], label: object, wanted: bool) -> None:
+    row = {**turns, "label": label}
+    assert [name for name in FORMATS if FORMATS[name].detect(row)] == ["feedback"]
+    example = FORMATS["feedback"].parse(row, 1)
+    assert (example.messages, example.kind, example.label) == (tuple(ASKED), Kind.FEEDBACK, wanted)
+
+
+def test_a_label_that_is_no_judgement_leaves_the_row_an_example() -> None:
+    assert [name for name in FORMATS if FORMATS[name].detect({**CHAT, "label": "sports"})] == ["messages"]
+
+
+def test_text_is_told_from_rows_with_a_text_beside_other_fields() -> None:
+    assert [name for name in FORMATS if FORMATS[name].detect({"text": "t", "url": "u"})] == ["text"]
+    assert [name for name in FORMATS if FORMATS[name].detect({"text": "t", **PAIR})] == ["prompt_completion"]
+    assert FORMATS["text"].parse({"text": " t "}, 2) == Example((), 2, Kind.TEXT, text=" t ")
+
+
+def test_alpaca_history_becomes_earlier_turns() -> None:
+    example = FORMATS["alpaca"].parse({**ALPACA, "history": [["p", "b"]]}, 1)
+    assert example.messages == (Message("user", "p"), Message("assistant", "b"), *ASKED)
+
+
+def test_turns_written_as_json_text_in_a_table() -> None:
+    row = {"messages": json.dumps(TURNS)}
+    assert choose_format([row], "auto", NAME) is FORMATS["messages"]
+    assert FORMATS["messages"].parse(row, 1).messages == tuple(ASKED)

@@ -34,19 +34,19 @@ def write(tmp_path: Path, content: str | bytes, name: str = "rows.jsonl") -> Pat
 )
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
 def test_json_lines_and_arrays_whatever_the_name(tmp_path: Path, content: str, name: str) -> None:
-    assert read_rows(write(tmp_path, content, name)) == ROWS
+    assert read_rows(str(write(tmp_path, content, name))) == ROWS
 
 
 @pytest.mark.parametrize("content", [LINES, json.dumps(ROWS)], ids=["lines", "array"])
 def test_byte_order_mark_is_skipped(tmp_path: Path, content: str) -> None:
-    assert read_rows(write(tmp_path, b"\xef\xbb\xbf" + content.encode())) == ROWS
+    assert read_rows(str(write(tmp_path, b"\xef\xbb\xbf" + content.encode()))) == ROWS
 
 
 @pytest.mark.parametrize("content", ["", "\n  \n", "[]", "\ufeff"])
 def test_file_without_rows(tmp_path: Path, content: str) -> None:
     path = write(tmp_path, content)
     with pytest.raises(DataError, match="holds no rows") as caught:
-        read_rows(path)
+        read_rows(str(path))
     assert str(path) in str(caught.value)
 
 
@@ -56,7 +56,7 @@ def test_row_17_that_is_not_json_is_named_with_its_line(tmp_path: Path) -> None:
     lines.insert(5, "")
     path = write(tmp_path, "\n".join(lines))
     with pytest.raises(DataError) as caught:
-        read_rows(path)
+        read_rows(str(path))
     message = str(caught.value)
     assert message.startswith(f"{path}: row 17 (line 18) is not JSON")
     assert '{"prompt": "oops' in message
@@ -65,7 +65,7 @@ def test_row_17_that_is_not_json_is_named_with_its_line(tmp_path: Path) -> None:
 def test_array_that_is_not_json_names_line_and_column(tmp_path: Path) -> None:
     path = write(tmp_path, '[\n {"a": 1},\n {"a": }\n]')
     with pytest.raises(DataError, match="line 3, column 8") as caught:
-        read_rows(path)
+        read_rows(str(path))
     assert str(path) in str(caught.value)
 
 
@@ -79,20 +79,20 @@ def test_array_that_is_not_json_names_line_and_column(tmp_path: Path) -> None:
     ],
 )
 def test_row_that_is_no_object(tmp_path: Path, content: str, row: int, kind: str) -> None:
-    with pytest.raises(DataError, match=f"row {row} is a {kind}, not an object"):
-        read_rows(write(tmp_path, content))
+    with pytest.raises(DataError, match=rf"row {row} \(line \d\) is a {kind}, not an object"):
+        read_rows(str(write(tmp_path, content)))
 
 
 def test_bytes_that_are_not_utf8_are_placed(tmp_path: Path) -> None:
     path = write(tmp_path, b'{"a": "z\xfcrich"}\n')
-    with pytest.raises(DataError, match="byte 8 is not UTF-8") as caught:
-        read_rows(path)
+    with pytest.raises(DataError, match="not UTF-8, its byte 8") as caught:
+        read_rows(str(path))
     assert str(path) in str(caught.value)
 
 
 def test_number_beyond_pythons_limit_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"row 1 \(line 1\)"):
-        read_rows(write(tmp_path, '{"a": ' + "1" * 5000 + "}"))
+        read_rows(str(write(tmp_path, '{"a": ' + "1" * 5000 + "}")))
 
 
 @pytest.mark.parametrize(
@@ -103,16 +103,16 @@ def test_number_beyond_pythons_limit_in_a_line(tmp_path: Path) -> None:
 def test_json_that_python_cannot_build_names_the_file(tmp_path: Path, content: str) -> None:
     path = write(tmp_path, content)
     with pytest.raises(DataError) as caught:
-        read_rows(path)
+        read_rows(str(path))
     assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("field", ["data.train", "data.eval", "--data"])
 def test_missing_file_and_folder_are_config_errors_of_the_field(tmp_path: Path, field: str) -> None:
     with pytest.raises(ConfigError) as missing:
-        read_rows(tmp_path / "nope.jsonl", field)
+        read_rows(str(tmp_path / "nope.jsonl"), field)
     assert [problem.field for problem in missing.value.problems] == [field]
     assert f"{tmp_path / 'nope.jsonl'} does not exist" in str(missing.value)
-    with pytest.raises(ConfigError, match="is a folder") as folder:
-        read_rows(tmp_path, field)
+    with pytest.raises(ConfigError, match="is a folder without data files") as folder:
+        read_rows(str(tmp_path), field)
     assert [problem.field for problem in folder.value.problems] == [field]

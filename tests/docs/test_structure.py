@@ -19,6 +19,7 @@ ORDER = [
     "kernels",
     "quantization",
     "models",
+    "inspection",
     "ops",
     "methods",
     "fusion",

@@ -27,6 +27,7 @@ from lamina.config import DataConfig
 from lamina.data.dataset import build_dataset
 from lamina.data.example import EncodedExample
 from lamina.data.packing import plan_epoch
+from lamina.data.side import Batches
 from lamina.data.template import build_template
 from lamina.errors import BenchError, ConfigError, DataError, Problem, nearest
 from lamina.models.load import load_tokenizer
@@ -205,11 +206,10 @@ def build_batches(settings: BenchSettings, folder: Path, notify: Notify) -> list
             Path(path).write_text("\n".join(json.dumps({"messages": request.messages()}) for request in requests))
         config = DataConfig(train=path, eval=None, columns=settings.columns, max_length=settings.max_length)
         examples = build_dataset(config, build_template(tokenizer), 1, settings.seed).train
-    plan = plan_epoch([len(e) for e in examples], 1, settings.tokens_per_step, True, settings.seed, epoch=0)
-    batches = [[examples[index] for index in indices] for indices in plan]
+    plan = plan_epoch(examples.lengths, 1, settings.tokens_per_step, True, settings.seed, epoch=0)
     wanted = settings.steps + WARMUP
-    full = [batch for batch in batches if sum(map(len, batch)) >= FULL * settings.tokens_per_step]
-    chosen = (full if len(full) >= wanted else batches)[:wanted]
+    full = [batch for batch in plan if examples.lengths[batch].sum() >= FULL * settings.tokens_per_step]
+    chosen = list(Batches(examples, (full if len(full) >= wanted else plan)[:wanted]))
     if len(chosen) < wanted:
         raise DataError(
             f"{settings.data or 'the built-in rows'}: {len(examples)} rows fill {len(chosen)} steps of "

@@ -17,6 +17,7 @@ from typer.exceptions import TyperException
 
 from lamina.cli.bench import bench
 from lamina.cli.compare import compare
+from lamina.cli.data import data
 from lamina.cli.output import Bars, JsonFlag, MismatchFlag, ModelOption, err, notify, out, pair, print_json
 from lamina.errors import ConfigError, Interrupted, LaminaError, Problem
 from lamina.version import __version__
@@ -29,6 +30,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(bench, name="bench")
+app.add_typer(data, name="data")
 app.command()(compare)
 
 Source = Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run directory or an adapter folder.")]

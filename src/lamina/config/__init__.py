@@ -3,7 +3,7 @@
 `load_config` is the one way in, for YAML files, dictionaries and command-line overrides alike.
 """
 
-from lamina.config.data import DataConfig
+from lamina.config.data import DataConfig, ReplayConfig, SourceConfig
 from lamina.config.load import load_config, merge_overrides, read_yaml
 from lamina.config.methods import DEFAULT_METHOD, METHOD_CONFIGS, MethodConfig
 from lamina.config.root import Config
@@ -15,6 +15,8 @@ __all__ = [
     "Config",
     "DataConfig",
     "MethodConfig",
+    "ReplayConfig",
+    "SourceConfig",
     "TrainConfig",
     "load_config",
     "merge_overrides",

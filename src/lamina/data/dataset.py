@@ -1,23 +1,29 @@
-"""Builds the data of a run: reads, checks, splits and encodes, and accounts for every row on the way."""
+"""Builds the data of a run: reads, encodes, splits, cuts and mixes, and accounts for every row on the way."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from lamina import files
-from lamina.config import DataConfig
-from lamina.data.encode import encode_examples
-from lamina.data.example import EncodedExample, Example, Message
-from lamina.data.formats import choose_format, rename_columns
-from lamina.data.formats._fields import RowError
+import numpy as np
+
+from lamina.config import DataConfig, SourceConfig
+from lamina.data.encoded_file import EncodedFile, encode_file
+from lamina.data.example import Example, Kind
+from lamina.data.mix import draw_replay, weigh
 from lamina.data.packing import plan_epoch
-from lamina.data.read import read_rows
-from lamina.data.report import DROP_REASONS, DataReport, FileReport, TokenReport
-from lamina.data.split import split_off_eval
+from lamina.data.read import find_files
+from lamina.data.report import DROP_REASONS, DataReport, FileReport
+from lamina.data.side import Pieces, Side, parts_of, whole_rows
+from lamina.data.source import SourceReader, used_examples
+from lamina.data.split import hold_out
 from lamina.data.template import ChatTemplate
 from lamina.errors import DataError
+
+Notify = Callable[[str], None]
+
+# What `lamina train` learns from; the other kinds need losses of their own.
+TRAINABLE = (Kind.CONVERSATION, Kind.TEXT)
 
 
 @dataclass(frozen=True)
@@ -25,175 +31,278 @@ class Dataset:
     """The encoded data of a run.
 
     Attributes:
-        train: Training examples, in file order.
+        train: Training examples, in file order, each source as often as its weight says.
         eval: Evaluation examples; empty when there are none.
-        eval_examples: The same evaluation examples as conversations, for generation.
         report: What became of every row.
+        eval_files: The files that evaluation examples come from, by the number of their source.
     """
 
-    train: list[EncodedExample]
-    eval: list[EncodedExample]
-    eval_examples: list[Example]
+    train: Side
+    eval: Side
     report: DataReport
+    eval_files: dict[int, EncodedFile]
+
+    def eval_examples(self) -> list[Example]:
+        """The evaluation examples as conversations, for generation; their files are read again."""
+        found: list[Example] = []
+        for source, file in self.eval_files.items():
+            wanted = set(self.eval.rows(source).tolist())
+            found += [row.example for row in used_examples(file.reader()) if row.example and row.number in wanted]
+        return found
 
 
-def build_dataset(config: DataConfig, template: ChatTemplate, batch_size: int, seed: int) -> Dataset:
-    """Reads and encodes a run's data.
+def build_dataset(
+    config: DataConfig, template: ChatTemplate, batch_size: int, seed: int, notify: Notify | None = None
+) -> Dataset:
+    """Reads and encodes a run's data; what was encoded before is taken from the cache.
 
     Args:
         config: The `data:` section.
         template: Renders conversations.
         batch_size: `per_device_train_batch_size`, for the packing figures of the report.
-        seed: Decides the split.
+        seed: Decides split, mix and replay.
+        notify: Told what is being done with large files.
 
     Raises:
         ConfigError: A file does not exist.
         DataError: A row is not what its format asks for, or nothing is left to train on.
     """
-    examples, report = load_examples(config, Path(config.train), "data.train", config.max_rows)
-    reports = [report]
-    if isinstance(config.eval, float):
-        train_examples, eval_examples = split_off_eval(examples, config.eval, seed)
-        eval_report = report
-    elif isinstance(config.eval, str):
-        train_examples = examples
-        eval_examples, eval_report = load_examples(config, Path(config.eval), "data.eval", None)
-        reports.append(eval_report)
-    else:
-        train_examples, eval_examples, eval_report = examples, [], report
+    training = list(_open_sources(config, config.sources, "data.train", "train", template, notify))
+    held_out_files = replayed = list[EncodedFile]()
+    if isinstance(config.eval, str):
+        sources = [config.source_of(config.eval)]
+        held_out_files = list(_open_sources(config, sources, "data.eval", "eval", template, notify))
+    if config.replay is not None:
+        replay = config.replay
+        sources = [SourceConfig(path=replay.path, format=replay.format, columns=replay.columns)]
+        replayed = list(_open_sources(config, sources, "data.replay.path", "replay", template, notify))
+    every = [*training, *held_out_files, *replayed]
+    stores = [file.store for file in every]
+    stop = template.stop_token_id
 
-    train = encode_side(train_examples, config, template, report)
-    evaluation = encode_side(eval_examples, config, template, eval_report)
-    report.train_rows, eval_report.eval_rows = len(train), len(evaluation)
-    for file in reports:
-        file.check()
-    if not train:
-        raise DataError(_nothing_left(config.train, report))
-    if isinstance(config.eval, str) and not evaluation:
-        raise DataError(_nothing_left(config.eval, eval_report))
+    chosen = _split(config, training, seed)
+    train_parts, eval_parts = [], []
+    for source, file in enumerate(every):
+        held_out = (
+            chosen[source] if file.report.role == "train" else np.full(len(file.store), file.report.role == "eval")
+        )
+        eval_parts.append(fit(file, source, np.flatnonzero(held_out), config, stop))
+        rows = fit(file, source, np.flatnonzero(~held_out), config, stop)
+        train_parts.append(weigh(rows, file, seed) if file.report.role == "train" else rows)
+    if config.replay is not None:
+        learnt = sum(int(part.length.sum()) for part in train_parts[: len(training)])
+        first = len(training) + len(held_out_files)
+        train_parts[first:] = draw_replay(train_parts[first:], replayed, config.replay.share, learnt, seed)
+    train, evaluation = Side(stores, Pieces.join(train_parts)), Side(stores, Pieces.join(eval_parts))
+    _account(every, train, evaluation, train_parts)
+    reports = [file.report for file in every]
+    if not len(train):
+        raise DataError(_nothing_left(config.sources[0].path, reports))
+    if isinstance(config.eval, str) and not len(evaluation):
+        raise DataError(_nothing_left(config.eval, [file.report for file in held_out_files]))
 
-    data_report = DataReport(
+    report = DataReport(
         files=reports,
-        train=TokenReport.of(train),
-        eval=TokenReport.of(evaluation) if evaluation else None,
+        train=train.report(),
+        eval=evaluation.report() if len(evaluation) else None,
         chat_template=template.name,
         stop_token=template.stop_token,
-        notes=_notes(config, template, train, train_examples, evaluation, eval_examples),
+        notes=_notes(config, template, every, train, evaluation, chosen),
     )
-    lengths = [len(example) for example in train]
-    plan = plan_epoch(lengths, batch_size, config.max_length, config.packing, seed, epoch=0)
-    data_report.micro_batches = len(plan)
+    plan = plan_epoch(train.lengths, batch_size, config.max_length, config.packing, seed, 0, config.group_by_length)
+    report.micro_batches = len(plan)
     if config.packing:
-        data_report.packing_efficiency = sum(lengths) / (len(plan) * batch_size * config.max_length)
-    kept = {example.row for example in evaluation}
-    return Dataset(train, evaluation, [e for e in eval_examples if e.row in kept], data_report)
+        report.packing_efficiency = int(train.lengths.sum()) / (len(plan) * batch_size * config.max_length)
+    return Dataset(
+        train, evaluation, report, {source: file for source, file in enumerate(every) if file.report.eval_rows}
+    )
 
 
-def load_examples(config: DataConfig, path: Path, field: str, max_rows: int | None) -> tuple[list[Example], FileReport]:
-    """Reads one file into examples; rows that cannot be used are dropped by name in the report.
+def build_evaluation(
+    config: DataConfig, path: str, field: str, max_rows: int | None, template: ChatTemplate
+) -> Dataset:
+    """Encodes a file to evaluate on, with a run's settings for data.
+
+    Args:
+        config: The `data:` section.
+        path: What the user named.
+        field: The option that named it, for errors.
+        max_rows: Use only so many rows from the start.
+        template: Renders conversations.
+
+    Raises:
+        ConfigError: The file does not exist.
+        DataError: A row is not what its format asks for, or none can be used.
+    """
+    source = config.source_of(path).model_copy(update={"max_rows": max_rows})
+    opened = list(_open_sources(config, [source], field, "eval", template, None))
+    stop = template.stop_token_id
+    parts = [fit(file, number, np.arange(len(file.store)), config, stop) for number, file in enumerate(opened)]
+    stores = [file.store for file in opened]
+    evaluation, nothing = Side(stores, Pieces.join(parts)), Side(stores, Pieces.join([]))
+    _account(opened, nothing, evaluation, [Pieces.join([])] * len(opened))
+    if not len(evaluation):
+        raise DataError(_nothing_left(path, [file.report for file in opened]))
+    report = DataReport(
+        [file.report for file in opened], nothing.report(), evaluation.report(), template.name, template.stop_token
+    )
+    return Dataset(nothing, evaluation, report, dict(enumerate(opened)))
+
+
+def load_examples(config: DataConfig, path: str, field: str, max_rows: int | None) -> list[Example]:
+    """The usable examples of a file as conversations, without encoding them.
 
     Args:
         config: The `data:` section, for format and columns.
-        path: The file.
-        field: The configuration field that named it.
+        path: What the user named.
+        field: The option that named it, for errors.
         max_rows: Use only so many rows from the start.
     """
-    rows = read_rows(path, field)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    if config.columns:
-        used = set(config.columns.values())
-        rows = rename_columns(rows, config.columns, path)
-    else:
-        used = set()
-    module = choose_format(rows, config.format, path)
-    name = module.__name__.rpartition(".")[2]
-    report = FileReport(str(path), files.sha256_file(path), name, len(rows))
-    report.ignored_columns = [c for c in columns if c not in (used or {*module.FIELDS, *module.OPTIONAL_FIELDS})]
-    examples = []
-    for number, row in enumerate(rows, start=1):
-        if max_rows is not None and number > max_rows:
-            report.drop("after_max_rows", number)
-            continue
-        try:
-            messages: list[Message] = module.parse(row)
-        except RowError as error:
-            raise DataError(
-                f"{path}: row {number} does not fit the format {name!r}: {error}. Fix: correct the row, or set "
-                "data.format or data.columns."
-            ) from None
-        example = _usable(messages, number, report)
-        if example is not None:
-            examples.append(example)
-    return examples, report
+    source = config.source_of(path)
+    rows = (
+        row
+        for file in find_files(path, field)
+        for row in used_examples(SourceReader(file, source, config.text_unit), max_rows)
+    )
+    return [row.example for row in rows if row.example is not None and not row.drop_reason]
 
 
-def encode_side(
-    examples: Sequence[Example], config: DataConfig, template: ChatTemplate, report: FileReport
-) -> list[EncodedExample]:
-    """Encodes examples, and cuts or drops those that are too long."""
-    try:
-        encoded = list(encode_examples(examples, template, config.train_on))
-    except DataError as error:
-        raise DataError(f"{report.path}: {error}") from None
-    kept = []
-    for item in encoded:
-        if len(item) > config.max_length:
-            if config.overlong == "drop":
-                report.drop("longer_than_max_length", item.row)
-                continue
-            report.cut.append(item.row)
-            item = EncodedExample(item.input_ids[: config.max_length], item.supervised[: config.max_length], item.row)
-        if item.supervised_tokens == 0:
-            report.drop("no_supervised_tokens", item.row)
-            continue
-        kept.append(item)
+def fit(file: EncodedFile, source: int, rows: np.ndarray, config: DataConfig, stop: int) -> Pieces:
+    """Rows of a file within `max_length`: longer ones are left out, cut or split, as the config says.
+
+    Args:
+        file: The file, whose report takes in what becomes of them.
+        source: Its number.
+        rows: int64: which of its stored rows.
+        config: The `data:` section.
+        stop: Id of the stop token.
+    """
+    store, report = file.store, file.report
+    pieces = whole_rows(store, source, rows)
+    long = pieces.length > config.max_length
+    how = config.overlong
+    if how == "auto":
+        how = "split" if file.is_text else "drop"
+    if how == "drop":
+        report.drop_all("longer_than_max_length", store.rows[rows[long]])
+        pieces = pieces.take(~long)
+    elif long.any():
+        parts = [pieces.take(~long)]
+        for place in np.flatnonzero(long):
+            row = pieces.take(np.array([place]))
+            length = int(row.length[0])
+            limits = range(config.max_length, length + config.max_length, config.max_length)
+            ends = [min(limit, length) for limit in limits] if how == "split" else [config.max_length]
+            (report.split if how == "split" else report.cut).add(int(store.rows[rows[place]]))
+            parts.append(parts_of(store, row, ends, stop))
+        pieces = Pieces.join(parts)
+        pieces = pieces.take(np.lexsort((pieces.begin, pieces.index)))
+    learnt = pieces.supervised > 0
+    kept = pieces.take(learnt)
+    lost = np.setdiff1d(pieces.index, kept.index)
+    report.drop_all("no_supervised_tokens", store.rows[lost])
     return kept
 
 
-def _usable(messages: list[Message], row: int, report: FileReport) -> Example | None:
-    answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
-    if not answers:
-        report.drop("no_assistant_turn", row)
-        return None
-    kept = messages[: answers[-1] + 1]
-    if not all(kept[index].content.strip() for index in answers):
-        report.drop("empty_answer", row)
-        return None
-    if len(kept) == 1:
-        report.drop("nothing_before_the_answer", row)
-        return None
-    if len(kept) < len(messages):
-        report.trimmed.append(row)
-    return Example(tuple(kept), row)
+def _open_sources(
+    config: DataConfig,
+    sources: Sequence[SourceConfig],
+    field: str,
+    role: str,
+    template: ChatTemplate,
+    notify: Notify | None,
+) -> Iterator[EncodedFile]:
+    for source in sources:
+        for file in find_files(source.path, field):
+            opened = encode_file(file, source, config, role, template, notify)
+            wrong = [kind for kind in opened.store.facts.kinds if kind not in TRAINABLE]
+            if wrong:
+                raise DataError(_not_trainable(file.name, wrong[0], opened.report.format))
+            yield opened
 
 
-def _nothing_left(path: str, report: FileReport) -> str:
-    reasons = "; ".join(f"{len(rows)} rows: {DROP_REASONS[reason]}" for reason, rows in report.dropped.items())
+def _not_trainable(name: str, kind: str, format_name: str) -> str:
+    if kind == Kind.PREFERENCE:
+        fix = "to learn the chosen answers by heart, map them: data.columns={prompt: prompt, completion: chosen}"
+    else:
+        fix = "to learn the wanted answers by heart, keep the rows whose label is true and remove the label"
+    return (
+        f"{name}: its rows are of the format {format_name!r}, which `lamina train` has no loss for; it learns answers "
+        f"and plain text. Fix: {fix}."
+    )
+
+
+def _split(config: DataConfig, training: Sequence[EncodedFile], seed: int) -> list[np.ndarray]:
+    """Of each training file, which stored rows are held out for evaluation."""
+    stores = [file.store for file in training]
+    if not isinstance(config.eval, float):
+        return [np.zeros(len(store), dtype=bool) for store in stores]
+    held_out = hold_out(
+        np.concatenate([store.prompts for store in stores]),
+        config.eval,
+        seed,
+        np.concatenate([store.strata for store in stores]) if config.stratify_by else None,
+        np.concatenate([store.groups for store in stores]) if config.group_by else None,
+    )
+    return np.split(held_out, np.cumsum([len(store) for store in stores])[:-1])
+
+
+def _account(every: Sequence[EncodedFile], train: Side, evaluation: Side, train_parts: Sequence[Pieces]) -> None:
+    """Completes the files' reports, and asserts that no row was lost on the way."""
+    for source, file in enumerate(every):
+        file.report.train_rows = len(train.rows(source))
+        file.report.eval_rows = len(evaluation.rows(source))
+        file.report.train_tokens = int(train_parts[source].length.sum())
+        file.report.settle()
+
+
+def _nothing_left(path: str, reports: Sequence[FileReport]) -> str:
+    counts: dict[str, int] = {}
+    for report in reports:
+        for reason, rows in report.dropped.items():
+            counts[reason] = counts.get(reason, 0) + rows.count
+    reasons = "; ".join(f"{count} rows: {DROP_REASONS[reason]}" for reason, count in counts.items())
     return f"{path}: no row is left to use: {reasons}. Fix: correct the data, or raise data.max_length."
 
 
 def _notes(
     config: DataConfig,
     template: ChatTemplate,
-    train: Sequence[EncodedExample],
-    train_examples: Sequence[Example],
-    evaluation: Sequence[EncodedExample],
-    eval_examples: Sequence[Example],
+    every: Sequence[EncodedFile],
+    train: Side,
+    evaluation: Side,
+    held_out: Sequence[np.ndarray],
 ) -> list[str]:
+    facts = [file.store.facts for file in every]
     notes = list(template.notes)
-    if isinstance(config.eval, float) and not eval_examples:
-        notes.append("all rows have the same prompt, so no evaluation side could be split off without leakage")
-    if isinstance(config.eval, float) and eval_examples and not evaluation:
-        notes.append("every row of the evaluation side was dropped, so nothing will be evaluated")
-    if isinstance(config.eval, str):
-        train_rows, eval_rows = {item.row for item in train}, {item.row for item in evaluation}
-        trained = {example.prompt_key() for example in train_examples if example.row in train_rows}
-        leaked = [e.row for e in eval_examples if e.row in eval_rows and e.prompt_key() in trained]
-        if leaked:
-            notes.append(
-                f"{len(leaked)} evaluation rows have a prompt that is also trained on (first: row {leaked[0]})"
-            )
-    taught = sum(bool(e.supervised[e.input_ids == template.stop_token_id].any()) for e in train)
-    if taught < len(train):
-        notes.append(f"{len(train) - taught} of {len(train)} training examples do not teach the stop token")
+    notes += template.notes_on(any(f.with_tools for f in facts), any(f.with_thinking for f in facts))
+    for file in every:
+        notes += file.notes
+    if isinstance(config.eval, float):
+        if not any(mask.any() for mask in held_out):
+            notes.append("all rows have the same prompt, so no evaluation side could be split off without leakage")
+        elif not len(evaluation):
+            notes.append("every row of the evaluation side was dropped, so nothing will be evaluated")
+    elif isinstance(config.eval, str):
+        notes += _leaks(every, train, evaluation)
+    conversations = np.array([not file.is_text for file in every])[train.pieces.source]
+    untaught = int((conversations & ~train.pieces.teaches_stop).sum())
+    if untaught:
+        notes.append(f"{untaught} of {int(conversations.sum())} training examples do not teach the stop token")
     return notes
+
+
+def _leaks(every: Sequence[EncodedFile], train: Side, evaluation: Side) -> list[str]:
+    trained = np.concatenate([file.store.prompts[_indices(train, source)] for source, file in enumerate(every)])
+    notes = []
+    for source, file in enumerate(every):
+        index = _indices(evaluation, source)
+        leaked = index[np.isin(file.store.prompts[index], trained)]
+        if len(leaked):
+            first = int(file.store.rows[leaked[0]])
+            notes.append(f"{len(leaked)} evaluation rows have a prompt that is also trained on (first: row {first})")
+    return notes
+
+
+def _indices(side: Side, source: int) -> np.ndarray:
+    return np.unique(side.pieces.index[side.pieces.source == source])

@@ -2,51 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from lamina.data.example import EncodedExample, Example
+from lamina.data.example import EncodedExample, Example, Kind
 from lamina.data.template import ChatTemplate, Rendered, Span
 from lamina.errors import DataError, ModelError
+
+T = TypeVar("T")
 
 # Rows handed to the tokenizer at once; it runs them over its own threads.
 TOKENIZE_ROWS = 512
 
 
-def encode_examples(examples: Sequence[Example], template: ChatTemplate, train_on: str) -> Iterable[EncodedExample]:
+def encode_examples(examples: Iterable[Example], template: ChatTemplate, train_on: str) -> Iterator[EncodedExample]:
     """Encodes examples in order.
 
     Args:
-        examples: What to encode; each ends in an assistant turn.
+        examples: What to encode.
         template: The renderer, with its tokenizer.
-        train_on: `assistant` (every answer), `completions` (the last answer) or `all`.
+        train_on: `assistant` (every answer), `completions` (the last answer), `marked` (what the data marks) or `all`.
 
     Raises:
         ModelError: The tokenizer is not a fast one, so it cannot tell where a token lies in the text.
         DataError: The template cannot render an example; the message begins with its row.
     """
-    tokenizer = template.tokenizer
-    if not tokenizer.is_fast:
-        raise ModelError(
-            f"the tokenizer {type(tokenizer).__name__} is a slow one and cannot tell where a token lies in the text. "
-            "Fix: use a model with a tokenizer.json."
-        )
-    for first in range(0, len(examples), TOKENIZE_ROWS):
-        chunk = examples[first : first + TOKENIZE_ROWS]
-        rendered = [_render(example, template) for example in chunk]
+    for _, encoded in encode_stream(examples, lambda example: example, template, train_on):
+        if isinstance(encoded, DataError):
+            raise encoded
+        assert encoded is not None
+        yield encoded
+
+
+def encode_stream(
+    items: Iterable[T], example_of: Callable[[T], Example | None], template: ChatTemplate, train_on: str
+) -> Iterator[tuple[T, EncodedExample | DataError | None]]:
+    """Gives each item with the encoding of its example, in order, a chunk of items at a time.
+
+    While the tokenizer works on a chunk in its own threads, the one before it is finished and the next one rendered.
+
+    Args:
+        items: Whatever holds examples.
+        example_of: The example of an item; None where it has none to encode.
+        template: The renderer, with its tokenizer.
+        train_on: See `encode_examples`.
+
+    Yields:
+        The item, and its encoding; or why it has none (a template's refusal); or None where there was no example.
+
+    Raises:
+        ModelError: The tokenizer is not a fast one.
+    """
+    backend = _fast_backend(template)
+    items = iter(items)
+    with ThreadPoolExecutor(1) as pool:
+        before: _Chunk[T] | None = None
+        while taken := list(islice(items, TOKENIZE_ROWS)):
+            chunk = _Chunk(taken, [_try_render(example_of(item), template) for item in taken], pool, backend)
+            if before is not None:
+                yield from before.finish(example_of, train_on)
+            before = chunk
+        if before is not None:
+            yield from before.finish(example_of, train_on)
+
+
+class _Chunk(Generic[T]):
+    """Items whose texts are with the tokenizer."""
+
+    def __init__(
+        self, items: list[T], rendered: list[Rendered | DataError | None], pool: ThreadPoolExecutor, backend: Any
+    ) -> None:
+        self.items = items
+        self.rendered = rendered
+        texts = [entry.text for entry in rendered if isinstance(entry, Rendered)]
         # The template already wrote every special token, BOS included.
-        encoded = tokenizer(
-            [item.text for item in rendered],
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
-        for example, item, ids, offsets in zip(
-            chunk, rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True
-        ):
-            mask = supervised_mask(np.asarray(offsets, dtype=np.int64).reshape(-1, 2), _spans(item, train_on))
-            yield EncodedExample(np.asarray(ids, dtype=np.int32), mask, example.row)
+        self.encodings: Future[list[Any]] = pool.submit(backend.encode_batch, texts, add_special_tokens=False)
+
+    def finish(
+        self, example_of: Callable[[T], Example | None], train_on: str
+    ) -> Iterator[tuple[T, EncodedExample | DataError | None]]:
+        encodings = iter(self.encodings.result())
+        for item, rendered in zip(self.items, self.rendered, strict=True):
+            if not isinstance(rendered, Rendered):
+                yield item, rendered
+                continue
+            example = example_of(item)
+            assert example is not None
+            encoding = next(encodings)
+            spans = supervised_spans(rendered, example, train_on)
+            ids = np.array(encoding.ids, dtype=np.int32)
+            yield item, EncodedExample(ids, _mask(encoding, len(ids), rendered.text, spans), example.row)
+
+
+def supervised_spans(rendered: Rendered, example: Example, train_on: str) -> list[Span]:
+    """The characters of the rendering that are in the loss."""
+    if example.kind is Kind.TEXT or train_on == "all":
+        chosen = [Span(0, len(rendered.text))]
+    elif train_on == "marked":
+        chosen = [*rendered.marked]
+        chosen += [span for span, asked in _answers(rendered, example) if asked]
+    else:
+        answers = _answers(rendered, example)
+        chosen = [
+            span for span, asked in (answers[-1:] if train_on == "completions" else answers) if asked is not False
+        ]
+    return _without(chosen, rendered.thinking)
 
 
 def supervised_mask(offsets: np.ndarray, spans: Iterable[Span]) -> np.ndarray:
@@ -69,26 +133,78 @@ def supervised_mask(offsets: np.ndarray, spans: Iterable[Span]) -> np.ndarray:
     return mask
 
 
-def _render(example: Example, template: ChatTemplate) -> Rendered:
-    for message in example.messages:
-        try:
-            message.content.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"row {example.row}: the {message.role} turn holds half of a surrogate pair (character {error.start}), "
-                "which is not text. Fix: correct the row."
-            ) from None
+def _mask(encoding: Any, tokens: int, text: str, spans: Sequence[Span]) -> np.ndarray:
+    """`supervised_mask`, without fetching every token's offsets where the spans' edges tell enough."""
+    mask = np.zeros(tokens, dtype=bool)
+    for span in spans:
+        if span.start == 0 and span.end == len(text):
+            mask[:] = True
+            continue
+        # A token that ends in an ASCII character is the only one that holds it; of others several may.
+        first = encoding.char_to_token(span.start)
+        last = encoding.char_to_token(span.end - 1) if text[span.end - 1].isascii() else None
+        if first is None or last is None:
+            return supervised_mask(np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2), spans)
+        mask[first : last + 1] = True
+    mask[:1] = False
+    return mask
+
+
+def _fast_backend(template: ChatTemplate) -> Any:
+    tokenizer = template.tokenizer
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"the tokenizer {type(tokenizer).__name__} is a slow one and cannot tell where a token lies in the text. "
+            "Fix: use a model with a tokenizer.json."
+        )
+    backend: Any = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _try_render(example: Example | None, template: ChatTemplate) -> Rendered | DataError | None:
+    if example is None:
+        return None
     try:
-        return template.render_spans(example.messages)
+        _check_characters(example)
+        if example.kind is Kind.TEXT:
+            return _render_text(example.text, template)
+        return template.render_spans(example.messages, example.tools)
     except DataError as error:
-        raise DataError(f"row {example.row}: {error}") from None
+        return DataError(f"row {example.row}: {error}")
 
 
-def _spans(rendered: Rendered, train_on: str) -> Sequence[Span]:
-    match train_on:
-        case "all":
-            return [Span(0, len(rendered.text))]
-        case "completions":
-            return rendered.answers[-1:]
-        case _:
-            return rendered.answers
+def _check_characters(example: Example) -> None:
+    try:
+        example.words().encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"its text holds half of a surrogate pair (near {error.object[max(0, error.start - 20) : error.start]!r}), "
+            "which is not text. Fix: correct the row."
+        ) from None
+
+
+def _render_text(text: str, template: ChatTemplate) -> Rendered:
+    """A document between the tokens that begin and end one, where the tokenizer has them."""
+    tokenizer = template.tokenizer
+    begin = str(tokenizer.bos_token) if template.adds_bos else ""
+    end = str(tokenizer.eos_token) if tokenizer.eos_token is not None else template.stop_token
+    return Rendered(f"{begin}{text}{end}", ())
+
+
+def _answers(rendered: Rendered, example: Example) -> list[tuple[Span, bool | None]]:
+    """Each answer's span, with what the data says of learning it."""
+    asked = [message.supervised for message in example.messages if message.role == "assistant"]
+    return list(zip(rendered.answers, asked, strict=True))
+
+
+def _without(spans: Sequence[Span], removed: Sequence[Span]) -> list[Span]:
+    """The spans less what others cover; both in order."""
+    left = list(spans)
+    for hole in removed:
+        parts = [
+            (Span(span.start, min(span.end, hole.start)), Span(max(span.start, hole.end), span.end)) for span in left
+        ]
+        left = [part for pair in parts for part in dict.fromkeys(pair) if part.start < part.end]
+    return left

@@ -2,19 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 ROLES = ("system", "user", "assistant", "tool")
 
+# The names that other tools give to the same roles.
+ROLE_ALIASES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "developer": "system",
+    "function": "tool",
+    "ipython": "tool",
+    "observation": "tool",
+    "tool_response": "tool",
+}
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A function that an assistant turn calls.
+
+    Attributes:
+        name: Of the function.
+        arguments: By name.
+        id: What the answering `tool` turn refers to; empty if the data has none.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    id: str = ""
+
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Attributes:
+        role: One of `ROLES`.
+        content: Its text; may be empty where there are tool calls.
+        tool_calls: Functions that an assistant turn calls.
+        thinking: An assistant's reasoning that stands apart from its content.
+        name: Of the function whose result a `tool` turn holds.
+        tool_call_id: The call that a `tool` turn answers.
+        supervised: Whether an assistant turn is in the loss: False (left out), True (asked for), or None (as
+            `data.train_on` says).
+        marked: Character ranges of `content` that are asked for, where the data marks parts of a turn.
+    """
 
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    thinking: str = ""
+    name: str = ""
+    tool_call_id: str = ""
+    supervised: bool | None = None
+    marked: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the turn says nothing at all."""
+        return not (self.content.strip() or self.tool_calls)
+
+    def words(self) -> str:
+        """Everything that the turn says, calls included, as one text."""
+        calls = (f"{call.name} {call.arguments}" for call in self.tool_calls)
+        return "\n".join(part for part in (self.thinking, self.content, *calls) if part)
+
+
+class Kind(StrEnum):
+    """What a row is for, and so what may be trained on it."""
+
+    CONVERSATION = "conversation"
+    TEXT = "text"
+    PREFERENCE = "preference"
+    FEEDBACK = "feedback"
 
 
 @dataclass(frozen=True)
@@ -22,12 +93,24 @@ class Example:
     """One row of a data file, whatever its format was.
 
     Attributes:
-        messages: The conversation; the last turn is the assistant's.
+        messages: The conversation; of a preference the prompt and the chosen answer. Empty for plain text.
         row: Its number in the file, counted from 1.
+        kind: What the row is for.
+        tools: Functions that the assistant may call, as JSON schemas.
+        text: The document, where the row is plain text.
+        rejected: Of a preference: the turns that stand in place of the chosen answer.
+        label: Of feedback: whether the answer is wanted.
+        margin: Of a preference: by how much the chosen answer is better, where the data says so.
     """
 
     messages: tuple[Message, ...]
     row: int
+    kind: Kind = Kind.CONVERSATION
+    tools: tuple[dict[str, Any], ...] = ()
+    text: str = ""
+    rejected: tuple[Message, ...] = ()
+    label: bool | None = None
+    margin: float | None = None
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -39,9 +122,27 @@ class Example:
         """The text of the final assistant turn."""
         return self.messages[-1].content
 
+    @cached_property
+    def alternatives(self) -> tuple[tuple[Message, ...], ...]:
+        """Every conversation that the row holds: one, or the chosen and the rejected one."""
+        if self.kind is Kind.PREFERENCE:
+            return self.messages, (*self.prompt, *self.rejected)
+        return (self.messages,)
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether there are functions to call, calls, or results of calls."""
+        return bool(self.tools) or any(message.tool_calls or message.role == "tool" for message in self.messages)
+
     def prompt_key(self) -> tuple[tuple[str, str], ...]:
-        """What makes two prompts equal: roles and words, white space apart."""
-        return tuple((message.role, " ".join(message.content.split())) for message in self.prompt)
+        """What makes two prompts equal: roles and words, white space apart. Of plain text, the text."""
+        if self.kind is Kind.TEXT:
+            return (("text", " ".join(self.text.split())),)
+        return tuple((message.role, " ".join(message.words().split())) for message in self.prompt)
+
+    def words(self) -> str:
+        """All of the row's text, turn by turn."""
+        return self.text or "\n".join(message.words() for message in (*self.messages, *self.rejected))
 
 
 @dataclass(frozen=True)
@@ -52,11 +153,13 @@ class EncodedExample:
         input_ids: int32, shape (tokens,).
         supervised: bool, shape (tokens,): whether the token is in the loss, predicted from the ones before it.
         row: Its number in the file, counted from 1.
+        source: Which of the data's files, counted from 0.
     """
 
     input_ids: np.ndarray
     supervised: np.ndarray
     row: int
+    source: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -65,3 +168,8 @@ class EncodedExample:
     def supervised_tokens(self) -> int:
         """How many tokens count in the loss."""
         return int(self.supervised.sum())
+
+
+def turns(messages: Iterable[Message]) -> str:
+    """Roles in order, such as `system, user, assistant`, for messages to people."""
+    return ", ".join(message.role for message in messages)

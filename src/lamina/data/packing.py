@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import bisect
-import random
+from bisect import bisect_left, insort
 from collections.abc import Sequence
+
+import numpy as np
 
 
 def plan_epoch(
-    lengths: Sequence[int], batch_size: int, max_length: int, packing: bool, seed: int, epoch: int
+    lengths: Sequence[int] | np.ndarray,
+    batch_size: int,
+    max_length: int,
+    packing: bool,
+    seed: int,
+    epoch: int,
+    group_by_length: bool = False,
 ) -> list[list[int]]:
     """The micro-batches of one epoch, as lists of example indices.
 
@@ -22,28 +29,68 @@ def plan_epoch(
         packing: Whether to count tokens rather than examples.
         seed: Decides the order.
         epoch: From 0; every epoch has an order of its own and the same number of micro-batches.
+        group_by_length: Without packing, put examples of like length together.
     """
-    rng = random.Random(f"{seed}/{epoch}")
-    order = list(range(len(lengths)))
-    rng.shuffle(order)
-    if not packing:
-        return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
-    bins = _best_fit(order, lengths, batch_size * max_length)
-    rng.shuffle(bins)
-    return bins
+    lengths = np.asarray(lengths, dtype=np.int64)
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(len(lengths))
+    if packing:
+        batches = _best_fit(order, lengths, batch_size * max_length)
+    else:
+        if group_by_length:
+            order = order[np.argsort(lengths[order], kind="stable")]
+        batches = [order[first : first + batch_size].tolist() for first in range(0, len(order), batch_size)]
+        if not group_by_length:
+            return batches
+    return [batches[place] for place in generator.permutation(len(batches))]
 
 
-def _best_fit(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Best fit decreasing: each example goes into the fullest bin that still holds it. Ties follow `order`."""
+def _best_fit(order: np.ndarray, lengths: np.ndarray, budget: int) -> list[list[int]]:
+    """Best fit decreasing: each example goes into the fullest bin that still holds it. Ties follow `order`.
+
+    Examples of one length are placed together, and so are bins with as much space left, so that the work grows with
+    the number of distinct lengths and not of examples.
+    """
+    examples = order[np.argsort(-lengths[order], kind="stable")].tolist()
+    values, counts = np.unique(lengths, return_counts=True)
     bins: list[list[int]] = []
-    free: list[tuple[int, int]] = []  # (free tokens, bin), sorted
-    for index in sorted(order, key=lambda index: -lengths[index]):
-        place = bisect.bisect_left(free, (lengths[index], -1))
-        if place < len(free):
-            left, chosen = free.pop(place)
-        else:
-            left, chosen = budget, len(bins)
-            bins.append([])
-        bins[chosen].append(index)
-        bisect.insort(free, (left - lengths[index], chosen))
+    by_space: dict[int, list[int]] = {}  # space left -> the bins that have it
+    spaces: list[int] = []  # its keys, sorted
+    at = 0
+
+    def add(space: int, chosen: list[int]) -> None:
+        if space not in by_space:
+            by_space[space] = []
+            insort(spaces, space)
+        by_space[space] += chosen
+
+    for length, count in zip(values[::-1].tolist(), counts[::-1].tolist(), strict=True):
+        left = count
+        while left:
+            place = bisect_left(spaces, length)
+            if place < len(spaces):
+                space = spaces[place]
+                group = by_space[space]
+            else:
+                space = budget
+                group = list(range(len(bins), len(bins) + -(-left // (budget // length))))
+                bins += [[] for _ in group]
+                add(space, group)
+                group = by_space[space]
+            # A bin that took one is the fullest that takes the next, for as long as there is room in it.
+            each = space // length
+            used = min(len(group), -(-left // each))
+            taken, by_space[space] = group[:used], group[used:]
+            number = each
+            if not by_space[space]:
+                del by_space[space]
+                spaces.pop(bisect_left(spaces, space))
+            for chosen in taken:
+                number = min(each, left)
+                bins[chosen] += examples[at : at + number]
+                at, left = at + number, left - number
+            if number < each:
+                add(space - number * length, [taken.pop()])
+            if taken:
+                add(space - each * length, taken)
     return bins

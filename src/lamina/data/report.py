@@ -2,24 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lamina.data.example import EncodedExample
-
 # Why a row is not trained on. The key is what the report counts under, the value what it says to people.
 DROP_REASONS = {
     "no_assistant_turn": "there is no assistant turn to learn from",
     "empty_answer": "an answer is empty or has no text",
+    "empty_text": "the document is empty",
+    "same_answers": "the chosen and the rejected answer are the same",
     "nothing_before_the_answer": "there is no turn before the answer",
     "longer_than_max_length": "the row has more tokens than data.max_length and data.overlong is 'drop'",
     "no_supervised_tokens": "no token of the row is in the loss (after cutting, if it was cut)",
     "after_max_rows": "the row comes after data.max_rows",
+    "not_drawn": "the source's weight is below 1 and the row was not drawn",
+    "beyond_replay_share": "data.replay.share is reached without the row",
 }
+
+# Rows of a reason that are listed; the count is of all.
+_LISTED = 100
+
+
+@dataclass
+class RowList:
+    """Rows that share a fate.
+
+    Attributes:
+        count: How many.
+        first: Numbers of the first of them, counted from 1.
+    """
+
+    count: int = 0
+    first: list[int] = field(default_factory=list)
+
+    def add(self, row: int) -> None:
+        """Takes in a row."""
+        self.count += 1
+        if len(self.first) < _LISTED:
+            self.first.append(row)
+
+    def extend(self, rows: np.ndarray) -> None:
+        """Takes in many, in order."""
+        self.count += len(rows)
+        self.first += [int(row) for row in rows[: _LISTED - len(self.first)]]
+
+    def __str__(self) -> str:
+        shown = ", ".join(map(str, self.first[:8]))
+        return shown if self.count <= 8 else f"{shown}, ..."
 
 
 @dataclass
@@ -31,10 +63,14 @@ class FileReport:
         sha256: Digest of its bytes.
         format: The format its rows were read with.
         rows: Rows in the file.
+        role: `train`, `eval` or `replay`.
+        weight: How often its training rows are seen in an epoch.
         train_rows: Rows used for training.
         eval_rows: Rows used for evaluation.
-        dropped: Row numbers, from 1, by reason (see `DROP_REASONS`).
+        train_tokens: Of an epoch, repeats included.
+        dropped: Rows left out, by reason (see `DROP_REASONS`).
         cut: Rows that lost their end, because data.overlong is 'cut'.
+        split: Rows made into several examples, because they are longer than data.max_length.
         trimmed: Rows that lost turns after the last answer.
         ignored_columns: Columns that the format does not read.
     """
@@ -43,30 +79,75 @@ class FileReport:
     sha256: str
     format: str
     rows: int
+    role: str = "train"
+    weight: float = 1.0
     train_rows: int = 0
     eval_rows: int = 0
-    dropped: dict[str, list[int]] = field(default_factory=dict)
-    cut: list[int] = field(default_factory=list)
-    trimmed: list[int] = field(default_factory=list)
+    train_tokens: int = 0
+    dropped: dict[str, RowList] = field(default_factory=dict)
+    cut: RowList = field(default_factory=RowList)
+    split: RowList = field(default_factory=RowList)
+    trimmed: RowList = field(default_factory=RowList)
     ignored_columns: list[str] = field(default_factory=list)
 
     @property
     def rows_dropped(self) -> int:
         """Rows left out, for whatever reason."""
-        return sum(map(len, self.dropped.values()))
+        return sum(rows.count for rows in self.dropped.values())
+
+    def counts_dropped(self) -> dict[str, int]:
+        """How many rows are left out, by reason."""
+        return {reason: rows.count for reason, rows in self.dropped.items()}
 
     def drop(self, reason: str, row: int) -> None:
         """Records that a row is left out."""
-        self.dropped.setdefault(reason, []).append(row)
+        self.dropped.setdefault(reason, RowList()).add(row)
 
-    def check(self) -> None:
-        """Asserts that every row is accounted for."""
+    def drop_all(self, reason: str, rows: np.ndarray) -> None:
+        """Records that several rows are left out."""
+        if len(rows):
+            self.dropped.setdefault(reason, RowList()).extend(rows)
+
+    def settle(self) -> None:
+        """Puts the listed rows in order, and asserts that every row is accounted for."""
+        for rows in (self.cut, self.split, self.trimmed, *self.dropped.values()):
+            rows.first.sort()
         assert self.rows == self.train_rows + self.eval_rows + self.rows_dropped, f"rows lost in {self.path}: {self}"
+
+    def lines(self) -> list[str]:
+        """For people, a line each."""
+        parts = [f"{self.rows} rows ({self.format})"]
+        parts += [f"{n} {side}" for n, side in ((self.train_rows, "train"), (self.eval_rows, "eval")) if n]
+        if self.role == "replay":
+            parts.append("replayed against forgetting")
+        if self.weight != 1.0:
+            parts.append(f"weight {self.weight:g}")
+        lines = [f"{Path(self.path).name}: " + ", ".join(parts)]
+        for reason, rows in self.dropped.items():
+            lines.append(f"  dropped {rows.count}: {DROP_REASONS[reason]} (rows {rows})")
+        if self.cut.count:
+            lines.append(f"  cut {self.cut.count} to max_length (rows {self.cut})")
+        if self.split.count:
+            lines.append(f"  split {self.split.count} that are longer than max_length (rows {self.split})")
+        if self.trimmed.count:
+            lines.append(f"  {self.trimmed.count} lost turns after the last answer (rows {self.trimmed})")
+        if self.ignored_columns:
+            lines.append(f"  columns not used: {', '.join(self.ignored_columns)}")
+        return lines
 
 
 @dataclass
 class TokenReport:
-    """Tokens of one side, training or evaluation."""
+    """Tokens of one side, training or evaluation.
+
+    Attributes:
+        examples: Sequences; a row that is split or seen twice makes several.
+        tokens: Of all of them.
+        supervised_tokens: Those in the loss.
+        shortest: Tokens of the shortest example.
+        median: Of the one in the middle.
+        longest: Of the longest.
+    """
 
     examples: int
     tokens: int
@@ -76,13 +157,18 @@ class TokenReport:
     longest: int
 
     @classmethod
-    def of(cls, examples: Sequence[EncodedExample]) -> TokenReport:
-        """Counts the tokens of `examples`."""
-        lengths = np.array([len(example) for example in examples] or [0])
+    def of(cls, lengths: np.ndarray, supervised: np.ndarray) -> TokenReport:
+        """Counts tokens.
+
+        Args:
+            lengths: Tokens of each example, shape (examples,).
+            supervised: Those of them that are in the loss, shape (examples,).
+        """
+        lengths = lengths if len(lengths) else np.zeros(1, dtype=np.int64)
         return cls(
-            examples=len(examples),
+            examples=len(supervised),
             tokens=int(lengths.sum()),
-            supervised_tokens=sum(example.supervised_tokens for example in examples),
+            supervised_tokens=int(supervised.sum()),
             shortest=int(lengths.min()),
             median=int(np.median(lengths)),
             longest=int(lengths.max()),
@@ -97,7 +183,7 @@ class DataReport:
         files: One entry for each file read.
         train: Tokens of the training side.
         eval: Tokens of the evaluation side, or None.
-        chat_template: `model`, or the name of the built-in template.
+        chat_template: `model`, the name of the built-in template, or the path of a file.
         stop_token: The token that answers end with.
         micro_batches: Micro-batches in an epoch.
         packing_efficiency: Real tokens as a share of the budget of an epoch's micro-batches; None without packing.
@@ -119,19 +205,7 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """For people, a line each."""
-        lines = []
-        for file in self.files:
-            parts = [f"{file.rows} rows ({file.format})"]
-            parts += [f"{n} {side}" for n, side in ((file.train_rows, "train"), (file.eval_rows, "eval")) if n]
-            lines.append(f"{Path(file.path).name}: " + ", ".join(parts))
-            for reason, rows in file.dropped.items():
-                lines.append(f"  dropped {len(rows)}: {DROP_REASONS[reason]} (rows {_some(rows)})")
-            if file.cut:
-                lines.append(f"  cut {len(file.cut)} to max_length (rows {_some(file.cut)})")
-            if file.trimmed:
-                lines.append(f"  {len(file.trimmed)} lost turns after the last answer (rows {_some(file.trimmed)})")
-            if file.ignored_columns:
-                lines.append(f"  columns not used: {', '.join(file.ignored_columns)}")
+        lines = [line for file in self.files for line in file.lines()]
         for name, side in (("train", self.train), ("eval", self.eval)):
             if side is not None:
                 share = side.supervised_tokens / max(1, side.tokens)
@@ -139,11 +213,11 @@ class DataReport:
                     f"{name}: {side.tokens:,} tokens, {side.supervised_tokens:,} supervised ({share:.0%}); "
                     f"example length {side.shortest} / {side.median} / {side.longest} (shortest, median, longest)"
                 )
+        trained = [file for file in self.files if file.train_tokens]
+        if len(trained) > 1:
+            total = sum(file.train_tokens for file in trained)
+            shares = (f"{Path(file.path).name} {file.train_tokens / total:.0%}" for file in trained)
+            lines.append(f"mix of training tokens: {', '.join(shares)}")
         if self.packing_efficiency is not None:
             lines.append(f"packing: {self.micro_batches} micro-batches, {self.packing_efficiency:.1%} full")
         return lines + [f"note: {note}" for note in self.notes]
-
-
-def _some(rows: Sequence[int], most: int = 8) -> str:
-    shown = ", ".join(map(str, rows[:most]))
-    return shown if len(rows) <= most else f"{shown}, ..."

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lamina.config import DataConfig
-from lamina.data.dataset import build_dataset, encode_side, load_examples
-from lamina.data.example import EncodedExample, Example
+from lamina.data.dataset import Dataset, build_dataset, build_evaluation
+from lamina.data.example import Example, Kind
 from lamina.errors import ConfigError, DataError, Problem
 from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS, answer
 from lamina.fusion import fast_path
@@ -100,7 +100,9 @@ def evaluate(
     loaded = (
         source if isinstance(source, Loaded) else load(source, model=model, allow_base_mismatch=allow_base_mismatch)
     )
-    examples, encoded, dropped = _eval_data(loaded, data, columns, max_rows)
+    dataset, rows = _eval_data(loaded, data, columns, max_rows)
+    encoded = dataset.eval[rows]
+    examples = _conversations(dataset)[rows] if exact_match else []
 
     def loss(what: str) -> float:
         report = lambda done: progress(what, done, len(encoded))  # noqa: E731
@@ -120,7 +122,7 @@ def evaluate(
         exact_match=_share(p.adapter == p.expected for p in predictions) if exact_match else None,
         base_exact_match=_share(p.base == p.expected for p in predictions) if exact_match else None,
         rows=len(encoded),
-        dropped=dropped,
+        dropped=dataset.report.files[-1].counts_dropped(),
         predictions=predictions,
     )
 
@@ -143,7 +145,8 @@ def _predict(loaded: Loaded, examples: list[Example], max_new_tokens: int, progr
 
 def _eval_data(
     loaded: Loaded, data: str | Path | None, columns: dict[str, str] | None, max_rows: int | None
-) -> tuple[list[Example], list[EncodedExample], dict[str, int]]:
+) -> tuple[Dataset, slice]:
+    """The data to evaluate on, and which of its evaluation examples."""
     run = _run_of(loaded.adapter.path)
     if data is None:
         if run is None or run.config.data.eval is None:
@@ -151,29 +154,26 @@ def _eval_data(
                 Problem("--data", "is required: there is no run with evaluation data here.", "give a data file")
             )
         config = run.config
-        size = config.train.per_device_train_batch_size
-        dataset = build_dataset(config.data, loaded.template, size, config.seed)
-        if not dataset.eval:
-            raise DataError(f"{config.data.train}: the run has no evaluation rows. Fix: give a file with --data.")
-        eval_report = dataset.report.files[-1]
-        rows = slice(max_rows)
-        return (
-            dataset.eval_examples[rows],
-            dataset.eval[rows],
-            {k: len(v) for k, v in eval_report.dropped.items()},
+        dataset = build_dataset(
+            config.data, loaded.template, config.train.per_device_train_batch_size, config.seed, notify=None
         )
-    changes = {"train": str(data), "columns": columns, "format": "auto", "eval": None}
+        if not len(dataset.eval):
+            raise DataError(f"{run.path}: the run has no evaluation rows. Fix: give a file with --data.")
+        return dataset, slice(max_rows)
+    changes = {"train": str(data), "columns": columns, "format": "auto", "eval": None, "replay": None}
+    changes |= {"stratify_by": None, "group_by": None}
     settings = run.config.data if run else DataConfig(train=str(data))
     if run and columns is None:
         changes["columns"] = settings.columns
     settings = settings.model_copy(update=changes)
-    examples, report = load_examples(settings, Path(data), "--data", max_rows)
-    encoded = encode_side(examples, settings, loaded.template, report)
-    if not encoded:
-        raise DataError(f"{data}: no row can be used. Fix: check the file with its columns and max_length.")
-    kept = {item.row for item in encoded}
-    dropped = {reason: len(rows) for reason, rows in report.dropped.items()}
-    return [example for example in examples if example.row in kept], encoded, dropped
+    return build_evaluation(settings, str(data), "--data", max_rows, loaded.template), slice(None)
+
+
+def _conversations(dataset: Dataset) -> list[Example]:
+    examples = dataset.eval_examples()
+    if any(example.kind is Kind.TEXT for example in examples):
+        raise DataError("plain text has no answers to compare with. Fix: leave --exact-match out.")
+    return examples
 
 
 def _run_of(adapter: Path) -> Run | None:

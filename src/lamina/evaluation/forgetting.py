@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lamina.data.example import EncodedExample
 from lamina.data.read import read_rows
-from lamina.errors import ConfigError, DataError, Problem
+from lamina.errors import DataError
 from lamina.fusion import fast_path
 from lamina.methods.load import Loaded
 from lamina.models.head import find_head
@@ -62,15 +62,8 @@ def general_loss(loaded: Loaded, pieces: list[EncodedExample], batch_size: int, 
 
 
 def _documents(path: Path, field: str) -> list[str]:
-    if path.suffix in (".json", ".jsonl"):
-        rows = read_rows(path, field)
-        if not all(isinstance(row.get("text"), str) for row in rows):
-            keys = json.dumps(sorted(rows[0]))
-            raise DataError(f"{path}: every row needs a `text`; the first has {keys}. Fix: rename the column.")
-        return [row["text"] for row in rows]
-    if not path.is_file():
-        raise ConfigError(Problem(field, f"{path} does not exist", "check the path"))
-    try:
-        return [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is not UTF-8. Fix: save the file as UTF-8.") from None
+    rows = read_rows(str(path), field)
+    if not all(isinstance(row.get("text"), str) for row in rows):
+        keys = json.dumps(sorted(rows[0]))
+        raise DataError(f"{path}: every row needs a `text`; the first has {keys}. Fix: rename the column.")
+    return [row["text"] for row in rows]

@@ -115,7 +115,7 @@ def _score(loaded: Loaded, job: Job) -> Score:
     wanted = job.measuring
     assert wanted.test is not None
     data = open_run(job.run).config.data.model_copy(update={"format": "auto"})
-    examples, _ = load_examples(data, Path(wanted.test), "--test", wanted.max_test_rows)
+    examples = load_examples(data, wanted.test, "--test", wanted.max_test_rows)
     if not examples:
         raise DataError(f"{wanted.test}: no row can be used. Fix: check the file with the run's data.columns.")
     conversations = [example.prompt for example in examples]

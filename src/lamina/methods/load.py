@@ -63,6 +63,14 @@ class Loaded:
         )
 
 
+def _template_of(adapter: Adapter, base: Base) -> ChatTemplate:
+    lock = adapter.lock
+    if lock is None:
+        return build_template(base.tokenizer)
+    wanted = None if lock.chat_template == "model" else lock.chat_template
+    return build_template(base.tokenizer, wanted, lock.thinking, lock.chat_template_text or "")
+
+
 def adapter_folder(path: str | Path) -> Path:
     """The adapter folder of a run directory, or the folder itself.
 
@@ -124,8 +132,7 @@ def load(
         )
     offload = "auto" if adapter.config.base_is_read_only else False
     base = load_base(ref, dtype, device, notify, QuantizationConfig(**packed) if packed else None, loftq, offload)
-    wanted = adapter.lock.chat_template if adapter.lock else "model"
-    template = build_template(base.tokenizer, None if wanted == "model" else wanted)
+    template = _template_of(adapter, base)
     if adapter.lock:
         notes = check_lock(adapter.lock, base, template, allow_base_mismatch)
     else:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from lamina.data.template import ChatTemplate
+from lamina.data.tokenizer import fingerprint_tokenizer
 from lamina.errors import AdapterError, BaseMismatchError
-from lamina.models.fingerprint import fingerprint_tokenizer
 from lamina.models.load import Base
 from lamina.models.machine import dtype_name
 from lamina.version import __version__
@@ -23,9 +23,11 @@ class Lock:
         base_config: Digest of its config.
         base_dtype: What the base was held in during training.
         tokenizer: Digest of the tokenizer.
-        chat_template: `model`, or the name of the built-in template.
+        chat_template: `model`, the name of the built-in template, or the path of a file.
         chat_template_digest: Digest of the template's text.
         stop_token: The token that answers end with.
+        chat_template_text: The template that was read from a file; None for others.
+        thinking: What became of reasoning in the data (`data.thinking`).
         data: Path, digest and rows of each data file.
         quantization: How the base was quantized; None for not at all.
         packed_weights: Digest of its packed weights; None where `base_tensors` covers them.
@@ -40,6 +42,8 @@ class Lock:
     chat_template: str
     chat_template_digest: str
     stop_token: str
+    chat_template_text: str | None = None
+    thinking: Literal["keep", "strip", "unsupervised"] = "keep"
     data: list[dict[str, Any]] = field(default_factory=list)
     quantization: dict[str, Any] | None = None
     packed_weights: str | None = None
@@ -74,6 +78,8 @@ def build_lock(base: Base, template: ChatTemplate, data: list[dict[str, Any]]) -
         tokenizer=fingerprint_tokenizer(base.tokenizer),
         chat_template=template.name,
         chat_template_digest=template.digest,
+        chat_template_text=template.source if template.is_file else None,
+        thinking=template.thinking,
         stop_token=template.stop_token,
         data=data,
         quantization=base.quantization and base.quantization.model_dump(),

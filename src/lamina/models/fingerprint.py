@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from lamina.cache import IdentityCache
 from lamina.errors import ModelError
 
@@ -93,17 +91,6 @@ def weight_files(folder: Path) -> list[Path]:
         else "give a folder with config.json and model.safetensors"
     )
     raise ModelError(f"{folder}: holds no model.safetensors (found: {', '.join(found) or 'no weights'}). Fix: {hint}.")
-
-
-def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 over what decides the tokenizer's ids; its padding and truncation settings do not count."""
-    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return _sha256(_canonical(tokenizer.get_vocab()))
-    state = json.loads(backend.to_str())
-    state.pop("padding", None)
-    state.pop("truncation", None)
-    return _sha256(_canonical(state))
 
 
 def _tensor_digests(path: Path) -> Iterator[tuple[str, str]]:

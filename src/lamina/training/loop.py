@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 
 from lamina import files
 from lamina.config import Config, load_config
+from lamina.data.example import EncodedExample
 from lamina.errors import Interrupted, TrainingError
 from lamina.fusion import FusionReport, fast_path
 from lamina.kernels import kernel_notes
@@ -158,7 +159,7 @@ class _Loop:
             self._evaluate_and_keep_best()
         self._save()
 
-    def _step(self, micro_batches: list[list[Any]]) -> None:
+    def _step(self, micro_batches: Sequence[list[EncodedExample]]) -> None:
         session, state, began = self.session, self.state, time.perf_counter()
         first = state.step + 1 == self.first_step
         result = training_step(
@@ -216,7 +217,7 @@ class _Loop:
         )
         self.window, self.window_seconds = [], 0.0
 
-    def _skip(self, result: StepResult, micro_batches: list[list[Any]]) -> None:
+    def _skip(self, result: StepResult, micro_batches: Sequence[list[EncodedExample]]) -> None:
         state = self.state
         state.skipped_steps += 1
         state.skipped_in_a_row += 1

@@ -21,8 +21,8 @@ from lamina.config import Config
 from lamina.config.optim import OPTIMIZERS
 from lamina.data.batch import build_batch
 from lamina.data.dataset import Dataset, build_dataset
-from lamina.data.example import EncodedExample
 from lamina.data.packing import plan_epoch
+from lamina.data.side import Batches
 from lamina.data.template import ChatTemplate, build_template
 from lamina.errors import DataError, RunError
 from lamina.methods.base import Hooks, Injection, find_method, inject
@@ -81,19 +81,19 @@ class Session:
         """Optimizer steps in an epoch; the last one may have fewer micro-batches."""
         return math.ceil(self.micro_batches / self.config.train.gradient_accumulation_steps)
 
-    def epoch_plan(self, epoch: int) -> list[list[EncodedExample]]:
+    def epoch_plan(self, epoch: int) -> Batches:
         """The micro-batches of an epoch, in order."""
         train, config = self.dataset.train, self.config
-        lengths = [len(example) for example in train]
         plan = plan_epoch(
-            lengths,
+            train.lengths,
             config.train.per_device_train_batch_size,
             config.data.max_length,
             config.data.packing,
             config.seed,
             epoch,
+            config.data.group_by_length,
         )
-        return [[train[index] for index in indices] for indices in plan]
+        return Batches(train, plan)
 
 
 def build_session(config: Config, run: Run, notify: Notify) -> Session:
@@ -113,10 +113,10 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
         offload=config.offload if config.method.base_is_read_only else False,
     )
     _note_learning_rate(config, base, notify)
-    template = build_template(base.tokenizer, config.data.chat_template)
+    template = build_template(base.tokenizer, config.data.chat_template, config.data.thinking)
     notify("Reading the data ...")
     batch_size = config.train.per_device_train_batch_size
-    dataset = build_dataset(config.data, template, batch_size, config.seed)
+    dataset = build_dataset(config.data, template, batch_size, config.seed, notify)
     _check_stop_token(dataset, template)
     head = find_head(base.model)
     injection = _fresh_adapter(config, base, dataset)
@@ -165,8 +165,8 @@ def count_parameters(parameters: Iterable[torch.Tensor]) -> int:
 
 
 def _check_stop_token(dataset: Dataset, template: ChatTemplate) -> None:
-    stop = template.stop_token_id
-    if not any((example.input_ids[example.supervised] == stop).any() for example in dataset.train):
+    only_text = all(file.format == "text" for file in dataset.report.files if file.train_rows)
+    if not only_text and not dataset.train.pieces.teaches_stop.any():
         raise DataError(
             f"no training example teaches the stop token {template.stop_token}, so the model would never stop. "
             "Fix: raise data.max_length, or set data.overlong=drop so that answers keep their ends."

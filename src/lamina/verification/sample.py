@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lamina.config import Config, load_config
 from lamina.config.optim import OPTIMIZERS
 from lamina.data.dataset import build_dataset
 from lamina.data.example import EncodedExample
-from lamina.data.read import read_rows
+from lamina.data.read import RawRow, find_files, rows_of
 from lamina.data.template import build_template
 from lamina.models.load import load_tokenizer
 from lamina.models.source import Notify, find_model
@@ -62,22 +63,34 @@ def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
     Raises:
         LaminaError: The model or the data cannot be used.
     """
-    template = build_template(load_tokenizer(find_model(config.model, notify)), config.data.chat_template)
-    rows_looked_at = min(config.data.max_rows or ROWS_LOOKED_AT, ROWS_LOOKED_AT)
-    looked_at = config.data.model_copy(update={"eval": None, "max_rows": rows_looked_at})
+    tokenizer = load_tokenizer(find_model(config.model, notify))
+    template = build_template(tokenizer, config.data.chat_template, config.data.thinking)
+    source = config.data.sources[0]
+    rows_looked_at = min(source.max_rows or ROWS_LOOKED_AT, ROWS_LOOKED_AT)
+    alone = {"eval": None, "replay": None, "stratify_by": None, "group_by": None}
+    file = find_files(source.path)[0]
+    first = source.model_copy(update={"path": file.name, "max_rows": rows_looked_at, "weight": 1.0})
+    looked_at = config.data.model_copy(update={**alone, "train": [first]})
     dataset = build_dataset(looked_at, template, config.train.per_device_train_batch_size, config.seed)
     documents = choose_documents(dataset.train, template.stop_token_id)
 
-    rows = read_rows(Path(config.data.train), "data.train")
-    lines = [json.dumps(rows[document.row - 1], ensure_ascii=False) for document in documents]
+    wanted = {document.row for document in documents}
+    values_of = {
+        row.number: row.value
+        for row in islice(rows_of(file, config.data.text_unit), max(wanted))
+        if isinstance(row, RawRow)
+    }
+    lines = [json.dumps(values_of[document.row], ensure_ascii=False, default=str) for document in documents]
     sample = folder / "sample.jsonl"
     files.write_text(sample, "\n".join(lines) + "\n")
 
     values: dict[str, Any] = config.model_dump(mode="json")
     values["method"] = config.method.shortened(STEPS).model_dump(mode="json")
     values["data"] |= {
+        **alone,
         "train": str(sample),
-        "eval": None,
+        "columns": source.columns,
+        "overlong": "cut",
         "format": dataset.report.files[0].format,
         "max_rows": None,
         "max_length": max(8, *(len(document) for document in documents)),
@@ -99,7 +112,7 @@ def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
     return Sample(small, len(documents), sum(len(document) for document in documents))
 
 
-def choose_documents(examples: list[EncodedExample], stop_token_id: int) -> list[EncodedExample]:
+def choose_documents(examples: Sequence[EncodedExample], stop_token_id: int) -> list[EncodedExample]:
     """A few documents of different lengths, the longest first; a single one is taken twice."""
     with_stop = [e for e in examples if (e.input_ids[e.supervised] == stop_token_id).any()] or examples
     by_length = sorted(with_stop, key=len)

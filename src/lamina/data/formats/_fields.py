@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lamina.data.example import ROLES, Message
+from lamina.data.example import ROLE_ALIASES, ROLES, Message, ToolCall
+
+# In the ShareGPT shape a call is a turn of its own.
+_CALL_ROLES = ("function_call", "tool_call")
 
 
 class RowError(ValueError):
@@ -23,23 +27,212 @@ def text_field(row: Mapping[str, Any], name: str, required: bool = True) -> str:
     return value
 
 
-def message_list(value: Any, name: str) -> list[Message]:
-    """A list of `{role, content}` objects.
+def system_message(row: Mapping[str, Any], messages: Sequence[Message] = ()) -> list[Message]:
+    """The row's `system` field as a turn to begin with, where there is one."""
+    system = text_field(row, "system", required=False)
+    if system and messages and messages[0].role == "system":
+        raise RowError("there is a field 'system' and a system turn as well")
+    return [Message("system", system)] if system else []
 
-    An assistant turn without text (a bare tool call) becomes an empty message, which the reader drops by name.
+
+def answer_turns(value: Any, name: str) -> list[Message]:
+    """An answer given as text, as one turn, or as a list of turns."""
+    if isinstance(value, str) and not _looks_like_turns(value):
+        return [Message("assistant", value)]
+    if isinstance(value, dict):
+        return message_list([value], name)
+    if value is None:
+        raise RowError(f"field {name!r} is missing or null")
+    return message_list(value, name)
+
+
+def prompt_turns(value: Any, name: str) -> list[Message]:
+    """A prompt given as text or as a list of turns."""
+    if isinstance(value, list) or (isinstance(value, str) and _looks_like_turns(value)):
+        return message_list(value, name)
+    if not isinstance(value, str):
+        raise RowError(f"field {name!r} is {type(value).__name__}, not text")
+    return [Message("user", value)]
+
+
+def message_list(value: Any, name: str) -> list[Message]:
+    """A list of turns: `{role, content}` as OpenAI has them, or `{from, value}` as ShareGPT has them.
+
+    An assistant turn without text and without a call becomes an empty message, which the reader drops by name.
     """
+    if isinstance(value, str):
+        value = _json(value, name, "a list of messages")
     if not isinstance(value, list):
         raise RowError(f"field {name!r} is {type(value).__name__}, not a list of messages")
-    messages = []
+    messages: list[Message] = []
     for position, item in enumerate(value, start=1):
-        if not isinstance(item, dict) or "role" not in item:
-            raise RowError(f"{name}[{position}] is not an object with 'role' and 'content'")
-        role, content = item["role"], item.get("content")
-        if role not in ROLES:
-            raise RowError(f"{name}[{position}] has the role {role!r}; roles are {', '.join(ROLES)}")
-        if content is None and role == "assistant":
-            content = ""
-        if not isinstance(content, str):
-            raise RowError(f"{name}[{position}] has content of type {type(content).__name__}, not text")
-        messages.append(Message(role, content))
+        where = f"{name}[{position}]"
+        message = _message(item, where)
+        # Calls that stand in turns of their own, one after another, belong to one turn of the assistant.
+        last = messages[-1] if messages else None
+        if last and message.tool_calls and not message.content and last.role == "assistant" and _is_call(item):
+            calls = (*last.tool_calls, *message.tool_calls)
+            messages[-1] = Message("assistant", last.content, calls, last.thinking, supervised=last.supervised)
+        else:
+            messages.append(message)
     return messages
+
+
+def tool_list(row: Mapping[str, Any], *names: str) -> tuple[dict[str, Any], ...]:
+    """The functions that the row lets the assistant call, from the first of the fields that is there."""
+    for name in names:
+        value = row.get(name)
+        if isinstance(value, str) and value.strip():
+            value = _json(value, name, "a list of functions")
+        if not value:
+            continue
+        if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+            raise RowError(f"field {name!r} is not a list of function schemas")
+        return tuple(value)
+    return ()
+
+
+def label_field(row: Mapping[str, Any], name: str = "label") -> bool:
+    """A field that says yes or no."""
+    value = row.get(name)
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+        return value.strip().lower() == "true"
+    if not isinstance(value, bool):
+        raise RowError(f"field {name!r} is {value!r}, not true or false")
+    return value
+
+
+def has_label(row: Mapping[str, Any]) -> bool:
+    """Whether the row judges its answer, which makes it feedback and no example to learn by heart."""
+    value = row.get("label")
+    return isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in ("true", "false"))
+
+
+def has_pair(row: Mapping[str, Any]) -> bool:
+    """Whether the row sets one answer against another."""
+    return "chosen" in row and "rejected" in row
+
+
+def is_turns(value: Any, key: str) -> bool:
+    """Whether a field holds a list of turns with `key`, as such or as JSON text (which tables have)."""
+    if isinstance(value, str):
+        if not _looks_like_turns(value):
+            return False
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return False
+    return (
+        isinstance(value, list)
+        and all(isinstance(item, dict) for item in value)
+        and (not value or any(key in item for item in value))
+    )
+
+
+def _looks_like_turns(text: str) -> bool:
+    begin = text[:200].lstrip()
+    return begin.startswith("[{") and ('"role"' in begin or '"from"' in begin)
+
+
+def _is_call(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("from", item.get("role")) in _CALL_ROLES
+
+
+def _message(item: Any, where: str) -> Message:
+    if not isinstance(item, dict) or not ("role" in item or "from" in item):
+        raise RowError(f"{where} is not an object with 'role' and 'content'")
+    role = item["role"] if "role" in item else item["from"]
+    content = item["content"] if "content" in item else item.get("value")
+    if role in _CALL_ROLES:
+        return Message("assistant", "", _called(content, where))
+    role = ROLE_ALIASES.get(role, role) if isinstance(role, str) else role
+    if role not in ROLES:
+        others = ", ".join(ROLE_ALIASES)
+        raise RowError(f"{where} has the role {role!r}; roles are {', '.join(ROLES)} (or {others})")
+    calls = _tool_calls(item, where)
+    text, marked = _content(content, where, may_be_null=role == "assistant")
+    return Message(
+        role,
+        text,
+        calls,
+        thinking=_optional_text(item, "reasoning_content", where) or _optional_text(item, "thinking", where),
+        name=_optional_text(item, "name", where),
+        tool_call_id=_optional_text(item, "tool_call_id", where),
+        supervised=_supervised(item, where),
+        marked=marked,
+    )
+
+
+def _content(content: Any, where: str, may_be_null: bool) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """The text of a turn, joined from its parts where it has any, and the parts that are marked to be learnt."""
+    if content is None and may_be_null:
+        return "", ()
+    if isinstance(content, str):
+        return content, ()
+    if not isinstance(content, list):
+        raise RowError(f"{where} has content of type {type(content).__name__}, not text")
+    text, marked = "", []
+    for part in content:
+        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise RowError(f"{where} has content of type list with a part of type {kind!r}; only text can be learnt")
+        if part.get("train") is True:
+            marked.append((len(text), len(text) + len(part["text"])))
+        text += part["text"]
+    return text, tuple(marked)
+
+
+def _supervised(item: Mapping[str, Any], where: str) -> bool | None:
+    """OpenAI's `weight` (0 or 1) or a `train` of true or false; None where the turn has neither."""
+    train, weight = item.get("train"), item.get("weight")
+    if train is not None and not isinstance(train, bool):
+        raise RowError(f"{where} has train {train!r}, not true or false")
+    if weight is not None and weight not in (0, 1):
+        raise RowError(f"{where} has the weight {weight!r}; it may be 0 or 1")
+    if train is None and weight is None:
+        return None
+    return bool(weight) if train is None else train
+
+
+def _tool_calls(item: Mapping[str, Any], where: str) -> tuple[ToolCall, ...]:
+    calls = item.get("tool_calls") or ([item["function_call"]] if item.get("function_call") else [])
+    if isinstance(calls, str):
+        calls = _json(calls, f"{where}.tool_calls", "a list of calls")
+    if not isinstance(calls, list):
+        raise RowError(f"{where}.tool_calls is {type(calls).__name__}, not a list of calls")
+    return tuple(_tool_call(call, f"{where}.tool_calls[{number}]") for number, call in enumerate(calls, start=1))
+
+
+def _called(content: Any, where: str) -> tuple[ToolCall, ...]:
+    """The calls of a turn that is nothing but calls, written as JSON."""
+    value = _json(content, where, "a call") if isinstance(content, str) else content
+    return tuple(_tool_call(call, where) for call in (value if isinstance(value, list) else [value]))
+
+
+def _tool_call(call: Any, where: str) -> ToolCall:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise RowError(f"{where} is no call: it needs a 'name' and 'arguments'")
+    arguments = function.get("arguments", function.get("parameters"))
+    if isinstance(arguments, str):
+        arguments = _json(arguments or "{}", f"{where}.arguments", "an object of arguments")
+    if arguments is None:
+        arguments = {}
+    if not isinstance(arguments, dict):
+        raise RowError(f"{where}.arguments is {type(arguments).__name__}, not an object")
+    return ToolCall(function["name"], arguments, str(call.get("id") or ""))
+
+
+def _optional_text(item: Mapping[str, Any], name: str, where: str) -> str:
+    value = item.get(name)
+    if value is not None and not isinstance(value, str):
+        raise RowError(f"{where}.{name} is {type(value).__name__}, not text")
+    return value or ""
+
+
+def _json(text: str, where: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise RowError(f"{where} is text that should be {what} in JSON, but is not: {reason}") from None

@@ -5,25 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lamina.data.example import Message
-from lamina.data.formats._fields import message_list, text_field
+from lamina.data.example import Example, Message
+from lamina.data.formats._fields import (
+    RowError,
+    answer_turns,
+    has_label,
+    has_pair,
+    prompt_turns,
+    system_message,
+    tool_list,
+)
 
 FIELDS = ("prompt", "completion")
-OPTIONAL_FIELDS: tuple[str, ...] = ("system",)
+OPTIONAL_FIELDS: tuple[str, ...] = ("system", "tools")
 
 
 def detect(row: Mapping[str, Any]) -> bool:
     """Whether the row has both fields."""
-    return "prompt" in row and "completion" in row
+    return "prompt" in row and "completion" in row and not has_label(row) and not has_pair(row)
 
 
-def parse(row: Mapping[str, Any]) -> list[Message]:
+def parse(row: Mapping[str, Any], number: int) -> Example:
     """The prompt as the user's turn (or its turns), the completion as the assistant's."""
-    system = text_field(row, "system", required=False)
-    messages = [Message("system", system)] if system else []
-    for field, role in (("prompt", "user"), ("completion", "assistant")):
-        if isinstance(row.get(field), list):
-            messages += message_list(row[field], field)
-        else:
-            messages.append(Message(role, text_field(row, field)))
-    return messages
+    return Example(tuple(question_and_answer(row)), number, tools=tool_list(row, "tools"))
+
+
+def question_and_answer(row: Mapping[str, Any]) -> list[Message]:
+    """The row's turns."""
+    prompt = prompt_turns(_present(row, "prompt"), "prompt")
+    return [*system_message(row, prompt), *prompt, *answer_turns(_present(row, "completion"), "completion")]
+
+
+def _present(row: Mapping[str, Any], name: str) -> Any:
+    if name not in row:
+        raise RowError(f"field {name!r} is missing")
+    if row[name] is None or not isinstance(row[name], str | list | dict):
+        raise RowError(f"field {name!r} is {type(row[name]).__name__}, not text")
+    return row[name]

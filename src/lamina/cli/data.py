@@ -1,0 +1,127 @@
+"""`lamina data`: what is in a data file, and what is wrong with it, before a model is trained on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from lamina.cli.output import JsonFlag, err, notify, out, pair, print_json
+from lamina.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from lamina.inspection.show import Piece, Shown
+
+data = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
+
+Target = Annotated[
+    str, typer.Argument(metavar="FILE|CONFIG", help="A data file, a folder, a glob, a hub id; or a run's YAML file.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as data.max_length=2048.")
+]
+Columns = Annotated[
+    list[str] | None, typer.Option("--column", help="FIELD=COLUMN, such as prompt=question; may be repeated.")
+]
+Model = Annotated[
+    str | None, typer.Option("--model", help="The base whose tokens and template are used; `none` for neither.")
+]
+
+
+@data.command()
+def check(
+    target: Target,
+    overrides: Overrides = None,
+    columns: Columns = None,
+    model: Model = None,
+    evaluation: Annotated[str | None, typer.Option("--eval", help="A file that is kept for evaluation.")] = None,
+    page: Annotated[Path | None, typer.Option("--html", help="Write the report as a page, with plots.")] = None,
+    fixed: Annotated[
+        Path | None, typer.Option("--fix", help="Write a cleaned .jsonl file, and a log of each change beside it.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Say what is wrong with data: faults, duplicates, leakage, secrets, lengths and more. Exits with 1 on errors."""
+    mapping = dict(pair("--column", text) for text in columns) if columns else None
+    for option, path in (("--html", page), ("--fix", fixed)):
+        if path is not None and path.is_dir():
+            raise ConfigError(Problem(option, f"{path} is a folder", "name a file"))
+    if fixed is not None and fixed.exists():
+        raise ConfigError(Problem("--fix", f"{fixed} exists already", "name a new file, or remove that one"))
+    from lamina.inspection.target import find_target
+
+    found = find_target(target, overrides or [], model=model, columns=mapping, evaluation=evaluation)
+    from lamina.cli.data_report import print_report
+    from lamina.data.check.html import write_html
+    from lamina.inspection.check import check_data
+
+    with err.status("") as status:
+        report, log = check_data(found, notify, lambda rows: status.update(f"Checking: {rows:,} rows ..."), fixed)
+    if page is not None:
+        write_html(report, page)
+    if as_json:
+        print_json(report.as_json() | ({"fixed": log.as_json()} if log else {}))
+    else:
+        print_report(report)
+        if log is not None:
+            for line in log.lines():
+                out.print(line, markup=False)
+        if page is not None:
+            out.print(f"report: {page}", markup=False)
+    if report.errors:
+        raise typer.Exit(1)
+
+
+@data.command()
+def show(
+    target: Target,
+    overrides: Overrides = None,
+    columns: Columns = None,
+    model: Model = None,
+    rows: Annotated[list[int] | None, typer.Option("--row", min=1, help="A row by number; may be repeated.")] = None,
+    count: Annotated[int, typer.Option("--rows", min=1, help="So many from the start.")] = 3,
+    as_json: JsonFlag = False,
+) -> None:
+    """Print rows as the model sees them: special tokens visible, what is learnt in green."""
+    mapping = dict(pair("--column", text) for text in columns) if columns else None
+    from lamina.inspection.show import show_data
+    from lamina.inspection.target import find_target
+
+    found = find_target(target, overrides or [], model=model, columns=mapping)
+    shown = list(show_data(found, notify, count, rows or []))
+    if as_json:
+        print_json({"rows": [row.as_json() for row in shown]})
+        return
+    for row in shown:
+        _print_row(row)
+
+
+def _print_row(row: Shown) -> None:
+    place = f"{row.file}:{row.line}" if row.line else row.file
+    judged = {True: ", wanted", False: ", not wanted", None: ""}[row.label]
+    counts = f"{row.tokens} tokens, {row.supervised_tokens} learnt" if row.pieces else "not encoded"
+    out.print(Text(f"{place} row {row.row} ({row.kind or 'not understood'}{judged}): {counts}", style="bold"))
+    if row.left_out:
+        out.print(Text(f"left out: {row.left_out}", style="yellow"))
+    if row.pieces:
+        out.print(_text(row.pieces))
+    if row.rejected:
+        out.print(Text("rejected:", style="bold"))
+        out.print(_text(row.rejected))
+    out.print()
+
+
+def _text(pieces: tuple[Piece, ...]) -> Text:
+    """Learnt text is green (on a terminal) and stands between brackets elsewhere; special tokens are in reverse."""
+    text, learnt = Text(), False
+    for piece in pieces:
+        if piece.supervised != learnt and not out.is_terminal:
+            text.append("⟦" if piece.supervised else "⟧")
+        learnt = piece.supervised
+        style = " ".join(part for part, on in (("green", piece.supervised), ("reverse", piece.special)) if on)
+        text.append(piece.text, style=style)
+    if learnt and not out.is_terminal:
+        text.append("⟧")
+    return text

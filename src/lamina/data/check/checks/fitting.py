@@ -1,0 +1,64 @@
+"""Rows that do not fit their format, that the chat template refuses, and that training leaves out."""
+
+from __future__ import annotations
+
+from lamina.data.check.checks._base import BaseCheck, Tally
+from lamina.data.check.findings import Finding, Severity
+from lamina.data.check.ledger import Ledger
+from lamina.data.check.seen import CHOSEN_REASONS, Seen
+from lamina.data.check.settings import CheckSettings
+from lamina.data.report import DROP_REASONS
+
+# These are told of with the token lengths.
+_BY_LENGTH = "longer_than_max_length"
+
+
+class Check(BaseCheck):
+    """Misfits and refusals are errors: training stops on them. Rows that are left out are warnings, unless all are."""
+
+    def __init__(self, settings: CheckSettings, ledger: Ledger) -> None:
+        super().__init__(settings, ledger)
+        self._misfits, self._refusals, self._trimmed = Tally(settings), Tally(settings), Tally(settings)
+        self._dropped: dict[str, Tally] = {}
+        self._trained_on = 0
+
+    def see(self, seen: Seen) -> None:
+        row = seen.row
+        if row.misfit:
+            self._misfits.add(seen, row.misfit)
+        if row.refusal:
+            self._refusals.add(seen, row.refusal)
+        if row.trimmed:
+            self._trimmed.add(seen)
+        if row.drop_reason and row.drop_reason != _BY_LENGTH:
+            self._dropped.setdefault(row.drop_reason, Tally(self.settings)).add(seen)
+        self._trained_on += seen.trains and seen.usable is not None and not row.drop_reason
+
+    def finish(self) -> list[Finding]:
+        rows = len(self.ledger)
+        found = self._misfits.finding(
+            "misfit", Severity.ERROR, "the row does not fit its format", "Correct the row, or name the format.", rows
+        )
+        found += self._refusals.finding(
+            "template_refusal",
+            Severity.ERROR,
+            "the chat template does not render the row",
+            "Correct the row, or set data.chat_template to a built-in template.",
+            rows,
+        )
+        found += self._trimmed.finding(
+            "trimmed", Severity.INFO, "turns after the last answer are left out", "Nothing is learnt from them.", rows
+        )
+        for reason, tally in self._dropped.items():
+            chosen = reason in CHOSEN_REASONS
+            found += tally.finding(
+                reason,
+                Severity.INFO if chosen else Severity.WARNING,
+                f"left out: {DROP_REASONS.get(reason, reason)}",
+                "The configuration asks for it." if chosen else "Complete the row, or leave it out with `--fix`.",
+                rows,
+            )
+        if not self._trained_on:
+            advice = "See the other findings for why each row is left out."
+            found.append(Finding("no_usable_row", Severity.ERROR, "no row is left to train on", advice))
+        return found

@@ -1,0 +1,55 @@
+"""How full the micro-batches get."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+from lamina.data.check.checks._base import BaseCheck
+from lamina.data.check.findings import Finding, Severity
+from lamina.data.check.ledger import Ledger
+from lamina.data.check.seen import Seen
+from lamina.data.check.settings import CheckSettings
+from lamina.data.packing import plan_epoch
+
+LOW = 0.7
+
+
+class Check(BaseCheck):
+    """Micro-batches that packing leaves a third empty are an info; a larger batch fills them better."""
+
+    def __init__(self, settings: CheckSettings, ledger: Ledger) -> None:
+        super().__init__(settings, ledger)
+        self._lengths = array("I")
+        self._facts: dict[str, Any] = {}
+
+    def see(self, seen: Seen) -> None:
+        encoded, limit = seen.row.encoded, self.settings.max_length
+        if not encoded or not seen.trains or seen.row.drop_reason:
+            return
+        fate = self.settings.fate(seen.example)
+        if fate == "split":
+            whole, rest = divmod(len(encoded), limit)
+            self._lengths.extend([limit] * whole + [rest] * (rest > 0))
+        elif fate == "cut" or len(encoded) <= limit:
+            self._lengths.append(min(len(encoded), limit))
+
+    def finish(self) -> list[Finding]:
+        settings = self.settings
+        if not self._lengths:
+            return []
+        lengths = self._lengths.tolist()
+        plan = plan_epoch(lengths, settings.batch_size, settings.max_length, settings.packing, settings.seed, epoch=0)
+        self._facts = {"micro_batches": len(plan)}
+        if not settings.packing:
+            return []
+        efficiency = sum(lengths) / (len(plan) * settings.batch_size * settings.max_length)
+        self._facts["packing_efficiency"] = efficiency
+        if efficiency >= LOW or len(plan) < 3:
+            return []
+        title = f"micro-batches are only {efficiency:.0%} full"
+        advice = "Raise train.per_device_train_batch_size or data.max_length, so that rows fit together better."
+        return [Finding("packing_efficiency", Severity.INFO, title, advice)]
+
+    def facts(self) -> dict[str, Any]:
+        return self._facts

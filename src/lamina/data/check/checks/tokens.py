@@ -1,0 +1,71 @@
+"""How many tokens the rows have, and which are longer than `max_length`."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+import numpy as np
+
+from lamina.data.check.checks._base import BaseCheck, Tally
+from lamina.data.check.checks._spread import spread_of
+from lamina.data.check.findings import Finding, Severity
+from lamina.data.check.ledger import Ledger
+from lamina.data.check.seen import Seen
+from lamina.data.check.settings import CheckSettings
+
+_WHAT = {
+    "drop": "is left out",
+    "cut": "loses its end",
+    "split": "is split into several",
+}
+
+# Fewer rows than this that are too long are as it should be: one giant need not decide over memory.
+FEW = 0.01
+
+
+class Check(BaseCheck):
+    """Rows past `max_length` are a warning where more than a few are dropped or cut, else an info."""
+
+    def __init__(self, settings: CheckSettings, ledger: Ledger) -> None:
+        super().__init__(settings, ledger)
+        self._lengths = {"train": array("I"), "eval": array("I")}
+        self._long = {fate: Tally(settings) for fate in _WHAT}
+        self._rows = 0
+
+    def see(self, seen: Seen) -> None:
+        encoded, limit = seen.row.encoded, self.settings.max_length
+        if encoded is not None:
+            self._lengths[seen.row.side].append(len(encoded))
+        too_long = seen.row.drop_reason == "longer_than_max_length" or (encoded is not None and len(encoded) > limit)
+        self._rows += encoded is not None or too_long
+        if too_long:
+            fate = self.settings.fate(seen.example)
+            self._long[fate].add(seen, f"{len(encoded):,} tokens" if encoded is not None else "")
+
+    def finish(self) -> list[Finding]:
+        lengths = np.frombuffer(self._lengths["train"], np.uint32)
+        advice = "Raise data.max_length, or change data.overlong."
+        if len(lengths):
+            advice += f" 99% of the rows have at most {int(np.percentile(lengths, 99)):,} tokens."
+        findings: list[Finding] = []
+        for fate, long in self._long.items():
+            few = fate == "split" or long.count <= FEW * self._rows
+            findings += long.finding(
+                "longer_than_max_length",
+                Severity.INFO if few else Severity.WARNING,
+                f"the row is longer than {self.settings.max_length:,} tokens and {_WHAT[fate]}",
+                advice,
+                self._rows,
+            )
+        return findings
+
+    def facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {}
+        for side, held in self._lengths.items():
+            lengths = np.frombuffer(held, np.uint32)
+            if len(lengths):
+                facts[f"{side}_tokens"] = {"tokens": int(lengths.sum()), **spread_of(lengths)}
+        if facts:
+            facts["longer_than_max_length"] = {fate: long.count for fate, long in self._long.items() if long.count}
+        return facts

@@ -1,0 +1,45 @@
+"""What the checks need to know about the run that the data is for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lamina.data.example import Example, Kind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class CheckSettings:
+    """The run, as far as the checks depend on it.
+
+    Attributes:
+        max_length: Longest example in tokens.
+        overlong: What becomes of a longer one: `drop`, `cut`, `split`, or `auto` (text is split, the rest dropped).
+        tokenizer: Of the model; None leaves out every check of tokens.
+        batch_size: `per_device_train_batch_size`.
+        packing: Whether micro-batches are filled by tokens.
+        seed: Decides what packing does.
+        progress: Called with the number of rows seen so far, now and then and at the end.
+        has_eval: Whether eval rows follow the train rows; without any, prompts are not compared.
+        examples: Most offending rows that a finding shows.
+    """
+
+    max_length: int
+    overlong: str
+    tokenizer: PreTrainedTokenizerBase | None
+    batch_size: int
+    packing: bool
+    seed: int
+    progress: Callable[[int], None]
+    has_eval: bool = True
+    examples: int = 20
+
+    def fate(self, example: Example | None) -> str:
+        """What becomes of a row that is too long: `drop`, `cut` or `split`."""
+        if self.overlong != "auto":
+            return self.overlong
+        return "split" if example is not None and example.kind is Kind.TEXT else "drop"

@@ -1,0 +1,156 @@
+"""One file of a run's data, encoded: from the cache, or read, rendered and tokenized into it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from lamina import files
+from lamina.cache import IdentityCache
+from lamina.config import DataConfig, SourceConfig
+from lamina.data.encode import encode_stream
+from lamina.data.example import Example, Kind
+from lamina.data.read import DataFile
+from lamina.data.report import FileReport
+from lamina.data.source import ReadRow, SourceReader, used_examples
+from lamina.data.store import StoredRow, StoreWriter, TokenStore, cached_store, digest_of, prompt_digest
+from lamina.data.template import ChatTemplate
+from lamina.data.tokenizer import fingerprint_tokenizer
+from lamina.errors import DataError
+
+# Seconds between words on a large file.
+_WORD_EVERY = 10.0
+
+
+@dataclass(frozen=True)
+class EncodedFile:
+    """A file of rows with their tokens.
+
+    Attributes:
+        file: The file.
+        source: How it was read.
+        text_unit: What a document is, in a plain text file.
+        store: Its rows' tokens.
+        report: What became of its rows; filled in as the data is put together.
+        notes: What else a user should know.
+    """
+
+    file: DataFile
+    source: SourceConfig
+    text_unit: str
+    store: TokenStore
+    report: FileReport
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its rows are plain documents."""
+        return Kind.TEXT in self.store.facts.kinds
+
+    def reader(self) -> SourceReader:
+        """Reads the file once more."""
+        return SourceReader(self.file, self.source, self.text_unit)
+
+
+def encode_file(
+    file: DataFile,
+    source: SourceConfig,
+    config: DataConfig,
+    role: str,
+    template: ChatTemplate,
+    notify: Callable[[str], None] | None,
+) -> EncodedFile:
+    """Encodes a file, unless the cache has it.
+
+    Args:
+        file: The file.
+        source: How to read it.
+        config: The `data:` section.
+        role: `train`, `eval` or `replay`.
+        template: Renders conversations.
+        notify: Told how far it has got with a large file.
+
+    Raises:
+        DataError: A row cannot be read, does not fit the format, or is refused by the template.
+    """
+    sha256 = _digest(file)
+    stratify, group = (config.stratify_by, config.group_by) if role == "train" else (None, None)
+    key = {
+        "file": sha256 or file.name,
+        "kind": [file.kind, file.compression, file.split],
+        "source": source.model_dump(mode="json", exclude={"path", "weight"}),
+        "text_unit": config.text_unit if file.kind == "text" else None,
+        "tokenizer": fingerprint_tokenizer(template.tokenizer),
+        "template": [template.digest, template.name, config.thinking],
+        "train_on": config.train_on,
+        "columns": [stratify, group],
+    }
+
+    def build(writer: StoreWriter) -> None:
+        _fill(writer, SourceReader(file, source, config.text_unit), config.train_on, template, stratify, group, notify)
+
+    store = cached_store(key, build)
+    report = store.facts.report(file.name, sha256, role, source.weight if role == "train" else 1.0)
+    notes = [f"{name}: not read, is of no known kind" for name in file.skipped]
+    return EncodedFile(file, source, config.text_unit, store, report, notes)
+
+
+def _fill(
+    writer: StoreWriter,
+    reader: SourceReader,
+    train_on: str,
+    template: ChatTemplate,
+    stratify: str | None,
+    group: str | None,
+    notify: Callable[[str], None] | None,
+) -> None:
+    facts, stop = writer.facts, template.stop_token_id
+    last_word = time.monotonic()
+
+    def example_of(row: ReadRow) -> Example | None:
+        return None if row.drop_reason else row.example
+
+    rows = used_examples(reader, reader.source.max_rows)
+    for row, encoded in encode_stream(rows, example_of, template, train_on):
+        if isinstance(encoded, DataError):
+            raise DataError(f"{reader.file.name}: {encoded}") from None
+        if encoded is None:
+            writer.drop(row.drop_reason, row.number)
+        else:
+            assert row.example is not None and row.value is not None
+            if row.trimmed:
+                facts.trimmed.add(row.number)
+            facts.kinds[row.example.kind] = facts.kinds.get(row.example.kind, 0) + 1
+            facts.with_tools += row.example.has_tools
+            facts.with_thinking += any(message.thinking for message in row.example.messages)
+            teaches_stop = bool((encoded.input_ids[encoded.supervised] == stop).any())
+            stratum, together = (_column(row, name, reader) for name in (stratify, group))
+            writer.add(StoredRow(encoded, prompt_digest(row.example), stratum, together, teaches_stop))
+        if notify is not None and time.monotonic() - last_word > _WORD_EVERY:
+            last_word = time.monotonic()
+            notify(f"Encoding {reader.file.name}: {row.number:,} rows ...")
+    facts.format, facts.rows, facts.ignored_columns = reader.format, reader.rows, reader.ignored_columns
+
+
+def _column(row: ReadRow, name: str | None, reader: SourceReader) -> int:
+    if name is None:
+        return 0
+    if row.value is None or name not in row.value:
+        raise DataError(
+            f"{reader.file.name}: row {row.number} has no column {name!r}, which data.stratify_by or data.group_by "
+            "names. Fix: correct the setting or the row."
+        )
+    return digest_of(row.value[name])
+
+
+def _digest(file: DataFile) -> str:
+    """SHA-256 of the file, remembered for as long as it is the same file; empty for one of the hub."""
+    if file.path is None:
+        return ""
+    cache = IdentityCache("files")
+    known = cache.get(file.path)
+    if known is None:
+        known = files.sha256_file(file.path)
+        cache.put(file.path, known)
+    return str(known)

@@ -1,0 +1,45 @@
+"""`feedback`: an answer with a `label`, whether it is wanted (KTO's shape); the turns as in any other format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lamina.data.example import Example, Kind
+from lamina.data.formats._fields import (
+    RowError,
+    has_label,
+    has_pair,
+    label_field,
+    message_list,
+    system_message,
+    tool_list,
+)
+from lamina.data.formats.prompt_completion import question_and_answer
+
+FIELDS = ("label",)
+OPTIONAL_FIELDS: tuple[str, ...] = ("messages", "conversations", "prompt", "completion", "system", "tools")
+
+
+def detect(row: Mapping[str, Any]) -> bool:
+    """Whether the row has a label of true or false and a conversation that it judges."""
+    return (
+        has_label(row) and not has_pair(row) and (_turns_field(row) is not None or {"prompt", "completion"} <= {*row})
+    )
+
+
+def parse(row: Mapping[str, Any], number: int) -> Example:
+    """The conversation with its label."""
+    label, name = label_field(row), _turns_field(row)
+    if name is not None:
+        turns = message_list(row[name], name)
+        turns = [*system_message(row, turns), *turns]
+    elif "prompt" in row:
+        turns = question_and_answer(row)
+    else:
+        raise RowError("there is a 'label', but nothing that it judges: 'messages', or 'prompt' and 'completion'")
+    return Example(tuple(turns), number, Kind.FEEDBACK, tool_list(row, "tools"), label=label)
+
+
+def _turns_field(row: Mapping[str, Any]) -> str | None:
+    return next((name for name in ("messages", "conversations") if name in row), None)

@@ -1,0 +1,24 @@
+"""`sharegpt`: `conversations`, a list of turns with `from` and `value`; calls and results are turns of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lamina.data.example import Example
+from lamina.data.formats._fields import has_label, has_pair, is_turns, message_list, system_message, tool_list
+
+FIELDS = ("conversations",)
+OPTIONAL_FIELDS: tuple[str, ...] = ("system", "tools")
+
+
+def detect(row: Mapping[str, Any]) -> bool:
+    """Whether the row has a list of turns, and neither a judgement of them nor a second answer."""
+    value = row.get("conversations")
+    return (is_turns(value, "from") or is_turns(value, "role")) and not has_label(row) and not has_pair(row)
+
+
+def parse(row: Mapping[str, Any], number: int) -> Example:
+    """The conversation, with the `system` field before it."""
+    turns = message_list(row.get("conversations"), "conversations")
+    return Example((*system_message(row, turns), *turns), number, tools=tool_list(row, "tools"))

@@ -1,0 +1,118 @@
+"""Finds out by trial what a chat template has a place for, with small conversations of words found nowhere else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from lamina.data.bounds import TemplateFailure
+from lamina.data.example import Message, ToolCall
+from lamina.data.turns import as_turn, with_short_ids
+
+ASK, ANSWER = "lamina-ping", "lamina-pong"
+_ASK, _ANSWER = Message("user", ASK), Message("assistant", ANSWER)
+_SYSTEM, _THINKING, _RESULT = "lamina-system", "lamina-thinking", "lamina-result"
+_ARGUMENT, _BESIDE = "lamina-argument", "lamina-beside"
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "lamina_probe",
+        "description": "Does nothing.",
+        "parameters": {
+            "type": "object",
+            "properties": {"word": {"type": "string", "description": "Any."}},
+            "required": ["word"],
+        },
+    },
+}
+
+
+class Render(Protocol):
+    """Renders turns as dicts, raising `TemplateFailure`."""
+
+    def __call__(
+        self, turns: list[dict[str, Any]], schemas: list[dict[str, Any]] | None, add_generation_prompt: bool = False
+    ) -> str: ...
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a template does.
+
+    Attributes:
+        system: Whether a system turn is in the text.
+        drops_system: Whether a system turn is left out without an error.
+        thinking: Whether the reasoning of an answer has a place.
+        tools: Whether tools, calls and results have a place, each call turn with a token that ends it.
+        text_beside_calls: Whether the words of a turn with calls are kept.
+        short_ids: Whether calls need ids of nine letters and digits.
+        call_stop: The token that ends a turn of calls.
+        text: All that was rendered.
+    """
+
+    system: bool
+    drops_system: bool
+    thinking: bool
+    tools: bool
+    text_beside_calls: bool
+    short_ids: bool
+    call_stop: str
+    text: str
+
+
+def probe_template(render: Render, special: Iterable[str]) -> Probe:
+    """Tries the template out.
+
+    Args:
+        render: The template.
+        special: The tokenizer's special tokens.
+    """
+
+    def attempt(*messages: Message, tools: list[dict[str, Any]] | None = None) -> str:
+        try:
+            return render([as_turn(message) for message in messages], tools)
+        except TemplateFailure:
+            return ""
+
+    system = attempt(Message("system", _SYSTEM), _ASK, _ANSWER)
+    thinking = attempt(_ASK, Message("assistant", ANSWER, thinking=_THINKING))
+    tools, call_stop, short_ids = "", "", False
+    for short_ids in (False, True):
+        tools, call_stop = _try_tools(attempt, tuple(special), short_ids)
+        if call_stop:
+            break
+    return Probe(
+        system=_SYSTEM in system,
+        drops_system=bool(system) and _SYSTEM not in system,
+        thinking=_THINKING in thinking,
+        tools=bool(call_stop),
+        text_beside_calls=_BESIDE in tools,
+        short_ids=bool(call_stop) and short_ids,
+        call_stop=call_stop,
+        text="\0".join([system, thinking, tools, attempt(_ASK, _ANSWER, _ASK)]),
+    )
+
+
+def _try_tools(attempt: Any, special: Sequence[str], short_ids: bool) -> tuple[str, str]:
+    """A rendering with tools, and the token that ends a call in it; empty where the template has no place for them."""
+    text = call_stop = beside = ""
+    for number in ("", "call_lamina_probe"):  # without and with ids, as rows have them
+        call = Message("assistant", "", (ToolCall("lamina_probe", {"word": _ARGUMENT}, number),))
+        result = Message("tool", _RESULT, name="lamina_probe", tool_call_id=number)
+        messages = (_ASK, call, result, _ANSWER)
+        if short_ids:
+            messages = with_short_ids(messages)
+        ended = attempt(*messages[:2], tools=[_TOOL])
+        beside = attempt(_ASK, replace(messages[1], content=_BESIDE), tools=[_TOOL])
+        text = attempt(*messages, tools=[_TOOL])
+        match = re.search("(" + "|".join(map(re.escape, sorted(special, key=len, reverse=True))) + r")\s*\Z", ended)
+        listed, _, rest = attempt(_ASK, tools=[_TOOL]).partition("lamina_probe")
+        called, _, answered = text.partition(_ARGUMENT)
+        if not (match and listed and rest and called.count("lamina_probe") > 1 and _RESULT in answered):
+            return text, ""
+        call_stop = match.group(1)
+        if call_stop not in answered.partition(_RESULT)[0]:
+            return text, ""
+    return f"{text}\0{beside}", call_stop

@@ -1,0 +1,114 @@
+"""`.csv` and `.tsv`: a header line, then a row of cells; every cell is text."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import replace
+
+from lamina.data.read.find import DataFile
+from lamina.data.read.rows import Fault, RawRow
+from lamina.data.read.stream import ROW_BYTES, Line, decoded, excerpt, is_missing_word, lines_of, remarks_on
+from lamina.errors import DataError
+
+_DELIMITERS = ",;\t|"
+
+
+def read(file: DataFile) -> Iterator[RawRow | Fault]:
+    """The rows below the header.
+
+    Raises:
+        DataError: There is no header, or it names a column twice.
+    """
+    text = _Text(file)
+    first = next(text, None)
+    if first is None:
+        return
+    delimiter = "\t" if ".tsv" in file.name else max(_DELIMITERS, key=first.count)
+    # The limit is one of the process; the default is 128 kB, less than a long document.
+    csv.field_size_limit(ROW_BYTES)
+    header = _header(next(csv.reader([first], delimiter=delimiter), []), file)
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    number, begun = 0, text.line + 1
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            number += 1
+            code = "truncated" if "unexpected end" in str(error) else "wrong_cells"
+            reason = "a quoted cell is never closed" if code == "truncated" else f"is not CSV: {error}"
+            yield Fault(code, number, begun, reason, excerpt(text.last))
+            reader = csv.reader(text, delimiter=delimiter, strict=True)
+        else:
+            if cells:
+                number += 1
+                yield _row(cells, header, number, begun, text)
+        text.broken = None
+        begun = text.line + 1
+    if text.cut is not None:
+        yield replace(text.cut, number=number + 1)
+
+
+def _header(cells: list[str], file: DataFile) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    if not any(names):
+        raise DataError(f"{file.name}: the first line is no header. Fix: name the columns in the first line.")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{file.name}: the header names the column {twice!r} twice. Fix: rename one of them.")
+    return names
+
+
+def _row(cells: list[str], header: list[str], number: int, line: int, text: _Text) -> RawRow | Fault:
+    if text.broken is not None:
+        return replace(text.broken, number=number)
+    if len(cells) != len(header):
+        message = f"has {len(cells)} cells, but the header has {len(header)} columns"
+        return Fault("wrong_cells", number, line, message, excerpt(" | ".join(cells)))
+    remarks = remarks_on("\n".join(cells))
+    if any(map(is_missing_word, cells)):
+        remarks.append("missing_value_word")
+    if text.after_mark and number == 1:
+        remarks.append("byte_order_mark")
+    return RawRow(number, line, dict(zip(header, cells, strict=True)), tuple(remarks))
+
+
+class _Text:
+    """The file's lines as text for the csv module, remembering what could not be decoded on the way.
+
+    Attributes:
+        line: Lines given so far.
+        last: The last of them.
+        broken: A line that is not UTF-8, since the last row.
+        cut: Why the file's end could not be read.
+        after_mark: Whether it began with a byte-order mark.
+    """
+
+    def __init__(self, file: DataFile) -> None:
+        assert file.path is not None
+        self._lines = lines_of(file.path, file.compression)
+        self.line = 0
+        self.last = ""
+        self.broken: Fault | None = None
+        self.cut: Fault | None = None
+        self.after_mark = False
+
+    def __iter__(self) -> _Text:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines, None) if self.cut is None else None
+        if isinstance(line, Fault):
+            self.cut = line
+        if not isinstance(line, Line):
+            raise StopIteration
+        self.line = line.number
+        self.after_mark |= line.after_mark
+        text = decoded(line)
+        if isinstance(text, Fault):
+            self.broken = text
+            text = line.content.decode("latin-1")
+        self.last = text
+        return text + "\n"

@@ -1,0 +1,241 @@
+"""`.json` and `.jsonl`: an object a line, one array of objects, or objects one after another; seen from the content."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from lamina.data.read.find import DataFile
+from lamina.data.read.rows import Fault, RawRow
+from lamina.data.read.stream import ROW_BYTES, chunks_of, decoded, excerpt, lines_of, not_utf8, remarks_on
+
+_MARK = "\ufeff"
+_SPACE = re.compile(r"\s*")
+_BETWEEN = re.compile(r"[\s,]*")
+# Text of elements that are done is let go in pieces of this many characters.
+_DROP = 2**18
+
+
+def read(file: DataFile) -> Iterator[RawRow | Fault]:
+    """The rows of the file, in order."""
+    assert file.path is not None
+    if _spans_lines(next(chunks_of(file.path, file.compression), "")):
+        return _Values(chunks_of(file.path, file.compression)).rows()
+    return _line_rows(file)
+
+
+def _spans_lines(begin: str | Fault) -> bool:
+    """Whether the file is an array or has objects over several lines, judged by its first line that says anything."""
+    if isinstance(begin, Fault):
+        return False
+    start = begin.removeprefix(_MARK).lstrip().split("\n", 1)[0].strip()
+    # A first line that is a whole object, or a broken one, begins JSON lines; one that is left open goes on below.
+    return start.startswith("[") or (start.startswith("{") and start.endswith(("{", "[", ",")))
+
+
+class _Decoder:
+    """json's own decoder, with remarks on what it would let pass."""
+
+    def __init__(self) -> None:
+        self.remarks: set[str] = set()
+        # Control characters inside of strings are let in: the remark on NUL says more than a refusal would.
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant, strict=False)
+
+    def whole(self, text: str) -> Any:
+        """The value of a text that holds nothing else."""
+        self.remarks.clear()
+        return self._decoder.decode(text)
+
+    def first(self, text: str, start: int) -> tuple[Any, int]:
+        """The value that begins at `start`, and where it ends."""
+        self.remarks.clear()
+        return self._decoder.raw_decode(text, start)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) < len(pairs):
+            self.remarks.add("duplicate_key")
+        return value
+
+    def _constant(self, name: str) -> float:
+        self.remarks.add("not_a_number")
+        return float(name)
+
+
+def _line_rows(file: DataFile) -> Iterator[RawRow | Fault]:
+    assert file.path is not None
+    decoder, number = _Decoder(), 0
+    for line in lines_of(file.path, file.compression):
+        if isinstance(line, Fault):
+            yield replace(line, number=number + 1)
+            return
+        if not line.content.strip():
+            continue
+        number += 1
+        text = decoded(line)
+        if isinstance(text, Fault):
+            yield replace(text, number=number)
+            continue
+        try:
+            value = decoder.whole(text)
+        except (ValueError, RecursionError) as error:
+            reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            yield Fault("not_json", number, line.number, f"is not JSON: {reason}", excerpt(text))
+            continue
+        yield _row(value, number, line.number, text, decoder, line.after_mark)
+
+
+def _row(value: Any, number: int, line: int, text: str, decoder: _Decoder, after_mark: bool) -> RawRow | Fault:
+    if not isinstance(value, dict):
+        message = f"is a {type(value).__name__}, not an object"
+        return Fault("not_an_object", number, line, message, excerpt(text))
+    remarks = [*sorted(decoder.remarks), *remarks_on(text)]
+    if "\\u" in text and not _is_text(value):
+        remarks.append("half_a_character")
+    if after_mark:
+        remarks.append("byte_order_mark")
+    return RawRow(number, line, value, tuple(remarks))
+
+
+def _is_text(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class _Values:
+    """The elements of one array, or objects one after another; no more than one of them and a piece is in memory.
+
+    After an element that is not JSON, reading goes on at the next line that begins as the first element's did: with
+    `{` after the same white space. Where elements do not begin lines, nothing tells where the next one begins.
+    """
+
+    def __init__(self, chunks: Iterator[str | Fault]) -> None:
+        self._chunks = chunks
+        self._text, self._at = "", 0
+        self._line = 1  # of the text's first character
+        self._cut: Fault | None = None
+        self._cut_told = False
+        self._indent: str | None = None
+
+    def rows(self) -> Iterator[RawRow | Fault]:
+        """The elements, in order."""
+        decoder, number = _Decoder(), 0
+        self._fill()
+        after_mark = self._text.startswith(_MARK)
+        self._at = int(after_mark)
+        self._skip(_SPACE)
+        in_array = self._text.startswith("[", self._at)
+        self._at += in_array
+        while self._skip(_BETWEEN):
+            if in_array and self._text[self._at] == "]":
+                self._at += 1
+                if self._skip(_SPACE):
+                    yield self._fault("unreadable_rest", number + 1, "the array has ended, but the file goes on")
+                return
+            if not number:
+                self._indent = self._white_space_before()
+            number += 1
+            found = self._next(decoder, number, after_mark)
+            after_mark = False
+            yield found
+            if isinstance(found, Fault) and found.code == "not_json" and not self._find_next():
+                return
+        if self._cut is not None and not self._cut_told:
+            yield replace(self._cut, number=number + 1)
+        elif in_array and not self._cut_told:
+            yield self._fault("truncated", number + 1, "the file ends before its array does")
+
+    def _next(self, decoder: _Decoder, number: int, after_mark: bool) -> RawRow | Fault:
+        """The element that begins here, reading on for as long as it is not whole."""
+        while True:
+            end_of_text = len(self._text)
+            try:
+                value, end = decoder.first(self._text, self._at)
+            except json.JSONDecodeError as error:
+                open_string = error.msg.startswith("Unterminated")
+                # More text helps where the decoder came to the end of it; an open string is named by its beginning.
+                if (open_string or error.pos >= end_of_text - 8) and self._more():
+                    continue
+                if open_string or error.pos >= len(self._text.rstrip()):
+                    fault = self._cut or self._fault("truncated", number, "the file ends in the middle of it")
+                    self._at, self._cut_told = len(self._text), True
+                    return replace(fault, number=number)
+                column = error.pos - self._text.rfind("\n", 0, error.pos)
+                place = f"line {self._line_of(error.pos)}, column {column}"
+                fault = self._fault("not_json", number, f"is not JSON: {error.msg} at {place}")
+                self._at = max(self._at + 1, error.pos)
+                return fault
+            except (ValueError, RecursionError) as error:
+                fault = self._fault("not_json", number, f"is not JSON: {error}")
+                self._at += 1
+                return fault
+            if end == end_of_text and not isinstance(value, dict) and self._more():
+                continue  # a number may go on
+            text, line = self._text[self._at : end], self._line_of(self._at)
+            self._at = end
+            fault = not_utf8(text, line)
+            return replace(fault, number=number) if fault else _row(value, number, line, text, decoder, after_mark)
+
+    def _find_next(self) -> bool:
+        """Moves to where the next element begins, after one that could not be read."""
+        if self._indent is None:
+            return False
+        start = re.compile(rf"^{re.escape(self._indent)}\{{", re.MULTILINE)
+        while True:
+            for found in start.finditer(self._text, self._text.rfind("\n", 0, self._at) + 1):
+                if found.end() > self._at:
+                    self._at = found.end() - 1
+                    return True
+            self._at = max(self._at, self._text.rfind("\n"))
+            if not self._fill():
+                return False
+
+    def _white_space_before(self) -> str | None:
+        before = self._text[self._text.rfind("\n", 0, self._at) + 1 : self._at]
+        return None if before.strip() else before
+
+    def _skip(self, pattern: re.Pattern[str]) -> bool:
+        """Moves past what the pattern takes; whether anything follows."""
+        while True:
+            found = pattern.match(self._text, self._at)
+            self._at = found.end() if found else self._at
+            if self._at < len(self._text):
+                return True
+            if not self._fill():
+                return False
+
+    def _more(self) -> bool:
+        """Reads as much again as the element has so far, so that it takes time in proportion to its size."""
+        have = len(self._text) - self._at
+        if have > ROW_BYTES:
+            return False
+        while len(self._text) - self._at < 2 * have + 1:
+            if not self._fill():
+                return len(self._text) - self._at > have
+        return True
+
+    def _fill(self) -> bool:
+        piece = next(self._chunks, None) if self._cut is None else None
+        if isinstance(piece, Fault):
+            self._cut = piece
+        if not isinstance(piece, str):
+            return False
+        if self._at > _DROP:
+            keep = self._text.rfind("\n", 0, self._at) + 1
+            keep = keep if self._at - keep < _DROP else self._at
+            self._line += self._text.count("\n", 0, keep)
+            self._text, self._at = self._text[keep:], self._at - keep
+        self._text += piece
+        return True
+
+    def _line_of(self, at: int) -> int:
+        return self._line + self._text.count("\n", 0, at)
+
+    def _fault(self, code: str, number: int, message: str) -> Fault:
+        return Fault(code, number, self._line_of(self._at), message, excerpt(self._text[self._at : self._at + 200]))

@@ -1,0 +1,60 @@
+"""Opens a file by its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lamina.data.read import arrow, csv, hub, json, parquet, text
+from lamina.data.read.find import DataFile, find_files
+from lamina.data.read.rows import Fault, RawRow, Row
+from lamina.errors import DataError
+
+_READERS = {"json": json.read, "csv": csv.read, "parquet": parquet.read, "arrow": arrow.read, "hub": hub.read}
+
+
+def rows_of(file: DataFile, text_unit: str = "auto") -> Iterator[RawRow | Fault]:
+    """The rows of a file, in order, a fault in place of each that cannot be read.
+
+    Args:
+        file: Which.
+        text_unit: What a document is in a plain text file.
+
+    Raises:
+        DataError: Nothing at all can be read of it.
+        StorageError: The system refuses to read it.
+    """
+    if file.kind == "text":
+        return text.read(file, text_unit)
+    return _READERS[file.kind](file)
+
+
+def read_rows(path: str, field: str = "data.train") -> list[Row]:
+    """All rows of a file, a folder or a glob, for callers that need them at once.
+
+    Args:
+        path: What the user named.
+        field: The configuration field or option that named it.
+
+    Raises:
+        ConfigError: There is no such file.
+        DataError: It holds no rows, or one that cannot be read.
+    """
+    rows = []
+    for file in find_files(path, field):
+        for row in rows_of(file):
+            if isinstance(row, Fault):
+                raise DataError(fault_message(file, row))
+            rows.append(row.value)
+    if not rows:
+        raise DataError(f"{path}: the file holds no rows. Fix: give a file with at least one row.")
+    return rows
+
+
+def fault_message(file: DataFile, fault: Fault) -> str:
+    """What a row that cannot be read is answered with where it ends the work."""
+    where = f"row {fault.number}" + (f" (line {fault.line})" if fault.line else "")
+    begins = f" It begins {fault.excerpt!r}." if fault.excerpt else ""
+    return (
+        f"{file.name}: {where} {fault.message}.{begins} Fix: correct or remove it; `lamina data check {file.name}` "
+        "lists every row that cannot be used, and --fix writes a file without them."
+    )

@@ -1,0 +1,223 @@
+"""From the rows of a file to examples: columns mapped, format found, and every row that cannot be used named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from types import ModuleType
+
+from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from lamina.config import SourceConfig
+from lamina.data.example import Example, Kind
+from lamina.data.formats import DETECT_ROWS, FORMATS, choose_format, column_names
+from lamina.data.formats._fields import RowError
+from lamina.data.read import DataFile, Fault, RawRow, Row, rows_of
+from lamina.data.read.open import fault_message
+from lamina.errors import ConfigError, DataError, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRow:
+    """A row as far as it could be read and understood.
+
+    Attributes:
+        number: In its file, counted from 1.
+        line: Of its file, counted from 1; 0 in files without lines.
+        value: Its columns as they stand in the file; None if it cannot be read.
+        fault: Why it cannot be read, else None.
+        remarks: What is odd about its bytes.
+        example: What it means; None if it does not fit the format or cannot be read.
+        misfit: Why it does not fit the format; empty if it does.
+        drop_reason: Why it is left out although it fits (a key of `DROP_REASONS`); empty if it is not.
+        trimmed: Whether turns after the last answer are left out.
+    """
+
+    number: int
+    line: int
+    value: Row | None
+    fault: Fault | None = None
+    remarks: tuple[str, ...] = ()
+    example: Example | None = None
+    misfit: str = ""
+    drop_reason: str = ""
+    trimmed: bool = False
+
+
+class SourceReader:
+    """The rows of one file, with what is learnt about them on the way.
+
+    Attributes:
+        file: The file.
+        source: How it is to be read.
+        format: Its format's name, once the first row was read.
+        columns: Columns seen so far, in order.
+        rows: Rows seen so far, those that cannot be read included.
+    """
+
+    def __init__(self, file: DataFile, source: SourceConfig, text_unit: str = "auto") -> None:
+        self.file = file
+        self.source = source
+        self.format = ""
+        self.columns: dict[str, None] = {}
+        self.rows = 0
+        self._text_unit = text_unit
+        self._mapping = _Mapping(source.columns) if source.columns else None
+
+    def __iter__(self) -> Iterator[ReadRow]:
+        """Every row of the file, in order, used or not.
+
+        Raises:
+            DataError: The file has no rows, or no format fits them.
+        """
+        rows = self._counted()
+        begun = list(islice(rows, DETECT_ROWS))
+        if not begun:
+            raise DataError(f"{self.file.name}: the file holds no rows. Fix: give a file with at least one row.")
+        module = self._find_format(begun)
+        for row in chain(begun, rows):
+            yield self._read(row, module)
+
+    def _counted(self) -> Iterator[RawRow | Fault]:
+        for row in rows_of(self.file, self._text_unit):
+            self.rows += 1
+            if isinstance(row, RawRow):
+                self.columns.update(dict.fromkeys(row.value))
+            yield row
+
+    @property
+    def ignored_columns(self) -> list[str]:
+        """Columns that nothing reads."""
+        if not self.format:
+            return []
+        module = FORMATS[self.format]
+        used = self._mapping.used(self.columns) if self._mapping else {*module.FIELDS, *module.OPTIONAL_FIELDS}
+        return [str(column) for column in self.columns if column not in used]
+
+    def _find_format(self, begun: list[RawRow | Fault]) -> ModuleType:
+        wanted = self.source.format or "auto"
+        values = [row.value for row in begun if isinstance(row, RawRow)]
+        if self._mapping:
+            mapped = []
+            for value in values:
+                try:
+                    mapped.append(self._mapping.apply(value))
+                except RowError as error:
+                    if not mapped and value is values[-1]:
+                        raise DataError(f"{self.file.name}: row 1: {error}. Fix: correct data.columns.") from None
+            values = mapped
+        if not values and wanted == "auto":
+            first = next(row for row in begun if isinstance(row, Fault))
+            raise DataError(f"{fault_message(self.file, first)} None of the first {len(begun)} rows can be read.")
+        module = choose_format(values, wanted, self.file.name)
+        self.format = module.__name__.rpartition(".")[2]
+        return module
+
+    def _read(self, row: RawRow | Fault, module: ModuleType) -> ReadRow:
+        if isinstance(row, Fault):
+            return ReadRow(row.number, row.line, None, fault=row)
+        try:
+            value = self._mapping.apply(row.value) if self._mapping else row.value
+            example: Example = module.parse(value, row.number)
+        except RowError as error:
+            return ReadRow(row.number, row.line, row.value, remarks=row.remarks, misfit=str(error))
+        usable, drop_reason = usable_part(example)
+        trimmed = len(usable.messages) < len(example.messages)
+        return ReadRow(row.number, row.line, row.value, None, row.remarks, usable, "", drop_reason, trimmed)
+
+
+def used_examples(reader: SourceReader, max_rows: int | None = None) -> Iterator[ReadRow]:
+    """The rows of a reader for training or evaluation: what cannot be read or does not fit ends the work.
+
+    Args:
+        reader: The file.
+        max_rows: Rows after so many have the drop reason `after_max_rows`.
+
+    Raises:
+        DataError: A row cannot be read or does not fit the format; the message names it.
+    """
+    for row in reader:
+        if max_rows is not None and row.number > max_rows:
+            yield ReadRow(row.number, row.line, None, drop_reason="after_max_rows")
+            continue
+        if row.fault is not None:
+            raise DataError(fault_message(reader.file, row.fault))
+        if row.misfit:
+            raise DataError(misfit_message(reader, row))
+        yield row
+
+
+def misfit_message(reader: SourceReader, row: ReadRow) -> str:
+    """What a row that does not fit its format is answered with where it ends the work."""
+    where = f"row {row.number}" + (f" (line {row.line})" if row.line else "")
+    return (
+        f"{reader.file.name}: {where} does not fit the format {reader.format!r}: {row.misfit}. Its columns are "
+        f"{column_names(row.value or {})}. Fix: correct the row, or set data.format or data.columns."
+    )
+
+
+def usable_part(example: Example) -> tuple[Example, str]:
+    """The example up to its last answer, and why it is left out (empty if it is not)."""
+    if example.kind is Kind.TEXT:
+        return example, "" if example.text.strip() else "empty_text"
+    messages = example.messages
+    answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    if not answers:
+        return example, "no_assistant_turn"
+    if answers[-1] + 1 < len(messages):
+        messages = messages[: answers[-1] + 1]
+        example = replace(example, messages=messages)
+    if any(messages[index].is_empty for index in answers) or any(turn.is_empty for turn in example.rejected):
+        return example, "empty_answer"
+    if len(messages) == 1:
+        return example, "nothing_before_the_answer"
+    if example.kind is Kind.PREFERENCE and messages[-1:] == example.rejected:
+        return example, "same_answers"
+    return example, ""
+
+
+class _Mapping:
+    """`data.columns`: fields from columns, or from Jinja templates over the columns."""
+
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+        self._columns = {field: column for field, column in columns.items() if not _is_template(column)}
+        self._templates: dict[str, Template] = {}
+        self._sources = " ".join(source for source in columns.values() if _is_template(source))
+        for field, source in columns.items():
+            if _is_template(source):
+                try:
+                    self._templates[field] = environment.from_string(source)
+                except TemplateError as error:
+                    message = f"{source!r} is not a Jinja template: {error}"
+                    raise ConfigError(Problem(f"data.columns.{field}", message, "correct it")) from None
+
+    def apply(self, row: Row) -> Row:
+        """The row under the fields' names.
+
+        Raises:
+            RowError: It lacks a column.
+        """
+        for field, column in self._columns.items():
+            if column not in row:
+                raise RowError(
+                    f"it has no column {column!r}, which data.columns maps to {field!r}; "
+                    f"its columns are {column_names(row)}"
+                )
+        values = {field: row[column] for field, column in self._columns.items()}
+        for field, template in self._templates.items():
+            try:
+                values[field] = template.render(row)
+            except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+                raise RowError(f"the template of data.columns.{field} fails on it: {error}") from None
+        return values
+
+    def used(self, columns: Iterable[str]) -> set[str]:
+        """Which of the columns are read: those that are mapped, and those that a template's text names."""
+        return {*self._columns.values(), *(column for column in columns if column in self._sources)}
+
+
+def _is_template(text: str) -> bool:
+    return "{{" in text or "{%" in text

@@ -1,0 +1,260 @@
+"""Encoded rows on disk, mapped into memory: a second run on the same data starts from them at once.
+
+A store is kept under the digest of everything that decides its content (the file's bytes, how they are read, the
+tokenizer, the template and what is supervised), so a stale one is never found. It is written aside and renamed, under
+a lock, so that two processes that want the same one make it once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from filelock import FileLock
+
+from lamina import files
+from lamina.cache import cache_folder
+from lamina.data.example import EncodedExample, Example
+from lamina.data.report import FileReport, RowList
+from lamina.errors import StorageError
+
+# Stores of another version are not read; raise it with every change of what is stored, or of how rows are encoded.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """A row to be stored.
+
+    Attributes:
+        encoded: Its tokens.
+        prompt: Digest of its prompt, 0 to 2**64 - 1; equal prompts have equal ones.
+        stratum: Digest of the value to stratify by; 0 without one.
+        group: Digest of the value to group by; 0 without one.
+        teaches_stop: Whether the stop token is among the supervised ones.
+    """
+
+    encoded: EncodedExample
+    prompt: int
+    stratum: int
+    group: int
+    teaches_stop: bool
+
+
+@dataclass
+class Facts:
+    """What is known of a file beside its tokens; stored as JSON.
+
+    Attributes:
+        format: The format its rows were read with.
+        rows: Rows in the file.
+        dropped: Rows that are not stored, by reason.
+        trimmed: Rows that lost turns after the last answer.
+        ignored_columns: Columns that nothing reads.
+        kinds: Rows stored, by kind.
+        with_tools: Rows stored that have tools, calls or results.
+        with_thinking: Rows stored with reasoning that stands apart from the answer.
+    """
+
+    format: str = ""
+    rows: int = 0
+    dropped: dict[str, RowList] = field(default_factory=dict)
+    trimmed: RowList = field(default_factory=RowList)
+    ignored_columns: list[str] = field(default_factory=list)
+    kinds: dict[str, int] = field(default_factory=dict)
+    with_tools: int = 0
+    with_thinking: int = 0
+
+    def report(self, path: str, sha256: str, role: str, weight: float = 1.0) -> FileReport:
+        """The beginning of a report on the file."""
+        return FileReport(
+            path,
+            sha256,
+            self.format,
+            self.rows,
+            role,
+            weight,
+            dropped={reason: RowList(rows.count, list(rows.first)) for reason, rows in self.dropped.items()},
+            trimmed=RowList(self.trimmed.count, list(self.trimmed.first)),
+            ignored_columns=self.ignored_columns,
+        )
+
+
+class TokenStore:
+    """The encoded rows of one file.
+
+    Attributes:
+        facts: What became of its rows.
+        lengths: int64, shape (rows stored,): tokens of each.
+        supervised_counts: int64, shape (rows stored,): how many of them are in the loss.
+        rows: int64, shape (rows stored,): number of the row in the file.
+        prompts: uint64, shape (rows stored,): see `StoredRow`; so are `strata` and `groups`.
+        teaches_stop: bool, shape (rows stored,).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        lists = {name: RowList(**value) for name, value in facts.pop("dropped").items()}
+        self.facts = Facts(**{**facts, "dropped": lists, "trimmed": RowList(**facts["trimmed"])})
+        table: np.ndarray = np.load(folder / "rows.npy", mmap_mode="r")
+        self.lengths: np.ndarray = table["length"]
+        self.supervised_counts: np.ndarray = table["supervised"]
+        self.rows: np.ndarray = table["row"]
+        self.prompts: np.ndarray = table["prompt"]
+        self.strata: np.ndarray = table["stratum"]
+        self.groups: np.ndarray = table["group"]
+        self.teaches_stop: np.ndarray = table["teaches_stop"]
+        self._starts = np.concatenate(([0], np.cumsum(self.lengths)))
+        self._ids = _mapped(folder / "tokens.bin", np.uint32)
+        self._supervised = _mapped(folder / "supervised.bin", np.bool_)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def example(self, index: int, begin: int = 0, length: int | None = None, source: int = 0) -> EncodedExample:
+        """A row, or `length` tokens of it from `begin`; the first token is never supervised."""
+        start = int(self._starts[index]) + begin
+        end = int(self._starts[index + 1]) if length is None else start + length
+        supervised = np.array(self._supervised[start:end])
+        supervised[:1] = False
+        return EncodedExample(self._ids[start:end].astype(np.int32), supervised, int(self.rows[index]), source)
+
+    def piece_facts(self, index: int, begin: int, length: int, stop: int) -> tuple[int, bool]:
+        """Supervised tokens of a piece, and whether it teaches the token `stop`."""
+        start = int(self._starts[index]) + begin
+        supervised = np.array(self._supervised[start : start + length])
+        supervised[:1] = False
+        return int(supervised.sum()), bool((self._ids[start : start + length][supervised] == stop).any())
+
+
+def cached_store(key: dict[str, Any], build: Callable[[StoreWriter], None]) -> TokenStore:
+    """The store of `key`, made by `build` if there is none yet.
+
+    Where the cache folder cannot be written, the store is made in a temporary folder, which goes with the process.
+
+    Args:
+        key: Everything that decides the store's content, as plain data.
+        build: Fills a new store.
+
+    Raises:
+        StorageError: The disk is full.
+    """
+    digest = hashlib.sha256(json.dumps({"version": VERSION, **key}, sort_keys=True).encode()).hexdigest()[:32]
+    folder = cache_folder() / "tokens" / digest
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.parent / f"{digest}.lock")
+        lock.acquire()
+    except OSError:
+        return _temporary_store(build)
+    try:
+        if not (folder / "facts.json").is_file():
+            with files.new_folder(folder) as aside:
+                _write(aside, build)
+    finally:
+        lock.release()
+    return TokenStore(folder)
+
+
+def digest_of(value: object) -> int:
+    """64 bits of a value's text; a million distinct values collide with a probability of 3e-8."""
+    return int.from_bytes(hashlib.blake2b(repr(value).encode("utf-8", "replace"), digest_size=8).digest(), "little")
+
+
+class StoreWriter:
+    """Takes rows in order and writes them to a folder as they come.
+
+    Attributes:
+        facts: To be filled in along the way.
+    """
+
+    def __init__(self, tokens: IO[bytes], supervised: IO[bytes]) -> None:
+        self.facts = Facts()
+        self._tokens, self._supervised = tokens, supervised
+        self._table: list[np.ndarray] = []
+        self._part: list[tuple[int, int, int, int, int, int, bool]] = []
+
+    def add(self, row: StoredRow) -> None:
+        """Stores a row."""
+        encoded = row.encoded
+        self._tokens.write(encoded.input_ids.astype(np.uint32).tobytes())
+        self._supervised.write(encoded.supervised.tobytes())
+        self._part.append(
+            (len(encoded), encoded.supervised_tokens, encoded.row, row.prompt, row.stratum, row.group, row.teaches_stop)
+        )
+        if len(self._part) == _PART:
+            self._close_part()
+
+    def drop(self, reason: str, row: int) -> None:
+        """Records a row that is not stored."""
+        self.facts.dropped.setdefault(reason, RowList()).add(row)
+
+    def table(self) -> np.ndarray:
+        """What is known of each row."""
+        self._close_part()
+        return np.concatenate(self._table)
+
+    def _close_part(self) -> None:
+        self._table.append(np.array(self._part, dtype=_ROW))
+        self._part = []
+
+
+# Rows that are held as Python tuples before they become an array.
+_PART = 4096
+_ROW = np.dtype(
+    [
+        ("length", np.int64),
+        ("supervised", np.int64),
+        ("row", np.int64),
+        ("prompt", np.uint64),
+        ("stratum", np.uint64),
+        ("group", np.uint64),
+        ("teaches_stop", np.bool_),
+    ]
+)
+
+
+def prompt_digest(example: Example) -> int:
+    """Equal for examples whose prompts are equal, white space apart."""
+    return digest_of(example.prompt_key())
+
+
+def _write(folder: Path, build: Callable[[StoreWriter], None]) -> None:
+    with (folder / "tokens.bin").open("wb") as tokens, (folder / "supervised.bin").open("wb") as supervised:
+        writer = StoreWriter(tokens, supervised)
+        build(writer)
+    np.save(folder / "rows.npy", writer.table())
+    facts = {**vars(writer.facts), "trimmed": vars(writer.facts.trimmed)}
+    facts["dropped"] = {reason: vars(rows) for reason, rows in writer.facts.dropped.items()}
+    files.write_json(folder / "facts.json", facts)
+
+
+def _temporary_store(build: Callable[[StoreWriter], None]) -> TokenStore:
+    folder = Path(tempfile.mkdtemp(prefix="lamina-tokens-"))
+    try:
+        _write(folder, build)
+        store = TokenStore(folder)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError.wrap(error, folder, "writing encoded rows") from error
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(store, shutil.rmtree, folder, ignore_errors=True)
+    return store
+
+
+def _mapped(path: Path, dtype: Any) -> np.ndarray:
+    if not path.stat().st_size:
+        return np.zeros(0, dtype=dtype)
+    return np.memmap(path, dtype=dtype, mode="r")

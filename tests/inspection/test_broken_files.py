@@ -1,0 +1,54 @@
+"""Broken files: each ends in what must be said of it, at its line, and the rows around the damage are still there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lamina.config import DataConfig
+from lamina.data.check.row import CheckedRow
+from lamina.errors import LaminaError
+from lamina.inspection.rows import Rows
+from lamina.inspection.target import Target
+from tests.inspection.broken import BROKEN, Broken
+
+
+def rows_of(broken: Broken, folder: Path) -> list[CheckedRow]:
+    path = folder / broken.name
+    if callable(broken.content):
+        broken.content(path)
+    else:
+        path.write_bytes(broken.content)
+    return list(Rows(Target(DataConfig(train=str(path), eval=None, columns=broken.columns), None), None))
+
+
+def says(row: CheckedRow) -> str:
+    """All that is said of a row."""
+    fault = (row.fault.code, row.fault.message) if row.fault else ()
+    return " ".join((*fault, *row.remarks, row.drop_reason, row.misfit))
+
+
+def test_there_are_fifty_of_them() -> None:
+    assert len(BROKEN) >= 50
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_file(name: str, tmp_path: Path) -> None:
+    broken = BROKEN[name]
+    try:
+        rows = rows_of(broken, tmp_path)
+    except LaminaError as error:
+        assert broken.good is None, error
+        assert broken.said in str(error) or broken.said == "truncated"
+        assert str(tmp_path / broken.name) in str(error)
+        return
+    assert broken.good is not None, [says(row) for row in rows][:5]
+    good = [row for row in rows if row.example is not None and not row.drop_reason]
+    assert len(good) == broken.good or (broken.good < 0 < len(good))
+    assert [row.place.row for row in rows] == list(range(1, len(rows) + 1))
+    if broken.said:
+        (said,) = [row for row in rows if broken.said in says(row)]
+        assert broken.line in (said.place.line, -1)
+        others = [says(row).strip() for row in rows if row is not said]
+        assert not any(others), others
