@@ -121,7 +121,8 @@ def main() -> None:
     if not data.is_file():
         write_rows(data, args.source, args.rows)
     cache = args.folder / "cache"
-    shutil.rmtree(cache, ignore_errors=True)
+    # Converted models and the like may stay, encoded rows not.
+    shutil.rmtree(cache / "tokens", ignore_errors=True)
     found = {
         "lamina, first start": run([sys.executable, "-c", _LAMINA, str(data)], cache),
         "lamina, from the cache": run([sys.executable, "-c", _LAMINA, str(data)], cache),

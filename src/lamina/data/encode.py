@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -15,8 +16,9 @@ from lamina.errors import DataError, ModelError
 
 T = TypeVar("T")
 
-# Rows handed to the tokenizer at once; it runs them over its own threads.
-TOKENIZE_ROWS = 512
+# Rows handed to the tokenizer at once, which runs them over its own threads, and how many such chunks may be with it.
+TOKENIZE_ROWS = 1024
+IN_FLIGHT = 2
 
 
 def encode_examples(examples: Iterable[Example], template: ChatTemplate, train_on: str) -> Iterator[EncodedExample]:
@@ -43,7 +45,7 @@ def encode_stream(
 ) -> Iterator[tuple[T, EncodedExample | DataError | None]]:
     """Gives each item with the encoding of its example, in order, a chunk of items at a time.
 
-    While the tokenizer works on a chunk in its own threads, the one before it is finished and the next one rendered.
+    While the tokenizer works on a chunk in its own threads, the ones before it are finished and the next one rendered.
 
     Args:
         items: Whatever holds examples.
@@ -60,14 +62,14 @@ def encode_stream(
     backend = _fast_backend(template)
     items = iter(items)
     with ThreadPoolExecutor(1) as pool:
-        before: _Chunk[T] | None = None
+        waiting: deque[_Chunk[T]] = deque()
         while taken := list(islice(items, TOKENIZE_ROWS)):
-            chunk = _Chunk(taken, [_try_render(example_of(item), template) for item in taken], pool, backend)
-            if before is not None:
-                yield from before.finish(example_of, train_on)
-            before = chunk
-        if before is not None:
-            yield from before.finish(example_of, train_on)
+            rendered = [_try_render(example_of(item), template) for item in taken]
+            waiting.append(_Chunk(taken, rendered, pool, backend))
+            if len(waiting) > IN_FLIGHT:
+                yield from waiting.popleft().finish(example_of, train_on)
+        while waiting:
+            yield from waiting.popleft().finish(example_of, train_on)
 
 
 class _Chunk(Generic[T]):
@@ -167,17 +169,20 @@ def _try_render(example: Example | None, template: ChatTemplate) -> Rendered | D
     if example is None:
         return None
     try:
-        _check_characters(example)
         if example.kind is Kind.TEXT:
-            return _render_text(example.text, template)
-        return template.render_spans(example.messages, example.tools)
+            rendered = _render_text(example.text, template)
+        else:
+            rendered = template.render_spans(example.messages, example.tools)
+        if not rendered.text.isascii():
+            _check_characters(rendered.text)
+        return rendered
     except DataError as error:
         return DataError(f"row {example.row}: {error}")
 
 
-def _check_characters(example: Example) -> None:
+def _check_characters(text: str) -> None:
     try:
-        example.words().encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(
             f"its text holds half of a surrogate pair (near {error.object[max(0, error.start - 20) : error.start]!r}), "

@@ -67,7 +67,11 @@ class SourceReader:
         self._mapping = _Mapping(source.columns) if source.columns else None
 
     def __iter__(self) -> Iterator[ReadRow]:
-        """Every row of the file, in order, used or not.
+        """Every row of the file, in order, used or not; see `rows_up_to`."""
+        return self.rows_up_to(None)
+
+    def rows_up_to(self, max_rows: int | None) -> Iterator[ReadRow]:
+        """Every row of the file, in order; those after `max_rows` are counted, but not looked at.
 
         Raises:
             DataError: The file has no rows, or no format fits them.
@@ -78,7 +82,10 @@ class SourceReader:
             raise DataError(f"{self.file.name}: the file holds no rows. Fix: give a file with at least one row.")
         module = self._find_format(begun)
         for row in chain(begun, rows):
-            yield self._read(row, module)
+            if max_rows is not None and row.number > max_rows:
+                yield ReadRow(row.number, row.line, None, drop_reason="after_max_rows")
+            else:
+                yield self._read(row, module)
 
     def _counted(self) -> Iterator[RawRow | Fault]:
         for row in rows_of(self.file, self._text_unit):
@@ -138,10 +145,7 @@ def used_examples(reader: SourceReader, max_rows: int | None = None) -> Iterator
     Raises:
         DataError: A row cannot be read or does not fit the format; the message names it.
     """
-    for row in reader:
-        if max_rows is not None and row.number > max_rows:
-            yield ReadRow(row.number, row.line, None, drop_reason="after_max_rows")
-            continue
+    for row in reader.rows_up_to(max_rows):
         if row.fault is not None:
             raise DataError(fault_message(reader.file, row.fault))
         if row.misfit:

@@ -66,11 +66,10 @@ def message_list(value: Any, name: str) -> list[Message]:
         raise RowError(f"field {name!r} is {type(value).__name__}, not a list of messages")
     messages: list[Message] = []
     for position, item in enumerate(value, start=1):
-        where = f"{name}[{position}]"
-        message = _message(item, where)
+        message = _message(item, f"{name}[{position}]")
         # Calls that stand in turns of their own, one after another, belong to one turn of the assistant.
         last = messages[-1] if messages else None
-        if last and message.tool_calls and not message.content and last.role == "assistant" and _is_call(item):
+        if message.tool_calls and last and not message.content and last.role == "assistant" and _is_call(item):
             calls = (*last.tool_calls, *message.tool_calls)
             messages[-1] = Message("assistant", last.content, calls, last.thinking, supervised=last.supervised)
         else:
@@ -149,6 +148,8 @@ def _message(item: Any, where: str) -> Message:
     if role not in ROLES:
         others = ", ".join(ROLE_ALIASES)
         raise RowError(f"{where} has the role {role!r}; roles are {', '.join(ROLES)} (or {others})")
+    if len(item) == 2 and isinstance(content, str):  # nearly all turns are nothing but a role and a text
+        return Message(role, content)
     calls = _tool_calls(item, where)
     text, marked = _content(content, where, may_be_null=role == "assistant")
     return Message(
