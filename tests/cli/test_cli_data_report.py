@@ -12,10 +12,12 @@ from lamina.cli.data_report import bars, print_report
 def test_the_view_names_rows_figures_and_findings(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [row(f"[red]{n}", f"answer {n}", encoded=encoded(20 + n, 5)) for n in range(20)]
     report = check([*rows, rows[3]], tokenizer=build_tokenizer())
-    report.files = [{"path": "train.jsonl", "rows": 21}]
+    report.files = [
+        {"path": "train.jsonl", "side": "train", "format": "text", "rows": 21, "ignored_columns": ["id"], "skipped": []}
+    ]
     print_report(report)
     shown = capsys.readouterr().out
-    assert "path: train.jsonl, rows: 21" in shown and "21 to train on" in shown and "█" in shown
+    assert "train.jsonl: 21 rows (text); columns not used: id" in shown and "21 to train on" in shown and "█" in shown
     assert "exact_duplicate" in shown and "train.jsonl:21" in shown and "[red]3" in shown
     assert shown.rstrip().endswith("0 infos") or "1 info" in shown.splitlines()[-1]
 

@@ -21,12 +21,23 @@ _EXAMPLES = 3
 def print_report(report: CheckReport) -> None:
     """Prints the report: files, figures, findings with some of their rows, and a last line that sums up."""
     for file in report.files:
-        out.print(", ".join(f"{name}: {value}" for name, value in file.items()), markup=False)
+        out.print(_file_line(file), markup=False)
     _print_facts(report.facts)
     for finding in reversed(report.findings):
         _print_finding(finding)
     counts = {name: sum(finding.severity.value == name for finding in report.findings) for name in _COLOURS}
     out.print(", ".join(f"[{_COLOURS[name]}]{n} {name}{'' if n == 1 else 's'}[/]" for name, n in counts.items()))
+
+
+def _file_line(file: Mapping[str, Any]) -> str:
+    line = f"{file['path']}: {file['rows']:,} rows ({file['format'] or 'of no format'})"
+    if file["side"] == "eval":
+        line += ", for evaluation"
+    if file["ignored_columns"]:
+        line += f"; columns not used: {', '.join(file['ignored_columns'])}"
+    if file["skipped"]:
+        line += f"; not read beside it: {', '.join(file['skipped'])}"
+    return line
 
 
 def bars(counts: list[int]) -> str:
