@@ -332,9 +332,9 @@ def test_preference_that_does_not_fit_is_named(row: dict[str, Any], words: str) 
 @pytest.mark.parametrize(("label", "wanted"), [(True, True), ("false", False)])
 def test_feedback_is_told_from_examples_by_its_label(turns: dict[str, Any], label: object, wanted: bool) -> None:
     row = {**turns, "label": label}
-    assert [name for name in FORMATS if FORMATS[name].detect(row)] == ["feedback"]
-    example = FORMATS["feedback"].parse(row, 1)
-    assert (example.messages, example.kind, example.label) == (tuple(ASKED), Kind.FEEDBACK, wanted)
+    assert [name for name in FORMATS if FORMATS[name].detect(row)] == ["unpaired_preference"]
+    example = FORMATS["unpaired_preference"].parse(row, 1)
+    assert (example.messages, example.kind, example.label) == (tuple(ASKED), Kind.UNPAIRED_PREFERENCE, wanted)
 
 
 def test_a_label_that_is_no_judgement_leaves_the_row_an_example() -> None:

@@ -179,7 +179,7 @@ def test_settings_that_cannot_be(settings: dict[str, Any], words: str) -> None:
     ("rows", "words"),
     [
         ([{"prompt": "q", "chosen": "a", "rejected": "b"}], "format 'preference'.*data.columns"),
-        ([{"prompt": "q", "completion": "a", "label": True}], "format 'feedback'.*label"),
+        ([{"prompt": "q", "completion": "a", "label": True}], "format 'unpaired_preference'.*label"),
     ],
 )
 def test_rows_that_training_has_no_loss_for_are_refused(

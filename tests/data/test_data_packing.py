@@ -102,3 +102,17 @@ def test_examples_of_the_longest_length_get_a_bin_each() -> None:
 
 def test_no_examples_make_no_micro_batches() -> None:
     assert plan_epoch([], 4, MAX_LENGTH, True, 0, 0) == plan_epoch([], 4, MAX_LENGTH, False, 0, 0) == []
+
+
+def test_examples_of_like_length_meet_where_asked_for() -> None:
+    lengths = random_lengths(400)
+    plans = [plan_epoch(lengths, 4, MAX_LENGTH, False, 0, epoch, group_by_length=True) for epoch in range(2)]
+    for plan in plans:
+        assert sorted(index for batch in plan for index in batch) == list(range(400))
+        spread = sum(max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in plan) / len(plan)
+        assert spread < 5
+        longest = [max(lengths[i] for i in batch) for batch in plan]
+        assert longest != sorted(longest) and longest != sorted(longest, reverse=True)
+    assert plans[0] != plans[1]
+    apart = plan_epoch(lengths, 4, MAX_LENGTH, False, 0, 0)
+    assert sum(max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in apart) / len(apart) > 50

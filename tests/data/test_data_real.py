@@ -91,7 +91,7 @@ def test_every_column_is_used(built: tuple[list[dict[str, Any]], Dataset]) -> No
         ("alpaca_en_demo.json", "alpaca", Kind.CONVERSATION),
         ("glaive_toolcall_en_demo.json", "sharegpt", Kind.CONVERSATION),
         ("dpo_en_demo.json", "preference", Kind.PREFERENCE),
-        ("kto_en_demo.json", "feedback", Kind.FEEDBACK),
+        ("kto_en_demo.json", "unpaired_preference", Kind.UNPAIRED_PREFERENCE),
         ("c4_demo.jsonl", "text", Kind.TEXT),
         ("wiki_demo.txt", "text", Kind.TEXT),
     ],

@@ -52,3 +52,8 @@ def test_broken_file(name: str, tmp_path: Path) -> None:
         assert broken.line in (said.place.line, -1)
         others = [says(row).strip() for row in rows if row is not said]
         assert not any(others), others
+
+
+def test_data_set_of_the_hub_that_cannot_be_had() -> None:
+    with pytest.raises(LaminaError, match=r"nobody/nothing: is no file here, and cannot be had from the hub"):
+        list(Rows(Target(DataConfig(train="nobody/nothing", eval=None), None), None))

@@ -73,7 +73,7 @@ def _print_facts(facts: Mapping[str, Any]) -> None:
     if "tokens_per_word" in facts:
         words = f"{facts['tokens_per_word']:.2f} tokens a common word"
         table.add_row("vocabulary", f"{words}, {facts['characters_per_token']:.1f} characters a token")
-    for name in ("languages", "feedback", "labels"):
+    for name in ("languages", "unpaired_preference", "labels"):
         if name in facts:
             shown = list(facts[name].items())
             rest = f", and {len(shown) - 8} more" if len(shown) > 8 else ""

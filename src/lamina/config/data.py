@@ -9,7 +9,9 @@ from pydantic import Field, field_validator, model_validator
 from lamina.config.section import Section
 
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
-FormatName = Literal["auto", "messages", "sharegpt", "prompt_completion", "alpaca", "text", "preference", "feedback"]
+FormatName = Literal[
+    "auto", "messages", "sharegpt", "prompt_completion", "alpaca", "text", "preference", "unpaired_preference"
+]
 TextUnit = Literal["auto", "line", "paragraph", "file"]
 
 # The fields that `columns` may map, and so the names that the built-in formats read.

@@ -77,7 +77,7 @@ def encode_file(
     sha256 = _digest(file)
     stratify, group = (config.stratify_by, config.group_by) if role == "train" else (None, None)
     key = {
-        "file": sha256 or file.name,
+        "file": sha256,
         "kind": [file.kind, file.compression, file.split],
         "source": source.model_dump(mode="json", exclude={"path", "weight"}),
         "text_unit": config.text_unit if file.kind == "text" else None,
@@ -90,7 +90,8 @@ def encode_file(
     def build(writer: StoreWriter) -> None:
         _fill(writer, SourceReader(file, source, config.text_unit), config.train_on, template, stratify, group, notify)
 
-    store = cached_store(key, build)
+    # What a data set of the hub holds may change under its name.
+    store = cached_store(key if sha256 else None, build)
     report = store.facts.report(file.name, sha256, role, source.weight if role == "train" else 1.0)
     notes = [f"{name}: not read, is of no known kind" for name in file.skipped]
     return EncodedFile(file, source, config.text_unit, store, report, notes)

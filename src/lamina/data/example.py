@@ -85,7 +85,7 @@ class Kind(StrEnum):
     CONVERSATION = "conversation"
     TEXT = "text"
     PREFERENCE = "preference"
-    FEEDBACK = "feedback"
+    UNPAIRED_PREFERENCE = "unpaired_preference"
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Example:
         tools: Functions that the assistant may call, as JSON schemas.
         text: The document, where the row is plain text.
         rejected: Of a preference: the turns that stand in place of the chosen answer.
-        label: Of feedback: whether the answer is wanted.
+        label: Of an unpaired preference: whether the answer is wanted.
         margin: Of a preference: by how much the chosen answer is better, where the data says so.
     """
 

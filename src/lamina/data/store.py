@@ -135,18 +135,20 @@ class TokenStore:
         return int(supervised.sum()), bool((self._ids[start : start + length][supervised] == stop).any())
 
 
-def cached_store(key: dict[str, Any], build: Callable[[StoreWriter], None]) -> TokenStore:
+def cached_store(key: dict[str, Any] | None, build: Callable[[StoreWriter], None]) -> TokenStore:
     """The store of `key`, made by `build` if there is none yet.
 
     Where the cache folder cannot be written, the store is made in a temporary folder, which goes with the process.
 
     Args:
-        key: Everything that decides the store's content, as plain data.
+        key: Everything that decides the store's content, as plain data; None if that is not known.
         build: Fills a new store.
 
     Raises:
         StorageError: The disk is full.
     """
+    if key is None:
+        return _temporary_store(build)
     digest = hashlib.sha256(json.dumps({"version": VERSION, **key}, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache_folder() / "tokens" / digest
     try:

@@ -43,12 +43,12 @@ class Shown:
         file: Path as the user named it.
         row: Counted from 1.
         line: Counted from 1; 0 in files without lines.
-        kind: `conversation`, `text`, `preference` or `feedback`; empty if the row cannot be understood.
+        kind: `conversation`, `text`, `preference` or `unpaired_preference`; empty if the row cannot be understood.
         tokens: Of the whole row.
         supervised_tokens: Of those, in the loss.
         pieces: The row's text.
         rejected: Of a preference: the text with the rejected answer.
-        label: Of feedback: whether the answer is wanted.
+        label: Of an unpaired preference: whether the answer is wanted.
         left_out: Why training leaves the row out or stops at it; empty if it does not.
     """
 

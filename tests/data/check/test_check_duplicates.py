@@ -79,7 +79,10 @@ def test_exact_duplicates() -> None:
 
 def test_rows_that_differ_in_role_label_or_side_are_no_duplicates() -> None:
     def feedback(label: bool):
-        return chat((Message("user", "a"), Message("assistant", "b")), example={"kind": Kind.FEEDBACK, "label": label})
+        return chat(
+            (Message("user", "a"), Message("assistant", "b")),
+            example={"kind": Kind.UNPAIRED_PREFERENCE, "label": label},
+        )
 
     assert check([feedback(True), feedback(False)]).find("exact_duplicate") is None
     assert check([row("a", "b"), row("a", "b", side="eval")]).find("exact_duplicate") is None

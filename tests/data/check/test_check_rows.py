@@ -160,12 +160,12 @@ def test_lopsided_feedback() -> None:
     def feedback(wanted: int, unwanted: int) -> list[CheckedRow]:
         labels = [True] * wanted + [False] * unwanted
         return [
-            chat((USER, Message("assistant", f"{n}")), example={"kind": Kind.FEEDBACK, "label": label})
+            chat((USER, Message("assistant", f"{n}")), example={"kind": Kind.UNPAIRED_PREFERENCE, "label": label})
             for n, label in enumerate(labels)
         ]
 
-    assert check(feedback(95, 5)).find("feedback_imbalance")
-    assert check(feedback(60, 40)).find("feedback_imbalance") is None
+    assert check(feedback(95, 5)).find("unpaired_imbalance")
+    assert check(feedback(60, 40)).find("unpaired_imbalance") is None
 
 
 def test_other_languages() -> None:

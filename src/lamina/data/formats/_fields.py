@@ -102,7 +102,7 @@ def label_field(row: Mapping[str, Any], name: str = "label") -> bool:
 
 
 def has_label(row: Mapping[str, Any]) -> bool:
-    """Whether the row judges its answer, which makes it feedback and no example to learn by heart."""
+    """Whether the row judges its answer, which makes it a preference and no example to learn by heart."""
     value = row.get("label")
     return isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in ("true", "false"))
 

@@ -90,7 +90,7 @@ class Check(BaseCheck):
     def facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = {}
         if self._feedback:
-            facts["feedback"] = {"wanted": self._feedback[True], "unwanted": self._feedback[False]}
+            facts["unpaired_preference"] = {"wanted": self._feedback[True], "unwanted": self._feedback[False]}
         labels = self._labels()
         if labels:
             common = sorted(labels, key=lambda label: -labels[label].count)[:MOST_LABELS]
@@ -111,7 +111,7 @@ class Check(BaseCheck):
         kind = "wanted" if self._feedback[True] == small else "unwanted"
         title = f"only {small} of {rows} answers with feedback are {kind}"
         advice = "Add examples of that kind, or weigh them (TRL's guide asks for 1:1 to 4:3 by weight)."
-        return [Finding("feedback_imbalance", Severity.WARNING, title, advice, small, small / rows)]
+        return [Finding("unpaired_imbalance", Severity.WARNING, title, advice, small, small / rows)]
 
 
 class _Answer:

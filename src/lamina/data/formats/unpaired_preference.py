@@ -1,4 +1,4 @@
-"""`feedback`: an answer with a `label`, whether it is wanted (KTO's shape); the turns as in any other format."""
+"""`unpaired_preference`: an answer with a `label`, whether it is wanted (KTO's shape); turns as in any other format."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def parse(row: Mapping[str, Any], number: int) -> Example:
         turns = question_and_answer(row)
     else:
         raise RowError("there is a 'label', but nothing that it judges: 'messages', or 'prompt' and 'completion'")
-    return Example(tuple(turns), number, Kind.FEEDBACK, tool_list(row, "tools"), label=label)
+    return Example(tuple(turns), number, Kind.UNPAIRED_PREFERENCE, tool_list(row, "tools"), label=label)
 
 
 def _turns_field(row: Mapping[str, Any]) -> str | None:
