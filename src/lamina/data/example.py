@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -168,8 +167,3 @@ class EncodedExample:
     def supervised_tokens(self) -> int:
         """How many tokens count in the loss."""
         return int(self.supervised.sum())
-
-
-def turns(messages: Iterable[Message]) -> str:
-    """Roles in order, such as `system, user, assistant`, for messages to people."""
-    return ", ".join(message.role for message in messages)

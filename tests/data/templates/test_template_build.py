@@ -277,7 +277,9 @@ def test_repeated_bos_is_a_config_error(source: str) -> None:
 
 def test_bos_that_opens_every_turn_is_no_repetition() -> None:
     for name in ("smollm2", "llama2"):
-        build_template(family_tokenizer(name, True))
+        template = build_template(family_tokenizer(name, True))
+        text = template.render([QUESTION, ANSWER, QUESTION, ANSWER])
+        assert text.count(str(template.tokenizer.bos_token)) > 1
 
 
 def test_stop_token_that_a_row_would_not_teach_is_refused() -> None:

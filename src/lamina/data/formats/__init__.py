@@ -52,11 +52,6 @@ def choose_format(rows: Sequence[Mapping[str, Any]], wanted: str, name: str) -> 
     return FORMATS[fitting[0]]
 
 
-def shape_of(module: ModuleType) -> str:
-    """A format's fields, for messages."""
-    return ", ".join(module.FIELDS)
-
-
 def column_names(row: Mapping[str, Any]) -> str:
     """A row's columns, for messages."""
     return ", ".join(repr(str(key)) for key in list(row)[:12]) or "none"
