@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -293,6 +294,19 @@ def test_a_broken_compiler_is_a_reason_not_an_error(
     try:
         assert compiler in str(native.unavailable())
         assert not list(tmp_path.rglob("*.so"))
+    finally:
+        monkeypatch.undo()
+        native.load.cache_clear()
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None or sys.platform != "linux", reason="gcc on Linux only")
+def test_a_compiler_of_c_that_cxx_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """gcc compiles the sources but does not link the C++ library by itself."""
+    monkeypatch.setenv("CXX", "gcc")
+    monkeypatch.setenv("LAMINA_CACHE", str(tmp_path))
+    native.load.cache_clear()
+    try:
+        assert native.unavailable() is None
     finally:
         monkeypatch.undo()
         native.load.cache_clear()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,15 @@ def _no_methods_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lamina.methods.peft_types.METHOD_CONFIGS", {"peft": METHOD_CONFIGS["peft"]})
 
 
+@pytest.fixture(autouse=True)
+def _same_environment() -> Iterator[None]:
+    """peft's BOFT, here also used without lamina, would leave its compiler to all tests after it."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 def config_of(peft_type: str, **more: Any) -> PeftConfig:
     return PeftConfig.model_validate({"type": "peft", "peft_type": peft_type} | FIELDS.get(peft_type, {}) | more)
 
@@ -122,6 +133,14 @@ def save(injection: Injection, base: Base, path: Path) -> None:
 def test_every_method_of_peft_is_run_or_refused_by_name() -> None:
     assert set(FIELDS) | set(_REFUSED) | set(ABSENT) == set(peft_types())
     assert not set(FIELDS) & set(_REFUSED)
+
+
+@pytest.mark.parametrize("peft_type", FIELDS)
+def test_the_environment_stays_as_it_is(peft_type: str) -> None:
+    """peft's BOFT leaves $CC and $CXX at gcc where it cannot compile, and all that compiles later would feel it."""
+    before = dict(os.environ)
+    attached(peft_type)
+    assert os.environ == before
 
 
 @pytest.mark.parametrize("peft_type", FIELDS)

@@ -22,6 +22,7 @@ from tests.training.helpers import settings
 import lamina
 from lamina import files
 from lamina.errors import Interrupted, RunError, StorageError
+from lamina.kernels import native
 from lamina.runs import Run
 from lamina.training.checkpoint import newest_checkpoint
 from lamina.training.events import Event
@@ -200,6 +201,26 @@ def test_a_really_full_disk_while_saving(unbroken: Run, model_folder: Path, tmp_
     assert digest(lamina.train(values, resume=True)) == digest(unbroken)
 
 
+def test_resumed_with_other_kernels(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right, but another rounding: it is said."""
+    values = settings(tmp_path, model_folder)
+    with pytest.raises(PulledPlug):
+        lamina.train(values, cut_at("step", 4))
+    first = Run(Path(values["output_dir"])).manifest["kernels"]
+    if first == "plain":
+        pytest.skip("there are no compiled kernels here")
+    notes: list[str] = []
+    monkeypatch.setenv("LAMINA_KERNELS", "plain")
+    native.load.cache_clear()
+    try:
+        lamina.train(values, lambda e: notes.append(e.data.get("message", "")), resume=True)
+    finally:
+        monkeypatch.undo()
+        native.load.cache_clear()
+    (said,) = [note for note in notes if "not quite where the run was started" in note]
+    assert "its kernels (compiled, now plain) changed" in said
+
+
 def test_two_processes_do_not_share_a_run(model_folder: Path, tmp_path: Path) -> None:
     values = settings(tmp_path, model_folder, train={"max_steps": 2})
 
@@ -234,8 +255,7 @@ def kill_at_random(values: dict[str, Any], config: Path, moments: list[float]) -
 def test_kill_9(kills: int, model_folder: Path, tmp_path: Path) -> None:
     """Checkpoints at every step, so that kills fall into their writing too."""
     changes = {"max_steps": 60, "save_steps": 1, "eval_steps": 20}
-    # By the same command: what a process of its own finds on the machine is the same for both.
-    expected = kill_at_random(settings(tmp_path, model_folder, "unbroken", train=changes), tmp_path / "u.yaml", [])
+    expected = lamina.train(settings(tmp_path, model_folder, "unbroken", train=changes))
     rng = random.Random(kills)
     moments = [rng.uniform(0.0, 1.2) for _ in range(kills)]
     killed = kill_at_random(settings(tmp_path, model_folder, "killed", train=changes), tmp_path / "c.yaml", moments)

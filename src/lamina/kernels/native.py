@@ -14,6 +14,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -34,6 +35,8 @@ FLAGS = (
     "-shared",
     "-fPIC",
 )
+# What g++ links by itself; gcc, which $CXX may name, does not.
+LIBRARIES = ("-lstdc++", "-lm") if sys.platform == "linux" else ()
 COMPILE_SECONDS = 300
 
 # With fewer documents x key heads than so many for each thread, attention's backward gives out query heads one by one.
@@ -89,7 +92,7 @@ def _key(compiler: list[str], sources: list[Path]) -> str:
     parts = [
         version,
         repr(sorted(torch.cpu.get_capabilities().items())).encode(),
-        " ".join([*compiler, *_flags()]).encode(),
+        " ".join([*compiler, *_flags(), *LIBRARIES]).encode(),
     ]
     return hashlib.sha256(b"\0".join(parts + [source.read_bytes() for source in sources + headers])).hexdigest()[:32]
 
@@ -105,7 +108,7 @@ def _compile(compiler: list[str], sources: list[Path], library: Path) -> None:
     # Written aside and renamed: two processes that compile at once do no harm, and half a library is never loaded.
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         aside = Path(folder) / library.name
-        command = [*compiler, *_flags(), *map(str, sources), "-o", str(aside)]
+        command = [*compiler, *_flags(), *map(str, sources), *LIBRARIES, "-o", str(aside)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMPILE_SECONDS)
         except subprocess.TimeoutExpired as error:

@@ -11,8 +11,10 @@ the base's dtype.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -123,7 +125,7 @@ class Peft(Method):
         before = {name: (parameter, _sample(parameter)) for name, parameter in model.named_parameters()}
         devices = [model.device] if model.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+            with torch.random.fork_rng(devices=devices), warnings.catch_warnings(), _same_environment():
                 # What peft warns of in this way is a setting that matches nothing and would be ignored.
                 warnings.filterwarnings("error", category=RuntimeWarning, module=r"peft\.")
                 torch.manual_seed(seed)
@@ -176,6 +178,18 @@ class Peft(Method):
 
 
 METHOD = Peft()
+
+
+@contextlib.contextmanager
+def _same_environment() -> Iterator[None]:
+    """peft's BOFT compiles CUDA code with $CC and $CXX set to gcc, and leaves them so where that fails."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _stand_ins(wrapped: Any, config: PeftConfig) -> dict[str, AdapterModule]:

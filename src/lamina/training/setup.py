@@ -25,6 +25,7 @@ from lamina.data.packing import plan_epoch
 from lamina.data.side import Batches
 from lamina.data.template import ChatTemplate, build_template
 from lamina.errors import DataError, RunError
+from lamina.kernels import kernel_notes
 from lamina.methods.base import Hooks, Injection, find_method, inject
 from lamina.models.head import Head, find_head
 from lamina.models.load import Base, load_base
@@ -35,6 +36,9 @@ from lamina.quantization import count_weights
 from lamina.quantization.report import RoundingReport
 from lamina.runs import Run
 from lamina.version import __version__
+
+# What a step's last digits depend on beside the configuration, by its place in the manifest.
+SAME_DIGITS = ("device", "dtype", "threads", "kernels", "versions", "hardware")
 
 # Weights from which on a model is told that the methods' learning rates come from a smaller one.
 LARGE_MODEL = 1_000_000_000
@@ -145,7 +149,7 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
         total_steps=total,
         longest=longest,
     )
-    _write_manifest(session)
+    _write_manifest(session, notify)
     files.write_json(run.data_report_path, dataset.report.as_json())
     if base.rounding_errors:
         report = RoundingReport(base.rounding_errors)
@@ -197,7 +201,7 @@ def _head_after_injection(head: Head, injection: Injection) -> Head:
     return dataclasses.replace(head, linear=linear)
 
 
-def _write_manifest(session: Session) -> None:
+def _write_manifest(session: Session, notify: Notify) -> None:
     base, before = session.base, session.run.manifest
     facts = {
         "base": {"ref": base.source.ref, **base.fingerprint.as_json()},
@@ -216,6 +220,7 @@ def _write_manifest(session: Session) -> None:
         **facts,
         "dtype": dtype_name(base.dtype),
         "device": str(base.model.device),
+        "kernels": "plain" if kernel_notes(base.model.device, session.config.train.compile) else "compiled",
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in packages},
         "hardware": {
@@ -230,4 +235,19 @@ def _write_manifest(session: Session) -> None:
     }
     if "summary" in before:
         manifest["summary"] = before["summary"]
+    _note_other_machine(before, manifest, notify)
     files.write_json(session.run.manifest_path, manifest)
+
+
+def _note_other_machine(before: dict[str, Any], now: dict[str, Any], notify: Notify) -> None:
+    """A run that goes on elsewhere is right, but not to the last digit the run that it would have been."""
+    changes = [
+        f"{name} ({before[name]}, now {now[name]})" if isinstance(now[name], str | int) else name
+        for name in SAME_DIGITS
+        if name in before and before[name] != now[name]
+    ]
+    if changes:
+        notify(
+            f"This is not quite where the run was started: its {', '.join(changes)} changed. It goes on correctly, but "
+            "its numbers will differ in their last digits from those of an unbroken run."
+        )
