@@ -23,9 +23,10 @@ from rich.table import Table
 
 from lamina.data.check.examine import examine
 from lamina.data.check.findings import CheckReport
-from lamina.data.check.row import CheckedRow, Place
+from lamina.data.check.row import CheckedRow
 from lamina.data.check.settings import CheckSettings
 from lamina.data.example import Example, Message
+from lamina.data.source import ReadRow
 
 NEAR_SHARE, LEAK_SHARE, EMPTY_SHARE, SECRET_SHARE, PERSONAL_SHARE = 0.05, 0.02, 0.01, 0.01, 0.01
 
@@ -60,13 +61,14 @@ class Planted:
         for side, rows in (("train", self.train), ("eval", self.evaluation)):
             for number, row in enumerate(rows, start=1):
                 messages = (Message("user", row.question), Message("assistant", row.answer))
-                yield CheckedRow(
-                    Place(f"{side}.jsonl", number, number),
-                    side,
-                    {"question": row.question, "answer": row.answer},
+                read = ReadRow(
+                    number,
+                    line=number,
+                    value={"question": row.question, "answer": row.answer},
                     example=Example(messages, number),
                     drop_reason="" if row.answer.strip() else "empty_answer",
                 )
+                yield CheckedRow(f"{side}.jsonl", side, read)
 
 
 @dataclass

@@ -25,8 +25,8 @@ def rows_of(broken: Broken, folder: Path) -> list[CheckedRow]:
 
 def says(row: CheckedRow) -> str:
     """All that is said of a row."""
-    fault = (row.fault.code, row.fault.message) if row.fault else ()
-    return " ".join((*fault, *row.remarks, row.drop_reason, row.misfit))
+    fault = (row.read.fault.code, row.read.fault.message) if row.read.fault else ()
+    return " ".join((*fault, *row.read.remarks, row.read.drop_reason, row.read.misfit))
 
 
 def test_there_are_fifty_of_them() -> None:
@@ -44,7 +44,7 @@ def test_broken_file(name: str, tmp_path: Path) -> None:
         assert str(tmp_path / broken.name) in str(error)
         return
     assert broken.good is not None, [says(row) for row in rows][:5]
-    good = [row for row in rows if row.example is not None and not row.drop_reason]
+    good = [row for row in rows if row.read.example is not None and not row.read.drop_reason]
     assert len(good) == broken.good or (broken.good < 0 < len(good))
     assert [row.place.row for row in rows] == list(range(1, len(rows) + 1))
     if broken.said:

@@ -1,6 +1,7 @@
 """Finds the assistant's turns in a rendered conversation.
 
-By marks around the answers' text, two renderings in all. An answer with tool calls or reasoning has parts that no mark
+By the words around them, where these are as in other chats with the same roles (`scaffold`); else by marks around the
+answers' text, two renderings in all. An answer with tool calls or reasoning has parts that no mark
 can enclose: it begins where the prompt before it ends and goes to its stop token. That token is the template's own,
 because rows that hold one of the template's special tokens are refused before.
 """
@@ -16,6 +17,7 @@ from typing import Any
 from lamina.data.bounds import TemplateFailure
 from lamina.data.example import Message
 from lamina.data.probe import Render
+from lamina.data.scaffold import Scaffolds
 from lamina.data.spans import Marks, Places, Span
 from lamina.data.turns import THINK, as_turn
 from lamina.errors import DataError
@@ -65,6 +67,7 @@ class AnswerFinder:
         self._stop = stop
         self._call_stop = call_stop
         self._gap_and_stop = re.compile(r"\s*" + re.escape(stop))
+        self._scaffolds = Scaffolds(render, self._gap_and_stop)
 
     def find(self, conversation: Conversation) -> Found:
         """The places of the answers.
@@ -73,6 +76,8 @@ class AnswerFinder:
             DataError: The template changes, drops or repeats an answer so that it cannot be found.
         """
         messages, text = conversation.messages, conversation.text
+        if _is_plain(conversation) and (plain := self._scaffolds.find(messages, text)) is not None:
+            return Found(plain, [], [])
         places = find_places(self._render, conversation)
         marked = iter(places.answers if places else ())
         answers: list[Span] = []
@@ -222,6 +227,16 @@ def _marked_turn(message: Message, marks: Marks, trim: bool) -> dict[str, Any]:
     if message.thinking:
         turn["reasoning_content"] = turn["thinking"] = marks.around_thinking(message.thinking)
     return turn
+
+
+def _is_plain(conversation: Conversation) -> bool:
+    """Whether it is roles and contents alone, with no part of an answer to be told apart."""
+    if conversation.schemas is not None:
+        return False
+    for turn, message in zip(conversation.turns, conversation.messages, strict=True):
+        if len(turn) > 2 or message.marked or "<think>" in message.content:
+            return False
+    return bool(conversation.turns)
 
 
 def _is_structured(message: Message) -> bool:

@@ -198,9 +198,10 @@ def fit(file: EncodedFile, source: int, rows: np.ndarray, config: DataConfig, st
         pieces = Pieces.join(parts)
         pieces = pieces.take(np.lexsort((pieces.begin, pieces.index)))
     learnt = pieces.supervised > 0
+    if learnt.all():
+        return pieces
     kept = pieces.take(learnt)
-    lost = np.setdiff1d(pieces.index, kept.index)
-    report.drop_all("no_supervised_tokens", store.rows[lost])
+    report.drop_all("no_supervised_tokens", store.rows[np.setdiff1d(pieces.index, kept.index)])
     return kept
 
 
@@ -293,16 +294,12 @@ def _notes(
 
 
 def _leaks(every: Sequence[EncodedFile], train: Side, evaluation: Side) -> list[str]:
-    trained = np.concatenate([file.store.prompts[_indices(train, source)] for source, file in enumerate(every)])
+    trained = np.concatenate([file.store.prompts[train.indices(source)] for source, file in enumerate(every)])
     notes = []
     for source, file in enumerate(every):
-        index = _indices(evaluation, source)
+        index = evaluation.indices(source)
         leaked = index[np.isin(file.store.prompts[index], trained)]
         if len(leaked):
             first = int(file.store.rows[leaked[0]])
             notes.append(f"{len(leaked)} evaluation rows have a prompt that is also trained on (first: row {first})")
     return notes
-
-
-def _indices(side: Side, source: int) -> np.ndarray:
-    return np.unique(side.pieces.index[side.pieces.source == source])

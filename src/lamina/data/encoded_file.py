@@ -16,7 +16,6 @@ from lamina.data.report import FileReport
 from lamina.data.source import ReadRow, SourceReader, used_examples
 from lamina.data.store import StoredRow, StoreWriter, TokenStore, cached_store, digest_of, prompt_digest
 from lamina.data.template import ChatTemplate
-from lamina.data.tokenizer import fingerprint_tokenizer
 from lamina.errors import DataError
 
 # Seconds between words on a large file.
@@ -81,7 +80,7 @@ def encode_file(
         "kind": [file.kind, file.compression, file.split],
         "source": source.model_dump(mode="json", exclude={"path", "weight"}),
         "text_unit": config.text_unit if file.kind == "text" else None,
-        "tokenizer": fingerprint_tokenizer(template.tokenizer),
+        "tokenizer": template.tokenizer_digest,
         "template": [template.digest, template.name, config.thinking],
         "train_on": config.train_on,
         "columns": [stratify, group],

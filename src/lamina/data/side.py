@@ -80,10 +80,15 @@ class Side(Sequence[EncodedExample]):
         begin, length = int(self.pieces.begin[place]), int(self.pieces.length[place])
         return self._stores[source].example(int(self.pieces.index[place]), begin, length, source)
 
+    def indices(self, source: int) -> np.ndarray:
+        """int64: which stored rows of a source are here, each once, in order."""
+        present = np.zeros(len(self._stores[source]), dtype=bool)  # a million in milliseconds; np.unique takes 0.4 s
+        present[self.pieces.index[self.pieces.source == source]] = True
+        return np.flatnonzero(present)
+
     def rows(self, source: int) -> np.ndarray:
         """int64: numbers of the rows of a source that are here, each once, in order."""
-        index = np.unique(self.pieces.index[self.pieces.source == source])
-        return self._stores[source].rows[index]
+        return self._stores[source].rows[self.indices(source)]
 
     def report(self) -> TokenReport:
         """Its tokens."""

@@ -23,7 +23,7 @@ from lamina.data.example import Message
 from lamina.data.jinja import FIXED_DATE, compile_template, mentions_date, needs_date
 from lamina.data.probe import ANSWER, ASK, Probe, probe_template
 from lamina.data.spans import Rendered, Span
-from lamina.data.tokenizer import adds_bos
+from lamina.data.tokenizer import adds_bos, fingerprint_tokenizer
 from lamina.data.turns import (
     as_tools,
     as_turn,
@@ -58,7 +58,6 @@ class ChatTemplate:
         source: The Jinja text.
         tool_source: The Jinja text for rows with tools, where the model has one of its own for them.
         thinking: What becomes of reasoning: `keep` (taught), `strip` (removed) or `unsupervised` (shown, not taught).
-        text: The Jinja text of the file that `wanted` names, where it is known already.
     """
 
     def __init__(
@@ -80,6 +79,11 @@ class ChatTemplate:
     def adds_bos(self) -> bool:
         """Whether the tokenizer begins every plain text with its BOS token."""
         return adds_bos(self.tokenizer)
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """SHA-256 over what decides the tokenizer's ids; it takes a tenth of a second, so it is computed once."""
+        return fingerprint_tokenizer(self.tokenizer)
 
     @property
     def is_file(self) -> bool:

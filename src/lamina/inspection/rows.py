@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lamina.config import SourceConfig
-from lamina.data.check.row import CheckedRow, Place
+from lamina.data.check.row import CheckedRow
 from lamina.data.encode import encode_stream
 from lamina.data.example import Example
 from lamina.data.read import DataFile, Fault, find_files
@@ -24,11 +24,13 @@ class Rows:
     Attributes:
         target: Which data.
         template: Renders conversations; None leaves tokens out.
+        numbers: Rows that are wanted, counted from 1 in each file; the others are not encoded. Empty for all.
         files: What was seen of each file, once it was read: path, side, format, rows, columns that nothing reads.
     """
 
     target: Target
     template: ChatTemplate | None
+    numbers: frozenset[int] = frozenset()
     files: list[dict[str, Any]] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[CheckedRow]:
@@ -48,7 +50,7 @@ class Rows:
                 refused = refused or error
                 message = str(error).removeprefix(f"{file.name}: ")
                 fault = Fault("unreadable_rest", reader.rows + 1, 0, message)
-                yield CheckedRow(Place(file.name, reader.rows + 1, 0), side, None, fault)
+                yield CheckedRow(file.name, side, ReadRow(reader.rows + 1, 0, None, fault))
             self.files.append(
                 {
                     "path": file.name,
@@ -82,29 +84,14 @@ class Rows:
     def _of_file(self, reader: SourceReader, side: str) -> Iterator[CheckedRow]:
         if self.template is None:
             for row in reader:
-                yield _checked(row, reader, side)
+                yield CheckedRow(reader.file.name, side, row)
             return
-        for row, encoded in encode_stream(reader, _usable, self.template, self.target.data.train_on):
+        for row, encoded in encode_stream(reader, self._wanted, self.template, self.target.data.train_on):
+            refusal = ""
             if isinstance(encoded, DataError):
-                yield _checked(row, reader, side, refusal=str(encoded).removeprefix(f"row {row.number}: "))
-            else:
-                yield _checked(row, reader, side, encoded=encoded)
+                encoded, refusal = None, str(encoded).removeprefix(f"row {row.number}: ")
+            yield CheckedRow(reader.file.name, side, row, encoded, refusal)
 
-
-def _usable(row: ReadRow) -> Example | None:
-    return None if row.drop_reason else row.example
-
-
-def _checked(row: ReadRow, reader: SourceReader, side: str, **more: Any) -> CheckedRow:
-    return CheckedRow(
-        Place(reader.file.name, row.number, row.line),
-        side,
-        row.value,
-        row.fault,
-        row.remarks,
-        row.example,
-        row.misfit,
-        row.drop_reason,
-        row.trimmed,
-        **more,
-    )
+    def _wanted(self, row: ReadRow) -> Example | None:
+        wanted = not self.numbers or row.number in self.numbers
+        return row.example if wanted and not row.drop_reason else None

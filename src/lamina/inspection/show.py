@@ -87,7 +87,7 @@ def show_data(target: Target, notify: Notify, count: int = 3, numbers: Sequence[
     wanted = set(numbers)
     left = len(wanted) or count
     first_file = ""
-    for row in Rows(target, template):
+    for row in Rows(target, template, frozenset(wanted)):
         first_file = first_file or row.place.file
         if wanted and (row.place.file != first_file or row.place.row not in wanted):
             continue
@@ -102,14 +102,14 @@ def show_data(target: Target, notify: Notify, count: int = 3, numbers: Sequence[
 
 
 def _shown(row: CheckedRow, template: ChatTemplate, target: Target) -> Shown:
-    place, example, data = row.place, row.example, target.data
+    place, example, data = row.place, row.read.example, target.data
     shown = Shown(place.file, place.row, place.line, str(example.kind) if example else "")
-    if row.fault is not None:
-        return replace(shown, left_out=f"the row {row.fault.message}")
+    if row.read.fault is not None:
+        return replace(shown, left_out=f"the row {row.read.fault.message}")
     if example is None:
-        return replace(shown, left_out=f"the row does not fit its format: {row.misfit}")
-    if row.refusal or row.drop_reason or row.encoded is None:
-        return replace(shown, left_out=row.refusal or DROP_REASONS.get(row.drop_reason, row.drop_reason))
+        return replace(shown, left_out=f"the row does not fit its format: {row.read.misfit}")
+    if row.refusal or row.read.drop_reason or row.encoded is None:
+        return replace(shown, left_out=row.refusal or DROP_REASONS.get(row.read.drop_reason, row.read.drop_reason))
     encoded = row.encoded
     rejected: tuple[Piece, ...] = ()
     if example.kind is Kind.PREFERENCE:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from lamina.data.check.examine import examine
 from lamina.data.check.findings import CheckReport
-from lamina.data.check.row import CheckedRow, Place
+from lamina.data.check.row import CheckedRow
 from lamina.data.check.settings import CheckSettings
 from lamina.data.example import EncodedExample, Example, Kind, Message
+from lamina.data.source import ReadRow
 
 
 def settings(**changes: Any) -> CheckSettings:
@@ -43,15 +45,29 @@ def chat(
 ) -> CheckedRow:
     """A conversation; `example` changes the `Example`, `changes` the row."""
     messages = tuple(messages)
-    value = {"messages": [{"role": message.role, "content": message.content} for message in messages]}
+    value: Any = {"messages": [{"role": message.role, "content": message.content} for message in messages]}
     usual: dict[str, Any] = {"value": value, "example": Example(messages, number, **(example or {}))}
-    return CheckedRow(Place(file or f"{side}.jsonl", number, number), side, **usual | changes)
+    return checked(file or f"{side}.jsonl", number, number, side, **usual | changes)
+
+
+def checked(
+    file: str,
+    number: int,
+    line: int,
+    side: str = "train",
+    encoded: EncodedExample | None = None,
+    refusal: str = "",
+    value: Any = None,
+    **read: Any,
+) -> CheckedRow:
+    """A row of which everything is said by name."""
+    return CheckedRow(file, side, ReadRow(number, line, value, **read), encoded, refusal)
 
 
 def text(words: str, number: int = 1, side: str = "train") -> CheckedRow:
     """A row of plain text."""
     example = Example((), number, kind=Kind.TEXT, text=words)
-    return CheckedRow(Place(f"{side}.txt", number, 0), side, {"text": words}, example=example)
+    return checked(f"{side}.txt", number, 0, side, value={"text": words}, example=example)
 
 
 def encoded(tokens: int, supervised: int, number: int = 1) -> EncodedExample:
@@ -65,9 +81,8 @@ def numbered(rows: Iterable[CheckedRow]) -> list[CheckedRow]:
     placed = []
     for item in rows:
         counts[item.side] += 1
-        place = Place(item.place.file, counts[item.side], counts[item.side])
-        changes = {name: getattr(item, name) for name in CheckedRow.__slots__} | {"place": place}
-        placed.append(CheckedRow(**changes))
+        number = counts[item.side]
+        placed.append(replace(item, read=replace(item.read, number=number, line=number)))
     return placed
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.data.check.helpers import numbered, row, settings
+from tests.data.check.helpers import checked, numbered, row, settings
 
 from lamina.data.check.examine import examine
 from lamina.data.check.fix import FixLog, fix_rows, repaired
-from lamina.data.check.row import CheckedRow, Place
+from lamina.data.check.row import CheckedRow
 from lamina.data.read.rows import Fault
 from lamina.errors import DataError, StorageError
 
@@ -34,8 +34,8 @@ def faulty_rows() -> list[CheckedRow]:
         [
             row(PASSAGE, "Granite."),
             row("Who are you?", f"My token is {SECRET}."),
-            CheckedRow(Place("train.jsonl", 3, 3), "train", None, fault=fault),
-            CheckedRow(Place("train.jsonl", 4, 4), "train", {"odd": 1}, misfit="no answer"),
+            checked("train.jsonl", 3, 3, fault=fault),
+            checked("train.jsonl", 4, 4, value={"odd": 1}, misfit="no answer"),
             row("hello", "there", refusal="no system turn"),
             row("And?", "", drop_reason="empty_answer"),
             row(PASSAGE, "Granite."),
@@ -94,7 +94,7 @@ def test_evaluation_rows_of_the_training_file_are_kept(tmp_path: Path) -> None:
     ],
 )
 def test_repairs(remark: str, before: Any, after: Any) -> None:
-    broken = CheckedRow(Place("a", 1, 1), "train", {"deep": [{"text": before}]}, remarks=(remark,))
+    broken = checked("a", 1, 1, value={"deep": [{"text": before}]}, remarks=(remark,))
     value, done = repaired(broken)
     assert value == {"deep": [{"text": after}]}
     assert done == ([] if before == after else [remark])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.data.check.helpers import chat, check, encoded, found, row, text
+from tests.data.check.helpers import chat, check, checked, encoded, found, row, text
 from tests.models_zoo import build_tokenizer
 
 from lamina.data.check.checks import CHECKS
 from lamina.data.check.findings import Severity
-from lamina.data.check.row import CheckedRow, Place
+from lamina.data.check.row import CheckedRow
 from lamina.data.example import Kind, Message, ToolCall
 from lamina.data.read.rows import FAULTS, REMARKS, Fault
 
@@ -48,7 +48,7 @@ def test_good_rows_give_no_errors_and_no_warnings() -> None:
 
 @pytest.mark.parametrize("code", FAULTS)
 def test_a_row_that_cannot_be_read_is_an_error(code: str) -> None:
-    fault = CheckedRow(Place("a.jsonl", 1, 3), "train", None, fault=Fault(code, 1, 3, "broken here", '{"a'))
+    fault = checked("a.jsonl", 1, 3, fault=Fault(code, 1, 3, "broken here", '{"a'))
     report = check([fault, row("a", "b")])
     finding = report.find(code)
     assert finding and finding.severity is Severity.ERROR and finding.count == 1
@@ -65,7 +65,7 @@ def test_a_remark_is_no_error(code: str) -> None:
 
 
 def test_misfits_and_refusals_are_errors() -> None:
-    misfit = CheckedRow(Place("a.jsonl", 1, 1), "train", {"odd": "columns"}, misfit="there is no answer column")
+    misfit = checked("a.jsonl", 1, 1, value={"odd": "columns"}, misfit="there is no answer column")
     refused = row("hello", "there", refusal="the template wants a user turn first")
     report = check([misfit, refused, row("c", "d")])
     assert {finding.code for finding in report.errors} == {"misfit", "template_refusal"}
@@ -204,7 +204,7 @@ def test_refusals_and_talk_of_being_a_model() -> None:
 def test_sentences_that_many_answers_share() -> None:
     rows = varied(100)
     for n in range(30):
-        rows[n] = row(f"Question {n * 7919}", f"{rows[n].example.answer}. I hope this helps you!")
+        rows[n] = row(f"Question {n * 7919}", f"{rows[n].read.example.answer}. I hope this helps you!")
     report = check(rows)
     finding = report.find("boilerplate_end")
     assert finding and finding.count == 30 and "I hope this helps you!" in finding.title

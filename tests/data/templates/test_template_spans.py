@@ -20,6 +20,8 @@ from transformers import PreTrainedTokenizerFast
 
 from lamina.data.encode import encode_examples
 from lamina.data.example import EncodedExample, Example, Message
+from lamina.data.jinja import JinjaTemplate
+from lamina.data.scaffold import Scaffolds
 from lamina.data.template import ChatTemplate, build_template
 
 EVERY = [*(("model", name) for name in FIXTURES), *(("built-in", name) for name in BUILTINS)]
@@ -61,6 +63,37 @@ def test_supervised_tokens_are_the_answers_with_their_stop_tokens(
     assert supervised_runs(encoded, tokenizer) == [family.taught(answer) for answer in answers]
     assert encoded.input_ids[encoded.supervised][-1] == template.stop_token_id
     assert tokenizer.decode(encoded.input_ids, clean_up_tokenization_spaces=False) == rendered.text
+
+
+@every_template
+@fast
+@given(messages=conversations())
+def test_words_around_the_turns_and_marks_tell_the_same(kind: str, name: str, messages: tuple[Message, ...]) -> None:
+    family = (FIXTURES if kind == "model" else BUILTINS)[name]
+    template = template_of(kind, name)
+    if not family.system and messages[0].role == "system":
+        messages = messages[1:]
+    rendered = template.render_spans(messages)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scaffolds, "find", lambda *_: None)
+        assert template.render_spans(messages) == rendered
+
+
+@every_template
+def test_a_second_chat_of_the_same_roles_needs_one_rendering(
+    kind: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = template_of(kind, name)
+    chats = [[Message("user", f"ask {n}"), Message("assistant", f"said {n}")] for n in range(3)]
+    template.render_spans(chats[0])
+    renderings = []
+    original = JinjaTemplate.render
+    monkeypatch.setattr(JinjaTemplate, "render", lambda *args: renderings.append(1) or original(*args))
+    template.render_spans(chats[1])
+    assert len(renderings) == 1
+    # White space that a template takes away or keeps: the marks tell where the answer is.
+    spaced = template.render_spans([chats[2][0], Message("assistant", "  said  ")])
+    assert "said" in spaced.text[spaced.answers[0].start : spaced.answers[0].end]
 
 
 @every_template

@@ -102,7 +102,7 @@ def fix_rows(rows: Iterable[CheckedRow], report: CheckReport, out: Path) -> FixL
                 continue
             verdict = ledger.verdict(index)
             if verdict is not Verdict.KEEP:
-                reason = row.drop_reason if verdict is Verdict.EMPTY else verdict.name.lower()
+                reason = row.read.drop_reason if verdict is Verdict.EMPTY else verdict.name.lower()
                 other = ledger.other(index)
                 note(row.place, "removed", reason, str(other) if other else "")
                 log.removed[reason] += 1
@@ -130,11 +130,11 @@ def repaired(row: CheckedRow) -> tuple[Any, list[str]]:
 
     Only what the reader remarked on is touched; a row without remarks is as it was.
     """
-    if not row.remarks:
-        return row.value, []
+    if not row.read.remarks:
+        return row.read.value, []
     done: dict[str, None] = {}
-    value = _repair(row.value, row.remarks, done)
-    if "duplicate_key" in row.remarks:
+    value = _repair(row.read.value, row.read.remarks, done)
+    if "duplicate_key" in row.read.remarks:
         done["duplicate_key"] = None  # the reader has kept the last one
     return value, list(done)
 

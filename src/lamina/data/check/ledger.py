@@ -51,8 +51,9 @@ class Ledger:
 
     def __init__(self, has_eval: bool) -> None:
         self.signatures = Signatures(prompts=has_eval)
-        self.files: dict[str, int] = {}
+        self.files: list[str] = []
         self.train_files: set[str] = set()
+        self._numbers: dict[str, int] = {}
         self._file, self._row, self._line = array("I"), array("I"), array("I")
         self._group = array("B")
         self._digest, self._prompt = array("Q"), array("Q")
@@ -65,11 +66,14 @@ class Ledger:
     def add(self, seen: Seen) -> None:
         """Takes down a row."""
         row, example = seen.row, seen.usable
-        self._file.append(self.files.setdefault(row.place.file, len(self.files)))
+        if row.file not in self._numbers:
+            self._numbers[row.file] = len(self.files)
+            self.files.append(row.file)
+        self._file.append(self._numbers[row.file])
         if row.side == "train":
-            self.train_files.add(row.place.file)
-        self._row.append(row.place.row)
-        self._line.append(row.place.line)
+            self.train_files.add(row.file)
+        self._row.append(row.read.number)
+        self._line.append(row.read.line)
         self._verdict.append(_first_verdict(seen))
         self._other.append(-1)
         excerpt = seen.excerpt(length=EXCERPT_BYTES).encode("utf-8")
@@ -92,7 +96,7 @@ class Ledger:
 
     def place(self, index: int) -> Place:
         """Where a row stands."""
-        return Place(list(self.files)[self._file[index]], self._row[index], self._line[index])
+        return Place(self.files[self._file[index]], self._row[index], self._line[index])
 
     def excerpt(self, index: int) -> str:
         """How a row begins, with everything private masked."""
@@ -141,7 +145,7 @@ class Ledger:
 
 
 def _first_verdict(seen: Seen) -> Verdict:
-    if seen.row.fault is not None:
+    if seen.row.read.fault is not None:
         return Verdict.UNREADABLE
     if seen.example is None:
         return Verdict.MISFIT

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from lamina.data.example import EncodedExample, Example
-from lamina.data.read.rows import Fault
+from lamina.data.example import EncodedExample
+from lamina.data.source import ReadRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,27 +31,20 @@ class CheckedRow:
     """One row as the checks see it.
 
     Attributes:
-        place: Where it stands.
+        file: Path as the user named it.
         side: `train` or `eval`.
-        value: Its columns; None if it could not be read.
-        fault: Why it could not be read, else None.
-        remarks: What is odd about its bytes (see `lamina.data.read.rows.REMARKS`).
-        example: What it means; None if it could not be read or does not fit its format.
-        misfit: Why it does not fit the format; empty if it does.
-        drop_reason: Why training would leave it out (a key of `lamina.data.report.DROP_REASONS`); else empty.
-        trimmed: Whether turns after the last answer are left out.
+        read: What could be read and understood of it.
         encoded: Its tokens, uncut; None without a model, or if the row is not used.
         refusal: Why the chat template does not render it; empty if it does.
     """
 
-    place: Place
+    file: str
     side: str
-    value: dict[str, Any] | None
-    fault: Fault | None = None
-    remarks: tuple[str, ...] = ()
-    example: Example | None = None
-    misfit: str = ""
-    drop_reason: str = ""
-    trimmed: bool = False
+    read: ReadRow
     encoded: EncodedExample | None = None
     refusal: str = ""
+
+    @property
+    def place(self) -> Place:
+        """Where it stands."""
+        return Place(self.file, self.read.number, self.read.line)

@@ -33,7 +33,7 @@ class Seen:
     @property
     def example(self) -> Example | None:
         """What the row means, if it could be told."""
-        return self.row.example
+        return self.row.read.example
 
     @property
     def trains(self) -> bool:
@@ -43,21 +43,21 @@ class Seen:
     @cached_property
     def empty(self) -> bool:
         """Whether there is nothing in the row to learn from, under any settings."""
-        return bool(self.row.drop_reason) and self.row.drop_reason not in SETTINGS_REASONS
+        return bool(self.row.read.drop_reason) and self.row.read.drop_reason not in SETTINGS_REASONS
 
     @cached_property
     def usable(self) -> Example | None:
         """The example, if it can be read, fits its format and is not empty."""
-        return None if self.empty or self.row.refusal else self.row.example
+        return None if self.empty or self.row.refusal else self.row.read.example
 
     @cached_property
     def text(self) -> str:
         """All of the row's words; of a row that does not fit its format, the text in its columns."""
         if self.example is not None:
             return self.example.words()
-        if self.row.fault is not None:
-            return self.row.fault.excerpt
-        return "\n".join(_strings(self.row.value))
+        if self.row.read.fault is not None:
+            return self.row.read.fault.excerpt
+        return "\n".join(_strings(self.row.read.value))
 
     @cached_property
     def prompt(self) -> str:

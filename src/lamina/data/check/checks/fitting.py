@@ -24,15 +24,15 @@ class Check(BaseCheck):
 
     def see(self, seen: Seen) -> None:
         row = seen.row
-        if row.misfit:
-            self._misfits.add(seen, row.misfit)
+        if row.read.misfit:
+            self._misfits.add(seen, row.read.misfit)
         if row.refusal:
             self._refusals.add(seen, row.refusal)
-        if row.trimmed:
+        if row.read.trimmed:
             self._trimmed.add(seen)
-        if row.drop_reason and row.drop_reason != _BY_LENGTH:
-            self._dropped.setdefault(row.drop_reason, Tally(self.settings)).add(seen)
-        self._trained_on += seen.trains and seen.usable is not None and not row.drop_reason
+        if row.read.drop_reason and row.read.drop_reason != _BY_LENGTH:
+            self._dropped.setdefault(row.read.drop_reason, Tally(self.settings)).add(seen)
+        self._trained_on += seen.trains and seen.usable is not None and not row.read.drop_reason
 
     def finish(self) -> list[Finding]:
         rows = len(self.ledger)

@@ -25,7 +25,7 @@ class Check(BaseCheck):
 
     def see(self, seen: Seen) -> None:
         encoded, limit = seen.row.encoded, self.settings.max_length
-        if not encoded or not seen.trains or seen.row.drop_reason:
+        if not encoded or not seen.trains or seen.row.read.drop_reason:
             return
         fate = self.settings.fate(seen.example)
         if fate == "split":

@@ -31,9 +31,9 @@ class Check(BaseCheck):
         self._remarks = {code: Tally(settings) for code in REMARKS}
 
     def see(self, seen: Seen) -> None:
-        if seen.row.fault is not None:
-            self._faults[seen.row.fault.code].add(seen, seen.row.fault.message)
-        for remark in seen.row.remarks:
+        if seen.row.read.fault is not None:
+            self._faults[seen.row.read.fault.code].add(seen, seen.row.read.fault.message)
+        for remark in seen.row.read.remarks:
             self._remarks[remark].add(seen)
 
     def finish(self) -> list[Finding]:

@@ -37,7 +37,8 @@ class Check(BaseCheck):
         encoded, limit = seen.row.encoded, self.settings.max_length
         if encoded is not None:
             self._lengths[seen.row.side].append(len(encoded))
-        too_long = seen.row.drop_reason == "longer_than_max_length" or (encoded is not None and len(encoded) > limit)
+        cut = encoded is not None and len(encoded) > limit
+        too_long = cut or seen.row.read.drop_reason == "longer_than_max_length"
         self._rows += encoded is not None or too_long
         if too_long:
             fate = self.settings.fate(seen.example)
