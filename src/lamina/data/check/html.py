@@ -45,9 +45,10 @@ def _table(head: tuple[str, ...], rows: list[str]) -> str:
 def _files(report: CheckReport) -> str:
     if not report.files:
         return ""
-    head = tuple(report.files[0])
+    names = tuple(report.files[0])
+    head = tuple(name.replace("_", " ") for name in names)
     rows = [
-        "<tr>" + "".join(f"<td>{html.escape(_text(file.get(title, '')))}</td>" for title in head) + "</tr>"
+        "<tr>" + "".join(f"<td>{html.escape(_text(file.get(name, '')))}</td>" for name in names) + "</tr>"
         for file in report.files
     ]
     return _table(head, rows)
@@ -90,10 +91,14 @@ def _facts(report: CheckReport) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_text(item)}" for key, item in value.items())
+        return ", ".join(f"{key}: {_text(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _plots(facts: Mapping[str, Any]) -> list[str]:
