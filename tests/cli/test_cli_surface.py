@@ -12,7 +12,6 @@ import pytest
 from tests.cli.helpers import Cli
 from typer.main import get_command
 
-from lamina.cli import app as app_module
 from lamina.cli.app import app
 from lamina.config import METHOD_CONFIGS, Config
 from lamina.version import __version__
@@ -156,8 +155,9 @@ def test_interrupted_command_exits_with_1(as_json: bool, cli: Cli, monkeypatch: 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(app_module, "app", interrupted)
-    result = cli("version", *["--json"] * as_json)
+    # Inside of the command, where typer takes the exception before lamina sees it.
+    monkeypatch.setattr("lamina.inspection.target.find_target", interrupted)
+    result = cli("data", "check", "rows.jsonl", *["--json"] * as_json)
     assert result.code == 1
     assert "interrupted" in result.err
     if as_json:

@@ -331,11 +331,17 @@ def version(as_json: JsonFlag = False) -> None:
         out.print(__version__)
 
 
+# What typer makes of Ctrl-C inside a command, without a word to the user.
+_TYPER_INTERRUPTED = 130
+
+
 def main() -> None:
     """Runs the command line; every error becomes one message and an exit code."""
     as_json = "--json" in sys.argv[1:]
     try:
         code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False) or 0
+        if code == _TYPER_INTERRUPTED:
+            raise KeyboardInterrupt
         code = code if len(sys.argv) > 1 else 2  # the help was shown, but nothing was asked for
     except LaminaError as error:
         code = error.exit_code
