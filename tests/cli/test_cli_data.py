@@ -40,6 +40,11 @@ def test_check_without_a_model_leaves_tokens_out(cli: Cli, rows: Path) -> None:
     assert cli("data", "check", rows, "--model", "none", "--json").json()["facts"]["tokens_checked"] is False
 
 
+def test_check_says_how_far_it_is_without_a_terminal(cli: Cli, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lamina.cli.data.WORD_EVERY", -1.0)
+    assert "rows ..." in cli("data", "check", str(rows), "--model", "none", "--json").err
+
+
 def test_fix_writes_a_file_that_checks_clean(cli: Cli, rows: Path, tmp_path: Path, model_folder: Path) -> None:
     cleaned, page = tmp_path / "cleaned.jsonl", tmp_path / "report.html"
     first = cli("data", "check", rows, "--model", model_folder, "--fix", cleaned, "--html", page, "--json")

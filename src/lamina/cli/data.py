@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,9 @@ from lamina.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from lamina.inspection.show import Piece, Shown
+
+# Seconds between two lines on how far a check has got, where no terminal shows it all the time.
+WORD_EVERY = 10.0
 
 data = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
 
@@ -58,7 +62,16 @@ def check(
     from lamina.inspection.check import check_data
 
     with err.status("") as status:
-        report, log = check_data(found, notify, lambda rows: status.update(f"Checking: {rows:,} rows ..."), fixed)
+        last_word = time.monotonic()
+
+        def progress(rows: int) -> None:
+            nonlocal last_word
+            status.update(f"Checking: {rows:,} rows ...")
+            if not err.is_terminal and time.monotonic() - last_word > WORD_EVERY:  # a status is for terminals alone
+                last_word = time.monotonic()
+                notify(f"Checking: {rows:,} rows ...")
+
+        report, log = check_data(found, notify, progress, fixed)
     if page is not None:
         write_html(report, page)
     if as_json:
