@@ -37,9 +37,6 @@ from lamina.quantization.report import RoundingReport
 from lamina.runs import Run
 from lamina.version import __version__
 
-# What a step's last digits depend on beside the configuration, by its place in the manifest.
-SAME_DIGITS = ("device", "dtype", "threads", "kernels", "versions", "hardware")
-
 # Weights from which on a model is told that the methods' learning rates come from a smaller one.
 LARGE_MODEL = 1_000_000_000
 
@@ -241,13 +238,23 @@ def _write_manifest(session: Session, notify: Notify) -> None:
 
 def _note_other_machine(before: dict[str, Any], now: dict[str, Any], notify: Notify) -> None:
     """A run that goes on elsewhere is right, but not to the last digit the run that it would have been."""
+    was, is_now = _decides_digits(before), _decides_digits(now)
     changes = [
-        f"{name} ({before[name]}, now {now[name]})" if isinstance(now[name], str | int) else name
-        for name in SAME_DIGITS
-        if name in before and before[name] != now[name]
+        f"{name} ({was[name]}, now {is_now[name]})" if isinstance(is_now[name], str | int) else name
+        for name in was
+        if was[name] != is_now[name]
     ]
     if changes:
         notify(
             f"This is not quite where the run was started: its {', '.join(changes)} changed. It goes on correctly, but "
             "its numbers will differ in their last digits from those of an unbroken run."
         )
+
+
+def _decides_digits(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a step's last digits depend on beside the configuration; manifests of earlier versions lack some of it."""
+    names = ("device", "dtype", "threads", "kernels", "versions", "hardware")
+    facts = {name: manifest[name] for name in names if name in manifest}
+    if "hardware" in facts:
+        facts["hardware"] = {name: value for name, value in facts["hardware"].items() if name != "memory_bytes"}
+    return facts
