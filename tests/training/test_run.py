@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lamina
 from lamina.errors import DataError, ModelError, RunError, TrainingError
+from lamina.kernels import native
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.runs import Run
 from lamina.training.checkpoint import newest_checkpoint
@@ -64,6 +65,7 @@ def test_run_directory_is_complete(finished: tuple[Run, list[Event]]) -> None:
     assert manifest["status"] == "finished"
     assert manifest["base"]["tensors"].startswith("sha256:")
     assert manifest["versions"]["torch"] == torch.__version__
+    assert manifest["kernels"] == ("compiled" if native.unavailable() is None else "plain")
     report = json.loads(run.data_report_path.read_text())
     assert report["files"][0]["train_rows"] + report["files"][0]["eval_rows"] == 24
     kept = sorted(path.name for path in run.checkpoints.iterdir())

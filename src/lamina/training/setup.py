@@ -205,6 +205,7 @@ def _write_manifest(session: Session, notify: Notify) -> None:
         "data": data_digests(session.dataset),
         "threads": torch.get_num_threads(),
     }
+    compiled = session.config.train.compile and not kernel_notes(base.model.device, session.config.train.compile)
     changed = [key for key in ("base", "data") if before and before.get(key) != facts[key]]
     if changed:
         raise RunError(
@@ -217,7 +218,7 @@ def _write_manifest(session: Session, notify: Notify) -> None:
         **facts,
         "dtype": dtype_name(base.dtype),
         "device": str(base.model.device),
-        "kernels": "plain" if kernel_notes(base.model.device, session.config.train.compile) else "compiled",
+        "kernels": "compiled" if compiled else "plain",
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in packages},
         "hardware": {
