@@ -1,4 +1,4 @@
-"""`encode_examples` and `supervised_mask`: from spans of characters to tokens in the loss."""
+"""`encode_examples`: from examples to tokens, and which of them are in the loss."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from tests.models_zoo import build_tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from lamina.data.encode import TOKENIZE_ROWS, encode_examples, supervised_mask
+from lamina.data.encode import TOKENIZE_ROWS, encode_examples
 from lamina.data.example import EncodedExample, Example, Message
-from lamina.data.template import ChatTemplate, Span, build_template
+from lamina.data.template import ChatTemplate, build_template
 from lamina.errors import DataError, ModelError
 
 TURNS = (
@@ -29,11 +29,6 @@ def template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
     return build_template(tokenizer)
 
 
-def mask(offsets: list[tuple[int, int]], *spans: tuple[int, int]) -> list[bool]:
-    array = np.array(offsets, dtype=np.int64).reshape(-1, 2)
-    return supervised_mask(array, [Span(*span) for span in spans]).tolist()
-
-
 def encode(template: ChatTemplate, train_on: str, *turns: Message) -> EncodedExample:
     (encoded,) = encode_examples([Example(turns, row=7)], template, train_on)
     return encoded
@@ -42,35 +37,6 @@ def encode(template: ChatTemplate, train_on: str, *turns: Message) -> EncodedExa
 def taught(template: ChatTemplate, train_on: str, *turns: Message) -> str:
     encoded = encode(template, train_on, *turns)
     return str(template.tokenizer.decode(encoded.input_ids[encoded.supervised]))
-
-
-def test_tokens_inside_at_the_edges_and_outside_of_a_span() -> None:
-    offsets = [(0, 3), (3, 5), (5, 8), (8, 9), (9, 12)]
-    assert mask(offsets, (5, 9)) == [False, False, True, True, False]
-    assert mask(offsets, (4, 6)) == [False, True, True, False, False]
-    assert mask(offsets, (3, 5), (9, 12)) == [False, True, False, False, True]
-    assert mask(offsets) == [False] * 5
-
-
-def test_white_space_left_out_of_the_offsets_belongs_to_the_token_after_it() -> None:
-    # "Q: hi  you": the tokens " hi" and "  you" are reported as (3, 5) and (7, 10).
-    offsets = [(0, 2), (3, 5), (7, 10)]
-    assert mask(offsets, (2, 10)) == [False, True, True]
-    assert mask(offsets, (2, 3)) == [False, True, False]  # the answer is the space alone
-    assert mask(offsets, (5, 7)) == [False, False, True]
-    assert mask(offsets, (3, 5)) == [False, True, False]  # what follows the answer is not in it
-
-
-def test_several_tokens_of_one_character_are_all_in_its_span() -> None:
-    offsets = [(0, 1), (1, 2), (1, 2), (1, 2), (1, 2), (2, 3)]
-    assert mask(offsets, (1, 2)) == [False, True, True, True, True, False]
-
-
-@pytest.mark.parametrize("spans", [[(0, 9)], [(0, 1), (1, 9)]])
-def test_the_first_token_is_never_supervised(spans: list[tuple[int, int]]) -> None:
-    assert mask([(0, 3), (3, 6), (6, 9)], *spans) == [False, True, True]
-    assert mask([(0, 3)], *spans) == [False]
-    assert mask([], *spans) == []
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,23 @@ def test_recomputed_is_bitwise_the_same(family: str, dropout: float) -> None:
     assert all(torch.equal(grads[name], recomputed[name]) for name in grads)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_recomputing_asks_for_no_gradient_below_the_lowest_adapter(family: str) -> None:
+    injection = with_adapter(family, layers_to_transform=[1])
+    injection.model.train()
+    asked: list[bool] = []
+    layers = injection.model.get_decoder()
+    lowest = (layers.layers if family == "llama" else layers.h)[0]
+    lowest.register_forward_hook(lambda module, inputs, output: asked.append(output[0].requires_grad))
+    with fast_path(injection.model, recompute=True):
+        loss, grads = loss_and_gradients(injection)
+    assert asked
+    assert not any(asked)
+    assert grads.keys() == injection.tensors().keys()
+    with fast_path(injection.model):
+        assert loss_and_gradients(injection)[0] == loss
+
+
 def test_dropout_is_that_of_the_formula() -> None:
     """A group with dropout, its masks known, against plain autograd."""
     from lamina.ops.linear_group import Detour, LinearGroup

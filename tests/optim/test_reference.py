@@ -188,13 +188,13 @@ def test_galore_full_projects_both_sides() -> None:
 
 
 def test_a_subspace_that_turns_within_itself_changes_nothing() -> None:
-    """Where only signs and order of the basis change, carrying the moments over is exact."""
-    U, _ = torch.linalg.qr(torch.randn(8, 3, generator=torch.Generator().manual_seed(0)))
-    V, _ = torch.linalg.qr(torch.randn(6, 3, generator=torch.Generator().manual_seed(1)))
-    strengths = torch.tensor([[3.0, 2.0, 1.0], [1.0, -3.0, 2.0], [-2.0, 1.0, 3.0], [1.5, 3.0, -0.5]])
+    """Where only signs and order of the basis change, carrying the moments over is exact, to float64's rounding."""
+    U, _ = torch.linalg.qr(torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    V, _ = torch.linalg.qr(torch.randn(6, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+    strengths = torch.tensor([[3.0, 2.0, 1.0], [1.0, -3.0, 2.0], [-2.0, 1.0, 3.0], [1.5, 3.0, -0.5]]).double()
     results = []
     for gap in (1, 100):
-        weight = nn.Parameter(torch.zeros(8, 6))
+        weight = nn.Parameter(torch.zeros(8, 6, dtype=torch.float64))
         settings = {"rank": 3, "update_proj_gap": gap, "proj_type": "left"}
         config = TrainConfig.model_validate({"optim": "galore_adamw", "learning_rate": LR, "galore": settings})
         optimizer = build_optimizer(config, {"w": weight})
@@ -202,8 +202,8 @@ def test_a_subspace_that_turns_within_itself_changes_nothing() -> None:
             weight.grad = U @ torch.diag(strength) @ V.T
             optimizer.step()
         results.append(weight.detach())
-    # With a rank of 3 of 3, Adam's square root sees the same coordinates in another order.
-    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+    # Adam divides by sqrt(v) + eps, so where a gradient is small, rounding in it is not; in float32 that shows.
+    torch.testing.assert_close(results[0], results[1], rtol=0.0, atol=1e-6 * LR)
 
 
 def test_moments_that_are_carried_over_keep_their_size() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from tests.training.helpers import settings
 
@@ -233,19 +234,23 @@ def test_two_processes_do_not_share_a_run(model_folder: Path, tmp_path: Path) ->
 
 
 def kill_at_random(values: dict[str, Any], config: Path, moments: list[float]) -> Run:
-    """Starts the real command, kills it -9 after each of the moments (in seconds of training), and lets it finish."""
+    """Starts the real command, kills it -9 after each of the moments (in seconds of training), and lets it finish.
+
+    On as many threads as this process has: resume is exact for the same number of them.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     config.write_text(yaml.safe_dump(values))
     run = Run(Path(values["output_dir"]))
     command = [sys.executable, "-m", "lamina", "train", str(config), "--resume", "--json"]
     for moment in moments:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
         before = run.metrics_path.stat().st_size if run.metrics_path.exists() else 0
         while process.poll() is None and (not run.metrics_path.exists() or run.metrics_path.stat().st_size == before):
             time.sleep(0.005)  # until the process has begun to write
         time.sleep(moment)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["adapter_digest"] == digest(run)
     return run

@@ -8,11 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-
 from lamina.data.example import EncodedExample, Example, Kind
 from lamina.data.template import ChatTemplate, Rendered, Span
-from lamina.errors import DataError, ModelError
+from lamina.data.tokens import TextTokenizer, supervised
+from lamina.errors import DataError
 
 T = TypeVar("T")
 
@@ -59,13 +58,13 @@ def encode_stream(
     Raises:
         ModelError: The tokenizer is not a fast one.
     """
-    backend = _fast_backend(template)
+    tokenizer = template.text_tokenizer
     items = iter(items)
     with ThreadPoolExecutor(1) as pool:
         waiting: deque[_Chunk[T]] = deque()
         while taken := list(islice(items, TOKENIZE_ROWS)):
             rendered = [_try_render(example_of(item), template) for item in taken]
-            waiting.append(_Chunk(taken, rendered, pool, backend))
+            waiting.append(_Chunk(taken, rendered, pool, tokenizer))
             if len(waiting) > IN_FLIGHT:
                 yield from waiting.popleft().finish(example_of, train_on)
         while waiting:
@@ -76,13 +75,17 @@ class _Chunk(Generic[T]):
     """Items whose texts are with the tokenizer."""
 
     def __init__(
-        self, items: list[T], rendered: list[Rendered | DataError | None], pool: ThreadPoolExecutor, backend: Any
+        self,
+        items: list[T],
+        rendered: list[Rendered | DataError | None],
+        pool: ThreadPoolExecutor,
+        tokenizer: TextTokenizer,
     ) -> None:
         self.items = items
         self.rendered = rendered
+        self.tokenizer = tokenizer
         texts = [entry.text for entry in rendered if isinstance(entry, Rendered)]
-        # The template already wrote every special token, BOS included.
-        self.encodings: Future[list[Any]] = pool.submit(backend.encode_batch, texts, add_special_tokens=False)
+        self.encodings: Future[list[Any]] = pool.submit(tokenizer.encode, texts)
 
     def finish(
         self, example_of: Callable[[T], Example | None], train_on: str
@@ -94,10 +97,9 @@ class _Chunk(Generic[T]):
                 continue
             example = example_of(item)
             assert example is not None
-            encoding = next(encodings)
-            spans = supervised_spans(rendered, example, train_on)
-            ids = np.array(encoding.ids, dtype=np.int32)
-            yield item, EncodedExample(ids, _mask(encoding, len(ids), rendered.text, spans), example.row)
+            tokens = self.tokenizer.read(next(encodings), rendered.text)
+            learnt = supervised(tokens, rendered.text, supervised_spans(rendered, example, train_on))
+            yield item, EncodedExample(tokens.ids, learnt, example.row)
 
 
 def supervised_spans(rendered: Rendered, example: Example, train_on: str) -> list[Span]:
@@ -113,56 +115,6 @@ def supervised_spans(rendered: Rendered, example: Example, train_on: str) -> lis
             span for span, asked in (answers[-1:] if train_on == "completions" else answers) if asked is not False
         ]
     return _without(chosen, rendered.thinking)
-
-
-def supervised_mask(offsets: np.ndarray, spans: Iterable[Span]) -> np.ndarray:
-    """Which tokens lie in a span.
-
-    Args:
-        offsets: int64, shape (tokens, 2): first and past-the-last character of each token.
-        spans: Character ranges.
-
-    Returns:
-        bool, shape (tokens,). The first token is never supervised: nothing comes before it to predict it from.
-    """
-    starts, ends = offsets[:, 0], offsets[:, 1]
-    # Byte-level tokenizers leave leading white space out of a token's offsets; it belongs to the token all the same.
-    starts = np.minimum(starts, np.concatenate(([0], ends[:-1])))
-    mask = np.zeros(len(offsets), dtype=bool)
-    for span in spans:
-        mask |= (starts < span.end) & (ends > span.start)
-    mask[:1] = False
-    return mask
-
-
-def _mask(encoding: Any, tokens: int, text: str, spans: Sequence[Span]) -> np.ndarray:
-    """`supervised_mask`, without fetching every token's offsets where the spans' edges tell enough."""
-    mask = np.zeros(tokens, dtype=bool)
-    for span in spans:
-        if span.start == 0 and span.end == len(text):
-            mask[:] = True
-            continue
-        # A token that ends in an ASCII character is the only one that holds it; of others several may.
-        first = encoding.char_to_token(span.start)
-        last = encoding.char_to_token(span.end - 1) if text[span.end - 1].isascii() else None
-        if first is None or last is None:
-            return supervised_mask(np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2), spans)
-        mask[first : last + 1] = True
-    mask[:1] = False
-    return mask
-
-
-def _fast_backend(template: ChatTemplate) -> Any:
-    tokenizer = template.tokenizer
-    if not tokenizer.is_fast:
-        raise ModelError(
-            f"the tokenizer {type(tokenizer).__name__} is a slow one and cannot tell where a token lies in the text. "
-            "Fix: use a model with a tokenizer.json."
-        )
-    backend: Any = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
 
 
 def _try_render(example: Example | None, template: ChatTemplate) -> Rendered | DataError | None:

@@ -11,6 +11,7 @@ from lamina.cache import IdentityCache
 from lamina.config import DataConfig, SourceConfig
 from lamina.data.encode import encode_stream
 from lamina.data.example import Example, Kind
+from lamina.data.garbage import few_collections
 from lamina.data.read import DataFile
 from lamina.data.report import FileReport
 from lamina.data.source import ReadRow, SourceReader, used_examples
@@ -87,7 +88,9 @@ def encode_file(
     }
 
     def build(writer: StoreWriter) -> None:
-        _fill(writer, SourceReader(file, source, config.text_unit), config.train_on, template, stratify, group, notify)
+        reader = SourceReader(file, source, config.text_unit)
+        with few_collections():
+            _fill(writer, reader, config.train_on, template, stratify, group, notify)
 
     # What a data set of the hub holds may change under its name.
     store = cached_store(key if sha256 else None, build)

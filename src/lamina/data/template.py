@@ -24,6 +24,7 @@ from lamina.data.jinja import FIXED_DATE, compile_template, mentions_date, needs
 from lamina.data.probe import ANSWER, ASK, Probe, probe_template
 from lamina.data.spans import Rendered, Span
 from lamina.data.tokenizer import adds_bos, fingerprint_tokenizer
+from lamina.data.tokens import TextTokenizer
 from lamina.data.turns import (
     as_tools,
     as_turn,
@@ -79,6 +80,15 @@ class ChatTemplate:
     def adds_bos(self) -> bool:
         """Whether the tokenizer begins every plain text with its BOS token."""
         return adds_bos(self.tokenizer)
+
+    @cached_property
+    def text_tokenizer(self) -> TextTokenizer:
+        """The tokenizer, for rendered texts.
+
+        Raises:
+            ModelError: It is not a fast one.
+        """
+        return TextTokenizer(self.tokenizer)
 
     @cached_property
     def tokenizer_digest(self) -> str:

@@ -73,6 +73,9 @@ def fast_path(model: PreTrainedModel, recompute: Recompute = False, kernels: str
     with packed_attention(model), use_backend(kernels), fused_layers(model, recompute) as report:
         if report.recompute:
             model.activation_checkpointing_enable({"use_reentrant": False})
+            # It has the embeddings ask for a gradient, which only reentrant checkpointing needs: work below the lowest
+            # adapter, and products of other shapes than without checkpointing, whose sums may differ in the last bit.
+            model.disable_input_require_grads()
         try:
             yield report
         finally:

@@ -10,6 +10,7 @@ from lamina.data.check.ledger import Ledger
 from lamina.data.check.row import CheckedRow
 from lamina.data.check.seen import Seen
 from lamina.data.check.settings import CheckSettings
+from lamina.data.garbage import few_collections
 
 PROGRESS_ROWS = 500
 
@@ -23,13 +24,14 @@ def examine(rows: Iterable[CheckedRow], settings: CheckSettings) -> CheckReport:
     """
     ledger = Ledger(settings.has_eval)
     checks = {name: check(settings, ledger) for name, check in CHECKS.items()}
-    for index, row in enumerate(rows):
-        seen = Seen(row, index)
-        ledger.add(seen)
-        for check in checks.values():
-            check.see(seen)
-        if len(ledger) % PROGRESS_ROWS == 0:
-            settings.progress(len(ledger))
+    with few_collections():
+        for index, row in enumerate(rows):
+            seen = Seen(row, index)
+            ledger.add(seen)
+            for check in checks.values():
+                check.see(seen)
+            if len(ledger) % PROGRESS_ROWS == 0:
+                settings.progress(len(ledger))
     settings.progress(len(ledger))
     ledger.finish()
     findings = []

@@ -1,0 +1,203 @@
+"""`TextTokenizer` and `supervised`: which tokens lie in a span, whatever kind the tokenizer is of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.data.templates.families import fast
+from tests.models_zoo import SPECIAL, build_tokenizer
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
+from tokenizers.models import BPE, WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from lamina.data.spans import Span
+from lamina.data.tokens import TextTokenizer, Tokens, supervised, token_bytes
+
+STOP = "<|im_end|>"
+LEARNT = [
+    "the cat sat on the mat, 12 times\n\n  indeed\t",
+    "naïve café über straße 日本語日本語 🎉🎉 привет",
+    "don't  won't",
+]
+
+
+def byte_level(**changes: Any) -> Tokenizer:
+    """GPT-2's kind, with merges that cross the letters of several bytes."""
+    backend = Tokenizer(BPE())
+    backend.pre_tokenizer = changes.get("pre_tokenizer") or pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if "normalizer" in changes:
+        backend.normalizer = changes["normalizer"]
+    backend.decoder = decoders.ByteLevel()
+    alphabet = changes.get("alphabet", pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False, special_tokens=[])
+    backend.train_from_iterator(LEARNT * 3, trainer)
+    backend.add_special_tokens([AddedToken(STOP, lstrip=changes.get("lstrip", False), normalized=False)])
+    return backend
+
+
+def split(behavior: str) -> Any:
+    cuts = pre_tokenizers.Split(Regex(r"\s+\S*|[^\s\d]+|\d{1,3}"), behavior)
+    return pre_tokenizers.Sequence([cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def sentence_piece() -> Tokenizer:
+    backend = Tokenizer(BPE(byte_fallback=True, unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
+    trainer = trainers.BpeTrainer(vocab_size=200, show_progress=False, special_tokens=["<unk>", STOP])
+    backend.train_from_iterator(LEARNT, trainer)
+    return backend
+
+
+def words() -> Tokenizer:
+    backend = Tokenizer(WordLevel({"<unk>": 0, "the": 1, "cat": 2, STOP: 3}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return backend
+
+
+# Tokenizers whose tokens have their places by their bytes.
+BY_BYTES: dict[str, Callable[[], Tokenizer]] = {
+    "gpt2": byte_level,
+    "llama3": lambda: byte_level(pre_tokenizer=split("isolated")),
+    "qwen": lambda: byte_level(pre_tokenizer=split("isolated"), normalizer=normalizers.NFC()),
+    "digits": lambda: byte_level(
+        pre_tokenizer=pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    ),
+    "a token that swallows white space": lambda: byte_level(lstrip=True),
+    "bytes are missing": lambda: byte_level(alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())[:120]),
+}
+OTHERS: dict[str, Callable[[], Tokenizer]] = {
+    "a space before": lambda: byte_level(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True)),
+    "cuts away": lambda: byte_level(pre_tokenizer=split("removed")),
+    "lower case": lambda: byte_level(normalizer=normalizers.Lowercase()),
+    "sentencepiece": sentence_piece,
+    "words": words,
+}
+_BUILT: dict[str, PreTrainedTokenizerFast] = {}
+
+PIECES = [
+    *LEARNT,
+    " ",
+    "\n\n",
+    STOP,
+    f"  {STOP}\n",
+    "e\u0301",
+    "\u00e9",
+    "A\u030a",
+    "\u212b",
+    "日",
+    "🎉",
+    "\x7f",
+    "ñ",
+    "12345",
+]
+texts = st.lists(st.sampled_from(PIECES) | st.text(max_size=6), max_size=8).map("".join)
+
+
+def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
+    if name not in _BUILT:
+        _BUILT[name] = PreTrainedTokenizerFast(tokenizer_object={**BY_BYTES, **OTHERS}[name]())
+    return _BUILT[name]
+
+
+def asked_for_all(name: str, text: str) -> tuple[list[int], np.ndarray]:
+    """Ids, and for each token first and past-the-last character, from the tokenizer itself."""
+    (encoding,) = tokenizer_of(name).backend_tokenizer.encode_batch([text], add_special_tokens=False)
+    return encoding.ids, np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+
+
+@pytest.mark.parametrize("name", [*BY_BYTES, *OTHERS])
+@fast
+@given(text=texts, cuts=st.lists(st.integers(0, 60), min_size=4, max_size=4))
+def test_tokens_of_a_span_are_those_that_the_tokenizer_places_there(name: str, text: str, cuts: list[int]) -> None:
+    text = text.encode("utf-8", "ignore").decode()
+    edges = sorted(min(cut, len(text)) for cut in cuts)
+    spans = [Span(*pair) for pair in (edges[:2], edges[2:]) if pair[0] < pair[1]]
+    ours = TextTokenizer(tokenizer_of(name))
+    (encoding,) = ours.encode([text])
+    tokens = ours.read(encoding, text)
+    ids, offsets = asked_for_all(name, text)
+    assert tokens.ids.tolist() == ids
+    by_offsets = Tokens(tokens.ids, None, SimpleNamespace(offsets=offsets, char_to_token=lambda _: None))
+    assert supervised(tokens, text, spans).tolist() == supervised(by_offsets, text, spans).tolist()
+
+
+@pytest.mark.parametrize("name", BY_BYTES)
+def test_a_byte_level_tokenizer_is_not_asked_for_places(name: str) -> None:
+    text = f"the cat, 12 times{STOP}"
+    ours = TextTokenizer(tokenizer_of(name))
+    tokens = ours.read(ours.encode([text])[0], text)
+    assert tokens.ends is not None
+    assert tokens.ends[-1] == len(text)
+    assert ours.encode([text])[0].offsets[-1] == (0, 0)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_any_other_one_is(name: str) -> None:
+    assert token_bytes(tokenizer_of(name).backend_tokenizer) is None
+
+
+def test_it_is_asked_where_the_bytes_do_not_add_up() -> None:
+    ours = TextTokenizer(tokenizer_of("a token that swallows white space"))
+    text = f"the cat  {STOP}"
+    tokens = ours.read(ours.encode([text])[0], text)
+    assert tokens.ends is None
+    assert supervised(tokens, text, [Span(0, 7), Span(9, len(text))])[-1]
+
+
+def test_a_letter_of_two_parts_is_normalized_so_the_tokenizer_is_asked() -> None:
+    ours = TextTokenizer(tokenizer_of("qwen"))
+    for text, places in (("caf\u00e9", True), ("cafe\u0301", False)):
+        assert (ours.read(ours.encode([text])[0], text).ends is not None) is places
+
+
+def test_every_token_of_a_byte_is_one_byte_long_and_special_ones_as_long_as_they_are_written() -> None:
+    tokenizer = build_tokenizer()
+    lengths = token_bytes(tokenizer.backend_tokenizer)
+    assert lengths is not None
+    special = [tokenizer.convert_tokens_to_ids(token) for token in SPECIAL]
+    assert lengths[special].tolist() == [len(token) for token in SPECIAL]
+    assert (np.delete(lengths, special) == 1).all()
+
+
+def mask(offsets: list[tuple[int, int]], *spans: tuple[int, int]) -> list[bool]:
+    encoding = SimpleNamespace(offsets=offsets, char_to_token=lambda _: None)
+    tokens = Tokens(np.zeros(len(offsets), dtype=np.int32), None, encoding)
+    return supervised(tokens, "x" * 20, [Span(*span) for span in spans]).tolist()
+
+
+def test_tokens_inside_at_the_edges_and_outside_of_a_span() -> None:
+    offsets = [(0, 3), (3, 5), (5, 8), (8, 9), (9, 12)]
+    assert mask(offsets, (5, 9)) == [False, False, True, True, False]
+    assert mask(offsets, (4, 6)) == [False, True, True, False, False]
+    assert mask(offsets, (3, 5), (9, 12)) == [False, True, False, False, True]
+    assert mask(offsets) == [False] * 5
+
+
+def test_white_space_left_out_of_the_offsets_belongs_to_the_token_after_it() -> None:
+    # "Q: hi  you": the tokens " hi" and "  you" are reported as (3, 5) and (7, 10).
+    offsets = [(0, 2), (3, 5), (7, 10)]
+    assert mask(offsets, (2, 10)) == [False, True, True]
+    assert mask(offsets, (2, 3)) == [False, True, False]  # the answer is the space alone
+    assert mask(offsets, (5, 7)) == [False, False, True]
+    assert mask(offsets, (3, 5)) == [False, True, False]  # what follows the answer is not in it
+
+
+def test_several_tokens_of_one_character_are_all_in_its_span() -> None:
+    offsets = [(0, 1), (1, 2), (1, 2), (1, 2), (1, 2), (2, 3)]
+    assert mask(offsets, (1, 2)) == [False, True, True, True, True, False]
+
+
+@pytest.mark.parametrize("spans", [[(0, 9)], [(0, 1), (1, 9)]])
+def test_the_first_token_is_never_supervised(spans: list[tuple[int, int]]) -> None:
+    assert mask([(0, 3), (3, 6), (6, 9)], *spans) == [False, True, True]
+    assert mask([(0, 3)], *spans) == [False]
+    assert mask([], *spans) == []
