@@ -94,6 +94,8 @@ def test_it_is_the_same_whatever_the_random_state() -> None:
         (loftq(target_modules=["q_proj", "down_proj"]), QuantizationConfig(bits=8)),
         (loftq(loftq_config=LoftqConfig(loftq_iter=1)), QuantizationConfig(quant_type="fp4")),
         (DoraConfig(r=4, init_lora_weights="loftq"), NF4),
+        (loftq(), QuantizationConfig(modules_to_not_convert=["v_proj", "layers.1.mlp"])),
+        (loftq(target_modules=["q_proj", "lm_head"]), NF4),
     ],
 )
 def test_base_and_adapter_together_are_nearer_to_the_original(
@@ -104,11 +106,17 @@ def test_base_and_adapter_together_are_nearer_to_the_original(
     injection = inject(base.model, config, seed=0)
     for name, layer in injection.layers.items():
         W = original.get_submodule(name).weight
+        if layer.frozen.is_exact:  # it begins as without LoftQ
+            assert torch.equal(layer.frozen.weight(torch.float32), W)
+            assert not layer.lora_B.any()
+            assert layer.lora_A.any()
+            continue
         errors = base.rounding_errors[name]
         A, B = (tensor.detach() for tensor in layer.factors())
         error = (W - layer.frozen.weight(torch.float32) - layer.scaling * B @ A).norm() / W.norm()
         assert float(error) == pytest.approx(errors[-1], rel=1e-4)
         assert errors[-1] < errors[0]
+    assert any(not layer.frozen.is_exact for layer in injection.layers.values())
     untouched = set(base.rounding_errors) - set(injection.layers)
     assert all(len(base.rounding_errors[name]) == 1 for name in untouched)
 
@@ -179,6 +187,10 @@ def test_bad_input(folder: Path) -> None:
         load_config({"data": data, "method": {**method, "loftq_config": {"loftq_iter": 0}}, "quantization": {}})
     with pytest.raises(ConfigError, match=r"method.r: 17 is larger than the smaller side of .*k_proj \(16\)"):
         with_loftq(folder, loftq(r=17))
+    kept = QuantizationConfig(modules_to_not_convert=["v_proj"])
+    for base in (load_base(str(folder), "float32"), load_base(str(folder), "float32", quantization=kept)):
+        with pytest.raises(ConfigError, match="none of the layers with an adapter is quantized"):
+            inject(base.model, loftq(target_modules=["v_proj"]), seed=0)
     with pytest.raises(ConfigError, match="was not quantized with LoftQ"):
         inject(load_base(str(folder), "float32", quantization=NF4).model, loftq(), seed=0)
 

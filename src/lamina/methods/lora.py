@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.config.methods.lora import EvaConfig, LoftqConfig, LoraConfig
-from lamina.errors import AdapterError, ConfigError
+from lamina.errors import AdapterError, ConfigError, Problem
 from lamina.methods.base import AdapterModule, Injection, Method, Saved, set_module, tensor_name
 from lamina.methods.lora_eva import eva_factors
 from lamina.methods.lora_init import initial_factors
@@ -161,6 +161,8 @@ class Lora(Method):
                 layers[name] = TrainedCopy(module, [key for key, _ in module.named_parameters()])
             elif name in biased:
                 layers[name] = TrainedCopy(module, ["bias"])
+        if config.init_lora_weights == "loftq":
+            _check_loftq(layers)
         for name, layer in layers.items():
             set_module(model, name, layer)
         return Injection(model, config, layers)
@@ -330,6 +332,12 @@ def _build(config: LoraConfig, name: str, frozen: FrozenLinear, generator: torch
         check_rank("method.r", config.rank_of(name), {name: frozen})  # a decomposition has no more parts
         return ShiftedLoraLinear(frozen, config, name, generator)
     return (DoraLinear if config.use_dora else LoraLinear)(frozen, config, name, generator)
+
+
+def _check_loftq(layers: Mapping[str, AdapterModule]) -> None:
+    if all(layer.frozen.is_exact for layer in layers.values() if isinstance(layer, LoraLinear)):
+        message = "'loftq' makes up for what quantizing takes, but none of the layers with an adapter is quantized."
+        raise ConfigError(Problem("method.init_lora_weights", message, "leave it out, or quantize these layers"))
 
 
 def _fit_to_data(injection: Injection, batches: Iterable[torch.Tensor]) -> Injection:

@@ -7,7 +7,8 @@
 * pissa: s B A is the best approximation of W of rank r: W = U S V^T, A = sqrt(S_r / s) V_r^T, B = U_r sqrt(S_r / s)
   (Meng et al. 2024, arXiv:2404.02948); pissa_niter_N finds it by N subspace iterations.
 * olora: B A is the first r columns and rows of W = Q R (Büyükakyüz 2024, arXiv:2406.01775).
-* loftq: s B A makes up for what quantizing took from W (`quantization/loftq.py`); found when the base is quantized.
+* loftq: s B A makes up for what quantizing took from W (`quantization/loftq.py`); found when the base is quantized. A
+  layer that was left as it is begins like true: there is nothing to make up for.
 * false: both uniform, as torch begins a linear layer.
 
 EVA's A comes from the data, see `lora_eva.py`; until then it begins like true.
@@ -42,7 +43,7 @@ def initial_factors(
     inputs, outputs, device = frozen.in_features, frozen.out_features, frozen.base.weight.device
     if isinstance(init, str) and init.startswith("pissa"):
         A, B = _pissa(init, frozen.weight(torch.float32), r, scaling, generator)
-    elif init == "loftq":
+    elif init == "loftq" and not frozen.is_exact:
         A, B = _correction(frozen)
     elif init == "olora":
         Q, R = torch.linalg.qr(frozen.weight(torch.float32))

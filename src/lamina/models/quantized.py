@@ -120,8 +120,8 @@ def load_packed(
         raise StorageError.wrap(error, cached, "quantizing the base") from error
     for name in loftq.modules if loftq else ():
         packed = model.get_submodule(name)
-        assert isinstance(packed, PackedLinear), name
-        packed.correction = Correction(cached / LOFTQ_FILE, name)
+        if isinstance(packed, PackedLinear):  # others are left as they are, with nothing to make up for
+            packed.correction = Correction(cached / LOFTQ_FILE, name)
     about = json.loads((cached / ABOUT_FILE).read_text(encoding="utf-8"))
     return Quantized(model, weight_files(cached), about["digest"], about["errors"])
 

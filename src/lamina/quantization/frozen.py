@@ -16,8 +16,10 @@ class FrozenLinear(nn.Module, ABC):
         base: The module it was made from, which goes back into the model when the adapter is merged or removed.
         in_features: Width of the input.
         out_features: Width of the output.
+        is_exact: Whether W is what the model came with; not where it was quantized.
     """
 
+    is_exact = True
     base: Any  # an nn.Module; each storage narrows it to the classes that it stores
     in_features: int
     out_features: int

@@ -310,6 +310,7 @@ class _PackedMatmul(torch.autograd.Function):
 class PackedFrozen(FrozenLinear):
     """A `PackedLinear` as methods see it."""
 
+    is_exact = False
     base: PackedLinear | nn.Linear
 
     def __init__(self, module: nn.Module) -> None:
