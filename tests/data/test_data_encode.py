@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from tests.models_zoo import build_tokenizer
+from tests.models_zoo import CHATML, build_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from lamina.data.encode import TOKENIZE_ROWS, encode_examples
@@ -80,6 +80,16 @@ def test_order_and_rows_are_kept_over_chunks(template: ChatTemplate) -> None:
     for index in (0, TOKENIZE_ROWS - 1, TOKENIZE_ROWS, count - 1):
         ids = encoded[index].input_ids[encoded[index].supervised]
         assert template.tokenizer.decode(ids) == f"a{index}<|im_end|>"
+
+
+def test_padding_and_truncation_that_others_asked_for_do_not_count() -> None:
+    template = ChatTemplate(build_tokenizer(), "model", CHATML)
+    turns = [(Message("user", "q"), Message("assistant", text)) for text in ("short", "a much longer answer")]
+    examples = [Example(pair, row) for row, pair in enumerate(turns, start=1)]
+    before = list(encode_examples(examples, template, "assistant"))
+    template.tokenizer(["a", "bb"], padding=True, truncation=True, max_length=2)
+    after = list(encode_examples(examples, template, "assistant"))
+    assert [row.input_ids.tolist() for row in after] == [row.input_ids.tolist() for row in before]
 
 
 def test_slow_tokenizer_is_refused() -> None:

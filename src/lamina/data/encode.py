@@ -59,6 +59,7 @@ def encode_stream(
         ModelError: The tokenizer is not a fast one.
     """
     tokenizer = template.text_tokenizer
+    tokenizer.reset()
     items = iter(items)
     with ThreadPoolExecutor(1) as pool:
         waiting: deque[_Chunk[T]] = deque()

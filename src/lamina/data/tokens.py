@@ -46,9 +46,6 @@ class Tokens:
 class TextTokenizer:
     """A fast tokenizer, for texts that hold every special token already.
 
-    Args:
-        tokenizer: Its padding and truncation are switched off.
-
     Raises:
         ModelError: It is not a fast one.
     """
@@ -60,10 +57,13 @@ class TextTokenizer:
                 "text. Fix: use a model with a tokenizer.json."
             )
         self._backend: Any = tokenizer.backend_tokenizer
-        self._backend.no_truncation()
-        self._backend.no_padding()
         self._lengths = token_bytes(self._backend)
         self._forms = [step["type"] for step in _steps(self._backend.normalizer, "normalizers")]
+
+    def reset(self) -> None:
+        """Switches padding and truncation off, which others may have switched on. To be called before `encode`."""
+        self._backend.no_truncation()
+        self._backend.no_padding()
 
     def encode(self, texts: Sequence[str]) -> list[Any]:
         """What `read` takes, for each text; the tokenizer's own threads do it, and Python's others run meanwhile."""
@@ -133,7 +133,7 @@ def token_bytes(backend: Any) -> np.ndarray | None:
     if not (_splits_bytes(backend) and (whole or backend.model.unk_token is None)):
         return None
     added = {number: len(token.content.encode()) for number, token in backend.get_added_tokens_decoder().items()}
-    lengths = np.zeros(max(*vocabulary.values(), *added) + 1, dtype=np.int64)
+    lengths = np.zeros(max([*vocabulary.values(), *added], default=0) + 1, dtype=np.int64)
     # A letter of the vocabulary is a byte of text.
     lengths[list(vocabulary.values())] = list(map(len, vocabulary))
     lengths[list(added)] = list(added.values())
