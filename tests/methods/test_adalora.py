@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,24 @@ def test_a_run_reaches_its_budget_and_proves_itself(tmp_path: Path) -> None:
     assert sum(layer.rank for layer in loaded.injection.layers.values()) == 2 * LAYERS
     assert loaded.certify().passed, loaded.certify().reasons
     assert lamina.merge(run.path, tmp_path / "merged").certificate.passed
+
+
+def test_no_evaluation_before_the_last_cut_makes_the_best_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The losses rise, so that without that rule the first evaluation would be the best one, and the last."""
+    losses = itertools.count(1.0)
+    monkeypatch.setattr("lamina.training.loop.evaluation_loss", lambda *_: next(losses))
+    settings = settings_of_a_run(tmp_path, "run", {"deltaT": 4, "tinit": 4}, 12)
+    settings["data"]["eval"] = 0.34
+    settings["train"] |= {"eval_steps": 1, "early_stopping_patience": 2}
+    run = lamina.train(settings)
+    assert run.summary is not None
+    assert (run.summary["adapter_step"], run.summary["steps"]) == (9, 11), "cut at 9; two evaluations without gain"
+    budget = {"ranks_at_start": 5 * LAYERS, "ranks_kept": 2 * LAYERS, "ranks_target": 2 * LAYERS}
+    assert budget.items() <= run.summary.items()
+    loaded = lamina.load(run.path, dtype="float32")
+    assert sum(layer.rank for layer in loaded.injection.layers.values()) == 2 * LAYERS
 
 
 def test_schedules_that_leave_no_step_are_errors(tmp_path: Path) -> None:

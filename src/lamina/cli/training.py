@@ -116,6 +116,8 @@ def print_summary(summary: dict[str, Any]) -> None:
         change = s["eval_loss"] / s["eval_loss_first"] - 1
         err.print(f"  eval loss {s['eval_loss_first']:.4f} (bare base) -> {s['eval_loss']:.4f} ({change:+.1%})")
     err.print(f"  train loss {s['train_loss_first']:.4f} -> {s['train_loss_last']:.4f} in {s['steps']} steps")
+    if "ranks_kept" in s:
+        err.print(f"  ranks {s['ranks_at_start']:,} -> {s['ranks_kept']:,}, the budget being {s['ranks_target']:,}")
     speed = f"{s['tokens_per_second']:,.0f} tokens/s, " if s["tokens_per_second"] else ""
     err.print(f"  {s['tokens']:,} tokens, {speed}peak memory {s['peak_memory_bytes'] / _GIB:.1f} GiB")
     err.print(f"  adapter {escape(s['adapter'])}")

@@ -117,6 +117,14 @@ class BudgetHooks(Hooks):
         left = 1 - (step - config.tinit) / (self._last_cut - config.tinit)
         return int((self._initial - self._target) * left**3 + self._target)
 
+    def is_settled(self) -> bool:
+        """Between the cuts, momentum brings ranks back: only after the last one are there `target_r` a layer."""
+        return bool(self.final)
+
+    def figures(self) -> dict[str, int]:
+        kept = sum(int(layer.kept().sum()) for layer in self._layers.values())
+        return {"ranks_at_start": self._initial, "ranks_kept": kept, "ranks_target": self._target}
+
     def state(self) -> dict[str, torch.Tensor]:
         parts = {"sensitivity": self._sensitivity, "uncertainty": self._uncertainty, "final": self.final}
         return {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}

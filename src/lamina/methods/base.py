@@ -18,8 +18,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.config import METHOD_CONFIGS, MethodConfig
+from lamina.errors import ConfigError, Problem
 from lamina.ops.linear_group import Detour
-from lamina.quantization import FrozenLinear
+from lamina.quantization import FrozenLinear, PackedLinear
 from lamina.quantization.loftq import LoftqPlan
 
 # HF peft saves an adapter's tensors under this prefix, and so does lamina, in checkpoints too.
@@ -50,6 +51,10 @@ class AdapterModule(nn.Module, ABC):
 
     def fast_tensors(self) -> list[str]:
         """Which of the trained tensors LoRA+ gives a larger learning rate: those named B."""
+        return []
+
+    def embedding_tensors(self) -> list[str]:
+        """Which of the trained tensors hold embeddings, one a row, rather than a matrix that multiplies."""
         return []
 
     @abstractmethod
@@ -123,6 +128,14 @@ class Hooks:
     def after_update(self, step: int) -> None:
         """The optimizer has moved the tensors; their gradients are still there."""
 
+    def is_settled(self) -> bool:
+        """Whether the adapter has the form that the method promises; before that, no evaluation makes it the best."""
+        return True
+
+    def figures(self) -> dict[str, Any]:
+        """What the run's summary says of the method; JSON values."""
+        return {}
+
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that a resumed run needs to go on alike."""
         return {}
@@ -184,13 +197,12 @@ class Injection:
         return {tensor_name(name, key) for name, layer in self.layers.items() for key in layer.fast_tensors()}
 
     def vocabulary_tensors(self) -> set[str]:
-        """Names of the tensors that belong to the input embedding or to the output head."""
+        """Names of the tensors that are embeddings, or belong to the input embedding or to the output head."""
         ends = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
         return {
             tensor_name(name, key)
             for name, layer in self.layers.items()
-            if layer in ends
-            for key in layer.adapter_tensors()
+            for key in (layer.adapter_tensors() if layer in ends else layer.embedding_tensors())
         }
 
     @torch.no_grad()
@@ -303,5 +315,13 @@ def all_methods() -> dict[str, Method]:
 
 
 def inject(model: PreTrainedModel, config: MethodConfig, seed: int) -> Injection:
-    """Attaches a fresh adapter of the configured method. Only the adapter's tensors ask for gradients afterwards."""
+    """Attaches a fresh adapter of the configured method. Only the adapter's tensors ask for gradients afterwards.
+
+    Raises:
+        ConfigError: The configuration does not fit the model.
+    """
+    packed = next((name for name, module in model.named_modules() if isinstance(module, PackedLinear)), None)
+    if packed is not None and not config.base_is_read_only:
+        message = f"{config.type!r} needs the base's own layers, but {packed} is stored packed, so it cannot be used."
+        raise ConfigError(Problem("method.type", message, "load the base unquantized, or use a method such as lora"))
     return find_method(config.type).attach(model, config, seed)

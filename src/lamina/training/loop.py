@@ -263,7 +263,9 @@ class _Loop:
         loss = self._evaluate("adapter")
         state.last_eval_step, state.eval_loss_last = state.step, loss
         margin = self.config.early_stopping_threshold
-        if state.best_eval_loss is None or loss < state.best_eval_loss - margin:
+        if not self.session.hooks.is_settled():
+            pass  # the method changes it yet, so this is no adapter to keep or to compare with
+        elif state.best_eval_loss is None or loss < state.best_eval_loss - margin:
             state.best_eval_loss, state.best_step, state.evals_without_gain = loss, state.step, 0
             if self.config.load_best_model_at_end:
                 save_best(self.run_dir.checkpoints, state, self.session.tensors)
@@ -399,6 +401,7 @@ class _Loop:
             "peak_memory_bytes": state.peak_memory_bytes,
             "trainable_parameters": count_parameters(self.parameters),
             "total_parameters": count_weights(self.model),
+            **self.session.hooks.figures(),
         }
 
 
