@@ -88,9 +88,22 @@ def test_methods_take_over_what_they_have_and_say_what_they_have_not() -> None:
     assert found[0].notes == ["lora takes no peft_type"]
     assert found[1].notes == ["peft takes no r", "peft takes no lora_alpha"]
     assert found[1].config.method.model_dump() == {"type": "peft", "peft_type": "HRA"}
-    given = build(methods=["peft"], grid={"method.r": ["2", "4"]})
+    given = build(methods=["peft"], grid={"method.r": ["2", "4"], "method.peft_type": ["HRA"]})
     assert [c.config.method.model_dump()["r"] for c in given] == [2, 4]
     assert given[0].notes == ["peft takes no lora_alpha"]
+
+
+def test_a_field_that_means_something_else_does_not_go_along() -> None:
+    values = {**VALUES, "method": {"type": "lora", "r": 16, "target_modules": "all-linear", "lora_dropout": 0.1}}
+    dora, ia3, norms, vera = build_candidates(values, Path("out"), methods=["dora", "ia3", "ln_tuning", "vera"])
+    assert dora.notes == []
+    assert dora.config.method.model_dump()["lora_dropout"] == 0.1
+    assert {c.config.method.model_dump()["target_modules"] for c in (ia3, norms)} == {None}
+    assert "ia3 keeps its own target_modules (None)" in ia3.notes
+    assert vera.config.method.model_dump()["r"] == 256
+    assert "vera keeps its own r (256)" in vera.notes
+    (asked,) = build_candidates(values, Path("out"), methods=["vera"], grid={"method.r": ["64"]})
+    assert asked.config.method.model_dump()["r"] == 64
 
 
 def test_learning_rates_are_the_methods_own_unless_given() -> None:
@@ -146,6 +159,15 @@ def test_a_rung_has_its_share_of_steps_or_epochs(tmp_path: Path) -> None:
     assert load_config(short) == short
 
 
+def test_a_rung_shortens_what_is_given_in_steps(tmp_path: Path) -> None:
+    method = {"type": "adalora", "tinit": 20, "tfinal": 60, "total_step": 270}
+    whole = load_config({**VALUES, "method": method, "train": {"max_steps": 270, "warmup_steps": 40}})
+    short = shortened(whole, 1 / 9, tmp_path)
+    assert (short.train.max_steps, short.train.warmup_steps) == (30, 5)
+    assert {"tinit": 2, "tfinal": 6, "total_step": None}.items() <= short.method.model_dump().items()
+    assert load_config(short) == short
+
+
 class Processes:
     """Stands for the processes: a run is its files, its loss the rank over the steps."""
 
@@ -159,7 +181,8 @@ class Processes:
             return self._train(Path(arguments[3]))
         job = json.loads(given)
         self.measured.append("base" if job["base"] else Path(job["run"]).name)
-        loss = 3.0 if job["base"] else 3.5
+        packed = load_config(Path(job["run"]) / "config.yaml").quantization is not None
+        loss = (3.25 if packed else 3.0) if job["base"] else 3.5
         return {"score": {"correct": 2 if job["base"] else 6, "rows": 8}, "general_loss": loss}
 
     def _train(self, path: Path) -> dict[str, Any]:
@@ -211,7 +234,9 @@ def test_figures_come_from_the_runs_and_nothing_runs_twice(processes: Processes,
     assert (four.trainable_parameters, four.share, four.adapter_bytes) == (4000, 0.04, 10)
     assert eight.eval_loss == 1.0
     assert eight.score is not None and eight.score.share == 0.75
-    assert (first.base.eval_loss, first.base.general_loss, eight.general_loss) == (4.0, 3.0, 3.5)
+    (base,) = first.bases
+    assert (base.eval_loss, base.general_loss, eight.general_loss) == (4.0, 3.0, 3.5)
+    assert four.base == eight.base == base
 
     again = compare(ranks(tmp_path / "out", 4, 8, 16), tmp_path / "out", measuring)
     assert processes.trained[2:] == ["candidates/lora-r=16"]
@@ -222,6 +247,21 @@ def test_figures_come_from_the_runs_and_nothing_runs_twice(processes: Processes,
     compare(ranks(tmp_path / "out", 4, 8), tmp_path / "out", measuring)
     assert len(processes.trained) == 3
     assert processes.measured[4:] == ["lora-r=4", "base", "lora-r=8"]
+
+
+def test_each_candidate_stands_beside_its_own_base(processes: Processes, tmp_path: Path) -> None:
+    (tmp_path / "general.txt").write_text("text")
+    small = {"nf4": ["quantization.bits=4"], "wide": ["method.r=16"], "int8": ["quantization.bits=8"]}
+    found = build_candidates(VALUES, tmp_path / "out", named=small)
+    result = compare(found, tmp_path / "out", Measuring(general=str(tmp_path / "general.txt")))
+    assert processes.measured == ["nf4", "base", "wide", "base", "int8", "base"]
+    assert [o.base.general_loss for o in result.outcomes] == [3.25, 3.0, 3.25]
+    assert [base.stored for base in result.bases] == ["4 bits (nf4)", "", "8 bits"]
+    page = (tmp_path / "out" / "compare.html").read_text()
+    for words in ("Bare base, 4 bits (nf4): ", "Bare base: ", "3.5000 (+0.2500)", "3.5000 (+0.5000)"):
+        assert words in page
+    data = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert [candidate["base"]["general_loss"] for candidate in data["candidates"]] == [3.25, 3.0, 3.25]
 
 
 def test_other_settings_in_the_same_place_are_refused(processes: Processes, tmp_path: Path) -> None:

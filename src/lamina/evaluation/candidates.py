@@ -152,7 +152,11 @@ def _named(values: Mapping[str, Any], name: str, own: str, fixed: Mapping[str, s
 
 
 def _notes(method: str, lacking: Sequence[str]) -> list[str]:
-    return [f"{method} takes no {key.removeprefix('method.')}" for key in dict.fromkeys(lacking)]
+    cls, notes = METHOD_CONFIGS.get(method), []
+    for field in dict.fromkeys(key.removeprefix("method.") for key in lacking):
+        own = cls.model_fields.get(field) if cls else None
+        notes.append(f"{method} keeps its own {field} ({own.default})" if own else f"{method} takes no {field}")
+    return notes
 
 
 def _section(values: Mapping[str, Any], method: str, own: str) -> tuple[dict[str, Any], list[str]]:
@@ -160,8 +164,11 @@ def _section(values: Mapping[str, Any], method: str, own: str) -> tuple[dict[str
     section = dict(values.get("method") or {})
     if method == own or method not in METHOD_CONFIGS:  # `load_config` says what is wrong with the name
         return {**section, "type": method}, []
-    # Not what a method takes but what it lists: peft's fields are another method's only by chance.
-    kept = {key: value for key, value in section.items() if key in METHOD_CONFIGS[method].model_fields}
+    # What two methods have alike has the same default in both. Others share a name at most: VeRA's rank, or the
+    # modules of LayerNorm tuning. And peft's fields are another method's only by chance.
+    theirs, its = METHOD_CONFIGS[method].model_fields, METHOD_CONFIGS[own].model_fields if own in METHOD_CONFIGS else {}
+    alike = {key for key in theirs if key in its and theirs[key].default == its[key].default}
+    kept = {key: value for key, value in section.items() if key in alike}
     return {**kept, "type": method}, [key for key in section if key not in kept and key != "type"]
 
 

@@ -29,6 +29,7 @@ import yaml
 
 from lamina import files
 from lamina.config import Config
+from lamina.config.methods.lora import LoraConfig
 from lamina.errors import ConfigError, Interrupted, LaminaError, Problem
 from lamina.evaluation.candidates import Candidate
 from lamina.evaluation.compare_report import BaseFigures, Comparison, Outcome, write_html
@@ -90,10 +91,37 @@ def rung_shares(candidates: int) -> list[float]:
 
 
 def shortened(config: Config, share: float, output_dir: Path) -> Config:
-    """The same configuration over a share of its steps."""
+    """The same configuration over a share of its steps, with all that it gives in steps shortened alike."""
     steps, epochs = config.train.max_steps, config.train.epochs
     length = {"max_steps": max(1, math.ceil(steps * share))} if steps else {"num_train_epochs": (epochs or 0.0) * share}
-    return config.model_copy(update={"train": config.train.model_copy(update=length), "output_dir": str(output_dir)})
+    length["warmup_steps"] = math.ceil(config.train.warmup_steps * share)
+    return config.model_copy(
+        update={
+            "train": config.train.model_copy(update=length),
+            "method": config.method.shortened(share),
+            "output_dir": str(output_dir),
+        }
+    )
+
+
+def stored_as(config: Config) -> str:
+    """How a run holds its base, in words; empty for as it is.
+
+    >>> from lamina.config import load_config
+    >>> stored_as(load_config({"data": {"train": "a.jsonl"}, "quantization": {"bits": 4}}))
+    '4 bits (nf4)'
+    """
+    if config.quantization is None:
+        return ""
+    bits = config.quantization.bits
+    kind = f"4 bits ({config.quantization.quant_type})" if bits == 4 else f"{bits} bits"
+    return f"{kind}, LoftQ" if _loftq(config) is not None else kind
+
+
+def _loftq(config: Config) -> dict[str, Any] | None:
+    """The method's settings, where the base is quantized for them."""
+    uses_it = isinstance(config.method, LoraConfig) and config.method.init_lora_weights == "loftq"
+    return config.method.model_dump(mode="json") if uses_it else None
 
 
 def _check_screen(candidates: Sequence[Candidate]) -> None:
@@ -125,8 +153,10 @@ class _Comparer:
         self.notify = notify
         self.stop = stop
         self.candidates = list(candidates)
-        self.outcomes = {c.name: Outcome(c.name, c.config.method.type, c.changes, c.notes) for c in candidates}
-        self.base = BaseFigures()
+        self.outcomes = {
+            c.name: Outcome(c.name, c.config.method.type, c.changes, c.notes, base=BaseFigures(stored_as(c.config)))
+            for c in candidates
+        }
 
     def run(self) -> Comparison:
         alive = self.candidates
@@ -179,9 +209,8 @@ class _Comparer:
             step_seconds=summary["step_seconds_median"],
             eval_loss=summary["eval_loss"],
             train_loss=summary["train_loss_last"],
+            base=replace(outcome.base, eval_loss=summary["eval_loss_first"]),
         )
-        if self.base.eval_loss is None:
-            self.base = replace(self.base, eval_loss=summary["eval_loss_first"])
 
     def _train(self, name: str, config: Config, prefix: str) -> dict[str, Any]:
         run = Run(Path(config.output_dir))
@@ -213,15 +242,22 @@ class _Comparer:
             self.outcomes[candidate.name] = replace(outcome, state="failed", error=str(error))
             self.notify(f"{prefix}: measuring failed: {error}")
             return
-        self.outcomes[candidate.name] = replace(outcome, score=found.score, general_loss=found.general_loss)
-        self.base = replace(self.base, score=base.score, general_loss=base.general_loss)
+        self.outcomes[candidate.name] = replace(
+            outcome,
+            score=found.score,
+            general_loss=found.general_loss,
+            base=replace(outcome.base, score=base.score, general_loss=base.general_loss),
+        )
 
     def _measured(self, candidate: Candidate, base: bool) -> Measured:
         """What a process measures, or measured before on the same adapter and files."""
         run = Run(Path(candidate.config.output_dir))
-        manifest = run.manifest
+        manifest, quantization = run.manifest, candidate.config.quantization
+        of = manifest["base"] if base else manifest["summary"]["adapter_digest"]
+        if base and quantization is not None:  # the same files, held in another way
+            of = [of, quantization.model_dump(mode="json"), _loftq(candidate.config)]
         asked = {
-            "of": manifest["base"] if base else manifest["summary"]["adapter_digest"],
+            "of": of,
             "measuring": vars(self.measuring),
             "files": [files.sha256_file(Path(f)) for f in (self.measuring.test, self.measuring.general) if f],
             "data": candidate.config.data.model_dump(mode="json"),
@@ -242,7 +278,7 @@ class _Comparer:
 
     def _write(self) -> Comparison:
         settings = {"measuring": vars(self.measuring), "shares_of_steps": self.shares}
-        comparison = Comparison(settings, self.base, [self.outcomes[c.name] for c in self.candidates])
+        comparison = Comparison(settings, [self.outcomes[c.name] for c in self.candidates])
         files.write_json(self.out / "compare.json", comparison.as_json())
         write_html(comparison, self.out / "compare.html")
         return comparison

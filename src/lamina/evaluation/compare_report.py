@@ -25,8 +25,14 @@ td.best { font-weight: 700 } tr.failed td { color: #a33 } tr.out td { color: #88
 
 @dataclass(frozen=True)
 class BaseFigures:
-    """The bare base's own figures, on the same data."""
+    """The bare base's own figures, on the same data.
 
+    Attributes:
+        stored: How it is held where that is not as it is: `4 bits (nf4)`.
+        eval_loss, score, general_loss: As a candidate's.
+    """
+
+    stored: str = ""
     eval_loss: float | None = None
     score: Score | None = None
     general_loss: float | None = None
@@ -56,6 +62,7 @@ class Outcome:
         eval_loss: Of the adapter that was kept.
         score: Right answers on the test rows.
         general_loss: On the general text, with the adapter.
+        base: The base that it was trained on, without it.
     """
 
     name: str
@@ -77,6 +84,7 @@ class Outcome:
     eval_loss: float | None = None
     score: Score | None = None
     general_loss: float | None = None
+    base: BaseFigures = BaseFigures()
 
     @property
     def share(self) -> float | None:
@@ -92,13 +100,20 @@ class Comparison:
 
     Attributes:
         settings: What was measured beside the evaluation loss, and the rungs as shares of the steps.
-        base: The bare base.
         outcomes: One a candidate, in the order in which they were given.
     """
 
     settings: dict[str, Any]
-    base: BaseFigures
     outcomes: list[Outcome]
+
+    @property
+    def bases(self) -> list[BaseFigures]:
+        """The bare bases, one for each way in which the candidates hold theirs."""
+        found: dict[str, BaseFigures] = {}
+        for outcome in self.outcomes:
+            if outcome.base != BaseFigures(outcome.base.stored):
+                found.setdefault(outcome.base.stored, outcome.base)
+        return list(found.values()) or [BaseFigures()]
 
     @property
     def failed(self) -> list[Outcome]:
@@ -109,12 +124,17 @@ class Comparison:
         """Plain data."""
         return {
             "settings": self.settings,
-            "base": asdict(self.base) | {"score": _score_json(self.base.score)},
+            "base": _base_json(self.bases[0]),
             "candidates": [
-                asdict(outcome) | {"share": outcome.share, "score": _score_json(outcome.score)}
+                asdict(outcome)
+                | {"share": outcome.share, "score": _score_json(outcome.score), "base": _base_json(outcome.base)}
                 for outcome in self.outcomes
             ],
         }
+
+
+def _base_json(base: BaseFigures) -> dict[str, Any]:
+    return asdict(base) | {"score": _score_json(base.score)}
 
 
 def _score_json(score: Score | None) -> dict[str, Any] | None:
@@ -141,7 +161,7 @@ class Column:
 
 def columns(comparison: Comparison) -> list[Column]:
     """The table's columns; those that nothing was measured for are left out."""
-    outcomes, base = comparison.outcomes, comparison.base
+    outcomes, bases = comparison.outcomes, comparison.bases
     found = [
         Column("candidate", lambda o: o.name),
         Column("trained", lambda o: _form(o.trainable_parameters, "{:,}")),
@@ -158,9 +178,8 @@ def columns(comparison: Comparison) -> list[Column]:
             Column("right (95%)", lambda o: score_text(o.score), lambda o: -o.score.share if o.score else None)
         )
     if any(o.general_loss is not None for o in outcomes):
-        before = _form(base.general_loss, "{:.4f}")
-        title = f"general loss (base {before})"
-        found.append(Column(title, lambda o: _general(o, base), lambda o: o.general_loss))
+        before = f"base {_form(bases[0].general_loss, '{:.4f}')}" if len(bases) == 1 else "beside its base"
+        found.append(Column(f"general loss ({before})", _general, lambda o: o.general_loss))
     found.append(Column("", state_text))
     return found
 
@@ -202,16 +221,11 @@ def write_html(comparison: Comparison, path: Path) -> None:
         kind = {"failed": " class=failed", "left out": " class=out"}.get(outcome.state, "")
         rows.append(f"<tr{kind}>{cells}</tr>")
     remarks = [f"{o.name}: {text}" for o in comparison.outcomes for text in [*o.notes, *([o.error] if o.error else [])]]
-    base = comparison.base
-    known = [
-        f"eval loss {base.eval_loss:.4f}" if base.eval_loss is not None else "",
-        f"right {score_text(base.score)}" if base.score else "",
-        f"general loss {base.general_loss:.4f}" if base.general_loss is not None else "",
-    ]
+    bare = "<br>".join(html.escape(_base_text(base)) for base in comparison.bases)
     head = "".join(f"<th>{html.escape(column.title)}</th>" for column in heads)
     page = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>lamina compare</title><style>{_STYLE}</style>"
-        f"<h1>lamina compare</h1><p>Bare base: {html.escape(', '.join(filter(None, known)) or 'not evaluated')}.</p>"
+        f"<h1>lamina compare</h1><p>{bare}</p>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
         f"<ul>{''.join(f'<li>{html.escape(text)}</li>' for text in remarks)}</ul>"
         f"<div class=plots>{''.join(_plots(comparison))}</div></html>\n"
@@ -298,7 +312,16 @@ def _form(value: float | None, form: str, unit: float = 1) -> str:
     return form.format(value if unit == 1 else value / unit)
 
 
-def _general(outcome: Outcome, base: BaseFigures) -> str:
-    if outcome.general_loss is None or base.general_loss is None:
-        return ""
-    return f"{outcome.general_loss:.4f} ({outcome.general_loss - base.general_loss:+.4f})"
+def _general(outcome: Outcome) -> str:
+    after, before = outcome.general_loss, outcome.base.general_loss
+    return "" if after is None or before is None else f"{after:.4f} ({after - before:+.4f})"
+
+
+def _base_text(base: BaseFigures) -> str:
+    known = [
+        f"eval loss {base.eval_loss:.4f}" if base.eval_loss is not None else "",
+        f"right {score_text(base.score)}" if base.score else "",
+        f"general loss {base.general_loss:.4f}" if base.general_loss is not None else "",
+    ]
+    name = f"Bare base, {base.stored}" if base.stored else "Bare base"
+    return f"{name}: {', '.join(filter(None, known)) or 'not evaluated'}."

@@ -85,7 +85,7 @@ def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
     files.write_text(sample, "\n".join(lines) + "\n")
 
     values: dict[str, Any] = config.model_dump(mode="json")
-    values["method"] = config.method.shortened(STEPS).model_dump(mode="json")
+    values["method"] = config.method.shortened(0.0).model_dump(mode="json")
     values["data"] |= {
         **alone,
         "train": str(sample),

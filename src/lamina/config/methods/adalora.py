@@ -89,10 +89,9 @@ class AdaLoraConfig(MethodConfig):
             raise ValueError(". ".join(wrong))
         return self
 
-    def shortened(self, steps: int) -> Self:
-        if self.tinit + self.tfinal < steps and self.total_step in (None, steps):
-            return self
-        return self.model_copy(update={"tinit": 0, "tfinal": 0, "total_step": None})
+    def shortened(self, share: float) -> Self:
+        less = {"tinit": int(self.tinit * share), "tfinal": int(self.tfinal * share), "total_step": None}
+        return self.model_copy(update=less)
 
     @property
     def scaling(self) -> float:

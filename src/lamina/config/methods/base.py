@@ -33,8 +33,8 @@ class MethodConfig(Section):
     type: str
     """The method's name, which is the name of its file."""
 
-    def shortened(self, steps: int) -> Self:
-        """The same for a run of so few steps, where the method has a schedule of its own."""
+    def shortened(self, share: float) -> Self:
+        """The same for a run over that share of the steps (0 to 1), where the method has a schedule of its own."""
         return self
 
     @classmethod
