@@ -6,10 +6,15 @@ from typing import Any
 
 import pytest
 from tests.methods.lora_cases import attached
+from tests.models_zoo import build_model
+from torch import nn
 
 from lamina.config import load_config
-from lamina.errors import ConfigError
+from lamina.config.methods.lora import LoraConfig
+from lamina.errors import AdapterError, ConfigError
+from lamina.methods.base import find_method, inject
 from lamina.methods.lora import METHOD
+from lamina.quantization.packed import FourBitLinear
 
 COMBINATIONS: list[tuple[dict[str, Any], str]] = [
     ({"init_lora_weights": "pisa"}, r"init_lora_weights: 'pisa' is not one of true, false, gaussian"),
@@ -52,6 +57,24 @@ def test_settings_that_do_not_fit_the_model(method: dict[str, Any], reason: str)
         attached("llama", **method)
 
 
+@pytest.mark.parametrize(
+    ("modules", "reason"),
+    [
+        (["k_proj"], r"selects model.layers.0.self_attn.k_proj, but model.layers.0.self_attn.k_proj is stored packed"),
+        (["mlp"], r"modules_to_save: it selects model.layers.0.mlp, but model.layers.0.mlp.gate_proj is stored packed"),
+    ],
+)
+def test_packed_weights_are_not_trained_in_part(modules: list[str], reason: str) -> None:
+    """Qwen2 has biases, which alone could be trained."""
+    model = build_model("qwen2")
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Linear and name != "lm_head":
+            model.set_submodule(name, FourBitLinear.pack(module))
+    config = LoraConfig(target_modules=["q_proj"], modules_to_save=modules)
+    with pytest.raises(ConfigError, match=reason):
+        inject(model, config, seed=0)
+
+
 # What would do nothing in training; an adapter of peft's that has it can be loaded all the same.
 USELESS: list[tuple[dict[str, Any], str]] = [
     ({"rank_pattern": {"q_prj": 3}}, r"method.rank_pattern: 'q_prj' matches no module .* Did you mean 'q_proj'"),
@@ -71,3 +94,18 @@ USELESS: list[tuple[dict[str, Any], str]] = [
 def test_settings_that_would_do_nothing(method: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         METHOD.prepare(attached("llama", **method), [])
+
+
+@pytest.mark.parametrize(
+    ("method", "lacks"),
+    [
+        ("lora", "r, lora_alpha, target_modules"),
+        ("ln_tuning", "target_modules"),
+        ("prompt_tuning", "num_virtual_tokens"),
+        ("prefix_tuning", "num_virtual_tokens"),
+        ("p_tuning", "num_virtual_tokens"),
+    ],
+)
+def test_a_configuration_of_pefts_that_lacks_fields_is_one_clear_error(method: str, lacks: str) -> None:
+    with pytest.raises(AdapterError, match=f"its adapter_config.json lacks {lacks}. Fix"):
+        find_method(method).from_peft({"base_model_name_or_path": "base"})

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.methods.lora_cases import IDS, attached, bare, disturb, in_peft, logits, on_disk, save, trained_by
 from tests.methods.test_conformance import documents
+from tests.models_zoo import build_model
 
 import lamina
 from lamina.config.methods.lora import LoraConfig
@@ -302,3 +303,19 @@ def test_an_unknown_beginning_of_peft_is_refused() -> None:
             METHOD.from_peft({**fields, "init_lora_weights": init})
     with pytest.raises(AdapterError, match="configuration: layers_to_transform"):
         METHOD.from_peft({**fields, "layers_to_transform": [-1]})
+
+
+def test_doras_layer_with_a_row_of_zeros_is_the_base() -> None:
+    """A pruned output has no direction, and its magnitude stays zero."""
+    model = build_model("llama")
+    projection = model.get_submodule("model.layers.0.self_attn.q_proj")
+    with torch.no_grad():
+        projection.weight[3] = 0.0
+    ids = torch.arange(3, 13)[None]
+    base = model(input_ids=ids).logits.detach()
+    injection = inject(model, LoraConfig(r=4, use_dora=True), seed=0)
+    logits = model(input_ids=ids).logits
+    torch.testing.assert_close(logits.detach(), base)
+    logits.sum().backward()
+    for name, tensor in injection.tensors().items():
+        assert tensor.grad is not None and bool(torch.isfinite(tensor.grad).all()), name

@@ -15,7 +15,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from tests.models_zoo import build_model, build_tokenizer
 
 import lamina
-from lamina.config import METHOD_CONFIGS
+from lamina.config import METHOD_CONFIGS, load_config
 from lamina.config.methods.peft import PeftConfig
 from lamina.data.template import build_template
 from lamina.errors import AdapterError, ConfigError
@@ -384,3 +384,16 @@ def test_defaults_of_a_peft_adapter_are_not_spelled_out() -> None:
     read = hf_peft.method_config(content)
     assert isinstance(read, PeftConfig)
     assert read.fields == {"r": 4, "target_modules": ["q_proj"]}
+
+
+def test_loraplus_reaches_the_b_matrices_of_pefts_methods() -> None:
+    config = PeftConfig.model_validate({"peft_type": "HIRA", "r": 4, "target_modules": "all-linear"})
+    injection = inject(build_model("llama"), config, seed=0)
+    fast = injection.fast_tensors()
+    assert fast == {name for name in injection.tensors() if "hira_B" in name}
+    assert fast
+
+
+def test_the_method_of_peft_must_be_named() -> None:
+    with pytest.raises(ConfigError, match=r"method.peft_type: is required"):
+        load_config({"data": {"train": "x"}, "method": {"type": "peft"}})

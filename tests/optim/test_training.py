@@ -26,6 +26,7 @@ from lamina.methods.base import inject
 from lamina.models.head import find_head
 from lamina.ops.attention import packed_attention
 from lamina.optim import LayerwiseGaloreAdamW, build_optimizer
+from lamina.optim.muon import MuonWithAdamW
 from lamina.training.events import Event
 from lamina.training.step import StepResult, training_step
 
@@ -158,6 +159,25 @@ def test_a_rank_that_projects_nothing_is_an_error() -> None:
 def test_muon_without_matrices_is_an_error() -> None:
     with pytest.raises(ConfigError, match="muon is for the matrices"):
         build("muon", "ln_tuning")
+
+
+@pytest.mark.parametrize("method", ["ia3", "prompt_tuning"])
+def test_muon_takes_neither_vectors_stored_as_matrices_nor_embeddings(method: str) -> None:
+    with pytest.raises(ConfigError, match="muon is for the matrices"):
+        build("muon", method)
+
+
+@pytest.mark.parametrize(("method", "apart"), [("adalora", ("lora_E",)), ("p_tuning", ("embedding.weight", "bias"))])
+def test_muon_leaves_singular_values_and_virtual_tokens_to_adamw(method: str, apart: tuple[str, ...]) -> None:
+    config = load_config({"data": {"train": "x"}, "method": {"type": method}})
+    injection = inject(build_model("llama"), config.method, seed=0)
+    tensors = injection.tensors()
+    train = TrainConfig.model_validate({"optim": "muon", "learning_rate": 1e-3})
+    optimizer = build_optimizer(train, tensors, (), injection.vocabulary_tensors())
+    assert isinstance(optimizer, MuonWithAdamW)
+    muon, adamw = ({id(p) for group in part.param_groups for p in group["params"]} for part in optimizer.parts)
+    assert adamw == {id(tensor) for name, tensor in tensors.items() if name.endswith(apart)}
+    assert muon == {id(tensor) for tensor in tensors.values()} - adamw
 
 
 def test_muon_and_galore_leave_embedding_and_head_to_adamw() -> None:

@@ -9,7 +9,10 @@ from tests.models_zoo import build_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.config import METHOD_CONFIGS
+from lamina.config import METHOD_CONFIGS, MethodConfig, load_config
+from lamina.config.methods.full import FullConfig
+from lamina.config.methods.peft import PeftConfig
+from lamina.errors import ConfigError
 from lamina.fusion import fast_path
 from lamina.methods.base import Injection, inject
 from lamina.quantization.packed import EightBitLinear, FourBitLinear, PackedLinear
@@ -72,3 +75,12 @@ def test_fast_path_is_bitwise_that_of_dense_weights(method: str, family: str, re
     (loss, grads), (expected, wanted) = results
     assert loss == expected
     assert all(torch.equal(grads[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("config", [FullConfig(), PeftConfig(peft_type="HRA")])
+def test_methods_that_need_the_bases_own_layers_refuse_packed_ones(config: MethodConfig) -> None:
+    packed, _ = packed_and_dense("llama", 4, torch.float32)
+    with pytest.raises(ConfigError, match=rf"method.type: '{config.type}' needs .*q_proj is stored packed"):
+        inject(packed, config, seed=0)
+    with pytest.raises(ConfigError, match=rf"method '{config.type}' needs the base's own layers"):
+        load_config({"data": {"train": "x"}, "method": config.model_dump(), "quantization": {"bits": 4}})

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.models_zoo import build_model, build_tokenizer
 from tests.training.helpers import settings, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lamina
-from lamina.errors import DataError, ModelError, RunError, TrainingError
+from lamina.errors import ConfigError, DataError, ModelError, RunError, TrainingError
 from lamina.kernels import native
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.runs import Run
@@ -277,3 +278,40 @@ def test_data_without_a_stop_token_is_refused(model_folder: Path, tmp_path: Path
     values = settings(tmp_path, model_folder, data={"train": str(rows), "overlong": "cut", "max_length": 64})
     with pytest.raises(DataError, match="no training example teaches the stop token"):
         lamina.train(values)
+
+
+@pytest.fixture(scope="module")
+def table_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2, whose positions are 64 rows of a table."""
+    folder = tmp_path_factory.mktemp("table")
+    build_model("gpt2", vocab_size=259, n_positions=64).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ({"type": "lora"}, "rows of up to 65 tokens are too long: GPT2LMHeadModel has 64 positions"),
+        (
+            {"type": "prompt_tuning", "num_virtual_tokens": 10},
+            r"rows of up to 65 tokens with 10 virtual ones before them are too long: .* Fix: use 54 at most",
+        ),
+    ],
+)
+def test_rows_beyond_a_position_table_are_one_clear_error(
+    table_folder: Path, tmp_path: Path, method: dict[str, Any], words: str
+) -> None:
+    values = settings(tmp_path, table_folder, data={"max_length": 65, "overlong": "cut"}) | {"method": method}
+    with Path(values["data"]["train"]).open("a") as rows:
+        rows.write(json.dumps({"prompt": "say " + "a" * 30, "completion": "b" * 40}) + "\n")
+    with pytest.raises(ConfigError, match=f"data.max_length: {words}"):
+        lamina.train(values)
+
+
+def test_rows_beyond_rotary_positions_are_noted(tmp_path: Path) -> None:
+    build_model("llama", vocab_size=259, max_position_embeddings=32).save_pretrained(tmp_path / "base")
+    build_tokenizer().save_pretrained(tmp_path / "base")
+    run = lamina.train(settings(tmp_path, tmp_path / "base", train={"max_steps": 1}))
+    notes = [event["message"] for event in run.events() if event["event"] == "note"]
+    assert any("LlamaForCausalLM has 32 positions" in note for note in notes)

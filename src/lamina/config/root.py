@@ -81,10 +81,10 @@ class Config(Section):
                     f"quantization.compute_dtype is {compute} and dtype is {self.dtype}; set one of them, since what "
                     "is not quantized is held in the dtype of the products"
                 )
-            if self.method.type == "full":
+            if not self.method.base_is_read_only:
                 wrong.append(
-                    "method 'full' trains every weight, but with `quantization` the base is stored packed and frozen; "
-                    "remove quantization, or use an adapter method such as lora"
+                    f"method '{self.method.type}' needs the base's own layers, but with `quantization` they are stored "
+                    "packed and frozen; remove quantization, or use a method such as lora"
                 )
         if wrong:
             raise ValueError(". ".join(wrong))

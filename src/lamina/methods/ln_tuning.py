@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from lamina.config.methods.ln_tuning import LnTuningConfig
 from lamina.errors import AdapterError, ConfigError, Problem
 from lamina.methods.base import Injection, Method
+from lamina.methods.shared import require_fields
 from lamina.methods.targets import match_targets
 from lamina.methods.trained_copy import TrainedCopy, train_parameters
 
@@ -67,6 +68,7 @@ class LnTuning(Method):
                 "the adapter was trained with settings of peft that lamina's LayerNorm tuning does not have: "
                 f"{settings}. Loading it without them would give another model. Fix: use it through peft."
             )
+        require_fields(peft_config, ["target_modules"])
         return LnTuningConfig(target_modules=peft_config["target_modules"])
 
 

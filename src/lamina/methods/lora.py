@@ -28,7 +28,7 @@ from lamina.methods.lora_modules import (
     useless_settings,
 )
 from lamina.methods.low_rank import LowRankLinear
-from lamina.methods.shared import check_rank, frozen_linears
+from lamina.methods.shared import check_rank, frozen_linears, require_fields
 from lamina.methods.targets import short_targets
 from lamina.methods.trained_copy import TrainedCopy
 from lamina.ops.dora import row_norms, row_squares
@@ -101,7 +101,8 @@ class DoraLinear(LoraLinear):
         self.lora_magnitude_vector = nn.Parameter(self._norms())
 
     def columns(self) -> torch.Tensor:
-        return self.lora_magnitude_vector / self._norms()
+        norms = self._norms()
+        return self.lora_magnitude_vector / norms.clamp_min(torch.finfo(norms.dtype).tiny)  # a row of zeros stays one
 
     def adapter_tensors(self) -> dict[str, nn.Parameter]:
         return {**super().adapter_tensors(), "lora_magnitude_vector": self.lora_magnitude_vector}
@@ -246,6 +247,7 @@ class Lora(Method):
         return peft_config.get("peft_type") == "LORA"
 
     def from_peft(self, peft_config: Mapping[str, Any]) -> LoraConfig:
+        require_fields(peft_config, ["r", "lora_alpha", "target_modules"])
         unknown = sorted(
             key
             for key, value in peft_config.items()

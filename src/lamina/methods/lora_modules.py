@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from lamina.config.methods.lora import LoraConfig, matching_key
 from lamina.errors import ConfigError, Problem, nearest
 from lamina.methods.targets import find_targets
+from lamina.quantization import PackedLinear
 
 
 def lora_modules(model: PreTrainedModel, config: LoraConfig) -> list[str]:
@@ -49,7 +50,7 @@ def trained_modules(model: PreTrainedModel, config: LoraConfig, adapted: Collect
         adapted: What `lora_modules` gave.
 
     Raises:
-        ConfigError: One of them has no weights, lies inside another one, or holds an adapted module.
+        ConfigError: One of them has no weights, or packed ones, lies inside another one, or holds an adapted module.
     """
     ends = tuple(config.modules_to_save or ())
     chosen = [name for name, _ in model.named_modules() if name and name.endswith(ends)] if ends else []
@@ -58,6 +59,12 @@ def trained_modules(model: PreTrainedModel, config: LoraConfig, adapted: Collect
         if name in adapted or inner is not None:
             message = f"it selects {name}, which {'gets LoRA' if name in adapted else f'holds {inner}'} as well."
             raise ConfigError(Problem("method.modules_to_save", message, "give longer names"))
+        parts = model.get_submodule(name).named_modules(prefix=name)
+        packed = next((part for part, module in parts if isinstance(module, PackedLinear)), None)
+        if packed is not None:
+            message = f"it selects {name}, but {packed} is stored packed and frozen, so it cannot be trained."
+            fix = f"leave it as it is (`quantization.modules_to_not_convert: [{name}]`; `offload: false`)"
+            raise ConfigError(Problem("method.modules_to_save", message, fix))
         if next(model.get_submodule(name).parameters(), None) is None:
             message = f"it selects {name}, which has no weights."
             raise ConfigError(Problem("method.modules_to_save", message, "name modules with weights"))

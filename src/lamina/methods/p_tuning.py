@@ -17,7 +17,14 @@ from transformers import PreTrainedModel
 from lamina.config.methods.p_tuning import PTuningConfig
 from lamina.errors import ConfigError, Problem
 from lamina.methods.base import Injection, Method, Saved
-from lamina.methods.soft_prompt import SoftPrompt, TrainedRows, embedding_width, prompt_config, refuse_unknown
+from lamina.methods.soft_prompt import (
+    SoftPrompt,
+    TrainedRows,
+    embedding_width,
+    prompt_config,
+    read_count,
+    refuse_unknown,
+)
 from lamina.methods.virtual_tokens import SAVED_NAME
 
 
@@ -113,7 +120,7 @@ class PTuning(Method):
     def from_peft(self, peft_config: Mapping[str, Any]) -> PTuningConfig:
         refuse_unknown(peft_config, set(_ENCODER_FIELDS), "P-tuning")
         # What peft says of the network that is gone may be at odds with our rules, and changes nothing.
-        return PTuningConfig(num_virtual_tokens=peft_config["num_virtual_tokens"], inference_mode=True)
+        return PTuningConfig(num_virtual_tokens=read_count(peft_config), inference_mode=True)
 
 
 METHOD = PTuning()

@@ -70,6 +70,10 @@ class PeftLayer(AdapterModule):
     def fixed_tensors(self) -> dict[str, torch.Tensor]:
         return self._fixed
 
+    def fast_tensors(self) -> list[str]:
+        """Those that peft calls B: `lora_B.weight`, `hira_B`, ..."""
+        return [key for key in self._trained if any(part.endswith("_B") for part in key.split("."))]
+
     @torch.no_grad()
     def fold_in(self, model: PreTrainedModel, name: str) -> None:
         from peft.utils import AuxiliaryTrainingWrapper

@@ -26,7 +26,7 @@ from transformers.utils.generic import ModelOutput
 from lamina.config.methods.prefix_tuning import PrefixTuningConfig
 from lamina.errors import ConfigError, ModelError, Problem
 from lamina.methods.base import Injection, Method, Saved
-from lamina.methods.soft_prompt import prompt_config, refuse_unknown
+from lamina.methods.soft_prompt import prompt_config, read_count, refuse_unknown
 from lamina.methods.virtual_tokens import (
     SAVED_NAME,
     Finish,
@@ -177,7 +177,7 @@ class PrefixTuning(Method):
     def from_peft(self, peft_config: Mapping[str, Any]) -> PrefixTuningConfig:
         refuse_unknown(peft_config, {"prefix_projection", "encoder_hidden_size", "init_weights"}, "prefix tuning")
         # peft too saves what the network made, and not the network.
-        return PrefixTuningConfig(num_virtual_tokens=peft_config["num_virtual_tokens"])
+        return PrefixTuningConfig(num_virtual_tokens=read_count(peft_config))
 
 
 METHOD = PrefixTuning()

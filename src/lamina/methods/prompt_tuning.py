@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from lamina.config.methods.prompt_tuning import PromptTuningConfig
 from lamina.errors import ConfigError, Problem
 from lamina.methods.base import Injection, Method, Saved
-from lamina.methods.soft_prompt import TrainedRows, embedding_width, prompt_config, refuse_unknown
+from lamina.methods.soft_prompt import TrainedRows, embedding_width, prompt_config, read_count, refuse_unknown
 from lamina.methods.virtual_tokens import find_decoder
 
 
@@ -50,7 +50,7 @@ class PromptTuning(Method):
 
     def from_peft(self, peft_config: Mapping[str, Any]) -> PromptTuningConfig:
         refuse_unknown(peft_config, _INITIAL_FIELDS, "prompt tuning")
-        return PromptTuningConfig(num_virtual_tokens=peft_config["num_virtual_tokens"])
+        return PromptTuningConfig(num_virtual_tokens=read_count(peft_config))
 
 
 METHOD = PromptTuning()

@@ -105,9 +105,7 @@ def read_peft_fields(cls: type[Config], peft_config: Mapping[str, Any], no_effec
             f"the adapter was trained with settings of peft that lamina's {cls.title} does not have: {settings}. "
             "Loading it without them would give another model. Fix: use it through peft."
         )
-    missing = [name for name in fields if name not in peft_config]
-    if missing:
-        raise AdapterError(f"its adapter_config.json lacks {', '.join(missing)}. Fix: copy the adapter again.")
+    require_fields(peft_config, fields)
     try:
         return cls.model_validate({name: peft_config[name] for name in fields})
     except ValidationError as error:
@@ -115,6 +113,17 @@ def read_peft_fields(cls: type[Config], peft_config: Mapping[str, Any], no_effec
         raise AdapterError(
             f"its adapter_config.json does not fit lamina's {cls.title}: {wrong}. Fix: use it through peft."
         ) from None
+
+
+def require_fields(peft_config: Mapping[str, Any], fields: Iterable[str]) -> None:
+    """Checks that a peft configuration has these fields.
+
+    Raises:
+        AdapterError: It lacks some; they are named.
+    """
+    missing = [name for name in fields if name not in peft_config]
+    if missing:
+        raise AdapterError(f"its adapter_config.json lacks {', '.join(missing)}. Fix: copy the adapter again.")
 
 
 def _is_off(key: str, value: Any) -> bool:

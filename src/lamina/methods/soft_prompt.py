@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.errors import AdapterError
+from lamina.methods.shared import require_fields
 from lamina.methods.virtual_tokens import (
     SAVED_NAME,
     Finish,
@@ -77,6 +78,16 @@ def prompt_config(peft_type: str, count: int, base_ref: str) -> dict[str, Any]:
         "modules_to_save": None,
         "inference_mode": True,
     }
+
+
+def read_count(peft_config: Mapping[str, Any]) -> int:
+    """How many virtual tokens a peft configuration has.
+
+    Raises:
+        AdapterError: It does not say.
+    """
+    require_fields(peft_config, ["num_virtual_tokens"])
+    return peft_config["num_virtual_tokens"]
 
 
 def refuse_unknown(peft_config: Mapping[str, Any], known: set[str], title: str) -> None:

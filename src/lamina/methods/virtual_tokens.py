@@ -69,6 +69,9 @@ class VirtualTokens(AdapterModule):
     def begin(self, decoder: PreTrainedModel, call: dict[str, Any]) -> Finish:
         """Changes a plain call with no cache, or an empty one."""
 
+    def embedding_tensors(self) -> list[str]:
+        return [key for key in self.adapter_tensors() if key in (SAVED_NAME, "embedding.weight")]
+
     def fold_in(self, model: PreTrainedModel, name: str) -> None:
         raise AdapterError("virtual tokens cannot be folded into weights. Fix: use the adapter as it is.")
 

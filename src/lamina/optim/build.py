@@ -31,7 +31,7 @@ def build_optimizer(
         config: Which optimizer, and its settings.
         tensors: What is trained, by name; float32 masters.
         fast: Names of those that LoRA+ gives a larger learning rate.
-        vocabulary: Names of those that belong to the input embedding or to the output head.
+        vocabulary: Names of those that are embeddings, or belong to the input embedding or to the output head.
         notify: Told where a paged optimizer does not page.
 
     Raises:
@@ -59,7 +59,8 @@ def _groups(
         matrix = tensor.ndim >= 2 and min(tensor.shape) > 1  # IA3's and AdaLoRA's vectors are stored as matrices
         decay = config.weight_decay if matrix else 0.0
         factor = config.loraplus_ratio if name in fast else 1.0
-        alike.setdefault((decay, factor, tensor.ndim == 2 and name not in vocabulary), []).append(tensor)
+        hidden = matrix and tensor.ndim == 2 and name not in vocabulary
+        alike.setdefault((decay, factor, hidden), []).append(tensor)
     return [
         {"params": params, "weight_decay": decay, "lr_factor": factor, "hidden": hidden}
         for (decay, factor, hidden), params in alike.items()

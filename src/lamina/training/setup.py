@@ -24,12 +24,14 @@ from lamina.data.dataset import Dataset, build_dataset
 from lamina.data.packing import plan_epoch
 from lamina.data.side import Batches
 from lamina.data.template import ChatTemplate, build_template
-from lamina.errors import DataError, RunError
+from lamina.errors import ConfigError, DataError, Problem, RunError
 from lamina.kernels import kernel_notes
 from lamina.methods.base import Hooks, Injection, find_method, inject
+from lamina.methods.virtual_tokens import VirtualTokens
 from lamina.models.head import Head, find_head
 from lamina.models.load import Base, load_base
 from lamina.models.machine import dtype_name
+from lamina.models.positions import declared_positions, has_position_table
 from lamina.models.source import Notify
 from lamina.optim import Schedule, build_optimizer, build_schedule
 from lamina.quantization import count_weights
@@ -120,7 +122,7 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
     dataset = build_dataset(config.data, template, batch_size, config.seed, notify)
     _check_stop_token(dataset, template)
     head = find_head(base.model)
-    injection = _fresh_adapter(config, base, dataset)
+    injection = _fresh_adapter(config, base, dataset, notify)
     head = _head_after_injection(head, injection)
     tensors = injection.tensors()
     optimizer = build_optimizer(config.train, tensors, injection.fast_tensors(), injection.vocabulary_tensors(), notify)
@@ -174,6 +176,25 @@ def _check_stop_token(dataset: Dataset, template: ChatTemplate) -> None:
         )
 
 
+def _check_positions(dataset: Dataset, injection: Injection, notify: Notify) -> None:
+    """A position table ends somewhere, and virtual tokens take the first of its rows."""
+    model, whole = injection.model, injection.layers.get("")
+    limit = declared_positions(model)
+    virtual = whole.count if isinstance(whole, VirtualTokens) else 0
+    lengths = [part.longest for part in (dataset.report.train, dataset.report.eval) if part is not None]
+    longest = max(lengths) + virtual
+    if limit is None or longest <= limit:
+        return
+    what = f"rows of up to {max(lengths)} tokens"
+    if virtual:
+        what += f" with {virtual} virtual ones before them"
+    where = f"{type(model).__name__} has {limit} positions (max_position_embeddings)"
+    if has_position_table(model):
+        message = f"{what} are too long: {where}."
+        raise ConfigError(Problem("data.max_length", message, f"use {limit - virtual} at most"))
+    notify(f"{what}: {where}, and what it makes of later ones was not trained. data.max_length={limit - virtual} fits.")
+
+
 def _note_learning_rate(config: Config, base: Base, notify: Notify) -> None:
     """The methods' own learning rates were measured on a small model."""
     own = config.method.learning_rate * OPTIMIZERS[config.train.optim].learning_rate_factor
@@ -184,8 +205,9 @@ def _note_learning_rate(config: Config, base: Base, notify: Notify) -> None:
         )
 
 
-def _fresh_adapter(config: Config, base: Base, dataset: Dataset) -> Injection:
+def _fresh_adapter(config: Config, base: Base, dataset: Dataset, notify: Notify) -> Injection:
     injection = inject(base.model, config.method, config.seed)
+    _check_positions(dataset, injection, notify)
     batches = (build_batch([example]).to(base.model.device).input_ids for example in dataset.train)
     return find_method(config.method.type).prepare(injection, batches)
 

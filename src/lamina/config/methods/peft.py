@@ -28,7 +28,7 @@ class PeftConfig(MethodConfig):
     type: Literal["peft"] = "peft"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Method name."""
 
-    peft_type: Annotated[str, StringConstraints(to_upper=True, min_length=1)] = "OFT"
+    peft_type: Annotated[str, StringConstraints(to_upper=True, min_length=1)]
     """Which of peft's methods, by peft's name for it. All other keys here are the fields of its configuration class."""
 
     @property
