@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -100,3 +102,80 @@ def test_broken_files_end_in_words(name: str, cli: Cli, tmp_path: Path) -> None:
     assert "Traceback" not in result.err
     answer = result.json()
     assert "findings" in answer or answer["error"]["message"]
+
+
+def test_nothing_but_an_older_page_is_overwritten(cli: Cli, rows: Path, tmp_path: Path) -> None:
+    content, page, fixed = rows.read_bytes(), tmp_path / "page.html", tmp_path / "fixed.jsonl"
+    (tmp_path / "fixed.jsonl.log.jsonl").write_bytes(content)
+    for options, words in (
+        (["--html", rows], "--html: .*is no page of lamina's"),
+        (["--html", fixed, "--fix", fixed], "--fix: .*fixed.jsonl.log.jsonl exists already"),
+        (["--html", page, "--fix", page], "--html: .*is written by --fix as well"),
+    ):
+        result = cli("data", "check", rows, "--model", "none", "--json", *options)
+        assert result.code == 2
+        assert re.search(words, result.json()["error"]["message"])
+    assert rows.read_bytes() == content == (tmp_path / "fixed.jsonl.log.jsonl").read_bytes()
+    assert not fixed.exists()
+    assert not page.exists()
+    for _ in range(2):
+        assert cli("data", "check", rows, "--model", "none", "--json", "--html", page).code == 1
+
+
+@pytest.mark.parametrize(
+    ("tool", "words"),
+    [
+        ({"type": "function", "function": "get_weather"}, "is not a function schema"),
+        ({"name": "f", "parameters": "not json"}, "parameters is text that should be a JSON schema"),
+        ({"name": "f", "parameters": {"properties": {}, "required": True}}, "required is bool, not a list of names"),
+    ],
+)
+def test_tools_of_an_odd_shape_are_named_findings(cli: Cli, tmp_path: Path, tool: object, words: str) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    turns = [{"role": "user", "content": "q"}, call]
+    good = {"messages": turns, "tools": [{"name": "f", "parameters": '{"properties": {}}'}]}
+    path = tmp_path / "tools.jsonl"
+    path.write_text("\n".join(map(json.dumps, [good, {"messages": turns, "tools": [tool]}])) + "\n")
+    result = cli("data", "check", path, "--model", "none", "--json")
+    (misfit,) = [finding for finding in result.json()["findings"] if finding["code"] == "misfit"]
+    assert misfit["count"] == 1
+    assert words in json.dumps(misfit)
+
+
+def test_a_column_that_no_encoding_can_write_is_escaped(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "half.jsonl"
+    rows = [{"prompt": f"p{number}", "completion": "c", "\ud83d": 1} for number in range(3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for options in (["--json"], []):
+        assert cli("data", "check", path, "--model", "none", *options).code in (0, 1)
+
+
+def test_paths_that_are_no_files_are_one_clear_error(cli: Cli, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "cr.csv").write_bytes(b"prompt,completion\ra,b\r")
+    for path, code, words in (
+        (tmp_path / "pipe", 2, "is no regular file"),
+        (tmp_path / ("x" * 300), 2, "too long"),
+        (tmp_path / "cr.csv", 1, "the first line is no header"),
+    ):
+        result = cli("data", "check", path, "--model", "none", "--json")
+        assert result.code == code
+        assert words in result.json()["error"]["message"]
+
+
+def test_a_mapping_whose_template_breaks_is_one_clear_error(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"q": "a", "a": "b"}) + "\n")
+    options = ["--column", 'prompt={{ "{} {}".format(q) }}', "--column", "completion=a"]
+    result = cli("data", "check", path, "--model", "none", "--json", *options)
+    assert result.code == 1
+    assert "data.columns.prompt" in json.dumps(result.json())
+
+
+@pytest.mark.parametrize("labels", [(1, 0), ("1", "0"), (1.0, 0.0), ("True", "false")])
+def test_labels_of_one_and_zero_judge_an_answer(cli: Cli, tmp_path: Path, labels: tuple[object, object]) -> None:
+    path = tmp_path / "kto.jsonl"
+    rows = [{"prompt": f"q{i}", "completion": f"a{i}", "label": labels[i % 2]} for i in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (file,) = cli("data", "check", path, "--model", "none", "--json").json()["files"]
+    assert file["format"] == "unpaired_preference"

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration.
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -338,6 +339,9 @@ _TYPER_INTERRUPTED = 130
 def main() -> None:
     """Runs the command line; every error becomes one message and an exit code."""
     as_json = "--json" in sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # data may hold what no encoding can write
     try:
         code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False) or 0
         if code == _TYPER_INTERRUPTED:

@@ -52,8 +52,7 @@ def check(
     for option, path in (("--html", page), ("--fix", fixed)):
         if path is not None and path.is_dir():
             raise ConfigError(Problem(option, f"{path} is a folder", "name a file"))
-    if fixed is not None and fixed.exists():
-        raise ConfigError(Problem("--fix", f"{fixed} exists already", "name a new file, or remove that one"))
+    _check_outputs(page, fixed)
     from lamina.inspection.target import find_target
 
     found = find_target(target, overrides or [], model=model, columns=mapping, evaluation=evaluation)
@@ -85,6 +84,23 @@ def check(
             out.print(f"report: {page}", markup=False)
     if report.errors:
         raise typer.Exit(1)
+
+
+def _check_outputs(page: Path | None, fixed: Path | None) -> None:
+    """What is written takes the place of nothing but an older page."""
+    from lamina.data.check.fix import log_of
+    from lamina.data.check.html import is_page
+
+    written = [] if fixed is None else [fixed, log_of(fixed)]
+    for path in written:
+        if path.exists():
+            raise ConfigError(Problem("--fix", f"{path} exists already", "name a new file, or remove that one"))
+    if page is None:
+        return
+    if page.resolve() in [path.resolve() for path in written]:
+        raise ConfigError(Problem("--html", f"{page} is written by --fix as well", "name another file"))
+    if page.exists() and not is_page(page):
+        raise ConfigError(Problem("--html", f"{page} exists already and is no page of lamina's", "name another file"))
 
 
 @data.command()

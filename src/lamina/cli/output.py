@@ -33,7 +33,9 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 def print_json(value: dict[str, Any]) -> None:
     """Prints the one JSON object of a command."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    text = json.dumps(value, ensure_ascii=False)
+    # Half a surrogate pair, which no encoding can write, becomes the escape that JSON has for it.
+    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
 
 
 def pair(option: str, text: str) -> tuple[str, str]:

@@ -214,7 +214,7 @@ class _Mapping:
         for field, template in self._templates.items():
             try:
                 values[field] = template.render(row)
-            except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+            except Exception as error:  # a template's own mistake can be any exception
                 raise RowError(f"the template of data.columns.{field} fails on it: {error}") from None
         return values
 

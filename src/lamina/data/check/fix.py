@@ -66,6 +66,11 @@ class FixLog:
         return [*told, f"  every change is in {self.log}"]
 
 
+def log_of(out: Path) -> Path:
+    """Where the changes of a cleaned file are written down."""
+    return out.with_name(f"{out.name}.log.jsonl")
+
+
 def fix_rows(rows: Iterable[CheckedRow], report: CheckReport, out: Path) -> FixLog:
     """Writes the rows that are worth keeping to `out`, as JSON lines with their own columns.
 
@@ -86,7 +91,7 @@ def fix_rows(rows: Iterable[CheckedRow], report: CheckReport, out: Path) -> FixL
     ledger = report.ledger
     if any(Path(name).resolve() == out.resolve() for name in ledger.files):
         raise DataError(f"{out}: this file is being read. Fix: write to another one.")
-    log = FixLog(out, out.with_name(f"{out.name}.log.jsonl"))
+    log = FixLog(out, log_of(out))
     with files.new_text_file(out) as cleaned, files.new_text_file(log.log) as changes:
 
         def note(place: Place, action: str, reason: str, detail: str = "") -> None:

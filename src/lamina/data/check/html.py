@@ -24,12 +24,20 @@ details { margin: .6rem 0 } summary { cursor: pointer } td.place { white-space: 
 # Facts that are drawn, or told of by a finding.
 _DRAWN = ("train_tokens", "eval_tokens", "row_characters", "answer_characters", "languages", "labels", "private")
 
+_BEGINNING = "<!doctype html><html lang=en><meta charset=utf-8><title>lamina data check</title>"
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file was written by `write_html`, so that a new page may take its place."""
+    with path.open("rb") as file:
+        return file.read(len(_BEGINNING)) == _BEGINNING.encode()
+
 
 def write_html(report: CheckReport, path: Path) -> None:
     """Writes the files, the findings with their rows, the figures and the plots as one page."""
     counts = ", ".join(f"{report.count(severity)} {severity.value}s" for severity in Severity)
     page = (
-        "<!doctype html><html lang=en><meta charset=utf-8><title>lamina data check</title>"
+        f"{_BEGINNING}"
         f"<style>{_STYLE}</style><h1>lamina data check</h1><p>{counts}.</p>{_files(report)}"
         f"<h2>Findings</h2>{_findings(report)}{''.join(_details(finding) for finding in report.findings)}"
         f"<h2>Figures</h2>{_facts(report)}<div class=plots>{''.join(_plots(report.facts))}</div></html>\n"

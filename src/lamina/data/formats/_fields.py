@@ -85,26 +85,48 @@ def tool_list(row: Mapping[str, Any], *names: str) -> tuple[dict[str, Any], ...]
             value = _json(value, name, "a list of functions")
         if not value:
             continue
-        if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        if not isinstance(value, list):
             raise RowError(f"field {name!r} is not a list of function schemas")
-        return tuple(value)
+        return tuple(_tool(tool, f"{name}[{number}]") for number, tool in enumerate(value, start=1))
     return ()
+
+
+def _tool(tool: Any, where: str) -> dict[str, Any]:
+    """A function schema, bare or inside `{type: function, function: ...}`, with its parameters as an object."""
+    inner = tool.get("function", tool) if isinstance(tool, dict) else None
+    if not isinstance(inner, dict):
+        raise RowError(f"{where} is not a function schema: it needs a 'name' and 'parameters'")
+    parameters = inner.get("parameters")
+    if isinstance(parameters, str):
+        parameters = _json(parameters or "{}", f"{where}.parameters", "a JSON schema")
+        inner = {**inner, "parameters": parameters}
+        tool = {**tool, "function": inner} if "function" in tool else inner
+    if parameters is not None and not isinstance(parameters, dict):
+        raise RowError(f"{where}.parameters is {type(parameters).__name__}, not an object")
+    required = (parameters or {}).get("required")
+    if required is not None and not isinstance(required, list):
+        raise RowError(f"{where}.parameters.required is {type(required).__name__}, not a list of names")
+    return tool
 
 
 def label_field(row: Mapping[str, Any], name: str = "label") -> bool:
     """A field that says yes or no."""
-    value = row.get(name)
-    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
-        return value.strip().lower() == "true"
-    if not isinstance(value, bool):
-        raise RowError(f"field {name!r} is {value!r}, not true or false")
+    value = _yes_or_no(row.get(name))
+    if value is None:
+        raise RowError(f"field {name!r} is {row.get(name)!r}, not true or false")
     return value
 
 
 def has_label(row: Mapping[str, Any]) -> bool:
     """Whether the row judges its answer, which makes it a preference and no example to learn by heart."""
-    value = row.get("label")
-    return isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in ("true", "false"))
+    return _yes_or_no(row.get("label")) is not None
+
+
+def _yes_or_no(value: Any) -> bool | None:
+    """A judgement as tables have it: true or false, 1 or 0, or the same as text; None for anything else."""
+    if isinstance(value, str):
+        return {"true": True, "1": True, "false": False, "0": False}.get(value.strip().lower())
+    return bool(value) if isinstance(value, (bool, int, float)) and value in (0, 1) else None
 
 
 def has_pair(row: Mapping[str, Any]) -> bool:

@@ -18,7 +18,7 @@ def read(file: DataFile) -> Iterator[RawRow | Fault]:
     """The rows below the header.
 
     Raises:
-        DataError: There is no header, or it names a column twice.
+        DataError: There is no header, or it is not CSV, or it names a column twice.
     """
     text = _Text(file)
     first = next(text, None)
@@ -27,7 +27,13 @@ def read(file: DataFile) -> Iterator[RawRow | Fault]:
     delimiter = "\t" if ".tsv" in file.name else max(_DELIMITERS, key=first.count)
     # The limit is one of the process; the default is 128 kB, less than a long document.
     csv.field_size_limit(ROW_BYTES)
-    header = _header(next(csv.reader([first], delimiter=delimiter), []), file)
+    try:
+        cells = next(csv.reader([first], delimiter=delimiter), [])
+    except csv.Error as error:
+        raise DataError(
+            f"{file.name}: the first line is no header: {error}. Fix: end lines with \\n or \\r\\n, not with \\r alone."
+        ) from None
+    header = _header(cells, file)
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     number, begun = 0, text.line + 1
     while True:

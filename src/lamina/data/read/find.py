@@ -61,9 +61,16 @@ def find_files(wanted: str, field: str = "data.train") -> list[DataFile]:
         ConfigError: There is no such file, or a folder or glob has none of a known kind.
     """
     path = Path(wanted)
+    try:
+        exists = path.exists()
+    except OSError as error:  # such as a name that is too long for any file
+        raise ConfigError(Problem(field, f"{wanted}: {error.strerror}", "check the path")) from None
     if path.is_dir():
         return _in_folder(path, wanted, field)
-    if path.exists():
+    if exists and not path.is_file():
+        message = f"{wanted} is no regular file, and data is read more than once"
+        raise ConfigError(Problem(field, message, "save it to a file first"))
+    if exists:
         return [_data_file(path, field)]
     if path.is_symlink():
         raise ConfigError(Problem(field, f"{wanted} is a link that leads nowhere or to itself", "correct the link"))
