@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from lamina.data.read import read_rows
+from lamina.data.read import find_files, read_rows
 from lamina.errors import ConfigError, DataError
 
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "ä\u2028 ö", "completion": "日本 😀"}]
@@ -116,3 +118,30 @@ def test_missing_file_and_folder_are_config_errors_of_the_field(tmp_path: Path, 
     with pytest.raises(ConfigError, match="is a folder without data files") as folder:
         read_rows(str(tmp_path), field)
     assert [problem.field for problem in folder.value.problems] == [field]
+
+
+@pytest.mark.parametrize("place", ["", "*.jsonl"])
+def test_a_link_that_leads_nowhere_is_not_passed_over(tmp_path: Path, place: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    with pytest.raises(ConfigError, match=r"b\.jsonl is a link that leads nowhere"):
+        find_files(str(tmp_path / place))
+
+
+def test_tables_put_no_nulls_into_tools_and_calls(tmp_path: Path) -> None:
+    """Each row has a function of its own, and the columns' structs have the fields of both."""
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "go"},
+                {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": n, "arguments": given}}]},
+            ],
+            "tools": [{"name": n, "parameters": {"properties": {key: {"type": "string"} for key in given}}}],
+        }
+        for n, given in (("weather", {"city": "Paris"}), ("mail", {"to": "Ann", "subject": "Hi"}))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "tools.parquet")
+    read = read_rows(str(tmp_path / "tools.parquet"))
+    assert [row["tools"] for row in read] == [row["tools"] for row in rows]
+    calls = [row["messages"][1]["tool_calls"][0]["function"]["arguments"] for row in read]
+    assert calls == [{"city": "Paris"}, {"to": "Ann", "subject": "Hi"}]

@@ -19,9 +19,31 @@ def rows_of_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[RawRow | Faul
         for batch in batches:
             for value in batch.to_pylist():
                 number += 1
-                yield RawRow(number, 0, value, tuple(_remarks(value)))
+                yield RawRow(number, 0, without_gaps(value), tuple(_remarks(value)))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
         yield Fault("unreadable_rest", number + 1, 0, f"cannot be read: {error}")
+
+
+def without_gaps(row: dict[str, Any]) -> dict[str, Any]:
+    """The row without the nulls that a table puts into its tools and calls.
+
+    All structs of a column have the same fields, so a call to one function has the arguments of all others too, as
+    nulls, which would be learnt.
+    """
+    return {key: _compact(cell, key in _CALLS) if isinstance(cell, (dict, list)) else cell for key, cell in row.items()}
+
+
+# Where functions and their arguments lie, in a row or in a turn.
+_CALLS = frozenset(["tools", "functions", "tool_calls", "function_call"])
+
+
+def _compact(value: Any, inside: bool) -> Any:
+    if isinstance(value, list):
+        return [_compact(item, inside) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {key: _compact(item, inside or key in _CALLS) for key, item in value.items()}
+    return {key: item for key, item in kept.items() if item is not None} if inside else kept
 
 
 def _remarks(value: dict[str, Any]) -> list[str]:

@@ -72,10 +72,12 @@ def find_files(wanted: str, field: str = "data.train") -> list[DataFile]:
         raise ConfigError(Problem(field, message, "save it to a file first"))
     if exists:
         return [_data_file(path, field)]
-    if path.is_symlink():
-        raise ConfigError(Problem(field, f"{wanted} is a link that leads nowhere or to itself", "correct the link"))
+    _check_link(path, field)
     if _GLOB.search(wanted):
-        found = sorted(Path(name) for name in glob.glob(wanted, recursive=True) if Path(name).is_file())  # noqa: PTH207
+        found = sorted(map(Path, glob.glob(wanted, recursive=True)))  # noqa: PTH207
+        for name in found:
+            _check_link(name, field)
+        found = [name for name in found if name.is_file()]
         if not found:
             raise ConfigError(Problem(field, f"no file fits the pattern {wanted}", "check the pattern"))
         return [_data_file(file, field) for file in found]
@@ -88,6 +90,8 @@ def find_files(wanted: str, field: str = "data.train") -> list[DataFile]:
 def _in_folder(folder: Path, wanted: str, field: str) -> list[DataFile]:
     found = sorted(_walk(folder))
     known = [path for path in found if _suffixes(path)[0]]
+    for path in known:
+        _check_link(path, field)
     if not known:
         kinds = ", ".join(KINDS)
         raise ConfigError(
@@ -109,7 +113,19 @@ def _walk(folder: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(root, name) for name in names if not name.startswith(".") and Path(root, name).is_file())
+        yield from (
+            Path(root, name) for name in names if not name.startswith(".") and _is_file_or_link(Path(root, name))
+        )
+
+
+def _is_file_or_link(path: Path) -> bool:
+    return path.is_file() or path.is_symlink()
+
+
+def _check_link(path: Path, field: str) -> None:
+    """A link that leads nowhere stands for rows that somebody meant to be there."""
+    if path.is_symlink() and not path.exists():
+        raise ConfigError(Problem(field, f"{path} is a link that leads nowhere or to itself", "correct the link"))
 
 
 def _data_file(path: Path, field: str) -> DataFile:
