@@ -37,8 +37,7 @@ def write_html(report: CheckReport, path: Path) -> None:
     """Writes the files, the findings with their rows, the figures and the plots as one page."""
     counts = ", ".join(f"{report.count(severity)} {severity.value}s" for severity in Severity)
     page = (
-        f"{_BEGINNING}"
-        f"<style>{_STYLE}</style><h1>lamina data check</h1><p>{counts}.</p>{_files(report)}"
+        f"{_BEGINNING}<style>{_STYLE}</style><h1>lamina data check</h1><p>{counts}.</p>{_files(report)}"
         f"<h2>Findings</h2>{_findings(report)}{''.join(_details(finding) for finding in report.findings)}"
         f"<h2>Figures</h2>{_facts(report)}<div class=plots>{''.join(_plots(report.facts))}</div></html>\n"
     )
