@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.cli.helpers import Cli
+from tests.cli.helpers import Cli, write_rows
 from tests.inspection.broken import BROKEN
 
 # Rows that are not alike: their words are digests.
@@ -179,3 +179,95 @@ def test_labels_of_one_and_zero_judge_an_answer(cli: Cli, tmp_path: Path, labels
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (file,) = cli("data", "check", path, "--model", "none", "--json").json()["files"]
     assert file["format"] == "unpaired_preference"
+
+
+def run_on(tmp_path: Path, model_folder: Path, **data: object) -> Path:
+    """A run's configuration for data."""
+    config = tmp_path / "run.yaml"
+    config.write_text(json.dumps({"model": str(model_folder), "data": data}))
+    return config
+
+
+def test_check_of_a_run_finds_what_ends_it(cli: Cli, tmp_path: Path, model_folder: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", [*(row | {"topic": 1} for row in ROWS[:9]), ROWS[9]])
+    result = cli("data", "check", run_on(tmp_path, model_folder, train=str(path), stratify_by="topic"), "--json")
+    (misfit,) = [finding for finding in result.json()["findings"] if finding["code"] == "misfit"]
+    assert (result.code, misfit["count"], misfit["examples"][0]["place"]["row"]) == (1, 1, 10)
+    pairs = write_rows(tmp_path / "b.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}] * 3)
+    result = cli("data", "check", run_on(tmp_path, model_folder, train=str(pairs)), "--json")
+    assert "no_loss_for_it" in [finding["code"] for finding in result.json()["findings"]]
+
+
+def test_check_of_a_run_looks_at_no_more_rows_than_it_uses(cli: Cli, tmp_path: Path, model_folder: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", [*ROWS[:5], {"odd": 1}])
+    config = run_on(tmp_path, model_folder, train=str(path), max_rows=5)
+    result = cli("data", "check", config, "--fix", tmp_path / "fixed.jsonl", "--json")
+    assert result.code == 0
+    assert result.json()["fixed"]["removed"] == {"after_max_rows": 1}
+
+
+def test_overrides_beside_a_file(cli: Cli, tmp_path: Path, model_folder: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", ROWS)
+    options = ["--json", f"model={model_folder}", "train.per_device_train_batch_size=1", "data.max_length=256"]
+    facts = cli("data", "check", path, *options).json()["facts"]
+    wider = cli("data", "check", path, *options, "train.per_device_train_batch_size=8").json()["facts"]
+    assert facts["micro_batches"] > wider["micro_batches"]
+    result = cli("data", "check", path, "data.train=other.jsonl")
+    assert result.code == 2
+    assert "data.train" in result.error()
+    result = cli("data", "check", run_on(tmp_path, model_folder, train=str(path)), "--column", "promt=q")
+    assert result.code == 2
+    assert "unknown fields 'promt'" in result.error()
+
+
+def test_fix_of_several_files(cli: Cli, tmp_path: Path, model_folder: Path) -> None:
+    pairs = write_rows(tmp_path / "a.jsonl", ROWS[:5])
+    chats = write_rows(tmp_path / "b.jsonl", [{"messages": [{"role": "user", "content": "q"}]}])
+    odd = write_rows(tmp_path / "c.jsonl", [{"odd": n} for n in range(300)])
+    fixed = tmp_path / "fixed.jsonl"
+    config = run_on(tmp_path, model_folder, train=[str(pairs), str(chats)])
+    result = cli("data", "check", config, "--fix", fixed)
+    assert result.code == 2
+    assert "a.jsonl (prompt_completion) and" in result.error() and "b.jsonl (messages)" in result.error()
+    assert not fixed.exists()
+    config = run_on(tmp_path, model_folder, train=[str(pairs), str(odd)], replay={"path": str(chats)})
+    report = cli("data", "check", config, "--fix", fixed, "--json").json()
+    assert {**report["fixed"], "path": "", "log": ""} == {
+        "path": "", "log": "", "rows": 306, "written": 5, "left_alone": 1, "removed": {"misfit": 300}, "repaired": {},
+        "noted": 0,
+    }  # fmt: skip
+    assert [file["side"] for file in report["files"]] == ["train", "train", "replay"]
+
+
+def test_fix_says_where_the_rest_of_a_file_is_left_out(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(bytes(BROKEN["elements that begin in different ways"].content))  # type: ignore[arg-type]
+    result = cli("data", "check", path, "--model", "none", "--fix", tmp_path / "fixed.jsonl")
+    assert "1 left out: unreadable_rest, each with all that follows it in its file" in result.out
+
+
+def test_special_tokens_in_plain_text(cli: Cli, tmp_path: Path, model_folder: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", [{"text": "one document"}, {"text": "two<|im_end|>three"}])
+    result = cli("data", "check", path, "--model", model_folder, "--json")
+    (refused,) = [finding for finding in result.json()["findings"] if finding["code"] == "template_refusal"]
+    assert (result.code, refused["examples"][0]["place"]["row"]) == (1, 2)
+    assert "holds '<|im_end|>', a special token" in refused["examples"][0]["detail"]
+
+
+def test_rejected_answers_are_looked_at_too(cli: Cli, tmp_path: Path, model_folder: Path) -> None:
+    pairs = [{"prompt": "q", "chosen": "a", "rejected": text} for text in ("b", "b<|im_end|>", "long " * 300)]
+    path = write_rows(tmp_path / "a.jsonl", pairs)
+    report = cli("data", "check", path, "data.max_length=64", "--model", model_folder, "--json").json()
+    rows = {found["code"]: [item["place"]["row"] for item in found["examples"]] for found in report["findings"]}
+    assert rows["template_refusal"] == [2]
+    assert rows["longer_than_max_length"] == [3]
+    shown = cli("data", "show", path, "data.max_length=64", "--model", model_folder, "--json").json()["rows"]
+    assert [bool(row["rejected"]) for row in shown] == [True, False, True]
+    assert "rejected answer" in shown[1]["left_out"] and "more tokens" in shown[2]["left_out"]
+
+
+def test_show_of_a_row_whose_answer_is_cut_off(cli: Cli, tmp_path: Path, model_folder: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", [{"prompt": "word " * 300, "completion": "a"}])
+    options = ["data.max_length=64", "data.overlong=cut", "--model", model_folder, "--json"]
+    (shown,) = cli("data", "show", path, *options).json()["rows"]
+    assert "in the loss" in shown["left_out"]

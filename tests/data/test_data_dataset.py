@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
@@ -285,3 +286,35 @@ def test_template_notes_are_in_the_report(write: Callable[..., str], tokenizer: 
     assert report.chat_template == "plain"
     assert any("'plain'" in note for note in report.notes)
     assert any(line.startswith("note: ") for line in report.lines())
+
+
+def test_wrapped_packing_cuts_where_a_micro_batch_is_full(build: Build) -> None:
+    rows = [{"text": "word " * (1 + number % 40)} for number in range(50)]
+    dataset = build(rows, max_length=256, packing_strategy="wrapped")
+    assert dataset.train_blocks is not None
+    tokens = np.bincount(dataset.train_blocks, dataset.train.lengths)
+    assert dataset.report.micro_batches == len(tokens)
+    assert (tokens[:-1] == 512).all()
+    assert dataset.report.packing_efficiency == tokens.sum() / (512 * len(tokens))
+    assert len(dataset.train) > 50
+    assert not any(example.supervised[0] for example in dataset.train)
+    assert dataset.report.files[0].train_rows == 50
+    again = build(rows, max_length=256, packing_strategy="wrapped")
+    assert [example.input_ids.tolist() for example in again.train] == [e.input_ids.tolist() for e in dataset.train]
+
+
+def test_wrapped_packing_names_rows_of_which_nothing_is_left(build: Build) -> None:
+    texts = [("some w", False), ("o", True), ("rd", False)]
+    marked = [{"type": "text", "text": text, "train": train} for text, train in texts]
+    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": marked}]}
+    length = int(build([row], train_on="marked").train.lengths[0])
+    dataset = build([row] * 3 * length, 0, 1, max_length=length + 1, packing_strategy="wrapped", train_on="marked")
+    (report,) = dataset.report.files
+    gone = report.dropped["no_supervised_tokens"].count  # rows that are cut right before the marked token
+    assert gone and report.train_rows + gone == 3 * length
+    assert all(example.supervised.any() for example in dataset.train)
+
+
+def test_wrapped_without_packing_is_refused(build: Build) -> None:
+    with pytest.raises(ValueError, match="does nothing without packing"):
+        build([pair("q", "a")], packing=False, packing_strategy="wrapped")

@@ -13,7 +13,7 @@ from lamina.data.example import Example, Kind, Message, ToolCall
 from lamina.data.formats import DETECT_ROWS, FORMATS, choose_format
 from lamina.data.formats._fields import RowError
 from lamina.data.read import find_files
-from lamina.data.source import SourceReader, used_examples
+from lamina.data.source import SourceReader, usable_part, used_examples
 from lamina.errors import ConfigError, DataError
 
 NAME = "rows.jsonl"
@@ -298,8 +298,9 @@ PAIR_TURNS = [turn("user", "q"), turn("assistant", "good")], [turn("user", "q"),
         },
         {"instruction": "q", "input": "", "chosen": "good", "rejected": "bad"},
         {"chosen": PAIR_TURNS[0], "rejected": PAIR_TURNS[1]},
+        {"prompt": "q", "chosen": PAIR_TURNS[0], "rejected": PAIR_TURNS[1], "messages": PAIR_TURNS[0]},
     ],
-    ids=["texts", "turns", "sharegpt", "alpaca", "implicit prompt"],
+    ids=["texts", "turns", "sharegpt", "alpaca", "implicit prompt", "ultrafeedback"],
 )
 def test_preference_wherever_its_prompt_stands(row: dict[str, Any]) -> None:
     assert [name for name in FORMATS if FORMATS[name].detect(row)] == ["preference"]
@@ -314,15 +315,46 @@ def test_preference_wherever_its_prompt_stands(row: dict[str, Any]) -> None:
     ("row", "words"),
     [
         ({"prompt": "q", "chosen": None, "rejected": "b"}, "'chosen' is missing or null"),
-        ({"chosen": PAIR_TURNS[0], "rejected": PAIR_TURNS[0]}, "the same"),
+        ({"prompt": "other", "chosen": PAIR_TURNS[0], "rejected": PAIR_TURNS[1]}, "do not both begin with the prompt"),
+        (
+            {"prompt": "q", "chosen": "a", "rejected": [turn("user", "b")]},
+            "rejected ends with a turn of the role 'user'",
+        ),
+        ({"chosen": PAIR_TURNS[0], "rejected": [*PAIR_TURNS[0], *PAIR_TURNS[1]]}, "rejected has 3 turns after"),
         ({"prompt": "q", "instruction": "q", "chosen": "a", "rejected": "b"}, "'prompt' and in 'instruction'"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "big"}, "'margin' is str"),
-        ({"prompt": "q", "chosen": PAIR_TURNS[0], "rejected": "b"}, "an answer is one turn"),
+        ({"prompt": "q", "chosen": PAIR_TURNS[0], "rejected": "b"}, "chosen has 2 turns and rejected 1"),
     ],
 )
 def test_preference_that_does_not_fit_is_named(row: dict[str, Any], words: str) -> None:
     with pytest.raises(RowError, match=words):
         FORMATS["preference"].parse(row, 1)
+
+
+def test_preference_of_whole_conversations() -> None:
+    asked = [turn("system", "be brief"), turn("user", "q1"), turn("assistant", "a1"), turn("user", "q2")]
+    good, bad = [*asked, turn("assistant", "good")], [*asked, turn("assistant", "bad")]
+    row = {"prompt": "q1", "system": "be brief", "chosen": good, "rejected": bad}
+    example = FORMATS["preference"].parse(row, 1)
+    assert [message.content for message in example.messages] == ["be brief", "q1", "a1", "q2", "good"]
+    assert example.rejected == (Message("assistant", "bad"),)
+    alike, reason = usable_part(FORMATS["preference"].parse(row | {"rejected": good}, 1))
+    assert (alike.rejected, reason) == ((Message("assistant", "good"),), "same_answers")
+
+
+def test_system_field_beside_messages() -> None:
+    row = {"system": "be brief", "messages": [turn("user", "q"), turn("assistant", "a")]}
+    asked = [message.content for message in FORMATS["messages"].parse(row, 1).messages]
+    assert asked == ["be brief", "q", "a"]
+    row["messages"] = [turn("system", "be brief"), *row["messages"]]
+    assert [message.content for message in FORMATS["messages"].parse(row, 1).messages] == asked
+    with pytest.raises(RowError, match="with other words"):
+        FORMATS["messages"].parse(row | {"system": "be long"}, 1)
+
+
+def test_rows_of_different_shapes_are_named_by_their_place() -> None:
+    with pytest.raises(DataError, match=r"row 7 \(line 9\) has the columns 'prompt'"):
+        choose_format([CHAT, PAIR], "auto", NAME, ["row 3 (line 4)", "row 7 (line 9)"])
 
 
 @pytest.mark.parametrize(
@@ -356,3 +388,34 @@ def test_turns_written_as_json_text_in_a_table() -> None:
     row = {"messages": json.dumps(TURNS)}
     assert choose_format([row], "auto", NAME) is FORMATS["messages"]
     assert FORMATS["messages"].parse(row, 1).messages == tuple(ASKED)
+
+
+def test_mapped_field_that_the_format_does_not_read(tmp_path: Path) -> None:
+    columns = {"messages": "messages", "label": "judged", "margin": "judged"}
+    with pytest.raises(
+        ConfigError, match=r"data.columns.margin: is mapped, but rows of the format 'unpaired_pref.*tools"
+    ):
+        load(tmp_path, [{**CHAT, "judged": True}], columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", "it takes more than 1 s"),
+        ("{{ question * 10000000 }}", "it makes more than"),
+        ("{{ [1, 2, 3] | random }}", "No filter named 'random'"),
+        ("{{ question.__class__.__mro__ }}", "unsafe"),
+        ("{{ answer }}", "'answer' is undefined"),
+    ],
+)
+def test_column_template_within_bounds(tmp_path: Path, template: str, words: str) -> None:
+    with pytest.raises((ConfigError, DataError), match=words):
+        load(tmp_path, [{"question": "q"}], columns={"prompt": template, "completion": "question"})
+
+
+def test_column_template_renders_as_jinja_itself(tmp_path: Path) -> None:
+    template = "{% if hint %}\n{{ question }}\n{% endif %}\n  {{ options | join(', ') }}\n"
+    row = {"question": "q", "hint": True, "options": ["a", "b"], "on": 1}
+    examples, reader = load(tmp_path, [row], columns={"prompt": template, "completion": "question"})
+    assert examples[0].messages[0].content == "\nq\n\n  a, b\n"
+    assert reader.ignored_columns == ["on"]  # a column is not read because its name is part of a word

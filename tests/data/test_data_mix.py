@@ -148,7 +148,7 @@ def test_groups_stay_on_one_side(build: Build, write: Callable[..., str]) -> Non
     sides = [{rows[example.row - 1]["chat"] for example in side} for side in (dataset.train, dataset.eval)]
     assert not sides[0] & sides[1]
     assert sides[1]
-    with pytest.raises(DataError, match="row 1 has no column 'talk'"):
+    with pytest.raises(DataError, match=r"row 1 \(line 1\): it has no column 'talk'"):
         build(train=write("g.jsonl", rows), eval=0.2, group_by="talk")
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
-from lamina.data.packing import plan_epoch
+from lamina.data.packing import plan_epoch, wrap
 
 MAX_LENGTH = 256
 CASES = [(1, 1), (1, 50), (4, 3), (4, 97), (8, 500)]  # batch size, number of examples
@@ -116,3 +117,25 @@ def test_examples_of_like_length_meet_where_asked_for() -> None:
     assert plans[0] != plans[1]
     apart = plan_epoch(lengths, 4, MAX_LENGTH, False, 0, 0)
     assert sum(max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in apart) / len(apart) > 50
+
+
+@pytest.mark.parametrize(("batch_size", "count"), CASES)
+def test_wrapped_examples_fill_every_micro_batch_but_the_last(batch_size: int, count: int) -> None:
+    lengths, budget = np.array(random_lengths(count)), batch_size * MAX_LENGTH
+    parts = wrap(lengths, budget, seed=0)
+    tokens = np.bincount(parts.block, parts.length)
+    assert (tokens[:-1] == budget).all() and 0 < tokens[-1] <= budget
+    pieces = sorted(zip(parts.example.tolist(), parts.begin.tolist(), parts.length.tolist(), strict=True))
+    at = dict.fromkeys(range(count), 0)
+    for example, begin, length in pieces:  # each example whole, without a gap
+        assert begin == at[example]
+        at[example] += length
+    assert list(at.values()) == lengths.tolist()
+    assert wrap(lengths, budget, seed=1).example.tolist() != parts.example.tolist() or count == 1
+    for epoch in range(2):
+        plan = plan_epoch(parts.length, batch_size, MAX_LENGTH, True, 0, epoch, blocks=parts.block)
+        assert sorted(map(tuple, plan)) == [tuple(np.flatnonzero(parts.block == b)) for b in range(len(tokens))]
+
+
+def test_wrapping_nothing() -> None:
+    assert len(wrap(np.zeros(0, dtype=np.int64), 8, 0).length) == 0

@@ -150,6 +150,10 @@ BROKEN = {
     "too many cells": Broken("x.csv", (CSV + "q,a,b\nq7,a7\n").encode(), "wrong_cells", 7, 6),
     "too few cells": Broken("x.csv", (CSV + "q\nq7,a7\n").encode(), "wrong_cells", 7, 6),
     "quote never closed": Broken("x.csv", (CSV + 'q,"a\n').encode(), "truncated", 7),
+    "quote never closed, rows below": Broken("x.csv", (CSV + 'q,"a\nq7,a7\nq8,a8\n').encode(), "truncated", 7, 7),
+    "quote that ends in another row": Broken(
+        "x.csv", (CSV + 'q,"a\nq7,a7\nq8,"a8"\nq9,a9\n').encode(), "ends in line 9", 7, 6
+    ),
     "text after a quote": Broken("x.csv", (CSV + 'q,"a"b\nq7,a7\n').encode(), "wrong_cells", 7, 6),
     "column twice": Broken("x.csv", b"prompt,prompt\na,b\n", "names the column 'prompt' twice", 0, None),
     "csv without a header": Broken("x.csv", b",,\na,b,c\n", "no header", 0, None),
@@ -172,6 +176,22 @@ BROKEN = {
     "array that is cut off": Broken("x.json", array(*LINES)[:-12], "truncated", 6, 4),
     "array without its end": Broken("x.json", array(*LINES)[:-2], "truncated", 7),
     "broken element of an array": Broken("x.json", array(*LINES[:2], '{"prompt": "a" "b"}', *LINES[2:]), "not_json", 4),
+    "broken element, all on a line": Broken(
+        "x.json", f'[{LINES[0]}, {{"prompt": "a" "b"}}, {", ".join(LINES[1:])}]'.encode(), "not_json", 1
+    ),
+    "unclosed text, all on a line": Broken(
+        "x.json", f'[{LINES[0]}, {{"prompt": "a", "completion": "b}}, {", ".join(LINES[1:])}]'.encode(), "not_json", 1
+    ),
+    "bracket never closed in an array": Broken(
+        "x.json", array(*CHATS[:2], CHATS[2].replace("]", "").removesuffix("}") + "", *CHATS[3:]), "truncated", 4, 4
+    ),
+    "elements that begin in different ways": Broken(
+        "x.json",
+        f'[{{"completion": "a", "prompt": "b"}}, {{"prompt": "a" "b"}}, {", ".join(LINES[1:])}]'.encode(),
+        "where the next row begins cannot be told",
+        1,
+        1,
+    ),
     "text after an array": Broken("x.json", array(*LINES) + b"{}", "unreadable_rest", 8),
     "mixed schemas": Broken("x.jsonl", with_third(json.dumps(CHAT)), "field 'prompt' is missing", 3),
     "half and half": Broken("x.jsonl", lines(*LINES, *[json.dumps(CHAT)] * 5), "different shapes", 0, None),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import datasets
 import pytest
 
 from lamina.config import DataConfig
@@ -11,7 +13,7 @@ from lamina.data.check.row import CheckedRow
 from lamina.errors import LaminaError
 from lamina.inspection.rows import Rows
 from lamina.inspection.target import Target
-from tests.inspection.broken import BROKEN, Broken
+from tests.inspection.broken import BROKEN, CHAT, Broken
 
 
 def rows_of(broken: Broken, folder: Path) -> list[CheckedRow]:
@@ -57,3 +59,27 @@ def test_broken_file(name: str, tmp_path: Path) -> None:
 def test_data_set_of_the_hub_that_cannot_be_had() -> None:
     with pytest.raises(LaminaError, match=r"nobody/nothing: is no file here, and cannot be had from the hub"):
         list(Rows(Target(DataConfig(train="nobody/nothing", eval=None), None), None))
+
+
+def test_data_set_of_the_hub_with_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = datasets.Dataset.from_list([{**CHAT, "tools": [{"name": "f", "strict": None}]}] * 2)
+    asked: list[object] = []
+
+    def load_dataset(*names: object, **options: object) -> datasets.IterableDataset:
+        asked.append((names, options))
+        return table.to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    rows = list(Rows(Target(DataConfig(train="somebody/chats/short:train[:9]", eval=None), None), None))
+    assert asked == [(("somebody/chats", "short"), {"split": "train[:9]", "streaming": True})]
+    assert [row.read.example is not None and row.read.example.tools for row in rows] == [({"name": "f"},)] * 2
+
+
+def test_data_set_of_the_hub_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken_off(*_: object, **__: object) -> Iterator[dict[str, object]]:
+        yield CHAT
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(datasets, "load_dataset", broken_off)
+    rows = list(Rows(Target(DataConfig(train="somebody/chats", eval=None), None), None))
+    assert [says(row).strip() for row in rows] == ["", "unreadable_rest cannot be had from the hub: gone"]

@@ -49,7 +49,7 @@ class SourceConfig(Section):
     """One of several sources; what is not given here is as in `data`."""
 
     path: str
-    """File, folder, glob, or data set of the hub (`user/name` or `user/name:split`)."""
+    """File, folder, glob, or data set of the hub (`user/name`, `user/name:split`, `user/name/configuration:split`)."""
 
     weight: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
     """How often its rows are seen in an epoch: 2 is every row twice, 0.5 half of them, drawn by `seed`."""
@@ -130,6 +130,13 @@ class DataConfig(Section):
     packing: bool = True
     """Fill each micro-batch up to `per_device_train_batch_size` x `max_length` tokens instead of counting examples."""
 
+    packing_strategy: Literal["bfd", "wrapped"] = "bfd"
+    """How packing fills a micro-batch.
+
+    `bfd` puts whole examples together (best fit, longest first). `wrapped` lays them end to end and cuts them wherever
+    a micro-batch is full, once for all epochs; the rest of an example then no longer sees its beginning.
+    """
+
     group_by_length: bool = False
     """Without packing: put examples of like length into one micro-batch."""
 
@@ -159,6 +166,11 @@ class DataConfig(Section):
     def _check_pairs(self) -> DataConfig:
         if self.group_by_length and self.packing:
             raise ValueError("group_by_length does nothing with packing. Set packing: false, or leave it out.")
+        if self.packing_strategy != "bfd" and not self.packing:
+            raise ValueError(
+                f"packing_strategy {self.packing_strategy!r} does nothing without packing. Set packing: true, or leave "
+                "it out."
+            )
         for name in ("stratify_by", "group_by"):
             if getattr(self, name) is not None and not isinstance(self.eval, float):
                 raise ValueError(

@@ -57,7 +57,7 @@ class Budget(threading.local):
         self.left -= size
         if size > self.size or self.left < 0:
             raise TemplateFailure(
-                f"it makes more than {self.size:,} characters out of a conversation of "
+                f"it makes more than {self.size:,} characters out of a text of "
                 f"{(self.size - BASE_SIZE) // SIZE_PER_CHARACTER:,}"
             )
 

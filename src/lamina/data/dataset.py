@@ -14,7 +14,7 @@ from lamina.data.mix import draw_replay, weigh
 from lamina.data.packing import plan_epoch
 from lamina.data.read import find_files
 from lamina.data.report import DROP_REASONS, DataReport, FileReport
-from lamina.data.side import Pieces, Side, parts_of, whole_rows
+from lamina.data.side import Pieces, Side, parts_of, whole_rows, wrapped_pieces
 from lamina.data.source import SourceReader, used_examples
 from lamina.data.split import hold_out
 from lamina.data.template import ChatTemplate
@@ -35,12 +35,14 @@ class Dataset:
         eval: Evaluation examples; empty when there are none.
         report: What became of every row.
         eval_files: The files that evaluation examples come from, by the number of their source.
+        train_blocks: int64, shape (training examples,): the micro-batch of each, where that is settled for all epochs.
     """
 
     train: Side
     eval: Side
     report: DataReport
     eval_files: dict[int, EncodedFile]
+    train_blocks: np.ndarray | None = None
 
     def eval_examples(self) -> list[Example]:
         """The evaluation examples as conversations, for generation; their files are read again."""
@@ -94,7 +96,10 @@ def build_dataset(
         first = len(training) + len(held_out_files)
         train_parts[first:] = draw_replay(train_parts[first:], replayed, config.replay.share, learnt, seed)
     train, evaluation = Side(stores, Pieces.join(train_parts)), Side(stores, Pieces.join(eval_parts))
-    _account(every, train, evaluation, train_parts)
+    blocks = None
+    if config.packing_strategy == "wrapped":
+        train, blocks = _wrapped(train, every, batch_size * config.max_length, seed, stop)
+    _account(every, train, evaluation)
     reports = [file.report for file in every]
     if not len(train):
         raise DataError(_nothing_left(config.sources[0].path, reports))
@@ -109,13 +114,14 @@ def build_dataset(
         stop_token=template.stop_token,
         notes=_notes(config, template, every, train, evaluation, chosen),
     )
-    plan = plan_epoch(train.lengths, batch_size, config.max_length, config.packing, seed, 0, config.group_by_length)
+    plan = plan_epoch(
+        train.lengths, batch_size, config.max_length, config.packing, seed, 0, config.group_by_length, blocks
+    )
     report.micro_batches = len(plan)
     if config.packing:
         report.packing_efficiency = int(train.lengths.sum()) / (len(plan) * batch_size * config.max_length)
-    return Dataset(
-        train, evaluation, report, {source: file for source, file in enumerate(every) if file.report.eval_rows}
-    )
+    eval_files = {source: file for source, file in enumerate(every) if file.report.eval_rows}
+    return Dataset(train, evaluation, report, eval_files, blocks)
 
 
 def build_evaluation(
@@ -140,7 +146,7 @@ def build_evaluation(
     parts = [fit(file, number, np.arange(len(file.store)), config, stop) for number, file in enumerate(opened)]
     stores = [file.store for file in opened]
     evaluation, nothing = Side(stores, Pieces.join(parts)), Side(stores, Pieces.join([]))
-    _account(opened, nothing, evaluation, [Pieces.join([])] * len(opened))
+    _account(opened, nothing, evaluation)
     if not len(evaluation):
         raise DataError(_nothing_left(path, [file.report for file in opened]))
     report = DataReport(
@@ -248,12 +254,22 @@ def _split(config: DataConfig, training: Sequence[EncodedFile], seed: int) -> li
     return np.split(held_out, np.cumsum([len(store) for store in stores])[:-1])
 
 
-def _account(every: Sequence[EncodedFile], train: Side, evaluation: Side, train_parts: Sequence[Pieces]) -> None:
+def _wrapped(train: Side, every: Sequence[EncodedFile], budget: int, seed: int, stop: int) -> tuple[Side, np.ndarray]:
+    """The training side, cut wherever a micro-batch is full; what that leaves nothing of is named in the reports."""
+    pieces, blocks = wrapped_pieces(train, budget, seed, stop)
+    cut = Side(train.stores, pieces)
+    for source, file in enumerate(every):
+        gone = np.setdiff1d(train.indices(source), cut.indices(source))
+        file.report.drop_all("no_supervised_tokens", file.store.rows[gone])
+    return cut, blocks
+
+
+def _account(every: Sequence[EncodedFile], train: Side, evaluation: Side) -> None:
     """Completes the files' reports, and asserts that no row was lost on the way."""
     for source, file in enumerate(every):
         file.report.train_rows = len(train.rows(source))
         file.report.eval_rows = len(evaluation.rows(source))
-        file.report.train_tokens = int(train_parts[source].length.sum())
+        file.report.train_tokens = int(train.pieces.length[train.pieces.source == source].sum())
         file.report.settle()
 
 

@@ -145,6 +145,11 @@ def _check_characters(text: str) -> None:
 
 def _render_text(text: str, template: ChatTemplate) -> Rendered:
     """A document between the tokens that begin and end one, where the tokenizer has them."""
+    if found := template.control_tokens.first_in(text):
+        raise DataError(
+            f"the text holds {found!r}, a special token, so it would end there, or another begin. Fix: remove "
+            "or rewrite it in the data; documents that it parts belong into rows of their own."
+        )
     tokenizer = template.tokenizer
     begin = str(tokenizer.bos_token) if template.adds_bos else ""
     end = str(tokenizer.eos_token) if tokenizer.eos_token is not None else template.stop_token

@@ -13,8 +13,9 @@ from lamina.data.encode import encode_stream
 from lamina.data.example import Example, Kind
 from lamina.data.garbage import few_collections
 from lamina.data.read import DataFile
+from lamina.data.read.rows import place_of
 from lamina.data.report import FileReport
-from lamina.data.source import ReadRow, SourceReader, used_examples
+from lamina.data.source import ReadRow, SourceReader, lacks_column, used_examples
 from lamina.data.store import StoredRow, StoreWriter, TokenStore, cached_store, digest_of, prompt_digest
 from lamina.data.template import ChatTemplate
 from lamina.errors import DataError
@@ -140,10 +141,8 @@ def _column(row: ReadRow, name: str | None, reader: SourceReader) -> int:
     if name is None:
         return 0
     if row.value is None or name not in row.value:
-        raise DataError(
-            f"{reader.file.name}: row {row.number} has no column {name!r}, which data.stratify_by or data.group_by "
-            "names. Fix: correct the setting or the row."
-        )
+        place = place_of(row)
+        raise DataError(f"{reader.file.name}: {place}: {lacks_column(name)}. Fix: correct the setting or the row.")
     return digest_of(row.value[name])
 
 

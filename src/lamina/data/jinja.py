@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from datetime import datetime
 from typing import Any, cast
 
-from jinja2 import TemplateError, nodes
+from jinja2 import StrictUndefined, TemplateError, meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -44,10 +44,12 @@ class JinjaTemplate:
     """A compiled template."""
 
     def __init__(self, source: str) -> None:
+        self._compile(source, _dated_environment() if needs_date(source) else _environment())
+
+    def _compile(self, source: str, environment: _Sandbox) -> None:
         if len(source) > MAX_SOURCE:
             raise TemplateFailure(f"it has {len(source):,} characters; at most {MAX_SOURCE:,} are allowed")
         budget.start(len(source))
-        environment = _dated_environment() if needs_date(source) else _environment()
         self._globals = environment.globals
         try:
             self._template = environment.from_string(source)
@@ -88,6 +90,28 @@ class JinjaTemplate:
         except Exception as error:  # a template's own mistake can be any exception
             raise TemplateFailure(f"{type(error).__name__}: {error}") from None
         return "".join(parts)
+
+
+class RowTemplate(JinjaTemplate):
+    """A template over the columns of a row, as Jinja itself renders it: no block is trimmed, and what is absent fails.
+
+    Attributes:
+        names: The columns that it reads.
+    """
+
+    def __init__(self, source: str) -> None:
+        environment = _row_environment()
+        self._compile(source, environment)
+        self.names = frozenset(meta.find_undeclared_variables(environment.parse(source)))
+
+    def render_row(self, row: dict[str, Any]) -> str:
+        """The text for a row.
+
+        Raises:
+            TemplateFailure: The row lacks a column, or the template raises an error or goes past its bounds.
+        """
+        columns = {name: row[name] for name in self.names if name in row}
+        return self.render(columns, len(json.dumps(columns, ensure_ascii=False, default=str)))
 
 
 @functools.lru_cache(maxsize=64)
@@ -249,6 +273,14 @@ def _environment() -> _Sandbox:
         "joiner": environment.globals["joiner"],
         "raise_exception": _raise_exception,
     }
+    return environment
+
+
+@functools.cache
+def _row_environment() -> _Sandbox:
+    options: Any = {"trim_blocks": False, "lstrip_blocks": False, "keep_trailing_newline": True}
+    environment: Any = _environment().overlay(undefined=StrictUndefined, **options)
+    environment.globals = _environment().globals
     return environment
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,6 +17,7 @@ def plan_epoch(
     seed: int,
     epoch: int,
     group_by_length: bool = False,
+    blocks: np.ndarray | None = None,
 ) -> list[list[int]]:
     """The micro-batches of one epoch, as lists of example indices.
 
@@ -30,11 +32,15 @@ def plan_epoch(
         seed: Decides the order.
         epoch: From 0; every epoch has an order of its own and the same number of micro-batches.
         group_by_length: Without packing, put examples of like length together.
+        blocks: int64, shape (examples,), not falling: the micro-batch that each example belongs to, where that is
+            settled for all epochs (see `wrap`); only their order is drawn then.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
-    if packing:
+    if blocks is not None:
+        batches = [part.tolist() for part in np.split(np.arange(len(blocks)), 1 + np.flatnonzero(np.diff(blocks)))]
+    elif packing:
         batches = _best_fit(order, lengths, batch_size * max_length)
     else:
         if group_by_length:
@@ -43,6 +49,34 @@ def plan_epoch(
         if not group_by_length:
             return batches
     return [batches[place] for place in generator.permutation(len(batches))]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Parts of examples, one entry each.
+
+    Attributes:
+        example: int64: which example.
+        begin: int64: first token, counted from the example's first one.
+        length: int64: number of tokens.
+        block: int64: the micro-batch that it belongs to.
+    """
+
+    example: np.ndarray
+    begin: np.ndarray
+    length: np.ndarray
+    block: np.ndarray
+
+
+def wrap(lengths: np.ndarray, budget: int, seed: int) -> Parts:
+    """Lays examples end to end, in an order drawn by `seed`, and cuts them wherever `budget` tokens are full."""
+    order = np.random.default_rng([seed, len(lengths)]).permutation(len(lengths))
+    ends = np.cumsum(lengths[order])
+    starts = ends - lengths[order]
+    total = int(ends[-1]) if len(ends) else 0
+    cuts = np.union1d(starts, np.arange(0, total, budget))
+    place = np.searchsorted(starts, cuts, side="right") - 1
+    return Parts(order[place], cuts - starts[place], np.diff(np.append(cuts, total)), cuts // budget)
 
 
 def _best_fit(order: np.ndarray, lengths: np.ndarray, budget: int) -> list[list[int]]:

@@ -9,6 +9,7 @@ from typing import overload
 import numpy as np
 
 from lamina.data.example import EncodedExample
+from lamina.data.packing import wrap
 from lamina.data.report import TokenReport
 from lamina.data.store import TokenStore
 
@@ -54,11 +55,12 @@ class Side(Sequence[EncodedExample]):
     """Examples in file order, read from their stores as they are asked for.
 
     Attributes:
+        stores: Where the rows lie, by the number of their source.
         pieces: Which tokens of which rows they are.
     """
 
     def __init__(self, stores: Sequence[TokenStore], pieces: Pieces) -> None:
-        self._stores = stores
+        self.stores = stores
         self.pieces = pieces
 
     @property
@@ -75,20 +77,20 @@ class Side(Sequence[EncodedExample]):
     def __getitem__(self, place: slice) -> Side: ...
     def __getitem__(self, place: int | slice) -> EncodedExample | Side:
         if isinstance(place, slice):
-            return Side(self._stores, self.pieces.take(np.arange(len(self))[place]))
+            return Side(self.stores, self.pieces.take(np.arange(len(self))[place]))
         source = int(self.pieces.source[place])
         begin, length = int(self.pieces.begin[place]), int(self.pieces.length[place])
-        return self._stores[source].example(int(self.pieces.index[place]), begin, length, source)
+        return self.stores[source].example(int(self.pieces.index[place]), begin, length, source)
 
     def indices(self, source: int) -> np.ndarray:
         """int64: which stored rows of a source are here, each once, in order."""
-        present = np.zeros(len(self._stores[source]), dtype=bool)  # a million in milliseconds; np.unique takes 0.4 s
+        present = np.zeros(len(self.stores[source]), dtype=bool)  # a million in milliseconds; np.unique takes 0.4 s
         present[self.pieces.index[self.pieces.source == source]] = True
         return np.flatnonzero(present)
 
     def rows(self, source: int) -> np.ndarray:
         """int64: numbers of the rows of a source that are here, each once, in order."""
-        return self._stores[source].rows[self.indices(source)]
+        return self.stores[source].rows[self.indices(source)]
 
     def report(self) -> TokenReport:
         """Its tokens."""
@@ -133,6 +135,33 @@ def parts_of(store: TokenStore, piece: Pieces, ends: Sequence[int], stop: int) -
         np.array([count for count, _ in facts], dtype=np.int64),
         np.array([taught for _, taught in facts], dtype=bool),
     )
+
+
+def wrapped_pieces(side: Side, budget: int, seed: int, stop: int) -> tuple[Pieces, np.ndarray]:
+    """A side's examples end to end, cut wherever a micro-batch is full (see `wrap`).
+
+    Parts of which nothing is in the loss are left out.
+
+    Args:
+        side: The examples.
+        budget: Tokens of a micro-batch.
+        seed: Decides the order.
+        stop: Id of the stop token.
+
+    Returns:
+        The parts, and of each the number of its micro-batch.
+    """
+    parts = wrap(side.lengths, budget, seed)
+    pieces = side.pieces.take(parts.example)
+    whole = parts.length == pieces.length
+    begin, supervised, teaches_stop = pieces.begin + parts.begin, pieces.supervised.copy(), pieces.teaches_stop.copy()
+    for place in np.flatnonzero(~whole):
+        store, index = side.stores[int(pieces.source[place])], int(pieces.index[place])
+        facts = store.piece_facts(index, int(begin[place]), int(parts.length[place]), stop)
+        supervised[place], teaches_stop[place] = facts
+    cut = Pieces(pieces.source, pieces.index, begin, parts.length, supervised, teaches_stop)
+    learnt = supervised > 0
+    return cut.take(learnt), parts.block[learnt]
 
 
 class Batches(Sequence[list[EncodedExample]]):

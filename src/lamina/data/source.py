@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from types import ModuleType
 
-from jinja2 import StrictUndefined, Template, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from lamina.config import SourceConfig
+from lamina.data.columns import ColumnMapping
 from lamina.data.example import Example, Kind
 from lamina.data.formats import DETECT_ROWS, FORMATS, choose_format, column_names
 from lamina.data.formats._fields import RowError
 from lamina.data.read import DataFile, Fault, RawRow, Row, rows_of
 from lamina.data.read.open import fault_message
+from lamina.data.read.rows import place_of
 from lamina.errors import ConfigError, DataError, Problem
 
 
@@ -55,6 +54,7 @@ class SourceReader:
         format: Its format's name, once the first row was read.
         columns: Columns seen so far, in order.
         rows: Rows seen so far, those that cannot be read included.
+        refusal: Why no format could be chosen, where that did not end the reading.
     """
 
     def __init__(self, file: DataFile, source: SourceConfig, text_unit: str = "auto") -> None:
@@ -64,23 +64,35 @@ class SourceReader:
         self.columns: dict[str, None] = {}
         self.rows = 0
         self._text_unit = text_unit
-        self._mapping = _Mapping(source.columns) if source.columns else None
+        self._mapping = ColumnMapping(source.columns) if source.columns else None
+        self.refusal: DataError | None = None
 
     def __iter__(self) -> Iterator[ReadRow]:
         """Every row of the file, in order, used or not; see `rows_up_to`."""
         return self.rows_up_to(None)
 
-    def rows_up_to(self, max_rows: int | None) -> Iterator[ReadRow]:
+    def rows_up_to(self, max_rows: int | None, of_any_shape: bool = False) -> Iterator[ReadRow]:
         """Every row of the file, in order; those after `max_rows` are counted, but not looked at.
 
+        Args:
+            max_rows: See above; None for all.
+            of_any_shape: Where no format fits the file, go on, with every row as a misfit and `refusal` set.
+
         Raises:
+            ConfigError: `data.columns` maps a field that the format does not read.
             DataError: The file has no rows, or no format fits them.
         """
         rows = self._counted()
         begun = list(islice(rows, DETECT_ROWS))
         if not begun:
             raise DataError(f"{self.file.name}: the file holds no rows. Fix: give a file with at least one row.")
-        module = self._find_format(begun)
+        module = None
+        try:
+            module = self._find_format(begun)
+        except DataError as error:
+            if not of_any_shape:
+                raise
+            self.refusal = error
         for row in chain(begun, rows):
             if max_rows is not None and row.number > max_rows:
                 yield ReadRow(row.number, row.line, None, drop_reason="after_max_rows")
@@ -105,26 +117,37 @@ class SourceReader:
 
     def _find_format(self, begun: list[RawRow | Fault]) -> ModuleType:
         wanted = self.source.format or "auto"
-        values = [row.value for row in begun if isinstance(row, RawRow)]
-        if self._mapping:
-            mapped = []
-            for value in values:
+        values, places, failed = [], [], ""
+        for row in begun:
+            if isinstance(row, RawRow):
                 try:
-                    mapped.append(self._mapping.apply(value))
+                    values.append(self._mapping.apply(row.value) if self._mapping else row.value)
+                    places.append(place_of(row))
                 except RowError as error:
-                    if not mapped and value is values[-1]:
-                        raise DataError(f"{self.file.name}: row 1: {error}. Fix: correct data.columns.") from None
-            values = mapped
+                    failed = failed or f"{place_of(row)}: {error}"
+        if not values and failed:
+            raise DataError(f"{self.file.name}: {failed}. Fix: correct data.columns.")
         if not values and wanted == "auto":
             first = next(row for row in begun if isinstance(row, Fault))
             raise DataError(f"{fault_message(self.file, first)} None of the first {len(begun)} rows can be read.")
-        module = choose_format(values, wanted, self.file.name)
-        self.format = module.__name__.rpartition(".")[2]
+        module = choose_format(values, wanted, self.file.name, places)
+        name = module.__name__.rpartition(".")[2]
+        read = (*module.FIELDS, *module.OPTIONAL_FIELDS)
+        unread = [field for field in self._mapping.fields if field not in read] if self._mapping else []
+        if unread:
+            message = f"is mapped, but rows of the format {name!r} have no such field; theirs are {', '.join(read)}"
+            raise ConfigError(
+                Problem(f"data.columns.{unread[0]}", message, "leave it out, or map fields of one format")
+            )
+        self.format = name
         return module
 
-    def _read(self, row: RawRow | Fault, module: ModuleType) -> ReadRow:
+    def _read(self, row: RawRow | Fault, module: ModuleType | None) -> ReadRow:
         if isinstance(row, Fault):
             return ReadRow(row.number, row.line, None, fault=row)
+        if module is None:
+            misfit = str(self.refusal).removeprefix(f"{self.file.name}: ")
+            return ReadRow(row.number, row.line, row.value, remarks=row.remarks, misfit=misfit)
         try:
             value = self._mapping.apply(row.value) if self._mapping else row.value
             example: Example = module.parse(value, row.number)
@@ -155,11 +178,15 @@ def used_examples(reader: SourceReader, max_rows: int | None = None) -> Iterator
 
 def misfit_message(reader: SourceReader, row: ReadRow) -> str:
     """What a row that does not fit its format is answered with where it ends the work."""
-    where = f"row {row.number}" + (f" (line {row.line})" if row.line else "")
     return (
-        f"{reader.file.name}: {where} does not fit the format {reader.format!r}: {row.misfit}. Its columns are "
+        f"{reader.file.name}: {place_of(row)} does not fit the format {reader.format!r}: {row.misfit}. Its columns are "
         f"{column_names(row.value or {})}. Fix: correct the row, or set data.format or data.columns."
     )
+
+
+def lacks_column(name: str) -> str:
+    """Why a row cannot be split off by a column that it does not have."""
+    return f"it has no column {name!r}, which data.stratify_by or data.group_by names"
 
 
 def usable_part(example: Example) -> tuple[Example, str]:
@@ -180,48 +207,3 @@ def usable_part(example: Example) -> tuple[Example, str]:
     if example.kind is Kind.PREFERENCE and messages[-1:] == example.rejected:
         return example, "same_answers"
     return example, ""
-
-
-class _Mapping:
-    """`data.columns`: fields from columns, or from Jinja templates over the columns."""
-
-    def __init__(self, columns: Mapping[str, str]) -> None:
-        environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-        self._columns = {field: column for field, column in columns.items() if not _is_template(column)}
-        self._templates: dict[str, Template] = {}
-        self._sources = " ".join(source for source in columns.values() if _is_template(source))
-        for field, source in columns.items():
-            if _is_template(source):
-                try:
-                    self._templates[field] = environment.from_string(source)
-                except TemplateError as error:
-                    message = f"{source!r} is not a Jinja template: {error}"
-                    raise ConfigError(Problem(f"data.columns.{field}", message, "correct it")) from None
-
-    def apply(self, row: Row) -> Row:
-        """The row under the fields' names.
-
-        Raises:
-            RowError: It lacks a column.
-        """
-        for field, column in self._columns.items():
-            if column not in row:
-                raise RowError(
-                    f"it has no column {column!r}, which data.columns maps to {field!r}; "
-                    f"its columns are {column_names(row)}"
-                )
-        values = {field: row[column] for field, column in self._columns.items()}
-        for field, template in self._templates.items():
-            try:
-                values[field] = template.render(row)
-            except Exception as error:  # a template's own mistake can be any exception
-                raise RowError(f"the template of data.columns.{field} fails on it: {error}") from None
-        return values
-
-    def used(self, columns: Iterable[str]) -> set[str]:
-        """Which of the columns are read: those that are mapped, and those that a template's text names."""
-        return {*self._columns.values(), *(column for column in columns if column in self._sources)}
-
-
-def _is_template(text: str) -> bool:
-    return "{{" in text or "{%" in text

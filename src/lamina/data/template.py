@@ -23,6 +23,7 @@ from lamina.data.example import Message
 from lamina.data.jinja import FIXED_DATE, compile_template, mentions_date, needs_date
 from lamina.data.probe import ANSWER, ASK, Probe, probe_template
 from lamina.data.spans import Rendered, Span
+from lamina.data.special import TokenSearch, special_tokens
 from lamina.data.tokenizer import adds_bos, fingerprint_tokenizer
 from lamina.data.tokens import TextTokenizer
 from lamina.data.turns import (
@@ -191,7 +192,7 @@ class ChatTemplate:
     @cached_property
     def probe(self) -> Probe:
         """What the template has a place for."""
-        return probe_template(self._render_turns, _special_tokens(self.tokenizer))
+        return probe_template(self._render_turns, special_tokens(self.tokenizer))
 
     @property
     def _appends_stop(self) -> bool:
@@ -203,7 +204,7 @@ class ChatTemplate:
         turns = [as_turn(message) for message in messages]
         conversation = Conversation(messages, turns, None, self._text(turns, None))
         places = find_places(self._render_turns, conversation)
-        special = sorted(_special_tokens(self.tokenizer), key=len, reverse=True)
+        special = sorted(special_tokens(self.tokenizer), key=len, reverse=True)
         if not (places and special):
             return ""
         pattern = re.compile(r"\s*(" + "|".join(map(re.escape, special)) + ")")
@@ -283,8 +284,8 @@ class ChatTemplate:
         return messages, schemas
 
     @cached_property
-    def _control_tokens(self) -> tuple[re.Pattern[str], tuple[str, ...]]:
-        """Special tokens that mean something in this template, and what they begin with.
+    def control_tokens(self) -> TokenSearch:
+        """Special tokens that mean something in this template.
 
         The unknown token and those that the template never writes are words like others: they cannot forge a turn.
         """
@@ -292,23 +293,19 @@ class ChatTemplate:
         seen = f"{self.source}\0{self.probe.text}"
         named = {str(token) for token in (tokenizer.bos_token, tokenizer.eos_token, self.stop_token) if token}
         unknown = getattr(tokenizer, "unk_token", None)
-        tokens = {t for t in _special_tokens(tokenizer) if t != unknown and t.strip() and t in seen} | named
-        ordered = sorted(tokens, key=len, reverse=True)
-        # A search for a few beginnings is quicker than one for hundreds of tokens.
-        return re.compile("|".join(map(re.escape, ordered))), tuple({token[:2] for token in ordered})
+        return TokenSearch({t for t in special_tokens(tokenizer) if t != unknown and t.strip() and t in seen} | named)
 
     def _refuse_special_tokens(self, messages: Sequence[Message], schemas: list[dict[str, Any]] | None) -> None:
-        pattern, beginnings = self._control_tokens
         for number, message in enumerate(messages, start=1):
             words = message.words() if message.tool_calls or message.thinking else message.content
-            if any(map(words.__contains__, beginnings)) and (match := pattern.search(words)):
+            if found := self.control_tokens.first_in(words):
                 raise DataError(
-                    f"the {message.role} turn (turn {number}) holds {match.group()!r}, a special token of the chat "
+                    f"the {message.role} turn (turn {number}) holds {found!r}, a special token of the chat "
                     "template, so it could pass for the end of a turn or the start of another. Fix: remove or rewrite "
                     "it in the data."
                 )
-        if schemas and (match := pattern.search(json.dumps(schemas, ensure_ascii=False))):
-            raise DataError(f"the tools hold {match.group()!r}, a special token. Fix: remove it from the schemas.")
+        if schemas and (found := self.control_tokens.first_in(json.dumps(schemas, ensure_ascii=False))):
+            raise DataError(f"the tools hold {found!r}, a special token. Fix: remove it from the schemas.")
 
     def _check_system_and_bos(self, messages: Sequence[Message], text: str) -> None:
         for message in messages:
@@ -411,8 +408,3 @@ def _repeats_bos(text: str, bos: str) -> bool:
     """Whether BOS stands twice before the first words; a token that opens every turn may."""
     before, asked, after = text.partition(ASK)
     return bool(asked) and before.count(bos) > 1 and bos not in after.partition(ANSWER)[0]
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return added | set(tokenizer.all_special_tokens)

@@ -9,6 +9,8 @@ from lamina.data.check.examine import examine
 from lamina.data.check.findings import CheckReport
 from lamina.data.check.fix import FixLog, fix_rows
 from lamina.data.check.settings import CheckSettings
+from lamina.data.dataset import TRAINABLE
+from lamina.errors import ConfigError, Problem
 from lamina.inspection.rows import Rows
 from lamina.inspection.target import Target
 from lamina.models.source import Notify
@@ -29,10 +31,12 @@ def check_data(
         The report, and what was changed in the cleaned file.
 
     Raises:
-        ConfigError: A file does not exist.
+        ConfigError: A file does not exist, or `fixed` would have to hold rows of several shapes.
         DataError: None of the files has rows.
         StorageError: The cleaned file cannot be written.
     """
+    if fixed is not None:
+        _check_shapes(Rows(target, None))
     rows = Rows(target, target.template(notify))
     data = target.data
     settings = CheckSettings(
@@ -43,7 +47,9 @@ def check_data(
         packing=data.packing,
         seed=target.seed,
         progress=progress,
+        kinds=TRAINABLE if target.is_run else None,
         has_eval=rows.has_eval,
+        wrapped=data.packing_strategy == "wrapped",
     )
     report = examine(rows, settings)
     report.files = list(rows.files)
@@ -52,3 +58,19 @@ def check_data(
     notify(f"Writing {fixed} ...")
     plain = Rows(target, None)
     return report, fix_rows(plain, report, fixed)
+
+
+def _check_shapes(rows: Rows) -> None:
+    """A cleaned file holds the rows of all training files, so they must be read alike."""
+    shapes = list(rows.shapes())
+    first = shapes[0] if shapes else None
+    other = next((shape for shape in shapes if shape[1:] != shapes[0][1:]), None)
+    if first and other:
+        told = " and ".join(f"{name} ({_told(format_name, columns)})" for name, format_name, columns in (first, other))
+        message = f"writes one file, but the training files are not of one shape: {told}"
+        raise ConfigError(Problem("--fix", message, "clean them one at a time"))
+
+
+def _told(format_name: str, columns: dict[str, str]) -> str:
+    mapped = ", ".join(f"{field}: {column}" for field, column in columns.items())
+    return f"{format_name}, with {mapped}" if mapped else format_name

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 from lamina.config import SourceConfig
 from lamina.data.check.row import CheckedRow
 from lamina.data.encode import encode_stream
-from lamina.data.example import Example
+from lamina.data.example import Example, Kind
 from lamina.data.read import DataFile, Fault, find_files
-from lamina.data.source import ReadRow, SourceReader
+from lamina.data.source import ReadRow, SourceReader, lacks_column
 from lamina.data.template import ChatTemplate
 from lamina.errors import DataError
 from lamina.inspection.target import Target
@@ -25,7 +27,8 @@ class Rows:
         target: Which data.
         template: Renders conversations; None leaves tokens out.
         numbers: Rows that are wanted, counted from 1 in each file; the others are not encoded. Empty for all.
-        files: What was seen of each file, once it was read: path, side, format, rows, columns that nothing reads.
+        files: What was seen of each file, once it was read: path, side, format, columns that are mapped, rows, columns
+            that nothing reads.
     """
 
     target: Target
@@ -42,10 +45,12 @@ class Rows:
         """
         self.files.clear()
         refused: DataError | None = None
-        for side, source, file in self._listed():
+        listed = list(self._listed())
+        for side, source, file in listed:
             reader = SourceReader(file, source, self.target.data.text_unit)
             try:
-                yield from self._of_file(reader, side)
+                yield from self._of_file(reader, side, goes_on=len(listed) > 1)
+                refused = refused or reader.refusal
             except DataError as error:
                 refused = refused or error
                 message = str(error).removeprefix(f"{file.name}: ")
@@ -56,6 +61,7 @@ class Rows:
                     "path": file.name,
                     "side": side,
                     "format": reader.format,
+                    "columns": source.columns or {},
                     "rows": reader.rows,
                     "ignored_columns": reader.ignored_columns,
                     "skipped": list(file.skipped),
@@ -74,24 +80,58 @@ class Rows:
         listed = [("train", source, "data.train") for source in data.sources]
         if data.replay is not None:
             replay = SourceConfig(path=data.replay.path, format=data.replay.format, columns=data.replay.columns)
-            listed.append(("train", replay, "data.replay.path"))
+            listed.append(("replay", replay, "data.replay.path"))
         if isinstance(data.eval, str):
             listed.append(("eval", data.source_of(data.eval), "data.eval"))
         for side, source, field_name in listed:
             for file in find_files(source.path, field_name):
                 yield side, source, file
 
-    def _of_file(self, reader: SourceReader, side: str) -> Iterator[CheckedRow]:
-        if self.template is None:
-            for row in reader:
-                yield CheckedRow(reader.file.name, side, row)
-            return
-        for row, encoded in encode_stream(reader, self._wanted, self.template, self.target.data.train_on):
-            refusal = ""
-            if isinstance(encoded, DataError):
-                encoded, refusal = None, str(encoded).removeprefix(f"row {row.number}: ")
-            yield CheckedRow(reader.file.name, side, row, encoded, refusal)
+    def shapes(self) -> Iterator[tuple[str, str, dict[str, str]]]:
+        """Name, format and mapped columns of each training file that has a format, by its first rows."""
+        for side, source, file in self._listed():
+            reader = SourceReader(file, source, self.target.data.text_unit)
+            with contextlib.suppress(DataError):
+                next(reader.rows_up_to(1))
+                if side == "train":
+                    yield file.name, reader.format, source.columns or {}
 
-    def _wanted(self, row: ReadRow) -> Example | None:
-        wanted = not self.numbers or row.number in self.numbers
-        return row.example if wanted and not row.drop_reason else None
+    def _of_file(self, reader: SourceReader, side: str, goes_on: bool) -> Iterator[CheckedRow]:
+        rows = reader.rows_up_to(reader.source.max_rows, of_any_shape=goes_on)
+        if side == "train":
+            rows = map(self._with_columns, rows)
+        name = reader.file.name
+        if self.template is None:
+            for row in rows:
+                yield CheckedRow(name, side, row)
+            return
+        encoded = encode_stream(self._to_encode(rows), itemgetter(1), self.template, self.target.data.train_on)
+        for (row, example), chosen in encoded:
+            rejected = next(encoded)[1] if example is not None and example.rejected else None
+            if isinstance(chosen, DataError):
+                yield CheckedRow(name, side, row, None, _refusal(chosen, row))
+            elif isinstance(rejected, DataError):
+                yield CheckedRow(name, side, row, None, f"its rejected answer: {_refusal(rejected, row)}")
+            else:
+                yield CheckedRow(name, side, row, chosen, "", rejected)
+
+    def _with_columns(self, row: ReadRow) -> ReadRow:
+        """The row, as a misfit where it lacks a column that the split asks for."""
+        for name in (self.target.data.stratify_by, self.target.data.group_by):
+            if name is not None and row.example is not None and not row.drop_reason and name not in (row.value or {}):
+                return replace(row, example=None, misfit=lacks_column(name))
+        return row
+
+    def _to_encode(self, rows: Iterable[ReadRow]) -> Iterator[tuple[ReadRow, Example | None]]:
+        """Each row with its example if that is wanted; a preference is followed by its rejected answer."""
+        for row in rows:
+            wanted = not row.drop_reason and (not self.numbers or row.number in self.numbers)
+            example = row.example if wanted else None
+            yield row, example
+            if example is not None and example.rejected:
+                other = example.alternatives[1]
+                yield row, replace(example, messages=other, rejected=(), kind=Kind.CONVERSATION)
+
+
+def _refusal(error: DataError, row: ReadRow) -> str:
+    return str(error).removeprefix(f"row {row.number}: ")

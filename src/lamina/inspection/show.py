@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from lamina.data.check.row import CheckedRow
-from lamina.data.encode import encode_examples
 from lamina.data.example import EncodedExample, Kind
 from lamina.data.report import DROP_REASONS
 from lamina.data.template import ChatTemplate
-from lamina.errors import ConfigError, DataError, Problem
+from lamina.errors import ConfigError, Problem
 from lamina.inspection.rows import Rows
 from lamina.inspection.target import Target
 from lamina.models.source import Notify
@@ -111,23 +110,18 @@ def _shown(row: CheckedRow, template: ChatTemplate, target: Target) -> Shown:
     if row.refusal or row.read.drop_reason or row.encoded is None:
         return replace(shown, left_out=row.refusal or DROP_REASONS.get(row.read.drop_reason, row.read.drop_reason))
     encoded = row.encoded
-    rejected: tuple[Piece, ...] = ()
-    if example.kind is Kind.PREFERENCE:
-        other = replace(example, messages=(*example.prompt, *example.rejected), rejected=(), kind=Kind.CONVERSATION)
-        try:
-            rejected = _pieces(next(encode_examples([other], template, data.train_on)), template)
-        except DataError as error:
-            return replace(shown, left_out=f"its rejected answer: {error}")
-    too_long = len(encoded) > data.max_length and (data.overlong == "drop" or example.kind is not Kind.TEXT)
-    left_out = DROP_REASONS["longer_than_max_length"] if too_long and data.overlong in ("auto", "drop") else ""
-    if not encoded.supervised_tokens:
-        left_out = left_out or DROP_REASONS["no_supervised_tokens"]
+    fate = data.overlong if data.overlong != "auto" else "split" if example.kind is Kind.TEXT else "drop"
+    left_out = ""
+    if row.tokens > data.max_length and fate == "drop":
+        left_out = DROP_REASONS["longer_than_max_length"]
+    elif not encoded.supervised[: data.max_length if fate == "cut" else None].any():
+        left_out = DROP_REASONS["no_supervised_tokens"]
     return replace(
         shown,
         tokens=len(encoded),
         supervised_tokens=encoded.supervised_tokens,
         pieces=_pieces(encoded, template),
-        rejected=rejected,
+        rejected=_pieces(row.rejected, template) if row.rejected is not None else (),
         label=example.label,
         left_out=left_out,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lamina.config import DataConfig, load_config
 from lamina.data.template import ChatTemplate, build_template
@@ -28,12 +27,14 @@ class Target:
         model: The base, as the user names it; None if tokens are not looked at.
         batch_size: `per_device_train_batch_size`.
         seed: Of the run.
+        is_run: Whether a run's configuration named the data, so that what stops the run is an error.
     """
 
     data: DataConfig
     model: str | None
     batch_size: int = DEFAULT_BATCH_SIZE
     seed: int = 0
+    is_run: bool = False
 
     def template(self, notify: Notify) -> ChatTemplate | None:
         """The model's chat template with its tokenizer; None without a model.
@@ -67,21 +68,24 @@ def find_target(
     Raises:
         ConfigError: The configuration is wrong.
     """
-    changes: dict[str, Any] = {}
-    if columns:
-        changes["columns"] = dict(columns)
-    if evaluation is not None:
-        changes["eval"] = evaluation
-    if Path(named).suffix in (".yaml", ".yml"):
-        config = load_config(named, [*overrides])
-        data = config.data.model_copy(update=changes)
-        chosen = config.model if model is None else model
-        batch_size, seed = config.train.per_device_train_batch_size, config.seed
-    else:
-        values = {"data": {"train": named, "eval": None, **changes}}
-        config = load_config(values, [*overrides])
-        data, batch_size, seed = config.data, DEFAULT_BATCH_SIZE, config.seed
-        chosen = model or (DEFAULT_MODEL if packaged_gguf(ALIASES[DEFAULT_MODEL][0]) else _NO_MODEL)
+    is_run = Path(named).suffix in (".yaml", ".yml")
+    given = {override.partition("=")[0].strip() for override in overrides}
+    if "data.train" in given and not is_run:
+        raise ConfigError(Problem("data.train", f"is given beside the file {named}", "name the data once"))
+    config = load_config(named if is_run else {"data": {"train": named, "eval": None}}, overrides)
+    changes = {"columns": dict(columns) if columns else None, "eval": evaluation}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if changes:
+        values = config.model_dump(mode="json")
+        values["data"] |= changes
+        config = load_config(values)
+    chosen = model
+    if chosen is None and (is_run or "model" in given):
+        chosen = config.model
+    if chosen is None:
+        chosen = DEFAULT_MODEL if packaged_gguf(ALIASES[DEFAULT_MODEL][0]) else _NO_MODEL
+    data = config.data
     if chosen == _NO_MODEL and data.chat_template is not None:
         raise ConfigError(Problem("--model", "is none, so data.chat_template does nothing", "name a model"))
-    return Target(data, None if chosen == _NO_MODEL else chosen, batch_size, seed)
+    batch_size = config.train.per_device_train_batch_size
+    return Target(data, None if chosen == _NO_MODEL else chosen, batch_size, config.seed, is_run)

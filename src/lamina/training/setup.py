@@ -95,6 +95,7 @@ class Session:
             config.seed,
             epoch,
             config.data.group_by_length,
+            self.dataset.train_blocks,
         )
         return Batches(train, plan)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def faulty_rows() -> list[CheckedRow]:
 def test_every_row_is_written_or_left_out_for_a_reason(tmp_path: Path) -> None:
     log, written, lines = fix(faulty_rows(), tmp_path / "clean.jsonl")
     assert log.removed == {
-        "unreadable": 1,
+        "not_json": 1,
         "misfit": 1,
         "template_refusal": 1,
         "empty_answer": 1,
@@ -95,9 +96,26 @@ def test_evaluation_rows_of_the_training_file_are_kept(tmp_path: Path) -> None:
 )
 def test_repairs(remark: str, before: Any, after: Any) -> None:
     broken = checked("a", 1, 1, value={"deep": [{"text": before}]}, remarks=(remark,))
-    value, done = repaired(broken)
-    assert value == {"deep": [{"text": after}]}
+    line, done = repaired(broken)
+    assert json.loads(line) == {"deep": [{"text": after}]}
     assert done == ([] if before == after else [remark])
+
+
+def test_what_json_has_no_place_for_becomes_text() -> None:
+    value = {"word": b"abc", "bytes": b"\xff\x00", "day": date(2024, 2, 29), "deep": [{"score": float("inf")}]}
+    line, done = repaired(checked("a", 1, 1, value=value))
+    assert json.loads(line) == {"word": "abc", "bytes": "/wA=", "day": "2024-02-29", "deep": [{"score": None}]}
+    assert done == ["made_text", "not_a_number"]
+
+
+def test_replayed_rows_and_those_after_max_rows_are_not_written(tmp_path: Path) -> None:
+    rows = [
+        row(PASSAGE, "Granite."),
+        checked("train.jsonl", 2, 2, drop_reason="after_max_rows"),
+        row("And the cape?", "Northern.", side="replay", file="train.jsonl", number=3),
+    ]
+    log, written, _ = fix(rows, tmp_path / "clean.jsonl")
+    assert len(written) == 1 and log.removed == {"after_max_rows": 1} and log.left_alone == 1
 
 
 def test_a_row_without_remarks_is_as_it_was(tmp_path: Path) -> None:

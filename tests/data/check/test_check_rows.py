@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tests.data.check.helpers import chat, check, checked, encoded, found, row, text
@@ -10,6 +12,7 @@ from tests.models_zoo import build_tokenizer
 from lamina.data.check.checks import CHECKS
 from lamina.data.check.findings import Severity
 from lamina.data.check.row import CheckedRow
+from lamina.data.dataset import TRAINABLE
 from lamina.data.example import Kind, Message, ToolCall
 from lamina.data.read.rows import FAULTS, REMARKS, Fault
 
@@ -240,6 +243,27 @@ def test_supervised_share_counts_what_is_trained_on() -> None:
     assert share("drop") == pytest.approx(10 / 40)
     assert share("cut") == pytest.approx((10 + 4) / (40 + 64))
     assert share("split") == pytest.approx(30 / 120)
+
+
+def test_rows_of_which_nothing_is_supervised_are_named() -> None:
+    long = row("a", "b", encoded=encoded(100, 20))
+    rows = [row("c", "d", encoded=encoded(50, 9)), row("e", "f", encoded=encoded(50, 0)), long]
+    for overlong, named in (("cut", [2, 3]), ("split", [2]), ("drop", [2])):
+        assert found(check(rows, tokenizer=build_tokenizer(), overlong=overlong), "no_supervised_tokens") == named
+
+
+def test_rows_that_the_run_has_no_loss_for() -> None:
+    pair = chat(
+        [Message("user", "q"), Message("assistant", "a")],
+        example={"kind": Kind.PREFERENCE, "rejected": (Message("assistant", "b"),)},
+    )
+    assert found(check([row("a", "b"), pair], kinds=TRAINABLE), "no_loss_for_it") == [2]
+    assert check([row("a", "b"), pair]).find("no_loss_for_it") is None
+
+
+def test_a_preference_is_as_long_as_its_longer_answer() -> None:
+    pair = replace(row("a", "b", encoded=encoded(50, 9)), rejected=encoded(80, 39))
+    assert found(check([pair], tokenizer=build_tokenizer()), "longer_than_max_length") == [1]
 
 
 def test_nothing_supervised_is_an_error_and_little_a_warning() -> None:

@@ -5,6 +5,7 @@ The rows are gone through a second time. The first pass, `examine`, has left a v
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import math
@@ -33,7 +34,7 @@ class FixLog:
         log: The file with a line for each change.
         rows: Rows that were gone through.
         written: Rows in the cleaned file.
-        left_alone: Rows of evaluation files, which are not written.
+        left_alone: Rows of evaluation and of replayed files, which are not written.
         removed: Rows that were left out, by reason.
         repaired: Rows that were changed, by what was done; a row may be counted under several.
         noted: Rows with secrets, which are not changed.
@@ -59,11 +60,17 @@ class FixLog:
     def lines(self) -> list[str]:
         """For people, a line each."""
         told = [f"{self.path}: {self.written:,} of {self.rows - self.left_alone:,} rows written"]
-        told += [f"  {count:,} left out: {reason}" for reason, count in self.removed.most_common()]
+        told += [
+            f"  {count:,} left out: {reason}{_MORE.get(reason, '')}" for reason, count in self.removed.most_common()
+        ]
         told += [f"  {count:,} repaired: {what}" for what, count in self.repaired.most_common()]
         if self.noted:
             told.append(f"  {self.noted:,} hold secrets and are as they were")
         return [*told, f"  every change is in {self.log}"]
+
+
+# What a count of rows does not say.
+_MORE = {"unreadable_rest": ", each with all that follows it in its file"}
 
 
 def log_of(out: Path) -> Path:
@@ -102,23 +109,23 @@ def fix_rows(rows: Iterable[CheckedRow], report: CheckReport, out: Path) -> FixL
             if index >= len(ledger) or row.place != ledger.place(index):
                 raise DataError(f"{row.place}: the rows are not those that were checked. Fix: run the check again.")
             log.rows += 1
-            if row.place.file not in ledger.train_files:
+            if row.side == "replay" or row.place.file not in ledger.train_files:
                 log.left_alone += 1
                 continue
             verdict = ledger.verdict(index)
             if verdict is not Verdict.KEEP:
-                reason = row.read.drop_reason if verdict is Verdict.EMPTY else verdict.name.lower()
+                reason = _reason(row, verdict)
                 other = ledger.other(index)
                 note(row.place, "removed", reason, str(other) if other else "")
                 log.removed[reason] += 1
                 continue
-            value, repairs = repaired(row)
+            line, repairs = repaired(row)
             for what in repairs:
                 note(row.place, "repaired", what)
             secrets = [item.kind for item in scan(Seen(row, index).text) if item.secret]
             if secrets:
                 note(row.place, "noted", "secret", ", ".join(dict.fromkeys(secrets)))
-            cleaned.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+            cleaned.write(line + "\n")
             log.written += 1
             log.repaired.update(repairs)
             log.noted += bool(secrets)
@@ -130,18 +137,39 @@ def fix_rows(rows: Iterable[CheckedRow], report: CheckReport, out: Path) -> FixL
     return log
 
 
-def repaired(row: CheckedRow) -> tuple[Any, list[str]]:
-    """The columns of a row as they should be, and what was done, as codes of `REMARKS`.
+def _reason(row: CheckedRow, verdict: Verdict) -> str:
+    """Why a row is left out: a fault's code, a drop reason, or the verdict."""
+    if verdict is Verdict.UNREADABLE and row.read.fault is not None:
+        return row.read.fault.code
+    return row.read.drop_reason if verdict is Verdict.LEFT_OUT else verdict.name.lower()
 
-    Only what the reader remarked on is touched; a row without remarks is as it was.
+
+def repaired(row: CheckedRow) -> tuple[str, list[str]]:
+    """The columns of a row as they should be, as a line of JSON; and what was done, as codes of `REMARKS`.
+
+    Only what the reader remarked on is touched, and what JSON has no place for: numbers that are not finite become
+    null, and bytes, dates and the like become text (`made_text`; bytes that are not UTF-8 in base64).
     """
-    if not row.read.remarks:
-        return row.read.value, []
     done: dict[str, None] = {}
-    value = _repair(row.read.value, row.read.remarks, done)
-    if "duplicate_key" in row.read.remarks:
+
+    def as_text(value: Any) -> str:
+        done["made_text"] = None
+        if not isinstance(value, bytes):
+            return str(value)
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return base64.b64encode(value).decode("ascii")
+
+    remarks = row.read.remarks
+    value = _repair(row.read.value, remarks, done) if remarks else row.read.value
+    if "duplicate_key" in remarks:
         done["duplicate_key"] = None  # the reader has kept the last one
-    return value, list(done)
+    try:
+        line = json.dumps(value, ensure_ascii=False, default=as_text, allow_nan=False)
+    except ValueError:  # deep in a table's cell, where the reader does not look
+        line = json.dumps(_repair(value, remarks, done), ensure_ascii=False, default=as_text)
+    return line, list(done)
 
 
 def _repair(value: Any, remarks: tuple[str, ...], done: dict[str, None]) -> Any:

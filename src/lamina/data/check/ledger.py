@@ -32,7 +32,7 @@ class Verdict(IntEnum):
     UNREADABLE = 1
     MISFIT = 2
     TEMPLATE_REFUSAL = 3
-    EMPTY = 4
+    LEFT_OUT = 4
     EXACT_DUPLICATE = 5
     NEAR_DUPLICATE = 6
     EXACT_LEAK = 7
@@ -86,7 +86,7 @@ class Ledger:
             return
         kept_apart = (example.label is not None) + (example.label is True)
         self.signatures.add(seen.prompt, seen.reply)
-        self._group.append(1 + kept_apart + 3 * (row.side != "train"))
+        self._group.append(1 + kept_apart + 3 * (not seen.trains))
         self._digest.append(_digest(_identity(example)))
         self._prompt.append(_digest(_SEPARATOR.join(part for pair in example.prompt_key() for part in pair)))
 
@@ -147,10 +147,10 @@ class Ledger:
 def _first_verdict(seen: Seen) -> Verdict:
     if seen.row.read.fault is not None:
         return Verdict.UNREADABLE
+    if seen.empty or seen.row.read.drop_reason == "after_max_rows":
+        return Verdict.LEFT_OUT
     if seen.example is None:
         return Verdict.MISFIT
-    if seen.empty:
-        return Verdict.EMPTY
     return Verdict.TEMPLATE_REFUSAL if seen.row.refusal else Verdict.KEEP
 
 

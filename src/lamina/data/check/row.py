@@ -32,10 +32,11 @@ class CheckedRow:
 
     Attributes:
         file: Path as the user named it.
-        side: `train` or `eval`.
+        side: `train`, `eval` or `replay`.
         read: What could be read and understood of it.
         encoded: Its tokens, uncut; None without a model, or if the row is not used.
         refusal: Why the chat template does not render it; empty if it does.
+        rejected: Of a preference: the tokens with the rejected answer.
     """
 
     file: str
@@ -43,6 +44,12 @@ class CheckedRow:
     read: ReadRow
     encoded: EncodedExample | None = None
     refusal: str = ""
+    rejected: EncodedExample | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it has; of a preference, with the longer answer. 0 where they are not known."""
+        return max(len(side) if side is not None else 0 for side in (self.encoded, self.rejected))
 
     @property
     def place(self) -> Place:

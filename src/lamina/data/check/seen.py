@@ -37,8 +37,8 @@ class Seen:
 
     @property
     def trains(self) -> bool:
-        """Whether the row stands on the training side."""
-        return self.row.side == "train"
+        """Whether the row is trained on."""
+        return self.row.side != "eval"
 
     @cached_property
     def empty(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,8 +22,10 @@ class CheckSettings:
         tokenizer: Of the model; None leaves out every check of tokens.
         batch_size: `per_device_train_batch_size`.
         packing: Whether micro-batches are filled by tokens.
+        wrapped: Whether packing cuts rows wherever a micro-batch is full.
         seed: Decides what packing does.
         progress: Called with the number of rows seen so far, now and then and at the end.
+        kinds: What the run has a loss for; None where the data is for no run in particular.
         has_eval: Whether eval rows follow the train rows; without any, prompts are not compared.
         examples: Most offending rows that a finding shows.
     """
@@ -35,7 +37,9 @@ class CheckSettings:
     packing: bool
     seed: int
     progress: Callable[[int], None]
+    kinds: Collection[Kind] | None = None
     has_eval: bool = True
+    wrapped: bool = False
     examples: int = 20
 
     def fate(self, example: Example | None) -> str:

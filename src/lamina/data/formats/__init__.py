@@ -27,13 +27,14 @@ DETECT_ROWS = 200
 MOST = 0.8
 
 
-def choose_format(rows: Sequence[Mapping[str, Any]], wanted: str, name: str) -> ModuleType:
+def choose_format(rows: Sequence[Mapping[str, Any]], wanted: str, name: str, places: Sequence[str] = ()) -> ModuleType:
     """The format named by the config, or the only one that fits the first rows.
 
     Args:
         rows: The first rows of the file, at least one.
         wanted: A format's name, or `auto`.
         name: Of the file, for errors.
+        places: Where each of the rows stands in the file, for errors; without it they are counted from 1.
 
     Raises:
         DataError: No format fits, or several do.
@@ -43,7 +44,7 @@ def choose_format(rows: Sequence[Mapping[str, Any]], wanted: str, name: str) -> 
     hits = {format_name: sum(module.detect(row) for row in rows) for format_name, module in FORMATS.items()}
     most = max(hits.values())
     if most < MOST * len(rows):
-        raise DataError(f"{name}: {_no_format(rows, hits)}")
+        raise DataError(f"{name}: {_no_format(rows, hits, places)}")
     fitting = [format_name for format_name, count in hits.items() if count == most]
     if len(fitting) > 1:
         raise DataError(
@@ -57,7 +58,7 @@ def column_names(row: Mapping[str, Any]) -> str:
     return ", ".join(repr(str(key)) for key in list(row)[:12]) or "none"
 
 
-def _no_format(rows: Sequence[Mapping[str, Any]], hits: Mapping[str, int]) -> str:
+def _no_format(rows: Sequence[Mapping[str, Any]], hits: Mapping[str, int], places: Sequence[str]) -> str:
     found = {name: count for name, count in hits.items() if count}
     if not found:
         shapes = "; ".join(_shape(name, module) for name, module in FORMATS.items())
@@ -66,11 +67,12 @@ def _no_format(rows: Sequence[Mapping[str, Any]], hits: Mapping[str, int]) -> st
             "Fix: map your columns, such as data.columns={prompt: YOUR_COLUMN, completion: YOUR_OTHER_COLUMN}."
         )
     most = max(found, key=lambda name: found[name])
-    odd = next(number for number, row in enumerate(rows, 1) if not FORMATS[most].detect(row))
+    odd = next(number for number, row in enumerate(rows) if not FORMATS[most].detect(row))
+    place = places[odd] if places else f"row {odd + 1}"
     counts = ", ".join(f"{count} fit {name}" for name, count in found.items())
     return (
-        f"rows have different shapes: of the first {len(rows)}, {counts}; row {odd} has the columns "
-        f"{column_names(rows[odd - 1])}. Fix: give every row the same shape, or put each shape into a file of its own."
+        f"rows have different shapes: of the first {len(rows)}, {counts}; {place} has the columns "
+        f"{column_names(rows[odd])}. Fix: give every row the same shape, or put each shape into a file of its own."
     )
 
 

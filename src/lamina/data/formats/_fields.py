@@ -28,10 +28,12 @@ def text_field(row: Mapping[str, Any], name: str, required: bool = True) -> str:
 
 
 def system_message(row: Mapping[str, Any], messages: Sequence[Message] = ()) -> list[Message]:
-    """The row's `system` field as a turn to begin with, where there is one."""
+    """The row's `system` field as a turn to begin with, where there is one that the turns do not begin with already."""
     system = text_field(row, "system", required=False)
     if system and messages and messages[0].role == "system":
-        raise RowError("there is a field 'system' and a system turn as well")
+        if messages[0].content.strip() == system.strip():
+            return []
+        raise RowError("there is a field 'system' and a system turn with other words as well")
     return [Message("system", system)] if system else []
 
 

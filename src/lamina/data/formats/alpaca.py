@@ -20,14 +20,14 @@ def detect(row: Mapping[str, Any]) -> bool:
 def parse(row: Mapping[str, Any], number: int) -> Example:
     """Instruction and input become the user's turn, with an empty line between them."""
     answer = Message("assistant", text_field(row, "output"))
-    return Example((*instruction_turns(row), answer), number)
+    return Example((*system_message(row), *instruction_turns(row), answer), number)
 
 
 def instruction_turns(row: Mapping[str, Any]) -> list[Message]:
-    """System turn, earlier turns and the instruction with its input."""
+    """Earlier turns and the instruction with its input."""
     instruction, extra = text_field(row, "instruction"), text_field(row, "input", required=False)
     question = f"{instruction}\n\n{extra}" if extra.strip() else instruction
-    return [*system_message(row), *_history(row), Message("user", question)]
+    return [*_history(row), Message("user", question)]
 
 
 def _history(row: Mapping[str, Any]) -> list[Message]:

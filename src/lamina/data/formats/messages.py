@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from lamina.data.example import Example
-from lamina.data.formats._fields import has_label, has_pair, is_turns, message_list, tool_list
+from lamina.data.formats._fields import has_label, has_pair, is_turns, message_list, system_message, tool_list
 
 FIELDS = ("messages",)
-OPTIONAL_FIELDS: tuple[str, ...] = ("tools", "functions")
+OPTIONAL_FIELDS: tuple[str, ...] = ("system", "tools", "functions")
 
 
 def detect(row: Mapping[str, Any]) -> bool:
@@ -18,5 +18,6 @@ def detect(row: Mapping[str, Any]) -> bool:
 
 
 def parse(row: Mapping[str, Any], number: int) -> Example:
-    """The conversation as it stands."""
-    return Example(tuple(message_list(row.get("messages"), "messages")), number, tools=tool_list(row, *OPTIONAL_FIELDS))
+    """The conversation, with the `system` field before it."""
+    turns = message_list(row.get("messages"), "messages")
+    return Example((*system_message(row, turns), *turns), number, tools=tool_list(row, "tools", "functions"))

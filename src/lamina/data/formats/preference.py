@@ -1,13 +1,14 @@
 """`preference`: two answers, `chosen` and `rejected`, to one prompt.
 
 The prompt stands in `prompt`, in `conversations` or `messages`, in Alpaca's `instruction`, or in neither: then both
-answers are whole conversations, and the turns that they begin with alike are the prompt. Reward pairs have that shape
-too, with a `margin`. An answer is a text, a turn, or a list of turns.
+answers are whole conversations, and the turns that they begin with alike are the prompt. Both may be so beside a
+prompt too (UltraFeedback's shape), which must then be part of what they begin with. Reward pairs have that shape as
+well, with a `margin`. An answer is a text, a turn, or a list of turns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -47,20 +48,40 @@ def parse(row: Mapping[str, Any], number: int) -> Example:
     prompt = _prompt(row)
     chosen = answer_turns(row.get("chosen"), "chosen")
     rejected = answer_turns(row.get("rejected"), "rejected")
-    if not prompt:
-        shared = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))]
-        prompt = [*system_message(row, shared), *shared]
-        chosen, rejected = chosen[len(shared) :], rejected[len(shared) :]
-        if not chosen or not rejected:
-            raise RowError("chosen and rejected are the same")
+    if not prompt or len(chosen) > 1 or len(rejected) > 1:
+        shared = _shared_beginning(chosen, rejected)
+        if not _is_part(prompt, shared):
+            raise RowError(
+                f"chosen has {len(chosen)} turns and rejected {len(rejected)}, but they do not both begin with the "
+                "prompt; an answer is one turn, or a conversation that does"
+            )
+        prompt, chosen, rejected = shared, chosen[len(shared) :], rejected[len(shared) :]
+    for name, turns in (("chosen", chosen), ("rejected", rejected)):
+        if len(turns) != 1:
+            raise RowError(f"{name} has {len(turns)} turns after the prompt; an answer is one turn")
+        if turns[0].role != "assistant":
+            raise RowError(f"{name} ends with a turn of the role {turns[0].role!r}; an answer is the assistant's")
+    turns = (*system_message(row, prompt), *prompt, *chosen)
     tools = tool_list(row, "tools")
-    if len(chosen) > 1:  # turns between the prompt and the final answer differ from answer to answer
-        raise RowError(f"chosen has {len(chosen)} turns after the prompt; an answer is one turn")
-    return Example((*prompt, *chosen), number, Kind.PREFERENCE, tools, "", tuple(rejected), margin=_margin(row))
+    return Example(turns, number, Kind.PREFERENCE, tools, "", tuple(rejected), margin=_margin(row))
+
+
+def _shared_beginning(chosen: Sequence[Message], rejected: Sequence[Message]) -> list[Message]:
+    """The turns that both conversations begin with, short of their last ones."""
+    pairs = zip(chosen[:-1], rejected[:-1], strict=False)
+    return [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+
+
+def _is_part(prompt: Sequence[Message], shared: Sequence[Message]) -> bool:
+    """Whether the turns of a prompt that is given apart stand one after another in the shared beginning."""
+    size = len(prompt)
+    return any(list(shared[at : at + size]) == list(prompt) for at in range(len(shared) - size + 1))
 
 
 def _prompt(row: Mapping[str, Any]) -> list[Message]:
     given = [name for name in ("prompt", "conversations", "messages", "instruction") if row.get(name)]
+    if "messages" in given and row["messages"] == row.get("chosen"):  # the chosen conversation once more
+        given.remove("messages")
     if len(given) > 1:
         raise RowError(f"the prompt stands in {given[0]!r} and in {given[1]!r}")
     if not given:
@@ -68,8 +89,7 @@ def _prompt(row: Mapping[str, Any]) -> list[Message]:
     if given == ["instruction"]:
         return instruction_turns(row)
     name = given[0]
-    turns = prompt_turns(row[name], name) if name == "prompt" else message_list(row[name], name)
-    return [*system_message(row, turns), *turns]
+    return prompt_turns(row[name], name) if name == "prompt" else message_list(row[name], name)
 
 
 def _margin(row: Mapping[str, Any]) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -35,7 +36,7 @@ def read(file: DataFile) -> Iterator[RawRow | Fault]:
         ) from None
     header = _header(cells, file)
     reader = csv.reader(text, delimiter=delimiter, strict=True)
-    number, begun = 0, text.line + 1
+    number, begun = 0, text.next_row()
     while True:
         try:
             cells = next(reader)
@@ -43,16 +44,13 @@ def read(file: DataFile) -> Iterator[RawRow | Fault]:
             break
         except csv.Error as error:
             number += 1
-            code = "truncated" if "unexpected end" in str(error) else "wrong_cells"
-            reason = "a quoted cell is never closed" if code == "truncated" else f"is not CSV: {error}"
-            yield Fault(code, number, begun, reason, excerpt(text.last))
+            yield _broken_row(error, number, begun, text)
             reader = csv.reader(text, delimiter=delimiter, strict=True)
         else:
             if cells:
                 number += 1
                 yield _row(cells, header, number, begun, text)
-        text.broken = None
-        begun = text.line + 1
+        begun = text.next_row()
     if text.cut is not None:
         yield replace(text.cut, number=number + 1)
 
@@ -65,6 +63,17 @@ def _header(cells: list[str], file: DataFile) -> list[str]:
     if twice is not None:
         raise DataError(f"{file.name}: the header names the column {twice!r} twice. Fix: rename one of them.")
     return names
+
+
+def _broken_row(error: csv.Error, number: int, begun: int, text: _Text) -> Fault:
+    beginning = excerpt(text.first_line)
+    if "unexpected end" in str(error) or "field larger" in str(error):
+        text.go_back()
+        return Fault("truncated", number, begun, "a quoted cell is never closed", beginning)
+    reason = f"is not CSV: {error}"
+    if text.line > begun:
+        reason += f"; a quoted cell that begins here ends in line {text.line}, and all between is left out with it"
+    return Fault("wrong_cells", number, begun, reason, beginning)
 
 
 def _row(cells: list[str], header: list[str], number: int, line: int, text: _Text) -> RawRow | Fault:
@@ -85,9 +94,8 @@ class _Text:
     """The file's lines as text for the csv module, remembering what could not be decoded on the way.
 
     Attributes:
-        line: Lines given so far.
-        last: The last of them.
-        broken: A line that is not UTF-8, since the last row.
+        line: The number of the last line given.
+        broken: A line that is not UTF-8, since `next_row`.
         cut: Why the file's end could not be read.
         after_mark: Whether it began with a byte-order mark.
     """
@@ -95,8 +103,9 @@ class _Text:
     def __init__(self, file: DataFile) -> None:
         assert file.path is not None
         self._lines = lines_of(file.path, file.compression)
+        self._again: deque[Line] = deque()
+        self._row: list[Line] = []
         self.line = 0
-        self.last = ""
         self.broken: Fault | None = None
         self.cut: Fault | None = None
         self.after_mark = False
@@ -105,16 +114,33 @@ class _Text:
         return self
 
     def __next__(self) -> str:
-        line = next(self._lines, None) if self.cut is None else None
+        line = self._again.popleft() if self._again else next(self._lines, None) if self.cut is None else None
         if isinstance(line, Fault):
             self.cut = line
         if not isinstance(line, Line):
             raise StopIteration
+        self._row.append(line)
         self.line = line.number
         self.after_mark |= line.after_mark
         text = decoded(line)
         if isinstance(text, Fault):
             self.broken = text
             text = line.content.decode("latin-1")
-        self.last = text
         return text + "\n"
+
+    @property
+    def first_line(self) -> bytes:
+        """The line that the row begins with."""
+        return self._row[0].content
+
+    def next_row(self) -> int:
+        """A row has ended: the number of the line that the next one begins with."""
+        self.broken = None
+        self._row = []
+        return self.line + 1
+
+    def go_back(self) -> None:
+        """All lines of the row but its first one will be given again."""
+        self._again.extendleft(reversed(self._row[1:]))
+        self._row = self._row[:1]
+        self.line = self._row[0].number

@@ -26,7 +26,7 @@ KINDS = {
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _GLOB = re.compile(r"[*?\[]")
-_HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?::(?P<split>[\w\[\]%:-]+))?")
+_HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[\w\[\]%:-]+))?")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class DataFile:
         kind: One of `KINDS`' values, or `hub`.
         compression: `gzip`, `zstd`, or empty.
         split: Of a data set of the hub.
+        hub_id: Its id there.
+        hub_config: Which of its configurations, where it has several.
         skipped: Files beside it that hold no rows, such as a README; on the first file of a folder.
     """
 
@@ -47,6 +49,8 @@ class DataFile:
     kind: str
     compression: str = ""
     split: str = "train"
+    hub_id: str = ""
+    hub_config: str = ""
     skipped: tuple[str, ...] = field(default=(), compare=False)
 
 
@@ -54,7 +58,8 @@ def find_files(wanted: str, field: str = "data.train") -> list[DataFile]:
     """The files that `wanted` stands for, in order of their names.
 
     Args:
-        wanted: A file, a folder (searched through, hidden files apart), a glob, or `user/dataset[:split]` of the hub.
+        wanted: A file, a folder (searched through, hidden files apart), a glob, or
+            `user/dataset[/configuration][:split]` of the hub.
         field: The configuration field that named it, for errors.
 
     Raises:
@@ -73,7 +78,8 @@ def find_files(wanted: str, field: str = "data.train") -> list[DataFile]:
     if exists:
         return [_data_file(path, field)]
     _check_link(path, field)
-    if _GLOB.search(wanted):
+    hub = _HUB_ID.fullmatch(wanted)
+    if _GLOB.search(wanted) and not (hub and hub["split"]):  # a part of a split is written `train[:10%]`
         found = sorted(map(Path, glob.glob(wanted, recursive=True)))  # noqa: PTH207
         for name in found:
             _check_link(name, field)
@@ -81,9 +87,9 @@ def find_files(wanted: str, field: str = "data.train") -> list[DataFile]:
         if not found:
             raise ConfigError(Problem(field, f"no file fits the pattern {wanted}", "check the pattern"))
         return [_data_file(file, field) for file in found]
-    hub = _HUB_ID.fullmatch(wanted)
     if hub and not _suffixes(path)[0]:
-        return [DataFile(wanted, None, "hub", split=hub["split"] or "train")]
+        config = hub["config"] or ""
+        return [DataFile(wanted, None, "hub", split=hub["split"] or "train", hub_id=hub["id"], hub_config=config)]
     raise ConfigError(Problem(field, f"{wanted} does not exist", "check the path; it is relative to where you run"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lamina.data.read.columns import without_gaps
 from lamina.data.read.find import DataFile
 from lamina.data.read.rows import Fault, RawRow
 from lamina.errors import DataError
@@ -19,13 +20,22 @@ def read(file: DataFile) -> Iterator[RawRow | Fault]:
     import datasets
     from datasets.exceptions import DatasetsError
 
-    name = file.name.split(":", 1)[0]
+    number, failures = 0, (OSError, ValueError, RuntimeError, DatasetsError)
     try:
-        rows = datasets.load_dataset(name, split=file.split, streaming=True)
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        rows = datasets.load_dataset(file.hub_id, file.hub_config or None, split=file.split, streaming=True)
+    except failures as error:
         raise DataError(
-            f"{name}: is no file here, and cannot be had from the hub as split {file.split!r}: {reason}. "
-            "Fix: check the path or the id, or download the data and name its files."
+            f"{file.hub_id}: is no file here, and cannot be had from the hub as split {file.split!r}: "
+            f"{_reason(error)}. Fix: check the path or the id (user/name, user/name:split or "
+            "user/name/configuration:split), or download the data and name its files."
         ) from None
-    return (RawRow(number, 0, dict(row)) for number, row in enumerate(rows, start=1))
+    try:
+        for row in rows:
+            number += 1
+            yield RawRow(number, 0, without_gaps(dict(row)))
+    except failures as error:
+        yield Fault("unreadable_rest", number + 1, 0, f"cannot be had from the hub: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

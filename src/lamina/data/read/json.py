@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,8 +16,13 @@ from lamina.data.read.stream import ROW_BYTES, chunks_of, decoded, excerpt, line
 _MARK = "\ufeff"
 _SPACE = re.compile(r"\s*")
 _BETWEEN = re.compile(r"[\s,]*")
+_FIRST_KEY = re.compile(r'\{\s*(?P<key>"(?:[^"\\]|\\.)*")\s*:')
 # Text of elements that are done is let go in pieces of this many characters.
 _DROP = 2**18
+# No element's beginning, with the white space before it, has more characters.
+_LONG_BEGINNING = 2**12
+# Faults after which nothing tells where the element ends.
+_LOST = ("not_json", "truncated", "too_long")
 
 
 def read(file: DataFile) -> Iterator[RawRow | Fault]:
@@ -42,7 +48,9 @@ class _Decoder:
     def __init__(self) -> None:
         self.remarks: set[str] = set()
         # Control characters inside of strings are let in: the remark on NUL says more than a refusal would.
-        self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant, strict=False)
+        self._decoder = json.JSONDecoder(
+            object_pairs_hook=self._object, parse_float=self._float, parse_constant=self._constant, strict=False
+        )
 
     def whole(self, text: str) -> Any:
         """The value of a text that holds nothing else."""
@@ -58,6 +66,12 @@ class _Decoder:
         value = dict(pairs)
         if len(value) < len(pairs):
             self.remarks.add("duplicate_key")
+        return value
+
+    def _float(self, digits: str) -> float:
+        value = float(digits)
+        if math.isinf(value):  # 1e999
+            self.remarks.add("not_a_number")
         return value
 
     def _constant(self, name: str) -> float:
@@ -100,6 +114,11 @@ def _row(value: Any, number: int, line: int, text: str, decoder: _Decoder, after
     return RawRow(number, line, value, tuple(remarks))
 
 
+def _with_the_rest(fault: Fault) -> Fault:
+    """The fault of an element after which no other was found, though there is more."""
+    return replace(fault, code="unreadable_rest", message=f"{fault.message}; where the next row begins cannot be told")
+
+
 def _is_text(value: Any) -> bool:
     try:
         json.dumps(value, ensure_ascii=False).encode()
@@ -111,8 +130,9 @@ def _is_text(value: Any) -> bool:
 class _Values:
     """The elements of one array, or objects one after another; no more than one of them and a piece is in memory.
 
-    After an element that is not JSON, reading goes on at the next line that begins as the first element's did: with
-    `{` after the same white space. Where elements do not begin lines, nothing tells where the next one begins.
+    After an element that cannot be read, reading goes on where the next one seems to begin: at a line that begins as
+    the first element's did, with `{` after the same white space; where that did not begin a line, at a comma and an
+    object with the same first key. Where no such place is found, but there is more, the fault says so.
     """
 
     def __init__(self, chunks: Iterator[str | Fault]) -> None:
@@ -121,7 +141,8 @@ class _Values:
         self._line = 1  # of the text's first character
         self._cut: Fault | None = None
         self._cut_told = False
-        self._indent: str | None = None
+        self._element: re.Pattern[str] | None = None
+        self._broken_at = 0  # where the last fault was noticed
 
     def rows(self) -> Iterator[RawRow | Fault]:
         """The elements, in order."""
@@ -139,13 +160,16 @@ class _Values:
                     yield self._fault("unreadable_rest", number + 1, "the array has ended, but the file goes on")
                 return
             if not number:
-                self._indent = self._white_space_before()
+                self._element = self._beginning()
             number += 1
             found = self._next(decoder, number, after_mark)
             after_mark = False
+            if isinstance(found, Fault) and found.code in _LOST:
+                goes_on = "{" in self._text[self._broken_at :]
+                if not self._find_next():
+                    yield _with_the_rest(found) if goes_on else found
+                    return
             yield found
-            if isinstance(found, Fault) and found.code == "not_json" and not self._find_next():
-                return
         if self._cut is not None and not self._cut_told:
             yield replace(self._cut, number=number + 1)
         elif in_array and not self._cut_told:
@@ -163,17 +187,15 @@ class _Values:
                 if (open_string or error.pos >= end_of_text - 8) and self._more():
                     continue
                 if open_string or error.pos >= len(self._text.rstrip()):
-                    fault = self._cut or self._fault("truncated", number, "the file ends in the middle of it")
-                    self._at, self._cut_told = len(self._text), True
-                    return replace(fault, number=number)
+                    return self._never_ends(number)
                 column = error.pos - self._text.rfind("\n", 0, error.pos)
                 place = f"line {self._line_of(error.pos)}, column {column}"
                 fault = self._fault("not_json", number, f"is not JSON: {error.msg} at {place}")
-                self._at = max(self._at + 1, error.pos)
+                self._at, self._broken_at = self._at + 1, error.pos
                 return fault
             except (ValueError, RecursionError) as error:
                 fault = self._fault("not_json", number, f"is not JSON: {error}")
-                self._at += 1
+                self._at = self._broken_at = self._at + 1
                 return fault
             if end == end_of_text and not isinstance(value, dict) and self._more():
                 continue  # a number may go on
@@ -182,23 +204,35 @@ class _Values:
             fault = not_utf8(text, line)
             return replace(fault, number=number) if fault else _row(value, number, line, text, decoder, after_mark)
 
-    def _find_next(self) -> bool:
-        """Moves to where the next element begins, after one that could not be read."""
-        if self._indent is None:
-            return False
-        start = re.compile(rf"^{re.escape(self._indent)}\{{", re.MULTILINE)
-        while True:
-            for found in start.finditer(self._text, self._text.rfind("\n", 0, self._at) + 1):
-                if found.end() > self._at:
-                    self._at = found.end() - 1
-                    return True
-            self._at = max(self._at, self._text.rfind("\n"))
-            if not self._fill():
-                return False
+    def _never_ends(self, number: int) -> Fault:
+        """The fault of an element that goes on to the end of the text."""
+        if len(self._text) - self._at > ROW_BYTES:
+            fault = self._fault("too_long", number, f"is longer than {ROW_BYTES // 2**20} MiB, or is never closed")
+        else:
+            fault = self._cut or self._fault("truncated", number, "the file ends in the middle of it")
+            self._cut_told = True
+        self._at, self._broken_at = self._at + 1, len(self._text)
+        return replace(fault, number=number)
 
-    def _white_space_before(self) -> str | None:
-        before = self._text[self._text.rfind("\n", 0, self._at) + 1 : self._at]
-        return None if before.strip() else before
+    def _beginning(self) -> re.Pattern[str] | None:
+        """What elements begin with, if they all begin as the one here; None if that is nothing that can be found."""
+        before = self._text[self._text.rfind("\n", 0, self._at) + 1 : self._at].removeprefix(_MARK)
+        if not before.strip():
+            return re.compile(rf"\n{re.escape(before)}(?P<element>\{{)")
+        key = _FIRST_KEY.match(self._text, self._at)
+        return re.compile(rf",\s*(?P<element>\{{\s*{re.escape(key['key'])}\s*:)") if key else None
+
+    def _find_next(self) -> bool:
+        """Moves to where the next element seems to begin, after one that could not be read; whether there is one."""
+        while self._element is not None:
+            for found in self._element.finditer(self._text, max(0, self._at - _LONG_BEGINNING)):
+                if found.start("element") >= self._at:
+                    self._at = found.start("element")
+                    return True
+            self._at = max(self._at, len(self._text) - _LONG_BEGINNING)
+            if not self._fill():
+                break
+        return False
 
     def _skip(self, pattern: re.Pattern[str]) -> bool:
         """Moves past what the pattern takes; whether anything follows."""

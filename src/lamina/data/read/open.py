@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lamina.data.read import arrow, csv, hub, json, parquet, text
 from lamina.data.read.find import DataFile, find_files
-from lamina.data.read.rows import Fault, RawRow, Row
+from lamina.data.read.rows import Fault, RawRow, Row, place_of
 from lamina.errors import DataError
 
 _READERS = {"json": json.read, "csv": csv.read, "parquet": parquet.read, "arrow": arrow.read, "hub": hub.read}
@@ -52,9 +52,8 @@ def read_rows(path: str, field: str = "data.train") -> list[Row]:
 
 def fault_message(file: DataFile, fault: Fault) -> str:
     """What a row that cannot be read is answered with where it ends the work."""
-    where = f"row {fault.number}" + (f" (line {fault.line})" if fault.line else "")
     begins = f" It begins {fault.excerpt!r}." if fault.excerpt else ""
     return (
-        f"{file.name}: {where} {fault.message}.{begins} Fix: correct or remove it; `lamina data check {file.name}` "
-        "lists every row that cannot be used, and --fix writes a file without them."
+        f"{file.name}: {place_of(fault)} {fault.message}.{begins} Fix: correct or remove it; "
+        f"`lamina data check {file.name}` lists every row that cannot be used, and --fix writes a file without them."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 Row = dict[str, Any]
 
@@ -66,3 +66,15 @@ REMARKS = {
     "mojibake": "a text reads like UTF-8 that was decoded as Latin-1",
     "missing_value_word": "a cell reads NaN, null, None or N/A, which is text here",
 }
+
+
+class _Placed(Protocol):
+    @property
+    def number(self) -> int: ...
+    @property
+    def line(self) -> int: ...
+
+
+def place_of(row: _Placed) -> str:
+    """Where a row or a fault stands in its file, for messages: `row 3 (line 4)`."""
+    return f"row {row.number}" + (f" (line {row.line})" if row.line else "")

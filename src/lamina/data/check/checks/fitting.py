@@ -14,11 +14,15 @@ _BY_LENGTH = "longer_than_max_length"
 
 
 class Check(BaseCheck):
-    """Misfits and refusals are errors: training stops on them. Rows that are left out are warnings, unless all are."""
+    """Misfits, refusals and rows without a loss are errors: training stops on them.
+
+    Rows that are left out are warnings, unless all are.
+    """
 
     def __init__(self, settings: CheckSettings, ledger: Ledger) -> None:
         super().__init__(settings, ledger)
         self._misfits, self._refusals, self._trimmed = Tally(settings), Tally(settings), Tally(settings)
+        self._no_loss = Tally(settings)
         self._dropped: dict[str, Tally] = {}
         self._trained_on = 0
 
@@ -28,6 +32,12 @@ class Check(BaseCheck):
             self._misfits.add(seen, row.read.misfit)
         if row.refusal:
             self._refusals.add(seen, row.refusal)
+        if (
+            seen.example is not None
+            and self.settings.kinds is not None
+            and seen.example.kind not in self.settings.kinds
+        ):
+            self._no_loss.add(seen, seen.example.kind)
         if row.read.trimmed:
             self._trimmed.add(seen)
         if row.read.drop_reason and row.read.drop_reason != _BY_LENGTH:
@@ -44,6 +54,13 @@ class Check(BaseCheck):
             Severity.ERROR,
             "the chat template does not render the row",
             "Correct the row, or set data.chat_template to a built-in template.",
+            rows,
+        )
+        found += self._no_loss.finding(
+            "no_loss_for_it",
+            Severity.ERROR,
+            "`lamina train` has no loss for rows of this kind",
+            "Map the answers that are wanted: data.columns={prompt: prompt, completion: chosen}.",
             rows,
         )
         found += self._trimmed.finding(

@@ -38,14 +38,18 @@ class Check(BaseCheck):
         settings = self.settings
         if not self._lengths:
             return []
-        lengths = self._lengths.tolist()
-        plan = plan_epoch(lengths, settings.batch_size, settings.max_length, settings.packing, settings.seed, epoch=0)
-        self._facts = {"micro_batches": len(plan)}
+        tokens, budget = sum(self._lengths), settings.batch_size * settings.max_length
+        if settings.wrapped:
+            batches = -(-tokens // budget)
+        else:
+            args = settings.batch_size, settings.max_length, settings.packing, settings.seed
+            batches = len(plan_epoch(self._lengths.tolist(), *args, epoch=0))
+        self._facts = {"micro_batches": batches}
         if not settings.packing:
             return []
-        efficiency = sum(lengths) / (len(plan) * settings.batch_size * settings.max_length)
+        efficiency = tokens / (batches * budget)
         self._facts["packing_efficiency"] = efficiency
-        if efficiency >= LOW or len(plan) < 3:
+        if efficiency >= LOW or batches < 3:
             return []
         title = f"micro-batches are only {efficiency:.0%} full"
         advice = "Raise train.per_device_train_batch_size or data.max_length, so that rows fit together better."

@@ -34,15 +34,14 @@ class Check(BaseCheck):
         self._rows = 0
 
     def see(self, seen: Seen) -> None:
-        encoded, limit = seen.row.encoded, self.settings.max_length
-        if encoded is not None:
-            self._lengths[seen.row.side].append(len(encoded))
-        cut = encoded is not None and len(encoded) > limit
-        too_long = cut or seen.row.read.drop_reason == "longer_than_max_length"
-        self._rows += encoded is not None or too_long
+        tokens = seen.row.tokens
+        if tokens:
+            self._lengths["train" if seen.trains else "eval"].append(tokens)
+        too_long = tokens > self.settings.max_length or seen.row.read.drop_reason == "longer_than_max_length"
+        self._rows += tokens > 0 or too_long
         if too_long:
             fate = self.settings.fate(seen.example)
-            self._long[fate].add(seen, f"{len(encoded):,} tokens" if encoded is not None else "")
+            self._long[fate].add(seen, f"{tokens:,} tokens" if tokens else "")
 
     def finish(self) -> list[Finding]:
         lengths = np.frombuffer(self._lengths["train"], np.uint32)
