@@ -5,7 +5,9 @@ Training is only pretended here; `tests/cli/test_cli_compare.py` trains.
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import signal
 import threading
 import time
@@ -21,6 +23,7 @@ from lamina.errors import ConfigError, Interrupted, TrainingError
 from lamina.evaluation import compare as compare_module
 from lamina.evaluation.candidates import Candidate, build_candidates, split_choices
 from lamina.evaluation.compare import compare, rung_shares, shortened
+from lamina.evaluation.compare_report import _labels
 from lamina.evaluation.measure import Measuring
 from lamina.evaluation.process import run_python
 from lamina.training.signals import StopRequest, stop_on_signals
@@ -357,3 +360,13 @@ def test_a_signal_ends_the_process_in_good_order(tmp_path: Path) -> None:
         with pytest.raises(Interrupted):
             run_python(["-c", "1"], "", tmp_path / "log", stop)
     assert saved.read_text() == "saved"
+
+
+def test_names_of_points_do_not_hide_each_other() -> None:
+    places = [(100.0 + number % 3, 50.0 + number) for number in range(4)]
+    labels = _labels(places, ["adalora", "lora & co", "r8", "dora"])
+    found = [re.search(r'x="([\d.]+)" y="([\d.]+)"', label) for label in labels]
+    corners = [(float(match[1]), float(match[2])) for match in found if match]
+    assert "lora &amp; co" in labels[1]
+    for one, other in itertools.combinations(corners, 2):
+        assert abs(one[1] - other[1]) >= 11 or abs(one[0] - other[0]) > 2 * 6.6

@@ -20,7 +20,8 @@ from lamina.errors import AdapterError, ConfigError
 from lamina.export.fold import fold_in
 from lamina.methods.base import Injection, inject
 from lamina.methods.ln_tuning import METHOD
-from lamina.methods.trained_copy import train_parameters
+from lamina.methods.trained_copy import count_replaced, train_parameters
+from lamina.quantization import count_weights
 
 IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7]])
 FAMILIES = ["llama", "qwen3", "gemma2", "gemma3", "gpt2", "phi"]
@@ -205,3 +206,13 @@ def test_settings_of_peft_that_would_change_the_result_are_refused(settings: dic
     config = {"peft_type": "LN_TUNING", "task_type": "CAUSAL_LM", "target_modules": ["norm"], **settings}
     with pytest.raises(AdapterError, match=f"does not have: {next(iter(settings))}"):
         METHOD.from_peft(config)
+
+
+def test_what_a_copy_stands_in_for_counts_once() -> None:
+    model = build_model("llama")
+    before = count_weights(model)
+    assert count_replaced(model) == 0
+    names = {name: [key for key, _ in module.named_parameters(recurse=False)] for name, module in model.named_modules()}
+    train_parameters(model, {name: keys for name, keys in names.items() if keys})
+    assert count_replaced(model) == before
+    assert count_weights(model) - count_replaced(model) == before

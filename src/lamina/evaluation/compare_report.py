@@ -283,14 +283,36 @@ def _scatter(
         f'<text x="{_WIDTH - 90}" y="{_HEIGHT - 22}" text-anchor="end">{_tick(max(x for _, x, _ in points))}</text>'
         f'<text x="4" y="{_HEIGHT - _MARGIN}">{_tick(min(ys))}</text><text x="4" y="38">{_tick(max(ys))}</text>'
     )
-    for outcome, x, y in points:
-        left, top = across(scale(x)), up(y)
+    places = [(across(scale(x)), up(y)) for _, x, y in points]
+    labels = _labels(places, [outcome.name for outcome, _, _ in points])
+    for (outcome, _, _), (left, top), label in zip(points, places, labels, strict=True):
         ends = spread(outcome)
         if ends:
             parts.append(f'<path d="M{left:.1f} {up(ends[0]):.1f}V{up(ends[1]):.1f}" stroke="#8fb0e6"/>')
         parts.append(f'<circle cx="{left:.1f}" cy="{top:.1f}" r="4.5" fill="#2f6fd6"/>')
-        parts.append(f'<text x="{left + 8:.1f}" y="{top + 4:.1f}">{html.escape(outcome.name)}</text>')
+        parts.append(label)
     return f'<svg width="{_WIDTH}" height="{_HEIGHT}" role="img">{"".join(parts)}</svg>'
+
+
+def _labels(places: Sequence[tuple[float, float]], names: Sequence[str]) -> list[str]:
+    """A name beside each point as SVG: where no other name or point is, if there is such a place near it."""
+    beyond_the_axis = (-math.inf, -math.inf, _MARGIN - 2.0, math.inf)
+    taken = [beyond_the_axis, *((left - 4, top - 4, left + 4, top + 4) for left, top in places)]
+    labels = []
+    for (left, top), name in zip(places, names, strict=True):
+        width, height = 6.6 * len(name), 11
+        spots = [(x, top + y) for y in (4, -7, 15, -18, 26) for x in (left + 8, left - 8 - width)]
+        boxes = [(x, y - height + 2, x + width, y + 2) for x, y in spots]
+        free = [n for n, box in enumerate(boxes) if not any(_overlap(box, other) for other in taken)]
+        chosen = free[0] if free else 0
+        taken.append(boxes[chosen])
+        x, y = spots[chosen]
+        labels.append(f'<text x="{x:.1f}" y="{y:.1f}">{html.escape(name)}</text>')
+    return labels
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _axis(low: float, high: float, start: float, end: float) -> Callable[[float], float]:

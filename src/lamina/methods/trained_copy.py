@@ -61,6 +61,12 @@ class TrainedCopy(AdapterModule):
         except AttributeError:
             return getattr(super().__getattr__("base"), name)
 
+    @property
+    def replaced(self) -> list[nn.Parameter]:
+        """The parameters of the base that its copies stand in for."""
+        own = dict(self.base.named_parameters())
+        return [own[name] for name in self._names]
+
     def adapter_tensors(self) -> dict[str, nn.Parameter]:
         return dict(zip(self._names, self.copies, strict=True))
 
@@ -73,6 +79,12 @@ class TrainedCopy(AdapterModule):
             value = copy.detach().to(getattr(module, leaf).dtype)
             setattr(module, leaf, nn.Parameter(value.clone(), requires_grad=False))
         set_module(model, name, self.base)
+
+
+def count_replaced(model: nn.Module) -> int:
+    """Elements of the base's parameters that trained copies stand in for; one that is shared counts once."""
+    copies = [module for module in model.modules() if isinstance(module, TrainedCopy)]
+    return sum({id(parameter): parameter.numel() for copy in copies for parameter in copy.replaced}.values())
 
 
 def train_parameters(

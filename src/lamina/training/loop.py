@@ -27,6 +27,7 @@ from lamina.kernels import kernel_notes
 from lamina.methods.adapter import save_adapter
 from lamina.methods.lock import build_lock
 from lamina.methods.probes import record_probes
+from lamina.methods.trained_copy import count_replaced
 from lamina.models.memory import peak_bytes
 from lamina.optim import LayerwiseGaloreAdamW
 from lamina.plan.memory import wants_checkpointing
@@ -332,7 +333,7 @@ class _Loop:
             steps_per_epoch=session.steps_per_epoch,
             modules=len(session.injection.layers),
             trainable_parameters=trainable,
-            total_parameters=count_weights(self.model),
+            total_parameters=self._total_parameters(),
             dtype=str(session.base.dtype).removeprefix("torch."),
             device=str(self.model.device),
             gradient_checkpointing=fusion.recompute,
@@ -341,6 +342,10 @@ class _Loop:
             data_report=session.dataset.report.lines(),
         )
         self.log.emit("example", state.step, segments=self._coloured_example())
+
+    def _total_parameters(self) -> int:
+        """Of the model with what is trained; what a trained copy stands in for does not count beside it."""
+        return count_weights(self.model) - count_replaced(self.model)
 
     def _coloured_example(self) -> list[dict[str, Any]]:
         """The first training example as the model sees it, split where supervision begins and ends."""
@@ -400,7 +405,7 @@ class _Loop:
             "step_seconds_median": statistics.median(steps) if steps else None,
             "peak_memory_bytes": state.peak_memory_bytes,
             "trainable_parameters": count_parameters(self.parameters),
-            "total_parameters": count_weights(self.model),
+            "total_parameters": self._total_parameters(),
             **self.session.hooks.figures(),
         }
 
