@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lamina.data.read import find_files, read_rows
+from lamina.data.read import Fault, RawRow, find_files, read_rows, rows_of
 from lamina.errors import ConfigError, DataError
 
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "ä\u2028 ö", "completion": "日本 😀"}]
@@ -145,3 +145,16 @@ def test_tables_put_no_nulls_into_tools_and_calls(tmp_path: Path) -> None:
     assert [row["tools"] for row in read] == [row["tools"] for row in rows]
     calls = [row["messages"][1]["tool_calls"][0]["function"]["arguments"] for row in read]
     assert calls == [{"city": "Paris"}, {"to": "Ann", "subject": "Hi"}]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_bracket_too_many_hides_no_elements(tmp_path: Path, indent: int | None) -> None:
+    rows = [{"prompt": f"p{number}", "completion": "c"} for number in range(6)]
+    text = json.dumps(rows, indent=indent)
+    at = text.index("{", text.index("p2"))
+    (file,) = find_files(str(write(tmp_path, f"{text[:at]}[{text[at:]}", "rows.json")))
+    read = list(rows_of(file))
+    faults = [row for row in read if isinstance(row, Fault)]
+    assert [fault.code for fault in faults] == ["not_an_object"]
+    good = [row.value for row in read if isinstance(row, RawRow)]
+    assert good == [row for row in rows if row["prompt"] != "p3"]

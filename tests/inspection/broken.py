@@ -192,6 +192,7 @@ BROKEN = {
         1,
         1,
     ),
+    "bracket between elements": Broken("x.json", array(*LINES).replace(b"},\n", b"}],\n", 1), "has ended", 2),
     "text after an array": Broken("x.json", array(*LINES) + b"{}", "unreadable_rest", 8),
     "mixed schemas": Broken("x.jsonl", with_third(json.dumps(CHAT)), "field 'prompt' is missing", 3),
     "half and half": Broken("x.jsonl", lines(*LINES, *[json.dumps(CHAT)] * 5), "different shapes", 0, None),

@@ -156,9 +156,15 @@ class _Values:
         while self._skip(_BETWEEN):
             if in_array and self._text[self._at] == "]":
                 self._at += 1
-                if self._skip(_SPACE):
-                    yield self._fault("unreadable_rest", number + 1, "the array has ended, but the file goes on")
-                return
+                if not self._skip(_SPACE):
+                    return
+                number += 1
+                fault = self._fault("not_json", number, "the array has ended, but the file goes on")
+                if not self._find_next():
+                    yield replace(fault, code="unreadable_rest")
+                    return
+                yield fault
+                continue
             if not number:
                 self._element = self._beginning()
             number += 1
@@ -200,7 +206,9 @@ class _Values:
             if end == end_of_text and not isinstance(value, dict) and self._more():
                 continue  # a number may go on
             text, line = self._text[self._at : end], self._line_of(self._at)
-            self._at = end
+            # A bracket too many makes a list of the elements that follow.
+            inside = self._element.search(text) if self._element and isinstance(value, list) else None
+            self._at = self._at + inside.start("element") if inside else end
             fault = not_utf8(text, line)
             return replace(fault, number=number) if fault else _row(value, number, line, text, decoder, after_mark)
 
