@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +16,14 @@ from transformers import PreTrainedModel
 from lamina.data.batch import build_batch
 from lamina.fusion import FusionReport, fast_path, fused_layers
 from lamina.fusion import layer as fused_layer
-from lamina.kernels import use_backend
+from lamina.kernels import native, use_backend
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.base import Injection
 from lamina.models.head import find_head
 from lamina.ops.attention import packed_attention
 
+# Attention's kernel takes heads of 32 and leaves those of 8 to plain torch.
+HEAD_SIZES = (8, 32)
 FUSED = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3")
 NOT_FUSED = ("gpt2", "phi")
 
@@ -56,18 +59,20 @@ def both_ways(injection: Injection) -> tuple[FusionReport, float]:
     return report, max(errors)
 
 
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
 @pytest.mark.parametrize("family", FUSED)
-def test_loss_and_gradients_in_float32(family: str) -> None:
-    report, error = both_ways(with_adapter(family))
+def test_loss_and_gradients_in_float32(family: str, head_size: int) -> None:
+    report, error = both_ways(with_adapter(family, model=build_model(family, head_dim=head_size)))
     assert report.fused == report.layers == 2
     assert report.notes == []
     assert error < 1e-4
 
 
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
 @pytest.mark.parametrize("family", FUSED)
-def test_loss_and_gradients_in_bfloat16(family: str) -> None:
+def test_loss_and_gradients_in_bfloat16(family: str, head_size: int) -> None:
     """All tensors together must agree much better than the worst one, whose gradient may be mostly rounding."""
-    injection = with_adapter(family, torch.bfloat16)
+    injection = with_adapter(family, model=build_model(family, torch.bfloat16, head_dim=head_size))
     with unfused(injection.model):
         _, grads = loss_and_gradients(injection)
     with fast_path(injection.model) as report:
@@ -75,6 +80,24 @@ def test_loss_and_gradients_in_bfloat16(family: str) -> None:
     assert report.fused == 2
     distance = sum(float((fused[n] - grads[n]).square().sum()) for n in grads) ** 0.5
     assert distance / sum(float(g.square().sum()) for g in grads.values()) ** 0.5 < 0.03
+
+
+@pytest.mark.skipif(native.unavailable() is not None, reason="no compiler")
+@pytest.mark.parametrize("family", FUSED)
+def test_every_layer_attends_through_the_kernel(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However its queries, keys and values come to lie: plain torch instead would be right, and slow in silence."""
+    injection = with_adapter(family, model=build_model(family, torch.bfloat16, head_dim=32))
+    calls: list[object] = []
+    original = native.attention_backward
+
+    def counted(*given: Any) -> None:
+        calls.append(given)
+        original(*given)
+
+    monkeypatch.setattr(native, "attention_backward", counted)
+    with fast_path(injection.model) as report:
+        loss_and_gradients(injection)
+    assert len(calls) == report.layers
 
 
 @pytest.mark.parametrize("family", NOT_FUSED)

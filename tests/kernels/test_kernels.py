@@ -259,6 +259,23 @@ def test_narrow_product_of_columns_that_lie_apart(dtype: torch.dtype) -> None:
     close(out, narrow.double().T @ wide.double(), dtype)
 
 
+@dtypes
+def test_attention_of_keys_and_values_that_lie_differently(dtype: torch.dtype) -> None:
+    """Normed heads are tensors of their own, while values still lie beside the other two."""
+    qkv = rand(90, 8 * 64, dtype=dtype)
+    q, k, v = (part.unflatten(1, (-1, 64)) for part in qkv.split([4 * 64, 2 * 64, 2 * 64], 1))
+    settings, grad = AttentionSettings([60, 30], 0.1, None, None), rand(90, 4, 64, dtype=dtype, seed=1)
+    found = []
+    for heads in ((q, k, v), (q.contiguous(), k.contiguous(), v)):
+        assert native.attends(*heads)
+        out, results = torch.empty_like(q), [torch.empty_like(part) for part in (q, k, v)]
+        with use_backend("native"):
+            state = attention_forward(*heads, settings, out)
+            attention_backward(*heads, out, grad, settings, state, tuple(results))
+        found.append([out, *results])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_a_document_sees_nothing_of_others() -> None:
     """Not even in the last bit: other documents may hold NaN."""
     q, k, v = (rand(80, 2, 32, dtype=torch.bfloat16, seed=seed) for seed in range(3))

@@ -4,21 +4,17 @@
 // its cache, so softmax needs no running maximum. The backward makes the weights again, transposed, from the scores'
 // normalisers (`lse`), so nothing of size length^2 is ever stored.
 //
-// Two ways to multiply blocks, behind one interface: AMX tiles for bfloat16 where the CPU has them, else plain loops that
-// compilers vectorise, in float32. Both add up in float32.
+// bfloat16 is multiplied as it is where the CPU has instructions for it (`blocks.h`), else in float32.
 
 #include <initializer_list>
 #include <type_traits>
 #include <utility>
 
+#include "blocks.h"
 #include "memory.h"
 #include "numbers.h"
-#include "tiles.h"
 
 namespace {
-
-constexpr int64_t BLOCK = 32;
-constexpr int64_t TILE = BLOCK * 16;  // elements of a packed tile: 32 of the summed dimension by 16 columns
 
 inline int64_t blocks(int64_t length) { return (length + BLOCK - 1) / BLOCK; }
 
@@ -52,114 +48,40 @@ inline void transpose(uint32_t* to, int64_t to_row, const uint32_t* from, int64_
     for (int i = 0; i < 16; ++i) *(Unaligned*)(to + i * to_row) = rows[i];
 }
 
-inline uint32_t pair(bf16 low, bf16 high) { return low.bits | static_cast<uint32_t>(high.bits) << 16; }
+// Two rows of a tile, k and k + 1, 16 columns.
+inline void pack_pair(float* tile, int64_t k, const float* first, const float* second) {
+    std::memcpy(tile + k * 16, first, 64);
+    std::memcpy(tile + k * 16 + 16, second, 64);
+}
 
-// Operands of a block product: A lies in rows; B is packed in tiles, tile (column block of 16, summed block of 32).
-struct Loops {
-    using Element = float;
-
-    static void begin() {}
-    static void end() {}
-
-    static constexpr int64_t WORD = 1;  // elements in 32 bits
-
-    // Two rows of B, k and k + 1, 16 columns.
-    static void pack_pair(float* tile, int64_t k, const float* first, const float* second) {
-        std::memcpy(tile + k * 16, first, 64);
-        std::memcpy(tile + k * 16 + 16, second, 64);
-    }
-
-    // The rows of a block of keys become columns: (32, size) -> (size, 32).
-    static void turn(float* to, const float* from, int64_t row, int64_t size) {
-        for (int64_t r = 0; r < BLOCK; r += 16)
-            for (int64_t d = 0; d < size; d += 16)
-                transpose((uint32_t*)(to + d * BLOCK + r), BLOCK, (const uint32_t*)(from + r * row + d), row);
-    }
-
-    // C (32, 32) = A (32, 32 steps) B, or += with `add`. B: two columns of tiles, `column` elements apart.
-    static void multiply(float* C, int64_t c_row, const float* A, int64_t a_row, const float* B, int64_t column,
-                         int64_t steps, bool add) {
-        for (int64_t half = 0; half < 2; ++half)
-            for (int64_t m = 0; m < BLOCK; m += 8) {
-                float sum[8][16];
-                for (int64_t i = 0; i < 8; ++i)
-                    for (int64_t n = 0; n < 16; ++n) sum[i][n] = add ? C[(m + i) * c_row + half * 16 + n] : 0.0f;
-                const float* b = B + half * column;
-                for (int64_t k = 0; k < steps * BLOCK; ++k)
-                    for (int64_t i = 0; i < 8; ++i) {
-                        const float a = A[(m + i) * a_row + k];
+inline void pack_pair(bf16* tile, int64_t k, const bf16* first, const bf16* second) {
+    auto* words = reinterpret_cast<uint32_t*>(tile) + k / 2 * 16;
 #pragma omp simd
-                        for (int64_t n = 0; n < 16; ++n) sum[i][n] += a * b[k * 16 + n];
-                    }
-                for (int64_t i = 0; i < 8; ++i)
-                    for (int64_t n = 0; n < 16; ++n) C[(m + i) * c_row + half * 16 + n] = sum[i][n];
-            }
-    }
-};
+    for (int64_t n = 0; n < 16; ++n) words[n] = first[n].bits | static_cast<uint32_t>(second[n].bits) << 16;
+}
 
-#ifdef LAMINA_TILES
-struct Tiles {
-    using Element = bf16;
+// The rows of a block of keys become columns: (32, size) -> (size, 32).
+inline void turn(float* to, const float* from, int64_t row, int64_t size) {
+    for (int64_t r = 0; r < BLOCK; r += 16)
+        for (int64_t d = 0; d < size; d += 16)
+            transpose((uint32_t*)(to + d * BLOCK + r), BLOCK, (const uint32_t*)(from + r * row + d), row);
+}
 
-    static void begin() { begin_tiles(); }
-    static void end() { _tile_release(); }
-
-    static constexpr int64_t WORD = 2;
-
-    static void pack_pair(bf16* tile, int64_t k, const bf16* first, const bf16* second) {
-        auto* words = reinterpret_cast<uint32_t*>(tile) + k / 2 * 16;
+inline void turn(bf16* to, const bf16* from, int64_t row, int64_t size) {
+    uint32_t words[16 * 16];  // of two neighbours in a row each
+    for (int64_t r = 0; r < BLOCK; r += 16)
+        for (int64_t d = 0; d < size; d += 32) {
+            transpose(words, 16, (const uint32_t*)(from + r * row + d), row / 2);
+            for (int64_t w = 0; w < 16; ++w) {
+                bf16* even = to + (d + 2 * w) * BLOCK + r;
 #pragma omp simd
-        for (int64_t n = 0; n < 16; ++n) words[n] = pair(first[n], second[n]);
-    }
-
-    static void turn(bf16* to, const bf16* from, int64_t row, int64_t size) {
-        uint32_t words[16 * 16];  // of two neighbours in a row each
-        for (int64_t r = 0; r < BLOCK; r += 16)
-            for (int64_t d = 0; d < size; d += 32) {
-                transpose(words, 16, (const uint32_t*)(from + r * row + d), row / 2);
-                for (int64_t w = 0; w < 16; ++w) {
-                    bf16* even = to + (d + 2 * w) * BLOCK + r;
-#pragma omp simd
-                    for (int64_t n = 0; n < 16; ++n) {
-                        even[n].bits = static_cast<uint16_t>(words[w * 16 + n]);
-                        even[BLOCK + n].bits = static_cast<uint16_t>(words[w * 16 + n] >> 16);
-                    }
+                for (int64_t n = 0; n < 16; ++n) {
+                    even[n].bits = static_cast<uint16_t>(words[w * 16 + n]);
+                    even[BLOCK + n].bits = static_cast<uint16_t>(words[w * 16 + n] >> 16);
                 }
             }
-    }
-
-    static void multiply(float* C, int64_t c_row, const bf16* A, int64_t a_row, const bf16* B, int64_t column,
-                         int64_t steps, bool add) {
-        asm volatile("" ::: "memory");  // the tile loads do not tell the compiler that they read
-        const size_t c = static_cast<size_t>(c_row) * 4, a = static_cast<size_t>(a_row) * 2;
-        if (add) {
-            _tile_loadd(0, C, c);
-            _tile_loadd(1, C + 16, c);
-            _tile_loadd(2, C + 16 * c_row, c);
-            _tile_loadd(3, C + 16 * c_row + 16, c);
-        } else {
-            _tile_zero(0);
-            _tile_zero(1);
-            _tile_zero(2);
-            _tile_zero(3);
         }
-        for (int64_t k = 0; k < steps; ++k) {
-            _tile_loadd(4, A + k * BLOCK, a);
-            _tile_loadd(6, B + k * TILE, 64);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(7, B + k * TILE + column, 64);
-            _tile_dpbf16ps(1, 4, 7);
-            _tile_loadd(5, A + k * BLOCK + 16 * a_row, a);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
-        }
-        _tile_stored(0, C, c);
-        _tile_stored(1, C + 16, c);
-        _tile_stored(2, C + 16 * c_row, c);
-        _tile_stored(3, C + 16 * c_row + 16, c);
-    }
-};
-#endif
+}
 
 // Places [first, end) of a row, sixteen of which are looked at together.
 struct Span {
@@ -191,20 +113,24 @@ struct Scores {
     }
 };
 
-// A block of a head's rows, `row` apart, as elements of M and without what lies beyond the document: in place if it can be.
-template <typename E>
+// Rows of tokens, `row` elements apart.
+template <typename T>
 struct Rows {
-    const E* data;
+    T* data;
     int64_t row;
+
+    T* operator[](int64_t token) const { return data + token * row; }
+    Rows from(int64_t token, int64_t element) const { return {data + token * row + element, row}; }
 };
 
+// A block of a head's rows as elements of M, without what lies beyond the document: in place if it can be.
 template <typename E, typename T>
-Rows<E> take_rows(E* scratch, const T* from, int64_t row, int64_t first, const Scores& s) {
+Rows<const E> take_rows(E* scratch, Rows<const T> rows, int64_t first, const Scores& s) {
     if constexpr (std::is_same_v<E, T>)
-        if (first + BLOCK <= s.length) return {from + first * row, row};
+        if (first + BLOCK <= s.length) return rows.from(first, 0);
     for (int64_t i = 0; i < BLOCK; ++i) {
         if (first + i < s.length) {
-            for (int64_t d = 0; d < s.size; d += LANES) put(scratch + i * s.size + d, take(from + (first + i) * row + d));
+            for (int64_t d = 0; d < s.size; d += LANES) put(scratch + i * s.size + d, take(rows[first + i] + d));
         } else {
             std::memset(scratch + i * s.size, 0, sizeof(E) * s.size);
         }
@@ -214,27 +140,27 @@ Rows<E> take_rows(E* scratch, const T* from, int64_t row, int64_t first, const S
 
 // Asks for a head's rows at once: they lie so far apart that the CPU does not see the pattern by itself.
 template <typename T>
-void fetch(const T* rows, int64_t row, const Scores& s) {
+void fetch(Rows<const T> rows, const Scores& s) {
     constexpr int64_t line = 64 / sizeof(T);
     for (int64_t t = 0; t < s.length; ++t)
-        for (int64_t d = 0; d < s.size; d += line) __builtin_prefetch(rows + t * row + d);
+        for (int64_t d = 0; d < s.size; d += line) __builtin_prefetch(rows[t] + d);
 }
 
 // B with tokens as columns: B[d][token]. Tiles: (token block of 16, d block of 32).
 template <typename M>
-void pack_columns(typename M::Element* to, Rows<typename M::Element> rows, const Scores& s) {
+void pack_columns(typename M::Element* to, Rows<const typename M::Element> rows, const Scores& s) {
     for (int64_t t = 0; t < BLOCK; t += 16)
-        for (int64_t d = 0; d < s.size; d += 16 * M::WORD)
-            transpose((uint32_t*)(to + t / 16 * s.size * 16 + d * 16), 16, (const uint32_t*)(rows.data + t * rows.row + d),
-                      rows.row / M::WORD);
+        for (int64_t d = 0; d < s.size; d += 16 * PER_WORD<typename M::Element>)
+            transpose((uint32_t*)(to + t / 16 * s.size * 16 + d * 16), 16, (const uint32_t*)(rows[t] + d),
+                      rows.row / PER_WORD<typename M::Element>);
 }
 
 // B with tokens as the summed dimension: B[token][d]. Tiles: (d block of 16, token block of 32), this is block `block`.
 template <typename M>
-void pack_rows(typename M::Element* to, Rows<typename M::Element> rows, int64_t block, const Scores& s) {
+void pack_rows(typename M::Element* to, Rows<const typename M::Element> rows, int64_t block, const Scores& s) {
     for (int64_t d = 0; d < s.size; d += 16) {
         auto* tile = to + ((d / 16) * blocks(s.length) + block) * TILE;
-        for (int64_t t = 0; t < BLOCK; t += 2) M::pack_pair(tile, t, rows.data + t * rows.row + d, rows.data + (t + 1) * rows.row + d);
+        for (int64_t t = 0; t < BLOCK; t += 2) pack_pair(tile, t, rows[t] + d, rows[t + 1] + d);
     }
 }
 
@@ -263,41 +189,43 @@ inline float soften(E* weight, float* score, int64_t begin, Span seen, int64_t w
 
 // One document and the query heads of one key head.
 template <typename M, bool CAPPED, typename T>
-void forward(const T* q, int64_t q_row, const T* k, const T* v, int64_t kv_row, T* out, int64_t out_row, float* lse,
-             int64_t lse_head, int64_t heads, const Scores& s) {
+void forward(Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<T> out, float* lse, int64_t lse_head, int64_t heads,
+             const Scores& s) {
     using E = typename M::Element;
+    constexpr auto multiply = M::template multiply<BLOCK>;
     const int64_t n = blocks(s.length), padded = n * BLOCK, steps = s.size / BLOCK;
-    Buffer<E> keys(padded * s.size), values(padded * s.size), scratch(BLOCK * s.size), weights(BLOCK * padded);
-    Buffer<float> scores(BLOCK * padded), sums(BLOCK * BLOCK);
-    fetch(k, kv_row, s);
-    fetch(v, kv_row, s);
+    const int64_t w_row = apart<E>(padded), s_row = apart<float>(padded);
+    Buffer<E> keys(padded * s.size), values(padded * s.size), scratch(BLOCK * s.size), weights(BLOCK * w_row);
+    Buffer<float> scores(BLOCK * s_row), sums(BLOCK * BLOCK);
+    fetch(k, s);
+    fetch(v, s);
     for (int64_t j = 0; j < n; ++j) {
-        pack_columns<M>(keys + j * BLOCK * s.size, take_rows(scratch.data, k, kv_row, j * BLOCK, s), s);
-        pack_rows<M>(values.data, take_rows(scratch.data, v, kv_row, j * BLOCK, s), j, s);
+        pack_columns<M>(keys + j * BLOCK * s.size, take_rows(scratch.data, k, j * BLOCK, s), s);
+        pack_rows<M>(values.data, take_rows(scratch.data, v, j * BLOCK, s), j, s);
     }
     for (int64_t h = 0; h < heads; ++h) {
-        fetch(q + h * s.size, q_row, s);
+        fetch(q.from(0, h * s.size), s);
         for (int64_t i = 0; i < n; ++i) {
-            const auto query = take_rows(scratch.data, q + h * s.size, q_row, i * BLOCK, s);
+            const auto query = take_rows(scratch.data, q.from(0, h * s.size), i * BLOCK, s);
             const int64_t first = s.first_key_block(i), width = (i + 1) * BLOCK;
             for (int64_t j = first; j <= i; ++j)
-                M::multiply(scores + j * BLOCK, padded, query.data, query.row, keys + 2 * j * steps * TILE, steps * TILE,
-                            steps, false);
+                multiply(scores + j * BLOCK, s_row, query.data, query.row, keys + 2 * j * steps * TILE, steps * TILE, steps,
+                         false);
             float inverse[BLOCK];
             for (int64_t r = 0; r < BLOCK; ++r) {
                 const int64_t token = i * BLOCK + r, begin = first * BLOCK;
                 const int64_t oldest = s.window && token - s.window + 1 > begin ? token - s.window + 1 : begin;
                 float sum;
-                const float largest = soften<CAPPED>(weights + r * padded, scores + r * padded, begin,
+                const float largest = soften<CAPPED>(weights + r * w_row, scores + r * s_row, begin,
                                                      Span{oldest, token + 1}, width, &sum, s);
                 inverse[r] = 1.0f / sum;
                 if (token < s.length) lse[h * lse_head + token] = largest + std::log(sum);
             }
             for (int64_t d = 0; d < s.size; d += BLOCK) {
-                M::multiply(sums.data, BLOCK, weights + first * BLOCK, padded, values + (d / 16) * n * TILE + first * TILE,
-                            n * TILE, i + 1 - first, false);
+                multiply(sums.data, BLOCK, weights + first * BLOCK, w_row, values + (d / 16) * n * TILE + first * TILE,
+                         n * TILE, i + 1 - first, false);
                 for (int64_t r = 0; r < BLOCK && i * BLOCK + r < s.length; ++r) {
-                    T* to = out + (i * BLOCK + r) * out_row + h * s.size + d;
+                    T* to = out[i * BLOCK + r] + h * s.size + d;
                     for (int64_t c = 0; c < BLOCK; c += LANES) put(to + c, take(sums + r * BLOCK + c) * inverse[r]);
                 }
             }
@@ -336,78 +264,80 @@ inline void collect(float* to, const float* sums, int64_t rows, int64_t size, bo
 
 // One document, one key head, and some of its query heads. dk and dv get their share, float32, rows of `size`.
 template <typename M, bool CAPPED, typename T>
-void backward(const T* q, int64_t q_row, const T* k, const T* v, int64_t kv_row, const T* out, int64_t out_row,
-              const T* grad, int64_t grad_row, const float* lse, int64_t lse_head, T* dq, int64_t d_row, float* dk,
-              float* dv, int64_t heads, const Scores& s) {
+void backward(Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<const T> out, Rows<const T> grad, const float* lse,
+              int64_t lse_head, Rows<T> dq, float* dk, float* dv, int64_t heads, const Scores& s) {
     using E = typename M::Element;
+    constexpr auto multiply = M::template multiply<BLOCK>;
     const int64_t n = blocks(s.length), padded = n * BLOCK, steps = s.size / BLOCK;
+    const int64_t w_row = apart<E>(padded), t_row = apart<float>(padded);
     Buffer<E> q_columns(padded * s.size), g_columns(padded * s.size), q_rows(padded * s.size), g_rows(padded * s.size);
     Buffer<E> key_scratch(BLOCK * s.size), value_scratch(BLOCK * s.size), key_turned(BLOCK * s.size);
-    Buffer<E> weights(BLOCK * padded), dscores(BLOCK * padded), dscores_packed(2 * TILE);
-    Buffer<float> dq_turned(s.size * padded), delta(padded, true), normaliser(padded, true);
+    Buffer<E> weights(BLOCK * w_row), dscores(BLOCK * w_row), dscores_packed(2 * TILE);
+    Buffer<float> dq_turned(s.size * t_row), delta(padded, true), normaliser(padded, true);
     Buffer<float> scores(BLOCK * BLOCK), dweights(BLOCK * BLOCK), sums(BLOCK * BLOCK);
-    fetch(k, kv_row, s);
-    fetch(v, kv_row, s);
-    for (int64_t h = 0; h < heads; ++h, q += s.size, out += s.size, grad += s.size, dq += s.size, lse += lse_head) {
-        fetch(q, q_row, s);
-        fetch(grad, grad_row, s);
-        fetch(out, out_row, s);
+    fetch(k, s);
+    fetch(v, s);
+    for (int64_t h = 0; h < heads; ++h, lse += lse_head) {
+        fetch(q, s);
+        fetch(grad, s);
+        fetch(out, s);
         for (int64_t i = 0; i < n; ++i) {
-            const auto queries = take_rows(key_scratch.data, q, q_row, i * BLOCK, s);
+            const auto queries = take_rows(key_scratch.data, q, i * BLOCK, s);
             pack_columns<M>(q_columns + i * BLOCK * s.size, queries, s);
             pack_rows<M>(q_rows.data, queries, i, s);
-            const auto grads = take_rows(value_scratch.data, grad, grad_row, i * BLOCK, s);
+            const auto grads = take_rows(value_scratch.data, grad, i * BLOCK, s);
             pack_columns<M>(g_columns + i * BLOCK * s.size, grads, s);
             pack_rows<M>(g_rows.data, grads, i, s);
         }
         for (int64_t t = 0; t < s.length; ++t) {
             Floats dot = {};
-            for (int64_t d = 0; d < s.size; d += LANES) dot += take(out + t * out_row + d) * take(grad + t * grad_row + d);
+            for (int64_t d = 0; d < s.size; d += LANES) dot += take(out[t] + d) * take(grad[t] + d);
             delta[t] = sum_of(dot);
             normaliser[t] = lse[t];
         }
-        std::memset(dq_turned.data, 0, sizeof(float) * s.size * padded);
+        std::memset(dq_turned.data, 0, sizeof(float) * s.size * t_row);
         for (int64_t j = 0; j < n; ++j) {
-            const auto key = take_rows(key_scratch.data, k, kv_row, j * BLOCK, s);
-            const auto value = take_rows(value_scratch.data, v, kv_row, j * BLOCK, s);
-            M::turn(key_turned.data, key.data, key.row, s.size);
+            const auto key = take_rows(key_scratch.data, k, j * BLOCK, s);
+            const auto value = take_rows(value_scratch.data, v, j * BLOCK, s);
+            turn(key_turned.data, key.data, key.row, s.size);
             const int64_t last = s.last_query_block(j);
             for (int64_t i = j; i <= last; ++i) {
                 // Transposed: rows are keys, columns are queries.
-                M::multiply(scores.data, BLOCK, key.data, key.row, q_columns + 2 * i * steps * TILE, steps * TILE, steps,
-                            false);
-                M::multiply(dweights.data, BLOCK, value.data, value.row, g_columns + 2 * i * steps * TILE, steps * TILE,
-                            steps, false);
+                multiply(scores.data, BLOCK, key.data, key.row, q_columns + 2 * i * steps * TILE, steps * TILE, steps,
+                         false);
+                multiply(dweights.data, BLOCK, value.data, value.row, g_columns + 2 * i * steps * TILE, steps * TILE,
+                         steps, false);
                 for (int64_t r = 0; r < BLOCK; ++r) {
-                    E *weight = weights + r * padded + i * BLOCK, *dscore = dscores + r * padded + i * BLOCK;
+                    E *weight = weights + r * w_row + i * BLOCK, *dscore = dscores + r * w_row + i * BLOCK;
                     differentiate<CAPPED>(weight, dscore, scores + r * BLOCK, dweights + r * BLOCK,
                                           normaliser + i * BLOCK, delta + i * BLOCK,
                                           s.queries_of(j * BLOCK + r, i * BLOCK), s);
                     if (r & 1)
                         for (int64_t half = 0; half < 2; ++half)
-                            M::pack_pair(dscores_packed + half * TILE, r - 1, dscore - padded + half * 16,
+                            pack_pair(dscores_packed + half * TILE, r - 1, dscore - w_row + half * 16,
                                          dscore + half * 16);
                 }
                 for (int64_t d = 0; d < s.size; d += BLOCK)
-                    M::multiply(dq_turned + d * padded + i * BLOCK, padded, key_turned + d * BLOCK, BLOCK,
-                                dscores_packed.data, TILE, 1, true);
+                    multiply(dq_turned + d * t_row + i * BLOCK, t_row, key_turned + d * BLOCK, BLOCK,
+                             dscores_packed.data, TILE, 1, true);
             }
             const int64_t rows = s.length - j * BLOCK < BLOCK ? s.length - j * BLOCK : BLOCK;
             for (int64_t d = 0; d < s.size; d += BLOCK) {
                 const int64_t tiles = (d / 16) * n * TILE + j * TILE, count = last + 1 - j, at = j * BLOCK * s.size + d;
-                M::multiply(sums.data, BLOCK, weights + j * BLOCK, padded, g_rows + tiles, n * TILE, count, false);
+                multiply(sums.data, BLOCK, weights + j * BLOCK, w_row, g_rows + tiles, n * TILE, count, false);
                 collect(dv + at, sums.data, rows, s.size, h > 0);
-                M::multiply(sums.data, BLOCK, dscores + j * BLOCK, padded, q_rows + tiles, n * TILE, count, false);
+                multiply(sums.data, BLOCK, dscores + j * BLOCK, w_row, q_rows + tiles, n * TILE, count, false);
                 collect(dk + at, sums.data, rows, s.size, h > 0);
             }
         }
         float square[16 * 16];
         for (int64_t t = 0; t < s.length; t += 16)
             for (int64_t d = 0; d < s.size; d += 16) {
-                transpose((uint32_t*)square, 16, (const uint32_t*)(dq_turned + d * padded + t), padded);
+                transpose((uint32_t*)square, 16, (const uint32_t*)(dq_turned + d * t_row + t), t_row);
                 for (int64_t r = 0; r < 16 && t + r < s.length; ++r)
-                    put(dq + (t + r) * d_row + d, take(square + r * 16));
+                    put(dq[t + r] + d, take(square + r * 16));
             }
+        q.data += s.size, out.data += s.size, grad.data += s.size, dq.data += s.size;
     }
 }
 
@@ -423,8 +353,8 @@ struct Documents {
 };
 
 template <typename M, typename T>
-void forward_all(const T* q, int64_t q_row, const T* k, const T* v, int64_t kv_row, T* out, int64_t out_row, float* lse,
-                 int64_t tokens, const Documents& docs, Scores s) {
+void forward_all(Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<T> out, float* lse, int64_t tokens,
+                 const Documents& docs, Scores s) {
     const int64_t group = docs.heads / docs.key_heads;
 #pragma omp parallel
     {
@@ -435,8 +365,8 @@ void forward_all(const T* q, int64_t q_row, const T* k, const T* v, int64_t kv_r
                 const int64_t at = docs.begin(document), h = j * group;
                 s.length = docs.lengths[document];
                 const auto run = s.softcap > 0.0f ? forward<M, true, T> : forward<M, false, T>;
-                run(q + at * q_row + h * s.size, q_row, k + at * kv_row + j * s.size, v + at * kv_row + j * s.size,
-                           kv_row, out + at * out_row + h * s.size, out_row, lse + h * tokens + at, tokens, group, s);
+                run(q.from(at, h * s.size), k.from(at, j * s.size), v.from(at, j * s.size), out.from(at, h * s.size),
+                    lse + h * tokens + at, tokens, group, s);
             }
         M::end();
     }
@@ -445,9 +375,9 @@ void forward_all(const T* q, int64_t q_row, const T* k, const T* v, int64_t kv_r
 // A key head's query heads go to one thread, which keeps their sums in its cache; or, when there are few documents, each to
 // any thread. Then `shares` has room for every head's dk and dv; else it is null. The sums are the same.
 template <typename M, typename T>
-void backward_all(const T* q, int64_t q_row, const T* k, const T* v, int64_t kv_row, const T* out, int64_t out_row,
-                  const T* grad, int64_t grad_row, const float* lse, T* dq, T* dk, T* dv, int64_t d_row, float* shares,
-                  int64_t tokens, const Documents& docs, Scores s) {
+void backward_all(Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<const T> out, Rows<const T> grad,
+                  const float* lse, Rows<T> dq, Rows<T> dk, Rows<T> dv, float* shares, int64_t tokens,
+                  const Documents& docs, Scores s) {
     const int64_t group = docs.heads / docs.key_heads, plane = tokens * s.size;
     const int64_t together = shares ? 1 : group;
     float *dk_shares = shares, *dv_shares = shares ? shares + docs.heads * plane : nullptr;
@@ -457,21 +387,20 @@ void backward_all(const T* q, int64_t q_row, const T* k, const T* v, int64_t kv_
 #pragma omp for schedule(dynamic, 1) collapse(2) firstprivate(s)
         for (int64_t document = 0; document < docs.count; ++document)
             for (int64_t h = 0; h < docs.heads; h += together) {
-                const int64_t at = docs.begin(document), kv = at * kv_row + h / group * s.size;
+                const int64_t at = docs.begin(document), j = h / group * s.size;
                 s.length = docs.lengths[document];
                 Buffer<float> sums(shares ? 0 : 2 * s.length * s.size);
                 float* dk_sum = shares ? dk_shares + h * plane + at * s.size : sums.data;
                 float* dv_sum = shares ? dv_shares + h * plane + at * s.size : sums + s.length * s.size;
                 const auto run = s.softcap > 0.0f ? backward<M, true, T> : backward<M, false, T>;
-                run(q + at * q_row + h * s.size, q_row, k + kv, v + kv, kv_row, out + at * out_row + h * s.size, out_row,
-                    grad + at * grad_row + h * s.size, grad_row, lse + h * tokens + at, tokens,
-                    dq + at * d_row + h * s.size, d_row, dk_sum, dv_sum, together, s);
+                run(q.from(at, h * s.size), k.from(at, j), v.from(at, j), out.from(at, h * s.size),
+                    grad.from(at, h * s.size), lse + h * tokens + at, tokens, dq.from(at, h * s.size), dk_sum, dv_sum,
+                    together, s);
                 if (shares) continue;
-                const int64_t to = at * d_row + h / group * s.size;
                 for (int64_t t = 0; t < s.length; ++t)
                     for (int64_t d = 0; d < s.size; d += LANES) {
-                        put(dk + to + t * d_row + d, take(dk_sum + t * s.size + d));
-                        put(dv + to + t * d_row + d, take(dv_sum + t * s.size + d));
+                        put(dk[at + t] + j + d, take(dk_sum + t * s.size + d));
+                        put(dv[at + t] + j + d, take(dv_sum + t * s.size + d));
                     }
             }
         M::end();
@@ -480,52 +409,60 @@ void backward_all(const T* q, int64_t q_row, const T* k, const T* v, int64_t kv_
             for (int64_t t = 0; t < tokens; ++t)
                 for (int64_t j = 0; j < docs.key_heads; ++j)
                     for (int64_t d = 0; d < s.size; d += LANES) {
-                        const int64_t from = j * group * plane + t * s.size + d, to = t * d_row + j * s.size + d;
+                        const int64_t from = j * group * plane + t * s.size + d;
                         Floats dk_sum = take(dk_shares + from), dv_sum = take(dv_shares + from);
                         for (int64_t g = 1; g < group; ++g) {
                             dk_sum += take(dk_shares + from + g * plane);
                             dv_sum += take(dv_shares + from + g * plane);
                         }
-                        put(dk + to, dk_sum);
-                        put(dv + to, dv_sum);
+                        put(dk[t] + j * s.size + d, dk_sum);
+                        put(dv[t] + j * s.size + d, dv_sum);
                     }
         }
     }
 }
 
+#ifdef LAMINA_PAIRS
+using Multiplied = bf16;
+#else
+using Multiplied = float;
+#endif
+
 }  // namespace
 
-#define FORWARD(M, T)                                                                                              \
-    forward_all<M>((const T*)q, q_row, (const T*)k, (const T*)v, kv_row, (T*)out, out_row, lse, tokens,            \
-                   Documents{lengths, documents, heads, key_heads}, Scores{0, size, window, scale, softcap})
-#define BACKWARD(M, T)                                                                                             \
-    backward_all<M>((const T*)q, q_row, (const T*)k, (const T*)v, kv_row, (const T*)out, out_row, (const T*)grad,  \
-                    grad_row, lse, (T*)dq, (T*)dk, (T*)dv, d_row, shares, tokens,                                  \
-                    Documents{lengths, documents, heads, key_heads}, Scores{0, size, window, scale, softcap})
+#define ROWS(T, NAME) \
+    Rows<T> { (T*)NAME, NAME##_row }
+#define FORWARD(M, T)                                                                                          \
+    forward_all<M, T>(ROWS(const T, q), ROWS(const T, k), ROWS(const T, v), ROWS(T, out), lse, tokens,         \
+                      Documents{lengths, documents, heads, key_heads}, Scores{0, size, window, scale, softcap})
+#define BACKWARD(M, T)                                                                                          \
+    backward_all<M, T>(ROWS(const T, q), ROWS(const T, k), ROWS(const T, v), ROWS(const T, out),                \
+                       ROWS(const T, grad), lse, ROWS(T, dq), ROWS(T, dk), ROWS(T, dv), shares, tokens,         \
+                       Documents{lengths, documents, heads, key_heads}, Scores{0, size, window, scale, softcap})
 
-#define FORWARD_PARAMETERS                                                                                       \
-    (const void* q, int64_t q_row, const void* k, const void* v, int64_t kv_row, void* out, int64_t out_row,    \
-     float* lse, const int64_t* lengths, int64_t documents, int64_t tokens, int64_t heads, int64_t key_heads,   \
-     int64_t size, int64_t window, float scale, float softcap)
-#define BACKWARD_PARAMETERS                                                                                      \
-    (const void* q, int64_t q_row, const void* k, const void* v, int64_t kv_row, const void* out,               \
-     int64_t out_row, const void* grad, int64_t grad_row, const float* lse, void* dq, void* dk, void* dv,       \
-     int64_t d_row, float* shares, const int64_t* lengths, int64_t documents, int64_t tokens, int64_t heads,    \
+#define FORWARD_PARAMETERS                                                                                          \
+    (const void* q, int64_t q_row, const void* k, int64_t k_row, const void* v, int64_t v_row, void* out,           \
+     int64_t out_row, float* lse, const int64_t* lengths, int64_t documents, int64_t tokens, int64_t heads,         \
      int64_t key_heads, int64_t size, int64_t window, float scale, float softcap)
+#define BACKWARD_PARAMETERS                                                                                         \
+    (const void* q, int64_t q_row, const void* k, int64_t k_row, const void* v, int64_t v_row, const void* out,     \
+     int64_t out_row, const void* grad, int64_t grad_row, const float* lse, void* dq, int64_t dq_row, void* dk,     \
+     int64_t dk_row, void* dv, int64_t dv_row, float* shares, const int64_t* lengths, int64_t documents,            \
+     int64_t tokens, int64_t heads, int64_t key_heads, int64_t size, int64_t window, float scale, float softcap)
 
-extern "C" void lamina_attention_float32 FORWARD_PARAMETERS { FORWARD(Loops, float); }
-extern "C" void lamina_attention_backward_float32 BACKWARD_PARAMETERS { BACKWARD(Loops, float); }
+extern "C" void lamina_attention_float32 FORWARD_PARAMETERS { FORWARD(Vectors<float>, float); }
+extern "C" void lamina_attention_backward_float32 BACKWARD_PARAMETERS { BACKWARD(Vectors<float>, float); }
 
 extern "C" void lamina_attention_bfloat16 FORWARD_PARAMETERS {
 #ifdef LAMINA_TILES
     if (may_use_tiles()) return FORWARD(Tiles, bf16);
 #endif
-    FORWARD(Loops, bf16);
+    FORWARD(Vectors<Multiplied>, bf16);
 }
 
 extern "C" void lamina_attention_backward_bfloat16 BACKWARD_PARAMETERS {
 #ifdef LAMINA_TILES
     if (may_use_tiles()) return BACKWARD(Tiles, bf16);
 #endif
-    BACKWARD(Loops, bf16);
+    BACKWARD(Vectors<Multiplied>, bf16);
 }

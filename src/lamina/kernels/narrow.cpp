@@ -6,11 +6,11 @@
 // tokens (or, when there are many threads, of columns) and keeps its sums in its cache; they are added up in the threads'
 // order, in float32.
 
+#include "blocks.h"
 #include "memory.h"
 #include "numbers.h"
-#include "tiles.h"
 
-#ifdef LAMINA_TILES
+#ifdef LAMINA_PAIRS
 #include <omp.h>
 
 namespace {
@@ -29,6 +29,9 @@ void turn(bf16* to, int64_t to_row, const bf16* narrow, int64_t narrow_row, int6
     std::memset(to + rank * to_row, 0, sizeof(bf16) * (padded - rank) * to_row);
 }
 
+// Words of a column of tiles, for so many blocks of tokens.
+inline int64_t column_words(int64_t steps) { return apart<bf16>(steps * TILE) / 2; }
+
 // Some columns of some rows as tiles: words of two tokens each, tile (column block of 16, token block of 32).
 inline void pack(uint32_t* tiles, const bf16* wide, int64_t row, int64_t tokens, int64_t columns, int64_t steps) {
     alignas(64) static constexpr uint16_t pairs[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
@@ -40,41 +43,15 @@ inline void pack(uint32_t* tiles, const bf16* wide, int64_t row, int64_t tokens,
             const bf16* from = wide + t * row + n;
             const __m512i first = _mm512_maskz_loadu_epi16(t < tokens ? there : 0, from);
             const __m512i second = _mm512_maskz_loadu_epi16(t + 1 < tokens ? there : 0, from + row);
-            uint32_t* to = tiles + n / 16 * steps * 256 + t * 8;
+            uint32_t* to = tiles + n / 16 * column_words(steps) + t * 8;
             _mm512_store_si512(to, _mm512_permutex2var_epi16(first, left, second));
-            _mm512_store_si512(to + steps * 256, _mm512_permutex2var_epi16(first, right, second));
+            _mm512_store_si512(to + column_words(steps), _mm512_permutex2var_epi16(first, right, second));
         }
 }
 
-// sums (16, 32) (+)= turned (16, 32 steps) tiles
-inline void multiply(float* sums, int64_t row, const bf16* turned, int64_t turned_row, const uint32_t* tiles,
-                     int64_t steps, bool add) {
-    asm volatile("" ::: "memory");
-    if (add) {
-        _tile_loadd(0, sums, row * 4);
-        _tile_loadd(1, sums + 16, row * 4);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-    }
-    for (int64_t k = 0; k < steps; ++k) {
-        _tile_loadd(4, turned + k * 32, turned_row * 2);
-        _tile_loadd(6, tiles + k * 256, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, tiles + (steps + k) * 256, 64);
-        _tile_dpbf16ps(1, 4, 7);
-    }
-    _tile_stored(0, sums, row * 4);
-    _tile_stored(1, sums + 16, row * 4);
-}
-
-}  // namespace
-
-extern "C" void lamina_narrow_product_bfloat16(const void* narrow_data, int64_t narrow_row, const void* wide_data,
-                                               int64_t wide_row, float* out, int64_t out_row, int64_t out_column,
-                                               int64_t tokens, int64_t rank, int64_t width, float factor) {
-    const auto* narrow = (const bf16*)narrow_data;
-    const auto* wide = (const bf16*)wide_data;
+template <typename M>
+void narrow_product(const bf16* narrow, int64_t narrow_row, const bf16* wide, int64_t wide_row, float* out,
+                    int64_t out_row, int64_t out_column, int64_t tokens, int64_t rank, int64_t width, float factor) {
     const int64_t padded_rank = (rank + 15) / 16 * 16, padded_width = (width + 31) / 32 * 32;
     const int64_t chunks = (tokens + TOKENS - 1) / TOKENS;
     const int64_t threads = omp_get_max_threads();
@@ -84,9 +61,9 @@ extern "C" void lamina_narrow_product_bfloat16(const void* narrow_data, int64_t 
     float* all_sums = sums.data;
 #pragma omp parallel
     {
-        begin_tiles();
+        M::begin();
         Buffer<bf16> turned(padded_rank * TOKENS);
-        Buffer<uint32_t> tiles(TOKENS * STRIP / 2);
+        Buffer<uint32_t> tiles(STRIP / 16 * column_words(TOKENS / BLOCK));
 #pragma omp for schedule(static, 1)
         for (int64_t id = 0; id < parts * teams; ++id) {
             const int64_t part = id % parts, team = id / parts;
@@ -102,12 +79,13 @@ extern "C" void lamina_narrow_product_bfloat16(const void* narrow_data, int64_t 
                     pack(tiles.data, wide + t * wide_row + strip, wide_row, here, columns, steps);
                     for (int64_t n = strip; n < strip_end; n += 32)
                         for (int64_t r = 0; r < padded_rank; r += 16)
-                            multiply(own + r * padded_width + n, padded_width, turned + r * TOKENS, TOKENS,
-                                     tiles + (n - strip) / 16 * steps * 256, steps, t > begin);
+                            M::template multiply<16>(own + r * padded_width + n, padded_width, turned + r * TOKENS,
+                                                     TOKENS, (const bf16*)(tiles + (n - strip) / 16 * column_words(steps)),
+                                                     2 * column_words(steps), steps, t > begin);
                 }
             }
         }
-        _tile_release();
+        M::end();
 #pragma omp for
         for (int64_t n = 0; n < padded_width; n += LANES)
             for (int64_t r = 0; r < rank; ++r) {
@@ -118,12 +96,24 @@ extern "C" void lamina_narrow_product_bfloat16(const void* narrow_data, int64_t 
             }
     }
 }
+
+}  // namespace
+
+extern "C" void lamina_narrow_product_bfloat16(const void* narrow, int64_t narrow_row, const void* wide, int64_t wide_row,
+                                               float* out, int64_t out_row, int64_t out_column, int64_t tokens,
+                                               int64_t rank, int64_t width, float factor) {
+    auto run = narrow_product<Vectors<bf16>>;
+#ifdef LAMINA_TILES
+    if (may_use_tiles()) run = narrow_product<Tiles>;
+#endif
+    run((const bf16*)narrow, narrow_row, (const bf16*)wide, wide_row, out, out_row, out_column, tokens, rank, width, factor);
+}
 #endif
 
-// Whether bfloat16 goes through tiles: the kernel hands out their state only on request.
-extern "C" int64_t lamina_has_tiles() {
-#ifdef LAMINA_TILES
-    return may_use_tiles();
+// Whether the CPU multiplies bfloat16 as it is.
+extern "C" int64_t lamina_has_pairs() {
+#ifdef LAMINA_PAIRS
+    return 1;
 #else
     return 0;
 #endif

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import itertools
 import os
 import platform
 import shlex
@@ -24,7 +25,7 @@ from lamina.cache import cache_folder
 from lamina.kernels import plain
 
 SOURCES = ("pointwise.cpp", "attention.cpp", "narrow.cpp", "packed.cpp")
-HEADERS = ("numbers.h", "memory.h", "tiles.h")
+HEADERS = ("numbers.h", "memory.h", "blocks.h")
 FLAGS = (
     "-O3",
     "-march=native",
@@ -183,16 +184,16 @@ def scale_columns_backward(grad: torch.Tensor, y: torch.Tensor, scale: torch.Ten
 
 def narrow_product(narrow: torch.Tensor, wide: torch.Tensor, out: torch.Tensor, factor: float) -> None:
     takes = wide.dtype == torch.bfloat16 and out.dtype == torch.float32 and supports(narrow, wide)
-    if not takes or not _has_tiles():
+    if not takes or not _has_pairs():
         plain.narrow_product(narrow, wide, out, factor)
         return
     sizes = (out.stride(0), out.stride(1), *narrow.shape, wide.shape[1])
     call("narrow_product", wide.dtype, *rows(narrow), *rows(wide), pointer(out), *sizes, real(factor))
 
 
-def _has_tiles() -> bool:
-    """Whether bfloat16 products go through AMX."""
-    return bool(load().lamina_has_tiles())
+def _has_pairs() -> bool:
+    """Whether the CPU multiplies bfloat16 as it is: AMX or AVX512-BF16."""
+    return bool(load().lamina_has_pairs())
 
 
 def cross_entropy_(
@@ -214,7 +215,6 @@ def attends(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
         and size % 32 == 0
         and size <= 256
         and all(tensor.stride(1) == size for tensor in (q, k, v))
-        and k.stride(0) == v.stride(0)
         and unavailable() is None
     )
 
@@ -246,7 +246,7 @@ def attention(
     """
     lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32)
     documents, sizes = _documents(q, k, lengths, scale, window, softcap)
-    call("attention", q.dtype, *rows(q), pointer(k), *rows(v), *rows(out), pointer(lse), pointer(documents), *sizes)
+    call("attention", q.dtype, *rows(q), *rows(k), *rows(v), *rows(out), pointer(lse), pointer(documents), *sizes)
     return lse
 
 
@@ -263,15 +263,13 @@ def attention_backward(
     grad: torch.Tensor,
     results: tuple[torch.Tensor, ...],
 ) -> None:
-    """Writes the gradients of q, k and v into `results`, which have equal row strides; the rest as in `attention`."""
-    dq, dk, dv = results
-    assert dq.stride(0) == dk.stride(0) == dv.stride(0)
+    """Writes the gradients of q, k and v into `results`; the rest as in `attention`."""
     documents, sizes = _documents(q, k, lengths, scale, window, softcap)
     shares = None
     if len(lengths) * k.shape[1] < TASKS_A_THREAD * torch.get_num_threads():
         shares = torch.empty(2 * q.numel(), dtype=torch.float32)  # of dk and dv, by query head
-    given = (*rows(q), pointer(k), *rows(v), *rows(out), *rows(grad), pointer(lse))
-    written = (pointer(dq), pointer(dk), *rows(dv), None if shares is None else pointer(shares))
+    given = (*rows(q), *rows(k), *rows(v), *rows(out), *rows(grad), pointer(lse))
+    written = (*itertools.chain.from_iterable(map(rows, results)), None if shares is None else pointer(shares))
     call("attention_backward", q.dtype, *given, *written, pointer(documents), *sizes)
 
 
