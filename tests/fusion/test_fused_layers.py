@@ -82,12 +82,12 @@ def test_loss_and_gradients_in_bfloat16(family: str, head_size: int) -> None:
     assert distance / sum(float(g.square().sum()) for g in grads.values()) ** 0.5 < 0.03
 
 
-@pytest.mark.skipif(native.unavailable() is not None, reason="no compiler")
-@pytest.mark.parametrize("family", FUSED)
-def test_every_layer_attends_through_the_kernel(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However its queries, keys and values come to lie: plain torch instead would be right, and slow in silence."""
-    injection = with_adapter(family, model=build_model(family, torch.bfloat16, head_dim=32))
-    calls: list[object] = []
+@pytest.fixture
+def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Grows by one with each backward of attention that goes through the kernel."""
+    if native.unavailable() is not None:
+        pytest.skip("no compiler")
+    calls: list[Any] = []
     original = native.attention_backward
 
     def counted(*given: Any) -> None:
@@ -95,9 +95,25 @@ def test_every_layer_attends_through_the_kernel(family: str, monkeypatch: pytest
         original(*given)
 
     monkeypatch.setattr(native, "attention_backward", counted)
+    return calls
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_every_layer_attends_through_the_kernel(family: str, kernel_calls: list[Any]) -> None:
+    """However its queries, keys and values come to lie: plain torch instead would be right, and slow in silence."""
+    injection = with_adapter(family, model=build_model(family, torch.bfloat16, head_dim=32))
     with fast_path(injection.model) as report:
         loss_and_gradients(injection)
-    assert len(calls) == report.layers
+    assert len(kernel_calls) == report.fused == 2
+
+
+@pytest.mark.parametrize("family", [*FUSED, *NOT_FUSED])
+def test_layers_that_are_not_fused_attend_through_it_too(family: str, kernel_calls: list[Any]) -> None:
+    wide = {"n_embd": 192} if family == "gpt2" else {"hidden_size": 192, "head_dim": 32}
+    injection = with_adapter(family, model=build_model(family, torch.bfloat16, **wide))
+    with packed_attention(injection.model):
+        loss_and_gradients(injection)
+    assert len(kernel_calls) == 2
 
 
 @pytest.mark.parametrize("family", NOT_FUSED)

@@ -16,7 +16,12 @@ from tests.kernels.test_packed_weights import (
 )
 
 from lamina.kernels import GELU_TANH, SILU, available_backends, kernels_for, native, plain, use_backend
-from lamina.ops.attention import AttentionSettings, attention_backward, attention_forward
+from lamina.ops.attention import (
+    AttentionSettings,
+    attention_backward,
+    attention_forward,
+    packed_attention_forward,
+)
 
 # A few roundings of the dtype, relative to the largest value.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.2e-2}
@@ -273,6 +278,17 @@ def test_attention_of_keys_and_values_that_lie_differently(dtype: torch.dtype) -
             state = attention_forward(*heads, settings, out)
             attention_backward(*heads, out, grad, settings, state, tuple(results))
         found.append([out, *results])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@dtypes
+def test_attention_of_a_gradient_in_any_layout(dtype: torch.dtype) -> None:
+    """Summing an output gives it a gradient that is one number, seen everywhere."""
+    q, k, v = (rand(1, 40, heads, 32, dtype=dtype, seed=heads).transpose(1, 2).requires_grad_() for heads in (4, 2, 2))
+    found = []
+    for weights in (None, torch.ones(1, 40, 4, 32, dtype=dtype)):
+        out, _ = packed_attention_forward(torch.nn.Module(), q, k, v, None, document_lengths=[30, 10])
+        found.append(torch.autograd.grad(out.sum() if weights is None else (out * weights).sum(), (q, k)))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 

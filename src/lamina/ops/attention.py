@@ -175,24 +175,25 @@ class _PackedAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: AttentionSettings
     ) -> torch.Tensor:
-        _, heads, tokens, _ = query.shape
-        out = query.new_empty(1, tokens, heads, value.shape[-1])
-        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        ctx.state = attention_forward(q, k, v, settings, out[0])
-        ctx.save_for_backward(query, key, value, out)
+        q, k, v = (_tokens_first(tensor) for tensor in (query, key, value))
+        out = q.new_empty(*q.shape[:2], v.shape[-1])
+        ctx.state = attention_forward(q, k, v, settings, out)
+        ctx.save_for_backward(q, k, v, out)
         ctx.settings = settings
-        return out
+        return out[None]
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        query, key, value, out = ctx.saved_tensors
-        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        # Columns of one matrix, as the kernels want them.
-        widths = [tensor.shape[1] * tensor.shape[2] for tensor in (q, k, v)]
-        columns = q.new_empty(q.shape[0], sum(widths)).split(widths, 1)
-        results = tuple(part.unflatten(1, tensor.shape[1:]) for part, tensor in zip(columns, (q, k, v), strict=True))
-        attention_backward(q, k, v, out[0], grads[0][0], ctx.settings, ctx.state, results)
+        q, k, v, out = ctx.saved_tensors
+        results = tuple(tensor.new_empty(tensor.shape) for tensor in (q, k, v))
+        attention_backward(q, k, v, out, grads[0][0].contiguous(), ctx.settings, ctx.state, results)
         return *(result.transpose(0, 1)[None] for result in results), None
+
+
+def _tokens_first(x_1HTD: torch.Tensor) -> torch.Tensor:
+    """(1, heads, T, D) -> (T, heads, D) with a token's heads beside each other, as the kernels want them."""
+    x_THD = x_1HTD[0].transpose(0, 1)
+    return x_THD if x_THD.stride()[1:] == (x_THD.shape[2], 1) else x_THD.contiguous()
 
 
 def attention_forward(
