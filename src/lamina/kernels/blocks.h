@@ -36,7 +36,9 @@ constexpr int64_t apart(int64_t elements) {
 template <typename E>
 constexpr int64_t PER_WORD = 4 / sizeof(E);
 
+#if defined(__AVX512F__)
 inline Floats multiply_add(const float* a, const float* b, Floats sum) { return sum + *a * take(b); }
+#endif
 
 #ifdef LAMINA_PAIRS
 inline Floats multiply_add(const bf16* a, const bf16* b, Floats sum) {
@@ -57,28 +59,54 @@ struct Vectors {
     template <int ROWS>
     static void multiply(float* C, int64_t c_row, const E* A, int64_t a_row, const E* B, int64_t column, int64_t steps,
                          bool add) {
-        constexpr int HERE = 8;  // rows whose sums stay in registers
-        for (int64_t m = 0; m < ROWS; m += HERE, C += HERE * c_row, A += HERE * a_row) {
-            Floats left[HERE] = {}, right[HERE] = {};
-            if (add)
-#pragma GCC unroll 8
-                for (int i = 0; i < HERE; ++i) {
-                    left[i] = take(C + i * c_row);
-                    right[i] = take(C + i * c_row + 16);
-                }
-            for (int64_t k = 0; k < steps * BLOCK; k += PER_WORD<E>)
-#pragma GCC unroll 8
-                for (int i = 0; i < HERE; ++i) {
-                    left[i] = multiply_add(A + i * a_row + k, B + k * 16, left[i]);
-                    right[i] = multiply_add(A + i * a_row + k, B + column + k * 16, right[i]);
-                }
+        for (int64_t m = 0; m < ROWS; m += HERE, C += HERE * c_row, A += HERE * a_row)
+            multiply_rows(C, c_row, A, a_row, B, column, steps, add);
+    }
+
+   private:
+    static constexpr int HERE = 8;  // rows whose sums stay in registers
+
+#if defined(__AVX512F__)
+    static void multiply_rows(float* C, int64_t c_row, const E* A, int64_t a_row, const E* B, int64_t column,
+                              int64_t steps, bool add) {
+        Floats left[HERE] = {}, right[HERE] = {};
+        if (add)
 #pragma GCC unroll 8
             for (int i = 0; i < HERE; ++i) {
-                put(C + i * c_row, left[i]);
-                put(C + i * c_row + 16, right[i]);
+                left[i] = take(C + i * c_row);
+                right[i] = take(C + i * c_row + 16);
             }
+        for (int64_t k = 0; k < steps * BLOCK; k += PER_WORD<E>)
+#pragma GCC unroll 8
+            for (int i = 0; i < HERE; ++i) {
+                left[i] = multiply_add(A + i * a_row + k, B + k * 16, left[i]);
+                right[i] = multiply_add(A + i * a_row + k, B + column + k * 16, right[i]);
+            }
+#pragma GCC unroll 8
+        for (int i = 0; i < HERE; ++i) {
+            put(C + i * c_row, left[i]);
+            put(C + i * c_row + 16, right[i]);
         }
     }
+#else
+    // With shorter registers, compilers make far more of loops than of vectors that have to be taken apart.
+    static void multiply_rows(float* C, int64_t c_row, const float* A, int64_t a_row, const float* B, int64_t column,
+                              int64_t steps, bool add) {
+        for (int64_t half = 0; half < 2; ++half, C += 16, B += column) {
+            float sum[HERE][16];
+            for (int i = 0; i < HERE; ++i)
+                for (int n = 0; n < 16; ++n) sum[i][n] = add ? C[i * c_row + n] : 0.0f;
+            for (int64_t k = 0; k < steps * BLOCK; ++k)
+                for (int i = 0; i < HERE; ++i) {
+                    const float a = A[i * a_row + k];
+#pragma omp simd
+                    for (int n = 0; n < 16; ++n) sum[i][n] += a * B[k * 16 + n];
+                }
+            for (int i = 0; i < HERE; ++i)
+                for (int n = 0; n < 16; ++n) C[i * c_row + n] = sum[i][n];
+        }
+    }
+#endif
 };
 
 #ifdef LAMINA_TILES
