@@ -346,7 +346,7 @@ def test_a_compiler_of_c_that_cxx_names(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 @pytest.mark.skipif(shutil.which("g++") is None or platform.machine() != "x86_64", reason="g++ on x86 only")
-@pytest.mark.parametrize("without", ["amx-tile", "avx512bf16", "avx512f"])
+@pytest.mark.parametrize("without", ["amx-tile", "avx512bf16", "avx512f", "avx"])
 def test_older_cpus(without: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The same sources compiled for a CPU that lacks something."""
     monkeypatch.setenv("CXX", f"g++ -mno-{without}")

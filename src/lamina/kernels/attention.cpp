@@ -18,6 +18,8 @@ namespace {
 
 inline int64_t blocks(int64_t length) { return (length + BLOCK - 1) / BLOCK; }
 
+// 16 x 16 words of 32 bits, rows `from_row` and `to_row` apart.
+#if defined(__AVX512F__)
 // Exchanges the off-diagonal S x S squares of two rows of a 16 x 16 matrix.
 template <int S, int... L>
 inline void exchange(Words* a, Words* b, std::integer_sequence<int, L...>) {
@@ -34,7 +36,6 @@ inline void exchange_all(Words* rows) {
         if (!(i & S)) exchange<S>(rows + i, rows + i + S, std::make_integer_sequence<int, 16>());
 }
 
-// 16 x 16 words of 32 bits, rows `from_row` and `to_row` apart.
 inline void transpose(uint32_t* to, int64_t to_row, const uint32_t* from, int64_t from_row) {
     typedef Words Unaligned __attribute__((aligned(2), may_alias));
     Words rows[16];
@@ -47,6 +48,12 @@ inline void transpose(uint32_t* to, int64_t to_row, const uint32_t* from, int64_
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) *(Unaligned*)(to + i * to_row) = rows[i];
 }
+#else
+inline void transpose(uint32_t* to, int64_t to_row, const uint32_t* from, int64_t from_row) {
+    for (int64_t i = 0; i < 16; ++i)
+        for (int64_t j = 0; j < 16; ++j) std::memcpy(to + j * to_row + i, from + i * from_row + j, 4);
+}
+#endif
 
 // Two rows of a tile, k and k + 1, 16 columns.
 inline void pack_pair(float* tile, int64_t k, const float* first, const float* second) {
@@ -83,13 +90,18 @@ inline void turn(bf16* to, const bf16* from, int64_t row, int64_t size) {
         }
 }
 
-// Places [first, end) of a row, sixteen of which are looked at together.
+template <int... LANE>
+constexpr Ints counted(std::integer_sequence<int, LANE...>) {
+    return Ints{LANE...};
+}
+
+// Places [first, end) of a row, a register full of which is looked at together.
 struct Span {
     int64_t first, end;
 
     bool has_all(int64_t c) const { return c >= first && c + LANES <= end; }
     Floats only(int64_t c, Floats value, float elsewhere) const {
-        const Ints place = Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + static_cast<int32_t>(c);
+        const Ints place = counted(EACH_LANE) + static_cast<int32_t>(c);
         return ((place >= static_cast<int32_t>(first)) & (place < static_cast<int32_t>(end))) ? value : splat(elsewhere);
     }
 };
@@ -335,7 +347,7 @@ void backward(Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<const T> o
             for (int64_t d = 0; d < s.size; d += 16) {
                 transpose((uint32_t*)square, 16, (const uint32_t*)(dq_turned + d * t_row + t), t_row);
                 for (int64_t r = 0; r < 16 && t + r < s.length; ++r)
-                    put(dq[t + r] + d, take(square + r * 16));
+                    for (int64_t c = 0; c < 16; c += LANES) put(dq[t + r] + d + c, take(square + r * 16 + c));
             }
         q.data += s.size, out.data += s.size, grad.data += s.size, dq.data += s.size;
     }

@@ -89,7 +89,7 @@ struct Vectors {
         }
     }
 #else
-    // With shorter registers, compilers make far more of loops than of vectors that have to be taken apart.
+    // Shorter registers do not hold so many sums; compilers make more of plain loops.
     static void multiply_rows(float* C, int64_t c_row, const float* A, int64_t a_row, const float* B, int64_t column,
                               int64_t steps, bool add) {
         for (int64_t half = 0; half < 2; ++half, C += 16, B += column) {

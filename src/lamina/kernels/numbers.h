@@ -1,6 +1,7 @@
-// Stored numbers and float32 ones, sixteen at a time: shared by the kernels.
+// Stored numbers and float32 ones, a register's worth at a time: shared by the kernels.
 //
-// Vectors are the compiler's own, so this runs on any CPU; where AVX-512 does a thing in one instruction, it is asked to.
+// Vectors are the compiler's own, so this runs on any CPU; where AVX-512 does a thing in one instruction, it is asked to. They
+// are as long as the CPU's registers: compilers keep longer ones in memory, which is five to ten times slower.
 
 #pragma once
 
@@ -8,18 +9,28 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#include <utility>
+
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
 namespace {
 
-constexpr int64_t LANES = 16;
+#if defined(__AVX512F__)
+#define LAMINA_LANES 16
+#elif defined(__AVX2__)
+#define LAMINA_LANES 8
+#else
+#define LAMINA_LANES 4
+#endif
+constexpr int64_t LANES = LAMINA_LANES;
+constexpr auto EACH_LANE = std::make_integer_sequence<int, LANES>();
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
+typedef float Floats __attribute__((vector_size(4 * LAMINA_LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LAMINA_LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LAMINA_LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LAMINA_LANES)));
 
 struct bf16 {
     uint16_t bits;
@@ -74,7 +85,7 @@ inline float load(const bf16* p) { return __builtin_bit_cast(float, static_cast<
 inline void store(float* p, float value) { *p = value; }
 inline void store(bf16* p, float value) { p->bits = round_to_bf16(splat(value))[0]; }
 
-// How the sixteen at some place of a row are reached: all of them, or the `count` that a row ends with.
+// How the numbers at some place of a row are reached: a register full, or the `count` that a row ends with.
 struct Whole {
     template <typename T>
     Floats take(const T* p, float = 0.0f) const {
@@ -106,7 +117,7 @@ struct Part {
     }
 };
 
-// body(place, reach) for every sixteen of a row.
+// body(place, reach) for every register full of a row.
 template <typename Body>
 inline void along(int64_t width, Body body) {
     int64_t j = 0;
@@ -114,13 +125,18 @@ inline void along(int64_t width, Body body) {
     if (j < width) body(j, Part{width - j});
 }
 
-template <typename Combine>
+template <int STEP, int... LANE>
+inline Floats exchanged(Floats v, std::integer_sequence<int, LANE...>) {
+    return __builtin_shufflevector(v, v, (LANE ^ STEP)...);
+}
+
+template <int STEP = LANES / 2, typename Combine>
 inline float across(Floats v, Combine combine) {
-    v = combine(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
-    v = combine(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
-    v = combine(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
-    v = combine(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
-    return v[0];
+    v = combine(v, exchanged<STEP>(v, EACH_LANE));
+    if constexpr (STEP > 1)
+        return across<STEP / 2>(v, combine);
+    else
+        return v[0];
 }
 
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }  // b if one of them is NaN

@@ -9,10 +9,10 @@
 
 namespace {
 
-typedef uint8_t Bytes __attribute__((vector_size(16)));
-typedef int8_t SignedBytes __attribute__((vector_size(16)));
+typedef uint8_t Bytes __attribute__((vector_size(LAMINA_LANES)));
+typedef int8_t SignedBytes __attribute__((vector_size(LAMINA_LANES)));
 
-constexpr int64_t CHUNK = 2 * LANES;  // weights of one load: sixteen bytes
+constexpr int64_t CHUNK = 2 * LANES;  // 4-bit weights of one load: a byte for two
 
 struct FourBits {
     const uint8_t* packed;
@@ -31,49 +31,68 @@ struct FourBits {
     }
 };
 
-// Compilers take the sixteen bytes apart one by one; the CPU does not.
+// Compilers take the bytes apart one by one; the CPU does not.
 inline Ints widened(const uint8_t* p) {
+#if defined(__AVX512F__)
+    return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+#elif defined(__AVX2__)
+    return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#else
     Bytes bytes;
     std::memcpy(&bytes, p, sizeof bytes);
-#if defined(__AVX512F__)
-    return (Ints)_mm512_cvtepu8_epi32((__m128i)bytes);
-#else
     return __builtin_convertvector(bytes, Ints);
 #endif
 }
 
 inline Ints widened(const int8_t* p) {
+#if defined(__AVX512F__)
+    return (Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p));
+#elif defined(__AVX2__)
+    return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#else
     SignedBytes bytes;
     std::memcpy(&bytes, p, sizeof bytes);
-#if defined(__AVX512F__)
-    return (Ints)_mm512_cvtepi8_epi32((__m128i)bytes);
-#else
     return __builtin_convertvector(bytes, Ints);
 #endif
 }
 
-inline Floats look_up(Floats table, Ints places) {
+// The sixteen numbers that nibbles stand for: in a register where one holds them all.
 #if defined(__AVX512F__)
-    return (Floats)_mm512_permutexvar_ps((__m512i)places, (__m512)table);
+struct Table {
+    const Floats numbers;
+
+    explicit Table(const float* from) : numbers(take(from)) {}
+    Floats at(Ints places) const { return (Floats)_mm512_permutexvar_ps((__m512i)places, (__m512)numbers); }
+};
 #else
-    Floats found;
-    for (int64_t i = 0; i < LANES; ++i) found[i] = table[places[i]];
-    return found;
+struct Table {
+    const float* numbers;
+
+    explicit Table(const float* from) : numbers(from) {}
+    Floats at(Ints places) const {
+#if defined(__AVX2__)
+        return (Floats)_mm256_i32gather_ps(numbers, (__m256i)places, 4);
+#else
+        Floats found;
+        for (int64_t i = 0; i < LANES; ++i) found[i] = numbers[places[i]];
+        return found;
 #endif
-}
+    }
+};
+#endif
 
 // The weights from `at` on, an even multiple of CHUNK: those at even places, and those at odd ones.
 template <typename T>
-inline void unpack(const FourBits& w, Floats table, int64_t at, float scale, Floats& even, Floats& odd) {
+inline void unpack(const FourBits& w, const Table& table, int64_t at, float scale, Floats& even, Floats& odd) {
     const Ints wide = widened(w.packed + at / 2);
-    even = rounded<T>(look_up(table, wide >> 4) * scale);
-    odd = rounded<T>(look_up(table, wide & 15) * scale);
+    even = rounded<T>(table.at(wide >> 4) * scale);
+    odd = rounded<T>(table.at(wide & 15) * scale);
 }
 
 // body(column, even, odd) along a row of weights
 template <typename T, typename Body>
 inline void along_row(const FourBits& w, int64_t row, int64_t columns, Body body) {
-    const Floats table = take(w.table);
+    const Table table(w.table);
     const int64_t first = row * columns;
     for (int64_t k = 0, block = first / w.blocksize; k < columns; ++block) {
         const int64_t end = std::min(columns, (block + 1) * w.blocksize - first);
@@ -86,9 +105,15 @@ inline void along_row(const FourBits& w, int64_t row, int64_t columns, Body body
     }
 }
 
+// From `FIRST` on, one of each in turns.
+template <int FIRST, int... LANE>
+inline Floats in_turns(Floats even, Floats odd, std::integer_sequence<int, LANE...>) {
+    return __builtin_shufflevector(even, odd, (FIRST + LANE / 2 + LANE % 2 * static_cast<int>(LANES))...);
+}
+
 inline void put_both(float* to, Floats even, Floats odd) {
-    put(to, __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
-    put(to + LANES, __builtin_shufflevector(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
+    put(to, in_turns<0>(even, odd, EACH_LANE));
+    put(to + LANES, in_turns<LANES / 2>(even, odd, EACH_LANE));
 }
 
 inline void put_both(bf16* to, Floats even, Floats odd) {  // both are rounded: their upper halves are all there is
