@@ -68,3 +68,9 @@ def test_zero_tolerance() -> None:
     assert Measure("", 0.0, 0.0, "").passed
     assert not Measure("", 1e-45, 0.0, "").passed
     assert Measure("", 1e-45, 0.0, "").severity == math.inf
+
+
+def test_a_loss_that_one_draw_left_where_it_was_has_the_noise_of_all_draws() -> None:
+    plain = gradient(2.0, a=[1.0])
+    noise = rounding_noise(plain, gradient(2.0, a=[1.0]), torch.bfloat16, [[2.06], [1.98], [2.0]])
+    assert noise.loss == pytest.approx(((0.06**2 + 0.02**2) / 4) ** 0.5 / 2.0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +55,7 @@ class Noise:
     """What rounding alone does to a gradient, all relative.
 
     Attributes:
-        loss: Of the loss.
+        loss: Of the loss: the root of the mean square of all draws.
         together: Norm of the difference of all gradients together, over their norm.
         worst: The same for the tensor where it is largest.
         dtype: Of the computation, such as `bfloat16`.
@@ -83,10 +83,23 @@ class Noise:
         return Measure(what, difference, NOISE_ALLOWED * noise + _SUM_ROUNDING, why)
 
 
-def rounding_noise(plain: Gradient, moved: Gradient, dtype: torch.dtype) -> Noise:
-    """The noise that lies between the plain gradient and the one computed `with_rounding_moved`."""
+def rounding_noise(
+    plain: Gradient, moved: Gradient, dtype: torch.dtype, more_losses: Sequence[Sequence[float]] = ()
+) -> Noise:
+    """The noise that lies between the plain gradient and the one computed `with_rounding_moved`.
+
+    Args:
+        plain: Nothing moved.
+        moved: With roundings moved.
+        dtype: Of the computation.
+        more_losses: Losses by document with roundings moved otherwise. A loss is one number, which one draw may leave
+            where it was; over the many numbers of a gradient draws hardly differ.
+    """
     # Documents' errors may cancel in their sum by chance; a tolerance must not be small by chance.
-    loss = _ratio(sum(abs(a - b) for a, b in zip(moved.losses, plain.losses, strict=True)), plain.loss)
+    distances = [
+        sum(abs(a - b) for a, b in zip(losses, plain.losses, strict=True)) for losses in (moved.losses, *more_losses)
+    ]
+    loss = _ratio(math.sqrt(sum(distance**2 for distance in distances) / len(distances)), plain.loss)
     return Noise(
         loss, _together(moved, plain), _worst(moved.tensors, plain.tensors)[1], str(dtype).removeprefix("torch.")
     )
