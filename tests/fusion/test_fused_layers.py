@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.data.batch import build_batch
-from lamina.fusion import FusionReport, fast_path, fused_layers
+from lamina.fusion import FusionReport, Recompute, fast_path, fused_layers
 from lamina.fusion import layer as fused_layer
 from lamina.kernels import native, use_backend
 from lamina.losses.cross_entropy import cross_entropy
@@ -137,16 +137,20 @@ def test_other_kernels_give_the_same(backend: str) -> None:
     assert max(float((other[n] - grads[n]).norm() / grads[n].norm()) for n in grads) < 1e-4
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("recompute", [True, "selective"])
+@pytest.mark.parametrize("settings", [{}, {"lora_dropout": 0.3}, {"use_dora": True}, {"bias": "all"}], ids=str)
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_recomputed_is_bitwise_the_same(family: str, dropout: float) -> None:
-    injection = with_adapter(family, torch.bfloat16, lora_dropout=dropout)
+def test_recomputed_is_bitwise_the_same(family: str, settings: dict[str, Any], recompute: Recompute) -> None:
+    injection = with_adapter(family, torch.bfloat16, **settings)
     injection.model.train()
     with fast_path(injection.model):
         loss, grads = loss_and_gradients(injection)
-    with fast_path(injection.model, recompute=True) as report:
+        following = torch.rand(1)
+    with fast_path(injection.model, recompute) as report:
         again, recomputed = loss_and_gradients(injection)
     assert report.fused == 2
+    assert report.recompute == recompute
+    assert torch.equal(following, torch.rand(1))
     assert loss == again
     assert all(torch.equal(grads[name], recomputed[name]) for name in grads)
 

@@ -10,16 +10,20 @@ from lamina.plan import memory
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
-def test_auto_decides_by_what_fits(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_recomputes_as_little_as_fits(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model(family)
-    unfused, fused = (memory.activation_bytes(model, 1000, fused=fused) for fused in (False, True))
-    assert fused < 0.7 * unfused
-    between = (unfused + fused) / 2 / 0.6
-    for free, expected in ((10 * unfused, (False, False)), (between, (True, False)), (fused, (True, True))):
-        monkeypatch.setattr(memory, "available_bytes", lambda device, free=free: free)
-        assert tuple(memory.wants_checkpointing("auto", model, 1000, fused=f) for f in (False, True)) == expected
-        assert memory.wants_checkpointing(True, model, 1000, fused=True)
-        assert not memory.wants_checkpointing(False, model, 1000, fused=False)
+    unfused, fused, selective = (memory.activation_bytes(model, 1000, how) for how in ("unfused", "fused", "selective"))
+    assert selective < fused < 0.7 * unfused
+    for fits, expected in (
+        (10 * unfused, (False, False)),
+        (fused, (True, False)),
+        (selective, (True, "selective")),
+        (selective - 1, (True, True)),
+    ):
+        monkeypatch.setattr(memory, "available_bytes", lambda device, fits=fits: fits / 0.6 + 1)
+        assert tuple(memory.choose_checkpointing("auto", model, 1000, fused=f) for f in (False, True)) == expected
+        for told in (True, False, "selective"):
+            assert memory.choose_checkpointing(told, model, 1000, fused=True) == told
 
 
 @pytest.mark.parametrize(("family", "complete"), [("llama", True), ("gpt2", False)])

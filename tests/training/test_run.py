@@ -200,7 +200,7 @@ def test_packing_and_checkpointing_give_falling_losses(
 
 def test_checkpointing_changes_no_number(model_folder: Path, tmp_path: Path) -> None:
     digests = set()
-    for name, checkpointing in (("with", True), ("without", False)):
+    for name, checkpointing in (("with", True), ("half", "selective"), ("without", False)):
         values = settings(tmp_path, model_folder, name, train={"gradient_checkpointing": checkpointing, "max_steps": 4})
         summary = lamina.train(values).summary
         assert summary is not None

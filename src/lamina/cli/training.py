@@ -57,7 +57,9 @@ class TrainingView:
         for line in data["data_report"]:
             err.print(f"  {escape(line)}")
         share = data["trainable_parameters"] / data["total_parameters"]
-        checkpointing = ", gradient checkpointing" if data["gradient_checkpointing"] else ""
+        recompute = data["gradient_checkpointing"]
+        checkpointing = ", gradient checkpointing" if recompute else ""
+        checkpointing += " (selective)" if recompute == "selective" else ""
         err.print("[bold]Training[/bold]")
         err.print(
             f"  {data['trainable_parameters']:,} of {data['total_parameters']:,} parameters ({share:.2%}) on "

@@ -6,13 +6,14 @@
 Matrix products go through `ops/linear_group.py`, everything between them through `kernels`, in one pass each. Saved
 for the backward are only the results of products, attention, and the two residual streams; what is cheap (norms, the
 gate's product, attention weights) is computed again. With `recompute`, only x, attention's output and rank-sized
-products are saved: the products before `down` run again, attention and (without a norm after it) `down` do not.
+products are saved: the products before `down` run again, attention and (without a norm after it) `down` do not. With
+`recompute` selective, gate and up alone run again: half of what is saved, for a quarter of the forward's products.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -23,6 +24,9 @@ from lamina.methods.base import AdapterLinear
 from lamina.ops.attention import AttentionSettings, attention_backward, attention_forward
 from lamina.ops.linear_group import Detour, GroupState, LinearGroup
 from lamina.ops.pool import Pool
+
+# Whether the backward runs most of a layer again, so that less is kept for it, or only what takes most room.
+Recompute = bool | Literal["selective"]
 
 
 @dataclass(frozen=True)
@@ -93,14 +97,14 @@ class Surroundings:
     Attributes:
         cosine, sine: Of the angles, (T, R).
         lengths: Of the documents.
-        recompute: Whether the backward runs products again, so that less is kept for it.
+        recompute: Which products the backward runs again, so that less is kept for it.
         pool: For the largest of what is kept.
     """
 
     cosine: torch.Tensor
     sine: torch.Tensor
     lengths: list[int]
-    recompute: bool
+    recompute: Recompute
     pool: Pool
 
 
@@ -126,8 +130,10 @@ class _Layer(torch.autograd.Function):
         computation = _Computation(plan, around, detours)
         y = computation.forward(x)
         wanted = any(ctx.needs_input_grad)
-        if around.recompute or not wanted:
-            computation.let_go()
+        if not wanted:
+            computation.let_go(True)
+        elif around.recompute:
+            computation.let_go(around.recompute)
         ctx.computation = computation if wanted else None
         return y
 
@@ -163,21 +169,30 @@ class _Heads:
 
 @dataclass
 class _Middle:
-    """From attention's output to the gated unit's input, and what its backward needs.
+    """Between the layer's two halves, and what the first one's backward needs.
 
     Attributes:
-        h: (T, D), the residual stream between the two halves.
+        h: (T, D), the residual stream.
         out: (T, D), the output of `o` where a norm follows, and `out_scale` that norm's scale.
-        o_state: Of `o`.
-        gate_up: (T, 2 M), gate beside up.
-        scale: Of the norm before them.
-        state: Of `gate_up`.
+        state: Of `o`.
     """
 
     h: torch.Tensor
     out: torch.Tensor | None
     out_scale: torch.Tensor | None
-    o_state: GroupState
+    state: GroupState
+
+
+@dataclass
+class _Gate:
+    """The gated unit's input, and what its backward needs.
+
+    Attributes:
+        gate_up: (T, 2 M), gate beside up.
+        scale: Of the norm before them.
+        state: Of `gate_up`.
+    """
+
     gate_up: torch.Tensor
     scale: torch.Tensor
     state: GroupState
@@ -214,33 +229,40 @@ class _Computation:
         self.x = x
         self.kernels = kernels_for(x, self.plan.input_norm.weight)
         dropout = any(detour is not None and detour.dropout > 0.0 for own in self.detours for detour in own)
-        self.random = Randomness(x.device, 2 if dropout and self.around.recompute else 0)
+        self.random = Randomness(x.device, 3 if dropout and self.around.recompute else 0)
         self.heads = heads = self._run_heads()
         self.attended = _beside(x, self.plan.o.group)
         out = self._heads_of_output(self.attended)
         self.attention_state = attention_forward(heads.q, heads.k, heads.v, self.settings, out)
         self.middle = middle = self._run_middle()
-        y, self.end = self._run_end(middle)
+        self.gate = gate = self._run_gate(middle.h)
+        y, self.end = self._run_end(middle.h, gate)
         return y
 
-    def let_go(self) -> None:
-        """Drops what `backward` can compute again: all but x, attention's output and rank-sized products."""
-        assert self.middle is not None
-        self.around.pool.give(self.middle.gate_up)
-        self.heads = self.middle = None
-        self.end = self.end if self.end and self.end.is_small() else None
+    def let_go(self, recompute: Recompute) -> None:
+        """Drops what `backward` can compute again: gate and up, or all but x, attention's output and what is small."""
+        assert self.gate is not None
+        self.around.pool.give(self.gate.gate_up)
+        self.gate = None
+        if recompute != "selective":
+            self.heads = self.middle = None
+            self.end = self.end if self.end and self.end.is_small() else None
 
     def backward(self, grad: torch.Tensor, wants_dx: bool) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         middle, self.middle = self.middle, None
-        end = self.end
         if middle is None:
             with self.random.again(1):
                 middle = self._run_middle()
-                end = end or self._run_end(middle)[1]
+        gate, self.gate, end = self.gate, None, self.end
+        if gate is None:
+            with self.random.again(2):
+                gate = self._run_gate(middle.h)
+                end = end or self._run_end(middle.h, gate)[1]
         assert end is not None
-        dh, mlp_grads = self._mlp_backward(grad, middle, end)
+        dh, mlp_grads = self._mlp_backward(grad, middle.h, gate, end)
+        self.around.pool.give(gate.gate_up)
+        del gate
         dattended, o_grads = self._output_backward(dh, middle)
-        self.around.pool.give(middle.gate_up)
         del middle
         heads, self.heads = self.heads, None
         if heads is None:
@@ -269,36 +291,40 @@ class _Computation:
         return _Heads(q, k, v, raw, raw_scales, input_scale, state)
 
     def _run_middle(self) -> _Middle:
-        plan, x, (_, d_o, d_gate_up, _) = self.plan, self.x, self.detours
+        plan, x, (_, d_o, *_) = self.plan, self.x, self.detours
         self.random.mark(1)
-        out, out_scale = None, None
         if plan.attention_norm is None:
-            h, o_state = plan.o.group.forward(self.attended, d_o, residual=x)
-        else:
-            out, o_state = plan.o.group.forward(self.attended, d_o)
-            h = torch.empty_like(x)
-            out_scale = self._norm(plan.attention_norm, out, h)
-            h.add_(x)
+            h, state = plan.o.group.forward(self.attended, d_o, residual=x)
+            return _Middle(h, None, None, state)
+        out, state = plan.o.group.forward(self.attended, d_o)
+        h = torch.empty_like(x)
+        out_scale = self._norm(plan.attention_norm, out, h)
+        return _Middle(h.add_(x), out, out_scale, state)
+
+    def _run_gate(self, h: torch.Tensor) -> _Gate:
+        plan, (_, _, d_gate_up, _) = self.plan, self.detours
+        self.random.mark(2)
         h_ext = _beside(h, plan.gate_up.group)
         scale = self._norm(plan.mlp_norm, h, h_ext[:, : h.shape[1]])
         room = self.around.pool.take(h, h.shape[0], plan.gate_up.group.out_features)
         gate_up, state = plan.gate_up.group.forward(h_ext, d_gate_up, out=room)
-        return _Middle(h, out, out_scale, o_state, gate_up, scale, _kept_apart(state))
+        return _Gate(gate_up, scale, _kept_apart(state))
 
-    def _run_end(self, middle: _Middle) -> tuple[torch.Tensor, _End]:
+    def _run_end(self, h: torch.Tensor, gate: _Gate) -> tuple[torch.Tensor, _End]:
         plan, (*_, d_down) = self.plan, self.detours
-        product_ext = _beside(middle.h, plan.down.group)
-        gate, up = middle.gate_up.chunk(2, 1)
-        self.kernels.gated(gate, up, plan.activation, product_ext[:, : plan.down.group.in_features])
+        product_ext = _beside(h, plan.down.group)
+        self.kernels.gated(*gate.gate_up.chunk(2, 1), plan.activation, product_ext[:, : plan.down.group.in_features])
         if plan.output_norm is None:
-            y, state = plan.down.group.forward(product_ext, d_down, middle.h)
+            y, state = plan.down.group.forward(product_ext, d_down, h)
             return y, _End(None, None, _kept_apart(state))
         out, state = plan.down.group.forward(product_ext, d_down)
-        y = torch.empty_like(middle.h)
+        y = torch.empty_like(h)
         out_scale = self._norm(plan.output_norm, out, y)
-        return y.add_(middle.h), _End(out, out_scale, _kept_apart(state))
+        return y.add_(h), _End(out, out_scale, _kept_apart(state))
 
-    def _mlp_backward(self, grad: torch.Tensor, middle: _Middle, end: _End) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _mlp_backward(
+        self, grad: torch.Tensor, h: torch.Tensor, gate: _Gate, end: _End
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         plan, (_, _, d_gate_up, d_down) = self.plan, self.detours
         dy = grad
         if plan.output_norm is not None:
@@ -306,22 +332,22 @@ class _Computation:
             dy = self._norm_backward(plan.output_norm, grad, end.out, end.out_scale)
         dy = plan.down.group.unscaled(dy, end.state)
         dproduct, gh_down = plan.down.group.backward_input(dy, end.state, d_down)
-        state = middle.state
-        dgate_up = middle.gate_up if state.scaled is None else middle.gate_up.clone()  # it may be `scaled` itself
+        state = gate.state
+        dgate_up = gate.gate_up if state.scaled is None else gate.gate_up.clone()  # it may be `scaled` itself
         self.kernels.gated_backward_(*dgate_up.chunk(2, 1), plan.activation, dproduct)
         product = dproduct
         down_grads = plan.down.group.backward_detours(dy, gh_down, product, end.state.h, end.state, d_down)
         dgate_up = plan.gate_up.group.unscaled(dgate_up, state)
         dnormed, gh = plan.gate_up.group.backward_input(dgate_up, state, d_gate_up)
-        normed = torch.empty_like(middle.h)
-        self._norm(plan.mlp_norm, middle.h, normed)
+        normed = torch.empty_like(h)
+        self._norm(plan.mlp_norm, h, normed)
         grads = plan.gate_up.group.backward_detours(dgate_up, gh, normed, state.h, state, d_gate_up)
-        dh = self._norm_backward(plan.mlp_norm, dnormed, middle.h, middle.scale, residual=grad)
+        dh = self._norm_backward(plan.mlp_norm, dnormed, h, gate.scale, residual=grad)
         return dh, grads + down_grads
 
     def _output_backward(self, dh: torch.Tensor, middle: _Middle) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Through `o` and the norm after it: the gradient of attention's output, (T, heads * head size)."""
-        plan, (_, d_o, _, _), state = self.plan, self.detours, middle.o_state
+        plan, (_, d_o, _, _), state = self.plan, self.detours, middle.state
         dy = dh
         if plan.attention_norm is not None:
             assert middle.out is not None and middle.out_scale is not None

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.fusion.layer import LayerPlan, Surroundings, run_layer
+from lamina.fusion.layer import LayerPlan, Recompute, Surroundings, run_layer
 from lamina.fusion.recognise import disagreement, observe, recognise, release, replace_parts, restore
 from lamina.kernels import use_backend
 from lamina.ops.attention import packed_attention
@@ -30,14 +30,15 @@ class FusionReport:
         layers: Of how many.
         reasons: Why others are not, each reason once.
         in_parts: Those others whose norms, rotary positions or gated unit are replaced one by one.
-        recompute: Whether most of each layer runs again in the backward, so that less is kept for it.
+        recompute: Whether most of each layer runs again in the backward, so that less is kept for it; `selective` if
+            that is gate and up alone (and all of the layers that are not fused).
     """
 
     fused: int
     layers: int
     reasons: list[str]
     in_parts: int = 0
-    recompute: bool = False
+    recompute: Recompute = False
 
     @property
     def complete(self) -> bool:
@@ -57,17 +58,18 @@ class FusionReport:
         ]
 
 
-# Yes, no, or a function that decides once it is known what is fused.
-Recompute = bool | Callable[[FusionReport], bool]
+# Decided, or a function that decides once it is known what is fused.
+Decision = Recompute | Callable[[FusionReport], Recompute]
 
 
 @contextlib.contextmanager
-def fast_path(model: PreTrainedModel, recompute: Recompute = False, kernels: str = "auto") -> Iterator[FusionReport]:
+def fast_path(model: PreTrainedModel, recompute: Decision = False, kernels: str = "auto") -> Iterator[FusionReport]:
     """Packed attention, fused layers, and gradient checkpointing of the layers that are not fused.
 
     Args:
         model: With its adapter, in the mode that it will be used in.
-        recompute: Whether most of each layer runs again in the backward, so that less is kept for it.
+        recompute: Whether most of each layer runs again in the backward, or gate and up alone (`selective`), so that
+            less is kept for it.
         kernels: See `kernels.use_backend`.
     """
     with packed_attention(model), use_backend(kernels), fused_layers(model, recompute) as report:
@@ -84,7 +86,7 @@ def fast_path(model: PreTrainedModel, recompute: Recompute = False, kernels: str
 
 
 @contextlib.contextmanager
-def fused_layers(model: PreTrainedModel, recompute: Recompute = False) -> Iterator[FusionReport]:
+def fused_layers(model: PreTrainedModel, recompute: Decision = False) -> Iterator[FusionReport]:
     """Runs those of `model`'s decoder layers fused that are recognised and give the same numbers.
 
     For packed sequences (see `ops.attention.packed_attention`). A layer that is asked for something else, such as a
@@ -92,7 +94,7 @@ def fused_layers(model: PreTrainedModel, recompute: Recompute = False) -> Iterat
 
     Args:
         model: With its adapter, in the mode (training or not) that it will be used in.
-        recompute: Keep less of each layer for the backward, and run most of it again there.
+        recompute: See `fast_path`.
     """
     layers = _decoder_layers(model)
     plans: dict[nn.Module, LayerPlan] = {}
@@ -136,7 +138,7 @@ def _decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     return list(layers) if isinstance(layers, nn.ModuleList) else []
 
 
-def _forward(layer: nn.Module, plan: LayerPlan, recompute: bool, pool: Pool) -> Callable[..., torch.Tensor]:
+def _forward(layer: nn.Module, plan: LayerPlan, recompute: Recompute, pool: Pool) -> Callable[..., torch.Tensor]:
     own = layer.forward
 
     def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -145,7 +147,7 @@ def _forward(layer: nn.Module, plan: LayerPlan, recompute: bool, pool: Pool) -> 
         if args or lengths is None or hidden_states.shape[0] != 1 or any(special):
             return own(hidden_states, *args, **kwargs)
         cosine, sine = kwargs["position_embeddings"]
-        again = recompute and torch.is_grad_enabled()
+        again = recompute if torch.is_grad_enabled() else False
         around = Surroundings(cosine[0].contiguous(), sine[0].contiguous(), lengths, again, pool)
         return run_layer(plan, hidden_states[0], around)[None]
 

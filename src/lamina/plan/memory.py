@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import psutil
 import torch
 from transformers import PreTrainedModel
 
+from lamina.fusion import Recompute
+
 # Tensors that a decoder layer saves for its backward, in units of the hidden and of the intermediate width. Counted on
 # Llama's layer run by transformers (whose norms keep a float32 copy), and on fused ones with every norm that there is
-# (Gemma 3), both rounded up.
-_WIDTHS = {False: (20, 6), True: (10, 2)}
+# (Gemma 3), both rounded up; and on these with gate and up left out.
+_WIDTHS = {"unfused": (20, 6), "fused": (10, 2), "selective": (10, 0)}
 
 # The rest is for the base, the logits of a chunk, and whatever else runs on the machine.
 _SHARE_FOR_ACTIVATIONS = 0.6
 
 
-def activation_bytes(model: PreTrainedModel, tokens: int, fused: bool) -> int:
-    """About how many bytes the layers save for the backward of one micro-batch of so many tokens."""
+def activation_bytes(model: PreTrainedModel, tokens: int, layers: Literal["unfused", "fused", "selective"]) -> int:
+    """About how many bytes the layers save for the backward of one micro-batch of so many tokens.
+
+    Args:
+        model: It.
+        tokens: Of the micro-batch.
+        layers: How they run: not fused, fused, or fused with gate and up recomputed.
+    """
     config = model.config.get_text_config()
     hidden = config.hidden_size
     # GPT-2 calls it n_inner, and leaves it out when it is four times the hidden width.
     intermediate = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
-    hidden_widths, intermediate_widths = _WIDTHS[fused]
+    hidden_widths, intermediate_widths = _WIDTHS[layers]
     widths = hidden_widths * hidden + intermediate_widths * intermediate
     return config.num_hidden_layers * tokens * widths * model.dtype.itemsize
 
@@ -33,8 +43,18 @@ def available_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def wants_checkpointing(setting: bool | str, model: PreTrainedModel, tokens: int, fused: bool) -> bool:
-    """Resolves `gradient_checkpointing`: `auto` recomputes only when the activations would not fit."""
-    if isinstance(setting, bool):
+def choose_checkpointing(setting: bool | str, model: PreTrainedModel, tokens: int, fused: bool) -> Recompute:
+    """Resolves `gradient_checkpointing`: `auto` recomputes only when the activations would not fit, as little as does.
+
+    Args:
+        setting: true, false, `selective` or `auto`.
+        model: With its adapter.
+        tokens: Of the largest micro-batch.
+        fused: Whether every layer is fused; others know no half way.
+    """
+    if setting == "selective" or isinstance(setting, bool):
         return setting
-    return activation_bytes(model, tokens, fused) > _SHARE_FOR_ACTIVATIONS * available_bytes(model.device)
+    room = _SHARE_FOR_ACTIVATIONS * available_bytes(model.device)
+    if activation_bytes(model, tokens, "fused" if fused else "unfused") <= room:
+        return False
+    return "selective" if fused and activation_bytes(model, tokens, "selective") <= room else True

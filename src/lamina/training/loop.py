@@ -22,7 +22,7 @@ from lamina import files
 from lamina.config import Config, load_config
 from lamina.data.example import EncodedExample
 from lamina.errors import Interrupted, TrainingError
-from lamina.fusion import FusionReport, fast_path
+from lamina.fusion import FusionReport, Recompute, fast_path
 from lamina.kernels import kernel_notes
 from lamina.methods.adapter import save_adapter
 from lamina.methods.lock import build_lock
@@ -30,7 +30,7 @@ from lamina.methods.probes import record_probes
 from lamina.methods.trained_copy import count_replaced
 from lamina.models.memory import peak_bytes
 from lamina.optim import LayerwiseGaloreAdamW
-from lamina.plan.memory import wants_checkpointing
+from lamina.plan.memory import choose_checkpointing
 from lamina.plan.time import measured_tokens_per_second
 from lamina.quantization import count_weights
 from lamina.runs import Run, exclusive, start_run
@@ -126,7 +126,7 @@ class _Loop:
 
     def run(self) -> None:
         self.model.train()
-        with fast_path(self.model, self._wants_checkpointing, KERNELS[self.config.compile]) as fusion:
+        with fast_path(self.model, self._choose_checkpointing, KERNELS[self.config.compile]) as fusion:
             self._announce(fusion)
             try:
                 self._steps()
@@ -134,9 +134,9 @@ class _Loop:
                 self._leave()
         self._finish()
 
-    def _wants_checkpointing(self, fusion: FusionReport) -> bool:
+    def _choose_checkpointing(self, fusion: FusionReport) -> Recompute:
         setting = self.config.gradient_checkpointing
-        return wants_checkpointing(setting, self.model, self.session.longest, fusion.complete)
+        return choose_checkpointing(setting, self.model, self.session.longest, fusion.complete)
 
     def _steps(self) -> None:
         session, state = self.session, self.state

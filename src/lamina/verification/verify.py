@@ -130,8 +130,8 @@ def _checks_in_memory(config: Config, folder: Path, notify: Notify) -> Generator
     )
     yield _check(
         "checkpointed = not",
-        "layers recomputed in the backward, and layers that kept their activations: loss and gradients; dropout as in "
-        "training, with the same seed",
+        "layers recomputed in the backward (whole, or gate and up alone), and layers that kept their activations: loss "
+        "and gradients; dropout as in training, with the same seed",
         paths.checkpointed_is_not,
     )
     yield _check(

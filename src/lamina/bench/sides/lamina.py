@@ -8,12 +8,12 @@ from lamina.bench.job import Job
 from lamina.bench.meter import Meter
 from lamina.config import TrainConfig
 from lamina.config.methods.lora import LoraConfig
-from lamina.fusion import FusionReport, fast_path
+from lamina.fusion import FusionReport, Recompute, fast_path
 from lamina.methods.base import inject
 from lamina.models.head import find_head
 from lamina.models.load import load_base
 from lamina.optim import build_optimizer
-from lamina.plan.memory import wants_checkpointing
+from lamina.plan.memory import choose_checkpointing
 from lamina.training.step import training_step
 from lamina.version import __version__
 
@@ -36,8 +36,8 @@ def train(job: Job, meter: Meter, gradient_checkpointing: bool | str = "auto") -
     optimizer = build_optimizer(TrainConfig(learning_rate=job.learning_rate), injection.tensors())
     longest = max(sum(len(example) for example in batch) for batch in job.batches)
 
-    def recompute(fusion: FusionReport) -> bool:
-        return wants_checkpointing(gradient_checkpointing, base.model, longest, fusion.complete)
+    def recompute(fusion: FusionReport) -> Recompute:
+        return choose_checkpointing(gradient_checkpointing, base.model, longest, fusion.complete)
 
     base.model.train()
     meter.loaded(base.model)
