@@ -16,8 +16,9 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from lamina.fusion.layer import LayerPlan, Linears, Norm, Surroundings, run_layer
+from lamina.fusion.layer import Surroundings, run_layer
 from lamina.fusion.parts import Forward, attention_forward, gated_forward, norm_forward
+from lamina.fusion.plan import LayerPlan, Linears, Norm
 from lamina.kernels import GELU_TANH, SILU
 from lamina.methods.base import AdapterLinear, AdapterModule
 from lamina.ops.attention import packed_attention_forward

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.fusion.layer import LayerPlan, Recompute, Surroundings, run_layer
+from lamina.fusion.layer import Recompute, Surroundings, run_layer
+from lamina.fusion.plan import LayerPlan
 from lamina.fusion.recognise import disagreement, observe, recognise, release, replace_parts, restore
 from lamina.kernels import use_backend
 from lamina.ops.attention import packed_attention

@@ -1,0 +1,72 @@
+"""A decoder layer, taken apart into what `layer.py` computes it from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lamina.methods.base import AdapterLinear
+from lamina.ops.linear_group import Detour, LinearGroup
+
+
+@dataclass(frozen=True)
+class Norm:
+    """An RMS norm: x / rms(x) (offset + weight)."""
+
+    weight: torch.Tensor
+    eps: float
+    offset: float
+
+
+@dataclass(frozen=True)
+class Linears:
+    """Linear modules with the same input, bare or adapted, and their group."""
+
+    modules: list[nn.Module]
+    group: LinearGroup
+
+    def detours(self) -> list[Detour | None]:
+        """Their detours as they are now; None where there is none or it is switched off."""
+        return [module.detour() if isinstance(module, AdapterLinear) else None for module in self.modules]
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """A decoder layer, taken apart.
+
+    Attributes:
+        input_norm: Before attention.
+        attention_norm: After attention, before the residual is added (Gemma), or None.
+        mlp_norm: Before the gated unit.
+        output_norm: After it (Gemma), or None.
+        head_norms: On each query and each key head (Qwen 3, Gemma 3), or None.
+        qkv, o, gate_up, down: The linears.
+        heads: Query heads.
+        key_heads: Key and value heads.
+        head_size: Elements of a head.
+        scale, window, softcap: See `AttentionSettings`.
+        activation: `kernels.SILU` or `kernels.GELU_TANH`.
+    """
+
+    input_norm: Norm
+    attention_norm: Norm | None
+    mlp_norm: Norm
+    output_norm: Norm | None
+    head_norms: tuple[Norm, Norm] | None
+    qkv: Linears
+    o: Linears
+    gate_up: Linears
+    down: Linears
+    heads: int
+    key_heads: int
+    head_size: int
+    scale: float
+    window: int | None
+    softcap: float | None
+    activation: int
+
+    def all_linears(self) -> tuple[Linears, ...]:
+        """In the order in which their gradients are returned."""
+        return (self.qkv, self.o, self.gate_up, self.down)
