@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lamina.evaluation.evaluate import evaluate
     from lamina.evaluation.generate import generate
     from lamina.export.merge import merge
+    from lamina.export.quantize import quantize
     from lamina.methods.load import Loaded, load
     from lamina.runs import Run
     from lamina.training.events import Event
@@ -39,6 +40,7 @@ _LAZY = {
     "load": "lamina.methods.load",
     "load_config": "lamina.config",
     "merge": "lamina.export.merge",
+    "quantize": "lamina.export.quantize",
     "train": "lamina.training.loop",
     "verify": "lamina.verification.verify",
 }
@@ -55,6 +57,7 @@ __all__ = [
     "load",
     "load_config",
     "merge",
+    "quantize",
     "train",
     "verify",
 ]

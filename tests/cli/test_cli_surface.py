@@ -51,6 +51,7 @@ WITHOUT_TORCH: list[tuple[list[str], int]] = [
     (["train", "bad.yaml", "--json"], 2),
     (["train", "bad.yaml", "seed"], 2),
     (["verify", "bad.yaml"], 2),
+    (["quantize", "bad.yaml", "--out", "x"], 2),
     (["nonsense"], 2),
     (["eval", "run", "--column", "prompt"], 2),
     (["generate", "run"], 2),
@@ -70,6 +71,7 @@ def test_commands_are_those_of_the_design() -> None:
         "generate",
         "chat",
         "merge",
+        "quantize",
         "verify",
         "methods",
         "schema",
@@ -134,6 +136,7 @@ def test_usage_error_for_people_points_to_help_and_leaves_stdout_empty(cli: Cli)
     [
         pytest.param(["train"], "CONFIG"),
         pytest.param(["merge", "run"], "--out"),
+        pytest.param(["quantize", "config.yaml"], "--out"),
         pytest.param(["generate", "run", "--max-new-tokens", "x"], "--max-new-tokens"),
         pytest.param(["eval", "run", "--max-rows", "0"], "--max-rows"),
         (["generate", "run", "--temperature"], "--temperature"),

@@ -225,6 +225,35 @@ def merge(
 
 
 @app.command()
+def quantize(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file with the model and the data.")],
+    destination: Annotated[Path, typer.Option("--out", help="Folder to write; must not exist yet.")],
+    overrides: Overrides = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of training documents to run the base over; by default 32768.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a base in 4 bits that is rounded for the inputs its layers have on your data (GPTQ)."""
+    from lamina.config import load_config
+
+    checked = load_config(config, overrides or [])
+    from lamina.export.quantize import DEFAULT_TOKENS
+    from lamina.export.quantize import quantize as quantize_base
+
+    with Bars() as bars:
+        result = quantize_base(
+            checked, destination, tokens=tokens or DEFAULT_TOKENS, progress=bars.update, notify=notify
+        )
+    if as_json:
+        print_json(result.as_json())
+        return
+    out.print(f"quantized base: {result.path}", markup=False)
+    out.print(result.line(), markup=False)
+    err.print(f"  next    lamina train {escape(config)} model={escape(str(result.path))} quantization=null")
+
+
+@app.command()
 def verify(
     config: Annotated[
         str | None,

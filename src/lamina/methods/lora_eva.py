@@ -12,15 +12,15 @@ Of all directions of all layers, the best explaining ones are taken, as many as 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.config.methods.lora import EvaConfig
 from lamina.methods.base import AdapterLinear
+from lamina.models.inputs import run_once, with_same_input
 
 # The data comes round again until all directions are found, but not for ever: ranks that are still moving by then
 # differ by little.
@@ -117,9 +117,9 @@ def eva_factors(
         name: min(round(ranks[name] * config.rho), layer.frozen.in_features, layer.frozen.out_features)
         for name, layer in layers.items()
     }
-    groups = [
-        _Group(names, IncrementalPca(max(limits[n] for n in names))) for names in _alike(model, layers, documents)
-    ]
+    alike = with_same_input(model, layers, documents[0])
+    alike = with_same_input(model, layers, documents[0])
+    groups = [_Group(names, IncrementalPca(max(limits[n] for n in names))) for names in alike]
     chosen, found = dict(limits), False
     for document in itertools.islice(itertools.cycle(documents), MAX_STEPS):
         unfinished = [
@@ -129,7 +129,7 @@ def eva_factors(
         ]
         if found and not unfinished:
             break
-        _run(model, layers, document, {group.names[0]: group.take for group in unfinished})
+        run_once(model, document, {layers[group.names[0]]: group.take for group in unfinished})
         found = all(len(group.pca.directions) for group in groups)
         if found:
             chosen = _distribute(groups, limits, sum(ranks.values()))
@@ -143,46 +143,6 @@ def eva_factors(
                 A = A / group.pca.singular_values[: chosen[name], None].sqrt()
             factors[name] = A
     return {name: factors[name] for name in layers}
-
-
-def _alike(
-    model: PreTrainedModel, layers: Mapping[str, AdapterLinear], documents: list[torch.Tensor]
-) -> list[list[str]]:
-    """The layers' names, those together that are called with the same tensor."""
-    inputs: dict[str, torch.Tensor] = {}
-    _run(model, layers, documents[0], {name: _keeper(inputs, name) for name in layers})
-    together: dict[tuple[int, torch.Size], list[str]] = {}
-    for name, x in inputs.items():
-        together.setdefault((x.data_ptr(), x.shape), []).append(name)
-    return list(together.values())
-
-
-def _keeper(inputs: dict[str, torch.Tensor], name: str) -> Callable[[torch.Tensor], None]:
-    def keep(x: torch.Tensor) -> None:
-        inputs[name] = x
-
-    return keep
-
-
-def _run(
-    model: PreTrainedModel,
-    layers: Mapping[str, AdapterLinear],
-    document: torch.Tensor,
-    takers: Mapping[str, Callable[[torch.Tensor], None]],
-) -> None:
-    """Runs the model once, and hands each named layer's input (T, in) over."""
-
-    def hook(take: Callable[[torch.Tensor], None]) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        return lambda layer, inputs: take(inputs[0].flatten(0, -2))
-
-    handles = [layers[name].register_forward_pre_hook(hook(take)) for name, take in takers.items()]
-    decoder = model.get_decoder()
-    head_is_asked = any(layer is model.get_output_embeddings() for layer in layers.values())
-    try:
-        (model if decoder is None or head_is_asked else decoder)(input_ids=document, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _distribute(groups: list[_Group], limits: Mapping[str, int], budget: int) -> dict[str, int]:

@@ -126,6 +126,24 @@ def load_packed(
     return Quantized(model, weight_files(cached), about["digest"], about["errors"])
 
 
+def write_quantized(folder: Path, config: QuantizationConfig, dtype: torch.dtype, chosen: Path, out: Path) -> None:
+    """Writes a base in 4 bits as transformers and bitsandbytes keep it, with numbers that were chosen for it.
+
+    Args:
+        folder: The model in 16 bits.
+        config: How to quantize; 4 bits.
+        dtype: Of what is not quantized.
+        chosen: A folder with packed weights, MODULE.safetensors; others are rounded to the nearest.
+        out: A folder to write to.
+
+    Raises:
+        ConfigError: The settings do not fit the model.
+        ModelError: The model cannot be read.
+    """
+    streaming = StreamingConfig(config, dtype, weight_files(folder), None, chosen)
+    _quantize(folder, streaming, dtype, {"device_map": {"": torch.device("cpu")}}, out)
+
+
 def _quantize(
     folder: Path, streaming: StreamingConfig, dtype: torch.dtype, settings: dict[str, Any], aside: Path
 ) -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ConfigError, Problem
@@ -42,7 +44,12 @@ class StreamingConfig(BitsAndBytesConfig):
     """The settings of bitsandbytes, with what transformers has no field for."""
 
     def __init__(
-        self, config: QuantizationConfig, dtype: torch.dtype, files: Sequence[Path], loftq: LoftqPlan | None
+        self,
+        config: QuantizationConfig,
+        dtype: torch.dtype,
+        files: Sequence[Path],
+        loftq: LoftqPlan | None,
+        chosen: Path | None = None,
     ) -> None:
         """
         Args:
@@ -50,6 +57,8 @@ class StreamingConfig(BitsAndBytesConfig):
             dtype: What everything else is held in.
             files: Where the weights come from.
             loftq: What to split before.
+            chosen: A folder with packed 4-bit weights, MODULE.safetensors, to take in the place of those that rounding
+                to the nearest would give, at the same scales.
         """
         super().__init__(
             load_in_4bit=config.bits == 4,
@@ -63,6 +72,7 @@ class StreamingConfig(BitsAndBytesConfig):
         self.lamina = config.model_dump()
         self.files = [str(path) for path in files]
         self.loftq = loftq.as_json() if loftq else None
+        self.chosen = str(chosen) if chosen else None
 
 
 class _Streaming:
@@ -98,7 +108,7 @@ class _Streaming:
             turned = issubclass(module.source_cls, Conv1D)  # which is turned into a linear layer's by `convert`
             weight = given[0] if isinstance(given, list) else given
             rest = self._split(name, weight.T if turned else weight)
-            packed = self._pack(rest, module, model.get_parameter_or_buffer(key))
+            packed = self._pack(name, rest, module, model.get_parameter_or_buffer(key))
             result = {key: packed} if packed is not None else None
             if result is None:
                 result = convert({key: rest.T if turned else rest}, model=model, **kwargs)
@@ -123,18 +133,21 @@ class _Streaming:
         self.record.factors[name] = (parts.A, parts.B)
         return parts.rest
 
-    def _pack(self, weight: torch.Tensor, module: Any, empty: Any) -> Any:
+    def _pack(self, name: str, weight: torch.Tensor, module: Any, empty: Any) -> Any:
         """The parameter of bitsandbytes for a weight, where it is not left to transformers to make it."""
         return None
 
 
 @register_quantizer("lamina_4bit")
 class _FourBits(_Streaming, Bnb4BitHfQuantizer):
-    def _pack(self, weight: torch.Tensor, module: Any, empty: Any) -> Any:
+    def _pack(self, name: str, weight: torch.Tensor, module: Any, empty: Any) -> Any:
         config = QuantizationConfig(**self.quantization_config.lamina)
         if weight.device.type != "cpu":
             return None
         packed, state = quantize_4bit(weight.contiguous(), config.quant_type, config.double_quant, config.blocksize)
+        if self.quantization_config.chosen is not None:
+            path = Path(self.quantization_config.chosen, f"{name}.safetensors")
+            packed = load_file(path)["packed"] if path.exists() else packed
         module._is_hf_initialized = True
         return type(empty)(packed, requires_grad=False, **{**vars(empty), "quant_state": state, "bnb_quantized": True})
 
@@ -197,8 +210,23 @@ _TAKERS: dict[str, Callable[[Any, Any, torch.dtype], PackedLinear]] = {
 }
 
 
+def converted_modules(model: PreTrainedModel, config: QuantizationConfig) -> dict[str, nn.Module]:
+    """The linear layers of a model in 16 bits that `config` would quantize, by name.
+
+    Raises:
+        ConfigError: `modules_to_not_convert` names what the model has not.
+    """
+    kept = _kept_modules(model, config)
+    linears = (nn.Linear, Conv1D, PackedLinear)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, linears) and should_convert_module(name, kept)
+    }
+
+
 def _kept_modules(model: PreTrainedModel, config: QuantizationConfig) -> list[str]:
-    """Names of the linear modules that stay as they are."""
+    """Patterns of the names of linear modules that stay as they are."""
     head = model.get_output_embeddings()
     kept = [name for name, module in model.named_modules() if module is head]
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]

@@ -200,15 +200,25 @@ class FourBitLinear(PackedLinear):
             return kernels.multiply_4bit(x, self)
         return super().product(x)
 
+    def scales(self) -> torch.Tensor:
+        """What each block's numbers are multiplied by, (blocks,), float32."""
+        if self.nested_absmax is None:
+            return self.absmax
+        nested = {"absmax": self.nested_absmax, "code": self.nested_code, "blocksize": NESTED_BLOCK}
+        return bitsandbytes().dequantize_blockwise(self.absmax, **nested) + self.nested_offset
+
+    def choose(self, numbers: torch.Tensor) -> None:
+        """Replaces the choice of each weight's number.
+
+        Args:
+            numbers: (out_features, in_features), uint8: indices into `code`.
+        """
+        flat = numbers.flatten()
+        self.packed = (flat[0::2] << 4 | flat[1::2]).view(self.packed.shape)
+
     def _turned_back(self, dtype: torch.dtype) -> torch.Tensor:
         """W by the kernels of bitsandbytes."""
-        functional = bitsandbytes()
-        absmax = self.absmax
-        if self.nested_absmax is not None:
-            absmax = functional.dequantize_blockwise(
-                absmax, absmax=self.nested_absmax, code=self.nested_code, blocksize=NESTED_BLOCK
-            )
-            absmax += self.nested_offset
+        absmax = self.scales()
         # As rows of one block each, for on the CPU the kernel lets every row of what it is given begin a block: weights
         # whose rows are no whole number of blocks would be turned back with the scales of other blocks.
         weights = self.out_features * self.in_features

@@ -1,0 +1,272 @@
+"""`quantize`: writes a base in 4 bits whose weights are rounded for the inputs that its layers have on real documents.
+
+Rounding to the nearest looks at weights alone. Here the base in 16 bits runs over training documents first, and each
+layer's weights are rounded so that its outputs change least (`quantization/gptq.py`). What is written is an ordinary
+folder in the format of transformers and bitsandbytes, of the same size, and `model:` takes it like any other.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from lamina import files
+from lamina.config import Config, load_config
+from lamina.config.quantization import QuantizationConfig
+from lamina.data.batch import build_batch
+from lamina.data.dataset import build_dataset
+from lamina.data.example import EncodedExample
+from lamina.data.template import build_template
+from lamina.errors import ConfigError, ModelError, Problem
+from lamina.fusion import fast_path
+from lamina.models.head import find_head
+from lamina.models.inputs import run_once, with_same_input
+from lamina.models.load import Base, load_base
+from lamina.models.quantized import write_quantized
+from lamina.models.quantizers import converted_modules
+from lamina.models.quiet import quiet_transformers
+from lamina.models.source import Notify
+from lamina.quantization import FrozenLinear, PackedLinear, freeze_linear
+from lamina.quantization.gptq import round_for_inputs
+from lamina.quantization.packed import bitsandbytes
+from lamina.training.setup import data_digests
+from lamina.training.step import evaluation_loss
+
+# What layers are given is looked at over so many tokens of training documents, unless asked otherwise.
+DEFAULT_TOKENS = 32_768
+
+# Held-out documents on which the loss is measured before and after, at most.
+_EVAL_DOCUMENTS = 64
+_EVAL_BATCH = 8
+
+# Of the free memory, for the inputs' second moments; with more layers than that the documents are run over again.
+_SHARE_FOR_MOMENTS = 0.25
+
+REPORT_FILE = "quantization_report.json"
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class QuantizedFolder:
+    """A base in 4 bits on disk.
+
+    Attributes:
+        path: A folder that `model:` takes.
+        bits_per_weight: Of the quantized layers, scales included.
+        modules: Quantized layers.
+        documents, tokens: Of training data that the base was run over.
+        nearest: |X (W - Q)^T| / |X W^T| with every weight rounded to the nearest, root mean square over the layers; X
+            is what a layer was given.
+        error: The same with what was written.
+        loss_before: Of the base in 16 bits on held-out documents; None without any.
+        loss: Of what was written, on the same.
+    """
+
+    path: Path
+    bits_per_weight: float
+    modules: int
+    documents: int
+    tokens: int
+    nearest: float
+    error: float
+    loss_before: float | None
+    loss: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {**asdict(self), "path": str(self.path)}
+
+    def line(self) -> str:
+        """A sentence for the terminal."""
+        text = (
+            f"{self.modules} layers, {self.bits_per_weight:.3f} bits a weight; error of their outputs {self.error:.2%},"
+            f" rounded to the nearest {self.nearest:.2%} (on {self.documents} documents of {self.tokens} tokens)"
+        )
+        if self.loss is not None and self.loss_before is not None:
+            text += f"; loss on held-out documents {self.loss:.4f}, in 16 bits {self.loss_before:.4f}"
+        return text
+
+
+def quantize(
+    config: Config | Mapping[str, Any] | str | Path,
+    out: str | Path,
+    *,
+    tokens: int = DEFAULT_TOKENS,
+    overrides: Iterable[str] = (),
+    progress: Progress = lambda what, done, total: None,
+    notify: Notify = lambda message: None,
+) -> QuantizedFolder:
+    """Quantizes a configuration's base for its training data.
+
+    Args:
+        config: A `Config`, or what `load_config` takes. `model`, `dtype`, `offload`, `data`, `seed` and `quantization`
+            (without it, 4 bits with its defaults) count.
+        out: Where to write; must not exist yet.
+        tokens: Of training documents to run the base over, about.
+        overrides: `key.sub=value` strings laid over the configuration.
+        progress: Called with what is being done, how much of it is done, and how much there is.
+        notify: Called with a sentence before anything that takes a while.
+
+    Raises:
+        ConfigError: `out` is taken, or the settings do not fit: not 4 bits, or the base is quantized already.
+        DataError: The data cannot be used.
+        ModelError: The base cannot be read.
+        StorageError: It could not be written; nothing is left at `out`.
+    """
+    out, config = Path(out), load_config(config, overrides)
+    settings = config.quantization or QuantizationConfig()
+    if out.exists():
+        raise ConfigError(Problem("--out", f"{out} already exists.", "choose another, or delete it"))
+    if settings.bits != 4:
+        message = "rounding to 8 bits takes next to nothing, so there is nothing to choose."
+        raise ConfigError(Problem("quantization.bits", message, "set it to 4, or train with bits: 8 as it is"))
+    bitsandbytes()
+    notify(f"Loading {config.model} ...")
+    dtype = config.dtype if settings.compute_dtype == "auto" else settings.compute_dtype
+    base = load_base(config.model, dtype, notify=notify, offload=config.offload)
+    if base.quantization is not None:
+        message = f"{base.source.folder} is quantized already, and what that took cannot be chosen again."
+        raise ConfigError(Problem("model", message, "name the model in 16 bits"))
+    notify("Reading the data ...")
+    template = build_template(base.tokenizer, config.data.chat_template, config.data.thinking)
+    dataset = build_dataset(config.data, template, config.train.per_device_train_batch_size, config.seed, notify)
+    documents = _some_documents(dataset.train, tokens, config.seed)
+    held_out = list(dataset.eval[:_EVAL_DOCUMENTS])
+    with files.new_folder(out) as folder:
+        loss_before = _loss(base, held_out, "loss in 16 bits", progress)
+        rounded = _round(base, settings, documents, folder / "rounded", progress)
+        notify("Writing the quantized base ...")
+        write_quantized(base.source.folder, settings, base.dtype, folder / "rounded", folder)
+        shutil.rmtree(folder / "rounded")
+        with quiet_transformers():
+            base.tokenizer.save_pretrained(folder)
+        about = {
+            "base": {"ref": base.source.ref, **base.fingerprint.as_json()},
+            "data": data_digests(dataset),
+            "output_errors": {name: {"nearest": pair[0], "written": pair[1]} for name, pair in rounded.items()},
+        }
+        del base
+        written = load_base(str(folder), dtype, notify=notify, offload=config.offload)
+        result = QuantizedFolder(
+            path=out,
+            bits_per_weight=_bits_per_weight(written.model),
+            modules=len(rounded),
+            documents=len(documents),
+            tokens=sum(map(len, documents)),
+            nearest=_mean(nearest for nearest, _ in rounded.values()),
+            error=_mean(error for _, error in rounded.values()),
+            loss_before=loss_before,
+            loss=_loss(written, held_out, "loss in 4 bits", progress),
+        )
+        files.write_json(folder / REPORT_FILE, {**result.as_json(), **about})
+    return result
+
+
+def _some_documents(train: Sequence[EncodedExample], tokens: int, seed: int) -> list[EncodedExample]:
+    """Documents in a random order until there are so many tokens, or all."""
+    chosen, found = [], 0
+    for place in torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist():
+        if found >= tokens:
+            break
+        chosen.append(train[place])
+        found += len(chosen[-1])
+    return chosen
+
+
+def _round(
+    base: Base, config: QuantizationConfig, documents: Sequence[EncodedExample], folder: Path, progress: Progress
+) -> dict[str, tuple[float, float]]:
+    """Writes every layer's packed weights to a file of its own in `folder`.
+
+    Returns:
+        Module -> error of its outputs with every weight rounded to the nearest, and as written.
+    """
+    folder.mkdir()
+    batches = [build_batch([document]).to(base.model.device).input_ids for document in documents]
+    layers = converted_modules(base.model, config)
+    groups = with_same_input(base.model, layers, batches[0])
+    errors: dict[str, tuple[float, float]] = {}
+    rounds = _rounds(groups, layers)
+    for number, together in enumerate(rounds):
+        takers = {layers[names[0]]: _Moments() for names in together}
+        for done, batch in enumerate(batches, 1):
+            run_once(base.model, batch, {layer: moments.take for layer, moments in takers.items()})
+            progress("documents run over", number * len(batches) + done, len(rounds) * len(batches))
+        for names in together:
+            moments = takers.pop(layers[names[0]]).value
+            if not bool(moments.isfinite().all()):
+                raise ModelError(f"{base.source.folder}: the input of {names[0]} is not finite, so the base is broken.")
+            weights = [_frozen(layers[name]).weight(base.dtype).cpu() for name in names]
+            for name, (layer, nearest, error) in zip(names, round_for_inputs(weights, moments, config), strict=True):
+                save_file({"packed": layer.packed}, folder / f"{name}.safetensors")
+                errors[name] = nearest, error
+            progress("layers rounded", len(errors), sum(map(len, groups)))
+    return errors
+
+
+class _Moments:
+    """X^T X / T over all documents, on the CPU."""
+
+    def __init__(self) -> None:
+        self._sum: torch.Tensor | None = None
+        self._rows = 0
+
+    def take(self, x_TI: torch.Tensor) -> None:
+        x = x_TI.float()
+        self._sum = x.T @ x if self._sum is None else self._sum.addmm_(x.T, x)
+        self._rows += len(x)
+
+    @property
+    def value(self) -> torch.Tensor:
+        assert self._sum is not None
+        return (self._sum / self._rows).cpu()
+
+
+def _rounds(groups: Sequence[list[str]], layers: Mapping[str, nn.Module]) -> list[list[list[str]]]:
+    """Groups of layers whose moments fit in memory together. What comes out does not depend on it."""
+    room = _SHARE_FOR_MOMENTS * psutil.virtual_memory().available
+    rounds: list[list[list[str]]] = [[]]
+    taken = 0
+    for names in groups:
+        size = 4 * _frozen(layers[names[0]]).in_features ** 2
+        if rounds[-1] and taken + size > room:
+            rounds.append([])
+            taken = 0
+        rounds[-1].append(names)
+        taken += size
+    return rounds
+
+
+def _frozen(layer: nn.Module) -> FrozenLinear:
+    frozen = freeze_linear(layer)
+    assert frozen is not None
+    return frozen
+
+
+def _loss(base: Base, documents: Sequence[EncodedExample], what: str, progress: Progress) -> float | None:
+    if not documents:
+        return None
+    report = lambda done: progress(what, done, len(documents))  # noqa: E731
+    with fast_path(base.model):
+        return evaluation_loss(base.model, find_head(base.model), documents, _EVAL_BATCH, progress=report)
+
+
+def _bits_per_weight(model: nn.Module) -> float:
+    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    weights = sum(layer.in_features * layer.out_features for layer in packed)
+    return 8 * sum(layer.packed_bytes() for layer in packed) / weights
+
+
+def _mean(errors: Iterable[float]) -> float:
+    squares = [error * error for error in errors]
+    return math.sqrt(sum(squares) / len(squares))
