@@ -145,17 +145,18 @@ def quantize(
     with files.new_folder(out) as folder:
         loss_before = _loss(base, held_out, "loss in 16 bits", progress)
         rounded = _round(base, settings, documents, folder / "rounded", progress)
-        notify("Writing the quantized base ...")
-        write_quantized(base.source.folder, settings, base.dtype, folder / "rounded", folder)
-        shutil.rmtree(folder / "rounded")
-        with quiet_transformers():
-            base.tokenizer.save_pretrained(folder)
         about = {
             "base": {"ref": base.source.ref, **base.fingerprint.as_json()},
             "data": data_digests(dataset),
             "output_errors": {name: {"nearest": pair[0], "written": pair[1]} for name, pair in rounded.items()},
         }
-        del base
+        with quiet_transformers():
+            base.tokenizer.save_pretrained(folder)
+        source, base_dtype = base.source.folder, base.dtype
+        del base  # before it is read once more, to be written in 4 bits
+        notify("Writing the quantized base ...")
+        write_quantized(source, settings, base_dtype, folder / "rounded", folder)
+        shutil.rmtree(folder / "rounded")
         written = load_base(str(folder), dtype, notify=notify, offload=config.offload)
         result = QuantizedFolder(
             path=out,
