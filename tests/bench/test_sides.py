@@ -27,7 +27,8 @@ def own(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> SideRun
 def test_every_file_is_a_side_and_lamina_is_first() -> None:
     names = side_names()
     assert names[0] == "lamina"
-    assert set(names) == {"lamina", "lamina-checkpointing", "litgpt", "peft", "trl", "trl-checkpointing", "unsloth"}
+    ours = {"lamina", "lamina-checkpointing", "lamina-selective"}
+    assert set(names) == ours | {"litgpt", "peft", "trl", "trl-checkpointing", "unsloth"}
     for name in names:
         side = find_side(name)
         assert side.ABOUT and isinstance(side.REQUIRES, tuple) and callable(side.run)
@@ -48,6 +49,7 @@ def test_what_a_run_reports(own: SideRun) -> None:
     "side",
     [
         "lamina-checkpointing",
+        "lamina-selective",
         "peft",
         pytest.param("trl", marks=needs_trl),
         pytest.param("trl-checkpointing", marks=needs_trl),
