@@ -191,10 +191,12 @@ def test_dropout_is_that_of_the_formula() -> None:
     x_ext = torch.empty(9, 16)
     x_ext[:, :10] = x.detach()
     y, state = group.forward(x_ext, detours)
-    mask = state.masks[0]
-    assert mask is not None
-    assert 0.3 < float(mask.float().mean()) < 0.9
-    dropped = (x * mask / 0.6, x)
+    assert state.dropouts[1] is None
+    dropout = state.dropouts[0]
+    assert dropout is not None
+    kept = dropout.of(torch.ones(9, 10))
+    assert kept.unique().tolist() == [0.0, pytest.approx(1 / 0.6, rel=1e-4)]
+    dropped = (x * kept, x)
     expected = torch.cat(
         [
             x @ w.T + linear.bias + d.scaling * (xi @ d.A.T) @ d.B.T

@@ -90,6 +90,26 @@ def test_scale_columns(dtype: torch.dtype, width: int) -> None:
 
 
 @dtypes
+@pytest.mark.parametrize("width", [1, 37, 64, 600])
+@pytest.mark.parametrize("key", [0, -1, 0x123456789ABCDEF])
+def test_dropped(dtype: torch.dtype, width: int, key: int) -> None:
+    """The same elements as plain torch drops, and what stays is the same number."""
+    x, total = beside(13, width, dtype=dtype), rand(13, width, dtype=dtype, seed=1)
+    x.copy_(rand(13, width, dtype=dtype))
+    threshold, factor = -(2**14), 4 / 3
+    ours, theirs = beside(13, width, dtype=dtype), torch.empty_like(x)
+    native.dropped(x, key, threshold, factor, ours)
+    plain.dropped(x, key, threshold, factor, theirs)
+    assert torch.equal(ours, theirs)
+    stays = plain.stays(x.shape, key, threshold, x.device)
+    close(ours, x.double() * stays * factor, dtype)
+    for kernels in (native, plain):
+        sums = beside(13, width, dtype=dtype).copy_(total)
+        kernels.add_dropped_(sums, x, key, threshold, factor)
+        close(sums, total.double() + x.double() * stays * factor, dtype)
+
+
+@dtypes
 @pytest.mark.parametrize("activation", [SILU, GELU_TANH])
 def test_gated(dtype: torch.dtype, activation: int) -> None:
     gate_up, grad = rand(7, 2 * 45, dtype=dtype, scale=3.0), rand(7, 45, dtype=dtype, seed=1)
@@ -365,6 +385,7 @@ def test_older_cpus(without: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         for dtype in TOLERANCE:
             test_rms_norm(dtype, 1.0, 37)
             test_scale_columns(dtype, 600)
+            test_dropped(dtype, 600, -1)
             test_gated(dtype, SILU)
             test_gated(dtype, GELU_TANH)
             test_rotary(dtype, 96, 80)

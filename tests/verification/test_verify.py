@@ -19,6 +19,7 @@ from lamina.kernels import native, plain
 from lamina.methods.base import Injection
 from lamina.methods.lora import LoraLinear
 from lamina.ops import attention, linear_group, lora_linear
+from lamina.ops.dropout import MaskedDropout
 from lamina.quantization import DenseLinear
 from lamina.quickstart.task import build_task
 from lamina.training import checkpoint
@@ -176,11 +177,12 @@ def break_checkpointing(patch: Patch) -> None:
             x = x * torch.empty_like(x).bernoulli_(1.0 - dropout, generator=generator)
         return real(x, frozen, A, B, scaling, columns=columns)
 
-    def own_mask(x: torch.Tensor, dropout: float) -> torch.Tensor:
-        return torch.empty(x.shape, dtype=torch.bool).bernoulli_(1.0 - dropout, generator=generator)
+    def own_mask(x: torch.Tensor, dropout: float) -> MaskedDropout:
+        kept = torch.empty(x.shape, dtype=torch.bool).bernoulli_(1.0 - dropout, generator=generator)
+        return MaskedDropout(kept, 1.0 / (1.0 - dropout))
 
     patch.setattr("lamina.methods.low_rank.lora_linear", own_dropout)
-    patch.setattr(linear_group, "keep_mask", own_mask)
+    patch.setattr(linear_group, "draw_dropout", own_mask)
 
 
 def break_fused_layers(patch: Patch) -> None:

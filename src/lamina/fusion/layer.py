@@ -151,7 +151,7 @@ class _End:
 
     def is_small(self) -> bool:
         """Whether it holds rank-sized products alone, which are worth keeping when all else is computed again."""
-        return self.out is None and self.state.scaled is None and all(mask is None for mask in self.state.masks)
+        return self.out is None and self.state.is_small()
 
 
 class _Computation:

@@ -15,4 +15,7 @@ rotary_ = torch.compile(plain.rotary_, dynamic=True)
 scale_columns_ = torch.compile(plain.scale_columns_, dynamic=True)
 scale_columns_backward = torch.compile(plain.scale_columns_backward, dynamic=True)
 cross_entropy_ = torch.compile(plain.cross_entropy_, dynamic=True)
+# Every forward has another key, and a compiled one would be compiled for each.
+dropped = plain.dropped
+add_dropped_ = plain.add_dropped_
 narrow_product = plain.narrow_product  # a matrix product, which torch.compile would leave as it is

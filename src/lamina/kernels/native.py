@@ -24,7 +24,7 @@ import torch
 from lamina.cache import cache_folder
 from lamina.kernels import plain
 
-SOURCES = ("pointwise.cpp", "attention.cpp", "narrow.cpp", "packed.cpp")
+SOURCES = ("pointwise.cpp", "dropout.cpp", "attention.cpp", "narrow.cpp", "packed.cpp")
 HEADERS = ("numbers.h", "memory.h", "blocks.h")
 FLAGS = (
     "-O3",
@@ -180,6 +180,14 @@ def scale_columns_backward(grad: torch.Tensor, y: torch.Tensor, scale: torch.Ten
     results = (*rows(out), pointer(sums))
     call("scale_columns_backward", grad.dtype, *rows(grad), *rows(y), pointer(scale), *results, *grad.shape)
     return sums
+
+
+def dropped(x: torch.Tensor, key: int, threshold: int, factor: float, out: torch.Tensor) -> None:
+    call("dropped", x.dtype, *rows(x), *rows(out), *x.shape, key, threshold, real(factor))
+
+
+def add_dropped_(total: torch.Tensor, x: torch.Tensor, key: int, threshold: int, factor: float) -> None:
+    call("add_dropped", x.dtype, *rows(x), *rows(total), *x.shape, key, threshold, real(factor))
 
 
 def narrow_product(narrow: torch.Tensor, wide: torch.Tensor, out: torch.Tensor, factor: float) -> None:

@@ -31,6 +31,7 @@ typedef float Floats __attribute__((vector_size(4 * LAMINA_LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LAMINA_LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LAMINA_LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LAMINA_LANES)));
+typedef int16_t Shorts __attribute__((vector_size(2 * LAMINA_LANES)));
 
 struct bf16 {
     uint16_t bits;
@@ -191,3 +192,14 @@ inline Floats inverse(Floats x) {
 inline Floats fast_tanh(Floats x) { return 1.0f - 2.0f * inverse(fast_exp(2.0f * x) + 1.0f); }
 
 }  // namespace
+
+// A function for each stored dtype, T in its body.
+#define FOR_DTYPES(NAME, PARAMETERS, ...)              \
+    extern "C" void NAME##_bfloat16 PARAMETERS {       \
+        using T = bf16;                                \
+        __VA_ARGS__;                                   \
+    }                                                  \
+    extern "C" void NAME##_float32 PARAMETERS {        \
+        using T = float;                               \
+        __VA_ARGS__;                                   \
+    }

@@ -6,11 +6,15 @@ Every function works on any device. Shapes: T tokens (or rows), D width, I inter
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
 SILU, GELU_TANH = 0, 1
+
+DROPOUT_GROUP = 64
+PHILOX_ROUNDS = 7
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, out: torch.Tensor) -> torch.Tensor:
@@ -93,6 +97,73 @@ def scale_columns_backward(grad: torch.Tensor, y: torch.Tensor, scale: torch.Ten
     """From grad (T, O): out = grad scale, (T, O); and, for each column, the sum of grad y, (O,) float32."""
     out.copy_(grad.float() * scale)
     return (grad.float() * y.float()).sum(0)
+
+
+def dropped(x: torch.Tensor, key: int, threshold: int, factor: float, out: torch.Tensor) -> None:
+    """out = x factor where `stays` says so, else 0.
+
+    Args:
+        x: (T, D).
+        key: Of `stays`.
+        threshold: Of `stays`.
+        factor: Multiplied in: the inverse of the probability of staying.
+        out: (T, D), written.
+    """
+    out.copy_(torch.where(stays(x.shape, key, threshold, x.device), x.float() * factor, 0.0))
+
+
+def add_dropped_(total: torch.Tensor, x: torch.Tensor, key: int, threshold: int, factor: float) -> None:
+    """total (T, D) += x factor where `stays` says so, rounded once; the rest as in `dropped`."""
+    total.copy_(total.float() + torch.where(stays(x.shape, key, threshold, x.device), x.float() * factor, 0.0))
+
+
+def stays(shape: Sequence[int], key: int, threshold: int, device: torch.device) -> torch.Tensor:
+    """Which elements a dropout leaves: a function of the key and of their place alone.
+
+    A row's elements draw in groups of 64, 16 bits each. A group is eight blocks of Philox, whose counter is
+    (block of the row, row, 0, 0). Their first two words are draws for 32 elements, their last two for the next 32.
+
+    Args:
+        shape: T, D.
+        key: 64 bits.
+        threshold: -2^15 to 2^15: a draw, read as a signed number, stays if it reaches this.
+        device: Where to compute.
+
+    Returns:
+        (T, D), bool.
+    """
+    rows, width = shape
+    groups = -(-width // DROPOUT_GROUP)
+    block = torch.arange(groups * 8, device=device).view(1, groups, 8)
+    row = torch.arange(rows, device=device).view(rows, 1, 1)
+    zero = torch.zeros((), dtype=torch.int64, device=device)
+    words = philox((block, row, zero, zero), key)
+    draws = torch.stack([words[0] | words[1] << 32, words[2] | words[3] << 32], 2).view(torch.int16)
+    return draws.view(rows, groups * DROPOUT_GROUP)[:, :width] >= threshold
+
+
+def philox(counter: tuple[torch.Tensor, ...], key: int) -> tuple[torch.Tensor, ...]:
+    """Philox4x32 with seven rounds: random words from counters and a key.
+
+    Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011, where seven rounds are the
+    fewest that pass BigCrush.
+
+    Args:
+        counter: Four words of 32 bits as int64, in shapes that broadcast.
+        key: 64 bits.
+
+    Returns:
+        Four words of 32 bits, int64.
+    """
+    word = 2**32 - 1
+    a, b, c, d = counter
+    first, second = key & word, key >> 32 & word
+    for _ in range(PHILOX_ROUNDS):
+        p, q = a * 0xD2511F53, c * 0xCD9E8D57  # these may go round, beyond the 64 bits that count
+        a, b = (q >> 32 & word) ^ b ^ first, q & word
+        c, d = (p >> 32 & word) ^ d ^ second, p & word
+        first, second = first + 0x9E3779B9 & word, second + 0xBB67AE85 & word
+    return a, b, c, d
 
 
 def narrow_product(narrow: torch.Tensor, wide: torch.Tensor, out: torch.Tensor, factor: float) -> None:

@@ -185,16 +185,6 @@ void cross_entropy(T* logits, const int64_t* target, float* loss, int64_t rows, 
 
 }  // namespace
 
-#define FOR_DTYPES(NAME, PARAMETERS, ...)              \
-    extern "C" void NAME##_bfloat16 PARAMETERS {       \
-        using T = bf16;                                \
-        __VA_ARGS__;                                   \
-    }                                                  \
-    extern "C" void NAME##_float32 PARAMETERS {        \
-        using T = float;                               \
-        __VA_ARGS__;                                   \
-    }
-
 FOR_DTYPES(lamina_rms_norm,
            (const void* x, int64_t x_row, void* y, int64_t y_row, const void* weight, float* scale, int64_t rows,
             int64_t width, float eps, float offset),

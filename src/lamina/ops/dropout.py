@@ -1,26 +1,83 @@
-"""Dropout of a detour's input, by a mask that the backward uses again."""
+"""Dropout of a detour's input, with a mask that the backward uses again."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-# Sixteen random bits decide about an element: on the CPU torch draws 64 at a time as fast as it draws one for
-# `bernoulli_`, and a step with dropout on every layer draws some hundred millions.
+from lamina.kernels import kernels_for, native, plain
+
+# Sixteen random bits decide about an element.
 _STEPS = 2**16
 
 
-def keep_mask(x: torch.Tensor, dropout: float) -> torch.Tensor:
-    """Which elements of x stay, bool, drawn by torch's generator of x's device.
+@dataclass(frozen=True)
+class CountedDropout:
+    """A dropout whose mask is a function of a key: it is drawn anew wherever it is used, and takes no memory.
+
+    Attributes:
+        key: 64 bits.
+        threshold: As in `lamina.kernels.plain.stays`.
+        factor: Of what stays.
+    """
+
+    key: int
+    threshold: int
+    factor: float
+
+    def of(self, x: torch.Tensor) -> torch.Tensor:
+        """x (T, in) with what is dropped as 0 and the rest times the factor."""
+        out = torch.empty(x.shape, dtype=x.dtype)
+        kernels_for(x).dropped(x, self.key, self.threshold, self.factor, out)
+        return out
+
+    def add_(self, total: torch.Tensor, x: torch.Tensor) -> None:
+        """total (T, in) += `of(x)`."""
+        kernels_for(x, total).add_dropped_(total, x, self.key, self.threshold, self.factor)
+
+
+@dataclass(frozen=True)
+class MaskedDropout:
+    """A dropout that keeps its mask.
+
+    Attributes:
+        mask: (T, in), bool: what stays.
+        factor: Of what stays.
+    """
+
+    mask: torch.Tensor
+    factor: float
+
+    def of(self, x: torch.Tensor) -> torch.Tensor:
+        """As `CountedDropout.of`."""
+        return x * self.mask * self.factor
+
+    def add_(self, total: torch.Tensor, x: torch.Tensor) -> None:
+        """As `CountedDropout.add_`."""
+        total.add_(self.of(x))
+
+
+Dropout = CountedDropout | MaskedDropout
+
+
+def draw_dropout(x: torch.Tensor, p: float) -> Dropout:
+    """A dropout for x, drawn by torch's generator of x's device.
+
+    On the CPU a mask is a function of a 64-bit key, the same with compiled kernels and without.
 
     Args:
-        x: Any shape.
-        dropout: Probability of dropping an element, rounded to a multiple of 2^-16.
+        x: (T, in), float16, bfloat16 or float32.
+        p: Probability of dropping an element, at least 0 and below 1, rounded to a multiple of 2^-16.
     """
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
-    draws = words.view(torch.int16)[: x.numel()].view(x.shape)
-    return draws >= min(round(dropout * _STEPS), _STEPS - 1) - _STEPS // 2
-
-
-def drop(x: torch.Tensor, mask: torch.Tensor, dropout: float) -> torch.Tensor:
-    """x where it stays, divided by the probability of staying, and 0 elsewhere."""
-    return x * mask * (1.0 / (1.0 - dropout))
+    steps = min(round(p * _STEPS), _STEPS - 1)
+    threshold, factor = steps - _STEPS // 2, _STEPS / (_STEPS - steps)
+    if x.device.type != "cpu":
+        # Four elements share a draw of 64 bits.
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        draws = words.view(torch.int16)[: x.numel()].view(x.shape)
+        return MaskedDropout(draws >= threshold, factor)
+    key = int(torch.empty((), dtype=torch.int64).random_(-(2**63), None))
+    if kernels_for(x) is native:
+        return CountedDropout(key, threshold, factor)
+    return MaskedDropout(plain.stays(x.shape, key, threshold, x.device), factor)

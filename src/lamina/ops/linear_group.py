@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from lamina.kernels import kernels_for
-from lamina.ops.dropout import drop, keep_mask
+from lamina.ops.dropout import Dropout, MaskedDropout, draw_dropout
 from lamina.ops.pages import drop_pages
 from lamina.ops.pool import Scratch
 from lamina.quantization import PackedLinear
@@ -56,15 +56,19 @@ class GroupState:
 
     Attributes:
         h: (T, R), the detours' rank-sized products: the last columns of `x_ext`.
-        masks: For each detour what its dropout kept, (T, in) bool, or None.
+        dropouts: Of each detour's input, or None.
         scaled: (T, out), the outputs without bias and residual, where columns are scaled; else None.
         grad_columns: (out,), the gradient of the columns' factors, once `unscaled` was called; else None.
     """
 
     h: torch.Tensor
-    masks: list[torch.Tensor | None]
+    dropouts: list[Dropout | None]
     scaled: torch.Tensor | None = None
     grad_columns: torch.Tensor | None = None
+
+    def is_small(self) -> bool:
+        """Whether it is rank-sized."""
+        return self.scaled is None and not any(isinstance(dropout, MaskedDropout) for dropout in self.dropouts)
 
 
 class LinearGroup:
@@ -153,12 +157,12 @@ class LinearGroup:
         """
         x, h, matrix = x_ext[:, : self.in_features], x_ext[:, self.in_features :], self._matrix()
         state = GroupState(h, [None] * len(self._ranks))
-        if self.rank:
+        state.dropouts = [draw_dropout(x, d.dropout) if d is not None and d.dropout > 0.0 else None for d in detours]
+        if self.rank and None in state.dropouts:
             h.copy_(x @ self._A.T)
-        for i, (detour, columns) in enumerate(zip(detours, self._columns, strict=True)):
-            if detour is not None and detour.dropout > 0.0:
-                state.masks[i] = mask = keep_mask(x, detour.dropout)
-                h[:, columns] = drop(x, mask, detour.dropout) @ self._A[columns].T
+        for dropout, columns in zip(state.dropouts, self._columns, strict=True):
+            if dropout is not None:
+                h[:, columns] = dropout.of(x) @ self._A[columns].T
         if self._factors is not None:
             state.scaled = torch.mm(x_ext, matrix.T, out=out)
             kernels_for(state.scaled).scale_columns_(state.scaled, self._factors)
@@ -202,12 +206,13 @@ class LinearGroup:
             return grad, grad @ self._beside
         both = grad @ self._matrix()
         dx, gh = both[:, : self.in_features], both[:, self.in_features :].contiguous()
-        if not any(mask is not None for mask in state.masks):
+        if not any(state.dropouts):
             return (dx.addmm_(gh, self._A) if self.rank else dx), gh
-        for mask, detour, columns in zip(state.masks, detours, self._columns, strict=True):
-            if detour is not None:
-                through = gh[:, columns] @ self._A[columns]
-                dx += through if mask is None else drop(through, mask, detour.dropout)
+        for dropout, detour, columns in zip(state.dropouts, detours, self._columns, strict=True):
+            if dropout is not None:
+                dropout.add_(dx, gh[:, columns] @ self._A[columns])
+            elif detour is not None:
+                dx.addmm_(gh[:, columns], self._A[columns])
         return dx, gh
 
     def backward_detours(
@@ -233,12 +238,12 @@ class LinearGroup:
             return []
         kernels, grads = kernels_for(grad, gh, x, h), []
         dA = torch.empty(self.rank, self.in_features, device=grad.device)
-        if not any(mask is not None for mask in state.masks):
+        if not any(state.dropouts):
             kernels.narrow_product(gh, x, dA, 1.0)
-        for mask, detour, rows, columns in zip(state.masks, detours, self._rows, self._columns, strict=True):
+        for dropout, detour, rows, columns in zip(state.dropouts, detours, self._rows, self._columns, strict=True):
             if detour is not None:
-                if any(mask is not None for mask in state.masks):
-                    seen = x if mask is None else drop(x, mask, detour.dropout)
+                if any(state.dropouts):
+                    seen = x if dropout is None else dropout.of(x)
                     kernels.narrow_product(gh[:, columns], seen, dA[columns], 1.0)
                 dB = torch.empty(detour.B.shape, device=grad.device)
                 kernels.narrow_product(h[:, columns], grad[:, rows], dB.T, detour.scaling)

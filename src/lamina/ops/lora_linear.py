@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from lamina.kernels import kernels_for
-from lamina.ops.dropout import drop, keep_mask
+from lamina.ops.dropout import Dropout, draw_dropout
 from lamina.quantization.frozen import FrozenLinear
 
 
@@ -46,8 +46,8 @@ def lora_linear(
     Returns:
         (..., out), in x's dtype.
     """
-    keep = keep_mask(x, dropout) if dropout > 0.0 else None
-    return _LoraLinear.apply(x, A, B, columns, frozen, scaling, keep, dropout)
+    drawn = draw_dropout(_rows(x), dropout) if dropout > 0.0 else None
+    return _LoraLinear.apply(x, A, B, columns, frozen, scaling, drawn)
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -60,17 +60,16 @@ class _LoraLinear(torch.autograd.Function):
         columns: torch.Tensor | None,
         frozen: FrozenLinear,
         scaling: float,
-        keep: torch.Tensor | None,
-        dropout: float,
+        dropout: Dropout | None,
     ) -> torch.Tensor:
-        x_TI = x.reshape(-1, x.shape[-1])
+        x_TI = _rows(x)
         y_TO = frozen.matmul(x_TI)
-        h_TR = _dropped(x_TI, keep, dropout) @ A.to(x.dtype).T
+        h_TR = (x_TI if dropout is None else dropout.of(x_TI)) @ A.to(x.dtype).T
         h_TR = h_TR * scaling
         y_TO.addmm_(h_TR, B.to(x.dtype).T)
         # Only A's gradient asks for x: with a frozen A (LoRA-FA), what is kept is rank-sized.
         kept_x, product = x if ctx.needs_input_grad[1] else None, None if columns is None else y_TO
-        ctx.save_for_backward(kept_x, A, B, h_TR, keep, columns, product)
+        ctx.save_for_backward(kept_x, A, B, h_TR, columns, product)
         ctx.frozen, ctx.scaling, ctx.dropout = frozen, scaling, dropout
         if columns is not None:
             # c (y - b) + b, in a form that leaves y as it is where c is 1.
@@ -79,26 +78,27 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, A, B, h_TR, keep, columns, product_TO = ctx.saved_tensors
-        g_TO, grad_columns = grads[0].reshape(-1, grads[0].shape[-1]), None
+        x, A, B, h_TR, columns, product_TO = ctx.saved_tensors
+        dropout: Dropout | None = ctx.dropout
+        g_TO, grad_columns = _rows(grads[0]), None
         if columns is not None:
             grad_columns = (g_TO.float() * (product_TO.float() - _bias(ctx.frozen))).sum(0)
             g_TO = (g_TO * columns).to(grads[0].dtype)
         gh_TR = (g_TO @ B.to(g_TO.dtype)) * ctx.scaling
         kernels, grad_A, grad_B = kernels_for(g_TO), None, torch.empty_like(B)
         if x is not None:
-            grad_A, seen_TI = torch.empty_like(A), _dropped(x.reshape(-1, x.shape[-1]), keep, ctx.dropout)
-            kernels.narrow_product(gh_TR, seen_TI, grad_A, 1.0)
+            grad_A, x_TI = torch.empty_like(A), _rows(x)
+            kernels.narrow_product(gh_TR, x_TI if dropout is None else dropout.of(x_TI), grad_A, 1.0)
         kernels.narrow_product(h_TR, g_TO, grad_B.T, 1.0)
         grad_x = None
         if ctx.needs_input_grad[0]:  # nothing flows below the lowest adapter
             grad_x = ctx.frozen.matmul_t(g_TO)
-            if keep is None:
+            if dropout is None:
                 grad_x.addmm_(gh_TR, A.to(g_TO.dtype))
             else:
-                grad_x += _dropped(gh_TR @ A.to(g_TO.dtype), keep, ctx.dropout)
+                dropout.add_(grad_x, gh_TR @ A.to(g_TO.dtype))
             grad_x = grad_x.view(*grads[0].shape[:-1], -1)
-        return grad_x, grad_A, grad_B, grad_columns, None, None, None, None
+        return grad_x, grad_A, grad_B, grad_columns, None, None, None
 
 
 def _bias(frozen: FrozenLinear) -> torch.Tensor | float:
@@ -106,7 +106,6 @@ def _bias(frozen: FrozenLinear) -> torch.Tensor | float:
     return 0.0 if bias is None else bias.float()
 
 
-def _dropped(x_TI: torch.Tensor, keep: torch.Tensor | None, dropout: float) -> torch.Tensor:
-    if keep is None:
-        return x_TI
-    return drop(x_TI, keep.reshape(x_TI.shape), dropout)
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """(..., width) -> (T, width)."""
+    return x.reshape(-1, x.shape[-1])
