@@ -80,14 +80,18 @@ def new_text_file(path: Path) -> Iterator[IO[str]]:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """Gives a folder to fill, and puts it at `path` as a whole when the block ends well.
 
     A folder already at `path` is replaced in two renames; a crash between them leaves the new content under
     a `.writing-` name and the old under a `.replaced-` name, and `path` itself never holds a mixture.
 
+    Args:
+        path: Where it is to be.
+        replace: Whether what is at `path` by then gives way. If not, the new folder is put beside it.
+
     Raises:
-        StorageError: Something could not be written; `path` is as it was.
+        StorageError: Something could not be written, or has a place of its own beside `path`; `path` is as it was.
     """
     aside = path.parent / f"{ASIDE_PREFIX}{path.name}-{uuid.uuid4().hex[:12]}"
     try:
@@ -98,6 +102,12 @@ def new_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 _fsync_file(file)
         fsync_folder(aside)
+        if path.exists() and not replace:
+            beside = path.with_name(f"{path.name}-{uuid.uuid4().hex[:12]}")
+            aside.rename(beside)
+            raise StorageError(
+                f"{path}: something else was put there meanwhile. What was written is in {beside} instead."
+            )
         _put_in_place(aside, path)
         fsync_folder(path.parent)
     except StorageError:

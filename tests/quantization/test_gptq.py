@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.models_zoo import build_model, build_tokenizer
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoModelForCausalLM
 
 import lamina
 from lamina.config.quantization import QuantizationConfig
+from lamina.data.batch import build_batch
+from lamina.data.dataset import build_dataset
+from lamina.data.template import build_template
 from lamina.errors import ConfigError, ModelError, StorageError
 from lamina.export import quantize as exporting
 from lamina.methods.load import load
+from lamina.models.inputs import run_once, with_same_input
 from lamina.models.load import load_base
+from lamina.models.quantizers import converted_modules
 from lamina.quantization.gptq import DAMPING, choose_numbers, round_for_inputs
 from lamina.quantization.packed import FourBitLinear, pack_weight
 
@@ -158,6 +165,7 @@ def test_the_written_folder_holds_what_was_chosen(
         float(layer.dense().sum()) for layer in chosen
     )
     assert result.error < result.nearest
+    assert result.loss != result.loss_before
     sizes = [(layer.packed_bytes(), layer.in_features * layer.out_features) for layer in packed]
     assert result.bits_per_weight == 8 * sum(size for size, _ in sizes) / sum(weights for _, weights in sizes)
     assert result.loss == pytest.approx(result.loss_before, rel=0.01)
@@ -165,6 +173,8 @@ def test_the_written_folder_holds_what_was_chosen(
     report = json.loads((tmp_path / "out" / exporting.REPORT_FILE).read_text())
     assert report["base"]["ref"] == str(tmp_path / "base")
     assert len(report["output_errors"]) == result.modules
+    squares = [errors["written"] ** 2 for errors in report["output_errors"].values()]
+    assert result.error == pytest.approx((sum(squares) / len(squares)) ** 0.5)
     # Others read it without lamina. (The product of bitsandbytes on CPUs does not take matrices as small as these.)
     theirs: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     for name, layer in base.model.named_modules():
@@ -210,6 +220,113 @@ def test_some_layers_stay_as_they_are(folder: Path, tmp_path: Path) -> None:
     assert isinstance(base.model.get_submodule("model.layers.0.mlp.up_proj"), FourBitLinear)
 
 
+def test_size_is_that_of_the_quantized_layers_with_a_base_that_stays_on_disk(folder: Path, tmp_path: Path) -> None:
+    settings = settings_for(folder, tmp_path)
+    settings["quantization"]["modules_to_not_convert"] = ["v_proj"]
+    inside = lamina.quantize(settings, tmp_path / "inside")
+    mapped = lamina.quantize({**settings, "offload": True}, tmp_path / "mapped")
+    assert mapped.bits_per_weight == inside.bits_per_weight < 8
+    assert (tmp_path / "mapped/model.safetensors").read_bytes() == (tmp_path / "inside/model.safetensors").read_bytes()
+
+
+def test_documents_beyond_a_table_of_positions(tmp_path: Path) -> None:
+    build_model("gpt2", vocab_size=259, n_positions=32).save_pretrained(tmp_path / "base")
+    build_tokenizer().save_pretrained(tmp_path / "base")
+    with pytest.raises(ConfigError, match=r"data.max_length: rows of up to \d+ tokens are too long.*use 32 at most"):
+        lamina.quantize(settings_for(tmp_path / "base", tmp_path), tmp_path / "out")
+
+
+class Router(torch.nn.Linear):
+    """As mixtures of experts have them: not a layer that bitsandbytes would replace."""
+
+
+def test_layers_of_other_classes_stay_as_they_are() -> None:
+    model = build_model("llama")
+    model.model.layers[0].mlp.up_proj.__class__ = Router
+    assert not any("0.mlp.up_proj" in name for name in converted_modules(model, QuantizationConfig(blocksize=32)))
+    assert any("1.mlp.up_proj" in name for name in converted_modules(model, QuantizationConfig(blocksize=32)))
+
+
+def test_no_input_outlives_its_use() -> None:
+    """Those of all layers together would take gigabytes."""
+    model, alive, most = build_model("llama"), WeakIdKeyDictionary(), [0]
+    layers = converted_modules(model, QuantizationConfig(blocksize=32))
+
+    def count(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        alive[inputs[0]] = True
+        most[0] = max(most[0], len(alive))
+
+    for layer in layers.values():
+        layer.register_forward_pre_hook(count)
+    groups = with_same_input(model, layers, torch.arange(12)[None])
+    assert [len(group) for group in groups] == [3, 1, 2, 1] * 2
+    assert {name for group in groups for name in group} == set(layers)
+    assert 0 < most[0] <= 2
+
+
+def test_stated_errors_are_those_on_all_documents(folder: Path, tmp_path: Path) -> None:
+    """Measured anew: every layer's input over the same documents, and what was written."""
+    settings = settings_for(folder, tmp_path)
+    settings["data"]["eval"] = None
+    result = lamina.quantize(settings, tmp_path / "out")
+    assert result.documents == 60
+    stated = json.loads((tmp_path / "out" / exporting.REPORT_FILE).read_text())["output_errors"]
+    base, written = load_base(str(folder), "float32"), load_base(str(tmp_path / "out"), "float32")
+    squares = {name: torch.zeros(2, dtype=torch.float64) for name in stated}
+
+    def measure(name: str) -> Callable[[torch.Tensor], None]:
+        weight, rounded = base.model.get_submodule(name).weight, written.model.get_submodule(name).dense()
+
+        def take(x: torch.Tensor) -> None:
+            squares[name][0] += (x @ (weight - rounded).T).double().square().sum()
+            squares[name][1] += (x @ weight.T).double().square().sum()
+
+        return take
+
+    template = build_template(base.tokenizer)
+    dataset = build_dataset(lamina.load_config(settings).data, template, 1, 0, lambda message: None)
+    for example in dataset.train:
+        takers = {base.model.get_submodule(name): measure(name) for name in stated}
+        run_once(base.model, build_batch([example]).input_ids, takers)
+    for name, (missed, whole) in squares.items():
+        assert stated[name]["written"] == pytest.approx(float((missed / whole).sqrt()), rel=1e-3)
+        assert stated[name]["written"] < stated[name]["nearest"]
+
+
+def test_what_appears_at_the_place_meanwhile_is_left_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, real = tmp_path / "out", exporting.write_quantized
+
+    def write(*given: Any) -> None:
+        out.mkdir()
+        (out / "precious.txt").write_text("mine")
+        real(*given)
+
+    monkeypatch.setattr(exporting, "write_quantized", write)
+    with pytest.raises(StorageError, match=r"out: something else was put there meanwhile. What was written is in "):
+        lamina.quantize(settings_for(folder, tmp_path), out)
+    assert (out / "precious.txt").read_text() == "mine"
+    (beside,) = tmp_path.glob("out-*")
+    assert (beside / exporting.REPORT_FILE).exists()
+    load_base(str(beside), "float32")
+
+
+def test_few_tokens_are_noted(folder: Path, tmp_path: Path) -> None:
+    settings, notes = settings_for(folder, tmp_path), []
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"prompt": f"{i}", "completion": "b"}) for i in range(9)))
+    found = lamina.quantize(settings, tmp_path / "out", tokens=1, notify=notes.append)
+    assert any(note.startswith(f"{found.tokens} tokens say little about layers of up to ") for note in notes)
+
+
+def test_a_layer_that_runs_twice_is_in_one_group() -> None:
+    model = build_model("llama")
+    model.model.layers[1] = model.model.layers[0]
+    layers = converted_modules(model, QuantizationConfig(blocksize=32))
+    groups = with_same_input(model, layers, torch.arange(12)[None])
+    assert sorted(name for group in groups for name in group) == sorted(layers)
+
+
 def test_bad_input(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_for(folder, tmp_path)
     out = tmp_path / "out"
@@ -221,6 +338,10 @@ def test_bad_input(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         lamina.quantize({**settings, "quantization": {"blocksize": 4096}}, out)
     with pytest.raises(ConfigError, match=r"--out: .*rows.jsonl already exists"):
         lamina.quantize(settings, tmp_path / "rows.jsonl")
+    with pytest.raises(ConfigError, match=r"--tokens: 0 are too few"):
+        lamina.quantize(settings, out, tokens=0)
+    with pytest.raises(ConfigError, match=r"modules_to_not_convert: it leaves no linear layer"):
+        lamina.quantize({**settings, "quantization": {"modules_to_not_convert": ["layers"]}}, out)
     assert not out.exists()
     lamina.quantize(settings, out)
     with pytest.raises(ConfigError, match=r"model: .* is quantized already.*name the model in 16 bits"):
@@ -232,7 +353,13 @@ def test_bad_input(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ModelError, match="logits are not finite"):
         lamina.quantize({**settings, "model": str(tmp_path / "broken")}, tmp_path / "again")
     unmeasured = {**settings, "model": str(tmp_path / "broken"), "data": {**settings["data"], "eval": None}}
-    with pytest.raises(ModelError, match=r"the input of model.layers.1.* is not finite, so the base is broken"):
+    with pytest.raises(ModelError, match=r"the weight of model.layers.0.mlp.down_proj is not finite, so"):
+        lamina.quantize(unmeasured, tmp_path / "again")
+
+    unseen = AutoModelForCausalLM.from_pretrained(folder)
+    unseen.model.layers[1].mlp.down_proj.weight.data[0, 0] = float("nan")  # no later layer is given what it makes
+    unseen.save_pretrained(tmp_path / "broken")
+    with pytest.raises(ModelError, match=r"the weight of model.layers.1.mlp.down_proj is not finite"):
         lamina.quantize(unmeasured, tmp_path / "again")
 
     def full(*args: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -250,7 +251,8 @@ def quantize(
         return
     out.print(f"quantized base: {result.path}", markup=False)
     out.print(result.line(), markup=False)
-    err.print(f"  next    lamina train {escape(config)} model={escape(str(result.path))} quantization=null")
+    given = [config, *(overrides or []), f"model={result.path}", "quantization=null"]
+    err.print(f"  next    lamina train {escape(shlex.join(given))}", soft_wrap=True)
 
 
 @app.command()

@@ -95,7 +95,7 @@ def merge(
     expected = len(loaded.injection.layers)
 
     device = loaded.model.device
-    with files.new_folder(out) as folder:
+    with files.new_folder(out, replace=False) as folder:
         notify("Folding the adapter in ...")
         folded = fold_and_save(loaded.injection, folder)
         _save_tokenizer(loaded, folder)

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -35,10 +34,11 @@ from lamina.models.quantized import write_quantized
 from lamina.models.quantizers import converted_modules
 from lamina.models.quiet import quiet_transformers
 from lamina.models.source import Notify
+from lamina.plan.memory import available_bytes
 from lamina.quantization import FrozenLinear, PackedLinear, freeze_linear
 from lamina.quantization.gptq import round_for_inputs
 from lamina.quantization.packed import bitsandbytes
-from lamina.training.setup import data_digests
+from lamina.training.setup import check_positions, data_digests
 from lamina.training.step import evaluation_loss
 
 # What layers are given is looked at over so many tokens of training documents, unless asked otherwise.
@@ -118,18 +118,15 @@ def quantize(
         notify: Called with a sentence before anything that takes a while.
 
     Raises:
-        ConfigError: `out` is taken, or the settings do not fit: not 4 bits, or the base is quantized already.
+        ConfigError: `out` is taken, or the settings do not fit: not 4 bits, the base is quantized already, nothing is
+            left to quantize, or documents are longer than the base's table of positions.
         DataError: The data cannot be used.
-        ModelError: The base cannot be read.
+        ModelError: The base cannot be read, or has numbers that are not finite.
         StorageError: It could not be written; nothing is left at `out`.
     """
     out, config = Path(out), load_config(config, overrides)
     settings = config.quantization or QuantizationConfig()
-    if out.exists():
-        raise ConfigError(Problem("--out", f"{out} already exists.", "choose another, or delete it"))
-    if settings.bits != 4:
-        message = "rounding to 8 bits takes next to nothing, so there is nothing to choose."
-        raise ConfigError(Problem("quantization.bits", message, "set it to 4, or train with bits: 8 as it is"))
+    _check_request(out, tokens, settings)
     bitsandbytes()
     notify(f"Loading {config.model} ...")
     dtype = config.dtype if settings.compute_dtype == "auto" else settings.compute_dtype
@@ -137,14 +134,21 @@ def quantize(
     if base.quantization is not None:
         message = f"{base.source.folder} is quantized already, and what that took cannot be chosen again."
         raise ConfigError(Problem("model", message, "name the model in 16 bits"))
+    layers = converted_modules(base.model, settings)
+    if not layers:
+        message = f"it leaves no linear layer of {base.source.folder} to quantize."
+        raise ConfigError(Problem("quantization.modules_to_not_convert", message, "name fewer modules"))
     notify("Reading the data ...")
     template = build_template(base.tokenizer, config.data.chat_template, config.data.thinking)
     dataset = build_dataset(config.data, template, config.train.per_device_train_batch_size, config.seed, notify)
+    check_positions(dataset, base.model, notify)
     documents = _some_documents(dataset.train, tokens, config.seed)
     held_out = list(dataset.eval[:_EVAL_DOCUMENTS])
-    with files.new_folder(out) as folder:
+    found = sum(map(len, documents))
+    _note_few_tokens(found, layers.values(), notify)
+    with files.new_folder(out, replace=False) as folder:
         loss_before = _loss(base, held_out, "loss in 16 bits", progress)
-        rounded = _round(base, settings, documents, folder / "rounded", progress)
+        rounded = _round(base, layers, settings, documents, folder / "rounded", progress)
         about = {
             "base": {"ref": base.source.ref, **base.fingerprint.as_json()},
             "data": data_digests(dataset),
@@ -153,17 +157,17 @@ def quantize(
         with quiet_transformers():
             base.tokenizer.save_pretrained(folder)
         source, base_dtype = base.source.folder, base.dtype
-        del base  # before it is read once more, to be written in 4 bits
+        del base, layers  # before it is read once more, to be written in 4 bits
         notify("Writing the quantized base ...")
         write_quantized(source, settings, base_dtype, folder / "rounded", folder)
         shutil.rmtree(folder / "rounded")
         written = load_base(str(folder), dtype, notify=notify, offload=config.offload)
         result = QuantizedFolder(
             path=out,
-            bits_per_weight=_bits_per_weight(written.model),
+            bits_per_weight=_bits_per_weight(written.model, rounded),
             modules=len(rounded),
             documents=len(documents),
-            tokens=sum(map(len, documents)),
+            tokens=found,
             nearest=_mean(nearest for nearest, _ in rounded.values()),
             error=_mean(error for _, error in rounded.values()),
             loss_before=loss_before,
@@ -171,6 +175,26 @@ def quantize(
         )
         files.write_json(folder / REPORT_FILE, {**result.as_json(), **about})
     return result
+
+
+def _check_request(out: Path, tokens: int, settings: QuantizationConfig) -> None:
+    if out.exists():
+        raise ConfigError(Problem("--out", f"{out} already exists.", "choose another, or delete it"))
+    if tokens < 1:
+        fix = f"use 1 at least, or the usual {DEFAULT_TOKENS}"
+        raise ConfigError(Problem("--tokens", f"{tokens} are too few.", fix))
+    if settings.bits != 4:
+        message = "rounding to 8 bits takes next to nothing, so there is nothing to choose."
+        raise ConfigError(Problem("quantization.bits", message, "set it to 4, or train with bits: 8 as it is"))
+
+
+def _note_few_tokens(found: int, layers: Iterable[nn.Module], notify: Notify) -> None:
+    widest = max(_frozen(layer).in_features for layer in layers)
+    if found < widest:
+        notify(
+            f"{found} tokens say little about layers of up to {widest} inputs: on other text, rounding for them may be"
+            " no better than rounding to the nearest. More data helps, or more --tokens."
+        )
 
 
 def _some_documents(train: Sequence[EncodedExample], tokens: int, seed: int) -> list[EncodedExample]:
@@ -185,7 +209,12 @@ def _some_documents(train: Sequence[EncodedExample], tokens: int, seed: int) -> 
 
 
 def _round(
-    base: Base, config: QuantizationConfig, documents: Sequence[EncodedExample], folder: Path, progress: Progress
+    base: Base,
+    layers: Mapping[str, nn.Module],
+    config: QuantizationConfig,
+    documents: Sequence[EncodedExample],
+    folder: Path,
+    progress: Progress,
 ) -> dict[str, tuple[float, float]]:
     """Writes every layer's packed weights to a file of its own in `folder`.
 
@@ -194,10 +223,9 @@ def _round(
     """
     folder.mkdir()
     batches = [build_batch([document]).to(base.model.device).input_ids for document in documents]
-    layers = converted_modules(base.model, config)
     groups = with_same_input(base.model, layers, batches[0])
     errors: dict[str, tuple[float, float]] = {}
-    rounds = _rounds(groups, layers)
+    rounds = _rounds(groups, layers, base.model.device)
     for number, together in enumerate(rounds):
         takers = {layers[names[0]]: _Moments() for names in together}
         for done, batch in enumerate(batches, 1):
@@ -208,6 +236,11 @@ def _round(
             if not bool(moments.isfinite().all()):
                 raise ModelError(f"{base.source.folder}: the input of {names[0]} is not finite, so the base is broken.")
             weights = [_frozen(layers[name]).weight(base.dtype).cpu() for name in names]
+            for name, weight in zip(names, weights, strict=True):
+                if not bool(weight.isfinite().all()):
+                    raise ModelError(
+                        f"{base.source.folder}: the weight of {name} is not finite, so the base is broken."
+                    )
             for name, (layer, nearest, error) in zip(names, round_for_inputs(weights, moments, config), strict=True):
                 save_file({"packed": layer.packed}, folder / f"{name}.safetensors")
                 errors[name] = nearest, error
@@ -216,26 +249,29 @@ def _round(
 
 
 class _Moments:
-    """X^T X / T over all documents, on the CPU."""
+    """X^T X / T over all documents."""
 
     def __init__(self) -> None:
         self._sum: torch.Tensor | None = None
         self._rows = 0
 
-    def take(self, x_TI: torch.Tensor) -> None:
-        x = x_TI.float()
+    def take(self, given: torch.Tensor) -> None:
+        x = given.flatten(0, -2).float()
         self._sum = x.T @ x if self._sum is None else self._sum.addmm_(x.T, x)
         self._rows += len(x)
 
     @property
     def value(self) -> torch.Tensor:
+        """(in_features, in_features), float32, on the CPU."""
         assert self._sum is not None
         return (self._sum / self._rows).cpu()
 
 
-def _rounds(groups: Sequence[list[str]], layers: Mapping[str, nn.Module]) -> list[list[list[str]]]:
-    """Groups of layers whose moments fit in memory together. What comes out does not depend on it."""
-    room = _SHARE_FOR_MOMENTS * psutil.virtual_memory().available
+def _rounds(
+    groups: Sequence[list[str]], layers: Mapping[str, nn.Module], device: torch.device
+) -> list[list[list[str]]]:
+    """Groups of layers whose moments fit in the device's memory together. What comes out does not depend on it."""
+    room = _SHARE_FOR_MOMENTS * available_bytes(device)
     rounds: list[list[list[str]]] = [[]]
     taken = 0
     for names in groups:
@@ -262,8 +298,8 @@ def _loss(base: Base, documents: Sequence[EncodedExample], what: str, progress: 
         return evaluation_loss(base.model, find_head(base.model), documents, _EVAL_BATCH, progress=report)
 
 
-def _bits_per_weight(model: nn.Module) -> float:
-    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
+def _bits_per_weight(model: nn.Module, quantized: Iterable[str]) -> float:
+    packed = [module for module in map(model.get_submodule, quantized) if isinstance(module, PackedLinear)]
     weights = sum(layer.in_features * layer.out_features for layer in packed)
     return 8 * sum(layer.packed_bytes() for layer in packed) / weights
 

@@ -84,8 +84,8 @@ class _Group:
     pca: IncrementalPca
     waiting: list[torch.Tensor] = field(default_factory=list)
 
-    def take(self, x_TI: torch.Tensor) -> None:
-        self.waiting.append(x_TI)
+    def take(self, given: torch.Tensor) -> None:
+        self.waiting.append(given.flatten(0, -2))
         if sum(len(x) for x in self.waiting) >= self.pca.k:
             self.pca.update(torch.cat(self.waiting))
             self.waiting = []
@@ -117,7 +117,6 @@ def eva_factors(
         name: min(round(ranks[name] * config.rho), layer.frozen.in_features, layer.frozen.out_features)
         for name, layer in layers.items()
     }
-    alike = with_same_input(model, layers, documents[0])
     alike = with_same_input(model, layers, documents[0])
     groups = [_Group(names, IncrementalPca(max(limits[n] for n in names))) for names in alike]
     chosen, found = dict(limits), False

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 
 import torch
 from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 
-# Is told a layer's input, (T, in_features).
+# Is told a layer's input, (1, T, in_features).
 Take = Callable[[torch.Tensor], None]
 
 
@@ -20,19 +21,25 @@ def with_same_input(model: PreTrainedModel, layers: Mapping[str, nn.Module], doc
         layers: By name.
         document: Token ids (1, T).
     """
-    inputs: dict[str, torch.Tensor] = {}
+    together: list[list[str]] = []
+    seen: set[str] = set()
+    # Weak, so that no input outlives its use: those of all layers together would take gigabytes.
+    takers_of: MutableMapping[torch.Tensor, list[str]] = WeakIdKeyDictionary()
 
-    def keeper(name: str) -> Take:
-        def keep(x: torch.Tensor) -> None:
-            inputs[name] = x
+    def joiner(name: str) -> Take:
+        def join(x: torch.Tensor) -> None:
+            if name in seen:  # a layer that is called again, as shared ones are
+                return
+            seen.add(name)
+            if x not in takers_of:
+                takers_of[x] = []
+                together.append(takers_of[x])
+            takers_of[x].append(name)
 
-        return keep
+        return join
 
-    run_once(model, document, {layer: keeper(name) for name, layer in layers.items()})
-    together: dict[tuple[int, torch.Size], list[str]] = {}
-    for name, x in inputs.items():
-        together.setdefault((x.data_ptr(), x.shape), []).append(name)
-    return list(together.values())
+    run_once(model, document, {layer: joiner(name) for name, layer in layers.items()})
+    return together
 
 
 @torch.no_grad()
@@ -46,7 +53,7 @@ def run_once(model: PreTrainedModel, document: torch.Tensor, takers: Mapping[nn.
     """
 
     def hook(take: Take) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        return lambda layer, inputs: take(inputs[0].flatten(0, -2))
+        return lambda layer, inputs: take(inputs[0])
 
     handles = [layer.register_forward_pre_hook(hook(take)) for layer, take in takers.items()]
     decoder = model.get_decoder()

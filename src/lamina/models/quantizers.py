@@ -89,11 +89,7 @@ class _Streaming:
         for name, module in model.named_modules():
             if type(module).__name__ == "Linear4bit":
                 weight: Any = module.weight
-                if weight.numel() % config.blocksize:
-                    shape = " x ".join(map(str, weight.shape))
-                    message = f"blocksize {config.blocksize} does not divide the weights of {name} ({shape})."
-                    fix = "use a smaller blocksize, or name it in quantization.modules_to_not_convert"
-                    raise ConfigError(Problem(f"{FIELD}.blocksize", message, fix))
+                _check_blocksize(name, weight.shape, config)
                 weight.blocksize = config.blocksize
         self.record = Record()
 
@@ -210,19 +206,34 @@ _TAKERS: dict[str, Callable[[Any, Any, torch.dtype], PackedLinear]] = {
 }
 
 
-def converted_modules(model: PreTrainedModel, config: QuantizationConfig) -> dict[str, nn.Module]:
+def converted_modules(model: PreTrainedModel, config: QuantizationConfig) -> Mapping[str, nn.Module]:
     """The linear layers of a model in 16 bits that `config` would quantize, by name.
 
     Raises:
-        ConfigError: `modules_to_not_convert` names what the model has not.
+        ConfigError: `modules_to_not_convert` names what the model has not, or `blocksize` does not divide a weight.
     """
     kept = _kept_modules(model, config)
-    linears = (nn.Linear, Conv1D, PackedLinear)
-    return {
+    # A class that is made from nn.Linear's stays as it is, as in transformers.
+    found = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, linears) and should_convert_module(name, kept)
+        if (type(module) is nn.Linear or isinstance(module, Conv1D | PackedLinear))
+        and should_convert_module(name, kept)
     }
+    for name, module in found.items():
+        if isinstance(module, PackedLinear):
+            shape = torch.Size((module.out_features, module.in_features))
+        else:
+            shape = module.weight.shape
+        _check_blocksize(name, shape, config)
+    return found
+
+
+def _check_blocksize(name: str, shape: torch.Size, config: QuantizationConfig) -> None:
+    if config.bits == 4 and shape.numel() % config.blocksize:
+        message = f"blocksize {config.blocksize} does not divide the weights of {name} ({' x '.join(map(str, shape))})."
+        fix = "use a smaller blocksize, or name it in quantization.modules_to_not_convert"
+        raise ConfigError(Problem(f"{FIELD}.blocksize", message, fix))
 
 
 def _kept_modules(model: PreTrainedModel, config: QuantizationConfig) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from lamina import files
 from lamina.config import Config
@@ -177,11 +178,19 @@ def _check_stop_token(dataset: Dataset, template: ChatTemplate) -> None:
         )
 
 
-def _check_positions(dataset: Dataset, injection: Injection, notify: Notify) -> None:
-    """A position table ends somewhere, and virtual tokens take the first of its rows."""
-    model, whole = injection.model, injection.layers.get("")
+def check_positions(dataset: Dataset, model: PreTrainedModel, notify: Notify, virtual: int = 0) -> None:
+    """A position table ends somewhere, and virtual tokens take the first of its rows.
+
+    Args:
+        dataset: Whose longest document counts.
+        model: What it is for.
+        notify: Told where positions are computed and go on, but beyond what the model was trained on.
+        virtual: Virtual tokens before each document.
+
+    Raises:
+        ConfigError: The longest document does not fit in a table of positions.
+    """
     limit = declared_positions(model)
-    virtual = whole.count if isinstance(whole, VirtualTokens) else 0
     lengths = [part.longest for part in (dataset.report.train, dataset.report.eval) if part is not None]
     longest = max(lengths) + virtual
     if limit is None or longest <= limit:
@@ -208,7 +217,8 @@ def _note_learning_rate(config: Config, base: Base, notify: Notify) -> None:
 
 def _fresh_adapter(config: Config, base: Base, dataset: Dataset, notify: Notify) -> Injection:
     injection = inject(base.model, config.method, config.seed)
-    _check_positions(dataset, injection, notify)
+    whole = injection.layers.get("")
+    check_positions(dataset, base.model, notify, whole.count if isinstance(whole, VirtualTokens) else 0)
     batches = (build_batch([example]).to(base.model.device).input_ids for example in dataset.train)
     return find_method(config.method.type).prepare(injection, batches)
 
