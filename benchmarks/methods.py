@@ -30,6 +30,8 @@ GIB = 2**30
 # Variants of a method, and fields that one cannot do without.
 SETTINGS: dict[str, dict[str, Any]] = {
     "lora q,v": {"type": "lora", "target_modules": ["q_proj", "v_proj"]},
+    "lora r=64": {"type": "lora", "r": 64},
+    "lora r=128": {"type": "lora", "r": 128},
     "lora dropout": {"type": "lora", "lora_dropout": 0.05},
     "pissa": {"type": "lora", "init_lora_weights": "pissa_niter_4"},
     "peft": {"type": "peft", "peft_type": "HRA"},

@@ -363,13 +363,13 @@ class _Computation:
 
 
 def _kept_apart(state: GroupState) -> GroupState:
-    """The state without the input that its `h` lies beside."""
-    return replace(state, h=state.h.clone())
+    """The state without the input that its `h` may lie beside."""
+    return replace(state, h=state.h.contiguous())
 
 
 def _beside(like: torch.Tensor, group: LinearGroup) -> torch.Tensor:
-    """(T, in + R): room for a group's input with the rank-sized products beside it."""
-    room = like.new_empty(like.shape[0], group.in_features + group.rank)
+    """(T, in + room): for a group's input with rank-sized products beside it."""
+    room = like.new_empty(like.shape[0], group.in_features + group.room)
     if group.in_features % 32:
         # oneDNN's AMX products read whole tiles, and multiply by zero what lies beyond the input's columns, which must
         # not be a NaN that was left there.
