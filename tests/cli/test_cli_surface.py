@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -240,3 +241,21 @@ def test_doctor_gives_findings(cli: Cli) -> None:
         assert finding["advice"] or finding["level"] == "ok"
     assert "GFLOP/s" in findings["matrix products"]["value"]
     assert __version__ in findings["lamina"]["value"]
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_command_that_is_stopped_leaves_nothing_half_written(
+    name: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lamina import files
+
+    def stopped(**given: Any) -> None:
+        with files.new_folder(tmp_path / "out") as folder:
+            (folder / "half").write_text("written")
+            signal.raise_signal(getattr(signal, name))
+
+    monkeypatch.setattr("lamina.cli.app.app", stopped)
+    result = cli("quantize", "config.yaml", "--out", "out", "--json")
+    assert result.code == 1
+    assert result.json()["error"]["type"] == "Interrupted"
+    assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -369,6 +370,8 @@ _TYPER_INTERRUPTED = 130
 
 def main() -> None:
     """Runs the command line; every error becomes one message and an exit code."""
+    # What is half-written is removed on a plain `kill`, too. Training puts handlers of its own in the place of both.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     as_json = "--json" in sys.argv[1:]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
