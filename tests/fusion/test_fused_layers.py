@@ -167,6 +167,28 @@ def test_recomputed_is_bitwise_the_same(family: str, settings: dict[str, Any], r
     assert all(torch.equal(grads[name], recomputed[name]) for name in grads)
 
 
+@pytest.mark.parametrize("recompute", [False, "selective", True])
+def test_recomputing_lets_go(recompute: Recompute, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of gate and up alone, or of all that is large."""
+    computations: list[Any] = []
+    forward = fused_layer._Computation.forward
+
+    def recorded(self: Any, x: torch.Tensor) -> torch.Tensor:
+        computations.append(self)
+        return forward(self, x)
+
+    monkeypatch.setattr(fused_layer._Computation, "forward", recorded)
+    injection = with_adapter("llama")
+    injection.model.train()
+    with fast_path(injection.model, recompute):
+        computations.clear()  # those of trying whether the fused layers are right
+        cross_entropy(injection.model, find_head(injection.model), build_batch(documents()))
+    assert len(computations) == 2
+    for computation in computations:
+        assert (computation.gate is None) == bool(recompute)
+        assert (computation.heads is None) == (computation.middle is None) == (recompute is True)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_recomputing_asks_for_no_gradient_below_the_lowest_adapter(family: str) -> None:
     injection = with_adapter(family, layers_to_transform=[1])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from lamina.kernels import use_backend
+from lamina.ops.dropout import MaskedDropout
 from lamina.ops.lora_linear import lora_linear
 from lamina.quantization import freeze_linear
 
@@ -71,6 +75,32 @@ def test_dropout_gradients_use_the_same_mask() -> None:
 
     inputs = [t.requires_grad_() for t in (torch.randn(4, 9, dtype=torch.float64), A, B)]
     assert torch.autograd.gradcheck(layer, inputs)
+
+
+def test_a_mask_is_seen_by_checkpointing() -> None:
+    """What a function keeps beside its saved tensors stays in memory for every layer at once."""
+    frozen = freeze_linear(nn.Linear(9, 6).requires_grad_(False))
+    assert frozen is not None
+    saved: list[torch.Tensor] = []
+    keep: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: saved.append(tensor) or tensor  # noqa: E731
+    A, B = torch.randn(2, 9, requires_grad=True), torch.randn(6, 2, requires_grad=True)
+    with use_backend("plain"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = lora_linear(torch.randn(5, 9), frozen, A, B, 1.5, dropout=0.4)
+    assert [tensor.shape for tensor in saved if tensor.dtype == torch.bool] == [(5, 9)]
+    assert y.grad_fn is not None
+    assert not any(isinstance(value, MaskedDropout) for value in vars(y.grad_fn).values())
+
+
+def test_no_rows() -> None:
+    frozen = freeze_linear(nn.Linear(9, 6).requires_grad_(False))
+    assert frozen is not None
+    A, B = torch.randn(2, 9, requires_grad=True), torch.randn(6, 2, requires_grad=True)
+    x = torch.empty(0, 9, requires_grad=True)
+    y = lora_linear(x, frozen, A, B, 1.5, dropout=0.4)
+    y.sum().backward()
+    assert y.shape == (0, 6)
+    assert x.grad is not None and x.grad.shape == (0, 9)
+    assert A.grad is not None and not A.grad.any()
 
 
 def test_no_gradient_is_made_for_an_input_that_needs_none() -> None:

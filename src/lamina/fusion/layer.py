@@ -7,7 +7,7 @@ Matrix products go through `ops/linear_group.py`, everything between them throug
 for the backward are only the results of products, attention, and the two residual streams; what is cheap (norms, the
 gate's product, attention weights) is computed again. With `recompute`, only x, attention's output and rank-sized
 products are saved: the products before `down` run again, attention and (without a norm after it) `down` do not. With
-`recompute` selective, gate and up alone run again: half of what is saved, for a quarter of the forward's products.
+`recompute` selective, gate and up alone run again: half of what is saved, for half of the forward's products.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from lamina.kernels import kernels_for
-from lamina.ops.dropout import Dropout, draw_dropout
+from lamina.ops.dropout import Dropout, MaskedDropout, draw_dropout
 from lamina.quantization.frozen import FrozenLinear
 
 
@@ -69,17 +69,21 @@ class _LoraLinear(torch.autograd.Function):
         y_TO.addmm_(h_TR, B.to(x.dtype).T)
         # Only A's gradient asks for x: with a frozen A (LoRA-FA), what is kept is rank-sized.
         kept_x, product = x if ctx.needs_input_grad[1] else None, None if columns is None else y_TO
-        ctx.save_for_backward(kept_x, A, B, h_TR, columns, product)
-        ctx.frozen, ctx.scaling, ctx.dropout = frozen, scaling, dropout
+        # A mask goes with the tensors, so that checkpointing sees it and lets it go.
+        mask, ctx.counted = None, dropout
+        if isinstance(dropout, MaskedDropout):
+            mask, ctx.counted, ctx.factor = dropout.mask, None, dropout.factor
+        ctx.save_for_backward(kept_x, A, B, h_TR, columns, product, mask)
+        ctx.frozen, ctx.scaling = frozen, scaling
         if columns is not None:
             # c (y - b) + b, in a form that leaves y as it is where c is 1.
             y_TO = (y_TO * columns + (1.0 - columns) * _bias(frozen)).to(x.dtype)
-        return y_TO.view(*x.shape[:-1], -1)
+        return y_TO.view(*x.shape[:-1], frozen.out_features)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, A, B, h_TR, columns, product_TO = ctx.saved_tensors
-        dropout: Dropout | None = ctx.dropout
+        x, A, B, h_TR, columns, product_TO, mask = ctx.saved_tensors
+        dropout: Dropout | None = ctx.counted if mask is None else MaskedDropout(mask, ctx.factor)
         g_TO, grad_columns = _rows(grads[0]), None
         if columns is not None:
             grad_columns = (g_TO.float() * (product_TO.float() - _bias(ctx.frozen))).sum(0)
@@ -97,7 +101,7 @@ class _LoraLinear(torch.autograd.Function):
                 grad_x.addmm_(gh_TR, A.to(g_TO.dtype))
             else:
                 dropout.add_(grad_x, gh_TR @ A.to(g_TO.dtype))
-            grad_x = grad_x.view(*grads[0].shape[:-1], -1)
+            grad_x = grad_x.view(*grads[0].shape[:-1], ctx.frozen.in_features)
         return grad_x, grad_A, grad_B, grad_columns, None, None, None
 
 
