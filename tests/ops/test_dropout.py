@@ -68,6 +68,9 @@ def test_what_is_added_is_what_was_dropped(shape: tuple[int, int], dtype: torch.
     x, total = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
     dropout = draw_dropout(x, 0.3)
     once = dropout.of(x)
+    # What is dropped is 0, whatever it was.
+    dropped = once == 0.0
+    assert torch.equal(dropout.of(torch.where(dropped, float("inf"), x)), once)
     expected = total.double() + once.double()
     assert torch.equal(once, dropout.of(x))
     assert once.dtype == dtype

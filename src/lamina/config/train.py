@@ -76,8 +76,9 @@ class TrainConfig(Section):
     """Gradients are scaled down to this norm; 0 switches clipping off."""
 
     gradient_checkpointing: Literal["auto", "selective"] | bool = "auto"
-    """Recompute layers in the backward to save memory: true all of them but attention, `selective` only the inputs of
-    the gated unit, which take half of the memory and little time; `auto` as little as makes the activations fit."""
+    """Recompute layers in the backward to save memory: true all of them (fused ones but for attention), `selective`
+    only the inputs of the gated unit, which take half of the memory, for a fifth more time (layers that are not fused
+    as a whole); `auto` as little as makes the activations fit."""
 
     compile: Literal["auto"] | bool = "auto"
     """How the work between matrix products is compiled: `auto` uses C++ kernels on a CPU (built once, in seconds) and

@@ -51,7 +51,7 @@ class MaskedDropout:
 
     def of(self, x: torch.Tensor) -> torch.Tensor:
         """As `CountedDropout.of`."""
-        return x * self.mask * self.factor
+        return torch.where(self.mask, x * self.factor, 0.0)
 
     def add_(self, total: torch.Tensor, x: torch.Tensor) -> None:
         """As `CountedDropout.add_`."""
