@@ -35,6 +35,15 @@ def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
         os.environ["LAMINA_CACHE"] = str(folder)
 
 
+@pytest.fixture(params=["apart", "shared"])
+def members(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Linears with the same input multiply each by itself, as the small models' would, or share a product."""
+    from lamina.ops import linear_group
+
+    monkeypatch.setattr(linear_group, "_MOST_ZEROS", 0.0 if request.param == "apart" else 100.0)
+    return request.param
+
+
 @pytest.fixture(params=sorted(FAMILIES))
 def family(request: pytest.FixtureRequest) -> str:
     """Each model family in turn."""

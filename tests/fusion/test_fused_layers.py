@@ -20,14 +20,11 @@ from lamina.kernels import native, use_backend
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.base import Injection
 from lamina.models.head import find_head
-from lamina.ops import linear_group
 from lamina.ops.attention import packed_attention
 from lamina.ops.linear_group import Detour, LinearGroup
 
 # Attention's kernel takes heads of 32 and leaves those of 8 to plain torch.
 HEAD_SIZES = (8, 32)
-# Members of a group share a product, or multiply by themselves.
-SHARED = pytest.mark.parametrize("most_zeros", [0.0, 100.0], ids=["apart", "shared"])
 FUSED = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3")
 NOT_FUSED = ("gpt2", "phi")
 
@@ -63,27 +60,21 @@ def both_ways(injection: Injection) -> tuple[FusionReport, float]:
     return report, max(errors)
 
 
-@SHARED
+@pytest.mark.usefixtures("members")
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
 @pytest.mark.parametrize("family", FUSED)
-def test_loss_and_gradients_in_float32(
-    family: str, head_size: int, most_zeros: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(linear_group, "_MOST_ZEROS", most_zeros)
+def test_loss_and_gradients_in_float32(family: str, head_size: int) -> None:
     report, error = both_ways(with_adapter(family, model=build_model(family, head_dim=head_size)))
     assert report.fused == report.layers == 2
     assert report.notes == []
     assert error < 1e-4
 
 
-@SHARED
+@pytest.mark.usefixtures("members")
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
 @pytest.mark.parametrize("family", FUSED)
-def test_loss_and_gradients_in_bfloat16(
-    family: str, head_size: int, most_zeros: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loss_and_gradients_in_bfloat16(family: str, head_size: int) -> None:
     """All tensors together must agree much better than the worst one, whose gradient may be mostly rounding."""
-    monkeypatch.setattr(linear_group, "_MOST_ZEROS", most_zeros)
     injection = with_adapter(family, model=build_model(family, torch.bfloat16, head_dim=head_size))
     with unfused(injection.model):
         _, grads = loss_and_gradients(injection)
@@ -149,6 +140,7 @@ def test_other_kernels_give_the_same(backend: str) -> None:
     assert max(float((other[n] - grads[n]).norm() / grads[n].norm()) for n in grads) < 1e-4
 
 
+@pytest.mark.usefixtures("members")
 @pytest.mark.parametrize("recompute", [True, "selective"])
 @pytest.mark.parametrize("settings", [{}, {"lora_dropout": 0.3}, {"use_dora": True}, {"bias": "all"}], ids=str)
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
@@ -206,10 +198,8 @@ def test_recomputing_asks_for_no_gradient_below_the_lowest_adapter(family: str) 
         assert loss_and_gradients(injection)[0] == loss
 
 
-@SHARED
-def test_dropout_is_that_of_the_formula(most_zeros: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropout_is_that_of_the_formula(members: str) -> None:
     """A group with dropout, its masks known, against plain autograd."""
-    monkeypatch.setattr(linear_group, "_MOST_ZEROS", most_zeros)
     torch.manual_seed(0)
     linears = [nn.Linear(10, 6), nn.Linear(10, 4)]
     for linear in linears:
@@ -220,7 +210,7 @@ def test_dropout_is_that_of_the_formula(most_zeros: float, monkeypatch: pytest.M
         for out, rank, p in ((6, 5, 0.4), (4, 3, 0.0))
     ]
     group = LinearGroup(linears, [5, 3])
-    assert group.room == (8 if most_zeros else 5)
+    assert group.room == (8 if members == "shared" else 5)
     group.refresh(detours)
     x = torch.randn(9, 10, requires_grad=True)
     x_ext = torch.full((9, 10 + group.room), float("nan"))

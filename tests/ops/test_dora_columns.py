@@ -49,6 +49,7 @@ def test_scaled_columns_of_one_linear(bias: bool) -> None:
     torch.testing.assert_close(got, torch.autograd.grad(theirs, [x, A, B, columns], grad), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("members")
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_group_in_which_one_of_two_has_scaled_columns(bias: bool, residual: bool) -> None:

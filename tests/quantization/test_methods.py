@@ -60,6 +60,7 @@ def test_loss_and_gradients_unfused(method: str, bits: int) -> None:
         torch.testing.assert_close(grad, wanted[name], rtol=1e-4, atol=1e-5 * float(wanted[name].abs().max()))
 
 
+@pytest.mark.usefixtures("members")
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 @pytest.mark.parametrize("method", METHODS)
