@@ -298,9 +298,15 @@ def test_rank_above_the_width_is_an_error() -> None:
         inject(build_model("llama"), AdaLoraConfig(init_r=17), seed=0)
 
 
-def test_settings_that_would_change_the_result_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="lamina's AdaLoRA does not have: bias='all'"):
+def test_trained_biases_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="trained with bias='all' and cannot be loaded: .* bare base would be lost"):
         check_loads_what_peft_saved("llama", tmp_path, theirs(bias="all"))
+
+
+@pytest.mark.parametrize("more", [{"modules_to_save": ["norm"]}, {"exclude_modules": ["v_proj"]}])
+def test_what_only_peft_has_is_loaded_through_peft(more: dict[str, list[str]], tmp_path: Path) -> None:
+    loaded = check_loads_what_peft_saved("llama", tmp_path, theirs(**more))
+    assert loaded.injection.config.type == "peft"
 
 
 def test_initial_tensors() -> None:

@@ -56,16 +56,18 @@ def test_rank_above_the_width_is_an_error() -> None:
         inject(build_model("llama"), LoHaConfig(r=17), seed=0)
 
 
-def test_a_rank_pattern_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="lamina's LoHa does not have: rank_pattern="):
-        check_loads_what_peft_saved("llama", tmp_path, theirs(rank_pattern={"q_proj": 2}))
+def test_what_only_peft_has_is_loaded_through_peft(tmp_path: Path) -> None:
+    loaded = check_loads_what_peft_saved("llama", tmp_path, theirs(rank_pattern={"q_proj": 2}))
+    assert loaded.injection.config.type == "peft"
 
 
-def test_an_incomplete_or_wrong_configuration_is_refused() -> None:
+def test_an_older_configuration_has_defaults_and_a_wrong_one_is_refused() -> None:
     written = METHOD.peft_config(LoHaConfig(), ["q_proj"], "base")
     assert METHOD.from_peft(written) == LoHaConfig(target_modules=["q_proj"])
+    older = {key: value for key, value in written.items() if key != "alpha"}
+    assert METHOD.from_peft(older).alpha == 8  # peft's default
     with pytest.raises(AdapterError, match="lacks alpha"):
-        METHOD.from_peft({key: value for key, value in written.items() if key != "alpha"})
+        METHOD.from_peft({**older, "peft_type": "NOBODY_KNOWS"})
     with pytest.raises(AdapterError, match="does not fit lamina's LoHa: r: "):
         METHOD.from_peft({**written, "r": 0})
 

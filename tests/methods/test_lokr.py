@@ -82,6 +82,6 @@ def test_a_factor_below_one_is_an_error() -> None:
         load_config({"data": {"train": "x"}, "method": {"type": "lokr", "decompose_factor": 0}})
 
 
-def test_an_alpha_pattern_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="lamina's LoKr does not have: alpha_pattern="):
-        check_loads_what_peft_saved("llama", tmp_path, theirs(alpha_pattern={"k_proj": 2}))
+def test_what_only_peft_has_is_loaded_through_peft(tmp_path: Path) -> None:
+    loaded = check_loads_what_peft_saved("llama", tmp_path, theirs(alpha_pattern={"k_proj": 2}))
+    assert loaded.injection.config.type == "peft"

@@ -15,7 +15,7 @@ from lamina import files
 from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.errors import AdapterError
 from lamina.methods.base import Injection, find_method
-from lamina.methods.hf_peft import method_config, read_peft_config, read_tensors, write_peft
+from lamina.methods.hf_peft import read_peft_config, read_tensors, readings, write_peft
 from lamina.methods.lock import Lock
 from lamina.methods.probes import Probe
 from lamina.methods.targets import short_targets
@@ -36,6 +36,7 @@ class Adapter:
         tensors: float32, by their names in the HF PEFT format.
         lock: What it is bound to; None for an adapter that lamina did not train.
         probes: Empty for an adapter that lamina did not train.
+        others: Other ways to read what peft wrote, for a model that `config` does not fit.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Adapter:
     tensors: dict[str, torch.Tensor]
     lock: Lock | None
     probes: list[Probe]
+    others: tuple[MethodConfig, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -101,7 +103,11 @@ def read_adapter(path: Path) -> Adapter:
     base_ref = str(peft_config.get("base_model_name_or_path") or "")
     about_path = path / LAMINA_FILE
     if not about_path.is_file():
-        return Adapter(path, method_config(peft_config), base_ref, tensors, None, [])
+        try:
+            config, *others = readings(peft_config)
+        except AdapterError as error:
+            raise AdapterError(f"{path}: {error}") from None
+        return Adapter(path, config, base_ref, tensors, None, [], tuple(others))
     try:
         about = json.loads(about_path.read_text(encoding="utf-8"))
         # lamina's own record says which method it is; in peft's, two methods may look alike.
@@ -117,27 +123,3 @@ def read_adapter(path: Path) -> Adapter:
             f"{recorded}. Fix: copy the adapter again; to use changed tensors as they are, delete {LAMINA_FILE}."
         )
     return Adapter(path, config, base_ref, tensors, lock, probes)
-
-
-def check_tensors(adapter: Adapter, injection: Injection) -> None:
-    """Checks that the adapter's tensors are just those that the model takes, by name and shape.
-
-    Raises:
-        AdapterError: With the first names that do not match.
-    """
-    wanted = {name: tuple(tensor.shape) for name, tensor in injection.saved_tensors().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in adapter.tensors.items()}
-    if wanted == found:
-        return
-    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    shapes = [n for n in wanted.keys() & found.keys() if wanted[n] != found[n]]
-    parts = []
-    if missing:
-        parts.append(f"{len(missing)} tensors are missing (first: {missing[0]})")
-    if extra:
-        parts.append(f"{len(extra)} fit no module (first: {extra[0]})")
-    if shapes:
-        parts.append(f"{shapes[0]} has the shape {found[shapes[0]]}, the model takes {wanted[shapes[0]]}")
-    raise AdapterError(
-        f"{adapter.path}: does not fit the model: {'; '.join(parts)}. Fix: load the base it was trained on."
-    )

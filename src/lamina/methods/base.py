@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -166,11 +166,13 @@ class Injection:
         config: The method's configuration.
         layers: What was put in, by the names of the modules that it replaced, in the model's order. What belongs to the
             model as a whole has the name "", and its tensors no prefix.
+        useless: Sentences about settings that select nothing. An adapter is not begun with them, but it can be loaded.
     """
 
     model: PreTrainedModel
     config: MethodConfig
     layers: Mapping[str, AdapterModule]
+    useless: Sequence[str] = ()
 
     def tensors(self) -> dict[str, nn.Parameter]:
         """All trained tensors, by their names in the HF PEFT format. One that two layers share is there once."""
@@ -249,6 +251,13 @@ class Method(ABC):
     draws: ClassVar[bool] = True
     needs_biases: ClassVar[bool] = False
     fallback: ClassVar[bool] = False
+
+    def check(self, model: PreTrainedModel, config: Any) -> None:
+        """Checks what only matters where an adapter is begun, and not where one is loaded, before `attach`.
+
+        Raises:
+            ConfigError: No adapter should be begun with this configuration on this model.
+        """
 
     @abstractmethod
     def attach(self, model: PreTrainedModel, config: Any, seed: int) -> Injection:

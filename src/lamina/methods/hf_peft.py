@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,28 +57,57 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """
     path = folder / TENSORS_FILE
     if not path.is_file():
-        pickled = (folder / "adapter_model.bin").is_file()
-        fix = "save it again with safe_serialization=True" if pickled else "copy the adapter again"
-        raise AdapterError(f"{folder}: holds no {TENSORS_FILE}{' but a pickled one' if pickled else ''}. Fix: {fix}.")
+        if (folder / "adapter_model.bin").is_file():
+            raise AdapterError(
+                f"{folder}: holds a pickled adapter_model.bin and no {TENSORS_FILE}, and lamina reads no pickles, which "
+                "can run code. Fix: if you trust it, write it again with peft: "
+                f"`PeftModel.from_pretrained(base, {str(folder)!r}).save_pretrained(NEW)`."
+            )
+        raise AdapterError(f"{folder}: holds no {TENSORS_FILE}. Fix: copy the adapter again.")
     try:
         return {name: tensor.to(_stored_dtype(tensor)) for name, tensor in load_file(path).items()}
     except (SafetensorError, ValueError) as error:
         raise AdapterError(f"{path}: is damaged ({error}). Fix: copy the adapter again.") from None
 
 
-def method_config(peft_config: Mapping[str, Any]) -> MethodConfig:
-    """The method and its fields that a peft configuration stands for.
+def readings(peft_config: Mapping[str, Any]) -> list[MethodConfig]:
+    """The methods that a peft configuration may stand for, each with its fields: the first that fits the model is used.
 
-    Methods are asked in the order of their names, and a `fallback` after all others.
+    They are lamina's own method, unless it lacks a field that is set, and then the `fallback`, which has all of them.
 
     Raises:
         AdapterError: No method of lamina reads it.
     """
-    for method in sorted(all_methods().values(), key=lambda method: method.fallback):
-        if method.reads_peft(peft_config):
-            return method.from_peft(peft_config)
+    task = peft_config.get("task_type") or "CAUSAL_LM"
+    if task in _OTHER_TASKS:
+        raise AdapterError(
+            f"the adapter was trained for {_OTHER_TASKS[task]} (task_type {task}), and lamina runs causal language models. "
+            "Fix: use it with peft."
+        )
+    methods = [method for method in all_methods().values() if method.reads_peft(peft_config)]
+    found, reasons = [], []
+    for method in sorted(methods, key=lambda method: method.fallback):
+        try:
+            found.append(method.from_peft(peft_config))
+        except AdapterError as error:
+            reasons.append(error)
+    if found:
+        return found
+    if reasons:
+        # The last is that of the method with all fields; without peft, the first says why that one is needed.
+        told = reasons[-1:] if importlib.util.find_spec("peft") else reasons
+        raise AdapterError(" ".join(map(str, told)))
     known = ", ".join(all_methods())
     raise AdapterError(f"the adapter's peft_type {peft_config.get('peft_type')!r} is not supported; methods: {known}.")
+
+
+# Tasks for which peft trains a head that no causal language model has, or another kind of model.
+_OTHER_TASKS = {
+    "SEQ_CLS": "the classification of sequences",
+    "TOKEN_CLS": "the classification of tokens",
+    "QUESTION_ANS": "finding answers in a text",
+    "SEQ_2_SEQ_LM": "an encoder with a decoder",
+}
 
 
 def _stored_dtype(tensor: torch.Tensor) -> torch.dtype:

@@ -13,9 +13,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.config.methods.ln_tuning import LnTuningConfig
-from lamina.errors import AdapterError, ConfigError, Problem
+from lamina.errors import ConfigError, Problem
 from lamina.methods.base import Injection, Method
-from lamina.methods.shared import require_fields
+from lamina.methods.shared import read_peft_fields
 from lamina.methods.targets import match_targets
 from lamina.methods.trained_copy import TrainedCopy, train_parameters
 
@@ -59,33 +59,10 @@ class LnTuning(Method):
         return peft_config.get("peft_type") == "LN_TUNING"
 
     def from_peft(self, peft_config: Mapping[str, Any]) -> LnTuningConfig:
-        unknown = sorted(
-            key for key, value in peft_config.items() if key not in _KNOWN_FIELDS and value not in (None, False, {}, [])
-        )
-        if unknown:
-            settings = ", ".join(f"{key}={peft_config[key]!r}" for key in unknown)
-            raise AdapterError(
-                "the adapter was trained with settings of peft that lamina's LayerNorm tuning does not have: "
-                f"{settings}. Loading it without them would give another model. Fix: use it through peft."
-            )
-        require_fields(peft_config, ["target_modules"])
-        return LnTuningConfig(target_modules=peft_config["target_modules"])
+        return read_peft_fields(LnTuningConfig, peft_config)
 
 
 METHOD = LnTuning()
-
-# The one that is read, and those that change no result.
-_KNOWN_FIELDS = {
-    "target_modules",
-    "auto_mapping",
-    "base_model_name_or_path",
-    "inference_mode",
-    "peft_type",
-    "peft_version",
-    "revision",
-    "task_type",
-}
-
 
 def _is_norm(module: nn.Module) -> bool:
     own = list(module.parameters())

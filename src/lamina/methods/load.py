@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lamina.config.quantization import QuantizationConfig
 from lamina.data.template import ChatTemplate, build_template
 from lamina.errors import AdapterError
-from lamina.methods.adapter import Adapter, check_tensors, read_adapter
-from lamina.methods.base import Injection, find_method, inject
+from lamina.methods.adapter import Adapter, read_adapter
+from lamina.methods.base import Injection, find_method
+from lamina.methods.fit import fit
 from lamina.methods.lock import check_lock
 from lamina.methods.probes import Certificate, replay_probes
 from lamina.models.load import Base, load_base
@@ -137,8 +138,8 @@ def load(
         notes = check_lock(adapter.lock, base, template, allow_base_mismatch)
     else:
         notes = ["the adapter has no lamina.json, so it could not be checked that this is the base it was trained on"]
-    injection = inject(base.model, adapter.config, seed=0)
-    check_tensors(adapter, injection)
-    injection.load_tensors(adapter.tensors)
+    fitted = fit(adapter, base.model)
+    for note in fitted.notes:
+        notify(f"{adapter.path}: {note}")
     base.model.eval().requires_grad_(False)
-    return Loaded(base.model, base.tokenizer, adapter, base, injection, template, notes)
+    return Loaded(base.model, base.tokenizer, adapter, base, fitted.injection, template, [*notes, *fitted.notes])

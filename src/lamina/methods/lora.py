@@ -28,7 +28,8 @@ from lamina.methods.lora_modules import (
     useless_settings,
 )
 from lamina.methods.low_rank import LowRankLinear
-from lamina.methods.shared import check_rank, frozen_linears, require_fields
+from lamina.methods.peft_types import PLAIN_INITS
+from lamina.methods.shared import check_rank, frozen_linears, refuse_unknown, with_defaults
 from lamina.methods.targets import short_targets
 from lamina.methods.trained_copy import TrainedCopy
 from lamina.ops.dora import row_norms, row_squares
@@ -247,23 +248,18 @@ class Lora(Method):
         return peft_config.get("peft_type") == "LORA"
 
     def from_peft(self, peft_config: Mapping[str, Any]) -> LoraConfig:
-        require_fields(peft_config, ["r", "lora_alpha", "target_modules"])
-        unknown = sorted(
-            key
-            for key, value in peft_config.items()
-            if key not in _READ_FIELDS and key not in _NO_EFFECT_FIELDS and value not in (None, False, {}, [])
-        )
+        complete = with_defaults(peft_config, ["r", "lora_alpha", "target_modules"])
         init = peft_config.get("init_lora_weights", True)
-        if isinstance(init, str) and init not in (*_PLAIN_INITS, *_SHIFTED_INITS):
-            unknown.append("init_lora_weights")
-        if unknown:
-            settings = ", ".join(f"{key}={peft_config[key]!r}" for key in unknown)
-            raise AdapterError(
-                f"the adapter was trained with settings of peft that lamina's LoRA does not have: {settings}. "
-                "Loading it without them would give another model. Fix: use it through peft."
-            )
-        values = {key: peft_config[key] for key in _READ_FIELDS if peft_config.get(key) not in (None, {}, [], "")}
+        known = _READ_FIELDS | _NO_EFFECT_FIELDS
+        if init in PLAIN_INITS or init in _SHIFTED_INITS:
+            known = known | {"init_lora_weights"}
+        refuse_unknown(LoraConfig.title, peft_config, known)
+        if not complete["target_modules"]:
+            raise AdapterError("its adapter_config.json names no target_modules.")
+        values = {key: complete[key] for key in _READ_FIELDS if complete.get(key) not in (None, {}, [], "")}
         values["init_lora_weights"] = init if init in _SHIFTED_INITS else True
+        if values.get("lora_dropout", 0.0) >= 1.0:  # training alone drops anything
+            values["lora_dropout"] = 0.0
         try:
             return LoraConfig.model_validate(values)
         except ValidationError as error:
@@ -298,7 +294,6 @@ _NO_EFFECT_FIELDS = {
     "eva_config",
     "fan_in_fan_out",
     "inference_mode",
-    "init_lora_weights",
     "loftq_config",
     "lora_ga_config",
     "megatron_core",
@@ -310,10 +305,9 @@ _NO_EFFECT_FIELDS = {
     "task_type",
 }
 
-# Beginnings that leave no trace in a trained adapter of peft, and those whose share of W peft takes out again when it
-# loads one. The others change W in a way that cannot be told from the adapter.
-_PLAIN_INITS = {"gaussian", "orthogonal", "eva", "mica"}
-_SHIFTED_INITS = {"pissa", "olora"}
+# Beginnings whose share of W peft takes out again when it loads an adapter. Those that are neither here nor in
+# `PLAIN_INITS` change W in a way that cannot be told from the adapter.
+_SHIFTED_INITS = ("pissa", "olora")
 
 
 def _config(injection: Injection) -> LoraConfig:

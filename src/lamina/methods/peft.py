@@ -14,23 +14,36 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.config.methods.peft import PeftConfig
-from lamina.errors import AdapterError, ConfigError, Problem
-from lamina.methods.base import PEFT_PREFIX, AdapterModule, Injection, Method, set_module
-from lamina.methods.peft_types import SET_BY_LAMINA, build_peft_config, peft_fields, plain, refusal
+from lamina.errors import AdapterError, ConfigError, LaminaError, Problem
+from lamina.methods.base import PEFT_PREFIX, AdapterModule, Injection, Method, Saved, find_method, set_module
+from lamina.methods.peft_types import (
+    PLAIN_INITS,
+    SET_BY_LAMINA,
+    build_peft_config,
+    check_loadable,
+    check_trainable,
+    has_layers,
+    peft_fields,
+    plain,
+)
+from lamina.methods.targets import short_targets
+from lamina.models.skeleton import build_skeleton
 
 ADAPTER_NAME = "default"
 
 
 class PeftLayer(AdapterModule):
-    """Stands for one of the layers that peft has put into the model."""
+    """Stands for one of the layers that peft has put into the model, and for those inside it."""
 
     def __init__(
         self,
@@ -60,9 +73,19 @@ class PeftLayer(AdapterModule):
     def enabled(self, value: bool) -> None:
         # peft asks for gradients again whenever it switches a layer on, also where nothing is trained.
         asked = [(parameter, parameter.requires_grad) for parameter in self._layer[0].parameters()]
-        self._layer[0].enable_adapters(value)
+        for module in self._layer[0].modules():  # of several parameters of one module, each has a layer around the last
+            if _is_layer(module):
+                module.enable_adapters(value)
         for parameter, requires_grad in asked:
             parameter.requires_grad_(requires_grad)
+
+    @property
+    def is_target(self) -> bool:
+        """Whether `target_modules` selects the module, rather than a field for whole modules or bare parameters."""
+        from peft.tuners.lora.layer import ParamWrapper
+        from peft.utils import AuxiliaryTrainingWrapper
+
+        return not isinstance(_chain(self._layer[0])[-1], ParamWrapper | AuxiliaryTrainingWrapper)
 
     def adapter_tensors(self) -> dict[str, nn.Parameter]:
         return self._trained
@@ -76,19 +99,7 @@ class PeftLayer(AdapterModule):
 
     @torch.no_grad()
     def fold_in(self, model: PreTrainedModel, name: str) -> None:
-        from peft.utils import AuxiliaryTrainingWrapper
-
-        layer = self._layer[0]
-        if isinstance(layer, AuxiliaryTrainingWrapper):
-            merged = layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
-        else:
-            # peft adds in the base's dtype; in float32 the sum is rounded once, as for lamina's own methods.
-            dtypes = {key: parameter.dtype for key, parameter in layer.get_base_layer().named_parameters()}
-            _retype(layer.get_base_layer(), dict.fromkeys(dtypes, torch.float32))
-            layer.merge()
-            merged = layer.get_base_layer()
-            _retype(merged, dtypes)
-        set_module(model, name, merged.requires_grad_(False))
+        set_module(model, name, _folded(self._layer[0]).requires_grad_(False))
 
 
 class PeftLayerApart(PeftLayer):
@@ -120,64 +131,95 @@ class Peft(Method):
 
     fallback = True
 
+    def check(self, model: PreTrainedModel, config: PeftConfig) -> None:
+        check_trainable(config)
+        own = METHOD_CONFIGS.get(config.peft_type.lower())
+        if own is not None and _takes(own, model, config):
+            message = f"lamina has {own.title} itself, faster than through peft."
+            raise ConfigError(Problem("method.peft_type", message, f"write `type: {config.peft_type.lower()}`"))
+
     def attach(self, model: PreTrainedModel, config: PeftConfig, seed: int) -> Injection:
         given = build_peft_config(config)
         # No peft model is used afterwards: its layers are in `model` then. But it knows the tensors by the names that
         # peft saves them under, also those that layers share, which peft.inject_adapter_in_model cannot.
         from peft import PeftModel
 
-        before = {name: (parameter, _sample(parameter)) for name, parameter in model.named_parameters()}
+        empty = model.device.type == "meta"
+        before = {} if empty else {name: (parameter, _sample(parameter)) for name, parameter in model.named_parameters()}
         devices = [model.device] if model.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices=devices), warnings.catch_warnings(), _same_environment():
-                # What peft warns of in this way is a setting that matches nothing and would be ignored.
-                warnings.filterwarnings("error", category=RuntimeWarning, module=r"peft\.")
+            with torch.random.fork_rng(devices=devices), _same_environment(), _useless() as useless:
                 torch.manual_seed(seed)
-                wrapped = PeftModel(model, given, ADAPTER_NAME)
-        except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError, RuntimeWarning) as error:
+                wrapped = PeftModel(model, given, ADAPTER_NAME, low_cpu_mem_usage=empty)
+                if config.peft_type == "ADALORA" and given.rank_pattern:  # the ranks that were cut
+                    wrapped.base_model.resize_modules_by_rank_pattern(given.rank_pattern, ADAPTER_NAME)
+        except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError) as error:
             raise ConfigError(Problem("method", f"peft refuses these settings: {error}")) from error
         del model.peft_config
         model.train(model.training)  # new modules begin in training mode, whatever the model is in
         layers = _stand_ins(wrapped, config)
-        injection = Injection(model, config, layers)
+        injection = Injection(model, config, layers, useless)
         _check_base(before)
         _check_tensors(injection, config, wrapped)
         return injection
 
+    def prepare(self, injection: Injection, batches: Iterable[torch.Tensor]) -> Injection:
+        """Checks what only matters before training.
+
+        Raises:
+            ConfigError: A setting selects nothing, or small updates would be rounded away.
+        """
+        if injection.useless:
+            raise ConfigError([Problem("method", what) for what in injection.useless])
+        coarse = {name: tensor.dtype for name, tensor in injection.tensors().items() if tensor.dtype != torch.float32}
+        if coarse:
+            name, dtype = next(iter(coarse.items()))
+            message = f"trained tensors are held in {dtype} (first: {name}), and small updates would be rounded away."
+            raise ConfigError(Problem("method", message, "use `dtype: float32`"))
+        return injection
+
+    def saved(self, injection: Injection) -> Saved:
+        """With the names of the adapted modules, where peft chose them by its version and the kind of model."""
+        config = injection.config
+        assert isinstance(config, PeftConfig)
+        chosen_by_peft = config.fields.get("target_modules") is None and config.peft_type != "TRAINABLE_TOKENS"
+        if chosen_by_peft and "target_modules" in peft_fields(config.peft_type):
+            names = [name for name, layer in injection.layers.items() if isinstance(layer, PeftLayer) and layer.is_target]
+            config = config.model_copy(update={"target_modules": short_targets(injection.model, names)})
+        return Saved(config, injection.saved_tensors())
+
     def peft_config(self, config: PeftConfig, target_modules: list[str], base_ref: str) -> dict[str, Any]:
         content = {key: plain(value) for key, value in build_peft_config(config).to_dict().items()}
-        # Which modules peft takes by default depends on its version; for trained tokens it is always the embedding, and
-        # the tied head, which peft must find by itself.
-        if config.peft_type != "TRAINABLE_TOKENS" and content.get("target_modules", "") is None:
-            content["target_modules"] = [name for name in target_modules if name]
         return content | {"task_type": "CAUSAL_LM", "base_model_name_or_path": base_ref, "inference_mode": True}
 
     def reads_peft(self, peft_config: Mapping[str, Any]) -> bool:
-        return isinstance(peft_config.get("peft_type"), str)
+        peft_type = peft_config.get("peft_type")
+        return isinstance(peft_type, str) and (has_layers(peft_type) or peft_type.lower() not in METHOD_CONFIGS)
 
     def from_peft(self, peft_config: Mapping[str, Any]) -> PeftConfig:
         peft_type = peft_config["peft_type"]
         given = {key: value for key, value in peft_config.items() if key not in SET_BY_LAMINA}
+        check_loadable(peft_type, given)
         try:
             known = peft_fields(peft_type)
-            reason = refusal(peft_type, given)
         except ConfigError as error:
-            raise AdapterError(
-                f"the adapter cannot be loaded: {'; '.join(p.message for p in error.problems)}"
-            ) from None
-        if reason is not None:
-            raise AdapterError(f"the adapter's peft_type {peft_type} cannot be loaded: {reason}.")
-        unknown = sorted(given.keys() - known.keys())
+            problem = error.problems[0]
+            fix = f" Fix: {problem.fix}" if problem.fix else ""
+            raise AdapterError(f"the adapter cannot be loaded: {problem.message}{fix}") from None
+        unknown = sorted(key for key, value in given.items() if key not in known and value not in (None, False, {}, []))
         if unknown:
             settings = ", ".join(f"{key}={given[key]!r}" for key in unknown)
+            version = peft_config.get("peft_version") or "that it was saved with"
             raise AdapterError(
                 f"the adapter was saved with settings that the installed peft does not know: {settings}. Loading it "
-                "without them could give another model. Fix: install the peft that it was saved with."
+                f"without them could give another model. Fix: install the peft {version}."
             )
+        if peft_type == "LORA" and given.get("init_lora_weights") in PLAIN_INITS:
+            given["init_lora_weights"] = True  # the tensors are there already
         # Only what differs from peft's defaults, as a user would write it.
         return PeftConfig.model_validate(
             {"type": "peft", "peft_type": peft_type}
-            | {key: value for key, value in given.items() if value != plain(known[key])}
+            | {key: value for key, value in given.items() if key in known and value != plain(known[key])}
         )
 
 
@@ -196,19 +238,38 @@ def _same_environment() -> Iterator[None]:
         os.environ.update(before)
 
 
+@contextlib.contextmanager
+def _useless() -> Iterator[list[str]]:
+    """What peft warns of inside the block: settings that match nothing, which it passes over."""
+    found: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", category=RuntimeWarning, module=r"peft\.")
+        yield found
+    for warning in caught:
+        if issubclass(warning.category, RuntimeWarning):
+            found.append(str(warning.message))
+        else:
+            warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def _takes(own: type[MethodConfig], model: PreTrainedModel, config: PeftConfig) -> bool:
+    """Whether an adapter of lamina's own method can be begun with these settings on this model."""
+    name = config.peft_type.lower()
+    try:
+        injection = find_method(name).attach(build_skeleton(model), own.model_validate({"type": name, **config.fields}), 0)
+        find_method(name).prepare(injection, [])
+    except (ValidationError, LaminaError, NotImplementedError):  # the last: what needs the weights themselves
+        return False
+    return True
+
+
 def _stand_ins(wrapped: Any, config: PeftConfig) -> dict[str, AdapterModule]:
     """Modules that stand for peft's layers, by the names of the modules in their places, in the model's order."""
     from peft import get_peft_model_state_dict
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils import AuxiliaryTrainingWrapper
 
     everything = wrapped.state_dict(keep_vars=True)
     saved = get_peft_model_state_dict(wrapped, everything, ADAPTER_NAME, save_embedding_layers=False)
-    places: dict[str, Any] = {}
-    for name, module in wrapped.base_model.model.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in places)
-        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and not inside:
-            places[name] = module
+    places = _outermost(wrapped.base_model.model)
     own: dict[str, dict[str, torch.Tensor]] = {name: {} for name in ["", *places]}
     for key, tensor in saved.items():
         module = key.removeprefix(PEFT_PREFIX)
@@ -230,6 +291,51 @@ def _stand_ins(wrapped: Any, config: PeftConfig) -> dict[str, AdapterModule]:
     return layers
 
 
+def _is_layer(module: nn.Module) -> bool:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    return isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
+
+
+def _chain(layer: Any) -> list[Any]:
+    """A layer of peft, the one it stands around, and so on."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    chain = [layer]
+    while isinstance(chain[-1], BaseTunerLayer) and isinstance(chain[-1].base_layer, BaseTunerLayer):
+        chain.append(chain[-1].base_layer)
+    return chain
+
+
+def _folded(layer: Any) -> nn.Module:
+    """The base's module with what a layer of peft, and those inside it, add to its weights."""
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    if isinstance(layer, AuxiliaryTrainingWrapper):
+        return layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+    module = layer.get_base_layer()
+    for name, inner in _outermost(module).items():
+        set_module(module, name, _folded(inner))
+    # peft adds in the base's dtype; in float32 the sum is rounded once, as for lamina's own methods.
+    dtypes = {key: parameter.dtype for key, parameter in module.named_parameters()}
+    _retype(module, dict.fromkeys(dtypes, torch.float32))
+    for each in _chain(layer):
+        each.merge()
+    module = layer.get_base_layer()  # may be another one now
+    _retype(module, dtypes)
+    return module
+
+
+def _outermost(model: nn.Module) -> dict[str, Any]:
+    """peft's layers in a module, by name, but for those inside others."""
+    places: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        if _is_layer(module) and not any(name.startswith(f"{outer}.") for outer in places):
+            places[name] = module
+    return places
+
+
 def _merges(layer: Any, config: PeftConfig) -> bool:
     """Whether peft can fold a layer in, which it does not say before it tries."""
     from peft.utils import AuxiliaryTrainingWrapper
@@ -237,7 +343,8 @@ def _merges(layer: Any, config: PeftConfig) -> bool:
     if isinstance(layer, AuxiliaryTrainingWrapper):
         return True
     adds_bias = config.peft_type == "BEFT" or bool(config.fields.get("lora_bias"))
-    return config.peft_type != "LILY" and not (adds_bias and layer.get_base_layer().bias is None)
+    has_bias = "bias" in dict(layer.get_base_layer().named_parameters(recurse=False))
+    return config.peft_type != "LILY" and not (adds_bias and not has_bias)
 
 
 def _is_trained(tensor: torch.Tensor) -> bool:
@@ -265,7 +372,7 @@ def _check_base(before: Mapping[str, tuple[nn.Parameter, torch.Tensor]]) -> None
 
 
 def _check_tensors(injection: Injection, config: PeftConfig, wrapped: nn.Module) -> None:
-    """Every trained tensor must be saved, and be a float32 master."""
+    """Every trained tensor must be saved."""
     trained = injection.tensors()
     if not trained:
         raise ConfigError(Problem("method.peft_type", f"with these settings {config.peft_type} trains nothing."))
@@ -277,16 +384,6 @@ def _check_tensors(injection: Injection, config: PeftConfig, wrapped: nn.Module)
                 "method",
                 f"{config.peft_type} trains {len(lost)} tensors that peft does not save (first: {lost[0]}), so that "
                 "the adapter could not be loaded again.",
-            )
-        )
-    coarse = [name for name, tensor in trained.items() if tensor.dtype != torch.float32]
-    if coarse:
-        raise ConfigError(
-            Problem(
-                "method",
-                f"{config.peft_type} holds trained tensors in {trained[coarse[0]].dtype} (first: {coarse[0]}), and "
-                "small updates would be rounded away.",
-                "use `dtype: float32`",
             )
         )
 

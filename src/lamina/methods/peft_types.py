@@ -5,18 +5,22 @@ The one place where peft itself is imported, apart from the modules that handle 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import importlib.util
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import Enum
 from types import ModuleType
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter, ValidationError
+from transformers import PreTrainedModel
 
 from lamina.config import METHOD_CONFIGS
 from lamina.config.methods.peft import PeftConfig
-from lamina.errors import ConfigError, Problem, nearest
+from lamina.errors import AdapterError, ConfigError, Problem, nearest
 
 FIELD = "method.peft_type"
 
@@ -25,9 +29,13 @@ SET_BY_LAMINA = frozenset(
     ("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode")
 )
 
-# peft's name -> why its method cannot run in this loop, where lamina has none of the same name.
-_REFUSED = {
+# peft's name -> why its method cannot be trained in this loop. An adapter of it can be loaded.
+_REFUSED_IN_TRAINING = {
     "ADALORA": "its budget, its penalty and its pruned ranks live in peft's model and not in its layers",
+}
+
+# peft's name -> why its method can neither be trained nor loaded, where lamina has none of the same name.
+_REFUSED = {
     "ADAPTION_PROMPT": "it replaces whole attention modules, by code that does not know packed documents",
     "CARTRIDGE": "its prefix is distilled from a text corpus by a training loop of its own",
     "CPT": "its loss weighs tokens by a mask that comes with each example",
@@ -48,18 +56,33 @@ class _Setting:
     Attributes:
         key: The field.
         refused: Whether a value of it is meant.
-        reason: Why.
+        reason: Why it cannot be trained; empty where it can, which is found out on the model.
         types: Of which of peft's methods; empty for all.
+        unloadable: Why an adapter that was trained with it cannot be loaded; empty where it can.
+        fix: What to do with such an adapter.
     """
 
     key: str
     refused: Callable[[Any], bool]
     reason: str
     types: tuple[str, ...] = ()
+    unloadable: str = ""
+    fix: str = ""
 
+
+# Beginnings of LoRA that leave no trace in what is saved.
+PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", "mica")
+
+_MERGE = "fold it in with peft (`merge_and_unload`, then `save_pretrained`) and use that folder as a model"
 
 _SETTINGS = (
-    _Setting("bias", lambda v: v != "none", "peft trains the base's own biases in place, so the base would be lost"),
+    _Setting(
+        "bias",
+        lambda v: v != "none",
+        "peft trains the base's own biases in place, so the base would be lost",
+        unloadable="its biases take the place of the base's own in peft, so that the bare base would be lost",
+        fix=_MERGE,
+    ),
     _Setting(
         "use_asa",
         bool,
@@ -73,32 +96,60 @@ _SETTINGS = (
         "this initialisation reads data through functions of peft's own before training",
         ("LORA",),
     ),
-    _Setting("alora_invocation_tokens", bool, "peft's model applies it, not its layers", ("LORA",)),
-    _Setting("layer_replication", bool, "it adds layers to the base", ("LORA",)),
+    _Setting(
+        "init_lora_weights",
+        lambda v: v not in PLAIN_INITS,
+        "",
+        ("LORA",),
+        "training began by moving a part of the base's weights into the adapter, and the file does not say which",
+        "save it again where it was trained, by peft's `save_pretrained(..., path_initial_model_for_weight_conversion="
+        "...)`, which makes a plain LoRA of it",
+    ),
+    _Setting(
+        "alora_invocation_tokens",
+        bool,
+        "peft's model applies it, not its layers",
+        ("LORA",),
+        "it acts on the tokens after these alone, which peft's model sees to and not its layers",
+        "use it with peft's own `PeftModel`",
+    ),
+    _Setting(
+        "layer_replication", bool, "it adds layers to the base", ("LORA",), "it adds layers to the base", _MERGE
+    ),
+    _Setting(
+        "kasa_config",
+        bool,
+        "",
+        ("LORA",),
+        "it cuts the smallest singular values off the base's own weights, so that the bare base would be lost",
+        _MERGE,
+    ),
     _Setting(
         "save_only_topk_weights",
         bool,
         "what is saved then are not the trained tensors, and no run goes on",
         ("VBLORA",),
+        "what was saved are the largest of the trained numbers and not the trained tensors",
+        _MERGE,
     ),
 )
 
 
 def build_peft_config(config: PeftConfig) -> Any:
-    """peft's own configuration object, with every field checked.
+    """peft's own configuration object.
 
     Raises:
-        ConfigError: The method or a field is unknown, a value cannot be honoured, or peft is not installed.
+        ConfigError: The method or a field is unknown, peft refuses a value, or peft is not installed.
     """
-    peft_type, given = config.peft_type, config.fields
-    known = peft_fields(peft_type)
-    _point_to_own(peft_type, given)
-    reason = refusal(peft_type, given)
-    if reason is not None:
-        raise ConfigError(Problem(FIELD, f"{peft_type} cannot be trained here: {reason}.", _instead(peft_type)))
-    problems = [problem for key in sorted(given) if (problem := _check(peft_type, key, given[key], known)) is not None]
+    # A copy, because peft changes lists of its configuration in place.
+    peft_type, given = config.peft_type, copy.deepcopy(config.fields)
+    if peft_type in _REFUSED:
+        raise ConfigError(Problem(FIELD, f"{peft_type} cannot be used here: {_REFUSED[peft_type]}."))
+    known = peft_fields(peft_type).keys() - SET_BY_LAMINA
+    problems = [_unknown(peft_type, key, given[key], known) for key in sorted(given.keys() - known)]
     if problems:
         raise ConfigError(problems)
+    given = {key: _nested(peft_type, key, value) for key, value in given.items()}
     try:
         return _config_class(peft_type)(**given, task_type="CAUSAL_LM")
     except ImportError as error:
@@ -129,20 +180,72 @@ def peft_types() -> list[str]:
     return sorted(kind.value for kind in _peft().PEFT_TYPE_TO_CONFIG_MAPPING)
 
 
-def refusal(peft_type: str, given: Mapping[str, Any]) -> str | None:
-    """Why a method, or a method with these fields, cannot be had through lamina; None if it can."""
+def has_layers(peft_type: str) -> bool:
+    """Whether a method is all in peft's layers, or in such as can be loaded through lamina."""
+    return peft_type not in _REFUSED
+
+
+def check_trainable(config: PeftConfig) -> None:
+    """Checks that a method can be trained with these fields, and that these are of peft's types.
+
+    Raises:
+        ConfigError: It cannot, or they are not.
+    """
+    peft_type, given = config.peft_type, config.fields
+    reason = (_REFUSED | _REFUSED_IN_TRAINING).get(peft_type)
+    if reason is not None:
+        raise ConfigError(
+            Problem(FIELD, f"{peft_type} cannot be trained here: {reason}.", _instead(peft_type, given))
+        )
+    for setting in _concerned(peft_type, given):
+        if setting.reason:
+            message = f"{given[setting.key]!r} cannot be trained through peft: {setting.reason}."
+            raise ConfigError(Problem(f"method.{setting.key}", message, _without(peft_type, setting.key)))
+    known = peft_fields(peft_type).keys() - SET_BY_LAMINA
+    problems = [_mistyped(peft_type, key, given[key]) for key in sorted(given.keys() & known)]
+    if any(problems):
+        raise ConfigError([problem for problem in problems if problem is not None])
+
+
+def check_loadable(peft_type: str, given: Mapping[str, Any]) -> None:
+    """Checks that an adapter of a method with these fields can be loaded through peft.
+
+    Raises:
+        AdapterError: It cannot.
+    """
     if peft_type in _REFUSED:
-        return _REFUSED[peft_type]
-    for setting in _SETTINGS:
-        concerned = not setting.types or peft_type in setting.types
-        if (
-            concerned
-            and setting.key in given
-            and given[setting.key] is not None
-            and setting.refused(given[setting.key])
-        ):
-            return f"{setting.key}={given[setting.key]!r}: {setting.reason}"
-    return None
+        raise AdapterError(f"the adapter's peft_type {peft_type} cannot be loaded: {_REFUSED[peft_type]}.")
+    for setting in _concerned(peft_type, given):
+        if setting.unloadable:
+            what = f"{setting.key}={given[setting.key]!r}"
+            raise AdapterError(
+                f"the adapter was trained with {what} and cannot be loaded: {setting.unloadable}. Fix: {setting.fix}."
+            )
+
+
+def _concerned(peft_type: str, given: Mapping[str, Any]) -> list[_Setting]:
+    return [
+        setting
+        for setting in _SETTINGS
+        if (not setting.types or peft_type in setting.types)
+        and given.get(setting.key) is not None
+        and setting.refused(given[setting.key])
+    ]
+
+
+def converted_tensors(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """An adapter's tensors as transformers lays out this model now, if it was trained on an earlier layout.
+
+    So does peft, for LoRA alone. Without peft, or where nothing is known of an earlier layout, they stay as they are.
+    """
+    if importlib.util.find_spec("peft") is None or not any(".lora_" in name for name in tensors):
+        return dict(tensors)
+    from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
+
+    try:
+        return convert_peft_adapter_state_dict_for_transformers(model, _config_class("LORA")(), dict(tensors))
+    except (ValueError, KeyError, RuntimeError):  # no such layout after all
+        return dict(tensors)
 
 
 def plain(value: Any) -> Any:
@@ -158,41 +261,55 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _check(peft_type: str, key: str, value: Any, known: Mapping[str, Any]) -> Problem | None:
-    field = f"method.{key}"
+def _unknown(peft_type: str, key: str, value: Any, known: Collection[str]) -> Problem:
     if key in SET_BY_LAMINA:
-        return Problem(field, f"{value!r} is not for you to choose.", "remove it")
-    if key not in known:
-        allowed = sorted(known.keys() - SET_BY_LAMINA)
-        return Problem(field, f"unknown key; {peft_type} has in peft: {', '.join(allowed)}.", nearest(key, allowed))
+        return Problem(f"method.{key}", f"{value!r} is not for you to choose.", "remove it")
+    message = f"unknown key; {peft_type} has in peft: {', '.join(sorted(known))}."
+    return Problem(f"method.{key}", message, nearest(key, known))
+
+
+def _mistyped(peft_type: str, key: str, value: Any) -> Problem | None:
+    """What is wrong with a value's type: peft checks no types, and fails far from the cause."""
+    hint = typing.get_type_hints(_config_class(peft_type))[key]
     try:
-        # peft checks no types, and fails far from the cause.
-        TypeAdapter(typing.get_type_hints(_config_class(peft_type))[key]).validate_python(value, strict=True)
+        TypeAdapter(hint).validate_python(_nested(peft_type, key, value), strict=True)
     except ValidationError as error:
         reasons = dict.fromkeys(detail["msg"].replace("Input should be", "must be") for detail in error.errors())
-        return Problem(field, f"got {value!r}; {', or '.join(reasons)}.")
+        return Problem(f"method.{key}", f"got {value!r}; {', or '.join(reasons)}.")
     return None
 
 
-def _point_to_own(peft_type: str, given: Mapping[str, Any]) -> None:
-    """lamina's own method is the better one, unless a field is asked for that it does not have."""
+def _nested(peft_type: str, key: str, value: Any) -> Any:
+    """A field's value, with a mapping made the configuration object that peft wants there."""
+    hint = typing.get_type_hints(_config_class(peft_type))[key]
+    members = (hint, *typing.get_args(hint))
+    kinds = [member for member in members if dataclasses.is_dataclass(member)]
+    if not isinstance(value, Mapping) or dict in members or len(kinds) != 1:
+        return value
+    try:
+        return typing.cast("type[Any]", kinds[0])(**value)
+    except (TypeError, ValueError):
+        return value  # what is wrong with it is said by the check of its type
+
+
+def _instead(peft_type: str, given: Mapping[str, Any]) -> str:
+    """What to do in the place of a method that cannot be trained through peft; lamina's own only where it has all."""
     own = METHOD_CONFIGS.get(peft_type.lower())
-    if own is not None and not given.keys() - own.model_fields.keys() - SET_BY_LAMINA:
-        raise ConfigError(
-            Problem(
-                FIELD, f"lamina has {own.title} itself, faster than through peft.", f"write `type: {peft_type.lower()}`"
-            )
-        )
-
-
-def _instead(peft_type: str) -> str:
-    own = peft_type.lower()
+    if own is not None:
+        more = sorted(given.keys() - own.model_fields.keys() - SET_BY_LAMINA)
+        without = f", which has no {', '.join(more)}" if more else ""
+        return f"use lamina's own, `type: {peft_type.lower()}`{without}"
     prompts = [name for name in ("prompt_tuning", "prefix_tuning", "p_tuning") if name in METHOD_CONFIGS]
-    if own in METHOD_CONFIGS:
-        return f"use lamina's own, `type: {own}`"
     if peft_type in ("CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"):
         return f"use one of lamina's own of that kind: {', '.join(prompts)}" if prompts else ""
     return ""
+
+
+def _without(peft_type: str, key: str) -> str:
+    own = METHOD_CONFIGS.get(peft_type.lower())
+    if own is not None and key in own.model_fields:
+        return f"use lamina's own, `type: {peft_type.lower()}`, which has {key}; or leave it out"
+    return "leave it out"
 
 
 def _config_class(peft_type: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 
 from lamina.config import MethodConfig
 from lamina.errors import AdapterError, ConfigError, Problem
+from lamina.methods.peft_types import peft_fields as defaults_of
+from lamina.methods.peft_types import plain
 from lamina.quantization import FrozenLinear, freeze_linear
 
 Config = TypeVar("Config", bound=MethodConfig)
@@ -97,33 +99,42 @@ def read_peft_fields(cls: type[Config], peft_config: Mapping[str, Any], no_effec
         AdapterError: A field is missing or wrong, or others are set, which would be lost; they are named.
     """
     fields = [name for name in cls.model_fields if name != "type"]
-    known = {*fields, *no_effect, *_NO_EFFECT_FIELDS}
+    refuse_unknown(cls.title, peft_config, {*fields, *no_effect, *_NO_EFFECT_FIELDS})
+    complete = with_defaults(peft_config, fields)
+    try:
+        return cls.model_validate({name: complete[name] for name in fields})
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors())
+        raise AdapterError(f"its adapter_config.json does not fit lamina's {cls.title}: {wrong}.") from None
+
+
+def refuse_unknown(title: str, peft_config: Mapping[str, Any], known: Collection[str]) -> None:
+    """Checks that a peft configuration sets nothing beside `known`.
+
+    Raises:
+        AdapterError: It does; what would be lost is named.
+    """
     unknown = sorted(key for key, value in peft_config.items() if key not in known and not _is_off(key, value))
     if unknown:
         settings = ", ".join(f"{key}={peft_config[key]!r}" for key in unknown)
-        raise AdapterError(
-            f"the adapter was trained with settings of peft that lamina's {cls.title} does not have: {settings}. "
-            "Loading it without them would give another model. Fix: use it through peft."
-        )
-    require_fields(peft_config, fields)
-    try:
-        return cls.model_validate({name: peft_config[name] for name in fields})
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors())
-        raise AdapterError(
-            f"its adapter_config.json does not fit lamina's {cls.title}: {wrong}. Fix: use it through peft."
-        ) from None
+        raise AdapterError(f"the adapter has settings of peft that lamina's {title} does not have: {settings}.")
 
 
-def require_fields(peft_config: Mapping[str, Any], fields: Iterable[str]) -> None:
-    """Checks that a peft configuration has these fields.
+def with_defaults(peft_config: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
+    """A peft configuration with the installed peft's defaults for those of the fields that it lacks, as peft reads it.
 
     Raises:
-        AdapterError: It lacks some; they are named.
+        AdapterError: It lacks some that peft does not know, or that peft is not there to tell.
     """
     missing = [name for name in fields if name not in peft_config]
-    if missing:
-        raise AdapterError(f"its adapter_config.json lacks {', '.join(missing)}. Fix: copy the adapter again.")
+    try:
+        defaults = defaults_of(str(peft_config.get("peft_type"))) if missing else {}
+    except ConfigError:
+        defaults = {}
+    lacking = [name for name in missing if name not in defaults]
+    if lacking:
+        raise AdapterError(f"its adapter_config.json lacks {', '.join(lacking)}. Fix: copy the adapter again.")
+    return {**{name: plain(defaults[name]) for name in missing}, **peft_config}
 
 
 def _is_off(key: str, value: Any) -> bool:

@@ -11,7 +11,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.errors import AdapterError
-from lamina.methods.shared import require_fields
 from lamina.methods.virtual_tokens import (
     SAVED_NAME,
     Finish,
@@ -86,7 +85,8 @@ def read_count(peft_config: Mapping[str, Any]) -> int:
     Raises:
         AdapterError: It does not say.
     """
-    require_fields(peft_config, ["num_virtual_tokens"])
+    if peft_config.get("num_virtual_tokens") is None:
+        raise AdapterError("its adapter_config.json lacks num_virtual_tokens. Fix: copy the adapter again.")
     return peft_config["num_virtual_tokens"]
 
 
@@ -107,8 +107,8 @@ def refuse_unknown(peft_config: Mapping[str, Any], known: set[str], title: str) 
     if unknown:
         settings = ", ".join(f"{key}={peft_config[key]!r}" for key in unknown)
         raise AdapterError(
-            f"the adapter was trained with settings of peft that lamina's {title} does not have: {settings}. "
-            "Loading it without them would give another model. Fix: use it through peft."
+            f"the adapter has settings of peft that lamina's {title} does not have: {settings}. Loading it without them could "
+            "give another model. Fix: use it with peft."
         )
 
 

@@ -216,6 +216,7 @@ def _note_learning_rate(config: Config, base: Base, notify: Notify) -> None:
 
 
 def _fresh_adapter(config: Config, base: Base, dataset: Dataset, notify: Notify) -> Injection:
+    find_method(config.method.type).check(base.model, config.method)
     injection = inject(base.model, config.method, config.seed)
     whole = injection.layers.get("")
     check_positions(dataset, base.model, notify, whole.count if isinstance(whole, VirtualTokens) else 0)
