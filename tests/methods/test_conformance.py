@@ -21,9 +21,8 @@ from lamina.errors import AdapterError
 from lamina.export.fold import fold_in
 from lamina.fusion import fast_path
 from lamina.losses.cross_entropy import cross_entropy
-from lamina.methods.adapter import adapter_digest, read_adapter, save_adapter
+from lamina.methods.adapter import adapter_digest, check_tensors, read_adapter, save_adapter
 from lamina.methods.base import Injection, find_method, inject
-from lamina.methods.fit import check_tensors
 from lamina.methods.lock import build_lock
 from lamina.models.head import find_head
 from lamina.models.load import Base, load_base

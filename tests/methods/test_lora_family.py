@@ -19,9 +19,8 @@ from lamina.errors import AdapterError
 from lamina.export.fold import fold_in
 from lamina.fusion import fast_path
 from lamina.losses.cross_entropy import cross_entropy
-from lamina.methods.adapter import read_adapter
+from lamina.methods.adapter import check_tensors, read_adapter
 from lamina.methods.base import inject
-from lamina.methods.fit import check_tensors
 from lamina.methods.lora import METHOD, ShiftedLoraLinear
 from lamina.models.head import find_head
 

@@ -22,7 +22,7 @@ from lamina.errors import AdapterError, ConfigError
 from lamina.export.fold import fold_in
 from lamina.methods.adapter import read_adapter, save_adapter
 from lamina.methods.base import Injection, find_method, inject
-from lamina.methods.hf_peft import readings
+from lamina.methods.hf_peft import fallback_config, method_config
 from lamina.methods.lock import build_lock
 from lamina.methods.peft import METHOD
 from lamina.methods.peft_types import _REFUSED, _REFUSED_IN_TRAINING, build_peft_config, peft_types
@@ -363,7 +363,7 @@ def test_it_is_asked_last_for_peft_adapters() -> None:
     assert asked == ["peft"]
     assert METHOD.reads_peft({"peft_type": "LORA"})
     saved = peft.LoraConfig(r=4, target_modules=["q_proj"]).to_dict() | {"target_modules": ["q_proj"]}
-    assert [c.type for c in readings(saved | {"peft_type": "LORA", "task_type": None})] == ["lora", "peft"]
+    assert method_config(saved | {"peft_type": "LORA", "task_type": None}).type == "lora"
 
 
 @pytest.mark.parametrize(
@@ -378,13 +378,14 @@ def test_it_is_asked_last_for_peft_adapters() -> None:
 def test_adapters_that_cannot_be_honoured_are_refused(changes: dict[str, Any], words: str) -> None:
     content = {"peft_type": "HRA", "r": 4, "target_modules": ["q_proj"], "peft_version": "0.21"} | changes
     with pytest.raises(AdapterError, match=words):
-        readings(content)
+        method_config(content)
 
 
 def test_defaults_of_a_peft_adapter_are_not_spelled_out() -> None:
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType.HRA]
     content = json.loads(json.dumps(kind(r=4, target_modules=["q_proj"]).to_dict(), default=sorted))
-    (read,) = readings(content)
+    read = method_config(content)
+    assert fallback_config(content) == read
     assert isinstance(read, PeftConfig)
     assert read.fields == {"r": 4, "target_modules": ["q_proj"]}
 

@@ -15,10 +15,9 @@ from lamina import files
 from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.errors import AdapterError
 from lamina.methods.base import Injection, find_method
-from lamina.methods.hf_peft import read_peft_config, read_tensors, readings, write_peft
+from lamina.methods.hf_peft import method_config, peft_content, read_peft_config, read_tensors, write_peft
 from lamina.methods.lock import Lock
 from lamina.methods.probes import Probe
-from lamina.methods.targets import short_targets
 from lamina.models.load import Base
 
 LAMINA_FILE = "lamina.json"
@@ -36,7 +35,7 @@ class Adapter:
         tensors: float32, by their names in the HF PEFT format.
         lock: What it is bound to; None for an adapter that lamina did not train.
         probes: Empty for an adapter that lamina did not train.
-        others: Other ways to read what peft wrote, for a model that `config` does not fit.
+        peft_config: The content of `adapter_config.json`.
     """
 
     path: Path
@@ -45,7 +44,7 @@ class Adapter:
     tensors: dict[str, torch.Tensor]
     lock: Lock | None
     probes: list[Probe]
-    others: tuple[MethodConfig, ...] = ()
+    peft_config: Mapping[str, Any]
 
     @property
     def digest(self) -> str:
@@ -74,11 +73,10 @@ def save_adapter(path: Path, injection: Injection, base: Base, lock: Lock, probe
     method = find_method(injection.config.type)
     saved = method.saved(injection)
     digest = adapter_digest(saved.config, saved.tensors)
-    targets = short_targets(injection.model, [name for name in injection.layers if name])
     # peft loads the base by this name: a hub id as it is, anything else as the folder that holds the base.
     is_hub_id = base.source.ref.count("/") == 1 and not Path(base.source.ref).exists()
     base_ref = base.source.ref if is_hub_id else str(base.source.folder.resolve())
-    peft_config = method.peft_config(saved.config, targets, base_ref)
+    peft_config = peft_content(injection, saved.config, base_ref)
     with files.new_folder(path) as folder:
         write_peft(folder, peft_config, saved.tensors)
         about: dict[str, Any] = {
@@ -104,10 +102,10 @@ def read_adapter(path: Path) -> Adapter:
     about_path = path / LAMINA_FILE
     if not about_path.is_file():
         try:
-            config, *others = readings(peft_config)
+            config = method_config(peft_config)
         except AdapterError as error:
             raise AdapterError(f"{path}: {error}") from None
-        return Adapter(path, config, base_ref, tensors, None, [], tuple(others))
+        return Adapter(path, config, base_ref, tensors, None, [], peft_config)
     try:
         about = json.loads(about_path.read_text(encoding="utf-8"))
         # lamina's own record says which method it is; in peft's, two methods may look alike.
@@ -122,4 +120,29 @@ def read_adapter(path: Path) -> Adapter:
             f"{path}: its tensors or settings were changed after training: the digest is {found}, recorded was "
             f"{recorded}. Fix: copy the adapter again; to use changed tensors as they are, delete {LAMINA_FILE}."
         )
-    return Adapter(path, config, base_ref, tensors, lock, probes)
+    return Adapter(path, config, base_ref, tensors, lock, probes, peft_config)
+
+
+def check_tensors(adapter: Adapter, injection: Injection) -> None:
+    """Checks that the tensors of an adapter of lamina's are just those that the model takes, by name and shape.
+
+    Raises:
+        AdapterError: With the first names that do not match.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in injection.saved_tensors().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in adapter.tensors.items()}
+    if wanted == found:
+        return
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    shapes = [n for n in wanted.keys() & found.keys() if wanted[n] != found[n]]
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} tensors are missing (first: {missing[0]})")
+    if extra:
+        parts.append(f"{len(extra)} fit no module (first: {extra[0]})")
+    if shapes:
+        parts.append(f"{shapes[0]} has the shape {found[shapes[0]]}, the model takes {wanted[shapes[0]]}")
+    by = f", with lamina {adapter.lock.lamina}, which wrote it" if adapter.lock else ""
+    raise AdapterError(
+        f"{adapter.path}: does not fit the model: {'; '.join(parts)}. Fix: load it on the base it was trained on{by}."
+    )

@@ -295,6 +295,10 @@ class Method(ABC):
         """The adapter as it is to be written; the model is left as it is."""
         return Saved(injection.config, injection.saved_tensors())
 
+    def begun(self, config: Any) -> Any:
+        """The configuration of an adapter whose tensors are there, so that it matters no more how they began."""
+        return config
+
     @abstractmethod
     def peft_config(self, config: Any, target_modules: list[str], base_ref: str) -> dict[str, Any]:
         """The content of HF peft's `adapter_config.json`."""

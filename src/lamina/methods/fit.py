@@ -7,7 +7,7 @@ that is noted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 from lamina.config import MethodConfig
 from lamina.config.methods.peft import PeftConfig
 from lamina.errors import AdapterError, ConfigError
-from lamina.methods.adapter import Adapter
-from lamina.methods.base import PEFT_PREFIX, Injection, inject, set_module
+from lamina.methods.adapter import Adapter, check_tensors
+from lamina.methods.base import PEFT_PREFIX, Injection, find_method, inject, set_module
+from lamina.methods.hf_peft import fallback_config
 from lamina.methods.peft_types import converted_tensors
 from lamina.methods.targets import FIELD as TARGETS
 from lamina.methods.tensor_names import find_places
@@ -50,7 +51,7 @@ def fit(adapter: Adapter, model: PreTrainedModel) -> Fitted:
     """
     modules, base = dict(model.named_modules()), _Base(model)
     problem = None
-    for config in (adapter.config, *adapter.others):
+    for config in _ways(adapter):
         injection = None
         try:
             used, notes = _without_dead_names(config, adapter, modules)
@@ -71,6 +72,15 @@ def fit(adapter: Adapter, model: PreTrainedModel) -> Fitted:
                 set_module(model, name, modules[name])
     assert problem is not None
     raise problem
+
+
+def _ways(adapter: Adapter) -> Iterator[MethodConfig]:
+    """The configurations to try: what lamina wrote has one."""
+    yield adapter.config
+    if adapter.lock is None and not find_method(adapter.config.type).fallback:
+        other = fallback_config(adapter.peft_config)
+        if other is not None:
+            yield other
 
 
 class _Base:
@@ -134,31 +144,6 @@ def _misfit(adapter: Adapter, error: ConfigError, base: _Base) -> AdapterError:
             "so"
         )
     return AdapterError(f"{adapter.path}: does not fit {base.kind}: {reasons} Fix: {fix}.")
-
-
-def check_tensors(adapter: Adapter, injection: Injection) -> None:
-    """Checks that an adapter's tensors are just those that the model takes, by name and shape, as lamina wrote them.
-
-    Raises:
-        AdapterError: With the first names that do not match.
-    """
-    wanted, found = _shapes(injection.saved_tensors()), _shapes(adapter.tensors)
-    if wanted == found:
-        return
-    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    shapes = [n for n in wanted.keys() & found.keys() if wanted[n] != found[n]]
-    parts = []
-    if missing:
-        parts.append(f"{len(missing)} tensors are missing (first: {missing[0]})")
-    if extra:
-        parts.append(f"{len(extra)} fit no module (first: {extra[0]})")
-    if shapes:
-        parts.append(f"{shapes[0]} has the shape {found[shapes[0]]}, the model takes {wanted[shapes[0]]}")
-    by = f", by lamina {adapter.lock.lamina}" if adapter.lock else ""
-    raise AdapterError(
-        f"{adapter.path}: does not fit {type(injection.model).__name__}: {'; '.join(parts)}. Fix: load it on the base it was "
-        f"trained on{by}."
-    )
 
 
 def _as_peft(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from lamina.config import MethodConfig
 from lamina.errors import AdapterError
 from lamina.files import write_json
-from lamina.methods.base import all_methods
+from lamina.methods.base import Injection, Method, all_methods, find_method
+from lamina.methods.targets import short_targets
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
@@ -30,6 +32,27 @@ def write_peft(folder: Path, peft_config: Mapping[str, Any], tensors: Mapping[st
         for name, tensor in tensors.items()
     }
     save_file(stored, folder / TENSORS_FILE, metadata={"format": "pt"})
+
+
+def peft_content(injection: Injection, config: MethodConfig, base_ref: str) -> dict[str, Any]:
+    """What `adapter_config.json` holds for an adapter in its place.
+
+    Args:
+        injection: The adapter.
+        config: Its configuration as it is saved.
+        base_ref: Where peft finds the base.
+    """
+    model = injection.model
+    names = [name for name in injection.layers if name]
+    targets = short_targets(model, names)
+    pattern = dict(config).get("target_modules")
+    if isinstance(pattern, str) and pattern != "all-linear":
+        bare = [name for name, _ in model.named_modules() if not any(name.startswith(f"{layer}.") for layer in names)]
+        matched = [name for name in bare if re.fullmatch(pattern, name)]
+        if not set(matched) <= set(names):  # also what can have no adapter, at which peft stops
+            targets = short_targets(model, [name for name in matched if name in injection.layers])
+            config = config.model_copy(update={"target_modules": targets})
+    return find_method(config.type).peft_config(config, targets, base_ref)
 
 
 def read_peft_config(folder: Path) -> dict[str, Any]:
@@ -70,10 +93,8 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         raise AdapterError(f"{path}: is damaged ({error}). Fix: copy the adapter again.") from None
 
 
-def readings(peft_config: Mapping[str, Any]) -> list[MethodConfig]:
-    """The methods that a peft configuration may stand for, each with its fields: the first that fits the model is used.
-
-    They are lamina's own method, unless it lacks a field that is set, and then the `fallback`, which has all of them.
+def method_config(peft_config: Mapping[str, Any]) -> MethodConfig:
+    """The method and its fields that a peft configuration stands for: lamina's own, unless it lacks a field that is set.
 
     Raises:
         AdapterError: No method of lamina reads it.
@@ -84,21 +105,33 @@ def readings(peft_config: Mapping[str, Any]) -> list[MethodConfig]:
             f"the adapter was trained for {_OTHER_TASKS[task]} (task_type {task}), and lamina runs causal language models. "
             "Fix: use it with peft."
         )
-    methods = [method for method in all_methods().values() if method.reads_peft(peft_config)]
-    found, reasons = [], []
-    for method in sorted(methods, key=lambda method: method.fallback):
+    reasons = []
+    for method in _readers(peft_config):
         try:
-            found.append(method.from_peft(peft_config))
+            return method.from_peft(peft_config)
         except AdapterError as error:
-            reasons.append(error)
-    if found:
-        return found
-    if reasons:
-        # The last is that of the method with all fields; without peft, the first says why that one is needed.
-        told = reasons[-1:] if importlib.util.find_spec("peft") else reasons
-        raise AdapterError(" ".join(map(str, told)))
-    known = ", ".join(all_methods())
-    raise AdapterError(f"the adapter's peft_type {peft_config.get('peft_type')!r} is not supported; methods: {known}.")
+            reasons.append(str(error))
+    if not reasons:
+        known = ", ".join(all_methods())
+        kind = peft_config.get("peft_type")
+        raise AdapterError(f"the adapter's peft_type {kind!r} is not supported; methods: {known}.")
+    # The last is that of the method with all fields; without peft, the first says why that one is needed.
+    raise AdapterError(reasons[-1] if importlib.util.find_spec("peft") else " ".join(reasons))
+
+
+def fallback_config(peft_config: Mapping[str, Any]) -> MethodConfig | None:
+    """The same by the `fallback`, which has all fields, for a model that lamina's own method does not fit; None if there
+    is none.
+    """
+    try:
+        return next((m.from_peft(peft_config) for m in _readers(peft_config) if m.fallback), None)
+    except AdapterError:
+        return None
+
+
+def _readers(peft_config: Mapping[str, Any]) -> list[Method]:
+    """The methods that a peft configuration may be of, a `fallback` after all others."""
+    return sorted((m for m in all_methods().values() if m.reads_peft(peft_config)), key=lambda method: method.fallback)
 
 
 # Tasks for which peft trains a head that no causal language model has, or another kind of model.

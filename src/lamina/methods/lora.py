@@ -220,6 +220,9 @@ class Lora(Method):
             changes["target_modules"] = short_targets(injection.model, list(layers))
         return Saved(config.model_copy(update=changes), tensors)
 
+    def begun(self, config: LoraConfig) -> LoraConfig:
+        return config.model_copy(update={"init_lora_weights": True, "eva_config": None, "loftq_config": None})
+
     def peft_config(self, config: LoraConfig, target_modules: list[str], base_ref: str) -> dict[str, Any]:
         everywhere = config.target_modules == "all-linear"  # then the names are those that were left after all choices
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.models.quiet import quiet_transformers
@@ -15,3 +16,17 @@ def build_skeleton(model: PreTrainedModel) -> PreTrainedModel:
     """
     with torch.device("meta"), quiet_transformers():
         return type(model)._from_config(model.config, dtype=model.dtype).eval().requires_grad_(False)
+
+
+def with_memory(skeleton: PreTrainedModel) -> PreTrainedModel:
+    """The same with zeros, which take up memory once they are written to and not before."""
+    made: dict[torch.Tensor, torch.Tensor] = {}
+    for module in skeleton.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None and tensor not in made:  # tied weights stay so
+                    zeros = torch.zeros_like(tensor, device="cpu")
+                    made[tensor] = nn.Parameter(zeros, False) if isinstance(tensor, nn.Parameter) else zeros
+                if tensor is not None:
+                    held[name] = made[tensor]
+    return skeleton

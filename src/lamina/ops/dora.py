@@ -19,6 +19,8 @@ _ROWS = 4096
 def row_squares(frozen: FrozenLinear) -> torch.Tensor:
     """||W||^2 by row: (out,), float32."""
     weight = frozen.weight(frozen.base.weight.dtype)
+    if weight.is_meta:  # no weights, and no reason to follow each product's shape
+        return torch.empty(len(weight), device="meta")
     return torch.cat([rows.float().square().sum(1) for rows in weight.split(_ROWS)])
 
 
@@ -38,6 +40,8 @@ def row_norms(
     Returns:
         (out,), float32.
     """
+    if squares.is_meta:
+        return squares
     dtype = frozen.base.weight.dtype
     WA = frozen.matmul(A.to(dtype), with_bias=False).T.float()
     BAA = B @ (A @ A.T)

@@ -27,6 +27,7 @@ from lamina.kernels import kernel_notes
 from lamina.methods.adapter import save_adapter
 from lamina.methods.lock import build_lock
 from lamina.methods.probes import record_probes
+from lamina.methods.reload import check_written
 from lamina.methods.trained_copy import count_replaced
 from lamina.models.memory import peak_bytes
 from lamina.optim import LayerwiseGaloreAdamW
@@ -374,6 +375,8 @@ class _Loop:
         probes = record_probes(session.injection, session.template)
         lock = build_lock(session.base, session.template, data_digests(session.dataset))
         digest = save_adapter(self.run_dir.adapter, session.injection, session.base, lock, probes)
+        for note in check_written(self.run_dir.adapter, session.injection, digest):
+            self.log.emit("note", state.step, message=note)
         summary = self._summary(digest)
         manifest = self.run_dir.manifest
         manifest |= {

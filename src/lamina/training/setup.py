@@ -28,6 +28,7 @@ from lamina.data.template import ChatTemplate, build_template
 from lamina.errors import ConfigError, DataError, Problem, RunError
 from lamina.kernels import kernel_notes
 from lamina.methods.base import Hooks, Injection, find_method, inject
+from lamina.methods.reload import check_before_training
 from lamina.methods.virtual_tokens import VirtualTokens
 from lamina.models.head import Head, find_head
 from lamina.models.load import Base, load_base
@@ -221,7 +222,10 @@ def _fresh_adapter(config: Config, base: Base, dataset: Dataset, notify: Notify)
     whole = injection.layers.get("")
     check_positions(dataset, base.model, notify, whole.count if isinstance(whole, VirtualTokens) else 0)
     batches = (build_batch([example]).to(base.model.device).input_ids for example in dataset.train)
-    return find_method(config.method.type).prepare(injection, batches)
+    injection = find_method(config.method.type).prepare(injection, batches)
+    for note in check_before_training(injection):
+        notify(note)
+    return injection
 
 
 def _head_after_injection(head: Head, injection: Injection) -> Head:
