@@ -7,7 +7,7 @@ that is noted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -30,6 +30,10 @@ from lamina.quantization import PackedLinear, freeze_linear
 NAME_FIELDS = ("target_modules", "feedforward_modules")
 
 
+# Under which of its own modules peft keeps the base's.
+_AROUND_BASE = ("base_layer", "original_module", "token_adapter")
+
+
 @dataclass(frozen=True)
 class Fitted:
     """An adapter in its place.
@@ -49,55 +53,75 @@ def fit(adapter: Adapter, model: PreTrainedModel) -> Fitted:
     Raises:
         AdapterError: It does not fit.
     """
-    modules, base = dict(model.named_modules()), _Base(model)
-    problem = None
-    for config in _ways(adapter):
-        injection = None
-        try:
-            used, notes = _without_dead_names(config, adapter, modules)
-            _check_memory(adapter, config, modules)
-            injection = inject(model, used, seed=0)
-            if adapter.lock is not None:
-                check_tensors(adapter, injection)
-            tensors = adapter.tensors if adapter.lock else _as_peft(adapter, injection, base, notes)
-        except AdapterError as error:
-            problem = error
-        except ConfigError as error:
-            problem = problem or _misfit(adapter, error, base)
-        else:
-            injection.load_tensors(tensors)
-            return Fitted(injection, [*notes, *injection.useless])
-        for name in injection.layers if injection is not None else ():
-            if name:
-                set_module(model, name, modules[name])
-    assert problem is not None
+    base = _Base(model)
+    try:
+        return _fit(adapter, adapter.config, model, base)
+    except (ConfigError, AdapterError) as error:
+        problem = error if isinstance(error, AdapterError) else _misfit(adapter, error, base)
+        about_targets = isinstance(error, ConfigError)
+    if adapter.lock is not None or find_method(adapter.config.type).fallback:
+        raise problem
+    try:
+        config = fallback_config(adapter.peft_config)
+    except AdapterError as error:
+        raise (AdapterError(f"{adapter.path}: {error}") if about_targets else problem) from None
+    try:
+        if config is not None:
+            return _fit(adapter, config, model, base)
+    except AdapterError as error:
+        problem = error
+    except ConfigError:
+        pass  # of peft's, which knows no more of it
     raise problem
 
 
-def _ways(adapter: Adapter) -> Iterator[MethodConfig]:
-    """The configurations to try: what lamina wrote has one."""
-    yield adapter.config
-    if adapter.lock is None and not find_method(adapter.config.type).fallback:
-        other = fallback_config(adapter.peft_config)
-        if other is not None:
-            yield other
+def _fit(adapter: Adapter, config: MethodConfig, model: PreTrainedModel, base: _Base) -> Fitted:
+    """The same by one configuration. Where the tensors do not fit, the model is bare again afterwards."""
+    used, notes = _without_dead_names(config, adapter, base.modules)
+    _check_memory(adapter, config, base.modules)
+    _check_tokens(adapter, config, base)
+    injection = inject(model, used, seed=0)
+    try:
+        if adapter.lock is not None:
+            check_tensors(adapter, injection)
+        tensors = adapter.tensors if adapter.lock else _as_peft(adapter, injection, base, notes)
+    except AdapterError:
+        for name in injection.layers:
+            if name:
+                set_module(model, name, base.modules[name])
+        raise
+    injection.load_tensors(tensors)
+    return Fitted(injection, [*notes, *injection.useless])
 
 
 class _Base:
-    """What the bare model holds: its class, its vocabulary, and its weights by name."""
+    """What the bare model holds: its class, its vocabulary, its modules, and its weights by name."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.kind = type(model).__name__
         self.decoder = f"{PEFT_PREFIX}{model.base_model_prefix}."
         self.vocabulary = model.get_input_embeddings().weight.shape[0]
-        self._modules = dict(model.named_modules())
+        self.modules = dict(model.named_modules())
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
+
+    def module_of(self, name: str) -> str:
+        """The innermost module that a tensor of an adapter's file is in by its name; empty if there is none."""
+        parts = name.removeprefix(PEFT_PREFIX).split(".")
+        starts = (".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1))
+        return next((start for start in starts if start in self.modules), "")
+
+    def names_of_tied(self, name: str) -> list[str]:
+        """What a tensor of an adapter's file would be called in the modules that share their weight with its own."""
+        module = self.module_of(name)
+        weight = self._parameters.get(f"{module}.weight")
+        tied = [key.removesuffix(".weight") for key, each in self._parameters.items() if each is weight]
+        return [name.replace(module, other, 1) for other in tied if other != module]
 
     def weight(self, name: str) -> torch.Tensor | None:
         """The weight that a tensor of an adapter's file is named after; None if there is none."""
         parts = name.removeprefix(PEFT_PREFIX).split(".")
-        name = ".".join(part for part in parts if part not in ("base_layer", "original_module"))
-        module = self._modules.get(name.rpartition(".")[0])
+        name = ".".join(part for part in parts if part not in _AROUND_BASE)
+        module = self.modules.get(name.rpartition(".")[0])
         linear = freeze_linear(module) if isinstance(module, PackedLinear) else None
         if linear is not None and name.endswith(".weight"):
             return linear.weight(torch.float32)
@@ -132,6 +156,16 @@ def _check_memory(adapter: Adapter, config: MethodConfig, modules: Mapping[str, 
             f"{adapter.path}: needs layers of peft's own, which take no base whose layers are packed or left on disk, as "
             f"{packed} is. Fix: load it where the whole base fits in memory."
         )
+
+
+def _check_tokens(adapter: Adapter, config: MethodConfig, base: _Base) -> None:
+    """Trained rows of the embedding must be there before anything is put in their place."""
+    fields = config.fields if isinstance(config, PeftConfig) else {}
+    given = fields.get("token_indices") or fields.get("trainable_token_indices") or []
+    tokens = [token for some in given.values() for token in some] if isinstance(given, dict) else given
+    if tokens and max(tokens) >= base.vocabulary:
+        sizes = (_resized(tuple(tensor.shape), (base.vocabulary, *tensor.shape[1:]), base) for tensor in adapter.tensors.values())
+        _refuse_vocabulary(adapter, max(max(tokens) + 1, *(size or 0 for size in sizes)), base)
 
 
 def _misfit(adapter: Adapter, error: ConfigError, base: _Base) -> AdapterError:
@@ -211,10 +245,19 @@ def _check_copy(
     adapter: Adapter, name: str, saved: torch.Tensor, tensors: Mapping[str, torch.Tensor], base: _Base
 ) -> None:
     """Checks that a tensor which the adapter does not need is equal to what the model has there."""
-    twin = tensors.get(name.replace(".modules_to_save.", ".", 1))
-    if twin is not None and torch.equal(saved, twin):
+    names = [name.replace(".modules_to_save.", ".", 1), *base.names_of_tied(name)]
+    if any(twin in tensors and torch.equal(saved, tensors[twin]) for twin in names):  # the adapter's own, once more
+        return
+    if name.replace(".original_module.", ".", 1) in tensors:  # what a trained copy stands in for
         return
     own = base.weight(name)
+    module = base.module_of(name)
+    if own is None and module:
+        raise AdapterError(
+            f"{adapter.path}: holds {name.removeprefix(PEFT_PREFIX)}, and by its adapter_config.json {module} gets no such "
+            "tensor; peft would pass over it, which is not the model that was trained. Fix: if an adapter was trained "
+            f"there, name {module.rpartition('.')[2]!r} in the target_modules of its adapter_config.json."
+        )
     if own is None:
         raise AdapterError(
             f"{adapter.path}: was trained on a model that has {name.removeprefix(PEFT_PREFIX)}, and {base.kind} has no "

@@ -120,13 +120,13 @@ def method_config(peft_config: Mapping[str, Any]) -> MethodConfig:
 
 
 def fallback_config(peft_config: Mapping[str, Any]) -> MethodConfig | None:
-    """The same by the `fallback`, which has all fields, for a model that lamina's own method does not fit; None if there
-    is none.
+    """The same by the `fallback`, which has all fields, for a model that lamina's own method does not fit; None if it
+    does not read the configuration.
+
+    Raises:
+        AdapterError: It cannot be used.
     """
-    try:
-        return next((m.from_peft(peft_config) for m in _readers(peft_config) if m.fallback), None)
-    except AdapterError:
-        return None
+    return next((method.from_peft(peft_config) for method in _readers(peft_config) if method.fallback), None)
 
 
 def _readers(peft_config: Mapping[str, Any]) -> list[Method]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -134,9 +135,23 @@ class Peft(Method):
     def check(self, model: PreTrainedModel, config: PeftConfig) -> None:
         check_trainable(config)
         own = METHOD_CONFIGS.get(config.peft_type.lower())
-        if own is not None and _takes(own, model, config):
+        if own is not None and self._is_own(own, model, config):
             message = f"lamina has {own.title} itself, faster than through peft."
             raise ConfigError(Problem("method.peft_type", message, f"write `type: {config.peft_type.lower()}`"))
+
+    def _is_own(self, own: type[MethodConfig], model: PreTrainedModel, config: PeftConfig) -> bool:
+        """Whether lamina's own method can be begun with these settings on this model, and adapts the same modules."""
+        name = config.peft_type.lower()
+        method = find_method(name)
+        try:
+            begun = method.attach(build_skeleton(model), own.model_validate({"type": name, **config.fields}), seed=0)
+            method.prepare(begun, [])
+            if config.fields.get("target_modules") is None:
+                return True
+            # By the same words peft may mean more, such as the experts of a mixture.
+            return self.attach(build_skeleton(model), config, seed=0).layers.keys() == begun.layers.keys()
+        except (ValidationError, LaminaError, NotImplementedError):  # the last: what needs the weights themselves
+            return False
 
     def attach(self, model: PreTrainedModel, config: PeftConfig, seed: int) -> Injection:
         given = build_peft_config(config)
@@ -153,12 +168,16 @@ class Peft(Method):
                 wrapped = PeftModel(model, given, ADAPTER_NAME, low_cpu_mem_usage=empty)
                 if config.peft_type == "ADALORA" and given.rank_pattern:  # the ranks that were cut
                     wrapped.base_model.resize_modules_by_rank_pattern(given.rank_pattern, ADAPTER_NAME)
-        except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError) as error:
-            raise ConfigError(Problem("method", f"peft refuses these settings: {error}")) from error
+        except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
+            is_one_string = isinstance(given.target_modules, str) and "not found in the base model" in str(error)
+            fix = "write target_modules as a list; one string is a regular expression over whole names"
+            raise ConfigError(
+                Problem("method", f"peft refuses these settings: {error}", fix if is_one_string else "")
+            ) from error
         del model.peft_config
         model.train(model.training)  # new modules begin in training mode, whatever the model is in
         layers = _stand_ins(wrapped, config)
-        injection = Injection(model, config, layers, useless)
+        injection = Injection(model, config, layers, [*useless, *_dead_patterns(wrapped, config)])
         _check_base(before)
         _check_tensors(injection, config, wrapped)
         return injection
@@ -216,6 +235,7 @@ class Peft(Method):
             )
         if peft_type == "LORA" and given.get("init_lora_weights") in PLAIN_INITS:
             given["init_lora_weights"] = True  # the tensors are there already
+        given.pop("bias", None)  # the base's own, in the file; they are compared with those that the base has
         # Only what differs from peft's defaults, as a user would write it.
         return PeftConfig.model_validate(
             {"type": "peft", "peft_type": peft_type}
@@ -246,21 +266,24 @@ def _useless() -> Iterator[list[str]]:
         warnings.filterwarnings("always", category=RuntimeWarning, module=r"peft\.")
         yield found
     for warning in caught:
+        message = str(warning.message)
         if issubclass(warning.category, RuntimeWarning):
-            found.append(str(warning.message))
+            if "_pattern keys" not in message:  # does not know of parameters; see `_dead_patterns`
+                found.append(message)
         else:
             warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
 
 
-def _takes(own: type[MethodConfig], model: PreTrainedModel, config: PeftConfig) -> bool:
-    """Whether an adapter of lamina's own method can be begun with these settings on this model."""
-    name = config.peft_type.lower()
-    try:
-        injection = find_method(name).attach(build_skeleton(model), own.model_validate({"type": name, **config.fields}), 0)
-        find_method(name).prepare(injection, [])
-    except (ValidationError, LaminaError, NotImplementedError):  # the last: what needs the weights themselves
-        return False
-    return True
+def _dead_patterns(wrapped: Any, config: PeftConfig) -> list[str]:
+    """Ranks and alphas for what has no adapter."""
+    tuner = wrapped.base_model
+    names = [*tuner.targeted_module_names, *tuner.targeted_parameter_names]
+    return [
+        f"{field}: {key!r} did not match anything that gets an adapter, and was ignored."
+        for field in ("rank_pattern", "alpha_pattern")
+        for key in config.fields.get(field) or ()
+        if not any(re.match(rf"(.*\.)?({key})$", name) for name in names)
+    ]
 
 
 def _stand_ins(wrapped: Any, config: PeftConfig) -> dict[str, AdapterModule]:

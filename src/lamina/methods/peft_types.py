@@ -80,8 +80,6 @@ _SETTINGS = (
         "bias",
         lambda v: v != "none",
         "peft trains the base's own biases in place, so the base would be lost",
-        unloadable="its biases take the place of the base's own in peft, so that the bare base would be lost",
-        fix=_MERGE,
     ),
     _Setting(
         "use_asa",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,7 @@ class AdaLoraConfig(MethodConfig):
     )
     summary: ClassVar[str] = "LoRA in the form of an SVD, which moves a budget of ranks to the layers that need them"
     learning_rate: ClassVar[float] = 1e-2
+    so: ClassVar[Mapping[str, tuple[Any, ...]]] = {"bias": ("none",), "init_lora_weights": (True,)}
     absent: ClassVar[Mapping[str, str]] = {
         "r": "AdaLoRA has two ranks: init_r at the start, target_r on average at the end",
         "use_dora": "AdaLoRA has no DoRA form; use `type: lora` for DoRA",

@@ -3,9 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
+
+from pydantic import model_validator
 
 from lamina.config.section import Section
+
+# Fields of peft's configurations, as tutorials have them, with values that say what is so for all methods of lamina's.
+ALWAYS_SO: dict[str, tuple[Any, ...]] = {
+    "alpha_pattern": (None, {}),
+    "auto_mapping": (None,),
+    "exclude_modules": (None, []),
+    "fan_in_fan_out": (True, False),  # seen from the layer itself
+    "inference_mode": (False,),
+    "layer_replication": (None,),
+    "layers_pattern": (None,),
+    "layers_to_transform": (None,),
+    "lora_bias": (False,),
+    "modules_to_save": (None, []),
+    "rank_pattern": (None, {}),
+    "revision": (None,),
+    "target_parameters": (None, []),
+    "task_type": ("CAUSAL_LM",),
+    "trainable_token_indices": (None,),
+    "use_dora": (False,),
+    "use_rslora": (False,),
+}
 
 
 class MethodConfig(Section):
@@ -30,8 +53,24 @@ class MethodConfig(Section):
     absent: ClassVar[Mapping[str, str]] = {}
     """Fields of other methods that one may look for here, and what to do instead."""
 
+    so: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Fields of peft's that the method does not have, with the values that say what it does; see `ALWAYS_SO`."""
+
     type: str
     """The method's name, which is the name of its file."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_what_is_so(cls, values: Any) -> Any:
+        """Takes fields of peft's that the method does not have, where they ask for what happens anyway."""
+        if not isinstance(values, Mapping):
+            return values
+        return {key: value for key, value in values.items() if key in cls.model_fields or not cls._is_so(key, value)}
+
+    @classmethod
+    def _is_so(cls, key: str, value: Any) -> bool:
+        said = (*ALWAYS_SO.get(key, ()), *cls.so.get(key, ()))
+        return any(value == each and type(value) is type(each) for each in said)
 
     def shortened(self, share: float) -> Self:
         """The same for a run over that share of the steps (0 to 1), where the method has a schedule of its own."""

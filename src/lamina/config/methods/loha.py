@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,6 +21,7 @@ class LoHaConfig(MethodConfig):
     )
     summary: ClassVar[str] = "the elementwise product of two low-rank products: rank r^2 for the parameters of 2r"
     learning_rate: ClassVar[float] = 1e-3
+    so: ClassVar[Mapping[str, tuple[Any, ...]]] = {"init_weights": (True,)}
 
     type: Literal["loha"] = "loha"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Method name."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -20,6 +21,7 @@ class LoKrConfig(MethodConfig):
     )
     summary: ClassVar[str] = "the Kronecker product of a small and a low-rank matrix: full rank for few parameters"
     learning_rate: ClassVar[float] = 1e-3
+    so: ClassVar[Mapping[str, tuple[Any, ...]]] = {"init_weights": (True,)}
 
     type: Literal["lokr"] = "lokr"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Method name."""

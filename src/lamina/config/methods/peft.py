@@ -37,6 +37,11 @@ class PeftConfig(MethodConfig):
         return dict(self.model_extra or {})
 
     @classmethod
+    def _is_so(cls, key: str, value: Any) -> bool:
+        """Of what is not peft's own to honour: lamina trains causal language models."""
+        return key in ("task_type", "inference_mode") and super()._is_so(key, value)
+
+    @classmethod
     def takes(cls, field: str) -> bool:
         """Any field: peft's own are known when the adapter is attached."""
         return True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +18,7 @@ class VeraConfig(MethodConfig):
     paper: ClassVar[str] = "Kopiczko et al. 2023, VeRA: Vector-based Random Matrix Adaptation, arXiv:2310.11454"
     summary: ClassVar[str] = "two trained vectors a layer, around one pair of random matrices that all layers share"
     learning_rate: ClassVar[float] = 4e-3
+    so: ClassVar[Mapping[str, tuple[Any, ...]]] = {"bias": ("none",), "init_weights": (True,)}
 
     type: Literal["vera"] = "vera"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Method name."""
