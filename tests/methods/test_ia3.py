@@ -19,7 +19,7 @@ from torch import nn
 
 from lamina.config import load_config
 from lamina.config.methods.ia3 import IA3Config
-from lamina.errors import AdapterError, ConfigError
+from lamina.errors import ConfigError
 from lamina.export.fold import fold_in
 from lamina.methods.base import inject
 

@@ -18,7 +18,7 @@ from tests.models_zoo import build_model
 
 from lamina.config import load_config
 from lamina.config.methods.lokr import LoKrConfig
-from lamina.errors import AdapterError, ConfigError
+from lamina.errors import ConfigError
 from lamina.methods.base import inject
 from lamina.methods.lokr import factorization
 

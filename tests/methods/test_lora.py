@@ -12,7 +12,7 @@ from tests.models_zoo import build_model, build_tokenizer
 
 import lamina
 from lamina.config.methods.lora import LoraConfig
-from lamina.errors import AdapterError, ConfigError
+from lamina.errors import ConfigError
 from lamina.methods.base import inject
 from lamina.methods.lora import METHOD
 

@@ -258,6 +258,7 @@ class Method(ABC):
         Raises:
             ConfigError: No adapter should be begun with this configuration on this model.
         """
+        return
 
     @abstractmethod
     def attach(self, model: PreTrainedModel, config: Any, seed: int) -> Injection:

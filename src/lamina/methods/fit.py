@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -100,7 +100,8 @@ class _Base:
     def __init__(self, model: PreTrainedModel) -> None:
         self.kind = type(model).__name__
         self.decoder = f"{PEFT_PREFIX}{model.base_model_prefix}."
-        self.vocabulary = model.get_input_embeddings().weight.shape[0]
+        embedding: Any = model.get_input_embeddings()
+        self.vocabulary = int(embedding.weight.shape[0])
         self.modules = dict(model.named_modules())
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
 
@@ -153,7 +154,7 @@ def _check_memory(adapter: Adapter, config: MethodConfig, modules: Mapping[str, 
     packed = next((name for name, module in modules.items() if isinstance(module, PackedLinear)), None)
     if packed is not None and not config.base_is_read_only and adapter.lock is None:
         raise AdapterError(
-            f"{adapter.path}: needs layers of peft's own, which take no base whose layers are packed or left on disk, as "
+            f"{adapter.path}: needs layers of peft's own, which take no base that is packed or left on disk, as "
             f"{packed} is. Fix: load it where the whole base fits in memory."
         )
 
@@ -164,7 +165,10 @@ def _check_tokens(adapter: Adapter, config: MethodConfig, base: _Base) -> None:
     given = fields.get("token_indices") or fields.get("trainable_token_indices") or []
     tokens = [token for some in given.values() for token in some] if isinstance(given, dict) else given
     if tokens and max(tokens) >= base.vocabulary:
-        sizes = (_resized(tuple(tensor.shape), (base.vocabulary, *tensor.shape[1:]), base) for tensor in adapter.tensors.values())
+        sizes = (
+            _resized(tuple(tensor.shape), (base.vocabulary, *tensor.shape[1:]), base)
+            for tensor in adapter.tensors.values()
+        )
         _refuse_vocabulary(adapter, max(max(tokens) + 1, *(size or 0 for size in sizes)), base)
 
 
@@ -174,15 +178,13 @@ def _misfit(adapter: Adapter, error: ConfigError, base: _Base) -> AdapterError:
     fix = "use it with peft"
     if any(problem.field == TARGETS for problem in error.problems) or "not found in the base model" in reasons:
         fix = (
-            f"load it on the base it was trained on{_named(adapter)}, with a version of transformers that names its modules "
-            "so"
+            f"load it on the base it was trained on{_named(adapter)}, with a version of transformers that names its "
+            "modules so"
         )
     return AdapterError(f"{adapter.path}: does not fit {base.kind}: {reasons} Fix: {fix}.")
 
 
-def _as_peft(
-    adapter: Adapter, injection: Injection, base: _Base, notes: list[str]
-) -> Mapping[str, torch.Tensor]:
+def _as_peft(adapter: Adapter, injection: Injection, base: _Base, notes: list[str]) -> Mapping[str, torch.Tensor]:
     """The tensors of an adapter that peft wrote, by the names that the model has for them; adds to the notes."""
     found, wanted = adapter.tensors, _shapes(injection.saved_tensors())
     places = find_places(found, wanted)
@@ -194,10 +196,12 @@ def _as_peft(
     _check_shapes(adapter, tensors, wanted, base)
     _check_complete(adapter, tensors, wanted, others, base)
     for name, tensor in others.items():
-        _check_copy(adapter, name, tensor, tensors, base)
+        _check_copy(adapter, name, tensor, tensors, injection.layers.keys(), base)
     if places.removed:
         parts = ", ".join(map(repr, places.removed))
-        notes.append(f"its tensors are named as the model was wrapped in training; {parts} in their names were left out")
+        notes.append(
+            f"its tensors are named as the model was wrapped in training; {parts} in their names were left out"
+        )
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         notes.append(f"{next(iter(others))}{more} in its file are the base's own weights, and were not needed")
@@ -214,7 +218,7 @@ def _check_shapes(
                 _refuse_vocabulary(adapter, rows, base)
             raise AdapterError(
                 f"{adapter.path}: does not fit {base.kind}: {name} has the shape {shape}, and by the model and its "
-                f"adapter_config.json it is {wanted[name]}. {_whichever(adapter, 'copy both files of the adapter again')}"
+                f"adapter_config.json it is {wanted[name]}. {_whichever(adapter, 'copy both of its files again')}"
             )
 
 
@@ -242,10 +246,29 @@ def _check_complete(
 
 
 def _check_copy(
-    adapter: Adapter, name: str, saved: torch.Tensor, tensors: Mapping[str, torch.Tensor], base: _Base
+    adapter: Adapter,
+    name: str,
+    saved: torch.Tensor,
+    tensors: Mapping[str, torch.Tensor],
+    adapted: Collection[str],
+    base: _Base,
 ) -> None:
-    """Checks that a tensor which the adapter does not need is equal to what the model has there."""
-    names = [name.replace(".modules_to_save.", ".", 1), *base.names_of_tied(name)]
+    """Checks that a tensor which the adapter does not need is equal to what the model has there.
+
+    Args:
+        adapter: Where it is from.
+        name: Its name in the file.
+        saved: The tensor.
+        tensors: Those that the adapter needs.
+        adapted: The modules that it goes on.
+        base: The bare model.
+
+    Raises:
+        AdapterError: It is not; the reason says what it may be.
+    """
+    names = [name.replace(".modules_to_save.", ".", 1)]
+    if base.module_of(name) in adapted:
+        names += base.names_of_tied(name)
     if any(twin in tensors and torch.equal(saved, tensors[twin]) for twin in names):  # the adapter's own, once more
         return
     if name.replace(".original_module.", ".", 1) in tensors:  # what a trained copy stands in for
@@ -254,9 +277,9 @@ def _check_copy(
     module = base.module_of(name)
     if own is None and module:
         raise AdapterError(
-            f"{adapter.path}: holds {name.removeprefix(PEFT_PREFIX)}, and by its adapter_config.json {module} gets no such "
-            "tensor; peft would pass over it, which is not the model that was trained. Fix: if an adapter was trained "
-            f"there, name {module.rpartition('.')[2]!r} in the target_modules of its adapter_config.json."
+            f"{adapter.path}: holds {name.removeprefix(PEFT_PREFIX)}, and by its adapter_config.json {module} gets no "
+            "such tensor; peft would pass over it, which is not the model that was trained. Fix: if an adapter was "
+            f"trained there, name {module.rpartition('.')[2]!r} in the target_modules of its adapter_config.json."
         )
     if own is None:
         raise AdapterError(
@@ -274,10 +297,10 @@ def _check_copy(
     if not _is_copy(saved, own):
         difference = float((saved - own.detach().to("cpu", torch.float32)).abs().max())
         raise AdapterError(
-            f"{adapter.path}: its {name} differs from the base's own (by up to {difference:.2g}): it was trained too, or "
-            "this is not the base that the adapter was trained on. Fix: in peft, make a base of it, "
-            f"`PeftModel.from_pretrained(base, {str(adapter.path)!r}).unload().save_pretrained(FOLDER)`, and load with "
-            "--model FOLDER."
+            f"{adapter.path}: its {name} differs from the base's own (by up to {difference:.2g}): it was trained too, "
+            "or this is not the base that the adapter was trained on. Fix: in peft, make a base of it, "
+            f"`PeftModel.from_pretrained(base, {str(adapter.path)!r}).unload().save_pretrained(FOLDER)`, put the "
+            "tokenizer beside it, and load with --model FOLDER."
         )
 
 
@@ -298,8 +321,8 @@ def _resized(shape: tuple[int, ...], wanted: tuple[int, ...], base: _Base) -> in
 
 def _refuse_vocabulary(adapter: Adapter, rows: int, base: _Base) -> NoReturn:
     raise AdapterError(
-        f"{adapter.path}: was trained with a vocabulary of {rows} tokens, and the base has {base.vocabulary}: it was resized "
-        "before training, and the new rows are not in the base. Fix: in peft, make a base with them, "
+        f"{adapter.path}: was trained with a vocabulary of {rows} tokens, and the base has {base.vocabulary}: it was "
+        "resized before training, and the new rows are not in the base. Fix: in peft, make a base with them, "
         f"`base.resize_token_embeddings({rows})` and `PeftModel.from_pretrained(base, {str(adapter.path)!r}).unload()"
         ".save_pretrained(FOLDER)`, put the tokenizer with the new tokens beside it, and load with --model FOLDER."
     )

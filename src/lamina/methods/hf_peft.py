@@ -82,8 +82,8 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         if (folder / "adapter_model.bin").is_file():
             raise AdapterError(
-                f"{folder}: holds a pickled adapter_model.bin and no {TENSORS_FILE}, and lamina reads no pickles, which "
-                "can run code. Fix: if you trust it, write it again with peft: "
+                f"{folder}: holds a pickled adapter_model.bin and no {TENSORS_FILE}, and lamina reads no pickles, "
+                "which can run code. Fix: if you trust it, write it again with peft: "
                 f"`PeftModel.from_pretrained(base, {str(folder)!r}).save_pretrained(NEW)`."
             )
         raise AdapterError(f"{folder}: holds no {TENSORS_FILE}. Fix: copy the adapter again.")
@@ -94,7 +94,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def method_config(peft_config: Mapping[str, Any]) -> MethodConfig:
-    """The method and its fields that a peft configuration stands for: lamina's own, unless it lacks a field that is set.
+    """The method and its fields that a peft configuration stands for: lamina's own, unless that lacks one that is set.
 
     Raises:
         AdapterError: No method of lamina reads it.
@@ -102,8 +102,8 @@ def method_config(peft_config: Mapping[str, Any]) -> MethodConfig:
     task = peft_config.get("task_type") or "CAUSAL_LM"
     if task in _OTHER_TASKS:
         raise AdapterError(
-            f"the adapter was trained for {_OTHER_TASKS[task]} (task_type {task}), and lamina runs causal language models. "
-            "Fix: use it with peft."
+            f"the adapter was trained for {_OTHER_TASKS[task]} (task_type {task}), and lamina runs causal language "
+            "models. Fix: use it with peft."
         )
     reasons = []
     for method in _readers(peft_config):

@@ -64,6 +64,7 @@ class LnTuning(Method):
 
 METHOD = LnTuning()
 
+
 def _is_norm(module: nn.Module) -> bool:
     own = list(module.parameters())
     return bool(own) and not list(module.children()) and all(parameter.ndim == 1 for parameter in own)

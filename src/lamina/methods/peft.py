@@ -26,7 +26,8 @@ from transformers import PreTrainedModel
 from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.config.methods.peft import PeftConfig
 from lamina.errors import AdapterError, ConfigError, LaminaError, Problem
-from lamina.methods.base import PEFT_PREFIX, AdapterModule, Injection, Method, Saved, find_method, set_module
+from lamina.methods.base import PEFT_PREFIX, AdapterModule, Injection, Method, Saved, find_method
+from lamina.methods.peft_layers import PeftLayer, PeftLayerApart, PeftShared, merges, outermost_layers
 from lamina.methods.peft_types import (
     PLAIN_INITS,
     SET_BY_LAMINA,
@@ -41,90 +42,6 @@ from lamina.methods.targets import short_targets
 from lamina.models.skeleton import build_skeleton
 
 ADAPTER_NAME = "default"
-
-
-class PeftLayer(AdapterModule):
-    """Stands for one of the layers that peft has put into the model, and for those inside it."""
-
-    def __init__(
-        self,
-        layer: Any,
-        trained: Mapping[str, nn.Parameter],
-        fixed: Mapping[str, torch.Tensor],
-    ) -> None:
-        """
-        Args:
-            layer: peft's `BaseTunerLayer` or `AuxiliaryTrainingWrapper`, in its place in the model.
-            trained: Its trained tensors, by the names that peft saves them under.
-            fixed: What peft saves beside them.
-        """
-        # In tuples and dictionaries, because these belong to peft's layer and not to this module; and before
-        # `enabled` is set, which is passed on to that layer.
-        self._layer = (layer,)
-        super().__init__()
-        self._trained = dict(trained)
-        self._fixed = dict(fixed)
-
-    @property
-    def enabled(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether peft's layer takes part."""
-        return not self._layer[0].disable_adapters
-
-    @enabled.setter
-    def enabled(self, value: bool) -> None:
-        # peft asks for gradients again whenever it switches a layer on, also where nothing is trained.
-        asked = [(parameter, parameter.requires_grad) for parameter in self._layer[0].parameters()]
-        for module in self._layer[0].modules():  # of several parameters of one module, each has a layer around the last
-            if _is_layer(module):
-                module.enable_adapters(value)
-        for parameter, requires_grad in asked:
-            parameter.requires_grad_(requires_grad)
-
-    @property
-    def is_target(self) -> bool:
-        """Whether `target_modules` selects the module, rather than a field for whole modules or bare parameters."""
-        from peft.tuners.lora.layer import ParamWrapper
-        from peft.utils import AuxiliaryTrainingWrapper
-
-        return not isinstance(_chain(self._layer[0])[-1], ParamWrapper | AuxiliaryTrainingWrapper)
-
-    def adapter_tensors(self) -> dict[str, nn.Parameter]:
-        return self._trained
-
-    def fixed_tensors(self) -> dict[str, torch.Tensor]:
-        return self._fixed
-
-    def fast_tensors(self) -> list[str]:
-        """Those that peft calls B: `lora_B.weight`, `hira_B`, ..."""
-        return [key for key in self._trained if any(part.endswith("_B") for part in key.split("."))]
-
-    @torch.no_grad()
-    def fold_in(self, model: PreTrainedModel, name: str) -> None:
-        set_module(model, name, _folded(self._layer[0]).requires_grad_(False))
-
-
-class PeftLayerApart(PeftLayer):
-    """The same, of a method whose layers peft cannot merge."""
-
-    merges = False
-
-
-class PeftShared(AdapterModule):
-    """Tensors that belong to all of peft's layers together, such as a bank of vectors."""
-
-    def __init__(self, trained: Mapping[str, nn.Parameter], fixed: Mapping[str, torch.Tensor]) -> None:
-        super().__init__()
-        self._trained = dict(trained)
-        self._fixed = dict(fixed)
-
-    def adapter_tensors(self) -> dict[str, nn.Parameter]:
-        return self._trained
-
-    def fixed_tensors(self) -> dict[str, torch.Tensor]:
-        return self._fixed
-
-    def fold_in(self, model: PreTrainedModel, name: str) -> None:
-        """Nothing: the layers that use the tensors fold them in."""
 
 
 class Peft(Method):
@@ -160,12 +77,14 @@ class Peft(Method):
         from peft import PeftModel
 
         empty = model.device.type == "meta"
-        before = {} if empty else {name: (parameter, _sample(parameter)) for name, parameter in model.named_parameters()}
+        before = (
+            {} if empty else {name: (parameter, _sample(parameter)) for name, parameter in model.named_parameters()}
+        )
         devices = [model.device] if model.device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices=devices), _same_environment(), _useless() as useless:
                 torch.manual_seed(seed)
-                wrapped = PeftModel(model, given, ADAPTER_NAME, low_cpu_mem_usage=empty)
+                wrapped: Any = PeftModel(model, given, ADAPTER_NAME, low_cpu_mem_usage=empty)
                 if config.peft_type == "ADALORA" and given.rank_pattern:  # the ranks that were cut
                     wrapped.base_model.resize_modules_by_rank_pattern(given.rank_pattern, ADAPTER_NAME)
         except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
@@ -203,7 +122,9 @@ class Peft(Method):
         assert isinstance(config, PeftConfig)
         chosen_by_peft = config.fields.get("target_modules") is None and config.peft_type != "TRAINABLE_TOKENS"
         if chosen_by_peft and "target_modules" in peft_fields(config.peft_type):
-            names = [name for name, layer in injection.layers.items() if isinstance(layer, PeftLayer) and layer.is_target]
+            names = [
+                name for name, layer in injection.layers.items() if isinstance(layer, PeftLayer) and layer.is_target
+            ]
             config = config.model_copy(update={"target_modules": short_targets(injection.model, names)})
         return Saved(config, injection.saved_tensors())
 
@@ -292,7 +213,7 @@ def _stand_ins(wrapped: Any, config: PeftConfig) -> dict[str, AdapterModule]:
 
     everything = wrapped.state_dict(keep_vars=True)
     saved = get_peft_model_state_dict(wrapped, everything, ADAPTER_NAME, save_embedding_layers=False)
-    places = _outermost(wrapped.base_model.model)
+    places = outermost_layers(wrapped.base_model.model)
     own: dict[str, dict[str, torch.Tensor]] = {name: {} for name in ["", *places]}
     for key, tensor in saved.items():
         module = key.removeprefix(PEFT_PREFIX)
@@ -309,65 +230,9 @@ def _stand_ins(wrapped: Any, config: PeftConfig) -> dict[str, AdapterModule]:
             if tensors:
                 layers[name] = PeftShared(trained, fixed)  # pyright: ignore[reportArgumentType]
             continue
-        stand_in = PeftLayer if _merges(places[name], config) else PeftLayerApart
+        stand_in = PeftLayer if merges(places[name], config) else PeftLayerApart
         layers[name] = stand_in(places[name], trained, fixed)  # pyright: ignore[reportArgumentType]
     return layers
-
-
-def _is_layer(module: nn.Module) -> bool:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils import AuxiliaryTrainingWrapper
-
-    return isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
-
-
-def _chain(layer: Any) -> list[Any]:
-    """A layer of peft, the one it stands around, and so on."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    chain = [layer]
-    while isinstance(chain[-1], BaseTunerLayer) and isinstance(chain[-1].base_layer, BaseTunerLayer):
-        chain.append(chain[-1].base_layer)
-    return chain
-
-
-def _folded(layer: Any) -> nn.Module:
-    """The base's module with what a layer of peft, and those inside it, add to its weights."""
-    from peft.utils import AuxiliaryTrainingWrapper
-
-    if isinstance(layer, AuxiliaryTrainingWrapper):
-        return layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
-    module = layer.get_base_layer()
-    for name, inner in _outermost(module).items():
-        set_module(module, name, _folded(inner))
-    # peft adds in the base's dtype; in float32 the sum is rounded once, as for lamina's own methods.
-    dtypes = {key: parameter.dtype for key, parameter in module.named_parameters()}
-    _retype(module, dict.fromkeys(dtypes, torch.float32))
-    for each in _chain(layer):
-        each.merge()
-    module = layer.get_base_layer()  # may be another one now
-    _retype(module, dtypes)
-    return module
-
-
-def _outermost(model: nn.Module) -> dict[str, Any]:
-    """peft's layers in a module, by name, but for those inside others."""
-    places: dict[str, Any] = {}
-    for name, module in model.named_modules():
-        if _is_layer(module) and not any(name.startswith(f"{outer}.") for outer in places):
-            places[name] = module
-    return places
-
-
-def _merges(layer: Any, config: PeftConfig) -> bool:
-    """Whether peft can fold a layer in, which it does not say before it tries."""
-    from peft.utils import AuxiliaryTrainingWrapper
-
-    if isinstance(layer, AuxiliaryTrainingWrapper):
-        return True
-    adds_bias = config.peft_type == "BEFT" or bool(config.fields.get("lora_bias"))
-    has_bias = "bias" in dict(layer.get_base_layer().named_parameters(recurse=False))
-    return config.peft_type != "LILY" and not (adds_bias and not has_bias)
 
 
 def _is_trained(tensor: torch.Tensor) -> bool:
@@ -409,11 +274,3 @@ def _check_tensors(injection: Injection, config: PeftConfig, wrapped: nn.Module)
                 "the adapter could not be loaded again.",
             )
         )
-
-
-def _retype(module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
-    """Puts new parameters of other dtypes in the place of a module's; they may share their memory with others."""
-    for name, dtype in dtypes.items():
-        owner, _, leaf = name.rpartition(".")
-        value = getattr(module.get_submodule(owner), leaf).detach().to(dtype, copy=True)
-        setattr(module.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))

@@ -73,6 +73,7 @@ class _Setting:
 # Beginnings of LoRA that leave no trace in what is saved.
 PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", "mica")
 
+_PEFT = "use it with peft's own `PeftModel`"
 _MERGE = "fold it in with peft (`merge_and_unload`, then `save_pretrained`) and use that folder as a model"
 
 _SETTINGS = (
@@ -109,11 +110,9 @@ _SETTINGS = (
         "peft's model applies it, not its layers",
         ("LORA",),
         "it acts on the tokens after these alone, which peft's model sees to and not its layers",
-        "use it with peft's own `PeftModel`",
+        _PEFT,
     ),
-    _Setting(
-        "layer_replication", bool, "it adds layers to the base", ("LORA",), "it adds layers to the base", _MERGE
-    ),
+    _Setting("layer_replication", bool, "it adds layers to the base", ("LORA",), "it adds layers to the base", _PEFT),
     _Setting(
         "kasa_config",
         bool,
@@ -192,9 +191,7 @@ def check_trainable(config: PeftConfig) -> None:
     peft_type, given = config.peft_type, config.fields
     reason = (_REFUSED | _REFUSED_IN_TRAINING).get(peft_type)
     if reason is not None:
-        raise ConfigError(
-            Problem(FIELD, f"{peft_type} cannot be trained here: {reason}.", _instead(peft_type, given))
-        )
+        raise ConfigError(Problem(FIELD, f"{peft_type} cannot be trained here: {reason}.", _instead(peft_type, given)))
     for setting in _concerned(peft_type, given):
         if setting.reason:
             message = f"{given[setting.key]!r} cannot be trained through peft: {setting.reason}."

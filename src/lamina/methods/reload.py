@@ -64,9 +64,9 @@ def check_written(path: Path, injection: Injection, digest: str) -> list[str]:
         return _check(injection, adapter.config, read_peft_config(path), _shapes(adapter.tensors))
     except AdapterError as error:
         raise AdapterError(
-            f"{path}: the adapter was written, and its tensors are as they were trained, but it cannot be loaded again: "
-            f"{error} Fix: use the tensors as they are (adapter_model.safetensors), and report this with the run's "
-            "config.yaml."
+            f"{path}: the adapter was written, and its tensors are as they were trained, but it cannot be loaded "
+            f"again: {error} Fix: use the tensors as they are (adapter_model.safetensors), and report this with the "
+            "run's config.yaml."
         ) from None
 
 

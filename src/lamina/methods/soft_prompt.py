@@ -107,8 +107,8 @@ def refuse_unknown(peft_config: Mapping[str, Any], known: set[str], title: str) 
     if unknown:
         settings = ", ".join(f"{key}={peft_config[key]!r}" for key in unknown)
         raise AdapterError(
-            f"the adapter has settings of peft that lamina's {title} does not have: {settings}. Loading it without them could "
-            "give another model. Fix: use it with peft."
+            f"the adapter has settings of peft that lamina's {title} does not have: {settings}. Loading it without "
+            "them could give another model. Fix: use it with peft."
         )
 
 

@@ -52,7 +52,11 @@ def match_targets(
         matched = [name for name, _ in model.named_modules() if re.fullmatch(target_modules, name)]
         chosen = [name for name in matched if name in candidates]
         names = [name for name in re.split(r"[\s,]+", target_modules) if name]
-        if names and not matched and all(any(_ends_with(candidate, name) for candidate in candidates) for name in names):
+        if (
+            names
+            and not matched
+            and all(any(_ends_with(candidate, name) for candidate in candidates) for name in names)
+        ):
             message = f"{target_modules!r} is one string, and so a regular expression over whole names; none is so."
             raise ConfigError(Problem(FIELD, message, f"write a list of names: [{', '.join(names)}]"))
         if not chosen:

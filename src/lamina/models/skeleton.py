@@ -22,11 +22,11 @@ def with_memory(skeleton: PreTrainedModel) -> PreTrainedModel:
     """The same with zeros, which take up memory once they are written to and not before."""
     made: dict[torch.Tensor, torch.Tensor] = {}
     for module in skeleton.modules():
-        for held in (module._parameters, module._buffers):
-            for name, tensor in held.items():
-                if tensor is not None and tensor not in made:  # tied weights stay so
-                    zeros = torch.zeros_like(tensor, device="cpu")
-                    made[tensor] = nn.Parameter(zeros, False) if isinstance(tensor, nn.Parameter) else zeros
-                if tensor is not None:
-                    held[name] = made[tensor]
+        for name, tensor in {**module._parameters, **module._buffers}.items():
+            if tensor is None:
+                continue
+            if tensor not in made:  # tied weights stay so
+                zeros = torch.zeros_like(tensor, device="cpu")
+                made[tensor] = nn.Parameter(zeros, False) if isinstance(tensor, nn.Parameter) else zeros
+            setattr(module, name, made[tensor])
     return skeleton
