@@ -17,6 +17,7 @@ from tests.models_zoo import build_model
 
 import lamina
 from lamina.config import METHOD_CONFIGS, MethodConfig
+from lamina.config.methods.dora import DoraConfig
 from lamina.config.methods.lora import LoraConfig
 from lamina.data.template import build_template
 from lamina.errors import AdapterError, ConfigError
@@ -87,10 +88,7 @@ def test_what_a_run_writes_is_loaded_by_lamina_and_by_peft(
     loaded = lamina.load(run.path, dtype="float32")
     ours = logits(loaded.model)
     assert (ours - logits(build(family))).abs().max() > 1e-3
-    if "ensure_weight_tying" in method and family == "gpt2":
-        check_close(peft_logits(build(family), run.adapter)[..., :0], ours[..., :0])  # peft loads it, without the head
-    else:
-        check_close(peft_logits(build(family), run.adapter), ours)
+    check_close(peft_logits(build(family), run.adapter), ours)
     merged = lamina.merge(run.path, tmp_path / "merged")
     assert merged.certificate.passed
 
@@ -203,10 +201,9 @@ def saved_and_checked(base: Base, injection: Injection, path: Path) -> tuple[flo
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("kind", ["lora", "dora", "vera"])
-def test_both_checks_take_half_a_second_at_most(kind: str, tmp_path: Path) -> None:
+def test_both_checks_take_half_a_second_at_most(tmp_path: Path) -> None:
     base = load_base("smollm2-135m", "auto")
-    injection = inject(base.model, METHOD_CONFIGS[kind](), seed=0)
+    injection = inject(base.model, DoraConfig(), seed=0)
     saved_and_checked(base, injection, tmp_path / "first")  # imports
     assert max(saved_and_checked(base, injection, tmp_path / "second")) < 0.5
 
