@@ -372,3 +372,37 @@ def test_config_error_is_a_value_error_with_exit_code_2_and_plain_details() -> N
     details = error.details()
     assert details["type"] == "ConfigError"
     assert [problem["field"] for problem in details["problems"]] == ["train.learning_rat", "seed"]  # type: ignore[attr-defined]
+
+
+SO: list[tuple[str, dict[str, Any]]] = [
+    ("lora", {"task_type": "CAUSAL_LM", "inference_mode": False, "fan_in_fan_out": False, "bias": "none"}),
+    ("lora", {"target_parameters": None, "trainable_token_indices": None, "lora_bias": False}),
+    ("vera", {"bias": "none", "modules_to_save": None, "init_weights": True, "fan_in_fan_out": True}),
+    ("adalora", {"bias": "none", "init_lora_weights": True, "use_dora": False}),
+    ("loha", {"init_weights": True, "alpha_pattern": {}, "exclude_modules": []}),
+    ("bitfit", {"task_type": "CAUSAL_LM", "modules_to_save": None}),
+]
+NOT_SO: list[tuple[str, str, Any]] = [
+    ("lora", "task_type", "SEQ_CLS"),
+    ("lora", "inference_mode", True),
+    ("lora", "lora_bias", True),
+    ("lora", "lora_bias", 0),
+    ("vera", "bias", "all"),
+    ("vera", "init_weights", False),
+    ("bitfit", "bias", "none"),
+    ("full", "init_lora_weights", True),
+    ("loha", "rank_pattern", {"q_proj": 2}),
+]
+
+
+@pytest.mark.parametrize(("method", "fields"), SO)
+def test_fields_of_peft_that_say_what_is_so_are_taken(method: str, fields: dict[str, Any]) -> None:
+    """As tutorials have them; the configuration is the same as without."""
+    given = load_config({"data": {"train": "x"}, "method": {"type": method, **fields}})
+    assert given == load_config({"data": {"train": "x"}, "method": {"type": method}})
+
+
+@pytest.mark.parametrize(("method", "field", "value"), NOT_SO)
+def test_fields_of_peft_that_say_something_else_are_unknown(method: str, field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"method\.{field}: unknown key"):
+        load_config({"data": {"train": "x"}, "method": {"type": method, field: value}})

@@ -12,6 +12,7 @@ import peft
 import pytest
 import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from tests.methods.peft_pairs import build
 from tests.models_zoo import build_model, build_tokenizer
 
 import lamina
@@ -350,6 +351,84 @@ def test_what_lamina_has_itself_is_pointed_to(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ConfigError, match=r"lamina has LoRA itself.*type: lora"):
         begun(model_of(), PeftConfig.model_validate({"type": "peft", "peft_type": "LORA", "r": 4}))
     begun(model_of(), config_of("LORA"))  # lora_bias is peft's alone
+
+
+# What lamina's own method says no to is no reason for `type: peft` to point back to it.
+ELSEWHERE: list[tuple[str, dict[str, Any], str | None]] = [
+    ("LORA", {"target_modules": ["embed_tokens"]}, None),
+    ("LORA", {"target_modules": ["q_proj"], "init_lora_weights": "mica"}, None),
+    ("LORA", {"target_modules": ["q_proj"], "r": 64}, None),
+    ("LORA", {"target_modules": ["q_proj"], "lora_bias": True}, None),
+    ("LORA", {"target_modules": ["q_proj"], "ensure_weight_tying": True}, None),
+    ("LORA", {"target_modules": ["q_proj"], "trainable_token_indices": [3]}, None),
+    ("LORA", {"target_modules": ["q_proj"], "use_bdlora": {"target_modules_bd_a": ["q_proj"], "nblocks": 2}}, None),
+    ("LN_TUNING", {"target_modules": ["q_proj"]}, None),
+    ("LORA", {"target_modules": "q_proj"}, "write target_modules as a list"),
+    ("LORA", {"target_modules": ["q_proj"], "kasa_config": {"beta": 0.1}}, "changes the base's own weights"),
+    ("LORA", {"target_modules": ["q_proj"], "kasa_config": {"beat": 0.1}}, "must be an instance of KasaConfig"),
+    ("LORA", {"target_modules": ["q_proj"], "alora_invocation_tokens": [1]}, "Fix: leave it out"),
+    ("LORA", {"target_modules": ["q_proj"], "layer_replication": [[0, 2]]}, "Fix: leave it out"),
+    ("VERA", {"target_modules": ["q_proj"], "bias": "all"}, "Fix: leave it out"),
+    ("LORA", {"target_modules": ["q_proj"], "bias": "all"}, "use lamina's own, `type: lora`, which has bias"),
+    ("LORA", {"target_modules": ["q_proj"], "init_lora_weights": "eva"}, "`type: lora`, which has init_lora_weights"),
+    ("ADALORA", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "which has no modules_to_save"),
+]
+
+
+@pytest.mark.parametrize(("peft_type", "fields", "reason"), ELSEWHERE)
+def test_no_advice_leads_in_a_circle(
+    peft_type: str, fields: dict[str, Any], reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("peft", "peft_types"):
+        monkeypatch.setattr(f"lamina.methods.{module}.METHOD_CONFIGS", METHOD_CONFIGS)
+    config = PeftConfig.model_validate({"type": "peft", "peft_type": peft_type} | fields)
+    if reason is None:
+        begun(model_of(), config)
+        return
+    with pytest.raises(ConfigError) as caught:
+        begun(model_of(), config)
+    assert reason in str(caught.value)
+    if "`type: lora`, which has" in reason:
+        method = load_config({"data": {"train": "x"}, "method": {"type": "lora"} | fields}).method
+        inject(build_model("qwen2"), method, seed=0)
+
+
+@pytest.mark.parametrize("field", ["target_parameters", "lora_bias", "trainable_token_indices", "ensure_weight_tying"])
+def test_lora_points_to_pefts_for_what_that_alone_has(field: str) -> None:
+    values = {"target_parameters": ["q_proj.weight"], "trainable_token_indices": [1]}
+    method = {"type": "lora", field: values.get(field, True)}
+    with pytest.raises(ConfigError, match=r"method\.\w+: unknown key.*`type: peft` and `peft_type: LORA`"):
+        load_config({"data": {"train": "x"}, "method": method})
+    begun(
+        model_of(),
+        PeftConfig.model_validate(method | {"type": "peft", "peft_type": "LORA", "target_modules": ["v_proj"]}),
+    )
+
+
+def test_all_linear_means_experts_to_peft_and_so_is_not_pointed_to_lora(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("peft", "peft_types"):
+        monkeypatch.setattr(f"lamina.methods.{module}.METHOD_CONFIGS", METHOD_CONFIGS)
+    config = PeftConfig.model_validate({"peft_type": "LORA", "r": 4, "target_modules": "all-linear"})
+    injection = begun(build("qwen3_moe"), config)
+    assert any("experts" in name for name in injection.layers)
+    with pytest.raises(ConfigError, match="lamina has LoRA itself"):
+        begun(build("llama"), config)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "is_dead"), [("experts.down_proj", False), ("q_proj", False), ("up_proj", True), ("nothing", True)]
+)
+def test_ranks_of_parameters_count_and_those_of_nothing_are_refused(pattern: str, is_dead: bool) -> None:
+    fields = {"target_modules": ["q_proj"], "target_parameters": ["experts.down_proj"], "rank_pattern": {pattern: 2}}
+    config = PeftConfig.model_validate({"peft_type": "LORA", "r": 4} | fields)
+    if is_dead:
+        with pytest.raises(ConfigError, match=f"rank_pattern: {pattern!r} did not match anything"):
+            begun(build("qwen3_moe"), config)
+        return
+    ranks = {
+        tensor.shape[0] for name, tensor in begun(build("qwen3_moe"), config).tensors().items() if "lora_A" in name
+    }
+    assert ranks == ({4, 4 * 2} if "down" in pattern else {2, 4 * 4})  # 4 experts in one tensor
 
 
 def test_peft_is_named_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,13 @@ def test_a_regular_expression_must_match_a_linear_layer() -> None:
         find_targets(model, r".*embed_tokens")
 
 
+@pytest.mark.parametrize(("given", "names"), [("q_proj", "q_proj"), ("q_proj,v_proj", "q_proj, v_proj")])
+def test_one_string_of_names_is_no_list(given: str, names: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{given!r} is one string.* Fix: write a list of names: \[{names}\]"):
+        find_targets(build_model("llama"), given)
+    assert find_targets(build_model("llama"), names.split(", "))
+
+
 def test_a_name_of_something_else_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"'embed_tokens' matches model.embed_tokens, a Embedding"):
         find_targets(build_model("llama"), ["embed_tokens", "q_proj"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -49,6 +49,10 @@ class LoraConfig(MethodConfig):
     title: ClassVar[str] = "LoRA"
     paper: ClassVar[str] = "Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, arXiv:2106.09685"
     summary: ClassVar[str] = "a trained low-rank product beside each frozen linear layer; folds into the weights"
+    absent: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("ensure_weight_tying", "lora_bias", "target_parameters", "trainable_token_indices", "use_bdlora"),
+        "peft's own LoRA has it: `type: peft` and `peft_type: LORA`, with peft's fields and defaults",
+    )
 
     type: Literal["lora"] = "lora"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Method name."""
