@@ -40,10 +40,12 @@ class Fitted:
 
     Attributes:
         injection: Its layers, with its tensors in them.
+        tensors: Those, by the names that the model has for them.
         notes: What was passed over, in sentences.
     """
 
     injection: Injection
+    tensors: Mapping[str, torch.Tensor]
     notes: list[str]
 
 
@@ -91,7 +93,7 @@ def _fit(adapter: Adapter, config: MethodConfig, model: PreTrainedModel, base: _
                 set_module(model, name, base.modules[name])
         raise
     injection.load_tensors(tensors)
-    return Fitted(injection, [*notes, *injection.useless])
+    return Fitted(injection, tensors, [*notes, *injection.useless])
 
 
 class _Base:

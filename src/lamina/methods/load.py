@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,7 +33,7 @@ class Loaded:
         base: The base, whose `model` is the same object as `model`.
         injection: The adapter's layers; `with injection.disabled():` gives the bare base.
         template: Renders conversations as in training.
-        notes: Mismatches that were allowed, or that there is no lock.
+        notes: Mismatches that were allowed, that there is no lock, and what of peft's file was passed over.
     """
 
     model: PreTrainedModel
@@ -139,7 +139,6 @@ def load(
     else:
         notes = ["the adapter has no lamina.json, so it could not be checked that this is the base it was trained on"]
     fitted = fit(adapter, base.model)
-    for note in fitted.notes:
-        notify(f"{adapter.path}: {note}")
+    adapter = replace(adapter, tensors=dict(fitted.tensors))
     base.model.eval().requires_grad_(False)
     return Loaded(base.model, base.tokenizer, adapter, base, fitted.injection, template, [*notes, *fitted.notes])
