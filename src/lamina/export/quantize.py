@@ -294,8 +294,9 @@ def _loss(base: Base, documents: Sequence[EncodedExample], what: str, progress: 
     if not documents:
         return None
     report = lambda done: progress(what, done, len(documents))  # noqa: E731
-    with fast_path(base.model):
-        return evaluation_loss(base.model, find_head(base.model), documents, _EVAL_BATCH, progress=report)
+    head = find_head(base.model)
+    with fast_path(base.model, longest=max(map(len, documents))) as path:
+        return evaluation_loss(base.model, head, documents, _EVAL_BATCH, progress=report, layout=path.layout)
 
 
 def _bits_per_weight(model: nn.Module, quantized: Iterable[str]) -> float:

@@ -20,6 +20,7 @@ import torch
 
 from lamina import files
 from lamina.config import Config, load_config
+from lamina.data.batch import PACKED
 from lamina.data.example import EncodedExample
 from lamina.errors import Interrupted, TrainingError
 from lamina.fusion import FusionReport, Recompute, fast_path
@@ -118,6 +119,7 @@ class _Loop:
         self.log = log
         self.stop = stop
         self.state = state
+        self.layout = PACKED  # until it is found out what the model allows
         self.random = random_state(self.model.device)  # as it was when state.step was done
         self.parameters = list(session.tensors.values())
         self.first_step = state.step + 1
@@ -126,7 +128,9 @@ class _Loop:
 
     def run(self) -> None:
         self.model.train()
-        with fast_path(self.model, self._choose_checkpointing, KERNELS[self.config.compile]) as fusion:
+        kernels = KERNELS[self.config.compile]
+        with fast_path(self.model, self._choose_checkpointing, kernels, self.session.longest_document) as fusion:
+            self.layout = fusion.layout
             self._announce(fusion)
             try:
                 self._steps()
@@ -175,6 +179,7 @@ class _Loop:
             session.hooks,
             stop=self._asked_to_stop,
             check=self._check_gradients if first else lambda: None,
+            layout=self.layout,
         )
         seconds = time.perf_counter() - began
         if not result.finite:
@@ -257,7 +262,8 @@ class _Loop:
             self.log.show("progress", self.state.step, what=what, done=done, total=len(examples))
 
         size = self.config.per_device_eval_batch_size
-        return evaluation_loss(self.model, self.session.head, examples, size, self._asked_to_stop, progress)
+        head = self.session.head
+        return evaluation_loss(self.model, head, examples, size, self._asked_to_stop, progress, self.layout)
 
     def _evaluate_and_keep_best(self) -> None:
         state = self.state
@@ -322,7 +328,7 @@ class _Loop:
         for reason in (*fusion.notes, *kernel_notes(self.model.device, self.config.compile)):
             self.log.emit("note", state.step, message=reason)
         sample = session.epoch_plan(0)[0]
-        speed = measured_tokens_per_second(self.model, session.head, self.parameters, sample)
+        speed = measured_tokens_per_second(self.model, session.head, self.parameters, sample, self.layout)
         tokens_per_step = session.dataset.report.train.tokens / session.steps_per_epoch
         left = (session.total_steps - state.step) * tokens_per_step
         trainable = count_parameters(self.parameters)

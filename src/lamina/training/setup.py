@@ -81,6 +81,12 @@ class Session:
     longest: int
 
     @property
+    def longest_document(self) -> int:
+        """Tokens of the longest document of training and evaluation."""
+        parts = (self.dataset.report.train, self.dataset.report.eval)
+        return max(part.longest for part in parts if part is not None)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch; the last one may have fewer micro-batches."""
         return math.ceil(self.micro_batches / self.config.train.gradient_accumulation_steps)
