@@ -71,6 +71,9 @@ _LONGROPE = {
 }
 _WINDOW = {"sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]}
 
+# Of the documents that the models are tried on: longer than windows and chunks, and than two blocks of a kernel.
+LONGEST = 83
+
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "afmoe": {**_EXPERTS, "num_dense_layers": 1, "sliding_window": 12, "layer_types": _WINDOW["layer_types"]},
     "apertus": {},
@@ -209,14 +212,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "starcoder2": {"sliding_window": 12},
     "vaultgemma": {"sliding_window": 12},
     "xglm": _D,
-    "xlstm": {"num_heads": 4, "num_blocks": 2},
     "zamba2": {
         "num_hidden_layers": 3,
         "layers_block_type": ["mamba", "hybrid", "mamba"],
         "mamba_d_state": 8,
-        "mamba_expand": 1,
+        "mamba_expand": 2,
         "mamba_ngroups": 1,
         "mamba_headdim": 16,
+        "n_mamba_heads": 8,
         "num_mem_blocks": 1,
         "adapter_rank": 8,
     },

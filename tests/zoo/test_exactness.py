@@ -14,12 +14,13 @@ from lamina.fusion import fast_path
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.base import Injection, inject
 from lamina.models.head import find_head
-from tests.zoo.architectures import ARCHITECTURES, build_architecture
+from tests.zoo.architectures import ARCHITECTURES, LONGEST, build_architecture
+from tests.zoo.page import PAGE, row
 
 OWN = Layout(together=False, own_attention=True)
 
-# Longer than the windows and chunks of the tiny models, than a kernel's block, and of odd and of single tokens.
-LENGTHS = (41, 7, 2, 83)
+# Odd ones, a short one, and one that just holds a supervised token.
+LENGTHS = (41, 7, 2, LONGEST)
 
 
 def documents(vocabulary: int = 264) -> list[EncodedExample]:
@@ -33,7 +34,7 @@ def documents(vocabulary: int = 264) -> list[EncodedExample]:
 
 
 def with_adapter(model: PreTrainedModel) -> Injection:
-    """A LoRA adapter that has an effect, on every linear layer that takes a rank of 3."""
+    """A LoRA adapter that has an effect, on every linear layer."""
     injection = inject(model, LoraConfig(r=1, lora_alpha=2), seed=0)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -59,10 +60,12 @@ def loss_and_gradients(injection: Injection, layout: Layout) -> tuple[float, dic
 def test_loss_and_gradients_are_the_models_own(name: str) -> None:
     injection = with_adapter(build_architecture(name))
     loss, own = loss_and_gradients(injection, OWN)
-    with fast_path(injection.model, longest=max(LENGTHS)) as path:
+    with fast_path(injection.model, longest=LONGEST) as path:
         found_loss, found = loss_and_gradients(injection, path.layout)
     assert found_loss == pytest.approx(loss, rel=1e-5)
     assert found.keys() == own.keys()
     scale = max(float(gradient.norm()) for gradient in own.values())
     for key, gradient in own.items():
         assert float((found[key] - gradient).norm()) <= 1e-4 * max(float(gradient.norm()), 1e-2 * scale), key
+    documented = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {name} |")]
+    assert documented == ([row(name, path)] if path.fallback else []), "python -m tests.zoo.page writes the page anew"
