@@ -8,7 +8,7 @@ PEERS  := $(VENV)/.peers-installed
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test check lint types docs bench gpu clean install
+.PHONY: quickstart test check lint types docs bench gpu zoo clean install
 
 install: $(STAMP)
 
@@ -53,6 +53,10 @@ gpu: $(STAMP)
 	  && $(MAKE) --no-print-directory $(PEERS) \
 	  && $(BIN)/python -m pytest -m gpu \
 	  && $(BIN)/lamina bench train
+
+# Trains and verifies a tiny model of every architecture that the zoo has; about a quarter of an hour.
+zoo: $(STAMP)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m slow tests/zoo
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache dist build

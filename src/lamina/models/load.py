@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ConfigError, ModelError, Problem
 from lamina.models.fingerprint import BaseFingerprint, fingerprint_base, weight_files
-from lamina.models.machine import choose_dtype, default_device
+from lamina.models.machine import bound_product_cache, choose_dtype, default_device
 from lamina.models.offload import leave_on_disk, wants_offload
 from lamina.models.quiet import quiet_transformers
 from lamina.models.read import read_model
@@ -77,6 +77,7 @@ def load_base(
         ConfigError: Nothing of that name can exist, or the quantization does not fit the model.
         ModelError: It cannot be fetched or read, or it is no causal language model.
     """
+    bound_product_cache()
     source = find_model(ref, notify)
     device = device or default_device()
     if quantization is not None and quantization.compute_dtype != "auto":
