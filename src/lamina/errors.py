@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lamina.version import __version__, is_newer
+
 
 class LaminaWarning(UserWarning):
     """Something a user should know that does not stop the work."""
@@ -85,6 +87,46 @@ class AdapterError(LaminaError, ValueError):
 
 class BaseMismatchError(AdapterError):
     """The adapter is locked to another base than the one it is being loaded on."""
+
+
+class NewerVersionError(LaminaError, ValueError):
+    """What lies on disk was written by a lamina that knows more than this one.
+
+    Attributes:
+        written_by: The version that wrote it; empty where that is not recorded.
+    """
+
+    def __init__(self, path: Path | str, written_by: str, reason: str) -> None:
+        self.written_by = written_by
+        writer = f"lamina {written_by}" if written_by else "another lamina"
+        how = "a newer version" if is_newer(written_by) else "a later build"
+        wanted = f"'lamina>={written_by}'" if is_newer(written_by) else "lamina"
+        super().__init__(
+            f"{path}: was written by {writer}, {how} than this one, which is {__version__}: {reason}. "
+            f"Fix: pip install --upgrade {wanted}."
+        )
+
+    def details(self) -> dict[str, object]:
+        return {**super().details(), "written_by": self.written_by, "version": __version__}
+
+
+def check_format(path: Path | str, found: object, known: int, written_by: str) -> None:
+    """Checks that a file on disk has a format that this version reads: any from 1 up to the one that it writes.
+
+    Args:
+        path: The file, for the error.
+        found: The number in it.
+        known: The newest that this version reads.
+        written_by: The version that wrote it; empty where that is not recorded.
+
+    Raises:
+        NewerVersionError: It is a later one.
+        ValueError: It is no format at all.
+    """
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise ValueError(f"its format is {found!r}, which is no number from 1 up")
+    if found > known:
+        raise NewerVersionError(path, written_by, f"it has format {found}, and up to {known} is known here")
 
 
 class CertificateError(LaminaError):
