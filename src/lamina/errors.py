@@ -1,5 +1,7 @@
 """One small tree of errors, each with the exit code that the command line gives for it.
 
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 75 (EX_TEMPFAIL) interrupted, and may be taken up again.
+
 Every error that a user can cause names the field or file, the value that was found, what is allowed, and the fix.
 Errors also inherit the standard exception of their kind, so that Python callers can catch `ValueError` or `OSError`.
 """
@@ -24,7 +26,7 @@ class LaminaError(Exception):
     """Base of every error that lamina raises on purpose.
 
     Attributes:
-        exit_code: What a command exits with: 1 for work that failed, 2 for a usage or configuration error.
+        exit_code: What a command exits with.
     """
 
     exit_code = 1
@@ -150,7 +152,20 @@ class TrainingError(LaminaError):
 
 
 class Interrupted(LaminaError):
-    """Training was asked to stop, saved a checkpoint and left; the message says how to resume."""
+    """Training was asked to stop, saved a checkpoint and left; the message says how to resume.
+
+    Attributes:
+        facts: What there is to know about it, as plain data: the signal, the step, the command that goes on.
+    """
+
+    exit_code = 75
+
+    def __init__(self, message: str, **facts: object) -> None:
+        self.facts = facts
+        super().__init__(message)
+
+    def details(self) -> dict[str, object]:
+        return {**super().details(), **self.facts}
 
 
 class BenchError(LaminaError):

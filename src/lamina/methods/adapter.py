@@ -84,10 +84,7 @@ def save_adapter(path: Path, injection: Injection, base: Base, lock: Lock, probe
     settings = saved.config.model_dump(mode="json")
     digest = adapter_digest(settings, saved.tensors)
     targets = short_targets(injection.model, [name for name in injection.layers if name])
-    # peft loads the base by this name: a hub id as it is, anything else as the folder that holds the base.
-    is_hub_id = base.source.ref.count("/") == 1 and not Path(base.source.ref).exists()
-    base_ref = base.source.ref if is_hub_id else str(base.source.folder.resolve())
-    peft_config = method.peft_config(saved.config, targets, base_ref)
+    peft_config = method.peft_config(saved.config, targets, base.source.public_name)
     with files.new_folder(path) as folder:
         write_peft(folder, peft_config, saved.tensors)
         about: dict[str, Any] = {

@@ -54,6 +54,7 @@ def training_step(
     hooks: Hooks = NO_HOOKS,
     stop: Callable[[], bool] = lambda: False,
     check: Callable[[], None] = lambda: None,
+    moving: Callable[[], None] = lambda: None,
 ) -> StepResult:
     """Takes one step over micro-batches, whose losses are divided by the supervised tokens of all of them together.
 
@@ -72,6 +73,7 @@ def training_step(
         hooks: What the method does around it.
         stop: Asked between micro-batches.
         check: Called when the gradients are there and nothing has changed yet.
+        moving: Called before anything changes: until the step is done, the tensors belong to no step.
 
     Raises:
         StepAbandoned: `stop` said so.
@@ -85,6 +87,8 @@ def training_step(
         (examples,) = micro_batches
         loss = cross_entropy(model, head, build_batch(examples).to(model.device)) / supervised
         finite = bool(torch.isfinite(loss))
+        if finite:
+            moving()
         norm = _layerwise_step(optimizer, loss, check) if finite else float("nan")
         return StepResult(float(loss.detach()), norm, tokens, supervised, finite)
     loss_sum = torch.zeros((), device=model.device)
@@ -102,6 +106,7 @@ def training_step(
     norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
     finite = bool(torch.isfinite(norm) & torch.isfinite(loss_sum))
     if finite:
+        moving()
         hooks.before_update(step)
         optimizer.step()
         hooks.after_update(step)
