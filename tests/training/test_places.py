@@ -290,7 +290,7 @@ def test_a_base_that_is_not_where_it_was(project: Path, elsewhere: Path, monkeyp
 
 
 def test_a_run_without_an_adapter_says_how_it_ended_and_how_to_go_on(project: Path) -> None:
-    with pytest.raises(AdapterError, match=r"has no adapter yet \(killed\)\. Fix: finish it with: lamina train /.*config"):
+    with pytest.raises(AdapterError, match=r"no adapter yet \(killed\)\. Fix: finish it with: lamina train /.*config"):
         load("runs/mine")
     assert Run(Path("runs/mine")).manifest["status"] == "killed"
 

@@ -244,7 +244,9 @@ def kill_at_random(values: dict[str, Any], config: Path, moments: list[float]) -
     command = [sys.executable, "-m", "lamina", "train", str(config), "--json"]
     for moment in moments:
         resume = ["--resume"] if run.begun else []
-        process = subprocess.Popen([*command, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+        process = subprocess.Popen(
+            [*command, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
         before = run.metrics_path.stat().st_size if run.metrics_path.exists() else 0
         while process.poll() is None and (not run.metrics_path.exists() or run.metrics_path.stat().st_size == before):
             time.sleep(0.005)  # until the process has begun to write
