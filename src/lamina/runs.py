@@ -10,6 +10,7 @@ moved (`config/places.py`).
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shlex
@@ -29,6 +30,7 @@ from lamina.errors import ConfigError, Interrupted, NewerVersionError, Problem, 
 from lamina.version import __version__
 
 ADAPTER_FOLDER = "adapter"
+LOCK_FILE = ".lock"
 FORMAT = 1
 
 # Somebody who only looks whether a run is held has it for a moment.
@@ -256,7 +258,7 @@ def exclusive(run: Run) -> Iterator[None]:
         RunError: Another process holds it.
         StorageError: The directory cannot be made or written.
     """
-    lock = FileLock(run.path / ".lock")
+    lock = FileLock(run.path / LOCK_FILE)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=_LOCK_SECONDS)
@@ -311,18 +313,18 @@ def _write_config(run: Run, config: Config) -> None:
 
 
 def _is_held(run: Run) -> bool:
-    """Whether a process has the run."""
-    path = run.path / ".lock"
-    if not path.is_file():
-        return False
-    lock = FileLock(path)
+    """Whether a process has the run; also for those who may only read it."""
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    except OSError:  # a disk that cannot be written, where nobody can train
+        file = (run.path / LOCK_FILE).open("rb")
+    except OSError:
         return False
-    lock.release()
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks, where nobody can train
+            return False
     return False
 
 

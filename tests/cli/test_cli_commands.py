@@ -57,11 +57,7 @@ def test_interrupted_training_exits_with_75_and_one_json_object(
             signal.raise_signal(signal.SIGHUP)
 
     monkeypatch.setattr(TrainingView, "_on_step", stop)
-    before = signal.getsignal(signal.SIGHUP)
-    try:
-        result = cli("train", config, *["--json"] * as_json)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    result = cli("train", config, *["--json"] * as_json)
     run = Run(tmp_path / "run")
     assert (result.code, run.status) == (75, "interrupted")
     assert f"Go on with: {run.resume_command}" in result.err
