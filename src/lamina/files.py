@@ -147,10 +147,13 @@ def recover(path: Path) -> None:
 
     That is the new content, or if there is none, the old. Also while another process is about to do the same.
     """
-    if path.exists() or not path.parent.is_dir():
+    if path.exists():
         return
+    entries: list[Path] = []
+    with contextlib.suppress(OSError):  # there is no such folder, or none that may be read
+        entries = sorted(path.parent.iterdir())
     for prefix in (READY_PREFIX, OLD_PREFIX):
-        for entry in sorted(path.parent.iterdir()):
+        for entry in entries:
             mark = _MARK.fullmatch(entry.name)
             if mark and mark["name"] == path.name and entry.name.startswith(prefix):
                 with contextlib.suppress(OSError):

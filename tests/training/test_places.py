@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.models_zoo import build_model
+from tests.models_zoo import CHATML, build_model
 from tests.training.helpers import settings, write_rows
 
 import lamina
@@ -177,6 +177,31 @@ def test_another_base_or_other_data_are_named(change: str, words: str, project: 
         lamina.train(lamina.load_config("runs/mine/config.yaml", [change]), resume=True)
     assert "the base's config" not in str(raised.value)
     assert Path("runs/mine/config.yaml").read_text() == before
+    assert digest(resumed("runs/mine/config.yaml")) == whole(project)
+
+
+def test_a_template_file_is_found_and_compared_too(
+    project: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("t.jinja").write_text(CHATML)
+    cut(values("runs/file", data={"chat_template": "t.jinja"}))
+    monkeypatch.chdir(elsewhere)
+    (project / "t.jinja").write_text(CHATML.replace("assistant", "answer"))
+    with pytest.raises(RunError, match=r"the chat template /.*/t\.jinja \(sha256"):
+        lamina.train(project / "runs/file/config.yaml", resume=True)
+    (project / "t.jinja").write_text(CHATML)
+    assert digest(resumed(project / "runs/file/config.yaml")) == whole(project)
+
+
+@pytest.mark.parametrize("same_package", [True, False])
+def test_another_tokenizer_is_told_from_another_version_of_the_package(same_package: bool, project: Path) -> None:
+    run = Run(Path("runs/mine"))
+    versions = run.manifest["versions"] | ({} if same_package else {"tokenizers": "0.1"})
+    run.record(tokenizer="sha256:0", versions=versions)
+    if same_package:
+        with pytest.raises(RunError, match=r"the tokenizer \(sha256:0 then"):
+            lamina.train("runs/mine/config.yaml", resume=True)
+        return
     assert digest(resumed("runs/mine/config.yaml")) == whole(project)
 
 

@@ -273,16 +273,14 @@ def _check_unchanged(session: Session, before: dict[str, Any], now: dict[str, An
         RunError: Something is not the same; it is named.
     """
     template = session.config.data.chat_template
+    # Its digest is over what the package tokenizers makes of it, which another version may write otherwise.
+    same_package = before["versions"].get("tokenizers") == importlib.metadata.version("tokenizers")
     pairs: list[tuple[str, object, object]] = [
         (f"the base's weights in {session.base.source.folder}", before["base"]["tensors"], now["base"]["tensors"]),
         (f"the base's config in {session.base.source.folder}", before["base"]["config"], now["base"]["config"]),
         # Runs of the first version have no digest of these two.
-        ("the tokenizer", before.get("tokenizer", now["tokenizer"]), now["tokenizer"]),
-        (
-            f"the chat template {template or ''}",
-            before.get("chat_template", now["chat_template"]),
-            now["chat_template"],
-        ),
+        ("the tokenizer", before.get("tokenizer") if same_package else None, now["tokenizer"]),
+        (f"the chat template {template or 'of the model'}", before.get("chat_template"), now["chat_template"]),
         ("the number of data files", len(before["data"]), len(now["data"])),
         *(
             (
@@ -293,7 +291,7 @@ def _check_unchanged(session: Session, before: dict[str, Any], now: dict[str, An
             for place, was, is_now in zip(session.dataset.report.files, before["data"], now["data"], strict=False)
         ),
     ]
-    changed = [f"{what} ({was} then, {is_now} now)" for what, was, is_now in pairs if was != is_now]
+    changed = [f"{what} ({was} then, {is_now} now)" for what, was, is_now in pairs if was not in (None, is_now)]
     if "chat_template" not in before and "data.chat_template" in moved_places(session.run, session.config):
         changed.append(f"the chat template {template} (this run has no digest to tell whether it is the same)")
     if changed:
