@@ -222,7 +222,8 @@ class _Comparer:
         files.write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
         self.notify(f"{prefix} ... ({log})")
         began = time.perf_counter()
-        summary = run_python(["-m", "lamina", "train", str(path), "--resume", "--json"], "", log, self.stop)
+        resume = ["--resume"] if run.begun else []
+        summary = run_python(["-m", "lamina", "train", str(path), *resume, "--json"], "", log, self.stop)
         loss = "" if summary["eval_loss"] is None else f"eval loss {summary['eval_loss']:.4f}, "
         peak = summary["peak_memory_bytes"] / _GIB
         self.notify(f"{prefix}: {loss}peak {peak:.2f} GiB ({time.perf_counter() - began:.0f} s)")

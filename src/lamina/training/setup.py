@@ -6,7 +6,6 @@ import dataclasses
 import importlib.metadata
 import math
 import platform
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from lamina.data.dataset import Dataset, build_dataset
 from lamina.data.packing import plan_epoch
 from lamina.data.side import Batches
 from lamina.data.template import ChatTemplate, build_template
+from lamina.data.tokenizer import fingerprint_tokenizer
 from lamina.errors import ConfigError, DataError, Problem, RunError
 from lamina.kernels import kernel_notes
 from lamina.methods.base import Hooks, Injection, find_method, inject
@@ -37,7 +37,7 @@ from lamina.models.source import Notify
 from lamina.optim import Schedule, build_optimizer, build_schedule
 from lamina.quantization import count_weights
 from lamina.quantization.report import RoundingReport
-from lamina.runs import Run
+from lamina.runs import Run, keep_places, moved_places
 from lamina.version import __version__
 
 # Weights from which on a model is told that the methods' learning rates come from a smaller one.
@@ -238,21 +238,21 @@ def _head_after_injection(head: Head, injection: Injection) -> Head:
 
 
 def _write_manifest(session: Session, notify: Notify) -> None:
-    base, before = session.base, session.run.manifest
+    run, base, before = session.run, session.base, session.run.manifest
     facts = {
         "base": {"ref": base.source.ref, **base.fingerprint.as_json()},
+        "tokenizer": fingerprint_tokenizer(base.tokenizer),
+        "chat_template": session.template.digest,
         "data": data_digests(session.dataset),
         "threads": torch.get_num_threads(),
     }
+    if run.begun:
+        _check_unchanged(session, before, facts)
+        facts |= keep_places(run, session.config)
     compiled = session.config.train.compile and not kernel_notes(base.model.device, session.config.train.compile)
-    changed = [key for key in ("base", "data") if before and before.get(key) != facts[key]]
-    if changed:
-        raise RunError(
-            f"{session.run.path}: the run's {' and '.join(changed)} changed since it was started, so resuming would "
-            "not go on with the same training. Fix: put them back as they were, or start a new run elsewhere."
-        )
     packages = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
     manifest = {
+        **before,
         "lamina": __version__,
         **facts,
         "dtype": dtype_name(base.dtype),
@@ -267,13 +267,45 @@ def _write_manifest(session: Session, notify: Notify) -> None:
             "memory_bytes": psutil.virtual_memory().total,
             "gpu": torch.cuda.get_device_name(base.model.device) if base.model.device.type == "cuda" else None,
         },
-        "started": before.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z")),
-        "status": before.get("status", "running"),
     }
-    if "summary" in before:
-        manifest["summary"] = before["summary"]
     _note_other_machine(before, manifest, notify)
-    files.write_json(session.run.manifest_path, manifest)
+    files.write_json(run.manifest_path, manifest)
+
+
+def _check_unchanged(session: Session, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """A run goes on with what it was started with, wherever that now is.
+
+    Raises:
+        RunError: Something is not the same; it is named.
+    """
+    template = session.config.data.chat_template
+    # Its digest is over what the package tokenizers makes of it, which another version may write otherwise.
+    same_package = before["versions"].get("tokenizers") == importlib.metadata.version("tokenizers")
+    pairs: list[tuple[str, object, object]] = [
+        (f"the base's weights in {session.base.source.folder}", before["base"]["tensors"], now["base"]["tensors"]),
+        (f"the base's config in {session.base.source.folder}", before["base"]["config"], now["base"]["config"]),
+        # Runs of the first version have no digest of these two.
+        ("the tokenizer", before.get("tokenizer") if same_package else None, now["tokenizer"]),
+        (f"the chat template {template or 'of the model'}", before.get("chat_template"), now["chat_template"]),
+        ("the number of data files", len(before["data"]), len(now["data"])),
+        *(
+            (
+                f"data file {place.path}",
+                f"{was['sha256']}, {was['rows']} rows",
+                f"{is_now['sha256']}, {is_now['rows']} rows",
+            )
+            for place, was, is_now in zip(session.dataset.report.files, before["data"], now["data"], strict=False)
+        ),
+    ]
+    changed = [f"{what} ({was} then, {is_now} now)" for what, was, is_now in pairs if was not in (None, is_now)]
+    if "chat_template" not in before and "data.chat_template" in moved_places(session.run, session.config):
+        changed.append(f"the chat template {template} (this run has no digest to tell whether it is the same)")
+    if changed:
+        raise RunError(
+            f"{session.run.path}: cannot go on with the same training, because this changed since it was started: "
+            f"{'; '.join(changed)}. Fix: say where the same are now, with model=PATH, data.train=PATH and the "
+            "like, or start a new run elsewhere."
+        )
 
 
 def _note_other_machine(before: dict[str, Any], now: dict[str, Any], notify: Notify) -> None:

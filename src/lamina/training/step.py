@@ -55,6 +55,7 @@ def training_step(
     stop: Callable[[], bool] = lambda: False,
     check: Callable[[], None] = lambda: None,
     layout: Layout = PACKED,
+    moving: Callable[[], None] = lambda: None,
 ) -> StepResult:
     """Takes one step over micro-batches, whose losses are divided by the supervised tokens of all of them together.
 
@@ -74,6 +75,7 @@ def training_step(
         stop: Asked between micro-batches.
         check: Called when the gradients are there and nothing has changed yet.
         layout: How the documents of a micro-batch go through the model.
+        moving: Called before anything changes: until the step is done, the tensors belong to no step.
 
     Raises:
         StepAbandoned: `stop` said so.
@@ -88,6 +90,8 @@ def training_step(
         losses = [cross_entropy(model, head, batch.to(model.device)) for batch in batches]
         loss = torch.stack(losses).sum() / supervised
         finite = bool(torch.isfinite(loss))
+        if finite:
+            moving()
         norm = _layerwise_step(optimizer, loss, check) if finite else float("nan")
         return StepResult(float(loss.detach()), norm, tokens, supervised, finite)
     loss_sum = torch.zeros((), device=model.device)
@@ -105,6 +109,7 @@ def training_step(
     norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
     finite = bool(torch.isfinite(norm) & torch.isfinite(loss_sum))
     if finite:
+        moving()
         hooks.before_update(step)
         optimizer.step()
         hooks.after_update(step)
