@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -28,8 +29,7 @@ def cross_entropy(model: PreTrainedModel, head: Head, batch: Batch) -> torch.Ten
     """
     inputs = _inputs(batch)
     if head.whole_model:
-        logits = model(**inputs, logits_to_keep=batch.predicting).logits
-        return F.cross_entropy(logits[0].float(), batch.targets, reduction="sum")
+        return F.cross_entropy(_whole_logits(model, inputs, batch).float(), batch.targets, reduction="sum")
     hidden_TD = head.decoder(**inputs).last_hidden_state[0]
     hidden_ND = hidden_TD.index_select(0, batch.predicting)
     # A subclass may compute something else than its weight says.
@@ -37,6 +37,13 @@ def cross_entropy(model: PreTrainedModel, head: Head, batch: Batch) -> torch.Ten
         return chunked_cross_entropy(hidden_ND, batch.targets, head.linear, head.transform)
     vocabulary = model.config.get_text_config().vocab_size
     return chunked_cross_entropy_autograd(hidden_ND, batch.targets, head.linear, head.transform, vocabulary)
+
+
+def _whole_logits(model: PreTrainedModel, inputs: dict[str, Any], batch: Batch) -> torch.Tensor:
+    """(N, vocabulary): the model's own logits where a supervised token follows, which not every model gives alone."""
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        return model(**inputs, logits_to_keep=batch.predicting).logits[0]
+    return model(**inputs).logits[0].index_select(0, batch.predicting)
 
 
 def _inputs(batch: Batch) -> dict[str, Any]:

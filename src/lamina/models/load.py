@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ConfigError, ModelError, Problem
+from lamina.models.causality import check_causal
 from lamina.models.fingerprint import BaseFingerprint, fingerprint_base, weight_files
 from lamina.models.machine import choose_dtype, default_device
 from lamina.models.offload import leave_on_disk, wants_offload
@@ -75,7 +76,8 @@ def load_base(
 
     Raises:
         ConfigError: Nothing of that name can exist, or the quantization does not fit the model.
-        ModelError: It cannot be fetched or read, or it is no causal language model.
+        ModelError: It cannot be fetched or read, or it is no causal language model: by its
+            config.json, by its weights, or because it sees later tokens.
     """
     source = find_model(ref, notify)
     device = device or default_device()
@@ -86,7 +88,7 @@ def load_base(
     weight_files(source.folder)
     stored = stored_quantization(source.folder)
     if quantization is None and stored is None:
-        model = read_model(source.folder, chosen).to(device)  # pyright: ignore[reportArgumentType]
+        model = read_model(source.folder, chosen, notify).to(device)  # pyright: ignore[reportArgumentType]
         base = Base(model, tokenizer, source, chosen)
         files = weight_files(source.folder)
     else:
@@ -100,6 +102,7 @@ def load_base(
         base = Base(packed.model, tokenizer, source, chosen, quantization, packed.digest, packed.errors)
         files = packed.files
     base.model.requires_grad_(False).eval()
+    check_causal(base.model)
     if wants_offload(offload, files, device):
         notify(leave_on_disk(base.model, files).line())
     return base

@@ -100,7 +100,7 @@ def load_packed(
     bitsandbytes()
     settings: dict[str, Any] = {"device_map": {"": device}}
     if stored:
-        model = take_over(read_model(folder, dtype, **settings), dtype)
+        model = take_over(read_model(folder, dtype, notify, **settings), dtype)
         return Quantized(model, weight_files(folder), None, {})
     loftq = plan_loftq(_skeleton(folder)) if plan_loftq else None
     cached = cache_folder() / "quantized" / _key(folder, config, dtype, loftq)
@@ -123,6 +123,8 @@ def load_packed(
         if isinstance(packed, PackedLinear):  # others are left as they are, with nothing to make up for
             packed.correction = Correction(cached / LOFTQ_FILE, name)
     about = json.loads((cached / ABOUT_FILE).read_text(encoding="utf-8"))
+    for note in about.get("notes", []):
+        notify(note)
     return Quantized(model, weight_files(cached), about["digest"], about["errors"])
 
 
@@ -148,10 +150,11 @@ def _quantize(
     folder: Path, streaming: StreamingConfig, dtype: torch.dtype, settings: dict[str, Any], aside: Path
 ) -> None:
     """Reads the model, packing weight by weight, and writes what came of it."""
-    model = read_model(folder, dtype, quantization_config=streaming, **settings)
+    notes: list[str] = []
+    model = read_model(folder, dtype, notes.append, quantization_config=streaming, **settings)
     quantizer: Any = model.hf_quantizer
     _save(model, aside)
-    _save_record(take_over(model, dtype), quantizer.record, aside)
+    _save_record(take_over(model, dtype), quantizer.record, notes, aside)
 
 
 def _skeleton(folder: Path) -> PreTrainedModel:
@@ -178,9 +181,9 @@ def _save(model: PreTrainedModel, folder: Path) -> None:
         model.save_pretrained(folder, max_shard_size=_SHARD)
 
 
-def _save_record(model: PreTrainedModel, record: Record, folder: Path) -> None:
+def _save_record(model: PreTrainedModel, record: Record, notes: list[str], folder: Path) -> None:
     """Writes what is known of the quantized weights beside them."""
-    files.write_json(folder / ABOUT_FILE, {"digest": _digest(model), "errors": record.errors})
+    files.write_json(folder / ABOUT_FILE, {"digest": _digest(model), "errors": record.errors, "notes": notes})
     if record.factors:
         tensors = {
             f"{name}.{part}": tensor.cpu().contiguous()
