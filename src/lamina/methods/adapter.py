@@ -15,6 +15,7 @@ from lamina import files
 from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.errors import AdapterError
 from lamina.methods.base import Injection, find_method
+from lamina.methods.coverage import with_names
 from lamina.methods.hf_peft import method_config, read_peft_config, read_tensors, write_peft
 from lamina.methods.lock import Lock
 from lamina.methods.probes import Probe
@@ -71,18 +72,19 @@ def save_adapter(path: Path, injection: Injection, base: Base, lock: Lock, probe
     """
     method = find_method(injection.config.type)
     saved = method.saved(injection)
-    digest = adapter_digest(saved.config, saved.tensors)
+    config = with_names(injection, saved.config)
+    digest = adapter_digest(config, saved.tensors)
     targets = short_targets(injection.model, [name for name in injection.layers if name])
     # peft loads the base by this name: a hub id as it is, anything else as the folder that holds the base.
     is_hub_id = base.source.ref.count("/") == 1 and not Path(base.source.ref).exists()
     base_ref = base.source.ref if is_hub_id else str(base.source.folder.resolve())
-    peft_config = method.peft_config(saved.config, targets, base_ref)
+    peft_config = method.peft_config(config, targets, base_ref)
     with files.new_folder(path) as folder:
         write_peft(folder, peft_config, saved.tensors)
         about: dict[str, Any] = {
             "format": FORMAT,
             "digest": digest,
-            "method": saved.config.model_dump(mode="json"),
+            "method": config.model_dump(mode="json"),
             "lock": lock.as_json(),
             "probes": [probe.as_json() for probe in probes],
         }

@@ -20,6 +20,8 @@ from lamina.models.quiet import quiet_transformers
 from lamina.models.read import read_model
 from lamina.models.source import ModelSource, Notify, find_model
 from lamina.models.stored import agreed, stored_quantization
+from lamina.models.weights import find_packing, packed_modules
+from lamina.quantization.report import ENOUGH, Packing
 
 if TYPE_CHECKING:
     from lamina.models.quantized import PlanLoftq
@@ -36,6 +38,7 @@ class Base:
         dtype: What its weights are held in, or, where they are quantized, turned back to.
         quantization: How they are quantized; None for not at all.
         packed_digest: Of the packed weights; None where `fingerprint` covers them.
+        packing: How much of it is quantized; None for nothing.
         rounding_errors: Module -> |W - Q| / |W| (Frobenius norms); with LoftQ then the same with s B A, after each
             round. Empty where no quantization is, or where the weights from before it are not known.
     """
@@ -46,6 +49,7 @@ class Base:
     dtype: torch.dtype
     quantization: QuantizationConfig | None = None
     packed_digest: str | None = None
+    packing: Packing | None = None
     rounding_errors: Mapping[str, list[float]] = field(default_factory=dict)
 
     @cached_property
@@ -99,7 +103,10 @@ def load_base(
             message = f"'loftq' needs the weights from before quantization, and {source.folder} is quantized already."
             raise ConfigError(Problem("method.init_lora_weights", message, "name the model in 16 bits"))
         packed = load_packed(source.folder, quantization, stored is not None, chosen, device, notify, plan_loftq)
-        base = Base(packed.model, tokenizer, source, chosen, quantization, packed.digest, packed.errors)
+        packing = find_packing(packed.model, packed_modules(packed.model))
+        if stored is not None and packing.share < ENOUGH:
+            notify(packing.line())
+        base = Base(packed.model, tokenizer, source, chosen, quantization, packed.digest, packing, packed.errors)
         files = packed.files
     base.model.requires_grad_(False).eval()
     check_causal(base.model)

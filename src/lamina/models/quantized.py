@@ -27,8 +27,9 @@ from lamina import files
 from lamina.cache import cache_folder
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import StorageError
+from lamina.models.architecture import check_architecture
 from lamina.models.fingerprint import fingerprint_base, weight_files
-from lamina.models.quantizers import Record, StreamingConfig, take_over
+from lamina.models.quantizers import Record, StreamingConfig, check_packs_enough, take_over
 from lamina.models.quiet import quiet_transformers
 from lamina.models.read import read_model
 from lamina.models.source import Notify
@@ -102,7 +103,9 @@ def load_packed(
     if stored:
         model = take_over(read_model(folder, dtype, notify, **settings), dtype)
         return Quantized(model, weight_files(folder), None, {})
-    loftq = plan_loftq(_skeleton(folder)) if plan_loftq else None
+    skeleton = _skeleton(folder)
+    check_packs_enough(skeleton, config)
+    loftq = plan_loftq(skeleton) if plan_loftq else None
     cached = cache_folder() / "quantized" / _key(folder, config, dtype, loftq)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
@@ -159,6 +162,7 @@ def _quantize(
 
 def _skeleton(folder: Path) -> PreTrainedModel:
     """The model without its weights."""
+    check_architecture(folder)
     with torch.device("meta"), quiet_transformers():
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
 

@@ -406,6 +406,7 @@ class _Loop:
             "peak_memory_bytes": state.peak_memory_bytes,
             "trainable_parameters": count_parameters(self.parameters),
             "total_parameters": self._total_parameters(),
+            **self.session.shares(),
             **self.session.hooks.figures(),
         }
 
