@@ -13,7 +13,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from lamina import files
-from lamina.config import Config, load_config
+from lamina.config import Config, load_config, resolved_values
 from lamina.errors import RunError, StorageError
 
 ADAPTER_FOLDER = "adapter"
@@ -121,7 +121,7 @@ def start_run(config: Config, resume: bool) -> Run:
     elif run.path.is_dir() and _foreign_files(run):
         raise RunError(f"{run.path}: is a folder with other files in it and no run. Fix: choose another output_dir.")
     else:
-        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(resolved_values(config), sort_keys=False, allow_unicode=True)
         files.write_text(run.config_path, text)
     return run
 

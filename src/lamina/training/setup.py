@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from lamina import files
 from lamina.config import Config
-from lamina.config.optim import OPTIMIZERS
+from lamina.config.root import default_learning_rate
 from lamina.data.batch import build_batch
 from lamina.data.dataset import Dataset, build_dataset
 from lamina.data.packing import plan_epoch
@@ -221,7 +221,7 @@ def check_positions(dataset: Dataset, model: PreTrainedModel, notify: Notify, vi
 
 def _note_learning_rate(config: Config, base: Base, notify: Notify) -> None:
     """The methods' own learning rates were measured on a small model."""
-    own = config.method.learning_rate * OPTIMIZERS[config.train.optim].learning_rate_factor
+    own = default_learning_rate(type(config.method), config.train.optim)
     if config.train.learning_rate == own and count_weights(base.model) > LARGE_MODEL:
         notify(
             f"train.learning_rate is the method's own, {own:g}, which was measured on a model of 135 million weights. "
