@@ -24,7 +24,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from lamina import files
-from lamina.config import Config, load_config
+from lamina.config import Config, load_config, resolved_values
 from lamina.config.places import CONFIG_FILE, MANIFEST_FILE, made_absolute, map_paths, start_folders
 from lamina.errors import ConfigError, Interrupted, NewerVersionError, Problem, RunError, StorageError, check_format
 from lamina.version import __version__
@@ -201,7 +201,7 @@ def start_run(config: Config, resume: bool) -> Run:
     if not run.begun:
         now = {"format": FORMAT, "lamina": __version__, "status": "running", "started": timestamp()}
         files.write_json(run.manifest_path, now | _places(run, {}))
-        _write_config(run, config)
+        _write_config(run, resolved_values(config))
     return run
 
 
@@ -238,8 +238,7 @@ def keep_places(run: Run, config: Config) -> dict[str, Any]:
         StorageError: The configuration cannot be written.
     """
     if moved_places(run, config):
-        values = map_paths(config.model_dump(mode="json"), lambda field, path: made_absolute(path))
-        _write_config(run, Config.model_validate(values))
+        _write_config(run, map_paths(resolved_values(config), lambda field, path: made_absolute(path)))
     return _places(run, run.manifest)
 
 
@@ -306,10 +305,8 @@ def _record_end(run: Run, status: str, **facts: Any) -> None:
             run.record(status=status, ended=timestamp(), **facts)
 
 
-def _write_config(run: Run, config: Config) -> None:
-    files.write_text(
-        run.config_path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    )
+def _write_config(run: Run, values: Mapping[str, Any]) -> None:
+    files.write_text(run.config_path, yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
 
 
 def _is_held(run: Run) -> bool:

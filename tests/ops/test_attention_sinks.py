@@ -9,7 +9,7 @@ from torch import nn
 from lamina.ops.attention import Unsupported, packed_attention_forward
 
 
-def formula(q, k, v, sinks, lengths, window):  # noqa: ANN001, ANN201
+def formula(q, k, v, sinks, lengths, window):
     """(1, H, T, D): softmax over the visible scores and the sink, whose share goes nowhere."""
     parts, repeats = [], q.shape[1] // k.shape[1]
     for q1, k1, v1 in zip(q.split(lengths, 2), k.split(lengths, 2), v.split(lengths, 2), strict=True):

@@ -26,10 +26,10 @@ LENGTHS = (41, 7, 2, LONGEST)
 def documents(vocabulary: int = 264) -> list[EncodedExample]:
     rng = np.random.default_rng(3)
     made = []
-    for row, length in enumerate(LENGTHS, start=1):
+    for number, length in enumerate(LENGTHS, start=1):
         supervised = rng.random(length) < 0.7
         supervised[0], supervised[-1] = False, True
-        made.append(EncodedExample(rng.integers(3, vocabulary, length).astype(np.int32), supervised, row))
+        made.append(EncodedExample(rng.integers(3, vocabulary, length).astype(np.int32), supervised, number))
     return made
 
 

@@ -13,7 +13,7 @@ import lamina
 from tests.models_zoo import build_tokenizer
 from tests.zoo.architectures import ARCHITECTURES, build_architecture
 
-WORDS = "the river stone blue seven walks quickly under old bridge and then lamp tells a story of salt".split()
+WORDS = ["river", "stone", "blue", "seven", "walks", "quickly", "under", "bridge", "and", "then", "lamp", "salt"]
 
 
 def config(folder: Path, name: str) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from lamina.fusion.recognise import (
     take_apart,
 )
 from lamina.kernels import use_backend
+from lamina.models.layers import decoder_layers
 from lamina.models.positions import declared_positions
 from lamina.ops.attention import Unsupported, packed_attention
 from lamina.ops.pool import Pool, Scratch
@@ -223,7 +224,7 @@ def _switched(model: PreTrainedModel, way: Way, recompute: Decision) -> Iterator
 @contextlib.contextmanager
 def _unfused(model: PreTrainedModel, recompute: Decision) -> Iterator[FusionReport]:
     """The report of a model whose layers all run as they are."""
-    report = FusionReport(0, len(_decoder_layers(model)), [])
+    report = FusionReport(0, len(decoder_layers(model)), [])
     yield replace(report, recompute=recompute(report) if callable(recompute) else recompute)
 
 
@@ -238,7 +239,7 @@ def fused_layers(model: PreTrainedModel, recompute: Decision = False) -> Iterato
         model: With its adapter, in the mode (training or not) that it will be used in.
         recompute: See `fast_path`.
     """
-    layers = _decoder_layers(model)
+    layers = decoder_layers(model)
     plans: dict[nn.Module, LayerPlan] = {}
     parts: list[nn.Module] = []
     in_parts = 0
@@ -278,12 +279,6 @@ def _observed(model: PreTrainedModel, layers: list[nn.Module]) -> dict[nn.Module
     except Exception as error:  # a model that cannot run packed shows that when its numbers are compared
         return dict.fromkeys(layers, f"it could not be looked at ({first_line(error)})")
     return {layer: seen.get(layer, "it did not run on a text") for layer in layers}
-
-
-def _decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    decoder = model.get_decoder()
-    layers = getattr(decoder, "layers", None)
-    return list(layers) if isinstance(layers, nn.ModuleList) else []
 
 
 def _forward(layer: nn.Module, plan: LayerPlan, recompute: Recompute, pool: Pool) -> Callable[..., torch.Tensor]:

@@ -23,6 +23,7 @@ from lamina import files
 from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.errors import AdapterError, LaminaError, NewerVersionError, check_format
 from lamina.methods.base import Injection, find_method
+from lamina.methods.coverage import with_names
 from lamina.methods.hf_peft import method_config, read_peft_config, read_tensors, write_peft
 from lamina.methods.lock import Lock
 from lamina.methods.probes import Probe
@@ -81,10 +82,11 @@ def save_adapter(path: Path, injection: Injection, base: Base, lock: Lock, probe
     """
     method = find_method(injection.config.type)
     saved = method.saved(injection)
-    settings = saved.config.model_dump(mode="json")
+    config = with_names(injection, saved.config)
+    settings = config.model_dump(mode="json")
     digest = adapter_digest(settings, saved.tensors)
     targets = short_targets(injection.model, [name for name in injection.layers if name])
-    peft_config = method.peft_config(saved.config, targets, base.source.public_name)
+    peft_config = method.peft_config(config, targets, base.source.public_name)
     with files.new_folder(path) as folder:
         write_peft(folder, peft_config, saved.tensors)
         about: dict[str, Any] = {

@@ -6,9 +6,9 @@ import os
 
 import torch
 
-# Shapes of matrix products that are kept ready, with their code and work space: by oneDNN, and once more by torch's layer
-# over it. Their own default, 1,024 each, lets memory grow for hundreds of steps: by 2.4 GiB in 196 steps of SmolLM2-135M
-# with AMX. A step over layers of one kind has about 30 shapes.
+# Shapes of matrix products that are kept ready, with their code and work space: by oneDNN, and once more by torch's
+# layer over it. Their own default, 1,024 each, lets memory grow for hundreds of steps: by 2.4 GiB in 196 steps of
+# SmolLM2-135M with AMX. A step over layers of one kind has about 30 shapes.
 _CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 _KEPT_PRODUCTS = 32
 

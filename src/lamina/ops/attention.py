@@ -26,6 +26,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from lamina.errors import ModelError
 from lamina.kernels import kernels_for, native
+from lamina.models.layers import text_decoder
 from lamina.models.quiet import quiet_transformers
 from lamina.ops import flash
 from lamina.ops.flash import FlashState
@@ -75,9 +76,8 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
     own = model.config._attn_implementation
     with quiet_transformers():
         model.set_attn_implementation(NAME)
-    decoder = model.get_decoder()
-    noted = {module for module in (model, decoder) if isinstance(module, nn.Module)}
-    handles = [module.register_forward_pre_hook(note_documents, with_kwargs=True) for module in noted]
+    called = {model, text_decoder(model)}
+    handles = [module.register_forward_pre_hook(note_documents, with_kwargs=True) for module in called]
     try:
         if model.config._attn_implementation != NAME:
             raise ModelError(f"{type(model).__name__} does not go through transformers' attention interface")

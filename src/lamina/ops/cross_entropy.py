@@ -21,8 +21,8 @@ CHUNK_ELEMENTS = 2**25
 
 # Rows of a chunk on a CPU: a multiple of 16 where there are so many, and not more than this. A row of 49,152 logits and
 # their gradient takes 0.22 ms with 336 rows, 0.26 with 341, and 0.32 with 360, where the gradient's product halves its
-# rate; with few rows both products are slow, 0.30 ms with 128. What is left for the last chunk is filled up to a multiple
-# of a seventh of that: seven shapes in all, where each would otherwise be one that oneDNN keeps code and room for.
+# rate; with few rows both products are slow, 0.30 ms with 128. What is left for the last chunk is filled up to a
+# multiple of a seventh of that: seven shapes in all, where oneDNN would keep code and room for each other one.
 _ROWS_STEP, _MOST_ROWS, _LAST_ROWS_STEP = 16, 336, 48
 
 

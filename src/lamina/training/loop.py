@@ -191,11 +191,8 @@ class _Loop:
             session.hooks,
             stop=self._asked_to_stop,
             check=self._check_gradients if first else lambda: None,
-<<<<<<< HEAD
             layout=self.layout,
-=======
             moving=self._moving,
->>>>>>> w-runs
         )
         seconds = time.perf_counter() - began
         if not result.finite:

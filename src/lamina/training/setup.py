@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from lamina import files
 from lamina.config import Config
-from lamina.config.optim import OPTIMIZERS
+from lamina.config.root import default_learning_rate
 from lamina.data.batch import build_batch
 from lamina.data.dataset import Dataset, build_dataset
 from lamina.data.packing import plan_epoch
@@ -28,6 +28,7 @@ from lamina.data.tokenizer import fingerprint_tokenizer
 from lamina.errors import ConfigError, DataError, Problem, RunError
 from lamina.kernels import kernel_notes
 from lamina.methods.base import Hooks, Injection, find_method, inject
+from lamina.methods.coverage import Coverage, check_reach, find_coverage
 from lamina.methods.virtual_tokens import VirtualTokens
 from lamina.models.head import Head, find_head
 from lamina.models.load import Base, load_base
@@ -56,6 +57,7 @@ class Session:
         dataset: The encoded data.
         head: The model's parts.
         injection: The adapter.
+        coverage: Which of the base's weights it is on.
         tensors: The adapter's tensors by name.
         hooks: What the method does around each step.
         optimizer: Over the tensors.
@@ -72,6 +74,7 @@ class Session:
     dataset: Dataset
     head: Head
     injection: Injection
+    coverage: Coverage
     tensors: dict[str, nn.Parameter]
     hooks: Hooks
     optimizer: torch.optim.Optimizer
@@ -90,6 +93,13 @@ class Session:
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch; the last one may have fewer micro-batches."""
         return math.ceil(self.micro_batches / self.config.train.gradient_accumulation_steps)
+
+    def shares(self) -> dict[str, float]:
+        """Which share of the base's weights, outside of embeddings and head, the adapter is on, and which is packed."""
+        shares = {"adapted_weights_share": self.coverage.share}
+        if self.base.packing is not None:
+            shares["packed_weights_share"] = self.base.packing.share
+        return shares
 
     def epoch_plan(self, epoch: int) -> Batches:
         """The micro-batches of an epoch, in order."""
@@ -131,6 +141,9 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
     _check_stop_token(dataset, template)
     head = find_head(base.model)
     injection = _fresh_adapter(config, base, dataset, notify)
+    coverage = find_coverage(injection)
+    for note in coverage.notes():
+        notify(note)
     head = _head_after_injection(head, injection)
     tensors = injection.tensors()
     optimizer = build_optimizer(config.train, tensors, injection.fast_tensors(), injection.vocabulary_tensors(), notify)
@@ -148,6 +161,7 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
         dataset=dataset,
         head=head,
         injection=injection,
+        coverage=coverage,
         tensors=tensors,
         hooks=find_method(config.method.type).hooks(injection, total),
         optimizer=optimizer,
@@ -158,8 +172,8 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
     )
     _write_manifest(session, notify)
     files.write_json(run.data_report_path, dataset.report.as_json())
-    if base.rounding_errors:
-        report = RoundingReport(base.rounding_errors)
+    if base.rounding_errors and base.packing is not None:
+        report = RoundingReport(base.rounding_errors, base.packing)
         files.write_json(run.quantization_report_path, report.as_json())
         notify(report.line())
     return session
@@ -213,7 +227,7 @@ def check_positions(dataset: Dataset, model: PreTrainedModel, notify: Notify, vi
 
 def _note_learning_rate(config: Config, base: Base, notify: Notify) -> None:
     """The methods' own learning rates were measured on a small model."""
-    own = config.method.learning_rate * OPTIMIZERS[config.train.optim].learning_rate_factor
+    own = default_learning_rate(type(config.method), config.train.optim)
     if config.train.learning_rate == own and count_weights(base.model) > LARGE_MODEL:
         notify(
             f"train.learning_rate is the method's own, {own:g}, which was measured on a model of 135 million weights. "
@@ -223,6 +237,7 @@ def _note_learning_rate(config: Config, base: Base, notify: Notify) -> None:
 
 def _fresh_adapter(config: Config, base: Base, dataset: Dataset, notify: Notify) -> Injection:
     injection = inject(base.model, config.method, config.seed)
+    check_reach(injection)
     whole = injection.layers.get("")
     check_positions(dataset, base.model, notify, whole.count if isinstance(whole, VirtualTokens) else 0)
     batches = (build_batch([example]).to(base.model.device).input_ids for example in dataset.train)
@@ -255,6 +270,7 @@ def _write_manifest(session: Session, notify: Notify) -> None:
         **before,
         "lamina": __version__,
         **facts,
+        "weights": session.coverage.as_json() | ({"packing": base.packing.as_json()} if base.packing else {}),
         "dtype": dtype_name(base.dtype),
         "device": str(base.model.device),
         "kernels": "compiled" if compiled else "plain",

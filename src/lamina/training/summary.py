@@ -42,6 +42,7 @@ def summarise(session: Session, state: TrainState, digest: str) -> dict[str, Any
         "peak_memory_bytes": state.peak_memory_bytes,
         "trainable_parameters": count_parameters(session.tensors.values()),
         "total_parameters": total_parameters(session.base.model),
+        **session.shares(),
         **session.hooks.figures(),
     }
 
