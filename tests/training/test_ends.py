@@ -129,7 +129,7 @@ def test_a_second_signal_stops_at_once(values: dict[str, Any], run: Run, unbroke
         send("SIGINT")()
         send("SIGINT")()
 
-    with pytest.raises(Interrupted, match=r"stopped at once\. Go on from the last checkpoint with: lamina train "):
+    with pytest.raises(KeyboardInterrupt):
         lamina.train(values, at("step", 3, twice))
     assert (run.status, newest(run)) == ("interrupted", "step-00000002")
     assert adapter_digest(lamina.train(values, resume=True)) == unbroken
