@@ -273,22 +273,13 @@ def exclusive(run: Run) -> Iterator[None]:
 
 @contextlib.contextmanager
 def recorded(run: Run) -> Iterator[None]:
-    """Records in the manifest that the run is under way, and if the block does not end well, how it ended.
-
-    Raises:
-        Interrupted: In the place of a KeyboardInterrupt, which a second Ctrl-C gives.
-    """
+    """Records in the manifest that the run is under way, and if the block does not end well, how it ended."""
     run.record(status="running", ended=None, error=None)
     try:
         yield
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):
         _record_end(run, "interrupted")
         raise
-    except KeyboardInterrupt:
-        _record_end(run, "interrupted")
-        command = run.resume_command
-        message = f"stopped at once. Go on from the last checkpoint with: {command}"
-        raise Interrupted(message, run=str(run.path), resume=command) from None
     except Exception as error:
         _record_end(run, "failed", error=f"{type(error).__name__}: {error}")
         raise

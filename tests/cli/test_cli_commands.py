@@ -70,6 +70,21 @@ def test_interrupted_training_exits_with_75_and_one_json_object(
     assert (error["run"], error["resume"]) == (str(run.path), run.resume_command)
 
 
+@pytest.mark.parametrize(("kind", "words"), [("_on_step", "lamina train /"), ("_on_note", "the same command again")])
+def test_training_that_is_stopped_at_once_exits_with_75_too(
+    kind: str, words: str, cli: Cli, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingView, kind, stop)
+    result = cli("train", config, "--json")
+    assert result.code == 75
+    error = result.json()["error"]
+    assert error["type"] == "Interrupted"
+    assert f"with: {words}" in error["message"]
+
+
 def test_resume_of_nothing_is_a_usage_error(cli: Cli, config: Path, tmp_path: Path) -> None:
     result = cli("train", config, "--resume", "--json")
     assert result.code == 2

@@ -57,11 +57,14 @@ def train(
     from lamina.config import load_config
 
     checked = load_config(config, overrides or [])
-    from lamina.cli.training import TrainingView, print_summary
+    from lamina.cli.training import TrainingView, print_summary, stopped_at_once
     from lamina.training.loop import train as train_run
 
-    with TrainingView() as view:
-        run = train_run(checked, view, resume=resume)
+    try:
+        with TrainingView() as view:
+            run = train_run(checked, view, resume=resume)
+    except KeyboardInterrupt:
+        raise stopped_at_once(checked) from None
     summary = run.summary or {}
     if as_json:
         print_json(summary)

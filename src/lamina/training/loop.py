@@ -76,6 +76,7 @@ def train(
         TrainingError: The loss or the gradient is not finite.
         Interrupted: A signal came, or nobody reads any more what `on_event` writes; a checkpoint was saved.
         StorageError: Something could not be written; the last checkpoint is untouched.
+        KeyboardInterrupt: A second signal came; what was done since the last checkpoint is lost.
         Exception: What else comes up in the middle leaves a checkpoint too, if it can.
     """
     config = load_config(config)
