@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from lamina.fusion.layer import Recompute, Surroundings, run_layer
 from lamina.fusion.plan import LayerPlan
 from lamina.fusion.recognise import disagreement, observe, recognise, release, replace_parts, restore
-from lamina.kernels import use_backend
+from lamina.kernels import checkpoint_contexts, use_backend
 from lamina.ops.attention import packed_attention
 from lamina.ops.pool import Pool, Scratch
 
@@ -75,7 +75,7 @@ def fast_path(model: PreTrainedModel, recompute: Decision = False, kernels: str 
     """
     with packed_attention(model), use_backend(kernels), fused_layers(model, recompute) as report:
         if report.recompute:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": checkpoint_contexts})
             # It has the embeddings ask for a gradient, which only reentrant checkpointing needs: work below the lowest
             # adapter, and products of other shapes than without checkpointing, whose sums may differ in the last bit.
             model.disable_input_require_grads()
