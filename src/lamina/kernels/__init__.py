@@ -147,7 +147,8 @@ def kernel_notes(device: torch.device, setting: str | bool) -> list[str]:
     if not state.reason:
         return []
     slower = "Plain torch takes the place of the compiled kernels, and takes longer: "
-    return [f"{slower if state.backend == 'plain' else ''}{state.reason}. Fix: {state.fix}."]
+    note = f"{slower if state.backend == 'plain' else ''}{state.reason}. Fix: {state.fix}."
+    return [note[:1].upper() + note[1:]]
 
 
 __all__ = [

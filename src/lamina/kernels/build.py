@@ -49,8 +49,8 @@ FLAGS = (
 # What g++ links by itself; gcc, which $CXX may name, does not.
 LIBRARIES = ("-lstdc++", "-lm") if sys.platform == "linux" else ()
 
-# For all that the compiler is asked, together. It takes 5 to 20 s.
-COMPILE_SECONDS = 300
+# For all that the compiler is asked, together, and for its version alone. Compiling takes 5 to 20 s.
+COMPILE_SECONDS, VERSION_SECONDS = 300.0, 30.0
 # On the disk, beyond the library's own size.
 ROOM_BYTES = 2**24
 
@@ -122,18 +122,18 @@ def _build() -> Library:
     compiler = shlex.split(found or "")  # $CXX may carry options
     if not compiler:
         raise Unavailable("no C++ compiler was found", "install g++ or clang++, or name a compiler in $CXX")
-    deadline = time.monotonic() + COMPILE_SECONDS
-    library = cache_folder() / "kernels" / f"{_key(compiler, deadline)}.so"
+    began = time.monotonic()
+    library = cache_folder() / "kernels" / f"{_key(compiler)}.so"
     with contextlib.suppress(OSError):  # one that is damaged is made again
         if library.exists():
             return Library(ctypes.CDLL(str(library)))
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
-        return Library(_compile(compiler, library.parent, deadline, library))
+        return Library(_compile(compiler, library.parent, began, library))
     except OSError as error:
         not_kept = f"the compiled kernels cannot be kept in {library.parent} ({error.strerror or error})"
     try:
-        loaded = _compile(compiler, Path(tempfile.gettempdir()), deadline)
+        loaded = _compile(compiler, Path(tempfile.gettempdir()), began)
     except OSError as error:
         raise Unavailable(
             f"{not_kept}, nor can they be made in a temporary folder ({error.strerror or error})",
@@ -143,9 +143,9 @@ def _build() -> Library:
     return Library(loaded, f"{not_kept}, so each process compiles them again", fix)
 
 
-def _key(compiler: list[str], deadline: float) -> str:
+def _key(compiler: list[str]) -> str:
     """Changes with the sources, the compiler, and the machine that the code is for."""
-    version = _run([*compiler, "--version"], deadline)
+    version = _run([*compiler, "--version"], VERSION_SECONDS)
     files = [Path(__file__).with_name(name) for name in SOURCES + HEADERS]
     parts = [
         version.encode(),
@@ -161,7 +161,7 @@ def _flags() -> list[str]:
     return [*FLAGS, *wide]
 
 
-def _compile(compiler: list[str], folder: Path, deadline: float, library: Path | None = None) -> ctypes.CDLL:
+def _compile(compiler: list[str], folder: Path, began: float, library: Path | None = None) -> ctypes.CDLL:
     """Compiles in a folder and loads the result, which is left at `library` if that is given.
 
     Raises:
@@ -173,18 +173,19 @@ def _compile(compiler: list[str], folder: Path, deadline: float, library: Path |
     with tempfile.TemporaryDirectory(dir=folder, prefix="lamina-") as aside:
         made = Path(aside) / "kernels.so"
         sources = [str(Path(__file__).with_name(name)) for name in SOURCES]
-        _run([*compiler, *_flags(), *sources, *LIBRARIES, "-o", str(made)], deadline)
+        command = [*compiler, *_flags(), *sources, *LIBRARIES, "-o", str(made)]
+        _run(command, max(0.0, began + COMPILE_SECONDS - time.monotonic()))
         loaded = ctypes.CDLL(str(made))
         if library is not None:
             made.replace(library)
     return loaded
 
 
-def _run(command: list[str], deadline: float) -> str:
+def _run(command: list[str], seconds: float) -> str:
     """What a compiler says on its standard output.
 
     Raises:
-        Unavailable: It cannot be run, it fails, it has not ended by the deadline, or a signal came.
+        Unavailable: It cannot be run, it fails, it has not ended after so many seconds, or a signal came.
     """
     name, fix = command[0], "mend the compiler or name another in $CXX; LAMINA_KERNELS=plain goes without one"
     pipe = subprocess.PIPE
@@ -197,10 +198,10 @@ def _run(command: list[str], deadline: float) -> str:
         raise Unavailable(f"the C++ compiler {name} cannot be run ({error.strerror})", fix) from error
     with child, _ended_by_signals(child) as came:
         try:
-            said, complained = child.communicate(timeout=max(0.0, deadline - time.monotonic()))
+            said, complained = child.communicate(timeout=seconds)
         except subprocess.TimeoutExpired as error:
             _kill(child)
-            raise Unavailable(f"the C++ compiler {name} had not ended after {COMPILE_SECONDS} s", fix) from error
+            raise Unavailable(f"the C++ compiler {name} had not ended after {seconds:.0f} s", fix) from error
         except BaseException:
             _kill(child)
             raise

@@ -26,7 +26,7 @@ from lamina.data.packing import plan_epoch
 from lamina.data.side import Batches
 from lamina.data.template import ChatTemplate, build_template
 from lamina.errors import ConfigError, DataError, Problem, RunError
-from lamina.kernels import kernel_notes
+from lamina.kernels import kernel_state
 from lamina.methods.base import Hooks, Injection, find_method, inject
 from lamina.methods.virtual_tokens import VirtualTokens
 from lamina.models.head import Head, find_head
@@ -238,7 +238,6 @@ def _write_manifest(session: Session, notify: Notify) -> None:
         "data": data_digests(session.dataset),
         "threads": torch.get_num_threads(),
     }
-    compiled = session.config.train.compile and not kernel_notes(base.model.device, session.config.train.compile)
     changed = [key for key in ("base", "data") if before and before.get(key) != facts[key]]
     if changed:
         raise RunError(
@@ -251,7 +250,7 @@ def _write_manifest(session: Session, notify: Notify) -> None:
         **facts,
         "dtype": dtype_name(base.dtype),
         "device": str(base.model.device),
-        "kernels": "compiled" if compiled else "plain",
+        "kernels": kernel_state(base.model.device, session.config.train.compile).name,
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in packages},
         "hardware": {
