@@ -65,6 +65,10 @@ class Unavailable(Exception):
         self.fix = fix
 
 
+class _NotLoaded(OSError):
+    """A library that is none, or that lies where programs may not be run from."""
+
+
 @dataclass(frozen=True)
 class Library:
     """The compiled kernels, or why there are none.
@@ -131,13 +135,17 @@ def _build() -> Library:
         library.parent.mkdir(parents=True, exist_ok=True)
         return Library(_compile(compiler, library.parent, began, library))
     except OSError as error:
-        not_kept = f"the compiled kernels cannot be kept in {library.parent} ({error.strerror or error})"
+        not_kept = f"the compiled kernels cannot be kept in {library.parent} ({error.strerror})"
     try:
         loaded = _compile(compiler, Path(tempfile.gettempdir()), began)
+    except _NotLoaded as error:
+        raise Unavailable(
+            f"what the C++ compiler {compiler[0]} makes cannot be loaded ({error.strerror})", _fix(compiler)
+        ) from error
     except OSError as error:
         raise Unavailable(
-            f"{not_kept}, nor can they be made in a temporary folder ({error.strerror or error})",
-            "set LAMINA_CACHE to a folder that can be written, and that programs may be run from",
+            f"{not_kept}, nor can they be made in a temporary folder ({error.strerror})",
+            "set LAMINA_CACHE to a folder that can be written",
         ) from error
     fix = "set LAMINA_CACHE to a folder that can be written"
     return Library(loaded, f"{not_kept}, so each process compiles them again", fix)
@@ -175,7 +183,10 @@ def _compile(compiler: list[str], folder: Path, began: float, library: Path | No
         sources = [str(Path(__file__).with_name(name)) for name in SOURCES]
         command = [*compiler, *_flags(), *sources, *LIBRARIES, "-o", str(made)]
         _run(command, max(0.0, began + COMPILE_SECONDS - time.monotonic()))
-        loaded = ctypes.CDLL(str(made))
+        try:
+            loaded = ctypes.CDLL(str(made))
+        except OSError as error:
+            raise _NotLoaded(errno.ENOEXEC, str(error).removeprefix(f"{made}: ")) from error
         if library is not None:
             made.replace(library)
     return loaded
@@ -187,8 +198,7 @@ def _run(command: list[str], seconds: float) -> str:
     Raises:
         Unavailable: It cannot be run, it fails, it has not ended after so many seconds, or a signal came.
     """
-    name, fix = command[0], "mend the compiler or name another in $CXX; LAMINA_KERNELS=plain goes without one"
-    pipe = subprocess.PIPE
+    name, fix, pipe = command[0], _fix(command), subprocess.PIPE
     try:
         # In a session of its own, so that what it has started can be ended with it.
         child = subprocess.Popen(
@@ -213,6 +223,10 @@ def _run(command: list[str], seconds: float) -> str:
         ended = f"ended with {child.returncode}" if child.returncode > 0 else f"was ended by signal {-child.returncode}"
         raise Unavailable(f"the C++ compiler {name} {ended}{f': {line[:300]}' if line else ''}", fix)
     return said
+
+
+def _fix(compiler: list[str]) -> str:
+    return f"mend {compiler[0]} or name another C++ compiler in $CXX; LAMINA_KERNELS=plain goes without one"
 
 
 def _kill(child: subprocess.Popen[str]) -> None:
