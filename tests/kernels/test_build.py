@@ -22,7 +22,7 @@ from tests.training.helpers import write_rows
 import lamina
 from lamina import doctor
 from lamina.errors import ConfigError
-from lamina.kernels import build, kernel_notes, kernel_state, kernels_for, native, plain
+from lamina.kernels import KernelState, build, kernel_notes, kernel_state, kernels_for, native, plain
 from lamina.runs import Run
 from lamina.training.signals import stop_on_signals
 
@@ -70,7 +70,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def compiled() -> str:
+def at_hand() -> str:
     """What a script does that has the kernels at hand, instead of compiling them: seconds less."""
     native.load.cache_clear()
     if native.unavailable() is not None:
@@ -177,9 +177,9 @@ def test_a_signal_ends_the_wait(noted: bool, name: str, compiler: Callable[[str]
 
 
 def test_a_cache_that_cannot_be_written_is_no_missing_compiler(
-    compiled: str, compiler: Callable[[str], Path], cache: Path, tmp_path: Path, model_folder: Path
+    at_hand: str, compiler: Callable[[str], Path], cache: Path, tmp_path: Path, model_folder: Path
 ) -> None:
-    runs = compiler(compiled)
+    runs = compiler(at_hand)
     cache.write_text("a file, where a folder would have to be")
     assert native.unavailable() is None
     assert kernels_for(torch.zeros(2, 2)) is native
@@ -193,9 +193,9 @@ def test_a_cache_that_cannot_be_written_is_no_missing_compiler(
 
 
 def test_neither_cache_nor_temporary_folder(
-    compiled: str, compiler: Callable[[str], Path], cache: Path, monkeypatch: pytest.MonkeyPatch
+    at_hand: str, compiler: Callable[[str], Path], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiler(compiled)
+    compiler(at_hand)
     cache.write_text("")
     monkeypatch.setattr(build.tempfile, "tempdir", str(cache / "tmp"))
     reason = native.unavailable()
@@ -205,9 +205,9 @@ def test_neither_cache_nor_temporary_folder(
 
 
 def test_a_full_disk(
-    compiled: str, compiler: Callable[[str], Path], cache: Path, monkeypatch: pytest.MonkeyPatch
+    at_hand: str, compiler: Callable[[str], Path], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiler(compiled)
+    compiler(at_hand)
     usage = shutil.disk_usage
     full = lambda path: usage("/")._replace(free=1000) if str(path).startswith(str(cache)) else usage(path)  # noqa: E731
     monkeypatch.setattr(build.shutil, "disk_usage", full)
@@ -217,9 +217,9 @@ def test_a_full_disk(
 
 
 def test_a_damaged_library_is_made_again(
-    compiled: str, compiler: Callable[[str], Path], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at_hand: str, compiler: Callable[[str], Path], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = compiler(compiled)
+    runs = compiler(at_hand)
     assert native.unavailable() is None
     (library,) = cache.rglob("*.so")
     assert count(runs) == 2
@@ -244,29 +244,29 @@ def test_an_unknown_setting(monkeypatch: pytest.MonkeyPatch) -> None:
         native.unavailable()
 
 
-def _working(compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, cache: Path, compiled: str) -> None:
-    compiler(compiled)
+def _working(compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, cache: Path, at_hand: str) -> None:
+    compiler(at_hand)
 
 
-def _missing(compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, cache: Path, compiled: str) -> None:
+def _missing(compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, cache: Path, at_hand: str) -> None:
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
 
 
-def _absent(compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, cache: Path, compiled: str) -> None:
+def _absent(compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, cache: Path, at_hand: str) -> None:
     monkeypatch.setenv("CXX", "/nonexistent/g++")
 
 
-def _failing(compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, cache: Path, compiled: str) -> None:
+def _failing(compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, cache: Path, at_hand: str) -> None:
     compiler(f"{COMPILING} {{ echo 'fatal error: cmath: none' >&2; exit 1; }}")
 
 
-def _unwritable(compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, cache: Path, compiled: str) -> None:
-    compiler(compiled)
+def _unwritable(compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, cache: Path, at_hand: str) -> None:
+    compiler(at_hand)
     cache.mkdir()
     (cache / "kernels").write_text("")
 
 
-def _plain(compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, cache: Path, compiled: str) -> None:
+def _plain(compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, cache: Path, at_hand: str) -> None:
     monkeypatch.setenv("LAMINA_KERNELS", "plain")
 
 
@@ -277,13 +277,13 @@ def test_doctor_says_what_a_run_then_has(
     state: Callable[..., None],
     compiler: Callable[[str], Path],
     cache: Path,
-    compiled: str,
+    at_hand: str,
     tmp_path: Path,
     model_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What it reports of this machine, as if it were another process, beside a run's notes, manifest and kernels."""
-    state(compiler, monkeypatch, cache, compiled)
+    state(compiler, monkeypatch, cache, at_hand)
     finding, attention = doctor._kernels(CPU), doctor._attention(CPU)
     native.load.cache_clear()
     called: list[str] = []
@@ -304,9 +304,36 @@ def test_doctor_says_what_a_run_then_has(
     assert kernel_state(CPU).name == run.manifest["kernels"]
 
 
-@needs_native
-@pytest.mark.parametrize("setting", [True, False])
-def test_other_settings_need_no_kernels_of_ours(setting: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "false")
-    assert kernel_state(CPU, setting).backend == ("compiled" if setting else "plain")
-    assert kernel_notes(CPU, setting) == []
+@pytest.mark.parametrize("broken", [False, True])
+def test_torch_compile_is_tried_where_it_is_asked_for(broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on CUDA, where it is what `auto` means: without it there is plain torch, and the reason is said."""
+    from lamina.kernels import compiled
+
+    tried: list[str] = []
+
+    def compiling(y: torch.Tensor, scale: torch.Tensor) -> None:
+        tried.append(y.device.type)
+        if broken:
+            raise RuntimeError("no compiler\nand a long story")
+
+    monkeypatch.setattr(compiled, "scale_columns_", compiling)
+    compiled.problem.cache_clear()
+    try:
+        gpu = torch.device("meta")  # which any machine has
+        assert kernel_state(CPU, False) == KernelState("plain")
+        assert tried == []
+        for device in (CPU, gpu):
+            if broken:
+                with pytest.raises(
+                    ConfigError, match=r"train.compile: True .* torch.compile does not work here \(no compiler\)"
+                ):
+                    kernel_state(device, True)
+            else:
+                assert kernel_state(device, True) == KernelState("compiled")
+        assert tried == ["cpu", "meta"]
+        assert kernel_state(gpu).backend == ("plain" if broken else "compiled")
+        assert len(kernel_notes(gpu, "auto")) == broken
+        assert tried == ["cpu", "meta"]
+        assert doctor._kernels(gpu).level == ("slow" if broken else "ok")
+    finally:
+        compiled.problem.cache_clear()

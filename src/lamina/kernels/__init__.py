@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from lamina.errors import KernelError
+from lamina.errors import ConfigError, KernelError, Problem
 from lamina.kernels import native, plain
 from lamina.kernels.build import load
 from lamina.kernels.plain import GELU_TANH, SILU
@@ -99,16 +99,22 @@ def kernels_for(*tensors: torch.Tensor) -> Any:
         KernelError: `native` was insisted on, and cannot take them.
     """
     name = _chosen.get()
-    # On CUDA a kernel launch each for a dozen small operations would cost more than the warm-up of compiling them.
-    if name == "compiled" or (name == "auto" and tensors[0].device.type == "cuda"):
-        from lamina.kernels import compiled  # torch.compile is slow to import
-
-        return compiled
+    if name == "auto" and tensors[0].device.type == "cuda":
+        # A kernel launch each for a dozen small operations would cost more than the warm-up of compiling them.
+        name = "plain" if _compiled().problem("cuda") else "compiled"
+    if name == "compiled":
+        return _compiled()
     if name in ("auto", "native") and native.supports(*tensors) and native.unavailable() is None:
         return native
     if name == "native":
         raise KernelError(f"the native kernels cannot take these tensors ({native.unavailable() or 'their layout'})")
     return plain
+
+
+def _compiled() -> Any:
+    from lamina.kernels import compiled  # torch.compile is slow to import
+
+    return compiled
 
 
 @dataclass(frozen=True)
@@ -132,17 +138,28 @@ class KernelState:
 
 
 def kernel_state(device: torch.device, setting: str | bool = "auto") -> KernelState:
-    """What `train.compile` set to `setting` gives on this device."""
-    if setting != "auto":
-        return KernelState("compiled" if setting else "plain")
-    if device.type != "cpu":
+    """What `train.compile` set to `setting` gives on this device.
+
+    Raises:
+        ConfigError: It asks for torch.compile, which does not work here.
+    """
+    if setting is False:
+        return KernelState("plain")
+    if setting == "auto" and device.type == "cpu":
+        library = load()
+        return KernelState("plain" if library.loaded is None else "native", library.reason, library.fix)
+    problem = _compiled().problem(device.type)
+    if problem is None:
         return KernelState("compiled")
-    library = load()
-    return KernelState("plain" if library.loaded is None else "native", library.reason, library.fix)
+    if setting != "auto":
+        raise ConfigError(
+            Problem("train.compile", f"{setting} was asked for, but {problem}", "set it to auto or false")
+        )
+    return KernelState("plain", problem, "install what it names, or set train.compile to false")
 
 
 def kernel_notes(device: torch.device, setting: str | bool) -> list[str]:
-    """What a user should know about the kernels that `train.compile` gives on this device."""
+    """What a user should know about the kernels that `train.compile` gives on this device; raises as `kernel_state`."""
     state = kernel_state(device, setting)
     if not state.reason:
         return []

@@ -12,6 +12,7 @@ import ctypes
 import errno
 import functools
 import hashlib
+import itertools
 import os
 import platform
 import shlex
@@ -123,7 +124,7 @@ def load() -> Library:
 def _build() -> Library:
     """The library from the cache, or a new one."""
     found = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    compiler = shlex.split(found or "")  # $CXX may carry options
+    compiler = shlex.split(found or "")  # $CXX may carry options, and may be two programs, as in `ccache g++`
     if not compiler:
         raise Unavailable("no C++ compiler was found", "install g++ or clang++, or name a compiler in $CXX")
     began = time.monotonic()
@@ -153,20 +154,26 @@ def _build() -> Library:
 
 def _key(compiler: list[str]) -> str:
     """Changes with the sources, the compiler, and the machine that the code is for."""
-    version = _run([*compiler, "--version"], VERSION_SECONDS)
+    version = _run([*_programs(compiler), "--version"], VERSION_SECONDS)
     files = [Path(__file__).with_name(name) for name in SOURCES + HEADERS]
     parts = [
         version.encode(),
         repr(sorted(torch.cpu.get_capabilities().items())).encode(),
-        " ".join([*compiler, *_flags(), *LIBRARIES]).encode(),
+        " ".join(_command(compiler)).encode(),
     ]
     return hashlib.sha256(b"\0".join(parts + [path.read_bytes() for path in files])).hexdigest()[:32]
 
 
-def _flags() -> list[str]:
+def _programs(compiler: list[str]) -> list[str]:
+    return list(itertools.takewhile(lambda word: not word.startswith("-"), compiler))
+
+
+def _command(compiler: list[str], *sources: str) -> list[str]:
     # Compilers shy away from 512-bit vectors for the sake of older CPUs' clock.
     wide = ["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []
-    return [*FLAGS, *wide]
+    programs = _programs(compiler)
+    # The options of $CXX come last, and so they count.
+    return [*programs, *FLAGS, *wide, *compiler[len(programs) :], *sources, *LIBRARIES]
 
 
 def _compile(compiler: list[str], folder: Path, began: float, library: Path | None = None) -> ctypes.CDLL:
@@ -181,15 +188,14 @@ def _compile(compiler: list[str], folder: Path, began: float, library: Path | No
     with tempfile.TemporaryDirectory(dir=folder, prefix="lamina-") as aside:
         made = Path(aside) / "kernels.so"
         sources = [str(Path(__file__).with_name(name)) for name in SOURCES]
-        command = [*compiler, *_flags(), *sources, *LIBRARIES, "-o", str(made)]
+        command = [*_command(compiler, *sources), "-o", str(made)]
         _run(command, max(0.0, began + COMPILE_SECONDS - time.monotonic()))
+        place = made if library is None else made.replace(library)
         try:
-            loaded = ctypes.CDLL(str(made))
+            return ctypes.CDLL(str(place))
         except OSError as error:
-            raise _NotLoaded(errno.ENOEXEC, str(error).removeprefix(f"{made}: ")) from error
-        if library is not None:
-            made.replace(library)
-    return loaded
+            place.unlink()
+            raise _NotLoaded(errno.ENOEXEC, str(error).removeprefix(f"{place}: ")) from error
 
 
 def _run(command: list[str], seconds: float) -> str:
