@@ -26,7 +26,7 @@ from lamina.data.side import Batches
 from lamina.data.template import ChatTemplate, build_template
 from lamina.data.tokenizer import fingerprint_tokenizer
 from lamina.errors import ConfigError, DataError, Problem, RunError
-from lamina.kernels import kernel_notes
+from lamina.kernels import kernel_state
 from lamina.methods.base import Hooks, Injection, find_method, inject
 from lamina.methods.coverage import Coverage, check_reach, find_coverage
 from lamina.methods.virtual_tokens import VirtualTokens
@@ -264,7 +264,6 @@ def _write_manifest(session: Session, notify: Notify) -> None:
     if run.begun:
         _check_unchanged(session, before, facts)
         facts |= keep_places(run, session.config)
-    compiled = session.config.train.compile and not kernel_notes(base.model.device, session.config.train.compile)
     packages = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
     manifest = {
         **before,
@@ -273,7 +272,7 @@ def _write_manifest(session: Session, notify: Notify) -> None:
         "weights": session.coverage.as_json() | ({"packing": base.packing.as_json()} if base.packing else {}),
         "dtype": dtype_name(base.dtype),
         "device": str(base.model.device),
-        "kernels": "compiled" if compiled else "plain",
+        "kernels": kernel_state(base.model.device, session.config.train.compile).name,
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in packages},
         "hardware": {
