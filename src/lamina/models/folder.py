@@ -87,7 +87,7 @@ def complete_folder(
     if taught:
         _teach_tokenizer(folder, template)
     else:
-        _write_tokenizer(folder, None, None)
+        _write_tokenizer(folder, template)
 
 
 def complete_converted(folder: Path, ends: Ends, template: ChatTemplate) -> None:
@@ -99,7 +99,7 @@ def complete_converted(folder: Path, ends: Ends, template: ChatTemplate) -> None
     _add_old_words(config)
     _write(folder / _CONFIG, config)
     _complete_generation(folder, ends, template, False)
-    _write_tokenizer(folder, None, None)
+    _write_tokenizer(folder, template)
 
 
 def _change(config: dict[str, Any], key: str, value: Any) -> None:
@@ -151,15 +151,17 @@ def _teach_tokenizer(folder: Path, template: ChatTemplate) -> None:
     before = {name: (folder / name).read_bytes() for name in (_TOKENIZER, _SPECIAL) if (folder / name).is_file()}
     # A template that writes EOS would write the stop token instead, and some tokenizers end every text with it.
     if stop != eos and "eos_token" not in template.source + template.tool_source:
-        _write_tokenizer(folder, stop, text)
+        _write_tokenizer(folder, template, stop, text)
         if _gives_the_ids_of(folder, template):
             return
         for name, content in before.items():
             (folder / name).write_bytes(content)
-    _write_tokenizer(folder, None, text)
+    _write_tokenizer(folder, template, None, text)
 
 
-def _write_tokenizer(folder: Path, eos: str | None, chat_template: str | None) -> None:
+def _write_tokenizer(
+    folder: Path, template: ChatTemplate, eos: str | None = None, chat_template: str | None = None
+) -> None:
     """Changes what is given, and what transformers 4 would not understand."""
     for name in (_TOKENIZER, _SPECIAL):
         content = _read(folder / name)
@@ -167,6 +169,7 @@ def _write_tokenizer(folder: Path, eos: str | None, chat_template: str | None) -
             content = {key: value for key, value in content.items() if key not in _ABOUT_LOADING}
             if content.get("tokenizer_class") == _CLASS_OF_5:
                 content["tokenizer_class"] = _CLASS_OF_4
+                content.setdefault("model_input_names", template.tokenizer.model_input_names)  # 4 has more by default
             if chat_template is not None:
                 content["chat_template"] = chat_template
         if eos is not None and (name == _TOKENIZER or content):

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 from transformers import modeling_gguf_pytorch_utils as reading
 
 from lamina.data.template import build_template
-from lamina.errors import ModelError
+from lamina.errors import LaminaError, ModelError
 from lamina.models.folder import Ends, complete_converted
 from lamina.models.quiet import quiet_transformers
 from lamina.models.shards import ShardWriter
@@ -38,7 +38,9 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
             tokenizer.save_pretrained(folder)
             complete_converted(folder, Ends.of(model), build_template(tokenizer))
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+    except LaminaError:
+        raise
+    except Exception as error:  # its readers raise all kinds, the tokenizers' plain `Exception` among them
         raise ModelError(f"{gguf}: transformers cannot read this GGUF file: {error}") from error
 
 

@@ -69,8 +69,9 @@ def without_repeats(part: dict[str, Any]) -> dict[str, Any]:
 def _heard(part: dict[str, Any]) -> dict[str, Any]:
     """Those old words that the model's config listens to; none if they would not say what the new word says."""
     bare = {key: value for key, value in part.items() if key != NEW_WORD}
-    words = old_rope_words(part[NEW_WORD])
-    silent = _read(bare)
+    words, whole, silent = old_rope_words(part[NEW_WORD]), _read(part), _read(bare)
+    if whole is None:
+        return {}
     strange = {
         word: _STRANGE_SHARE if word in ("partial_rotary_factor", "rotary_pct") else _STRANGE_BASE
         for word in words.keys() - {"rope_scaling"}
@@ -78,7 +79,7 @@ def _heard(part: dict[str, Any]) -> dict[str, Any]:
     heard = {
         word: words[word] for word in words if word not in strange or _read(bare | {word: strange[word]}) != silent
     }
-    return heard if heard and _read(bare | heard) == _read(part) else {}
+    return heard if heard and _read(bare | heard) == whole else {}
 
 
 def _read(part: dict[str, Any]) -> Any:
