@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ import lamina
 from lamina.config import METHOD_CONFIGS
 from lamina.data.template import build_template
 from lamina.data.tokenizer import fingerprint_tokenizer
+from lamina.errors import ConfigError, ModelError, StorageError
 from lamina.methods.adapter import save_adapter
 from lamina.methods.base import inject
 from lamina.methods.lock import build_lock
@@ -34,6 +36,7 @@ from lamina.models.fingerprint import fingerprint_base
 from lamina.models.gguf import convert_gguf
 from lamina.models.load import load_base
 from lamina.models.rope_words import MARK, add_old_rope_words
+from lamina.models.source import find_model
 
 CHATML_EOS = CHATML.replace("<|im_end|>", "<|im_end|>{{ eos_token }}")
 
@@ -352,6 +355,32 @@ def test_a_converted_gguf_stops_and_is_read_by_both_versions(tmp_path: Path) -> 
     assert not tokenizer.keys() & {"is_local", "local_files_only"}
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     assert model.generation_config.eos_token_id == [0, 2]
+
+
+def test_a_gguf_whose_template_is_of_no_use_is_converted_all_the_same(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "model.gguf", "{% for %}")
+    folder = tmp_path / "converted"
+    folder.mkdir()
+    convert_gguf(tmp_path / "model.gguf", folder)
+    assert read(folder / "generation_config.json")["eos_token_id"] == 0
+    with pytest.raises(ConfigError, match="not valid Jinja"):
+        build_template(AutoTokenizer.from_pretrained(folder))
+    assert build_template(AutoTokenizer.from_pretrained(folder), "chatml").stop_token == "<|im_end|>"
+
+
+def test_a_full_disk_is_not_taken_for_a_bad_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_gguf(tmp_path / "model.gguf", CHATML)
+    monkeypatch.setenv("LAMINA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("lamina.models.gguf.complete_converted", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        find_model(str(tmp_path / "model.gguf"))
+    monkeypatch.setattr("lamina.models.gguf.complete_converted", lambda *_: None)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF, but not for long")
+    with pytest.raises(ModelError, match="transformers cannot read this GGUF file"):
+        find_model(str(tmp_path / "model.gguf"))
 
 
 def test_a_vision_language_model_is_one_afterwards(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lamina import files
 from lamina.data.template import ChatTemplate
@@ -87,19 +87,27 @@ def complete_folder(
     if taught:
         _teach_tokenizer(folder, template)
     else:
-        _write_tokenizer(folder, template)
+        _write_tokenizer(folder, template.tokenizer)
 
 
-def complete_converted(folder: Path, ends: Ends, template: ChatTemplate) -> None:
+def complete_converted(
+    folder: Path, ends: Ends, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None
+) -> None:
     """Does for a folder that transformers 5 has written, from no other folder, what transformers 4 needs.
 
     The stop token goes into generation_config.json alone: config.json is part of what adapters are locked to.
+
+    Args:
+        folder: Whole.
+        ends: Of the model in it.
+        tokenizer: In it.
+        template: Its chat template; None where that cannot be used.
     """
     config = _read(folder / _CONFIG)
     _add_old_words(config)
     _write(folder / _CONFIG, config)
     _complete_generation(folder, ends, template, False)
-    _write_tokenizer(folder, template)
+    _write_tokenizer(folder, tokenizer)
 
 
 def _change(config: dict[str, Any], key: str, value: Any) -> None:
@@ -121,14 +129,16 @@ def _add_old_words(config: dict[str, Any]) -> None:
         config.setdefault("torch_dtype", config["dtype"])
 
 
-def _add_stops(holder: dict[str, Any], default: int | list[int] | None, template: ChatTemplate) -> None:
+def _add_stops(holder: dict[str, Any], default: int | list[int] | None, template: ChatTemplate | None) -> None:
     own = holder.get("eos_token_id", default)
+    if template is None:
+        return
     ids = with_stop_ids(own, template)
     if ids != (own if isinstance(own, list) else [own]):
         holder["eos_token_id"] = ids if len(ids) > 1 else ids[0]
 
 
-def _complete_generation(folder: Path, ends: Ends, template: ChatTemplate, from_base: bool) -> None:
+def _complete_generation(folder: Path, ends: Ends, template: ChatTemplate | None, from_base: bool) -> None:
     """generation_config.json is what `generate` and servers ask first; not every base has one."""
     own: Any = ends.generation
     content = _read(folder / _GENERATION) if from_base else own.to_diff_dict() if own else {}
@@ -151,16 +161,16 @@ def _teach_tokenizer(folder: Path, template: ChatTemplate) -> None:
     before = {name: (folder / name).read_bytes() for name in (_TOKENIZER, _SPECIAL) if (folder / name).is_file()}
     # A template that writes EOS would write the stop token instead, and some tokenizers end every text with it.
     if stop != eos and "eos_token" not in template.source + template.tool_source:
-        _write_tokenizer(folder, template, stop, text)
+        _write_tokenizer(folder, template.tokenizer, stop, text)
         if _gives_the_ids_of(folder, template):
             return
         for name, content in before.items():
             (folder / name).write_bytes(content)
-    _write_tokenizer(folder, template, None, text)
+    _write_tokenizer(folder, template.tokenizer, None, text)
 
 
 def _write_tokenizer(
-    folder: Path, template: ChatTemplate, eos: str | None = None, chat_template: str | None = None
+    folder: Path, tokenizer: PreTrainedTokenizerBase, eos: str | None = None, chat_template: str | None = None
 ) -> None:
     """Changes what is given, and what transformers 4 would not understand."""
     for name in (_TOKENIZER, _SPECIAL):
@@ -169,7 +179,7 @@ def _write_tokenizer(
             content = {key: value for key, value in content.items() if key not in _ABOUT_LOADING}
             if content.get("tokenizer_class") == _CLASS_OF_5:
                 content["tokenizer_class"] = _CLASS_OF_4
-                content.setdefault("model_input_names", template.tokenizer.model_input_names)  # 4 has more by default
+                content.setdefault("model_input_names", tokenizer.model_input_names)  # 4 has more by default
             if chat_template is not None:
                 content["chat_template"] = chat_template
         if eos is not None and (name == _TOKENIZER or content):

@@ -13,10 +13,17 @@ from typing import Any
 
 import torch
 from gguf import GGUFReader, dequantize
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers import modeling_gguf_pytorch_utils as reading
 
-from lamina.data.template import build_template
+from lamina.data.template import ChatTemplate, build_template
 from lamina.errors import LaminaError, ModelError
 from lamina.models.folder import Ends, complete_converted
 from lamina.models.quiet import quiet_transformers
@@ -30,6 +37,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
 
     Raises:
         ModelError: transformers cannot read the file.
+        OSError: The folder cannot be written to.
     """
     try:
         # The GGUF reader draws a bar of its own that no setting switches off.
@@ -37,11 +45,21 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
             model = _convert_streaming(gguf, folder) or _convert_whole(gguf, folder)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
             tokenizer.save_pretrained(folder)
-            complete_converted(folder, Ends.of(model), build_template(tokenizer))
+            complete_converted(folder, Ends.of(model), tokenizer, _template(tokenizer))
     except LaminaError:
         raise
     except Exception as error:  # its readers raise all kinds, the tokenizers' plain `Exception` among them
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk that is written to
+            raise
         raise ModelError(f"{gguf}: transformers cannot read this GGUF file: {error}") from error
+
+
+def _template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
+    """The model's own template; None where it cannot be used, for the user may name another."""
+    try:
+        return build_template(tokenizer)
+    except LaminaError:
+        return None
 
 
 def _convert_streaming(gguf: Path, folder: Path) -> PreTrainedModel | None:
