@@ -4,11 +4,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := $(VENV)/.peers-installed
+TF4    := $(VENV)/transformers4
 
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test sanitize check lint types docs bench gpu zoo clean install
+.PHONY: quickstart test sanitize check lint types docs bench gpu zoo transformers4 clean install
 
 install: $(STAMP)
 
@@ -68,6 +69,15 @@ gpu: $(STAMP)
 # Trains and verifies a tiny model of every architecture that the zoo has; about a quarter of an hour.
 zoo: $(STAMP)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m slow tests/zoo
+
+# Beside transformers 5, not in its place: the newest 4 with the two libraries that it wants older.
+$(TF4)/.installed: $(STAMP)
+	rm -rf $(TF4)
+	$(BIN)/pip install --quiet --no-deps --target $(TF4) 'transformers>=4.57,<5' 'huggingface_hub>=0.34,<1' 'tokenizers>=0.22,<0.23'
+	touch $@
+
+transformers4: $(TF4)/.installed
+	TRANSFORMERS_4=$(TF4) $(BIN)/python -m pytest -m slow tests/export/test_transformers4.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache dist build

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, TextIteratorStreamer
+from transformers import TextIteratorStreamer
 
 from lamina.data.example import Message
+from lamina.methods.greedy import contiguous_head_input
 from lamina.methods.load import Loaded, load
+from lamina.models.stops import with_stop_ids
 
 DEFAULT_MAX_NEW_TOKENS = 256
 
@@ -75,7 +76,7 @@ def answer(
         stop = loaded.template.stop_token_id
         padded = torch.tensor([[stop] * (longest - len(ids[i])) + ids[i] for i in chosen])
         mask = torch.tensor([[0] * (longest - len(ids[i])) + [1] * len(ids[i]) for i in chosen])
-        with _contiguous_head_input(loaded.model):
+        with contiguous_head_input(loaded.model):
             generated = loaded.model.generate(  # pyright: ignore[reportCallIssue]
                 padded.to(loaded.model.device),
                 attention_mask=mask.to(loaded.model.device),
@@ -116,24 +117,6 @@ def stream(
         raise failure[0]
 
 
-@contextlib.contextmanager
-def _contiguous_head_input(model: PreTrainedModel) -> Iterator[None]:
-    """Lets the head see a contiguous input inside the block.
-
-    After the prompt, transformers hands it the last position of each sequence as a strided view, and torch's linear on
-    such a batch copies the head's weight once for each sequence: seconds, and gigabytes.
-    """
-    head = model.get_output_embeddings()
-    if head is None:
-        yield
-        return
-    handle = head.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(),))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def _options(loaded: Loaded, max_new_tokens: int, temperature: float) -> dict[str, Any]:
     sampling: dict[str, Any] = (
         {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
@@ -147,10 +130,8 @@ def _options(loaded: Loaded, max_new_tokens: int, temperature: float) -> dict[st
 
 
 def _stop_ids(loaded: Loaded) -> list[int]:
-    """The token that training taught to end with, and those that the base itself ends with."""
-    own = loaded.model.generation_config.eos_token_id if loaded.model.generation_config else None  # pyright: ignore[reportAttributeAccessIssue]
-    ids = own if isinstance(own, list) else [own] if own is not None else []
-    return sorted({loaded.template.stop_token_id, *ids})
+    config = loaded.model.generation_config
+    return with_stop_ids(config.eos_token_id if config else None, loaded.template)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _until_stop(ids: list[int], stop_ids: list[int]) -> list[int]:

@@ -61,6 +61,11 @@ class AdapterModule(nn.Module, ABC):
     def fold_in(self, model: PreTrainedModel, name: str) -> None:
         """Puts what it adds into the base's weights, and the base's own module back at `name`."""
 
+    @property
+    def base_module(self) -> nn.Module | None:
+        """The module whose weights `fold_in` replaces, by new tensors of the same dtype; None if there is none."""
+        return None
+
 
 class AdapterLinear(AdapterModule):
     """A frozen linear layer with an adapter beside it.
@@ -72,6 +77,10 @@ class AdapterLinear(AdapterModule):
     def __init__(self, frozen: FrozenLinear) -> None:
         super().__init__()
         self.frozen = frozen
+
+    @property
+    def base_module(self) -> nn.Module:
+        return self.frozen.base
 
     @property
     def weight(self) -> torch.Tensor:
