@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from lamina.config import DataConfig, SourceConfig
+from lamina.config import DataConfig
 from lamina.data.encoded_file import EncodedFile, encode_file
 from lamina.data.example import Example, Kind
 from lamina.data.mix import draw_replay, weigh
@@ -15,7 +15,7 @@ from lamina.data.packing import plan_epoch
 from lamina.data.read import find_files
 from lamina.data.report import DROP_REASONS, DataReport, FileReport
 from lamina.data.side import Pieces, Side, parts_of, whole_rows, wrapped_pieces
-from lamina.data.source import SourceReader, used_examples
+from lamina.data.source import OpenSource, SourceReader, open_sources, used_examples
 from lamina.data.split import hold_out
 from lamina.data.template import ChatTemplate
 from lamina.errors import DataError
@@ -69,16 +69,10 @@ def build_dataset(
         ConfigError: A file does not exist.
         DataError: A row is not what its format asks for, or nothing is left to train on.
     """
-    training = list(_open_sources(config, config.sources, "data.train", "train", template, notify))
-    held_out_files = replayed = list[EncodedFile]()
-    if isinstance(config.eval, str):
-        sources = [config.source_of(config.eval)]
-        held_out_files = list(_open_sources(config, sources, "data.eval", "eval", template, notify))
-    if config.replay is not None:
-        replay = config.replay
-        sources = [SourceConfig(path=replay.path, format=replay.format, columns=replay.columns)]
-        replayed = list(_open_sources(config, sources, "data.replay.path", "replay", template, notify))
-    every = [*training, *held_out_files, *replayed]
+    every = _encode(open_sources(config, "train", "eval", "replay"), config, template, notify)
+    training, held_out_files, replayed = (
+        [file for file in every if file.report.role == side] for side in ("train", "eval", "replay")
+    )
     stores = [file.store for file in every]
     stop = template.stop_token_id
 
@@ -141,7 +135,7 @@ def build_evaluation(
         DataError: A row is not what its format asks for, or none can be used.
     """
     source = config.source_of(path).model_copy(update={"max_rows": max_rows})
-    opened = list(_open_sources(config, [source], field, "eval", template, None))
+    opened = _encode([OpenSource("eval", source, find_files(path, field, "test"))], config, template, None)
     stop = template.stop_token_id
     parts = [fit(file, number, np.arange(len(file.store)), config, stop) for number, file in enumerate(opened)]
     stores = [file.store for file in opened]
@@ -167,7 +161,7 @@ def load_examples(config: DataConfig, path: str, field: str, max_rows: int | Non
     source = config.source_of(path)
     rows = (
         row
-        for file in find_files(path, field)
+        for file in find_files(path, field, "test")
         for row in used_examples(SourceReader(file, source, config.text_unit), max_rows)
     )
     return [row.example for row in rows if row.example is not None and not row.drop_reason]
@@ -211,21 +205,17 @@ def fit(file: EncodedFile, source: int, rows: np.ndarray, config: DataConfig, st
     return kept
 
 
-def _open_sources(
-    config: DataConfig,
-    sources: Sequence[SourceConfig],
-    field: str,
-    role: str,
-    template: ChatTemplate,
-    notify: Notify | None,
-) -> Iterator[EncodedFile]:
-    for source in sources:
-        for file in find_files(source.path, field):
-            opened = encode_file(file, source, config, role, template, notify)
-            wrong = [kind for kind in opened.store.facts.kinds if kind not in TRAINABLE]
+def _encode(
+    sources: Sequence[OpenSource], config: DataConfig, template: ChatTemplate, notify: Notify | None
+) -> list[EncodedFile]:
+    encoded = []
+    for opened in sources:
+        for file in opened.files:
+            encoded.append(encode_file(file, opened.source, config, opened.side, template, notify))
+            wrong = [kind for kind in encoded[-1].store.facts.kinds if kind not in TRAINABLE]
             if wrong:
-                raise DataError(_not_trainable(file.name, wrong[0], opened.report.format))
-            yield opened
+                raise DataError(_not_trainable(file.name, wrong[0], encoded[-1].report.format))
+    return encoded
 
 
 def _not_trainable(name: str, kind: str, format_name: str) -> str:
@@ -296,6 +286,12 @@ def _notes(
     for file in every:
         notes += file.notes
     if isinstance(config.eval, float):
+        notes += [
+            f"{file.file.within} keeps a validation split: data.eval={file.file.own_eval} evaluates on it, instead of "
+            "on a share of the training rows"
+            for file in every
+            if file.file.own_eval
+        ]
         if not any(mask.any() for mask in held_out):
             notes.append("all rows have the same prompt, so no evaluation side could be split off without leakage")
         elif not len(evaluation):

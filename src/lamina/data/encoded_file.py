@@ -96,8 +96,7 @@ def encode_file(
     # What a data set of the hub holds may change under its name.
     store = cached_store(key if sha256 else None, build)
     report = store.facts.report(file.name, sha256, role, source.weight if role == "train" else 1.0)
-    notes = [f"{name}: not read, is of no known kind" for name in file.skipped]
-    return EncodedFile(file, source, config.text_unit, store, report, notes)
+    return EncodedFile(file, source, config.text_unit, store, report, list(file.notes))
 
 
 def _fill(

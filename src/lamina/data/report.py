@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,15 +115,15 @@ class FileReport:
             rows.first.sort()
         assert self.rows == self.train_rows + self.eval_rows + self.rows_dropped, f"rows lost in {self.path}: {self}"
 
-    def lines(self) -> list[str]:
-        """For people, a line each."""
+    def lines(self, name: str = "") -> list[str]:
+        """For people, a line each; the file is called by its last name, unless another is given."""
         parts = [f"{self.rows} rows ({self.format})"]
         parts += [f"{n} {side}" for n, side in ((self.train_rows, "train"), (self.eval_rows, "eval")) if n]
         if self.role == "replay":
             parts.append("replayed against forgetting")
         if self.weight != 1.0:
             parts.append(f"weight {self.weight:g}")
-        lines = [f"{Path(self.path).name}: " + ", ".join(parts)]
+        lines = [f"{name or Path(self.path).name}: " + ", ".join(parts)]
         for reason, rows in self.dropped.items():
             lines.append(f"  dropped {rows.count}: {DROP_REASONS[reason]} (rows {rows})")
         if self.cut.count:
@@ -205,7 +206,8 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """For people, a line each."""
-        lines = [line for file in self.files for line in file.lines()]
+        names = self._names()
+        lines = [line for file, name in zip(self.files, names, strict=True) for line in file.lines(name)]
         for name, side in (("train", self.train), ("eval", self.eval)):
             if side is not None:
                 share = side.supervised_tokens / max(1, side.tokens)
@@ -213,11 +215,17 @@ class DataReport:
                     f"{name}: {side.tokens:,} tokens, {side.supervised_tokens:,} supervised ({share:.0%}); "
                     f"example length {side.shortest} / {side.median} / {side.longest} (shortest, median, longest)"
                 )
-        trained = [file for file in self.files if file.train_tokens]
+        trained = [(file, name) for file, name in zip(self.files, names, strict=True) if file.train_tokens]
         if len(trained) > 1:
-            total = sum(file.train_tokens for file in trained)
-            shares = (f"{Path(file.path).name} {file.train_tokens / total:.0%}" for file in trained)
+            total = sum(file.train_tokens for file, _ in trained)
+            shares = (f"{name} {file.train_tokens / total:.0%}" for file, name in trained)
             lines.append(f"mix of training tokens: {', '.join(shares)}")
         if self.packing_efficiency is not None:
             lines.append(f"packing: {self.micro_batches} micro-batches, {self.packing_efficiency:.1%} full")
         return lines + [f"note: {note}" for note in self.notes]
+
+    def _names(self) -> list[str]:
+        """What each file is called: its last name, or its whole path where others have that name too."""
+        short = [Path(file.path).name for file in self.files]
+        times = Counter(short)
+        return [name if times[name] == 1 else file.path for file, name in zip(self.files, short, strict=True)]
