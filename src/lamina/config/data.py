@@ -105,6 +105,9 @@ class DataConfig(Section):
     max_rows: Annotated[int, Field(ge=1)] | None = None
     """Use only the first rows of each training file; the rest is counted in the data report."""
 
+    max_dropped: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Largest share of a source's rows that may be left out, such as for their length; more is an error."""
+
     text_unit: TextUnit = "auto"
     """What one document is in a plain text file; `auto` looks at the lines."""
 

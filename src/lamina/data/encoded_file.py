@@ -125,6 +125,7 @@ def _fill(
             if row.trimmed:
                 facts.trimmed.add(row.number)
             facts.kinds[row.example.kind] = facts.kinds.get(row.example.kind, 0) + 1
+            facts.wanted += row.example.label is True
             facts.with_tools += row.example.has_tools
             facts.with_thinking += any(message.thinking for message in row.example.messages)
             teaches_stop = bool((encoded.input_ids[encoded.supervised] == stop).any())

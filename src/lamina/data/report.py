@@ -23,6 +23,9 @@ DROP_REASONS = {
     "beyond_replay_share": "data.replay.share is reached without the row",
 }
 
+# A row that is left out for one of these is a good one all the same: the configuration asks for it.
+CHOSEN_REASONS = frozenset({"after_max_rows", "not_drawn", "beyond_replay_share"})
+
 # Rows of a reason that are listed; the count is of all.
 _LISTED = 100
 
@@ -189,6 +192,7 @@ class DataReport:
         micro_batches: Micro-batches in an epoch.
         packing_efficiency: Real tokens as a share of the budget of an epoch's micro-batches; None without packing.
         notes: What else a user should know.
+        warnings: What a user should look at before training.
     """
 
     files: list[FileReport]
@@ -199,6 +203,7 @@ class DataReport:
     micro_batches: int = 0
     packing_efficiency: float | None = None
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -207,7 +212,8 @@ class DataReport:
     def lines(self) -> list[str]:
         """For people, a line each."""
         names = self._names()
-        lines = [line for file, name in zip(self.files, names, strict=True) for line in file.lines(name)]
+        lines = [f"warning: {warning}" for warning in self.warnings]
+        lines += [line for file, name in zip(self.files, names, strict=True) for line in file.lines(name)]
         for name, side in (("train", self.train), ("eval", self.eval)):
             if side is not None:
                 share = side.supervised_tokens / max(1, side.tokens)

@@ -27,7 +27,7 @@ from lamina.data.report import FileReport, RowList
 from lamina.errors import StorageError
 
 # Stores of another version are not read; raise it with every change of what is stored, or of how rows are encoded.
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Facts:
         kinds: Rows stored, by kind.
         with_tools: Rows stored that have tools, calls or results.
         with_thinking: Rows stored with reasoning that stands apart from the answer.
+        wanted: Rows stored whose answer is judged, and wanted.
     """
 
     format: str = ""
@@ -72,6 +73,7 @@ class Facts:
     kinds: dict[str, int] = field(default_factory=dict)
     with_tools: int = 0
     with_thinking: int = 0
+    wanted: int = 0
 
     def report(self, path: str, sha256: str, role: str, weight: float = 1.0) -> FileReport:
         """The beginning of a report on the file."""

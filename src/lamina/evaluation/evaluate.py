@@ -46,7 +46,8 @@ class Evaluation:
             not asked for.
         base_exact_match: The same of the bare base.
         rows: Rows evaluated.
-        dropped: Rows that could not be used, by reason.
+        dropped: Rows to evaluate on that could not be used, by reason.
+        notes: What a user should know of the data that was named.
         predictions: The generated answers, if asked for.
     """
 
@@ -58,6 +59,7 @@ class Evaluation:
     base_exact_match: float | None
     rows: int
     dropped: dict[str, int]
+    notes: list[str]
     predictions: list[Prediction]
 
     def as_json(self) -> dict[str, Any]:
@@ -122,7 +124,8 @@ def evaluate(
         exact_match=_share(p.adapter == p.expected for p in predictions) if exact_match else None,
         base_exact_match=_share(p.base == p.expected for p in predictions) if exact_match else None,
         rows=len(encoded),
-        dropped=dataset.report.files[-1].counts_dropped(),
+        dropped=dataset.eval_dropped,
+        notes=[*dataset.report.warnings, *dataset.report.notes] if data is not None else [],
         predictions=predictions,
     )
 

@@ -93,20 +93,21 @@ class Rows:
         rows = reader.rows_up_to(reader.source.max_rows, of_any_shape=goes_on)
         if side == "train":
             rows = map(self._with_columns, rows)
-        name = reader.file.name
+        name, source = reader.file.name, reader.source
         if self.template is None:
             for row in rows:
-                yield CheckedRow(name, side, row)
+                yield CheckedRow(name, side, row, source=source)
             return
         encoded = encode_stream(self._to_encode(rows), itemgetter(1), self.template, self.target.data.train_on)
         for (row, example), chosen in encoded:
             rejected = next(encoded)[1] if example is not None and example.rejected else None
             if isinstance(chosen, DataError):
-                yield CheckedRow(name, side, row, None, _refusal(chosen, row))
+                yield CheckedRow(name, side, row, None, _refusal(chosen, row), source=source)
             elif isinstance(rejected, DataError):
-                yield CheckedRow(name, side, row, None, f"its rejected answer: {_refusal(rejected, row)}")
+                refusal = f"its rejected answer: {_refusal(rejected, row)}"
+                yield CheckedRow(name, side, row, None, refusal, source=source)
             else:
-                yield CheckedRow(name, side, row, chosen, "", rejected)
+                yield CheckedRow(name, side, row, chosen, "", rejected, source)
 
     def _with_columns(self, row: ReadRow) -> ReadRow:
         """The row, as a misfit where it lacks a column that the split asks for."""

@@ -22,6 +22,7 @@ from lamina.config import Config
 from lamina.config.optim import OPTIMIZERS
 from lamina.data.batch import build_batch
 from lamina.data.dataset import Dataset, build_dataset
+from lamina.data.example import Kind
 from lamina.data.packing import plan_epoch
 from lamina.data.side import Batches
 from lamina.data.template import ChatTemplate, build_template
@@ -172,9 +173,14 @@ def count_parameters(parameters: Iterable[torch.Tensor]) -> int:
 def _check_stop_token(dataset: Dataset, template: ChatTemplate) -> None:
     only_text = all(file.format == "text" for file in dataset.report.files if file.train_rows)
     if not only_text and not dataset.train.pieces.teaches_stop.any():
+        fix = "let the data mark whole turns, with the token that ends them, or set data.train_on=assistant"
+        if any(file.cut.count for file in dataset.report.files):  # a row that is not cut would teach it
+            chats = [s for s in dataset.train.stores if len(s) and Kind.TEXT not in s.facts.kinds]
+            shortest = min(int(store.lengths.min()) for store in chats)
+            fix = f"raise data.max_length, so that answers keep their ends: the shortest row has {shortest} tokens"
         raise DataError(
             f"no training example teaches the stop token {template.stop_token}, so the model would never stop. "
-            "Fix: raise data.max_length, or set data.overlong=drop so that answers keep their ends."
+            f"Fix: {fix}."
         )
 
 
