@@ -16,6 +16,7 @@ from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS, answer
 from lamina.fusion import fast_path
 from lamina.methods.load import Loaded, adapter_folder, load
 from lamina.models.head import find_head
+from lamina.models.vocabulary import check_side
 from lamina.runs import Run
 from lamina.training.step import evaluation_loss
 
@@ -103,6 +104,7 @@ def evaluate(
         source if isinstance(source, Loaded) else load(source, model=model, allow_base_mismatch=allow_base_mismatch)
     )
     dataset, rows = _eval_data(loaded, data, columns, max_rows)
+    check_side(dataset.eval, [file.path for file in dataset.report.files], loaded.model, loaded.tokenizer)
     encoded = dataset.eval[rows]
     examples = _conversations(dataset)[rows] if exact_match else []
 

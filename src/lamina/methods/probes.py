@@ -17,6 +17,7 @@ from lamina.data.example import Message
 from lamina.data.template import ChatTemplate
 from lamina.errors import AdapterError, CertificateError
 from lamina.methods.base import Injection
+from lamina.models.vocabulary import embedding_rows
 
 PROMPTS = (
     "Write one sentence about the sea.",
@@ -138,8 +139,7 @@ class Certificate:
 def record_probes(injection: Injection, template: ChatTemplate, prompts: Sequence[str] = PROMPTS) -> list[Probe]:
     """Records what the adapter, and the bare base, say to each prompt. The model must be in evaluation mode."""
     model = injection.model
-    texts = [template.render([Message("user", prompt)], add_generation_prompt=True) for prompt in prompts]
-    rendered: list[list[int]] = [template.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    rendered = [_prompt_ids(model, template, prompt) for prompt in prompts]
     probes = []
     for prompt, ids, answer in zip(prompts, rendered, _answers(model, rendered, template.stop_token_id), strict=True):
         positions = list(range(len(ids) - 1, len(answer) - 1))
@@ -151,18 +151,27 @@ def record_probes(injection: Injection, template: ChatTemplate, prompts: Sequenc
     return probes
 
 
+def _prompt_ids(model: PreTrainedModel, template: ChatTemplate, prompt: str) -> list[int]:
+    """A user's turn; its words alone where the base has no rows for what the template writes, as with plain text."""
+    rows, tokenizer = embedding_rows(model), template.tokenizer
+    text = template.render([Message("user", prompt)], add_generation_prompt=True)
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return ids if rows is None or max(ids) < rows else tokenizer(prompt, add_special_tokens=False).input_ids
+
+
 def _answers(model: PreTrainedModel, prompts: Sequence[list[int]], stop: int) -> list[list[int]]:
     """Each prompt with the model's greedy answer, found at once: a quantized base is turned back for every token."""
-    longest = max(map(len, prompts))
+    rows, longest = embedding_rows(model), max(map(len, prompts))
+    filler = stop if rows is None or stop < rows else 0  # it is not looked at
     padding = [longest - len(ids) for ids in prompts]
-    rows = [[stop] * pad + ids for pad, ids in zip(padding, prompts, strict=True)]
+    padded = [[filler] * pad + ids for pad, ids in zip(padding, prompts, strict=True)]
     seen = [[0] * pad + [1] * len(ids) for pad, ids in zip(padding, prompts, strict=True)]
     output = model.generate(  # pyright: ignore[reportCallIssue]
-        torch.tensor(rows, device=model.device),
+        torch.tensor(padded, device=model.device),
         attention_mask=torch.tensor(seen, device=model.device),
         max_new_tokens=ANSWER_TOKENS,
         do_sample=False,
-        pad_token_id=stop,
+        pad_token_id=filler,
     ).tolist()
     answers = [row[longest:] for row in output]
     ends = [answer.index(stop) + 1 if stop in answer else len(answer) for answer in answers]

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from lamina import files
 from lamina.cache import cache_folder
@@ -30,7 +30,7 @@ from lamina.errors import StorageError
 from lamina.models.fingerprint import fingerprint_base, weight_files
 from lamina.models.quantizers import Record, StreamingConfig, take_over
 from lamina.models.quiet import quiet_transformers
-from lamina.models.read import read_model
+from lamina.models.read import read_model, skeleton
 from lamina.models.source import Notify
 from lamina.quantization.loftq import Correction, LoftqPlan
 from lamina.quantization.packed import PackedLinear, bitsandbytes
@@ -102,7 +102,7 @@ def load_packed(
     if stored:
         model = take_over(read_model(folder, dtype, **settings), dtype)
         return Quantized(model, weight_files(folder), None, {})
-    loftq = plan_loftq(_skeleton(folder)) if plan_loftq else None
+    loftq = plan_loftq(skeleton(folder)) if plan_loftq else None
     cached = cache_folder() / "quantized" / _key(folder, config, dtype, loftq)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
@@ -152,12 +152,6 @@ def _quantize(
     quantizer: Any = model.hf_quantizer
     _save(model, aside)
     _save_record(take_over(model, dtype), quantizer.record, aside)
-
-
-def _skeleton(folder: Path) -> PreTrainedModel:
-    """The model without its weights."""
-    with torch.device("meta"), quiet_transformers():
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
 
 
 def _key(folder: Path, config: QuantizationConfig, dtype: torch.dtype, loftq: LoftqPlan | None) -> str:

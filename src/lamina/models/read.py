@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lamina.errors import LaminaError, ModelError
 from lamina.models.quiet import quiet_transformers
@@ -41,3 +41,9 @@ def read_model(folder: Path, dtype: torch.dtype, **settings: Any) -> PreTrainedM
             "Fix: fetch the model again; it is incomplete."
         )
     return model
+
+
+def skeleton(folder: Path) -> PreTrainedModel:
+    """The model without its weights, on the meta device."""
+    with torch.device("meta"), quiet_transformers():
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))

@@ -35,6 +35,7 @@ from lamina.models.load import Base, load_base
 from lamina.models.machine import dtype_name
 from lamina.models.positions import declared_positions, has_position_table
 from lamina.models.source import Notify
+from lamina.models.vocabulary import check_vocabulary
 from lamina.optim import Schedule, build_optimizer, build_schedule
 from lamina.quantization import count_weights
 from lamina.quantization.report import RoundingReport
@@ -124,6 +125,7 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
     batch_size = config.train.per_device_train_batch_size
     dataset = build_dataset(config.data, template, batch_size, config.seed, notify)
     _check_stop_token(dataset, template)
+    check_vocabulary(dataset, base.model, template)
     head = find_head(base.model)
     injection = _fresh_adapter(config, base, dataset, notify)
     head = _head_after_injection(head, injection)
