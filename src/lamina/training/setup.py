@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from lamina import files
 from lamina.config import Config
 from lamina.config.optim import OPTIMIZERS
-from lamina.data.batch import build_batch
+from lamina.data.batch import Documents
 from lamina.data.dataset import Dataset, build_dataset
 from lamina.data.example import Kind
 from lamina.data.packing import plan_epoch
@@ -227,8 +227,8 @@ def _fresh_adapter(config: Config, base: Base, dataset: Dataset, notify: Notify)
     injection = inject(base.model, config.method, config.seed)
     whole = injection.layers.get("")
     check_positions(dataset, base.model, notify, whole.count if isinstance(whole, VirtualTokens) else 0)
-    batches = (build_batch([example]).to(base.model.device).input_ids for example in dataset.train)
-    return find_method(config.method.type).prepare(injection, batches)
+    documents = Documents(dataset.train, base.model.device)
+    return find_method(config.method.type).prepare(injection, documents)
 
 
 def _head_after_injection(head: Head, injection: Injection) -> Head:
