@@ -193,6 +193,28 @@ def test_a_glob_leaves_out_what_is_kept_for_evaluation(
     assert any("left out the split test (test.jsonl), the split validation" in note for note in dataset.report.notes)
 
 
+def test_a_glob_names_the_folders_that_it_does_not_go_into(build: Callable[..., Dataset], tmp_path: Path) -> None:
+    write(tmp_path / "ds" / "a.jsonl", "train")
+    write(tmp_path / "ds" / "more" / "b.jsonl", "train")
+    dataset = build(str(tmp_path / "ds" / "*"))
+    assert len(dataset.report.files) == 1 and any("left out the folders more;" in n for n in dataset.report.notes)
+    dataset = build(str(tmp_path / "ds" / "**"))
+    assert len(dataset.report.files) == 2 and not dataset.report.notes
+
+
+def test_a_file_that_is_there_twice_is_warned_of(build: Callable[..., Dataset], tmp_path: Path) -> None:
+    folder = tmp_path / "ds"
+    write(folder / "a.jsonl", "train")
+    write(folder / "b.jsonl", "test")
+    assert build(str(folder)).report.warnings == []
+    assert build([{"path": str(folder), "weight": 2.0}]).report.warnings == []
+    (warning,) = build([str(folder / "a.jsonl"), str(folder)]).report.warnings
+    assert warning.startswith(f"{folder / 'a.jsonl'} is read twice")
+    (folder / "c.jsonl").symlink_to(folder / "b.jsonl")
+    (warning,) = build(str(folder)).report.warnings
+    assert warning.startswith(f"{folder / 'c.jsonl'} is the same as {folder / 'b.jsonl'}")
+
+
 @pytest.mark.parametrize("named_as", ["ds/test.jsonl", "ds/te*.jsonl", "ds:test", "ds/test", "ds/{}"])
 def test_what_is_named_itself_is_read(
     named_as: str, build: Callable[..., Dataset], template: ChatTemplate, tmp_path: Path

@@ -115,7 +115,7 @@ def build_dataset(
         chat_template=template.name,
         stop_token=template.stop_token,
         notes=_notes(config, template, every, train, evaluation, chosen),
-        warnings=lost_rows(every, config),
+        warnings=[*lost_rows(every, config), *_read_twice(training)],
     )
     plan = plan_epoch(
         train.lengths, batch_size, config.max_length, config.packing, seed, 0, config.group_by_length, blocks
@@ -326,6 +326,20 @@ def _notes(
     if untaught:
         notes.append(f"{untaught} of {int(conversations.sum())} training examples do not teach the stop token")
     return notes
+
+
+def _read_twice(training: Sequence[EncodedFile]) -> list[str]:
+    """Files that are there a second time, under the same name or another."""
+    first: dict[str, EncodedFile] = {}
+    twice = []
+    for file in training:
+        same = first.setdefault(file.report.sha256 or str(id(file)), file)
+        if same is not file:
+            what = "is read twice" if same.report.path == file.report.path else f"is the same as {same.report.path}"
+            twice.append(
+                f"{file.report.path} {what}, so its rows count twice in an epoch (a `weight` says so on purpose)"
+            )
+    return twice
 
 
 def _leaks(every: Sequence[EncodedFile], train: Side, evaluation: Side) -> list[str]:

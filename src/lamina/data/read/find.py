@@ -149,12 +149,15 @@ def _by_pattern(pattern: str, field: str, role: str) -> list[DataFile]:
     for path in matched:
         _check_link(path, field)
     found = [path for path in matched if path.is_file()]
+    folders = [path.name for path in matched if path.is_dir()] if "**" not in pattern else []
     root = Path(*takewhile(lambda part: not _GLOB.search(part), Path(pattern).parts))
     layout = layout_of(found, root, field=field)
     if not layout.splits:
         raise ConfigError(Problem(field, f"no file fits the pattern {pattern}", "check the pattern"))
     choice = choose(layout, "", role, pattern, field, by_pattern=True)
     notes = list(_told(pattern, root, choice, layout.others, ()))
+    if folders:
+        notes.append(f"{pattern}: left out the folders {', '.join(folders[:_SHOWN])}; `**` in a pattern goes into them")
     return _data_files(choice, layout.others, notes, pattern, "", field)
 
 
