@@ -16,6 +16,7 @@ from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS, answer
 from lamina.fusion import fast_path
 from lamina.methods.load import Loaded, adapter_folder, load
 from lamina.models.head import find_head
+from lamina.models.vocabulary import check_side
 from lamina.runs import Run
 from lamina.training.step import evaluation_loss
 
@@ -46,7 +47,8 @@ class Evaluation:
             not asked for.
         base_exact_match: The same of the bare base.
         rows: Rows evaluated.
-        dropped: Rows that could not be used, by reason.
+        dropped: Rows to evaluate on that could not be used, by reason.
+        notes: What a user should know of the data that was named.
         predictions: The generated answers, if asked for.
     """
 
@@ -58,6 +60,7 @@ class Evaluation:
     base_exact_match: float | None
     rows: int
     dropped: dict[str, int]
+    notes: list[str]
     predictions: list[Prediction]
 
     def as_json(self) -> dict[str, Any]:
@@ -101,6 +104,7 @@ def evaluate(
         source if isinstance(source, Loaded) else load(source, model=model, allow_base_mismatch=allow_base_mismatch)
     )
     dataset, rows = _eval_data(loaded, data, columns, max_rows)
+    check_side(dataset.eval, [file.path for file in dataset.report.files], loaded.model, loaded.tokenizer)
     encoded = dataset.eval[rows]
     examples = _conversations(dataset)[rows] if exact_match else []
 
@@ -122,7 +126,8 @@ def evaluate(
         exact_match=_share(p.adapter == p.expected for p in predictions) if exact_match else None,
         base_exact_match=_share(p.base == p.expected for p in predictions) if exact_match else None,
         rows=len(encoded),
-        dropped=dataset.report.files[-1].counts_dropped(),
+        dropped=dataset.eval_dropped,
+        notes=[*dataset.report.warnings, *dataset.report.notes] if data is not None else [],
         predictions=predictions,
     )
 

@@ -14,6 +14,7 @@ from lamina.data.example import Message
 from lamina.methods.greedy import contiguous_head_input
 from lamina.methods.load import Loaded, load
 from lamina.models.stops import with_stop_ids
+from lamina.models.vocabulary import check_prompt, embedding_rows
 
 DEFAULT_MAX_NEW_TOKENS = 256
 
@@ -66,15 +67,15 @@ def answer(
     """Answers conversations that end in a user turn, several at once; long and short ones are kept apart."""
     tokenizer = loaded.tokenizer
     texts = [loaded.template.render(turns, add_generation_prompt=True) for turns in conversations]
-    ids: list[list[int]] = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    ids = [_prompt_ids(loaded, text) for text in texts]
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
     answers = [""] * len(ids)
     torch.manual_seed(seed)
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
         longest = max(len(ids[index]) for index in chosen)
-        stop = loaded.template.stop_token_id
-        padded = torch.tensor([[stop] * (longest - len(ids[i])) + ids[i] for i in chosen])
+        filler = _filler(loaded)
+        padded = torch.tensor([[filler] * (longest - len(ids[i])) + ids[i] for i in chosen])
         mask = torch.tensor([[0] * (longest - len(ids[i])) + [1] * len(ids[i]) for i in chosen])
         with contiguous_head_input(loaded.model):
             generated = loaded.model.generate(  # pyright: ignore[reportCallIssue]
@@ -97,7 +98,7 @@ def stream(
 ) -> Iterator[str]:
     """Answers one conversation, piece by piece as it is generated."""
     text = loaded.template.render(conversation, add_generation_prompt=True)
-    ids = torch.tensor([loaded.tokenizer(text, add_special_tokens=False).input_ids], device=loaded.model.device)
+    ids = torch.tensor([_prompt_ids(loaded, text)], device=loaded.model.device)
     streamer = TextIteratorStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)  # pyright: ignore[reportArgumentType]
     options = _options(loaded, max_new_tokens, temperature)
     failure: list[BaseException] = []
@@ -124,9 +125,26 @@ def _options(loaded: Loaded, max_new_tokens: int, temperature: float) -> dict[st
     return {
         "max_new_tokens": max_new_tokens,
         "eos_token_id": _stop_ids(loaded),
-        "pad_token_id": loaded.template.stop_token_id,
+        "pad_token_id": _filler(loaded),
         **sampling,
     }
+
+
+def _prompt_ids(loaded: Loaded, text: str) -> list[int]:
+    """The tokens of a rendered prompt.
+
+    Raises:
+        DataError: The base has no row for one of them.
+    """
+    ids: list[int] = loaded.tokenizer(text, add_special_tokens=False).input_ids
+    check_prompt(ids, loaded.model, loaded.template)
+    return ids
+
+
+def _filler(loaded: Loaded) -> int:
+    """A token that fills up short prompts and is not looked at: the stop token, where the base has a row for it."""
+    rows, stop = embedding_rows(loaded.model), loaded.template.stop_token_id
+    return stop if rows is None or stop < rows else 0
 
 
 def _stop_ids(loaded: Loaded) -> list[int]:

@@ -36,6 +36,7 @@ from lamina.models.machine import dtype_name
 from lamina.models.quantized import write_quantized
 from lamina.models.quantizers import check_packs_enough, converted_modules
 from lamina.models.source import Notify
+from lamina.models.vocabulary import check_vocabulary
 from lamina.plan.memory import available_bytes
 from lamina.quantization import FrozenLinear, PackedLinear, freeze_linear
 from lamina.quantization.gptq import round_for_inputs
@@ -144,6 +145,7 @@ def quantize(
     notify("Reading the data ...")
     template = build_template(base.tokenizer, config.data.chat_template, config.data.thinking)
     dataset = build_dataset(config.data, template, config.train.per_device_train_batch_size, config.seed, notify)
+    check_vocabulary(dataset, base.model, template)
     check_positions(dataset, base.model, notify)
     documents = _some_documents(dataset.train, tokens, config.seed)
     held_out = list(dataset.eval[:_EVAL_DOCUMENTS])

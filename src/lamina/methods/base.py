@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -281,12 +281,12 @@ class Method(ABC):
         """
         return None
 
-    def prepare(self, injection: Injection, batches: Iterable[torch.Tensor]) -> Injection:
+    def prepare(self, injection: Injection, documents: Sequence[torch.Tensor]) -> Injection:
         """Fits a fresh adapter to the training data, before anything is trained.
 
         Args:
             injection: From `attach`.
-            batches: Token ids (1, T) of training documents, as many as the method cares to read.
+            documents: Token ids (1, T) of each training document, made when it is asked for.
 
         Returns:
             The adapter to train: the same one, or one in its place.

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from lamina.models.vocabulary import embedding_rows
+
 
 @torch.no_grad()
 def greedy_answers(
@@ -33,12 +35,13 @@ def greedy_answers(
     own: Any = model.generation_config
     ends = list(stop_ids or _as_list(own.eos_token_id if own else None))
     longest = max(map(len, prompts))
-    filler = ends[0] if ends else 0  # where no token is looked at
-    rows = [[filler] * (longest - len(ids)) + ids for ids in prompts]
+    rows, filler = embedding_rows(model), ends[0] if ends else 0  # where no token is looked at
+    filler = filler if rows is None or filler < rows else 0
+    padded = [[filler] * (longest - len(ids)) + ids for ids in prompts]
     seen = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
     with contiguous_head_input(model):
         output = model.generate(  # pyright: ignore[reportCallIssue]
-            torch.tensor(rows, device=model.device),
+            torch.tensor(padded, device=model.device),
             attention_mask=torch.tensor(seen, device=model.device),
             max_new_tokens=max_new_tokens,
             do_sample=False,

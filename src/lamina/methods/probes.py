@@ -20,6 +20,7 @@ from lamina.errors import AdapterError, NewerVersionError
 from lamina.methods.base import Injection
 from lamina.methods.greedy import greedy_answers
 from lamina.models.stops import with_stop_ids
+from lamina.models.vocabulary import embedding_rows
 
 PROMPTS = (
     "Write one sentence about the sea.",
@@ -85,8 +86,7 @@ class Probe:
 def record_probes(injection: Injection, template: ChatTemplate, prompts: Sequence[str] = PROMPTS) -> list[Probe]:
     """Records what the adapter, and the bare base, say to each prompt. The model must be in evaluation mode."""
     model = injection.model
-    texts = [template.render([Message("user", prompt)], add_generation_prompt=True) for prompt in prompts]
-    rendered: list[list[int]] = [template.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    rendered = [_prompt_ids(model, template, prompt) for prompt in prompts]
     rows = _trained_rows(injection, {token for ids in rendered for token in ids})
     asked = [*zip(prompts, rendered, strict=True), *([("", rendered[0][:1] + rows + rendered[0][1:])] if rows else [])]
     own: Any = model.generation_config
@@ -105,6 +105,14 @@ def record_again(injection: Injection, probes: Sequence[Probe]) -> list[Probe]:
             base = probe_logits(injection.model, probe).gather(1, ids)
         taken.append(replace(probe, adapter_logits=adapter.tolist(), base_logits=base.tolist()))
     return taken
+
+
+def _prompt_ids(model: PreTrainedModel, template: ChatTemplate, prompt: str) -> list[int]:
+    """A user's turn; its words alone where the base has no rows for what the template writes, as with plain text."""
+    rows, tokenizer = embedding_rows(model), template.tokenizer
+    text = template.render([Message("user", prompt)], add_generation_prompt=True)
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return ids if rows is None or max(ids) < rows else tokenizer(prompt, add_special_tokens=False).input_ids
 
 
 @torch.no_grad()
