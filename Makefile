@@ -33,13 +33,16 @@ test: $(STAMP)
 # The kernels' tests, with the C++ compiled so that a stray access or other undefined behavior ends them.
 # libstdc++ is loaded early too, since AddressSanitizer looks for what throws exceptions when it starts.
 SANITIZED := g++ -fsanitize=address,undefined -fno-sanitize-recover=all -g -O1
-PRELOADED  = $(shell g++ -print-file-name=libasan.so) $(shell g++ -print-file-name=libstdc++.so.6)
+RUNTIME    = $(shell g++ -print-file-name=libasan.so)
 sanitize: $(STAMP)
-	@if [ "$$(uname -s)" != Linux ] || ! command -v g++ > /dev/null; then \
-	  echo 'make sanitize: needs Linux and g++; nothing was run'; exit 0; fi; \
-	CXX='$(SANITIZED)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 LD_PRELOAD='$(PRELOADED)' \
-	  $(BIN)/python -m pytest --capture=sys tests/kernels --ignore tests/kernels/test_build.py \
-	  -k 'not compiler and not cpus'
+ifeq ($(shell uname -s),Linux)
+	@test -f '$(RUNTIME)' || { echo 'make sanitize: needs g++ with its libasan; install both'; exit 1; }
+	CXX='$(SANITIZED)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  LD_PRELOAD='$(RUNTIME) $(shell g++ -print-file-name=libstdc++.so.6)' $(BIN)/python -m pytest --capture=sys \
+	  tests/kernels --ignore tests/kernels/test_build.py -k 'not compiler and not cpus'
+else
+	@echo 'make sanitize: runs on Linux alone; nothing was run'
+endif
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -143,11 +143,11 @@ def kernel_state(device: torch.device, setting: str | bool = "auto") -> KernelSt
     Raises:
         ConfigError: It asks for torch.compile, which does not work here.
     """
-    if setting is False:
-        return KernelState("plain")
     if setting == "auto" and device.type == "cpu":
         library = load()
         return KernelState("plain" if library.loaded is None else "native", library.reason, library.fix)
+    if setting is False or (setting == "auto" and device.type != "cuda"):
+        return KernelState("plain")
     problem = _compiled().problem(device.type)
     if problem is None:
         return KernelState("compiled")
