@@ -9,7 +9,7 @@ TF4    := $(VENV)/transformers4
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test check lint types docs bench gpu transformers4 clean install
+.PHONY: quickstart test sanitize check lint types docs bench gpu zoo transformers4 clean install
 
 install: $(STAMP)
 
@@ -30,6 +30,17 @@ test: $(STAMP)
 	# The real model runs on all cores, which two processes at once would fight over.
 	$(BIN)/python -m pytest -m 'real and not slow and not gpu'
 
+# The kernels' tests, with the C++ compiled so that a stray access or other undefined behavior ends them.
+# libstdc++ is loaded early too, since AddressSanitizer looks for what throws exceptions when it starts.
+SANITIZED := g++ -fsanitize=address,undefined -fno-sanitize-recover=all -g -O1
+PRELOADED  = $(shell g++ -print-file-name=libasan.so) $(shell g++ -print-file-name=libstdc++.so.6)
+sanitize: $(STAMP)
+	@if [ "$$(uname -s)" != Linux ] || ! command -v g++ > /dev/null; then \
+	  echo 'make sanitize: needs Linux and g++; nothing was run'; exit 0; fi; \
+	CXX='$(SANITIZED)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 LD_PRELOAD='$(PRELOADED)' \
+	  $(BIN)/python -m pytest --capture=sys tests/kernels --ignore tests/kernels/test_build.py \
+	  -k 'not compiler and not cpus'
+
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -40,7 +51,7 @@ types: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m pytest tests/docs
 
-check: lint types test
+check: lint types test sanitize
 
 $(PEERS): $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
@@ -54,6 +65,10 @@ gpu: $(STAMP)
 	  && $(MAKE) --no-print-directory $(PEERS) \
 	  && $(BIN)/python -m pytest -m gpu \
 	  && $(BIN)/lamina bench train
+
+# Trains and verifies a tiny model of every architecture that the zoo has; about a quarter of an hour.
+zoo: $(STAMP)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m slow tests/zoo
 
 # Beside transformers 5, not in its place: the newest 4 with the two libraries that it wants older.
 $(TF4)/.installed: $(STAMP)

@@ -1,14 +1,14 @@
 """`lamina`: the commands. Each parses, makes one library call, and renders; torch is imported inside the call only.
 
-Exit codes: 0 done, 1 failed, 2 usage or configuration.
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 75 interrupted (the message says how to go on).
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +22,7 @@ from lamina.cli.bench import bench
 from lamina.cli.compare import compare
 from lamina.cli.data import data
 from lamina.cli.output import Bars, JsonFlag, MismatchFlag, ModelOption, err, notify, out, pair, print_json
+from lamina.cli.process import drop_closed_streams, listen_for_signals
 from lamina.errors import ConfigError, Interrupted, LaminaError, Problem
 from lamina.version import __version__
 
@@ -47,18 +48,23 @@ Overrides = Annotated[
 def train(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file.")],
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in output_dir.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in output_dir, or with the one whose own CONFIG it is.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Train an adapter."""
     from lamina.config import load_config
 
     checked = load_config(config, overrides or [])
-    from lamina.cli.training import TrainingView, print_summary
+    from lamina.cli.training import TrainingView, print_summary, stopped_at_once
     from lamina.training.loop import train as train_run
 
-    with TrainingView() as view:
-        run = train_run(checked, view, resume=resume)
+    try:
+        with TrainingView() as view:
+            run = train_run(checked, view, resume=resume)
+    except KeyboardInterrupt:
+        raise stopped_at_once(checked) from None
     summary = run.summary or {}
     if as_json:
         print_json(summary)
@@ -370,8 +376,7 @@ _TYPER_INTERRUPTED = 130
 
 def main() -> None:
     """Runs the command line; every error becomes one message and an exit code."""
-    # What is half-written is removed on a plain `kill`, too. Training puts handlers of its own in the place of both.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    listen_for_signals()  # training puts handlers of its own in the place of these
     as_json = "--json" in sys.argv[1:]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -399,10 +404,13 @@ def main() -> None:
         _report({"type": "Interrupted", "message": "interrupted"}, "[bold red]interrupted[/bold red]", as_json)
     except BrokenPipeError:
         code = 1
+    drop_closed_streams()
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _report(details: dict[str, object], message: str, as_json: bool) -> None:
-    err.print(message, soft_wrap=True)
+    with contextlib.suppress(OSError):  # of a pipe that is closed, or a terminal that has gone
+        err.print(message, soft_wrap=True)
     if as_json:
-        print_json({"error": details})
+        with contextlib.suppress(OSError):
+            print_json({"error": details})

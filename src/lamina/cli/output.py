@@ -26,9 +26,16 @@ PAIRS = {
     "--python": ("SIDE=INTERPRETER", "litgpt=/path/to/python"),
 }
 
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Lets the error through: rich would end the process, and training has a checkpoint to save first."""
+        raise
+
+
 # Results; and everything else.
-out = Console(highlight=False, soft_wrap=True, emoji=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+out = _Console(highlight=False, soft_wrap=True, emoji=False)
+err = _Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ few rows of the embedding, one more probe holds those tokens, which no prompt ma
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from lamina.data.example import Message
 from lamina.data.template import ChatTemplate
-from lamina.errors import AdapterError
+from lamina.errors import AdapterError, NewerVersionError
 from lamina.methods.base import Injection
 from lamina.methods.greedy import greedy_answers
 from lamina.models.stops import with_stop_ids
@@ -64,7 +64,15 @@ class Probe:
 
     @classmethod
     def from_json(cls, value: Any) -> Probe:
-        """Reads what `as_json` gave."""
+        """Reads what `as_json` gave.
+
+        Raises:
+            AdapterError: A field is missing.
+            NewerVersionError: A field is not known here.
+        """
+        unknown = sorted(value.keys() - {field.name for field in fields(cls)})
+        if unknown:
+            raise NewerVersionError("lamina.json", "", f"its probes have {', '.join(unknown)}, not known here")
         try:
             return cls(**value)
         except TypeError as error:
