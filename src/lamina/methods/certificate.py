@@ -170,29 +170,30 @@ def replay_probes(
     is_shown = abs(kept - 1.0) < EFFECT_MARGIN
     is_in_weights = update_kept is not None and abs(update_kept - 1.0) < EFFECT_MARGIN
     largest, notes, reasons = float(difference.max()), list(notes), []
+    finite = bool(torch.isfinite(difference).all())
 
-    tolerance, noise = max(_tolerance(trained_dtype, dtype, one.adapter) for one in seen), None
-    if bool(torch.isfinite(difference).all()) and (largest > tolerance or (is_in_weights and not is_shown)):
+    tolerance = max(_tolerance(trained_dtype, dtype, one.adapter) for one in seen)
+    logits_and_weights_agree = update_kept is None or is_shown == is_in_weights
+    if finite and (largest > tolerance or not logits_and_weights_agree):
         noise = _measure_noise(model, probes, seen, _coarser(trained_dtype, dtype))
         if largest > tolerance:
             tolerance = max(tolerance, _NOISE_ALLOWED * noise.largest)
             notes.append(f"rounding alone was measured to move this model's logits by up to {noise.largest:.3g}")
+        if not logits_and_weights_agree and effect <= _NOISE_ALLOWED * noise.mean:
+            is_shown = is_in_weights
+            notes.append(
+                f"the adapter moves the probes' logits by {effect:.2g}, which rounding can hide, so that its presence "
+                "was decided by the weights"
+            )
 
     if modules_matched != modules_expected:
         reasons.append(f"the adapter is on {modules_matched} of its {modules_expected} modules")
-    if not bool(torch.isfinite(difference).all()):
+    if not finite:
         reasons.append("the logits are not finite")
     if largest > tolerance:
         reasons.append(f"a logit differs from the recorded one by {largest:.3g}")
     if not is_shown:
-        hidden = effect == 0.0 or (noise is not None and float(difference.mean()) <= _NOISE_ALLOWED * noise.mean)
-        if is_in_weights and hidden:
-            notes.append(
-                f"the adapter moves the probes' logits by {effect:.2g}, which rounding hides: it was looked for in the "
-                "weights, and is there"
-            )
-        else:
-            reasons.append(_why_not_shown(effect, kept, update_kept, dtype))
+        reasons.append(_why_not_shown(effect, kept, update_kept, dtype))
     top1 = float(torch.cat([one.agrees(tolerance) for one in seen]).float().mean())
     if top1 < 1.0:
         reasons.append(f"only {top1:.0%} of the clear top-1 tokens agree")
