@@ -248,12 +248,12 @@ def test_a_command_that_is_killed_leaves_nothing_half_written(
 ) -> None:
     from lamina import files
 
-    def stopped(**given: Any) -> None:
+    def stopped(*given: Any, **options: Any) -> None:
         with files.new_folder(tmp_path / "out") as folder:
             (folder / "half").write_text("written")
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("lamina.cli.app.app", stopped)
+    monkeypatch.setattr("lamina.config.load_config", stopped)
     result = cli("quantize", "config.yaml", "--out", "out", "--json")
     assert result.code == 1
     assert result.json()["error"]["type"] == "Interrupted"

@@ -16,17 +16,20 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 from rich.table import Table
-from typer.exceptions import TyperException
+from typer.main import get_command
 
+from lamina.cli.arguments import asks_for_json
 from lamina.cli.bench import bench
 from lamina.cli.compare import compare
 from lamina.cli.data import data
-from lamina.cli.output import Bars, JsonFlag, MismatchFlag, ModelOption, err, notify, out, pair, print_json
-from lamina.errors import ConfigError, Interrupted, LaminaError, Problem
+from lamina.cli.failures import Commands, leave, open_standard_streams, run_command, tracebacks_in
+from lamina.cli.output import Bars, JsonFlag, MismatchFlag, ModelOption, err, notify, out, pair, print_json, print_text
+from lamina.errors import ConfigError, Problem
 from lamina.version import __version__
 
 app = typer.Typer(
     name="lamina",
+    cls=Commands,
     help="Parameter-efficient fine-tuning of language models, from a data file to a proven adapter.",
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -57,7 +60,7 @@ def train(
     from lamina.cli.training import TrainingView, print_summary
     from lamina.training.loop import train as train_run
 
-    with TrainingView() as view:
+    with TrainingView() as view, tracebacks_in(Path(checked.output_dir)):
         run = train_run(checked, view, resume=resume)
     summary = run.summary or {}
     if as_json:
@@ -166,7 +169,7 @@ def generate(
         print_json({"answers": [{"prompt": p, "answer": a} for p, a in zip(prompts, answers, strict=True)]})
         return
     for text in answers:
-        out.print(text, markup=False)
+        print_text(text)
 
 
 @app.command()
@@ -319,8 +322,10 @@ def schema(as_json: JsonFlag = False) -> None:
     """Print the JSON Schema of the configuration."""
     from lamina.config import Config
 
-    text = json.dumps(Config.model_json_schema(), indent=None if as_json else 2, ensure_ascii=False)
-    sys.stdout.write(text + "\n")
+    if as_json:
+        print_json(Config.model_json_schema())
+    else:
+        print_text(json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False))
 
 
 @app.command()
@@ -364,45 +369,18 @@ def version(as_json: JsonFlag = False) -> None:
         out.print(__version__)
 
 
-# What typer makes of Ctrl-C inside a command, without a word to the user.
-_TYPER_INTERRUPTED = 130
-
-
 def main() -> None:
     """Runs the command line; every error becomes one message and an exit code."""
-    # What is half-written is removed on a plain `kill`, too. Training puts handlers of its own in the place of both.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    as_json = "--json" in sys.argv[1:]
+    open_standard_streams()
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        # What is half-written is removed on a plain `kill`, too, or when the terminal is closed, unless `nohup` keeps
+        # that from us. Training puts handlers of its own in the place of these.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # data may hold what no encoding can write
-    try:
-        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False) or 0
-        if code == _TYPER_INTERRUPTED:
-            raise KeyboardInterrupt
-        code = code if len(sys.argv) > 1 else 2  # the help was shown, but nothing was asked for
-    except LaminaError as error:
-        code = error.exit_code
-        mark = "stopped" if isinstance(error, Interrupted) else "error"
-        _report(error.details(), f"[bold red]{mark}:[/bold red] {escape(str(error))}", as_json)
-    except TyperException as error:
-        code = 2
-        message = error.format_message()
-        hint = "" if as_json else "\n[dim]See lamina --help, or lamina COMMAND --help.[/dim]"
-        _report(
-            {"type": "UsageError", "message": message},
-            f"[bold red]error:[/bold red] {escape(message)}{hint}",
-            as_json,
-        )
-    except (KeyboardInterrupt, typer.Abort):
-        code = 1
-        _report({"type": "Interrupted", "message": "interrupted"}, "[bold red]interrupted[/bold red]", as_json)
-    except BrokenPipeError:
-        code = 1
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _report(details: dict[str, object], message: str, as_json: bool) -> None:
-    err.print(message, soft_wrap=True)
-    if as_json:
-        print_json({"error": details})
+    arguments = sys.argv[1:]
+    as_json = asks_for_json(get_command(app), arguments)
+    code = run_command(lambda: app(args=arguments or ["--help"], standalone_mode=False), as_json)
+    leave(code if arguments else 2)  # the help was shown, but nothing was asked for

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import sys
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import IO, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -26,16 +30,66 @@ PAIRS = {
     "--python": ("SIDE=INTERPRETER", "litgpt=/path/to/python"),
 }
 
+
+class _Console(Console):
+    """rich's, which would end the process by itself, and with it what training has to save."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 # Results; and everything else.
-out = Console(highlight=False, soft_wrap=True, emoji=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+out = _Console(highlight=False, soft_wrap=True, emoji=False)
+err = _Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
-def print_json(value: dict[str, Any]) -> None:
-    """Prints the one JSON object of a command."""
-    text = json.dumps(value, ensure_ascii=False)
+class _JsonStream:
+    """Where the one JSON object of a command goes, and whether it went there.
+
+    Attributes:
+        file: stdout, while everything else that is written there goes to stderr; None while nobody asked for JSON.
+        used: Whether it was written.
+    """
+
+    file: IO[str] | None = None
+    used = False
+
+
+_json = _JsonStream()
+
+
+@contextlib.contextmanager
+def json_on_stdout(asked: bool) -> Iterator[None]:
+    """Keeps stdout for the one JSON object inside the block, if asked for; what libraries print goes to stderr."""
+    _json.file, _json.used = (sys.stdout if asked else None), False
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if asked else contextlib.nullcontext():
+            yield
+    finally:
+        _json.file = None
+
+
+def print_json(value: dict[str, Any], *, only_if_nothing_was_printed: bool = False) -> None:
+    """Prints the one JSON object of a command.
+
+    Args:
+        value: It.
+        only_if_nothing_was_printed: Whether an earlier one stays the only one.
+    """
+    if _json.used and only_if_nothing_was_printed:
+        return
+    file = _json.file or sys.stdout
+    is_utf8 = (file.encoding or "utf-8").lower().replace("-", "") == "utf8"
+    text = json.dumps(value, ensure_ascii=not is_utf8)
     # Half a surrogate pair, which no encoding can write, becomes the escape that JSON has for it.
-    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
+    file.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
+    file.flush()
+    _json.used = True
+
+
+def print_text(text: str) -> None:
+    """Prints what a model or a file holds as it is; rich would expand tabs and take the space from line ends."""
+    sys.stdout.write(f"{text}\n")
 
 
 def pair(option: str, text: str) -> tuple[str, str]:
