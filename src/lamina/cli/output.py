@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from typing import IO, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -51,7 +51,7 @@ class _JsonStream:
         used: Whether it was written.
     """
 
-    file: IO[str] | None = None
+    file: TextIO | None = None
     used = False
 
 
