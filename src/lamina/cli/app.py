@@ -96,6 +96,8 @@ def evaluate(
     """Loss, perplexity and exact match of an adapter, with the bare base beside it."""
     if predictions is not None and not exact_match:
         raise ConfigError(Problem("--predictions", "has nothing to write without --exact-match", "add --exact-match"))
+    if predictions is not None and predictions.is_dir():
+        raise ConfigError(Problem("--predictions", f"{predictions} is a folder", "name a file"))
     if max_new_tokens is not None and not exact_match:
         raise ConfigError(Problem("--max-new-tokens", "does nothing without --exact-match", "add --exact-match"))
     mapping = dict(pair("--column", text) for text in columns) if columns else None
@@ -116,6 +118,7 @@ def evaluate(
             model=model,
             allow_base_mismatch=allow_base_mismatch,
             progress=bars.update,
+            notify=notify,
         )
     if predictions is not None:
         lines = [json.dumps(vars(prediction), ensure_ascii=False) for prediction in result.predictions]
@@ -149,14 +152,16 @@ def generate(
     """Answer prompts, given with --prompt or as lines on stdin."""
     prompts = list(prompt or [])
     if not prompts and not sys.stdin.isatty():
-        prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+        prompts = [line.removeprefix("\ufeff").rstrip("\n") for line in sys.stdin if line.strip()]
     if not prompts:
         raise ConfigError(Problem("--prompt", "is required, or lines on stdin", 'add --prompt "..."'))
-    from lamina.evaluation.generate import generate as generate_answers
+    from lamina.cli.chat import notify_of, print_answers
+    from lamina.evaluation.generate import generate_each
     from lamina.methods.load import load
 
     loaded = load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
-    answers = generate_answers(
+    notify_of(loaded, temperature)
+    answers = generate_each(
         loaded,
         prompts,
         system=system,
@@ -165,11 +170,8 @@ def generate(
         seed=seed,
         base=base,
     )
-    if as_json:
-        print_json({"answers": [{"prompt": p, "answer": a} for p, a in zip(prompts, answers, strict=True)]})
-        return
-    for text in answers:
-        print_text(text)
+    if not print_answers(prompts, answers, as_json):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -178,16 +180,18 @@ def chat(
     system: Annotated[str | None, typer.Option(help="A system turn to begin with.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(min=0, help="For sampling; by default new answers each time.")] = None,
     model: ModelOption = None,
     allow_base_mismatch: MismatchFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Talk to an adapter in the terminal; /base and /adapter switch between it and the bare base."""
-    from lamina.cli.chat import run_chat
+    from lamina.cli.chat import notify_of, run_chat
     from lamina.methods.load import load
 
     loaded = load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
-    turns = run_chat(loaded, system, max_new_tokens, temperature, quiet=as_json)
+    notify_of(loaded, temperature)
+    turns = run_chat(loaded, system, max_new_tokens, temperature, seed, quiet=as_json)
     if as_json:
         print_json({"turns": turns})
 
@@ -377,9 +381,13 @@ def main() -> None:
         # that from us. Training puts handlers of its own in the place of these.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
-    for stream in (sys.stdout, sys.stderr):
+    for stream, errors in (
+        (sys.stdin, "surrogateescape"),
+        (sys.stdout, "backslashreplace"),
+        (sys.stderr, "backslashreplace"),
+    ):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # data may hold what no encoding can write
+            stream.reconfigure(errors=errors)  # data may hold what no encoding can write, and what is no text
     arguments = sys.argv[1:]
     as_json = asks_for_json(get_command(app), arguments)
     code = run_command(lambda: app(args=arguments or ["--help"], standalone_mode=False), as_json)
