@@ -20,6 +20,7 @@ from typer.main import get_command
 
 from lamina.cli.arguments import asks_for_json
 from lamina.cli.bench import bench
+from lamina.cli.cache import cache
 from lamina.cli.compare import compare
 from lamina.cli.data import data
 from lamina.cli.failures import Commands, leave, open_standard_streams, run_command, tracebacks_in
@@ -36,6 +37,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(bench, name="bench")
+app.add_typer(cache, name="cache")
 app.add_typer(data, name="data")
 app.command()(compare)
 

@@ -17,8 +17,8 @@ from huggingface_hub.errors import (
 )
 
 from lamina import files
-from lamina.cache import IdentityCache, cache_folder
-from lamina.errors import ConfigError, ModelError, Problem, StorageError, nearest
+from lamina.cache import IdentityCache, cache_folder, hold, writing_cache
+from lamina.errors import ConfigError, ModelError, Problem, nearest
 from lamina.models.gguf import convert_gguf
 
 # Alias -> (installed package that ships the model as GGUF, hub id to use where it is not installed).
@@ -99,19 +99,16 @@ def _converted(gguf: Path, notify: Notify) -> Path:
         digest = files.sha256_file(gguf)
         digests.put(gguf, digest)
     target = cache_folder() / "models" / f"{gguf.stem}-{digest[:12]}-v{_CONVERTER_VERSION}"
+    hold(target)
     if target.is_dir():
         return target
-    try:
+    with writing_cache(target, "converting the model"):
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
             if not target.is_dir():  # another process may have made it while this one waited
                 notify(f"Converting {gguf.name} to safetensors, once ...")
                 with files.new_folder(target) as folder:
                     convert_gguf(gguf, folder)
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        raise StorageError.wrap(error, target, "converting the model") from error
     return target
 
 
