@@ -120,7 +120,9 @@ def findings(doctor: dict[str, object]) -> list[dict[str, str]]:
 
 def run(command: Sequence[str | Path], cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
     """Runs a command and gives what it printed; its errors are shown."""
-    return subprocess.run([str(part) for part in command], cwd=cwd, env=env, check=True, text=True, stdout=subprocess.PIPE).stdout
+    return subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=env, check=True, text=True, stdout=subprocess.PIPE
+    ).stdout
 
 
 def say(text: str) -> None:

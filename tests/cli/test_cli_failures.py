@@ -41,8 +41,8 @@ def broken_pipe_of_a_library() -> None:
     raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
 
-def raising(error: BaseException) -> Callable[[], None]:
-    def act() -> None:
+def raising(error: BaseException) -> Callable[..., None]:
+    def act(*_: object) -> None:
         raise error
 
     return act
@@ -159,6 +159,16 @@ def test_where_no_file_can_be_written_the_error_is_told_all_the_same(
     result = ending("eval", ENDS["RuntimeError"], "--json")
     assert result.json()["error"]["traceback"] is None
     assert "unflatten" in result.error() and "could not be written" in result.error()
+
+
+def test_what_cannot_be_told_is_an_error_all_the_same(
+    ending: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lamina.cli.failures._describe", raising(MemoryError()))
+    result = ending("eval", ENDS["KeyError"], "--json")
+    assert result.code == 1
+    assert result.json()["error"]["message"] in result.error()
+    assert "KeyError" in result.err and "MemoryError" in result.err
 
 
 def test_memory_that_ran_out_is_called_so(ending: Callable[..., Result]) -> None:

@@ -145,7 +145,11 @@ def leave(code: int) -> NoReturn:
 
 def _report(error: BaseException, as_json: bool) -> int:
     """Says what ended a command, as far as anybody listens, and gives the exit code."""
-    code, details, message = _describe(error)
+    try:
+        code, details, message = _describe(error)
+    except Exception as failure:  # to tell of it failed as well, for want of memory perhaps
+        code, text = 1, f"{type(error).__name__}, and {type(failure).__name__} on telling of it"
+        details, message = {"type": "UnexpectedError", "message": text}, f"error: {text}"
     with contextlib.suppress(OSError, ValueError):
         err.print(message, soft_wrap=True)
     if as_json:

@@ -114,6 +114,12 @@ def _plain(text: str) -> str:
     return text.replace("[", r"\[")
 
 
+def stop(progress: Progress) -> None:
+    """Ends bars that are on the screen; of others rich would print an empty line."""
+    if progress.live.is_started:
+        progress.stop()
+
+
 class Bars:
     """Progress bars by what is being done, on stderr; on no terminal a line at the start of each."""
 
@@ -132,7 +138,7 @@ class Bars:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        stop(self._progress)
 
     def update(self, what: str, done: int, total: int) -> None:
         """Moves the bar of `what`."""

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from lamina.cli.output import err
+from lamina.cli.output import err, stop
 
 # Between two lines of progress where stderr is no terminal, such as in a log file.
 LINE_SECONDS = 15.0
@@ -41,7 +41,7 @@ class TrainingView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        stop(self._progress)
 
     def __call__(self, event: Any) -> None:
         """Shows one event."""
@@ -104,7 +104,7 @@ class TrainingView:
         err.print(f"  eval loss {data['eval_loss']:.4f}  {what}{best}")
 
     def _on_end(self, step: int, data: dict[str, Any]) -> None:
-        self._progress.stop()
+        stop(self._progress)
 
     def _on_interrupted(self, step: int, data: dict[str, Any]) -> None:
         err.print(f"  {data['signal']}: checkpoint saved at step {step}")
