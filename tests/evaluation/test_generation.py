@@ -84,6 +84,14 @@ def test_draws_are_those_of_the_softmax(temperature: float) -> None:
     assert share[-1] == 0
 
 
+def test_the_ends_of_temperature_are_greedy_and_uniform() -> None:
+    scores = torch.tensor([[2.0, 1.0, 2.5, float("-inf")]])
+    cold = module._Sampling(1e-300, torch.Generator().manual_seed(0))
+    assert {int(cold(None, scores).argmax(-1)) for _ in range(50)} == {2}
+    hot = module._Sampling(float("inf"), torch.Generator().manual_seed(0))
+    assert {int(hot(None, scores).argmax(-1)) for _ in range(50)} == {0, 1, 2}
+
+
 @pytest.mark.parametrize("pieces", [0, 1, None])
 def test_a_stream_leaves_no_thread(loaded: Loaded, pieces: int | None) -> None:
     before = threading.active_count()

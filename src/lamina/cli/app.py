@@ -18,15 +18,27 @@ from rich.markup import escape
 from rich.table import Table
 from typer.main import get_command
 
-from lamina.cli.arguments import asks_for_json
+from lamina.cli.arguments import asks_for_json, refuse_empty
 from lamina.cli.bench import bench
 from lamina.cli.cache import cache
 from lamina.cli.compare import compare
 from lamina.cli.data import data
+from lamina.cli.facts import methods, schema, version
 from lamina.cli.failures import Commands, leave, open_standard_streams, run_command, tracebacks_in
-from lamina.cli.output import Bars, JsonFlag, MismatchFlag, ModelOption, err, notify, out, pair, print_json, print_text
+from lamina.cli.output import (
+    MAX_SEED,
+    Bars,
+    JsonFlag,
+    MismatchFlag,
+    ModelOption,
+    check_target,
+    column_mapping,
+    err,
+    notify,
+    out,
+    print_json,
+)
 from lamina.errors import ConfigError, Problem
-from lamina.version import __version__
 
 app = typer.Typer(
     name="lamina",
@@ -40,6 +52,8 @@ app.add_typer(bench, name="bench")
 app.add_typer(cache, name="cache")
 app.add_typer(data, name="data")
 app.command()(compare)
+for listing in (methods, schema, version):
+    app.command()(listing)
 
 Source = Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run directory or an adapter folder.")]
 Overrides = Annotated[
@@ -98,11 +112,10 @@ def evaluate(
     """Loss, perplexity and exact match of an adapter, with the bare base beside it."""
     if predictions is not None and not exact_match:
         raise ConfigError(Problem("--predictions", "has nothing to write without --exact-match", "add --exact-match"))
-    if predictions is not None and predictions.is_dir():
-        raise ConfigError(Problem("--predictions", f"{predictions} is a folder", "name a file"))
+    check_target("--predictions", predictions)
     if max_new_tokens is not None and not exact_match:
         raise ConfigError(Problem("--max-new-tokens", "does nothing without --exact-match", "add --exact-match"))
-    mapping = dict(pair("--column", text) for text in columns) if columns else None
+    mapping = column_mapping(columns)
     if mapping and data is None:
         raise ConfigError(Problem("--column", "maps the columns of --data, which is not given", "add --data FILE"))
     from lamina.evaluation.evaluate import evaluate as evaluate_adapter
@@ -145,7 +158,7 @@ def generate(
     system: Annotated[str | None, typer.Option(help="A system turn before each prompt.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="For sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="For sampling.")] = 0,
     base: Annotated[bool, typer.Option("--base", help="Let the bare base answer.")] = False,
     model: ModelOption = None,
     allow_base_mismatch: MismatchFlag = False,
@@ -182,7 +195,9 @@ def chat(
     system: Annotated[str | None, typer.Option(help="A system turn to begin with.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(min=0, help="For sampling; by default new answers each time.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MAX_SEED, help="For sampling; by default new answers each time.")
+    ] = None,
     model: ModelOption = None,
     allow_base_mismatch: MismatchFlag = False,
     as_json: JsonFlag = False,
@@ -294,47 +309,6 @@ def verify(
 
 
 @app.command()
-def methods(as_json: JsonFlag = False) -> None:
-    """List the methods and their settings."""
-    from lamina.config import METHOD_CONFIGS
-
-    if as_json:
-        print_json(
-            {
-                "methods": [
-                    {
-                        "name": name,
-                        "title": c.title,
-                        "summary": c.summary,
-                        "paper": c.paper,
-                        "fields": c.model_json_schema()["properties"],
-                    }
-                    for name, c in METHOD_CONFIGS.items()
-                ]
-            }
-        )
-        return
-    for name, config in METHOD_CONFIGS.items():
-        out.print(f"[bold]{name}[/bold]  {config.title}: {config.summary}")
-        out.print(f"  {config.paper}", markup=False)
-        table = Table("field", "default", "meaning", box=None, padding=(0, 2))
-        for field, info in config.model_fields.items():
-            table.add_row(field, escape(repr(info.default)), escape(info.description or ""))
-        out.print(table)
-
-
-@app.command()
-def schema(as_json: JsonFlag = False) -> None:
-    """Print the JSON Schema of the configuration."""
-    from lamina.config import Config
-
-    if as_json:
-        print_json(Config.model_json_schema())
-    else:
-        print_text(json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False))
-
-
-@app.command()
 def doctor(as_json: JsonFlag = False) -> None:
     """Say what this machine offers, what is slow on it, and why."""
     from lamina.doctor import diagnose
@@ -357,22 +331,13 @@ def quickstart(
         Path | None, typer.Option("--out", help="Where to put everything; by default runs/quickstart.")
     ] = None,
     model: Annotated[str, typer.Option(help="The base.")] = "smollm2-135m",
-    seed: Annotated[int, typer.Option(min=0, help="Of data and training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of data and training.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
     """The whole way on a small real model: train, compare with the base, merge with a certificate. Minutes, offline."""
     from lamina.cli.quickstart import run_quickstart
 
     run_quickstart(folder, model, seed, as_json)
-
-
-@app.command()
-def version(as_json: JsonFlag = False) -> None:
-    """Print the version."""
-    if as_json:
-        print_json({"version": __version__})
-    else:
-        out.print(__version__)
 
 
 def main() -> None:
@@ -391,6 +356,11 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)  # data may hold what no encoding can write, and what is no text
     arguments = sys.argv[1:]
-    as_json = asks_for_json(get_command(app), arguments)
-    code = run_command(lambda: app(args=arguments or ["--help"], standalone_mode=False), as_json)
+    command = get_command(app)
+
+    def run() -> object:
+        refuse_empty(command, arguments)
+        return app(args=arguments or ["--help"], standalone_mode=False)
+
+    code = run_command(run, asks_for_json(command, arguments))
     leave(code if arguments else 2)  # the help was shown, but nothing was asked for

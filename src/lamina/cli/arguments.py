@@ -1,11 +1,14 @@
-"""Whether a command line asks for JSON, known before it is parsed: what cannot be parsed is an error in JSON, too."""
+"""What has to be known of a command line before it is parsed: whether errors are to be JSON, and what is empty."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from lamina.errors import ConfigError, Problem
+
 JSON = "--json"
+MAY_BE_EMPTY = ("--prompt", "-p", "--system")
 
 
 def asks_for_json(command: Any, arguments: Sequence[str]) -> bool:
@@ -32,6 +35,27 @@ def asks_for_json(command: Any, arguments: Sequence[str]) -> bool:
         else:
             command = getattr(command, "commands", {}).get(argument, command)
     return found
+
+
+def refuse_empty(command: Any, arguments: Sequence[str]) -> None:
+    """Refuses arguments without a letter: a variable of the shell that was not set would name the working folder.
+
+    A prompt may be empty, and so may a system turn.
+
+    Raises:
+        ConfigError: One is empty.
+    """
+    before = ""
+    for argument in arguments:
+        name, equals, value = argument.partition("=") if argument.startswith("--") else (argument, "", "")
+        if not argument and before not in MAY_BE_EMPTY:
+            where = before if before in _with_values(command) else "an argument"
+            raise ConfigError(Problem(where, "is empty", "give a value, or leave it out"))
+        if equals and not value and name in _with_values(command) and name not in MAY_BE_EMPTY:
+            raise ConfigError(Problem(name, "is empty", "give a value, or leave it out"))
+        if not argument.startswith("-"):
+            command = getattr(command, "commands", {}).get(argument, command)
+        before = argument
 
 
 def _with_values(command: Any) -> set[str]:

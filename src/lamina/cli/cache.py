@@ -12,7 +12,7 @@ from rich.table import Table
 from lamina.cli.output import JsonFlag, notify, out, print_json
 from lamina.errors import ConfigError, Problem
 
-cache = typer.Typer(help="Look at the cache folder, and prune it.", no_args_is_help=True)
+cache = typer.Typer(help="Look at the cache folder, and prune it.", no_args_is_help=False)
 
 Kinds = Annotated[
     list[str] | None,

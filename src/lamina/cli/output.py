@@ -8,13 +8,14 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lamina.errors import ConfigError, Problem
+from lamina.errors import ConfigError, Problem, nearest
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
 ModelOption = Annotated[
@@ -23,6 +24,9 @@ ModelOption = Annotated[
 MismatchFlag = Annotated[
     bool, typer.Option("--allow-base-mismatch", help="Go on although the adapter is locked to another base.")
 ]
+
+# What a generator of random numbers takes.
+MAX_SEED = 2**63 - 1
 
 # Options that take a pair: how it is written, and an example.
 PAIRS = {
@@ -99,10 +103,45 @@ def pair(option: str, text: str) -> tuple[str, str]:
         ConfigError: There is none.
     """
     name, equals, value = text.partition("=")
-    if not equals:
+    if not (name and equals and value):
         form, example = PAIRS[option]
         raise ConfigError(Problem(option, f"{text!r} is not {form}", f"write it such as {example}"))
     return name, value
+
+
+def column_mapping(texts: list[str] | None) -> dict[str, str] | None:
+    """What `--column` maps, each given as FIELD=COLUMN; None where it is not given.
+
+    Raises:
+        ConfigError: One is not of that form, or names no field.
+    """
+    if not texts:
+        return None
+    from lamina.config.data import MAPPABLE_FIELDS
+
+    mapping = dict(pair("--column", text) for text in texts)
+    for name in mapping:
+        if name not in MAPPABLE_FIELDS:
+            hint = nearest(name, MAPPABLE_FIELDS)
+            raise ConfigError(Problem("--column", f"{name!r} is not one of {', '.join(MAPPABLE_FIELDS)}", hint))
+    return mapping
+
+
+def check_target(option: str, path: Path | None) -> None:
+    """Finds out before any work whether a file can be written where an option wants it.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise ConfigError(Problem(option, f"{path} is a folder", "name a file"))
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise ConfigError(Problem(option, f"{path} cannot be written: {above} is a file", "choose another path"))
+    if not os.access(path if path.exists() else above, os.W_OK):
+        raise ConfigError(Problem(option, f"{path} may not be written by you", "choose another path"))
 
 
 def notify(message: str) -> None:

@@ -289,7 +289,10 @@ class _Sampling(LogitsProcessor):
         self._temperature, self._generator = temperature, generator
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        scaled = scores.float() / self._temperature
+        # From the largest down, in double precision: near 0 that alone is left, and at infinity all are alike.
+        scores = scores.double()
+        scaled = (scores - scores.max(-1, keepdim=True).values) / self._temperature
+        scaled = scaled.nan_to_num(nan=float("-inf"))
         noise = (
             torch.empty_like(scaled).exponential_(generator=self._generator).clamp_min(torch.finfo(scaled.dtype).tiny)
         )

@@ -117,7 +117,7 @@ def load(
         ModelError: The base cannot be loaded.
     """
     adapter = read_adapter(adapter_folder(path))
-    ref = model or (adapter.lock.base if adapter.lock else adapter.base_ref)
+    ref = (adapter.lock.base if adapter.lock else adapter.base_ref) if model is None else model
     if not ref:
         raise AdapterError(f"{path}: names no base model. Fix: give one with --model.")
     device = device or default_device()
