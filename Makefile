@@ -12,7 +12,7 @@ TESTS  := tests/config tests/cli tests/data tests/inspection tests/methods/test_
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test check lint types docs wheel-check lowest bench gpu clean install
+.PHONY: quickstart test check lint types docs wheel-check lowest bench gpu zoo clean install
 
 install: $(STAMP)
 
@@ -70,6 +70,10 @@ gpu: $(STAMP)
 	  && $(MAKE) --no-print-directory $(PEERS) \
 	  && $(BIN)/python -m pytest -m gpu \
 	  && $(BIN)/lamina bench train
+
+# Trains and verifies a tiny model of every architecture that the zoo has; about a quarter of an hour.
+zoo: $(STAMP)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m slow tests/zoo
 
 clean:
 	rm -rf $(VENV) $(LOWEST) runs .pytest_cache .ruff_cache dist build

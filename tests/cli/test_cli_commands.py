@@ -7,6 +7,7 @@ import io
 import json
 import math
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import AutoModelForCausalLM
 import lamina
 from lamina.cli import chat as chat_module
 from lamina.cli.chat import HELP, run_chat
+from lamina.cli.training import TrainingView
 from lamina.data.example import Message
 from lamina.data.template import ChatTemplate
 from lamina.runs import Run
@@ -47,6 +49,50 @@ def test_train_for_people_keeps_stdout_empty_and_says_how_to_go_on(cli: Cli, con
     assert "already holds a run" in again.error()
     resumed = cli("train", config, "train.max_steps=1", f"output_dir={tmp_path / 'other'}", "--resume", "--json")
     assert (resumed.code, resumed.json()["steps"]) == (0, 1)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_interrupted_training_exits_with_75_and_one_json_object(
+    as_json: bool, cli: Cli, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(view: TrainingView, step: int, data: dict[str, Any]) -> None:
+        if step == 1:
+            signal.raise_signal(signal.SIGHUP)
+
+    monkeypatch.setattr(TrainingView, "_on_step", stop)
+    result = cli("train", config, *["--json"] * as_json)
+    run = Run(tmp_path / "run")
+    assert (result.code, run.status) == (75, "interrupted")
+    assert f"Go on with: {run.resume_command}" in result.err
+    assert str(tmp_path) in run.resume_command
+    if not as_json:
+        assert result.out == ""
+        return
+    error = result.json()["error"]
+    assert (error["type"], error["signal"], error["step"]) == ("Interrupted", "SIGHUP", 1)
+    assert (error["run"], error["resume"]) == (str(run.path), run.resume_command)
+
+
+@pytest.mark.parametrize(("kind", "words"), [("_on_step", "lamina train /"), ("_on_note", "the same command again")])
+def test_training_that_is_stopped_at_once_exits_with_75_too(
+    kind: str, words: str, cli: Cli, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingView, kind, stop)
+    result = cli("train", config, "--json")
+    assert result.code == 75
+    error = result.json()["error"]
+    assert error["type"] == "Interrupted"
+    assert f"with: {words}" in error["message"]
+
+
+def test_resume_of_nothing_is_a_usage_error(cli: Cli, config: Path, tmp_path: Path) -> None:
+    result = cli("train", config, "--resume", "--json")
+    assert result.code == 2
+    assert str(tmp_path / "run") in result.json()["error"]["message"]
+    assert not (tmp_path / "run").exists()
 
 
 def test_generate_answers_in_order(cli: Cli, trained: Run) -> None:

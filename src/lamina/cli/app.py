@@ -1,6 +1,6 @@
 """`lamina`: the commands. Each parses, makes one library call, and renders; torch is imported inside the call only.
 
-Exit codes: 0 done, 1 failed, 2 usage or configuration.
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 75 interrupted (the message says how to go on).
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +23,7 @@ from lamina.cli.cache import cache
 from lamina.cli.compare import compare
 from lamina.cli.data import data
 from lamina.cli.facts import methods, schema, version
-from lamina.cli.failures import Commands, leave, open_standard_streams, run_command, tracebacks_in
+from lamina.cli.failures import Commands, run_command, tracebacks_in
 from lamina.cli.output import (
     MAX_SEED,
     Bars,
@@ -38,6 +37,7 @@ from lamina.cli.output import (
     out,
     print_json,
 )
+from lamina.cli.process import leave, listen_for_signals, open_standard_streams
 from lamina.errors import ConfigError, Problem
 
 app = typer.Typer(
@@ -66,18 +66,23 @@ Overrides = Annotated[
 def train(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file.")],
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in output_dir.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in output_dir, or with the one whose own CONFIG it is.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Train an adapter."""
     from lamina.config import load_config
 
     checked = load_config(config, overrides or [])
-    from lamina.cli.training import TrainingView, print_summary
+    from lamina.cli.training import TrainingView, print_summary, stopped_at_once
     from lamina.training.loop import train as train_run
 
-    with TrainingView() as view, tracebacks_in(Path(checked.output_dir)):
-        run = train_run(checked, view, resume=resume)
+    try:
+        with TrainingView() as view, tracebacks_in(Path(checked.output_dir)):
+            run = train_run(checked, view, resume=resume)
+    except KeyboardInterrupt:
+        raise stopped_at_once(checked) from None
     summary = run.summary or {}
     if as_json:
         print_json(summary)
@@ -343,11 +348,7 @@ def quickstart(
 def main() -> None:
     """Runs the command line; every error becomes one message and an exit code."""
     open_standard_streams()
-    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        # What is half-written is removed on a plain `kill`, too, or when the terminal is closed, unless `nohup` keeps
-        # that from us. Training puts handlers of its own in the place of these.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
+    listen_for_signals()  # training puts handlers of its own in the place of these
     for stream, errors in (
         (sys.stdin, "surrogateescape"),
         (sys.stdout, "backslashreplace"),

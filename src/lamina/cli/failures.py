@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Any, NoReturn
+from typing import Any
 
 import typer
 from rich.markup import escape
@@ -117,30 +117,6 @@ def run_command(command: Callable[[], object], as_json: bool) -> int:
                 return 1  # `| head` has seen enough
             return _report(error, as_json)
     return code if isinstance(code, int) else 0
-
-
-def open_standard_streams() -> None:
-    """Opens those of stdin, stdout and stderr that were closed on us (`2>&-`), as empty ones.
-
-    A file that is opened later would get the number of a closed one, and whatever a library prints.
-    """
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(descriptor)
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
-
-
-def leave(code: int) -> NoReturn:
-    """Ends the process; what cannot be written by now is not complained of once more."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    sys.exit(code)
 
 
 def _report(error: BaseException, as_json: bool) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -36,10 +35,9 @@ PAIRS = {
 
 
 class _Console(Console):
-    """rich's, which would end the process by itself, and with it what training has to save."""
-
-    def on_broken_pipe(self) -> NoReturn:
-        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+    def on_broken_pipe(self) -> None:
+        """Lets the error through: rich would end the process, and training has a checkpoint to save first."""
+        raise
 
 
 # Results; and everything else.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -11,6 +13,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.text import Text
 
 from lamina.cli.output import err, stop
+from lamina.config import Config
+from lamina.errors import Interrupted
+from lamina.runs import Run
 
 # Between two lines of progress where stderr is no terminal, such as in a log file.
 LINE_SECONDS = 15.0
@@ -41,7 +46,8 @@ class TrainingView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        stop(self._progress)
+        with contextlib.suppress(OSError):  # the terminal has gone
+            stop(self._progress)
 
     def __call__(self, event: Any) -> None:
         """Shows one event."""
@@ -108,6 +114,16 @@ class TrainingView:
 
     def _on_interrupted(self, step: int, data: dict[str, Any]) -> None:
         err.print(f"  {data['signal']}: checkpoint saved at step {step}")
+
+
+def stopped_at_once(config: Config) -> Interrupted:
+    """What a second Ctrl-C, or one before the first step, is for the user."""
+    run = Run(Path(config.output_dir))
+    if not run.begun:
+        return Interrupted("stopped before the run began. Go on with: the same command again")
+    command = run.resume_command
+    message = f"stopped at once. Go on from the last checkpoint with: {command}"
+    return Interrupted(message, run=str(run.path), resume=command)
 
 
 def print_summary(summary: dict[str, Any]) -> None:

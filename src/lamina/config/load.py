@@ -8,43 +8,58 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from lamina.config.given import only_given, resolved_values, section_of
 from lamina.config.methods import METHOD_CONFIGS, MethodConfig
 from lamina.config.overrides import read_value
+from lamina.config.places import at_home, own_run
 from lamina.config.root import Config
 from lamina.config.yaml_text import parse_yaml
-from lamina.errors import ConfigError, Problem, nearest
+from lamina.errors import ConfigError, NewerVersionError, Problem, nearest
+from lamina.version import is_newer
 
 
 def load_config(source: str | Path | Mapping[str, Any] | Config, overrides: Iterable[str] = ()) -> Config:
     """Reads and checks a configuration.
 
     Args:
-        source: A YAML file, a mapping with the same structure, or a `Config`.
-        overrides: `key.sub=value` strings; see `read_value` for how the value is read.
+        source: A YAML file, a mapping with the same structure, or a `Config`. A run's own `config.yaml` is of the run
+            that it lies in, wherever that was moved, and its relative paths lead where they led when it was started.
+        overrides: `key.sub=value` strings; see `read_value` for how the value is read. What was given before stays, and
+            what was filled in follows: the learning rate of another method or optimizer is that one's own.
 
     Returns:
         The configuration, with every default filled in.
 
     Raises:
         ConfigError: With all problems at once.
+        NewerVersionError: It is of a run that was started by a version which knows settings that this one does not.
     """
+    started_by = ""
     if isinstance(source, Config):
-        values, name = source.model_dump(mode="json"), ""
+        values, name = resolved_values(source), ""
     elif isinstance(source, Mapping):
         values, name = dict(source), ""
     else:
-        values, name = read_yaml(Path(source)), str(source)
-        values.setdefault("output_dir", f"runs/{Path(source).stem}")
-    values = merge_overrides(values, overrides)
+        path = Path(source)
+        values, name = read_yaml(path), str(source)
+        values.setdefault("output_dir", f"runs/{path.stem}")
+        if manifest := own_run(path):
+            started_by = str(manifest["lamina"])
+            values = at_home(values, path.parent, manifest)
+    values = merge_overrides(only_given(values), overrides)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_one_per_field([_problem(detail) for detail in error.errors()]), name) from None
+        problems = _one_per_field([_problem(detail) for detail in error.errors()])
+        if is_newer(started_by):
+            reason = "; ".join(f"{problem.field}: {problem.message}" for problem in problems)
+            raise NewerVersionError(name, started_by, reason.removesuffix(".")) from None
+        raise ConfigError(problems, name) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -159,16 +174,8 @@ def _is_union_tag(part: object) -> bool:
 def _section_at(location: list[str]) -> type[BaseModel] | None:
     model: type[BaseModel] | None = Config
     for part in location:
-        model = _section_of(model, part) if model is not None else None
+        model = section_of(model, part) if model is not None else None
     return model
-
-
-def _section_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    field = model.model_fields.get(name)
-    if field is None:
-        return METHOD_CONFIGS.get(name)  # below a discriminated union, pydantic names the member
-    candidates = [field.annotation, *get_args(field.annotation)]
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
 
 
 def _example(location: list[str]) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from lamina.config.places import is_template_file
 from lamina.data.answers import AnswerFinder, Conversation, find_places
 from lamina.data.bounds import TemplateFailure
 from lamina.data.example import Message
@@ -342,7 +343,7 @@ def build_template(
         default = named.get("default") or next(iter(named.values()))
         return _checked(ChatTemplate(tokenizer, "model", default, named.get("tool_use", ""), thinking))
     name = wanted or FALLBACK_TEMPLATE
-    if "/" in name or "\\" in name or name.endswith((".jinja", ".j2")):
+    if is_template_file(name):
         return _checked(ChatTemplate(tokenizer, name, text or _read(Path(name)), thinking=thinking))
     if name not in BUILTIN_TEMPLATES:
         raise _config_error(

@@ -114,8 +114,8 @@ def evaluate(
 
     def loss(what: str) -> float:
         report = lambda done: progress(what, done, len(encoded))  # noqa: E731
-        with fast_path(loaded.model):
-            return evaluation_loss(loaded.model, head, encoded, batch_size, progress=report)
+        with fast_path(loaded.model, longest=max(map(len, encoded))) as path:
+            return evaluation_loss(loaded.model, head, encoded, batch_size, progress=report, layout=path.layout)
 
     with loaded.injection.disabled():
         head = find_head(loaded.model)

@@ -13,7 +13,7 @@ from lamina.data.read import read_rows
 from lamina.errors import DataError
 from lamina.fusion import fast_path
 from lamina.methods.load import Loaded
-from lamina.models.head import find_head
+from lamina.models.head import Head, find_head
 from lamina.training.step import evaluation_loss
 
 # Shorter pieces are ends of documents, whose few tokens say little.
@@ -55,10 +55,13 @@ def general_loss(loaded: Loaded, pieces: list[EncodedExample], batch_size: int, 
     with loaded.injection.disabled():
         head = find_head(loaded.model)
         if base:
-            with fast_path(loaded.model):
-                return evaluation_loss(loaded.model, head, pieces, batch_size)
-    with fast_path(loaded.model):
-        return evaluation_loss(loaded.model, head, pieces, batch_size)
+            return _mean_loss(loaded, head, pieces, batch_size)
+    return _mean_loss(loaded, head, pieces, batch_size)
+
+
+def _mean_loss(loaded: Loaded, head: Head, pieces: list[EncodedExample], batch_size: int) -> float:
+    with fast_path(loaded.model, longest=max(map(len, pieces))) as path:
+        return evaluation_loss(loaded.model, head, pieces, batch_size, layout=path.layout)
 
 
 def _documents(path: Path, field: str) -> list[str]:

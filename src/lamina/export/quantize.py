@@ -31,7 +31,7 @@ from lamina.models.head import find_head
 from lamina.models.inputs import run_once, with_same_input
 from lamina.models.load import Base, load_base
 from lamina.models.quantized import write_quantized
-from lamina.models.quantizers import converted_modules
+from lamina.models.quantizers import check_packs_enough, converted_modules
 from lamina.models.quiet import quiet_transformers
 from lamina.models.source import Notify
 from lamina.plan.memory import available_bytes
@@ -138,6 +138,7 @@ def quantize(
     if not layers:
         message = f"it leaves no linear layer of {base.source.folder} to quantize."
         raise ConfigError(Problem("quantization.modules_to_not_convert", message, "name fewer modules"))
+    check_packs_enough(base.model, settings)
     notify("Reading the data ...")
     template = build_template(base.tokenizer, config.data.chat_template, config.data.thinking)
     dataset = build_dataset(config.data, template, config.train.per_device_train_batch_size, config.seed, notify)
@@ -294,8 +295,9 @@ def _loss(base: Base, documents: Sequence[EncodedExample], what: str, progress: 
     if not documents:
         return None
     report = lambda done: progress(what, done, len(documents))  # noqa: E731
-    with fast_path(base.model):
-        return evaluation_loss(base.model, find_head(base.model), documents, _EVAL_BATCH, progress=report)
+    head = find_head(base.model)
+    with fast_path(base.model, longest=max(map(len, documents))) as path:
+        return evaluation_loss(base.model, head, documents, _EVAL_BATCH, progress=report, layout=path.layout)
 
 
 def _bits_per_weight(model: nn.Module, quantized: Iterable[str]) -> float:

@@ -15,6 +15,7 @@ from torch import nn
 
 from lamina.kernels import kernels_for
 from lamina.ops.attention import packed_attention_forward
+from lamina.ops.shapes import in_shape
 
 Forward = Callable[..., Any]
 
@@ -88,7 +89,7 @@ class _RmsNorm(torch.autograd.Function):
         scale = kernels_for(rows, weight).rms_norm(rows, weight, eps, offset, out)
         ctx.save_for_backward(x, weight, scale)
         ctx.offset = offset
-        return out.view(x.shape)
+        return in_shape(out, *x.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -109,7 +110,7 @@ class _Gated(torch.autograd.Function):
         rows = [tensor.reshape(-1, tensor.shape[-1]).contiguous() for tensor in (gate, up)]
         out = torch.empty_like(rows[0])
         kernels_for(*rows).gated(*rows, activation, out)
-        return out.view(gate.shape)
+        return in_shape(out, *gate.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]

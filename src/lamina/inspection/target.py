@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamina.config import DataConfig, load_config
+from lamina.config.aliases import ALIASES
 from lamina.data.template import ChatTemplate, build_template
 from lamina.errors import ConfigError, Problem
 from lamina.models.load import load_tokenizer
-from lamina.models.source import ALIASES, Notify, find_model, packaged_gguf
+from lamina.models.source import Notify, find_model, packaged_gguf
 
 # Of the model whose tokens are counted where a data file alone is given, and of its micro-batches.
 DEFAULT_MODEL = "smollm2-135m"
@@ -83,7 +84,7 @@ def find_target(
     if chosen is None and (is_run or "model" in given):
         chosen = config.model
     if chosen is None:
-        chosen = DEFAULT_MODEL if packaged_gguf(ALIASES[DEFAULT_MODEL][0]) else _NO_MODEL
+        chosen = DEFAULT_MODEL if packaged_gguf(ALIASES[DEFAULT_MODEL].package) else _NO_MODEL
     data = config.data
     if chosen == _NO_MODEL and data.chat_template is not None:
         raise ConfigError(Problem("--model", "is none, so data.chat_template does nothing", "name a model"))

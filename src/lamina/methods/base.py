@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -166,11 +166,13 @@ class Injection:
         config: The method's configuration.
         layers: What was put in, by the names of the modules that it replaced, in the model's order. What belongs to the
             model as a whole has the name "", and its tensors no prefix.
+        left_out: Modules that the method goes on by itself, but for that a text does not call them.
     """
 
     model: PreTrainedModel
     config: MethodConfig
     layers: Mapping[str, AdapterModule]
+    left_out: Sequence[str] = ()
 
     def tensors(self) -> dict[str, nn.Parameter]:
         """All trained tensors, by their names in the HF PEFT format. One that two layers share is there once."""
@@ -257,6 +259,10 @@ class Method(ABC):
         Raises:
             ConfigError: The configuration does not fit the model.
         """
+
+    def leaves_out(self, config: Any, name: str) -> bool:
+        """Whether settings of the user's leave a module out of those that `target_modules: all-linear` selects."""
+        return False
 
     def plan_loftq(self, config: Any) -> Callable[[PreTrainedModel], LoftqPlan] | None:
         """What LoftQ splits of a base that is quantized for this adapter, given the model without weights.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from lamina.data.template import ChatTemplate
 from lamina.data.tokenizer import fingerprint_tokenizer
-from lamina.errors import AdapterError, BaseMismatchError
+from lamina.errors import AdapterError, BaseMismatchError, NewerVersionError
 from lamina.models.load import Base
 from lamina.models.machine import dtype_name
 from lamina.version import __version__
@@ -58,8 +58,14 @@ class Lock:
         """Reads what `as_json` gave.
 
         Raises:
-            AdapterError: A field is missing or unknown.
+            AdapterError: A field is missing.
+            NewerVersionError: A field is not known here, so what it binds the adapter to could not be checked.
         """
+        unknown = sorted(value.keys() - {field.name for field in fields(cls)})
+        if unknown:
+            raise NewerVersionError(
+                "lamina.json", str(value.get("lamina", "")), f"its lock has {', '.join(unknown)}, not known here"
+            )
         try:
             return cls(**value)
         except TypeError as error:

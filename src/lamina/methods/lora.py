@@ -22,13 +22,14 @@ from lamina.methods.lora_eva import eva_factors
 from lamina.methods.lora_init import initial_factors
 from lamina.methods.lora_modules import (
     bias_modules,
+    is_wanted,
     lora_modules,
     no_bias,
     trained_modules,
     useless_settings,
 )
 from lamina.methods.low_rank import LowRankLinear
-from lamina.methods.shared import check_rank, frozen_linears, require_fields
+from lamina.methods.shared import adapted_linears, check_rank, frozen_linears, require_fields
 from lamina.methods.targets import short_targets
 from lamina.methods.trained_copy import TrainedCopy
 from lamina.ops.dora import row_norms, row_squares
@@ -175,8 +176,7 @@ class Lora(Method):
             ConfigError: A rank is too large, or a setting selects nothing.
         """
         model, config, layers = injection.model, _config(injection), _lora_layers(injection)
-        for name, layer in layers.items():
-            check_rank("method.r", layer.lora_A.shape[0], {name: layer.frozen})
+        check_rank("method.r", config, adapted_linears(injection))
         problems = useless_settings(model, config, layers)
         biased = injection.layers if config.bias == "all" else layers
         if config.bias != "none" and not any(_trains_bias(layer) for layer in biased.values()):
@@ -185,6 +185,9 @@ class Lora(Method):
             raise ConfigError(problems)
         return _fit_to_data(injection, batches) if config.init_lora_weights == "eva" else injection
 
+    def leaves_out(self, config: LoraConfig, name: str) -> bool:
+        return not is_wanted(name, config)
+
     def plan_loftq(self, config: LoraConfig) -> Callable[[PreTrainedModel], LoftqPlan] | None:
         if config.init_lora_weights != "loftq":
             return None
@@ -192,8 +195,7 @@ class Lora(Method):
 
         def plan(model: PreTrainedModel) -> LoftqPlan:
             names = lora_modules(model, config)
-            for name, linear in frozen_linears(model, names).items():
-                check_rank("method.r", config.rank_of(name), {name: linear})
+            check_rank("method.r", config, frozen_linears(model, names))
             return LoftqPlan(rounds, {name: (config.rank_of(name), config.scaling_of(name)) for name in names})
 
         return plan
@@ -331,7 +333,7 @@ def _trains_bias(layer: AdapterModule) -> bool:
 
 def _build(config: LoraConfig, name: str, frozen: FrozenLinear, generator: torch.Generator) -> LoraLinear:
     if config.starts_in_the_base:
-        check_rank("method.r", config.rank_of(name), {name: frozen})  # a decomposition has no more parts
+        check_rank("method.r", config, {name: frozen})  # a decomposition has no more parts
         return ShiftedLoraLinear(frozen, config, name, generator)
     return (DoraLinear if config.use_dora else LoraLinear)(frozen, config, name, generator)
 

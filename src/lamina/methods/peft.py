@@ -144,6 +144,9 @@ class Peft(Method):
         _check_tensors(injection, config, wrapped)
         return injection
 
+    def leaves_out(self, config: PeftConfig, name: str) -> bool:
+        return True  # what peft's own all-linear selects is peft's choice
+
     def peft_config(self, config: PeftConfig, target_modules: list[str], base_ref: str) -> dict[str, Any]:
         content = {key: plain(value) for key, value in build_peft_config(config).to_dict().items()}
         # Which modules peft takes by default depends on its version; for trained tokens it is always the embedding, and

@@ -7,7 +7,7 @@ prompts are lamina's own, so an adapter carries none of its training data.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from lamina.data.example import Message
 from lamina.data.template import ChatTemplate
-from lamina.errors import AdapterError, CertificateError
+from lamina.errors import AdapterError, CertificateError, NewerVersionError
 from lamina.methods.base import Injection
 
 PROMPTS = (
@@ -62,7 +62,15 @@ class Probe:
 
     @classmethod
     def from_json(cls, value: Any) -> Probe:
-        """Reads what `as_json` gave."""
+        """Reads what `as_json` gave.
+
+        Raises:
+            AdapterError: A field is missing.
+            NewerVersionError: A field is not known here.
+        """
+        unknown = sorted(value.keys() - {field.name for field in fields(cls)})
+        if unknown:
+            raise NewerVersionError("lamina.json", "", f"its probes have {', '.join(unknown)}, not known here")
         try:
             return cls(**value)
         except TypeError as error:

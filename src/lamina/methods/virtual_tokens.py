@@ -25,6 +25,7 @@ from transformers.utils.generic import ModelOutput
 
 from lamina.errors import AdapterError, ConfigError, ModelError, Problem
 from lamina.methods.base import AdapterModule
+from lamina.models.layers import text_decoder
 from lamina.ops.attention import NAME as PACKED
 from lamina.ops.shapes import repeating_size
 
@@ -105,9 +106,9 @@ def find_decoder(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ConfigError: It has none that can be called with embeddings.
     """
-    decoder = model.get_decoder()
-    takes = () if decoder is None else inspect.signature(decoder.forward).parameters
-    if decoder is None or decoder is model or "inputs_embeds" not in takes:
+    decoder = text_decoder(model)
+    takes = inspect.signature(decoder.forward).parameters
+    if decoder is model or not isinstance(decoder, PreTrainedModel) or "inputs_embeds" not in takes:
         raise ConfigError(
             Problem(
                 "method.type",

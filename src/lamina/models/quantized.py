@@ -26,8 +26,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 from lamina import files
 from lamina.cache import cache_folder, hold, writing_cache
 from lamina.config.quantization import QuantizationConfig
+from lamina.models.architecture import check_architecture
 from lamina.models.fingerprint import fingerprint_base, weight_files
-from lamina.models.quantizers import Record, StreamingConfig, take_over
+from lamina.models.quantizers import Record, StreamingConfig, check_packs_enough, take_over
 from lamina.models.quiet import quiet_transformers
 from lamina.models.read import read_model
 from lamina.models.source import Notify
@@ -99,9 +100,11 @@ def load_packed(
     bitsandbytes()
     settings: dict[str, Any] = {"device_map": {"": device}}
     if stored:
-        model = take_over(read_model(folder, dtype, **settings), dtype)
+        model = take_over(read_model(folder, dtype, notify, **settings), dtype)
         return Quantized(model, weight_files(folder), None, {})
-    loftq = plan_loftq(_skeleton(folder)) if plan_loftq else None
+    skeleton = _skeleton(folder)
+    check_packs_enough(skeleton, config)
+    loftq = plan_loftq(skeleton) if plan_loftq else None
     cached = cache_folder() / "quantized" / _key(folder, config, dtype, loftq)
     hold(cached)
     if not cached.is_dir():
@@ -120,6 +123,8 @@ def load_packed(
         if isinstance(packed, PackedLinear):  # others are left as they are, with nothing to make up for
             packed.correction = Correction(cached / LOFTQ_FILE, name)
     about = json.loads((cached / ABOUT_FILE).read_text(encoding="utf-8"))
+    for note in about.get("notes", []):
+        notify(note)
     return Quantized(model, weight_files(cached), about["digest"], about["errors"])
 
 
@@ -145,14 +150,16 @@ def _quantize(
     folder: Path, streaming: StreamingConfig, dtype: torch.dtype, settings: dict[str, Any], aside: Path
 ) -> None:
     """Reads the model, packing weight by weight, and writes what came of it."""
-    model = read_model(folder, dtype, quantization_config=streaming, **settings)
+    notes: list[str] = []
+    model = read_model(folder, dtype, notes.append, quantization_config=streaming, **settings)
     quantizer: Any = model.hf_quantizer
     _save(model, aside)
-    _save_record(take_over(model, dtype), quantizer.record, aside)
+    _save_record(take_over(model, dtype), quantizer.record, notes, aside)
 
 
 def _skeleton(folder: Path) -> PreTrainedModel:
     """The model without its weights."""
+    check_architecture(folder)
     with torch.device("meta"), quiet_transformers():
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
 
@@ -175,9 +182,9 @@ def _save(model: PreTrainedModel, folder: Path) -> None:
         model.save_pretrained(folder, max_shard_size=_SHARD)
 
 
-def _save_record(model: PreTrainedModel, record: Record, folder: Path) -> None:
+def _save_record(model: PreTrainedModel, record: Record, notes: list[str], folder: Path) -> None:
     """Writes what is known of the quantized weights beside them."""
-    files.write_json(folder / ABOUT_FILE, {"digest": _digest(model), "errors": record.errors})
+    files.write_json(folder / ABOUT_FILE, {"digest": _digest(model), "errors": record.errors, "notes": notes})
     if record.factors:
         tensors = {
             f"{name}.{part}": tensor.cpu().contiguous()

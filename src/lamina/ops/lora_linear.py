@@ -20,6 +20,7 @@ import torch
 
 from lamina.kernels import kernels_for
 from lamina.ops.dropout import Dropout, MaskedDropout, draw_dropout
+from lamina.ops.shapes import in_shape
 from lamina.quantization.frozen import FrozenLinear
 
 
@@ -78,7 +79,7 @@ class _LoraLinear(torch.autograd.Function):
         if columns is not None:
             # c (y - b) + b, in a form that leaves y as it is where c is 1.
             y_TO = (y_TO * columns + (1.0 - columns) * _bias(frozen)).to(x.dtype)
-        return y_TO.view(*x.shape[:-1], frozen.out_features)
+        return in_shape(y_TO, *x.shape[:-1], frozen.out_features)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -125,7 +125,7 @@ def quickstart(
     train_file, eval_file = root / "data" / "train.jsonl", root / "data" / "eval.jsonl"
     write_rows(train_file, task.train)
     write_rows(eval_file, task.eval)
-    settings = quickstart_settings(model, train_file, root / "run", seed)
+    settings = quickstart_settings(model, train_file, root / "run", seed, overrides)
     config = load_config(settings, overrides)
     files.write_text(root / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
 

@@ -50,7 +50,8 @@ def quickstart_config(folder: Path, overrides: Iterable[str]) -> Config:
     """The quickstart's model and data, with the data written to `folder`."""
     train_file = folder / "quickstart.jsonl"
     write_rows(train_file, build_task(seed=0, train_rows=ROWS_LOOKED_AT, eval_rows=1).train)
-    return load_config(quickstart_settings("smollm2-135m", train_file, folder / "unused", seed=0), overrides)
+    changes = list(overrides)
+    return load_config(quickstart_settings("smollm2-135m", train_file, folder / "unused", 0, changes), changes)
 
 
 def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
