@@ -22,6 +22,7 @@ from typer.main import get_command
 from lamina.cli.app import app
 from lamina.cli.arguments import asks_for_json
 from lamina.errors import LaminaError, RunError
+from lamina.training import loop
 
 
 class Unprintable(Exception):
@@ -179,12 +180,17 @@ def test_memory_that_ran_out_is_called_so(ending: Callable[..., Result]) -> None
 def test_training_leaves_the_traceback_in_its_run(
     cli: Cli, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: object, **__: object) -> None:
-        raise IndexError("index out of range in self")
+    step, steps = loop.training_step, iter(range(9))
 
-    monkeypatch.setattr("lamina.training.loop.training_step", fails)
+    def fails(*given: Any, **options: Any) -> Any:
+        if next(steps):
+            raise IndexError("index out of range in self")
+        return step(*given, **options)
+
+    monkeypatch.setattr(loop, "training_step", fails)
     result = cli("train", config, "--json")
     assert result.code == 1
+    assert f"lamina train {tmp_path / 'run' / 'config.yaml'} --resume" in result.error()
     (path,) = (tmp_path / "run" / "errors").iterdir()
     assert result.json()["error"]["traceback"] == str(path)
     assert "training/loop.py:" in result.error()

@@ -47,16 +47,17 @@ class UnexpectedError(LaminaError):
     Args:
         error: What was raised.
         folder: Where the file with the traceback goes, if it can be written there.
+        advice: A sentence on what to do now.
 
     Attributes:
         path: That file; None where no place could be written to.
     """
 
-    def __init__(self, error: BaseException, folder: Path) -> None:
+    def __init__(self, error: BaseException, folder: Path, advice: str = "") -> None:
         self.cause = type(error).__name__
         self.path = _write_details(error, folder)
         where = f"The traceback is in {self.path}" if self.path else "Its traceback could not be written anywhere"
-        super().__init__(f"{_reason(error)}. {where}.")
+        super().__init__(f"{_reason(error)}. {where}.{f' {advice}' if advice else ''}")
 
     def details(self) -> dict[str, object]:
         return {**super().details(), "cause": self.cause, "traceback": str(self.path) if self.path else None}
@@ -71,7 +72,9 @@ def tracebacks_in(run: Path) -> Iterator[None]:
         raise
     except Exception as error:
         folder = run / ERRORS_FOLDER if run.is_dir() else cache_folder() / ERRORS_FOLDER
-        raise UnexpectedError(error, folder) from error
+        kept = any((run / "checkpoints").glob("*"))
+        command = shlex.join(["lamina", "train", str(run / "config.yaml"), "--resume"])
+        raise UnexpectedError(error, folder, f"A checkpoint is kept; go on with: {command}" if kept else "") from error
 
 
 class Commands(TyperGroup):
