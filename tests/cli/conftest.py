@@ -16,7 +16,7 @@ from lamina.runs import Run
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
-    """Runs a command in an empty working folder; what is no `LaminaError` comes through as it is."""
+    """Runs a command in an empty working folder."""
 
     def run(*arguments: object, stdin: str = "") -> Result:
         monkeypatch.setattr("sys.argv", ["lamina", *map(str, arguments)])

@@ -130,6 +130,20 @@ def test_tokens_of_a_span_are_those_that_the_tokenizer_places_there(name: str, t
     assert supervised(tokens, text, spans).tolist() == supervised(by_offsets, text, spans).tolist()
 
 
+@pytest.mark.parametrize("name", [*BY_BYTES, *OTHERS])
+@pytest.mark.parametrize("text", [f"  {STOP}\nu+e", f"the cat{STOP}A mat", "A", "é", f"{STOP}é{STOP}"])
+def test_every_character_alone_has_all_of_its_tokens(name: str, text: str) -> None:
+    """Where a tokenizer puts a space before a text, two tokens have the place of one character."""
+    ours = TextTokenizer(tokenizer_of(name))
+    (encoding,) = ours.encode([text])
+    tokens = ours.read(encoding, text)
+    _, offsets = asked_for_all(name, text)
+    by_offsets = Tokens(tokens.ids, None, SimpleNamespace(offsets=offsets, char_to_token=lambda _: None))
+    for place in range(len(text)):
+        spans = [Span(place, place + 1)]
+        assert supervised(tokens, text, spans).tolist() == supervised(by_offsets, text, spans).tolist()
+
+
 @pytest.mark.parametrize("name", BY_BYTES)
 def test_a_byte_level_tokenizer_is_not_asked_for_places(name: str) -> None:
     text = f"the cat, 12 times{STOP}"

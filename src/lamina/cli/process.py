@@ -6,6 +6,20 @@ import contextlib
 import os
 import signal
 import sys
+from typing import NoReturn
+
+
+def open_standard_streams() -> None:
+    """Opens those of stdin, stdout and stderr that were closed on us (`2>&-`), as empty ones.
+
+    A file that is opened later would get the number of a closed one, and whatever a library prints.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
 def listen_for_signals() -> None:
@@ -27,6 +41,12 @@ def drop_closed_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except OSError:
+        except (OSError, ValueError):
             with contextlib.suppress(OSError, ValueError):  # a stream that has no descriptor
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process."""
+    drop_closed_streams()
+    sys.exit(code)

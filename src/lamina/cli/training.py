@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from lamina.cli.output import err
+from lamina.cli.output import err, stop
 from lamina.config import Config
 from lamina.errors import Interrupted
 from lamina.runs import Run
@@ -47,7 +47,7 @@ class TrainingView:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with contextlib.suppress(OSError):  # the terminal has gone
-            self._progress.stop()
+            stop(self._progress)
 
     def __call__(self, event: Any) -> None:
         """Shows one event."""
@@ -110,7 +110,7 @@ class TrainingView:
         err.print(f"  eval loss {data['eval_loss']:.4f}  {what}{best}")
 
     def _on_end(self, step: int, data: dict[str, Any]) -> None:
-        self._progress.stop()
+        stop(self._progress)
 
     def _on_interrupted(self, step: int, data: dict[str, Any]) -> None:
         err.print(f"  {data['signal']}: checkpoint saved at step {step}")

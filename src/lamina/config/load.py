@@ -6,18 +6,19 @@ All problems are reported at once, each with the field, the value, what is allow
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from lamina.config.given import only_given, resolved_values, section_of
 from lamina.config.methods import METHOD_CONFIGS, MethodConfig
+from lamina.config.overrides import read_value
 from lamina.config.places import at_home, own_run
 from lamina.config.root import Config
+from lamina.config.yaml_text import parse_yaml
 from lamina.errors import ConfigError, NewerVersionError, Problem, nearest
 from lamina.version import is_newer
 
@@ -28,8 +29,8 @@ def load_config(source: str | Path | Mapping[str, Any] | Config, overrides: Iter
     Args:
         source: A YAML file, a mapping with the same structure, or a `Config`. A run's own `config.yaml` is of the run
             that it lies in, wherever that was moved, and its relative paths lead where they led when it was started.
-        overrides: `key.sub=value` strings; the value is read as YAML. What was given before stays, and what was filled
-            in follows: the learning rate of another method or optimizer is that one's own.
+        overrides: `key.sub=value` strings; see `read_value` for how the value is read. What was given before stays, and
+            what was filled in follows: the learning rate of another method or optimizer is that one's own.
 
     Returns:
         The configuration, with every default filled in.
@@ -71,7 +72,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(Problem("config", f"{path} is a folder, not a YAML file", "name the file in it")) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(Problem("config", f"{path} cannot be read ({error})", "save it as UTF-8 text")) from None
-    value = _parse_yaml(text, str(path))
+    value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
         found = "is empty" if value is None else f"holds a {type(value).__name__}"
         raise ConfigError(
@@ -100,47 +101,13 @@ def merge_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
                 break
             node = child
         else:
-            node[path[-1]] = _parse_yaml(text, override)
+            try:
+                node[path[-1]] = read_value(path, text, override)
+            except ConfigError as error:
+                problems += error.problems
     if problems:
         raise ConfigError(problems)
     return merged
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 floats and no duplicate keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key_node.start_mark)
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise ConfigError(Problem(str(key), f"appears twice (again on line {line})", "keep one of them"))
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain data only
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        reason = getattr(error, "problem", None) or str(error)
-        raise ConfigError(Problem("config", f"{source} is not valid YAML{where}: {reason}")) from None
 
 
 def _problem(detail: ErrorDetails) -> Problem:

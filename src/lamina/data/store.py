@@ -7,8 +7,10 @@ a lock, so that two processes that want the same one make it once.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import weakref
@@ -160,14 +162,16 @@ def cached_store(key: dict[str, Any] | None, build: Callable[[StoreWriter], None
         lock = FileLock(folder.parent / f"{digest}.lock")
         lock.acquire()
     except OSError:
-        return _temporary_store(build)
+        return TokenStore(folder) if (folder / "facts.json").is_file() else _temporary_store(build)
     try:
         if not (folder / "facts.json").is_file():
             with files.new_folder(folder) as aside:
                 _write(aside, build)
+        with contextlib.suppress(OSError):
+            os.utime(folder)  # used now
+        return TokenStore(folder)  # which has it mapped: it may be pruned once the lock is released
     finally:
         lock.release()
-    return TokenStore(folder)
 
 
 def digest_of(value: object) -> int:

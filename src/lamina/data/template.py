@@ -310,7 +310,7 @@ class ChatTemplate:
                 raise DataError(
                     f"the {message.role} turn (turn {number}) holds {found!r}, a special token of the chat "
                     "template, so it could pass for the end of a turn or the start of another. Fix: remove or rewrite "
-                    "it in the data."
+                    "it."
                 )
         if schemas and (found := self.control_tokens.first_in(json.dumps(schemas, ensure_ascii=False))):
             raise DataError(f"the tools hold {found!r}, a special token. Fix: remove it from the schemas.")

@@ -169,8 +169,11 @@ def _mark(mask: np.ndarray, encoding: Any, text: str, span: Span) -> None:
     last = encoding.char_to_token(span.end - 1) if text[span.end - 1].isascii() else None
     if first is None or last is None:
         mask |= overlapping(np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2), span)
-    else:
-        mask[first : last + 1] = True
+        return
+    # A space that the tokenizer puts before a text has the place of the text's first character, too.
+    while last + 1 < len(mask) and encoding.token_to_chars(last + 1)[0] < span.end:
+        last += 1
+    mask[first : last + 1] = True
 
 
 def _bytes_before(text: str, place: int) -> int:

@@ -12,10 +12,11 @@ from lamina.config import DataConfig
 from lamina.data.dataset import Dataset, build_dataset, build_evaluation
 from lamina.data.example import Example, Kind
 from lamina.errors import ConfigError, DataError, Problem
-from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS, answer
+from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS, answer, left_out_settings
 from lamina.fusion import fast_path
 from lamina.methods.load import Loaded, adapter_folder, load
 from lamina.models.head import find_head
+from lamina.models.source import Notify
 from lamina.models.vocabulary import check_side
 from lamina.runs import Run
 from lamina.training.step import evaluation_loss
@@ -80,6 +81,7 @@ def evaluate(
     model: str | None = None,
     allow_base_mismatch: bool = False,
     progress: Progress = lambda what, done, total: None,
+    notify: Notify = lambda message: None,
 ) -> Evaluation:
     """Evaluates an adapter and its bare base on the same rows.
 
@@ -94,6 +96,7 @@ def evaluate(
         model: The base; by default the one that the adapter names.
         allow_base_mismatch: Go on although the lock does not fit.
         progress: Called with what is being done, how much of it is done, and how much there is.
+        notify: Called with a sentence on what a user should know of the adapter and of its answers.
 
     Raises:
         ConfigError: There is no data to evaluate on.
@@ -101,8 +104,13 @@ def evaluate(
         AdapterError: The adapter cannot be loaded.
     """
     loaded = (
-        source if isinstance(source, Loaded) else load(source, model=model, allow_base_mismatch=allow_base_mismatch)
+        source
+        if isinstance(source, Loaded)
+        else load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
     )
+    for note in [*loaded.notes, *([left_out_settings(loaded, 0.0)] if exact_match else [])]:
+        if note:
+            notify(note)
     dataset, rows = _eval_data(loaded, data, columns, max_rows)
     check_side(dataset.eval, [file.path for file in dataset.report.files], loaded.model, loaded.tokenizer)
     encoded = dataset.eval[rows]

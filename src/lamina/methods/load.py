@@ -196,7 +196,7 @@ def load(
         ModelError: The base cannot be loaded.
     """
     adapter = read_adapter(adapter_folder(path))
-    ref = model or _base_of(adapter, notify)
+    ref = _base_of(adapter, notify) if model is None else model
     device = device or default_device()
     if dtype == "auto" and adapter.lock and adapter.lock.base_dtype == "float32":
         dtype = "float32"

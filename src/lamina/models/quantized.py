@@ -24,9 +24,8 @@ from safetensors.torch import save_file
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from lamina import files
-from lamina.cache import cache_folder
+from lamina.cache import cache_folder, hold, writing_cache
 from lamina.config.quantization import QuantizationConfig
-from lamina.errors import StorageError
 from lamina.models.architecture import check_architecture
 from lamina.models.fingerprint import fingerprint_base, weight_files
 from lamina.models.quantizers import Record, StreamingConfig, check_packs_enough, take_over
@@ -108,20 +107,18 @@ def load_packed(
     check_packs_enough(bare, config)
     loftq = plan_loftq(bare) if plan_loftq else None
     cached = cache_folder() / "quantized" / _key(folder, config, dtype, loftq)
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{cached}.lock"):
-            if not cached.is_dir():
-                notify(f"Quantizing the base to {config.bits} bits, once ...")
-                streaming = StreamingConfig(config, dtype, weight_files(folder), loftq)
-                with files.new_folder(cached) as aside:
-                    _quantize(folder, streaming, dtype, settings, aside)
-                gc.collect()  # the model that was written is read back, so that every start is alike
-            model = take_over(read_model(cached, dtype, **settings), dtype)
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        raise StorageError.wrap(error, cached, "quantizing the base") from error
+    hold(cached)
+    if not cached.is_dir():
+        with writing_cache(cached, "quantizing the base"):
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{cached}.lock"):
+                if not cached.is_dir():  # another process may have made it while this one waited
+                    notify(f"Quantizing the base to {config.bits} bits, once ...")
+                    streaming = StreamingConfig(config, dtype, weight_files(folder), loftq)
+                    with files.new_folder(cached) as aside:
+                        _quantize(folder, streaming, dtype, settings, aside)
+                    gc.collect()  # the model that was written is read back, so that every start is alike
+    model = take_over(read_model(cached, dtype, **settings), dtype)
     for name in loftq.modules if loftq else ():
         packed = model.get_submodule(name)
         if isinstance(packed, PackedLinear):  # others are left as they are, with nothing to make up for

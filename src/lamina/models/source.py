@@ -19,9 +19,9 @@ from huggingface_hub.errors import (
 )
 
 from lamina import files
-from lamina.cache import IdentityCache, cache_folder
+from lamina.cache import IdentityCache, cache_folder, hold, writing_cache
 from lamina.config.aliases import ALIASES, Alias
-from lamina.errors import ConfigError, ModelError, Problem, StorageError, nearest
+from lamina.errors import ConfigError, ModelError, Problem, nearest
 from lamina.models.gguf import convert_gguf
 
 # What a model folder needs, and what its copies must carry; never pickled weights, and no code.
@@ -127,19 +127,16 @@ def packaged_gguf(package: str) -> Path | None:
 def _converted(gguf: Path, notify: Notify) -> Path:
     """The safetensors form of a GGUF file, made once for all processes of this user."""
     target = cache_folder() / "models" / f"{gguf.stem}-{_digest(gguf)[:12]}-v{_CONVERTER_VERSION}"
+    hold(target)
     if target.is_dir():
         return target
-    try:
+    with writing_cache(target, "converting the model"):
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
             if not target.is_dir():  # another process may have made it while this one waited
                 notify(f"Converting {gguf.name} to safetensors, once ...")
                 with files.new_folder(target) as folder:
                     convert_gguf(gguf, folder)
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        raise StorageError.wrap(error, target, "converting the model") from error
     return target
 
 
