@@ -9,7 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto import AutoModelForCausalLM
 
 COMMON: dict[str, Any] = {
@@ -163,3 +169,17 @@ def build_architecture(name: str, weights: bool = True, **changes: Any) -> PreTr
     with torch.device("cpu" if weights else "meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return model.eval().requires_grad_(False)
+
+
+def build_vision_language(layers: int = 2, vision_layers: int = 3) -> PreTrainedModel:
+    """A tiny Gemma 3 with a vision tower; by default the tower has more layers than the text."""
+    text = {key: value for key, value in COMMON.items() if not key.endswith("_token_id")} | {
+        "num_hidden_layers": layers
+    }
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": vision_layers, "num_attention_heads": 2}
+    tokens = {"image_token_index": 260, "boi_token_index": 261, "eoi_token_index": 262}
+    torch.manual_seed(1)
+    config = Gemma3Config(
+        text_config=text, vision_config={**vision, "image_size": 28, "patch_size": 14}, mm_tokens_per_image=4, **tokens
+    )
+    return Gemma3ForConditionalGeneration(config).eval().requires_grad_(False)
