@@ -92,7 +92,12 @@ def test_odd_row_is_named_with_its_columns(tmp_path: Path, common: dict[str, Any
         (PAIR, ASKED),
         ({**PAIR, "system": "s"}, [Message("system", "s"), *ASKED]),
         ({**PAIR, "system": None}, ASKED),
-        ({"prompt": TURNS * 2, "completion": "end"}, [*ASKED, *ASKED, Message("assistant", "end")]),
+        # Answers in a prompt are context, unless the data asks for them.
+        ({"prompt": TURNS * 2, "completion": "end"}, [*CONTEXT, *CONTEXT, Message("assistant", "end")]),
+        (
+            {"prompt": [TURNS[0], {**TURNS[1], "weight": 1}], "completion": "end"},
+            [ASKED[0], replace(ASKED[1], supervised=True), Message("assistant", "end")],
+        ),
         ({"prompt": "q", "completion": TURNS[1:]}, ASKED),
     ],
 )

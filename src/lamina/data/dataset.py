@@ -13,6 +13,7 @@ from lamina.data.example import Example, Kind
 from lamina.data.mix import draw_replay, weigh
 from lamina.data.packing import plan_epoch
 from lamina.data.read import find_files
+from lamina.data.remarks import file_notes
 from lamina.data.report import DROP_REASONS, DataReport, FileReport
 from lamina.data.side import Pieces, Side, parts_of, whole_rows, wrapped_pieces
 from lamina.data.source import SourceReader, used_examples
@@ -293,6 +294,7 @@ def _notes(
     facts = [file.store.facts for file in every]
     notes = list(template.notes)
     notes += template.notes_on(any(f.with_tools for f in facts), any(f.with_thinking for f in facts))
+    notes += file_notes(template, facts)
     for file in every:
         notes += file.notes
     if isinstance(config.eval, float):

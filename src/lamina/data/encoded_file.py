@@ -83,7 +83,7 @@ def encode_file(
         "source": source.model_dump(mode="json", exclude={"path", "weight"}),
         "text_unit": config.text_unit if file.kind == "text" else None,
         "tokenizer": template.tokenizer_digest,
-        "template": [template.digest, template.name, config.thinking],
+        "template": [template.digest, template.name, template.thinking, template.enable_thinking],
         "train_on": config.train_on,
         "columns": [stratify, group],
     }
@@ -128,6 +128,7 @@ def _fill(
             facts.kinds[row.example.kind] = facts.kinds.get(row.example.kind, 0) + 1
             facts.with_tools += row.example.has_tools
             facts.with_thinking += any(message.thinking for message in row.example.messages)
+            facts.remark(row.number, encoded.remarks)
             teaches_stop = bool((encoded.input_ids[encoded.supervised] == stop).any())
             stratum, together = (_column(row, name, reader) for name in (stratify, group))
             writer.add(StoredRow(encoded, prompt_digest(row.example), stratum, together, teaches_stop))

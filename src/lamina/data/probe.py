@@ -12,8 +12,8 @@ from lamina.data.example import Message, ToolCall
 from lamina.data.turns import as_turn, with_short_ids
 
 ASK, ANSWER = "lamina-ping", "lamina-pong"
-_ASK, _ANSWER = Message("user", ASK), Message("assistant", ANSWER)
-_SYSTEM, _THINKING, _RESULT = "lamina-system", "lamina-thinking", "lamina-result"
+_ASK, _ANSWER, _OTHER = Message("user", ASK), Message("assistant", ANSWER), Message("assistant", "lamina-pang")
+_SYSTEM, THINKING, _RESULT = "lamina-system", "lamina-thinking", "lamina-result"
 _ARGUMENT, _BESIDE = "lamina-argument", "lamina-beside"
 _TOOL = {
     "type": "function",
@@ -45,6 +45,7 @@ class Probe:
         system: Whether a system turn is in the text.
         drops_system: Whether a system turn is left out without an error.
         thinking: Whether the reasoning of an answer has a place.
+        drops_thinking: Whether reasoning in the text of an earlier answer is left out.
         tools: Whether tools, calls and results have a place, each call turn with a token that ends it.
         text_beside_calls: Whether the words of a turn with calls are kept.
         short_ids: Whether calls need ids of nine letters and digits.
@@ -55,11 +56,21 @@ class Probe:
     system: bool
     drops_system: bool
     thinking: bool
+    drops_thinking: bool
     tools: bool
     text_beside_calls: bool
     short_ids: bool
     call_stop: str
     text: str
+
+    def repeats(self, bos: str) -> bool:
+        """Whether BOS stands twice before the first words; a token that opens every turn may."""
+        for text in self.text.split("\0"):
+            before, asked, after = text.partition(ASK)
+            opens_turns = bos in after.partition(ANSWER)[0]
+            if 2 * bos in text or (asked and before.count(bos) > 1 and not opens_turns):
+                return True
+        return False
 
 
 def probe_template(render: Render, special: Iterable[str]) -> Probe:
@@ -77,7 +88,8 @@ def probe_template(render: Render, special: Iterable[str]) -> Probe:
             return ""
 
     system = attempt(Message("system", _SYSTEM), _ASK, _ANSWER)
-    thinking = attempt(_ASK, Message("assistant", ANSWER, thinking=_THINKING))
+    thinking = attempt(_ASK, Message("assistant", ANSWER, thinking=THINKING))
+    earlier = attempt(_ASK, Message("assistant", f"<think>\n{THINKING}\n</think>\n\n{ANSWER}"), _ASK, _OTHER)
     tools, call_stop, short_ids = "", "", False
     for short_ids in (False, True):
         tools, call_stop = _try_tools(attempt, tuple(special), short_ids)
@@ -86,7 +98,8 @@ def probe_template(render: Render, special: Iterable[str]) -> Probe:
     return Probe(
         system=_SYSTEM in system,
         drops_system=bool(system) and _SYSTEM not in system,
-        thinking=_THINKING in thinking,
+        thinking=THINKING in thinking,
+        drops_thinking=THINKING not in earlier and ANSWER in earlier,
         tools=bool(call_stop),
         text_beside_calls=_BESIDE in tools,
         short_ids=bool(call_stop) and short_ids,

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+
+from lamina.data.example import Message
+from lamina.errors import DataError
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
@@ -27,3 +32,23 @@ class TokenSearch:
         """The first of the tokens that the text holds; empty if it holds none."""
         match = self._pattern.search(text) if any(map(text.__contains__, self._beginnings)) else None
         return match.group() if match else ""
+
+
+def refuse_special_tokens(
+    messages: Sequence[Message], schemas: list[dict[str, Any]] | None, search: TokenSearch
+) -> None:
+    """Refuses conversations that hold special tokens.
+
+    Raises:
+        DataError: A turn or a schema holds one; both are named.
+    """
+    for number, message in enumerate(messages, start=1):
+        words = message.words() if message.tool_calls or message.thinking else message.content
+        if found := search.first_in(words):
+            raise DataError(
+                f"the {message.role} turn (turn {number}) holds {found!r}, a special token of the chat "
+                "template, so it could pass for the end of a turn or the start of another. Fix: remove or rewrite "
+                "it in the data."
+            )
+    if schemas and (found := search.first_in(json.dumps(schemas, ensure_ascii=False))):
+        raise DataError(f"the tools hold {found!r}, a special token. Fix: remove it from the schemas.")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 from unicodedata import is_normalized
 
@@ -41,6 +42,15 @@ class Tokens:
     ids: np.ndarray
     ends: np.ndarray | None
     encoding: Any
+
+    def cross(self, text: str, place: int) -> bool:
+        """Whether a token reaches across a place in the text."""
+        if self.ends is not None:
+            first = _bytes_before(text, place)
+            at = int(self.ends.searchsorted(first, "left"))
+            return at < len(self.ends) and int(self.ends[at]) > first > 0
+        token = self.encoding.char_to_token(place)
+        return token is not None and token > 0 and self.encoding.offsets[token - 1][1] < place
 
 
 class TextTokenizer:
@@ -81,6 +91,35 @@ class TextTokenizer:
                 return Tokens(ids, ends, encoding)
         (asked,) = self._backend.encode_batch([text], add_special_tokens=False)
         return Tokens(np.array(asked.ids, dtype=np.int32), None, asked)
+
+    def read_apart(self, tokens: Tokens, text: str, places: Sequence[int]) -> Tokens:
+        """The tokens of a text that is cut at some places; `tokens` themselves where that would be another text."""
+        bounds = [0, *places, len(text)]
+        pieces = [text[start:end] for start, end in pairwise(bounds)]
+        apart = self._backend.encode_batch(pieces, add_special_tokens=False)
+        ids = np.concatenate([np.array(piece.ids, dtype=np.int32) for piece in apart])
+        if self._decoded(ids) != self._decoded(tokens.ids):
+            return tokens
+        shifted = [
+            (start + first, start + last)
+            for start, piece in zip(bounds, apart, strict=False)
+            for first, last in piece.offsets
+        ]
+        return Tokens(ids, None, _Joined(shifted))
+
+    def _decoded(self, ids: np.ndarray) -> str:
+        return self._backend.decode(ids.tolist(), skip_special_tokens=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """Encodings of pieces of a text as one."""
+
+    offsets: list[tuple[int, int]]
+
+    def char_to_token(self, place: int) -> int | None:
+        """Left to the offsets."""
+        return None
 
 
 def supervised(tokens: Tokens, text: str, spans: Iterable[Span]) -> np.ndarray:

@@ -12,7 +12,7 @@ from lamina.config import DataConfig
 from lamina.data.dataset import Dataset, build_dataset, build_evaluation
 from lamina.data.example import Example, Kind
 from lamina.errors import ConfigError, DataError, Problem
-from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS, answer
+from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS, complete
 from lamina.fusion import fast_path
 from lamina.methods.load import Loaded, adapter_folder, load
 from lamina.models.head import find_head
@@ -128,18 +128,19 @@ def evaluate(
 
 
 def _predict(loaded: Loaded, examples: list[Example], max_new_tokens: int, progress: Progress) -> list[Prediction]:
-    conversations = [example.prompt for example in examples]
+    questions = [loaded.template.question(example) for example in examples]
 
     def say(what: str) -> list[str]:
-        report = lambda done: progress(what, done, len(conversations))  # noqa: E731
-        return answer(loaded, conversations, max_new_tokens=max_new_tokens, progress=report)
+        report = lambda done: progress(what, done, len(questions))  # noqa: E731
+        written = complete(loaded, [q.prompt for q in questions], max_new_tokens=max_new_tokens, progress=report)
+        return [question.voice.read(text).strip() for question, text in zip(questions, written, strict=True)]
 
     with loaded.injection.disabled():
         base = say("answers of the base")
     adapter = say("answers of the adapter")
     return [
-        Prediction(e.row, e.prompt[-1].content, e.answer.strip(), ours.strip(), theirs.strip())
-        for e, ours, theirs in zip(examples, adapter, base, strict=True)
+        Prediction(example.row, example.prompt[-1].content, question.answer.strip(), ours, theirs)
+        for example, question, ours, theirs in zip(examples, questions, adapter, base, strict=True)
     ]
 
 

@@ -51,7 +51,6 @@ def generate(
     return answer(loaded, conversations, **options)
 
 
-@torch.no_grad()
 def answer(
     loaded: Loaded,
     conversations: Sequence[Sequence[Message]],
@@ -62,10 +61,30 @@ def answer(
     batch_size: int = 32,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
-    """Answers conversations that end in a user turn, several at once; long and short ones are kept apart."""
+    """Answers conversations that end in a user turn."""
+    prompts = [loaded.template.render(turns, add_generation_prompt=True) for turns in conversations]
+    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "batch_size": batch_size}
+    return [loaded.template.voice.read(text) for text in complete(loaded, prompts, **options, progress=progress)]
+
+
+@torch.no_grad()
+def complete(
+    loaded: Loaded,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[str]:
+    """Goes on from rendered prompts, several at once; long and short ones are kept apart.
+
+    Returns:
+        What the model wrote, to the letter, without its stop token.
+    """
     tokenizer = loaded.tokenizer
-    texts = [loaded.template.render(turns, add_generation_prompt=True) for turns in conversations]
-    ids: list[list[int]] = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    ids: list[list[int]] = [tokenizer(text, add_special_tokens=False).input_ids for text in prompts]
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
     answers = [""] * len(ids)
     torch.manual_seed(seed)
@@ -82,7 +101,8 @@ def answer(
                 **_options(loaded, max_new_tokens, temperature),
             )
         for index, row in zip(chosen, generated[:, longest:].tolist(), strict=True):
-            answers[index] = str(tokenizer.decode(_until_stop(row, _stop_ids(loaded)), skip_special_tokens=True))
+            written = _until_stop(row, _stop_ids(loaded))
+            answers[index] = str(tokenizer.decode(written, clean_up_tokenization_spaces=False))
         progress(first + len(chosen))
     return answers
 
@@ -97,7 +117,7 @@ def stream(
     """Answers one conversation, piece by piece as it is generated."""
     text = loaded.template.render(conversation, add_generation_prompt=True)
     ids = torch.tensor([loaded.tokenizer(text, add_special_tokens=False).input_ids], device=loaded.model.device)
-    streamer = TextIteratorStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)  # pyright: ignore[reportArgumentType]
+    streamer = TextIteratorStreamer(loaded.tokenizer, skip_prompt=True)  # pyright: ignore[reportArgumentType]
     options = _options(loaded, max_new_tokens, temperature)
     failure: list[BaseException] = []
 
@@ -110,7 +130,7 @@ def stream(
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    yield from streamer
+    yield from loaded.template.voice.stream(streamer)
     thread.join()
     if failure:
         raise failure[0]

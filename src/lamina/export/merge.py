@@ -123,8 +123,8 @@ def merge(
 
 def _save_tokenizer(loaded: Loaded, folder: Path) -> None:
     tokenizer = loaded.tokenizer
-    if loaded.template.name != "model":
-        tokenizer.chat_template = loaded.template.source
+    if (saved := loaded.template.saved_source) is not None:
+        tokenizer.chat_template = saved  # pyright: ignore[reportAttributeAccessIssue]
     with quiet_transformers():
         tokenizer.save_pretrained(folder)
 

@@ -24,7 +24,7 @@ from lamina.config.quantization import QuantizationConfig
 from lamina.data.batch import build_batch
 from lamina.data.dataset import build_dataset
 from lamina.data.example import EncodedExample
-from lamina.data.template import build_template
+from lamina.data.template import template_of
 from lamina.errors import ConfigError, ModelError, Problem
 from lamina.fusion import fast_path
 from lamina.models.head import find_head
@@ -139,7 +139,7 @@ def quantize(
         message = f"it leaves no linear layer of {base.source.folder} to quantize."
         raise ConfigError(Problem("quantization.modules_to_not_convert", message, "name fewer modules"))
     notify("Reading the data ...")
-    template = build_template(base.tokenizer, config.data.chat_template, config.data.thinking)
+    template = template_of(base.tokenizer, config.data)
     dataset = build_dataset(config.data, template, config.train.per_device_train_batch_size, config.seed, notify)
     check_positions(dataset, base.model, notify)
     documents = _some_documents(dataset.train, tokens, config.seed)

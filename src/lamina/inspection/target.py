@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamina.config import DataConfig, load_config
-from lamina.data.template import ChatTemplate, build_template
+from lamina.data.template import ChatTemplate, template_of
 from lamina.errors import ConfigError, Problem
 from lamina.models.load import load_tokenizer
 from lamina.models.source import ALIASES, Notify, find_model, packaged_gguf
@@ -45,7 +45,7 @@ class Target:
         if self.model is None:
             return None
         tokenizer = load_tokenizer(find_model(self.model, notify))
-        return build_template(tokenizer, self.data.chat_template, self.data.thinking)
+        return template_of(tokenizer, self.data)
 
 
 def find_target(
