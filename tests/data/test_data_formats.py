@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ NAME = "rows.jsonl"
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 CHAT, PAIR, ALPACA = {"messages": TURNS}, {"prompt": "q", "completion": "a"}, {"instruction": "q", "output": "a"}
 ASKED = [Message("user", "q"), Message("assistant", "a")]
+CONTEXT = [replace(turn, supervised=False) if turn.role == "assistant" else turn for turn in ASKED]
 
 
 def error_of(rows: list[dict[str, Any]], wanted: str = "auto") -> str:

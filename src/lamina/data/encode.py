@@ -106,7 +106,7 @@ class _Chunk(Generic[T]):
             across = [place for place in sorted(chosen.prompts) if tokens.cross(text, place)]
             apart = self.tokenizer.read_apart(tokens, text, across) if across else tokens
             remarks = Remarks(
-                chosen.opening,
+                chosen.opening if chosen.opening.strip() else "",
                 chosen.reasoning_given,
                 chosen.not_asked,
                 bool(across) and apart is tokens,

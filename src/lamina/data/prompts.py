@@ -197,8 +197,9 @@ class _Style:
         """Whether a prompt of use ends inside a reasoning section; `text` is the conversation that it leads up to."""
         if prompt.rstrip().endswith(_OPENED):
             return True
-        added = prompt[shared_length(prompt, text) :]
-        return self.before is not None and not self.before.strip() and bool(added) and self.prompt.endswith(added)
+        if self.before is None or self.before.strip() or text.startswith(prompt):
+            return False
+        return self.prompt.endswith(prompt[shared_length(prompt, text) :])
 
 
 def _find_style(render: Render, probe: Probe) -> _Style:

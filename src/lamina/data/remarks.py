@@ -14,28 +14,26 @@ from lamina.errors import DataError
 _NAMED = 3
 
 
+_CUT_TOKEN = "the first token of an answer reaches into its prompt, and in use another one comes first"
+
+
 def row_notes(remarks: Remarks) -> list[str]:
     """What to know about one row."""
     notes = []
     if remarks.opening:
-        notes.append(
-            f"{remarks.opening!r} before the last answer is left to the model by the prompt of use, so it is learned"
-        )
+        notes.append(f"{remarks.opening!r} before the last answer is left to the model by its prompt, so it is learned")
     if remarks.reasoning_given:
-        notes.append("in use the model writes its own reasoning in the place of what is not learned here")
+        notes.append("reasoning is not learned; in use the model writes its own in that place")
     if remarks.not_asked:
-        many = f"answers {', '.join(map(str, remarks.not_asked))} are" if remarks.not_asked[1:] else "an answer is"
-        first = "" if remarks.not_asked[1:] else f" (number {remarks.not_asked[0]})"
-        notes.append(f"{many} read but not learned{first}: {NOT_ASKED}")
+        which = ", ".join(map(str, remarks.not_asked))
+        notes.append(
+            f"not learned: answer {which}, which the chat template shows otherwise (without its reasoning, or after "
+            "another text) than it asks for it"
+        )
     if remarks.cut_token:
-        notes.append(CUT_TOKEN)
-    notes += [f"{UNREAD} {name!r}" for name in remarks.unread_kwargs]
+        notes.append(_CUT_TOKEN)
+    notes += [f"the chat template does not read {name!r} of chat_template_kwargs" for name in remarks.unread_kwargs]
     return notes
-
-
-NOT_ASKED = "the chat template shows them otherwise than it asks for them"
-CUT_TOKEN = "the first token of an answer reaches into its prompt, and in use another one comes first"
-UNREAD = "the chat template does not read"
 
 
 def file_notes(template: ChatTemplate, facts: Sequence[Facts]) -> list[str]:
@@ -53,7 +51,7 @@ def file_notes(template: ChatTemplate, facts: Sequence[Facts]) -> list[str]:
             "own, and exact match gives it the row's"
         )
     if cut := sum(f.cut_tokens for f in facts):
-        notes.append(f"{cut} rows: {CUT_TOKEN}")
+        notes.append(f"{cut} rows: {_CUT_TOKEN}")
     notes += [
         f"chat_template_kwargs of {count} rows give {name!r}, which the chat template does not read"
         for name, count in _sum([f.unread_kwargs for f in facts])[:_NAMED]

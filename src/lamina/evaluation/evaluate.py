@@ -21,6 +21,11 @@ from lamina.training.step import evaluation_loss
 
 Progress = Callable[[str, int, int], None]
 
+REASONING_GIVEN = (
+    "data.thinking is unsupervised: a row's own reasoning is given as part of its prompt, and exact match compares "
+    "what comes after it"
+)
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -47,6 +52,7 @@ class Evaluation:
         base_exact_match: The same of the bare base.
         rows: Rows evaluated.
         dropped: Rows that could not be used, by reason.
+        notes: What to know about how it was compared.
         predictions: The generated answers, if asked for.
     """
 
@@ -58,6 +64,7 @@ class Evaluation:
     base_exact_match: float | None
     rows: int
     dropped: dict[str, int]
+    notes: list[str]
     predictions: list[Prediction]
 
     def as_json(self) -> dict[str, Any]:
@@ -123,6 +130,7 @@ def evaluate(
         base_exact_match=_share(p.base == p.expected for p in predictions) if exact_match else None,
         rows=len(encoded),
         dropped=dataset.report.files[-1].counts_dropped(),
+        notes=[REASONING_GIVEN] if exact_match and loaded.template.thinking == "unsupervised" else [],
         predictions=predictions,
     )
 

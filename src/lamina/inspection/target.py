@@ -85,7 +85,8 @@ def find_target(
     if chosen is None:
         chosen = DEFAULT_MODEL if packaged_gguf(ALIASES[DEFAULT_MODEL][0]) else _NO_MODEL
     data = config.data
-    if chosen == _NO_MODEL and data.chat_template is not None:
-        raise ConfigError(Problem("--model", "is none, so data.chat_template does nothing", "name a model"))
+    for name in ("chat_template", "enable_thinking"):
+        if chosen == _NO_MODEL and getattr(data, name) is not None:
+            raise ConfigError(Problem("--model", f"is none, so data.{name} does nothing", "name a model"))
     batch_size = config.train.per_device_train_batch_size
     return Target(data, None if chosen == _NO_MODEL else chosen, batch_size, config.seed, is_run)
