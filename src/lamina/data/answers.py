@@ -123,7 +123,7 @@ class AnswerFinder:
         stop = self._call_stop if message.tool_calls else self._stop
         end = text.find(stop, words.end if words else start)
         is_last = index == len(conversation.messages) - 1
-        if end < 0 and is_last and not message.tool_calls:
+        if end < 0 and is_last:
             end, stop = len(text.rstrip()), ""
         said = text[start:end]
         if end < 0 or not self._ends_before_next(conversation, index, end):

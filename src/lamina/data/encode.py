@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from lamina.data.example import EncodedExample, Example, Kind, Remarks
 from lamina.data.template import ChatTemplate, Rendered, Span
-from lamina.data.tokens import supervised
+from lamina.data.tokens import Tokens, supervised
 from lamina.errors import DataError
 
 T = TypeVar("T")
@@ -19,6 +19,9 @@ T = TypeVar("T")
 # Rows handed to the tokenizer at once, which runs them over its own threads, and how many such chunks may be with it.
 TOKENIZE_ROWS = 1024
 IN_FLIGHT = 2
+
+# Characters before the end of a prompt that its last tokens depend on at most.
+_NEAR = 128
 
 
 def encode_examples(examples: Iterable[Example], template: ChatTemplate, train_on: str) -> Iterator[EncodedExample]:
@@ -102,17 +105,22 @@ class _Chunk(Generic[T]):
             assert example is not None
             text, chosen = rendered.text, choose_spans(rendered, example, train_on)
             tokens = self.tokenizer.read(next(encodings), text)
-            # In use, the prompt is tokenized by itself, so that no token reaches from it into the answer.
-            across = [place for place in sorted(chosen.prompts) if tokens.cross(text, place)]
-            apart = self.tokenizer.read_apart(tokens, text, across) if across else tokens
+            # In use, the prompt is tokenized by itself: no token reaches into the answer, or looks ahead at it.
+            unlike = [place for place in sorted(chosen.prompts) if not self._ends_alike(tokens, text, place)]
+            apart = self.tokenizer.read_apart(tokens, text, unlike) if unlike else tokens
             remarks = Remarks(
                 chosen.opening if chosen.opening.strip() else "",
                 chosen.reasoning_given,
                 chosen.not_asked,
-                bool(across) and apart is tokens,
+                bool(unlike) and apart is tokens,
                 self.template.unread(example.template_kwargs),
             )
             yield item, EncodedExample(apart.ids, supervised(apart, text, chosen.spans), example.row, remarks=remarks)
+
+    def _ends_alike(self, tokens: Tokens, text: str, place: int) -> bool:
+        begin = max(0, place - _NEAR)
+        begin += self.template.control_tokens.last_in(text[begin:place])
+        return self.tokenizer.ends_alike(tokens, text, begin, place)
 
 
 @dataclass(frozen=True, slots=True)

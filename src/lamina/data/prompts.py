@@ -104,6 +104,8 @@ class Prompts:
         last, style = conversation.messages[-1], self._style
         opened = style.is_opened_by(prompt, conversation.text)
         apart = last if self._probe.thinking else thinking_apart(last)
+        if apart.thinking and not opened and self._probe.drops_thinking and not self._probe.thinking:
+            raise self._rules_out_reasoning(prompt)
         if opened and not self._probe.thinking:
             conversation = self._with_last(conversation, replace(apart, thinking=""))
         found, conversation = self._find(conversation)
@@ -149,11 +151,14 @@ class Prompts:
         if style.before is not None and prompt.endswith(style.generation_prompt):
             return style.before
         if not opened:
-            raise DataError(
-                f"the answer has reasoning, but the prompt of the {self._name} chat template ends in {prompt[-40:]!r}, "
-                f"where none begins, so it would be trained on what it is never asked. Fix: {self._fix}."
-            )
+            raise self._rules_out_reasoning(prompt)
         return ""
+
+    def _rules_out_reasoning(self, prompt: str) -> DataError:
+        return DataError(
+            f"the answer has reasoning, but the prompt of the {self._name} chat template ends in {prompt[-40:]!r}, "
+            f"where none begins, so it would be trained on what it is never asked. Fix: {self._fix}."
+        )
 
     def _with_last(self, conversation: Conversation, last: Message) -> Conversation:
         """The conversation with another last turn."""
@@ -163,11 +168,14 @@ class Prompts:
 
     def _find(self, conversation: Conversation) -> tuple[Found, Conversation]:
         """The answers of a conversation that ends in one; where that has no stop token, with one."""
-        found = self._finder.find(conversation)
-        if not self._added_stop:
+        found, probe = self._finder.find(conversation), self._probe
+        added = self._added_stop
+        if conversation.messages[-1].tool_calls:
+            added = probe.call_stop if probe.adds_call_stop else ""
+        if not added:
             return found, conversation
         start, end = found.answers[-1].start, found.answers[-1].end
-        text = conversation.text[:end] + self._added_stop
+        text = conversation.text[:end] + added
         parts = [Span(part.start, len(text)) if part.end == end else part for part in found.parts]
         found = replace(found, answers=[*found.answers[:-1], Span(start, len(text))], parts=parts)
         return found, replace(conversation, text=text)
@@ -223,13 +231,16 @@ def _find_style(render: Render, probe: Probe) -> _Style:
 def _begin_where_asked(conversation: Conversation, found: Found, prompts: Sequence[str | None]) -> Asked:
     """Lets each answer begin where its prompt ends, if it stands after it."""
     text, answers, not_asked, earliest = conversation.text, list(found.answers), [], 0
+    begins: dict[int, int] = {}
     for number, (answer, prompt) in enumerate(zip(found.answers, prompts, strict=True)):
         if prompt is not None and earliest <= len(prompt) <= answer.start and text.startswith(prompt):
             answers[number] = Span(len(prompt), answer.end)
+            begins[answer.start] = len(prompt)
         else:
             not_asked.append(number)
         earliest = answer.end
-    return Asked(text, replace(found, answers=answers), frozenset(not_asked))
+    thinking = [Span(begins.get(span.start, span.start), span.end) for span in found.thinking]
+    return Asked(text, replace(found, answers=answers, thinking=thinking), frozenset(not_asked))
 
 
 def _put_behind_prompt(

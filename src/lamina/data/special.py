@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lamina.data.example import Message
+from lamina.data.turns import thinking_apart
 from lamina.errors import DataError
 
 
@@ -28,6 +29,10 @@ class TokenSearch:
         # A search for a few beginnings is quicker than one for hundreds of tokens.
         self._beginnings = tuple({token[:2] for token in ordered})
 
+    def last_in(self, text: str) -> int:
+        """Where the last of the tokens in a text begins; 0 if it holds none."""
+        return max((match.start() for match in self._pattern.finditer(text)), default=0)
+
     def first_in(self, text: str) -> str:
         """The first of the tokens that the text holds; empty if it holds none."""
         match = self._pattern.search(text) if any(map(text.__contains__, self._beginnings)) else None
@@ -43,6 +48,8 @@ def refuse_special_tokens(
         DataError: A turn or a schema holds one; both are named.
     """
     for number, message in enumerate(messages, start=1):
+        if message.role == "assistant" and "<think>" in message.content:
+            message = thinking_apart(message)  # its tags may be special tokens, and are no words
         words = message.words() if message.tool_calls or message.thinking else message.content
         if found := search.first_in(words):
             raise DataError(

@@ -295,14 +295,14 @@ class ChatTemplate:
     def _prompts(self) -> Prompts:
         added = self.stop_token if self._appends_stop else ""
         told = self._variables.get(self.switch)
-        fix = "set data.thinking to strip"
+        fix = "set data.thinking: strip"
         if self.switch and told is not True:
             where = (
                 f"the row's chat_template_kwargs: {self.switch}"
                 if self.switch in self.kwargs
                 else "data.enable_thinking"
             )
-            fix += f", or {where} to true"
+            fix += f", or {where}: true"
         return Prompts(self.name, self._text, self._render_turns, self._finder, self.probe, added, fix)
 
     @cached_property

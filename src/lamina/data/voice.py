@@ -64,7 +64,8 @@ class Voice:
         if closed:
             return f"<think>\n{self._plain(reasoning)}\n</think>\n\n{self._plain(answer)}"
         # Without a sign that it is reasoning, only its end can tell.
-        return f"<think>\n{self._plain(reasoning)}" if self.before or self.opening else self._plain(written)
+        is_reasoning = bool(self.before or self.opening) and bool(self._plain(reasoning))
+        return f"<think>\n{self._plain(reasoning)}" if is_reasoning else self._plain(written)
 
     def after_reasoning(self, written: str) -> Voice:
         """How it goes on where reasoning is part of the prompt, of which `written` is an example."""

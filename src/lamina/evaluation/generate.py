@@ -170,7 +170,7 @@ def _stop_ids(loaded: Loaded) -> list[int]:
     """The token that training taught to end with, and those that the base itself ends with."""
     own = loaded.model.generation_config.eos_token_id if loaded.model.generation_config else None  # pyright: ignore[reportAttributeAccessIssue]
     ids = own if isinstance(own, list) else [own] if own is not None else []
-    return sorted({loaded.template.stop_token_id, *ids})
+    return sorted({*loaded.template.stop_token_ids, *ids})
 
 
 def _until_stop(ids: list[int], stop_ids: list[int]) -> list[int]:
