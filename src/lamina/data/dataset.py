@@ -81,7 +81,7 @@ def build_dataset(
         replayed = list(_open_sources(config, sources, "data.replay.path", "replay", template, notify))
     every = [*training, *held_out_files, *replayed]
     stores = [file.store for file in every]
-    stop = template.stop_token_id
+    stop = template.stop_token_ids
 
     chosen = _split(config, training, seed)
     train_parts, eval_parts = [], []
@@ -143,7 +143,7 @@ def build_evaluation(
     """
     source = config.source_of(path).model_copy(update={"max_rows": max_rows})
     opened = list(_open_sources(config, [source], field, "eval", template, None))
-    stop = template.stop_token_id
+    stop = template.stop_token_ids
     parts = [fit(file, number, np.arange(len(file.store)), config, stop) for number, file in enumerate(opened)]
     stores = [file.store for file in opened]
     evaluation, nothing = Side(stores, Pieces.join(parts)), Side(stores, Pieces.join([]))
@@ -174,7 +174,7 @@ def load_examples(config: DataConfig, path: str, field: str, max_rows: int | Non
     return [row.example for row in rows if row.example is not None and not row.drop_reason]
 
 
-def fit(file: EncodedFile, source: int, rows: np.ndarray, config: DataConfig, stop: int) -> Pieces:
+def fit(file: EncodedFile, source: int, rows: np.ndarray, config: DataConfig, stop: Sequence[int]) -> Pieces:
     """Rows of a file within `max_length`: longer ones are left out, cut or split, as the config says.
 
     Args:
@@ -182,7 +182,7 @@ def fit(file: EncodedFile, source: int, rows: np.ndarray, config: DataConfig, st
         source: Its number.
         rows: int64: which of its stored rows.
         config: The `data:` section.
-        stop: Id of the stop token.
+        stop: Ids of the stop tokens.
     """
     store, report = file.store, file.report
     pieces = whole_rows(store, source, rows)
@@ -255,7 +255,9 @@ def _split(config: DataConfig, training: Sequence[EncodedFile], seed: int) -> li
     return np.split(held_out, np.cumsum([len(store) for store in stores])[:-1])
 
 
-def _wrapped(train: Side, every: Sequence[EncodedFile], budget: int, seed: int, stop: int) -> tuple[Side, np.ndarray]:
+def _wrapped(
+    train: Side, every: Sequence[EncodedFile], budget: int, seed: int, stop: Sequence[int]
+) -> tuple[Side, np.ndarray]:
     """The training side, cut wherever a micro-batch is full; what that leaves nothing of is named in the reports."""
     pieces, blocks = wrapped_pieces(train, budget, seed, stop)
     cut = Side(train.stores, pieces)

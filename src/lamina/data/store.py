@@ -12,7 +12,7 @@ import json
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -46,7 +46,7 @@ class StoredRow:
         prompt: Digest of its prompt, 0 to 2**64 - 1; equal prompts have equal ones.
         stratum: Digest of the value to stratify by; 0 without one.
         group: Digest of the value to group by; 0 without one.
-        teaches_stop: Whether the stop token is among the supervised ones.
+        teaches_stop: Whether a stop token is among the supervised ones.
     """
 
     encoded: EncodedExample
@@ -163,12 +163,12 @@ class TokenStore:
         supervised[:1] = False
         return EncodedExample(self._ids[start:end].astype(np.int32), supervised, int(self.rows[index]), source)
 
-    def piece_facts(self, index: int, begin: int, length: int, stop: int) -> tuple[int, bool]:
-        """Supervised tokens of a piece, and whether it teaches the token `stop`."""
+    def piece_facts(self, index: int, begin: int, length: int, stop: Sequence[int]) -> tuple[int, bool]:
+        """Supervised tokens of a piece, and whether it teaches one of the tokens `stop`."""
         start = int(self._starts[index]) + begin
         supervised = np.array(self._supervised[start : start + length])
         supervised[:1] = False
-        return int(supervised.sum()), bool((self._ids[start : start + length][supervised] == stop).any())
+        return int(supervised.sum()), bool(np.isin(self._ids[start : start + length][supervised], stop).any())
 
 
 def cached_store(key: dict[str, Any] | None, build: Callable[[StoreWriter], None]) -> TokenStore:
