@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ NAME = "rows.jsonl"
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 CHAT, PAIR, ALPACA = {"messages": TURNS}, {"prompt": "q", "completion": "a"}, {"instruction": "q", "output": "a"}
 ASKED = [Message("user", "q"), Message("assistant", "a")]
+CONTEXT = [replace(turn, supervised=False) if turn.role == "assistant" else turn for turn in ASKED]
 
 
 def error_of(rows: list[dict[str, Any]], wanted: str = "auto") -> str:
@@ -92,7 +94,12 @@ def test_odd_row_is_named_with_its_columns(tmp_path: Path, common: dict[str, Any
         (PAIR, ASKED),
         ({**PAIR, "system": "s"}, [Message("system", "s"), *ASKED]),
         ({**PAIR, "system": None}, ASKED),
-        ({"prompt": TURNS * 2, "completion": "end"}, [*ASKED, *ASKED, Message("assistant", "end")]),
+        # Answers in a prompt are context, unless the data asks for them.
+        ({"prompt": TURNS * 2, "completion": "end"}, [*CONTEXT, *CONTEXT, Message("assistant", "end")]),
+        (
+            {"prompt": [TURNS[0], {**TURNS[1], "weight": 1}], "completion": "end"},
+            [ASKED[0], replace(ASKED[1], supervised=True), Message("assistant", "end")],
+        ),
         ({"prompt": "q", "completion": TURNS[1:]}, ASKED),
     ],
 )
