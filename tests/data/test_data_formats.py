@@ -120,6 +120,39 @@ def test_alpaca(row: dict[str, Any], messages: list[Message]) -> None:
     assert FORMATS["alpaca"].parse(row, 7) == Example(tuple(messages), 7)
 
 
+@pytest.mark.parametrize("name", ["messages", "sharegpt", "prompt_completion", "preference", "unpaired_preference"])
+def test_chat_template_kwargs_of_a_row_are_kept(name: str) -> None:
+    rows: dict[str, dict[str, Any]] = {
+        "messages": {"messages": TURNS},
+        "sharegpt": {"conversations": TURNS},
+        "prompt_completion": PAIR,
+        "preference": {"prompt": "q", "chosen": "a", "rejected": "b"},
+        "unpaired_preference": {"messages": TURNS, "label": True},
+    }
+    given = {"enable_thinking": False, "xml_tools": ["a"], "python_tools": None}  # null is what a table has for nothing
+    assert "chat_template_kwargs" in FORMATS[name].OPTIONAL_FIELDS
+    for value in (given, json.dumps(given)):
+        example = FORMATS[name].parse({**rows[name], "chat_template_kwargs": value}, 1)
+        assert example.template_kwargs == {"enable_thinking": False, "xml_tools": ["a"]}
+    for value in ({}, None, ""):
+        assert FORMATS[name].parse({**rows[name], "chat_template_kwargs": value}, 1).template_kwargs == {}
+    for value, words in (([1], "is list, not an object"), ({"tools": []}, "gives 'tools'"), ("{", "JSON")):
+        with pytest.raises(RowError, match=words):
+            FORMATS[name].parse({**rows[name], "chat_template_kwargs": value}, 1)
+
+
+def test_answers_before_a_preference_are_context() -> None:
+    whole = [*TURNS, {"role": "user", "content": "r"}]
+    row = {
+        "chosen": [*whole, {"role": "assistant", "content": "a"}],
+        "rejected": [*whole, {"role": "assistant", "content": "b"}],
+    }
+    example = FORMATS["preference"].parse(row, 1)
+    assert [turn.supervised for turn in example.messages] == [None, False, None, None]
+    judged = FORMATS["unpaired_preference"].parse({"prompt": whole, "completion": "a", "label": 1}, 1)
+    assert [turn.supervised for turn in judged.messages] == [None, False, None, None]
+
+
 def test_messages_keep_roles_and_white_space() -> None:
     turns = [("system", " s "), ("user", "q\n"), ("assistant", ""), ("tool", "42"), ("assistant", " a")]
     row = {"messages": [{"role": role, "content": content, "name": "x"} for role, content in turns]}

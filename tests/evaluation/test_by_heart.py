@@ -46,7 +46,7 @@ class Case:
     calls: bool = False
     kwargs: dict[str, Any] = field(default_factory=dict)
     expected: str = "der!"
-    steps: int = 36
+    steps: int = 44
 
     def rows(self) -> list[dict[str, Any]]:
         """Eight words, to be said backwards."""
@@ -78,7 +78,7 @@ CASES = {
     "a channel": Case("gpt-oss"),
     "reasoning in a channel": Case("gpt-oss", True, expected=REASONED),
     "reasoning in a channel that is not learned": Case("gpt-oss", True, {"thinking": "unsupervised"}),
-    "calls": Case("glm4.5", calls=True, expected=CALLED, steps=70),
+    "calls": Case("glm4.5", calls=True, expected=CALLED, steps=60),
 }
 
 
