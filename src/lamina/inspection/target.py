@@ -49,12 +49,11 @@ class Target:
         tokenizer = load_tokenizer(find_model(self.model, notify))
         return template_of(tokenizer, self.data)
 
-    def embedding_rows(self, notify: Notify) -> int | None:
+    def embedding_rows(self, notify: Notify, template: ChatTemplate | None) -> int | None:
         """Rows of the model's embedding; None without a model, or where it does not tell."""
-        if self.model is None:
+        if self.model is None or template is None:
             return None
-        source = find_model(self.model, notify)
-        return declared_rows(source.folder, load_tokenizer(source))
+        return declared_rows(find_model(self.model, notify).folder, template.tokenizer)
 
 
 def find_target(
