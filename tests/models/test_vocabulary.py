@@ -24,7 +24,7 @@ from transformers import (
 )
 
 import lamina
-from lamina.config import DataConfig
+from lamina.config import DataConfig, load_config
 from lamina.data.check.findings import CheckReport
 from lamina.data.example import EncodedExample, Message
 from lamina.data.side import Side, whole_rows
@@ -34,6 +34,7 @@ from lamina.evaluation.forgetting import general_loss, general_pieces
 from lamina.evaluation.generate import stream
 from lamina.inspection.check import check_data
 from lamina.inspection.target import Target
+from lamina.methods.base import inject
 from lamina.methods.load import Loaded
 from lamina.models.load import load_base
 from lamina.models.vocabulary import declared_rows, embedding_rows, head_rows
@@ -118,13 +119,27 @@ def loaded(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
 
 
 def test_rows_are_those_of_the_embedding(family: str, tmp_path: Path) -> None:
-    """What the folder tells without weights is what the loaded model has, whatever wraps its embedding."""
+    """What the folder tells without weights is what the loaded model has."""
     folder = save(tmp_path / "base", build_tokenizer(), 301, family)
     model = load_base(str(folder), "float32").model
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert embedding_rows(model) == head_rows(model) == declared_rows(folder, tokenizer) == 301
     tokenizer.add_tokens([f"<{n}>" for n in range(99)])
     assert declared_rows(folder, tokenizer) == 301
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"type": "lora", "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+        {"type": "full"},
+        {"type": "peft", "peft_type": "LORA", "target_modules": ["q_proj"], "trainable_token_indices": [3]},
+    ],
+)
+def test_rows_of_an_embedding_that_an_adapter_wraps(method: dict[str, Any]) -> None:
+    model = build_model("llama", vocab_size=301)
+    inject(model, load_config({"data": {"train": "unused"}, "method": method}).method, seed=0)
+    assert embedding_rows(model) == 301
 
 
 def test_rows_of_a_nested_configuration_and_of_none(tmp_path: Path) -> None:

@@ -133,6 +133,8 @@ def _print_row(row: Shown) -> None:
     out.print(Text(f"{place} row {row.row} ({row.kind or 'not understood'}{judged}): {counts}", style="bold"))
     if row.left_out:
         out.print(Text(f"left out: {row.left_out}", style="yellow"))
+    for note in row.notes:
+        out.print(Text(f"note: {note}", style="yellow"))
     if row.pieces:
         out.print(_text(row.pieces))
     if row.rejected:

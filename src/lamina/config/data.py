@@ -31,6 +31,7 @@ MAPPABLE_FIELDS = (
     "label",
     "margin",
     "tools",
+    "chat_template_kwargs",
 )
 
 
@@ -152,6 +153,12 @@ class DataConfig(Section):
 
     thinking: Literal["keep", "strip", "unsupervised"] = "keep"
     """Reasoning in an answer: learnt, removed, or left in the text but out of the loss."""
+
+    enable_thinking: bool | None = None
+    """Whether the chat template is told to let the model reason, in training and in use; null leaves it to itself.
+
+    Rows with `chat_template_kwargs` of their own say it for themselves.
+    """
 
     chat_template: str | None = None
     """A built-in template, or a Jinja file, to use instead of the model's own."""

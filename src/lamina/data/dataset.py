@@ -17,6 +17,7 @@ from lamina.data.mix import draw_replay, weigh
 from lamina.data.no_loss import TRIED, no_loss_fix
 from lamina.data.packing import plan_epoch
 from lamina.data.read import find_files
+from lamina.data.remarks import file_notes
 from lamina.data.report import CHOSEN_REASONS, DataReport
 from lamina.data.side import Pieces, Side, parts_of, whole_rows, wrapped_pieces
 from lamina.data.source import OpenSource, SourceReader, open_sources, used_examples
@@ -80,7 +81,7 @@ def build_dataset(
         [file for file in every if file.report.role == side] for side in ("train", "eval", "replay")
     )
     stores = [file.store for file in every]
-    stop = template.stop_token_id
+    stop = template.stop_token_ids
 
     chosen = _split(config, training, seed)
     train_parts, eval_parts, eval_dropped = [], [], dict[str, int]()
@@ -145,7 +146,7 @@ def build_evaluation(
     """
     source = config.source_of(path).model_copy(update={"max_rows": max_rows})
     opened = _encode([OpenSource("eval", source, find_files(path, field, "test"))], config, template, None)
-    stop = template.stop_token_id
+    stop = template.stop_token_ids
     parts = [fit(file, number, np.arange(len(file.store)), config, stop) for number, file in enumerate(opened)]
     stores = [file.store for file in opened]
     evaluation, nothing = Side(stores, Pieces.join(parts)), Side(stores, Pieces.join([]))
@@ -192,7 +193,7 @@ def load_examples(config: DataConfig, path: str, field: str, max_rows: int | Non
     return usable
 
 
-def fit(file: EncodedFile, source: int, rows: np.ndarray, config: DataConfig, stop: int) -> Pieces:
+def fit(file: EncodedFile, source: int, rows: np.ndarray, config: DataConfig, stop: Sequence[int]) -> Pieces:
     """Rows of a file within `max_length`: longer ones are left out, cut or split, as the config says.
 
     Args:
@@ -200,7 +201,7 @@ def fit(file: EncodedFile, source: int, rows: np.ndarray, config: DataConfig, st
         source: Its number.
         rows: int64: which of its stored rows.
         config: The `data:` section.
-        stop: Id of the stop token.
+        stop: Ids of the stop tokens.
     """
     store, report = file.store, file.report
     pieces = whole_rows(store, source, rows)
@@ -269,7 +270,9 @@ def _split(config: DataConfig, training: Sequence[EncodedFile], seed: int) -> li
     return np.split(held_out, np.cumsum([len(store) for store in stores])[:-1])
 
 
-def _wrapped(train: Side, every: Sequence[EncodedFile], budget: int, seed: int, stop: int) -> tuple[Side, np.ndarray]:
+def _wrapped(
+    train: Side, every: Sequence[EncodedFile], budget: int, seed: int, stop: Sequence[int]
+) -> tuple[Side, np.ndarray]:
     """The training side, cut wherever a micro-batch is full; what that leaves nothing of is named in the reports."""
     pieces, blocks = wrapped_pieces(train, budget, seed, stop)
     cut = Side(train.stores, pieces)
@@ -306,6 +309,7 @@ def _notes(
     facts = [file.store.facts for file in every]
     notes = list(template.notes)
     notes += template.notes_on(any(f.with_tools for f in facts), any(f.with_thinking for f in facts))
+    notes += file_notes(template, facts)
     for file in every:
         notes += file.notes
     if isinstance(config.eval, float):

@@ -76,6 +76,8 @@ class FileReport:
         cut: Rows that lost their end, because data.overlong is 'cut'.
         split: Rows made into several examples, because they are longer than data.max_length.
         trimmed: Rows that lost turns after the last answer.
+        not_asked: Rows with answers that are read but not learned, because the chat template shows them otherwise than
+            it asks for them.
         ignored_columns: Columns that the format does not read.
     """
 
@@ -92,6 +94,7 @@ class FileReport:
     cut: RowList = field(default_factory=RowList)
     split: RowList = field(default_factory=RowList)
     trimmed: RowList = field(default_factory=RowList)
+    not_asked: RowList = field(default_factory=RowList)
     ignored_columns: list[str] = field(default_factory=list)
 
     @property
@@ -114,7 +117,7 @@ class FileReport:
 
     def settle(self) -> None:
         """Puts the listed rows in order, and asserts that every row is accounted for."""
-        for rows in (self.cut, self.split, self.trimmed, *self.dropped.values()):
+        for rows in (self.cut, self.split, self.trimmed, self.not_asked, *self.dropped.values()):
             rows.first.sort()
         assert self.rows == self.train_rows + self.eval_rows + self.rows_dropped, f"rows lost in {self.path}: {self}"
 
@@ -135,6 +138,12 @@ class FileReport:
             lines.append(f"  split {self.split.count} that are longer than max_length (rows {self.split})")
         if self.trimmed.count:
             lines.append(f"  {self.trimmed.count} lost turns after the last answer (rows {self.trimmed})")
+        if self.not_asked.count:
+            lines.append(
+                f"  {self.not_asked.count} have earlier answers that are not learned, because the chat template shows "
+                f"them otherwise than it asks for them (rows {self.not_asked}); as the last of rows of their own they "
+                "would be"
+            )
         if self.ignored_columns:
             lines.append(f"  columns not used: {', '.join(self.ignored_columns)}")
         return lines

@@ -141,14 +141,14 @@ def whole_rows(store: TokenStore, source: int, chosen: np.ndarray) -> Pieces:
     )
 
 
-def parts_of(store: TokenStore, piece: Pieces, ends: Sequence[int], stop: int) -> Pieces:
+def parts_of(store: TokenStore, piece: Pieces, ends: Sequence[int], stop: Sequence[int]) -> Pieces:
     """One whole row in parts.
 
     Args:
         store: Where it lies.
         piece: The row, a single piece.
         ends: Where each part ends, in tokens; the first one begins at 0.
-        stop: Id of the stop token.
+        stop: Ids of the stop tokens.
     """
     index, source = int(piece.index[0]), int(piece.source[0])
     begins = [0, *ends[:-1]]
@@ -163,7 +163,7 @@ def parts_of(store: TokenStore, piece: Pieces, ends: Sequence[int], stop: int) -
     )
 
 
-def wrapped_pieces(side: Side, budget: int, seed: int, stop: int) -> tuple[Pieces, np.ndarray]:
+def wrapped_pieces(side: Side, budget: int, seed: int, stop: Sequence[int]) -> tuple[Pieces, np.ndarray]:
     """A side's examples end to end, cut wherever a micro-batch is full (see `wrap`).
 
     Parts of which nothing is in the loss are left out.
@@ -172,7 +172,7 @@ def wrapped_pieces(side: Side, budget: int, seed: int, stop: int) -> tuple[Piece
         side: The examples.
         budget: Tokens of a micro-batch.
         seed: Decides the order.
-        stop: Id of the stop token.
+        stop: Ids of the stop tokens.
 
     Returns:
         The parts, and of each the number of its micro-batch.

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -24,12 +24,19 @@ from filelock import FileLock
 
 from lamina import files
 from lamina.cache import cache_folder
-from lamina.data.example import EncodedExample, Example
+from lamina.data.example import NO_REMARKS, EncodedExample, Example, Remarks
 from lamina.data.report import FileReport, RowList
 from lamina.errors import StorageError
 
 # Stores of another version are not read; raise it with every change of what is stored, or of how rows are encoded.
-VERSION = 4
+VERSION = 5
+
+
+# The lists of rows among the facts.
+_LISTS = ("trimmed", "not_asked")
+
+# Texts that are counted each by itself; a template has one or two, and rows of their own making are no news.
+_MOST_COUNTED = 32
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class StoredRow:
         prompt: Digest of its prompt, 0 to 2**64 - 1; equal prompts have equal ones.
         stratum: Digest of the value to stratify by; 0 without one.
         group: Digest of the value to group by; 0 without one.
-        teaches_stop: Whether the stop token is among the supervised ones.
+        teaches_stop: Whether a stop token is among the supervised ones.
     """
 
     encoded: EncodedExample
@@ -65,6 +72,11 @@ class Facts:
         with_tools: Rows stored that have tools, calls or results.
         with_thinking: Rows stored with reasoning that stands apart from the answer.
         wanted: Rows stored whose answer is judged, and wanted.
+        not_asked: Rows stored with answers that are left out of the loss (see `Remarks`).
+        openings: Rows stored, by what is learned before the words of their last answers.
+        reasoning_given: Rows stored whose reasoning is left out of the loss.
+        cut_tokens: Rows stored with a token that reaches from a prompt into its answer.
+        unread_kwargs: Rows stored, by names in their `chat_template_kwargs` that the template does not read.
     """
 
     format: str = ""
@@ -76,6 +88,23 @@ class Facts:
     with_tools: int = 0
     with_thinking: int = 0
     wanted: int = 0
+    not_asked: RowList = field(default_factory=RowList)
+    openings: dict[str, int] = field(default_factory=dict)
+    reasoning_given: int = 0
+    cut_tokens: int = 0
+    unread_kwargs: dict[str, int] = field(default_factory=dict)
+
+    def remark(self, row: int, remarks: Remarks) -> None:
+        """Takes in what there is to know about the rendering of a stored row."""
+        if remarks is NO_REMARKS:
+            return
+        if remarks.not_asked:
+            self.not_asked.add(row)
+        self.reasoning_given += remarks.reasoning_given
+        self.cut_tokens += remarks.cut_token
+        _count(self.openings, remarks.opening)
+        for name in remarks.unread_kwargs:
+            _count(self.unread_kwargs, name)
 
     def report(self, path: str, sha256: str, role: str, weight: float = 1.0) -> FileReport:
         """The beginning of a report on the file."""
@@ -88,8 +117,14 @@ class Facts:
             weight,
             dropped={reason: RowList(rows.count, list(rows.first)) for reason, rows in self.dropped.items()},
             trimmed=RowList(self.trimmed.count, list(self.trimmed.first)),
+            not_asked=RowList(self.not_asked.count, list(self.not_asked.first)),
             ignored_columns=self.ignored_columns,
         )
+
+
+def _count(counts: dict[str, int], text: str) -> None:
+    if text and (text in counts or len(counts) < _MOST_COUNTED):
+        counts[text] = counts.get(text, 0) + 1
 
 
 class TokenStore:
@@ -108,7 +143,8 @@ class TokenStore:
     def __init__(self, folder: Path) -> None:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         lists = {name: RowList(**value) for name, value in facts.pop("dropped").items()}
-        self.facts = Facts(**{**facts, "dropped": lists, "trimmed": RowList(**facts["trimmed"])})
+        more = {name: RowList(**facts[name]) for name in _LISTS}
+        self.facts = Facts(**{**facts, "dropped": lists, **more})
         table: np.ndarray = np.load(folder / "rows.npy", mmap_mode="r")
         self.lengths: np.ndarray = table["length"]
         self.supervised_counts: np.ndarray = table["supervised"]
@@ -133,12 +169,12 @@ class TokenStore:
         supervised[:1] = False
         return EncodedExample(self._ids[start:end].astype(np.int32), supervised, int(self.rows[index]), source)
 
-    def piece_facts(self, index: int, begin: int, length: int, stop: int) -> tuple[int, bool]:
-        """Supervised tokens of a piece, and whether it teaches the token `stop`."""
+    def piece_facts(self, index: int, begin: int, length: int, stop: Sequence[int]) -> tuple[int, bool]:
+        """Supervised tokens of a piece, and whether it teaches one of the tokens `stop`."""
         start = int(self._starts[index]) + begin
         supervised = np.array(self._supervised[start : start + length])
         supervised[:1] = False
-        return int(supervised.sum()), bool((self._ids[start : start + length][supervised] == stop).any())
+        return int(supervised.sum()), bool(np.isin(self._ids[start : start + length][supervised], stop).any())
 
 
 def cached_store(key: dict[str, Any] | None, build: Callable[[StoreWriter], None]) -> TokenStore:
@@ -242,7 +278,7 @@ def _write(folder: Path, build: Callable[[StoreWriter], None]) -> None:
         writer = StoreWriter(tokens, supervised)
         build(writer)
     np.save(folder / "rows.npy", writer.table())
-    facts = {**vars(writer.facts), "trimmed": vars(writer.facts.trimmed)}
+    facts = {**vars(writer.facts), **{name: vars(getattr(writer.facts, name)) for name in _LISTS}}
     facts["dropped"] = {reason: vars(rows) for reason, rows in writer.facts.dropped.items()}
     files.write_json(folder / "facts.json", facts)
 

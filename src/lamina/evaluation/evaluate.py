@@ -12,7 +12,7 @@ from lamina.config import DataConfig
 from lamina.data.dataset import Dataset, build_dataset, build_evaluation
 from lamina.data.example import Example, Kind
 from lamina.errors import ConfigError, DataError, Problem
-from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS, answer, left_out_settings
+from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS, complete, left_out_settings
 from lamina.fusion import fast_path
 from lamina.methods.load import Loaded, adapter_folder, load
 from lamina.models.head import find_head
@@ -22,6 +22,11 @@ from lamina.runs import Run
 from lamina.training.step import evaluation_loss
 
 Progress = Callable[[str, int, int], None]
+
+REASONING_GIVEN = (
+    "data.thinking is unsupervised: a row's own reasoning is given as part of its prompt, and exact match compares "
+    "what comes after it"
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Evaluation:
         base_exact_match: The same of the bare base.
         rows: Rows evaluated.
         dropped: Rows to evaluate on that could not be used, by reason.
-        notes: What a user should know of the data that was named.
+        notes: What a user should know of the data that was named, and of how answers were compared.
         predictions: The generated answers, if asked for.
     """
 
@@ -126,6 +131,9 @@ def evaluate(
         base_loss = loss("loss of the base")
     adapter_loss = loss("loss of the adapter")
     predictions = _predict(loaded, examples, max_new_tokens, progress) if exact_match else []
+    notes = [*dataset.report.warnings, *dataset.report.notes] if data is not None else []
+    if exact_match and loaded.template.thinking == "unsupervised":
+        notes.append(REASONING_GIVEN)
     return Evaluation(
         loss=adapter_loss,
         perplexity=math.exp(adapter_loss),
@@ -135,24 +143,25 @@ def evaluate(
         base_exact_match=_share(p.base == p.expected for p in predictions) if exact_match else None,
         rows=len(encoded),
         dropped=dataset.eval_dropped,
-        notes=[*dataset.report.warnings, *dataset.report.notes] if data is not None else [],
+        notes=notes,
         predictions=predictions,
     )
 
 
 def _predict(loaded: Loaded, examples: list[Example], max_new_tokens: int, progress: Progress) -> list[Prediction]:
-    conversations = [example.prompt for example in examples]
+    questions = [loaded.template.question(example) for example in examples]
 
     def say(what: str) -> list[str]:
-        report = lambda done: progress(what, done, len(conversations))  # noqa: E731
-        return answer(loaded, conversations, max_new_tokens=max_new_tokens, progress=report)
+        report = lambda done: progress(what, done, len(questions))  # noqa: E731
+        written = complete(loaded, [q.prompt for q in questions], max_new_tokens=max_new_tokens, progress=report)
+        return [question.voice.read(text).strip() for question, text in zip(questions, written, strict=True)]
 
     with loaded.injection.disabled():
         base = say("answers of the base")
     adapter = say("answers of the adapter")
     return [
-        Prediction(e.row, e.prompt[-1].content, e.answer.strip(), ours.strip(), theirs.strip())
-        for e, ours, theirs in zip(examples, adapter, base, strict=True)
+        Prediction(example.row, example.prompt[-1].content, question.answer.strip(), ours, theirs)
+        for example, question, ours, theirs in zip(examples, questions, adapter, base, strict=True)
     ]
 
 

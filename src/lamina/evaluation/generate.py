@@ -135,7 +135,6 @@ def check_system(loaded: Loaded, system: str) -> None:
         ) from None
 
 
-@torch.no_grad()
 def answer(
     loaded: Loaded,
     conversations: Sequence[Sequence[Message]],
@@ -146,15 +145,39 @@ def answer(
     batch_size: int = 32,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
-    """Answers conversations that end in a user turn, several at once; long and short ones are kept apart.
-
-    With a table of positions, answers end where it does. torch's own generators stay as they are.
+    """Answers conversations that end in a user turn.
 
     Raises:
         DataError: A conversation cannot be asked; nothing is answered.
     """
+    prompts = [loaded.template.render(turns, add_generation_prompt=True) for turns in conversations]
+    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "batch_size": batch_size}
+    return [loaded.template.voice.read(text) for text in complete(loaded, prompts, **options, progress=progress)]
+
+
+@torch.no_grad()
+def complete(
+    loaded: Loaded,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[str]:
+    """Goes on from rendered prompts, several at once; long and short ones are kept apart.
+
+    With a table of positions, answers end where it does. torch's own generators stay as they are.
+
+    Returns:
+        What the model wrote, to the letter, without its stop token.
+
+    Raises:
+        DataError: A prompt cannot be asked; nothing is answered.
+    """
     tokenizer = loaded.tokenizer
-    ids = [prompt_ids(loaded, turns) for turns in conversations]
+    ids = [_text_ids(loaded, text) for text in prompts]
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
     answers = [""] * len(ids)
     generator = torch.Generator(loaded.model.device).manual_seed(seed)
@@ -170,7 +193,8 @@ def answer(
                 padded.to(loaded.model.device), attention_mask=mask.to(loaded.model.device), **options
             )
         for index, row in zip(chosen, generated[:, longest:].tolist(), strict=True):
-            answers[index] = str(tokenizer.decode(_until_stop(row, _stop_ids(loaded)), skip_special_tokens=True))
+            written = _until_stop(row, _stop_ids(loaded))
+            answers[index] = str(tokenizer.decode(written, clean_up_tokenization_spaces=False))
         progress(first + len(chosen))
     return answers
 
@@ -200,7 +224,7 @@ def stream(
     ids = torch.tensor([prompt_ids(loaded, conversation)], device=loaded.model.device)
     generator = torch.Generator(loaded.model.device)
     generator.manual_seed(generator.seed() if seed is None else seed)
-    streamer = TextIteratorStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)  # pyright: ignore[reportArgumentType]
+    streamer = TextIteratorStreamer(loaded.tokenizer, skip_prompt=True)  # pyright: ignore[reportArgumentType]
     options = _options(loaded, max_new_tokens, ids.shape[1], temperature, generator)
     abandoned = _Abandoned()
     failure: list[BaseException] = []
@@ -222,7 +246,7 @@ def stream(
     thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True)
     thread.start()
     try:
-        yield from streamer
+        yield from loaded.template.voice.stream(streamer)
     finally:
         abandoned.now = True
         thread.join()
@@ -236,7 +260,10 @@ def prompt_ids(loaded: Loaded, conversation: Sequence[Message]) -> list[int]:
     Raises:
         DataError: The template refuses it, it is no text, or the model has no row for one of its tokens or positions.
     """
-    text = loaded.template.render(conversation, add_generation_prompt=True)
+    return _text_ids(loaded, loaded.template.render(conversation, add_generation_prompt=True))
+
+
+def _text_ids(loaded: Loaded, text: str) -> list[int]:
     try:
         text.encode()
     except UnicodeEncodeError as error:

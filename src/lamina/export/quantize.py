@@ -25,7 +25,7 @@ from lamina.config.quantization import QuantizationConfig
 from lamina.data.batch import build_batch
 from lamina.data.dataset import build_dataset
 from lamina.data.example import EncodedExample
-from lamina.data.template import build_template
+from lamina.data.template import template_of
 from lamina.errors import ConfigError, ModelError, Problem
 from lamina.fusion import fast_path
 from lamina.models.folder import Ends, complete_folder
@@ -143,7 +143,7 @@ def quantize(
         raise ConfigError(Problem("quantization.modules_to_not_convert", message, "name fewer modules"))
     check_packs_enough(base.model, settings)
     notify("Reading the data ...")
-    template = build_template(base.tokenizer, config.data.chat_template, config.data.thinking)
+    template = template_of(base.tokenizer, config.data)
     dataset = build_dataset(config.data, template, config.train.per_device_train_batch_size, config.seed, notify)
     check_vocabulary(dataset, base.model, template)
     check_positions(dataset, base.model, notify)

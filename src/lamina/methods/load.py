@@ -81,7 +81,9 @@ def _template_of(adapter: Adapter, base: Base) -> ChatTemplate:
     if lock is None:
         return build_template(base.tokenizer)
     wanted = None if lock.chat_template == "model" else lock.chat_template
-    return build_template(base.tokenizer, wanted, lock.thinking, lock.chat_template_text or "")
+    return build_template(
+        base.tokenizer, wanted, lock.thinking, lock.chat_template_text or "", enable_thinking=lock.enable_thinking
+    )
 
 
 def adapter_folder(path: str | Path) -> Path:

@@ -150,13 +150,16 @@ def _complete_generation(folder: Path, ends: Ends, template: ChatTemplate | None
 
 def _teach_tokenizer(folder: Path, template: ChatTemplate) -> None:
     """The template that training used and its stop token become the tokenizer's own."""
-    text = None
-    if template.name != "model":
-        text = template.source
-        (folder / _TEMPLATE).write_text(text, encoding="utf-8")
+    text: str | list[dict[str, str]] | None = None
+    if (saved := template.saved_source) is not None:
+        text = saved if isinstance(saved, str) else [{"name": name, "template": part} for name, part in saved.items()]
         for pattern in _OTHER_TEMPLATES:
             for path in folder.glob(pattern):
                 path.unlink()
+        for name, part in ({"default": saved} if isinstance(saved, str) else saved).items():
+            place = folder / (_TEMPLATE if name == "default" else f"additional_chat_templates/{name}.jinja")
+            place.parent.mkdir(exist_ok=True)
+            place.write_text(part, encoding="utf-8")
     eos, stop = template.tokenizer.eos_token, template.stop_token
     before = {name: (folder / name).read_bytes() for name in (_TOKENIZER, _SPECIAL) if (folder / name).is_file()}
     # A template that writes EOS would write the stop token instead, and some tokenizers end every text with it.
@@ -170,7 +173,10 @@ def _teach_tokenizer(folder: Path, template: ChatTemplate) -> None:
 
 
 def _write_tokenizer(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, eos: str | None = None, chat_template: str | None = None
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    eos: str | None = None,
+    chat_template: str | list[dict[str, str]] | None = None,
 ) -> None:
     """Changes what is given, and what transformers 4 would not understand."""
     for name in (_TOKENIZER, _SPECIAL):

@@ -16,7 +16,8 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from lamina.data.dataset import Dataset
 from lamina.data.example import Message
 from lamina.data.side import Side
-from lamina.data.template import BUILTIN_TEMPLATES, FALLBACK_TEMPLATE, ChatTemplate, build_template
+from lamina.data.template import BUILTIN_TEMPLATES, ChatTemplate, build_template
+from lamina.data.template_source import FALLBACK_TEMPLATE
 from lamina.errors import DataError, LaminaError
 from lamina.models.read import skeleton
 

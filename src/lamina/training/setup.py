@@ -24,7 +24,7 @@ from lamina.data.dataset import Dataset, build_dataset
 from lamina.data.example import Kind
 from lamina.data.packing import plan_epoch
 from lamina.data.side import Batches
-from lamina.data.template import ChatTemplate, build_template
+from lamina.data.template import ChatTemplate, template_of
 from lamina.data.tokenizer import fingerprint_tokenizer
 from lamina.errors import ConfigError, DataError, Problem, RunError
 from lamina.kernels import kernel_state, prepare_kernels
@@ -137,7 +137,7 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
         offload=config.offload if config.method.base_is_read_only else False,
     )
     _note_learning_rate(config, base, notify)
-    template = build_template(base.tokenizer, config.data.chat_template, config.data.thinking)
+    template = template_of(base.tokenizer, config.data)
     notify("Reading the data ...")
     batch_size = config.train.per_device_train_batch_size
     dataset = build_dataset(config.data, template, batch_size, config.seed, notify)

@@ -15,7 +15,7 @@ from lamina.config.optim import OPTIMIZERS
 from lamina.data.dataset import build_dataset
 from lamina.data.example import EncodedExample
 from lamina.data.read import RawRow, find_files, rows_of
-from lamina.data.template import build_template
+from lamina.data.template import template_of
 from lamina.models.load import load_tokenizer
 from lamina.models.source import Notify, find_model
 from lamina.quickstart.settings import quickstart_settings, write_rows
@@ -65,7 +65,7 @@ def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
         LaminaError: The model or the data cannot be used.
     """
     tokenizer = load_tokenizer(find_model(config.model, notify))
-    template = build_template(tokenizer, config.data.chat_template, config.data.thinking)
+    template = template_of(tokenizer, config.data)
     source = config.data.sources[0]
     rows_looked_at = min(source.max_rows or ROWS_LOOKED_AT, ROWS_LOOKED_AT)
     alone = {"eval": None, "replay": None, "stratify_by": None, "group_by": None}
