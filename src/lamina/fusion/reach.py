@@ -95,7 +95,8 @@ def _look(model: PreTrainedModel) -> _Seen:
         if isinstance(output, tuple) and len(output) == 2 and any(_is_positions(x) for x in (*args, *kwargs.values())):
             seen.rotary[module] = (args, kwargs)
 
-    without_weights = (m for m in model.modules() if next(m.parameters(), None) is None)
+    # Packed weights are no parameters, so a quantized attention has none either; but it has parts.
+    without_weights = (m for m in model.modules() if not any(m.children()) and next(m.parameters(), None) is None)
     handles = [module.register_forward_hook(rotary, with_kwargs=True) for module in without_weights]
     own = model.config._attn_implementation
     AttentionInterface.register(_NAME, attention)
