@@ -172,6 +172,10 @@ class BenchError(LaminaError):
     """A benchmark cannot be run: a peer is not installed, or every side failed."""
 
 
+class KernelError(LaminaError, ValueError):
+    """A kernel was given what it does not take: a fault of lamina's own, found before it made a wrong number."""
+
+
 class StorageError(LaminaError, OSError):
     """A file could not be written or read: no space, no permission, read-only."""
 

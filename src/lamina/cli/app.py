@@ -146,6 +146,8 @@ def evaluate(
     if as_json:
         print_json(result.as_json())
         return
+    for note in result.notes:
+        err.print(f"note: {note}", markup=False)
     table = Table("", "bare base", "adapter")
     table.add_row("loss", f"{result.base_loss:.4f}", f"{result.loss:.4f}")
     table.add_row("perplexity", f"{result.base_perplexity:.2f}", f"{result.perplexity:.2f}")

@@ -61,7 +61,7 @@ class TrainingView:
     def _on_start(self, step: int, data: dict[str, Any]) -> None:
         err.print("[bold]Data[/bold]")
         for line in data["data_report"]:
-            err.print(f"  {escape(line)}")
+            err.print(Text(f"  {line}", style="yellow" if line.startswith("warning:") else ""), soft_wrap=True)
         share = data["trainable_parameters"] / data["total_parameters"]
         recompute = data["gradient_checkpointing"]
         checkpointing = ", gradient checkpointing" if recompute else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import torch
@@ -78,6 +79,26 @@ class Batch:
             moved(self.targets),
             self.layout,
         )
+
+
+class Documents(Sequence[torch.Tensor]):
+    """Token ids of examples, int64 (1, T) each, made when they are asked for."""
+
+    def __init__(self, examples: Sequence[EncodedExample], device: torch.device) -> None:
+        self._examples = examples
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    @overload
+    def __getitem__(self, place: int) -> torch.Tensor: ...
+    @overload
+    def __getitem__(self, place: slice) -> Documents: ...
+    def __getitem__(self, place: int | slice) -> torch.Tensor | Documents:
+        if isinstance(place, slice):
+            return Documents(self._examples[place], self._device)
+        return torch.from_numpy(self._examples[place].input_ids.astype(np.int64))[None].to(self._device)
 
 
 def build_batches(examples: Sequence[EncodedExample], layout: Layout = PACKED) -> list[Batch]:

@@ -96,8 +96,7 @@ def encode_file(
     # What a data set of the hub holds may change under its name.
     store = cached_store(key if sha256 else None, build)
     report = store.facts.report(file.name, sha256, role, source.weight if role == "train" else 1.0)
-    notes = [f"{name}: not read, is of no known kind" for name in file.skipped]
-    return EncodedFile(file, source, config.text_unit, store, report, notes)
+    return EncodedFile(file, source, config.text_unit, store, report, list(file.notes))
 
 
 def _fill(
@@ -126,6 +125,7 @@ def _fill(
             if row.trimmed:
                 facts.trimmed.add(row.number)
             facts.kinds[row.example.kind] = facts.kinds.get(row.example.kind, 0) + 1
+            facts.wanted += row.example.label is True
             facts.with_tools += row.example.has_tools
             facts.with_thinking += any(message.thinking for message in row.example.messages)
             teaches_stop = bool((encoded.input_ids[encoded.supervised] == stop).any())

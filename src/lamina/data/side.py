@@ -51,6 +51,21 @@ class Pieces:
         return cls(*(np.concatenate(column) for column in columns))
 
 
+@dataclass(frozen=True)
+class Found:
+    """A token of a side.
+
+    Attributes:
+        source: Number of the source that it is in.
+        row: Of its file, counted from 1.
+        token: Its id.
+    """
+
+    source: int
+    row: int
+    token: int
+
+
 class Side(Sequence[EncodedExample]):
     """Examples in file order, read from their stores as they are asked for.
 
@@ -91,6 +106,17 @@ class Side(Sequence[EncodedExample]):
     def rows(self, source: int) -> np.ndarray:
         """int64: numbers of the rows of a source that are here, each once, in order."""
         return self.stores[source].rows[self.indices(source)]
+
+    def first_beyond(self, limit: int, learnt: bool = False) -> Found | None:
+        """The first token whose id is `limit` or higher; only one that is in the loss, where `learnt` says so."""
+        for source, store in enumerate(self.stores):
+            places = np.flatnonzero(self.pieces.source == source)
+            for place in places[store.highest[self.pieces.index[places]] >= limit]:
+                example = self[int(place)]  # of a row that is cut, the token may be in what is left out
+                ids = example.input_ids[example.supervised] if learnt else example.input_ids
+                if (ids >= limit).any():
+                    return Found(source, example.row, int(ids[ids >= limit][0]))
+        return None
 
     def report(self) -> TokenReport:
         """Its tokens."""

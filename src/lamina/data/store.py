@@ -29,7 +29,7 @@ from lamina.data.report import FileReport, RowList
 from lamina.errors import StorageError
 
 # Stores of another version are not read; raise it with every change of what is stored, or of how rows are encoded.
-VERSION = 2
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Facts:
         kinds: Rows stored, by kind.
         with_tools: Rows stored that have tools, calls or results.
         with_thinking: Rows stored with reasoning that stands apart from the answer.
+        wanted: Rows stored whose answer is judged, and wanted.
     """
 
     format: str = ""
@@ -74,6 +75,7 @@ class Facts:
     kinds: dict[str, int] = field(default_factory=dict)
     with_tools: int = 0
     with_thinking: int = 0
+    wanted: int = 0
 
     def report(self, path: str, sha256: str, role: str, weight: float = 1.0) -> FileReport:
         """The beginning of a report on the file."""
@@ -98,6 +100,7 @@ class TokenStore:
         lengths: int64, shape (rows stored,): tokens of each.
         supervised_counts: int64, shape (rows stored,): how many of them are in the loss.
         rows: int64, shape (rows stored,): number of the row in the file.
+        highest: int64, shape (rows stored,): the highest token id of each; -1 of one without tokens.
         prompts: uint64, shape (rows stored,): see `StoredRow`; so are `strata` and `groups`.
         teaches_stop: bool, shape (rows stored,).
     """
@@ -110,6 +113,7 @@ class TokenStore:
         self.lengths: np.ndarray = table["length"]
         self.supervised_counts: np.ndarray = table["supervised"]
         self.rows: np.ndarray = table["row"]
+        self.highest: np.ndarray = table["highest"]
         self.prompts: np.ndarray = table["prompt"]
         self.strata: np.ndarray = table["stratum"]
         self.groups: np.ndarray = table["group"]
@@ -186,16 +190,15 @@ class StoreWriter:
         self.facts = Facts()
         self._tokens, self._supervised = tokens, supervised
         self._table: list[np.ndarray] = []
-        self._part: list[tuple[int, int, int, int, int, int, bool]] = []
+        self._part: list[tuple[int, int, int, int, int, int, int, bool]] = []
 
     def add(self, row: StoredRow) -> None:
         """Stores a row."""
         encoded = row.encoded
         self._tokens.write(encoded.input_ids.astype(np.uint32).tobytes())
         self._supervised.write(encoded.supervised.tobytes())
-        self._part.append(
-            (len(encoded), encoded.supervised_tokens, encoded.row, row.prompt, row.stratum, row.group, row.teaches_stop)
-        )
+        length, learnt, highest = len(encoded), encoded.supervised_tokens, int(encoded.input_ids.max(initial=-1))
+        self._part.append((length, learnt, encoded.row, highest, row.prompt, row.stratum, row.group, row.teaches_stop))
         if len(self._part) == _PART:
             self._close_part()
 
@@ -220,6 +223,7 @@ _ROW = np.dtype(
         ("length", np.int64),
         ("supervised", np.int64),
         ("row", np.int64),
+        ("highest", np.int64),
         ("prompt", np.uint64),
         ("stratum", np.uint64),
         ("group", np.uint64),

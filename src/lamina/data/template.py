@@ -165,6 +165,13 @@ class ChatTemplate:
         return int(self.tokenizer.convert_tokens_to_ids(self.stop_token))  # pyright: ignore[reportArgumentType]
 
     @property
+    def stop_token_ids(self) -> list[int]:
+        """Ids of all that an assistant turn may end with: `stop_token`, and what ends one that calls tools."""
+        call_stop = (self._for_tools or self).probe.call_stop
+        stops = dict.fromkeys([self.stop_token, *filter(None, [call_stop])])
+        return [int(self.tokenizer.convert_tokens_to_ids(token)) for token in stops]  # pyright: ignore[reportArgumentType]
+
+    @property
     def notes(self) -> list[str]:
         """What a user should know about how this template is used."""
         notes = []

@@ -17,6 +17,7 @@ from lamina.fusion import fast_path
 from lamina.methods.load import Loaded, adapter_folder, load
 from lamina.models.head import find_head
 from lamina.models.source import Notify
+from lamina.models.vocabulary import check_side
 from lamina.runs import Run
 from lamina.training.step import evaluation_loss
 
@@ -47,7 +48,8 @@ class Evaluation:
             not asked for.
         base_exact_match: The same of the bare base.
         rows: Rows evaluated.
-        dropped: Rows that could not be used, by reason.
+        dropped: Rows to evaluate on that could not be used, by reason.
+        notes: What a user should know of the data that was named.
         predictions: The generated answers, if asked for.
     """
 
@@ -59,6 +61,7 @@ class Evaluation:
     base_exact_match: float | None
     rows: int
     dropped: dict[str, int]
+    notes: list[str]
     predictions: list[Prediction]
 
     def as_json(self) -> dict[str, Any]:
@@ -109,6 +112,7 @@ def evaluate(
         if note:
             notify(note)
     dataset, rows = _eval_data(loaded, data, columns, max_rows)
+    check_side(dataset.eval, [file.path for file in dataset.report.files], loaded.model, loaded.tokenizer)
     encoded = dataset.eval[rows]
     examples = _conversations(dataset)[rows] if exact_match else []
 
@@ -130,7 +134,8 @@ def evaluate(
         exact_match=_share(p.adapter == p.expected for p in predictions) if exact_match else None,
         base_exact_match=_share(p.base == p.expected for p in predictions) if exact_match else None,
         rows=len(encoded),
-        dropped=dataset.report.files[-1].counts_dropped(),
+        dropped=dataset.eval_dropped,
+        notes=[*dataset.report.warnings, *dataset.report.notes] if data is not None else [],
         predictions=predictions,
     )
 

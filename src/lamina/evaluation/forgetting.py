@@ -14,6 +14,7 @@ from lamina.errors import DataError
 from lamina.fusion import fast_path
 from lamina.methods.load import Loaded
 from lamina.models.head import Head, find_head
+from lamina.models.vocabulary import check_ids
 from lamina.training.step import evaluation_loss
 
 # Shorter pieces are ends of documents, whose few tokens say little.
@@ -51,7 +52,14 @@ def general_pieces(
 
 
 def general_loss(loaded: Loaded, pieces: list[EncodedExample], batch_size: int, *, base: bool = False) -> float:
-    """Mean loss over all tokens of the pieces, of the adapter or of its bare base."""
+    """Mean loss over all tokens of the pieces, of the adapter or of its bare base.
+
+    Raises:
+        DataError: The base has no row for one of them.
+    """
+    for piece in pieces:
+        where = f"the general text, row {piece.row},"
+        check_ids(piece.input_ids, loaded.model, loaded.tokenizer, where, "leave the row out")
     with loaded.injection.disabled():
         head = find_head(loaded.model)
         if base:

@@ -27,9 +27,12 @@ from transformers import (
 
 from lamina.data.example import Message
 from lamina.errors import ConfigError, DataError, Problem
+from lamina.methods.greedy import contiguous_head_input
 from lamina.methods.load import Loaded, load
 from lamina.methods.virtual_tokens import VirtualTokens
 from lamina.models.positions import declared_positions, has_position_table
+from lamina.models.stops import with_stop_ids
+from lamina.models.vocabulary import check_prompt, embedding_rows
 
 DEFAULT_MAX_NEW_TOKENS = 256
 
@@ -158,11 +161,11 @@ def answer(
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
         longest = max(len(ids[index]) for index in chosen)
-        stop = loaded.template.stop_token_id
-        padded = torch.tensor([[stop] * (longest - len(ids[i])) + ids[i] for i in chosen])
+        filler = _filler(loaded)
+        padded = torch.tensor([[filler] * (longest - len(ids[i])) + ids[i] for i in chosen])
         mask = torch.tensor([[0] * (longest - len(ids[i])) + [1] * len(ids[i]) for i in chosen])
         options = _options(loaded, max_new_tokens, longest, temperature, generator)
-        with _contiguous_head_input(loaded.model), _without_own_settings(loaded.model):
+        with contiguous_head_input(loaded.model), _without_own_settings(loaded.model):
             generated = loaded.model.generate(  # pyright: ignore[reportCallIssue]
                 padded.to(loaded.model.device), attention_mask=mask.to(loaded.model.device), **options
             )
@@ -242,14 +245,7 @@ def prompt_ids(loaded: Loaded, conversation: Sequence[Message]) -> list[int]:
             "UTF-8 text."
         ) from None
     ids: list[int] = loaded.tokenizer(text, add_special_tokens=False).input_ids
-    embedding: Any = loaded.model.get_input_embeddings()
-    rows = embedding.weight.shape[0]
-    if ids and max(ids) >= rows:
-        token = loaded.tokenizer.convert_ids_to_tokens(max(ids))
-        raise DataError(
-            f"the prompt holds {token!r} (token {max(ids)}), and the base's embedding has {rows} rows. Fix: leave it "
-            "out."
-        )
+    check_prompt(ids, loaded.model, loaded.template)
     room = _room(loaded)
     if room is not None and len(ids) >= room:
         raise DataError(
@@ -332,24 +328,6 @@ def _room(loaded: Loaded) -> int | None:
     return positions - (whole.count if isinstance(whole, VirtualTokens) else 0)
 
 
-@contextlib.contextmanager
-def _contiguous_head_input(model: PreTrainedModel) -> Iterator[None]:
-    """Lets the head see a contiguous input inside the block.
-
-    After the prompt, transformers hands it the last position of each sequence as a strided view, and torch's linear on
-    such a batch copies the head's weight once for each sequence: seconds, and gigabytes.
-    """
-    head = model.get_output_embeddings()
-    if head is None:
-        yield
-        return
-    handle = head.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(),))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def _options(
     loaded: Loaded, max_new_tokens: int, prompt: int, temperature: float, generator: torch.Generator
 ) -> dict[str, Any]:
@@ -357,7 +335,7 @@ def _options(
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens if room is None else min(max_new_tokens, room - prompt),
         "eos_token_id": _stop_ids(loaded),
-        "pad_token_id": loaded.template.stop_token_id,
+        "pad_token_id": _filler(loaded),
         "do_sample": False,
     }
     if temperature > 0:
@@ -365,11 +343,15 @@ def _options(
     return options
 
 
+def _filler(loaded: Loaded) -> int:
+    """A token that fills up short prompts and is not looked at: the stop token, where the base has a row for it."""
+    rows, stop = embedding_rows(loaded.model), loaded.template.stop_token_id
+    return stop if rows is None or stop < rows else 0
+
+
 def _stop_ids(loaded: Loaded) -> list[int]:
-    """The token that training taught to end with, and those that the base itself ends with."""
-    own = loaded.model.generation_config.eos_token_id if loaded.model.generation_config else None  # pyright: ignore[reportAttributeAccessIssue]
-    ids = own if isinstance(own, list) else [own] if own is not None else []
-    return sorted({loaded.template.stop_token_id, *ids})
+    config = loaded.model.generation_config
+    return with_stop_ids(config.eos_token_id if config else None, loaded.template)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _until_stop(ids: list[int], stop_ids: list[int]) -> list[int]:

@@ -7,6 +7,7 @@ folder in the format of transformers and bitsandbytes, of the same size, and `mo
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,13 +28,15 @@ from lamina.data.example import EncodedExample
 from lamina.data.template import build_template
 from lamina.errors import ConfigError, ModelError, Problem
 from lamina.fusion import fast_path
+from lamina.models.folder import Ends, complete_folder
 from lamina.models.head import find_head
 from lamina.models.inputs import run_once, with_same_input
 from lamina.models.load import Base, load_base
+from lamina.models.machine import dtype_name
 from lamina.models.quantized import write_quantized
 from lamina.models.quantizers import check_packs_enough, converted_modules
-from lamina.models.quiet import quiet_transformers
 from lamina.models.source import Notify
+from lamina.models.vocabulary import check_vocabulary
 from lamina.plan.memory import available_bytes
 from lamina.quantization import FrozenLinear, PackedLinear, freeze_linear
 from lamina.quantization.gptq import round_for_inputs
@@ -142,6 +145,7 @@ def quantize(
     notify("Reading the data ...")
     template = build_template(base.tokenizer, config.data.chat_template, config.data.thinking)
     dataset = build_dataset(config.data, template, config.train.per_device_train_batch_size, config.seed, notify)
+    check_vocabulary(dataset, base.model, template)
     check_positions(dataset, base.model, notify)
     documents = _some_documents(dataset.train, tokens, config.seed)
     held_out = list(dataset.eval[:_EVAL_DOCUMENTS])
@@ -155,13 +159,14 @@ def quantize(
             "data": data_digests(dataset),
             "output_errors": {name: {"nearest": pair[0], "written": pair[1]} for name, pair in rounded.items()},
         }
-        with quiet_transformers():
-            base.tokenizer.save_pretrained(folder)
-        source, base_dtype = base.source.folder, base.dtype
+        source, base_dtype, ends = base.source.folder, base.dtype, Ends.of(base.model)
         del base, layers  # before it is read once more, to be written in 4 bits
         notify("Writing the quantized base ...")
         write_quantized(source, settings, base_dtype, folder / "rounded", folder)
         shutil.rmtree(folder / "rounded")
+        packing = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+        changes = {"dtype": dtype_name(base_dtype), "quantization_config": packing}
+        complete_folder(folder, source, ends, template, changes, taught=False, notify=notify)
         written = load_base(str(folder), dtype, notify=notify, offload=config.offload)
         result = QuantizedFolder(
             path=out,

@@ -33,7 +33,7 @@ from lamina.fusion.recognise import (
     restore,
     take_apart,
 )
-from lamina.kernels import use_backend
+from lamina.kernels import checkpoint_contexts, use_backend
 from lamina.models.layers import decoder_layers
 from lamina.models.positions import declared_positions
 from lamina.ops.attention import Unsupported, packed_attention
@@ -205,7 +205,7 @@ def _switched(model: PreTrainedModel, way: Way, recompute: Decision) -> Iterator
         report = stack.enter_context(fused_layers(model, recompute) if way.fused else _unfused(model, recompute))
         if (report.recompute and report.fused < report.layers) or (report.recompute and not report.layers):
             if model.supports_gradient_checkpointing:
-                model.activation_checkpointing_enable({"use_reentrant": False})
+                model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": checkpoint_contexts})
                 # It has the embeddings ask for a gradient, which only reentrant checkpointing needs: work below the
                 # lowest adapter, and products of other shapes, whose sums may differ in the last bit.
                 model.disable_input_require_grads()

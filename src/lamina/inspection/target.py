@@ -12,6 +12,7 @@ from lamina.data.template import ChatTemplate, build_template
 from lamina.errors import ConfigError, Problem
 from lamina.models.load import load_tokenizer
 from lamina.models.source import Notify, find_model, packaged_gguf
+from lamina.models.vocabulary import declared_rows
 
 # Of the model whose tokens are counted where a data file alone is given, and of its micro-batches.
 DEFAULT_MODEL = "smollm2-135m"
@@ -47,6 +48,13 @@ class Target:
             return None
         tokenizer = load_tokenizer(find_model(self.model, notify))
         return build_template(tokenizer, self.data.chat_template, self.data.thinking)
+
+    def embedding_rows(self, notify: Notify) -> int | None:
+        """Rows of the model's embedding; None without a model, or where it does not tell."""
+        if self.model is None:
+            return None
+        source = find_model(self.model, notify)
+        return declared_rows(source.folder, load_tokenizer(source))
 
 
 def find_target(

@@ -13,7 +13,7 @@ over E, the mean of the row and the mean of the column. As the budget falls, alo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -183,7 +183,7 @@ class AdaLora(Method):
 
         return Injection(model, config, replace_linears(model, names, build))
 
-    def prepare(self, injection: Injection, batches: Iterable[torch.Tensor]) -> Injection:
+    def prepare(self, injection: Injection, documents: Sequence[torch.Tensor]) -> Injection:
         """Checks the rank, which only matters before training.
 
         Raises:

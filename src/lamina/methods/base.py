@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -61,6 +61,11 @@ class AdapterModule(nn.Module, ABC):
     def fold_in(self, model: PreTrainedModel, name: str) -> None:
         """Puts what it adds into the base's weights, and the base's own module back at `name`."""
 
+    @property
+    def base_module(self) -> nn.Module | None:
+        """The module whose weights `fold_in` replaces, by new tensors of the same dtype; None if there is none."""
+        return None
+
 
 class AdapterLinear(AdapterModule):
     """A frozen linear layer with an adapter beside it.
@@ -72,6 +77,10 @@ class AdapterLinear(AdapterModule):
     def __init__(self, frozen: FrozenLinear) -> None:
         super().__init__()
         self.frozen = frozen
+
+    @property
+    def base_module(self) -> nn.Module:
+        return self.frozen.base
 
     @property
     def weight(self) -> torch.Tensor:
@@ -272,12 +281,12 @@ class Method(ABC):
         """
         return None
 
-    def prepare(self, injection: Injection, batches: Iterable[torch.Tensor]) -> Injection:
+    def prepare(self, injection: Injection, documents: Sequence[torch.Tensor]) -> Injection:
         """Fits a fresh adapter to the training data, before anything is trained.
 
         Args:
             injection: From `attach`.
-            batches: Token ids (1, T) of training documents, as many as the method cares to read.
+            documents: Token ids (1, T) of each training document, made when it is asked for.
 
         Returns:
             The adapter to train: the same one, or one in its place.

@@ -16,8 +16,8 @@ from lamina.data.template import ChatTemplate, build_template
 from lamina.errors import AdapterError, ConfigError, ModelError
 from lamina.methods.adapter import Adapter, check_tensors, read_adapter
 from lamina.methods.base import Injection, find_method, inject
+from lamina.methods.certificate import Certificate, replay_probes
 from lamina.methods.lock import check_lock
-from lamina.methods.probes import Certificate, replay_probes
 from lamina.models.fingerprint import fingerprint_base
 from lamina.models.load import Base, load_base
 from lamina.models.machine import default_device
@@ -64,6 +64,15 @@ class Loaded:
             modules_matched=len(self.injection.layers),
             trained_dtype=self.adapter.lock.base_dtype,
             notes=self.notes,
+            update_kept=1.0 if self._is_whole() else None,
+        )
+
+    def _is_whole(self) -> bool:
+        """Whether the layers hold the adapter's tensors, and take part."""
+        held = self.injection.saved_tensors()
+        return all(layer.enabled for layer in self.injection.layers.values()) and all(
+            name in held and torch.equal(held[name].cpu().to(tensor.dtype), tensor)
+            for name, tensor in self.adapter.tensors.items()
         )
 
 

@@ -10,7 +10,7 @@ with the whole matrix does, the layer is a low-rank detour; else the matrix is m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -94,7 +94,7 @@ class LoHa(Method):
 
         return Injection(model, config, replace_linears(model, names, build))
 
-    def prepare(self, injection: Injection, batches: Iterable[torch.Tensor]) -> Injection:
+    def prepare(self, injection: Injection, documents: Sequence[torch.Tensor]) -> Injection:
         """Checks the rank, which only matters before training.
 
         Raises:

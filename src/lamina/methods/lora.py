@@ -7,7 +7,7 @@ other beginnings in `lora_init.py` and `lora_eva.py`, the choice of modules in `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -169,7 +169,7 @@ class Lora(Method):
             set_module(model, name, layer)
         return Injection(model, config, layers)
 
-    def prepare(self, injection: Injection, batches: Iterable[torch.Tensor]) -> Injection:
+    def prepare(self, injection: Injection, documents: Sequence[torch.Tensor]) -> Injection:
         """Checks what only matters before training, and lets EVA look at the data.
 
         Raises:
@@ -183,7 +183,7 @@ class Lora(Method):
             problems.append(no_bias(model, config))
         if problems:
             raise ConfigError(problems)
-        return _fit_to_data(injection, batches) if config.init_lora_weights == "eva" else injection
+        return _fit_to_data(injection, documents) if config.init_lora_weights == "eva" else injection
 
     def leaves_out(self, config: LoraConfig, name: str) -> bool:
         return not is_wanted(name, config)
@@ -344,12 +344,12 @@ def _check_loftq(layers: Mapping[str, AdapterModule]) -> None:
         raise ConfigError(Problem("method.init_lora_weights", message, "leave it out, or quantize these layers"))
 
 
-def _fit_to_data(injection: Injection, batches: Iterable[torch.Tensor]) -> Injection:
+def _fit_to_data(injection: Injection, documents: Sequence[torch.Tensor]) -> Injection:
     """The adapter with EVA's factors, and its new ranks in the configuration's patterns."""
     model, config, layers = injection.model, _config(injection), _lora_layers(injection)
     eva = config.eva_config or EvaConfig()
     ranks = {name: config.rank_of(name) for name in layers}
-    factors = eva_factors(model, layers, ranks, eva, batches)
+    factors = eva_factors(model, layers, ranks, eva, documents)
     rank_pattern, alpha_pattern = {}, {}
     for name, A in factors.items():
         alpha = config.alpha_of(name)

@@ -71,6 +71,10 @@ class TrainedCopy(AdapterModule):
     def adapter_tensors(self) -> dict[str, nn.Parameter]:
         return dict(zip(self._names, self.copies, strict=True))
 
+    @property
+    def base_module(self) -> nn.Module:
+        return self.base
+
     @torch.no_grad()
     def fold_in(self, model: PreTrainedModel, name: str) -> None:
         for key, copy in zip(self._names, self.copies, strict=True):

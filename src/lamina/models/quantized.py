@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from lamina import files
 from lamina.cache import cache_folder, hold, writing_cache
@@ -30,7 +30,7 @@ from lamina.models.architecture import check_architecture
 from lamina.models.fingerprint import fingerprint_base, weight_files
 from lamina.models.quantizers import Record, StreamingConfig, check_packs_enough, take_over
 from lamina.models.quiet import quiet_transformers
-from lamina.models.read import read_model
+from lamina.models.read import read_model, skeleton
 from lamina.models.source import Notify
 from lamina.quantization.loftq import Correction, LoftqPlan
 from lamina.quantization.packed import PackedLinear, bitsandbytes
@@ -102,9 +102,10 @@ def load_packed(
     if stored:
         model = take_over(read_model(folder, dtype, notify, **settings), dtype)
         return Quantized(model, weight_files(folder), None, {})
-    skeleton = _skeleton(folder)
-    check_packs_enough(skeleton, config)
-    loftq = plan_loftq(skeleton) if plan_loftq else None
+    check_architecture(folder)
+    bare = skeleton(folder)
+    check_packs_enough(bare, config)
+    loftq = plan_loftq(bare) if plan_loftq else None
     cached = cache_folder() / "quantized" / _key(folder, config, dtype, loftq)
     hold(cached)
     if not cached.is_dir():
@@ -155,13 +156,6 @@ def _quantize(
     quantizer: Any = model.hf_quantizer
     _save(model, aside)
     _save_record(take_over(model, dtype), quantizer.record, notes, aside)
-
-
-def _skeleton(folder: Path) -> PreTrainedModel:
-    """The model without its weights."""
-    check_architecture(folder)
-    with torch.device("meta"), quiet_transformers():
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
 
 
 def _key(folder: Path, config: QuantizationConfig, dtype: torch.dtype, loftq: LoftqPlan | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lamina.errors import LaminaError, ModelError
 from lamina.models.architecture import check_architecture, check_weights, not_a_language_model
@@ -45,3 +45,9 @@ def read_model(
     for note in check_weights(folder, model, info["missing_keys"], info["unexpected_keys"]):
         notify(note)
     return model
+
+
+def skeleton(folder: Path) -> PreTrainedModel:
+    """The model without its weights, on the meta device."""
+    with torch.device("meta"), quiet_transformers():
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))

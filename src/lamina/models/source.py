@@ -24,9 +24,9 @@ from lamina.config.aliases import ALIASES, Alias
 from lamina.errors import ConfigError, ModelError, Problem, nearest
 from lamina.models.gguf import convert_gguf
 
-# What a model folder needs; never pickled weights, and no code.
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-_CONVERTER_VERSION = "1"
+# What a model folder needs, and what its copies must carry; never pickled weights, and no code.
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*"]
+_CONVERTER_VERSION = "2"
 
 # Where the hub's own cache keeps a model.
 _KEPT_BY_HUB = re.compile(r"/models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/[0-9a-f]+/?$")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lamina.kernels import kernels_for
+from lamina.kernels import checkpoint_contexts, kernels_for
 from lamina.models.head import LogitTransform
 
 # Logits of a chunk: 2**25 elements are 64 MiB in bfloat16.
@@ -72,7 +72,8 @@ def chunked_cross_entropy_autograd(
 
     total = hidden.new_zeros((), dtype=torch.float32)
     for h_ND, t_N in zip(hidden.split(rows), targets.split(rows), strict=True):
-        total = total + checkpoint(chunk_loss, h_ND, t_N, use_reentrant=False)  # pyright: ignore[reportOperatorIssue]
+        part: Any = checkpoint(chunk_loss, h_ND, t_N, use_reentrant=False, context_fn=checkpoint_contexts)
+        total = total + part
     return total
 
 

@@ -17,8 +17,8 @@ from lamina.config import load_config
 from lamina.data.example import Message
 from lamina.evaluation.generate import answer
 from lamina.export.merge import merge
+from lamina.methods.certificate import Certificate
 from lamina.methods.load import load
-from lamina.methods.probes import Certificate
 from lamina.quickstart.settings import quickstart_settings, write_rows
 from lamina.quickstart.task import Request, build_task, is_valid_record
 from lamina.runs import Run

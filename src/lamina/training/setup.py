@@ -19,14 +19,15 @@ from transformers import PreTrainedModel
 from lamina import files
 from lamina.config import Config
 from lamina.config.root import default_learning_rate
-from lamina.data.batch import build_batch
+from lamina.data.batch import Documents
 from lamina.data.dataset import Dataset, build_dataset
+from lamina.data.example import Kind
 from lamina.data.packing import plan_epoch
 from lamina.data.side import Batches
 from lamina.data.template import ChatTemplate, build_template
 from lamina.data.tokenizer import fingerprint_tokenizer
 from lamina.errors import ConfigError, DataError, Problem, RunError
-from lamina.kernels import kernel_notes
+from lamina.kernels import kernel_state
 from lamina.methods.base import Hooks, Injection, find_method, inject
 from lamina.methods.coverage import Coverage, check_reach, find_coverage
 from lamina.methods.virtual_tokens import VirtualTokens
@@ -35,6 +36,7 @@ from lamina.models.load import Base, load_base
 from lamina.models.machine import dtype_name
 from lamina.models.positions import declared_positions, has_position_table
 from lamina.models.source import Notify
+from lamina.models.vocabulary import check_vocabulary
 from lamina.optim import Schedule, build_optimizer, build_schedule
 from lamina.quantization import count_weights
 from lamina.quantization.report import RoundingReport
@@ -139,6 +141,7 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
     batch_size = config.train.per_device_train_batch_size
     dataset = build_dataset(config.data, template, batch_size, config.seed, notify)
     _check_stop_token(dataset, template)
+    check_vocabulary(dataset, base.model, template)
     head = find_head(base.model)
     injection = _fresh_adapter(config, base, dataset, notify)
     coverage = find_coverage(injection)
@@ -192,9 +195,14 @@ def count_parameters(parameters: Iterable[torch.Tensor]) -> int:
 def _check_stop_token(dataset: Dataset, template: ChatTemplate) -> None:
     only_text = all(file.format == "text" for file in dataset.report.files if file.train_rows)
     if not only_text and not dataset.train.pieces.teaches_stop.any():
+        fix = "let the data mark whole turns, with the token that ends them, or set data.train_on=assistant"
+        if any(file.cut.count for file in dataset.report.files):  # a row that is not cut would teach it
+            chats = [s for s in dataset.train.stores if len(s) and Kind.TEXT not in s.facts.kinds]
+            shortest = min(int(store.lengths.min()) for store in chats)
+            fix = f"raise data.max_length, so that answers keep their ends: the shortest row has {shortest} tokens"
         raise DataError(
             f"no training example teaches the stop token {template.stop_token}, so the model would never stop. "
-            "Fix: raise data.max_length, or set data.overlong=drop so that answers keep their ends."
+            f"Fix: {fix}."
         )
 
 
@@ -240,8 +248,8 @@ def _fresh_adapter(config: Config, base: Base, dataset: Dataset, notify: Notify)
     check_reach(injection)
     whole = injection.layers.get("")
     check_positions(dataset, base.model, notify, whole.count if isinstance(whole, VirtualTokens) else 0)
-    batches = (build_batch([example]).to(base.model.device).input_ids for example in dataset.train)
-    return find_method(config.method.type).prepare(injection, batches)
+    documents = Documents(dataset.train, base.model.device)
+    return find_method(config.method.type).prepare(injection, documents)
 
 
 def _head_after_injection(head: Head, injection: Injection) -> Head:
@@ -264,7 +272,6 @@ def _write_manifest(session: Session, notify: Notify) -> None:
     if run.begun:
         _check_unchanged(session, before, facts)
         facts |= keep_places(run, session.config)
-    compiled = session.config.train.compile and not kernel_notes(base.model.device, session.config.train.compile)
     packages = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
     manifest = {
         **before,
@@ -273,7 +280,7 @@ def _write_manifest(session: Session, notify: Notify) -> None:
         "weights": session.coverage.as_json() | ({"packing": base.packing.as_json()} if base.packing else {}),
         "dtype": dtype_name(base.dtype),
         "device": str(base.model.device),
-        "kernels": "compiled" if compiled else "plain",
+        "kernels": kernel_state(base.model.device, session.config.train.compile).name,
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in packages},
         "hardware": {

@@ -23,6 +23,7 @@ from lamina.data.example import EncodedExample
 from lamina.fusion import Recompute, fast_path
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.base import AdapterLinear, Injection
+from lamina.methods.moved import with_rounding_moved
 from lamina.models.machine import dtype_name
 from lamina.ops.attention import packed_attention
 from lamina.training.setup import Session
@@ -35,7 +36,6 @@ from lamina.verification.rounding import (
     relative,
     rounding_noise,
     taken_gradients,
-    with_rounding_moved,
 )
 
 # The model's own way of running documents.

@@ -71,7 +71,7 @@ def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
     alone = {"eval": None, "replay": None, "stratify_by": None, "group_by": None}
     file = find_files(source.path)[0]
     first = source.model_copy(update={"path": file.name, "max_rows": rows_looked_at, "weight": 1.0})
-    looked_at = config.data.model_copy(update={**alone, "train": [first]})
+    looked_at = config.data.model_copy(update={**alone, "train": [first], "max_dropped": 1.0})
     dataset = build_dataset(looked_at, template, config.train.per_device_train_batch_size, config.seed)
     documents = choose_documents(dataset.train, template.stop_token_id)
 
