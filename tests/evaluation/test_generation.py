@@ -63,7 +63,9 @@ def test_training_evaluating_and_merging_leave_the_callers_generators_alone(mode
         return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
 
     before = state()
-    run = lamina.train(settings(tmp_path, model_folder, train={"max_steps": 1}, method={"lora_dropout": 0.1}))
+    run = lamina.train(
+        settings(tmp_path, model_folder, train={"max_steps": 8, "learning_rate": 0.03}, method={"lora_dropout": 0.1})
+    )
     lamina.evaluate(run.path, exact_match=True, max_new_tokens=2)
     lamina.merge(run.path, tmp_path / "merged")
     assert state() == before
@@ -184,7 +186,8 @@ def test_a_token_without_a_row_in_the_embedding_is_named(loaded: Loaded) -> None
     while len(tokenizer) <= loaded.model.get_input_embeddings().num_embeddings:  # type: ignore[operator]
         tokenizer.add_tokens([f"<|more {len(tokenizer)}|>"])
     tokenizer.add_tokens(["<|call|>"])
-    other = replace(loaded, tokenizer=tokenizer)
+    template = ChatTemplate(tokenizer, "model", loaded.template.source)
+    other = replace(loaded, tokenizer=tokenizer, template=template)
     found = generate_each(other, ["a <|call|>", "red"], max_new_tokens=3)
     assert "<|call|>" in str(found[0]) and "embedding" in str(found[0])
     assert isinstance(found[1], str)
