@@ -134,6 +134,8 @@ def test_the_stop_token_is_wherever_software_looks(
     special = read(folder / "special_tokens_map.json")["eos_token"]
     assert (special["content"] if isinstance(special, dict) else special) == stop
     assert fingerprint_tokenizer(tokenizer) == fingerprint_tokenizer(build_tokenizer())
+    # The reader of llama.cpp's converter takes one token alone.
+    assert gguf.SpecialVocab(folder).special_token_ids["eos"] == tokenizer.eos_token_id
     # With this token alone left to say, plain generation ends after one.
     assert read(folder / "lamina_certificate.json")["answers"]["differences"] == 0
 

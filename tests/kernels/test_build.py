@@ -22,7 +22,16 @@ from tests.training.helpers import write_rows
 import lamina
 from lamina import doctor
 from lamina.errors import ConfigError
-from lamina.kernels import KernelState, build, kernel_notes, kernel_state, kernels_for, native, plain
+from lamina.kernels import (
+    KernelState,
+    build,
+    kernel_notes,
+    kernel_state,
+    kernels_for,
+    native,
+    plain,
+    prepare_kernels,
+)
 from lamina.runs import Run
 from lamina.training.signals import stop_on_signals
 
@@ -147,6 +156,18 @@ def test_a_hanging_compiler_is_waited_for_once(
 def children() -> str:
     """Commands of this process and of all that it has started and left."""
     return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("slow", [False, True])
+def test_compiling_is_said_if_it_takes_long(
+    slow: bool, at_hand: str, compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lamina.kernels.MOMENT_SECONDS", 0.5 if slow else 60.0)
+    compiler(f"{COMPILING} sleep 1; {at_hand}" if slow else at_hand)
+    said: list[str] = []
+    assert prepare_kernels(CPU, "auto", said.append).backend == "native"
+    assert said == ["Compiling the kernels for this machine ..."] * slow
 
 
 @pytest.mark.usefixtures("cache")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from lamina.kernels.plain import GELU_TANH, SILU
 Backward = TypeVar("Backward", bound=Callable[..., Any])
 
 BACKENDS = ("auto", "native", "compiled", "plain")
+
+MOMENT_SECONDS = 1.0
 
 _chosen: ContextVar[str] = ContextVar("lamina_kernels", default="auto")
 
@@ -158,6 +161,16 @@ def kernel_state(device: torch.device, setting: str | bool = "auto") -> KernelSt
     return KernelState("plain", problem, "install what it names, or set train.compile to false")
 
 
+def prepare_kernels(device: torch.device, setting: str | bool, notify: Callable[[str], None]) -> KernelState:
+    """`kernel_state` for the first time, which may compile: says so if it takes longer than a moment."""
+    said = threading.Timer(MOMENT_SECONDS, notify, ["Compiling the kernels for this machine ..."])
+    said.start()
+    try:
+        return kernel_state(device, setting)
+    finally:
+        said.cancel()
+
+
 def kernel_notes(device: torch.device, setting: str | bool) -> list[str]:
     """What a user should know about the kernels that `train.compile` gives on this device; raises as `kernel_state`."""
     state = kernel_state(device, setting)
@@ -180,5 +193,6 @@ __all__ = [
     "kernel_notes",
     "kernel_state",
     "kernels_for",
+    "prepare_kernels",
     "use_backend",
 ]

@@ -63,7 +63,7 @@ class Coverage:
                 f"the adapter is on {self.share:.1%}. To adapt them too: {self.way}."
             )
         if self.narrow:
-            what = listed(summed_up(dict.fromkeys(self.narrow, 1)), "layer")
+            what = listed(summed_up(dict.fromkeys(self.narrow, 1)), "layer", most=20)
             notes.append(f"target_modules: all-linear leaves out what is narrower than the rank: {what}.")
         if self.uncalled:
             what = listed(summed_up(self.uncalled), "module")

@@ -17,6 +17,10 @@ from lamina.quantization.report import Packing
 
 OUTSIDE = "outside of embeddings and head"
 
+# In a mixture, peft takes linear layers of these names for the experts that transformers 4 had by them
+# (peft/utils/transformers_weight_conversion.py), so that those of a shared expert cannot be named.
+_TAKEN_FOR_EXPERTS = {"gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}
+
 
 def weights_by_module(model: PreTrainedModel, without: Collection[int] = ()) -> dict[str, int]:
     """How many weights each module itself holds, packed ones included; embeddings and output head are left out.
@@ -67,9 +71,9 @@ def packed_modules(model: nn.Module) -> list[str]:
 
 
 def way_to_stacked(model: PreTrainedModel, linears: Iterable[str]) -> str:
-    """The `method:` that adapts a model's stacked weights, beside linear layers of these names."""
+    """The `method:` that adapts a model's stacked weights, beside those linear layers of these names that peft can."""
     parameters = ", ".join(dict.fromkeys(inside_layer(name) for name in stacked_weights(model)))
-    modules = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
+    modules = ", ".join(sorted({name.rpartition(".")[2] for name in linears} - _TAKEN_FOR_EXPERTS))
     targets = f"target_modules: [{modules}], " if modules else ""
     settings = f"type: peft, peft_type: LORA, r: 16, lora_alpha: 32, {targets}target_parameters: [{parameters}]"
     return f"`method: {{{settings}}}`"

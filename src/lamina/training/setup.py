@@ -27,13 +27,13 @@ from lamina.data.side import Batches
 from lamina.data.template import ChatTemplate, build_template
 from lamina.data.tokenizer import fingerprint_tokenizer
 from lamina.errors import ConfigError, DataError, Problem, RunError
-from lamina.kernels import kernel_state
+from lamina.kernels import kernel_state, prepare_kernels
 from lamina.methods.base import Hooks, Injection, find_method, inject
 from lamina.methods.coverage import Coverage, check_reach, find_coverage
 from lamina.methods.virtual_tokens import VirtualTokens
 from lamina.models.head import Head, find_head
 from lamina.models.load import Base, load_base
-from lamina.models.machine import dtype_name
+from lamina.models.machine import default_device, dtype_name
 from lamina.models.positions import declared_positions, has_position_table
 from lamina.models.source import Notify
 from lamina.models.vocabulary import check_vocabulary
@@ -125,6 +125,7 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
     Raises:
         LaminaError: Model, data or configuration cannot be used; see the parts' own functions.
     """
+    prepare_kernels(default_device(), config.train.compile, notify)
     notify(f"Loading {config.model} ...")
     loftq = find_method(config.method.type).plan_loftq(config.method)
     base = load_base(
