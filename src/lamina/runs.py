@@ -1,10 +1,21 @@
-"""The run directory: where everything about one run lies, and who may write there."""
+"""The run directory: where everything about one run lies, who may write there, and how the run ended.
+
+    manifest.json   `format` of the directory; where it was started; versions, hardware, digests; and `status`:
+                    running, finished, interrupted (a signal), failed (an error), or killed (running, and nobody does)
+
+A run knows its own folder: all that is recorded of places is where they were when it was started, so that it may be
+moved (`config/places.py`).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
-from collections.abc import Iterator
+import os
+import shlex
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +24,17 @@ import yaml
 from filelock import FileLock, Timeout
 
 from lamina import files
-from lamina.config import Config, load_config
-from lamina.errors import RunError, StorageError
+from lamina.config import Config, load_config, resolved_values
+from lamina.config.places import CONFIG_FILE, MANIFEST_FILE, made_absolute, map_paths, start_folders
+from lamina.errors import ConfigError, Interrupted, NewerVersionError, Problem, RunError, StorageError, check_format
+from lamina.version import __version__
 
 ADAPTER_FOLDER = "adapter"
+LOCK_FILE = ".lock"
+FORMAT = 1
+
+# Somebody who only looks whether a run is held has it for a moment.
+_LOCK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -32,12 +50,12 @@ class Run:
     @property
     def config_path(self) -> Path:
         """The resolved configuration."""
-        return self.path / "config.yaml"
+        return self.path / CONFIG_FILE
 
     @property
     def manifest_path(self) -> Path:
         """Versions, hardware, digests, and how the run ended."""
-        return self.path / "manifest.json"
+        return self.path / MANIFEST_FILE
 
     @property
     def metrics_path(self) -> Path:
@@ -66,21 +84,58 @@ class Run:
 
     @property
     def config(self) -> Config:
-        """The configuration that the run was started with."""
+        """The configuration that the run was started with; its paths lead where they did then."""
         return load_config(self.config_path)
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The manifest; empty if the run has not got that far."""
+        """The manifest; empty if there is none.
+
+        Raises:
+            RunError: It is damaged.
+            NewerVersionError: It has a format that this version does not know.
+        """
         try:
-            return json.loads(self.manifest_path.read_text(encoding="utf-8"))
+            manifest = json.loads(self.manifest_path.read_text(encoding="utf-8"))
+            check_format(self.manifest_path, manifest.get("format", 1), FORMAT, str(manifest.get("lamina", "")))
         except FileNotFoundError:
             return {}
+        except NewerVersionError:
+            raise
+        except (ValueError, AttributeError) as error:
+            raise RunError(f"{self.manifest_path}: is not readable ({error}). Fix: put back a copy of it.") from None
+        return manifest
+
+    @property
+    def begun(self) -> bool:
+        """Whether model, data and adapter were found to fit, so that there is something to go on with."""
+        return "base" in self.manifest
 
     @property
     def summary(self) -> dict[str, Any] | None:
         """The figures of a finished run (what `lamina train --json` prints); None before that."""
-        return self.manifest.get("summary")
+        summary = self.manifest.get("summary")
+        return summary and {**summary, "run": str(self.path), "adapter": str(self.adapter)}
+
+    @property
+    def status(self) -> str | None:
+        """`running`, `finished`, `interrupted`, `failed` or `killed`; None before it was started."""
+        status = self.manifest.get("status")
+        return "killed" if status == "running" and not _is_held(self) else status
+
+    @property
+    def resume_command(self) -> str:
+        """The command that goes on with the run, from any working directory."""
+        return f"lamina train {shlex.quote(os.path.abspath(self.config_path))} --resume"  # noqa: PTH100
+
+    def record(self, **facts: Any) -> None:
+        """Puts facts into the manifest, in the place of those of the same name; None takes one out.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        manifest = {**self.manifest, **facts}
+        files.write_json(self.manifest_path, {name: fact for name, fact in manifest.items() if fact is not None})
 
     def events(self) -> Iterator[dict[str, Any]]:
         """The events written so far, the whole lines of `metrics.jsonl`."""
@@ -91,7 +146,7 @@ class Run:
 
 
 def open_run(path: str | Path) -> Run:
-    """A run that exists.
+    """A run that exists. One that died without a word is recorded as killed.
 
     Raises:
         RunError: There is none at `path`.
@@ -99,31 +154,99 @@ def open_run(path: str | Path) -> Run:
     run = Run(Path(path))
     if not run.config_path.is_file():
         raise RunError(f"{path}: is no run directory (it has no config.yaml). Fix: check the path.")
+    if run.status == "killed":
+        with contextlib.suppress(RunError, StorageError), exclusive(run):  # RunError: somebody has taken it up
+            if run.manifest.get("status") == "running":
+                run.record(status="killed")
     return run
 
 
-def start_run(config: Config, resume: bool) -> Run:
-    """Makes the run directory, or takes up one that is there.
+def check_start(config: Config, resume: bool) -> None:
+    """Checks that a run can be started in `output_dir`, or taken up there. Writes nothing.
 
     Raises:
         RunError: A run is there already and `resume` is false, or it was started with another configuration.
-        StorageError: The directory cannot be written.
+        ConfigError: There is none, and `resume` is true.
     """
     run = Run(Path(config.output_dir))
-    begun = run.manifest_path.is_file()  # written when model, data and adapter were found to fit
-    if begun and run.config_path.is_file():
-        if not resume:
+    if _is_run(run):
+        if run.begun and not resume:
             raise RunError(
-                f"{run.path}: already holds a run. Fix: add --resume to go on with it, choose another output_dir, or "
-                "delete the directory."
+                f"{run.path}: already holds a run ({run.status}). Fix: add --resume to go on with it, choose another "
+                "output_dir, or delete the directory."
             )
-        _same_config(run, config)
-    elif run.path.is_dir() and _foreign_files(run):
+        if run.begun:
+            moved_places(run, config)
+        return
+    if resume:
+        message = f"finds no run to go on with in {run.path.resolve()}."
+        fix = (
+            "leave it out to start one; if the run lies elsewhere, name its own configuration: lamina train "
+            "FOLDER/config.yaml --resume"
+        )
+        raise ConfigError(Problem("--resume", message, fix))
+    if run.path.is_dir() and _foreign_files(run):
         raise RunError(f"{run.path}: is a folder with other files in it and no run. Fix: choose another output_dir.")
-    else:
-        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        files.write_text(run.config_path, text)
+
+
+def start_run(config: Config, resume: bool) -> Run:
+    """Starts a run in `output_dir`, or takes up the one that is there. `exclusive` keeps others out meanwhile.
+
+    Raises:
+        RunError, ConfigError: See `check_start`.
+        StorageError: The directory cannot be written.
+    """
+    check_start(config, resume)
+    run = Run(Path(config.output_dir))
+    if not run.begun:
+        now = {"format": FORMAT, "lamina": __version__, "status": "running", "started": timestamp()}
+        files.write_json(run.manifest_path, now | _places(run, {}))
+        _write_config(run, resolved_values(config))
     return run
+
+
+def moved_places(run: Run, config: Config) -> list[str]:
+    """The fields by which a run that goes on is given other places than it was started with.
+
+    That the same is there is checked by digest, once it has been read.
+
+    Raises:
+        RunError: Something else is not as it was.
+    """
+    before, now = run.config, config
+    (rest_before, places_before), (rest_now, places_now) = _taken_apart(before), _taken_apart(now)
+    keys = sorted(rest_before.keys() | rest_now.keys())
+    changed = [key for key in keys if rest_before.get(key) != rest_now.get(key)]
+    if changed:
+        was, is_now = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+        shown = "; ".join(f"{key}: {was.get(key)!r} -> {is_now.get(key)!r}" for key in changed[:5])
+        raise RunError(
+            f"{run.path}: was started with another configuration, so it cannot be resumed with this one ({shown}). "
+            "Fix: use the run's own config.yaml, or choose another output_dir."
+        )
+    pairs = zip(places_before, places_now, strict=True)
+    return sorted({field for (field, place), (_, other) in pairs if place != other})
+
+
+def keep_places(run: Run, config: Config) -> dict[str, Any]:
+    """Lets a run that goes on know where it now is, and what it was given new places for.
+
+    Returns:
+        Facts for the manifest.
+
+    Raises:
+        StorageError: The configuration cannot be written.
+    """
+    if moved_places(run, config):
+        _write_config(run, map_paths(resolved_values(config), lambda field, path: made_absolute(path)))
+    return _places(run, run.manifest)
+
+
+def _places(run: Run, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a run is, and where its relative paths start from."""
+    folders = start_folders(run.path, manifest) or [Path.cwd()]
+    directory = next((folder for folder in folders if folder.is_dir()), folders[0])
+    return {"path": str(run.path.resolve()), "directory": str(directory)}
 
 
 @contextlib.contextmanager
@@ -132,10 +255,12 @@ def exclusive(run: Run) -> Iterator[None]:
 
     Raises:
         RunError: Another process holds it.
+        StorageError: The directory cannot be made or written.
     """
-    lock = FileLock(run.path / ".lock")
+    lock = FileLock(run.path / LOCK_FILE)
     try:
-        lock.acquire(timeout=0)
+        run.path.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=_LOCK_SECONDS)
     except Timeout:
         raise RunError(f"{run.path}: another process is training into this run. Fix: wait for it or stop it.") from None
     except OSError as error:
@@ -146,21 +271,73 @@ def exclusive(run: Run) -> Iterator[None]:
         lock.release()
 
 
+@contextlib.contextmanager
+def recorded(run: Run) -> Iterator[None]:
+    """Records in the manifest that the run is under way, and if the block does not end well, how it ended."""
+    run.record(status="running", ended=None, error=None)
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        _record_end(run, "interrupted")
+        raise
+    except Exception as error:
+        _record_end(run, "failed", error=f"{type(error).__name__}: {error}")
+        raise
+
+
+def timestamp() -> str:
+    """The time now, as manifests have it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _record_end(run: Run, status: str, **facts: Any) -> None:
+    if run.manifest.get("status") != "finished":
+        with contextlib.suppress(StorageError):  # on a full disk; what ended the run is the news
+            run.record(status=status, ended=timestamp(), **facts)
+
+
+def _write_config(run: Run, values: Mapping[str, Any]) -> None:
+    files.write_text(run.config_path, yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
+
+
+def _is_held(run: Run) -> bool:
+    """Whether a process has the run; also for those who may only read it."""
+    try:
+        file = (run.path / LOCK_FILE).open("rb")
+    except OSError:
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks, where nobody can train
+            return False
+    return False
+
+
+def _is_run(run: Run) -> bool:
+    return run.config_path.is_file() and (run.manifest_path.is_file() or run.metrics_path.is_file())
+
+
 def _foreign_files(run: Run) -> bool:
     """Whether the folder holds anything that a run which never began would not have left."""
-    own = {run.config_path.name, run.metrics_path.name, run.checkpoints.name}
+    own = {run.metrics_path.name, run.checkpoints.name, "tensorboard"}
+    if "lamina" in run.manifest:
+        own.add(run.manifest_path.name)  # and no configuration yet
     return any(entry.name not in own and not entry.name.startswith(".") for entry in run.path.iterdir())
 
 
-def _same_config(run: Run, config: Config) -> None:
-    before, now = _flat(run.config.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    if changed:
-        shown = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed[:5])
-        raise RunError(
-            f"{run.path}: was started with another configuration, so it cannot be resumed with this one ({shown}). "
-            "Fix: use the run's own config.yaml, or choose another output_dir."
-        )
+def _taken_apart(config: Config) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """A run's settings by their dotted names, and the places that it names, which may be others on resuming."""
+    places = [("model", made_absolute(config.model))]
+
+    def take(field: str, path: str) -> str:
+        places.append((field, made_absolute(path)))
+        return ""
+
+    values = config.model_dump(mode="json", exclude={"model", "output_dir"})
+    return _flat(map_paths(values, take)), places
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

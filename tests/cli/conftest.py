@@ -16,18 +16,19 @@ from lamina.runs import Run
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
-    """Runs a command in an empty working folder; what is no `LaminaError` comes through as it is."""
+    """Runs a command in an empty working folder."""
 
     def run(*arguments: object, stdin: str = "") -> Result:
         monkeypatch.setattr("sys.argv", ["lamina", *map(str, arguments)])
         monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
         capsys.readouterr()
-        handler = signal.getsignal(signal.SIGTERM)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
         try:
             with pytest.raises(SystemExit) as ended:
                 main()
         finally:
-            signal.signal(signal.SIGTERM, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         written = capsys.readouterr()
         assert isinstance(ended.value.code, int)
         return Result(ended.value.code, written.out, written.err)

@@ -171,16 +171,59 @@ def test_merge_to_a_folder_that_exists(cli: Cli, trained: Run, tmp_path: Path) -
         (["eval", "--column", "prompt"], ("--column", "'prompt' is not FIELD=COLUMN", "prompt=question")),
         (["eval", "--predictions", "p.jsonl"], ("--predictions", "--exact-match")),
         (["eval", "--data", "nope.jsonl"], ("--data", "nope.jsonl does not exist")),
+        (["eval", "--exact-match", "--predictions", "."], ("--predictions", "is a folder", "name a file")),
+        (["eval", "--exact-match", "--predictions", "file/x"], ("--predictions", "file is a file")),
+        (["eval", "--data", ""], ("--data", "is empty")),
+        (["eval", "--data="], ("--data", "is empty")),
+        (["generate", "-p", "hi", "--model", ""], ("--model", "is empty")),
+        (["eval", "--data", "file", "--column", "="], ("--column", "FIELD=COLUMN")),
+        (["eval", "--data", "file", "--column", "prompt="], ("--column", "FIELD=COLUMN")),
+        (["eval", "--data", "file", "--column", "promt=a"], ("--column", "'promt'", "'prompt'")),
         (["generate"], ("--prompt", "stdin")),
         (["merge", "--out", "merged", "--dtype", "int8"], ("--dtype", "'int8'", "bfloat16")),
     ],
 )
 def test_bad_option(arguments: list[str], words: tuple[str, ...], cli: Cli, trained: Run) -> None:
     command, *options = arguments
+    write_text(Path("file"), "x")
     result = cli(command, trained.path, *options)
     assert (result.code, result.out) == (USAGE, "")
     message = result.error()
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", ""], ("an argument: is empty",)),
+        (["data", "check", ""], ("an argument: is empty",)),
+        (["data", "check", "rows.jsonl", "--html", "rows.jsonl/x"], ("--html", "is a file")),
+        (["data", "check", "rows.jsonl", "--fix", "rows.jsonl/x"], ("--fix", "is a file")),
+        (["data", "show", "rows.jsonl", "--column", "promt=a"], ("--column", "'prompt'")),
+        (["bench", "train", "--python", "trl=/nope"], ("--python", "/nope", "trl")),
+        (["bench", "train", "--data", "rows.jsonl", "--column", "promt=a"], ("--column", "'prompt'")),
+        (["compare", "config.yaml", "--candidate", "'a"], ("--candidate", "NAME KEY=VALUE")),
+        (["compare", "config.yaml", "--candidate", " "], ("--candidate", "NAME KEY=VALUE")),
+        (["compare", "config.yaml", "--out", "rows.jsonl"], ("--out", "rows.jsonl is a file")),
+        (["merge", "run", "--out", ""], ("--out", "is empty")),
+        (["data"], ("Missing command",)),
+        (["cache"], ("Missing command",)),
+        (["bench"], ("Missing command",)),
+    ],
+)
+def test_what_cannot_work_is_said_before_any_work(
+    arguments: list[str], words: tuple[str, ...], cli: Cli, config: Path
+) -> None:
+    result = cli(*arguments)
+    assert (result.code, result.out) == (USAGE, "")
+    message = result.error()
+    assert all(word in message for word in words), message
+
+
+def test_a_prompt_and_a_system_turn_may_be_empty(cli: Cli, trained: Run) -> None:
+    short = ("--max-new-tokens", "2", "--json")
+    assert cli("generate", trained.path, "-p", "", *short).json()["answers"][0]["prompt"] == ""
+    assert cli("generate", trained.path, "--prompt", "", "--system", "", *short).code == 0
 
 
 def test_wrong_column_of_eval_lists_what_the_file_has(cli: Cli, trained: Run, rows: Path) -> None:

@@ -6,7 +6,10 @@ import contextlib
 import io
 import json
 import math
+import shutil
+import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,7 +22,9 @@ from transformers import AutoModelForCausalLM
 import lamina
 from lamina.cli import chat as chat_module
 from lamina.cli.chat import HELP, run_chat
+from lamina.cli.training import TrainingView
 from lamina.data.example import Message
+from lamina.data.template import ChatTemplate
 from lamina.runs import Run
 
 SHORT = ("--max-new-tokens", "6")
@@ -44,6 +49,50 @@ def test_train_for_people_keeps_stdout_empty_and_says_how_to_go_on(cli: Cli, con
     assert "already holds a run" in again.error()
     resumed = cli("train", config, "train.max_steps=1", f"output_dir={tmp_path / 'other'}", "--resume", "--json")
     assert (resumed.code, resumed.json()["steps"]) == (0, 1)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_interrupted_training_exits_with_75_and_one_json_object(
+    as_json: bool, cli: Cli, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(view: TrainingView, step: int, data: dict[str, Any]) -> None:
+        if step == 1:
+            signal.raise_signal(signal.SIGHUP)
+
+    monkeypatch.setattr(TrainingView, "_on_step", stop)
+    result = cli("train", config, *["--json"] * as_json)
+    run = Run(tmp_path / "run")
+    assert (result.code, run.status) == (75, "interrupted")
+    assert f"Go on with: {run.resume_command}" in result.err
+    assert str(tmp_path) in run.resume_command
+    if not as_json:
+        assert result.out == ""
+        return
+    error = result.json()["error"]
+    assert (error["type"], error["signal"], error["step"]) == ("Interrupted", "SIGHUP", 1)
+    assert (error["run"], error["resume"]) == (str(run.path), run.resume_command)
+
+
+@pytest.mark.parametrize(("kind", "words"), [("_on_step", "lamina train /"), ("_on_note", "the same command again")])
+def test_training_that_is_stopped_at_once_exits_with_75_too(
+    kind: str, words: str, cli: Cli, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingView, kind, stop)
+    result = cli("train", config, "--json")
+    assert result.code == 75
+    error = result.json()["error"]
+    assert error["type"] == "Interrupted"
+    assert f"with: {words}" in error["message"]
+
+
+def test_resume_of_nothing_is_a_usage_error(cli: Cli, config: Path, tmp_path: Path) -> None:
+    result = cli("train", config, "--resume", "--json")
+    assert result.code == 2
+    assert str(tmp_path / "run") in result.json()["error"]["message"]
+    assert not (tmp_path / "run").exists()
 
 
 def test_generate_answers_in_order(cli: Cli, trained: Run) -> None:
@@ -81,7 +130,7 @@ def test_generate_passes_the_system_turn(cli: Cli, trained: Run, monkeypatch: py
 
 
 def test_answers_with_markup_are_shown_as_they_stand(cli: Cli, trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "[bold]x[/bold] [/nope] " + "long " * 100
+    text = "[bold]x[/bold] [/nope]\t" + "long " * 100 + "\n  \tindented  \x1b[1m"
     stand_in_for_generate(monkeypatch, [text])
     assert cli("generate", trained.path, "-p", "q").out == text + "\n"
 
@@ -99,7 +148,7 @@ def stand_in_for_generate(monkeypatch: pytest.MonkeyPatch, answers: list[str]) -
         seen.update(options, prompts=prompts)
         return answers
 
-    monkeypatch.setattr("lamina.evaluation.generate.generate", generate)
+    monkeypatch.setattr("lamina.evaluation.generate.generate_each", generate)
     return seen
 
 
@@ -126,6 +175,66 @@ def test_chat_streams_to_stdout_until_the_input_ends(cli: Cli, trained: Run) -> 
     assert result.out == lamina.generate(trained.path, ["say 3"], max_new_tokens=6)[0] + "\n"
 
 
+def test_chat_goes_on_after_a_line_that_cannot_be_asked(cli: Cli, trained: Run) -> None:
+    result = cli("chat", trained.path, *SHORT, "--json", stdin="say 3\na <|im_end|> b\n\udcff\n/reset\nsay 3\n")
+    assert result.code == 0
+    turns = result.json()["turns"]
+    assert [turn["text"] for turn in turns[::2]] == ["say 3"] * 2
+    assert turns[1] == turns[3]
+    assert result.err.count("error: ") == 2 and "<|im_end|>" in result.err and "UTF-8" in result.err
+    assert "in the data" not in result.err
+
+
+@pytest.mark.parametrize("command", [["chat"], ["generate", "-p", "hi"]])
+def test_a_system_turn_without_a_place_is_an_error_before_anything_is_asked(
+    command: list[str], cli: Cli, trained: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = lamina.load
+
+    def without_place(*given: Any, **options: Any) -> Any:
+        loaded = load(*given, **options)
+        source = (
+            "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+            + loaded.template.source
+        )
+        return replace(loaded, template=ChatTemplate(loaded.tokenizer, "model", source))
+
+    monkeypatch.setattr("lamina.methods.load.load", without_place)
+    word, *options = command
+    result = cli(word, trained.path, *options, "--system", "be kind", *SHORT, stdin="hello\n")
+    assert (result.code, result.out) == (2, "")
+    assert "--system" in result.error() and "no system" in result.error()
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_bad_prompt_keeps_no_other_from_its_answer(as_json: bool, cli: Cli, trained: Run) -> None:
+    stdin = "\ufeffsay 3\r\na <|im_end|> b\r\nsay 4\r\n"
+    result = cli("generate", trained.path, *SHORT, *["--json"] * as_json, stdin=stdin)
+    answers = lamina.generate(trained.path, ["say 3", "say 4"], max_new_tokens=6)
+    assert result.code == 1
+    assert "prompt 2" in result.error() and "<|im_end|>" in result.error()
+    if as_json:
+        first, bad, last = result.json()["answers"]
+        assert [first["answer"], last["answer"]] == answers
+        assert bad["error"]["type"] == "DataError" and "answer" not in bad
+    else:
+        assert result.out == "".join(f"{text}\n" for text in answers)
+
+
+def test_what_the_base_adds_to_generating_is_left_out_and_told_once(
+    cli: Cli, trained: Run, model_folder: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(model_folder, base)
+    settings = {"repetition_penalty": 30.0, "top_k": 3, "eos_token_id": None}
+    (base / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    result = cli("generate", trained.path, "--model", base, "-p", "say 3", "-p", "say 4", *SHORT)
+    assert result.out.splitlines() == lamina.generate(trained.path, ["say 3", "say 4"], max_new_tokens=6)
+    assert result.err.count("repetition_penalty=30.0") == 1
+    assert cli("eval", trained.path, "--model", base, "--exact-match", *SHORT).err.count("repetition_penalty=30.0") == 1
+    assert "repetition_penalty" not in cli("eval", trained.path, "--model", base).err
+
+
 @pytest.mark.parametrize("system", [None, "be kind"])
 def test_chat_remembers_until_reset(system: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[tuple[list[Message], bool]] = []
@@ -142,9 +251,11 @@ def test_chat_remembers_until_reset(system: str | None, monkeypatch: pytest.Monk
         yield from (" an", "swer ")
 
     monkeypatch.setattr(chat_module, "stream", stream)
+    for check in ("prompt_ids", "check_system"):
+        monkeypatch.setattr(chat_module, check, lambda *_: None)
     monkeypatch.setattr("sys.stdin", io.StringIO("one\n/base\ntwo\n/reset\nthree\n/quit\nfour\n"))
     loaded = cast(Any, SimpleNamespace(injection=SimpleNamespace(disabled=disabled)))
-    said = run_chat(loaded, system, 8, 0.0, quiet=True)
+    said = run_chat(loaded, system, 8, 0.0, None, quiet=True)
 
     start = [Message("system", system)] if system else []
     one, two, three = (Message("user", text) for text in ("one", "two", "three"))

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from tests.cli.helpers import Cli, write_rows
+from tests.data.templates.reasoning_families import reasoning_tokenizer
 from tests.inspection.broken import BROKEN
+from tests.models_zoo import build_model
 
 # Rows that are not alike: their words are digests.
 DIGESTS = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(30)]
@@ -217,7 +219,7 @@ def test_overrides_beside_a_file(cli: Cli, tmp_path: Path, model_folder: Path) -
     assert "data.train" in result.error()
     result = cli("data", "check", run_on(tmp_path, model_folder, train=str(path)), "--column", "promt=q")
     assert result.code == 2
-    assert "unknown fields 'promt'" in result.error()
+    assert "'promt' is not one of messages" in result.error()
 
 
 def test_fix_of_several_files(cli: Cli, tmp_path: Path, model_folder: Path) -> None:
@@ -271,3 +273,62 @@ def test_show_of_a_row_whose_answer_is_cut_off(cli: Cli, tmp_path: Path, model_f
     options = ["data.max_length=64", "data.overlong=cut", "--model", model_folder, "--json"]
     (shown,) = cli("data", "show", path, *options).json()["rows"]
     assert "in the loss" in shown["left_out"]
+
+
+@pytest.fixture(scope="module")
+def thinking_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("thinking")
+    tokenizer = reasoning_tokenizer("qwen3")
+    build_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def chat(*turns: tuple[str, str], **more: object) -> dict[str, object]:
+    return {"messages": [{"role": role, "content": content} for role, content in turns], **more}
+
+
+def test_show_and_check_tell_what_the_template_does_to_answers(cli: Cli, tmp_path: Path, thinking_model: Path) -> None:
+    thought = "<think>\nhm\n</think>\n\na"
+    rows = [
+        chat(("user", "q"), ("assistant", "a")),
+        chat(("user", "q"), ("assistant", thought), ("user", "r"), ("assistant", thought)),
+        chat(("user", "q"), ("assistant", "a"), chat_template_kwargs={"enable_thinking": False, "nope": 1}),
+    ]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    shown = cli("data", "show", path, "--model", thinking_model, "--json").json()["rows"]
+    learned = ["".join(piece["text"] for piece in row["pieces"] if piece["supervised"]) for row in shown]
+    assert learned == ["<think>\n\n</think>\n\na<|im_end|>", f"{thought}<|im_end|>", "a<|im_end|>"]
+    assert [len(row["notes"]) for row in shown] == [1, 1, 1]
+    assert "left to the model by its prompt" in shown[0]["notes"][0]
+    assert "not learned: answer 1" in shown[1]["notes"][0]
+    assert "does not read 'nope'" in shown[2]["notes"][0]
+    assert "note: '<think>" in cli("data", "show", path, "--model", thinking_model).out
+    report = cli("data", "check", path, "--model", thinking_model, "--json").json()
+    found = {f["code"]: [item["place"]["row"] for item in f["examples"]] for f in report["findings"]}
+    assert (found["template_opening"], found["not_asked"], found["unread_kwargs"]) == ([1], [2], [3])
+    given = cli("data", "check", path, "data.thinking=unsupervised", "--model", thinking_model, "--json").json()
+    assert "reasoning_given" in {finding["code"] for finding in given["findings"]}
+
+
+def test_reasoning_that_the_prompt_rules_out_is_an_error_of_the_data(
+    cli: Cli, tmp_path: Path, thinking_model: Path
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [chat(("user", "q"), ("assistant", "<think>hm</think>a"))])
+    arguments = ["data", "check", path, "data.enable_thinking=false", "--model", thinking_model, "--json"]
+    result = cli(*arguments)
+    (refused,) = [f for f in result.json()["findings"] if f["code"] == "template_refusal"]
+    assert (result.code, refused["severity"]) == (1, "error")
+    assert "set data.thinking: strip" in refused["examples"][0]["detail"]
+    assert cli(*arguments, "data.thinking=strip").code == 0
+
+
+def test_enable_thinking_that_does_nothing_is_one_clear_error(cli: Cli, tmp_path: Path, model_folder: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", ROWS[:3])
+    result = cli("data", "check", path, "data.enable_thinking=true", "--model", model_folder)
+    assert result.code == 2
+    assert "data.enable_thinking" in result.error() and "leave it out" in result.error()
+    assert (
+        "data.enable_thinking does nothing"
+        in cli("data", "check", path, "data.enable_thinking=true", "--model", "none").error()
+    )

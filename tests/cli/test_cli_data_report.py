@@ -13,7 +13,15 @@ def test_the_view_names_rows_figures_and_findings(capsys: pytest.CaptureFixture[
     rows = [row(f"[red]{n}", f"answer {n}", encoded=encoded(20 + n, 5)) for n in range(20)]
     report = check([*rows, rows[3]], tokenizer=build_tokenizer())
     report.files = [
-        {"path": "train.jsonl", "side": "train", "format": "text", "rows": 21, "ignored_columns": ["id"], "skipped": []}
+        {
+            "path": "train.jsonl",
+            "side": "train",
+            "format": "text",
+            "rows": 21,
+            "ignored_columns": ["id"],
+            "skipped": [],
+            "notes": [],
+        }
     ]
     print_report(report)
     shown = capsys.readouterr().out

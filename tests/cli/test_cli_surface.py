@@ -141,10 +141,16 @@ def test_usage_error_for_people_points_to_help_and_leaves_stdout_empty(cli: Cli)
         pytest.param(["generate", "run", "--max-new-tokens", "x"], "--max-new-tokens"),
         pytest.param(["eval", "run", "--max-rows", "0"], "--max-rows"),
         (["generate", "run", "--temperature"], "--temperature"),
+        (["generate", "run", "-p", "a", "--temperature", "nan"], "--temperature"),
+        (["generate", "run", "-p", "a", "--seed", str(2**64)], "--seed"),
+        (["chat", "run", "--seed", str(2**64)], "--seed"),
+        (["quickstart", "--seed", str(2**64)], "--seed"),
+        (["bench", "train", "--seed", str(2**64)], "--seed"),
     ],
 )
 def test_usage_error_names_the_argument(arguments: list[str], words: str, cli: Cli) -> None:
-    result = cli(arguments[0], "--json", *arguments[1:])
+    words_of_the_command = 2 if arguments[0] == "bench" else 1
+    result = cli(*arguments[:words_of_the_command], "--json", *arguments[words_of_the_command:])
     assert words in result.json()["error"]["message"]
 
 
@@ -248,12 +254,12 @@ def test_a_command_that_is_killed_leaves_nothing_half_written(
 ) -> None:
     from lamina import files
 
-    def stopped(**given: Any) -> None:
+    def stopped(*given: Any, **options: Any) -> None:
         with files.new_folder(tmp_path / "out") as folder:
             (folder / "half").write_text("written")
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("lamina.cli.app.app", stopped)
+    monkeypatch.setattr("lamina.config.load_config", stopped)
     result = cli("quantize", "config.yaml", "--out", "out", "--json")
     assert result.code == 1
     assert result.json()["error"]["type"] == "Interrupted"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from lamina.config import Config, DataConfig, load_config, merge_overrides, read_yaml
 from lamina.errors import ConfigError, LaminaError, Problem
@@ -90,6 +93,72 @@ def test_override(override: str, read: Callable[[Config], Any], expected: Any) -
     value = read(load_config(MINIMAL, [override]))
     assert value == expected
     assert type(value) is type(expected)
+
+
+def text_fields(model: type[BaseModel] = Config, at: str = "") -> Iterator[str]:
+    """Keys whose value is a text and nothing else."""
+    for name, field in model.model_fields.items():
+        if field.annotation is str:
+            yield f"{at}{name}"
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from text_fields(field.annotation, f"{at}{name}.")
+
+
+@pytest.mark.parametrize("key", [*text_fields(), "data.columns.prompt", "data.replay.path"])
+@given(
+    text=st.sampled_from(["runs/a #b", "o: 4", "- a", "{{ a }}: {{ b }} # x", "[a, b]", "1e3", "null", "a: b: c", "="])
+    | st.text(min_size=1, max_size=12).filter(lambda text: text[0] not in "'\"")
+)
+def test_an_override_of_a_text_is_taken_as_it_stands(key: str, text: str) -> None:
+    node: Any = merge_overrides({}, [f"{key}={text}"])
+    for part in key.split("."):
+        node = node[part]
+    assert node == text
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.train=runs/a #b.jsonl", "runs/a #b.jsonl"),
+        ("data.train=o: 4", "o: 4"),
+        ("data.train=[ab]*.jsonl", "[ab]*.jsonl"),
+        ("data.train={a,b}.jsonl", "{a,b}.jsonl"),
+        ("data.train=[a.jsonl, {path: b.jsonl, weight: 2.0}]", ["a.jsonl", {"path": "b.jsonl", "weight": 2.0}]),
+        ("data.train='a.jsonl'", "a.jsonl"),
+        ('data.train="2024.jsonl"', "2024.jsonl"),
+        ("data.eval=0.2", 0.2),
+        ("data.eval=0.2 #b", "0.2 #b"),
+        ("data.chat_template=null", None),
+        ("data.stratify_by=2024", "2024"),
+        ("method.target_modules=[qv]_proj|[ok]_proj", "[qv]_proj|[ok]_proj"),
+        ("method.init_lora_weights=false", False),
+        ("method.init_lora_weights=pissa", "pissa"),
+        ("method.unknown=a #b", "a #b"),
+        ("method.unknown=[1, 2]", [1, 2]),
+        ("offload=auto", "auto"),
+        ("offload=true", True),
+        ("seed=1 #b", "1 #b"),  # which is no number, and no comment to be left out
+    ],
+)
+def test_an_override_is_read_by_the_type_of_its_field(override: str, expected: Any) -> None:
+    node: Any = merge_overrides({}, [override])
+    for part in override.partition("=")[0].split("."):
+        node = node[part]
+    assert (node, type(node)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize(
+    ("override", "fixed"),
+    [
+        ("data.columns={prompt: a, completion: b} #c", "data.columns={prompt: a, completion: 'b #c'}"),
+        ("data.columns=prompt: a #b", "data.columns={prompt: 'a #b'}"),
+        ("data.train=[a #b, c]", "data.train=['a #b', c]"),
+    ],
+)
+def test_no_part_of_an_override_is_lost_as_a_comment(override: str, fixed: str) -> None:
+    (problem,) = problems_of(MINIMAL, [override]).values()
+    assert "#" in problem.message and "quotes" in problem.fix
+    assert "#" in str(load_config(MINIMAL, [fixed]).data.model_dump())
 
 
 def test_overrides_win_over_the_file_and_the_last_one_wins(write_yaml: WriteYaml) -> None:

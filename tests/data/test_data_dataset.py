@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.data.templates.families import TOOL
+from tests.data.templates.reasoning_families import reasoning_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from lamina.config import DataConfig
 from lamina.data.dataset import Dataset, build_dataset
 from lamina.data.report import DROP_REASONS, FileReport
-from lamina.data.template import ChatTemplate, build_template
+from lamina.data.template import ChatTemplate, build_template, template_of
 from lamina.errors import ConfigError, DataError
 
 Row = dict[str, Any]
@@ -318,3 +320,53 @@ def test_wrapped_packing_names_rows_of_which_nothing_is_left(build: Build) -> No
 def test_wrapped_without_packing_is_refused(build: Build) -> None:
     with pytest.raises(ValueError, match="does nothing without packing"):
         build([pair("q", "a")], packing=False, packing_strategy="wrapped")
+
+
+THOUGHT = {"role": "assistant", "content": "a", "reasoning_content": "hm"}
+ASKED = {"role": "user", "content": "q"}
+
+
+def of_qwen3(write: Callable[..., str], rows: list[Row], **settings: Any) -> Dataset:
+    config = DataConfig(train=write(rows), **{"eval": None, **settings})
+    return build_dataset(config, template_of(reasoning_tokenizer("qwen3"), config), 2, 0)
+
+
+def test_the_report_says_what_the_template_does_to_answers(write: Callable[..., str]) -> None:
+    rows: list[Row] = [pair("q", "a"), pair("r", "b")]
+    (note,) = of_qwen3(write, [{"messages": [ASKED, {"role": "assistant", "content": "a"}]}] * 2).report.notes
+    assert "before 2 answers stands '<think>\\n\\n</think>\\n\\n'" in note
+    assert "data.enable_thinking: false puts it into the prompt" in note
+    assert of_qwen3(write, rows, enable_thinking=False).report.notes == []
+    (given,) = of_qwen3(write, [{"messages": [ASKED, THOUGHT]}], thinking="unsupervised").report.notes
+    assert "1 rows are learned after their own reasoning" in given
+    (unread,) = of_qwen3(write, [{**rows[0], "chat_template_kwargs": {"enable_thinking": False, "x": 1}}]).report.notes
+    assert unread == "chat_template_kwargs of 1 rows give 'x', which the chat template does not read"
+
+
+def test_the_report_names_rows_with_answers_that_are_not_learned(write: Callable[..., str]) -> None:
+    rows = [{"messages": [ASKED, THOUGHT]}, {"messages": [ASKED, THOUGHT, {"role": "user", "content": "r"}, THOUGHT]}]
+    for _ in range(2):  # from the cache the second time
+        report = of_qwen3(write, rows).report
+        (file,) = report.files
+        assert (file.not_asked.count, file.not_asked.first) == (1, [2])
+        (line,) = [line for line in report.lines() if "not learned" in line]
+        assert "1 have earlier answers" in line and "(rows 2)" in line
+    assert not of_qwen3(write, rows, thinking="strip").report.files[0].not_asked.count
+
+
+def test_what_the_template_is_told_decides_the_cached_tokens(write: Callable[..., str]) -> None:
+    rows = [pair("q", "a")]
+    texts = [len(of_qwen3(write, rows, enable_thinking=value).train[0]) for value in (None, False, None)]
+    learned = [of_qwen3(write, rows, enable_thinking=value).train[0].supervised_tokens for value in (None, False, None)]
+    assert texts[0] == texts[1] == texts[2]
+    assert learned[0] == learned[2] > learned[1] == len("a") + 1
+
+
+def test_rows_that_only_call_teach_the_token_that_ends_a_call(write: Callable[..., str]) -> None:
+    call = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Z"}}}
+    rows = [{"messages": [ASKED, {"role": "assistant", "content": "", "tool_calls": [call]}], "tools": [TOOL]}]
+    for name in ("gpt-oss", "glm4.5"):
+        config = DataConfig(train=write(rows), eval=None)
+        dataset = build_dataset(config, template_of(reasoning_tokenizer(name), config), 2, 0)
+        assert dataset.train.pieces.teaches_stop.all()
+        assert not [note for note in dataset.report.notes if "do not teach" in note]

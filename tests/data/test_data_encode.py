@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
+from tests.data.test_data_tokens import BY_BYTES, OTHERS, STOP
 from tests.models_zoo import CHATML, build_tokenizer
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lamina.data.encode import TOKENIZE_ROWS, encode_examples
 from lamina.data.example import EncodedExample, Example, Message
@@ -111,3 +113,55 @@ def test_text_with_half_a_surrogate_pair_is_a_data_error(template: ChatTemplate,
     texts = {"question": "q", "answer": "a"} | {broken: "cut \ud83d emoji"}
     with pytest.raises(DataError, match="row 7"):
         encode(template, "assistant", Message("user", texts["question"]), Message("assistant", texts["answer"]))
+
+
+def test_answers_of_a_prompt_are_learned_where_they_are_asked_for_alone(template: ChatTemplate) -> None:
+    context = [*TURNS[:2], replace(TURNS[2], supervised=False), *TURNS[3:]]
+    assert taught(template, "assistant", *context) == taught(template, "completions", *context) == "second<|im_end|>"
+    assert "first" in taught(template, "all", *context)
+
+
+def test_an_answer_that_is_not_asked_for_is_left_out_whatever_is_learned() -> None:
+    """The history shows the first answer without the section that its prompt opens."""
+    source = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    template = build_template(build_tokenizer(source))
+    for train_on, number in (("assistant", (1,)), ("completions", ()), ("all", ())):
+        encoded = encode(template, train_on, *TURNS)
+        assert encoded.remarks.not_asked == number
+        assert encoded.remarks.opening == "\n</think>\n\n"
+        said = taught(template, train_on, *TURNS)
+        assert "\n</think>\n\nsecond<|im_end|>" in said
+        assert ("first" in said) is (train_on == "all")
+    marked = [
+        *TURNS[:2],
+        replace(TURNS[2], marked=((0, 2),), supervised=True),
+        *TURNS[3:4],
+        replace(TURNS[4], marked=((0, 2),)),
+    ]
+    assert taught(template, "marked", *marked) == "se"
+    assert encode(template, "marked", *marked).remarks.not_asked == (1,)
+
+
+SPACED = "{% for m in messages %}{{ m.role | upper + ': ' + m.content + ' ' }}{% endfor %}"
+TRAILING = {
+    "white space at the end of the prompt": SPACED + "{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}",
+    "white space before the answer": SPACED + "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",
+    "line ends": SPACED.replace(": '", ":\n\n'") + "{% if add_generation_prompt %}{{ 'ASSISTANT:\n\n' }}{% endif %}",
+}
+
+
+@pytest.mark.parametrize("source", TRAILING.values(), ids=TRAILING)
+@pytest.mark.parametrize("kind", [*BY_BYTES, *OTHERS])
+def test_tokens_of_the_prompt_are_those_that_it_has_in_use(kind: str, source: str) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object={**BY_BYTES, **OTHERS}[kind](), eos_token=STOP)
+    template = ChatTemplate(tokenizer, "model", source)
+    for answer in ("the cat sat", "indeed", "12 times", "日本語"):
+        turns = (Message("user", "the mat"), Message("assistant", answer))
+        prompt = tokenizer(template.render(turns[:1], (), True), add_special_tokens=False).input_ids
+        encoded = encode(template, "assistant", *turns)
+        is_same = encoded.input_ids[: len(prompt)].tolist() == prompt and not encoded.supervised[: len(prompt)].any()
+        assert is_same or encoded.remarks.cut_token
+        if kind in BY_BYTES and kind != "bytes are missing":
+            assert is_same
+            assert encoded.supervised[len(prompt) :].all()
+            assert tokenizer.decode(encoded.input_ids) == template.render_spans(turns).text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ NAME = "rows.jsonl"
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 CHAT, PAIR, ALPACA = {"messages": TURNS}, {"prompt": "q", "completion": "a"}, {"instruction": "q", "output": "a"}
 ASKED = [Message("user", "q"), Message("assistant", "a")]
+CONTEXT = [replace(turn, supervised=False) if turn.role == "assistant" else turn for turn in ASKED]
 
 
 def error_of(rows: list[dict[str, Any]], wanted: str = "auto") -> str:
@@ -92,7 +94,12 @@ def test_odd_row_is_named_with_its_columns(tmp_path: Path, common: dict[str, Any
         (PAIR, ASKED),
         ({**PAIR, "system": "s"}, [Message("system", "s"), *ASKED]),
         ({**PAIR, "system": None}, ASKED),
-        ({"prompt": TURNS * 2, "completion": "end"}, [*ASKED, *ASKED, Message("assistant", "end")]),
+        # Answers in a prompt are context, unless the data asks for them.
+        ({"prompt": TURNS * 2, "completion": "end"}, [*CONTEXT, *CONTEXT, Message("assistant", "end")]),
+        (
+            {"prompt": [TURNS[0], {**TURNS[1], "weight": 1}], "completion": "end"},
+            [ASKED[0], replace(ASKED[1], supervised=True), Message("assistant", "end")],
+        ),
         ({"prompt": "q", "completion": TURNS[1:]}, ASKED),
     ],
 )
@@ -111,6 +118,39 @@ def test_prompt_completion(row: dict[str, Any], messages: list[Message]) -> None
 )
 def test_alpaca(row: dict[str, Any], messages: list[Message]) -> None:
     assert FORMATS["alpaca"].parse(row, 7) == Example(tuple(messages), 7)
+
+
+@pytest.mark.parametrize("name", ["messages", "sharegpt", "prompt_completion", "preference", "unpaired_preference"])
+def test_chat_template_kwargs_of_a_row_are_kept(name: str) -> None:
+    rows: dict[str, dict[str, Any]] = {
+        "messages": {"messages": TURNS},
+        "sharegpt": {"conversations": TURNS},
+        "prompt_completion": PAIR,
+        "preference": {"prompt": "q", "chosen": "a", "rejected": "b"},
+        "unpaired_preference": {"messages": TURNS, "label": True},
+    }
+    given = {"enable_thinking": False, "xml_tools": ["a"], "python_tools": None}  # null is what a table has for nothing
+    assert "chat_template_kwargs" in FORMATS[name].OPTIONAL_FIELDS
+    for value in (given, json.dumps(given)):
+        example = FORMATS[name].parse({**rows[name], "chat_template_kwargs": value}, 1)
+        assert example.template_kwargs == {"enable_thinking": False, "xml_tools": ["a"]}
+    for value in ({}, None, ""):
+        assert FORMATS[name].parse({**rows[name], "chat_template_kwargs": value}, 1).template_kwargs == {}
+    for value, words in (([1], "is list, not an object"), ({"tools": []}, "gives 'tools'"), ("{", "JSON")):
+        with pytest.raises(RowError, match=words):
+            FORMATS[name].parse({**rows[name], "chat_template_kwargs": value}, 1)
+
+
+def test_answers_before_a_preference_are_context() -> None:
+    whole = [*TURNS, {"role": "user", "content": "r"}]
+    row = {
+        "chosen": [*whole, {"role": "assistant", "content": "a"}],
+        "rejected": [*whole, {"role": "assistant", "content": "b"}],
+    }
+    example = FORMATS["preference"].parse(row, 1)
+    assert [turn.supervised for turn in example.messages] == [None, False, None, None]
+    judged = FORMATS["unpaired_preference"].parse({"prompt": whole, "completion": "a", "label": 1}, 1)
+    assert [turn.supervised for turn in judged.messages] == [None, False, None, None]
 
 
 def test_messages_keep_roles_and_white_space() -> None:

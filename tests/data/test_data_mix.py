@@ -193,7 +193,7 @@ def test_what_is_not_read_in_a_folder_is_named(build: Build, write: Callable[...
     write("many/one.jsonl", pairs("p", 3))
     (tmp_path / "many" / "README.md").write_text("words")
     notes = build(train=str(tmp_path / "many")).report.notes
-    assert any("README.md: not read" in note for note in notes)
+    assert any("left out README.md (no data)" in note for note in notes)
 
 
 def test_turn_weights_and_marked_parts_decide_what_is_learnt(

@@ -130,6 +130,56 @@ def test_tokens_of_a_span_are_those_that_the_tokenizer_places_there(name: str, t
     assert supervised(tokens, text, spans).tolist() == supervised(by_offsets, text, spans).tolist()
 
 
+@pytest.mark.parametrize("name", [*BY_BYTES, *OTHERS])
+@pytest.mark.parametrize("text", [f"  {STOP}\nu+e", f"the cat{STOP}A mat", "A", "é", f"{STOP}é{STOP}"])
+def test_every_character_alone_has_all_of_its_tokens(name: str, text: str) -> None:
+    """Where a tokenizer puts a space before a text, two tokens have the place of one character."""
+    ours = TextTokenizer(tokenizer_of(name))
+    (encoding,) = ours.encode([text])
+    tokens = ours.read(encoding, text)
+    _, offsets = asked_for_all(name, text)
+    by_offsets = Tokens(tokens.ids, None, SimpleNamespace(offsets=offsets, char_to_token=lambda _: None))
+    for place in range(len(text)):
+        spans = [Span(place, place + 1)]
+        assert supervised(tokens, text, spans).tolist() == supervised(by_offsets, text, spans).tolist()
+
+
+@pytest.mark.parametrize("name", [*BY_BYTES, *OTHERS])
+@fast
+@given(text=texts.filter(bool), cut=st.integers(1, 60), back=st.integers(0, 60))
+def test_a_text_is_cut_where_its_beginning_alone_has_other_tokens(name: str, text: str, cut: int, back: int) -> None:
+    text = text.encode("utf-8", "ignore").decode()
+    place = min(cut, len(text) - 1)
+    ours = TextTokenizer(tokenizer_of(name))
+    tokens = ours.read(ours.encode([text])[0], text)
+    alone, rest = asked_for_all(name, text[:place])[0], asked_for_all(name, text[place:])[0]
+    if ours.ends_alike(tokens, text, 0, place):
+        last = (len(alone) + 1) // 2
+        count = tokens.before(text, place)
+        assert count is not None
+        assert tokens.ids[:count].tolist()[count - last :] == alone[len(alone) - last :]
+    apart = ours.read_apart(tokens, text, [place])
+    if apart is not tokens:
+        assert apart.ids.tolist() == alone + rest
+        learned = supervised(apart, text, [Span(place, len(text))])
+        assert learned[max(1, len(alone)) :].all()
+        assert not learned[: len(alone)].any()
+    else:
+        decode = ours._backend.decode
+        assert decode(alone + rest, skip_special_tokens=False) != decode(tokens.ids.tolist(), skip_special_tokens=False)
+
+
+def test_tokens_that_cross_a_place_or_look_ahead_of_it_are_seen() -> None:
+    ours = TextTokenizer(tokenizer_of("gpt2"))
+
+    def alike(text: str, place: int) -> bool:
+        return ours.ends_alike(ours.read(ours.encode([text])[0], text), text, 0, place)
+
+    assert alike("the mat, the cat", 8)
+    assert not alike("the mat, the cat", 9)  # the token " the" goes across
+    assert not alike("mat\n\nindeed", 5)  # at the end of a text, both line ends are one token
+
+
 @pytest.mark.parametrize("name", BY_BYTES)
 def test_a_byte_level_tokenizer_is_not_asked_for_places(name: str) -> None:
     text = f"the cat, 12 times{STOP}"

@@ -13,6 +13,7 @@ ORDER = [
     "errors",
     "files",
     "cache",
+    "prune",
     "config",
     "runs",
     "data",
@@ -35,7 +36,7 @@ ORDER = [
     "bench",
     "cli",
 ]
-LIGHT = ("version", "errors", "files", "config", "runs")
+LIGHT = ("version", "errors", "files", "cache", "prune", "config", "runs")
 HEAVY = ("torch", "transformers", "numpy", "safetensors")
 
 

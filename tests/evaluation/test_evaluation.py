@@ -57,6 +57,20 @@ def test_exact_match_counts_equal_answers(run: Run, loaded: Loaded, tmp_path: Pa
     assert result.predictions[0].prompt == prompts[0]
 
 
+def test_every_file_that_is_evaluated_is_accounted_for(loaded: Loaded, tmp_path: Path) -> None:
+    """Of a folder, rows of the first file count as much as those of the last; what was read and lost is said."""
+    rows = [{"prompt": f"red {n}", "completion": " " if n < 3 else "a"} for n in range(8)]
+    for name, part in (("a", rows), ("b", rows[3:]), ("train", rows)):
+        folder = tmp_path / "ds" / ("train" if name == "train" else "test")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    result = lamina.evaluate(loaded, tmp_path / "ds")
+    assert (result.rows, result.dropped) == (10, {"empty_answer": 3})
+    lost, read = result.notes
+    assert "3 of 13 rows (23%) are left out" in lost and "read the split test" in read
+    assert result.as_json()["notes"] == result.notes
+
+
 def test_an_adapter_alone_needs_data(run: Run, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     moved.mkdir()

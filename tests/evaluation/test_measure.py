@@ -11,7 +11,6 @@ import torch
 from tests.models_zoo import build_tokenizer
 
 import lamina
-from lamina.data.example import Message
 from lamina.errors import ConfigError, DataError
 from lamina.evaluation import measure as measure_module
 from lamina.evaluation.forgetting import general_loss, general_pieces
@@ -81,12 +80,12 @@ def test_general_loss_is_that_of_every_token(run: Run, tmp_path: Path) -> None:
 
 
 def test_answers_are_scored(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def answers(loaded: Loaded, conversations: list[tuple[Message, ...]], max_new_tokens: int) -> list[str]:
+    def complete(loaded: Loaded, prompts: list[str], max_new_tokens: int) -> list[str]:
         assert max_new_tokens == 8
         adapter = all(layer.enabled for layer in loaded.injection.layers.values())
-        return [turns[-1].content if adapter else "nothing" for turns in conversations]
+        return [prompt.split("user\n")[-1].split("<|im_end|>")[0] if adapter else "nothing" for prompt in prompts]
 
-    monkeypatch.setattr(measure_module, "answer", answers)
+    monkeypatch.setattr(measure_module, "complete", complete)
     rows = [{"prompt": "one", "completion": "One."}, {"prompt": "two", "completion": "three"}]
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     measuring = Measuring(test=str(tmp_path / "test.jsonl"), max_new_tokens=8)

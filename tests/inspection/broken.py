@@ -134,7 +134,7 @@ BROKEN = {
         "x.jsonl", b"<!DOCTYPE html>\n<html>\n<body>404</body>\n</html>\n", "None of the first", 0, None
     ),
     "git lfs pointer": Broken(
-        "x.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n", "None of the first", 0, None
+        "x.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n", "git lfs pull", 0, None
     ),
     "row that is a list": Broken("x.jsonl", with_third("[1, 2]"), "not_an_object", 3),
     "row that is null": Broken("x.jsonl", with_third("null"), "not_an_object", 3),

@@ -375,7 +375,7 @@ def test_older_cpus(without: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     try:
         assert native.unavailable() is None
         (library,) = tmp_path.rglob("*.so")
-        assert native.load()._name == str(library)
+        assert native.load().loaded._name == str(library)
         for lengths, heads, key_heads, size, window, softcap in (
             ([1, 33, 100], 4, 2, 64, None, None),
             ([70, 130], 4, 2, 96, 50, 2.0),

@@ -295,7 +295,7 @@ def test_combinations_that_cannot_be(method: dict[str, object], message: str) ->
 
 def test_rank_above_the_width_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"method.init_r: 17 is larger than the smaller side of .*k_proj \(16\)"):
-        inject(build_model("llama"), AdaLoraConfig(init_r=17), seed=0)
+        METHOD.prepare(inject(build_model("llama"), AdaLoraConfig(init_r=17, target_modules=["k_proj"]), seed=0), [])
 
 
 def test_trained_biases_of_a_model_without_any_change_nothing(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_initial_tensors() -> None:
 
 def test_rank_above_the_width_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"method.r: 17 is larger than the smaller side of .*k_proj \(16\)"):
-        inject(build_model("llama"), LoHaConfig(r=17), seed=0)
+        METHOD.prepare(inject(build_model("llama"), LoHaConfig(r=17, target_modules=["k_proj"]), seed=0), [])
 
 
 def test_what_only_peft_has_is_loaded_through_peft(tmp_path: Path) -> None:

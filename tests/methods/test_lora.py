@@ -70,7 +70,7 @@ def test_scaling() -> None:
 
 def test_rank_above_the_width_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"method.r: 17 is larger than the smaller side of .*k_proj \(16\)"):
-        METHOD.prepare(inject(build_model("llama"), LoraConfig(r=17), seed=0), [])
+        METHOD.prepare(inject(build_model("llama"), LoraConfig(r=17, target_modules=["k_proj"]), seed=0), [])
 
 
 def test_initial_a_is_uniform_within_its_bound() -> None:

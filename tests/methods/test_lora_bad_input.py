@@ -47,7 +47,10 @@ UNFIT: list[tuple[dict[str, Any], str]] = [
     ({"modules_to_save": ["proj"]}, "selects model.layers.0.self_attn.q_proj, which gets LoRA"),
     ({"modules_to_save": ["mlp", "act_fn"]}, "holds model.layers.0.mlp.act_fn"),
     ({"modules_to_save": ["act_fn"]}, "act_fn, which has no weights"),
-    ({"init_lora_weights": "pissa", "r": 17}, r"17 is larger than the smaller side of .*k_proj \(16\)"),
+    (
+        {"init_lora_weights": "pissa", "r": 17, "target_modules": ["k_proj"]},
+        r"17 is larger than the smaller side of .*k_proj \(16\)",
+    ),
 ]
 
 

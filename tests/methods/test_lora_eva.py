@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -16,6 +20,8 @@ from tests.methods.lora_cases import attached, bare, disturb, logits, on_disk, s
 
 import lamina
 from lamina.config.methods.lora import EvaConfig, LoraConfig
+from lamina.data.batch import Documents
+from lamina.data.example import EncodedExample
 from lamina.methods import lora_eva
 from lamina.methods.base import Injection
 from lamina.methods.lora import METHOD
@@ -28,7 +34,7 @@ def token_ids(count: int = 5, length: int = 48) -> list[torch.Tensor]:
     return [torch.randint(3, 250, (1, length), generator=generator) for _ in range(count)]
 
 
-def fitted(family: str, batches: list[torch.Tensor], **settings: Any) -> tuple[Injection, LoraConfig]:
+def fitted(family: str, batches: Sequence[torch.Tensor], **settings: Any) -> tuple[Injection, LoraConfig]:
     injection = METHOD.prepare(attached(family, init_lora_weights="eva", **settings), batches)
     assert isinstance(injection.config, LoraConfig)
     return injection, injection.config
@@ -42,6 +48,49 @@ def _whole_svd(matrix: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor
     _, S, V = torch.linalg.svd(matrix, full_matrices=False)
     largest = V[:k].gather(1, V[:k].abs().argmax(1, keepdim=True))
     return S[:k], V[:k] * largest.sign()
+
+
+class Watched(Sequence[torch.Tensor]):
+    """Documents that are made when they are asked for, and say how many of them are held at once."""
+
+    def __init__(self, documents: list[torch.Tensor]) -> None:
+        self._documents = documents
+        self._made: list[weakref.ref[torch.Tensor]] = []
+        self.asked: list[int] = []
+        self.most = 0
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def __getitem__(self, place: Any) -> Any:
+        gc.collect()
+        self._made = [made for made in self._made if made() is not None]
+        made = self._documents[place].clone()
+        self._made.append(weakref.ref(made))
+        self.asked.append(place)
+        self.most = max(self.most, len(self._made))
+        return made
+
+
+@pytest.mark.parametrize("count", [3, 40, 400])
+def test_documents_are_looked_at_one_at_a_time(count: int) -> None:
+    """As many as are needed, in turn, and none is kept; the factors are those of the same documents in memory."""
+    documents = token_ids(count, length=12)
+    watched = Watched(documents)
+    ours, _ = fitted("llama", watched, r=4, target_modules=["q_proj", "down_proj"])
+    theirs, _ = fitted("llama", documents, r=4, target_modules=["q_proj", "down_proj"])
+    assert watched.most <= 2  # the last one and the one before it
+    assert len(watched.asked) <= lora_eva.MAX_STEPS + 1
+    assert watched.asked[1:] == [step % count for step in range(len(watched.asked) - 1)]
+    for name, tensor in theirs.tensors().items():
+        assert torch.equal(ours.tensors()[name], tensor)
+
+
+def test_documents_of_a_run_are_made_from_its_examples() -> None:
+    examples = [EncodedExample(np.arange(n, dtype=np.int32), np.zeros(n, dtype=bool), n) for n in (1, 4, 2)]
+    documents = Documents(examples, torch.device("cpu"))
+    assert [document.tolist() for document in documents] == [[list(range(n))] for n in (1, 4, 2)]
+    assert documents[0].dtype == torch.int64 and len(documents[1:]) == 2
 
 
 @pytest.mark.parametrize("k", [3, 20])  # a truncated and a whole decomposition

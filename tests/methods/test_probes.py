@@ -17,8 +17,10 @@ from lamina.data.template import build_template
 from lamina.errors import BaseMismatchError, CertificateError
 from lamina.export.fold import fold_in
 from lamina.methods.base import Injection, inject
+from lamina.methods.certificate import Certificate, replay_probes
+from lamina.methods.greedy import greedy_answers
 from lamina.methods.lock import build_lock, check_lock
-from lamina.methods.probes import Certificate, Probe, _answers, record_probes, replay_probes
+from lamina.methods.probes import Probe, record_probes
 from lamina.models.load import load_base
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -151,11 +153,9 @@ def test_answers_found_at_once_are_those_found_one_by_one(method: MethodConfig) 
     inject(model, method, seed=0)
     model.eval()
     prompts = [[5, 9, 17], [33, 4, 101, 7, 60, 21, 8], [11]]
-    together = _answers(model, prompts, stop=2)
-    assert together == [_answers(model, [ids], stop=2)[0] for ids in prompts]
-    assert [answer[: len(ids)] for answer, ids in zip(together, prompts, strict=True)] == prompts
-    # An answer ends with the stop token, whatever the others go on to say.
-    stop = together[0][4]
-    ended = _answers(model, prompts, stop=stop)[0]
-    assert ended[:3] == prompts[0]
-    assert stop not in ended[3:-1]
+    together = greedy_answers(model, prompts, 12, [2])
+    assert together == [greedy_answers(model, [ids], 12, [2])[0] for ids in prompts]
+    # An answer ends with the first of the stop tokens, whatever the others go on to say.
+    stop = together[0][1]
+    ended = greedy_answers(model, prompts, 12, [2, stop])[0]
+    assert ended == together[0][: together[0].index(stop) + 1]

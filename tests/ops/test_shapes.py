@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from tests.models_zoo import build_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lamina.data.batch import build_batch
 from lamina.data.example import EncodedExample
@@ -47,8 +50,8 @@ def test_filler_changes_neither_loss_nor_gradient(family: str, monkeypatch: pyte
 
     lengths: list[int] = []
     filled = loss_and_gradients()
-    for module in ("lamina.losses.cross_entropy", "lamina.ops.cross_entropy"):
-        monkeypatch.setattr(f"{module}.repeating_size", lambda size: size)
+    monkeypatch.setattr("lamina.fusion.inputs.repeating_size", lambda size: size)
+    monkeypatch.setattr("lamina.ops.cross_entropy._filled", lambda count, rows: count)
     bare = loss_and_gradients()
     assert lengths == [repeating_size(batch.tokens), batch.tokens]
     torch.testing.assert_close(filled, bare, rtol=1e-4, atol=1e-5)
@@ -66,5 +69,40 @@ def test_a_filled_chunk_of_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
         return loss.detach(), hidden.grad
 
     filled = run()
-    monkeypatch.setattr("lamina.ops.cross_entropy.repeating_size", lambda size: size)
+    monkeypatch.setattr("lamina.ops.cross_entropy._filled", lambda count, rows: count)
     torch.testing.assert_close(filled, run())
+
+
+class _Shapes(TorchDispatchMode):
+    """Remembers the shapes of all matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[Any, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            self.seen.add(tuple(tuple(x.shape) for x in args if isinstance(x, torch.Tensor)))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("head_is_trained", [False, True])
+def test_products_of_many_steps_have_few_shapes(head_is_trained: bool) -> None:
+    """Rows of 40 to 100 tokens, packed to 2,048: each shape costs time once, and memory for good."""
+    rng = np.random.default_rng(0)
+    model = build_model("llama").train()
+    head, shapes, after = find_head(model), _Shapes(), []
+    (model.get_output_embeddings() if head_is_trained else model.model.layers[0].self_attn.q_proj).requires_grad_(True)
+    with packed_attention(model), shapes:
+        for _ in range(30):
+            lengths = rng.integers(40, 101, 60)
+            lengths = lengths[: int(np.searchsorted(lengths.cumsum(), 2048))]
+            documents = [
+                EncodedExample(rng.integers(3, 150, n, dtype=np.int32), np.arange(n) >= rng.integers(1, n), row=1)
+                for n in lengths
+            ]
+            cross_entropy(model, head, build_batch(documents)).backward()
+            after.append(len(shapes.seen))
+    # Two numbers of tokens and seven of rows of the head, at some ten products forward and backward.
+    assert after[-1] <= 75, after
+    assert after[-1] - after[14] <= 12, after

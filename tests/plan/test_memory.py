@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.architectures import ARCHITECTURES, build_architecture, build_vision_language
 from tests.models_zoo import build_model
 
 from lamina.fusion import FusionReport, fast_path
@@ -37,3 +38,28 @@ def test_it_is_decided_once_the_fused_layers_are_known(family: str, complete: bo
     with fast_path(build_model(family), decide) as report:
         assert report.recompute
     assert [report.complete for report in asked] == [complete]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_has_an_estimate(architecture: str) -> None:
+    """It grows with tokens, layers and widths, wherever these are written down."""
+    model = build_architecture(architecture, weights=False)
+    estimate = memory.activation_bytes(model, 100, "unfused")
+    assert estimate > memory.activation_bytes(model, 100, "fused") >= memory.activation_bytes(model, 100, "selective")
+    assert memory.activation_bytes(model, 200, "unfused") == 2 * estimate > 0
+    # A layer saves its input at least twenty times, and the input is as wide as the embeddings, or half of them.
+    width = model.get_input_embeddings().weight.shape[1]
+    assert estimate >= 20 * 2 * 100 * width * 4 / 2
+
+
+def test_the_estimate_is_of_the_text_and_of_each_layers_own_width() -> None:
+    text = build_architecture("gemma3_text")
+    assert memory.activation_bytes(build_vision_language(2, 5), 100, "unfused") == memory.activation_bytes(
+        text, 100, "unfused"
+    )
+    each, mean = (
+        build_architecture("gemma3n_text", weights=False, intermediate_size=sizes) for sizes in ([64, 192], [128, 128])
+    )
+    assert memory.activation_bytes(each, 100, "unfused") == memory.activation_bytes(mean, 100, "unfused")
+    few, many = (build_architecture("mixtral", weights=False, num_experts_per_tok=count) for count in (1, 4))
+    assert memory.activation_bytes(few, 100, "unfused") < memory.activation_bytes(many, 100, "unfused")

@@ -186,7 +186,7 @@ def test_bad_input(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"loftq_iter: got 0; .* greater than or equal to 1"):
         load_config({"data": data, "method": {**method, "loftq_config": {"loftq_iter": 0}}, "quantization": {}})
     with pytest.raises(ConfigError, match=r"method.r: 17 is larger than the smaller side of .*k_proj \(16\)"):
-        with_loftq(folder, loftq(r=17))
+        with_loftq(folder, loftq(r=17, target_modules=["k_proj"]))
     kept = QuantizationConfig(modules_to_not_convert=["v_proj"])
     for base in (load_base(str(folder), "float32"), load_base(str(folder), "float32", quantization=kept)):
         with pytest.raises(ConfigError, match="none of the layers with an adapter is quantized"):

@@ -241,16 +241,20 @@ def kill_at_random(values: dict[str, Any], config: Path, moments: list[float]) -
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     config.write_text(yaml.safe_dump(values))
     run = Run(Path(values["output_dir"]))
-    command = [sys.executable, "-m", "lamina", "train", str(config), "--resume", "--json"]
+    command = [sys.executable, "-m", "lamina", "train", str(config), "--json"]
     for moment in moments:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+        resume = ["--resume"] if run.begun else []
+        process = subprocess.Popen(
+            [*command, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
         before = run.metrics_path.stat().st_size if run.metrics_path.exists() else 0
         while process.poll() is None and (not run.metrics_path.exists() or run.metrics_path.stat().st_size == before):
             time.sleep(0.005)  # until the process has begun to write
         time.sleep(moment)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    resume = ["--resume"] if run.begun else []
+    done = subprocess.run([*command, *resume], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["adapter_digest"] == digest(run)
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def test_resume_refuses_another_configuration_and_other_data(model_folder: Path,
     del manifest["summary"]
     run.manifest_path.write_text(json.dumps(manifest))
     write_rows(tmp_path / "rows.jsonl", count=30)
-    with pytest.raises(RunError, match="the run's data changed"):
+    with pytest.raises(RunError, match=r"changed since it was started: data file .*rows\.jsonl \("):
         lamina.train(values, resume=True)
 
 
@@ -276,8 +277,11 @@ def test_data_without_a_stop_token_is_refused(model_folder: Path, tmp_path: Path
         "".join(json.dumps({"prompt": "go", "completion": "on and on " * 30 + str(i)}) + "\n" for i in range(4))
     )
     values = settings(tmp_path, model_folder, data={"train": str(rows), "overlong": "cut", "max_length": 64})
-    with pytest.raises(DataError, match="no training example teaches the stop token"):
+    with pytest.raises(DataError, match="no training example teaches the stop token") as caught:
         lamina.train(values)
+    (shortest,) = re.findall(r"the shortest row has (\d+) tokens", str(caught.value))
+    values["data"]["max_length"] = int(shortest)
+    assert lamina.train(values).summary
 
 
 @pytest.fixture(scope="module")

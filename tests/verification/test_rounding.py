@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from lamina.methods.moved import with_rounding_moved
 from lamina.verification.report import Check, Measure
-from lamina.verification.rounding import Gradient, rounding_noise, with_rounding_moved
+from lamina.verification.rounding import Gradient, rounding_noise
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, P
 
 from lamina.config import MethodConfig
 from lamina.methods.base import AdapterLinear, inject
+from lamina.models.layers import text_decoder
 from lamina.models.quiet import quiet_transformers
 from lamina.ops.attention import packed_attention_forward
 from lamina.quantization import freeze_linear
@@ -189,7 +190,7 @@ def _measure(model: PreTrainedModel, rank: int) -> ModelUse:
         if module is not head:
             module.register_forward_pre_hook(note)
     ids = torch.zeros(1, 4, dtype=torch.long, device=model.device)
-    model.get_decoder()(input_ids=ids, use_cache=False)
+    text_decoder(model)(input_ids=ids, use_cache=False)
     assert isinstance(head, nn.Linear)
     vocabulary, hidden = head.weight.shape
     return ModelUse(linears, attention, hidden, vocabulary, rank)

@@ -204,7 +204,9 @@ def build_batches(settings: BenchSettings, folder: Path, notify: Notify) -> list
             requests = build_task(settings.seed, _QUICKSTART_ROWS, 10).train
             path = str(Path(work) / "rows.jsonl")
             Path(path).write_text("\n".join(json.dumps({"messages": request.messages()}) for request in requests))
-        config = DataConfig(train=path, eval=None, columns=settings.columns, max_length=settings.max_length)
+        config = DataConfig(
+            train=path, eval=None, columns=settings.columns, max_length=settings.max_length, max_dropped=1.0
+        )
         examples = build_dataset(config, build_template(tokenizer), 1, settings.seed).train
     plan = plan_epoch(examples.lengths, 1, settings.tokens_per_step, True, settings.seed, epoch=0)
     wanted = settings.steps + WARMUP

@@ -11,7 +11,7 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, PreTrainedConfig
 
 from lamina import files
-from lamina.cache import cache_folder
+from lamina.cache import cache_folder, hold, writing_cache
 from lamina.models.quiet import quiet_transformers
 from lamina.models.source import Notify, find_model
 
@@ -81,11 +81,15 @@ def shape_folder(name: str, seed: int, notify: Notify) -> Path:
         notify: Told before anything that takes a while.
     """
     folder = cache_folder() / "shapes" / f"{name}-{seed}-v{_VERSION}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            notify(f"Making a {name} with random weights, once ...")
-            write_model(folder, SHAPES[name](), seed)
+    hold(folder)
+    if folder.is_dir():
+        return folder
+    with writing_cache(folder, "writing"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                notify(f"Making a {name} with random weights, once ...")
+                write_model(folder, SHAPES[name](), seed)
     return folder
 
 

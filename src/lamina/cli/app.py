@@ -1,6 +1,6 @@
 """`lamina`: the commands. Each parses, makes one library call, and renders; torch is imported inside the call only.
 
-Exit codes: 0 done, 1 failed, 2 usage or configuration.
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 75 interrupted (the message says how to go on).
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,25 +15,45 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 from rich.table import Table
-from typer.exceptions import TyperException
+from typer.main import get_command
 
+from lamina.cli.arguments import asks_for_json, refuse_empty
 from lamina.cli.bench import bench
+from lamina.cli.cache import cache
 from lamina.cli.compare import compare
 from lamina.cli.data import data
-from lamina.cli.output import Bars, JsonFlag, MismatchFlag, ModelOption, err, notify, out, pair, print_json
-from lamina.errors import ConfigError, Interrupted, LaminaError, Problem
-from lamina.version import __version__
+from lamina.cli.facts import methods, schema, version
+from lamina.cli.failures import Commands, run_command, tracebacks_in
+from lamina.cli.output import (
+    MAX_SEED,
+    Bars,
+    JsonFlag,
+    MismatchFlag,
+    ModelOption,
+    check_target,
+    column_mapping,
+    err,
+    notify,
+    out,
+    print_json,
+)
+from lamina.cli.process import leave, listen_for_signals, open_standard_streams
+from lamina.errors import ConfigError, Problem
 
 app = typer.Typer(
     name="lamina",
+    cls=Commands,
     help="Parameter-efficient fine-tuning of language models, from a data file to a proven adapter.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 app.add_typer(bench, name="bench")
+app.add_typer(cache, name="cache")
 app.add_typer(data, name="data")
 app.command()(compare)
+for listing in (methods, schema, version):
+    app.command()(listing)
 
 Source = Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run directory or an adapter folder.")]
 Overrides = Annotated[
@@ -47,18 +66,23 @@ Overrides = Annotated[
 def train(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file.")],
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in output_dir.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in output_dir, or with the one whose own CONFIG it is.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Train an adapter."""
     from lamina.config import load_config
 
     checked = load_config(config, overrides or [])
-    from lamina.cli.training import TrainingView, print_summary
+    from lamina.cli.training import TrainingView, print_summary, stopped_at_once
     from lamina.training.loop import train as train_run
 
-    with TrainingView() as view:
-        run = train_run(checked, view, resume=resume)
+    try:
+        with TrainingView() as view, tracebacks_in(Path(checked.output_dir)):
+            run = train_run(checked, view, resume=resume)
+    except KeyboardInterrupt:
+        raise stopped_at_once(checked) from None
     summary = run.summary or {}
     if as_json:
         print_json(summary)
@@ -93,9 +117,10 @@ def evaluate(
     """Loss, perplexity and exact match of an adapter, with the bare base beside it."""
     if predictions is not None and not exact_match:
         raise ConfigError(Problem("--predictions", "has nothing to write without --exact-match", "add --exact-match"))
+    check_target("--predictions", predictions)
     if max_new_tokens is not None and not exact_match:
         raise ConfigError(Problem("--max-new-tokens", "does nothing without --exact-match", "add --exact-match"))
-    mapping = dict(pair("--column", text) for text in columns) if columns else None
+    mapping = column_mapping(columns)
     if mapping and data is None:
         raise ConfigError(Problem("--column", "maps the columns of --data, which is not given", "add --data FILE"))
     from lamina.evaluation.evaluate import evaluate as evaluate_adapter
@@ -113,6 +138,7 @@ def evaluate(
             model=model,
             allow_base_mismatch=allow_base_mismatch,
             progress=bars.update,
+            notify=notify,
         )
     if predictions is not None:
         lines = [json.dumps(vars(prediction), ensure_ascii=False) for prediction in result.predictions]
@@ -120,6 +146,8 @@ def evaluate(
     if as_json:
         print_json(result.as_json())
         return
+    for note in result.notes:
+        err.print(f"note: {note}", markup=False)
     table = Table("", "bare base", "adapter")
     table.add_row("loss", f"{result.base_loss:.4f}", f"{result.loss:.4f}")
     table.add_row("perplexity", f"{result.base_perplexity:.2f}", f"{result.perplexity:.2f}")
@@ -128,6 +156,8 @@ def evaluate(
     out.print(table)
     left_out = "".join(f"; left out {count}: {reason}" for reason, count in result.dropped.items())
     out.print(f"{result.rows} rows{left_out}")
+    for note in result.notes:
+        err.print(f"note: {note}", markup=False)
 
 
 @app.command()
@@ -137,7 +167,7 @@ def generate(
     system: Annotated[str | None, typer.Option(help="A system turn before each prompt.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="For sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="For sampling.")] = 0,
     base: Annotated[bool, typer.Option("--base", help="Let the bare base answer.")] = False,
     model: ModelOption = None,
     allow_base_mismatch: MismatchFlag = False,
@@ -146,14 +176,16 @@ def generate(
     """Answer prompts, given with --prompt or as lines on stdin."""
     prompts = list(prompt or [])
     if not prompts and not sys.stdin.isatty():
-        prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+        prompts = [line.removeprefix("\ufeff").rstrip("\r\n") for line in sys.stdin if line.strip()]
     if not prompts:
         raise ConfigError(Problem("--prompt", "is required, or lines on stdin", 'add --prompt "..."'))
-    from lamina.evaluation.generate import generate as generate_answers
+    from lamina.cli.chat import notify_of, print_answers
+    from lamina.evaluation.generate import generate_each
     from lamina.methods.load import load
 
     loaded = load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
-    answers = generate_answers(
+    notify_of(loaded, temperature)
+    answers = generate_each(
         loaded,
         prompts,
         system=system,
@@ -162,11 +194,8 @@ def generate(
         seed=seed,
         base=base,
     )
-    if as_json:
-        print_json({"answers": [{"prompt": p, "answer": a} for p, a in zip(prompts, answers, strict=True)]})
-        return
-    for text in answers:
-        out.print(text, markup=False)
+    if not print_answers(prompts, answers, as_json):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -175,16 +204,20 @@ def chat(
     system: Annotated[str | None, typer.Option(help="A system turn to begin with.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MAX_SEED, help="For sampling; by default new answers each time.")
+    ] = None,
     model: ModelOption = None,
     allow_base_mismatch: MismatchFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Talk to an adapter in the terminal; /base and /adapter switch between it and the bare base."""
-    from lamina.cli.chat import run_chat
+    from lamina.cli.chat import notify_of, run_chat
     from lamina.methods.load import load
 
     loaded = load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
-    turns = run_chat(loaded, system, max_new_tokens, temperature, quiet=as_json)
+    notify_of(loaded, temperature)
+    turns = run_chat(loaded, system, max_new_tokens, temperature, seed, quiet=as_json)
     if as_json:
         print_json({"turns": turns})
 
@@ -285,45 +318,6 @@ def verify(
 
 
 @app.command()
-def methods(as_json: JsonFlag = False) -> None:
-    """List the methods and their settings."""
-    from lamina.config import METHOD_CONFIGS
-
-    if as_json:
-        print_json(
-            {
-                "methods": [
-                    {
-                        "name": name,
-                        "title": c.title,
-                        "summary": c.summary,
-                        "paper": c.paper,
-                        "fields": c.model_json_schema()["properties"],
-                    }
-                    for name, c in METHOD_CONFIGS.items()
-                ]
-            }
-        )
-        return
-    for name, config in METHOD_CONFIGS.items():
-        out.print(f"[bold]{name}[/bold]  {config.title}: {config.summary}")
-        out.print(f"  {config.paper}", markup=False)
-        table = Table("field", "default", "meaning", box=None, padding=(0, 2))
-        for field, info in config.model_fields.items():
-            table.add_row(field, escape(repr(info.default)), escape(info.description or ""))
-        out.print(table)
-
-
-@app.command()
-def schema(as_json: JsonFlag = False) -> None:
-    """Print the JSON Schema of the configuration."""
-    from lamina.config import Config
-
-    text = json.dumps(Config.model_json_schema(), indent=None if as_json else 2, ensure_ascii=False)
-    sys.stdout.write(text + "\n")
-
-
-@app.command()
 def doctor(as_json: JsonFlag = False) -> None:
     """Say what this machine offers, what is slow on it, and why."""
     from lamina.doctor import diagnose
@@ -346,7 +340,7 @@ def quickstart(
         Path | None, typer.Option("--out", help="Where to put everything; by default runs/quickstart.")
     ] = None,
     model: Annotated[str, typer.Option(help="The base.")] = "smollm2-135m",
-    seed: Annotated[int, typer.Option(min=0, help="Of data and training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of data and training.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
     """The whole way on a small real model: train, compare with the base, merge with a certificate. Minutes, offline."""
@@ -355,54 +349,23 @@ def quickstart(
     run_quickstart(folder, model, seed, as_json)
 
 
-@app.command()
-def version(as_json: JsonFlag = False) -> None:
-    """Print the version."""
-    if as_json:
-        print_json({"version": __version__})
-    else:
-        out.print(__version__)
-
-
-# What typer makes of Ctrl-C inside a command, without a word to the user.
-_TYPER_INTERRUPTED = 130
-
-
 def main() -> None:
     """Runs the command line; every error becomes one message and an exit code."""
-    # What is half-written is removed on a plain `kill`, too. Training puts handlers of its own in the place of both.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    as_json = "--json" in sys.argv[1:]
-    for stream in (sys.stdout, sys.stderr):
+    open_standard_streams()
+    listen_for_signals()  # training puts handlers of its own in the place of these
+    for stream, errors in (
+        (sys.stdin, "surrogateescape"),
+        (sys.stdout, "backslashreplace"),
+        (sys.stderr, "backslashreplace"),
+    ):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # data may hold what no encoding can write
-    try:
-        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False) or 0
-        if code == _TYPER_INTERRUPTED:
-            raise KeyboardInterrupt
-        code = code if len(sys.argv) > 1 else 2  # the help was shown, but nothing was asked for
-    except LaminaError as error:
-        code = error.exit_code
-        mark = "stopped" if isinstance(error, Interrupted) else "error"
-        _report(error.details(), f"[bold red]{mark}:[/bold red] {escape(str(error))}", as_json)
-    except TyperException as error:
-        code = 2
-        message = error.format_message()
-        hint = "" if as_json else "\n[dim]See lamina --help, or lamina COMMAND --help.[/dim]"
-        _report(
-            {"type": "UsageError", "message": message},
-            f"[bold red]error:[/bold red] {escape(message)}{hint}",
-            as_json,
-        )
-    except (KeyboardInterrupt, typer.Abort):
-        code = 1
-        _report({"type": "Interrupted", "message": "interrupted"}, "[bold red]interrupted[/bold red]", as_json)
-    except BrokenPipeError:
-        code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+            stream.reconfigure(errors=errors)  # data may hold what no encoding can write, and what is no text
+    arguments = sys.argv[1:]
+    command = get_command(app)
 
+    def run() -> object:
+        refuse_empty(command, arguments)
+        return app(args=arguments or ["--help"], standalone_mode=False)
 
-def _report(details: dict[str, object], message: str, as_json: bool) -> None:
-    err.print(message, soft_wrap=True)
-    if as_json:
-        print_json({"error": details})
+    code = run_command(run, asks_for_json(command, arguments))
+    leave(code if arguments else 2)  # the help was shown, but nothing was asked for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from lamina.cli.output import JsonFlag, notify, out, pair, print_json
+from lamina.cli.output import MAX_SEED, JsonFlag, column_mapping, notify, out, pair, print_json
 from lamina.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def train(
     dtype: Annotated[str, typer.Option(help="bfloat16, float32, or auto: bfloat16 where it is native.")] = "auto",
     rank: Annotated[int, typer.Option("--rank", min=1, help="LoRA's r, on every linear layer.")] = 16,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="Constant over the steps.")] = 2e-4,
-    seed: Annotated[int, typer.Option(min=0, help="Of order, adapters and random weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of order, adapters and random weights.")] = 0,
     python: Annotated[
         list[str] | None,
         typer.Option(help="SIDE=INTERPRETER for a peer in an environment of its own; may be repeated."),
@@ -58,8 +59,11 @@ def train(
         raise ConfigError(Problem("--shape", "is a model of its own, and --model names another", "give one of them"))
     if columns and data is None:
         raise ConfigError(Problem("--column", "maps the columns of --data, which is not given", "add --data FILE"))
-    mapping = dict(pair("--column", text) for text in columns or [])
+    mapping = column_mapping(columns)
     interpreters = dict(pair("--python", text) for text in python or [])
+    for side, interpreter in interpreters.items():
+        if shutil.which(interpreter) is None:
+            raise ConfigError(Problem("--python", f"{interpreter}, for {side}, cannot be run", "check the path"))
     from lamina.bench.report import check_plot
     from lamina.bench.report import plot as draw
     from lamina.bench.run import BenchSettings, bench_train
@@ -68,7 +72,7 @@ def train(
         model=model or "smollm2-135m",
         shape=shape,
         data=data,
-        columns=mapping or None,
+        columns=mapping,
         peers=[name.strip() for name in peers.split(",")] if peers is not None else None,
         steps=steps,
         rounds=rounds,

@@ -1,33 +1,63 @@
-"""The terminal chat: a loop of reading a line, streaming an answer, and a few commands."""
+"""Answers in the terminal: those to prompts, and a chat, which reads a line, streams an answer, and takes commands."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Sequence
 
-from lamina.cli.output import err, out
+from rich.markup import escape
+
+from lamina.cli.output import err, notify, out, print_json, print_text
 from lamina.data.example import Message
-from lamina.evaluation.generate import stream
+from lamina.errors import DataError
+from lamina.evaluation.generate import check_system, left_out_settings, prompt_ids, stream
 from lamina.methods.load import Loaded
 
 HELP = "/base and /adapter switch, /reset forgets the conversation, /exit leaves"
 
 
+def notify_of(loaded: Loaded, temperature: float) -> None:
+    """Says what a user should know of answers before they come."""
+    for note in (*loaded.notes, left_out_settings(loaded, temperature)):
+        if note:
+            notify(note)
+
+
+def print_answers(prompts: Sequence[str], answers: Sequence[str | DataError], as_json: bool) -> bool:
+    """Prints answers, in the order of their prompts, and what kept others from one. Whether all were answered."""
+    for number, answer in enumerate(answers, start=1):
+        if isinstance(answer, DataError):
+            err.print(f"[bold red]error:[/bold red] prompt {number}: {escape(str(answer))}")
+        elif not as_json:
+            print_text(answer)
+    if as_json:
+        given = [{"error": a.details()} if isinstance(a, DataError) else {"answer": a} for a in answers]
+        print_json({"answers": [{"prompt": p, **a} for p, a in zip(prompts, given, strict=True)]})
+    return not any(isinstance(answer, DataError) for answer in answers)
+
+
 def run_chat(
-    loaded: Loaded, system: str | None, max_new_tokens: int, temperature: float, quiet: bool
+    loaded: Loaded, system: str | None, max_new_tokens: int, temperature: float, seed: int | None, quiet: bool
 ) -> list[dict[str, str]]:
-    """Chats until the input ends.
+    """Chats until the input ends. A line that cannot be asked is told of, and the chat goes on without it.
 
     Args:
         loaded: Base and adapter.
         system: A system turn to begin with.
         max_new_tokens: Longest answer.
         temperature: 0 is greedy.
+        seed: For sampling; each answer has the next one. None for other answers each time.
         quiet: Print nothing on stdout.
 
     Returns:
         What was said: `from` (`user`, `adapter` or `base`) and `text` of each turn.
+
+    Raises:
+        ConfigError: The template has no place for the system turn.
     """
+    if system:
+        check_system(loaded, system)
     start = [Message("system", system)] if system else []
     conversation, said, speaker = list(start), [], "adapter"
     err.print(f"[dim]{HELP}[/dim]")
@@ -45,11 +75,18 @@ def run_chat(
             continue
         if not line.strip():
             continue
-        conversation.append(Message("user", line))
-        said.append({"from": "user", "text": line})
+        asked = [*conversation, Message("user", line)]
+        try:
+            prompt_ids(loaded, asked)
+        except DataError as error:
+            err.print(f"[bold red]error:[/bold red] {escape(str(error))}")
+            err.print("[dim]The line was left out; /reset forgets the conversation[/dim]")
+            continue
         with loaded.injection.disabled() if speaker == "base" else contextlib.nullcontext():
             pieces = []
-            for piece in stream(loaded, conversation, max_new_tokens=max_new_tokens, temperature=temperature):
+            for piece in stream(
+                loaded, asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=_nth(seed, len(said))
+            ):
                 pieces.append(piece)
                 if not quiet:
                     out.file.write(piece)
@@ -57,15 +94,19 @@ def run_chat(
         if not quiet:
             out.file.write("\n")
         text = "".join(pieces).strip()
-        conversation.append(Message("assistant", text))
-        said.append({"from": speaker, "text": text})
+        conversation = [*asked, Message("assistant", text)]
+        said += [{"from": "user", "text": line}, {"from": speaker, "text": text}]
     return said
+
+
+def _nth(seed: int | None, number: int) -> int | None:
+    return None if seed is None else seed + number
 
 
 def _read(speaker: str) -> str | None:
     if not sys.stdin.isatty():
         line = sys.stdin.readline()
-        return line.rstrip("\n") if line else None
+        return line.rstrip("\r\n") if line else None
     try:
         err.print(f"[bold cyan]you -> {speaker}>[/bold cyan] ", end="")
         return input()

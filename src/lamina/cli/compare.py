@@ -68,6 +68,8 @@ def compare(
 
     values = read_yaml(Path(config))
     where = folder or Path("runs") / f"compare-{Path(config).stem}"
+    if where.exists() and not where.is_dir():
+        raise ConfigError(Problem("--out", f"{where} is a file", "name a folder"))
     choices = dict(split_choices(text) for text in [*(settings or []), *(grid or [])])
     built = build_candidates(
         values,
@@ -119,7 +121,10 @@ def _check_pairs(
 
 
 def _named(text: str) -> tuple[str, list[str]]:
-    name, *changes = shlex.split(text)
+    try:
+        name, *changes = shlex.split(text)
+    except ValueError:  # nothing in it, or a quote that is not closed
+        name, changes = "=", []
     if "=" in name or not all("=" in change for change in changes):
         raise ConfigError(Problem("--candidate", f"{text!r} is not NAME KEY=VALUE ...", 'write "small method.r=4"'))
     return name, changes

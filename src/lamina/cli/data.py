@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from lamina.cli.output import JsonFlag, err, notify, out, pair, print_json
+from lamina.cli.output import JsonFlag, check_target, column_mapping, err, notify, out, print_json
 from lamina.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Seconds between two lines on how far a check has got, where no terminal shows it all the time.
 WORD_EVERY = 10.0
 
-data = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
+data = typer.Typer(help="Look at data before training on it.", no_args_is_help=False)
 
 Target = Annotated[
     str, typer.Argument(metavar="FILE|CONFIG", help="A data file, a folder, a glob, a hub id; or a run's YAML file.")
@@ -48,10 +48,9 @@ def check(
     as_json: JsonFlag = False,
 ) -> None:
     """Say what is wrong with data: faults, duplicates, leakage, secrets, lengths and more. Exits with 1 on errors."""
-    mapping = dict(pair("--column", text) for text in columns) if columns else None
+    mapping = column_mapping(columns)
     for option, path in (("--html", page), ("--fix", fixed)):
-        if path is not None and path.is_dir():
-            raise ConfigError(Problem(option, f"{path} is a folder", "name a file"))
+        check_target(option, path)
     _check_outputs(page, fixed)
     from lamina.inspection.target import find_target
 
@@ -114,7 +113,7 @@ def show(
     as_json: JsonFlag = False,
 ) -> None:
     """Print rows as the model sees them: special tokens visible, what is learnt in green."""
-    mapping = dict(pair("--column", text) for text in columns) if columns else None
+    mapping = column_mapping(columns)
     from lamina.inspection.show import show_data
     from lamina.inspection.target import find_target
 
@@ -134,6 +133,8 @@ def _print_row(row: Shown) -> None:
     out.print(Text(f"{place} row {row.row} ({row.kind or 'not understood'}{judged}): {counts}", style="bold"))
     if row.left_out:
         out.print(Text(f"left out: {row.left_out}", style="yellow"))
+    for note in row.notes:
+        out.print(Text(f"note: {note}", style="yellow"))
     if row.pieces:
         out.print(_text(row.pieces))
     if row.rejected:

@@ -22,6 +22,8 @@ def print_report(report: CheckReport) -> None:
     """Prints the report: files, figures, findings with some of their rows, and a last line that sums up."""
     for file in report.files:
         out.print(_file_line(file), markup=False)
+        for note in file["notes"]:
+            out.print(f"note: {note}", markup=False)
     _print_facts(report.facts)
     for finding in reversed(report.findings):
         _print_finding(finding)
@@ -35,8 +37,6 @@ def _file_line(file: Mapping[str, Any]) -> str:
         line += ", for evaluation"
     if file["ignored_columns"]:
         line += f"; columns not used: {', '.join(file['ignored_columns'])}"
-    if file["skipped"]:
-        line += f"; not read beside it: {', '.join(file['skipped'])}"
     return line
 
 

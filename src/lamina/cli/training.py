@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -10,7 +12,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from lamina.cli.output import err
+from lamina.cli.output import err, stop
+from lamina.config import Config
+from lamina.errors import Interrupted
+from lamina.runs import Run
 
 # Between two lines of progress where stderr is no terminal, such as in a log file.
 LINE_SECONDS = 15.0
@@ -41,7 +46,8 @@ class TrainingView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        with contextlib.suppress(OSError):  # the terminal has gone
+            stop(self._progress)
 
     def __call__(self, event: Any) -> None:
         """Shows one event."""
@@ -55,7 +61,7 @@ class TrainingView:
     def _on_start(self, step: int, data: dict[str, Any]) -> None:
         err.print("[bold]Data[/bold]")
         for line in data["data_report"]:
-            err.print(f"  {escape(line)}")
+            err.print(Text(f"  {line}", style="yellow" if line.startswith("warning:") else ""), soft_wrap=True)
         share = data["trainable_parameters"] / data["total_parameters"]
         recompute = data["gradient_checkpointing"]
         checkpointing = ", gradient checkpointing" if recompute else ""
@@ -104,10 +110,20 @@ class TrainingView:
         err.print(f"  eval loss {data['eval_loss']:.4f}  {what}{best}")
 
     def _on_end(self, step: int, data: dict[str, Any]) -> None:
-        self._progress.stop()
+        stop(self._progress)
 
     def _on_interrupted(self, step: int, data: dict[str, Any]) -> None:
         err.print(f"  {data['signal']}: checkpoint saved at step {step}")
+
+
+def stopped_at_once(config: Config) -> Interrupted:
+    """What a second Ctrl-C, or one before the first step, is for the user."""
+    run = Run(Path(config.output_dir))
+    if not run.begun:
+        return Interrupted("stopped before the run began. Go on with: the same command again")
+    command = run.resume_command
+    message = f"stopped at once. Go on from the last checkpoint with: {command}"
+    return Interrupted(message, run=str(run.path), resume=command)
 
 
 def print_summary(summary: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@
 """
 
 from lamina.config.data import DataConfig, ReplayConfig, SourceConfig
+from lamina.config.given import only_given, resolved_values
 from lamina.config.load import load_config, merge_overrides, read_yaml
 from lamina.config.methods import DEFAULT_METHOD, METHOD_CONFIGS, MethodConfig
 from lamina.config.root import Config
@@ -20,5 +21,7 @@ __all__ = [
     "TrainConfig",
     "load_config",
     "merge_overrides",
+    "only_given",
     "read_yaml",
+    "resolved_values",
 ]

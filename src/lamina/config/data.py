@@ -31,6 +31,7 @@ MAPPABLE_FIELDS = (
     "label",
     "margin",
     "tools",
+    "chat_template_kwargs",
 )
 
 
@@ -49,7 +50,7 @@ class SourceConfig(Section):
     """One of several sources; what is not given here is as in `data`."""
 
     path: str
-    """File, folder, glob, or data set of the hub (`user/name`, `user/name:split`, `user/name/configuration:split`)."""
+    """File, folder, `folder:split`, glob, or data set of the hub (`user/name[/configuration][:split]`)."""
 
     weight: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
     """How often its rows are seen in an epoch: 2 is every row twice, 0.5 half of them, drawn by `seed`."""
@@ -91,7 +92,7 @@ class DataConfig(Section):
     """File, folder, glob or data set of the hub, or a list of them, each a path or a section with a `weight`."""
 
     eval: Share | str | None = 0.1
-    """Evaluation data: a file, a share of `train` to split off (rows with equal prompts stay on one side), or null."""
+    """Evaluation data: a file or folder, a share of `train` to split off (equal prompts stay on one side), or null."""
 
     format: FormatName = "auto"
     """Shape of a row; `auto` looks at the rows."""
@@ -104,6 +105,9 @@ class DataConfig(Section):
 
     max_rows: Annotated[int, Field(ge=1)] | None = None
     """Use only the first rows of each training file; the rest is counted in the data report."""
+
+    max_dropped: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Largest share of a source's rows that may be left out, such as for their length; more is an error."""
 
     text_unit: TextUnit = "auto"
     """What one document is in a plain text file; `auto` looks at the lines."""
@@ -149,6 +153,12 @@ class DataConfig(Section):
 
     thinking: Literal["keep", "strip", "unsupervised"] = "keep"
     """Reasoning in an answer: learnt, removed, or left in the text but out of the loss."""
+
+    enable_thinking: bool | None = None
+    """Whether the chat template is told to let the model reason, in training and in use; null leaves it to itself.
+
+    Rows with `chat_template_kwargs` of their own say it for themselves.
+    """
 
     chat_template: str | None = None
     """A built-in template, or a Jinja file, to use instead of the model's own."""

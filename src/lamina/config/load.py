@@ -6,44 +6,60 @@ All problems are reported at once, each with the field, the value, what is allow
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from lamina.config.given import only_given, resolved_values, section_of
 from lamina.config.methods import METHOD_CONFIGS, MethodConfig
+from lamina.config.overrides import read_value
+from lamina.config.places import at_home, own_run
 from lamina.config.root import Config
-from lamina.errors import ConfigError, Problem, nearest
+from lamina.config.yaml_text import parse_yaml
+from lamina.errors import ConfigError, NewerVersionError, Problem, nearest
+from lamina.version import is_newer
 
 
 def load_config(source: str | Path | Mapping[str, Any] | Config, overrides: Iterable[str] = ()) -> Config:
     """Reads and checks a configuration.
 
     Args:
-        source: A YAML file, a mapping with the same structure, or a `Config`.
-        overrides: `key.sub=value` strings; the value is read as YAML.
+        source: A YAML file, a mapping with the same structure, or a `Config`. A run's own `config.yaml` is of the run
+            that it lies in, wherever that was moved, and its relative paths lead where they led when it was started.
+        overrides: `key.sub=value` strings; see `read_value` for how the value is read. What was given before stays, and
+            what was filled in follows: the learning rate of another method or optimizer is that one's own.
 
     Returns:
         The configuration, with every default filled in.
 
     Raises:
         ConfigError: With all problems at once.
+        NewerVersionError: It is of a run that was started by a version which knows settings that this one does not.
     """
+    started_by = ""
     if isinstance(source, Config):
-        values, name = source.model_dump(mode="json"), ""
+        values, name = resolved_values(source), ""
     elif isinstance(source, Mapping):
         values, name = dict(source), ""
     else:
-        values, name = read_yaml(Path(source)), str(source)
-        values.setdefault("output_dir", f"runs/{Path(source).stem}")
-    values = merge_overrides(values, overrides)
+        path = Path(source)
+        values, name = read_yaml(path), str(source)
+        values.setdefault("output_dir", f"runs/{path.stem}")
+        if manifest := own_run(path):
+            started_by = str(manifest["lamina"])
+            values = at_home(values, path.parent, manifest)
+    values = merge_overrides(only_given(values), overrides)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_one_per_field([_problem(detail) for detail in error.errors()]), name) from None
+        problems = _one_per_field([_problem(detail) for detail in error.errors()])
+        if is_newer(started_by):
+            reason = "; ".join(f"{problem.field}: {problem.message}" for problem in problems)
+            raise NewerVersionError(name, started_by, reason.removesuffix(".")) from None
+        raise ConfigError(problems, name) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -56,7 +72,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(Problem("config", f"{path} is a folder, not a YAML file", "name the file in it")) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(Problem("config", f"{path} cannot be read ({error})", "save it as UTF-8 text")) from None
-    value = _parse_yaml(text, str(path))
+    value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
         found = "is empty" if value is None else f"holds a {type(value).__name__}"
         raise ConfigError(
@@ -85,47 +101,13 @@ def merge_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
                 break
             node = child
         else:
-            node[path[-1]] = _parse_yaml(text, override)
+            try:
+                node[path[-1]] = read_value(path, text, override)
+            except ConfigError as error:
+                problems += error.problems
     if problems:
         raise ConfigError(problems)
     return merged
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 floats and no duplicate keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key_node.start_mark)
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise ConfigError(Problem(str(key), f"appears twice (again on line {line})", "keep one of them"))
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain data only
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        reason = getattr(error, "problem", None) or str(error)
-        raise ConfigError(Problem("config", f"{source} is not valid YAML{where}: {reason}")) from None
 
 
 def _problem(detail: ErrorDetails) -> Problem:
@@ -192,16 +174,8 @@ def _is_union_tag(part: object) -> bool:
 def _section_at(location: list[str]) -> type[BaseModel] | None:
     model: type[BaseModel] | None = Config
     for part in location:
-        model = _section_of(model, part) if model is not None else None
+        model = section_of(model, part) if model is not None else None
     return model
-
-
-def _section_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    field = model.model_fields.get(name)
-    if field is None:
-        return METHOD_CONFIGS.get(name)  # below a discriminated union, pydantic names the member
-    candidates = [field.annotation, *get_args(field.annotation)]
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
 
 
 def _example(location: list[str]) -> str:

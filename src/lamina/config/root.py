@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lamina.config.data import DataConfig
-from lamina.config.methods import AnyMethodConfig
+from lamina.config.methods import AnyMethodConfig, MethodConfig
 from lamina.config.methods.lora import LoraConfig
 from lamina.config.optim import OPTIMIZERS
 from lamina.config.quantization import QuantizationConfig
@@ -93,7 +93,13 @@ class Config(Section):
     @model_validator(mode="after")
     def _fill_in_learning_rate(self) -> Config:
         if self.train.learning_rate is None:
-            own = self.method.learning_rate * OPTIMIZERS[self.train.optim].learning_rate_factor
+            own = default_learning_rate(type(self.method), self.train.optim)
             train = self.train.model_copy(update={"learning_rate": own})
+            train.model_fields_set.discard("learning_rate")  # it was not given, and follows if method or optim change
             object.__setattr__(self, "train", train)  # the class is frozen for everyone else
         return self
+
+
+def default_learning_rate(method: type[MethodConfig], optim: str) -> float:
+    """What `train.learning_rate` is for a method and an optimizer unless it is given."""
+    return method.learning_rate * OPTIMIZERS[optim].learning_rate_factor

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,11 @@ from lamina.data.bounds import TemplateFailure
 from lamina.data.example import Message
 from lamina.data.probe import Render
 from lamina.data.scaffold import Scaffolds
-from lamina.data.spans import Marks, Places, Span
+from lamina.data.spans import Marks, Places, Span, shared_length
 from lamina.data.turns import THINK, as_turn
 from lamina.errors import DataError
 
-_THINK_END = re.compile(r"\s*</think>\s*")
+THINK_END = re.compile(r"\s*</think>\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +118,12 @@ class AnswerFinder:
         )
         if start is None:
             raise self._lost()
+        if words and not message.tool_calls:
+            return Span(start, self._past_stop(text, words.end))
         stop = self._call_stop if message.tool_calls else self._stop
         end = text.find(stop, words.end if words else start)
         is_last = index == len(conversation.messages) - 1
-        if end < 0 and is_last and not message.tool_calls:
+        if end < 0 and is_last:
             end, stop = len(text.rstrip()), ""
         said = text[start:end]
         if end < 0 or not self._ends_before_next(conversation, index, end):
@@ -129,7 +131,7 @@ class AnswerFinder:
         if message.tool_calls:
             if not all(call.name in said for call in message.tool_calls):
                 raise self._lost()
-        elif not message.thinking:
+        else:
             if said.strip() != message.content.strip():
                 raise self._lost()
             place = said.find(message.content)
@@ -143,7 +145,8 @@ class AnswerFinder:
     def _prompts(self, conversation: Conversation, index: int) -> Iterator[str]:
         """What may stand before the turn: the prompt that a model would get, else what stands before other words.
 
-        The second serves templates that look ahead, for instance to put the tools before the last question.
+        The second serves templates that look ahead, for instance to put the tools before the last question; what both
+        texts begin with, those that write nothing in the place of reasoning that is not there.
         """
         turns, schemas = conversation.turns, conversation.schemas
         with contextlib.suppress(TemplateFailure):
@@ -158,6 +161,7 @@ class AnswerFinder:
         prompt = other.partition(mark)[0]
         yield prompt
         yield prompt.rstrip()
+        yield prompt[: shared_length(prompt, conversation.text)]
 
     def _thinking(self, conversation: Conversation, places: Places, answers: Sequence[Span]) -> list[Span]:
         thinking: list[Span] = []
@@ -168,7 +172,7 @@ class AnswerFinder:
         for (index, message), answer in zip(spoken, answers, strict=True):
             inside = [place for place in places.thinking if answer.start <= place.start and place.end <= answer.end]
             if message.thinking and inside:
-                match = _THINK_END.match(conversation.text, inside[-1].end)
+                match = THINK_END.match(conversation.text, inside[-1].end)
                 thinking.append(Span(answer.start, match.end() if match else inside[-1].end))
             elif message.thinking and index == last:
                 raise DataError(
@@ -206,6 +210,26 @@ def find_places(render: Render, conversation: Conversation) -> Places | None:
         if places is not None and _are_of(places, conversation):
             return places
     return None
+
+
+def find_stop(render: Render, try_render: Render, special: Iterable[str]) -> str:
+    """The special token that a template writes after an answer; empty if there is none.
+
+    Args:
+        render: The template, raising `DataError` where it refuses a conversation.
+        try_render: The template, raising `TemplateFailure`.
+        special: The tokenizer's special tokens.
+    """
+    messages = [Message("user", "ping"), Message("assistant", "pong")]
+    turns = [as_turn(message) for message in messages]
+    conversation = Conversation(messages, turns, None, render(turns, None))
+    places = find_places(try_render, conversation)
+    ordered = sorted(special, key=len, reverse=True)
+    if not (places and ordered):
+        return ""
+    pattern = re.compile(r"\s*(" + "|".join(map(re.escape, ordered)) + ")")
+    match = pattern.match(conversation.text, places.answers[0].end)
+    return match.group(1) if match else ""
 
 
 def _are_of(places: Places, conversation: Conversation) -> bool:

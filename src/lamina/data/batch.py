@@ -1,9 +1,14 @@
-"""A `Batch`: documents laid end to end, each with its own positions and its own attention, and no padding."""
+"""A `Batch`: documents of one forward, end to end, each with its own positions, and no padding.
+
+A `Layout` says how the documents of a micro-batch become batches. `PACKED` is the fast one, and which one is right for
+a model is found out before training (`fusion/layout.py`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import torch
@@ -12,8 +17,24 @@ from lamina.data.example import EncodedExample
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How documents go through a model.
+
+    Attributes:
+        together: All documents of a micro-batch in one sequence; else each in a forward of its own.
+        own_attention: In the attention implementation that the model was loaded with; else in lamina's.
+    """
+
+    together: bool
+    own_attention: bool
+
+
+PACKED = Layout(together=True, own_attention=False)
+
+
+@dataclass(frozen=True)
 class Batch:
-    """Documents of one micro-batch as a single sequence of T tokens.
+    """Documents of one forward as a single sequence of T tokens.
 
     Attributes:
         input_ids: int64, shape (1, T).
@@ -21,6 +42,7 @@ class Batch:
         document_lengths: Tokens of each document, on the host; they sum to T.
         predicting: int64, shape (N,): positions whose hidden state predicts a supervised token.
         targets: int64, shape (N,): those supervised tokens.
+        layout: How the model is to be called.
     """
 
     input_ids: torch.Tensor
@@ -28,6 +50,7 @@ class Batch:
     document_lengths: list[int]
     predicting: torch.Tensor
     targets: torch.Tensor
+    layout: Layout = PACKED
 
     @property
     def tokens(self) -> int:
@@ -54,10 +77,41 @@ class Batch:
             self.document_lengths,
             moved(self.predicting),
             moved(self.targets),
+            self.layout,
         )
 
 
-def build_batch(examples: Sequence[EncodedExample]) -> Batch:
+class Documents(Sequence[torch.Tensor]):
+    """Token ids of examples, int64 (1, T) each, made when they are asked for."""
+
+    def __init__(self, examples: Sequence[EncodedExample], device: torch.device) -> None:
+        self._examples = examples
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    @overload
+    def __getitem__(self, place: int) -> torch.Tensor: ...
+    @overload
+    def __getitem__(self, place: slice) -> Documents: ...
+    def __getitem__(self, place: int | slice) -> torch.Tensor | Documents:
+        if isinstance(place, slice):
+            return Documents(self._examples[place], self._device)
+        return torch.from_numpy(self._examples[place].input_ids.astype(np.int64))[None].to(self._device)
+
+
+def build_batches(examples: Sequence[EncodedExample], layout: Layout = PACKED) -> list[Batch]:
+    """Turns a micro-batch into the batches that its layout asks for; the sum of their losses is the micro-batch's.
+
+    A document with nothing to learn is left out where it would be alone.
+    """
+    if layout.together:
+        return [build_batch(examples, layout)]
+    return [build_batch([example], layout) for example in examples if example.supervised_tokens]
+
+
+def build_batch(examples: Sequence[EncodedExample], layout: Layout = PACKED) -> Batch:
     """Lays examples end to end.
 
     >>> example = EncodedExample(np.array([5, 6, 7], np.int32), np.array([False, False, True]), row=1)
@@ -77,4 +131,5 @@ def build_batch(examples: Sequence[EncodedExample]) -> Batch:
         document_lengths=lengths.tolist(),
         predicting=torch.from_numpy(targets_at - 1),
         targets=torch.from_numpy(ids[targets_at]),
+        layout=layout,
     )

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
-from lamina.config import DataConfig, SourceConfig
+from lamina.config import DataConfig
 from lamina.data.encoded_file import EncodedFile, encode_file
 from lamina.data.example import Example, Kind
+from lamina.data.lost import lost_line, lost_rows, nothing_left
 from lamina.data.mix import draw_replay, weigh
+from lamina.data.no_loss import TRIED, no_loss_fix
 from lamina.data.packing import plan_epoch
 from lamina.data.read import find_files
-from lamina.data.report import DROP_REASONS, DataReport, FileReport
+from lamina.data.remarks import file_notes
+from lamina.data.report import CHOSEN_REASONS, DataReport
 from lamina.data.side import Pieces, Side, parts_of, whole_rows, wrapped_pieces
-from lamina.data.source import SourceReader, used_examples
+from lamina.data.source import OpenSource, SourceReader, open_sources, used_examples
 from lamina.data.split import hold_out
 from lamina.data.template import ChatTemplate
 from lamina.errors import DataError
@@ -36,6 +41,7 @@ class Dataset:
         report: What became of every row.
         eval_files: The files that evaluation examples come from, by the number of their source.
         train_blocks: int64, shape (training examples,): the micro-batch of each, where that is settled for all epochs.
+        eval_dropped: Rows of the evaluation side that are left out, by reason.
     """
 
     train: Side
@@ -43,6 +49,7 @@ class Dataset:
     report: DataReport
     eval_files: dict[int, EncodedFile]
     train_blocks: np.ndarray | None = None
+    eval_dropped: dict[str, int] = field(default_factory=dict)
 
     def eval_examples(self) -> list[Example]:
         """The evaluation examples as conversations, for generation; their files are read again."""
@@ -69,26 +76,23 @@ def build_dataset(
         ConfigError: A file does not exist.
         DataError: A row is not what its format asks for, or nothing is left to train on.
     """
-    training = list(_open_sources(config, config.sources, "data.train", "train", template, notify))
-    held_out_files = replayed = list[EncodedFile]()
-    if isinstance(config.eval, str):
-        sources = [config.source_of(config.eval)]
-        held_out_files = list(_open_sources(config, sources, "data.eval", "eval", template, notify))
-    if config.replay is not None:
-        replay = config.replay
-        sources = [SourceConfig(path=replay.path, format=replay.format, columns=replay.columns)]
-        replayed = list(_open_sources(config, sources, "data.replay.path", "replay", template, notify))
-    every = [*training, *held_out_files, *replayed]
+    every = _encode(open_sources(config, "train", "eval", "replay"), config, template, notify)
+    training, held_out_files, replayed = (
+        [file for file in every if file.report.role == side] for side in ("train", "eval", "replay")
+    )
     stores = [file.store for file in every]
-    stop = template.stop_token_id
+    stop = template.stop_token_ids
 
     chosen = _split(config, training, seed)
-    train_parts, eval_parts = [], []
+    train_parts, eval_parts, eval_dropped = [], [], dict[str, int]()
     for source, file in enumerate(every):
         held_out = (
             chosen[source] if file.report.role == "train" else np.full(len(file.store), file.report.role == "eval")
         )
+        before = file.report.counts_dropped() if file.report.role == "train" else {}
         eval_parts.append(fit(file, source, np.flatnonzero(held_out), config, stop))
+        if file.report.role != "replay":
+            _add(eval_dropped, file.report.counts_dropped(), before)
         rows = fit(file, source, np.flatnonzero(~held_out), config, stop)
         train_parts.append(weigh(rows, file, seed) if file.report.role == "train" else rows)
     if config.replay is not None:
@@ -100,19 +104,19 @@ def build_dataset(
     if config.packing_strategy == "wrapped":
         train, blocks = _wrapped(train, every, batch_size * config.max_length, seed, stop)
     _account(every, train, evaluation)
-    reports = [file.report for file in every]
     if not len(train):
-        raise DataError(_nothing_left(config.sources[0].path, reports))
+        raise DataError(nothing_left(training, config))
     if isinstance(config.eval, str) and not len(evaluation):
-        raise DataError(_nothing_left(config.eval, [file.report for file in held_out_files]))
+        raise DataError(nothing_left(held_out_files, config))
 
     report = DataReport(
-        files=reports,
+        files=[file.report for file in every],
         train=train.report(),
         eval=evaluation.report() if len(evaluation) else None,
         chat_template=template.name,
         stop_token=template.stop_token,
         notes=_notes(config, template, every, train, evaluation, chosen),
+        warnings=[*lost_rows(every, config), *_read_twice(training)],
     )
     plan = plan_epoch(
         train.lengths, batch_size, config.max_length, config.packing, seed, 0, config.group_by_length, blocks
@@ -121,7 +125,7 @@ def build_dataset(
     if config.packing:
         report.packing_efficiency = int(train.lengths.sum()) / (len(plan) * batch_size * config.max_length)
     eval_files = {source: file for source, file in enumerate(every) if file.report.eval_rows}
-    return Dataset(train, evaluation, report, eval_files, blocks)
+    return Dataset(train, evaluation, report, eval_files, blocks, eval_dropped)
 
 
 def build_evaluation(
@@ -141,18 +145,27 @@ def build_evaluation(
         DataError: A row is not what its format asks for, or none can be used.
     """
     source = config.source_of(path).model_copy(update={"max_rows": max_rows})
-    opened = list(_open_sources(config, [source], field, "eval", template, None))
-    stop = template.stop_token_id
+    opened = _encode([OpenSource("eval", source, find_files(path, field, "test"))], config, template, None)
+    stop = template.stop_token_ids
     parts = [fit(file, number, np.arange(len(file.store)), config, stop) for number, file in enumerate(opened)]
     stores = [file.store for file in opened]
     evaluation, nothing = Side(stores, Pieces.join(parts)), Side(stores, Pieces.join([]))
     _account(opened, nothing, evaluation)
     if not len(evaluation):
-        raise DataError(_nothing_left(path, [file.report for file in opened]))
+        raise DataError(nothing_left(opened, config))
     report = DataReport(
-        [file.report for file in opened], nothing.report(), evaluation.report(), template.name, template.stop_token
+        files=[file.report for file in opened],
+        train=nothing.report(),
+        eval=evaluation.report(),
+        chat_template=template.name,
+        stop_token=template.stop_token,
+        notes=[note for file in opened for note in file.notes],
+        warnings=lost_rows(opened, config.model_copy(update={"max_dropped": 1.0})),
     )
-    return Dataset(nothing, evaluation, report, dict(enumerate(opened)))
+    dropped: dict[str, int] = {}
+    for file in opened:
+        _add(dropped, file.report.counts_dropped(), {})
+    return Dataset(nothing, evaluation, report, dict(enumerate(opened)), eval_dropped=dropped)
 
 
 def load_examples(config: DataConfig, path: str, field: str, max_rows: int | None) -> list[Example]:
@@ -163,17 +176,24 @@ def load_examples(config: DataConfig, path: str, field: str, max_rows: int | Non
         path: What the user named.
         field: The option that named it, for errors.
         max_rows: Use only so many rows from the start.
+
+    Raises:
+        DataError: A row cannot be read, or more of them are left out than `data.max_dropped` allows.
     """
-    source = config.source_of(path)
-    rows = (
-        row
-        for file in find_files(path, field)
-        for row in used_examples(SourceReader(file, source, config.text_unit), max_rows)
-    )
-    return [row.example for row in rows if row.example is not None and not row.drop_reason]
+    source, usable, lost = config.source_of(path), list[Example](), Counter[str]()
+    for file in find_files(path, field, "test"):
+        for row in used_examples(SourceReader(file, source, config.text_unit), max_rows):
+            if row.example is not None and not row.drop_reason:
+                usable.append(row.example)
+            elif row.drop_reason not in CHOSEN_REASONS:
+                lost[row.drop_reason] += 1
+    rows = len(usable) + lost.total()
+    if lost.total() > config.max_dropped * rows:
+        raise DataError(f"{path}: {lost_line(lost, rows)}. Fix: complete the rows, or correct data.columns.")
+    return usable
 
 
-def fit(file: EncodedFile, source: int, rows: np.ndarray, config: DataConfig, stop: int) -> Pieces:
+def fit(file: EncodedFile, source: int, rows: np.ndarray, config: DataConfig, stop: Sequence[int]) -> Pieces:
     """Rows of a file within `max_length`: longer ones are left out, cut or split, as the config says.
 
     Args:
@@ -181,7 +201,7 @@ def fit(file: EncodedFile, source: int, rows: np.ndarray, config: DataConfig, st
         source: Its number.
         rows: int64: which of its stored rows.
         config: The `data:` section.
-        stop: Id of the stop token.
+        stop: Ids of the stop tokens.
     """
     store, report = file.store, file.report
     pieces = whole_rows(store, source, rows)
@@ -211,31 +231,27 @@ def fit(file: EncodedFile, source: int, rows: np.ndarray, config: DataConfig, st
     return kept
 
 
-def _open_sources(
-    config: DataConfig,
-    sources: Sequence[SourceConfig],
-    field: str,
-    role: str,
-    template: ChatTemplate,
-    notify: Notify | None,
-) -> Iterator[EncodedFile]:
-    for source in sources:
-        for file in find_files(source.path, field):
-            opened = encode_file(file, source, config, role, template, notify)
-            wrong = [kind for kind in opened.store.facts.kinds if kind not in TRAINABLE]
+def _encode(
+    sources: Sequence[OpenSource], config: DataConfig, template: ChatTemplate, notify: Notify | None
+) -> list[EncodedFile]:
+    encoded = []
+    for opened in sources:
+        for file in opened.files:
+            encoded.append(encode_file(file, opened.source, config, opened.side, template, notify))
+            wrong = [kind for kind in encoded[-1].store.facts.kinds if kind not in TRAINABLE]
             if wrong:
-                raise DataError(_not_trainable(file.name, wrong[0], opened.report.format))
-            yield opened
+                raise DataError(_not_trainable(encoded[-1], wrong[0]))
+    return encoded
 
 
-def _not_trainable(name: str, kind: str, format_name: str) -> str:
-    if kind == Kind.PREFERENCE:
-        fix = "to learn the chosen answers by heart, map them: data.columns={prompt: prompt, completion: chosen}"
-    else:
-        fix = "to learn the wanted answers by heart, keep the rows whose label is true and remove the label"
+def _not_trainable(file: EncodedFile, kind: str) -> str:
+    facts = file.store.facts
+    first = islice(file.reader(), TRIED)
+    rows = [(row.value, row.example) for row in first if row.value is not None and row.example is not None]
+    fix = no_loss_fix(kind, rows, file.source, facts.wanted, facts.kinds[kind])
     return (
-        f"{name}: its rows are of the format {format_name!r}, which `lamina train` has no loss for; it learns answers "
-        f"and plain text. Fix: {fix}."
+        f"{file.file.name}: its rows are of the format {facts.format!r}, which `lamina train` has no loss for; it "
+        f"learns answers and plain text. Fix: {fix}."
     )
 
 
@@ -254,7 +270,9 @@ def _split(config: DataConfig, training: Sequence[EncodedFile], seed: int) -> li
     return np.split(held_out, np.cumsum([len(store) for store in stores])[:-1])
 
 
-def _wrapped(train: Side, every: Sequence[EncodedFile], budget: int, seed: int, stop: int) -> tuple[Side, np.ndarray]:
+def _wrapped(
+    train: Side, every: Sequence[EncodedFile], budget: int, seed: int, stop: Sequence[int]
+) -> tuple[Side, np.ndarray]:
     """The training side, cut wherever a micro-batch is full; what that leaves nothing of is named in the reports."""
     pieces, blocks = wrapped_pieces(train, budget, seed, stop)
     cut = Side(train.stores, pieces)
@@ -273,13 +291,11 @@ def _account(every: Sequence[EncodedFile], train: Side, evaluation: Side) -> Non
         file.report.settle()
 
 
-def _nothing_left(path: str, reports: Sequence[FileReport]) -> str:
-    counts: dict[str, int] = {}
-    for report in reports:
-        for reason, rows in report.dropped.items():
-            counts[reason] = counts.get(reason, 0) + rows.count
-    reasons = "; ".join(f"{count} rows: {DROP_REASONS[reason]}" for reason, count in counts.items())
-    return f"{path}: no row is left to use: {reasons}. Fix: correct the data, or raise data.max_length."
+def _add(totals: dict[str, int], counts: Mapping[str, int], before: Mapping[str, int]) -> None:
+    """Adds what has come to the counts by reason."""
+    for reason, count in counts.items():
+        if count > before.get(reason, 0):
+            totals[reason] = totals.get(reason, 0) + count - before.get(reason, 0)
 
 
 def _notes(
@@ -293,9 +309,16 @@ def _notes(
     facts = [file.store.facts for file in every]
     notes = list(template.notes)
     notes += template.notes_on(any(f.with_tools for f in facts), any(f.with_thinking for f in facts))
+    notes += file_notes(template, facts)
     for file in every:
         notes += file.notes
     if isinstance(config.eval, float):
+        notes += [
+            f"{file.file.within} keeps a validation split: data.eval={file.file.own_eval} evaluates on it, instead of "
+            "on a share of the training rows"
+            for file in every
+            if file.file.own_eval
+        ]
         if not any(mask.any() for mask in held_out):
             notes.append("all rows have the same prompt, so no evaluation side could be split off without leakage")
         elif not len(evaluation):
@@ -309,12 +332,27 @@ def _notes(
     return notes
 
 
+def _read_twice(training: Sequence[EncodedFile]) -> list[str]:
+    """Files that are there a second time, under the same name or another."""
+    first: dict[str, EncodedFile] = {}
+    twice = []
+    for file in training:
+        same = first.setdefault(file.report.sha256 or str(id(file)), file)
+        if same is not file:
+            what = "is read twice" if same.report.path == file.report.path else f"is the same as {same.report.path}"
+            twice.append(
+                f"{file.report.path} {what}, so its rows count twice in an epoch (a `weight` says so on purpose)"
+            )
+    return twice
+
+
 def _leaks(every: Sequence[EncodedFile], train: Side, evaluation: Side) -> list[str]:
     trained = np.concatenate([file.store.prompts[train.indices(source)] for source, file in enumerate(every)])
     notes = []
     for source, file in enumerate(every):
         index = evaluation.indices(source)
-        leaked = index[np.isin(file.store.prompts[index], trained)]
+        # By a table, numpy 2.0 fails on numbers of 64 bits that lie close together.
+        leaked = index[np.isin(file.store.prompts[index], trained, kind="sort")]
         if len(leaked):
             first = int(file.store.rows[leaked[0]])
             notes.append(f"{len(leaked)} evaluation rows have a prompt that is also trained on (first: row {first})")

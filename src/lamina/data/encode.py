@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
-from lamina.data.example import EncodedExample, Example, Kind
+from lamina.data.example import EncodedExample, Example, Kind, Remarks
 from lamina.data.template import ChatTemplate, Rendered, Span
-from lamina.data.tokens import TextTokenizer, supervised
+from lamina.data.tokens import Tokens, supervised
 from lamina.errors import DataError
 
 T = TypeVar("T")
@@ -18,6 +19,9 @@ T = TypeVar("T")
 # Rows handed to the tokenizer at once, which runs them over its own threads, and how many such chunks may be with it.
 TOKENIZE_ROWS = 1024
 IN_FLIGHT = 2
+
+# Characters before the end of a prompt that its last tokens depend on at most.
+_NEAR = 128
 
 
 def encode_examples(examples: Iterable[Example], template: ChatTemplate, train_on: str) -> Iterator[EncodedExample]:
@@ -58,14 +62,13 @@ def encode_stream(
     Raises:
         ModelError: The tokenizer is not a fast one.
     """
-    tokenizer = template.text_tokenizer
-    tokenizer.reset()
+    template.text_tokenizer.reset()
     items = iter(items)
     with ThreadPoolExecutor(1) as pool:
         waiting: deque[_Chunk[T]] = deque()
         while taken := list(islice(items, TOKENIZE_ROWS)):
             rendered = [_try_render(example_of(item), template) for item in taken]
-            waiting.append(_Chunk(taken, rendered, pool, tokenizer))
+            waiting.append(_Chunk(taken, rendered, pool, template))
             if len(waiting) > IN_FLIGHT:
                 yield from waiting.popleft().finish(example_of, train_on)
         while waiting:
@@ -80,9 +83,11 @@ class _Chunk(Generic[T]):
         items: list[T],
         rendered: list[Rendered | DataError | None],
         pool: ThreadPoolExecutor,
-        tokenizer: TextTokenizer,
+        template: ChatTemplate,
     ) -> None:
+        tokenizer = template.text_tokenizer
         self.items = items
+        self.template = template
         self.rendered = rendered
         self.tokenizer = tokenizer
         texts = [entry.text for entry in rendered if isinstance(entry, Rendered)]
@@ -98,24 +103,73 @@ class _Chunk(Generic[T]):
                 continue
             example = example_of(item)
             assert example is not None
-            tokens = self.tokenizer.read(next(encodings), rendered.text)
-            learnt = supervised(tokens, rendered.text, supervised_spans(rendered, example, train_on))
-            yield item, EncodedExample(tokens.ids, learnt, example.row)
+            text, chosen = rendered.text, choose_spans(rendered, example, train_on)
+            tokens = self.tokenizer.read(next(encodings), text)
+            # In use, the prompt is tokenized by itself: no token reaches into the answer, or looks ahead at it.
+            unlike = [place for place in sorted(chosen.prompts) if not self._ends_alike(tokens, text, place)]
+            apart = self.tokenizer.read_apart(tokens, text, unlike) if unlike else tokens
+            remarks = Remarks(
+                chosen.opening if chosen.opening.strip() else "",
+                chosen.reasoning_given,
+                chosen.not_asked,
+                bool(unlike) and apart is tokens,
+                self.template.unread(example.template_kwargs),
+            )
+            yield item, EncodedExample(apart.ids, supervised(apart, text, chosen.spans), example.row, remarks=remarks)
+
+    def _ends_alike(self, tokens: Tokens, text: str, place: int) -> bool:
+        begin = max(0, place - _NEAR)
+        begin += self.template.control_tokens.last_in(text[begin:place])
+        return self.tokenizer.ends_alike(tokens, text, begin, place)
 
 
-def supervised_spans(rendered: Rendered, example: Example, train_on: str) -> list[Span]:
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What of a rendering is in the loss.
+
+    Attributes:
+        spans: Its characters, in order.
+        prompts: Places where a prompt of use ends.
+        not_asked: Numbers of answers, counted from 1, that would be in the loss if they stood after their prompts.
+        opening: What the template writes between the last prompt and an answer that is in the loss.
+        reasoning_given: Whether reasoning is left out of the loss.
+    """
+
+    spans: list[Span]
+    prompts: frozenset[int] = frozenset()
+    not_asked: tuple[int, ...] = ()
+    opening: str = ""
+    reasoning_given: bool = False
+
+
+def choose_spans(rendered: Rendered, example: Example, train_on: str) -> Chosen:
     """The characters of the rendering that are in the loss."""
-    if example.kind is Kind.TEXT or train_on == "all":
-        chosen = [Span(0, len(rendered.text))]
-    elif train_on == "marked":
-        chosen = [*rendered.marked]
-        chosen += [span for span, asked in _answers(rendered, example) if asked]
-    else:
-        answers = _answers(rendered, example)
-        chosen = [
-            span for span, asked in (answers[-1:] if train_on == "completions" else answers) if asked is not False
-        ]
-    return _without(chosen, rendered.thinking)
+    if example.kind is Kind.TEXT:
+        return Chosen([Span(0, len(rendered.text))])
+    if train_on == "all":
+        spans = _without([Span(0, len(rendered.text))], rendered.thinking)
+        prompts = {answer.start for n, answer in enumerate(rendered.answers) if n not in rendered.not_asked}
+        return Chosen(spans, frozenset(prompts), (), rendered.opening, bool(rendered.thinking))
+    asked = [message.supervised for message in example.messages if message.role == "assistant"]
+    wanted = [
+        number for number, answer in enumerate(asked) if (answer if train_on == "marked" else answer is not False)
+    ]
+    if train_on == "completions":
+        wanted = [number for number in wanted if number == len(asked) - 1]
+    kept = [rendered.answers[number] for number in wanted if number not in rendered.not_asked]
+    parts = []
+    if train_on == "marked":
+        elsewhere = [rendered.answers[number] for number in rendered.not_asked]
+        parts = [part for part in rendered.marked if not any(s.start <= part.start < s.end for s in elsewhere)]
+    spans = _without([*parts, *kept], rendered.thinking)
+    given = [hole.end for hole in rendered.thinking if any(s.start <= hole.start < s.end for s in kept)]
+    return Chosen(
+        spans,
+        frozenset([*(span.start for span in kept), *given]),
+        tuple(number + 1 for number in wanted if number in rendered.not_asked),
+        rendered.opening if len(asked) - 1 in wanted else "",
+        bool(given),
+    )
 
 
 def _try_render(example: Example | None, template: ChatTemplate) -> Rendered | DataError | None:
@@ -125,7 +179,7 @@ def _try_render(example: Example | None, template: ChatTemplate) -> Rendered | D
         if example.kind is Kind.TEXT:
             rendered = _render_text(example.text, template)
         else:
-            rendered = template.render_spans(example.messages, example.tools)
+            rendered = template.render_spans(example.messages, example.tools, example.template_kwargs)
         if not rendered.text.isascii():
             _check_characters(rendered.text)
         return rendered
@@ -154,12 +208,6 @@ def _render_text(text: str, template: ChatTemplate) -> Rendered:
     begin = str(tokenizer.bos_token) if template.adds_bos else ""
     end = str(tokenizer.eos_token) if tokenizer.eos_token is not None else template.stop_token
     return Rendered(f"{begin}{text}{end}", ())
-
-
-def _answers(rendered: Rendered, example: Example) -> list[tuple[Span, bool | None]]:
-    """Each answer's span, with what the data says of learning it."""
-    asked = [message.supervised for message in example.messages if message.role == "assistant"]
-    return list(zip(rendered.answers, asked, strict=True))
 
 
 def _without(spans: Sequence[Span], removed: Sequence[Span]) -> list[Span]:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from lamina import files
 from lamina.cache import IdentityCache
 from lamina.config import DataConfig, SourceConfig
@@ -83,7 +85,7 @@ def encode_file(
         "source": source.model_dump(mode="json", exclude={"path", "weight"}),
         "text_unit": config.text_unit if file.kind == "text" else None,
         "tokenizer": template.tokenizer_digest,
-        "template": [template.digest, template.name, config.thinking],
+        "template": [template.digest, template.name, template.thinking, template.enable_thinking],
         "train_on": config.train_on,
         "columns": [stratify, group],
     }
@@ -96,8 +98,7 @@ def encode_file(
     # What a data set of the hub holds may change under its name.
     store = cached_store(key if sha256 else None, build)
     report = store.facts.report(file.name, sha256, role, source.weight if role == "train" else 1.0)
-    notes = [f"{name}: not read, is of no known kind" for name in file.skipped]
-    return EncodedFile(file, source, config.text_unit, store, report, notes)
+    return EncodedFile(file, source, config.text_unit, store, report, list(file.notes))
 
 
 def _fill(
@@ -109,7 +110,7 @@ def _fill(
     group: str | None,
     notify: Callable[[str], None] | None,
 ) -> None:
-    facts, stop = writer.facts, template.stop_token_id
+    facts, stop = writer.facts, template.stop_token_ids
     last_word = time.monotonic()
 
     def example_of(row: ReadRow) -> Example | None:
@@ -126,9 +127,11 @@ def _fill(
             if row.trimmed:
                 facts.trimmed.add(row.number)
             facts.kinds[row.example.kind] = facts.kinds.get(row.example.kind, 0) + 1
+            facts.wanted += row.example.label is True
             facts.with_tools += row.example.has_tools
             facts.with_thinking += any(message.thinking for message in row.example.messages)
-            teaches_stop = bool((encoded.input_ids[encoded.supervised] == stop).any())
+            facts.remark(row.number, encoded.remarks)
+            teaches_stop = bool(np.isin(encoded.input_ids[encoded.supervised], stop).any())
             stratum, together = (_column(row, name, reader) for name in (stratify, group))
             writer.add(StoredRow(encoded, prompt_digest(row.example), stratum, together, teaches_stop))
         if notify is not None and time.monotonic() - last_word > _WORD_EVERY:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
@@ -100,6 +100,7 @@ class Example:
         rejected: Of a preference: the turns that stand in place of the chosen answer.
         label: Of an unpaired preference: whether the answer is wanted.
         margin: Of a preference: by how much the chosen answer is better, where the data says so.
+        template_kwargs: What the row gives the chat template beside its turns (`chat_template_kwargs`), as plain JSON.
     """
 
     messages: tuple[Message, ...]
@@ -110,6 +111,7 @@ class Example:
     rejected: tuple[Message, ...] = ()
     label: bool | None = None
     margin: float | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -144,6 +146,30 @@ class Example:
         return self.text or "\n".join(message.words() for message in (*self.messages, *self.rejected))
 
 
+@dataclass(frozen=True, slots=True)
+class Remarks:
+    """What a user should know about how an example was rendered.
+
+    Attributes:
+        opening: What the template writes between the prompt of use and a last answer without reasoning, white space
+            aside; it is learned with the answer.
+        reasoning_given: Whether an answer is learned after reasoning that is not.
+        not_asked: Numbers of answers, counted from 1, that are left out of the loss because the conversation shows them
+            otherwise than the prompt of use asks for them.
+        cut_token: Whether a token reaches from the prompt into the answer, and could not be cut there.
+        unread_kwargs: Names in `chat_template_kwargs` that the template does not read.
+    """
+
+    opening: str = ""
+    reasoning_given: bool = False
+    not_asked: tuple[int, ...] = ()
+    cut_token: bool = False
+    unread_kwargs: tuple[str, ...] = ()
+
+
+NO_REMARKS = Remarks()
+
+
 @dataclass(frozen=True)
 class EncodedExample:
     """An example as the model sees it.
@@ -153,12 +179,14 @@ class EncodedExample:
         supervised: bool, shape (tokens,): whether the token is in the loss, predicted from the ones before it.
         row: Its number in the file, counted from 1.
         source: Which of the data's files, counted from 0.
+        remarks: On its rendering, where it was just made.
     """
 
     input_ids: np.ndarray
     supervised: np.ndarray
     row: int
     source: int = 0
+    remarks: Remarks = NO_REMARKS
 
     def __len__(self) -> int:
         return len(self.input_ids)

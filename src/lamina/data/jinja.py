@@ -124,6 +124,19 @@ def compile_template(source: str) -> JinjaTemplate:
     return JinjaTemplate(source)
 
 
+@functools.lru_cache(maxsize=64)
+def variables_of(source: str) -> frozenset[str]:
+    """What the template reads beside what it sets itself.
+
+    Raises:
+        TemplateFailure: The text is no valid template.
+    """
+    try:
+        return frozenset(meta.find_undeclared_variables(_environment().parse(source)))
+    except TemplateError as error:
+        raise TemplateFailure(str(error)) from None
+
+
 def mentions_date(source: str) -> bool:
     """Whether the template asks for the current date."""
     return "strftime_now" in source

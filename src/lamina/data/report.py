@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ DROP_REASONS = {
     "not_drawn": "the source's weight is below 1 and the row was not drawn",
     "beyond_replay_share": "data.replay.share is reached without the row",
 }
+
+# A row that is left out for one of these is a good one all the same: the configuration asks for it.
+CHOSEN_REASONS = frozenset({"after_max_rows", "not_drawn", "beyond_replay_share"})
 
 # Rows of a reason that are listed; the count is of all.
 _LISTED = 100
@@ -72,6 +76,8 @@ class FileReport:
         cut: Rows that lost their end, because data.overlong is 'cut'.
         split: Rows made into several examples, because they are longer than data.max_length.
         trimmed: Rows that lost turns after the last answer.
+        not_asked: Rows with answers that are read but not learned, because the chat template shows them otherwise than
+            it asks for them.
         ignored_columns: Columns that the format does not read.
     """
 
@@ -88,6 +94,7 @@ class FileReport:
     cut: RowList = field(default_factory=RowList)
     split: RowList = field(default_factory=RowList)
     trimmed: RowList = field(default_factory=RowList)
+    not_asked: RowList = field(default_factory=RowList)
     ignored_columns: list[str] = field(default_factory=list)
 
     @property
@@ -110,19 +117,19 @@ class FileReport:
 
     def settle(self) -> None:
         """Puts the listed rows in order, and asserts that every row is accounted for."""
-        for rows in (self.cut, self.split, self.trimmed, *self.dropped.values()):
+        for rows in (self.cut, self.split, self.trimmed, self.not_asked, *self.dropped.values()):
             rows.first.sort()
         assert self.rows == self.train_rows + self.eval_rows + self.rows_dropped, f"rows lost in {self.path}: {self}"
 
-    def lines(self) -> list[str]:
-        """For people, a line each."""
+    def lines(self, name: str = "") -> list[str]:
+        """For people, a line each; the file is called by its last name, unless another is given."""
         parts = [f"{self.rows} rows ({self.format})"]
         parts += [f"{n} {side}" for n, side in ((self.train_rows, "train"), (self.eval_rows, "eval")) if n]
         if self.role == "replay":
             parts.append("replayed against forgetting")
         if self.weight != 1.0:
             parts.append(f"weight {self.weight:g}")
-        lines = [f"{Path(self.path).name}: " + ", ".join(parts)]
+        lines = [f"{name or Path(self.path).name}: " + ", ".join(parts)]
         for reason, rows in self.dropped.items():
             lines.append(f"  dropped {rows.count}: {DROP_REASONS[reason]} (rows {rows})")
         if self.cut.count:
@@ -131,6 +138,12 @@ class FileReport:
             lines.append(f"  split {self.split.count} that are longer than max_length (rows {self.split})")
         if self.trimmed.count:
             lines.append(f"  {self.trimmed.count} lost turns after the last answer (rows {self.trimmed})")
+        if self.not_asked.count:
+            lines.append(
+                f"  {self.not_asked.count} have earlier answers that are not learned, because the chat template shows "
+                f"them otherwise than it asks for them (rows {self.not_asked}); as the last of rows of their own they "
+                "would be"
+            )
         if self.ignored_columns:
             lines.append(f"  columns not used: {', '.join(self.ignored_columns)}")
         return lines
@@ -188,6 +201,7 @@ class DataReport:
         micro_batches: Micro-batches in an epoch.
         packing_efficiency: Real tokens as a share of the budget of an epoch's micro-batches; None without packing.
         notes: What else a user should know.
+        warnings: What a user should look at before training.
     """
 
     files: list[FileReport]
@@ -198,6 +212,7 @@ class DataReport:
     micro_batches: int = 0
     packing_efficiency: float | None = None
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -205,7 +220,9 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """For people, a line each."""
-        lines = [line for file in self.files for line in file.lines()]
+        names = self._names()
+        lines = [f"warning: {warning}" for warning in self.warnings]
+        lines += [line for file, name in zip(self.files, names, strict=True) for line in file.lines(name)]
         for name, side in (("train", self.train), ("eval", self.eval)):
             if side is not None:
                 share = side.supervised_tokens / max(1, side.tokens)
@@ -213,11 +230,17 @@ class DataReport:
                     f"{name}: {side.tokens:,} tokens, {side.supervised_tokens:,} supervised ({share:.0%}); "
                     f"example length {side.shortest} / {side.median} / {side.longest} (shortest, median, longest)"
                 )
-        trained = [file for file in self.files if file.train_tokens]
+        trained = [(file, name) for file, name in zip(self.files, names, strict=True) if file.train_tokens]
         if len(trained) > 1:
-            total = sum(file.train_tokens for file in trained)
-            shares = (f"{Path(file.path).name} {file.train_tokens / total:.0%}" for file in trained)
+            total = sum(file.train_tokens for file, _ in trained)
+            shares = (f"{name} {file.train_tokens / total:.0%}" for file, name in trained)
             lines.append(f"mix of training tokens: {', '.join(shares)}")
         if self.packing_efficiency is not None:
             lines.append(f"packing: {self.micro_batches} micro-batches, {self.packing_efficiency:.1%} full")
         return lines + [f"note: {note}" for note in self.notes]
+
+    def _names(self) -> list[str]:
+        """What each file is called: its last name, or its whole path where others have that name too."""
+        short = [Path(file.path).name for file in self.files]
+        times = Counter(short)
+        return [name if times[name] == 1 else file.path for file, name in zip(self.files, short, strict=True)]

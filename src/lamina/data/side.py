@@ -51,6 +51,21 @@ class Pieces:
         return cls(*(np.concatenate(column) for column in columns))
 
 
+@dataclass(frozen=True)
+class Found:
+    """A token of a side.
+
+    Attributes:
+        source: Number of the source that it is in.
+        row: Of its file, counted from 1.
+        token: Its id.
+    """
+
+    source: int
+    row: int
+    token: int
+
+
 class Side(Sequence[EncodedExample]):
     """Examples in file order, read from their stores as they are asked for.
 
@@ -92,6 +107,17 @@ class Side(Sequence[EncodedExample]):
         """int64: numbers of the rows of a source that are here, each once, in order."""
         return self.stores[source].rows[self.indices(source)]
 
+    def first_beyond(self, limit: int, learnt: bool = False) -> Found | None:
+        """The first token whose id is `limit` or higher; only one that is in the loss, where `learnt` says so."""
+        for source, store in enumerate(self.stores):
+            places = np.flatnonzero(self.pieces.source == source)
+            for place in places[store.highest[self.pieces.index[places]] >= limit]:
+                example = self[int(place)]  # of a row that is cut, the token may be in what is left out
+                ids = example.input_ids[example.supervised] if learnt else example.input_ids
+                if (ids >= limit).any():
+                    return Found(source, example.row, int(ids[ids >= limit][0]))
+        return None
+
     def report(self) -> TokenReport:
         """Its tokens."""
         return TokenReport.of(self.pieces.length, self.pieces.supervised)
@@ -115,14 +141,14 @@ def whole_rows(store: TokenStore, source: int, chosen: np.ndarray) -> Pieces:
     )
 
 
-def parts_of(store: TokenStore, piece: Pieces, ends: Sequence[int], stop: int) -> Pieces:
+def parts_of(store: TokenStore, piece: Pieces, ends: Sequence[int], stop: Sequence[int]) -> Pieces:
     """One whole row in parts.
 
     Args:
         store: Where it lies.
         piece: The row, a single piece.
         ends: Where each part ends, in tokens; the first one begins at 0.
-        stop: Id of the stop token.
+        stop: Ids of the stop tokens.
     """
     index, source = int(piece.index[0]), int(piece.source[0])
     begins = [0, *ends[:-1]]
@@ -137,7 +163,7 @@ def parts_of(store: TokenStore, piece: Pieces, ends: Sequence[int], stop: int) -
     )
 
 
-def wrapped_pieces(side: Side, budget: int, seed: int, stop: int) -> tuple[Pieces, np.ndarray]:
+def wrapped_pieces(side: Side, budget: int, seed: int, stop: Sequence[int]) -> tuple[Pieces, np.ndarray]:
     """A side's examples end to end, cut wherever a micro-batch is full (see `wrap`).
 
     Parts of which nothing is in the loss are left out.
@@ -146,7 +172,7 @@ def wrapped_pieces(side: Side, budget: int, seed: int, stop: int) -> tuple[Piece
         side: The examples.
         budget: Tokens of a micro-batch.
         seed: Decides the order.
-        stop: Id of the stop token.
+        stop: Ids of the stop tokens.
 
     Returns:
         The parts, and of each the number of its micro-batch.

@@ -7,15 +7,50 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from types import ModuleType
 
-from lamina.config import SourceConfig
+from lamina.config import DataConfig, SourceConfig
 from lamina.data.columns import ColumnMapping
 from lamina.data.example import Example, Kind
 from lamina.data.formats import DETECT_ROWS, FORMATS, choose_format, column_names
 from lamina.data.formats._fields import RowError
-from lamina.data.read import DataFile, Fault, RawRow, Row, rows_of
+from lamina.data.read import DataFile, Fault, RawRow, Row, find_files, rows_of
 from lamina.data.read.open import fault_message
 from lamina.data.read.rows import place_of
 from lamina.errors import ConfigError, DataError, Problem
+
+
+@dataclass(frozen=True)
+class OpenSource:
+    """A source of a run's data, with the files that it stands for.
+
+    Attributes:
+        side: `train`, `eval` or `replay`.
+        source: How its rows are read.
+        files: In order.
+    """
+
+    side: str
+    source: SourceConfig
+    files: list[DataFile]
+
+
+def open_sources(config: DataConfig, *sides: str) -> list[OpenSource]:
+    """What a run's data is read from: each source of the sides, in their order.
+
+    Raises:
+        ConfigError: A source does not exist, or does not tell which of its files the side is to have.
+    """
+    listed = {"train": [(source, "data.train") for source in config.sources], "eval": [], "replay": []}
+    if isinstance(config.eval, str):
+        listed["eval"].append((config.source_of(config.eval), "data.eval"))
+    if config.replay is not None:
+        replay = config.replay
+        source = SourceConfig(path=replay.path, format=replay.format, columns=replay.columns)
+        listed["replay"].append((source, "data.replay.path"))
+    return [
+        OpenSource(side, source, find_files(source.path, field, "eval" if side == "eval" else "train"))
+        for side in sides
+        for source, field in listed[side]
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +165,12 @@ class SourceReader:
         if not values and wanted == "auto":
             first = next(row for row in begun if isinstance(row, Fault))
             raise DataError(f"{fault_message(self.file, first)} None of the first {len(begun)} rows can be read.")
-        module = choose_format(values, wanted, self.file.name, places)
+        try:
+            module = choose_format(values, wanted, self.file.name, places)
+        except DataError as error:
+            if not self.file.within:
+                raise
+            raise DataError(f"{error} If it holds no rows, name those files of {self.file.within} that do.") from None
         name = module.__name__.rpartition(".")[2]
         read = (*module.FIELDS, *module.OPTIONAL_FIELDS)
         unread = [field for field in self._mapping.fields if field not in read] if self._mapping else []

@@ -32,15 +32,19 @@ class Rendered:
 
     Attributes:
         text: What is tokenized, without any further special tokens.
-        answers: One span for each assistant turn, in order, its stop token included.
+        answers: One span for each assistant turn, in order: from the end of the prompt of use to past the stop token.
         marked: What `Message.marked` asks for; a range that ends where an answer ends has the stop token in it.
         thinking: Reasoning that stays out of the loss; empty unless that is wanted.
+        not_asked: Which answers (places in `answers`) stand after another text than the prompt of use.
+        opening: What the template writes between the prompt of use and a last answer without reasoning.
     """
 
     text: str
     answers: tuple[Span, ...]
     marked: tuple[Span, ...] = ()
     thinking: tuple[Span, ...] = ()
+    not_asked: tuple[int, ...] = ()
+    opening: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,15 @@ def split_space(text: str) -> tuple[str, str, str]:
     rest = text.lstrip()
     core = rest.rstrip()
     return text[: len(text) - len(rest)], core, rest[len(core) :]
+
+
+def shared_length(one: str, other: str) -> int:
+    """How many characters two texts have in common at the front."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:  # by halves, for the texts are long and their comparison is quick
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle - 1)
+    return low
 
 
 @functools.cache

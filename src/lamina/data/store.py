@@ -7,12 +7,14 @@ a lock, so that two processes that want the same one make it once.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -22,12 +24,19 @@ from filelock import FileLock
 
 from lamina import files
 from lamina.cache import cache_folder
-from lamina.data.example import EncodedExample, Example
+from lamina.data.example import NO_REMARKS, EncodedExample, Example, Remarks
 from lamina.data.report import FileReport, RowList
 from lamina.errors import StorageError
 
 # Stores of another version are not read; raise it with every change of what is stored, or of how rows are encoded.
-VERSION = 2
+VERSION = 5
+
+
+# The lists of rows among the facts.
+_LISTS = ("trimmed", "not_asked")
+
+# Texts that are counted each by itself; a template has one or two, and rows of their own making are no news.
+_MOST_COUNTED = 32
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class StoredRow:
         prompt: Digest of its prompt, 0 to 2**64 - 1; equal prompts have equal ones.
         stratum: Digest of the value to stratify by; 0 without one.
         group: Digest of the value to group by; 0 without one.
-        teaches_stop: Whether the stop token is among the supervised ones.
+        teaches_stop: Whether a stop token is among the supervised ones.
     """
 
     encoded: EncodedExample
@@ -62,6 +71,12 @@ class Facts:
         kinds: Rows stored, by kind.
         with_tools: Rows stored that have tools, calls or results.
         with_thinking: Rows stored with reasoning that stands apart from the answer.
+        wanted: Rows stored whose answer is judged, and wanted.
+        not_asked: Rows stored with answers that are left out of the loss (see `Remarks`).
+        openings: Rows stored, by what is learned before the words of their last answers.
+        reasoning_given: Rows stored whose reasoning is left out of the loss.
+        cut_tokens: Rows stored with a token that reaches from a prompt into its answer.
+        unread_kwargs: Rows stored, by names in their `chat_template_kwargs` that the template does not read.
     """
 
     format: str = ""
@@ -72,6 +87,24 @@ class Facts:
     kinds: dict[str, int] = field(default_factory=dict)
     with_tools: int = 0
     with_thinking: int = 0
+    wanted: int = 0
+    not_asked: RowList = field(default_factory=RowList)
+    openings: dict[str, int] = field(default_factory=dict)
+    reasoning_given: int = 0
+    cut_tokens: int = 0
+    unread_kwargs: dict[str, int] = field(default_factory=dict)
+
+    def remark(self, row: int, remarks: Remarks) -> None:
+        """Takes in what there is to know about the rendering of a stored row."""
+        if remarks is NO_REMARKS:
+            return
+        if remarks.not_asked:
+            self.not_asked.add(row)
+        self.reasoning_given += remarks.reasoning_given
+        self.cut_tokens += remarks.cut_token
+        _count(self.openings, remarks.opening)
+        for name in remarks.unread_kwargs:
+            _count(self.unread_kwargs, name)
 
     def report(self, path: str, sha256: str, role: str, weight: float = 1.0) -> FileReport:
         """The beginning of a report on the file."""
@@ -84,8 +117,14 @@ class Facts:
             weight,
             dropped={reason: RowList(rows.count, list(rows.first)) for reason, rows in self.dropped.items()},
             trimmed=RowList(self.trimmed.count, list(self.trimmed.first)),
+            not_asked=RowList(self.not_asked.count, list(self.not_asked.first)),
             ignored_columns=self.ignored_columns,
         )
+
+
+def _count(counts: dict[str, int], text: str) -> None:
+    if text and (text in counts or len(counts) < _MOST_COUNTED):
+        counts[text] = counts.get(text, 0) + 1
 
 
 class TokenStore:
@@ -96,6 +135,7 @@ class TokenStore:
         lengths: int64, shape (rows stored,): tokens of each.
         supervised_counts: int64, shape (rows stored,): how many of them are in the loss.
         rows: int64, shape (rows stored,): number of the row in the file.
+        highest: int64, shape (rows stored,): the highest token id of each; -1 of one without tokens.
         prompts: uint64, shape (rows stored,): see `StoredRow`; so are `strata` and `groups`.
         teaches_stop: bool, shape (rows stored,).
     """
@@ -103,11 +143,13 @@ class TokenStore:
     def __init__(self, folder: Path) -> None:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         lists = {name: RowList(**value) for name, value in facts.pop("dropped").items()}
-        self.facts = Facts(**{**facts, "dropped": lists, "trimmed": RowList(**facts["trimmed"])})
+        more = {name: RowList(**facts[name]) for name in _LISTS}
+        self.facts = Facts(**{**facts, "dropped": lists, **more})
         table: np.ndarray = np.load(folder / "rows.npy", mmap_mode="r")
         self.lengths: np.ndarray = table["length"]
         self.supervised_counts: np.ndarray = table["supervised"]
         self.rows: np.ndarray = table["row"]
+        self.highest: np.ndarray = table["highest"]
         self.prompts: np.ndarray = table["prompt"]
         self.strata: np.ndarray = table["stratum"]
         self.groups: np.ndarray = table["group"]
@@ -127,12 +169,12 @@ class TokenStore:
         supervised[:1] = False
         return EncodedExample(self._ids[start:end].astype(np.int32), supervised, int(self.rows[index]), source)
 
-    def piece_facts(self, index: int, begin: int, length: int, stop: int) -> tuple[int, bool]:
-        """Supervised tokens of a piece, and whether it teaches the token `stop`."""
+    def piece_facts(self, index: int, begin: int, length: int, stop: Sequence[int]) -> tuple[int, bool]:
+        """Supervised tokens of a piece, and whether it teaches one of the tokens `stop`."""
         start = int(self._starts[index]) + begin
         supervised = np.array(self._supervised[start : start + length])
         supervised[:1] = False
-        return int(supervised.sum()), bool((self._ids[start : start + length][supervised] == stop).any())
+        return int(supervised.sum()), bool(np.isin(self._ids[start : start + length][supervised], stop).any())
 
 
 def cached_store(key: dict[str, Any] | None, build: Callable[[StoreWriter], None]) -> TokenStore:
@@ -156,14 +198,16 @@ def cached_store(key: dict[str, Any] | None, build: Callable[[StoreWriter], None
         lock = FileLock(folder.parent / f"{digest}.lock")
         lock.acquire()
     except OSError:
-        return _temporary_store(build)
+        return TokenStore(folder) if (folder / "facts.json").is_file() else _temporary_store(build)
     try:
         if not (folder / "facts.json").is_file():
             with files.new_folder(folder) as aside:
                 _write(aside, build)
+        with contextlib.suppress(OSError):
+            os.utime(folder)  # used now
+        return TokenStore(folder)  # which has it mapped: it may be pruned once the lock is released
     finally:
         lock.release()
-    return TokenStore(folder)
 
 
 def digest_of(value: object) -> int:
@@ -182,16 +226,15 @@ class StoreWriter:
         self.facts = Facts()
         self._tokens, self._supervised = tokens, supervised
         self._table: list[np.ndarray] = []
-        self._part: list[tuple[int, int, int, int, int, int, bool]] = []
+        self._part: list[tuple[int, int, int, int, int, int, int, bool]] = []
 
     def add(self, row: StoredRow) -> None:
         """Stores a row."""
         encoded = row.encoded
         self._tokens.write(encoded.input_ids.astype(np.uint32).tobytes())
         self._supervised.write(encoded.supervised.tobytes())
-        self._part.append(
-            (len(encoded), encoded.supervised_tokens, encoded.row, row.prompt, row.stratum, row.group, row.teaches_stop)
-        )
+        length, learnt, highest = len(encoded), encoded.supervised_tokens, int(encoded.input_ids.max(initial=-1))
+        self._part.append((length, learnt, encoded.row, highest, row.prompt, row.stratum, row.group, row.teaches_stop))
         if len(self._part) == _PART:
             self._close_part()
 
@@ -216,6 +259,7 @@ _ROW = np.dtype(
         ("length", np.int64),
         ("supervised", np.int64),
         ("row", np.int64),
+        ("highest", np.int64),
         ("prompt", np.uint64),
         ("stratum", np.uint64),
         ("group", np.uint64),
@@ -234,7 +278,7 @@ def _write(folder: Path, build: Callable[[StoreWriter], None]) -> None:
         writer = StoreWriter(tokens, supervised)
         build(writer)
     np.save(folder / "rows.npy", writer.table())
-    facts = {**vars(writer.facts), "trimmed": vars(writer.facts.trimmed)}
+    facts = {**vars(writer.facts), **{name: vars(getattr(writer.facts, name)) for name in _LISTS}}
     facts["dropped"] = {reason: vars(rows) for reason, rows in writer.facts.dropped.items()}
     files.write_json(folder / "facts.json", facts)
 

@@ -9,46 +9,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lamina.data.answers import AnswerFinder, Conversation, find_places
+from lamina.config import DataConfig
+from lamina.data.answers import AnswerFinder, Conversation, find_stop
 from lamina.data.bounds import TemplateFailure
-from lamina.data.example import Message
-from lamina.data.jinja import FIXED_DATE, compile_template, mentions_date, needs_date
-from lamina.data.probe import ANSWER, ASK, Probe, probe_template
+from lamina.data.example import Example, Message
+from lamina.data.jinja import FIXED_DATE, compile_template, mentions_date, needs_date, variables_of
+from lamina.data.probe import Probe, probe_template
+from lamina.data.prompts import Prompts, without_reasoning
+from lamina.data.shape import Thinking, check_text, shape_turns
 from lamina.data.spans import Rendered, Span
-from lamina.data.special import TokenSearch, special_tokens
+from lamina.data.special import TokenSearch, refuse_special_tokens, special_tokens
+from lamina.data.template_source import BUILTIN_TEMPLATES, find_source, template_error
 from lamina.data.tokenizer import adds_bos, fingerprint_tokenizer
 from lamina.data.tokens import TextTokenizer
-from lamina.data.turns import (
-    as_tools,
-    as_turn,
-    thinking_apart,
-    thinking_in_content,
-    tools_in_content,
-    with_short_ids,
-    without_thinking,
-)
-from lamina.errors import ConfigError, DataError, ModelError, Problem, nearest
+from lamina.data.turns import as_tools, as_turn
+from lamina.data.voice import Question, Voice, find_voice
+from lamina.errors import ConfigError, DataError, ModelError, Problem
 
-__all__ = ["BUILTIN_TEMPLATES", "ChatTemplate", "Rendered", "Span", "Thinking", "build_template"]
+__all__ = ["BUILTIN_TEMPLATES", "ChatTemplate", "Rendered", "Span", "Thinking", "build_template", "template_of"]
 
-Thinking = Literal["keep", "strip", "unsupervised"]
+# The names under which templates take whether the model is to reason.
+_SWITCHES = ("enable_thinking", "thinking")
 
-BUILTIN_TEMPLATES = {
-    path.stem: path.read_text(encoding="utf-8")
-    for path in sorted((Path(__file__).parent / "templates").glob("*.jinja"))
-}
-FALLBACK_TEMPLATE = "plain"
-
-# The first line of a built-in template names the tokens that it cannot do without.
-_NEEDS = re.compile(r"\{#- needs:(.*?)-#\}")
+# Sets of `chat_template_kwargs` whose templates are remembered.
+_MOST_KWARGS = 64
 
 
 class ChatTemplate:
@@ -60,6 +50,8 @@ class ChatTemplate:
         source: The Jinja text.
         tool_source: The Jinja text for rows with tools, where the model has one of its own for them.
         thinking: What becomes of reasoning: `keep` (taught), `strip` (removed) or `unsupervised` (shown, not taught).
+        enable_thinking: Whether the template is told to let the model reason; None leaves it to the template.
+        kwargs: What else it is given beside the conversation.
     """
 
     def __init__(
@@ -69,13 +61,18 @@ class ChatTemplate:
         source: str,
         tool_source: str = "",
         thinking: Thinking = "keep",
+        enable_thinking: bool | None = None,
+        kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.name = name
         self.source = source
         self.tool_source = tool_source
         self.thinking: Thinking = thinking
-        self._for_tools = ChatTemplate(tokenizer, name, tool_source, "", thinking) if tool_source else None
+        self.enable_thinking = enable_thinking
+        self.kwargs = dict(kwargs or {})
+        self._for_tools = self._like(source=tool_source) if tool_source else None
+        self._given: dict[str, ChatTemplate] = {}
 
     @cached_property
     def adds_bos(self) -> bool:
@@ -108,50 +105,118 @@ class ChatTemplate:
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
     def render(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), add_generation_prompt: bool = False
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        add_generation_prompt: bool = False,
+        kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """The conversation as text.
 
         Args:
             messages: The turns.
             tools: JSON schemas of functions that the assistant may call.
-            add_generation_prompt: Whether the text goes on to where an answer begins.
+            add_generation_prompt: Whether the text goes on to where an answer begins: the prompt of use.
+            kwargs: What the template is given beside the conversation, over its own.
 
         Raises:
             DataError: The template refuses the conversation (its own words are quoted), drops its system turn or
                 repeats BOS; or a turn holds one of the template's special tokens.
         """
-        if self._for_tools and tools:
-            return self._for_tools.render(messages, tools, add_generation_prompt)
-        return self._conversation(messages, tools, add_generation_prompt).text
+        template = self._for(tools, kwargs)
+        return template._conversation(messages, tools, add_generation_prompt).text
 
-    def render_spans(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> Rendered:
+    def render_spans(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Rendered:
         """The conversation as text, with the span of each assistant turn.
+
+        Before the last answer stands its prompt of use, as `render` gives it with `add_generation_prompt`.
 
         Raises:
             DataError: As `render`; or the template changes, drops or repeats an answer so that it cannot be found in
-                the text, or leaves out its stop token.
+                the text, leaves out its stop token, or asks for it where its reasoning has no place.
         """
-        if self._for_tools and tools:
-            return self._for_tools.render_spans(messages, tools)
-        conversation = self._conversation(messages, tools)
-        text, last = conversation.text, conversation.messages[-1]
-        found = self._finder.find(conversation)
-        answers, parts = found.answers, found.parts
-        if answers and last.role == "assistant":
-            if self._appends_stop:
-                end = answers[-1].end
-                text = text[:end] + self.stop_token
-                answers[-1] = Span(answers[-1].start, len(text))
-                parts = [Span(part.start, len(text)) if part.end == end else part for part in parts]
+        template = self._for(tools, kwargs)
+        return template._spans(messages, template._conversation(messages, tools))
+
+    def question(self, example: Example) -> Question:
+        """What a model is asked for an example's last answer, and what it learns to write.
+
+        Raises:
+            DataError: As `render_spans`.
+        """
+        rendered = self.render_spans(example.messages, example.tools, example.template_kwargs)
+        answer, voice = rendered.answers[-1], self._for(example.tools, example.template_kwargs).voice
+        given = max((hole.end for hole in rendered.thinking if hole.start >= answer.start), default=None)
+        start = answer.start if given is None else given
+        written = rendered.text[start : answer.end]
+        return Question(rendered.text[:start], written, voice if given is None else voice.after_reasoning(written))
+
+    @cached_property
+    def voice(self) -> Voice:
+        """How the template writes answers, for reading what a model wrote."""
+        return find_voice(self.render_spans, self._like(thinking="keep").render_spans, special_tokens(self.tokenizer))
+
+    @cached_property
+    def switch(self) -> str:
+        """The name under which the template takes whether the model is to reason; empty if it reads none."""
+        read = self.variables
+        return next((name for name in _SWITCHES if name in read), "")
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """What the template reads beside what it sets itself."""
+        return frozenset().union(*map(variables_of, filter(None, (self.source, self.tool_source))))
+
+    def unread(self, kwargs: Mapping[str, Any]) -> tuple[str, ...]:
+        """Which of a row's kwargs the template does not read."""
+        return tuple(name for name in kwargs if name not in self.variables)
+
+    def _for(self, tools: Sequence[dict[str, Any]], kwargs: Mapping[str, Any] | None) -> ChatTemplate:
+        """The template for rows with such tools and kwargs."""
+        template = self._for_tools if tools and self._for_tools else self
+        if not kwargs:
+            return template
+        key = json.dumps(kwargs, sort_keys=True, ensure_ascii=False)
+        if key not in template._given:
+            if found := template.control_tokens.first_in(key):
+                raise DataError(f"chat_template_kwargs hold {found!r}, a special token. Fix: remove it from the row.")
+            if len(template._given) == _MOST_KWARGS:
+                template._given.clear()
+            template._given[key] = template._like(kwargs={**template.kwargs, **kwargs})
+        return template._given[key]
+
+    def told(self, enable_thinking: bool | None) -> ChatTemplate:
+        """The same template, told otherwise whether to let the model reason."""
+        return self._like(tool_source=self.tool_source, enable_thinking=enable_thinking)
+
+    def _like(self, **changes: Any) -> ChatTemplate:
+        names = ("tokenizer", "name", "source", "thinking", "enable_thinking", "kwargs")
+        return ChatTemplate(**{name: getattr(self, name) for name in names} | changes)
+
+    def _spans(self, messages: Sequence[Message], conversation: Conversation) -> Rendered:
+        asked, last = self._prompts.ask(conversation), conversation.messages[-1]
+        answers = asked.found.answers
+        if last.role == "assistant":
             stop = self.probe.call_stop if last.tool_calls else self.stop_token
-            if not text.endswith(stop, answers[-1].start, answers[-1].end):
+            if not asked.text.endswith(stop, answers[-1].start, answers[-1].end):
                 raise DataError(
                     f"the {self.name} chat template does not put the stop token {stop} after the last answer, so the "
                     "model would not learn to stop. Fix: set data.chat_template to a built-in template."
                 )
-        thinking = found.thinking if self.thinking == "unsupervised" else []
-        return Rendered(text, tuple(answers), tuple(parts), tuple(thinking))
+        bare = set() if self.thinking == "strip" else without_reasoning(messages, asked)
+        return Rendered(
+            asked.text,
+            tuple(answers),
+            tuple(asked.found.parts),
+            tuple(asked.found.thinking) if self.thinking == "unsupervised" else (),
+            tuple(sorted(asked.not_asked | bare)),
+            asked.opening,
+        )
 
     @cached_property
     def stop_token(self) -> str:
@@ -162,6 +227,26 @@ class ChatTemplate:
     def stop_token_id(self) -> int:
         """Id of `stop_token`."""
         return int(self.tokenizer.convert_tokens_to_ids(self.stop_token))  # pyright: ignore[reportArgumentType]
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """Ids of all that an assistant turn may end with: `stop_token`, and what ends one that calls tools."""
+        call_stop = (self._for_tools or self).probe.call_stop
+        stops = dict.fromkeys([self.stop_token, *filter(None, [call_stop])])
+        return [int(self.tokenizer.convert_tokens_to_ids(token)) for token in stops]  # pyright: ignore[reportArgumentType]
+
+    @property
+    def saved_source(self) -> str | dict[str, str] | None:
+        """What to save beside a model that is asked through this template; None where that is the model's own text.
+
+        It tells itself what `enable_thinking` told it, where nobody says otherwise.
+        """
+        if self.enable_thinking is None or not self.switch:
+            return None if self.name == "model" else self.source
+        told = f"{{%- set {self.switch} = {self.switch} if {self.switch} is defined else {self.enable_thinking} %}}"
+        # What follows the block is not to be taken for the end of its line.
+        source, tool_source = (f"{told}{{{{ '' }}}}{text}" for text in (self.source, self.tool_source))
+        return {"default": source, "tool_use": tool_source} if self.tool_source else source
 
     @property
     def notes(self) -> list[str]:
@@ -200,25 +285,31 @@ class ChatTemplate:
 
     @cached_property
     def _template_stop(self) -> str:
-        messages = [Message("user", "ping"), Message("assistant", "pong")]
-        turns = [as_turn(message) for message in messages]
-        conversation = Conversation(messages, turns, None, self._text(turns, None))
-        places = find_places(self._render_turns, conversation)
-        special = sorted(special_tokens(self.tokenizer), key=len, reverse=True)
-        if not (places and special):
-            return ""
-        pattern = re.compile(r"\s*(" + "|".join(map(re.escape, special)) + ")")
-        match = pattern.match(conversation.text, places.answers[0].end)
-        return match.group(1) if match else ""
+        return find_stop(self._text, self._render_turns, special_tokens(self.tokenizer))
 
     @cached_property
     def _finder(self) -> AnswerFinder:
         return AnswerFinder(self.name, self._render_turns, self.stop_token, self.probe.call_stop)
 
     @cached_property
+    def _prompts(self) -> Prompts:
+        added = self.stop_token if self._appends_stop else ""
+        told = self._variables.get(self.switch)
+        fix = "set data.thinking: strip"
+        if self.switch and told is not True:
+            where = (
+                f"the row's chat_template_kwargs: {self.switch}"
+                if self.switch in self.kwargs
+                else "data.enable_thinking"
+            )
+            fix += f", or {where}: true"
+        return Prompts(self.name, self._text, self._render_turns, self._finder, self.probe, added, fix)
+
+    @cached_property
     def _variables(self) -> dict[str, Any]:
         """What every rendering sees; special tokens under transformers' names, such as `bos_token`."""
-        return {"documents": None, **self.tokenizer.special_tokens_map}
+        told = {self.switch: self.enable_thinking} if self.enable_thinking is not None and self.switch else {}
+        return {"documents": None, **self.tokenizer.special_tokens_map, **told, **self.kwargs}
 
     def _render_turns(
         self, turns: list[dict[str, Any]], schemas: list[dict[str, Any]] | None, add_generation_prompt: bool = False
@@ -226,8 +317,8 @@ class ChatTemplate:
         characters = 0
         for turn in turns:
             characters += len(turn["content"]) if len(turn) == 2 else len(json.dumps(turn, ensure_ascii=False))
-        if schemas:
-            characters += len(json.dumps(schemas, ensure_ascii=False))
+        if schemas or self.kwargs:
+            characters += len(json.dumps([schemas, self.kwargs], ensure_ascii=False))
         variables = {
             **self._variables,
             "messages": turns,
@@ -251,37 +342,12 @@ class ChatTemplate:
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], add_generation_prompt: bool = False
     ) -> Conversation:
         schemas = as_tools(tools) if tools else None
-        self._refuse_special_tokens(messages, schemas)
-        if schemas or any(_is_more_than_text(message) for message in messages):
-            messages, schemas = self._fitted(messages, schemas)
+        refuse_special_tokens(messages, schemas, self.control_tokens)
+        messages, schemas = shape_turns(messages, schemas, self.probe, self.thinking, self.name)
         turns = [as_turn(message) for message in messages]
         text = self._text(turns, schemas, add_generation_prompt)
-        self._check_system_and_bos(messages, text)
+        check_text(messages, text, self.probe, self.name, str(self.tokenizer.bos_token or ""))
         return Conversation(messages, turns, schemas, text)
-
-    def _fitted(
-        self, messages: Sequence[Message], schemas: list[dict[str, Any]] | None
-    ) -> tuple[Sequence[Message], list[dict[str, Any]] | None]:
-        """The conversation with reasoning and tools where the template has a place for them, else in the text."""
-        if self.thinking == "strip":
-            messages = [without_thinking(m) if m.role == "assistant" else m for m in messages]
-        elif self.probe.thinking:
-            messages = [thinking_apart(m) if m.role == "assistant" else m for m in messages]
-        elif any(message.thinking for message in messages):
-            messages = [thinking_in_content(message) for message in messages]
-        if schemas or any(message.tool_calls or message.role == "tool" for message in messages):
-            if not self.probe.tools:
-                messages = tools_in_content(messages, schemas or (), self.probe.system)
-                schemas = None
-            elif not self.probe.text_beside_calls and any(m.tool_calls and m.content.strip() for m in messages):
-                raise DataError(
-                    f"the {self.name} chat template leaves out what an assistant turn says beside its tool calls. Fix: "
-                    "remove the words (data.thinking: strip, if they are reasoning), or set data.chat_template to a "
-                    "built-in template, which keeps both."
-                )
-            elif self.probe.short_ids:
-                messages = with_short_ids(messages)
-        return messages, schemas
 
     @cached_property
     def control_tokens(self) -> TokenSearch:
@@ -295,34 +361,13 @@ class ChatTemplate:
         unknown = getattr(tokenizer, "unk_token", None)
         return TokenSearch({t for t in special_tokens(tokenizer) if t != unknown and t.strip() and t in seen} | named)
 
-    def _refuse_special_tokens(self, messages: Sequence[Message], schemas: list[dict[str, Any]] | None) -> None:
-        for number, message in enumerate(messages, start=1):
-            words = message.words() if message.tool_calls or message.thinking else message.content
-            if found := self.control_tokens.first_in(words):
-                raise DataError(
-                    f"the {message.role} turn (turn {number}) holds {found!r}, a special token of the chat "
-                    "template, so it could pass for the end of a turn or the start of another. Fix: remove or rewrite "
-                    "it in the data."
-                )
-        if schemas and (found := self.control_tokens.first_in(json.dumps(schemas, ensure_ascii=False))):
-            raise DataError(f"the tools hold {found!r}, a special token. Fix: remove it from the schemas.")
-
-    def _check_system_and_bos(self, messages: Sequence[Message], text: str) -> None:
-        for message in messages:
-            if message.role == "system" and (self.probe.drops_system or message.content.strip() not in text):
-                raise DataError(
-                    f"the {self.name} chat template drops the system turn. Fix: move its words into the first user "
-                    "turn, or set data.chat_template to a built-in template."
-                )
-        bos = self.tokenizer.bos_token
-        if bos and text.startswith(2 * str(bos)):
-            raise DataError(
-                f"the {self.name} chat template writes {bos} twice at the start. Fix: correct the template."
-            )
-
 
 def build_template(
-    tokenizer: PreTrainedTokenizerBase, wanted: str | None = None, thinking: Thinking = "keep", text: str = ""
+    tokenizer: PreTrainedTokenizerBase,
+    wanted: str | None = None,
+    thinking: Thinking = "keep",
+    text: str = "",
+    enable_thinking: bool | None = None,
 ) -> ChatTemplate:
     """The template to use: the one asked for, else the model's own, else the built-in `plain` one.
 
@@ -331,80 +376,39 @@ def build_template(
         wanted: Name of a built-in template, or the path of a Jinja file (it ends in .jinja or .j2, or has a slash).
         thinking: What becomes of reasoning: `keep` (taught), `strip` (removed) or `unsupervised` (shown, not taught).
         text: The Jinja text of the file that `wanted` names, where it is known already.
+        enable_thinking: Whether the template is told to let the model reason; None leaves it to the template.
 
     Raises:
         ConfigError: `wanted` is unknown, cannot be read, is no valid template, or does not fit the tokenizer.
         ModelError: The tokenizer has no stop token to teach.
     """
-    own = tokenizer.chat_template
-    if wanted is None and own:
-        named = own if isinstance(own, dict) else {"default": own}
-        default = named.get("default") or next(iter(named.values()))
-        return _checked(ChatTemplate(tokenizer, "model", default, named.get("tool_use", ""), thinking))
-    name = wanted or FALLBACK_TEMPLATE
-    if "/" in name or "\\" in name or name.endswith((".jinja", ".j2")):
-        return _checked(ChatTemplate(tokenizer, name, text or _read(Path(name)), thinking=thinking))
-    if name not in BUILTIN_TEMPLATES:
-        raise _config_error(
-            f"{name!r} is not a built-in template; they are {', '.join(BUILTIN_TEMPLATES)}.",
-            nearest(name, BUILTIN_TEMPLATES) or "leave it out to use the model's own template, or give a .jinja file",
-        )
-    source = BUILTIN_TEMPLATES[name]
-    needed = match.group(1).split() if (match := _NEEDS.match(source)) else []
-    vocabulary = tokenizer.get_vocab() if needed else {}
-    if missing := [token for token in needed if token not in vocabulary]:
-        raise _config_error(
-            f"{name!r} needs {' '.join(missing)}, which this model's tokenizer does not have", "use 'plain'"
-        )
-    if "bos_token" not in source and adds_bos(tokenizer):
-        source = "{{ bos_token }}" + source
-    return _checked(ChatTemplate(tokenizer, name, source, thinking=thinking))
+    source = find_source(tokenizer, wanted, text)
+    return _checked(ChatTemplate(tokenizer, source.name, source.text, source.tool_text, thinking, enable_thinking))
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> ChatTemplate:
+    """The template that a `data:` section asks for.
+
+    Raises:
+        ConfigError: As `build_template`; or `enable_thinking` is set, but the template does not read it.
+        ModelError: The tokenizer has no stop token to teach.
+    """
+    template = build_template(tokenizer, data.chat_template, data.thinking, enable_thinking=data.enable_thinking)
+    if data.enable_thinking is not None and not template.switch:
+        message = f"the {template.name} chat template reads neither {' nor '.join(_SWITCHES)}, so it would do nothing"
+        raise ConfigError(Problem("data.enable_thinking", message, "leave it out"))
+    return template
 
 
 def _checked(template: ChatTemplate) -> ChatTemplate:
-    for source in filter(None, (template.source, template.tool_source)):
-        try:
-            compile_template(source)
-        except TemplateFailure as error:
-            raise _config_error(
-                f"the {template.name} chat template is not valid Jinja: {error}", "correct it, or use a built-in one"
-            ) from None
     if not template.stop_token or template.stop_token == "None":
         raise ModelError(
             "the model's tokenizer has no EOS token and its chat template ends an answer with none, so the model could "
             "not learn to stop. Fix: give the tokenizer an eos_token."
         )
     bos = template.tokenizer.bos_token
-    text = template.probe.text
-    if bos and any(f"{bos}{bos}" in part or _repeats_bos(part, str(bos)) for part in text.split("\0")):
-        raise _config_error(
+    if bos and template.probe.repeats(str(bos)):
+        raise template_error(
             f"the {template.name} chat template writes {bos} more than once before the first turn", "correct it"
         )
     return template
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error))
-        raise _config_error(f"{str(path)!r} cannot be read: {reason}", "give the path of a Jinja file") from None
-
-
-def _config_error(message: str, fix: str) -> ConfigError:
-    return ConfigError(Problem("data.chat_template", message, fix))
-
-
-def _is_more_than_text(message: Message) -> bool:
-    return bool(
-        message.tool_calls
-        or message.thinking
-        or message.role == "tool"
-        or (message.role == "assistant" and "<think>" in message.content)
-    )
-
-
-def _repeats_bos(text: str, bos: str) -> bool:
-    """Whether BOS stands twice before the first words; a token that opens every turn may."""
-    before, asked, after = text.partition(ASK)
-    return bool(asked) and before.count(bos) > 1 and bos not in after.partition(ANSWER)[0]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 from unicodedata import is_normalized
 
@@ -23,6 +24,9 @@ from lamina.errors import ModelError
 
 # Normalizers that leave most texts as they are, and can be foreseen.
 _UNICODE_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
+
+# Short texts whose ids are remembered.
+_MOST_KNOWN = 4096
 
 # Steps before the model that only cut.
 _CUTS = ("ByteLevel", "Digits", "Split")
@@ -42,6 +46,17 @@ class Tokens:
     ends: np.ndarray | None
     encoding: Any
 
+    def before(self, text: str, place: int) -> int | None:
+        """How many tokens the text has up to a place; None if one reaches across it."""
+        if self.ends is not None:
+            first = _bytes_before(text, place)
+            count = int(self.ends.searchsorted(first, "right"))
+            return count if first == (int(self.ends[count - 1]) if count else 0) else None
+        count = self.encoding.char_to_token(place)
+        if count is None:
+            return None
+        return count if not count or self.encoding.offsets[count - 1][1] >= place else None
+
 
 class TextTokenizer:
     """A fast tokenizer, for texts that hold every special token already.
@@ -58,6 +73,7 @@ class TextTokenizer:
             )
         self._backend: Any = tokenizer.backend_tokenizer
         self._lengths = token_bytes(self._backend)
+        self._known: dict[str, list[int]] = {}
         self._forms = [step["type"] for step in _steps(self._backend.normalizer, "normalizers")]
 
     def reset(self) -> None:
@@ -81,6 +97,59 @@ class TextTokenizer:
                 return Tokens(ids, ends, encoding)
         (asked,) = self._backend.encode_batch([text], add_special_tokens=False)
         return Tokens(np.array(asked.ids, dtype=np.int32), None, asked)
+
+    def ends_alike(self, tokens: Tokens, text: str, begin: int, place: int) -> bool:
+        """Whether a text's tokens up to a place are those that it would have if it ended there.
+
+        Args:
+            tokens: The text's tokens.
+            text: The text.
+            begin: Where to look from: far enough before `place`, for tokens depend on what is near.
+            place: The place.
+        """
+        count = tokens.before(text, place)
+        if count is None:
+            return False
+        alone = self._alone(text[begin:place])
+        last = (len(alone) + 1) // 2  # the first ones may be cut by `begin`
+        return last == 0 or tokens.ids[max(0, count - last) : count].tolist() == alone[-last:]
+
+    def _alone(self, text: str) -> list[int]:
+        """The ids of a short text, remembered: prompts end in the same words."""
+        if text not in self._known:
+            if len(self._known) == _MOST_KNOWN:
+                self._known.clear()
+            self._known[text] = self._backend.encode(text, add_special_tokens=False).ids
+        return self._known[text]
+
+    def read_apart(self, tokens: Tokens, text: str, places: Sequence[int]) -> Tokens:
+        """The tokens of a text that is cut at some places; `tokens` themselves where that would be another text."""
+        bounds = [0, *places, len(text)]
+        pieces = [text[start:end] for start, end in pairwise(bounds)]
+        apart = self._backend.encode_batch(pieces, add_special_tokens=False)
+        ids = np.concatenate([np.array(piece.ids, dtype=np.int32) for piece in apart])
+        if self._decoded(ids) != self._decoded(tokens.ids):
+            return tokens
+        shifted = [
+            (start + first, start + last)
+            for start, piece in zip(bounds, apart, strict=False)
+            for first, last in piece.offsets
+        ]
+        return Tokens(ids, None, _Joined(shifted))
+
+    def _decoded(self, ids: np.ndarray) -> str:
+        return self._backend.decode(ids.tolist(), skip_special_tokens=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """Encodings of pieces of a text as one."""
+
+    offsets: list[tuple[int, int]]
+
+    def char_to_token(self, place: int) -> int | None:
+        """Left to the offsets."""
+        return None
 
 
 def supervised(tokens: Tokens, text: str, spans: Iterable[Span]) -> np.ndarray:
@@ -169,8 +238,11 @@ def _mark(mask: np.ndarray, encoding: Any, text: str, span: Span) -> None:
     last = encoding.char_to_token(span.end - 1) if text[span.end - 1].isascii() else None
     if first is None or last is None:
         mask |= overlapping(np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2), span)
-    else:
-        mask[first : last + 1] = True
+        return
+    # A space that the tokenizer puts before a text has the place of the text's first character, too.
+    while last + 1 < len(mask) and encoding.token_to_chars(last + 1)[0] < span.end:
+        last += 1
+    mask[first : last + 1] = True
 
 
 def _bytes_before(text: str, place: int) -> int:

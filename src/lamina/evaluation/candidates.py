@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lamina.config import DEFAULT_METHOD, METHOD_CONFIGS, Config, load_config, merge_overrides
+from lamina.config import DEFAULT_METHOD, METHOD_CONFIGS, Config, load_config, merge_overrides, only_given
 from lamina.errors import ConfigError, Problem, nearest
 from lamina.runs import Run
 
@@ -85,7 +85,7 @@ def build_candidates(
     rate is the method's own unless the configuration gives one.
 
     Args:
-        values: The configuration's content, as in its file.
+        values: The configuration's content, as in its file. Of a run's config.yaml, what was given counts.
         out: The comparison's folder.
         methods: Names of methods; by default the configuration's own.
         grid: Key -> the values that it takes in turn, as they are written in YAML. One value alone is an override,
@@ -95,6 +95,7 @@ def build_candidates(
     Raises:
         ConfigError: With the problems of all candidates; nothing was run.
     """
+    values = only_given(values)
     grid, named, problems = dict(grid or {}), named or {}, []
     varied = {key: choices for key, choices in grid.items() if len(choices) > 1}
     single = {key: choices[0] for key, choices in grid.items() if len(choices) == 1}

@@ -28,7 +28,7 @@ from typing import Any
 import yaml
 
 from lamina import files
-from lamina.config import Config
+from lamina.config import Config, resolved_values
 from lamina.config.methods.lora import LoraConfig
 from lamina.errors import ConfigError, Interrupted, LaminaError, Problem
 from lamina.evaluation.candidates import Candidate
@@ -219,10 +219,11 @@ class _Comparer:
             return run.summary
         stem = "-".join(Path(config.output_dir).relative_to(self.out).parts[1:])
         path, log = self.out / "configs" / f"{stem}.yaml", self.out / "logs" / f"{stem}.log"
-        files.write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        files.write_text(path, yaml.safe_dump(resolved_values(config), sort_keys=False, allow_unicode=True))
         self.notify(f"{prefix} ... ({log})")
         began = time.perf_counter()
-        summary = run_python(["-m", "lamina", "train", str(path), "--resume", "--json"], "", log, self.stop)
+        resume = ["--resume"] if run.begun else []
+        summary = run_python(["-m", "lamina", "train", str(path), *resume, "--json"], "", log, self.stop)
         loss = "" if summary["eval_loss"] is None else f"eval loss {summary['eval_loss']:.4f}, "
         peak = summary["peak_memory_bytes"] / _GIB
         self.notify(f"{prefix}: {loss}peak {peak:.2f} GiB ({time.perf_counter() - began:.0f} s)")

@@ -12,14 +12,21 @@ from lamina.config import DataConfig
 from lamina.data.dataset import Dataset, build_dataset, build_evaluation
 from lamina.data.example import Example, Kind
 from lamina.errors import ConfigError, DataError, Problem
-from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS, answer
+from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS, complete, left_out_settings
 from lamina.fusion import fast_path
 from lamina.methods.load import Loaded, adapter_folder, load
 from lamina.models.head import find_head
+from lamina.models.source import Notify
+from lamina.models.vocabulary import check_side
 from lamina.runs import Run
 from lamina.training.step import evaluation_loss
 
 Progress = Callable[[str, int, int], None]
+
+REASONING_GIVEN = (
+    "data.thinking is unsupervised: a row's own reasoning is given as part of its prompt, and exact match compares "
+    "what comes after it"
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,8 @@ class Evaluation:
             not asked for.
         base_exact_match: The same of the bare base.
         rows: Rows evaluated.
-        dropped: Rows that could not be used, by reason.
+        dropped: Rows to evaluate on that could not be used, by reason.
+        notes: What a user should know of the data that was named, and of how answers were compared.
         predictions: The generated answers, if asked for.
     """
 
@@ -58,6 +66,7 @@ class Evaluation:
     base_exact_match: float | None
     rows: int
     dropped: dict[str, int]
+    notes: list[str]
     predictions: list[Prediction]
 
     def as_json(self) -> dict[str, Any]:
@@ -77,6 +86,7 @@ def evaluate(
     model: str | None = None,
     allow_base_mismatch: bool = False,
     progress: Progress = lambda what, done, total: None,
+    notify: Notify = lambda message: None,
 ) -> Evaluation:
     """Evaluates an adapter and its bare base on the same rows.
 
@@ -91,6 +101,7 @@ def evaluate(
         model: The base; by default the one that the adapter names.
         allow_base_mismatch: Go on although the lock does not fit.
         progress: Called with what is being done, how much of it is done, and how much there is.
+        notify: Called with a sentence on what a user should know of the adapter and of its answers.
 
     Raises:
         ConfigError: There is no data to evaluate on.
@@ -98,22 +109,31 @@ def evaluate(
         AdapterError: The adapter cannot be loaded.
     """
     loaded = (
-        source if isinstance(source, Loaded) else load(source, model=model, allow_base_mismatch=allow_base_mismatch)
+        source
+        if isinstance(source, Loaded)
+        else load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
     )
+    for note in [*loaded.notes, *([left_out_settings(loaded, 0.0)] if exact_match else [])]:
+        if note:
+            notify(note)
     dataset, rows = _eval_data(loaded, data, columns, max_rows)
+    check_side(dataset.eval, [file.path for file in dataset.report.files], loaded.model, loaded.tokenizer)
     encoded = dataset.eval[rows]
     examples = _conversations(dataset)[rows] if exact_match else []
 
     def loss(what: str) -> float:
         report = lambda done: progress(what, done, len(encoded))  # noqa: E731
-        with fast_path(loaded.model):
-            return evaluation_loss(loaded.model, head, encoded, batch_size, progress=report)
+        with fast_path(loaded.model, longest=max(map(len, encoded))) as path:
+            return evaluation_loss(loaded.model, head, encoded, batch_size, progress=report, layout=path.layout)
 
     with loaded.injection.disabled():
         head = find_head(loaded.model)
         base_loss = loss("loss of the base")
     adapter_loss = loss("loss of the adapter")
     predictions = _predict(loaded, examples, max_new_tokens, progress) if exact_match else []
+    notes = [*dataset.report.warnings, *dataset.report.notes] if data is not None else []
+    if exact_match and loaded.template.thinking == "unsupervised":
+        notes.append(REASONING_GIVEN)
     return Evaluation(
         loss=adapter_loss,
         perplexity=math.exp(adapter_loss),
@@ -122,24 +142,26 @@ def evaluate(
         exact_match=_share(p.adapter == p.expected for p in predictions) if exact_match else None,
         base_exact_match=_share(p.base == p.expected for p in predictions) if exact_match else None,
         rows=len(encoded),
-        dropped=dataset.report.files[-1].counts_dropped(),
+        dropped=dataset.eval_dropped,
+        notes=notes,
         predictions=predictions,
     )
 
 
 def _predict(loaded: Loaded, examples: list[Example], max_new_tokens: int, progress: Progress) -> list[Prediction]:
-    conversations = [example.prompt for example in examples]
+    questions = [loaded.template.question(example) for example in examples]
 
     def say(what: str) -> list[str]:
-        report = lambda done: progress(what, done, len(conversations))  # noqa: E731
-        return answer(loaded, conversations, max_new_tokens=max_new_tokens, progress=report)
+        report = lambda done: progress(what, done, len(questions))  # noqa: E731
+        written = complete(loaded, [q.prompt for q in questions], max_new_tokens=max_new_tokens, progress=report)
+        return [question.voice.read(text).strip() for question, text in zip(questions, written, strict=True)]
 
     with loaded.injection.disabled():
         base = say("answers of the base")
     adapter = say("answers of the adapter")
     return [
-        Prediction(e.row, e.prompt[-1].content, e.answer.strip(), ours.strip(), theirs.strip())
-        for e, ours, theirs in zip(examples, adapter, base, strict=True)
+        Prediction(example.row, example.prompt[-1].content, question.answer.strip(), ours, theirs)
+        for example, question, ours, theirs in zip(examples, questions, adapter, base, strict=True)
     ]
 
 

@@ -13,7 +13,8 @@ from lamina.data.read import read_rows
 from lamina.errors import DataError
 from lamina.fusion import fast_path
 from lamina.methods.load import Loaded
-from lamina.models.head import find_head
+from lamina.models.head import Head, find_head
+from lamina.models.vocabulary import check_ids
 from lamina.training.step import evaluation_loss
 
 # Shorter pieces are ends of documents, whose few tokens say little.
@@ -51,14 +52,24 @@ def general_pieces(
 
 
 def general_loss(loaded: Loaded, pieces: list[EncodedExample], batch_size: int, *, base: bool = False) -> float:
-    """Mean loss over all tokens of the pieces, of the adapter or of its bare base."""
+    """Mean loss over all tokens of the pieces, of the adapter or of its bare base.
+
+    Raises:
+        DataError: The base has no row for one of them.
+    """
+    for piece in pieces:
+        where = f"the general text, row {piece.row},"
+        check_ids(piece.input_ids, loaded.model, loaded.tokenizer, where, "leave the row out")
     with loaded.injection.disabled():
         head = find_head(loaded.model)
         if base:
-            with fast_path(loaded.model):
-                return evaluation_loss(loaded.model, head, pieces, batch_size)
-    with fast_path(loaded.model):
-        return evaluation_loss(loaded.model, head, pieces, batch_size)
+            return _mean_loss(loaded, head, pieces, batch_size)
+    return _mean_loss(loaded, head, pieces, batch_size)
+
+
+def _mean_loss(loaded: Loaded, head: Head, pieces: list[EncodedExample], batch_size: int) -> float:
+    with fast_path(loaded.model, longest=max(map(len, pieces))) as path:
+        return evaluation_loss(loaded.model, head, pieces, batch_size, layout=path.layout)
 
 
 def _documents(path: Path, field: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 from lamina.data.dataset import load_examples
 from lamina.errors import DataError, LaminaError
 from lamina.evaluation.forgetting import general_loss, general_pieces
-from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS, answer
+from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS, complete
 from lamina.evaluation.score import Score, score
 from lamina.methods.load import Loaded, load
 from lamina.runs import open_run
@@ -118,9 +118,10 @@ def _score(loaded: Loaded, job: Job) -> Score:
     examples = load_examples(data, wanted.test, "--test", wanted.max_test_rows)
     if not examples:
         raise DataError(f"{wanted.test}: no row can be used. Fix: check the file with the run's data.columns.")
-    conversations = [example.prompt for example in examples]
-    answers = answer(loaded, conversations, max_new_tokens=wanted.max_new_tokens)
-    return score(answers, [example.answer for example in examples])
+    questions = [loaded.template.question(example) for example in examples]
+    written = complete(loaded, [question.prompt for question in questions], max_new_tokens=wanted.max_new_tokens)
+    answers = [question.voice.read(text) for question, text in zip(questions, written, strict=True)]
+    return score(answers, [question.answer for question in questions])
 
 
 def main() -> None:

@@ -13,11 +13,15 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lamina import files
 from lamina.errors import AdapterError
-from lamina.export.fold import fold_and_save
+from lamina.export.answers import answer_prompts, check_answers
+from lamina.export.fold import check_merges, fold_and_save
 from lamina.methods.adapter import read_adapter
+from lamina.methods.certificate import Certificate, replay_probes
 from lamina.methods.load import Loaded, adapter_folder, load
-from lamina.methods.probes import Certificate, record_probes, replay_probes
+from lamina.methods.lock import Lock
+from lamina.methods.probes import Probe, record_again, record_probes
 from lamina.models.fingerprint import weight_files
+from lamina.models.folder import Ends, complete_folder
 from lamina.models.machine import dtype_name
 from lamina.models.pages import drop_file_pages
 from lamina.models.quiet import quiet_transformers
@@ -91,42 +95,68 @@ def merge(
         original_base=original_base,
         notify=notify,
     )
-    probes = loaded.adapter.probes or record_probes(loaded.injection, loaded.template)
-    expected = len(loaded.injection.layers)
+    check_merges(loaded.injection)
+    probes = _probes(loaded, lock, allow_difference)
+    prompts = [probe.prompt for probe in probes if probe.prompt]
+    expected = answer_prompts(loaded.model, loaded.template, prompts)
 
-    device = loaded.model.device
+    device, ends, tied = loaded.model.device, Ends.of(loaded.model), _is_tied(loaded.model)
     with files.new_folder(out, replace=False) as folder:
         notify("Folding the adapter in ...")
-        folded = fold_and_save(loaded.injection, folder)
-        _save_tokenizer(loaded, folder)
+        folds = fold_and_save(loaded.injection, folder)
+        changes: dict[str, Any] = {"dtype": dtype_name(loaded.base.dtype), "quantization_config": None}
+        if tied and not _is_tied(loaded.model):
+            changes["tie_word_embeddings"] = False
+        complete_folder(folder, loaded.base.source.folder, ends, loaded.template, changes, taught=True, notify=notify)
         notify("Replaying the probes on the written folder ...")
         with quiet_transformers():
             written: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=loaded.base.dtype, local_files_only=True)
         written = written.to(device).eval()
-        with _layer_by_layer(written, folder):
+        with _layer_by_layer(written, folder), quiet_transformers():
             certificate = replay_probes(
                 written,
                 probes,
                 subject=f"merged model {out}",
                 adapter_digest=loaded.adapter.digest,
-                modules_expected=expected,
-                modules_matched=folded,
-                trained_dtype=lock.base_dtype if lock else dtype_name(loaded.base.dtype),
+                modules_expected=len(loaded.injection.layers),
+                modules_matched=folds.modules,
+                trained_dtype=dtype_name(loaded.base.dtype),
                 notes=loaded.notes,
+                update_kept=folds.kept,
             )
+            if lost := folds.lost_in(written):
+                certificate = certificate.failed(f"{len(lost)} weights are not as they were written (first: {lost[0]})")
+            if certificate.passed or allow_difference:
+                seen = check_answers(folder, written, loaded.template, expected, certificate.tolerance)
+                certificate = seen.added_to(certificate)
         del written
         if not allow_difference:
-            certificate.require()
+            certificate.require(_fix(certificate))
         files.write_json(folder / CERTIFICATE_FILE, certificate.as_json())
     return Merged(out, certificate)
 
 
-def _save_tokenizer(loaded: Loaded, folder: Path) -> None:
-    tokenizer = loaded.tokenizer
-    if loaded.template.name != "model":
-        tokenizer.chat_template = loaded.template.source
-    with quiet_transformers():
-        tokenizer.save_pretrained(folder)
+def _probes(loaded: Loaded, lock: Lock | None, allow_difference: bool) -> list[Probe]:
+    """The adapter's probes as it is held now, which may be in another dtype than when they were recorded."""
+    if lock is None:
+        return record_probes(loaded.injection, loaded.template)
+    if lock.base_dtype == dtype_name(loaded.base.dtype):
+        return loaded.adapter.probes
+    certificate = loaded.certify()
+    if not allow_difference:
+        certificate.require()
+    return record_again(loaded.injection, loaded.adapter.probes)
+
+
+def _fix(certificate: Certificate) -> str:
+    way = "use the adapter as it is"
+    if certificate.is_rounded_away and certificate.dtype != "float32":
+        way = "merge with --dtype float32, in which nothing of it is lost"
+    return f"{way}, or keep the merged model all the same with --allow-difference"
+
+
+def _is_tied(model: PreTrainedModel) -> bool:
+    return bool(model.config.get_text_config().tie_word_embeddings)
 
 
 @contextlib.contextmanager

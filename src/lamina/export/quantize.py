@@ -7,6 +7,7 @@ folder in the format of transformers and bitsandbytes, of the same size, and `mo
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,16 +25,18 @@ from lamina.config.quantization import QuantizationConfig
 from lamina.data.batch import build_batch
 from lamina.data.dataset import build_dataset
 from lamina.data.example import EncodedExample
-from lamina.data.template import build_template
+from lamina.data.template import template_of
 from lamina.errors import ConfigError, ModelError, Problem
 from lamina.fusion import fast_path
+from lamina.models.folder import Ends, complete_folder
 from lamina.models.head import find_head
 from lamina.models.inputs import run_once, with_same_input
 from lamina.models.load import Base, load_base
+from lamina.models.machine import dtype_name
 from lamina.models.quantized import write_quantized
-from lamina.models.quantizers import converted_modules
-from lamina.models.quiet import quiet_transformers
+from lamina.models.quantizers import check_packs_enough, converted_modules
 from lamina.models.source import Notify
+from lamina.models.vocabulary import check_vocabulary
 from lamina.plan.memory import available_bytes
 from lamina.quantization import FrozenLinear, PackedLinear, freeze_linear
 from lamina.quantization.gptq import round_for_inputs
@@ -138,9 +141,11 @@ def quantize(
     if not layers:
         message = f"it leaves no linear layer of {base.source.folder} to quantize."
         raise ConfigError(Problem("quantization.modules_to_not_convert", message, "name fewer modules"))
+    check_packs_enough(base.model, settings)
     notify("Reading the data ...")
-    template = build_template(base.tokenizer, config.data.chat_template, config.data.thinking)
+    template = template_of(base.tokenizer, config.data)
     dataset = build_dataset(config.data, template, config.train.per_device_train_batch_size, config.seed, notify)
+    check_vocabulary(dataset, base.model, template)
     check_positions(dataset, base.model, notify)
     documents = _some_documents(dataset.train, tokens, config.seed)
     held_out = list(dataset.eval[:_EVAL_DOCUMENTS])
@@ -154,13 +159,14 @@ def quantize(
             "data": data_digests(dataset),
             "output_errors": {name: {"nearest": pair[0], "written": pair[1]} for name, pair in rounded.items()},
         }
-        with quiet_transformers():
-            base.tokenizer.save_pretrained(folder)
-        source, base_dtype = base.source.folder, base.dtype
+        source, base_dtype, ends = base.source.folder, base.dtype, Ends.of(base.model)
         del base, layers  # before it is read once more, to be written in 4 bits
         notify("Writing the quantized base ...")
         write_quantized(source, settings, base_dtype, folder / "rounded", folder)
         shutil.rmtree(folder / "rounded")
+        packing = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+        changes = {"dtype": dtype_name(base_dtype), "quantization_config": packing}
+        complete_folder(folder, source, ends, template, changes, taught=False, notify=notify)
         written = load_base(str(folder), dtype, notify=notify, offload=config.offload)
         result = QuantizedFolder(
             path=out,
@@ -294,8 +300,9 @@ def _loss(base: Base, documents: Sequence[EncodedExample], what: str, progress: 
     if not documents:
         return None
     report = lambda done: progress(what, done, len(documents))  # noqa: E731
-    with fast_path(base.model):
-        return evaluation_loss(base.model, find_head(base.model), documents, _EVAL_BATCH, progress=report)
+    head = find_head(base.model)
+    with fast_path(base.model, longest=max(map(len, documents))) as path:
+        return evaluation_loss(base.model, head, documents, _EVAL_BATCH, progress=report, layout=path.layout)
 
 
 def _bits_per_weight(model: nn.Module, quantized: Iterable[str]) -> float:

@@ -19,7 +19,7 @@ import torch
 
 from lamina.fusion.plan import LayerPlan, Norm
 from lamina.fusion.randomness import Randomness
-from lamina.kernels import kernels_for
+from lamina.kernels import as_in_forward, chosen_backend, kernels_for
 from lamina.ops.attention import AttentionSettings, attention_backward, attention_forward
 from lamina.ops.linear_group import Detour, GroupState, LinearGroup
 from lamina.ops.pool import Pool
@@ -72,10 +72,11 @@ class _Layer(torch.autograd.Function):
             computation.let_go(True)
         elif around.recompute:
             computation.let_go(around.recompute)
-        ctx.computation = computation if wanted else None
+        ctx.computation, ctx.backend = computation if wanted else None, chosen_backend()
         return y
 
     @staticmethod
+    @as_in_forward
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # Let go of at once, so that memory falls as the backward proceeds.
         computation, ctx.computation = ctx.computation, None

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lamina.kernels import kernels_for
+from lamina.kernels import as_in_forward, chosen_backend, kernels_for
 from lamina.ops.attention import packed_attention_forward
+from lamina.ops.shapes import in_shape
 
 Forward = Callable[..., Any]
 
@@ -87,10 +88,11 @@ class _RmsNorm(torch.autograd.Function):
         out = torch.empty_like(rows)
         scale = kernels_for(rows, weight).rms_norm(rows, weight, eps, offset, out)
         ctx.save_for_backward(x, weight, scale)
-        ctx.offset = offset
-        return out.view(x.shape)
+        ctx.offset, ctx.backend = offset, chosen_backend()
+        return in_shape(out, *x.shape)
 
     @staticmethod
+    @as_in_forward
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, scale = ctx.saved_tensors
         rows, grad = x.reshape(-1, x.shape[-1]), grads[0].reshape(-1, x.shape[-1])
@@ -105,13 +107,14 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, activation: int) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
-        ctx.activation = activation
-        rows = [tensor.reshape(-1, tensor.shape[-1]).contiguous() for tensor in (gate, up)]
-        out = torch.empty_like(rows[0])
+        ctx.activation, ctx.backend = activation, chosen_backend()
+        rows = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (gate, up)]
+        out = torch.empty(rows[0].shape, dtype=gate.dtype, device=gate.device)
         kernels_for(*rows).gated(*rows, activation, out)
-        return out.view(gate.shape)
+        return in_shape(out, *gate.shape)
 
     @staticmethod
+    @as_in_forward
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # Copies, because the kernel writes the gradients over them and they belong to others.
         gate, up, product = (t.reshape(-1, t.shape[-1]).clone() for t in (*ctx.saved_tensors, grads[0]))
@@ -125,9 +128,11 @@ class _Rotary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cosine, sine)
+        ctx.backend = chosen_backend()
         return _turned(heads, cosine, sine, False)
 
     @staticmethod
+    @as_in_forward
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         cosine, sine = ctx.saved_tensors
         return _turned(grads[0], cosine, sine, True), None, None

@@ -50,6 +50,8 @@ def check_data(
         kinds=TRAINABLE if target.is_run else None,
         has_eval=rows.has_eval,
         wrapped=data.packing_strategy == "wrapped",
+        embedding_rows=target.embedding_rows(notify, rows.template),
+        max_dropped=data.max_dropped,
     )
     report = examine(rows, settings)
     report.files = list(rows.files)

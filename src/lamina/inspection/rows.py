@@ -12,8 +12,8 @@ from lamina.config import SourceConfig
 from lamina.data.check.row import CheckedRow
 from lamina.data.encode import encode_stream
 from lamina.data.example import Example, Kind
-from lamina.data.read import DataFile, Fault, find_files
-from lamina.data.source import ReadRow, SourceReader, lacks_column
+from lamina.data.read import DataFile, Fault
+from lamina.data.source import ReadRow, SourceReader, lacks_column, open_sources
 from lamina.data.template import ChatTemplate
 from lamina.errors import DataError
 from lamina.inspection.target import Target
@@ -45,7 +45,7 @@ class Rows:
         """
         self.files.clear()
         refused: DataError | None = None
-        listed = list(self._listed())
+        listed = self._listed()
         for side, source, file in listed:
             reader = SourceReader(file, source, self.target.data.text_unit)
             try:
@@ -65,6 +65,7 @@ class Rows:
                     "rows": reader.rows,
                     "ignored_columns": reader.ignored_columns,
                     "skipped": list(file.skipped),
+                    "notes": list(file.notes),
                 }
             )
         if refused is not None and not any(file["format"] for file in self.files):
@@ -75,17 +76,9 @@ class Rows:
         """Whether rows of an evaluation side follow those of training."""
         return isinstance(self.target.data.eval, str)
 
-    def _listed(self) -> Iterator[tuple[str, SourceConfig, DataFile]]:
-        data = self.target.data
-        listed = [("train", source, "data.train") for source in data.sources]
-        if data.replay is not None:
-            replay = SourceConfig(path=data.replay.path, format=data.replay.format, columns=data.replay.columns)
-            listed.append(("replay", replay, "data.replay.path"))
-        if isinstance(data.eval, str):
-            listed.append(("eval", data.source_of(data.eval), "data.eval"))
-        for side, source, field_name in listed:
-            for file in find_files(source.path, field_name):
-                yield side, source, file
+    def _listed(self) -> list[tuple[str, SourceConfig, DataFile]]:
+        opened = open_sources(self.target.data, "train", "replay", "eval")
+        return [(each.side, each.source, file) for each in opened for file in each.files]
 
     def shapes(self) -> Iterator[tuple[str, str, dict[str, str]]]:
         """Name, format and mapped columns of each training file that has a format, by its first rows."""
@@ -100,20 +93,21 @@ class Rows:
         rows = reader.rows_up_to(reader.source.max_rows, of_any_shape=goes_on)
         if side == "train":
             rows = map(self._with_columns, rows)
-        name = reader.file.name
+        name, source = reader.file.name, reader.source
         if self.template is None:
             for row in rows:
-                yield CheckedRow(name, side, row)
+                yield CheckedRow(name, side, row, source=source)
             return
         encoded = encode_stream(self._to_encode(rows), itemgetter(1), self.template, self.target.data.train_on)
         for (row, example), chosen in encoded:
             rejected = next(encoded)[1] if example is not None and example.rejected else None
             if isinstance(chosen, DataError):
-                yield CheckedRow(name, side, row, None, _refusal(chosen, row))
+                yield CheckedRow(name, side, row, None, _refusal(chosen, row), source=source)
             elif isinstance(rejected, DataError):
-                yield CheckedRow(name, side, row, None, f"its rejected answer: {_refusal(rejected, row)}")
+                refusal = f"its rejected answer: {_refusal(rejected, row)}"
+                yield CheckedRow(name, side, row, None, refusal, source=source)
             else:
-                yield CheckedRow(name, side, row, chosen, "", rejected)
+                yield CheckedRow(name, side, row, chosen, "", rejected, source)
 
     def _with_columns(self, row: ReadRow) -> ReadRow:
         """The row, as a misfit where it lacks a column that the split asks for."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from lamina.data.check.row import CheckedRow
 from lamina.data.example import EncodedExample, Kind
+from lamina.data.remarks import row_notes
 from lamina.data.report import DROP_REASONS
 from lamina.data.template import ChatTemplate
 from lamina.errors import ConfigError, Problem
@@ -49,6 +50,7 @@ class Shown:
         rejected: Of a preference: the text with the rejected answer.
         label: Of an unpaired preference: whether the answer is wanted.
         left_out: Why training leaves the row out or stops at it; empty if it does not.
+        notes: What else to know about how it is rendered.
     """
 
     file: str
@@ -61,6 +63,7 @@ class Shown:
     rejected: tuple[Piece, ...] = ()
     label: bool | None = None
     left_out: str = ""
+    notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -124,6 +127,7 @@ def _shown(row: CheckedRow, template: ChatTemplate, target: Target) -> Shown:
         rejected=_pieces(row.rejected, template) if row.rejected is not None else (),
         label=example.label,
         left_out=left_out,
+        notes=tuple(row_notes(encoded.remarks)),
     )
 
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamina.config import DataConfig, load_config
-from lamina.data.template import ChatTemplate, build_template
+from lamina.config.aliases import ALIASES
+from lamina.data.template import ChatTemplate, template_of
 from lamina.errors import ConfigError, Problem
 from lamina.models.load import load_tokenizer
-from lamina.models.source import ALIASES, Notify, find_model, packaged_gguf
+from lamina.models.source import Notify, find_model, packaged_gguf
+from lamina.models.vocabulary import declared_rows
 
 # Of the model whose tokens are counted where a data file alone is given, and of its micro-batches.
 DEFAULT_MODEL = "smollm2-135m"
@@ -45,7 +47,13 @@ class Target:
         if self.model is None:
             return None
         tokenizer = load_tokenizer(find_model(self.model, notify))
-        return build_template(tokenizer, self.data.chat_template, self.data.thinking)
+        return template_of(tokenizer, self.data)
+
+    def embedding_rows(self, notify: Notify, template: ChatTemplate | None) -> int | None:
+        """Rows of the model's embedding; None without a model, or where it does not tell."""
+        if self.model is None or template is None:
+            return None
+        return declared_rows(find_model(self.model, notify).folder, template.tokenizer)
 
 
 def find_target(
@@ -83,9 +91,10 @@ def find_target(
     if chosen is None and (is_run or "model" in given):
         chosen = config.model
     if chosen is None:
-        chosen = DEFAULT_MODEL if packaged_gguf(ALIASES[DEFAULT_MODEL][0]) else _NO_MODEL
+        chosen = DEFAULT_MODEL if packaged_gguf(ALIASES[DEFAULT_MODEL].package) else _NO_MODEL
     data = config.data
-    if chosen == _NO_MODEL and data.chat_template is not None:
-        raise ConfigError(Problem("--model", "is none, so data.chat_template does nothing", "name a model"))
+    for name in ("chat_template", "enable_thinking"):
+        if chosen == _NO_MODEL and getattr(data, name) is not None:
+            raise ConfigError(Problem("--model", f"is none, so data.{name} does nothing", "name a model"))
     batch_size = config.train.per_device_train_batch_size
     return Target(data, None if chosen == _NO_MODEL else chosen, batch_size, config.seed, is_run)

@@ -18,7 +18,7 @@ namespace {
 
 inline int64_t blocks(int64_t length) { return (length + BLOCK - 1) / BLOCK; }
 
-// 16 x 16 words of 32 bits, rows `from_row` and `to_row` apart.
+// 16 x 16 words of 32 bits, of one or two elements each; rows are `from_row` and `to_row` elements apart, an odd number or not.
 #if defined(__AVX512F__)
 // Exchanges the off-diagonal S x S squares of two rows of a 16 x 16 matrix.
 template <int S, int... L>
@@ -36,22 +36,25 @@ inline void exchange_all(Words* rows) {
         if (!(i & S)) exchange<S>(rows + i, rows + i + S, std::make_integer_sequence<int, 16>());
 }
 
-inline void transpose(uint32_t* to, int64_t to_row, const uint32_t* from, int64_t from_row) {
-    typedef Words Unaligned __attribute__((aligned(2), may_alias));
+// Each of them may begin at any address: memory is reached by memcpy alone, which compilers turn into plain loads and stores.
+template <typename To, typename From>
+inline void transpose(To* to, int64_t to_row, const From* from, int64_t from_row) {
     Words rows[16];
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) rows[i] = *(const Unaligned*)(from + i * from_row);
+    for (int i = 0; i < 16; ++i) std::memcpy(rows + i, from + i * from_row, sizeof(Words));
     exchange_all<8>(rows);
     exchange_all<4>(rows);
     exchange_all<2>(rows);
     exchange_all<1>(rows);
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) *(Unaligned*)(to + i * to_row) = rows[i];
+    for (int i = 0; i < 16; ++i) std::memcpy(to + i * to_row, rows + i, sizeof(Words));
 }
 #else
-inline void transpose(uint32_t* to, int64_t to_row, const uint32_t* from, int64_t from_row) {
+template <typename To, typename From>
+inline void transpose(To* to, int64_t to_row, const From* from, int64_t from_row) {
     for (int64_t i = 0; i < 16; ++i)
-        for (int64_t j = 0; j < 16; ++j) std::memcpy(to + j * to_row + i, from + i * from_row + j, 4);
+        for (int64_t j = 0; j < 16; ++j)
+            std::memcpy(to + j * to_row + i * PER_WORD<To>, from + i * from_row + j * PER_WORD<From>, 4);
 }
 #endif
 
@@ -71,14 +74,14 @@ inline void pack_pair(bf16* tile, int64_t k, const bf16* first, const bf16* seco
 inline void turn(float* to, const float* from, int64_t row, int64_t size) {
     for (int64_t r = 0; r < BLOCK; r += 16)
         for (int64_t d = 0; d < size; d += 16)
-            transpose((uint32_t*)(to + d * BLOCK + r), BLOCK, (const uint32_t*)(from + r * row + d), row);
+            transpose(to + d * BLOCK + r, BLOCK, from + r * row + d, row);
 }
 
 inline void turn(bf16* to, const bf16* from, int64_t row, int64_t size) {
     uint32_t words[16 * 16];  // of two neighbours in a row each
     for (int64_t r = 0; r < BLOCK; r += 16)
         for (int64_t d = 0; d < size; d += 32) {
-            transpose(words, 16, (const uint32_t*)(from + r * row + d), row / 2);
+            transpose(words, 16, from + r * row + d, row);
             for (int64_t w = 0; w < 16; ++w) {
                 bf16* even = to + (d + 2 * w) * BLOCK + r;
 #pragma omp simd
@@ -161,10 +164,10 @@ void fetch(Rows<const T> rows, const Scores& s) {
 // B with tokens as columns: B[d][token]. Tiles: (token block of 16, d block of 32).
 template <typename M>
 void pack_columns(typename M::Element* to, Rows<const typename M::Element> rows, const Scores& s) {
+    constexpr int64_t words = 16 * PER_WORD<typename M::Element>;  // sixteen, in elements
     for (int64_t t = 0; t < BLOCK; t += 16)
-        for (int64_t d = 0; d < s.size; d += 16 * PER_WORD<typename M::Element>)
-            transpose((uint32_t*)(to + t / 16 * s.size * 16 + d * 16), 16, (const uint32_t*)(rows[t] + d),
-                      rows.row / PER_WORD<typename M::Element>);
+        for (int64_t d = 0; d < s.size; d += words)
+            transpose(to + t / 16 * s.size * 16 + d * 16, words, rows[t] + d, rows.row);
 }
 
 // B with tokens as the summed dimension: B[token][d]. Tiles: (d block of 16, token block of 32), this is block `block`.
@@ -345,7 +348,7 @@ void backward(Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<const T> o
         float square[16 * 16];
         for (int64_t t = 0; t < s.length; t += 16)
             for (int64_t d = 0; d < s.size; d += 16) {
-                transpose((uint32_t*)square, 16, (const uint32_t*)(dq_turned + d * t_row + t), t_row);
+                transpose(square, 16, dq_turned + d * t_row + t, t_row);
                 for (int64_t r = 0; r < 16 && t + r < s.length; ++r)
                     for (int64_t c = 0; c < 16; c += LANES) put(dq[t + r] + d + c, take(square + r * 16 + c));
             }

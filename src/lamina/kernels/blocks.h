@@ -34,7 +34,7 @@ constexpr int64_t apart(int64_t elements) {
 }
 
 template <typename E>
-constexpr int64_t PER_WORD = 4 / sizeof(E);
+constexpr int64_t PER_WORD = 4 / static_cast<int64_t>(sizeof(E));
 
 #if defined(__AVX512F__)
 inline Floats multiply_add(const float* a, const float* b, Floats sum) { return sum + *a * take(b); }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from lamina.kernels import plain
@@ -19,3 +21,17 @@ cross_entropy_ = torch.compile(plain.cross_entropy_, dynamic=True)
 dropped = plain.dropped
 add_dropped_ = plain.add_dropped_
 narrow_product = plain.narrow_product  # a matrix product, which torch.compile would leave as it is
+
+
+@functools.cache
+def problem(device: str) -> str | None:
+    """Why torch.compile is of no use on a type of device, found by trying it once; None if it works.
+
+    It needs a C++ compiler on the CPU, and Triton with a C compiler on CUDA.
+    """
+    try:
+        scale_columns_(torch.ones(2, 3, device=device), torch.ones(3, device=device))
+    except Exception as error:  # of many kinds, and whichever it is, it says no
+        lines = str(error).strip().splitlines()
+        return f"torch.compile does not work here ({lines[0][:300] if lines else type(error).__name__})"
+    return None

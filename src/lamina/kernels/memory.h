@@ -19,6 +19,26 @@ struct Shelf {
 };
 thread_local Shelf shelf;
 
+#if defined(__SANITIZE_ADDRESS__)
+// A new one each time, no longer than was asked for, and full of NaN: so a sanitizer sees what lies beyond, and a test what
+// was not written before it is read.
+template <typename T>
+struct Buffer {
+    T* data;
+
+    explicit Buffer(int64_t count, bool zeroed = false) {
+        const size_t bytes = sizeof(T) * static_cast<size_t>(count);
+        void* fresh = nullptr;
+        if (posix_memalign(&fresh, 64, bytes)) std::abort();
+        data = static_cast<T*>(fresh);
+        std::memset(fresh, zeroed ? 0 : 0xff, bytes);
+    }
+    ~Buffer() { std::free(data); }
+    Buffer(const Buffer&) = delete;
+    T* operator+(int64_t offset) const { return data + offset; }
+    T& operator[](int64_t index) const { return data[index]; }
+};
+#else
 template <typename T>
 struct Buffer {
     T* data;
@@ -38,5 +58,6 @@ struct Buffer {
     T* operator+(int64_t offset) const { return data + offset; }
     T& operator[](int64_t index) const { return data[index]; }
 };
+#endif
 
 }  // namespace

@@ -260,8 +260,8 @@ struct Multiply8 {
 #define LAMINA_FOUR {packed, table, blocksize, absmax, nested, nested_code, nested_absmax, nested_offset}
 
 #define LAMINA_PACKED(suffix, T)                                                                                             \
-    extern "C" void lamina_pack_4bit_##suffix(const T* weights, int64_t blocks, int64_t blocksize, const float* bounds,      \
-                                              const uint8_t* order, uint8_t* packed, float* absmax) {                        \
+    extern "C" void lamina_pack_4bit_##suffix(const T* weights, int64_t blocksize, const float* bounds, const uint8_t* order, \
+                                              uint8_t* packed, float* absmax, int64_t blocks) {                              \
         pack_4bit<T>(weights, blocks, blocksize, bounds, order, packed, absmax);                                             \
     }                                                                                                                        \
     extern "C" void lamina_lay_4bit_##suffix(LAMINA_FOUR_BITS, T* out, int64_t out_row, int64_t rows, int64_t columns) {     \

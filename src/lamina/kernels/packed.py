@@ -9,10 +9,10 @@ from typing import Protocol
 
 import torch
 
+from lamina.errors import KernelError
 from lamina.kernels import native
-
-# Rows that the kernel multiplies at most. With more, laying the weights out and multiplying them dense is faster.
-MOST_ROWS = 8
+from lamina.kernels.contract import SUFFIX, Argument
+from lamina.kernels.table import MOST_ROWS, WEIGHT_STEP
 
 
 class FourBits(Protocol):
@@ -41,16 +41,22 @@ class EightBits(Protocol):
 def takes(weight: FourBits | EightBits, dtype: torch.dtype) -> bool:
     """Whether the kernels can read this weight, in this dtype: on the CPU, in rows of whole vectors."""
     return (
-        weight.packed.device.type == "cpu"
-        and dtype in (torch.bfloat16, torch.float32)
-        and weight.in_features % 32 == 0
+        weight.packed.is_cpu
+        and dtype in SUFFIX
+        and weight.in_features % WEIGHT_STEP == 0
         and native.unavailable() is None
     )
 
 
-def packs(weight: torch.Tensor) -> bool:
-    """Whether `pack_4bit` can take this weight."""
-    return weight.device.type == "cpu" and native.supports(weight) and native.unavailable() is None
+def multiplies(x: torch.Tensor, weight: FourBits | EightBits) -> bool:
+    """Whether they multiply x (M, in_features) with it as it is. Laying it out first is faster for more rows."""
+    return 0 < len(x) <= MOST_ROWS and takes(weight, x.dtype)
+
+
+def packs(weight: torch.Tensor, blocksize: int) -> bool:
+    """Whether `pack_4bit` can take this weight, in these blocks."""
+    whole = weight.is_contiguous() and weight.numel() % blocksize == 0 and blocksize % WEIGHT_STEP == 0
+    return whole and native.supports(weight) and native.unavailable() is None
 
 
 def pack_4bit(
@@ -69,49 +75,39 @@ def pack_4bit(
     """
     packed = torch.empty(weight.numel() // 2, 1, dtype=torch.uint8)
     absmax = torch.empty(weight.numel() // blocksize, dtype=torch.float32)
-    tables = (native.pointer(bounds), native.pointer(order))
-    results = (native.pointer(packed), native.pointer(absmax))
-    native.call("pack_4bit", weight.dtype, native.pointer(weight), len(absmax), blocksize, *tables, *results)
+    native.call("pack_4bit", weight.dtype, weight, blocksize, bounds, order, packed, absmax)
     return packed, absmax
 
 
 def lay_4bit(weight: FourBits, out: torch.Tensor) -> None:
     """Writes the dense weight into `out` (out_features, in_features), whose rows may lie apart."""
-    native.call("lay_4bit", out.dtype, *_four(weight), *native.rows(out), *out.shape)
+    native.call("lay_4bit", out.dtype, *_four(weight), out)
 
 
 def lay_8bit(weight: EightBits, step: float, out: torch.Tensor) -> None:
     """The same for whole numbers times row scale times `step`."""
-    native.call("lay_8bit", out.dtype, *_eight(weight, step), *native.rows(out), *out.shape)
+    native.call("lay_8bit", out.dtype, weight.packed, weight.scales, step, out)
 
 
 def multiply_4bit(x: torch.Tensor, weight: FourBits) -> torch.Tensor:
-    """x W^T for x (M, in_features) of `MOST_ROWS` or fewer, summed in float32."""
-    halves = x.float().view(len(x), -1, 2).transpose(1, 2).contiguous()
-    return _multiply("multiply_4bit", x, halves.view(x.shape), _four(weight), weight.out_features)
+    """x W^T for x (M, in_features) that `multiplies` says yes to, summed in float32."""
+    halves = x.float().reshape(len(x), -1, 2).transpose(1, 2).reshape(x.shape)
+    y = x.new_empty(len(x), weight.out_features)
+    native.call("multiply_4bit", x.dtype, *_four(weight), halves, y)
+    return y
 
 
 def multiply_8bit(x: torch.Tensor, weight: EightBits, step: float) -> torch.Tensor:
     """The same for whole numbers times row scale times `step`."""
-    return _multiply("multiply_8bit", x, x.float().contiguous(), _eight(weight, step), weight.out_features)
-
-
-def _multiply(
-    name: str, x: torch.Tensor, floats: torch.Tensor, weight: tuple[object, ...], outputs: int
-) -> torch.Tensor:
-    y = x.new_empty(len(x), outputs)
-    native.call(name, x.dtype, *weight, native.pointer(floats), len(x), *native.rows(y), outputs, x.shape[1])
+    y = x.new_empty(len(x), weight.out_features)
+    native.call("multiply_8bit", x.dtype, weight.packed, weight.scales, step, x.float().contiguous(), y)
     return y
 
 
-def _four(weight: FourBits) -> tuple[object, ...]:
-    tables = (native.pointer(weight.packed), native.pointer(weight.code), weight.blocksize)
+def _four(weight: FourBits) -> tuple[Argument, ...]:
+    tables = (weight.packed, weight.code, weight.blocksize)
     if weight.nested_absmax is None:
-        return *tables, native.pointer(weight.absmax), None, None, None, native.real(0.0)
-    assert weight.nested_code is not None and weight.nested_offset is not None
-    nested = (weight.absmax, weight.nested_code, weight.nested_absmax)
-    return *tables, None, *map(native.pointer, nested), native.real(float(weight.nested_offset))
-
-
-def _eight(weight: EightBits, step: float) -> tuple[object, ...]:
-    return native.pointer(weight.packed), native.pointer(weight.scales), native.real(step)
+        return *tables, weight.absmax, None, None, None, 0.0
+    if weight.nested_offset is None:
+        raise KernelError("scales in 8 bits need what was taken off them")
+    return *tables, None, weight.absmax, weight.nested_code, weight.nested_absmax, float(weight.nested_offset)

@@ -54,7 +54,7 @@ def rms_norm_backward(
 
 
 def gated(gate: torch.Tensor, up: torch.Tensor, activation: int, out: torch.Tensor) -> None:
-    """out = act(gate) up, all (T, I); gate and up with equal strides."""
+    """out = act(gate) up, all (T, I)."""
     value, _ = _activate(gate.float(), activation)
     out.copy_(value.to(up.dtype) * up)
 

@@ -34,7 +34,7 @@ void rms_norm(const T* x, int64_t x_row, T* y, int64_t y_row, const T* weight, f
             squares += a * a;
         });
         const float r = 1.0f / std::sqrt(sum_of(squares) / static_cast<float>(width) + eps);
-        if (scale) scale[i] = r;
+        scale[i] = r;
         if (offset == 0.0f)  // Llama rounds before the weight
             along(width, [&](int64_t j, auto at) {
                 at.put(yi + j, rounded<T>(at.take(xi + j) * r) * at.take(weight + j));
@@ -71,10 +71,11 @@ void rms_norm_backward(const T* g, int64_t g_row, const T* x, int64_t x_row, con
 }
 
 template <typename T, int KIND>
-void gated(const T* gate, const T* up, int64_t in_row, T* out, int64_t out_row, int64_t rows, int64_t width) {
+void gated(const T* gate, int64_t gate_row, const T* up, int64_t up_row, T* out, int64_t out_row, int64_t rows,
+           int64_t width) {
 #pragma omp parallel for
     for (int64_t i = 0; i < rows; ++i) {
-        const T *gi = gate + i * in_row, *ui = up + i * in_row;
+        const T *gi = gate + i * gate_row, *ui = up + i * up_row;
         T* oi = out + i * out_row;
         along(width, [&](int64_t j, auto at) {
             Floats value, slope;
@@ -86,10 +87,11 @@ void gated(const T* gate, const T* up, int64_t in_row, T* out, int64_t out_row, 
 
 // In place: gate and up become their gradients, and d of the product becomes the product itself.
 template <typename T, int KIND>
-void gated_backward(T* gate, T* up, int64_t row, T* d, int64_t d_row, int64_t rows, int64_t width) {
+void gated_backward(T* gate, int64_t gate_row, T* up, int64_t up_row, T* d, int64_t d_row, int64_t rows,
+                    int64_t width) {
 #pragma omp parallel for
     for (int64_t i = 0; i < rows; ++i) {
-        T *gi = gate + i * row, *ui = up + i * row, *di = d + i * d_row;
+        T *gi = gate + i * gate_row, *ui = up + i * up_row, *di = d + i * d_row;
         along(width, [&](int64_t j, auto at) {
             Floats value, slope;
             activate<KIND>(at.take(gi + j), &value, &slope);
@@ -103,12 +105,12 @@ void gated_backward(T* gate, T* up, int64_t row, T* d, int64_t d_row, int64_t ro
 
 // Turns the two halves of the first `rotated` elements of every head, in place; direction -1 turns back.
 template <typename T>
-void rotary(T* x, int64_t x_row, const T* cosine, const T* sine, int64_t angle_row, int64_t tokens, int64_t heads,
-            int64_t head_size, int64_t rotated, float direction) {
+void rotary(T* x, int64_t x_row, const T* cosine, int64_t cosine_row, const T* sine, int64_t sine_row, int64_t tokens,
+            int64_t heads, int64_t head_size, int64_t rotated, float direction) {
     const int64_t half = rotated / 2;
 #pragma omp parallel for
     for (int64_t i = 0; i < tokens; ++i) {
-        const T *ci = cosine + i * angle_row, *si = sine + i * angle_row;
+        const T *ci = cosine + i * cosine_row, *si = sine + i * sine_row;
         for (int64_t h = 0; h < heads; ++h) {
             T* first = x + i * x_row + h * head_size;
             T* second = first + half;
@@ -156,13 +158,13 @@ void scale_columns_backward(const T* g, int64_t g_row, const T* y, int64_t y_row
 // Logits become their gradient, softmax - one-hot, in place; loss[i] = -log softmax[target].
 // A logit is softcap tanh(multiplier product / softcap), or multiplier product without a softcap.
 template <bool CAPPED, typename T>
-void cross_entropy(T* logits, const int64_t* target, float* loss, int64_t rows, int64_t width, float multiplier,
-                   float softcap, int64_t wants_gradient) {
+void cross_entropy(T* logits, int64_t logits_row, const int64_t* target, float* loss, int64_t rows, int64_t width,
+                   float multiplier, float softcap, int64_t wants_gradient) {
     const float inner = CAPPED ? multiplier / softcap : multiplier;
     const auto cap = [=](Floats scaled) { return CAPPED ? softcap * fast_tanh(scaled) : scaled; };
 #pragma omp parallel for
     for (int64_t i = 0; i < rows; ++i) {
-        T* row = logits + i * width;
+        T* row = logits + i * logits_row;
         const Floats hit = splat(load(row + target[i]));
         const float at_target = cap(hit * inner)[0];
         Floats most = splat(-INFINITY), sums = {};
@@ -198,20 +200,21 @@ FOR_DTYPES(lamina_rms_norm_backward,
                              residual_row, (T*)dx, dx_row, rows, width, offset))
 
 FOR_DTYPES(lamina_gated,
-           (const void* gate, const void* up, int64_t in_row, void* out, int64_t out_row, int64_t rows, int64_t width,
-            int64_t kind),
-           if (kind == 0) gated<T, 0>((const T*)gate, (const T*)up, in_row, (T*)out, out_row, rows, width);
-           else gated<T, 1>((const T*)gate, (const T*)up, in_row, (T*)out, out_row, rows, width))
+           (const void* gate, int64_t gate_row, const void* up, int64_t up_row, void* out, int64_t out_row, int64_t rows,
+            int64_t width, int64_t kind),
+           if (kind == 0) gated<T, 0>((const T*)gate, gate_row, (const T*)up, up_row, (T*)out, out_row, rows, width);
+           else gated<T, 1>((const T*)gate, gate_row, (const T*)up, up_row, (T*)out, out_row, rows, width))
 
 FOR_DTYPES(lamina_gated_backward,
-           (void* gate, void* up, int64_t row, void* d, int64_t d_row, int64_t rows, int64_t width, int64_t kind),
-           if (kind == 0) gated_backward<T, 0>((T*)gate, (T*)up, row, (T*)d, d_row, rows, width);
-           else gated_backward<T, 1>((T*)gate, (T*)up, row, (T*)d, d_row, rows, width))
+           (void* gate, int64_t gate_row, void* up, int64_t up_row, void* d, int64_t d_row, int64_t rows, int64_t width,
+            int64_t kind),
+           if (kind == 0) gated_backward<T, 0>((T*)gate, gate_row, (T*)up, up_row, (T*)d, d_row, rows, width);
+           else gated_backward<T, 1>((T*)gate, gate_row, (T*)up, up_row, (T*)d, d_row, rows, width))
 
 FOR_DTYPES(lamina_rotary,
-           (void* x, int64_t x_row, const void* cosine, const void* sine, int64_t angle_row, int64_t tokens,
-            int64_t heads, int64_t head_size, int64_t rotated, float direction),
-           rotary((T*)x, x_row, (const T*)cosine, (const T*)sine, angle_row, tokens, heads, head_size, rotated,
+           (void* x, int64_t x_row, const void* cosine, int64_t cosine_row, const void* sine, int64_t sine_row,
+            int64_t tokens, int64_t heads, int64_t head_size, int64_t rotated, float direction),
+           rotary((T*)x, x_row, (const T*)cosine, cosine_row, (const T*)sine, sine_row, tokens, heads, head_size, rotated,
                   direction))
 
 FOR_DTYPES(lamina_scale_columns, (void* y, int64_t y_row, const float* scale, int64_t rows, int64_t width),
@@ -223,7 +226,7 @@ FOR_DTYPES(lamina_scale_columns_backward,
            scale_columns_backward((const T*)g, g_row, (const T*)y, y_row, scale, (T*)out, out_row, sums, rows, width))
 
 FOR_DTYPES(lamina_cross_entropy,
-           (void* logits, const int64_t* target, float* loss, int64_t rows, int64_t width, float multiplier,
-            float softcap, int64_t wants_gradient),
-           if (softcap > 0.0f) cross_entropy<true>((T*)logits, target, loss, rows, width, multiplier, softcap, wants_gradient);
-           else cross_entropy<false>((T*)logits, target, loss, rows, width, multiplier, softcap, wants_gradient))
+           (void* logits, int64_t logits_row, const int64_t* target, float* loss, int64_t rows, int64_t width,
+            float multiplier, float softcap, int64_t wants_gradient),
+           const auto run = softcap > 0.0f ? cross_entropy<true, T> : cross_entropy<false, T>;
+           run((T*)logits, logits_row, target, loss, rows, width, multiplier, softcap, wants_gradient))

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.data.batch import Batch
+from lamina.fusion import model_inputs
 from lamina.models.head import Head
 from lamina.ops.cross_entropy import chunked_cross_entropy, chunked_cross_entropy_autograd
-from lamina.ops.shapes import repeating_size
 
 
 def cross_entropy(model: PreTrainedModel, head: Head, batch: Batch) -> torch.Tensor:
     """Sum of -log p over the batch's supervised tokens.
 
     Args:
-        model: In packed attention (see `ops.attention.packed_attention`).
+        model: Inside `fusion.fast_path`, or in the attention that the batch's layout names.
         head: The model's parts.
-        batch: Documents laid end to end, on the model's device.
+        batch: Documents in a layout that gives the model's own numbers, on the model's device.
 
     Returns:
         A float32 scalar: a sum, to be divided by the supervised tokens of the whole optimizer step.
     """
-    inputs = _inputs(batch)
+    inputs = model_inputs(batch)
     if head.whole_model:
-        logits = model(**inputs, logits_to_keep=batch.predicting).logits
-        return F.cross_entropy(logits[0].float(), batch.targets, reduction="sum")
+        logits_TV = model(**inputs, logits_to_keep=batch.predicting).logits[0]
+        if logits_TV.shape[0] != batch.supervised_tokens:  # the model passed over what to keep
+            logits_TV = logits_TV.index_select(0, batch.predicting)
+        return F.cross_entropy(logits_TV.float(), batch.targets, reduction="sum")
     hidden_TD = head.decoder(**inputs).last_hidden_state[0]
     hidden_ND = hidden_TD.index_select(0, batch.predicting)
     # A subclass may compute something else than its weight says.
@@ -37,15 +37,3 @@ def cross_entropy(model: PreTrainedModel, head: Head, batch: Batch) -> torch.Ten
         return chunked_cross_entropy(hidden_ND, batch.targets, head.linear, head.transform)
     vocabulary = model.config.get_text_config().vocab_size
     return chunked_cross_entropy_autograd(hidden_ND, batch.targets, head.linear, head.transform, vocabulary)
-
-
-def _inputs(batch: Batch) -> dict[str, Any]:
-    """The batch; on the CPU with a last document that nobody asks for, which brings its length to one that repeats."""
-    filler = repeating_size(batch.tokens) - batch.tokens if batch.input_ids.device.type == "cpu" else 0
-    positions = torch.arange(filler, device=batch.input_ids.device)[None]
-    return {
-        "input_ids": F.pad(batch.input_ids, (0, filler)),
-        "position_ids": torch.cat([batch.position_ids, positions], dim=1),
-        "document_lengths": [*batch.document_lengths, filler] if filler else batch.document_lengths,
-        "use_cache": False,
-    }

@@ -13,7 +13,7 @@ over E, the mean of the row and the mean of the column. As the budget falls, alo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from lamina.config.methods.adalora import AdaLoraConfig
 from lamina.errors import ConfigError, Problem
 from lamina.methods.base import PEFT_PREFIX, Hooks, Injection, Method, Saved
 from lamina.methods.low_rank import LowRankLinear
-from lamina.methods.shared import check_rank, frozen_linears, peft_fields, read_peft_fields, zeros
+from lamina.methods.shared import adapted_linears, check_rank, peft_fields, read_peft_fields, zeros
 from lamina.methods.targets import find_targets, replace_linears
 from lamina.quantization import FrozenLinear
 
@@ -174,8 +174,7 @@ class AdaLora(Method):
     """Adaptive low-rank adaptation."""
 
     def attach(self, model: PreTrainedModel, config: AdaLoraConfig, seed: int) -> Injection:
-        names = find_targets(model, config.target_modules)
-        check_rank("method.init_r", config.init_r, frozen_linears(model, names))
+        names = find_targets(model, config.target_modules, config.narrowest)
         ranks = iter(_ranks(config, names))
         generator = torch.Generator().manual_seed(seed)
 
@@ -183,6 +182,15 @@ class AdaLora(Method):
             return AdaLoraLinear(frozen, next(ranks), config.scaling, config.lora_dropout, generator)
 
         return Injection(model, config, replace_linears(model, names, build))
+
+    def prepare(self, injection: Injection, documents: Sequence[torch.Tensor]) -> Injection:
+        """Checks the rank, which only matters before training.
+
+        Raises:
+            ConfigError: It is too large.
+        """
+        check_rank("method.init_r", injection.config, adapted_linears(injection))
+        return injection
 
     def hooks(self, injection: Injection, total_steps: int) -> BudgetHooks:
         config = injection.config

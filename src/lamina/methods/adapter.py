@@ -1,4 +1,11 @@
-"""An `Adapter` on disk: HF PEFT format, plus `lamina.json` with the digest, the lock and the probes."""
+"""An `Adapter` on disk: HF PEFT format, plus `lamina.json` with the digest, the lock and the probes.
+
+What is written once is read for ever. `lamina.json` has a number, `format`, and every version reads all numbers up to
+its own; `tests/golden` holds files of each. Within a format, fields may be added to a method's configuration, to the
+lock and to the probes, with a default that computes what was computed without the field; the digest covers the settings
+as they were stored, so that it stays right. Fields that this version does not know come from a newer one, and are an
+error. Keys beside those that are read here may be passed over.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from lamina import files
 from lamina.config import METHOD_CONFIGS, MethodConfig
-from lamina.errors import AdapterError
+from lamina.errors import AdapterError, LaminaError, NewerVersionError, check_format
 from lamina.methods.base import Injection, find_method
+from lamina.methods.coverage import with_names
 from lamina.methods.hf_peft import method_config, peft_content, read_peft_config, read_tensors, write_peft
 from lamina.methods.lock import Lock
 from lamina.methods.probes import Probe
@@ -31,6 +40,7 @@ class Adapter:
     Attributes:
         path: Its folder.
         config: The method's configuration.
+        settings: The same as it is stored, which is what the digest covers.
         base_ref: The base that `adapter_config.json` names.
         tensors: float32, by their names in the HF PEFT format.
         lock: What it is bound to; None for an adapter that lamina did not train.
@@ -40,6 +50,7 @@ class Adapter:
 
     path: Path
     config: MethodConfig
+    settings: Mapping[str, Any]
     base_ref: str
     tensors: dict[str, torch.Tensor]
     lock: Lock | None
@@ -49,12 +60,12 @@ class Adapter:
     @property
     def digest(self) -> str:
         """Digest of what it computes: method, its settings, and tensors."""
-        return adapter_digest(self.config, self.tensors)
+        return adapter_digest(self.settings, self.tensors)
 
 
-def adapter_digest(config: MethodConfig, tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over an adapter's configuration and its tensors' names, shapes and float32 bytes."""
-    digest = hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode())
+def adapter_digest(settings: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over an adapter's settings as they are stored and its tensors' names, shapes and float32 bytes."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
@@ -72,17 +83,16 @@ def save_adapter(path: Path, injection: Injection, base: Base, lock: Lock, probe
     """
     method = find_method(injection.config.type)
     saved = method.saved(injection)
-    digest = adapter_digest(saved.config, saved.tensors)
-    # peft loads the base by this name: a hub id as it is, anything else as the folder that holds the base.
-    is_hub_id = base.source.ref.count("/") == 1 and not Path(base.source.ref).exists()
-    base_ref = base.source.ref if is_hub_id else str(base.source.folder.resolve())
-    peft_config = peft_content(injection, saved.config, base_ref)
+    config = with_names(injection, saved.config)
+    settings = config.model_dump(mode="json")
+    digest = adapter_digest(settings, saved.tensors)
+    peft_config = peft_content(injection, config, base.source.public_name)
     with files.new_folder(path) as folder:
         write_peft(folder, peft_config, saved.tensors)
         about: dict[str, Any] = {
             "format": FORMAT,
             "digest": digest,
-            "method": saved.config.model_dump(mode="json"),
+            "method": settings,
             "lock": lock.as_json(),
             "probes": [probe.as_json() for probe in probes],
         }
@@ -94,7 +104,8 @@ def read_adapter(path: Path) -> Adapter:
     """Reads an adapter folder, lamina's or peft's.
 
     Raises:
-        AdapterError: A file is missing or damaged, or the tensors are not those that the digest was made of.
+        AdapterError: A file is missing or damaged, or settings and tensors are not those that the digest was made of.
+        NewerVersionError: It has a format or fields that this version does not know.
     """
     peft_config = read_peft_config(path)
     tensors = read_tensors(path)
@@ -105,22 +116,42 @@ def read_adapter(path: Path) -> Adapter:
             config = method_config(peft_config)
         except AdapterError as error:
             raise AdapterError(f"{path}: {error}") from None
-        return Adapter(path, config, base_ref, tensors, None, [], peft_config)
+        settings = config.model_dump(mode="json")
+        return Adapter(path, config, settings, base_ref, tensors, None, [], peft_config)
     try:
         about = json.loads(about_path.read_text(encoding="utf-8"))
-        # lamina's own record says which method it is; in peft's, two methods may look alike.
-        config = METHOD_CONFIGS[about["method"]["type"]].model_validate(about["method"])
+        written_by = str(about["lock"].get("lamina", ""))
+        check_format(about_path, about["format"], FORMAT, written_by)
+        settings: dict[str, Any] = about["method"]
+        _check_digest(path, about["digest"], adapter_digest(settings, tensors))
+        config = _config_of(settings, about_path, written_by)
         lock, probes = Lock.from_json(about["lock"]), [Probe.from_json(probe) for probe in about["probes"]]
-        recorded = about["digest"]
-    except (ValueError, KeyError, TypeError) as error:
+    except LaminaError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise AdapterError(f"{about_path}: is not readable ({error}). Fix: copy the adapter again.") from None
-    found = adapter_digest(config, tensors)
+    return Adapter(path, config, settings, base_ref, tensors, lock, probes, peft_config)
+
+
+def _check_digest(path: Path, recorded: str, found: str) -> None:
     if found != recorded:
         raise AdapterError(
             f"{path}: its tensors or settings were changed after training: the digest is {found}, recorded was "
             f"{recorded}. Fix: copy the adapter again; to use changed tensors as they are, delete {LAMINA_FILE}."
         )
-    return Adapter(path, config, base_ref, tensors, lock, probes, peft_config)
+
+
+def _config_of(settings: Mapping[str, Any], path: Path, written_by: str) -> MethodConfig:
+    """The configuration that stored settings stand for; the digest says that a lamina wrote them as they are."""
+    # lamina's own record says which method it is; in peft's, two methods may look alike.
+    config = METHOD_CONFIGS.get(settings["type"])
+    if config is None:
+        raise NewerVersionError(path, written_by, f"its method {settings['type']!r} is not known here")
+    try:
+        return config.model_validate(settings)
+    except ValidationError as error:
+        fields = ", ".join(sorted({".".join(map(str, detail["loc"])) for detail in error.errors()}))
+        raise NewerVersionError(path, written_by, f"its method's settings are not known here ({fields})") from None
 
 
 def check_tensors(adapter: Adapter, injection: Injection) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -61,6 +61,11 @@ class AdapterModule(nn.Module, ABC):
     def fold_in(self, model: PreTrainedModel, name: str) -> None:
         """Puts what it adds into the base's weights, and the base's own module back at `name`."""
 
+    @property
+    def base_module(self) -> nn.Module | None:
+        """The module whose weights `fold_in` replaces, by new tensors of the same dtype; None if there is none."""
+        return None
+
 
 class AdapterLinear(AdapterModule):
     """A frozen linear layer with an adapter beside it.
@@ -72,6 +77,10 @@ class AdapterLinear(AdapterModule):
     def __init__(self, frozen: FrozenLinear) -> None:
         super().__init__()
         self.frozen = frozen
+
+    @property
+    def base_module(self) -> nn.Module:
+        return self.frozen.base
 
     @property
     def weight(self) -> torch.Tensor:
@@ -167,12 +176,14 @@ class Injection:
         layers: What was put in, by the names of the modules that it replaced, in the model's order. What belongs to the
             model as a whole has the name "", and its tensors no prefix.
         useless: Sentences about settings that select nothing. An adapter is not begun with them, but it can be loaded.
+        left_out: Modules that the method goes on by itself, but for that a text does not call them.
     """
 
     model: PreTrainedModel
     config: MethodConfig
     layers: Mapping[str, AdapterModule]
     useless: Sequence[str] = ()
+    left_out: Sequence[str] = ()
 
     def tensors(self) -> dict[str, nn.Parameter]:
         """All trained tensors, by their names in the HF PEFT format. One that two layers share is there once."""
@@ -268,6 +279,10 @@ class Method(ABC):
             ConfigError: The configuration does not fit the model.
         """
 
+    def leaves_out(self, config: Any, name: str) -> bool:
+        """Whether settings of the user's leave a module out of those that `target_modules: all-linear` selects."""
+        return False
+
     def plan_loftq(self, config: Any) -> Callable[[PreTrainedModel], LoftqPlan] | None:
         """What LoftQ splits of a base that is quantized for this adapter, given the model without weights.
 
@@ -276,12 +291,12 @@ class Method(ABC):
         """
         return None
 
-    def prepare(self, injection: Injection, batches: Iterable[torch.Tensor]) -> Injection:
+    def prepare(self, injection: Injection, documents: Sequence[torch.Tensor]) -> Injection:
         """Fits a fresh adapter to the training data, before anything is trained.
 
         Args:
             injection: From `attach`.
-            batches: Token ids (1, T) of training documents, as many as the method cares to read.
+            documents: Token ids (1, T) of each training document, made when it is asked for.
 
         Returns:
             The adapter to train: the same one, or one in its place.

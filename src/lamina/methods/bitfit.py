@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from lamina.config.methods.bitfit import BitfitConfig
 from lamina.errors import ConfigError, Problem
 from lamina.methods.base import Injection, Method
-from lamina.methods.trained_copy import train_parameters
+from lamina.methods.trained_copy import train_parameters, without_uncalled
 
 
 class Bitfit(Method):
@@ -29,14 +29,17 @@ class Bitfit(Method):
             name: [key for key, _ in module.named_parameters(recurse=False) if key == "bias" or key.endswith("_bias")]
             for name, module in model.named_modules()
         }
-        chosen = {name: keys for name, keys in own.items() if keys}
+        biased = {name: keys for name, keys in own.items() if keys}
+        chosen = without_uncalled(model, biased)
         if not chosen:
+            but = f" but in modules that a text does not call (first: {next(iter(biased))})" if biased else ""
             message = (
-                f"BitFit trains the biases that a model has, and {type(model).__name__} has none: its linear layers "
-                "are products alone, and so are its norms."
+                f"BitFit trains the biases that a model has, and {type(model).__name__} has none{but}: its linear "
+                "layers are products alone, and so are its norms."
             )
             raise ConfigError(Problem("method.type", message, "use ln_tuning or ia3, which are as small, or lora"))
-        return Injection(model, config, train_parameters(model, chosen))
+        left_out = [name for name in biased if name not in chosen]
+        return Injection(model, config, train_parameters(model, chosen), left_out)
 
     def peft_config(self, config: BitfitConfig, target_modules: list[str], base_ref: str) -> dict[str, Any]:
         return {"peft_type": "BITFIT", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_ref}

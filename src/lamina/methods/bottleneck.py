@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from lamina.config.methods.bottleneck import BottleneckConfig
 from lamina.errors import AdapterError, ConfigError, Problem
 from lamina.methods.base import AdapterModule, Injection, Method, set_module
+from lamina.models.layers import decoder_layers
 from lamina.quantization import freeze_linear
 
 PEFT_TYPE = "LAMINA_BOTTLENECK"
@@ -147,11 +148,9 @@ def find_sublayers(model: PreTrainedModel) -> list[Sublayers]:
     Raises:
         ConfigError: A layer does not have just one attention and one feed-forward part.
     """
-    decoder = model.get_decoder()
-    lists = [] if decoder is None else [m for m in decoder.children() if isinstance(m, nn.ModuleList)]
     names = {module: name for name, module in model.named_modules()}
     found = []
-    for layer in (layer for modules in lists for layer in modules):
+    for layer in decoder_layers(model):
         parts = [part for part in layer.children() if any(freeze_linear(m) is not None for m in part.modules())]
         attention = [part for part in parts if "layer_idx" in vars(part)]
         others = [part for part in parts if part not in attention]

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from lamina.config.methods.full import FullConfig
 from lamina.methods.base import Injection, Method
-from lamina.methods.trained_copy import train_parameters
+from lamina.methods.trained_copy import train_parameters, without_uncalled
 
 
 class Full(Method):
@@ -25,7 +25,10 @@ class Full(Method):
         own = {
             name: [key for key, _ in module.named_parameters(recurse=False)] for name, module in model.named_modules()
         }
-        return Injection(model, config, train_parameters(model, {name: keys for name, keys in own.items() if keys}))
+        everything = {name: keys for name, keys in own.items() if keys}
+        chosen = without_uncalled(model, everything)
+        left_out = [name for name in everything if name not in chosen]
+        return Injection(model, config, train_parameters(model, chosen), left_out)
 
     def peft_config(self, config: FullConfig, target_modules: list[str], base_ref: str) -> dict[str, Any]:
         return {"peft_type": "FULL", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_ref}

@@ -98,6 +98,8 @@ class IA3(Method):
         if feedforward is None:
             ends = [pattern for patterns in FEEDFORWARD for pattern in patterns]
             feedforward = [pattern for pattern in ends if _matching(names, [pattern])]
+            if targets == names:
+                feedforward = sorted(_matching(names, feedforward))
         at_input = _select_feedforward(feedforward, names)
         generator = None if config.init_ia3_weights else torch.Generator().manual_seed(seed)
         which = iter([name in at_input for name in names])
@@ -139,7 +141,10 @@ def _default_targets(model: PreTrainedModel) -> list[str]:
             message = f"none of {type(model).__name__}'s linear layers is known to make {what}; they are {short}."
             raise ConfigError(Problem(FIELD, message, f"name them, and those of a feed-forward in {FEEDFORWARD_FIELD}"))
         targets += found
-    return targets
+    called = set(linears)
+    names = find_targets(model, targets)
+    # The same names may be in a vision tower, which no text reaches.
+    return targets if called.issuperset(names) else [name for name in names if name in called]
 
 
 def _select_feedforward(patterns: str | list[str], names: list[str]) -> set[str]:

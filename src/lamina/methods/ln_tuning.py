@@ -17,7 +17,7 @@ from lamina.errors import ConfigError, Problem
 from lamina.methods.base import Injection, Method
 from lamina.methods.shared import read_peft_fields
 from lamina.methods.targets import match_targets
-from lamina.methods.trained_copy import TrainedCopy, train_parameters
+from lamina.methods.trained_copy import TrainedCopy, train_parameters, without_uncalled
 
 
 class TunedNorm(TrainedCopy):
@@ -38,11 +38,12 @@ class LnTuning(Method):
             message = f"{type(model).__name__} has no norm layers with parameters, so there is nothing to train."
             raise ConfigError(Problem("method.type", message, "use another method"))
         if config.target_modules is None:
-            names = list(norms)
+            names = list(without_uncalled(model, {name: [] for name in norms}))
         else:
             names = match_targets(model, config.target_modules, norms, "norm layer", "leave target_modules out for all")
         chosen = {name: [key for key, _ in norms[name].named_parameters()] for name in names}
-        return Injection(model, config, train_parameters(model, chosen, TunedNorm))
+        left_out = [] if config.target_modules is not None else [name for name in norms if name not in chosen]
+        return Injection(model, config, train_parameters(model, chosen, TunedNorm), left_out)
 
     def peft_config(self, config: LnTuningConfig, target_modules: list[str], base_ref: str) -> dict[str, Any]:
         return {

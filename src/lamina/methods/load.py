@@ -8,18 +8,22 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lamina import files
+from lamina.config.aliases import ALIASES
+from lamina.config.places import read_manifest, start_folders
 from lamina.config.quantization import QuantizationConfig
 from lamina.data.template import ChatTemplate, build_template
-from lamina.errors import AdapterError
+from lamina.errors import AdapterError, ConfigError, ModelError
 from lamina.methods.adapter import Adapter, read_adapter
 from lamina.methods.base import Injection, find_method
+from lamina.methods.certificate import Certificate, replay_probes
 from lamina.methods.fit import fit
 from lamina.methods.lock import check_lock
-from lamina.methods.probes import Certificate, replay_probes
+from lamina.models.fingerprint import fingerprint_base
 from lamina.models.load import Base, load_base
 from lamina.models.machine import default_device
-from lamina.models.source import Notify
-from lamina.runs import ADAPTER_FOLDER
+from lamina.models.source import Notify, find_model
+from lamina.runs import ADAPTER_FOLDER, open_run
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,15 @@ class Loaded:
             modules_matched=len(self.injection.layers),
             trained_dtype=self.adapter.lock.base_dtype,
             notes=self.notes,
+            update_kept=1.0 if self._is_whole() else None,
+        )
+
+    def _is_whole(self) -> bool:
+        """Whether the layers hold the adapter's tensors, and take part."""
+        held = self.injection.saved_tensors()
+        return all(layer.enabled for layer in self.injection.layers.values()) and all(
+            name in held and torch.equal(held[name].cpu().to(tensor.dtype), tensor)
+            for name, tensor in self.adapter.tensors.items()
         )
 
 
@@ -69,7 +82,9 @@ def _template_of(adapter: Adapter, base: Base) -> ChatTemplate:
     if lock is None:
         return build_template(base.tokenizer)
     wanted = None if lock.chat_template == "model" else lock.chat_template
-    return build_template(base.tokenizer, wanted, lock.thinking, lock.chat_template_text or "")
+    return build_template(
+        base.tokenizer, wanted, lock.thinking, lock.chat_template_text or "", enable_thinking=lock.enable_thinking
+    )
 
 
 def adapter_folder(path: str | Path) -> Path:
@@ -79,15 +94,81 @@ def adapter_folder(path: str | Path) -> Path:
         AdapterError: Neither is there.
     """
     path = Path(path)
+    for place in (path / ADAPTER_FOLDER, path):
+        files.recover(place)
     if (path / ADAPTER_FOLDER / "adapter_config.json").is_file():
         return path / ADAPTER_FOLDER
     if path.is_dir():
         if (path / "config.yaml").is_file() and not (path / "adapter_config.json").is_file():
+            run = open_run(path)
             raise AdapterError(
-                f"{path}: this run has no adapter yet. Fix: finish it with `lamina train CONFIG --resume`."
+                f"{path}: this run has no adapter yet ({run.status}). Fix: finish it with: {run.resume_command}"
             )
         return path
     raise AdapterError(f"{path}: there is no such run or adapter folder. Fix: check the path.")
+
+
+def _base_of(adapter: Adapter, notify: Notify) -> str:
+    """The base that an adapter names, by a name that leads to it from here.
+
+    Raises:
+        AdapterError: It names none, or there is nothing of that name.
+    """
+    wanted = adapter.lock.base if adapter.lock else adapter.base_ref
+    if not wanted:
+        raise AdapterError(f"{adapter.path}: names no base model. Fix: give one with --model.")
+    places = _places_of(adapter, wanted)
+    if len(places) > 1:  # something of that name in several places: the lock says which it is
+        places = [place for place in places if _is_locked_base(adapter, place)] or places
+    ref = places[0] if places else wanted
+    try:
+        find_model(ref, notify)
+    except (ConfigError, ModelError) as error:
+        raise AdapterError(_not_there(adapter, wanted, error)) from None
+    return ref
+
+
+def _places_of(adapter: Adapter, wanted: str) -> list[str]:
+    """Where something is that a relative path may mean, the likeliest first; empty if it is none, or nothing is there.
+
+    A run knows where its paths start from; peft's file has the path in full, as it was then.
+    """
+    if wanted in ALIASES or Path(wanted).expanduser().is_absolute():
+        return []
+    candidates = [str(folder / wanted) for folder in _start_folders(adapter)]
+    if Path(adapter.base_ref).is_absolute():
+        candidates.append(adapter.base_ref)
+    found: dict[Path, str] = {}
+    for place in (*candidates, wanted):
+        if Path(place).exists():
+            found.setdefault(Path(place).resolve(), place)
+    return list(found.values())
+
+
+def _start_folders(adapter: Adapter) -> list[Path]:
+    run = adapter.path.parent
+    return start_folders(run, read_manifest(run)) if adapter.path.name == ADAPTER_FOLDER else []
+
+
+def _not_there(adapter: Adapter, wanted: str, error: ConfigError | ModelError) -> str:
+    if isinstance(error, ConfigError):
+        reason, fix = error.problems[0].message, error.problems[0].fix
+        looked = {str(folder) for folder in (*_start_folders(adapter), Path.cwd())}
+        if not Path(wanted).is_absolute():
+            reason = f"{reason.removesuffix('.')}, seen from {' or '.join(sorted(looked))}."
+    else:
+        reason, _, fix = str(error).partition(" Fix: ")
+    return (
+        f"{adapter.path}: was trained on the base {wanted!r}, which is not to be had here: {reason.removesuffix('.')}. "
+        f"Fix: say where it is with --model, and its digest is checked; or {fix.removesuffix('.') or 'put it back'}."
+    )
+
+
+def _is_locked_base(adapter: Adapter, place: str) -> bool:
+    try:
+        return adapter.lock is not None and fingerprint_base(Path(place)).tensors == adapter.lock.base_tensors
+    except (ModelError, OSError, ValueError):
+        return False
 
 
 def load(
@@ -113,14 +194,12 @@ def load(
         notify: Called with a sentence before anything that takes a while.
 
     Raises:
-        AdapterError: It is missing, damaged, or does not fit the model.
+        AdapterError: It is missing, damaged, or does not fit the model; or the base that it names is not there.
         BaseMismatchError: It is locked to another base.
         ModelError: The base cannot be loaded.
     """
     adapter = read_adapter(adapter_folder(path))
-    ref = model or (adapter.lock.base if adapter.lock else adapter.base_ref)
-    if not ref:
-        raise AdapterError(f"{path}: names no base model. Fix: give one with --model.")
+    ref = _base_of(adapter, notify) if model is None else model
     device = device or default_device()
     if dtype == "auto" and adapter.lock and adapter.lock.base_dtype == "float32":
         dtype = "float32"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from lamina.data.template import ChatTemplate
 from lamina.data.tokenizer import fingerprint_tokenizer
-from lamina.errors import AdapterError, BaseMismatchError
+from lamina.errors import AdapterError, BaseMismatchError, NewerVersionError
 from lamina.models.load import Base
 from lamina.models.machine import dtype_name
 from lamina.version import __version__
@@ -28,6 +28,7 @@ class Lock:
         stop_token: The token that answers end with.
         chat_template_text: The template that was read from a file; None for others.
         thinking: What became of reasoning in the data (`data.thinking`).
+        enable_thinking: What the chat template was told of reasoning (`data.enable_thinking`).
         data: Path, digest and rows of each data file.
         quantization: How the base was quantized; None for not at all.
         packed_weights: Digest of its packed weights; None where `base_tensors` covers them.
@@ -44,6 +45,7 @@ class Lock:
     stop_token: str
     chat_template_text: str | None = None
     thinking: Literal["keep", "strip", "unsupervised"] = "keep"
+    enable_thinking: bool | None = None
     data: list[dict[str, Any]] = field(default_factory=list)
     quantization: dict[str, Any] | None = None
     packed_weights: str | None = None
@@ -58,8 +60,14 @@ class Lock:
         """Reads what `as_json` gave.
 
         Raises:
-            AdapterError: A field is missing or unknown.
+            AdapterError: A field is missing.
+            NewerVersionError: A field is not known here, so what it binds the adapter to could not be checked.
         """
+        unknown = sorted(value.keys() - {field.name for field in fields(cls)})
+        if unknown:
+            raise NewerVersionError(
+                "lamina.json", str(value.get("lamina", "")), f"its lock has {', '.join(unknown)}, not known here"
+            )
         try:
             return cls(**value)
         except TypeError as error:
@@ -80,6 +88,7 @@ def build_lock(base: Base, template: ChatTemplate, data: list[dict[str, Any]]) -
         chat_template_digest=template.digest,
         chat_template_text=template.source if template.is_file else None,
         thinking=template.thinking,
+        enable_thinking=template.enable_thinking,
         stop_token=template.stop_token,
         data=data,
         quantization=base.quantization and base.quantization.model_dump(),

@@ -10,7 +10,7 @@ with the whole matrix does, the layer is a low-rank detour; else the matrix is m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from lamina.config.methods.loha import LoHaConfig
 from lamina.methods.base import AdapterLinear, Injection, Method
-from lamina.methods.shared import check_rank, frozen_linears, peft_fields, read_peft_fields, uniform, zeros
+from lamina.methods.shared import adapted_linears, check_rank, peft_fields, read_peft_fields, uniform, zeros
 from lamina.methods.targets import find_targets, replace_linears
 from lamina.ops.delta_linear import Hadamard, delta_linear
 from lamina.ops.linear_group import Detour
@@ -86,14 +86,22 @@ class LoHa(Method):
     peft_takes_conv1d = False
 
     def attach(self, model: PreTrainedModel, config: LoHaConfig, seed: int) -> Injection:
-        names = find_targets(model, config.target_modules)
-        check_rank("method.r", config.r, frozen_linears(model, names))
+        names = find_targets(model, config.target_modules, config.narrowest)
         generator = torch.Generator().manual_seed(seed)
 
         def build(frozen: FrozenLinear) -> LoHaLinear:
             return LoHaLinear(frozen, config.r, config.scaling, generator)
 
         return Injection(model, config, replace_linears(model, names, build))
+
+    def prepare(self, injection: Injection, documents: Sequence[torch.Tensor]) -> Injection:
+        """Checks the rank, which only matters before training.
+
+        Raises:
+            ConfigError: It is too large.
+        """
+        check_rank("method.r", injection.config, adapted_linears(injection))
+        return injection
 
     def peft_config(self, config: LoHaConfig, target_modules: list[str], base_ref: str) -> dict[str, Any]:
         return peft_fields("LOHA", config.target_modules, target_modules, base_ref) | {

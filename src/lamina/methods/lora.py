@@ -7,7 +7,7 @@ other beginnings in `lora_init.py` and `lora_eva.py`, the choice of modules in `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from lamina.methods.lora_eva import eva_factors
 from lamina.methods.lora_init import initial_factors
 from lamina.methods.lora_modules import (
     bias_modules,
+    is_wanted,
     lora_modules,
     no_bias,
     trained_modules,
@@ -29,7 +30,7 @@ from lamina.methods.lora_modules import (
 )
 from lamina.methods.low_rank import LowRankLinear
 from lamina.methods.peft_types import PLAIN_INITS
-from lamina.methods.shared import check_rank, frozen_linears, refuse_unknown, with_defaults
+from lamina.methods.shared import adapted_linears, check_rank, frozen_linears, refuse_unknown, with_defaults
 from lamina.methods.targets import short_targets
 from lamina.methods.trained_copy import TrainedCopy
 from lamina.ops.dora import row_norms, row_squares
@@ -169,22 +170,24 @@ class Lora(Method):
             set_module(model, name, layer)
         return Injection(model, config, layers)
 
-    def prepare(self, injection: Injection, batches: Iterable[torch.Tensor]) -> Injection:
+    def prepare(self, injection: Injection, documents: Sequence[torch.Tensor]) -> Injection:
         """Checks what only matters before training, and lets EVA look at the data.
 
         Raises:
             ConfigError: A rank is too large, or a setting selects nothing.
         """
         model, config, layers = injection.model, _config(injection), _lora_layers(injection)
-        for name, layer in layers.items():
-            check_rank("method.r", layer.lora_A.shape[0], {name: layer.frozen})
+        check_rank("method.r", config, adapted_linears(injection))
         problems = useless_settings(model, config, layers)
         biased = injection.layers if config.bias == "all" else layers
         if config.bias != "none" and not any(_trains_bias(layer) for layer in biased.values()):
             problems.append(no_bias(model, config))
         if problems:
             raise ConfigError(problems)
-        return _fit_to_data(injection, batches) if config.init_lora_weights == "eva" else injection
+        return _fit_to_data(injection, documents) if config.init_lora_weights == "eva" else injection
+
+    def leaves_out(self, config: LoraConfig, name: str) -> bool:
+        return not is_wanted(name, config)
 
     def plan_loftq(self, config: LoraConfig) -> Callable[[PreTrainedModel], LoftqPlan] | None:
         if config.init_lora_weights != "loftq":
@@ -193,8 +196,7 @@ class Lora(Method):
 
         def plan(model: PreTrainedModel) -> LoftqPlan:
             names = lora_modules(model, config)
-            for name, linear in frozen_linears(model, names).items():
-                check_rank("method.r", config.rank_of(name), {name: linear})
+            check_rank("method.r", config, frozen_linears(model, names))
             return LoftqPlan(rounds, {name: (config.rank_of(name), config.scaling_of(name)) for name in names})
 
         return plan
@@ -328,7 +330,7 @@ def _trains_bias(layer: AdapterModule) -> bool:
 
 def _build(config: LoraConfig, name: str, frozen: FrozenLinear, generator: torch.Generator) -> LoraLinear:
     if config.starts_in_the_base:
-        check_rank("method.r", config.rank_of(name), {name: frozen})  # a decomposition has no more parts
+        check_rank("method.r", config, {name: frozen})  # a decomposition has no more parts
         return ShiftedLoraLinear(frozen, config, name, generator)
     return (DoraLinear if config.use_dora else LoraLinear)(frozen, config, name, generator)
 
@@ -339,12 +341,12 @@ def _check_loftq(layers: Mapping[str, AdapterModule]) -> None:
         raise ConfigError(Problem("method.init_lora_weights", message, "leave it out, or quantize these layers"))
 
 
-def _fit_to_data(injection: Injection, batches: Iterable[torch.Tensor]) -> Injection:
+def _fit_to_data(injection: Injection, documents: Sequence[torch.Tensor]) -> Injection:
     """The adapter with EVA's factors, and its new ranks in the configuration's patterns."""
     model, config, layers = injection.model, _config(injection), _lora_layers(injection)
     eva = config.eva_config or EvaConfig()
     ranks = {name: config.rank_of(name) for name in layers}
-    factors = eva_factors(model, layers, ranks, eva, batches)
+    factors = eva_factors(model, layers, ranks, eva, documents)
     rank_pattern, alpha_pattern = {}, {}
     for name, A in factors.items():
         alpha = config.alpha_of(name)

@@ -11,8 +11,7 @@ Of all directions of all layers, the best explaining ones are taken, as many as 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -97,7 +96,7 @@ def eva_factors(
     layers: Mapping[str, AdapterLinear],
     ranks: Mapping[str, int],
     config: EvaConfig,
-    batches: Iterable[torch.Tensor],
+    documents: Sequence[torch.Tensor],
 ) -> dict[str, torch.Tensor]:
     """The first A of every layer.
 
@@ -106,12 +105,12 @@ def eva_factors(
         layers: By name.
         ranks: Of each layer before ranks are moved; their sum stays.
         config: How to look.
-        batches: Token ids (1, T) of documents.
+        documents: Token ids (1, T) of each, asked for one at a time, in turn and again where they are few.
 
     Returns:
         (new rank, in_features) for each layer, float32; the new rank may be 0.
     """
-    documents, training = list(batches), model.training
+    training = model.training
     model.eval()
     limits = {
         name: min(round(ranks[name] * config.rho), layer.frozen.in_features, layer.frozen.out_features)
@@ -120,7 +119,7 @@ def eva_factors(
     alike = with_same_input(model, layers, documents[0])
     groups = [_Group(names, IncrementalPca(max(limits[n] for n in names))) for names in alike]
     chosen, found = dict(limits), False
-    for document in itertools.islice(itertools.cycle(documents), MAX_STEPS):
+    for step in range(MAX_STEPS):
         unfinished = [
             group
             for group in groups
@@ -128,6 +127,7 @@ def eva_factors(
         ]
         if found and not unfinished:
             break
+        document = documents[step % len(documents)]
         run_once(model, document, {layers[group.names[0]]: group.take for group in unfinished})
         found = all(len(group.pca.directions) for group in groups)
         if found:

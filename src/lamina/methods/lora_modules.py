@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from lamina.config.methods.lora import LoraConfig, matching_key
 from lamina.errors import ConfigError, Problem, nearest
 from lamina.methods.targets import find_targets
+from lamina.models.reach import modules_out_of_reach
 from lamina.quantization import PackedLinear
 
 
@@ -22,13 +23,8 @@ def lora_modules(model: PreTrainedModel, config: LoraConfig) -> list[str]:
     Raises:
         ConfigError: A pattern selects nothing or no linear layer, or what it selects is left out again.
     """
-    found = find_targets(model, config.target_modules)
-    exact = config.target_modules if isinstance(config.target_modules, list) else []
-    chosen = [
-        name
-        for name in found
-        if not _is_excluded(name, config) and (name in exact or layer_index(name, config) in _layers(config))
-    ]
+    found = find_targets(model, config.target_modules, config.narrowest)
+    chosen = [name for name in found if is_wanted(name, config)]
     if not chosen:
         raise ConfigError(
             Problem(
@@ -39,6 +35,12 @@ def lora_modules(model: PreTrainedModel, config: LoraConfig) -> list[str]:
             )
         )
     return chosen
+
+
+def is_wanted(name: str, config: LoraConfig) -> bool:
+    """Whether the settings leave a module in that `target_modules` selects."""
+    exact = config.target_modules if isinstance(config.target_modules, list) else []
+    return not _is_excluded(name, config) and (name in exact or layer_index(name, config) in _layers(config))
 
 
 def trained_modules(model: PreTrainedModel, config: LoraConfig, adapted: Collection[str]) -> list[str]:
@@ -72,11 +74,13 @@ def trained_modules(model: PreTrainedModel, config: LoraConfig, adapted: Collect
 
 
 def bias_modules(model: PreTrainedModel, others: Collection[str]) -> list[str]:
-    """Names of the modules with a bias, apart from `others` and what is inside them."""
+    """Names of the modules with a bias, apart from `others`, what is inside them, and what a text does not call."""
+    silent = modules_out_of_reach(model)
     return [
         name
         for name, module in model.named_modules()
-        if "bias" in dict(module.named_parameters(recurse=False))
+        if name not in silent
+        and "bias" in dict(module.named_parameters(recurse=False))
         and not any(name == other or _is_inside(name, other) for other in others)
     ]
 

@@ -7,7 +7,7 @@ is saved: that is all an adapter needs, and all that peft saves. How the rows ge
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -85,7 +85,7 @@ class PTuning(Method):
         prompt.hook_into(model)
         return Injection(model, config, {"": prompt})
 
-    def prepare(self, injection: Injection, batches: Iterable[torch.Tensor]) -> Injection:
+    def prepare(self, injection: Injection, documents: Sequence[torch.Tensor]) -> Injection:
         assert isinstance(injection.config, PTuningConfig)
         if injection.config.inference_mode:
             raise ConfigError(

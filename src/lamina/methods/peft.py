@@ -15,7 +15,7 @@ import contextlib
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -101,7 +101,7 @@ class Peft(Method):
         _check_tensors(injection, config, wrapped)
         return injection
 
-    def prepare(self, injection: Injection, batches: Iterable[torch.Tensor]) -> Injection:
+    def prepare(self, injection: Injection, documents: Sequence[torch.Tensor]) -> Injection:
         """Checks what only matters before training.
 
         Raises:
@@ -127,6 +127,9 @@ class Peft(Method):
             ]
             config = config.model_copy(update={"target_modules": short_targets(injection.model, names)})
         return Saved(config, injection.saved_tensors())
+
+    def leaves_out(self, config: PeftConfig, name: str) -> bool:
+        return True  # what peft's own all-linear selects is peft's choice
 
     def peft_config(self, config: PeftConfig, target_modules: list[str], base_ref: str) -> dict[str, Any]:
         content = {key: plain(value) for key, value in build_peft_config(config).to_dict().items()}

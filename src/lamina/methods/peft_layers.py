@@ -68,6 +68,13 @@ class PeftLayer(AdapterModule):
         """Those that peft calls B: `lora_B.weight`, `hira_B`, ..."""
         return [key for key in self._trained if any(part.endswith("_B") for part in key.split("."))]
 
+    @property
+    def base_module(self) -> nn.Module:
+        from peft.utils import AuxiliaryTrainingWrapper
+
+        layer = self._layer[0]
+        return layer.original_module if isinstance(layer, AuxiliaryTrainingWrapper) else layer.get_base_layer()
+
     @torch.no_grad()
     def fold_in(self, model: PreTrainedModel, name: str) -> None:
         set_module(model, name, _folded(self._layer[0]).requires_grad_(False))

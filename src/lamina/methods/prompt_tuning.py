@@ -17,6 +17,7 @@ from lamina.errors import ConfigError, Problem
 from lamina.methods.base import Injection, Method, Saved
 from lamina.methods.soft_prompt import TrainedRows, embedding_width, prompt_config, read_count, refuse_unknown
 from lamina.methods.virtual_tokens import find_decoder
+from lamina.models.vocabulary import embedding_rows
 
 
 class PromptTuning(Method):
@@ -92,6 +93,12 @@ def _text_ids(model: PreTrainedModel, config: PromptTuningConfig) -> list[int]:
                 "name a tokenizer's folder, or use prompt_tuning_init: SAMPLE_VOCAB",
             )
         ) from None
+    rows = embedding_rows(model)
+    if rows is not None and max(ids, default=0) >= rows:
+        message = (
+            f"{config.prompt_tuning_init_text!r} has the token {max(ids)}, and the base's embedding has {rows} rows."
+        )
+        raise ConfigError(Problem("method.prompt_tuning_init_text", message, "write it without that token"))
     if not ids:
         raise ConfigError(
             Problem(

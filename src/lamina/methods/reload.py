@@ -18,6 +18,7 @@ from lamina.config import MethodConfig
 from lamina.errors import AdapterError, ConfigError, LaminaError, Problem
 from lamina.methods.adapter import read_adapter
 from lamina.methods.base import Injection, find_method, inject
+from lamina.methods.coverage import with_names
 from lamina.methods.hf_peft import peft_content, read_peft_config
 from lamina.models.skeleton import build_skeleton, with_memory
 
@@ -35,9 +36,10 @@ def check_before_training(injection: Injection) -> list[str]:
     """
     method = find_method(injection.config.type)
     saved = method.saved(injection)
-    content = json.loads(json.dumps(peft_content(injection, saved.config, "")))
+    config = with_names(injection, saved.config)
+    content = json.loads(json.dumps(peft_content(injection, config, "")))
     try:
-        return _check(injection, saved.config, content, _shapes(saved.tensors))
+        return _check(injection, config, content, _shapes(saved.tensors))
     except AdapterError as error:
         message = f"with these settings the adapter could not be loaded again: {error}"
         raise ConfigError(Problem("method", message, "use other settings, or another method")) from None

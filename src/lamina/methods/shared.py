@@ -12,8 +12,10 @@ from transformers import PreTrainedModel
 
 from lamina.config import MethodConfig
 from lamina.errors import AdapterError, ConfigError, Problem
+from lamina.methods.base import AdapterLinear, Injection
 from lamina.methods.peft_types import peft_fields as defaults_of
 from lamina.methods.peft_types import plain
+from lamina.methods.targets import width
 from lamina.quantization import FrozenLinear, freeze_linear
 
 Config = TypeVar("Config", bound=MethodConfig)
@@ -52,17 +54,42 @@ def frozen_linears(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Fr
     return {name: linear for name, linear in frozen.items() if linear is not None}
 
 
-def check_rank(field: str, r: int, linears: Mapping[str, FrozenLinear]) -> None:
-    """Checks that no layer is narrower than the rank.
+def adapted_linears(injection: Injection) -> dict[str, FrozenLinear]:
+    """The frozen layers under an adapter's layers, by name."""
+    return {name: layer.frozen for name, layer in injection.layers.items() if isinstance(layer, AdapterLinear)}
+
+
+def check_rank(field: str, config: MethodConfig, linears: Mapping[str, FrozenLinear]) -> None:
+    """Checks that no layer is narrower than the rank that it gets. `all-linear` selects none such.
+
+    Args:
+        field: Where the rank is set.
+        config: Of the method.
+        linears: The layers that get an adapter, by name.
 
     Raises:
-        ConfigError: One is; it is named.
+        ConfigError: Some are; the first is named, with what leaves them out.
     """
-    for name, linear in linears.items():
-        smallest = min(linear.in_features, linear.out_features)
-        if r > smallest:
-            message = f"{r} is larger than the smaller side of {name} ({smallest})."
-            raise ConfigError(Problem(field, message, f"use at most {smallest}"))
+    narrow = [name for name, linear in linears.items() if config.rank_of(name) > width(linear)]
+    if not narrow:
+        return
+    first = narrow[0]
+    ends = ", ".join(dict.fromkeys(_end_of(name, narrow, linears) for name in narrow))
+    message = f"{config.rank_of(first)} is larger than the smaller side of {first} ({width(linears[first])})"
+    message += f" and of {len(narrow) - 1} more." if len(narrow) > 1 else "."
+    smallest = min(width(linears[name]) for name in narrow)
+    if config.takes("exclude_modules"):
+        fix = f"leave such layers out (add {ends} to the list method.exclude_modules), or use at most {smallest}"
+    else:
+        fix = f"name other layers, or all-linear, which leaves such ones out; or use at most {smallest}"
+    raise ConfigError(Problem(field, message, fix))
+
+
+def _end_of(name: str, narrow: Iterable[str], linears: Iterable[str]) -> str:
+    """The shortest end of a name that no layer has which is wide enough."""
+    wide, parts = set(linears) - set(narrow), name.split(".")
+    ends = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+    return next(end for end in ends if not any(other.endswith(f".{end}") for other in wide))
 
 
 def peft_fields(

@@ -10,27 +10,45 @@ from transformers import PreTrainedModel
 
 from lamina.errors import ConfigError, Problem, nearest
 from lamina.methods.base import AdapterLinear, set_module
+from lamina.models.reach import modules_out_of_reach
+from lamina.models.weights import inside_layer, stacked_weights, way_to_stacked
 from lamina.quantization import FrozenLinear, freeze_linear
 
 FIELD = "method.target_modules"
 
+LINEAR = "linear layer"
 
-def find_targets(model: PreTrainedModel, target_modules: str | list[str]) -> list[str]:
+_STACKED = "Weights that are stacked in one tensor, as those of experts, are adapted by `type: peft` alone."
+
+
+def find_targets(
+    model: PreTrainedModel, target_modules: str | list[str], narrowest: Callable[[str], int] = lambda name: 1
+) -> list[str]:
     """Names of the linear modules that the patterns select, in the model's order.
 
     Args:
         model: A model without adapters.
-        target_modules: `all-linear` (every linear layer but the output head), a list of names (a module matches if its
-            name is one of them or ends in `.` and one of them), or a regular expression over whole names.
+        target_modules: A list of names (a module matches if its name is one of them or ends in `.` and one of them), a
+            regular expression over whole names, or `all-linear`: every linear layer but the output head, those that
+            are not called when the model runs over a text, and those that are too narrow.
+        narrowest: How wide the layer of a name must be at both sides, for `all-linear`.
 
     Raises:
-        ConfigError: A pattern matches nothing, or something that is no linear layer.
+        ConfigError: A pattern matches nothing, or something that is no linear layer; or nothing is left.
     """
-    linears = {name: module for name, module in model.named_modules() if freeze_linear(module) is not None}
-    if target_modules == "all-linear":
-        head = model.get_output_embeddings()
-        return [name for name, module in linears.items() if module is not head]
-    return match_targets(model, target_modules, linears, "linear layer", "use one of them, or all-linear")
+    linears = _linears(model)
+    if target_modules != "all-linear":
+        return match_targets(model, target_modules, linears, LINEAR, "use one of them, or all-linear")
+    called = _called(model, linears)
+    chosen = [name for name, linear in called.items() if narrowest(name) <= width(linear)]
+    if not chosen:
+        raise ConfigError(_nothing_left(model, called, narrowest))
+    return chosen
+
+
+def width(linear: FrozenLinear) -> int:
+    """The smaller side of a layer's weight."""
+    return min(linear.in_features, linear.out_features)
 
 
 def match_targets(
@@ -98,6 +116,27 @@ def short_targets(model: PreTrainedModel, names: list[str]) -> list[str]:
     return short if selected == set(names) else names
 
 
+def _linears(model: PreTrainedModel) -> dict[str, FrozenLinear]:
+    found = ((name, freeze_linear(module)) for name, module in model.named_modules())
+    return {name: linear for name, linear in found if linear is not None}
+
+
+def _called(model: PreTrainedModel, linears: Mapping[str, FrozenLinear]) -> dict[str, FrozenLinear]:
+    head, silent = model.get_output_embeddings(), modules_out_of_reach(model)
+    return {name: linear for name, linear in linears.items() if linear.base is not head and name not in silent}
+
+
+def _nothing_left(
+    model: PreTrainedModel, called: Mapping[str, FrozenLinear], narrowest: Callable[[str], int]
+) -> Problem:
+    widest = max(called, key=lambda name: width(called[name]), default=None)
+    if widest is None:
+        fix = f"use {way_to_stacked(model, [])}" if stacked_weights(model) else "use a method without target_modules"
+        return Problem(FIELD, f"{type(model).__name__} has no linear layer besides its output head.", fix)
+    message = f"every linear layer is narrower than the rank {narrowest(widest)}; the widest is {widest} ("
+    return Problem(FIELD, f"{message}{width(called[widest])}).", f"use a rank of at most {width(called[widest])}")
+
+
 def _ends_with(name: str, pattern: str) -> bool:
     return name == pattern or name.endswith(f".{pattern}")
 
@@ -106,13 +145,22 @@ def _no_match(
     model: PreTrainedModel, pattern: str, candidates: Iterable[str], others: list[str], kind: str, fix: str
 ) -> Problem:
     names = sorted({name.rpartition(".")[2] for name in candidates})
+    stacked = stacked_weights(model) if kind == LINEAR else {}
     if others:
         found = type(model.get_submodule(others[0])).__name__
-        return Problem(
-            FIELD, f"{pattern!r} matches {others[0]}, a {found}, which is no {kind}.", f"use {', '.join(names)}"
-        )
+        message = f"{pattern!r} matches {others[0]}, a {found}, which is no {kind}."
+        if any(name.startswith(f"{other}.") for other in others for name in stacked):
+            return Problem(
+                FIELD, f"{message} {_STACKED}", f"use {way_to_stacked(model, _called(model, _linears(model)))}"
+            )
+        return Problem(FIELD, message, f"use {', '.join(names)}")
+    message = f"{pattern!r} matches no module of {type(model).__name__}; its {kind}s are {', '.join(names)}."
+    if not stacked:
+        return Problem(FIELD, message, nearest(pattern, names) or fix)
+    where = ", ".join(dict.fromkeys(map(inside_layer, stacked)))
+    way = way_to_stacked(model, _called(model, _linears(model)))
     return Problem(
         FIELD,
-        f"{pattern!r} matches no module of {type(model).__name__}; its {kind}s are {', '.join(names)}.",
-        nearest(pattern, names) or fix,
+        f"{message} It also has {where}, which are no modules. {_STACKED}",
+        f"for these, {way}; for a linear layer, {fix}",
     )

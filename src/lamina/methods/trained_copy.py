@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from lamina.errors import ConfigError, Problem
 from lamina.methods.base import AdapterModule, set_module
+from lamina.models.reach import modules_out_of_reach
 
 
 class TrainedCopy(AdapterModule):
@@ -70,6 +71,10 @@ class TrainedCopy(AdapterModule):
     def adapter_tensors(self) -> dict[str, nn.Parameter]:
         return dict(zip(self._names, self.copies, strict=True))
 
+    @property
+    def base_module(self) -> nn.Module:
+        return self.base
+
     @torch.no_grad()
     def fold_in(self, model: PreTrainedModel, name: str) -> None:
         for key, copy in zip(self._names, self.copies, strict=True):
@@ -79,6 +84,13 @@ class TrainedCopy(AdapterModule):
             value = copy.detach().to(getattr(module, leaf).dtype)
             setattr(module, leaf, nn.Parameter(value.clone(), requires_grad=False))
         set_module(model, name, self.base)
+
+
+def without_uncalled(model: PreTrainedModel, chosen: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """Of `chosen`, as `train_parameters` takes it, what is called when the model runs over a text: copies of others
+    would have no effect."""
+    silent = modules_out_of_reach(model)
+    return {name: keys for name, keys in chosen.items() if name not in silent}
 
 
 def count_replaced(model: nn.Module) -> int:

@@ -25,6 +25,8 @@ from transformers.utils.generic import ModelOutput
 
 from lamina.errors import AdapterError, ConfigError, ModelError, Problem
 from lamina.methods.base import AdapterModule
+from lamina.models.layers import text_decoder
+from lamina.models.probe_tokens import probe_tokens
 from lamina.ops.attention import NAME as PACKED
 from lamina.ops.shapes import repeating_size
 
@@ -46,10 +48,11 @@ class VirtualTokens(AdapterModule):
     def __init__(self, model: PreTrainedModel, count: int) -> None:
         """
         Raises:
-            ConfigError: The model has no decoder that takes embeddings.
+            ConfigError: The model has no decoder that takes embeddings, or one that takes finished masks.
         """
         super().__init__()
         decoder = find_decoder(model)
+        _check_masks(model, decoder)
         self.count = count
         self._argument_names = list(inspect.signature(decoder.forward).parameters)
         self._finish: Finish | None = None
@@ -105,9 +108,9 @@ def find_decoder(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ConfigError: It has none that can be called with embeddings.
     """
-    decoder = model.get_decoder()
-    takes = () if decoder is None else inspect.signature(decoder.forward).parameters
-    if decoder is None or decoder is model or "inputs_embeds" not in takes:
+    decoder = text_decoder(model)
+    takes = inspect.signature(decoder.forward).parameters
+    if decoder is model or not isinstance(decoder, PreTrainedModel) or "inputs_embeds" not in takes:
         raise ConfigError(
             Problem(
                 "method.type",
@@ -116,6 +119,22 @@ def find_decoder(model: PreTrainedModel) -> PreTrainedModel:
             )
         )
     return decoder
+
+
+@torch.no_grad()
+def _check_masks(model: PreTrainedModel, decoder: PreTrainedModel) -> None:
+    """A model with other inputs than text may make its masks itself, by what it was given."""
+    calls: list[dict[str, Any]] = []
+    handle = decoder.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
+    training = model.training
+    try:
+        model.eval()(input_ids=probe_tokens(model, 4), use_cache=False)
+    finally:
+        model.train(training)
+        handle.remove()
+    if not all(_is_plain(call.get("attention_mask")) for call in calls):
+        message = f"{type(model).__name__} makes the masks of its decoder itself, so nothing can be put before a text."
+        raise ConfigError(Problem("method.type", message, "use a method that adapts layers, such as lora"))
 
 
 def embed(decoder: PreTrainedModel, call: dict[str, Any]) -> torch.Tensor:
@@ -202,14 +221,18 @@ def _tokens(call: dict[str, Any]) -> int:
 
 
 def _check_plain(call: dict[str, Any]) -> None:
-    mask = call.get("attention_mask")
-    if mask is not None and not (isinstance(mask, torch.Tensor) and mask.ndim == 2):
+    if not _is_plain(call.get("attention_mask")):
         raise ModelError(
             "virtual tokens need an attention mask of shape (batch, tokens), which they can make longer; a static "
             "cache, or the caller, made a finished one. Fix: use the default (dynamic) cache, and such a mask."
         )
     if call.get("token_type_ids") is not None:
         raise ModelError("virtual tokens have no token types. Fix: leave token_type_ids out.")
+
+
+def _is_plain(mask: Any) -> bool:
+    """Whether a mask is none, or says of each token alone whether it is there."""
+    return mask is None or (isinstance(mask, torch.Tensor) and mask.ndim == 2)
 
 
 def _leading_zeros(mask_BT: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 from lamina.cache import IdentityCache
 from lamina.errors import ModelError
+from lamina.models.rope_words import without_repeats
 
 # Keys of config.json that say how a file was written or is run, not what the model computes.
 _VOLATILE_KEYS = {
@@ -119,7 +120,9 @@ def _tensor_digests(path: Path) -> Iterator[tuple[str, str]]:
 
 def _without_volatile(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_volatile(item) for key, item in value.items() if key not in _VOLATILE_KEYS}
+        return {
+            key: _without_volatile(item) for key, item in without_repeats(value).items() if key not in _VOLATILE_KEYS
+        }
     return value
 
 

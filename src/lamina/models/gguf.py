@@ -13,10 +13,19 @@ from typing import Any
 
 import torch
 from gguf import GGUFReader, dequantize
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers import modeling_gguf_pytorch_utils as reading
 
-from lamina.errors import ModelError
+from lamina.data.template import ChatTemplate, build_template
+from lamina.errors import LaminaError, ModelError
+from lamina.models.folder import Ends, complete_converted
 from lamina.models.quiet import quiet_transformers
 from lamina.models.shards import ShardWriter
 
@@ -28,21 +37,37 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
 
     Raises:
         ModelError: transformers cannot read the file.
+        OSError: The folder cannot be written to.
     """
     try:
         # The GGUF reader draws a bar of its own that no setting switches off.
         with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
-            if not _convert_streaming(gguf, folder):
-                _convert_whole(gguf, folder)
-            AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True).save_pretrained(
-                folder
-            )
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+            model = _convert_streaming(gguf, folder) or _convert_whole(gguf, folder)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+            tokenizer.save_pretrained(folder)
+            complete_converted(folder, Ends.of(model), tokenizer, _template(tokenizer))
+    except LaminaError:
+        raise
+    except Exception as error:  # its readers raise all kinds, the tokenizers' plain `Exception` among them
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk that is written to
+            raise
         raise ModelError(f"{gguf}: transformers cannot read this GGUF file: {error}") from error
 
 
-def _convert_streaming(gguf: Path, folder: Path) -> bool:
-    """Writes config and weights tensor by tensor; leaves nothing and gives False where that does not give the model."""
+def _template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
+    """The model's own template; None where it cannot be used, for the user may name another."""
+    try:
+        return build_template(tokenizer)
+    except LaminaError:
+        return None
+
+
+def _convert_streaming(gguf: Path, folder: Path) -> PreTrainedModel | None:
+    """Writes config and weights tensor by tensor; leaves nothing and gives None where that does not give the model.
+
+    Returns:
+        The model without its weights.
+    """
     config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -63,10 +88,10 @@ def _convert_streaming(gguf: Path, folder: Path) -> bool:
             writer.add(name, torch.from_numpy(processed.weights.copy()).to(torch.bfloat16))
     if writer.names != shapes.keys():
         writer.discard()
-        return False
+        return None
     writer.close()
     _save_config(model, folder)
-    return True
+    return model
 
 
 def _shapes(model: PreTrainedModel) -> dict[str, torch.Size]:
@@ -75,7 +100,7 @@ def _shapes(model: PreTrainedModel) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items() if name not in tied}
 
 
-def _convert_whole(gguf: Path, folder: Path) -> None:
+def _convert_whole(gguf: Path, folder: Path) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,
@@ -88,6 +113,7 @@ def _convert_whole(gguf: Path, folder: Path) -> None:
         del model.config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
     model.config._name_or_path = ""
     model.save_pretrained(folder)
+    return model
 
 
 def _save_config(model: PreTrainedModel, folder: Path) -> None:

@@ -9,6 +9,8 @@ from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 
+from lamina.models.layers import text_decoder
+
 # Is told a layer's input, (1, T, in_features).
 Take = Callable[[torch.Tensor], None]
 
@@ -56,10 +58,9 @@ def run_once(model: PreTrainedModel, document: torch.Tensor, takers: Mapping[nn.
         return lambda layer, inputs: take(inputs[0])
 
     handles = [layer.register_forward_pre_hook(hook(take)) for layer, take in takers.items()]
-    decoder = model.get_decoder()
     head_is_asked = any(layer is model.get_output_embeddings() for layer in takers)
     try:
-        (model if decoder is None or head_is_asked else decoder)(input_ids=document, use_cache=False)
+        (model if head_is_asked else text_decoder(model))(input_ids=document, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

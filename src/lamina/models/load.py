@@ -12,13 +12,16 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ConfigError, ModelError, Problem
+from lamina.models.causality import check_causal
 from lamina.models.fingerprint import BaseFingerprint, fingerprint_base, weight_files
-from lamina.models.machine import choose_dtype, default_device
+from lamina.models.machine import bound_product_cache, choose_dtype, default_device
 from lamina.models.offload import leave_on_disk, wants_offload
 from lamina.models.quiet import quiet_transformers
 from lamina.models.read import read_model
 from lamina.models.source import ModelSource, Notify, find_model
 from lamina.models.stored import agreed, stored_quantization
+from lamina.models.weights import find_packing, packed_modules
+from lamina.quantization.report import ENOUGH, Packing
 
 if TYPE_CHECKING:
     from lamina.models.quantized import PlanLoftq
@@ -35,6 +38,7 @@ class Base:
         dtype: What its weights are held in, or, where they are quantized, turned back to.
         quantization: How they are quantized; None for not at all.
         packed_digest: Of the packed weights; None where `fingerprint` covers them.
+        packing: How much of it is quantized; None for nothing.
         rounding_errors: Module -> |W - Q| / |W| (Frobenius norms); with LoftQ then the same with s B A, after each
             round. Empty where no quantization is, or where the weights from before it are not known.
     """
@@ -45,6 +49,7 @@ class Base:
     dtype: torch.dtype
     quantization: QuantizationConfig | None = None
     packed_digest: str | None = None
+    packing: Packing | None = None
     rounding_errors: Mapping[str, list[float]] = field(default_factory=dict)
 
     @cached_property
@@ -75,8 +80,10 @@ def load_base(
 
     Raises:
         ConfigError: Nothing of that name can exist, or the quantization does not fit the model.
-        ModelError: It cannot be fetched or read, or it is no causal language model.
+        ModelError: It cannot be fetched or read, or it is no causal language model: by its
+            config.json, by its weights, or because it sees later tokens.
     """
+    bound_product_cache()
     source = find_model(ref, notify)
     device = device or default_device()
     if quantization is not None and quantization.compute_dtype != "auto":
@@ -86,7 +93,7 @@ def load_base(
     weight_files(source.folder)
     stored = stored_quantization(source.folder)
     if quantization is None and stored is None:
-        model = read_model(source.folder, chosen).to(device)  # pyright: ignore[reportArgumentType]
+        model = read_model(source.folder, chosen, notify).to(device)  # pyright: ignore[reportArgumentType]
         base = Base(model, tokenizer, source, chosen)
         files = weight_files(source.folder)
     else:
@@ -97,9 +104,13 @@ def load_base(
             message = f"'loftq' needs the weights from before quantization, and {source.folder} is quantized already."
             raise ConfigError(Problem("method.init_lora_weights", message, "name the model in 16 bits"))
         packed = load_packed(source.folder, quantization, stored is not None, chosen, device, notify, plan_loftq)
-        base = Base(packed.model, tokenizer, source, chosen, quantization, packed.digest, packed.errors)
+        packing = find_packing(packed.model, packed_modules(packed.model))
+        if stored is not None and packing.share < ENOUGH:
+            notify(packing.line())
+        base = Base(packed.model, tokenizer, source, chosen, quantization, packed.digest, packing, packed.errors)
         files = packed.files
     base.model.requires_grad_(False).eval()
+    check_causal(base.model)
     if wants_offload(offload, files, device):
         notify(leave_on_disk(base.model, files).line())
     return base

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lamina.errors import ConfigError, Problem
+from lamina.models.layers import decoder_layers
 from lamina.models.pages import mapped_spans, page_in, page_out
 from lamina.quantization.packed import PackedLinear
 
@@ -106,7 +107,7 @@ def leave_on_disk(model: PreTrainedModel, files: Sequence[Path]) -> Offload:
         model: As it was loaded from `files`, on the CPU.
         files: Its safetensors files.
     """
-    layers = _decoder_layers(model)
+    layers = decoder_layers(model)
     _map_again(model, layers, files)
     for layer in layers:
         for name, module in list(layer.named_modules()):
@@ -174,11 +175,6 @@ class _BackwardDone(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.pager.backward_done(ctx.place)
         return grads[0], None, None
-
-
-def _decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=len)) if lists else []
 
 
 def _map_again(model: PreTrainedModel, layers: Iterable[nn.Module], files: Sequence[Path]) -> None:

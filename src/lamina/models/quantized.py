@@ -21,16 +21,16 @@ from typing import Any
 import torch
 from filelock import FileLock
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from lamina import files
-from lamina.cache import cache_folder
+from lamina.cache import cache_folder, hold, writing_cache
 from lamina.config.quantization import QuantizationConfig
-from lamina.errors import StorageError
+from lamina.models.architecture import check_architecture
 from lamina.models.fingerprint import fingerprint_base, weight_files
-from lamina.models.quantizers import Record, StreamingConfig, take_over
+from lamina.models.quantizers import Record, StreamingConfig, check_packs_enough, take_over
 from lamina.models.quiet import quiet_transformers
-from lamina.models.read import read_model
+from lamina.models.read import read_model, skeleton
 from lamina.models.source import Notify
 from lamina.quantization.loftq import Correction, LoftqPlan
 from lamina.quantization.packed import PackedLinear, bitsandbytes
@@ -100,29 +100,32 @@ def load_packed(
     bitsandbytes()
     settings: dict[str, Any] = {"device_map": {"": device}}
     if stored:
-        model = take_over(read_model(folder, dtype, **settings), dtype)
+        model = take_over(read_model(folder, dtype, notify, **settings), dtype)
         return Quantized(model, weight_files(folder), None, {})
-    loftq = plan_loftq(_skeleton(folder)) if plan_loftq else None
+    check_architecture(folder)
+    bare = skeleton(folder)
+    check_packs_enough(bare, config)
+    loftq = plan_loftq(bare) if plan_loftq else None
     cached = cache_folder() / "quantized" / _key(folder, config, dtype, loftq)
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{cached}.lock"):
-            if not cached.is_dir():
-                notify(f"Quantizing the base to {config.bits} bits, once ...")
-                streaming = StreamingConfig(config, dtype, weight_files(folder), loftq)
-                with files.new_folder(cached) as aside:
-                    _quantize(folder, streaming, dtype, settings, aside)
-                gc.collect()  # the model that was written is read back, so that every start is alike
-            model = take_over(read_model(cached, dtype, **settings), dtype)
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        raise StorageError.wrap(error, cached, "quantizing the base") from error
+    hold(cached)
+    if not cached.is_dir():
+        with writing_cache(cached, "quantizing the base"):
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{cached}.lock"):
+                if not cached.is_dir():  # another process may have made it while this one waited
+                    notify(f"Quantizing the base to {config.bits} bits, once ...")
+                    streaming = StreamingConfig(config, dtype, weight_files(folder), loftq)
+                    with files.new_folder(cached) as aside:
+                        _quantize(folder, streaming, dtype, settings, aside)
+                    gc.collect()  # the model that was written is read back, so that every start is alike
+    model = take_over(read_model(cached, dtype, **settings), dtype)
     for name in loftq.modules if loftq else ():
         packed = model.get_submodule(name)
         if isinstance(packed, PackedLinear):  # others are left as they are, with nothing to make up for
             packed.correction = Correction(cached / LOFTQ_FILE, name)
     about = json.loads((cached / ABOUT_FILE).read_text(encoding="utf-8"))
+    for note in about.get("notes", []):
+        notify(note)
     return Quantized(model, weight_files(cached), about["digest"], about["errors"])
 
 
@@ -148,16 +151,11 @@ def _quantize(
     folder: Path, streaming: StreamingConfig, dtype: torch.dtype, settings: dict[str, Any], aside: Path
 ) -> None:
     """Reads the model, packing weight by weight, and writes what came of it."""
-    model = read_model(folder, dtype, quantization_config=streaming, **settings)
+    notes: list[str] = []
+    model = read_model(folder, dtype, notes.append, quantization_config=streaming, **settings)
     quantizer: Any = model.hf_quantizer
     _save(model, aside)
-    _save_record(take_over(model, dtype), quantizer.record, aside)
-
-
-def _skeleton(folder: Path) -> PreTrainedModel:
-    """The model without its weights."""
-    with torch.device("meta"), quiet_transformers():
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    _save_record(take_over(model, dtype), quantizer.record, notes, aside)
 
 
 def _key(folder: Path, config: QuantizationConfig, dtype: torch.dtype, loftq: LoftqPlan | None) -> str:
@@ -178,9 +176,9 @@ def _save(model: PreTrainedModel, folder: Path) -> None:
         model.save_pretrained(folder, max_shard_size=_SHARD)
 
 
-def _save_record(model: PreTrainedModel, record: Record, folder: Path) -> None:
+def _save_record(model: PreTrainedModel, record: Record, notes: list[str], folder: Path) -> None:
     """Writes what is known of the quantized weights beside them."""
-    files.write_json(folder / ABOUT_FILE, {"digest": _digest(model), "errors": record.errors})
+    files.write_json(folder / ABOUT_FILE, {"digest": _digest(model), "errors": record.errors, "notes": notes})
     if record.factors:
         tensors = {
             f"{name}.{part}": tensor.cpu().contiguous()

@@ -21,8 +21,10 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ConfigError, Problem
 from lamina.models.pages import drop_file_pages
+from lamina.models.weights import find_packing, inside_layer
 from lamina.quantization.loftq import LoftqPlan, split_weight
 from lamina.quantization.packed import EightBitLinear, FourBitLinear, PackedLinear, pack_weight, quantize_4bit
+from lamina.quantization.report import ENOUGH
 
 FIELD = "quantization"
 
@@ -227,6 +229,41 @@ def converted_modules(model: PreTrainedModel, config: QuantizationConfig) -> Map
             shape = module.weight.shape
         _check_blocksize(name, shape, config)
     return found
+
+
+def check_packs_enough(model: PreTrainedModel, config: QuantizationConfig) -> None:
+    """Checks that most of a model in 16 bits is in linear layers, which alone can be packed.
+
+    What `modules_to_not_convert` names was left out knowingly and counts as packed.
+
+    Args:
+        model: In 16 bits; its weights need not be there.
+        config: How to quantize it.
+
+    Raises:
+        ConfigError: Less than half of it would be packed; what would not is named.
+    """
+    packing = find_packing(model, converted_modules(model, config))
+    known = config.modules_to_not_convert or []
+    by_choice = [name for name, _ in model.named_modules() if any(_is_under(name, pattern) for pattern in known)]
+    if packing.share + find_packing(model, by_choice).share >= ENOUGH:
+        return
+    large = [name for name, count in packing.left.items() if count > 0.01 * packing.weights]
+    names = ", ".join(sorted({inside_layer(name.replace("*", "0")) for name in large}))
+    message = (
+        f"bits: {config.bits} packs linear layers alone. Of {type(model).__name__}, {packing.line()}. So it would take "
+        "nearly as much memory as without."
+    )
+    fix = (
+        "remove `quantization` (`offload: true` leaves a base that is too large for memory on disk); to pack no more "
+        f"than that all the same, say so: `quantization.modules_to_not_convert: [{names}]`"
+    )
+    raise ConfigError(Problem(f"{FIELD}.bits", message, fix))
+
+
+def _is_under(name: str, pattern: str) -> bool:
+    """Whether a module is one that the pattern selects, or in one."""
+    return re.search(rf"(^|\.){re.escape(pattern)}(\.|$)", name) is not None
 
 
 def _check_blocksize(name: str, shape: torch.Size, config: QuantizationConfig) -> None:

@@ -7,23 +7,29 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lamina.errors import LaminaError, ModelError
+from lamina.models.architecture import check_architecture, check_weights, not_a_language_model
 from lamina.models.quiet import quiet_transformers
+from lamina.models.source import Notify
 
 
-def read_model(folder: Path, dtype: torch.dtype, **settings: Any) -> PreTrainedModel:
+def read_model(
+    folder: Path, dtype: torch.dtype, notify: Notify = lambda message: None, **settings: Any
+) -> PreTrainedModel:
     """A causal language model from its folder.
 
     Args:
         folder: With config.json and safetensors.
         dtype: What its weights are held in.
+        notify: Told what of the files is left out.
         settings: More for `from_pretrained`.
 
     Raises:
-        ModelError: It cannot be read, is no causal language model, or lacks weights.
+        ModelError: It cannot be read, is no causal language model, or its weights are not those of the model.
     """
+    check_architecture(folder)
     try:
         with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -32,12 +38,16 @@ def read_model(folder: Path, dtype: torch.dtype, **settings: Any) -> PreTrainedM
     except LaminaError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if str(error).startswith("Unrecognized configuration class"):
+            raise ModelError(not_a_language_model(folder)) from error
         raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
     model, info = loaded
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ModelError(
-            f"{folder}: {len(missing)} weights are missing from its files (first: {missing[0]}). "
-            "Fix: fetch the model again; it is incomplete."
-        )
+    for note in check_weights(folder, model, info["missing_keys"], info["unexpected_keys"]):
+        notify(note)
     return model
+
+
+def skeleton(folder: Path) -> PreTrainedModel:
+    """The model without its weights, on the meta device."""
+    with torch.device("meta"), quiet_transformers():
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))

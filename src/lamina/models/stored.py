@@ -16,7 +16,7 @@ def stored_quantization(folder: Path) -> QuantizationConfig | None:
     Raises:
         ModelError: In a way that lamina cannot train on.
     """
-    stored = _config(folder).get("quantization_config")
+    stored = read_config(folder).get("quantization_config")
     if not stored:
         return None
     method = stored.get("quant_method", "bitsandbytes")
@@ -56,8 +56,9 @@ def agreed(wanted: QuantizationConfig | None, stored: QuantizationConfig | None,
     return wanted
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of a model folder's config.json; empty where it cannot be read, which reading the model says."""
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # reading the model says what is wrong with it
+        return {}

@@ -4,6 +4,9 @@ Registered as `lamina_packed`. Each document attends to itself alone, causally, 
 has one; nothing is padded and no mask of the whole sequence exists. A model is switched to it for training by
 `packed_attention(model)`, and back to its own implementation afterwards.
 
+What a layer gives to the interface is computed here or refused with `Unsupported`, never ignored. Whether a model then
+gives its own numbers is for the caller to find out (`fusion/layout.py`).
+
 On the CPU the kernels of `kernels/attention.cpp` do it, on CUDA FlashAttention (`ops/flash.py`). What they cannot
 take goes document by document through torch's own kernels; there, on the CPU, the backward of short documents is ours,
 because torch's takes several milliseconds however short a document is.
@@ -23,6 +26,8 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from lamina.errors import ModelError
 from lamina.kernels import kernels_for, native
+from lamina.models.layers import text_decoder
+from lamina.models.quiet import quiet_transformers
 from lamina.ops import flash
 from lamina.ops.flash import FlashState
 
@@ -34,6 +39,27 @@ SHORT_DOCUMENT = 160
 # Rows of queries handled at once in it: bounds the scores in memory, and skips the keys that lie ahead of them.
 QUERY_BLOCK = 256
 
+# Arguments of other implementations that change nothing for packed documents without a cache: what is returned or
+# kept, positions that the queries and keys have been rotated by already, and the layer's number.
+_HARMLESS = frozenset(
+    {"position_ids", "layer_idx", "use_cache", "output_attentions", "output_hidden_states", "output_router_logits"}
+)
+
+
+class Unsupported(Exception):
+    """A layer asks the attention interface for something that is not implemented here; the text says what."""
+
+
+@dataclass
+class _Call:
+    """Documents of the forward that is running, for layers that do not hand `document_lengths` on."""
+
+    lengths: list[int] | None = None
+
+
+# One for the process: a decoder's attention runs inside its forward, also where a checkpoint runs it again.
+_call = _Call()
+
 
 @contextlib.contextmanager
 def packed_attention(model: PreTrainedModel) -> Iterator[None]:
@@ -42,17 +68,24 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
     Raises:
         ModelError: The model does not go through transformers' attention interface.
     """
+
+    def note_documents(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _call.lengths = kwargs.get("document_lengths")
+
     AttentionInterface.register(NAME, packed_attention_forward)
     own = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    if model.config._attn_implementation != NAME:
-        raise ModelError(
-            f"{type(model).__name__} does not use transformers' attention interface, so documents cannot be packed "
-            "exactly. Fix: choose a model whose class supports it (_supports_attention_backend)."
-        )
+    with quiet_transformers():
+        model.set_attn_implementation(NAME)
+    called = {model, text_decoder(model)}
+    handles = [module.register_forward_pre_hook(note_documents, with_kwargs=True) for module in called]
     try:
+        if model.config._attn_implementation != NAME:
+            raise ModelError(f"{type(model).__name__} does not go through transformers' attention interface")
         yield
     finally:
+        for handle in handles:
+            handle.remove()
+        _call.lengths = None
         model.set_attn_implementation(own or "eager")
 
 
@@ -66,9 +99,11 @@ def packed_attention_forward(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    is_causal: bool | None = None,
     document_lengths: list[int] | None = None,
     attention_prefix: Sequence[tuple[torch.Tensor, torch.Tensor]] | None = None,
-    **unused: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each document.
 
@@ -76,22 +111,28 @@ def packed_attention_forward(
         module: The attention layer; it knows which one of the model it is.
         query: (1, query heads, T, head size).
         key: (1, key heads, T, head size); query heads are a multiple of key heads.
-        value: Like `key`.
+        value: Like `key`; its head size may be another.
         attention_mask: Must be None; packed sequences have none.
         dropout: Probability for the attention weights.
         scaling: Factor on query key^T; by default 1 / sqrt(head size).
         sliding_window: A token sees so many tokens, itself included; None for all.
         softcap: Attention scores become softcap * tanh(scores / softcap) (Gemma 2).
-        document_lengths: Tokens of each document; by default one document of T.
+        s_aux: (query heads,), attention sinks: a score for each head that takes part in the softmax and stands for no
+            token (GPT-OSS).
+        is_causal: Must be true, or None and the layer's own `is_causal` true.
+        document_lengths: Tokens of each document; by default those that the decoder was called with, or one document.
         attention_prefix: For each layer, keys and values (1, key heads, n, head size) that every document begins with;
             they count in the window.
-        unused: What other implementations of the interface take.
+        others: What other implementations take and changes nothing here.
 
     Returns:
-        (1, T, query heads, head size), and None for the weights.
+        (1, T, query heads, value's head size), and None for the weights.
+
+    Raises:
+        Unsupported: The layer asks for more than that.
     """
-    assert attention_mask is None, "packed attention takes no mask"
-    lengths = document_lengths or [query.shape[2]]
+    lengths = document_lengths or _call.lengths or [query.shape[2]]
+    _check_call(module, query, attention_mask, lengths, is_causal, others)
     if attention_prefix is not None:
         layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
         keys, values = attention_prefix[layer]
@@ -101,22 +142,45 @@ def packed_attention_forward(
             _each_begins_with(rows.to(x.dtype), x, lengths)
             for rows, x in ((nothing, query), (keys, key), (values, value))
         )
-        out, _ = packed_attention_forward(
-            module, query, key, value, None, dropout, scaling, sliding_window, softcap, longer
-        )
+        settings = (dropout, scaling, sliding_window, softcap, s_aux, is_causal, longer)
+        out, _ = packed_attention_forward(module, query, key, value, None, *settings)
         return torch.cat([document[:, keys.shape[2] :] for document in out.split(longer, 1)], 1), None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     settings = AttentionSettings(lengths, scale, sliding_window, softcap)
-    if dropout == 0.0 and query.device.type == "cpu":
-        return _PackedAttention.apply(query, key, value, settings), None  # pyright: ignore[reportReturnType]
-    if dropout == 0.0 and flash.takes(query, softcap):
+    if (
+        dropout == 0.0
+        and query.device.type == "cpu"
+        and (s_aux is None or _native(*_all_tokens_first(query, key, value)))
+    ):
+        return _PackedAttention.apply(query, key, value, s_aux, settings), None  # pyright: ignore[reportReturnType]
+    if dropout == 0.0 and s_aux is None and flash.takes(query, softcap):
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         return flash.attend(q, k, v, lengths, scale, sliding_window)[None], None
     outputs = [
-        _attend(q, k, v, settings, dropout)
+        _attend(q, k, v, settings, dropout, s_aux)
         for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _check_call(
+    module: nn.Module,
+    query: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    lengths: list[int],
+    is_causal: bool | None,
+    others: dict[str, Any],
+) -> None:
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    unknown = sorted(name for name, value in others.items() if value is not None and name not in _HARMLESS)
+    if attention_mask is not None:
+        raise Unsupported("its attention is given a mask of its own")
+    if not causal:
+        raise Unsupported("its attention is not causal")
+    if unknown:
+        raise Unsupported(f"its attention is given {', '.join(unknown)}, which lamina's does not know")
+    if query.shape[0] != 1 or sum(lengths) != query.shape[2]:
+        raise Unsupported(f"its attention has {query.shape[0]} x {query.shape[2]} tokens, not those of its documents")
 
 
 def _each_begins_with(rows_1HND: torch.Tensor, x_1HTD: torch.Tensor, lengths: list[int]) -> torch.Tensor:
@@ -143,51 +207,84 @@ def _native(q_THD: torch.Tensor, k_TJD: torch.Tensor, v_TJD: torch.Tensor) -> bo
 
 
 def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: AttentionSettings, dropout: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    settings: AttentionSettings,
+    dropout: float,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """One document through torch's own kernels: (1, H, L, D) in and out."""
+    """One document through torch's own kernels: (1, H, L, D) in and out, sinks (H,)."""
     length, softcap, scale = query.shape[2], settings.softcap, settings.scale
     window = length if settings.window is None else min(settings.window, length)
     grouped = query.shape[1] != key.shape[1]
-    if softcap is None and window == length:
+    if softcap is None and sinks is None and window == length:
         return F.scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=grouped
         )
     visible = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
     if window < length:
         visible = visible.triu(1 - window)
-    if softcap is None:
+    if softcap is None and sinks is None:
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=visible, dropout_p=dropout, scale=scale, enable_gqa=grouped
         )
     if grouped:
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
-    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scale / softcap))
-    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1, dtype=torch.float32).to(query.dtype)
+    scores = query @ key.transpose(2, 3) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~visible, float("-inf")).float()
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)], -1)
+    weights = scores.softmax(-1)[..., :length].to(query.dtype)
     return F.dropout(weights, dropout) @ value
 
 
 class _PackedAttention(torch.autograd.Function):
-    """Every document of a packed sequence, on the CPU and without dropout. Tensors are (1, heads, T, head size)."""
+    """Every document of a packed sequence, on the CPU and without dropout. Tensors are (1, heads, T, head size).
+
+    Sinks (heads,) join the softmax of the native kernel afterwards: with the log of its sum, lse, they take the share
+    exp(sink - lse') of it, where exp(lse') = exp(lse) + exp(sink), and the rest shrinks by exp(lse - lse'). With lse'
+    in the place of lse, the backward of queries, keys and values is the same.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: AttentionSettings
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        sinks: torch.Tensor | None,
+        settings: AttentionSettings,
     ) -> torch.Tensor:
-        q, k, v = (_tokens_first(tensor) for tensor in (query, key, value))
+        q, k, v = _all_tokens_first(query, key, value)
         out = q.new_empty(*q.shape[:2], v.shape[-1])
         ctx.state = attention_forward(q, k, v, settings, out)
-        ctx.save_for_backward(q, k, v, out)
+        if sinks is not None:
+            lse_HT: Any = ctx.state
+            ctx.state = torch.logaddexp(lse_HT, sinks.float()[:, None])
+            out.mul_((lse_HT - ctx.state).exp_().T[..., None])
+        ctx.save_for_backward(q, k, v, out, sinks)
         ctx.settings = settings
         return out[None]
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        q, k, v, out = ctx.saved_tensors
+        q, k, v, out, sinks = ctx.saved_tensors
+        grad = grads[0][0].contiguous()
         results = tuple(tensor.new_empty(tensor.shape) for tensor in (q, k, v))
-        attention_backward(q, k, v, out, grads[0][0].contiguous(), ctx.settings, ctx.state, results)
-        return *(result.transpose(0, 1)[None] for result in results), None
+        attention_backward(q, k, v, out, grad, ctx.settings, ctx.state, results)
+        grad_sinks = None
+        if sinks is not None and ctx.needs_input_grad[3]:
+            shares_HT = (sinks.float()[:, None] - ctx.state).exp_()
+            grad_sinks = -(shares_HT * (grad.float() * out.float()).sum(-1).T).sum(1).to(sinks.dtype)
+        return *(result.transpose(0, 1)[None] for result in results), grad_sinks, None
+
+
+def _all_tokens_first(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tuple(_tokens_first(tensor) for tensor in tensors)
 
 
 def _tokens_first(x_1HTD: torch.Tensor) -> torch.Tensor:

@@ -13,17 +13,17 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lamina.kernels import kernels_for
+from lamina.kernels import checkpoint_contexts, kernels_for
 from lamina.models.head import LogitTransform
-from lamina.ops.shapes import repeating_size
 
 # Logits of a chunk: 2**25 elements are 64 MiB in bfloat16.
 CHUNK_ELEMENTS = 2**25
 
 # Rows of a chunk on a CPU: a multiple of 16 where there are so many, and not more than this. A row of 49,152 logits and
 # their gradient takes 0.22 ms with 336 rows, 0.26 with 341, and 0.32 with 360, where the gradient's product halves its
-# rate; with few rows both products are slow, 0.30 ms with 128.
-_ROWS_STEP, _MOST_ROWS = 16, 336
+# rate; with few rows both products are slow, 0.30 ms with 128. What is left for the last chunk is filled up to a
+# multiple of a seventh of that: seven shapes in all, where oneDNN would keep code and room for each other one.
+_ROWS_STEP, _MOST_ROWS, _LAST_ROWS_STEP = 16, 336, 48
 
 
 def chunked_cross_entropy(
@@ -45,10 +45,7 @@ def chunked_cross_entropy(
     Returns:
         A float32 scalar.
     """
-    rows = max(1, chunk_elements // linear.weight.shape[0])
-    if hidden.device.type == "cpu":
-        rows = min(rows, _MOST_ROWS)
-        rows -= rows % _ROWS_STEP if rows > _ROWS_STEP else 0
+    rows = _rows_of_a_chunk(hidden, linear.weight.shape[0], chunk_elements)
     return _ChunkedCrossEntropy.apply(hidden, targets, linear.weight, linear.bias, transform, rows)  # pyright: ignore[reportReturnType]
 
 
@@ -64,15 +61,33 @@ def chunked_cross_entropy_autograd(
 
     Slower than `chunked_cross_entropy` by one more head product, with the same memory.
     """
-    rows = max(1, chunk_elements // vocabulary)
+    rows = _rows_of_a_chunk(hidden, vocabulary, chunk_elements)
 
     def chunk_loss(hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(transform(linear(hidden_ND)).float(), targets_N, reduction="sum")
+        count = len(hidden_ND)
+        if hidden_ND.device.type == "cpu":  # filled up with zeros, so that its shape comes again
+            hidden_ND = F.pad(hidden_ND, (0, 0, 0, _filled(count, rows) - count))
+        logits_NV = linear(hidden_ND)[:count]
+        return F.cross_entropy(transform(logits_NV).float(), targets_N, reduction="sum")
 
     total = hidden.new_zeros((), dtype=torch.float32)
     for h_ND, t_N in zip(hidden.split(rows), targets.split(rows), strict=True):
-        total = total + checkpoint(chunk_loss, h_ND, t_N, use_reentrant=False)  # pyright: ignore[reportOperatorIssue]
+        part: Any = checkpoint(chunk_loss, h_ND, t_N, use_reentrant=False, context_fn=checkpoint_contexts)
+        total = total + part
     return total
+
+
+def _rows_of_a_chunk(hidden: torch.Tensor, vocabulary: int, chunk_elements: int) -> int:
+    rows = max(1, chunk_elements // vocabulary)
+    if hidden.device.type == "cpu":
+        rows = min(rows, _MOST_ROWS)
+        rows -= rows % _ROWS_STEP if rows > _ROWS_STEP else 0
+    return rows
+
+
+def _filled(count: int, rows: int) -> int:
+    """Rows of a chunk that `count` tokens are left for."""
+    return min(rows, -(-count // _LAST_ROWS_STEP) * _LAST_ROWS_STEP)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -89,12 +104,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wants_grad = ctx.needs_input_grad[0]
         grad_ND = torch.empty_like(hidden) if wants_grad else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        kernels, logits = kernels_for(hidden), hidden.new_empty(min(rows, repeating_size(len(hidden))), len(weight))
+        kernels, logits = kernels_for(hidden), hidden.new_empty(_filled(len(hidden), rows), len(weight))
         for first in range(0, hidden.shape[0], rows):
             chunk = slice(first, first + rows)
             hidden_CD, count = hidden[chunk], hidden[chunk].shape[0]
             if count < rows:  # filled up with zeros, so that its shape comes again
-                hidden_CD = F.pad(hidden_CD, (0, 0, 0, min(rows, repeating_size(count)) - count))
+                hidden_CD = F.pad(hidden_CD, (0, 0, 0, _filled(count, rows) - count))
             logits_CV = torch.mm(hidden_CD, weight.T, out=logits[: len(hidden_CD)])
             if bias is not None:
                 logits_CV += bias

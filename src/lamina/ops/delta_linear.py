@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from lamina.ops.shapes import in_shape
 from lamina.quantization.frozen import FrozenLinear
 
 
@@ -114,7 +115,7 @@ class _DeltaLinear(torch.autograd.Function):
         delta.add(y_TO, x_TI, *factors)
         ctx.save_for_backward(x, *factors)
         ctx.frozen, ctx.delta = frozen, delta
-        return y_TO.view(*x.shape[:-1], -1)
+        return in_shape(y_TO, *x.shape[:-1], frozen.out_features)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from lamina.kernels import kernels_for
+from lamina.kernels import as_in_forward, chosen_backend, kernels_for
 from lamina.ops.dropout import Dropout, MaskedDropout, draw_dropout
+from lamina.ops.shapes import in_shape
 from lamina.quantization.frozen import FrozenLinear
 
 
@@ -74,13 +75,14 @@ class _LoraLinear(torch.autograd.Function):
         if isinstance(dropout, MaskedDropout):
             mask, ctx.counted, ctx.factor = dropout.mask, None, dropout.factor
         ctx.save_for_backward(kept_x, A, B, h_TR, columns, product, mask)
-        ctx.frozen, ctx.scaling = frozen, scaling
+        ctx.frozen, ctx.scaling, ctx.backend = frozen, scaling, chosen_backend()
         if columns is not None:
             # c (y - b) + b, in a form that leaves y as it is where c is 1.
             y_TO = (y_TO * columns + (1.0 - columns) * _bias(frozen)).to(x.dtype)
-        return y_TO.view(*x.shape[:-1], frozen.out_features)
+        return in_shape(y_TO, *x.shape[:-1], frozen.out_features)
 
     @staticmethod
+    @as_in_forward
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, A, B, h_TR, columns, product_TO, mask = ctx.saved_tensors
         dropout: Dropout | None = ctx.counted if mask is None else MaskedDropout(mask, ctx.factor)

@@ -1,4 +1,4 @@
-"""Sizes that come again.
+"""Shapes of results, and sizes that come again.
 
 On the CPU oneDNN generates code for each new shape of a matrix product and keeps it: several milliseconds and hundreds
 of kilobytes a shape. Were every step to have its own number of tokens, memory would grow with every step
@@ -6,6 +6,17 @@ of kilobytes a shape. Were every step to have its own number of tokens, memory w
 """
 
 from __future__ import annotations
+
+import torch
+
+
+def in_shape(fresh: torch.Tensor, *shape: int) -> torch.Tensor:
+    """A fresh tensor in another shape, which autograd takes for a fresh one too.
+
+    What an autograd function returns as a view must not be written into, and model code adds to results in place. The
+    tensor given is not to be used any more.
+    """
+    return torch.ops.aten._unsafe_view(fresh, shape)
 
 
 def repeating_size(size: int) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from lamina.fusion import Recompute
+from lamina.models.layers import decoder_layers
 
 # Tensors that a decoder layer saves for its backward, in units of the hidden and of the intermediate width. Counted on
 # Llama's layer run by transformers (whose norms keep a float32 copy), and on fused ones with every norm that there is
@@ -28,12 +29,27 @@ def activation_bytes(model: PreTrainedModel, tokens: int, layers: Literal["unfus
         layers: How they run: not fused, fused, or fused with gate and up recomputed.
     """
     config = model.config.get_text_config()
-    hidden = config.hidden_size
-    # GPT-2 calls it n_inner, and leaves it out when it is four times the hidden width.
-    intermediate = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
     hidden_widths, intermediate_widths = _WIDTHS[layers]
-    widths = hidden_widths * hidden + intermediate_widths * intermediate
-    return config.num_hidden_layers * tokens * widths * model.dtype.itemsize
+    widths = hidden_widths * config.hidden_size + intermediate_widths * _intermediate(config, config.hidden_size)
+    count = len(decoder_layers(model)) or config.num_hidden_layers
+    return int(count * tokens * widths * model.dtype.itemsize)
+
+
+def _intermediate(config: PreTrainedConfig, hidden: int) -> float:
+    """The intermediate width that a token passes, on average over the layers; of a mixture, that of all its experts."""
+    # GPT-2 calls it n_inner, and leaves it out when it is four times the hidden width; so do others with other names.
+    dense = _mean(getattr(config, "intermediate_size", None)) or _mean(getattr(config, "n_inner", None)) or 4 * hidden
+    experts = any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+    chosen = _mean(getattr(config, "num_experts_per_tok", None)) if experts else 0.0
+    shared = _mean(getattr(config, "shared_expert_intermediate_size", None))
+    return max(dense, chosen * (_mean(getattr(config, "moe_intermediate_size", None)) or dense) + shared)
+
+
+def _mean(value: Any) -> float:
+    """Of one number, or of one for each layer; 0 for none."""
+    numbers = value if isinstance(value, list | tuple) else [value]
+    found = [float(number) for number in numbers if isinstance(number, int | float)]
+    return sum(found) / len(found) if found else 0.0
 
 
 def available_bytes(device: torch.device) -> int:

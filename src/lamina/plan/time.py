@@ -9,34 +9,40 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.data.batch import build_batch
+from lamina.data.batch import PACKED, Layout, build_batches
 from lamina.data.example import EncodedExample
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.models.head import Head
 
 
 def measured_tokens_per_second(
-    model: PreTrainedModel, head: Head, parameters: Sequence[nn.Parameter], examples: Sequence[EncodedExample]
+    model: PreTrainedModel,
+    head: Head,
+    parameters: Sequence[nn.Parameter],
+    examples: Sequence[EncodedExample],
+    layout: Layout = PACKED,
 ) -> float:
     """Real tokens per second of forward and backward over one micro-batch, after one to warm up.
 
     Changes nothing: gradients are cleared, and the random state is put back.
 
     Args:
-        model: In training mode and packed attention.
+        model: In training mode, inside `fusion.fast_path`.
         head: The model's parts.
         parameters: The adapter's tensors.
         examples: A micro-batch as training will see it.
+        layout: How its documents go through the model.
     """
-    batch = build_batch(examples).to(model.device)
+    batches = [batch.to(model.device) for batch in build_batches(examples, layout)]
     seconds = float("inf")
     with torch.random.fork_rng():
         for _ in range(2):
             began = time.perf_counter()
-            (cross_entropy(model, head, batch) / batch.supervised_tokens).backward()
+            for batch in batches:
+                (cross_entropy(model, head, batch) / batch.supervised_tokens).backward()
             if model.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds = min(seconds, time.perf_counter() - began)
             for parameter in parameters:
                 parameter.grad = None
-    return batch.tokens / seconds
+    return sum(batch.tokens for batch in batches) / seconds

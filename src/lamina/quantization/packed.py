@@ -60,8 +60,7 @@ def quantize_4bit(
         uint8 (elements / 2, 1), and the `QuantState` that belongs to it.
     """
     functional = bitsandbytes()
-    whole = weight.numel() % blocksize == 0
-    if not (whole and kernels.packs(weight)):
+    if not kernels.packs(weight, blocksize):
         return functional.quantize_4bit(
             weight, blocksize=blocksize, compress_statistics=double_quant, quant_type=quant_type
         )
@@ -196,7 +195,7 @@ class FourBitLinear(PackedLinear):
             out.copy_(self._turned_back(out.dtype))
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        if len(x) <= kernels.MOST_ROWS and kernels.takes(self, x.dtype):
+        if kernels.multiplies(x, self):
             return kernels.multiply_4bit(x, self)
         return super().product(x)
 
@@ -265,7 +264,7 @@ class EightBitLinear(PackedLinear):
             out.copy_(self.packed * self.scales[:, None] * INT8_STEP)
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        if len(x) <= kernels.MOST_ROWS and kernels.takes(self, x.dtype):
+        if kernels.multiplies(x, self):
             return kernels.multiply_8bit(x, self, INT8_STEP)
         return super().product(x)
 

@@ -17,8 +17,8 @@ from lamina.config import load_config
 from lamina.data.example import Message
 from lamina.evaluation.generate import answer
 from lamina.export.merge import merge
+from lamina.methods.certificate import Certificate
 from lamina.methods.load import load
-from lamina.methods.probes import Certificate
 from lamina.quickstart.settings import quickstart_settings, write_rows
 from lamina.quickstart.task import Request, build_task, is_valid_record
 from lamina.runs import Run
@@ -125,7 +125,7 @@ def quickstart(
     train_file, eval_file = root / "data" / "train.jsonl", root / "data" / "eval.jsonl"
     write_rows(train_file, task.train)
     write_rows(eval_file, task.eval)
-    settings = quickstart_settings(model, train_file, root / "run", seed)
+    settings = quickstart_settings(model, train_file, root / "run", seed, overrides)
     config = load_config(settings, overrides)
     files.write_text(root / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
 

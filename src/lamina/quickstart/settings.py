@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lamina import files
 from lamina.quickstart.task import Request
 
+_LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 
-def quickstart_settings(model: str, train_file: Path, out: Path, seed: int) -> dict[str, Any]:
-    """The configuration, as `load_config` takes it."""
+
+def quickstart_settings(
+    model: str, train_file: Path, out: Path, seed: int, overrides: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The configuration, as `load_config` takes it; with overrides of the method or the optimizer, without the learning
+    rate that suits this one."""
+    keys = {override.partition("=")[0].strip() for override in overrides}
+    another = keys & {"method", "method.type", "train.optim"}
     return {
         "model": model,
         # The unseen requests are answered after training, which says more than their loss.
         "data": {"train": str(train_file), "eval": None, "max_length": 256, "packing": False},
-        "method": {"type": "lora", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
+        "method": {"type": "lora", **({} if another else _LORA)},
         "train": {
             "num_train_epochs": 1.0,
             "per_device_train_batch_size": 8,
-            "learning_rate": 1.5e-3,
+            **({} if another else {"learning_rate": 1.5e-3}),
             "lr_scheduler_type": "cosine",
             "warmup_ratio": 0.1,
         },

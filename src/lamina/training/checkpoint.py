@@ -5,7 +5,8 @@
     checkpoints/best-00000080/   adapter.safetensors  state.json
 
 A checkpoint is written aside and renamed, so it is whole or not there. `state.json` holds the digests of the other
-files; one that does not match (a damaged disk) is passed over for the next older one.
+files; one that does not match (a damaged disk) is passed over for the next older one. It also has the number of the
+format, of which every version reads all up to its own; a checkpoint without one has format 1.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lamina import files
-from lamina.errors import RunError
+from lamina.errors import NewerVersionError, RunError, check_format
 from lamina.methods.base import Hooks
+from lamina.version import __version__
 
 STATE_FILE = "state.json"
+FORMAT = 1
 _NAME = re.compile(r"^(step|best)-(\d{8})$")
 
 
@@ -143,8 +146,10 @@ def load_checkpoint(
     """Puts a checkpoint back into the adapter, the optimizer and the method.
 
     Raises:
-        RunError: It holds other tensors than the run's adapter has.
+        RunError: It holds other tensors than the run's adapter has, or no state that can be read.
+        NewerVersionError: It has a format or a state that this version does not know.
     """
+    state = _read_state(path)
     saved = load_file(path / "adapter.safetensors")
     if {n: t.shape for n, t in saved.items()} != {n: p.shape for n, p in tensors.items()}:
         raise RunError(f"{path}: holds another adapter than the run's configuration makes. Fix: start a new run.")
@@ -152,11 +157,10 @@ def load_checkpoint(
     for name, parameter in tensors.items():
         parameter.copy_(saved[name])
         # AdamW keeps its step count on the CPU unless it is fused on a GPU, so each tensor goes where torch put it.
-        state = {key.partition("/")[0]: value for key, value in moments.items() if key.partition("/")[2] == name}
-        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+        own = {key.partition("/")[0]: value for key, value in moments.items() if key.partition("/")[2] == name}
+        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in own.items()}
     hooks.load_state(load_file(path / "method.safetensors"))
-    about = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-    return TrainState(**about["state"]), load_file(path / "random.safetensors")
+    return state, load_file(path / "random.safetensors")
 
 
 def random_state(device: torch.device) -> RandomState:
@@ -191,7 +195,24 @@ def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 def _write_state(folder: Path, state: TrainState) -> None:
     digests = {path.name: files.sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
-    files.write_json(folder / STATE_FILE, {"state": asdict(state), "sha256": digests})
+    about = {"format": FORMAT, "lamina": __version__, "state": asdict(state), "sha256": digests}
+    files.write_json(folder / STATE_FILE, about)
+
+
+def _read_state(folder: Path) -> TrainState:
+    path = folder / STATE_FILE
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        written_by = str(about.get("lamina", ""))
+        check_format(path, about.get("format", 1), FORMAT, written_by)
+        unknown = sorted(about["state"].keys() - {field.name for field in fields(TrainState)})
+        if unknown:
+            raise NewerVersionError(path, written_by, f"its state has {', '.join(unknown)}, not known here")
+        return TrainState(**about["state"])
+    except NewerVersionError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path}: is not readable ({error}). Fix: delete this checkpoint, then resume.") from None
 
 
 def _found(folder: Path, kind: str) -> list[Path]:

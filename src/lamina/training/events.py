@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Any, TextIO
 from lamina import files
 from lamina.errors import ConfigError, Problem, StorageError
 from lamina.runs import Run
+from lamina.training.signals import StopRequest
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class Event:
 
 OnEvent = Callable[[Event], None]
 
+# What writing to a closed pipe gives, and to a terminal that has gone.
+_NOBODY_LOOKS = (errno.EPIPE, errno.EIO)
+
 
 class EventLog:
     """Writes events to a run's `metrics.jsonl`, to its trackers, and to a callback.
@@ -45,14 +50,19 @@ class EventLog:
     Args:
         run: Where `metrics.jsonl` lies.
         report_to: Trackers, as in `train.report_to`.
-        on_event: Called with each event; may be None.
+        on_event: Called with each event; may be None. Where it can tell nobody any more (a closed pipe, a terminal that
+            has gone), `stop` is asked for as by a signal, and it is not called again.
         resumed_from: Events of later steps are taken out of `metrics.jsonl`, because those steps will be taken again;
             -1 begins afresh.
+        stop: To ask for the end of the run.
     """
 
-    def __init__(self, run: Run, report_to: Sequence[str], on_event: OnEvent | None, resumed_from: int) -> None:
+    def __init__(
+        self, run: Run, report_to: Sequence[str], on_event: OnEvent | None, resumed_from: int, stop: StopRequest
+    ) -> None:
         self._run = run
         self._on_event = on_event
+        self._stop = stop
         self._tensorboard = _tensorboard_writer(run) if "tensorboard" in report_to else None
         kept = [event for event in run.events() if event["step"] <= resumed_from]
         files.write_text(run.metrics_path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
@@ -70,8 +80,7 @@ class EventLog:
 
     def show(self, kind: str, step: int, **data: Any) -> None:
         """Tells the callback only: what is of interest while it happens, and not afterwards."""
-        if self._on_event is not None:
-            self._on_event(Event(kind, step, data))
+        self._tell(Event(kind, step, data))
 
     def emit(self, kind: str, step: int, **data: Any) -> None:
         """Records an event."""
@@ -85,8 +94,18 @@ class EventLog:
             for name, value in data.items():
                 if kind in ("step", "eval") and isinstance(value, int | float):
                     self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
-        if self._on_event is not None:
+        self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        if self._on_event is None:
+            return
+        try:
             self._on_event(event)
+        except OSError as error:
+            if error.errno not in _NOBODY_LOOKS:
+                raise
+            self._on_event = None
+            self._stop.signal = self._stop.signal or "SIGPIPE"
 
     def _open(self) -> TextIO:
         try:

@@ -9,7 +9,6 @@ the same adapter, bit for bit (on the same machine with the same thread count).
 from __future__ import annotations
 
 import itertools
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -20,21 +19,20 @@ import torch
 
 from lamina import files
 from lamina.config import Config, load_config
+from lamina.data.batch import PACKED
 from lamina.data.example import EncodedExample
-from lamina.errors import Interrupted, TrainingError
+from lamina.errors import Interrupted, LaminaError, TrainingError
 from lamina.fusion import FusionReport, Recompute, fast_path
 from lamina.kernels import kernel_notes
 from lamina.methods.adapter import save_adapter
 from lamina.methods.lock import build_lock
 from lamina.methods.probes import record_probes
 from lamina.methods.reload import check_written
-from lamina.methods.trained_copy import count_replaced
 from lamina.models.memory import peak_bytes
 from lamina.optim import LayerwiseGaloreAdamW
 from lamina.plan.memory import choose_checkpointing
 from lamina.plan.time import measured_tokens_per_second
-from lamina.quantization import count_weights
-from lamina.runs import Run, exclusive, start_run
+from lamina.runs import Run, check_start, exclusive, recorded, start_run, timestamp
 from lamina.training.checkpoint import (
     TrainState,
     checkpoint_step,
@@ -47,9 +45,11 @@ from lamina.training.checkpoint import (
     save_checkpoint,
 )
 from lamina.training.events import Event, EventLog, OnEvent
+from lamina.training.finite import check_adapter, check_evaluation
 from lamina.training.setup import Session, build_session, count_parameters, data_digests
 from lamina.training.signals import StopRequest, stop_on_signals
 from lamina.training.step import StepAbandoned, StepResult, evaluation_loss, training_step
+from lamina.training.summary import summarise, total_parameters
 
 # One bad batch is passed over; so many in a row are a broken run.
 MAX_SKIPPED_IN_A_ROW = 5
@@ -66,20 +66,25 @@ def train(
     Args:
         config: A `Config`, or what `load_config` takes.
         on_event: Called with each `Event` as it happens.
-        resume: Go on with the run in `output_dir` if there is one.
+        resume: Go on with the run in `output_dir`, or with the one whose own configuration file is given. Model and
+            data may have other places than they had, if they are the same by their digests.
 
     Returns:
         The finished run: `run.adapter` is the adapter's folder, `run.summary` the figures.
 
     Raises:
         ConfigError, DataError, ModelError: Before anything is trained.
+        RunError: There is a run already, or the one to go on with was started with something else.
         TrainingError: The loss or the gradient is not finite.
-        Interrupted: A signal came; a checkpoint was saved.
+        Interrupted: A signal came, or nobody reads any more what `on_event` writes; a checkpoint was saved.
         StorageError: Something could not be written; the last checkpoint is untouched.
+        KeyboardInterrupt: A second signal came; what was done since the last checkpoint is lost.
+        Exception: What else comes up in the middle leaves a checkpoint too, if it can.
     """
     config = load_config(config)
-    run = start_run(config, resume)
-    with exclusive(run), ExitStack() as stack:
+    check_start(config, resume)
+    with exclusive(Run(Path(config.output_dir))), ExitStack() as stack:
+        run = start_run(config, resume)
         for folder in (run.path, run.checkpoints):
             files.remove_leftovers(folder)
         if run.summary is not None and run.adapter.is_dir():
@@ -88,8 +93,12 @@ def train(
             return run
         checkpoint = newest_checkpoint(run.checkpoints)
         begun = -1 if checkpoint is None else checkpoint_step(checkpoint)
-        log = stack.enter_context(EventLog(run, config.train.report_to, on_event, begun))
+        was_killed = run.begun and run.manifest["status"] == "running"  # by somebody who has the lock no more
+        stack.enter_context(recorded(run))
         stop = stack.enter_context(stop_on_signals())
+        log = stack.enter_context(EventLog(run, config.train.report_to, on_event, begun, stop))
+        if was_killed:
+            log.emit("note", max(begun, 0), message="The run was killed before; what is after its checkpoint is lost.")
         session = build_session(config, run, lambda message: log.emit("note", max(begun, 0), message=message))
         stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(session)))
         state = _take_up(session, checkpoint, log)
@@ -119,20 +128,29 @@ class _Loop:
         self.log = log
         self.stop = stop
         self.state = state
+        self.layout = PACKED  # until it is found out what the model allows
         self.random = random_state(self.model.device)  # as it was when state.step was done
         self.parameters = list(session.tensors.values())
         self.first_step = state.step + 1
+        self.whole = True  # whether tensors, optimizer and method are those of state.step
         self.window: list[StepResult] = []  # steps since the last metrics line
         self.window_seconds = 0.0
 
     def run(self) -> None:
         self.model.train()
-        with fast_path(self.model, self._choose_checkpointing, KERNELS[self.config.compile]) as fusion:
+        kernels = KERNELS[self.config.compile]
+        with fast_path(self.model, self._choose_checkpointing, kernels, self.session.longest_document) as fusion:
+            self.layout = fusion.layout
             self._announce(fusion)
             try:
                 self._steps()
             except StepAbandoned:
                 self._leave()
+            except LaminaError:  # of a diverged run, or of a disk that takes nothing: the last checkpoint is the one
+                raise
+            except Exception as error:
+                self._save_what_is_there(error)
+                raise
         self._finish()
 
     def _choose_checkpointing(self, fusion: FusionReport) -> Recompute:
@@ -176,6 +194,8 @@ class _Loop:
             session.hooks,
             stop=self._asked_to_stop,
             check=self._check_gradients if first else lambda: None,
+            layout=self.layout,
+            moving=self._moving,
         )
         seconds = time.perf_counter() - began
         if not result.finite:
@@ -184,6 +204,7 @@ class _Loop:
             state.skipped_in_a_row = 0
         state.step += 1
         self.random = random_state(self.model.device)
+        self.whole = True
         if result.finite:
             state.tokens += result.tokens
             state.supervised_tokens += result.supervised_tokens
@@ -200,6 +221,9 @@ class _Loop:
             self._log_window()
         if self._asked_to_stop():
             raise StepAbandoned
+
+    def _moving(self) -> None:
+        self.whole = False
 
     def _log_window(self) -> None:
         window, state = self.window, self.state
@@ -258,7 +282,9 @@ class _Loop:
             self.log.show("progress", self.state.step, what=what, done=done, total=len(examples))
 
         size = self.config.per_device_eval_batch_size
-        return evaluation_loss(self.model, self.session.head, examples, size, self._asked_to_stop, progress)
+        head = self.session.head
+        loss = evaluation_loss(self.model, head, examples, size, self._asked_to_stop, progress, self.layout)
+        return check_evaluation(loss, what, self.state.step)
 
     def _evaluate_and_keep_best(self) -> None:
         state = self.state
@@ -293,10 +319,27 @@ class _Loop:
         return self.state.step % self.config.save_steps == 0 and self.state.step >= self.first_step
 
     def _save(self) -> None:
-        state = self.state
+        path = self._write_checkpoint()
+        self.log.emit("checkpoint", self.state.step, path=str(path))
+
+    def _write_checkpoint(self) -> Path:
         folder, keep, session = self.run_dir.checkpoints, self.config.save_total_limit, self.session
-        path = save_checkpoint(folder, state, session.tensors, session.optimizer, session.hooks, self.random, keep)
-        self.log.emit("checkpoint", state.step, path=str(path))
+        tensors, optimizer, hooks = session.tensors, session.optimizer, session.hooks
+        return save_checkpoint(folder, self.state, tensors, optimizer, hooks, self.random, keep)
+
+    def _save_what_is_there(self, error: Exception) -> None:
+        """A run that ends by an unforeseen error leaves what one that is stopped does, and the error says so."""
+        step, command = self.state.step, self.run_dir.resume_command
+        if not self.whole:
+            error.add_note(f"It came amid the update of step {step + 1}, so no checkpoint was saved of it.")
+            error.add_note(f"Go on from the one before with: {command}")
+            return
+        try:
+            self._write_checkpoint()
+        except Exception as failure:
+            error.add_note(f"No checkpoint could be saved: {failure}")
+            return
+        error.add_note(f"A checkpoint of step {step} was saved. Go on with: {command}")
 
     def _stopped_early(self) -> bool:
         patience = self.config.early_stopping_patience
@@ -310,20 +353,18 @@ class _Loop:
 
     def _leave(self) -> None:
         self._save()
-        state, config = self.state, self.run_dir.config_path
-        hint = f"lamina train {config} --resume"
-        self.log.emit("interrupted", state.step, signal=self.stop.signal, resume=hint)
-        raise Interrupted(
-            f"stopped by {self.stop.signal} after step {state.step} of {self.session.total_steps}, with a checkpoint. "
-            f"Go on with: {hint}"
-        )
+        step, total, command = self.state.step, self.session.total_steps, self.run_dir.resume_command
+        facts = {"signal": self.stop.signal, "resume": command}
+        self.log.emit("interrupted", step, **facts)
+        reason = f"stopped by {self.stop.signal} after step {step} of {total}, with a checkpoint"
+        raise Interrupted(f"{reason}. Go on with: {command}", run=str(self.run_dir.path), step=step, **facts)
 
     def _announce(self, fusion: FusionReport) -> None:
         session, state = self.session, self.state
         for reason in (*fusion.notes, *kernel_notes(self.model.device, self.config.compile)):
             self.log.emit("note", state.step, message=reason)
         sample = session.epoch_plan(0)[0]
-        speed = measured_tokens_per_second(self.model, session.head, self.parameters, sample)
+        speed = measured_tokens_per_second(self.model, session.head, self.parameters, sample, self.layout)
         tokens_per_step = session.dataset.report.train.tokens / session.steps_per_epoch
         left = (session.total_steps - state.step) * tokens_per_step
         trainable = count_parameters(self.parameters)
@@ -334,7 +375,7 @@ class _Loop:
             steps_per_epoch=session.steps_per_epoch,
             modules=len(session.injection.layers),
             trainable_parameters=trainable,
-            total_parameters=self._total_parameters(),
+            total_parameters=total_parameters(self.model),
             dtype=str(session.base.dtype).removeprefix("torch."),
             device=str(self.model.device),
             gradient_checkpointing=fusion.recompute,
@@ -343,10 +384,6 @@ class _Loop:
             data_report=session.dataset.report.lines(),
         )
         self.log.emit("example", state.step, segments=self._coloured_example())
-
-    def _total_parameters(self) -> int:
-        """Of the model with what is trained; what a trained copy stands in for does not count beside it."""
-        return count_weights(self.model) - count_replaced(self.model)
 
     def _coloured_example(self) -> list[dict[str, Any]]:
         """The first training example as the model sees it, split where supervision begins and ends."""
@@ -366,51 +403,18 @@ class _Loop:
         session, state = self.session, self.state
         if self.config.load_best_model_at_end and state.best_step not in (-1, state.step):
             session.injection.load_tensors(load_best(self.run_dir.checkpoints, state.best_step))
-            self.log.emit(
-                "note",
-                state.step,
-                message=f"The adapter is that of step {state.best_step}, the best evaluation.",
-            )
+            said = f"The adapter is that of step {state.best_step}, the best evaluation."
+            self.log.emit("note", state.step, message=said)
+        check_adapter(session.tensors, state.step)
         self.model.eval()
         probes = record_probes(session.injection, session.template)
         lock = build_lock(session.base, session.template, data_digests(session.dataset))
         digest = save_adapter(self.run_dir.adapter, session.injection, session.base, lock, probes)
         for note in check_written(self.run_dir.adapter, session.injection, digest):
             self.log.emit("note", state.step, message=note)
-        summary = self._summary(digest)
-        manifest = self.run_dir.manifest
-        manifest |= {
-            "status": "finished",
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "summary": summary,
-        }
-        files.write_json(self.run_dir.manifest_path, manifest)
+        summary = summarise(session, state, digest)
+        self.run_dir.record(status="finished", finished=timestamp(), summary=summary)
         self.log.emit("end", state.step, **summary)
-
-    def _summary(self, digest: str) -> dict[str, Any]:
-        state = self.state
-        steps = [event["step_seconds"] for event in self.run_dir.events() if event["event"] == "step"]
-        best = self.config.load_best_model_at_end and state.best_eval_loss is not None
-        return {
-            "run": str(self.run_dir.path),
-            "adapter": str(self.run_dir.adapter),
-            "adapter_digest": digest,
-            "adapter_step": state.best_step if best else state.step,
-            "steps": state.step,
-            "skipped_steps": state.skipped_steps,
-            "tokens": state.tokens,
-            "supervised_tokens": state.supervised_tokens,
-            "train_loss_first": state.train_loss_first,
-            "train_loss_last": state.train_loss_last,
-            "eval_loss_first": state.eval_loss_first,
-            "eval_loss": state.best_eval_loss if best else state.eval_loss_last,
-            "tokens_per_second": state.timed_tokens / state.timed_seconds if state.timed_seconds else None,
-            "step_seconds_median": statistics.median(steps) if steps else None,
-            "peak_memory_bytes": state.peak_memory_bytes,
-            "trainable_parameters": count_parameters(self.parameters),
-            "total_parameters": self._total_parameters(),
-            **self.session.hooks.figures(),
-        }
 
 
 def _cuda_devices(session: Session) -> list[torch.device]:

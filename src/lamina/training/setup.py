@@ -6,7 +6,6 @@ import dataclasses
 import importlib.metadata
 import math
 import platform
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,26 +18,30 @@ from transformers import PreTrainedModel
 
 from lamina import files
 from lamina.config import Config
-from lamina.config.optim import OPTIMIZERS
-from lamina.data.batch import build_batch
+from lamina.config.root import default_learning_rate
+from lamina.data.batch import Documents
 from lamina.data.dataset import Dataset, build_dataset
+from lamina.data.example import Kind
 from lamina.data.packing import plan_epoch
 from lamina.data.side import Batches
-from lamina.data.template import ChatTemplate, build_template
+from lamina.data.template import ChatTemplate, template_of
+from lamina.data.tokenizer import fingerprint_tokenizer
 from lamina.errors import ConfigError, DataError, Problem, RunError
-from lamina.kernels import kernel_notes
+from lamina.kernels import kernel_state, prepare_kernels
 from lamina.methods.base import Hooks, Injection, find_method, inject
+from lamina.methods.coverage import Coverage, check_reach, find_coverage
 from lamina.methods.reload import check_before_training
 from lamina.methods.virtual_tokens import VirtualTokens
 from lamina.models.head import Head, find_head
 from lamina.models.load import Base, load_base
-from lamina.models.machine import dtype_name
+from lamina.models.machine import default_device, dtype_name
 from lamina.models.positions import declared_positions, has_position_table
 from lamina.models.source import Notify
+from lamina.models.vocabulary import check_vocabulary
 from lamina.optim import Schedule, build_optimizer, build_schedule
 from lamina.quantization import count_weights
 from lamina.quantization.report import RoundingReport
-from lamina.runs import Run
+from lamina.runs import Run, keep_places, moved_places
 from lamina.version import __version__
 
 # Weights from which on a model is told that the methods' learning rates come from a smaller one.
@@ -57,6 +60,7 @@ class Session:
         dataset: The encoded data.
         head: The model's parts.
         injection: The adapter.
+        coverage: Which of the base's weights it is on.
         tensors: The adapter's tensors by name.
         hooks: What the method does around each step.
         optimizer: Over the tensors.
@@ -73,6 +77,7 @@ class Session:
     dataset: Dataset
     head: Head
     injection: Injection
+    coverage: Coverage
     tensors: dict[str, nn.Parameter]
     hooks: Hooks
     optimizer: torch.optim.Optimizer
@@ -82,9 +87,22 @@ class Session:
     longest: int
 
     @property
+    def longest_document(self) -> int:
+        """Tokens of the longest document of training and evaluation."""
+        parts = (self.dataset.report.train, self.dataset.report.eval)
+        return max(part.longest for part in parts if part is not None)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch; the last one may have fewer micro-batches."""
         return math.ceil(self.micro_batches / self.config.train.gradient_accumulation_steps)
+
+    def shares(self) -> dict[str, float]:
+        """Which share of the base's weights, outside of embeddings and head, the adapter is on, and which is packed."""
+        shares = {"adapted_weights_share": self.coverage.share}
+        if self.base.packing is not None:
+            shares["packed_weights_share"] = self.base.packing.share
+        return shares
 
     def epoch_plan(self, epoch: int) -> Batches:
         """The micro-batches of an epoch, in order."""
@@ -108,6 +126,7 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
     Raises:
         LaminaError: Model, data or configuration cannot be used; see the parts' own functions.
     """
+    prepare_kernels(default_device(), config.train.compile, notify)
     notify(f"Loading {config.model} ...")
     loftq = find_method(config.method.type).plan_loftq(config.method)
     base = load_base(
@@ -119,13 +138,17 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
         offload=config.offload if config.method.base_is_read_only else False,
     )
     _note_learning_rate(config, base, notify)
-    template = build_template(base.tokenizer, config.data.chat_template, config.data.thinking)
+    template = template_of(base.tokenizer, config.data)
     notify("Reading the data ...")
     batch_size = config.train.per_device_train_batch_size
     dataset = build_dataset(config.data, template, batch_size, config.seed, notify)
     _check_stop_token(dataset, template)
+    check_vocabulary(dataset, base.model, template)
     head = find_head(base.model)
     injection = _fresh_adapter(config, base, dataset, notify)
+    coverage = find_coverage(injection)
+    for note in coverage.notes():
+        notify(note)
     head = _head_after_injection(head, injection)
     tensors = injection.tensors()
     optimizer = build_optimizer(config.train, tensors, injection.fast_tensors(), injection.vocabulary_tensors(), notify)
@@ -143,6 +166,7 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
         dataset=dataset,
         head=head,
         injection=injection,
+        coverage=coverage,
         tensors=tensors,
         hooks=find_method(config.method.type).hooks(injection, total),
         optimizer=optimizer,
@@ -153,8 +177,8 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
     )
     _write_manifest(session, notify)
     files.write_json(run.data_report_path, dataset.report.as_json())
-    if base.rounding_errors:
-        report = RoundingReport(base.rounding_errors)
+    if base.rounding_errors and base.packing is not None:
+        report = RoundingReport(base.rounding_errors, base.packing)
         files.write_json(run.quantization_report_path, report.as_json())
         notify(report.line())
     return session
@@ -173,9 +197,14 @@ def count_parameters(parameters: Iterable[torch.Tensor]) -> int:
 def _check_stop_token(dataset: Dataset, template: ChatTemplate) -> None:
     only_text = all(file.format == "text" for file in dataset.report.files if file.train_rows)
     if not only_text and not dataset.train.pieces.teaches_stop.any():
+        fix = "let the data mark whole turns, with the token that ends them, or set data.train_on=assistant"
+        if any(file.cut.count for file in dataset.report.files):  # a row that is not cut would teach it
+            chats = [s for s in dataset.train.stores if len(s) and Kind.TEXT not in s.facts.kinds]
+            shortest = min(int(store.lengths.min()) for store in chats)
+            fix = f"raise data.max_length, so that answers keep their ends: the shortest row has {shortest} tokens"
         raise DataError(
             f"no training example teaches the stop token {template.stop_token}, so the model would never stop. "
-            "Fix: raise data.max_length, or set data.overlong=drop so that answers keep their ends."
+            f"Fix: {fix}."
         )
 
 
@@ -208,7 +237,7 @@ def check_positions(dataset: Dataset, model: PreTrainedModel, notify: Notify, vi
 
 def _note_learning_rate(config: Config, base: Base, notify: Notify) -> None:
     """The methods' own learning rates were measured on a small model."""
-    own = config.method.learning_rate * OPTIMIZERS[config.train.optim].learning_rate_factor
+    own = default_learning_rate(type(config.method), config.train.optim)
     if config.train.learning_rate == own and count_weights(base.model) > LARGE_MODEL:
         notify(
             f"train.learning_rate is the method's own, {own:g}, which was measured on a model of 135 million weights. "
@@ -219,10 +248,11 @@ def _note_learning_rate(config: Config, base: Base, notify: Notify) -> None:
 def _fresh_adapter(config: Config, base: Base, dataset: Dataset, notify: Notify) -> Injection:
     find_method(config.method.type).check(base.model, config.method)
     injection = inject(base.model, config.method, config.seed)
+    check_reach(injection)
     whole = injection.layers.get("")
     check_positions(dataset, base.model, notify, whole.count if isinstance(whole, VirtualTokens) else 0)
-    batches = (build_batch([example]).to(base.model.device).input_ids for example in dataset.train)
-    injection = find_method(config.method.type).prepare(injection, batches)
+    documents = Documents(dataset.train, base.model.device)
+    injection = find_method(config.method.type).prepare(injection, documents)
     for note in check_before_training(injection):
         notify(note)
     return injection
@@ -237,26 +267,26 @@ def _head_after_injection(head: Head, injection: Injection) -> Head:
 
 
 def _write_manifest(session: Session, notify: Notify) -> None:
-    base, before = session.base, session.run.manifest
+    run, base, before = session.run, session.base, session.run.manifest
     facts = {
         "base": {"ref": base.source.ref, **base.fingerprint.as_json()},
+        "tokenizer": fingerprint_tokenizer(base.tokenizer),
+        "chat_template": session.template.digest,
         "data": data_digests(session.dataset),
         "threads": torch.get_num_threads(),
     }
-    compiled = session.config.train.compile and not kernel_notes(base.model.device, session.config.train.compile)
-    changed = [key for key in ("base", "data") if before and before.get(key) != facts[key]]
-    if changed:
-        raise RunError(
-            f"{session.run.path}: the run's {' and '.join(changed)} changed since it was started, so resuming would "
-            "not go on with the same training. Fix: put them back as they were, or start a new run elsewhere."
-        )
+    if run.begun:
+        _check_unchanged(session, before, facts)
+        facts |= keep_places(run, session.config)
     packages = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
     manifest = {
+        **before,
         "lamina": __version__,
         **facts,
+        "weights": session.coverage.as_json() | ({"packing": base.packing.as_json()} if base.packing else {}),
         "dtype": dtype_name(base.dtype),
         "device": str(base.model.device),
-        "kernels": "compiled" if compiled else "plain",
+        "kernels": kernel_state(base.model.device, session.config.train.compile).name,
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in packages},
         "hardware": {
@@ -266,13 +296,45 @@ def _write_manifest(session: Session, notify: Notify) -> None:
             "memory_bytes": psutil.virtual_memory().total,
             "gpu": torch.cuda.get_device_name(base.model.device) if base.model.device.type == "cuda" else None,
         },
-        "started": before.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z")),
-        "status": before.get("status", "running"),
     }
-    if "summary" in before:
-        manifest["summary"] = before["summary"]
     _note_other_machine(before, manifest, notify)
-    files.write_json(session.run.manifest_path, manifest)
+    files.write_json(run.manifest_path, manifest)
+
+
+def _check_unchanged(session: Session, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """A run goes on with what it was started with, wherever that now is.
+
+    Raises:
+        RunError: Something is not the same; it is named.
+    """
+    template = session.config.data.chat_template
+    # Its digest is over what the package tokenizers makes of it, which another version may write otherwise.
+    same_package = before["versions"].get("tokenizers") == importlib.metadata.version("tokenizers")
+    pairs: list[tuple[str, object, object]] = [
+        (f"the base's weights in {session.base.source.folder}", before["base"]["tensors"], now["base"]["tensors"]),
+        (f"the base's config in {session.base.source.folder}", before["base"]["config"], now["base"]["config"]),
+        # Runs of the first version have no digest of these two.
+        ("the tokenizer", before.get("tokenizer") if same_package else None, now["tokenizer"]),
+        (f"the chat template {template or 'of the model'}", before.get("chat_template"), now["chat_template"]),
+        ("the number of data files", len(before["data"]), len(now["data"])),
+        *(
+            (
+                f"data file {place.path}",
+                f"{was['sha256']}, {was['rows']} rows",
+                f"{is_now['sha256']}, {is_now['rows']} rows",
+            )
+            for place, was, is_now in zip(session.dataset.report.files, before["data"], now["data"], strict=False)
+        ),
+    ]
+    changed = [f"{what} ({was} then, {is_now} now)" for what, was, is_now in pairs if was not in (None, is_now)]
+    if "chat_template" not in before and "data.chat_template" in moved_places(session.run, session.config):
+        changed.append(f"the chat template {template} (this run has no digest to tell whether it is the same)")
+    if changed:
+        raise RunError(
+            f"{session.run.path}: cannot go on with the same training, because this changed since it was started: "
+            f"{'; '.join(changed)}. Fix: say where the same are now, with model=PATH, data.train=PATH and the "
+            "like, or start a new run elsewhere."
+        )
 
 
 def _note_other_machine(before: dict[str, Any], now: dict[str, Any], notify: Notify) -> None:

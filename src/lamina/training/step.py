@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.data.batch import build_batch
+from lamina.data.batch import PACKED, Layout, build_batches
 from lamina.data.example import EncodedExample
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.base import Hooks
@@ -54,14 +54,16 @@ def training_step(
     hooks: Hooks = NO_HOOKS,
     stop: Callable[[], bool] = lambda: False,
     check: Callable[[], None] = lambda: None,
+    layout: Layout = PACKED,
+    moving: Callable[[], None] = lambda: None,
 ) -> StepResult:
     """Takes one step over micro-batches, whose losses are divided by the supervised tokens of all of them together.
 
     A layerwise optimizer moves tensors during the backward, so that the gradient is never there as a whole: it takes
-    one micro-batch, clips nothing, and `check` finds the tensors moved (see `LayerwiseGaloreAdamW`).
+    one batch, clips nothing, and `check` finds the tensors moved (see `LayerwiseGaloreAdamW`).
 
     Args:
-        model: In training mode and packed attention.
+        model: In training mode, inside `fusion.fast_path`.
         head: The model's parts.
         optimizer: Over `parameters`.
         parameters: The adapter's tensors.
@@ -72,6 +74,8 @@ def training_step(
         hooks: What the method does around it.
         stop: Asked between micro-batches.
         check: Called when the gradients are there and nothing has changed yet.
+        layout: How the documents of a micro-batch go through the model.
+        moving: Called before anything changes: until the step is done, the tensors belong to no step.
 
     Raises:
         StepAbandoned: `stop` said so.
@@ -82,17 +86,20 @@ def training_step(
         group["lr"] = learning_rate * group.get("lr_factor", 1.0)
     optimizer.zero_grad(set_to_none=True)
     if isinstance(optimizer, LayerwiseGaloreAdamW):
-        (examples,) = micro_batches
-        loss = cross_entropy(model, head, build_batch(examples).to(model.device)) / supervised
+        batches = [batch for examples in micro_batches for batch in build_batches(examples, layout)]
+        losses = [cross_entropy(model, head, batch.to(model.device)) for batch in batches]
+        loss = torch.stack(losses).sum() / supervised
         finite = bool(torch.isfinite(loss))
+        if finite:
+            moving()
         norm = _layerwise_step(optimizer, loss, check) if finite else float("nan")
         return StepResult(float(loss.detach()), norm, tokens, supervised, finite)
     loss_sum = torch.zeros((), device=model.device)
-    for examples in micro_batches:
+    for batch in (batch for examples in micro_batches for batch in build_batches(examples, layout)):
         if stop():
             optimizer.zero_grad(set_to_none=True)
             raise StepAbandoned
-        loss = cross_entropy(model, head, build_batch(examples).to(model.device)) / supervised
+        loss = cross_entropy(model, head, batch.to(model.device)) / supervised
         loss.backward()
         loss_sum += loss.detach()
     penalty = hooks.penalty()
@@ -102,6 +109,7 @@ def training_step(
     norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
     finite = bool(torch.isfinite(norm) & torch.isfinite(loss_sum))
     if finite:
+        moving()
         hooks.before_update(step)
         optimizer.step()
         hooks.after_update(step)
@@ -129,16 +137,18 @@ def evaluation_loss(
     batch_size: int,
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda done: None,
+    layout: Layout = PACKED,
 ) -> float:
     """Mean loss over the supervised tokens of `examples`.
 
     Args:
-        model: In packed attention; it is in evaluation mode only while this runs.
+        model: Inside `fusion.fast_path`; it is in evaluation mode only while this runs.
         head: The model's parts.
         examples: What to evaluate on.
         batch_size: Examples in a batch.
         stop: Asked between batches.
         progress: Called with the number of examples done.
+        layout: How the documents of a batch go through the model.
 
     Raises:
         StepAbandoned: `stop` said so.
@@ -150,8 +160,8 @@ def evaluation_loss(
         for first in range(0, len(examples), batch_size):
             if stop():
                 raise StepAbandoned
-            batch = build_batch(examples[first : first + batch_size]).to(model.device)
-            total += cross_entropy(model, head, batch).double().cpu()
+            for batch in build_batches(examples[first : first + batch_size], layout):
+                total += cross_entropy(model, head, batch.to(model.device)).double().cpu()
             progress(min(first + batch_size, len(examples)))
     finally:
         model.train(training)

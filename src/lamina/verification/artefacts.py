@@ -17,9 +17,10 @@ from lamina.errors import CertificateError
 from lamina.export.merge import merge
 from lamina.methods.adapter import save_adapter
 from lamina.methods.base import find_method
+from lamina.methods.certificate import EFFECT_MARGIN, Certificate
 from lamina.methods.load import load
 from lamina.methods.lock import build_lock
-from lamina.methods.probes import EFFECT_MARGIN, Certificate, record_probes
+from lamina.methods.probes import record_probes
 from lamina.models.machine import dtype_name
 from lamina.runs import Run
 from lamina.training.checkpoint import newest_checkpoint
@@ -77,7 +78,11 @@ def merged_is_adapter(saved: Saved, out: Path) -> list[Measure]:
     except CertificateError as error:
         certificate = error.certificate
     without = certificate.modules_expected - certificate.modules_matched
-    return [
+    kept = certificate.effect_kept
+    if certificate.passed and certificate.update_kept is not None and abs(1 - kept) > EFFECT_MARGIN:
+        kept = certificate.update_kept  # an effect on the logits that rounding hides is looked for in the weights
+    differences = float(certificate.answers.differences if certificate.answers else 0)
+    measures = [
         Measure(
             "logits",
             certificate.max_logit_difference,
@@ -87,12 +92,21 @@ def merged_is_adapter(saved: Saved, out: Path) -> list[Measure]:
         Measure("modules without the adapter", without, 0.0, "0, because every module must carry it"),
         Measure(
             "adapter's effect",
-            abs(1 - certificate.effect_kept),
+            abs(1 - kept),
             EFFECT_MARGIN,
             "0 is all of it; a merge without it, or with it twice, gives 1",
         ),
         Measure("top-1 tokens", 1 - certificate.top1_agreement, 0.0, "0, because only clear ones are compared"),
+        Measure(
+            "prompts, answers and stops that differ",
+            differences,
+            0.0,
+            "0, because the folder asks, answers and stops as the adapter does, wherever rounding does not decide",
+        ),
     ]
+    if not certificate.passed and all(measure.passed for measure in measures):
+        measures.append(Measure("reasons of the certificate", 1.0, 0.0, "; ".join(certificate.reasons)))
+    return measures
 
 
 def resumed_is_unbroken(config: Config, folder: Path) -> list[Measure]:

@@ -9,6 +9,7 @@ one shows which it is:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
@@ -17,11 +18,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from lamina.config.optim import OPTIMIZERS
-from lamina.data.batch import build_batch
+from lamina.data.batch import Layout, build_batches
 from lamina.data.example import EncodedExample
 from lamina.fusion import Recompute, fast_path
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.base import AdapterLinear, Injection
+from lamina.methods.moved import with_rounding_moved
 from lamina.models.machine import dtype_name
 from lamina.ops.attention import packed_attention
 from lamina.training.setup import Session
@@ -34,8 +36,10 @@ from lamina.verification.rounding import (
     relative,
     rounding_noise,
     taken_gradients,
-    with_rounding_moved,
 )
+
+# The model's own way of running documents.
+_APART = Layout(together=False, own_attention=True)
 
 # What a filled adapter adds to each weight, relative to the weight's norm.
 FILL = 0.1
@@ -80,6 +84,14 @@ class Paths:
         self._model = session.base.model.eval()
         self._tensors = session.tensors
         self._documents = session.dataset.train
+        self._longest = max(len(document) for document in self._documents)
+        with fast_path(self._model, longest=self._longest) as path:
+            self._path = path
+
+    @property
+    def notes(self) -> list[str]:
+        """What training says of the way that it runs the model."""
+        return self._path.notes
 
     def adapter_is_formula(self) -> list[Measure]:
         """Each adapter layer's forward and backward, on the inputs that the data gives it."""
@@ -112,15 +124,17 @@ class Paths:
         return self._noise.measures(self._apart, self._plain)
 
     def packed_is_apart(self) -> list[Measure]:
-        """All documents in one sequence against one at a time in the model's own attention."""
+        """Documents as training runs them against one at a time in the model's own attention."""
+        if self._path.layout == _APART:
+            raise Skipped(str(self._path.fallback))
         return self._noise.measures(self._packed, self._apart)
 
     def compiled_is_eager(self) -> list[Measure]:
         """Fused layers against transformers' layer code."""
-        with fast_path(self._model) as report:
+        with fast_path(self._model, longest=self._longest) as report:
             if not report.fused:
-                raise Skipped(f"training runs transformers' own layer code: {'; '.join(report.reasons)}")
-            fused = collect(self._tensors, lambda: self._backward([self._documents]))
+                raise Skipped(f"training runs transformers' own layer code: {'; '.join(report.notes)}")
+            fused = collect(self._tensors, lambda: self._backward(report.layout))
         return self._noise.measures(fused, self._packed)
 
     def accumulated_is_full(self) -> list[Measure]:
@@ -133,6 +147,8 @@ class Paths:
 
     def checkpointed_is_not(self) -> list[Measure]:
         """Layers recomputed in the backward, whole and in part, against layers that kept everything, with dropout."""
+        if self._path.fused < self._path.layers and not self._model.supports_gradient_checkpointing:
+            raise Skipped(f"{type(self._model).__name__} cannot recompute its layers in the backward")
         kept = self._trained(recompute=False)
         measures = []
         for recomputed in (self._trained(recompute) for recompute in (True, "selective")):
@@ -164,28 +180,28 @@ class Paths:
 
     @cached_property
     def _apart(self) -> Gradient:
-        return collect(self._tensors, lambda: self._backward([[document] for document in self._documents]))
+        return collect(self._tensors, lambda: self._backward(_APART))
 
     @cached_property
     def _packed(self) -> Gradient:
-        with packed_attention(self._model):
-            return collect(self._tensors, lambda: self._backward([self._documents]))
+        layout = self._path.layout
+        with contextlib.nullcontext() if layout.own_attention else packed_attention(self._model):
+            return collect(self._tensors, lambda: self._backward(layout))
 
     def _trained(self, recompute: Recompute = False) -> Gradient:
         """As training computes it, dropout included."""
         self._model.train()
         try:
-            with fast_path(self._model, recompute):
+            with fast_path(self._model, recompute, longest=self._longest) as path:
                 torch.manual_seed(self._session.config.seed)
-                return collect(self._tensors, lambda: self._backward([self._documents]))
+                return collect(self._tensors, lambda: self._backward(path.layout))
         finally:
             self._model.eval()
 
-    def _backward(self, groups: Sequence[Sequence[EncodedExample]]) -> list[float]:
+    def _backward(self, layout: Layout) -> list[float]:
         losses = []
-        for documents in groups:
-            batch = build_batch(documents).to(self._model.device)
-            loss = cross_entropy(self._model, self._session.head, batch)
+        for batch in build_batches(self._documents, layout):
+            loss = cross_entropy(self._model, self._session.head, batch.to(self._model.device))
             loss.backward()
             losses.append(float(loss.detach()))
         return losses
@@ -209,7 +225,7 @@ class Paths:
         """The gradient of a real optimizer step, taken before the optimizer sees it."""
         gradients: list[dict[str, torch.Tensor]] = []
 
-        with fast_path(self._model):
+        with fast_path(self._model, longest=self._longest) as path:
             result = training_step(
                 self._model,
                 self._session.head,
@@ -219,6 +235,7 @@ class Paths:
                 learning_rate=0.0,
                 max_grad_norm=0.0,
                 check=lambda: gradients.append(taken_gradients(self._tensors)),
+                layout=path.layout,
             )
         return Gradient([result.loss], gradients[0])
 

@@ -2,24 +2,21 @@
 
 Two right ways of computing the same thing differ by rounding, and how far that carries depends on the model, the data
 and the dtype: in bfloat16, it is some per cent of the gradient of a deep network. So it is measured: the plain gradient
-is computed again with the result of every linear layer moved at random by as much as rounding may move it, forward and
-backward, and the distance to the first one is what rounding alone can do. Broken exactness, such as a document that
-sees another, changes a gradient by a large part of itself.
+is computed again with the result of every linear layer moved (`methods/moved.py`), forward and backward, and the
+distance to the first one is what rounding alone can do. Broken exactness, such as a document that sees another, changes
+a gradient by a large part of itself.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
-from lamina.methods.base import PEFT_PREFIX, AdapterLinear
-from lamina.quantization import freeze_linear
+from lamina.methods.base import PEFT_PREFIX
 from lamina.verification.report import Measure
 
 # Both sides of a comparison have their own rounding, and rounding also happens outside of linear layers.
@@ -27,9 +24,6 @@ NOISE_ALLOWED = 2.0
 
 # Losses and gradients are summed in float32 whatever the base is held in.
 _SUM_ROUNDING = 8 * torch.finfo(torch.float32).eps
-
-# Largest relative error of one rounding to float32.
-_FLOAT32 = torch.finfo(torch.float32).eps / 2
 
 
 @dataclass(frozen=True)
@@ -125,59 +119,6 @@ def taken_gradients(tensors: Mapping[str, nn.Parameter]) -> dict[str, torch.Tens
 def relative(ours: torch.Tensor, plain: torch.Tensor) -> float:
     """||ours - plain|| / ||plain||, in float32; 0 if both are zero."""
     return _ratio(float((ours.float() - plain.float()).norm()), float(plain.float().norm()))
-
-
-@contextlib.contextmanager
-def with_rounding_moved(model: nn.Module, seed: int) -> Iterator[None]:
-    """Inside the block, linear layers give results as another, equally right order of computing might give them."""
-    device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
-    handles = []
-    for module in model.modules():
-        frozen = module.frozen if isinstance(module, AdapterLinear) else freeze_linear(module)
-        if frozen is not None:
-            row_norm = float(frozen.weight(torch.float32).norm()) / frozen.out_features**0.5
-            handles.append(module.register_forward_hook(_mover(row_norm, generator)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _mover(row_norm: float, generator: torch.Generator) -> Callable[..., torch.Tensor]:
-    def move(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-        return _Moved.apply(output, inputs[0].detach(), row_norm, generator)  # pyright: ignore[reportReturnType]
-
-    return move
-
-
-class _Moved(torch.autograd.Function):
-    """Moves a linear layer's result, and later its gradient, by a random rounding error.
-
-    Two errors: the result is rounded to its dtype (half a spacing of its size), and the sum of products is rounded in
-    float32 all along (some 2^-24 of ||x|| ||w||, which matters where large products cancel).
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, y: torch.Tensor, x: torch.Tensor, row_norm: float, generator: torch.Generator
-    ) -> torch.Tensor:
-        ctx.generator = generator
-        return _moved(y, _FLOAT32 * row_norm * x.float().norm(dim=-1, keepdim=True), generator)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (grad,) = grads
-        sums = _FLOAT32 * grad.shape[-1] ** 0.5 * grad.float().abs()
-        return _moved(grad, sums, ctx.generator), None, None, None
-
-
-def _moved(y: torch.Tensor, sums: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    rounding = torch.finfo(y.dtype).eps / 2
-    drawn = torch.empty(y.shape, device=y.device).uniform_(-1.0, 1.0, generator=generator)
-    exact = y.float()
-    return (exact + drawn * (rounding * exact.abs() + sums)).to(y.dtype)
 
 
 def _worst(ours: Mapping[str, torch.Tensor], plain: Mapping[str, torch.Tensor]) -> tuple[str, float]:

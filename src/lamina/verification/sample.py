@@ -15,7 +15,7 @@ from lamina.config.optim import OPTIMIZERS
 from lamina.data.dataset import build_dataset
 from lamina.data.example import EncodedExample
 from lamina.data.read import RawRow, find_files, rows_of
-from lamina.data.template import build_template
+from lamina.data.template import template_of
 from lamina.models.load import load_tokenizer
 from lamina.models.source import Notify, find_model
 from lamina.quickstart.settings import quickstart_settings, write_rows
@@ -50,7 +50,8 @@ def quickstart_config(folder: Path, overrides: Iterable[str]) -> Config:
     """The quickstart's model and data, with the data written to `folder`."""
     train_file = folder / "quickstart.jsonl"
     write_rows(train_file, build_task(seed=0, train_rows=ROWS_LOOKED_AT, eval_rows=1).train)
-    return load_config(quickstart_settings("smollm2-135m", train_file, folder / "unused", seed=0), overrides)
+    changes = list(overrides)
+    return load_config(quickstart_settings("smollm2-135m", train_file, folder / "unused", 0, changes), changes)
 
 
 def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
@@ -64,13 +65,13 @@ def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
         LaminaError: The model or the data cannot be used.
     """
     tokenizer = load_tokenizer(find_model(config.model, notify))
-    template = build_template(tokenizer, config.data.chat_template, config.data.thinking)
+    template = template_of(tokenizer, config.data)
     source = config.data.sources[0]
     rows_looked_at = min(source.max_rows or ROWS_LOOKED_AT, ROWS_LOOKED_AT)
     alone = {"eval": None, "replay": None, "stratify_by": None, "group_by": None}
     file = find_files(source.path)[0]
     first = source.model_copy(update={"path": file.name, "max_rows": rows_looked_at, "weight": 1.0})
-    looked_at = config.data.model_copy(update={**alone, "train": [first]})
+    looked_at = config.data.model_copy(update={**alone, "train": [first], "max_dropped": 1.0})
     dataset = build_dataset(looked_at, template, config.train.per_device_train_batch_size, config.seed)
     documents = choose_documents(dataset.train, template.stop_token_id)
 

@@ -103,6 +103,8 @@ def _checks_in_memory(config: Config, folder: Path, notify: Notify) -> Generator
     session = build_session(config, start_run(config, resume=False), notify)
     fill_adapter(session.injection, config.seed)
     paths = Paths(session)
+    for note in paths.notes:
+        notify(note)
     yield _check(
         "adapter = formula",
         "every adapter layer, and x (W + delta W)^T + b by torch's own autograd in float32: output and gradients; "
@@ -118,8 +120,8 @@ def _checks_in_memory(config: Config, folder: Path, notify: Notify) -> Generator
     )
     yield _check(
         "packed = one at a time",
-        "all documents end to end in one sequence, and one at a time in the model's own attention: loss and gradients; "
-        "dropout off",
+        "documents as training runs them (end to end in one sequence, where that is exact), and one at a time in the "
+        "model's own attention: loss and gradients; dropout off",
         paths.packed_is_apart,
     )
     yield _check(

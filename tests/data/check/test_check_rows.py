@@ -86,7 +86,7 @@ def test_empty_rows_are_warnings_and_rows_beyond_max_rows_are_not() -> None:
 
 def test_no_usable_row_is_an_error() -> None:
     empty = row("a", "", drop_reason="empty_answer")
-    assert [finding.code for finding in check([empty]).errors] == ["no_usable_row"]
+    assert [finding.code for finding in check([empty]).errors] == ["rows_lost", "no_usable_row"]
     assert [finding.code for finding in check([]).errors] == ["no_usable_row"]
     assert check([row("a", "b")]).find("no_usable_row") is None
 

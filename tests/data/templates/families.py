@@ -41,6 +41,8 @@ class Family:
         bos: The tokenizer's BOS; None for none.
         eos: Its EOS, where that is not `stop`.
         gap: What stands between an answer and its stop token.
+        opening: What stands between the prompt of use and an answer.
+        last_opening: The same of the last answer, if it has no reasoning.
         trims: Whether white space around an answer is removed.
         system: Whether a row to train on may have a system turn.
         tools: Whether tools and calls have a place.
@@ -54,6 +56,8 @@ class Family:
     bos: str | None = "<s>"
     eos: str | None = None
     gap: str = ""
+    opening: str = ""
+    last_opening: str = ""
     trims: bool = False
     system: bool = True
     tools: bool = False
@@ -61,9 +65,14 @@ class Family:
     drops_thinking: bool = False
     drops_beside_calls: bool = False
 
-    def taught(self, answer: str) -> str:
+    def taught(self, answer: str, is_last: bool = False) -> str:
         """What should be supervised of an answer."""
-        return (answer.strip() if self.trims else answer) + self.gap + self.stop
+        opening = (self.last_opening if is_last else "") or self.opening
+        return opening + (answer.strip() if self.trims else answer) + self.gap + self.stop
+
+    def all_taught(self, answers: list[str]) -> list[str]:
+        """What should be supervised of the answers of a conversation."""
+        return [self.taught(answer, number == len(answers)) for number, answer in enumerate(answers, start=1)]
 
 
 _LLAMA3 = (
@@ -102,17 +111,18 @@ FIXTURES = {
         tools=True,
         drops_beside_calls=True,
     ),
-    "llama2": Family("</s>", ("<s>", "</s>"), gap=" ", trims=True),
+    "llama2": Family("</s>", ("<s>", "</s>"), gap=" ", opening=" ", trims=True),
     "mistral-v0.3": Family(
         "</s>",
         ("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[AVAILABLE_TOOLS]"),
+        opening=" ",
         trims=True,
         system=False,
         tools=True,
         drops_beside_calls=True,
     ),
     "qwen2.5": Family(**_CHATML, tools=True),
-    "qwen3": Family(**_CHATML, tools=True, thinking=True),
+    "qwen3": Family(**_CHATML, last_opening="<think>\n\n</think>\n\n", tools=True, thinking=True),
     "gemma2": Family(
         "<end_of_turn>",
         ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
@@ -137,9 +147,9 @@ BUILTINS = {
     "deepseek": Family("<｜end▁of▁sentence｜>", _DEEPSEEK[:4], bos="<｜begin▁of▁sentence｜>"),
     "gemma": Family("<end_of_turn>", ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"), bos="<bos>", eos="<eos>"),
     "granite": Family("<|end_of_text|>", _GRANITE, bos=None),
-    "llama2": Family("</s>", ("<s>", "</s>"), gap=" "),
+    "llama2": Family("</s>", ("<s>", "</s>"), gap=" ", opening=" "),
     "llama3": Family("<|eot_id|>", _LLAMA3, bos="<|begin_of_text|>", eos="<|end_of_text|>"),
-    "mistral": Family("</s>", ("<s>", "</s>")),
+    "mistral": Family("</s>", ("<s>", "</s>"), opening=" "),
     "phi": Family("<|end|>", ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"), bos=None, eos="<|endoftext|>"),
     "plain": Family("</s>", ("<s>", "</s>")),
     "vicuna": Family("</s>", ("<s>", "</s>")),

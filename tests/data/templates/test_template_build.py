@@ -48,7 +48,9 @@ def test_stop_tokens_set_between_turns_only_are_taught_too() -> None:
     rendered = template_of(source).render_spans(
         [Message("user", "q"), Message("assistant", "a"), Message("user", "r"), Message("assistant", "b")]
     )
-    assert [rendered.text[s.start : s.end] for s in rendered.answers] == ["a<|im_end|>", "b<|im_end|>"]
+    # A question that comes last gets no stop token, and no role is asked for: the model writes both.
+    taught = [rendered.text[s.start : s.end] for s in rendered.answers]
+    assert taught == ["<|im_end|>assistant: a<|im_end|>", "<|im_end|>assistant: b<|im_end|>"]
 
 
 REFUSED = {
@@ -70,7 +72,7 @@ def test_template_that_drops_repeats_or_replaces_answers_is_refused(source: str)
 def test_template_that_drops_earlier_answers_can_be_used_for_single_ones() -> None:
     template = template_of(REFUSED["drops all but the last answer"])
     rendered = template.render_spans([Message("user", "q"), Message("assistant", "one")])
-    assert [rendered.text[s.start : s.end] for s in rendered.answers] == ["one<|im_end|>"]
+    assert [rendered.text[s.start : s.end] for s in rendered.answers] == ["assistant: one<|im_end|>"]
 
 
 REFUSALS = {"gemma2": "System role not supported", "llama2": "roles must alternate"}
@@ -244,7 +246,7 @@ def test_dropped_system_turn_is_refused() -> None:
     template = template_of(
         "{% for m in messages if m.role != 'system' %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
     )
-    assert answers_of(template, QUESTION, ANSWER) == ["a<|im_end|>"]
+    assert answers_of(template, QUESTION, ANSWER) == ["assistant: a<|im_end|>"]
     with pytest.raises(DataError, match="drops the system turn"):
         template.render([Message("system", "assistant"), QUESTION, ANSWER])
 

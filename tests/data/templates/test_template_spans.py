@@ -58,9 +58,9 @@ def test_supervised_tokens_are_the_answers_with_their_stop_tokens(
         messages = messages[1:]
     answers = [message.content for message in messages if message.role == "assistant"]
     rendered = template.render_spans(messages)
-    assert [rendered.text[s.start : s.end] for s in rendered.answers] == [family.taught(answer) for answer in answers]
+    assert [rendered.text[s.start : s.end] for s in rendered.answers] == family.all_taught(answers)
     (encoded,) = encode_examples([Example(messages, 1)], template, "assistant")
-    assert supervised_runs(encoded, tokenizer) == [family.taught(answer) for answer in answers]
+    assert supervised_runs(encoded, tokenizer) == family.all_taught(answers)
     assert encoded.input_ids[encoded.supervised][-1] == template.stop_token_id
     assert tokenizer.decode(encoded.input_ids, clean_up_tokenization_spaces=False) == rendered.text
 
@@ -80,7 +80,7 @@ def test_words_around_the_turns_and_marks_tell_the_same(kind: str, name: str, me
 
 
 @every_template
-def test_a_second_chat_of_the_same_roles_needs_one_rendering(
+def test_a_second_chat_of_the_same_roles_needs_a_rendering_and_its_prompt(
     kind: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     template = template_of(kind, name)
@@ -90,7 +90,7 @@ def test_a_second_chat_of_the_same_roles_needs_one_rendering(
     original = JinjaTemplate.render
     monkeypatch.setattr(JinjaTemplate, "render", lambda *args: renderings.append(1) or original(*args))
     template.render_spans(chats[1])
-    assert len(renderings) == 1
+    assert len(renderings) == 2
     # White space that a template takes away or keeps: the marks tell where the answer is.
     spaced = template.render_spans([chats[2][0], Message("assistant", "  said  ")])
     assert "said" in spaced.text[spaced.answers[0].start : spaced.answers[0].end]
@@ -125,7 +125,9 @@ def test_render_then_parse_is_stable(kind: str, name: str, messages: tuple[Messa
     if not family.system and messages[0].role == "system":
         messages = messages[1:]
     rendered = template.render_spans(messages)
-    spoken = [rendered.text[s.start : s.end].removesuffix(family.gap + family.stop) for s in rendered.answers]
+    taught = [rendered.text[s.start : s.end].removesuffix(family.gap + family.stop) for s in rendered.answers]
+    spoken = [whole.removeprefix(family.opening) for whole in taught[:-1]]
+    spoken.append(taught[-1].removeprefix(family.last_opening or family.opening))
     again = iter(spoken)
     parsed = [Message(m.role, next(again)) if m.role == "assistant" else m for m in messages]
     assert template.render_spans(parsed) == rendered
@@ -140,11 +142,12 @@ def test_generation_prompt_is_what_training_saw(kind: str, name: str, messages: 
         messages = messages[1:]
     template = template_of(kind, name)
     rendered = template.render_spans(messages)
-    prompt = template.render(messages[:-1], add_generation_prompt=True)
-    before = rendered.text[: rendered.answers[-1].start]
+    answers = [number for number, message in enumerate(messages) if message.role == "assistant"]
+    for number, span in zip(answers, rendered.answers, strict=True):
+        assert rendered.text[: span.start] == template.render(messages[:number], add_generation_prompt=True)
+    assert rendered.not_asked == ()
     # Some templates write a space (Llama 2, Mistral) or an empty reasoning section (Qwen 3) before the answer.
-    assert before.startswith(prompt)
-    assert before[len(prompt) :] in ("", " ", "<think>\n\n</think>\n\n")
+    assert rendered.opening == (family.last_opening or family.opening)
 
 
 @every_template

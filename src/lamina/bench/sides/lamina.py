@@ -41,12 +41,12 @@ def train(job: Job, meter: Meter, gradient_checkpointing: bool | str = "auto") -
 
     base.model.train()
     meter.loaded(base.model)
-    with fast_path(base.model, recompute) as fusion:
+    longest_document = max(len(example) for batch in job.batches for example in batch)
+    with fast_path(base.model, recompute, longest=longest_document) as fusion:
         for batch in job.batches:
             meter.begin()
-            result = training_step(
-                base.model, head, optimizer, parameters, [batch], job.learning_rate, job.max_grad_norm
-            )
+            settings = (job.learning_rate, job.max_grad_norm)
+            result = training_step(base.model, head, optimizer, parameters, [batch], *settings, layout=fusion.layout)
             meter.end(result.loss, [len(example) for example in batch], result.supervised_tokens)
     return {
         "lamina": __version__,

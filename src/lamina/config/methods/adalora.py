@@ -94,6 +94,9 @@ class AdaLoraConfig(MethodConfig):
         less = {"tinit": int(self.tinit * share), "tfinal": int(self.tfinal * share), "total_step": None}
         return self.model_copy(update=less)
 
+    def rank_of(self, module: str) -> int:
+        return self.init_r
+
     @property
     def scaling(self) -> float:
         """The factor s. The small term is peft's, so that both give the same numbers."""

@@ -76,6 +76,19 @@ class MethodConfig(Section):
         """The same for a run over that share of the steps (0 to 1), where the method has a schedule of its own."""
         return self
 
+    def rank_of(self, module: str) -> int:
+        """The rank that the linear layer of that name gets, which its smaller side must have; 1 where any will do."""
+        return 1
+
+    def narrowest(self, module: str) -> int:
+        """How wide the layer of that name must be at both sides for `all-linear` to select it."""
+        return self.rank_of(module)
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether it goes on every linear layer that it can go on (`target_modules: all-linear`)."""
+        return getattr(self, "target_modules", None) == "all-linear"  # also among peft's fields
+
     @classmethod
     def takes(cls, field: str) -> bool:
         """Whether the section may have a field of that name."""

@@ -35,6 +35,9 @@ class LoHaConfig(MethodConfig):
     target_modules: TargetModules = "all-linear"
     """`all-linear`, a list of names (each must match a module's last names), or one regular expression."""
 
+    def rank_of(self, module: str) -> int:
+        return self.r
+
     @property
     def scaling(self) -> float:
         """The factor s."""

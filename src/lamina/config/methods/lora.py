@@ -182,6 +182,10 @@ class LoraConfig(MethodConfig):
         key = matching_key(self.rank_pattern, module)
         return self.r if key is None else self.rank_pattern[key]
 
+    def narrowest(self, module: str) -> int:
+        # A rank that is given for a module by name is an error where it does not fit, and no reason to leave it out.
+        return self.r if matching_key(self.rank_pattern, module) is None else 1
+
     def alpha_of(self, module: str) -> float:
         """The lora_alpha of the module of that name."""
         key = matching_key(self.alpha_pattern, module)

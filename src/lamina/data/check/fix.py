@@ -22,6 +22,7 @@ from lamina.data.check.ledger import Verdict
 from lamina.data.check.private import scan
 from lamina.data.check.row import CheckedRow, Place
 from lamina.data.check.seen import Seen
+from lamina.data.lost import MUCH
 from lamina.errors import DataError
 
 
@@ -59,7 +60,10 @@ class FixLog:
 
     def lines(self) -> list[str]:
         """For people, a line each."""
-        told = [f"{self.path}: {self.written:,} of {self.rows - self.left_alone:,} rows written"]
+        rows = self.rows - self.left_alone
+        told = [f"{self.path}: {self.written:,} of {rows:,} rows written"]
+        if self.removed.total() > MUCH * rows:
+            told.append(f"  warning: {self.removed.total() / rows:.0%} of the rows are left out")
         told += [
             f"  {count:,} left out: {reason}{_MORE.get(reason, '')}" for reason, count in self.removed.most_common()
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lamina.config import SourceConfig
 from lamina.data.example import EncodedExample
 from lamina.data.source import ReadRow
 
@@ -37,6 +38,7 @@ class CheckedRow:
         encoded: Its tokens, uncut; None without a model, or if the row is not used.
         refusal: Why the chat template does not render it; empty if it does.
         rejected: Of a preference: the tokens with the rejected answer.
+        source: Where the configuration names the file.
     """
 
     file: str
@@ -45,6 +47,7 @@ class CheckedRow:
     encoded: EncodedExample | None = None
     refusal: str = ""
     rejected: EncodedExample | None = None
+    source: SourceConfig | None = None
 
     @property
     def tokens(self) -> int:

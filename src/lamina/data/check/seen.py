@@ -9,12 +9,13 @@ from typing import Any
 from lamina.data.check.findings import Offender
 from lamina.data.check.private import Private, mask, scan
 from lamina.data.check.row import CheckedRow
+from lamina.data.check.settings import CheckSettings
 from lamina.data.example import Example, Kind
+from lamina.data.report import CHOSEN_REASONS
 
 EXCERPT_CHARACTERS = 200
 
 # A row that is left out for one of these is a good row all the same; other settings would train on it.
-CHOSEN_REASONS = frozenset({"after_max_rows", "not_drawn", "beyond_replay_share"})
 SETTINGS_REASONS = CHOSEN_REASONS | {"longer_than_max_length", "no_supervised_tokens"}
 
 
@@ -49,6 +50,16 @@ class Seen:
     def usable(self) -> Example | None:
         """The example, if it can be read, fits its format and is not empty."""
         return None if self.empty or self.row.refusal else self.row.read.example
+
+    def left_out(self, settings: CheckSettings) -> str:
+        """Why training leaves the row out (a key of `DROP_REASONS`), by its tokens where they are known; else empty."""
+        encoded, fate = self.row.encoded, settings.fate(self.example)
+        if self.row.read.drop_reason or encoded is None:
+            return self.row.read.drop_reason
+        if fate == "drop" and self.row.tokens > settings.max_length:
+            return "longer_than_max_length"
+        learnt = encoded.supervised[: None if fate == "split" else settings.max_length]
+        return "" if learnt.any() else "no_supervised_tokens"
 
     @cached_property
     def text(self) -> str:

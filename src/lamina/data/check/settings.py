@@ -27,6 +27,8 @@ class CheckSettings:
         progress: Called with the number of rows seen so far, now and then and at the end.
         kinds: What the run has a loss for; None where the data is for no run in particular.
         has_eval: Whether eval rows follow the train rows; without any, prompts are not compared.
+        embedding_rows: Of the base; None leaves out the check of token ids against them.
+        max_dropped: Largest share of a source's rows that may be left out.
         examples: Most offending rows that a finding shows.
     """
 
@@ -40,6 +42,8 @@ class CheckSettings:
     kinds: Collection[Kind] | None = None
     has_eval: bool = True
     wrapped: bool = False
+    embedding_rows: int | None = None
+    max_dropped: float = 0.5
     examples: int = 20
 
     def fate(self, example: Example | None) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lamina.data.example import ROLE_ALIASES, ROLES, Message, ToolCall
 
 # In the ShareGPT shape a call is a turn of its own.
 _CALL_ROLES = ("function_call", "tool_call")
+
+# What a chat template is given of the conversation itself.
+_OWN_KWARGS = ("messages", "tools", "add_generation_prompt")
 
 
 class RowError(ValueError):
@@ -109,6 +113,29 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
     if required is not None and not isinstance(required, list):
         raise RowError(f"{where}.parameters.required is {type(required).__name__}, not a list of names")
     return tool
+
+
+def template_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the row gives the chat template beside its turns; null values, which tables have, count as not given."""
+    name = "chat_template_kwargs"
+    value = row.get(name)
+    if isinstance(value, str) and value.strip():
+        value = _json(value, name, "an object")
+    if not value:
+        return {}
+    if not isinstance(value, dict):
+        raise RowError(f"field {name!r} is {type(value).__name__}, not an object")
+    if taken := [key for key in _OWN_KWARGS if key in value]:
+        raise RowError(f"field {name!r} gives {taken[0]!r}, which is the conversation's own")
+    return {str(key): given for key, given in value.items() if given is not None}
+
+
+def as_context(turns: Iterable[Message]) -> list[Message]:
+    """The turns of a prompt: answers in it are not learned, unless the data asks for them."""
+    return [
+        dataclasses.replace(turn, supervised=False) if turn.role == "assistant" and turn.supervised is None else turn
+        for turn in turns
+    ]
 
 
 def label_field(row: Mapping[str, Any], name: str = "label") -> bool:

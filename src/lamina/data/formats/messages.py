@@ -6,10 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from lamina.data.example import Example
-from lamina.data.formats._fields import has_label, has_pair, is_turns, message_list, system_message, tool_list
+from lamina.data.formats._fields import (
+    has_label,
+    has_pair,
+    is_turns,
+    message_list,
+    system_message,
+    template_kwargs,
+    tool_list,
+)
 
 FIELDS = ("messages",)
-OPTIONAL_FIELDS: tuple[str, ...] = ("system", "tools", "functions")
+OPTIONAL_FIELDS: tuple[str, ...] = ("system", "tools", "functions", "chat_template_kwargs")
 
 
 def detect(row: Mapping[str, Any]) -> bool:
@@ -20,4 +28,5 @@ def detect(row: Mapping[str, Any]) -> bool:
 def parse(row: Mapping[str, Any], number: int) -> Example:
     """The conversation, with the `system` field before it."""
     turns = message_list(row.get("messages"), "messages")
-    return Example((*system_message(row, turns), *turns), number, tools=tool_list(row, "tools", "functions"))
+    turns, tools = (*system_message(row, turns), *turns), tool_list(row, "tools", "functions")
+    return Example(turns, number, tools=tools, template_kwargs=template_kwargs(row))

@@ -16,10 +16,12 @@ from lamina.data.example import Example, Kind, Message
 from lamina.data.formats._fields import (
     RowError,
     answer_turns,
+    as_context,
     has_pair,
     message_list,
     prompt_turns,
     system_message,
+    template_kwargs,
     tool_list,
 )
 from lamina.data.formats.alpaca import instruction_turns
@@ -34,6 +36,7 @@ OPTIONAL_FIELDS: tuple[str, ...] = (
     "history",
     "system",
     "tools",
+    "chat_template_kwargs",
     "margin",
 )
 
@@ -61,9 +64,16 @@ def parse(row: Mapping[str, Any], number: int) -> Example:
             raise RowError(f"{name} has {len(turns)} turns after the prompt; an answer is one turn")
         if turns[0].role != "assistant":
             raise RowError(f"{name} ends with a turn of the role {turns[0].role!r}; an answer is the assistant's")
-    turns = (*system_message(row, prompt), *prompt, *chosen)
-    tools = tool_list(row, "tools")
-    return Example(turns, number, Kind.PREFERENCE, tools, "", tuple(rejected), margin=_margin(row))
+    turns = (*system_message(row, prompt), *as_context(prompt), *chosen)
+    return Example(
+        turns,
+        number,
+        Kind.PREFERENCE,
+        tool_list(row, "tools"),
+        rejected=tuple(rejected),
+        margin=_margin(row),
+        template_kwargs=template_kwargs(row),
+    )
 
 
 def _shared_beginning(chosen: Sequence[Message], rejected: Sequence[Message]) -> list[Message]:

@@ -9,15 +9,17 @@ from lamina.data.example import Example, Message
 from lamina.data.formats._fields import (
     RowError,
     answer_turns,
+    as_context,
     has_label,
     has_pair,
     prompt_turns,
     system_message,
+    template_kwargs,
     tool_list,
 )
 
 FIELDS = ("prompt", "completion")
-OPTIONAL_FIELDS: tuple[str, ...] = ("system", "tools")
+OPTIONAL_FIELDS: tuple[str, ...] = ("system", "tools", "chat_template_kwargs")
 
 
 def detect(row: Mapping[str, Any]) -> bool:
@@ -27,12 +29,13 @@ def detect(row: Mapping[str, Any]) -> bool:
 
 def parse(row: Mapping[str, Any], number: int) -> Example:
     """The prompt as the user's turn (or its turns), the completion as the assistant's."""
-    return Example(tuple(question_and_answer(row)), number, tools=tool_list(row, "tools"))
+    turns, tools = tuple(question_and_answer(row)), tool_list(row, "tools")
+    return Example(turns, number, tools=tools, template_kwargs=template_kwargs(row))
 
 
 def question_and_answer(row: Mapping[str, Any]) -> list[Message]:
-    """The row's turns."""
-    prompt = prompt_turns(_present(row, "prompt"), "prompt")
+    """The row's turns; only those of the completion are learned."""
+    prompt = as_context(prompt_turns(_present(row, "prompt"), "prompt"))
     return [*system_message(row, prompt), *prompt, *answer_turns(_present(row, "completion"), "completion")]
 
 

@@ -13,12 +13,21 @@ from lamina.data.formats._fields import (
     label_field,
     message_list,
     system_message,
+    template_kwargs,
     tool_list,
 )
 from lamina.data.formats.prompt_completion import question_and_answer
 
 FIELDS = ("label",)
-OPTIONAL_FIELDS: tuple[str, ...] = ("messages", "conversations", "prompt", "completion", "system", "tools")
+OPTIONAL_FIELDS: tuple[str, ...] = (
+    "messages",
+    "conversations",
+    "prompt",
+    "completion",
+    "system",
+    "tools",
+    "chat_template_kwargs",
+)
 
 
 def detect(row: Mapping[str, Any]) -> bool:
@@ -38,7 +47,8 @@ def parse(row: Mapping[str, Any], number: int) -> Example:
         turns = question_and_answer(row)
     else:
         raise RowError("there is a 'label', but nothing that it judges: 'messages', or 'prompt' and 'completion'")
-    return Example(tuple(turns), number, Kind.UNPAIRED_PREFERENCE, tool_list(row, "tools"), label=label)
+    tools, kwargs = tool_list(row, "tools"), template_kwargs(row)
+    return Example(tuple(turns), number, Kind.UNPAIRED_PREFERENCE, tools, label=label, template_kwargs=kwargs)
 
 
 def _turns_field(row: Mapping[str, Any]) -> str | None:

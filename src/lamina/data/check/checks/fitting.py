@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from lamina.config import SourceConfig
 from lamina.data.check.checks._base import BaseCheck, Tally
 from lamina.data.check.findings import Finding, Severity
 from lamina.data.check.ledger import Ledger
-from lamina.data.check.seen import CHOSEN_REASONS, Seen
+from lamina.data.check.row import CheckedRow
+from lamina.data.check.seen import Seen
 from lamina.data.check.settings import CheckSettings
-from lamina.data.report import DROP_REASONS
+from lamina.data.no_loss import TRIED, no_loss_fix
+from lamina.data.report import CHOSEN_REASONS, DROP_REASONS
 
 # These are told of with the token lengths.
 _BY_LENGTH = "longer_than_max_length"
@@ -23,6 +26,8 @@ class Check(BaseCheck):
         super().__init__(settings, ledger)
         self._misfits, self._refusals, self._trimmed = Tally(settings), Tally(settings), Tally(settings)
         self._no_loss = Tally(settings)
+        self._of_no_loss: list[CheckedRow] = []
+        self._wanted = 0
         self._dropped: dict[str, Tally] = {}
         self._trained_on = 0
 
@@ -38,6 +43,9 @@ class Check(BaseCheck):
             and seen.example.kind not in self.settings.kinds
         ):
             self._no_loss.add(seen, seen.example.kind)
+            self._wanted += seen.example.label is True
+            if len(self._of_no_loss) < TRIED:
+                self._of_no_loss.append(seen.row)
         if row.read.trimmed:
             self._trimmed.add(seen)
         if row.read.drop_reason and row.read.drop_reason != _BY_LENGTH:
@@ -60,7 +68,7 @@ class Check(BaseCheck):
             "no_loss_for_it",
             Severity.ERROR,
             "`lamina train` has no loss for rows of this kind",
-            "Map the answers that are wanted: data.columns={prompt: prompt, completion: chosen}.",
+            self._fix(),
             rows,
         )
         found += self._trimmed.finding(
@@ -79,3 +87,17 @@ class Check(BaseCheck):
             advice = "See the other findings for why each row is left out."
             found.append(Finding("no_usable_row", Severity.ERROR, "no row is left to train on", advice))
         return found
+
+    def _fix(self) -> str:
+        """What to do with rows that have no loss, by the first of them."""
+        if not self._of_no_loss:
+            return ""
+        first = self._of_no_loss[0]
+        rows = [
+            (row.read.value, row.read.example)
+            for row in self._of_no_loss
+            if row.file == first.file and row.read.value is not None and row.read.example is not None
+        ]
+        source = first.source or SourceConfig(path=first.file)
+        fix = no_loss_fix(rows[0][1].kind, rows, source, self._wanted, self._no_loss.count)
+        return f"{fix[0].upper()}{fix[1:]}."

@@ -1,0 +1,78 @@
+"""What to do with rows that `lamina train` has no loss for: columns that make examples of them, tried on the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from lamina.config import SourceConfig
+from lamina.data.columns import ColumnMapping
+from lamina.data.example import Example, Kind, Message
+from lamina.data.formats import choose_format
+from lamina.data.formats._fields import RowError
+from lamina.data.read import Row
+from lamina.errors import DataError
+
+# Rows that a mapping is tried on.
+TRIED = 200
+
+
+def no_loss_fix(kind: str, rows: Sequence[tuple[Row, Example]], source: SourceConfig, wanted: int, judged: int) -> str:
+    """How to learn the answers that are wanted by heart.
+
+    Args:
+        kind: `preference` or `unpaired_preference`.
+        rows: Some of the rows, with what they mean.
+        source: How they were read.
+        wanted: Of rows that are judged, how many have an answer that is wanted.
+        judged: How many are judged.
+    """
+    if kind == Kind.UNPAIRED_PREFERENCE:
+        return (
+            f"to learn the wanted answers by heart, write the rows whose label is true ({wanted:,} of {judged:,}) to a "
+            "file of their own, without the label"
+        )
+    found = chosen_columns(rows, source.columns)
+    if found is None:
+        return "to learn the chosen answers by heart, write each row as `messages`, the prompt with the chosen answer"
+    mapping = ", ".join(f"{field}: {column}" for field, column in found.items())
+    named = "" if source.format in (None, "auto") else " data.format=auto"
+    return f"to learn the chosen answers by heart, map them: data.columns={{{mapping}}}{named}"
+
+
+def chosen_columns(rows: Sequence[tuple[Row, Example]], columns: Mapping[str, str] | None) -> dict[str, str] | None:
+    """Columns with which each row is read as its prompt with the chosen answer; None if none of the usual ones do."""
+    return next((mapping for mapping in _candidates(rows, columns) if _agrees(rows, mapping)), None)
+
+
+def _candidates(rows: Sequence[tuple[Row, Example]], columns: Mapping[str, str] | None) -> Iterator[dict[str, str]]:
+    def given(*fields: str) -> dict[str, str]:
+        if columns:
+            return {field: columns[field] for field in fields if field in columns}
+        return {field: field for field in fields if any(row.get(field) for row, _ in rows)}
+
+    chosen = (columns or {}).get("chosen", "chosen")
+    beside = given("system", "tools")
+    yield {"messages": chosen, **beside}
+    for source in given("prompt", "conversations", "messages").values():
+        yield {"prompt": source, "completion": chosen, **beside}
+    yield {**given("instruction", "input", "history", "system"), "output": chosen}
+
+
+def _agrees(rows: Sequence[tuple[Row, Example]], mapping: Mapping[str, str]) -> bool:
+    apply = ColumnMapping(mapping).apply
+    try:
+        values = [apply(row) for row, _ in rows]
+        module = choose_format(values, "auto", "")
+        read = [module.parse(value, example.row) for value, (_, example) in zip(values, rows, strict=True)]
+    except (RowError, DataError):
+        return False
+    if not {*mapping} <= {*module.FIELDS, *module.OPTIONAL_FIELDS}:
+        return False
+    return all(
+        list(map(_said, ours.messages)) == list(map(_said, example.messages)) and ours.tools == example.tools
+        for ours, (_, example) in zip(read, rows, strict=True)
+    )
+
+
+def _said(message: Message) -> tuple[object, ...]:
+    return message.role, message.content, message.tool_calls, message.thinking

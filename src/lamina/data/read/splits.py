@@ -1,0 +1,307 @@
+"""The splits of a folder of data: what is to be trained on, what is kept for evaluation, and what is no data at all.
+
+What tells, in this order: the `configs` in the head of a README.md, as data sets of the hub have them; what `datasets`
+writes down beside its own files (`state.json`); names of files and folders, by the words that `datasets` goes by.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lamina.errors import ConfigError, Problem
+
+# The splits that a name may stand for, and the words that stand for them.
+_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "development"),
+    "test": ("test", "testing", "eval", "evaluation", "holdout", "heldout"),
+}
+_KIND_OF = {word + end: kind for kind, words in _WORDS.items() for word in words for end in ("", "s", "set", "split")}
+_LETTERS = re.compile(r"[a-z]+")
+_SHARD = re.compile(r"(?P<split>\w[\w.-]*?)-\d{5,}-of-\d{5,}")
+_SUFFIXES = re.compile(r"(\.(json|jsonl|ndjson|csv|tsv|parquet|arrow|feather|txt|text|gz|zst))+$", re.IGNORECASE)
+
+# Files that tell of the data, and hold none.
+_DESCRIPTIONS = {f"{name}.json" for name in ("dataset_info", "dataset_infos", "dataset_dict", "state", "croissant")}
+_DESCRIPTIONS |= {"metadata.json", "meta.json"}
+_PAPERS = {"readme", "license", "licence", "notice", "citation", "changelog", "authors", "contributing", "requirements"}
+# `datasets` keeps what `map` and `filter` gave beside the files themselves; `lamina data check --fix` a log of changes.
+_BY_PRODUCT = re.compile(r"(cache-[0-9a-f]{16}.*\.arrow|.*\.log\.jsonl)", re.IGNORECASE)
+
+# Which split is meant where none is named.
+_WANTED = {"train": ("train",), "eval": ("validation", "test"), "test": ("test", "validation")}
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files of a folder, or those that a pattern fits.
+
+    Attributes:
+        splits: Split, as its names have it -> its files. Those that nothing tells a split of are under "".
+        others: Files that hold no data, or none of the configuration that is read.
+    """
+
+    splits: Mapping[str, Sequence[Path]]
+    others: Sequence[Path]
+
+    def kind(self, kind: str) -> list[str]:
+        """The splits that are for `train`, `validation` or `test`."""
+        return [name for name in self.splits if kind_of(name) == kind]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is read of a layout.
+
+    Attributes:
+        files: In order.
+        names: The splits that they are of.
+        left: Split -> its files, of those that are not read.
+    """
+
+    files: Sequence[Path]
+    names: Sequence[str]
+    left: Mapping[str, Sequence[Path]]
+
+
+def kind_of(name: str) -> str:
+    """What a name says that its rows are for: `train`, `validation`, `test`, or nothing; the last such word counts.
+
+    >>> kind_of("gsm8k_test-v2"), kind_of("train_sft"), kind_of("latest")
+    ('test', 'train', '')
+    """
+    kinds = [_KIND_OF[word] for word in _LETTERS.findall(name.lower()) if word in _KIND_OF]
+    return kinds[-1] if kinds else ""
+
+
+def layout_of(files: Iterable[Path], root: Path, configuration: str = "", field: str = "data.train") -> Layout:
+    """Sorts files by their splits.
+
+    Args:
+        files: All that were found below `root`, in order.
+        root: Names above it tell nothing.
+        configuration: Which of the configurations that a README.md declares; by default the one it has, or its default.
+        field: The configuration field that named the folder, for errors.
+
+    Raises:
+        ConfigError: There are several configurations, none of them the default, or not the one that is asked for.
+    """
+    found = list(files)
+    declared = _declared(root)
+    if declared and (chosen := _configuration(declared, root, configuration, field)):
+        return _by_patterns(found, root, chosen)
+    if configuration:
+        raise ConfigError(Problem(field, f"{root} has no configuration {configuration!r}", "check the path"))
+    saved = {folder: _saved(folder) for folder in {path.parent for path in found}}
+    splits: dict[str, list[Path]] = {}
+    others: list[Path] = []
+    for path in found:
+        state = saved[path.parent]
+        if is_no_data(path) or (state is not None and path.name not in state.files):
+            others.append(path)
+            continue
+        name = _split_of(path, root)
+        if not name and state is not None and path.parent != root:
+            name = state.split
+        splits.setdefault(name, []).append(path)
+    return Layout(splits, others)
+
+
+def choose(layout: Layout, split: str, role: str, wanted: str, field: str, *, by_pattern: bool = False) -> Choice:
+    """The files that a role is to have.
+
+    Args:
+        layout: What there is.
+        split: The one that the user names; empty for none, `all` for every file.
+        role: `train`, `eval` (to evaluate on while training) or `test` (when done).
+        wanted: The folder or pattern, as the user named it.
+        field: The configuration field that named it.
+        by_pattern: Whether `wanted` is a pattern, so that what it fits is asked for where nothing else is there.
+
+    Raises:
+        ConfigError: There is no such split, none that may be taken unasked, or several.
+    """
+    if split:
+        names = _named(layout, split)
+        if not names:
+            there = ", ".join(filter(None, layout.splits)) or "none that its names tell"
+            fix = f"name one that is there, {wanted}:{ALL} for every file, or the files themselves"
+            raise ConfigError(Problem(field, f"{wanted} has no split {split!r}; it has {there}", fix))
+    else:
+        names = _meant(layout, role)
+        if not names and by_pattern:
+            names = list(layout.splits)
+        if not names:
+            raise ConfigError(_not_named(layout, role, wanted, field))
+        shards = [name for name in names if name not in _WORDS and name]
+        if len(shards) > 1 or (shards and set(names) & set(_WORDS)):
+            fix = f"name one, such as {wanted}:{names[0]}"
+            what = "to train on" if role == "train" else "to evaluate on"
+            raise ConfigError(Problem(field, f"{wanted} has several splits {what}: {', '.join(names)}", fix))
+    files = sorted(path for name in names for path in layout.splits[name])
+    left = {name: list(paths) for name, paths in layout.splits.items() if name not in names}
+    return Choice(files, [name for name in names if name], left)
+
+
+def _named(layout: Layout, split: str) -> list[str]:
+    if split in layout.splits:
+        return [split]
+    if split == ALL:
+        return list(layout.splits)
+    kind = _KIND_OF.get(split.lower(), "")
+    return [name for name in layout.kind(kind) if name == kind] or layout.kind(kind) if kind else []
+
+
+def _meant(layout: Layout, role: str) -> list[str]:
+    """The splits for a role; files of no split are for training, unless others say that they are, and test as well."""
+    held_out = layout.kind("validation") + layout.kind("test")
+    unnamed = [name for name in layout.splits if not kind_of(name)]
+    if role == "train":
+        train = layout.kind("train")
+        return train + unnamed if not held_out or not train else train
+    for kind in _WANTED[role]:
+        if layout.kind(kind):
+            return layout.kind(kind)
+    return [] if layout.kind("train") else unnamed
+
+
+def _not_named(layout: Layout, role: str, wanted: str, field: str) -> Problem:
+    there = ", ".join(filter(None, layout.splits))
+    first = next(filter(None, layout.splits))
+    if role == "train":
+        message = f"{wanted} has no split to train on, only {there}, which evaluation is kept for"
+        return Problem(field, message, f"to train on it all the same, name it: {wanted}:{first}")
+    message = f"{wanted} has no split to evaluate on, only {there}"
+    return Problem(field, message, f"name another file, or, to use that one, {wanted}:{first}")
+
+
+def _split_of(path: Path, root: Path) -> str:
+    """The split that the names of a file and of the folders down to it tell; empty if they tell none.
+
+    A name that is nothing but a split's goes before one that has its word somewhere, and a file's before a folder's.
+    """
+    stem = _SUFFIXES.sub("", path.name)
+    shard = _SHARD.fullmatch(stem)
+    folders = path.parent.relative_to(root).parts[::-1]
+    if shard and kind_of(shard["split"]):
+        return _KIND_OF.get(shard["split"].lower(), shard["split"])
+    names = (stem, *folders)
+    exact = (_KIND_OF[name.lower()] for name in names if name.lower() in _KIND_OF)
+    told = (kind_of(name) for name in names)
+    return next(exact, "") or next(filter(None, told), "")
+
+
+def is_no_data(path: Path) -> bool:
+    """Whether a file of a folder is known to tell of the data, or to have come with it, and to hold no rows."""
+    name = path.name.lower()
+    return name in _DESCRIPTIONS or name.partition(".")[0] in _PAPERS or bool(_BY_PRODUCT.fullmatch(name))
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What `Dataset.save_to_disk` wrote down: its files, and the split that it was."""
+
+    files: frozenset[str]
+    split: str
+
+
+def _saved(folder: Path) -> _Saved | None:
+    """What `state.json` says; None where there is none of `datasets`."""
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        files = frozenset(str(entry["filename"]) for entry in state["_data_files"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return _Saved(files, str(state.get("_split") or ""))
+
+
+def declares(folder: Path, configuration: str) -> bool:
+    """Whether the folder's README.md has such a configuration."""
+    return any(config.name == configuration for config in _declared(folder))
+
+
+def saved_split(folder: Path) -> str:
+    """The split that a folder of `Dataset.save_to_disk` was taken from, if it says so."""
+    state = _saved(folder)
+    return state.split if state is not None else ""
+
+
+@dataclass(frozen=True)
+class _Configuration:
+    """One of the `configs` in the head of a README.md: split -> patterns of its files, below the README's folder."""
+
+    name: str
+    default: bool
+    patterns: Mapping[str, Sequence[str]]
+
+
+def _declared(folder: Path) -> list[_Configuration]:
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+        head = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+        values = yaml.safe_load(head[1]) if head else None
+    except (OSError, yaml.YAMLError):
+        return []
+    configs = values.get("configs") if isinstance(values, dict) else None
+    return list(_configurations(configs if isinstance(configs, list) else []))
+
+
+def _configurations(configs: Sequence[Any]) -> Iterator[_Configuration]:
+    for config in configs:
+        if isinstance(config, dict) and (patterns := _patterns(config.get("data_files"))):
+            name = str(config.get("config_name") or "default")
+            below = str(config.get("data_dir") or "").strip("/")
+            if below:
+                patterns = {split: [f"{below}/{each}" for each in listed] for split, listed in patterns.items()}
+            yield _Configuration(name, bool(config.get("default")) or name == "default", patterns)
+
+
+def _patterns(data_files: Any) -> dict[str, list[str]]:
+    """`data_files` as `datasets` takes it: a pattern, a list of them, or split -> such."""
+    if isinstance(data_files, list) and all(isinstance(entry, dict) for entry in data_files):
+        data_files = {entry.get("split"): entry.get("path") for entry in data_files}
+    if not isinstance(data_files, dict):
+        data_files = {"train": data_files}
+    listed = {
+        str(split): [path] if isinstance(path, str) else [each for each in path or () if isinstance(each, str)]
+        for split, path in data_files.items()
+    }
+    return {split: patterns for split, patterns in listed.items() if patterns}
+
+
+def _configuration(declared: Sequence[_Configuration], root: Path, wanted: str, field: str) -> _Configuration | None:
+    """The configuration that is meant; None where nothing of any is there."""
+    present = [config for config in declared if any(_matches(root, each) for each in config.patterns.values())]
+    names = ", ".join(config.name for config in present)
+    if wanted:
+        found = next((config for config in present if config.name == wanted), None)
+        if found is None:
+            message = f"{root} has no configuration {wanted!r}; it has {names or 'none'}"
+            raise ConfigError(Problem(field, message, "name one that is there, or a folder"))
+        return found
+    if len(present) < 2:
+        return next(iter(present), None)
+    default = [config for config in present if config.default]
+    if len(default) != 1:
+        fix = f"name one, such as {root}/{present[0].name}"
+        raise ConfigError(Problem(field, f"{root} has several configurations: {names}", fix))
+    return default[0]
+
+
+def _matches(root: Path, patterns: Iterable[str]) -> list[Path]:
+    inside = [each for each in patterns if not each.startswith("/") and "://" not in each]
+    return sorted({path for each in inside for path in root.glob(each) if path.is_file() or path.is_symlink()})
+
+
+def _by_patterns(found: Sequence[Path], root: Path, config: _Configuration) -> Layout:
+    splits = {split: _matches(root, patterns) for split, patterns in config.patterns.items()}
+    listed = {path for paths in splits.values() for path in paths}
+    return Layout({split: paths for split, paths in splits.items() if paths}, [p for p in found if p not in listed])

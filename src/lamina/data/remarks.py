@@ -1,0 +1,79 @@
+"""Says in words what happened to rows on the way through the chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lamina.data.example import Message, Remarks
+from lamina.data.probe import ANSWER, ASK
+from lamina.data.store import Facts
+from lamina.data.template import ChatTemplate
+from lamina.errors import DataError
+
+# Openings that are named, the most frequent ones first.
+_NAMED = 3
+
+
+_CUT_TOKEN = "the first token of an answer reaches into its prompt, and in use another one comes first"
+
+
+def row_notes(remarks: Remarks) -> list[str]:
+    """What to know about one row."""
+    notes = []
+    if remarks.opening:
+        notes.append(f"{remarks.opening!r} before the last answer is left to the model by its prompt, so it is learned")
+    if remarks.reasoning_given:
+        notes.append("reasoning is not learned; in use the model writes its own in that place")
+    if remarks.not_asked:
+        which = ", ".join(map(str, remarks.not_asked))
+        notes.append(
+            f"not learned: answer {which}, which the chat template shows otherwise (without its reasoning, or after "
+            "another text) than it asks for it"
+        )
+    if remarks.cut_token:
+        notes.append(_CUT_TOKEN)
+    notes += [f"the chat template does not read {name!r} of chat_template_kwargs" for name in remarks.unread_kwargs]
+    return notes
+
+
+def file_notes(template: ChatTemplate, facts: Sequence[Facts]) -> list[str]:
+    """What to know about the rows of all files."""
+    notes = []
+    for opening, count in _sum([f.openings for f in facts])[:_NAMED]:
+        way = " (data.enable_thinking: false puts it into the prompt)" if _is_switched_off(template) else ""
+        notes.append(
+            f"before {count} answers stands {opening!r}, which the prompt of use leaves to the model: it is learned "
+            f"with them{way}"
+        )
+    if given := sum(f.reasoning_given for f in facts):
+        notes.append(
+            f"{given} rows are learned after their own reasoning, which is not learned: in use the model writes its "
+            "own, and exact match gives it the row's"
+        )
+    if cut := sum(f.cut_tokens for f in facts):
+        notes.append(f"{cut} rows: {_CUT_TOKEN}")
+    notes += [
+        f"chat_template_kwargs of {count} rows give {name!r}, which the chat template does not read"
+        for name, count in _sum([f.unread_kwargs for f in facts])[:_NAMED]
+    ]
+    return notes
+
+
+def _is_switched_off(template: ChatTemplate) -> bool:
+    """Whether `data.enable_thinking: false` would put into the prompt what is left to the model now."""
+    if not template.switch or template.enable_thinking is not None:
+        return False
+    try:
+        turns = [Message("user", ASK), Message("assistant", ANSWER)]
+        return not template.told(enable_thinking=False).render_spans(turns).opening.strip()
+    except DataError:
+        return False
+
+
+def _sum(counts: Sequence[dict[str, int]]) -> list[tuple[str, int]]:
+    """All of the counts together, the largest first."""
+    total: dict[str, int] = {}
+    for part in counts:
+        for name, count in part.items():
+            total[name] = total.get(name, 0) + count
+    return sorted(total.items(), key=lambda item: -item[1])

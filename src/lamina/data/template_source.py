@@ -1,0 +1,100 @@
+"""Which Jinja text is a run's chat template: the one asked for, else the model's own, else a built-in one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from lamina.config.places import is_template_file
+from lamina.data.bounds import TemplateFailure
+from lamina.data.jinja import compile_template
+from lamina.data.tokenizer import adds_bos
+from lamina.errors import ConfigError, Problem, nearest
+
+BUILTIN_TEMPLATES = {
+    path.stem: path.read_text(encoding="utf-8")
+    for path in sorted((Path(__file__).parent / "templates").glob("*.jinja"))
+}
+FALLBACK_TEMPLATE = "plain"
+
+# The first line of a built-in template names the tokens that it cannot do without.
+_NEEDS = re.compile(r"\{#- needs:(.*?)-#\}")
+
+
+@dataclass(frozen=True)
+class TemplateSource:
+    """A template's text.
+
+    Attributes:
+        name: `model` for the model's own template, else the name of a built-in one or the path of a file.
+        text: The Jinja text.
+        tool_text: The Jinja text for rows with tools, where the model has one of its own for them.
+    """
+
+    name: str
+    text: str
+    tool_text: str = ""
+
+
+def find_source(tokenizer: PreTrainedTokenizerBase, wanted: str | None = None, text: str = "") -> TemplateSource:
+    """The text to use.
+
+    Args:
+        tokenizer: The model's.
+        wanted: Name of a built-in template, or the path of a Jinja file (it ends in .jinja or .j2, or has a slash).
+        text: The Jinja text of the file that `wanted` names, where it is known already.
+
+    Raises:
+        ConfigError: `wanted` is unknown, cannot be read, is no valid template, or does not fit the tokenizer.
+    """
+    source = _choose(tokenizer, wanted, text)
+    for part in filter(None, (source.text, source.tool_text)):
+        try:
+            compile_template(part)
+        except TemplateFailure as error:
+            raise template_error(
+                f"the {source.name} chat template is not valid Jinja: {error}", "correct it, or use a built-in one"
+            ) from None
+    return source
+
+
+def template_error(message: str, fix: str) -> ConfigError:
+    """What is wrong with `data.chat_template`."""
+    return ConfigError(Problem("data.chat_template", message, fix))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error))
+        raise template_error(f"{str(path)!r} cannot be read: {reason}", "give the path of a Jinja file") from None
+
+
+def _choose(tokenizer: PreTrainedTokenizerBase, wanted: str | None, text: str) -> TemplateSource:
+    own = tokenizer.chat_template
+    if wanted is None and own:
+        named = own if isinstance(own, dict) else {"default": own}
+        default = named.get("default") or next(iter(named.values()))
+        return TemplateSource("model", default, named.get("tool_use", ""))
+    name = wanted or FALLBACK_TEMPLATE
+    if is_template_file(name):
+        return TemplateSource(name, text or _read(Path(name)))
+    if name not in BUILTIN_TEMPLATES:
+        raise template_error(
+            f"{name!r} is not a built-in template; they are {', '.join(BUILTIN_TEMPLATES)}.",
+            nearest(name, BUILTIN_TEMPLATES) or "leave it out to use the model's own template, or give a .jinja file",
+        )
+    source = BUILTIN_TEMPLATES[name]
+    needed = match.group(1).split() if (match := _NEEDS.match(source)) else []
+    vocabulary = tokenizer.get_vocab() if needed else {}
+    if missing := [token for token in needed if token not in vocabulary]:
+        raise template_error(
+            f"{name!r} needs {' '.join(missing)}, which this model's tokenizer does not have", "use 'plain'"
+        )
+    if "bos_token" not in source and adds_bos(tokenizer):
+        source = "{{ bos_token }}" + source
+    return TemplateSource(name, source)

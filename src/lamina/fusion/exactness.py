@@ -1,0 +1,221 @@
+"""Whether a fast way of running a model gives the model's own numbers, found out on two short documents.
+
+The model's own way is transformers' code in the attention it was loaded with, one document at a time. A candidate must
+agree with it in two ways:
+
+* No document may reach another: the gradient of one document's loss with respect to the embeddings of the other must be
+  zero, exactly, in any dtype. It is not for a model that mixes tokens outside of its attention.
+* Logits and gradients must be those of the model's own way, up to rounding. What rounding does to this model is
+  measured: its own way is run again with the result of every layer moved by as much as rounding may move it.
+
+What two short documents cannot show is asked of the parts that decide it, for the longest document there is: which
+tokens the attention's mask lets a token see, and whether rotary positions depend on the length of the whole sequence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+
+from lamina.data.batch import Layout, build_batch
+from lamina.data.example import EncodedExample
+from lamina.fusion.inputs import model_inputs
+from lamina.methods.base import AdapterModule
+
+# Tokens of the two documents. The second is longer than two blocks of the attention kernels.
+LENGTHS = (37, 70)
+
+# Both sides have their own rounding, and rounding also happens outside of the results of layers.
+NOISE_ALLOWED = 4.0
+
+# Relative difference that is allowed whatever the noise: sums in float32 in another order.
+FLOOR = 1e-4
+
+# Draws of the noise before a difference counts as too large: the noise of a model that routes tokens comes in jumps.
+DRAWS = 3
+
+INFLUENCE = "documents in one sequence influence each other"
+
+_OWN = Layout(together=False, own_attention=True)
+_FIRST, _SECOND = slice(0, LENGTHS[0]), slice(LENGTHS[0], sum(LENGTHS))
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What one way of running the documents gives.
+
+    Attributes:
+        logits: (T, V) of both documents, float32.
+        gradient: (L, D), float32: of the second document's loss with respect to its own embeddings.
+        stray: Largest absolute gradient of that loss with respect to any other embedding.
+    """
+
+    logits: torch.Tensor
+    gradient: torch.Tensor
+    stray: float
+
+
+class Reference:
+    """The model's own numbers, computed once, and what is compared with them.
+
+    Args:
+        model: In its own attention, with its adapter or without; adapters do not take part.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        vocabulary = model.config.get_text_config().vocab_size
+        ids = ((np.arange(sum(LENGTHS)) * 7 + 3) % vocabulary).astype(np.int32)
+        self._documents = [
+            EncodedExample(part, np.arange(len(part)) > 0, row=row)
+            for row, part in enumerate((ids[_FIRST], ids[_SECOND]), start=1)
+        ]
+        self._own = self._run(_OWN)
+        self._noise: list[tuple[float, float]] = []
+
+    def difference(self, layout: Layout) -> str | None:
+        """Runs the documents in a layout, with the model as it is now switched, and says how the numbers differ.
+
+        Returns:
+            None if they are the model's own.
+        """
+        numbers = self._run(layout)
+        if numbers.stray != 0.0:
+            return INFLUENCE
+        found, allowed = _distances(numbers, self._own), (FLOOR, FLOOR)
+        for draw in range(DRAWS + 1):
+            if draw:
+                allowed = self._allowed(draw)
+            if all(distance <= most for distance, most in zip(found, allowed, strict=True)):
+                return None
+        rows = zip(("logits", "gradients"), found, allowed, strict=True)
+        what, distance, most = max(rows, key=lambda row: row[1] / row[2])
+        return f"its {what} are not its own (relative difference {distance:.1e}, rounding allows {most:.1e})"
+
+    def seconds(self, layout: Layout) -> float:
+        """Of a forward over both documents and a backward over one."""
+        began = time.perf_counter()
+        self._run(layout)
+        return time.perf_counter() - began
+
+    def _allowed(self, draws: int) -> tuple[float, float]:
+        """For logits and gradient, from the largest noise of so many draws."""
+        while len(self._noise) < draws:
+            with _rounding_moved(self._model, seed=len(self._noise)):
+                self._noise.append(_distances(self._run(_OWN), self._own))
+        logits, gradients = (NOISE_ALLOWED * max(noise) + FLOOR for noise in zip(*self._noise, strict=True))
+        return logits, gradients
+
+    def _run(self, layout: Layout) -> Numbers:
+        if layout.together:
+            logits, gradient = self._forward_backward(self._documents, _SECOND, layout)
+            own = gradient[_SECOND].clone()
+            gradient[_SECOND] = 0.0
+            return Numbers(logits[: sum(LENGTHS)], own, float(gradient.abs().max()))
+        (first, _), (second, gradient) = (
+            self._forward_backward([document], wanted, layout)
+            for document, wanted in zip(self._documents, (None, slice(0, LENGTHS[1])), strict=True)
+        )
+        parts = [logits[:length] for logits, length in zip((first, second), LENGTHS, strict=True)]
+        return Numbers(torch.cat(parts), gradient[: LENGTHS[1]], 0.0)
+
+    def _forward_backward(
+        self, documents: list[EncodedExample], asked: slice | None, layout: Layout
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (T, V), and the gradient (T, D) of the asked tokens' loss with respect to all embeddings."""
+        batch = build_batch(documents, layout).to(self._model.device)
+        embeddings: list[torch.Tensor] = []
+
+        def leaf(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+            embeddings.append(output.detach().requires_grad_(asked is not None))
+            return embeddings[-1].clone()  # which a model may write into
+
+        with plain_model(self._model), torch.set_grad_enabled(asked is not None):
+            handle = self._model.get_input_embeddings().register_forward_hook(leaf)
+            try:
+                logits = self._model(**model_inputs(batch)).logits[0]
+            finally:
+                handle.remove()
+            gradient = torch.empty(0)
+            if asked is not None:
+                targets = batch.input_ids[0, asked][1:]
+                loss = F.cross_entropy(logits[asked][:-1].float(), targets, reduction="sum")
+                (gradient,) = torch.autograd.grad(loss, embeddings[:1])
+                gradient = gradient[0].float()
+        return logits.detach().float(), gradient
+
+
+def _distances(ours: Numbers, own: Numbers) -> tuple[float, float]:
+    """Relative differences of logits and gradient; infinite where a number is not finite."""
+    distances = [
+        float((a - b).norm() / b.norm().clamp_min(1e-30))
+        for a, b in ((ours.logits, own.logits), (ours.gradient, own.gradient))
+    ]
+    logits, gradient = (distance if np.isfinite(distance) else float("inf") for distance in distances)
+    return logits, gradient
+
+
+@contextlib.contextmanager
+def plain_model(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode without adapters, and the random state is put back."""
+    adapters = [module for module in model.modules() if isinstance(module, AdapterModule) and module.enabled]
+    modes = {module: module.training for module in model.modules()}
+    try:
+        for adapter in adapters:
+            adapter.enabled = False
+        model.eval()
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for adapter in adapters:
+            adapter.enabled = True
+
+
+@contextlib.contextmanager
+def _rounding_moved(model: nn.Module, seed: int) -> Iterator[None]:
+    """Inside the block every layer with weights gives a result, and a gradient, that is rounded otherwise."""
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+
+    def move(module: nn.Module, args: Any, output: Any) -> Any:
+        tensor = isinstance(output, torch.Tensor) and output.is_floating_point() and output.requires_grad
+        return _Moved.apply(output, generator) if tensor else output
+
+    handles = [
+        module.register_forward_hook(move)
+        for module in model.modules()
+        if isinstance(module, AdapterModule)
+        or (next(module.children(), None) is None and next(module.parameters(), None) is not None)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Moved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        ctx.generator = generator
+        return _moved(y, generator)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _moved(grads[0], ctx.generator), None
+
+
+def _moved(y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    drawn = torch.empty(y.shape, device=y.device).uniform_(-1.0, 1.0, generator=generator)
+    exact = y.float()
+    return (exact + drawn * exact.abs() * (torch.finfo(y.dtype).eps / 2)).to(y.dtype)

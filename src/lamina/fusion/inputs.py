@@ -1,0 +1,34 @@
+"""What a model is called with for a batch, in each layout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from lamina.data.batch import Batch
+from lamina.ops.shapes import repeating_size
+
+
+def model_inputs(batch: Batch) -> dict[str, Any]:
+    """Keyword arguments for the model or its decoder.
+
+    In lamina's attention and on the CPU, a last document that nobody asks for brings the length to one that repeats.
+    A model that runs in its own attention is called as plainly as it can be, since it may know no more than token ids;
+    documents in one sequence are told apart by their positions, as transformers does.
+    """
+    layout = batch.layout
+    if layout.own_attention and not layout.together:
+        return {"input_ids": batch.input_ids, "use_cache": False}
+    filler = repeating_size(batch.tokens) - batch.tokens if batch.input_ids.device.type == "cpu" else 0
+    positions = torch.arange(filler, device=batch.input_ids.device)[None]
+    inputs = {
+        "input_ids": F.pad(batch.input_ids, (0, filler)),
+        "position_ids": torch.cat([batch.position_ids, positions], dim=1),
+        "use_cache": False,
+    }
+    if not layout.own_attention:
+        lengths = batch.document_lengths
+        inputs["document_lengths"] = [*lengths, filler] if filler else lengths
+    return inputs

@@ -1,0 +1,157 @@
+"""What two short documents cannot show of a model, asked of its parts for the longest document there is.
+
+* Which tokens may see each other: lamina's attention knows causal attention and the sliding window that a layer names.
+  A model whose mask says something else (attention in chunks, a window that only the mask knows) is found here.
+* Whether rotary positions depend on the length of the whole sequence (longrope, dynamic NTK), so that a long document
+  would change the positions of the short ones beside it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from lamina.fusion.exactness import plain_model
+from lamina.fusion.recognise import first_line
+from lamina.ops.attention import packed_attention_forward
+
+_NAME = "lamina_reach"
+_TOKENS = 9
+
+# Queries whose keys are compared, evenly over the longest document, beside the first ones and those around a window.
+_EVEN, _FIRST = 32, 40
+
+# (batch, head, query, key) -> whether the key is visible, as transformers' masks are built from.
+MaskFunction = Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What stands in the way of a layout, or None.
+
+    Attributes:
+        attention: Of lamina's attention.
+        together: Of several documents in one sequence.
+    """
+
+    attention: str | None = None
+    together: str | None = None
+
+
+@dataclass
+class _Seen:
+    """What one forward over a short document showed."""
+
+    masks: dict[int, tuple[MaskFunction, torch.Tensor]] = field(default_factory=dict)  # by the memory of the mask
+    calls: list[tuple[torch.Tensor | None, int | None]] = field(default_factory=list)  # mask and window of a layer
+    rotary: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
+
+
+def find_reach(model: PreTrainedModel, longest: int) -> Reach:
+    """Asks the model's masks and rotary positions about a document of `longest` tokens.
+
+    A model that cannot be asked is not trusted with either.
+    """
+    try:
+        seen = _look(model)
+    except Exception as error:  # a model of any make may fail in any way
+        reason = f"it cannot be asked what its attention sees ({first_line(error)})"
+        return Reach(reason, reason)
+    attention = next((reason for call in seen.calls if (reason := _mask_differs(seen, *call, longest))), None)
+    together = None
+    if any(_depends_on_length(module, *call, longest) for module, call in seen.rotary.items()):
+        together = f"its rotary positions depend on the longest document of a sequence (here up to {longest} tokens)"
+    return Reach(attention, together)
+
+
+@torch.no_grad()
+def _look(model: PreTrainedModel) -> _Seen:
+    seen = _Seen()
+
+    def attention(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        seen.calls.append((attention_mask, kwargs.get("sliding_window")))
+        return packed_attention_forward(module, query, key, value, None, *args, **kwargs)
+
+    def build_mask(q_length: int, kv_length: int, mask_function: MaskFunction, **others: Any) -> torch.Tensor:
+        mask = torch.ones(1, 1, q_length, kv_length, dtype=torch.bool, device=model.device)
+        seen.masks[mask.untyped_storage().data_ptr()] = (mask_function, mask)
+        return mask
+
+    def rotary(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if isinstance(output, tuple) and len(output) == 2 and any(_is_positions(x) for x in (*args, *kwargs.values())):
+            seen.rotary[module] = (args, kwargs)
+
+    # Packed weights are no parameters, so a quantized attention has none either; but it has parts.
+    without_weights = (m for m in model.modules() if not any(m.children()) and next(m.parameters(), None) is None)
+    handles = [module.register_forward_hook(rotary, with_kwargs=True) for module in without_weights]
+    own = model.config._attn_implementation
+    AttentionInterface.register(_NAME, attention)
+    AttentionMaskInterface.register(_NAME, build_mask)
+    model.set_attn_implementation(_NAME)
+    try:
+        ids = torch.arange(1, _TOKENS + 1, device=model.device)[None] % model.config.get_text_config().vocab_size
+        with plain_model(model):
+            model(input_ids=ids, use_cache=False)
+    finally:
+        model.set_attn_implementation(own or "eager")
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _mask_differs(seen: _Seen, mask: Any, window: int | None, longest: int) -> str | None:
+    known = seen.masks.get(mask.untyped_storage().data_ptr()) if isinstance(mask, torch.Tensor) else None
+    if known is None:  # none, or one that the model made by itself, which lamina's attention is given and refuses
+        return None
+    queries = {*range(min(longest, _FIRST)), *torch.linspace(0, longest - 1, _EVEN).long().tolist()}
+    if window is not None:
+        queries |= {q for q in range(window - 2, window + 2) if 0 <= q < longest}
+    rows = torch.tensor(sorted(queries), device=mask.device)[:, None]
+    columns = torch.arange(longest, device=mask.device)[None]
+    expected = (columns <= rows) & (rows - columns < (longest if window is None else window))
+    zero = torch.zeros((), dtype=torch.long, device=mask.device)
+    try:
+        visible = known[0](zero, zero, rows, columns).expand_as(expected)
+    except Exception:  # a mask of the document's own tokens, which knows no longer ones
+        return "its attention has a mask of its own"
+    if torch.equal(visible, expected):
+        return None
+    what = "causal attention" if window is None else f"a sliding window of {window}"
+    return f"its mask for {longest} tokens is not that of {what}"
+
+
+def _is_positions(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not value.is_floating_point() and value.shape[-1:] == (_TOKENS,)
+
+
+@torch.no_grad()
+def _depends_on_length(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], longest: int) -> bool:
+    """Whether the first positions are rotated otherwise where others follow."""
+
+    def angles(length: int) -> list[torch.Tensor]:
+        def longer(value: Any) -> Any:
+            if not _is_positions(value):
+                return value
+            return torch.arange(length, device=value.device).expand(*value.shape[:-1], length)
+
+        fresh = copy.deepcopy(module)  # such a module remembers the longest sequence
+        output = fresh(*map(longer, args), **{name: longer(value) for name, value in kwargs.items()})
+        return [angle[..., :_TOKENS, :] for angle in output]
+
+    if longest <= _TOKENS:
+        return False
+    return not all(torch.equal(a, b) for a, b in zip(angles(longest), angles(_TOKENS), strict=True))

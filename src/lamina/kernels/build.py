@@ -1,0 +1,277 @@
+"""The C++ kernels as a library: compiled on first use for this very machine, and kept in lamina's cache.
+
+The sources include nothing but the C library, so compiling takes seconds and needs neither torch's headers nor
+Python's. They use torch's own OpenMP threads. What `load` finds out, whether there are kernels and why not, holds for
+the process: a compiler that fails is asked once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import functools
+import hashlib
+import itertools
+import os
+import platform
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from lamina.cache import cache_folder
+from lamina.errors import ConfigError, Problem
+from lamina.kernels.contract import SUFFIX
+from lamina.kernels.table import KERNELS
+
+SOURCES = ("pointwise.cpp", "dropout.cpp", "attention.cpp", "narrow.cpp", "packed.cpp")
+HEADERS = ("numbers.h", "memory.h", "blocks.h")
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fopenmp",
+    "-std=gnu++17",
+    "-shared",
+    "-fPIC",
+)
+# What g++ links by itself; gcc, which $CXX may name, does not.
+LIBRARIES = ("-lstdc++", "-lm") if sys.platform == "linux" else ()
+
+# For all that the compiler is asked, together, and for its version alone. Compiling takes 5 to 20 s.
+COMPILE_SECONDS, VERSION_SECONDS = 300.0, 30.0
+# On the disk, beyond the library's own size.
+ROOM_BYTES = 2**24
+
+Function = Callable[..., None]
+
+
+class Unavailable(Exception):
+    """Why there are no compiled kernels here, and what helps."""
+
+    def __init__(self, reason: str, fix: str) -> None:
+        super().__init__(reason)
+        self.fix = fix
+
+
+class _NotLoaded(OSError):
+    """A library that is none, or that lies where programs may not be run from."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """The compiled kernels, or why there are none.
+
+    Attributes:
+        loaded: The library; None if there is none.
+        reason: Why there is none, or why it cannot be kept; else empty.
+        fix: What helps against that.
+    """
+
+    loaded: ctypes.CDLL | None
+    reason: str = ""
+    fix: str = ""
+    _functions: dict[tuple[str, torch.dtype], Function] = field(default_factory=dict)
+
+    def function(self, name: str, dtype: torch.dtype) -> Function:
+        """A kernel's form for a dtype, which takes its arguments as `contract.Kernel.bind` gives them."""
+        found = self._functions.get((name, dtype))
+        if found is None:
+            found = getattr(self.loaded, f"lamina_{name}_{SUFFIX[dtype]}")
+            found.argtypes, found.restype = KERNELS[name].argtypes(), None
+            self._functions[name, dtype] = found
+        return found
+
+    @functools.cached_property
+    def has_pairs(self) -> bool:
+        """Whether the CPU multiplies bfloat16 as it is: AMX or AVX512-BF16."""
+        asked = self.loaded.lamina_has_pairs  # pyright: ignore[reportOptionalMemberAccess]
+        asked.argtypes, asked.restype = (), ctypes.c_int64
+        return bool(asked())
+
+
+@functools.cache
+def load() -> Library:
+    """Loads the kernels, compiling them if this machine has not done so yet. Answers the same for the whole process.
+
+    Raises:
+        ConfigError: LAMINA_KERNELS is set to what is not known.
+    """
+    setting = os.environ.get("LAMINA_KERNELS", "")
+    if setting not in ("", "plain"):
+        message = f"the environment variable is set to {setting!r}, which is not known"
+        raise ConfigError(Problem("LAMINA_KERNELS", message, "set it to plain, or unset it"))
+    if setting == "plain":
+        return Library(None, "LAMINA_KERNELS=plain asks for plain torch", "unset LAMINA_KERNELS for compiled kernels")
+    try:
+        return _build()
+    except Unavailable as problem:
+        return Library(None, str(problem), problem.fix)
+
+
+def _build() -> Library:
+    """The library from the cache, or a new one."""
+    found = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    compiler = shlex.split(found or "")  # $CXX may carry options, and may be two programs, as in `ccache g++`
+    if not compiler:
+        raise Unavailable("no C++ compiler was found", "install g++ or clang++, or name a compiler in $CXX")
+    began = time.monotonic()
+    library = cache_folder() / "kernels" / f"{_key(compiler)}.so"
+    with contextlib.suppress(OSError):  # one that is damaged is made again
+        if library.exists():
+            return Library(ctypes.CDLL(str(library)))
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        return Library(_compile(compiler, library.parent, began, library))
+    except OSError as error:
+        not_kept = f"the compiled kernels cannot be kept in {library.parent} ({error.strerror})"
+    try:
+        loaded = _compile(compiler, Path(tempfile.gettempdir()), began)
+    except _NotLoaded as error:
+        raise Unavailable(
+            f"what the C++ compiler {compiler[0]} makes cannot be loaded ({error.strerror})", _fix(compiler)
+        ) from error
+    except OSError as error:
+        raise Unavailable(
+            f"{not_kept}, nor can they be made in a temporary folder ({error.strerror})",
+            "set LAMINA_CACHE to a folder that can be written",
+        ) from error
+    fix = "set LAMINA_CACHE to a folder that can be written"
+    return Library(loaded, f"{not_kept}, so each process compiles them again", fix)
+
+
+def _key(compiler: list[str]) -> str:
+    """Changes with the sources, the compiler, and the machine that the code is for."""
+    version = _run([*_programs(compiler), "--version"], VERSION_SECONDS)
+    files = [Path(__file__).with_name(name) for name in SOURCES + HEADERS]
+    parts = [
+        version.encode(),
+        repr(sorted(torch.cpu.get_capabilities().items())).encode(),
+        " ".join(_command(compiler)).encode(),
+    ]
+    return hashlib.sha256(b"\0".join(parts + [path.read_bytes() for path in files])).hexdigest()[:32]
+
+
+def _programs(compiler: list[str]) -> list[str]:
+    return list(itertools.takewhile(lambda word: not word.startswith("-"), compiler))
+
+
+def _command(compiler: list[str], *sources: str) -> list[str]:
+    # Compilers shy away from 512-bit vectors for the sake of older CPUs' clock.
+    wide = ["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []
+    programs = _programs(compiler)
+    # The options of $CXX come last, and so they count.
+    return [*programs, *FLAGS, *wide, *compiler[len(programs) :], *sources, *LIBRARIES]
+
+
+def _compile(compiler: list[str], folder: Path, began: float, library: Path | None = None) -> ctypes.CDLL:
+    """Compiles in a folder and loads the result, which is left at `library` if that is given.
+
+    Raises:
+        OSError: The folder cannot be written, or nothing can be loaded from it.
+    """
+    if shutil.disk_usage(folder).free < ROOM_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    # Made aside and renamed: two processes that compile at once do no harm, and half a library is never loaded.
+    with tempfile.TemporaryDirectory(dir=folder, prefix="lamina-") as aside:
+        made = Path(aside) / "kernels.so"
+        sources = [str(Path(__file__).with_name(name)) for name in SOURCES]
+        command = [*_command(compiler, *sources), "-o", str(made)]
+        _run(command, max(0.0, began + COMPILE_SECONDS - time.monotonic()))
+        place = made if library is None else made.replace(library)
+        try:
+            return ctypes.CDLL(str(place))
+        except OSError as error:
+            place.unlink()
+            raise _NotLoaded(errno.ENOEXEC, str(error).removeprefix(f"{place}: ")) from error
+
+
+def _run(command: list[str], seconds: float) -> str:
+    """What a compiler says on its standard output.
+
+    Raises:
+        Unavailable: It cannot be run, it fails, it has not ended after so many seconds, or a signal came.
+    """
+    name, fix, pipe = command[0], _fix(command), subprocess.PIPE
+    try:
+        # In a session of its own, so that what it has started can be ended with it.
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        )
+    except OSError as error:
+        raise Unavailable(f"the C++ compiler {name} cannot be run ({error.strerror})", fix) from error
+    with child, _ended_by_signals(child) as came:
+        try:
+            said, complained = child.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            _kill(child)
+            raise Unavailable(f"the C++ compiler {name} had not ended after {seconds:.0f} s", fix) from error
+        except BaseException:
+            _kill(child)
+            raise
+    if came:
+        raise Unavailable(f"{came[0]} came while the C++ compiler {name} ran", "start again")
+    if child.returncode:
+        lines = [line.strip() for line in complained.splitlines() if line.strip()]
+        line = next((line for line in lines if "error" in line), lines[0] if lines else "")
+        ended = f"ended with {child.returncode}" if child.returncode > 0 else f"was ended by signal {-child.returncode}"
+        raise Unavailable(f"the C++ compiler {name} {ended}{f': {line[:300]}' if line else ''}", fix)
+    return said
+
+
+def _fix(compiler: list[str]) -> str:
+    return f"mend {compiler[0]} or name another C++ compiler in $CXX; LAMINA_KERNELS=plain goes without one"
+
+
+def _kill(child: subprocess.Popen[str]) -> None:
+    """Ends a process and all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _ended_by_signals(child: subprocess.Popen[str]) -> Iterator[list[str]]:
+    """Inside, a signal that asks this process to stop ends the child first: its handler may only take a note of it.
+
+    Yields:
+        The names of those that came.
+    """
+    came: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {int(number): signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
+    # Not those that are ignored, and not those that were not set by Python and cannot be put back.
+    before = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        came.append(signal.Signals(number).name)
+        _kill(child)
+        signal.signal(number, before[number])
+        handler = before[number]
+        if callable(handler):
+            handler(number, frame)
+        else:
+            os.kill(os.getpid(), number)
+
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is on_signal:
+                signal.signal(number, handler)

@@ -1,0 +1,175 @@
+"""Which of a model's weights lie in layers that an adapter changes, and what `all-linear` leaves out."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from lamina.config import MethodConfig
+from lamina.errors import ConfigError, Problem
+from lamina.methods.base import AdapterLinear, Injection, find_method
+from lamina.methods.targets import short_targets, width
+from lamina.models.reach import modules_out_of_reach
+from lamina.models.weights import (
+    OUTSIDE,
+    listed,
+    stacked_weights,
+    summed_up,
+    way_to_stacked,
+    weights_by_module,
+)
+from lamina.quantization import FrozenLinear, freeze_linear
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of a model an adapter reaches. Weights are counted outside of embeddings and output head.
+
+    Attributes:
+        weights: Of the model.
+        adapted: Of the modules that the adapter changes.
+        stacked: Of those without an adapter that hold several matrices in one tensor, by parameter.
+        narrow: Linear layers that `all-linear` leaves out because the rank is larger than their smaller side.
+        uncalled: What is left out because a text does not call it (`models/reach.py`): by the outermost module without
+            an adapter, how many linear layers there are; or other modules, where the method is on others.
+        way: A `method:` that adapts the stacked weights too; empty without any.
+        everywhere: Whether all linear layers were asked for.
+    """
+
+    weights: int
+    adapted: int
+    stacked: dict[str, int]
+    narrow: list[str]
+    uncalled: dict[str, int]
+    way: str
+    everywhere: bool
+
+    @property
+    def share(self) -> float:
+        """Of the weights, those in modules that the adapter changes."""
+        return self.adapted / max(self.weights, 1)
+
+    def notes(self) -> list[str]:
+        """What a user should know of what `all-linear` leaves out; nothing if that is the output head alone."""
+        notes = []
+        if self.stacked and self.everywhere:
+            share = sum(self.stacked.values()) / self.weights
+            notes.append(
+                f"target_modules: all-linear leaves out weights that are stacked in one tensor, as a mixture's experts "
+                f"are: {listed(summed_up(self.stacked), 'weight')}. They are {share:.1%} of the weights {OUTSIDE}, and "
+                f"the adapter is on {self.share:.1%}. To adapt them too: {self.way}."
+            )
+        if self.narrow:
+            what = listed(summed_up(dict.fromkeys(self.narrow, 1)), "layer", most=20)
+            notes.append(f"target_modules: all-linear leaves out what is narrower than the rank: {what}.")
+        if self.uncalled:
+            what = listed(summed_up(self.uncalled), "module")
+            notes.append(f"Left out, since they are not called when the model runs over a text: {what}.")
+        return notes
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain data, layers summed up."""
+        return {
+            "outside_embeddings_and_head": self.weights,
+            "adapted": self.adapted,
+            "left_out": {
+                "stacked": summed_up(self.stacked),
+                "narrower_than_the_rank": self.narrow,
+                "not_called": self.uncalled,
+            },
+        }
+
+
+def find_coverage(injection: Injection) -> Coverage:
+    """Looks at an adapter in its place."""
+    model, config = injection.model, injection.config
+    adapters = {id(t) for layer in injection.layers.values() for t in layer.parameters() if t.requires_grad}
+    adapters |= {id(tensor) for tensor in injection.saved_tensors().values()}
+    weights = weights_by_module(model, without=adapters)
+    changed = {name for name in injection.layers if name}
+    stacked = {name: parameter.numel() for name, parameter in stacked_weights(model).items() if not _in(name, changed)}
+    left_out = left_out_linears(injection) if config.everywhere else {}
+    narrow = [name for name, linear in left_out.items() if config.narrowest(name) > width(linear)]
+    return Coverage(
+        weights=sum(weights.values()),
+        adapted=sum(count for name, count in weights.items() if _in(name, changed)),
+        stacked=stacked,
+        narrow=narrow,
+        uncalled=_outermost([*injection.left_out, *(name for name in left_out if name not in narrow)], changed),
+        way=way_to_stacked(model, changed) if stacked else "",
+        everywhere=config.everywhere,
+    )
+
+
+def check_reach(injection: Injection) -> None:
+    """Checks that a text calls every linear layer with an adapter; others would never be trained.
+
+    Raises:
+        ConfigError: It does not; the layers are named, and what leaves them out.
+    """
+    linears = [name for name, layer in injection.layers.items() if isinstance(layer, AdapterLinear)]
+    if not linears or injection.config.everywhere:  # which has looked at it
+        return
+    silent = modules_out_of_reach(injection.model)
+    found = [name for name in linears if name in silent]
+    if not found:
+        return
+    what = listed(summed_up(dict.fromkeys(found, 1)), "layer")
+    message = f"selects linear layers that are not called when the model runs over a text: {what}."
+    fix = "use all-linear, which leaves them out"
+    if injection.config.takes("exclude_modules"):
+        tops = sorted({_top(name, silent) for name in found})
+        fix += f", or method.exclude_modules='({'|'.join(map(re.escape, tops))})(\\..*)?'"
+    raise ConfigError(Problem("method.target_modules", message, fix))
+
+
+def left_out_linears(injection: Injection) -> dict[str, FrozenLinear]:
+    """Linear layers that `all-linear` did not select, besides the head and what the user left out."""
+    model, config = injection.model, injection.config
+    method, head = find_method(config.type), model.get_output_embeddings()
+    found: dict[str, FrozenLinear] = {}
+    for name, module in model.named_modules():
+        linear = freeze_linear(module)
+        if linear is None or module is head or _in(name, injection.layers) or method.leaves_out(config, name):
+            continue
+        found[name] = linear
+    return found
+
+
+def with_names(injection: Injection, config: MethodConfig) -> MethodConfig:
+    """The configuration to save: with the modules' names where `all-linear` might select others when it is loaded.
+
+    Args:
+        injection: The adapter.
+        config: What it would be saved with.
+    """
+    if not config.everywhere or find_method(config.type).plan_loftq(config) is not None:
+        return config  # a base that was quantized with LoftQ is found by the settings as they were
+    linears = {name: layer for name, layer in injection.layers.items() if isinstance(layer, AdapterLinear)}
+    wider = any(config.narrowest(name) > width(layer.frozen) for name, layer in linears.items())
+    if not wider and not left_out_linears(injection):
+        return config
+    return config.model_copy(update={"target_modules": short_targets(injection.model, list(linears))})
+
+
+def _outermost(names: Iterable[str], changed: Iterable[str]) -> dict[str, int]:
+    """How many of the names are in each of the outermost modules that hold no changed one."""
+    holders = {prefix for name in changed for prefix in itertools.accumulate(name.split("."), "{}.{}".format)}
+    found: dict[str, int] = {}
+    for name in names:
+        outermost = next(p for p in itertools.accumulate(name.split("."), "{}.{}".format) if p not in holders)
+        found[outermost] = found.get(outermost, 0) + 1
+    return found
+
+
+def _top(name: str, silent: set[str]) -> str:
+    """The outermost module around one that is out of reach as well."""
+    return next(prefix for prefix in itertools.accumulate(name.split("."), "{}.{}".format) if prefix in silent)
+
+
+def _in(name: str, modules: Container[str]) -> bool:
+    """Whether a name is that of one of the modules, or of something in one of them."""
+    return any(prefix in modules for prefix in itertools.accumulate(name.split("."), "{}.{}".format))

@@ -1,0 +1,209 @@
+"""Makes a folder of written weights into a model that all software reads as it reads the base.
+
+Every file of the base that is no weight goes along byte for byte, and then only what has changed is changed: saving
+them through transformers would write them anew, in words that its own version alone knows. What ends an answer stands
+in each of the three files that say so, since one program reads the one and one the other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lamina import files
+from lamina.data.template import ChatTemplate
+from lamina.data.tokenizer import fingerprint_tokenizer
+from lamina.models.companions import MAX_BYTES, copy_companions
+from lamina.models.quiet import quiet_transformers
+from lamina.models.rope_words import add_old_rope_words, config_parts
+from lamina.models.stops import with_stop_ids
+
+_CONFIG, _GENERATION = "config.json", "generation_config.json"
+_TOKENIZER, _SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
+_TEMPLATE = "chat_template.jinja"
+
+# Other places of chat templates, some of which come before the one that a folder is given.
+_OTHER_TEMPLATES = ("chat_template.json", "additional_chat_templates/*.jinja")
+
+# How a tokenizer was loaded, and a name for its class: what transformers 5 writes and 4 does not understand.
+_ABOUT_LOADING = ("is_local", "local_files_only")
+_CLASS_OF_5, _CLASS_OF_4 = "TokenizersBackend", "PreTrainedTokenizerFast"
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What a model says itself of where to stop; taken from it while it is in memory.
+
+    Attributes:
+        config: `eos_token_id` of its config, which may be the default of its class.
+        generation: Its settings for `generate`.
+    """
+
+    config: int | list[int] | None
+    generation: GenerationConfig | None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Ends:
+        generation: Any = model.generation_config
+        return cls(getattr(model.config, "eos_token_id", None), generation)
+
+
+def complete_folder(
+    folder: Path,
+    base: Path,
+    ends: Ends,
+    template: ChatTemplate,
+    changes: Mapping[str, Any],
+    taught: bool,
+    notify: Callable[[str], None] = lambda message: None,
+) -> None:
+    """Puts everything but the weights, which are there, into a folder.
+
+    Args:
+        folder: With the weights.
+        base: Of the model that they were made from.
+        ends: Of that model.
+        template: What the model was trained with, or will be.
+        changes: Keys of config.json that have other values now; None takes a key away.
+        taught: Whether it was trained with the template, which is its own from now on.
+        notify: Told what was left out.
+    """
+    for name in copy_companions(base, folder):
+        notify(f"{base / name} stays where it is: no part of a model but its weights is over {MAX_BYTES:,} bytes.")
+    config = _read(base / _CONFIG)
+    for key, value in changes.items():
+        _change(config, key, value)
+    _add_old_words(config)
+    for part in config_parts(config):
+        if part is config or "eos_token_id" in part:
+            _add_stops(part, ends.config, template)
+    _write(folder / _CONFIG, config)
+    _complete_generation(folder, ends, template, (base / _GENERATION).is_file())
+    if taught:
+        _teach_tokenizer(folder, template)
+    else:
+        _write_tokenizer(folder, template.tokenizer)
+
+
+def complete_converted(
+    folder: Path, ends: Ends, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None
+) -> None:
+    """Does for a folder that transformers 5 has written, from no other folder, what transformers 4 needs.
+
+    The stop token goes into generation_config.json alone: config.json is part of what adapters are locked to.
+
+    Args:
+        folder: Whole.
+        ends: Of the model in it.
+        tokenizer: In it.
+        template: Its chat template; None where that cannot be used.
+    """
+    config = _read(folder / _CONFIG)
+    _add_old_words(config)
+    _write(folder / _CONFIG, config)
+    _complete_generation(folder, ends, template, False)
+    _write_tokenizer(folder, tokenizer)
+
+
+def _change(config: dict[str, Any], key: str, value: Any) -> None:
+    if value is None:
+        config.pop(key, None)
+        return
+    words = ("dtype", "torch_dtype") if key == "dtype" else (key,)
+    for part in config_parts(config):
+        present = [word for word in words if word in part]
+        # The text's part of a larger model has its own embedding, and software asks the one or the other.
+        if not present and (part is config or (key == "tie_word_embeddings" and "vocab_size" in part)):
+            present = [key]
+        part |= dict.fromkeys(present, value)
+
+
+def _add_old_words(config: dict[str, Any]) -> None:
+    add_old_rope_words(config)
+    if "dtype" in config:
+        config.setdefault("torch_dtype", config["dtype"])
+
+
+def _add_stops(holder: dict[str, Any], default: int | list[int] | None, template: ChatTemplate | None) -> None:
+    own = holder.get("eos_token_id", default)
+    if template is None:
+        return
+    ids = with_stop_ids(own, template)
+    if ids != (own if isinstance(own, list) else [own]):
+        holder["eos_token_id"] = ids if len(ids) > 1 else ids[0]
+
+
+def _complete_generation(folder: Path, ends: Ends, template: ChatTemplate | None, from_base: bool) -> None:
+    """generation_config.json is what `generate` and servers ask first; not every base has one."""
+    own: Any = ends.generation
+    content = _read(folder / _GENERATION) if from_base else own.to_diff_dict() if own else {}
+    if not from_base:
+        content = {key: value for key, value in content.items() if not key.startswith(("_", "transformers_version"))}
+    _add_stops(content, own.eos_token_id if own else ends.config, template)
+    _write(folder / _GENERATION, content)
+
+
+def _teach_tokenizer(folder: Path, template: ChatTemplate) -> None:
+    """The template that training used and its stop token become the tokenizer's own."""
+    text: str | list[dict[str, str]] | None = None
+    if (saved := template.saved_source) is not None:
+        text = saved if isinstance(saved, str) else [{"name": name, "template": part} for name, part in saved.items()]
+        for pattern in _OTHER_TEMPLATES:
+            for path in folder.glob(pattern):
+                path.unlink()
+        for name, part in ({"default": saved} if isinstance(saved, str) else saved).items():
+            place = folder / (_TEMPLATE if name == "default" else f"additional_chat_templates/{name}.jinja")
+            place.parent.mkdir(exist_ok=True)
+            place.write_text(part, encoding="utf-8")
+    eos, stop = template.tokenizer.eos_token, template.stop_token
+    before = {name: (folder / name).read_bytes() for name in (_TOKENIZER, _SPECIAL) if (folder / name).is_file()}
+    # A template that writes EOS would write the stop token instead, and some tokenizers end every text with it.
+    if stop != eos and "eos_token" not in template.source + template.tool_source:
+        _write_tokenizer(folder, template.tokenizer, stop, text)
+        if _gives_the_ids_of(folder, template):
+            return
+        for name, content in before.items():
+            (folder / name).write_bytes(content)
+    _write_tokenizer(folder, template.tokenizer, None, text)
+
+
+def _write_tokenizer(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    eos: str | None = None,
+    chat_template: str | list[dict[str, str]] | None = None,
+) -> None:
+    """Changes what is given, and what transformers 4 would not understand."""
+    for name in (_TOKENIZER, _SPECIAL):
+        content = _read(folder / name)
+        if name == _TOKENIZER:
+            content = {key: value for key, value in content.items() if key not in _ABOUT_LOADING}
+            if content.get("tokenizer_class") == _CLASS_OF_5:
+                content["tokenizer_class"] = _CLASS_OF_4
+                content.setdefault("model_input_names", tokenizer.model_input_names)  # 4 has more by default
+            if chat_template is not None:
+                content["chat_template"] = chat_template
+        if eos is not None and (name == _TOKENIZER or content):
+            content["eos_token"] = eos
+        _write(folder / name, content)
+
+
+def _gives_the_ids_of(folder: Path, template: ChatTemplate) -> bool:
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return fingerprint_tokenizer(tokenizer) == template.tokenizer_digest
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Writes JSON, unless that is what is there: then the file stays as it is to the last byte."""
+    if content != _read(path):
+        files.write_json(path, content)

@@ -1,0 +1,101 @@
+"""Rotary positions in config.json, in the words of transformers 4 beside those of transformers 5.
+
+Version 5 writes `rope_parameters` alone. Version 4 knows nothing of it and takes its own defaults without a word, which
+is another model. Version 5 still reads the old words, and so says itself which of them a family of models listens to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from lamina.models.quiet import quiet_transformers
+
+NEW_WORD = "rope_parameters"
+# Names the words that only repeat what `rope_parameters` says, so that a config's digest does not depend on them.
+MARK = "_repeats_rope_parameters"
+
+# A base and a share of the head that no model has.
+_STRANGE_BASE, _STRANGE_SHARE = 12345.0, 0.375
+
+
+def old_rope_words(parameters: dict[str, Any]) -> dict[str, Any]:
+    """What `rope_parameters` says, in every word that a family of transformers 4 may listen to."""
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    whole = parameters.get("full_attention") if nested else parameters
+    local = parameters.get("sliding_attention") if nested else None
+    words: dict[str, Any] = {}
+    if isinstance(whole, dict):
+        scaling = {k: v for k, v in whole.items() if k not in ("rope_theta", "partial_rotary_factor")}
+        base, share = whole.get("rope_theta"), whole.get("partial_rotary_factor")
+        if scaling.get("rope_type", "default") != "default":
+            words["rope_scaling"] = scaling
+        if base is not None:
+            words |= {"rope_theta": base, "rotary_emb_base": base, "global_rope_theta": base}
+        if share is not None:
+            words |= {"partial_rotary_factor": share, "rotary_pct": share}
+    if isinstance(local, dict) and local.get("rope_theta") is not None:
+        words |= {"rope_local_base_freq": local["rope_theta"], "local_rope_theta": local["rope_theta"]}
+    return words
+
+
+def add_old_rope_words(config: dict[str, Any]) -> None:
+    """Adds the old words to a config.json that has the new one alone, where they say the same."""
+    for part in config_parts(config):
+        if isinstance(part.get(NEW_WORD), dict) and not old_rope_words(part[NEW_WORD]).keys() & part.keys():
+            words = _heard(part)
+            part |= words
+            if words:
+                part[MARK] = sorted(words)
+
+
+def config_parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """It, and the configs of other models in it."""
+    yield config
+    for value in config.values():
+        if isinstance(value, dict) and "model_type" in value:
+            yield from config_parts(value)
+
+
+def without_repeats(part: dict[str, Any]) -> dict[str, Any]:
+    """One dictionary of a config.json without the words that `add_old_rope_words` put there."""
+    repeats = old_rope_words(part.get(NEW_WORD) or {})
+    listed = {word for word in part.get(MARK, ()) if word in repeats and part.get(word) == repeats[word]}
+    return {key: value for key, value in part.items() if key != MARK and key not in listed}
+
+
+def _heard(part: dict[str, Any]) -> dict[str, Any]:
+    """Those old words that the model's config listens to; none if they would not say what the new word says."""
+    bare = {key: value for key, value in part.items() if key != NEW_WORD}
+    words, whole, silent = old_rope_words(part[NEW_WORD]), _read(part), _read(bare)
+    if whole is None:
+        return {}
+    strange = {
+        word: _STRANGE_SHARE if word in ("partial_rotary_factor", "rotary_pct") else _STRANGE_BASE
+        for word in words.keys() - {"rope_scaling"}
+    }
+    heard = {
+        word: words[word] for word in words if word not in strange or _read(bare | {word: strange[word]}) != silent
+    }
+    return heard if heard and _read(bare | heard) == whole else {}
+
+
+def _read(part: dict[str, Any]) -> Any:
+    """What transformers makes of it; None if nothing."""
+    kind = str(part.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        return None
+    try:
+        with quiet_transformers():
+            return getattr(CONFIG_MAPPING[kind].from_dict(_deep_copy(part)), NEW_WORD, None)
+    except Exception:  # a trial: whatever the family's code says to it, these words do not do
+        return None
+
+
+def _deep_copy(value: Any) -> Any:
+    """transformers changes the dictionaries that it is given."""
+    if isinstance(value, dict):
+        return {key: _deep_copy(item) for key, item in value.items()}
+    return list(value) if isinstance(value, list) else value

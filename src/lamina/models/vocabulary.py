@@ -1,0 +1,181 @@
+"""Token ids against the rows of the embedding: a tokenizer may know tokens that its base has no rows for.
+
+That happens where tokens were added to a tokenizer and the embedding was not resized. It does no harm as long as no
+text holds one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lamina.data.dataset import Dataset
+from lamina.data.example import Message
+from lamina.data.side import Side
+from lamina.data.template import BUILTIN_TEMPLATES, ChatTemplate, build_template
+from lamina.data.template_source import FALLBACK_TEMPLATE
+from lamina.errors import DataError, LaminaError
+from lamina.models.read import skeleton
+
+_ASKED = (Message("user", "a"), Message("assistant", "b"))
+
+
+def embedding_rows(model: PreTrainedModel) -> int | None:
+    """Rows of the input embedding, also of one that an adapter wraps; None where it is no table of rows."""
+    tables = (module for module in model.get_input_embeddings().modules() if isinstance(module, nn.Embedding))
+    return next((table.num_embeddings for table in tables), None)
+
+
+def head_rows(model: PreTrainedModel) -> int | None:
+    """Tokens that the head can predict; None where it has no layer of its own that would tell."""
+    head = model.get_output_embeddings()
+    return head.out_features if isinstance(head, nn.Linear) else None
+
+
+def declared_rows(folder: Path, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Rows that the embedding of a model in a folder will have, without reading its weights.
+
+    `vocab_size` of the configuration where that is enough for the tokenizer: a few models have more rows, none fewer.
+
+    Returns:
+        None where the model cannot be made to tell.
+    """
+    try:
+        declared = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config().vocab_size
+        if highest_id(tokenizer) < declared:
+            return declared
+        return embedding_rows(skeleton(folder))
+    except Exception:  # whatever it is, loading the model will say it
+        return None
+
+
+def highest_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The highest id that the tokenizer can give."""
+    return max(tokenizer.get_vocab().values(), default=-1)
+
+
+def check_vocabulary(dataset: Dataset, model: PreTrainedModel, template: ChatTemplate) -> None:
+    """Every token of both sides has a row in the embedding, and every one that is learnt a row in the head.
+
+    Args:
+        dataset: What the model is to run over.
+        model: A base without an adapter.
+        template: What rendered the rows.
+
+    Raises:
+        DataError: A row holds one that has none; it is the first such row.
+    """
+    rows, learnt = embedding_rows(model), head_rows(model)
+    for side in (dataset.train, dataset.eval):
+        for limit, what in ((rows, "embedding"), (learnt, "head")):
+            if limit is not None and (found := side.first_beyond(limit, learnt=what == "head")) is not None:
+                file = dataset.report.files[found.source].path
+                where = f"{file}: row {found.row}"
+                raise DataError(_message(where, found.token, limit, what, template.tokenizer, _fixes(template, limit)))
+
+
+def check_side(side: Side, names: Sequence[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The same for rows that a finished model is evaluated on.
+
+    Args:
+        side: The rows.
+        names: Of their files.
+        model: A base, with or without an adapter.
+        tokenizer: The base's.
+
+    Raises:
+        DataError: A row holds a token that has no row.
+    """
+    rows = embedding_rows(model)
+    if rows is not None and (found := side.first_beyond(rows)) is not None:
+        where = f"{names[found.source]}: row {found.row}"
+        raise DataError(_message(where, found.token, rows, "embedding", tokenizer, ["leave the row out"]))
+
+
+def check_ids(
+    ids: Sequence[int] | np.ndarray, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str, fix: str
+) -> None:
+    """Every token of a text has a row in the embedding.
+
+    Args:
+        ids: The text's tokens.
+        model: A base, with or without an adapter.
+        tokenizer: What they come from.
+        where: What the text is, for the error.
+        fix: What to do about it.
+
+    Raises:
+        DataError: One has none.
+    """
+    rows, found = embedding_rows(model), np.asarray(ids)
+    if rows is not None and (found >= rows).any():
+        token = int(found[found >= rows][0])
+        raise DataError(_message(where, token, rows, "embedding", tokenizer, [fix]))
+
+
+def check_prompt(ids: Sequence[int], model: PreTrainedModel, template: ChatTemplate) -> None:
+    """Every token of a rendered prompt has a row in the embedding.
+
+    Args:
+        ids: Its tokens.
+        model: A base, with or without an adapter.
+        template: What rendered it.
+
+    Raises:
+        DataError: One has none.
+    """
+    rows, fix = embedding_rows(model), "leave it out of the prompt"
+    if rows is not None and max(ids, default=0) >= rows and not _fits(template, rows):
+        name = _fitting(template, rows) or "one of your own"
+        fix = f"the chat template writes it, so train with another, such as data.chat_template={name}"
+    check_ids(ids, model, template.tokenizer, "the prompt", fix)
+
+
+def _message(
+    where: str, token: int, rows: int, what: str, tokenizer: PreTrainedTokenizerBase, fixes: Sequence[str]
+) -> str:
+    text = tokenizer.convert_ids_to_tokens(token)
+    return (
+        f"{where} has the token {token} ({text!r}), and the base's {what} has {rows} rows. Fix: {', or '.join(fixes)}."
+    )
+
+
+def resize_fix(tokenizer: PreTrainedTokenizerBase) -> str:
+    """How a base gets rows for all tokens."""
+    return (
+        "give the base rows for all of them (in transformers: "
+        f"model.resize_token_embeddings({highest_id(tokenizer) + 1}), then save_pretrained of model and tokenizer) and "
+        "name that folder as the model"
+    )
+
+
+def _fixes(template: ChatTemplate, rows: int) -> list[str]:
+    """Ways out for training: another template if it is the template that writes such tokens, else other rows."""
+    resize = resize_fix(template.tokenizer)
+    if _fits(template, rows):
+        return ["leave the token out of the data", resize]
+    fitting = _fitting(template, rows)
+    return [f"set data.chat_template={fitting}, which writes no such token", resize] if fitting else [resize]
+
+
+def _fitting(template: ChatTemplate, rows: int) -> str:
+    """A built-in template for whose tokens there are rows; empty if none is."""
+    names = sorted(BUILTIN_TEMPLATES, key=lambda name: name != FALLBACK_TEMPLATE)
+    return next((name for name in names if _builtin_fits(template, name, rows)), "")
+
+
+def _builtin_fits(template: ChatTemplate, name: str, rows: int) -> bool:
+    try:
+        return _fits(build_template(template.tokenizer, name, template.thinking), rows)
+    except LaminaError:
+        return False
+
+
+def _fits(template: ChatTemplate, rows: int) -> bool:
+    """Whether all that the template itself writes has rows."""
+    text = template.render(_ASKED)
+    return max(template.tokenizer(text, add_special_tokens=False).input_ids, default=-1) < rows
