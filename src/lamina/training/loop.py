@@ -1,9 +1,8 @@
 """`train`: the whole of a run, from configuration to adapter.
 
-Setting up is in `setup.py`, one step in `step.py`, what is saved in `checkpoint.py`. What happens here, in order: bare
-base evaluated, then steps with evaluations and checkpoints between them, then the best adapter saved with its lock and
-its probes. The loop can be cut anywhere, by a signal or by pulling the plug, and goes on from the newest checkpoint to
-the same adapter, bit for bit (on the same machine with the same thread count).
+Setting up is in `setup.py`, one step in `step.py`, what is saved in `checkpoint.py`. In order: bare base evaluated, then
+steps with evaluations and checkpoints, then the best adapter saved with its lock and its probes, and read again. The loop
+can be cut anywhere, and goes on from the newest checkpoint to the same adapter, bit for bit (with as many threads).
 """
 
 from __future__ import annotations
