@@ -175,15 +175,15 @@ class Injection:
         config: The method's configuration.
         layers: What was put in, by the names of the modules that it replaced, in the model's order. What belongs to the
             model as a whole has the name "", and its tensors no prefix.
-        useless: Sentences about settings that select nothing. An adapter is not begun with them, but it can be loaded.
         left_out: Modules that the method goes on by itself, but for that a text does not call them.
+        useless: Sentences about settings that select nothing. An adapter is not begun with them, but it can be loaded.
     """
 
     model: PreTrainedModel
     config: MethodConfig
     layers: Mapping[str, AdapterModule]
-    useless: Sequence[str] = ()
     left_out: Sequence[str] = ()
+    useless: Sequence[str] = ()
 
     def tensors(self) -> dict[str, nn.Parameter]:
         """All trained tensors, by their names in the HF PEFT format. One that two layers share is there once."""

@@ -96,7 +96,7 @@ class Peft(Method):
         del model.peft_config
         model.train(model.training)  # new modules begin in training mode, whatever the model is in
         layers = _stand_ins(wrapped, config)
-        injection = Injection(model, config, layers, [*useless, *_dead_patterns(wrapped, config)])
+        injection = Injection(model, config, layers, useless=[*useless, *_dead_patterns(wrapped, config)])
         _check_base(before)
         _check_tensors(injection, config, wrapped)
         return injection

@@ -1,8 +1,8 @@
 """`train`: the whole of a run, from configuration to adapter.
 
 Setting up is in `setup.py`, one step in `step.py`, what is saved in `checkpoint.py`. In order: bare base evaluated,
-steps with evaluations and checkpoints, the best adapter saved with its lock and its probes, and read again. The loop can
-be cut anywhere, and goes on from the newest checkpoint to the same adapter, bit for bit (with as many threads).
+steps with evaluations and checkpoints, the best adapter saved with its lock and probes, and read again. The loop can be
+cut anywhere, and goes on from the newest checkpoint to the same adapter, bit for bit (with as many threads).
 """
 
 from __future__ import annotations
