@@ -40,7 +40,7 @@ def test_a_folder_asks_and_stops_as_in_training(kind: str, name: str, thinking: 
     folder.mkdir()
     template.tokenizer.save_pretrained(base)
     (base / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": 0}))
-    complete_folder(folder, base, Ends(0, None), template, {}, taught=True)
+    complete_folder(folder, base, Ends(0, None), template, {}, own_template=True, own_stop=True)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert fingerprint_tokenizer(tokenizer) == template.tokenizer_digest
     if not mentions_date(template.source):

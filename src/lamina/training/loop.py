@@ -44,7 +44,7 @@ from lamina.training.checkpoint import (
     save_checkpoint,
 )
 from lamina.training.events import Event, EventLog, OnEvent
-from lamina.training.setup import Session, build_session, count_parameters, data_digests
+from lamina.training.setup import Session, build_session, count_parameters, data_digests, is_only_text
 from lamina.training.signals import StopRequest, stop_on_signals
 from lamina.training.step import StepAbandoned, StepResult, evaluation_loss, training_step
 from lamina.training.summary import summarise, total_parameters
@@ -407,7 +407,8 @@ class _Loop:
             )
         self.model.eval()
         probes = record_probes(session.injection, session.template)
-        lock = build_lock(session.base, session.template, data_digests(session.dataset))
+        digests, only_text = data_digests(session.dataset), is_only_text(session.dataset)
+        lock = build_lock(session.base, session.template, digests, only_text)
         digest = save_adapter(self.run_dir.adapter, session.injection, session.base, lock, probes)
         summary = summarise(session, state, digest)
         self.run_dir.record(status="finished", finished=timestamp(), summary=summary)
