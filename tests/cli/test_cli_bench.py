@@ -22,12 +22,15 @@ def test_lamina_beside_peft_on_a_small_model(cli: Cli, model_folder: Path, tmp_p
     rows = write_file(tmp_path / "rows.jsonl")
     arguments = ["--data", rows, "--column", "prompt=question", "--column", "completion=answer"]
     arguments += ["--model", model_folder, "--peers", "peft,litgpt", "--rounds", 1, "--steps", 2, "--dtype", "float32"]
-    arguments += ["--tokens-per-step", 128, "--rank", 4, "--python", "litgpt=/no/such/python"]
+    no_python = tmp_path / "no-python"
+    no_python.write_text("#!/bin/sh\nexit 3\n")
+    no_python.chmod(0o755)
+    arguments += ["--tokens-per-step", 128, "--rank", 4, "--python", f"litgpt={no_python}"]
     result = cli("bench", "train", *arguments, "--json")
     assert result.code == 0, result.err
     report = result.json()
     assert [side["side"] for side in report["sides"]] == ["lamina", "peft"]
-    assert "/no/such/python" in report["failed"]["litgpt"]
+    assert set(report["failed"]) == {"litgpt"}
     (ratio,) = report["ratios"]
     assert ratio["loss_difference"] < 2e-4
     assert ratio["speed"] > 0

@@ -208,7 +208,7 @@ def test_a_system_turn_without_a_place_is_an_error_before_anything_is_asked(
 
 @pytest.mark.parametrize("as_json", [True, False])
 def test_a_bad_prompt_keeps_no_other_from_its_answer(as_json: bool, cli: Cli, trained: Run) -> None:
-    stdin = "\ufeffsay 3\na <|im_end|> b\nsay 4\n"
+    stdin = "\ufeffsay 3\r\na <|im_end|> b\r\nsay 4\r\n"
     result = cli("generate", trained.path, *SHORT, *["--json"] * as_json, stdin=stdin)
     answers = lamina.generate(trained.path, ["say 3", "say 4"], max_new_tokens=6)
     assert result.code == 1

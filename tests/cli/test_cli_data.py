@@ -219,7 +219,7 @@ def test_overrides_beside_a_file(cli: Cli, tmp_path: Path, model_folder: Path) -
     assert "data.train" in result.error()
     result = cli("data", "check", run_on(tmp_path, model_folder, train=str(path)), "--column", "promt=q")
     assert result.code == 2
-    assert "unknown fields 'promt'" in result.error()
+    assert "'promt' is not one of messages" in result.error()
 
 
 def test_fix_of_several_files(cli: Cli, tmp_path: Path, model_folder: Path) -> None:

@@ -67,7 +67,7 @@ def test_without_a_config_overrides_are_laid_over_the_quickstart(
         (["methd.r=4"], "'method'"),
         (["CONFIG", "data.train=nope.jsonl"], "nope.jsonl does not exist"),
         (["CONFIG", "method.target_modules=[q_porj]"], "'q_proj'"),
-        (["CONFIG", "method.r=4000"], "4000 is larger than"),
+        (["CONFIG", "method.r=4000"], "narrower than the rank 4000"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(arguments: list[str], words: str, cli: Cli, config: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import random
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests.models_zoo import build_model, build_tokenizer
@@ -54,6 +56,19 @@ def test_the_callers_generators_stay_as_they_are(loaded: Loaded, temperature: fl
     else:
         answer(loaded, [TURNS], max_new_tokens=5, temperature=temperature, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_training_evaluating_and_merging_leave_the_callers_generators_alone(model_folder: Path, tmp_path: Path) -> None:
+    def state() -> tuple[object, ...]:
+        return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
+
+    before = state()
+    run = lamina.train(
+        settings(tmp_path, model_folder, train={"max_steps": 8, "learning_rate": 0.03}, method={"lora_dropout": 0.1})
+    )
+    lamina.evaluate(run.path, exact_match=True, max_new_tokens=2)
+    lamina.merge(run.path, tmp_path / "merged")
+    assert state() == before
 
 
 def test_answers_do_not_depend_on_the_callers_generators(loaded: Loaded) -> None:
@@ -171,7 +186,8 @@ def test_a_token_without_a_row_in_the_embedding_is_named(loaded: Loaded) -> None
     while len(tokenizer) <= loaded.model.get_input_embeddings().num_embeddings:  # type: ignore[operator]
         tokenizer.add_tokens([f"<|more {len(tokenizer)}|>"])
     tokenizer.add_tokens(["<|call|>"])
-    other = replace(loaded, tokenizer=tokenizer)
+    template = ChatTemplate(tokenizer, "model", loaded.template.source)
+    other = replace(loaded, tokenizer=tokenizer, template=template)
     found = generate_each(other, ["a <|call|>", "red"], max_new_tokens=3)
     assert "<|call|>" in str(found[0]) and "embedding" in str(found[0])
     assert isinstance(found[1], str)

@@ -109,7 +109,7 @@ def attached(case: Case) -> Injection:
     config = METHOD_CONFIGS[case.method].model_validate({"type": case.method, **case.settings})
     injection = inject(model, config, seed=0)
     if case.settings.get("init_lora_weights") == "eva":
-        batches = (torch.randint(3, 150, (1, 40), generator=torch.Generator().manual_seed(i)) for i in range(4))
+        batches = [torch.randint(3, 150, (1, 40), generator=torch.Generator().manual_seed(i)) for i in range(4)]
         injection = find_method(case.method).prepare(injection, batches)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():

@@ -176,7 +176,7 @@ def generate(
     """Answer prompts, given with --prompt or as lines on stdin."""
     prompts = list(prompt or [])
     if not prompts and not sys.stdin.isatty():
-        prompts = [line.removeprefix("\ufeff").rstrip("\n") for line in sys.stdin if line.strip()]
+        prompts = [line.removeprefix("\ufeff").rstrip("\r\n") for line in sys.stdin if line.strip()]
     if not prompts:
         raise ConfigError(Problem("--prompt", "is required, or lines on stdin", 'add --prompt "..."'))
     from lamina.cli.chat import notify_of, print_answers

@@ -106,7 +106,7 @@ def _nth(seed: int | None, number: int) -> int | None:
 def _read(speaker: str) -> str | None:
     if not sys.stdin.isatty():
         line = sys.stdin.readline()
-        return line.rstrip("\n") if line else None
+        return line.rstrip("\r\n") if line else None
     try:
         err.print(f"[bold cyan]you -> {speaker}>[/bold cyan] ", end="")
         return input()

@@ -165,8 +165,10 @@ def _reason(error: BaseException) -> str:
         return (
             f"{cause}. Fix: end other programs, or ask for less at once: shorter rows, smaller batches, a smaller base"
         )
-    if isinstance(error, OSError) and error.filename is not None:
-        return str(StorageError.wrap(error, str(error.filename), "reading or writing")).removesuffix(".")
+    if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
+        # Without a name it is a stream, such as stdout.
+        where = "output" if error.filename is None else str(error.filename)
+        return str(StorageError.wrap(error, where, "reading or writing")).removesuffix(".")
     if isinstance(error, SystemExit):
         name, said = "end of the process", f"a library asked for it (exit code {error.code})"
     place = _place(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -82,11 +83,20 @@ def print_json(value: dict[str, Any], *, only_if_nothing_was_printed: bool = Fal
         return
     file = _json.file or sys.stdout
     is_utf8 = (file.encoding or "utf-8").lower().replace("-", "") == "utf8"
-    text = json.dumps(value, ensure_ascii=not is_utf8)
+    text = json.dumps(_finite(value), ensure_ascii=not is_utf8, allow_nan=False)
     # Half a surrogate pair, which no encoding can write, becomes the escape that JSON has for it.
     file.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
     file.flush()
     _json.used = True
+
+
+def _finite(value: Any) -> Any:
+    """The same, with null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_text(text: str) -> None:

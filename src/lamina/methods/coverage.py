@@ -111,7 +111,9 @@ def check_reach(injection: Injection) -> None:
         ConfigError: It does not; the layers are named, and what leaves them out.
     """
     linears = [name for name, layer in injection.layers.items() if isinstance(layer, AdapterLinear)]
-    silent = modules_out_of_reach(injection.model) if linears else set()
+    if not linears or injection.config.everywhere:  # which has looked at it
+        return
+    silent = modules_out_of_reach(injection.model)
     found = [name for name in linears if name in silent]
     if not found:
         return

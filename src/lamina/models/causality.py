@@ -59,6 +59,8 @@ def _seen_before(model: PreTrainedModel) -> float:
         other = probe_tokens(model, _TOKENS, seed)
         other[:, :_ALIKE] = first[:, :_ALIKE]
         change_T = (model(input_ids=other, use_cache=False).logits[0].float() - logits).norm(dim=-1)
+        if not torch.isfinite(change_T).all():
+            return 0.0  # a broken model, which says nothing of what it sees; taking its head apart says so
         own = max(float(change_T[_ALIKE:].median()), torch.finfo(torch.float32).tiny)
         seen = min(seen, float(change_T[:_ALIKE].max()) / own)
         if not seen > allowed:  # nor if it is no number, which is found elsewhere

@@ -44,6 +44,7 @@ from lamina.training.checkpoint import (
     save_checkpoint,
 )
 from lamina.training.events import Event, EventLog, OnEvent
+from lamina.training.finite import check_adapter, check_evaluation
 from lamina.training.setup import Session, build_session, count_parameters, data_digests, is_only_text
 from lamina.training.signals import StopRequest, stop_on_signals
 from lamina.training.step import StepAbandoned, StepResult, evaluation_loss, training_step
@@ -281,7 +282,8 @@ class _Loop:
 
         size = self.config.per_device_eval_batch_size
         head = self.session.head
-        return evaluation_loss(self.model, head, examples, size, self._asked_to_stop, progress, self.layout)
+        loss = evaluation_loss(self.model, head, examples, size, self._asked_to_stop, progress, self.layout)
+        return check_evaluation(loss, what, self.state.step)
 
     def _evaluate_and_keep_best(self) -> None:
         state = self.state
@@ -400,11 +402,9 @@ class _Loop:
         session, state = self.session, self.state
         if self.config.load_best_model_at_end and state.best_step not in (-1, state.step):
             session.injection.load_tensors(load_best(self.run_dir.checkpoints, state.best_step))
-            self.log.emit(
-                "note",
-                state.step,
-                message=f"The adapter is that of step {state.best_step}, the best evaluation.",
-            )
+            said = f"The adapter is that of step {state.best_step}, the best evaluation."
+            self.log.emit("note", state.step, message=said)
+        check_adapter(session.tensors, state.step)
         self.model.eval()
         probes = record_probes(session.injection, session.template)
         digests, only_text = data_digests(session.dataset), is_only_text(session.dataset)
