@@ -261,6 +261,33 @@ def test_repeated_words_are_no_part_of_the_digest_and_others_are(tmp_path: Path)
     assert fingerprint_base(tmp_path) != before
 
 
+@pytest.mark.parametrize(
+    ("rows", "eos"), [("text", "<|endoftext|>"), ("prompt", "<|im_end|>"), (None, "<|endoftext|>")]
+)
+def test_the_tokenizer_ends_texts_as_training_did(rows: str | None, eos: str, tmp_path: Path) -> None:
+    """Plain texts, chats, and an adapter of which nobody says what it was trained on."""
+    base = write_base(tmp_path / "base")
+    said = [{rows or "prompt": f"word {number} it is", "completion": "yes"} for number in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, said)))
+    settings = {
+        "model": str(base),
+        "data": {"train": str(tmp_path / "rows.jsonl"), "eval": None, "max_length": 64},
+        "dtype": "float32",
+        "train": {"max_steps": 2},
+        "output_dir": str(tmp_path / "run"),
+    }
+    if rows == "text":
+        settings["data"] |= {"format": "text"}
+    run = lamina.train(settings)
+    if rows is None:
+        (run.adapter / "lamina.json").unlink()
+    folder = lamina.merge(run.path, tmp_path / "merged").path
+    assert AutoTokenizer.from_pretrained(folder).eos_token == eos
+    assert read(folder / "generation_config.json")["eos_token_id"] == [0, 2]
+    untouched = (folder / "tokenizer_config.json").read_bytes() == (base / "tokenizer_config.json").read_bytes()
+    assert untouched == (eos == "<|endoftext|>")
+
+
 def test_a_quantized_base_and_what_is_merged_into_it(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes.functional")
     base = write_base(tmp_path / "base", "llama3")

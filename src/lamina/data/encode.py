@@ -206,8 +206,13 @@ def _render_text(text: str, template: ChatTemplate) -> Rendered:
         )
     tokenizer = template.tokenizer
     begin = str(tokenizer.bos_token) if template.adds_bos else ""
-    end = str(tokenizer.eos_token) if tokenizer.eos_token is not None else template.stop_token
-    return Rendered(f"{begin}{text}{end}", ())
+    return Rendered(f"{begin}{text}{text_end(template)}", ())
+
+
+def text_end(template: ChatTemplate) -> str:
+    """The token that ends a plain text."""
+    eos = template.tokenizer.eos_token
+    return str(eos) if eos is not None else template.stop_token
 
 
 def _without(spans: Sequence[Span], removed: Sequence[Span]) -> list[Span]:

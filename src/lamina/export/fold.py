@@ -139,18 +139,18 @@ def _fold(model: PreTrainedModel, name: str, layer: AdapterModule, folds: Folds)
     if base is None:
         layer.fold_in(model, name)
         return
-    packed = base if isinstance(base, PackedLinear) else None
-    before: dict[str, torch.Tensor] = dict(base.named_parameters())
-    for key, parameter in before.items():
+    dtype = base.dtype if isinstance(base, PackedLinear) else next(base.parameters()).dtype
+    before: dict[str, torch.Tensor] = {}
+    for key, parameter in list(base.named_parameters()):
+        before[key.replace("base_layer.", "")] = parameter  # of a layer of peft's inside
         _put(base, key, nn.Parameter(parameter.float(), requires_grad=False))
-    dtype = next(iter(before.values())).dtype if packed is None else packed.dtype
-    if packed is not None:
-        before["weight"] = packed.dense(torch.float32)
-        packed.dtype = torch.float32
+    if isinstance(base, PackedLinear):
+        before["weight"] = base.dense(torch.float32)
+        base.dtype = torch.float32
     layer.fold_in(model, name)
     merged = model.get_submodule(name)
     for key, exact in list(merged.named_parameters()):
-        old = before.get(key, torch.zeros_like(exact))
+        old = before[key] if key in before else torch.zeros_like(exact)  # such as a new bias
         rounded = exact.detach().to(old.dtype if isinstance(old, nn.Parameter) else dtype)
         folds.weights.append(_measure(f"{name}.{key}", old.detach(), exact.detach(), rounded))
         # An unchanged weight stays the very tensor that it was, which another module may have too.

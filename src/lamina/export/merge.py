@@ -107,7 +107,16 @@ def merge(
         changes: dict[str, Any] = {"dtype": dtype_name(loaded.base.dtype), "quantization_config": None}
         if tied and not _is_tied(loaded.model):
             changes["tie_word_embeddings"] = False
-        complete_folder(folder, loaded.base.source.folder, ends, loaded.template, changes, taught=True, notify=notify)
+        complete_folder(
+            folder,
+            loaded.base.source.folder,
+            ends,
+            loaded.template,
+            changes,
+            own_template=True,
+            own_stop=lock is not None and lock.stop_token == loaded.template.stop_token,
+            notify=notify,
+        )
         notify("Replaying the probes on the written folder ...")
         with quiet_transformers():
             written: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=loaded.base.dtype, local_files_only=True)

@@ -166,7 +166,7 @@ def quantize(
         shutil.rmtree(folder / "rounded")
         packing = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
         changes = {"dtype": dtype_name(base_dtype), "quantization_config": packing}
-        complete_folder(folder, source, ends, template, changes, taught=False, notify=notify)
+        complete_folder(folder, source, ends, template, changes, notify=notify)
         written = load_base(str(folder), dtype, notify=notify, offload=config.offload)
         result = QuantizedFolder(
             path=out,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from lamina.data.encode import text_end
 from lamina.data.template import ChatTemplate
 from lamina.data.tokenizer import fingerprint_tokenizer
 from lamina.errors import AdapterError, BaseMismatchError, NewerVersionError
@@ -25,7 +26,7 @@ class Lock:
         tokenizer: Digest of the tokenizer.
         chat_template: `model`, the name of the built-in template, or the path of a file.
         chat_template_digest: Digest of the template's text.
-        stop_token: The token that answers end with.
+        stop_token: The token that training taught to end with: after answers, or, of plain texts alone, after these.
         chat_template_text: The template that was read from a file; None for others.
         thinking: What became of reasoning in the data (`data.thinking`).
         enable_thinking: What the chat template was told of reasoning (`data.enable_thinking`).
@@ -76,8 +77,8 @@ class Lock:
             ) from None
 
 
-def build_lock(base: Base, template: ChatTemplate, data: list[dict[str, Any]]) -> Lock:
-    """The lock for an adapter trained on `base` with `template`."""
+def build_lock(base: Base, template: ChatTemplate, data: list[dict[str, Any]], only_text: bool = False) -> Lock:
+    """The lock for an adapter trained on `base` with `template`, through which `only_text` never went."""
     return Lock(
         base=base.source.ref,
         base_tensors=base.fingerprint.tensors,
@@ -89,7 +90,7 @@ def build_lock(base: Base, template: ChatTemplate, data: list[dict[str, Any]]) -
         chat_template_text=template.source if template.is_file else None,
         thinking=template.thinking,
         enable_thinking=template.enable_thinking,
-        stop_token=template.stop_token,
+        stop_token=text_end(template) if only_text else template.stop_token,
         data=data,
         quantization=base.quantization and base.quantization.model_dump(),
         packed_weights=base.packed_digest,

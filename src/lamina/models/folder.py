@@ -59,7 +59,9 @@ def complete_folder(
     ends: Ends,
     template: ChatTemplate,
     changes: Mapping[str, Any],
-    taught: bool,
+    *,
+    own_template: bool = False,
+    own_stop: bool = False,
     notify: Callable[[str], None] = lambda message: None,
 ) -> None:
     """Puts everything but the weights, which are there, into a folder.
@@ -70,7 +72,8 @@ def complete_folder(
         ends: Of that model.
         template: What the model was trained with, or will be.
         changes: Keys of config.json that have other values now; None takes a key away.
-        taught: Whether it was trained with the template, which is its own from now on.
+        own_template: Whether the template is to be the tokenizer's own.
+        own_stop: Whether the template's stop token is to be the tokenizer's EOS, because training taught it.
         notify: Told what was left out.
     """
     for name in copy_companions(base, folder):
@@ -84,10 +87,13 @@ def complete_folder(
             _add_stops(part, ends.config, template)
     _write(folder / _CONFIG, config)
     _complete_generation(folder, ends, template, (base / _GENERATION).is_file())
-    if taught:
-        _teach_tokenizer(folder, template)
-    else:
-        _write_tokenizer(folder, template.tokenizer)
+    text = _put_template(folder, template) if own_template else None
+    # A template that writes EOS would write the stop token instead, and some tokenizers end every text with it.
+    if own_stop and template.stop_token != template.tokenizer.eos_token:
+        own_stop = "eos_token" not in template.source + template.tool_source
+        if own_stop and _write_tokenizer_with_stop(folder, template, text):
+            return
+    _write_tokenizer(folder, template.tokenizer, None, text)
 
 
 def complete_converted(
@@ -148,28 +154,32 @@ def _complete_generation(folder: Path, ends: Ends, template: ChatTemplate | None
     _write(folder / _GENERATION, content)
 
 
-def _teach_tokenizer(folder: Path, template: ChatTemplate) -> None:
-    """The template that training used and its stop token become the tokenizer's own."""
-    text: str | list[dict[str, str]] | None = None
-    if (saved := template.saved_source) is not None:
-        text = saved if isinstance(saved, str) else [{"name": name, "template": part} for name, part in saved.items()]
-        for pattern in _OTHER_TEMPLATES:
-            for path in folder.glob(pattern):
-                path.unlink()
-        for name, part in ({"default": saved} if isinstance(saved, str) else saved).items():
-            place = folder / (_TEMPLATE if name == "default" else f"additional_chat_templates/{name}.jinja")
-            place.parent.mkdir(exist_ok=True)
-            place.write_text(part, encoding="utf-8")
-    eos, stop = template.tokenizer.eos_token, template.stop_token
+def _put_template(folder: Path, template: ChatTemplate) -> str | list[dict[str, str]] | None:
+    """Writes the template, if it is not the model's own text, and gives what tokenizer_config.json is to hold of it."""
+    saved = template.saved_source
+    if saved is None:
+        return None
+    for pattern in _OTHER_TEMPLATES:
+        for path in folder.glob(pattern):
+            path.unlink()
+    for name, part in ({"default": saved} if isinstance(saved, str) else saved).items():
+        place = folder / (_TEMPLATE if name == "default" else f"additional_chat_templates/{name}.jinja")
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(part, encoding="utf-8")
+    return saved if isinstance(saved, str) else [{"name": name, "template": part} for name, part in saved.items()]
+
+
+def _write_tokenizer_with_stop(folder: Path, template: ChatTemplate, text: str | list[dict[str, str]] | None) -> bool:
+    """Whether that gives the same ids as before; if not, the files are as they were."""
     before = {name: (folder / name).read_bytes() for name in (_TOKENIZER, _SPECIAL) if (folder / name).is_file()}
-    # A template that writes EOS would write the stop token instead, and some tokenizers end every text with it.
-    if stop != eos and "eos_token" not in template.source + template.tool_source:
-        _write_tokenizer(folder, template.tokenizer, stop, text)
-        if _gives_the_ids_of(folder, template):
-            return
-        for name, content in before.items():
-            (folder / name).write_bytes(content)
-    _write_tokenizer(folder, template.tokenizer, None, text)
+    _write_tokenizer(folder, template.tokenizer, template.stop_token, text)
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if fingerprint_tokenizer(tokenizer) == template.tokenizer_digest:
+        return True
+    for name, content in before.items():
+        (folder / name).write_bytes(content)
+    return False
 
 
 def _write_tokenizer(
@@ -191,12 +201,6 @@ def _write_tokenizer(
         if eos is not None and (name == _TOKENIZER or content):
             content["eos_token"] = eos
         _write(folder / name, content)
-
-
-def _gives_the_ids_of(folder: Path, template: ChatTemplate) -> bool:
-    with quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return fingerprint_tokenizer(tokenizer) == template.tokenizer_digest
 
 
 def _read(path: Path) -> dict[str, Any]:

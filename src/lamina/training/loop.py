@@ -45,7 +45,7 @@ from lamina.training.checkpoint import (
 )
 from lamina.training.events import Event, EventLog, OnEvent
 from lamina.training.finite import check_adapter, check_evaluation
-from lamina.training.setup import Session, build_session, count_parameters, data_digests
+from lamina.training.setup import Session, build_session, count_parameters, data_digests, is_only_text
 from lamina.training.signals import StopRequest, stop_on_signals
 from lamina.training.step import StepAbandoned, StepResult, evaluation_loss, training_step
 from lamina.training.summary import summarise, total_parameters
@@ -407,7 +407,8 @@ class _Loop:
         check_adapter(session.tensors, state.step)
         self.model.eval()
         probes = record_probes(session.injection, session.template)
-        lock = build_lock(session.base, session.template, data_digests(session.dataset))
+        digests, only_text = data_digests(session.dataset), is_only_text(session.dataset)
+        lock = build_lock(session.base, session.template, digests, only_text)
         digest = save_adapter(self.run_dir.adapter, session.injection, session.base, lock, probes)
         for note in check_written(self.run_dir.adapter, session.injection, digest):
             self.log.emit("note", state.step, message=note)

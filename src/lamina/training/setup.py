@@ -194,9 +194,13 @@ def count_parameters(parameters: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() for tensor in {id(tensor): tensor for tensor in parameters}.values())
 
 
+def is_only_text(dataset: Dataset) -> bool:
+    """Whether what is trained on are plain texts, which no chat template renders."""
+    return all(file.format == "text" for file in dataset.report.files if file.train_rows)
+
+
 def _check_stop_token(dataset: Dataset, template: ChatTemplate) -> None:
-    only_text = all(file.format == "text" for file in dataset.report.files if file.train_rows)
-    if not only_text and not dataset.train.pieces.teaches_stop.any():
+    if not is_only_text(dataset) and not dataset.train.pieces.teaches_stop.any():
         fix = "let the data mark whole turns, with the token that ends them, or set data.train_on=assistant"
         if any(file.cut.count for file in dataset.report.files):  # a row that is not cut would teach it
             chats = [s for s in dataset.train.stores if len(s) and Kind.TEXT not in s.facts.kinds]
