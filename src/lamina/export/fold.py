@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 
 from lamina.config import METHOD_CONFIGS
 from lamina.errors import AdapterError
-from lamina.methods.base import AdapterModule, Injection, set_module
+from lamina.methods.base import Injection
 from lamina.models.quiet import quiet_transformers
 from lamina.models.shards import ShardWriter
+from lamina.ops.adapter import AdapterModule, set_module
 from lamina.quantization import PackedLinear, unpack
 
 # Of a weight, compared at once; the one of them that changed the most is looked at again in the written file.

@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 from lamina.data.batch import Layout, build_batch
 from lamina.data.example import EncodedExample
 from lamina.fusion.inputs import model_inputs
-from lamina.methods.base import AdapterModule
+from lamina.ops.adapter import AdapterModule
 
 # Tokens of the two documents. The second is longer than two blocks of the attention kernels.
 LENGTHS = (37, 70)

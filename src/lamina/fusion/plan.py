@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lamina.methods.base import AdapterLinear
+from lamina.ops.adapter import AdapterLinear
 from lamina.ops.linear_group import Detour, LinearGroup
 
 

@@ -20,7 +20,7 @@ from lamina.fusion.layer import Surroundings, run_layer
 from lamina.fusion.parts import Forward, attention_forward, gated_forward, norm_forward
 from lamina.fusion.plan import LayerPlan, Linears, Norm
 from lamina.kernels import GELU_TANH, SILU
-from lamina.methods.base import AdapterLinear, AdapterModule
+from lamina.ops.adapter import AdapterLinear, AdapterModule
 from lamina.ops.attention import packed_attention_forward
 from lamina.ops.linear_group import LinearGroup
 from lamina.ops.pool import Pool, Scratch

@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 
 from lamina.config.methods.bottleneck import BottleneckConfig
 from lamina.errors import AdapterError, ConfigError, Problem
-from lamina.methods.base import AdapterModule, Injection, Method, set_module
+from lamina.methods.base import Injection, Method
 from lamina.models.layers import decoder_layers
+from lamina.ops.adapter import AdapterModule, set_module
 from lamina.quantization import freeze_linear
 
 PEFT_TYPE = "LAMINA_BOTTLENECK"

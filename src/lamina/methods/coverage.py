@@ -10,7 +10,7 @@ from typing import Any
 
 from lamina.config import MethodConfig
 from lamina.errors import ConfigError, Problem
-from lamina.methods.base import AdapterLinear, Injection, find_method
+from lamina.methods.base import Injection, find_method
 from lamina.methods.targets import short_targets, width
 from lamina.models.reach import modules_out_of_reach
 from lamina.models.weights import (
@@ -21,6 +21,7 @@ from lamina.models.weights import (
     way_to_stacked,
     weights_by_module,
 )
+from lamina.ops.adapter import AdapterLinear
 from lamina.quantization import FrozenLinear, freeze_linear
 
 

@@ -19,11 +19,12 @@ from lamina.config import MethodConfig
 from lamina.config.methods.peft import PeftConfig
 from lamina.errors import AdapterError, ConfigError
 from lamina.methods.adapter import Adapter, check_tensors
-from lamina.methods.base import PEFT_PREFIX, Injection, find_method, inject, set_module
+from lamina.methods.base import PEFT_PREFIX, Injection, find_method, inject
 from lamina.methods.hf_peft import fallback_config
 from lamina.methods.peft_types import converted_tensors
 from lamina.methods.targets import FIELD as TARGETS
 from lamina.methods.tensor_names import find_places
+from lamina.ops.adapter import set_module
 from lamina.quantization import PackedLinear, freeze_linear
 
 # The fields of a method that name modules and that peft does not mind naming some which are not there.

@@ -18,9 +18,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.config.methods.loha import LoHaConfig
-from lamina.methods.base import AdapterLinear, Injection, Method
+from lamina.methods.base import Injection, Method
 from lamina.methods.shared import adapted_linears, check_rank, peft_fields, read_peft_fields, uniform, zeros
 from lamina.methods.targets import find_targets, replace_linears
+from lamina.ops.adapter import AdapterLinear
 from lamina.ops.delta_linear import Hadamard, delta_linear
 from lamina.ops.linear_group import Detour
 from lamina.ops.lora_linear import lora_linear

@@ -17,9 +17,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.config.methods.lokr import LoKrConfig
-from lamina.methods.base import AdapterLinear, Injection, Method
+from lamina.methods.base import Injection, Method
 from lamina.methods.shared import peft_fields, read_peft_fields, uniform, zeros
 from lamina.methods.targets import find_targets, replace_linears
+from lamina.ops.adapter import AdapterLinear
 from lamina.ops.delta_linear import Kronecker, delta_linear
 from lamina.quantization import FrozenLinear
 

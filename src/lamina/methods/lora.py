@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from lamina.config.methods.lora import EvaConfig, LoftqConfig, LoraConfig
 from lamina.errors import AdapterError, ConfigError, Problem
-from lamina.methods.base import AdapterModule, Injection, Method, Saved, set_module, tensor_name
+from lamina.methods.base import Injection, Method, Saved, tensor_name
 from lamina.methods.lora_eva import eva_factors
 from lamina.methods.lora_init import initial_factors
 from lamina.methods.lora_modules import (
@@ -33,6 +33,7 @@ from lamina.methods.peft_types import PLAIN_INITS
 from lamina.methods.shared import adapted_linears, check_rank, frozen_linears, refuse_unknown, with_defaults
 from lamina.methods.targets import short_targets
 from lamina.methods.trained_copy import TrainedCopy
+from lamina.ops.adapter import AdapterModule, set_module
 from lamina.ops.dora import row_norms, row_squares
 from lamina.quantization import FrozenLinear, freeze_linear
 from lamina.quantization.loftq import LoftqPlan

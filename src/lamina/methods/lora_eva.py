@@ -18,8 +18,8 @@ import torch
 from transformers import PreTrainedModel
 
 from lamina.config.methods.lora import EvaConfig
-from lamina.methods.base import AdapterLinear
 from lamina.models.inputs import run_once, with_same_input
+from lamina.ops.adapter import AdapterLinear
 
 # The data comes round again until all directions are found, but not for ever: ranks that are still moving by then
 # differ by little.

@@ -11,7 +11,7 @@ from abc import abstractmethod
 
 import torch
 
-from lamina.methods.base import AdapterLinear
+from lamina.ops.adapter import AdapterLinear
 from lamina.ops.linear_group import Detour
 from lamina.ops.lora_linear import lora_linear
 from lamina.quantization import FrozenLinear

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lamina.methods.base import AdapterLinear
+from lamina.ops.adapter import AdapterLinear
 from lamina.quantization import freeze_linear
 
 # Largest relative error of one rounding to float32.

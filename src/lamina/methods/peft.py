@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.config.methods.peft import PeftConfig
 from lamina.errors import AdapterError, ConfigError, LaminaError, Problem
-from lamina.methods.base import PEFT_PREFIX, AdapterModule, Injection, Method, Saved, find_method
+from lamina.methods.base import PEFT_PREFIX, Injection, Method, Saved, find_method
 from lamina.methods.peft_layers import PeftLayer, PeftLayerApart, PeftShared, merges, outermost_layers
 from lamina.methods.peft_types import (
     PLAIN_INITS,
@@ -40,6 +40,7 @@ from lamina.methods.peft_types import (
 )
 from lamina.methods.targets import short_targets
 from lamina.models.skeleton import build_skeleton
+from lamina.ops.adapter import AdapterModule
 
 ADAPTER_NAME = "default"
 

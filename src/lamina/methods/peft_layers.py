@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.config.methods.peft import PeftConfig
-from lamina.methods.base import AdapterModule, set_module
+from lamina.ops.adapter import AdapterModule, set_module
 
 
 class PeftLayer(AdapterModule):

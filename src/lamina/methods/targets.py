@@ -9,9 +9,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.errors import ConfigError, Problem, nearest
-from lamina.methods.base import AdapterLinear, set_module
 from lamina.models.reach import modules_out_of_reach
 from lamina.models.weights import inside_layer, stacked_weights, way_to_stacked
+from lamina.ops.adapter import AdapterLinear, set_module
 from lamina.quantization import FrozenLinear, freeze_linear
 
 FIELD = "method.target_modules"

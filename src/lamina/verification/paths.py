@@ -22,9 +22,10 @@ from lamina.data.batch import Layout, build_batches
 from lamina.data.example import EncodedExample
 from lamina.fusion import Recompute, fast_path
 from lamina.losses.cross_entropy import cross_entropy
-from lamina.methods.base import AdapterLinear, Injection
+from lamina.methods.base import Injection
 from lamina.methods.moved import with_rounding_moved
 from lamina.models.machine import dtype_name
+from lamina.ops.adapter import AdapterLinear
 from lamina.ops.attention import packed_attention
 from lamina.training.setup import Session
 from lamina.training.step import training_step
