@@ -32,7 +32,8 @@ from lamina.models.quantizers import Record, StreamingConfig, check_packs_enough
 from lamina.models.quiet import quiet_transformers
 from lamina.models.read import read_model, skeleton
 from lamina.models.source import Notify
-from lamina.quantization.loftq import Correction, LoftqPlan
+from lamina.quantization.correction import Correction
+from lamina.quantization.loftq import LoftqPlan
 from lamina.quantization.packed import PackedLinear, bitsandbytes
 
 # Given a model without weights, which of its weights to split.

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 # Of the subspace iteration that finds A and B: with these it takes 99.5% or more of what there is to take (rank 16 and
 # 64 on the rounding errors of SmolLM2's weights), in a fraction of a full decomposition's time.
@@ -38,24 +36,6 @@ class LoftqPlan:
     def as_json(self) -> dict[str, Any]:
         """As plain data."""
         return {"rounds": self.rounds, "modules": {name: list(part) for name, part in self.modules.items()}}
-
-
-@dataclass(frozen=True)
-class Correction:
-    """Where the A and B lie that belong to a split weight.
-
-    Attributes:
-        path: A safetensors file.
-        module: The weight's module.
-    """
-
-    path: Path
-    module: str
-
-    def read(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A (r, in_features) and B (out_features, r), float32, on the CPU."""
-        with safe_open(self.path, "pt") as file:
-            return file.get_tensor(f"{self.module}.A"), file.get_tensor(f"{self.module}.B")
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from torch import nn
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ConfigError, Problem
 from lamina.kernels import packed as kernels
+from lamina.quantization.correction import Correction
 from lamina.quantization.frozen import FrozenLinear
-from lamina.quantization.loftq import Correction
 
 # Scales that belong together when they are quantized themselves.
 NESTED_BLOCK = 256
