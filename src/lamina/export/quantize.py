@@ -33,11 +33,11 @@ from lamina.models.head import find_head
 from lamina.models.inputs import run_once, with_same_input
 from lamina.models.load import Base, load_base
 from lamina.models.machine import dtype_name
+from lamina.models.memory import available_bytes
 from lamina.models.quantized import write_quantized
 from lamina.models.quantizers import check_packs_enough, converted_modules
 from lamina.models.source import Notify
 from lamina.models.vocabulary import check_vocabulary
-from lamina.plan.memory import available_bytes
 from lamina.quantization import FrozenLinear, PackedLinear, freeze_linear
 from lamina.quantization.gptq import round_for_inputs
 from lamina.quantization.packed import bitsandbytes

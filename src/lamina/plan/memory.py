@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import psutil
-import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lamina.fusion import Recompute
 from lamina.models.layers import decoder_layers
+from lamina.models.memory import available_bytes
 
 # Tensors that a decoder layer saves for its backward, in units of the hidden and of the intermediate width. Counted on
 # Llama's layer run by transformers (whose norms keep a float32 copy), and on fused ones with every norm that there is
@@ -50,13 +49,6 @@ def _mean(value: Any) -> float:
     numbers = value if isinstance(value, list | tuple) else [value]
     found = [float(number) for number in numbers if isinstance(number, int | float)]
     return sum(found) / len(found) if found else 0.0
-
-
-def available_bytes(device: torch.device) -> int:
-    """Free memory where the model is."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
 
 
 def choose_checkpointing(setting: bool | str, model: PreTrainedModel, tokens: int, fused: bool) -> Recompute:
