@@ -12,6 +12,7 @@ ORDER = [
     "version",
     "errors",
     "files",
+    "progress",
     "cache",
     "prune",
     "config",
@@ -36,7 +37,7 @@ ORDER = [
     "bench",
     "cli",
 ]
-LIGHT = ("version", "errors", "files", "cache", "prune", "config", "runs")
+LIGHT = ("version", "errors", "files", "progress", "cache", "prune", "config", "runs")
 HEAVY = ("torch", "transformers", "numpy", "safetensors")
 
 

@@ -32,7 +32,8 @@ from lamina.data.template import build_template
 from lamina.errors import BenchError, ConfigError, DataError, Problem, nearest
 from lamina.models.load import load_tokenizer
 from lamina.models.machine import choose_dtype, default_device, dtype_name
-from lamina.models.source import ModelSource, Notify, find_model
+from lamina.models.source import ModelSource, find_model
+from lamina.progress import Notify
 from lamina.quickstart.task import build_task
 
 # Steps that are taken before timing starts: the first ones pay for allocations and for kernels' own set-up.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -24,8 +24,7 @@ from lamina.data.source import OpenSource, SourceReader, open_sources, used_exam
 from lamina.data.split import hold_out
 from lamina.data.template import ChatTemplate
 from lamina.errors import DataError
-
-Notify = Callable[[str], None]
+from lamina.progress import Notify
 
 # What `lamina train` learns from; the other kinds need losses of their own.
 TRAINABLE = (Kind.CONVERSATION, Kind.TEXT)

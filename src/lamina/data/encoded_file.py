@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +20,7 @@ from lamina.data.source import ReadRow, SourceReader, lacks_column, used_example
 from lamina.data.store import StoredRow, StoreWriter, TokenStore, cached_store, digest_of, prompt_digest
 from lamina.data.template import ChatTemplate
 from lamina.errors import DataError
+from lamina.progress import Notify
 
 # Seconds between words on a large file.
 _WORD_EVERY = 10.0
@@ -62,7 +62,7 @@ def encode_file(
     config: DataConfig,
     role: str,
     template: ChatTemplate,
-    notify: Callable[[str], None] | None,
+    notify: Notify | None,
 ) -> EncodedFile:
     """Encodes a file, unless the cache has it.
 
@@ -108,7 +108,7 @@ def _fill(
     template: ChatTemplate,
     stratify: str | None,
     group: str | None,
-    notify: Callable[[str], None] | None,
+    notify: Notify | None,
 ) -> None:
     facts, stop = writer.facts, template.stop_token_ids
     last_word = time.monotonic()

@@ -20,7 +20,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,12 @@ from lamina.evaluation.candidates import Candidate
 from lamina.evaluation.compare_report import BaseFigures, Comparison, Outcome, write_html
 from lamina.evaluation.measure import Job, Measured, Measuring
 from lamina.evaluation.process import run_python
+from lamina.progress import Notify
 from lamina.runs import Run
 from lamina.training.signals import StopRequest, stop_on_signals
 
 # The share that goes on from a rung of `screen`, and by how much its steps grow.
 ETA = 3
-
-Notify = Callable[[str], None]
 
 _GIB = 2**30
 

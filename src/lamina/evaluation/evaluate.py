@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,10 @@ from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS, complete, left_ou
 from lamina.fusion import fast_path
 from lamina.methods.load import Loaded, adapter_folder, load
 from lamina.models.head import find_head
-from lamina.models.source import Notify
 from lamina.models.vocabulary import check_side
+from lamina.progress import Notify, Progress
 from lamina.runs import Run
 from lamina.training.step import evaluation_loss
-
-Progress = Callable[[str, int, int], None]
 
 REASONING_GIVEN = (
     "data.thinking is unsupervised: a row's own reasoning is given as part of its prompt, and exact match compares "

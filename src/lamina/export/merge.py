@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from lamina.models.folder import Ends, complete_folder
 from lamina.models.machine import dtype_name
 from lamina.models.pages import drop_file_pages
 from lamina.models.quiet import quiet_transformers
+from lamina.progress import Notify
 
 CERTIFICATE_FILE = "lamina_certificate.json"
 
@@ -55,7 +56,7 @@ def merge(
     allow_base_mismatch: bool = False,
     original_base: bool = False,
     allow_difference: bool = False,
-    notify: Callable[[str], None] = lambda message: None,
+    notify: Notify = lambda message: None,
 ) -> Merged:
     """Folds an adapter into its base and writes a plain transformers folder.
 

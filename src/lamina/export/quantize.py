@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,8 @@ from lamina.models.machine import dtype_name
 from lamina.models.memory import available_bytes
 from lamina.models.quantized import write_quantized
 from lamina.models.quantizers import check_packs_enough, converted_modules
-from lamina.models.source import Notify
 from lamina.models.vocabulary import check_vocabulary
+from lamina.progress import Notify, Progress
 from lamina.quantization import FrozenLinear, PackedLinear, freeze_linear
 from lamina.quantization.gptq import round_for_inputs
 from lamina.quantization.packed import bitsandbytes
@@ -55,8 +55,6 @@ _EVAL_BATCH = 8
 _SHARE_FOR_MOMENTS = 0.25
 
 REPORT_FILE = "quantization_report.json"
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from lamina.data.dataset import TRAINABLE
 from lamina.errors import ConfigError, Problem
 from lamina.inspection.rows import Rows
 from lamina.inspection.target import Target
-from lamina.models.source import Notify
+from lamina.progress import Notify
 
 
 def check_data(

@@ -17,7 +17,7 @@ from lamina.data.template import ChatTemplate
 from lamina.errors import ConfigError, Problem
 from lamina.inspection.rows import Rows
 from lamina.inspection.target import Target
-from lamina.models.source import Notify
+from lamina.progress import Notify
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from lamina.config.aliases import ALIASES
 from lamina.data.template import ChatTemplate, template_of
 from lamina.errors import ConfigError, Problem
 from lamina.models.load import load_tokenizer
-from lamina.models.source import Notify, find_model, packaged_gguf
+from lamina.models.source import find_model, packaged_gguf
 from lamina.models.vocabulary import declared_rows
+from lamina.progress import Notify
 
 # Of the model whose tokens are counted where a data file alone is given, and of its micro-batches.
 DEFAULT_MODEL = "smollm2-135m"

@@ -20,6 +20,7 @@ from lamina.errors import ConfigError, KernelError, Problem
 from lamina.kernels import native, plain
 from lamina.kernels.build import load
 from lamina.kernels.plain import GELU_TANH, SILU
+from lamina.progress import Notify
 
 Backward = TypeVar("Backward", bound=Callable[..., Any])
 
@@ -161,7 +162,7 @@ def kernel_state(device: torch.device, setting: str | bool = "auto") -> KernelSt
     return KernelState("plain", problem, "install what it names, or set train.compile to false")
 
 
-def prepare_kernels(device: torch.device, setting: str | bool, notify: Callable[[str], None]) -> KernelState:
+def prepare_kernels(device: torch.device, setting: str | bool, notify: Notify) -> KernelState:
     """`kernel_state` for the first time, which may compile: says so if it takes longer than a moment."""
     said = threading.Timer(MOMENT_SECONDS, notify, ["Compiling the kernels for this machine ..."])
     said.start()

@@ -22,7 +22,8 @@ from lamina.methods.lock import check_lock
 from lamina.models.fingerprint import fingerprint_base
 from lamina.models.load import Base, load_base
 from lamina.models.machine import default_device
-from lamina.models.source import Notify, find_model
+from lamina.models.source import find_model
+from lamina.progress import Notify
 from lamina.runs import ADAPTER_FOLDER, open_run
 
 

@@ -8,7 +8,7 @@ in each of the three files that say so, since one program reads the one and one 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from lamina.models.companions import MAX_BYTES, copy_companions
 from lamina.models.quiet import quiet_transformers
 from lamina.models.rope_words import add_old_rope_words, config_parts
 from lamina.models.stops import with_stop_ids
+from lamina.progress import Notify
 
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
 _TOKENIZER, _SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
@@ -62,7 +63,7 @@ def complete_folder(
     *,
     own_template: bool = False,
     own_stop: bool = False,
-    notify: Callable[[str], None] = lambda message: None,
+    notify: Notify = lambda message: None,
 ) -> None:
     """Puts everything but the weights, which are there, into a folder.
 

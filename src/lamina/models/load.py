@@ -18,9 +18,10 @@ from lamina.models.machine import bound_product_cache, choose_dtype, default_dev
 from lamina.models.offload import leave_on_disk, wants_offload
 from lamina.models.quiet import quiet_transformers
 from lamina.models.read import read_model
-from lamina.models.source import ModelSource, Notify, find_model
+from lamina.models.source import ModelSource, find_model
 from lamina.models.stored import agreed, stored_quantization
 from lamina.models.weights import find_packing, packed_modules
+from lamina.progress import Notify
 from lamina.quantization.report import ENOUGH, Packing
 
 if TYPE_CHECKING:

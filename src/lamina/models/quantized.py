@@ -31,7 +31,7 @@ from lamina.models.fingerprint import fingerprint_base, weight_files
 from lamina.models.quantizers import Record, StreamingConfig, check_packs_enough, take_over
 from lamina.models.quiet import quiet_transformers
 from lamina.models.read import read_model, skeleton
-from lamina.models.source import Notify
+from lamina.progress import Notify
 from lamina.quantization.correction import Correction
 from lamina.quantization.loftq import LoftqPlan
 from lamina.quantization.packed import PackedLinear, bitsandbytes

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from lamina.errors import LaminaError, ModelError
 from lamina.models.architecture import check_architecture, check_weights, not_a_language_model
 from lamina.models.quiet import quiet_transformers
-from lamina.models.source import Notify
+from lamina.progress import Notify
 
 
 def read_model(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from lamina.cache import IdentityCache, cache_folder, hold, writing_cache
 from lamina.config.aliases import ALIASES, Alias
 from lamina.errors import ConfigError, ModelError, Problem, nearest
 from lamina.models.gguf import convert_gguf
+from lamina.progress import Notify
 
 # What a model folder needs, and what its copies must carry; never pickled weights, and no code.
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*"]
@@ -30,8 +30,6 @@ _CONVERTER_VERSION = "2"
 
 # Where the hub's own cache keeps a model.
 _KEPT_BY_HUB = re.compile(r"/models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/[0-9a-f]+/?$")
-
-Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from transformers import get_scheduler
 from lamina.config import TrainConfig
 from lamina.config.optim import OPTIMIZERS
 from lamina.errors import ConfigError, Problem
+from lamina.progress import Notify
 
 Schedule = Callable[[int], float]
 
@@ -23,7 +24,7 @@ def build_optimizer(
     tensors: Mapping[str, nn.Parameter],
     fast: Collection[str] = (),
     vocabulary: Collection[str] = (),
-    notify: Callable[[str], None] = lambda message: None,
+    notify: Notify = lambda message: None,
 ) -> torch.optim.Optimizer:
     """The optimizer whose file in this folder has the configured name.
 

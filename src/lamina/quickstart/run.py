@@ -5,7 +5,6 @@ Generates the data, trains, lets base and adapter answer 100 unseen requests, me
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from lamina.evaluation.generate import answer
 from lamina.export.merge import merge
 from lamina.methods.certificate import Certificate
 from lamina.methods.load import load
+from lamina.progress import Notify, Progress
 from lamina.quickstart.settings import quickstart_settings, write_rows
 from lamina.quickstart.task import Request, build_task, is_valid_record
 from lamina.runs import Run
@@ -31,8 +31,6 @@ EVAL_ROWS = 100
 
 # The base may say what it likes; a record has at most about 45 tokens.
 ANSWER_TOKENS = 72
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def quickstart(
     eval_rows: int = EVAL_ROWS,
     overrides: tuple[str, ...] = (),
     on_event: OnEvent | None = None,
-    notify: Callable[[str], None] = lambda message: None,
+    notify: Notify = lambda message: None,
     progress: Progress = lambda what, done, total: None,
 ) -> Quickstart:
     """Runs the quickstart.

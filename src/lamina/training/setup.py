@@ -36,9 +36,9 @@ from lamina.models.head import Head, find_head
 from lamina.models.load import Base, load_base
 from lamina.models.machine import default_device, dtype_name
 from lamina.models.positions import declared_positions, has_position_table
-from lamina.models.source import Notify
 from lamina.models.vocabulary import check_vocabulary
 from lamina.optim import Schedule, build_optimizer, build_schedule
+from lamina.progress import Notify
 from lamina.quantization import count_weights
 from lamina.quantization.report import RoundingReport
 from lamina.runs import Run, keep_places, moved_places

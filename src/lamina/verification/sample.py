@@ -17,7 +17,8 @@ from lamina.data.example import EncodedExample
 from lamina.data.read import RawRow, find_files, rows_of
 from lamina.data.template import template_of
 from lamina.models.load import load_tokenizer
-from lamina.models.source import Notify, find_model
+from lamina.models.source import find_model
+from lamina.progress import Notify
 from lamina.quickstart.settings import quickstart_settings, write_rows
 from lamina.quickstart.task import build_task
 
