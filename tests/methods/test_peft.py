@@ -81,8 +81,8 @@ NO_MASTERS = {"LN_TUNING"}
 @pytest.fixture(autouse=True)
 def _no_methods_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that peft's LoRA and the like, which lamina has itself, are tested here too."""
-    for module in ("peft", "peft_types"):
-        monkeypatch.setattr(f"lamina.methods.{module}.METHOD_CONFIGS", {"peft": METHOD_CONFIGS["peft"]})
+    for module in ("lamina.methods.peft", "lamina.methods.peft_types"):
+        monkeypatch.setattr(f"{module}.METHOD_CONFIGS", {"peft": METHOD_CONFIGS["peft"]})
 
 
 @pytest.fixture(autouse=True)
@@ -379,8 +379,8 @@ ELSEWHERE: list[tuple[str, dict[str, Any], str | None]] = [
 def test_no_advice_leads_in_a_circle(
     peft_type: str, fields: dict[str, Any], reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("peft", "peft_types"):
-        monkeypatch.setattr(f"lamina.methods.{module}.METHOD_CONFIGS", METHOD_CONFIGS)
+    for module in ("lamina.methods.peft", "lamina.methods.peft_types"):
+        monkeypatch.setattr(f"{module}.METHOD_CONFIGS", METHOD_CONFIGS)
     config = PeftConfig.model_validate({"type": "peft", "peft_type": peft_type} | fields)
     if reason is None:
         begun(model_of(), config)
@@ -406,8 +406,8 @@ def test_lora_points_to_pefts_for_what_that_alone_has(field: str) -> None:
 
 
 def test_all_linear_means_experts_to_peft_and_so_is_not_pointed_to_lora(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("peft", "peft_types"):
-        monkeypatch.setattr(f"lamina.methods.{module}.METHOD_CONFIGS", METHOD_CONFIGS)
+    for module in ("lamina.methods.peft", "lamina.methods.peft_types"):
+        monkeypatch.setattr(f"{module}.METHOD_CONFIGS", METHOD_CONFIGS)
     config = PeftConfig.model_validate({"peft_type": "LORA", "r": 4, "target_modules": "all-linear"})
     injection = begun(build("qwen3_moe"), config)
     assert any("experts" in name for name in injection.layers)
