@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from lamina.config import DataConfig
 from lamina.data.answers import AnswerFinder, Conversation, find_stop
 from lamina.data.bounds import TemplateFailure
-from lamina.data.example import Example, Message
+from lamina.data.example import Message
 from lamina.data.jinja import FIXED_DATE, compile_template, mentions_date, needs_date, variables_of
 from lamina.data.probe import Probe, probe_template
 from lamina.data.prompts import Prompts, without_reasoning
@@ -143,14 +143,19 @@ class ChatTemplate:
         template = self._for(tools, kwargs)
         return template._spans(messages, template._conversation(messages, tools))
 
-    def question(self, example: Example) -> Question:
-        """What a model is asked for an example's last answer, and what it learns to write.
+    def question(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Question:
+        """What a model is asked for a conversation's last answer, and what it learns to write.
 
         Raises:
             DataError: As `render_spans`.
         """
-        rendered = self.render_spans(example.messages, example.tools, example.template_kwargs)
-        answer, voice = rendered.answers[-1], self._for(example.tools, example.template_kwargs).voice
+        rendered = self.render_spans(messages, tools, kwargs)
+        answer, voice = rendered.answers[-1], self._for(tools, kwargs).voice
         given = max((hole.end for hole in rendered.thinking if hole.start >= answer.start), default=None)
         start = answer.start if given is None else given
         written = rendered.text[start : answer.end]

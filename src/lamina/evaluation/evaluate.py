@@ -146,7 +146,7 @@ def evaluate(
 
 
 def _predict(loaded: Loaded, examples: list[Example], max_new_tokens: int, progress: Progress) -> list[Prediction]:
-    questions = [loaded.template.question(example) for example in examples]
+    questions = [loaded.template.question(row.messages, row.tools, row.template_kwargs) for row in examples]
 
     def say(what: str) -> list[str]:
         report = lambda done: progress(what, done, len(questions))  # noqa: E731

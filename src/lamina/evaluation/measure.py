@@ -118,7 +118,7 @@ def _score(loaded: Loaded, job: Job) -> Score:
     examples = load_examples(data, wanted.test, "--test", wanted.max_test_rows)
     if not examples:
         raise DataError(f"{wanted.test}: no row can be used. Fix: check the file with the run's data.columns.")
-    questions = [loaded.template.question(example) for example in examples]
+    questions = [loaded.template.question(row.messages, row.tools, row.template_kwargs) for row in examples]
     written = complete(loaded, [question.prompt for question in questions], max_new_tokens=wanted.max_new_tokens)
     answers = [question.voice.read(text) for question, text in zip(questions, written, strict=True)]
     return score(answers, [question.answer for question in questions])

@@ -80,7 +80,7 @@ def check_what_is_asked(template: ChatTemplate, messages: Sequence[Message], too
     for number, (place, span) in enumerate(zip(places, rendered.answers, strict=True)):
         if number not in rendered.not_asked:
             assert rendered.text[: span.start] == template.render(messages[:place], tools, add_generation_prompt=True)
-    question = template.question(Example(tuple(messages), 1, tools=tuple(tools)))
+    question = template.question(messages, tools)
     prompt = template.render(messages[:-1], tools, add_generation_prompt=True)
     given_reasoning = question.prompt.removeprefix(prompt)
     assert question.prompt == prompt or (template.thinking == "unsupervised" and given_reasoning != question.prompt)
@@ -281,7 +281,7 @@ def test_chat_template_kwargs_of_a_row_are_the_templates() -> None:
     assert learned(off, [QUESTION, ANSWER], template_kwargs={"enable_thinking": True}) == learned(
         template, [QUESTION, ANSWER]
     )
-    question = template.question(Example((QUESTION, ANSWER), 1, template_kwargs=KWARGS))
+    question = template.question((QUESTION, ANSWER), kwargs=KWARGS)
     assert question.prompt == off.render([QUESTION], (), True)
     assert (question.written, question.answer) == ("42<|im_end|>", "42")
 

@@ -11,7 +11,7 @@ from tests.data.templates.families import fast, words
 from tests.data.templates.reasoning_families import FAMILIES, reasoning_tokenizer
 from tests.models_zoo import build_tokenizer
 
-from lamina.data.example import Example, Message
+from lamina.data.example import Message
 from lamina.data.template import Thinking, build_template
 from lamina.data.voice import Voice
 
@@ -26,7 +26,7 @@ def test_what_is_learned_is_read_as_the_answer(name: str, answer: str, reasoning
     if name == "deepseek-v3.1":  # does not reason unless it is told to
         reasoning = ""
     template = build_template(reasoning_tokenizer(name), None, thinking)
-    question = template.question(Example((QUESTION, Message("assistant", answer, (), reasoning)), 1))
+    question = template.question((QUESTION, Message("assistant", answer, (), reasoning)))
     kept = f"<think>\n{reasoning}\n</think>\n\n{answer}" if reasoning and thinking == "keep" else answer
     assert question.answer.strip() == kept
     assert question.voice.read(question.written).strip() == kept
