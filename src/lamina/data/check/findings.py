@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from lamina.data.check.ledger import Ledger
-from lamina.data.check.row import Place
+from lamina.data.check.row import Offender
 
 
 class Severity(StrEnum):
@@ -21,21 +21,6 @@ class Severity(StrEnum):
     ERROR = "error"
     WARNING = "warning"
     INFO = "info"
-
-
-@dataclass(frozen=True, slots=True)
-class Offender:
-    """A row that a finding is about.
-
-    Attributes:
-        place: Where it stands.
-        excerpt: How it begins, or the text around the matter; secrets and personal data are masked.
-        detail: What it is about this row.
-    """
-
-    place: Place
-    excerpt: str
-    detail: str = ""
 
 
 @dataclass(frozen=True)

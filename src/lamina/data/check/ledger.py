@@ -9,16 +9,13 @@ from __future__ import annotations
 import hashlib
 from array import array
 from enum import IntEnum
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lamina.data.check.minhash import Signatures
 from lamina.data.check.row import Place
+from lamina.data.check.seen import Seen
 from lamina.data.example import Example
-
-if TYPE_CHECKING:
-    from lamina.data.check.seen import Seen
 
 EXCERPT_BYTES = 80
 

@@ -58,3 +58,18 @@ class CheckedRow:
     def place(self) -> Place:
         """Where it stands."""
         return Place(self.file, self.read.number, self.read.line)
+
+
+@dataclass(frozen=True, slots=True)
+class Offender:
+    """A row that a finding is about.
+
+    Attributes:
+        place: Where it stands.
+        excerpt: How it begins, or the text around the matter; secrets and personal data are masked.
+        detail: What it is about this row.
+    """
+
+    place: Place
+    excerpt: str
+    detail: str = ""

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from lamina.data.check.findings import Offender
 from lamina.data.check.private import Private, mask, scan
-from lamina.data.check.row import CheckedRow
+from lamina.data.check.row import CheckedRow, Offender
 from lamina.data.check.settings import CheckSettings
 from lamina.data.example import Example, Kind
 from lamina.data.report import CHOSEN_REASONS

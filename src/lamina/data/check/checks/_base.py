@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from lamina.data.check.findings import Finding, Offender, Severity
+from lamina.data.check.findings import Finding, Severity
 from lamina.data.check.ledger import Ledger
 from lamina.data.check.private import mask
+from lamina.data.check.row import Offender
 from lamina.data.check.seen import Seen
 from lamina.data.check.settings import CheckSettings
 

@@ -7,9 +7,10 @@ from collections import Counter
 from typing import Any
 
 from lamina.data.check.checks._base import BaseCheck
-from lamina.data.check.findings import Finding, Offender, Severity
+from lamina.data.check.findings import Finding, Severity
 from lamina.data.check.ledger import Ledger
 from lamina.data.check.private import mask
+from lamina.data.check.row import Offender
 from lamina.data.check.seen import Seen
 from lamina.data.check.settings import CheckSettings
 from lamina.data.example import Kind
