@@ -14,17 +14,18 @@ ORDER = [
     "files",
     "cache",
     "prune",
+    "plugins",
     "config",
     "runs",
     "data",
     "kernels",
     "quantization",
     "models",
-    "inspection",
     "ops",
     "methods",
     "fusion",
     "losses",
+    "inspection",
     "optim",
     "plan",
     "training",
@@ -36,7 +37,7 @@ ORDER = [
     "bench",
     "cli",
 ]
-LIGHT = ("version", "errors", "files", "cache", "prune", "config", "runs")
+LIGHT = ("version", "errors", "files", "cache", "prune", "plugins", "config", "runs")
 HEAVY = ("torch", "transformers", "numpy", "safetensors")
 
 

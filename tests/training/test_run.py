@@ -20,7 +20,7 @@ from lamina.losses.cross_entropy import cross_entropy
 from lamina.runs import Run
 from lamina.training.checkpoint import newest_checkpoint
 from lamina.training.events import Event
-from lamina.training.step import evaluation_loss
+from lamina.training.step import EvaluationResult, evaluate_loss
 
 SUMMARY_KEYS = {
     "run",
@@ -117,11 +117,11 @@ def scripted_evaluation(monkeypatch: pytest.MonkeyPatch, script: list[float]) ->
     """Lets training believe in a script of evaluation losses (the bare base's first); gives the real ones."""
     real: list[float] = []
 
-    def evaluate(*args: Any) -> float:
-        real.append(evaluation_loss(*args))
-        return script[len(real) - 1]
+    def evaluate(*args: Any) -> EvaluationResult:
+        real.append(evaluate_loss(*args).loss)
+        return EvaluationResult(script[len(real) - 1], {})
 
-    monkeypatch.setattr("lamina.training.loop.evaluation_loss", evaluate)
+    monkeypatch.setattr("lamina.training.loop.evaluate_loss", evaluate)
     return real
 
 
@@ -226,7 +226,7 @@ def nan_at(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
         value = cross_entropy(*args)
         return value * float("nan") if next(calls) // 2 + 1 in bad else value
 
-    monkeypatch.setattr("lamina.training.step.cross_entropy", loss)
+    monkeypatch.setattr("lamina.losses.cross_entropy.cross_entropy", loss)
 
 
 def without_eval(folder: Path, model: Path) -> dict[str, Any]:

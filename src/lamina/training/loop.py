@@ -47,7 +47,7 @@ from lamina.training.finite import check_adapter, check_evaluation
 from lamina.training.preview import colored_example
 from lamina.training.setup import Session, build_session, count_parameters, data_digests, is_only_text
 from lamina.training.signals import StopRequest, stop_on_signals
-from lamina.training.step import StepAbandoned, StepResult, evaluation_loss, training_step
+from lamina.training.step import EvaluationResult, StepAbandoned, StepResult, evaluate_loss, training_step
 from lamina.training.summary import summarise, total_parameters
 
 # One bad batch is passed over; so many in a row are a broken run.
@@ -160,8 +160,9 @@ class _Loop:
         session, state = self.session, self.state
         if session.dataset.eval and state.eval_loss_first is None:
             with session.injection.disabled():
-                state.eval_loss_first = self._evaluate("bare base")
-            self.log.emit("eval", 0, eval_loss=state.eval_loss_first, of="base")
+                first = self._evaluate("bare base")
+            state.eval_loss_first = first.loss
+            self.log.emit("eval", 0, eval_loss=first.loss, of="base", **first.metrics)
         epoch, plan = -1, []
         while not self._done():
             if self._eval_due():  # also when a run was cut between a step and its evaluation
@@ -184,6 +185,7 @@ class _Loop:
         result = training_step(
             self.model,
             session.head,
+            session.loss,
             session.optimizer,
             self.parameters,
             micro_batches,
@@ -226,15 +228,15 @@ class _Loop:
 
     def _log_window(self) -> None:
         window, state = self.window, self.state
-        supervised = sum(result.supervised_tokens for result in window)
         self.log.emit(
             "step",
             state.step,
-            loss=sum(result.loss * result.supervised_tokens for result in window) / supervised,
+            loss=sum(result.loss * result.count for result in window) / sum(result.count for result in window),
+            **_means(window),
             learning_rate=self.session.schedule(state.step - 1),
             grad_norm=window[-1].grad_norm,
             tokens=sum(result.tokens for result in window),
-            supervised_tokens=supervised,
+            supervised_tokens=sum(result.supervised_tokens for result in window),
             seconds=self.window_seconds,
             step_seconds=self.window_seconds / len(window),
             epoch=state.step / self.session.steps_per_epoch,
@@ -274,20 +276,21 @@ class _Loop:
         if not any(bool(norm) for norm in norms.values()):
             raise TrainingError("every gradient of the first step is zero: the adapter has no effect on the loss.")
 
-    def _evaluate(self, what: str) -> float:
+    def _evaluate(self, what: str) -> EvaluationResult:
         examples = self.session.dataset.eval
 
         def progress(done: int) -> None:
             self.log.show("progress", self.state.step, what=what, done=done, total=len(examples))
 
-        size = self.config.per_device_eval_batch_size
-        head = self.session.head
-        loss = evaluation_loss(self.model, head, examples, size, self._asked_to_stop, progress, self.layout)
-        return check_evaluation(loss, what, self.state.step)
+        size, parts = self.config.per_device_eval_batch_size, (self.session.head, self.session.loss)
+        result = evaluate_loss(self.model, *parts, examples, size, self._asked_to_stop, progress, self.layout)
+        check_evaluation(result.loss, what, self.state.step)
+        return result
 
     def _evaluate_and_keep_best(self) -> None:
         state = self.state
-        loss = self._evaluate("adapter")
+        result = self._evaluate("adapter")
+        loss = result.loss
         state.last_eval_step, state.eval_loss_last = state.step, loss
         margin = self.config.early_stopping_threshold
         if not self.session.hooks.is_settled():
@@ -298,7 +301,7 @@ class _Loop:
                 save_best(self.run_dir.checkpoints, state, self.session.tensors)
         else:
             state.evals_without_gain += 1
-        self.log.emit("eval", state.step, eval_loss=loss, of="adapter", best_step=state.best_step)
+        self.log.emit("eval", state.step, eval_loss=loss, of="adapter", best_step=state.best_step, **result.metrics)
         if self._stopped_early():
             self.log.emit(
                 "note",
@@ -363,7 +366,7 @@ class _Loop:
         for reason in (*fusion.notes, *kernel_notes(self.model.device, self.config.compile)):
             self.log.emit("note", state.step, message=reason)
         sample = session.epoch_plan(0)[0]
-        speed = measured_tokens_per_second(self.model, session.head, self.parameters, sample, self.layout)
+        speed = measured_tokens_per_second(self.model, session.head, session.loss, self.parameters, sample, self.layout)
         tokens_per_step = session.dataset.report.train.tokens / session.steps_per_epoch
         left = (session.total_steps - state.step) * tokens_per_step
         trainable = count_parameters(self.parameters)
@@ -401,6 +404,16 @@ class _Loop:
         summary = summarise(session, state, digest)
         self.run_dir.record(status="finished", finished=timestamp(), summary=summary)
         self.log.emit("end", state.step, **summary)
+
+
+def _means(window: Sequence[StepResult]) -> dict[str, float]:
+    """The loss's own figures over some steps."""
+    totals: dict[str, tuple[float, float]] = {}
+    for result in window:
+        for name, (total, count) in result.metrics.items():
+            before = totals.get(name, (0.0, 0.0))
+            totals[name] = (before[0] + total, before[1] + count)
+    return {name: total / count for name, (total, count) in totals.items() if count}
 
 
 def _cuda_devices(session: Session) -> list[torch.device]:

@@ -28,6 +28,7 @@ from lamina.data.template import ChatTemplate, template_of
 from lamina.data.tokenizer import fingerprint_tokenizer
 from lamina.errors import ConfigError, DataError, Problem, RunError
 from lamina.kernels import kernel_state, prepare_kernels
+from lamina.losses.base import Loss, build_loss
 from lamina.methods.base import Hooks, Injection, find_method, inject
 from lamina.methods.coverage import Coverage, check_reach, find_coverage
 from lamina.methods.reload import check_before_training
@@ -59,6 +60,7 @@ class Session:
         template: Renders conversations.
         dataset: The encoded data.
         head: The model's parts.
+        loss: What is minimized.
         injection: The adapter.
         coverage: Which of the base's weights it is on.
         tensors: The adapter's tensors by name.
@@ -76,6 +78,7 @@ class Session:
     template: ChatTemplate
     dataset: Dataset
     head: Head
+    loss: Loss
     injection: Injection
     coverage: Coverage
     tensors: dict[str, nn.Parameter]
@@ -89,8 +92,7 @@ class Session:
     @property
     def longest_document(self) -> int:
         """Tokens of the longest document of training and evaluation."""
-        parts = (self.dataset.report.train, self.dataset.report.eval)
-        return max(part.longest for part in parts if part is not None)
+        return max(self.dataset.train.longest, self.dataset.eval.longest)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -141,7 +143,8 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
     template = template_of(base.tokenizer, config.data)
     notify("Reading the data ...")
     batch_size = config.train.per_device_train_batch_size
-    dataset = build_dataset(config.data, template, batch_size, config.seed, notify)
+    loss = build_loss(config.loss)
+    dataset = build_dataset(config.data, template, batch_size, config.seed, notify, loss.sequences)
     _check_stop_token(dataset, template)
     check_vocabulary(dataset, base.model, template)
     head = find_head(base.model)
@@ -157,7 +160,10 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
     steps_per_epoch = math.ceil(micro_batches / config.train.gradient_accumulation_steps)
     epochs = config.train.epochs
     total = config.train.max_steps or max(1, math.ceil(steps_per_epoch * (epochs or 0.0)))
-    longest = batch_size * (config.data.max_length if config.data.packing else dataset.report.train.longest)
+    longest = max(
+        batch_size * (config.data.max_length if config.data.packing else dataset.report.train.longest),
+        dataset.report.train.longest,
+    )
     session = Session(
         config=config,
         run=run,
@@ -165,6 +171,7 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
         template=template,
         dataset=dataset,
         head=head,
+        loss=loss,
         injection=injection,
         coverage=coverage,
         tensors=tensors,
@@ -225,11 +232,11 @@ def check_positions(dataset: Dataset, model: PreTrainedModel, notify: Notify, vi
         ConfigError: The longest document does not fit in a table of positions.
     """
     limit = declared_positions(model)
-    lengths = [part.longest for part in (dataset.report.train, dataset.report.eval) if part is not None]
-    longest = max(lengths) + virtual
+    document = max(dataset.train.longest, dataset.eval.longest)
+    longest = document + virtual
     if limit is None or longest <= limit:
         return
-    what = f"rows of up to {max(lengths)} tokens"
+    what = f"rows of up to {document} tokens"
     if virtual:
         what += f" with {virtual} virtual ones before them"
     where = f"{type(model).__name__} has {limit} positions (max_position_embeddings)"
