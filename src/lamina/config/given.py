@@ -73,8 +73,10 @@ def _kept(
         path = f"{prefix}{name}"
         section = _chosen_class(path, value) if path in _CHOSEN else section_of(cls, name)
         if isinstance(value, Mapping) and section is not None:
-            kept[name] = _kept(section, value, f"{path}.", given, whole)
-        elif path in given or path in ("method.type", "loss.type") or value != _default(cls, name, path, whole):
+            inner = _kept(section, value, f"{path}.", given, whole)
+            if inner or _default(cls, name, path, whole) is None:  # an empty one says something where there is none
+                kept[name] = inner
+        elif path in given or (path in _TYPES and value != _TYPES[path]) or value != _default(cls, name, path, whole):
             kept[name] = value
     return kept
 
@@ -107,6 +109,9 @@ _CHOSEN: dict[str, tuple[Mapping[str, type[BaseModel]], str]] = {
     "method": (METHOD_CONFIGS, DEFAULT_METHOD),
     "loss": (LOSS_CONFIGS, DEFAULT_LOSS),
 }
+
+# What chooses a section's class, and the choice that says nothing; a method's decides other defaults, so it stays.
+_TYPES = {"method.type": None, "loss.type": DEFAULT_LOSS}
 
 # What no value is equal to.
 _NOTHING = object()
