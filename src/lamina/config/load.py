@@ -28,6 +28,9 @@ from lamina.version import is_newer
 _MEMBERS: dict[str, Mapping[str, type[BaseModel]]] = {"method": METHOD_CONFIGS, "loss": LOSS_CONFIGS}
 _TYPES = {"method": "type: lora", "loss": "type: cross_entropy"}
 
+# Fields that name members of a family (`lamina/plugins.py`).
+_FAMILIES = {"method.type": "methods", "loss.type": "losses", "train.optim": "optimizers", "data.format": "formats"}
+
 
 def load_config(source: str | Path | Mapping[str, Any] | Config, overrides: Iterable[str] = ()) -> Config:
     """Reads and checks a configuration.
@@ -131,10 +134,9 @@ def _problem(detail: ErrorDetails) -> Problem:
         case "missing":
             return Problem(field, "is required but not given.", f"add it, such as `{_example(_as_written(location))}`")
         case "literal_error" | "enum":
-            hint = nearest(str(value), re.findall(r"'([^']*)'", str(context.get("expected", ""))))
-            return Problem(field, f"{value!r} is not one of {context.get('expected')}.", hint)
+            return _no_such(field, value, str(context.get("expected")))
         case "union_tag_invalid":
-            return _unknown_type(field, str(context.get("tag")), str(context["expected_tags"]))
+            return _no_such(f"{field}.type", context.get("tag"), str(context["expected_tags"]))
         case "union_tag_not_found":
             return Problem(f"{field}.type", "is required but not given.", f"name one, such as `{_TYPES[field]}`")
         case "value_error":
@@ -146,14 +148,14 @@ def _problem(detail: ErrorDetails) -> Problem:
             return Problem(field, f"got {_short(value)}; {message}.")
 
 
-def _unknown_type(field: str, tag: str, expected: str) -> Problem:
-    """A `type` that there is not; one that another package should give has a reason for that."""
-    reason = plugins.problems(f"{field}s" if field == "method" else f"{field}es").get(tag)
+def _no_such(field: str, value: object, expected: str) -> Problem:
+    """A value that is not among those that there are; one that another package should give has a reason for that."""
+    family = _FAMILIES.get(field)
+    reason = plugins.problems(family).get(str(value)) if family is not None else None
     if reason is not None:
-        return Problem(f"{field}.type", f"{tag!r} cannot be used: {reason}.")
-    return Problem(
-        f"{field}.type", f"{tag!r} is not one of {expected}.", nearest(tag, re.findall(r"'([^']*)'", expected))
-    )
+        return Problem(field, f"{value!r} cannot be used: {reason}.")
+    hint = nearest(str(value), re.findall(r"'([^']*)'", expected))
+    return Problem(field, f"{value!r} is not one of {expected}.", hint)
 
 
 def _as_written(location: list[str]) -> list[str]:
