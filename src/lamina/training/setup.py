@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import json
 import math
 import platform
 from collections.abc import Iterable
@@ -26,6 +27,7 @@ from lamina.data.packing import plan_epoch
 from lamina.data.side import Batches
 from lamina.data.template import ChatTemplate, template_of
 from lamina.data.tokenizer import fingerprint_tokenizer
+from lamina.distributed.world import ALONE, World
 from lamina.errors import ConfigError, DataError, Problem, RunError
 from lamina.kernels import kernel_state, prepare_kernels
 from lamina.losses.base import Loss, build_loss
@@ -70,6 +72,7 @@ class Session:
         micro_batches: Micro-batches in an epoch.
         total_steps: Optimizer steps of the whole run.
         longest: Tokens of the largest micro-batch that there can be.
+        world: The processes that train together.
     """
 
     config: Config
@@ -88,6 +91,7 @@ class Session:
     micro_batches: int
     total_steps: int
     longest: int
+    world: World = ALONE
 
     @property
     def longest_document(self) -> int:
@@ -122,8 +126,14 @@ class Session:
         return Batches(train, plan)
 
 
-def build_session(config: Config, run: Run, notify: Notify) -> Session:
+def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE) -> Session:
     """Builds everything, and writes what is known before training into the run: data report and manifest.
+
+    Args:
+        config: The run's configuration.
+        run: Its directory.
+        notify: Told what is being done, and what a user should know.
+        world: The processes that train together.
 
     Raises:
         LaminaError: Model, data or configuration cannot be used; see the parts' own functions.
@@ -181,14 +191,23 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
         micro_batches=micro_batches,
         total_steps=total,
         longest=longest,
+        world=world,
     )
+    for what, value in _facts(session).items():
+        world.same_everywhere(what, json.dumps(value, sort_keys=True))
+    world.once(lambda: _write_what_is_known(session, notify))
+    return session
+
+
+def _write_what_is_known(session: Session, notify: Notify) -> None:
+    """Manifest, data report, and the report on a quantized base."""
+    run, base = session.run, session.base
     _write_manifest(session, notify)
-    files.write_json(run.data_report_path, dataset.report.as_json())
+    files.write_json(run.data_report_path, session.dataset.report.as_json())
     if base.rounding_errors and base.packing is not None:
         report = RoundingReport(base.rounding_errors, base.packing)
         files.write_json(run.quantization_report_path, report.as_json())
         notify(report.line())
-    return session
 
 
 def data_digests(dataset: Dataset) -> list[dict[str, Any]]:
@@ -277,15 +296,21 @@ def _head_after_injection(head: Head, injection: Injection) -> Head:
     return dataclasses.replace(head, linear=linear)
 
 
-def _write_manifest(session: Session, notify: Notify) -> None:
-    run, base, before = session.run, session.base, session.run.manifest
-    facts = {
+def _facts(session: Session) -> dict[str, Any]:
+    """What a run must have the same in all processes, and when it goes on."""
+    base = session.base
+    return {
         "base": {"ref": base.source.ref, **base.fingerprint.as_json()},
         "tokenizer": fingerprint_tokenizer(base.tokenizer),
         "chat_template": session.template.digest,
         "data": data_digests(session.dataset),
         "threads": torch.get_num_threads(),
     }
+
+
+def _write_manifest(session: Session, notify: Notify) -> None:
+    run, base, before = session.run, session.base, session.run.manifest
+    facts = _facts(session)
     if run.begun:
         _check_unchanged(session, before, facts)
         facts |= keep_places(run, session.config)

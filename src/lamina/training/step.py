@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 
 from lamina.data.batch import PACKED, Layout, build_units
 from lamina.data.example import EncodedExample
+from lamina.distributed.world import ALONE, World
 from lamina.losses.base import Loss, LossSum, Metric
 from lamina.methods.base import Hooks
 from lamina.models.head import Head
@@ -61,6 +63,7 @@ def training_step(
     check: Callable[[], None] = lambda: None,
     layout: Layout = PACKED,
     moving: Callable[[], None] = lambda: None,
+    world: World = ALONE,
 ) -> StepResult:
     """Takes one step over micro-batches, whose losses are divided by the count of all of them together.
 
@@ -73,7 +76,7 @@ def training_step(
         loss: What is minimized.
         optimizer: Over `parameters`.
         parameters: The adapter's tensors.
-        micro_batches: The examples of each micro-batch.
+        micro_batches: The examples of each micro-batch of the step, in all processes together.
         learning_rate: For this step.
         max_grad_norm: Clip to this norm; 0 for no clipping.
         step: Its number, from 1.
@@ -82,6 +85,7 @@ def training_step(
         check: Called when the gradients are there and nothing has changed yet.
         layout: How the documents of a micro-batch go through the model.
         moving: Called before anything changes: until the step is done, the tensors belong to no step.
+        world: The processes that take the step together; each computes its share of the micro-batches.
 
     Raises:
         StepAbandoned: `stop` said so.
@@ -92,7 +96,7 @@ def training_step(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("lr_factor", 1.0)
     optimizer.zero_grad(set_to_none=True)
-    units = (unit for examples in micro_batches for unit in build_units(examples, layout))
+    units = (unit for examples in world.share(micro_batches) for unit in build_units(examples, layout))
     if isinstance(optimizer, LayerwiseGaloreAdamW):
         sums = [tally.take(loss.compute(model, head, [batch.to(model.device) for batch in unit])) for unit in units]
         mean = torch.stack(sums).sum() / count
@@ -100,7 +104,7 @@ def training_step(
         if finite:
             moving()
         norm = _layerwise_step(optimizer, mean, check) if finite else float("nan")
-        return StepResult(float(mean.detach()), count, norm, tokens, supervised, finite, tally.metrics)
+        return StepResult(float(mean.detach()), count, norm, tokens, supervised, finite, tally.everywhere(world))
     total = torch.zeros((), device=model.device)
     for unit in units:
         if stop():
@@ -109,19 +113,30 @@ def training_step(
         part = tally.take(loss.compute(model, head, [batch.to(model.device) for batch in unit])) / count
         part.backward()
         total += part.detach()
+    _add_up_gradients(parameters, world)
     penalty = hooks.penalty()
     if penalty is not None:
         penalty.backward()
     check()
+    mean = world.total(float(total))
     norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
-    finite = bool(torch.isfinite(norm) & torch.isfinite(total))
+    finite = bool(torch.isfinite(norm)) and math.isfinite(mean)
     if finite:
         moving()
         hooks.before_update(step)
         optimizer.step()
         hooks.after_update(step)
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(float(total), count, float(norm), tokens, supervised, finite, tally.metrics)
+    return StepResult(mean, count, float(norm), tokens, supervised, finite, tally.everywhere(world))
+
+
+def _add_up_gradients(parameters: Sequence[nn.Parameter], world: World) -> None:
+    """The gradient of the whole step in every process; one that had no micro-batch adds nothing."""
+    if world.size > 1:
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        world.add_up(parameter.grad for parameter in parameters if parameter.grad is not None)
 
 
 class _Tally:
@@ -142,10 +157,21 @@ class _Tally:
             )
         return result.total
 
-    @property
-    def metrics(self) -> dict[str, tuple[float, float]]:
-        """Sum and count of each figure."""
-        return {name: (float(metric.total), metric.count) for name, metric in self._sums.items()}
+    def everywhere(self, world: World) -> dict[str, tuple[float, float]]:
+        """Sum and count of each figure over all processes."""
+        return {
+            name: (world.total(float(metric.total)), world.total(metric.count)) for name, metric in self._sums.items()
+        }
+
+
+def mean_metrics(window: Sequence[StepResult]) -> dict[str, float]:
+    """The loss's own figures over some steps."""
+    totals: dict[str, tuple[float, float]] = {}
+    for result in window:
+        for name, (total, count) in result.metrics.items():
+            before = totals.get(name, (0.0, 0.0))
+            totals[name] = (before[0] + total, before[1] + count)
+    return {name: total / count for name, (total, count) in totals.items() if count}
 
 
 def _layerwise_step(optimizer: LayerwiseGaloreAdamW, loss: torch.Tensor, check: Callable[[], None]) -> float:
@@ -183,6 +209,7 @@ def evaluate_loss(
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda done: None,
     layout: Layout = PACKED,
+    world: World = ALONE,
 ) -> EvaluationResult:
     """Computes the loss of `examples` without training on them.
 
@@ -195,6 +222,7 @@ def evaluate_loss(
         stop: Asked between batches.
         progress: Called with the number of examples done.
         layout: How the documents of a batch go through the model.
+        world: The processes that share the batches.
 
     Raises:
         StepAbandoned: `stop` said so.
@@ -203,7 +231,7 @@ def evaluate_loss(
     model.eval()
     total, count, tally = torch.zeros((), dtype=torch.float64), 0.0, _Tally()
     try:
-        for first in range(0, len(examples), batch_size):
+        for first in world.share(range(0, len(examples), batch_size)):
             if stop():
                 raise StepAbandoned
             chosen = examples[first : first + batch_size]
@@ -214,4 +242,5 @@ def evaluate_loss(
             progress(min(first + batch_size, len(examples)))
     finally:
         model.train(training)
-    return EvaluationResult(float(total) / count, {name: of / n for name, (of, n) in tally.metrics.items()})
+    metrics = {name: of / n for name, (of, n) in tally.everywhere(world).items()}
+    return EvaluationResult(world.total(float(total)) / world.total(count), metrics)
