@@ -20,11 +20,12 @@ from lamina.config.methods.lora import LoftqConfig, LoraConfig
 from lamina.config.quantization import QuantizationConfig
 from lamina.evaluation.forgetting import general_pieces
 from lamina.fusion import fast_path
+from lamina.losses.cross_entropy import CrossEntropy
 from lamina.methods.base import find_method, inject
 from lamina.models.head import find_head
 from lamina.models.load import Base, load_base
 from lamina.quantization.report import RoundingReport
-from lamina.training.step import evaluation_loss
+from lamina.training.step import evaluate_loss
 
 LENGTH = 512
 
@@ -33,7 +34,7 @@ def loss_of(base: Base, text: Path, pieces: int) -> float:
     """Mean loss over the tokens of the first pieces of the text."""
     documents, head = general_pieces(text, base.tokenizer, LENGTH, pieces), find_head(base.model)
     with fast_path(base.model, longest=LENGTH) as path:
-        return evaluation_loss(base.model, head, documents, 8, layout=path.layout)
+        return evaluate_loss(base.model, head, CrossEntropy(), documents, 8, layout=path.layout).loss
 
 
 def with_loftq(model: str, config: LoraConfig, quantization: QuantizationConfig) -> Base:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["COLUMNS"] = "200"
 # Two-layer models are faster on one thread, whatever else the machine does.
 torch.set_num_threads(1)
+# A shell leaves both ignored in what it starts in the background or with nohup, and processes of ours inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import shutil
@@ -12,8 +13,10 @@ from typing import Any
 import psutil
 import torch
 
+from lamina import plugins
 from lamina.cache import cache_folder
 from lamina.config.aliases import ALIASES, Alias
+from lamina.errors import ConfigError
 from lamina.kernels import kernel_state
 from lamina.models.machine import cpu_features, default_device, multiplies_bf16_natively
 from lamina.models.source import packaged_gguf
@@ -61,6 +64,7 @@ def diagnose() -> list[Finding]:
         _kernels(device),
         *(_extra(package, extra) for package, extra in EXTRAS.items()),
         *(_alias(name, alias) for name, alias in ALIASES.items()),
+        *_plugins(),
         _cache(),
     ]
 
@@ -169,6 +173,23 @@ def _extra(package: str, extra: str) -> Finding:
         return Finding(package, importlib.metadata.version(package))
     except importlib.metadata.PackageNotFoundError:
         return Finding(package, "not installed", "missing", f"optional: pip install 'lamina[{extra}]'")
+
+
+def _plugins() -> list[Finding]:
+    """What other packages add to lamina, and what of that cannot be used."""
+    findings = []
+    for family, facts in plugins.FAMILIES.items():
+        for name, member in plugins.members(family).items():
+            if member.package:
+                with contextlib.suppress(ConfigError):
+                    plugins.load_member(family, name)
+                    findings.append(Finding(f"{facts.what.partition(' ')[2]} {name}", f"from {member.package}"))
+        advice = "upgrade or uninstall that package"
+        what = facts.what.partition(" ")[2]
+        findings += [
+            Finding(f"{what} {name}", reason, "missing", advice) for name, reason in plugins.problems(family).items()
+        ]
+    return findings
 
 
 def _alias(name: str, alias: Alias) -> Finding:

@@ -306,9 +306,17 @@ def test_exact_match_and_predictions(cli: Cli, trained: Run, tmp_path: Path) -> 
     out = tmp_path / "deep" / "predictions.jsonl"
     result = cli("eval", trained.path, "--data", data, "--exact-match", *SHORT, "--predictions", out, "--json")
     assert (result.json()["exact_match"], result.json()["base_exact_match"]) == (0.5, 0.0)
+    right, wrong = {"exact_match": [1.0, 0.0]}, {"exact_match": [0.0, 0.0]}
     assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] == [
-        {"row": 1, "prompt": "say 3", "expected": adapter[0], "adapter": adapter[0], "base": base[0]},
-        {"row": 2, "prompt": "say 4", "expected": "something else", "adapter": adapter[1], "base": base[1]},
+        {"row": 1, "prompt": "say 3", "expected": adapter[0], "adapter": adapter[0], "base": base[0], "scores": right},
+        {
+            "row": 2,
+            "prompt": "say 4",
+            "expected": "something else",
+            "adapter": adapter[1],
+            "base": base[1],
+            "scores": wrong,
+        },
     ]
     assert "50.0%" in cli("eval", trained.path, "--data", data, "--exact-match", *SHORT).out
 

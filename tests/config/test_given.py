@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from lamina.config import METHOD_CONFIGS, Config, load_config, resolved_values
-from lamina.config.optim import OPTIMIZERS
+from lamina.config.optimizers import OPTIMIZERS
 from lamina.config.root import default_learning_rate
 from lamina.errors import ConfigError
 from lamina.evaluation.candidates import build_candidates

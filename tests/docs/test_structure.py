@@ -15,17 +15,18 @@ ORDER = [
     "progress",
     "cache",
     "prune",
+    "plugins",
     "config",
     "runs",
     "data",
     "kernels",
     "quantization",
     "models",
-    "inspection",
     "ops",
     "methods",
     "fusion",
     "losses",
+    "inspection",
     "optim",
     "plan",
     "training",
@@ -37,7 +38,7 @@ ORDER = [
     "bench",
     "cli",
 ]
-LIGHT = ("version", "errors", "files", "progress", "cache", "prune", "config", "runs")
+LIGHT = ("version", "errors", "files", "progress", "cache", "prune", "plugins", "config", "runs")
 HEAVY = ("torch", "transformers", "numpy", "safetensors")
 
 

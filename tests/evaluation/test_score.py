@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lamina.evaluation.score import Score, is_right, score
+from lamina.evaluation.score import Score, score
+from lamina.evaluation.scorers.final_answer import is_right
 
 
 @pytest.mark.parametrize(

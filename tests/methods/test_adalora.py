@@ -27,6 +27,7 @@ from lamina.config.methods.adalora import AdaLoraConfig
 from lamina.errors import ConfigError
 from lamina.methods.adalora import METHOD, BudgetHooks
 from lamina.methods.base import Injection, inject
+from lamina.training.step import EvaluationResult
 
 TARGETS = ["q_proj", "k_proj", "down_proj"]
 LAYERS = 2 * len(TARGETS)
@@ -247,7 +248,7 @@ def test_no_evaluation_before_the_last_cut_makes_the_best_adapter(
 ) -> None:
     """The losses rise, so that without that rule the first evaluation would be the best one, and the last."""
     losses = itertools.count(1.0)
-    monkeypatch.setattr("lamina.training.loop.evaluation_loss", lambda *_: next(losses))
+    monkeypatch.setattr("lamina.training.loop.evaluate_loss", lambda *_: EvaluationResult(next(losses), {}))
     settings = settings_of_a_run(tmp_path, "run", {"deltaT": 4, "tinit": 4}, 12)
     settings["data"]["eval"] = 0.34
     settings["train"] |= {"eval_steps": 1, "early_stopping_patience": 2}

@@ -129,7 +129,7 @@ def test_what_was_written_is_read_again_before_a_run_is_done(
         save_file(tensors, file, metadata={"format": "pt"})
         return digest
 
-    monkeypatch.setattr("lamina.training.loop.save_adapter", spoil)
+    monkeypatch.setattr("lamina.training.finish.save_adapter", spoil)
     with pytest.raises(AdapterError, match="were changed after training" if what != "settings" else "some_future_key"):
         lamina.train(config(bases, tmp_path, "llama", {"type": "lora", "r": 4}))
     assert Run(tmp_path / "run").summary is None

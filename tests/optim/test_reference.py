@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lamina.config import TrainConfig
-from lamina.config.optim import GaloreConfig
+from lamina.config.optimizers import GaloreConfig
 from lamina.optim import LayerwiseGaloreAdamW, build_optimizer
 from lamina.optim._adamw import FloatMoments, Update
 from lamina.optim._galore import carry_over, project, project_back, turn_subspace

@@ -17,9 +17,10 @@ from tests.training.helpers import settings
 
 import lamina
 from lamina.errors import Interrupted, StorageError, TrainingError
+from lamina.losses import cross_entropy
 from lamina.methods.base import Hooks
 from lamina.runs import Run, open_run
-from lamina.training import loop, setup, step
+from lamina.training import loop, setup
 from lamina.training.checkpoint import newest_checkpoint
 from lamina.training.events import Event
 from lamina.training.signals import stop_on_signals
@@ -163,10 +164,10 @@ def test_when_nobody_looks_any_more(
 @pytest.mark.parametrize(
     ("owner", "name", "call", "whole"),
     [
-        pytest.param(step, "cross_entropy", 10, True, id="forward"),
+        pytest.param(cross_entropy, "cross_entropy", 10, True, id="forward"),
         pytest.param(torch.Tensor, "backward", 9, True, id="backward"),
         pytest.param(Hooks, "penalty", 4, True, id="penalty"),
-        pytest.param(loop, "evaluation_loss", 2, True, id="evaluation"),
+        pytest.param(loop, "evaluate_loss", 2, True, id="evaluation"),
         pytest.param(setup, "plan_epoch", 3, True, id="data"),
         pytest.param(torch.optim.AdamW, "step", 4, False, id="optimizer"),
         pytest.param(Hooks, "after_update", 4, False, id="amid the update"),

@@ -19,6 +19,7 @@ from lamina.fusion import fast_path
 from lamina.methods.base import inject
 from lamina.models.head import find_head
 from lamina.models.machine import bound_product_cache
+from lamina.losses.cross_entropy import CrossEntropy
 from lamina.training.step import training_step
 
 shortest, longest = map(int, sys.argv[1:])
@@ -40,7 +41,8 @@ with fast_path(model, longest=longest) as path:
             length = int(rng.integers(shortest, longest + 1))
             answer = np.arange(length) >= rng.integers(1, length)
             examples.append(EncodedExample(rng.integers(0, 16384, length, dtype=np.int32), answer, row=step))
-        training_step(model, head, optimizer, parameters, [examples], 1e-4, 1.0, step, layout=path.layout)
+        parts = (model, head, CrossEntropy(), optimizer, parameters)
+        training_step(*parts, [examples], 1e-4, 1.0, step, layout=path.layout)
         resident.append(psutil.Process().memory_info().rss)
 print(json.dumps(resident))
 """

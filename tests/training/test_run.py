@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import lamina
 from lamina.errors import ConfigError, DataError, ModelError, RunError, TrainingError
 from lamina.kernels import native
-from lamina.losses.cross_entropy import cross_entropy
 from lamina.runs import Run
+from lamina.training import step
 from lamina.training.checkpoint import newest_checkpoint
 from lamina.training.events import Event
-from lamina.training.step import evaluation_loss
+from lamina.training.step import EvaluationResult, evaluate_loss
 
 SUMMARY_KEYS = {
     "run",
@@ -117,11 +117,11 @@ def scripted_evaluation(monkeypatch: pytest.MonkeyPatch, script: list[float]) ->
     """Lets training believe in a script of evaluation losses (the bare base's first); gives the real ones."""
     real: list[float] = []
 
-    def evaluate(*args: Any) -> float:
-        real.append(evaluation_loss(*args))
-        return script[len(real) - 1]
+    def evaluate(*args: Any) -> EvaluationResult:
+        real.append(evaluate_loss(*args).loss)
+        return EvaluationResult(script[len(real) - 1], {})
 
-    monkeypatch.setattr("lamina.training.loop.evaluation_loss", evaluate)
+    monkeypatch.setattr("lamina.training.loop.evaluate_loss", evaluate)
     return real
 
 
@@ -222,11 +222,13 @@ def nan_at(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
     """Makes the loss of some steps (counted in micro-batches, two a step) NaN, gradients included."""
     calls = iter(range(10**6))
 
-    def loss(*args: Any) -> torch.Tensor:
-        value = cross_entropy(*args)
+    real = step._Tally.take
+
+    def take(*args: Any) -> torch.Tensor:
+        value = real(*args)
         return value * float("nan") if next(calls) // 2 + 1 in bad else value
 
-    monkeypatch.setattr("lamina.training.step.cross_entropy", loss)
+    monkeypatch.setattr(step._Tally, "take", take)
 
 
 def without_eval(folder: Path, model: Path) -> dict[str, Any]:

@@ -158,13 +158,14 @@ def break_attention_gradient(patch: Patch) -> None:
 
 
 def break_accumulation(patch: Patch) -> None:
-    """The mean of each micro-batch's mean, which is what many trainers take for the mean of a batch."""
-    real = training_step.cross_entropy
+    """Micro-batches that count differently, as where each is divided by its own tokens."""
+    real = training_step._Tally.take
 
-    def mean_of_means(model: Any, head: Any, batch: Any) -> torch.Tensor:
-        return real(model, head, batch) / batch.supervised_tokens
+    def take(tally: Any, result: Any) -> torch.Tensor:
+        tally.taken = getattr(tally, "taken", 0) + 1
+        return real(tally, result) / tally.taken
 
-    patch.setattr(training_step, "cross_entropy", mean_of_means)
+    patch.setattr(training_step._Tally, "take", take)
 
 
 def break_checkpointing(patch: Patch) -> None:

@@ -105,8 +105,12 @@ def evaluate(
         bool,
         typer.Option("--exact-match", help="Also generate answers and compare them with the expected ones."),
     ] = False,
+    score: Annotated[
+        list[str] | None,
+        typer.Option("--score", metavar="NAME", help="Score generated answers, such as final_answer; may be repeated."),
+    ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest generated answer, with --exact-match; by default 256.")
+        int | None, typer.Option(min=1, help="Longest generated answer, with --score; by default 256.")
     ] = None,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Only so many rows from the start.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write the generated answers to this .jsonl file.")] = None,
@@ -114,11 +118,12 @@ def evaluate(
     allow_base_mismatch: MismatchFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Loss, perplexity and exact match of an adapter, with the bare base beside it."""
-    if predictions is not None and not exact_match:
+    """Loss, perplexity and scores of an adapter's answers, with the bare base beside it."""
+    generates = exact_match or bool(score)
+    if predictions is not None and not generates:
         raise ConfigError(Problem("--predictions", "has nothing to write without --exact-match", "add --exact-match"))
     check_target("--predictions", predictions)
-    if max_new_tokens is not None and not exact_match:
+    if max_new_tokens is not None and not generates:
         raise ConfigError(Problem("--max-new-tokens", "does nothing without --exact-match", "add --exact-match"))
     mapping = column_mapping(columns)
     if mapping and data is None:
@@ -134,6 +139,7 @@ def evaluate(
             columns=mapping,
             max_rows=max_rows,
             exact_match=exact_match,
+            score=score or [],
             max_new_tokens=max_new_tokens or DEFAULT_MAX_NEW_TOKENS,
             model=model,
             allow_base_mismatch=allow_base_mismatch,
@@ -146,13 +152,14 @@ def evaluate(
     if as_json:
         print_json(result.as_json())
         return
-    for note in result.notes:
-        err.print(f"note: {note}", markup=False)
     table = Table("", "bare base", "adapter")
     table.add_row("loss", f"{result.base_loss:.4f}", f"{result.loss:.4f}")
-    table.add_row("perplexity", f"{result.base_perplexity:.2f}", f"{result.perplexity:.2f}")
-    if result.exact_match is not None:
-        table.add_row("exact match", f"{result.base_exact_match:.1%}", f"{result.exact_match:.1%}")
+    if result.perplexity is not None:
+        table.add_row("perplexity", f"{result.base_perplexity:.2f}", f"{result.perplexity:.2f}")
+    for name, value in result.metrics.items():
+        table.add_row(name, f"{result.base_metrics[name]:.4f}", f"{value:.4f}")
+    for name, scores in result.scores.items():
+        table.add_row(name.replace("_", " "), f"{scores.base:.1%}", f"{scores.adapter:.1%}")
     out.print(table)
     left_out = "".join(f"; left out {count}: {reason}" for reason, count in result.dropped.items())
     out.print(f"{result.rows} rows{left_out}")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from lamina import plugins
 from lamina.config.section import Section
 
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
-FormatName = Literal[
-    "auto", "messages", "sharegpt", "prompt_completion", "alpaca", "text", "preference", "unpaired_preference"
-]
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal[("auto", *plugins.members("formats"))]
 TextUnit = Literal["auto", "line", "paragraph", "file"]
 
 # The fields that `columns` may map, and so the names that the built-in formats read.
@@ -36,6 +38,8 @@ MAPPABLE_FIELDS = (
 
 
 def _known_fields(columns: dict[str, str] | None) -> dict[str, str] | None:
+    if any(member.package for member in plugins.members("formats").values()):
+        return columns  # which fields those read is known when they are imported
     unknown = [field for field in columns or {} if field not in MAPPABLE_FIELDS]
     if unknown:
         raise ValueError(

@@ -13,8 +13,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from lamina.config.methods import DEFAULT_METHOD, METHOD_CONFIGS, MethodConfig
-from lamina.config.optim import OPTIMIZERS
+from lamina.config.losses import DEFAULT_LOSS, LOSS_CONFIGS
+from lamina.config.methods import DEFAULT_METHOD, METHOD_CONFIGS
+from lamina.config.optimizers import OPTIMIZERS
 from lamina.config.root import Config, default_learning_rate
 from lamina.errors import ConfigError, Problem
 
@@ -45,10 +46,10 @@ def only_given(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def section_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """The class of a section's field that is a section itself; below `method`, also by a method's name."""
+    """The class of a section's field that is a section itself; below `method` and `loss`, also by their `type`."""
     field = model.model_fields.get(name)
     if field is None:
-        return METHOD_CONFIGS.get(name)  # below a discriminated union, pydantic names the member
+        return METHOD_CONFIGS.get(name) or LOSS_CONFIGS.get(name)  # below a union by `type`, pydantic names the member
     candidates = [field.annotation, *get_args(field.annotation)]
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
 
@@ -70,10 +71,12 @@ def _kept(
     kept: dict[str, Any] = {}
     for name, value in values.items():
         path = f"{prefix}{name}"
-        section = _method_class(value) if path == "method" else section_of(cls, name)
+        section = _chosen_class(path, value) if path in _CHOSEN else section_of(cls, name)
         if isinstance(value, Mapping) and section is not None:
-            kept[name] = _kept(section, value, f"{path}.", given, whole)
-        elif path in given or path == "method.type" or value != _default(cls, name, path, whole):
+            inner = _kept(section, value, f"{path}.", given, whole)
+            if inner or _default(cls, name, path, whole) is None:  # an empty one says something where there is none
+                kept[name] = inner
+        elif path in given or (path in _TYPES and value != _TYPES[path]) or value != _default(cls, name, path, whole):
             kept[name] = value
     return kept
 
@@ -90,14 +93,25 @@ def _default(cls: type[BaseModel], name: str, path: str, whole: Mapping[str, Any
 
 
 def _own_learning_rate(whole: Mapping[str, Any]) -> Any:
-    method, train = _method_class(whole.get("method")), whole.get("train")
+    method, train = _chosen_class("method", whole.get("method")), whole.get("train")
     optim = train.get("optim") if isinstance(train, Mapping) else None
     return _NOTHING if method is None or optim not in OPTIMIZERS else default_learning_rate(method, optim)
 
 
-def _method_class(section: Any) -> type[MethodConfig] | None:
-    return METHOD_CONFIGS.get(section.get("type", DEFAULT_METHOD)) if isinstance(section, Mapping) else None
+def _chosen_class(name: str, section: Any) -> Any:
+    """The class of a section that its `type` chooses."""
+    classes, default = _CHOSEN[name]
+    return classes.get(section.get("type", default)) if isinstance(section, Mapping) else None
 
+
+# Sections that are of one of several classes, by their `type`.
+_CHOSEN: dict[str, tuple[Mapping[str, type[BaseModel]], str]] = {
+    "method": (METHOD_CONFIGS, DEFAULT_METHOD),
+    "loss": (LOSS_CONFIGS, DEFAULT_LOSS),
+}
+
+# What chooses a section's class, and the choice that says nothing; a method's decides other defaults, so it stays.
+_TYPES = {"method.type": None, "loss.type": DEFAULT_LOSS}
 
 # What no value is equal to.
 _NOTHING = object()

@@ -13,7 +13,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from lamina import plugins
 from lamina.config.given import only_given, resolved_values, section_of
+from lamina.config.losses import LOSS_CONFIGS
 from lamina.config.methods import METHOD_CONFIGS, MethodConfig
 from lamina.config.overrides import read_value
 from lamina.config.places import at_home, own_run
@@ -21,6 +23,13 @@ from lamina.config.root import Config
 from lamina.config.yaml_text import parse_yaml
 from lamina.errors import ConfigError, NewerVersionError, Problem, nearest
 from lamina.version import is_newer
+
+# Sections that are of one of several classes, and the `type` that one may name.
+_MEMBERS: dict[str, Mapping[str, type[BaseModel]]] = {"method": METHOD_CONFIGS, "loss": LOSS_CONFIGS}
+_TYPES = {"method": "type: lora", "loss": "type: cross_entropy"}
+
+# Fields that name members of a family (`lamina/plugins.py`).
+_FAMILIES = {"method.type": "methods", "loss.type": "losses", "train.optim": "optimizers", "data.format": "formats"}
 
 
 def load_config(source: str | Path | Mapping[str, Any] | Config, overrides: Iterable[str] = ()) -> Config:
@@ -125,13 +134,11 @@ def _problem(detail: ErrorDetails) -> Problem:
         case "missing":
             return Problem(field, "is required but not given.", f"add it, such as `{_example(_as_written(location))}`")
         case "literal_error" | "enum":
-            hint = nearest(str(value), re.findall(r"'([^']*)'", str(context.get("expected", ""))))
-            return Problem(field, f"{value!r} is not one of {context.get('expected')}.", hint)
+            return _no_such(field, value, str(context.get("expected")))
         case "union_tag_invalid":
-            hint = nearest(str(context.get("tag")), re.findall(r"'([^']*)'", str(context.get("expected_tags", ""))))
-            return Problem(f"{field}.type", f"{context.get('tag')!r} is not one of {context['expected_tags']}.", hint)
+            return _no_such(f"{field}.type", context.get("tag"), str(context["expected_tags"]))
         case "union_tag_not_found":
-            return Problem(f"{field}.type", "is required but not given.", "name the method, such as `type: lora`")
+            return Problem(f"{field}.type", "is required but not given.", f"name one, such as `{_TYPES[field]}`")
         case "value_error":
             return Problem(field, str(detail["msg"]).removeprefix("Value error, "))
         case "model_type" | "dict_type" | "model_attributes_type":
@@ -141,9 +148,19 @@ def _problem(detail: ErrorDetails) -> Problem:
             return Problem(field, f"got {_short(value)}; {message}.")
 
 
+def _no_such(field: str, value: object, expected: str) -> Problem:
+    """A value that is not among those that there are; one that another package should give has a reason for that."""
+    family = _FAMILIES.get(field)
+    reason = plugins.problems(family).get(str(value)) if family is not None else None
+    if reason is not None:
+        return Problem(field, f"{value!r} cannot be used: {reason}.")
+    hint = nearest(str(value), re.findall(r"'([^']*)'", expected))
+    return Problem(field, f"{value!r} is not one of {expected}.", hint)
+
+
 def _as_written(location: list[str]) -> list[str]:
-    """Below `method`, pydantic names the method too, which is not a key."""
-    named = location[:1] == ["method"] and location[1:2] and location[1] in METHOD_CONFIGS
+    """Below `method` and `loss`, pydantic names the chosen one too, which is not a key."""
+    named = location[1:2] and location[1] in _MEMBERS.get(location[0], ())
     return [location[0], *location[2:]] if named else location
 
 

@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lamina.config.data import DataConfig
+from lamina.config.losses import AnyLossConfig
+from lamina.config.losses.cross_entropy import CrossEntropyConfig
 from lamina.config.methods import AnyMethodConfig, MethodConfig
 from lamina.config.methods.lora import LoraConfig
-from lamina.config.optim import OPTIMIZERS
+from lamina.config.optimizers import OPTIMIZERS
 from lamina.config.quantization import QuantizationConfig
 from lamina.config.section import Section
 from lamina.config.train import TrainConfig
@@ -26,6 +28,9 @@ class Config(Section):
 
     method: AnyMethodConfig = LoraConfig()
     """Which thin layer to train."""
+
+    loss: AnyLossConfig = CrossEntropyConfig()
+    """What training minimizes."""
 
     quantization: QuantizationConfig | None = None
     """Holds the frozen base in 4 or 8 bits (QLoRA); null for not at all."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lamina.config.optim import OPTIMIZERS, SPECIAL_SETTINGS, GaloreConfig, OptimizerName
+from lamina.config.optimizers import OPTIMIZERS, SPECIAL_SETTINGS, GaloreConfig, OptimizerName
 from lamina.config.section import Section
 
 PositiveInt = Annotated[int, Field(ge=1)]

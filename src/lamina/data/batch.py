@@ -43,6 +43,8 @@ class Batch:
         predicting: int64, shape (N,): positions whose hidden state predicts a supervised token.
         targets: int64, shape (N,): those supervised tokens.
         layout: How the model is to be called.
+        examples: What the documents are of, in order; an example may have several documents, and in a layout that runs
+            them one at a time, each has batches of its own.
     """
 
     input_ids: torch.Tensor
@@ -51,6 +53,7 @@ class Batch:
     predicting: torch.Tensor
     targets: torch.Tensor
     layout: Layout = PACKED
+    examples: tuple[EncodedExample, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -78,11 +81,12 @@ class Batch:
             moved(self.predicting),
             moved(self.targets),
             self.layout,
+            self.examples,
         )
 
 
 class Documents(Sequence[torch.Tensor]):
-    """Token ids of examples, int64 (1, T) each, made when they are asked for."""
+    """Token ids of examples, int64 (1, T) each, made when they are asked for; of several sequences the first."""
 
     def __init__(self, examples: Sequence[EncodedExample], device: torch.device) -> None:
         self._examples = examples
@@ -98,17 +102,26 @@ class Documents(Sequence[torch.Tensor]):
     def __getitem__(self, place: int | slice) -> torch.Tensor | Documents:
         if isinstance(place, slice):
             return Documents(self._examples[place], self._device)
-        return torch.from_numpy(self._examples[place].input_ids.astype(np.int64))[None].to(self._device)
+        example = self._examples[place]
+        ids = example.input_ids[: example.lengths[0]].astype(np.int64)
+        return torch.from_numpy(ids)[None].to(self._device)
+
+
+def build_units(examples: Sequence[EncodedExample], layout: Layout = PACKED) -> list[list[Batch]]:
+    """Turns a micro-batch into the batches that its layout asks for.
+
+    Returns:
+        Lists of batches, each with the documents of whole examples, whose loss is computed at once; the sum of their
+        losses is the micro-batch's. An example with nothing to learn is left out where it would be alone.
+    """
+    if layout.together:
+        return [[build_batch(examples, layout)]]
+    return [_one_at_a_time(example, layout) for example in examples if example.supervised_tokens]
 
 
 def build_batches(examples: Sequence[EncodedExample], layout: Layout = PACKED) -> list[Batch]:
-    """Turns a micro-batch into the batches that its layout asks for; the sum of their losses is the micro-batch's.
-
-    A document with nothing to learn is left out where it would be alone.
-    """
-    if layout.together:
-        return [build_batch(examples, layout)]
-    return [build_batch([example], layout) for example in examples if example.supervised_tokens]
+    """The batches of `build_units`, one after the other."""
+    return [batch for unit in build_units(examples, layout) for batch in unit]
 
 
 def build_batch(examples: Sequence[EncodedExample], layout: Layout = PACKED) -> Batch:
@@ -119,17 +132,34 @@ def build_batch(examples: Sequence[EncodedExample], layout: Layout = PACKED) -> 
     >>> batch.position_ids.tolist(), batch.predicting.tolist(), batch.targets.tolist()
     ([[0, 1, 2, 0, 1, 2]], [1, 4], [7, 7])
     """
-    lengths = np.array([len(example) for example in examples])
-    ids = np.concatenate([example.input_ids for example in examples]).astype(np.int64)
+    lengths = [length for example in examples for length in example.lengths]
+    ids = np.concatenate([example.input_ids for example in examples])
     supervised = np.concatenate([example.supervised for example in examples])
+    return _build(ids, supervised, lengths, layout, tuple(examples))
+
+
+def _one_at_a_time(example: EncodedExample, layout: Layout) -> list[Batch]:
+    """A batch for each sequence of an example."""
+    if not example.several:
+        return [build_batch([example], layout)]
+    cuts = np.cumsum(example.several)[:-1]
+    parts = zip(np.split(example.input_ids, cuts), np.split(example.supervised, cuts), strict=True)
+    return [_build(ids, supervised, [len(ids)], layout, (example,)) for ids, supervised in parts]
+
+
+def _build(
+    ids: np.ndarray, supervised: np.ndarray, lengths: list[int], layout: Layout, examples: tuple[EncodedExample, ...]
+) -> Batch:
+    ids = ids.astype(np.int64)
     targets_at = np.flatnonzero(supervised)
     positions = np.concatenate([np.arange(length) for length in lengths])
     assert not (positions[targets_at] == 0).any(), "a document's first token cannot be supervised"
     return Batch(
         input_ids=torch.from_numpy(ids)[None],
         position_ids=torch.from_numpy(positions)[None],
-        document_lengths=lengths.tolist(),
+        document_lengths=lengths,
         predicting=torch.from_numpy(targets_at - 1),
         targets=torch.from_numpy(ids[targets_at]),
         layout=layout,
+        examples=examples,
     )

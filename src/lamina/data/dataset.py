@@ -11,7 +11,7 @@ import numpy as np
 
 from lamina.config import DataConfig
 from lamina.data.encoded_file import EncodedFile, encode_file
-from lamina.data.example import Example, Kind
+from lamina.data.example import Example
 from lamina.data.lost import lost_line, lost_rows, nothing_left
 from lamina.data.mix import draw_replay, weigh
 from lamina.data.no_loss import TRIED, no_loss_fix
@@ -19,15 +19,13 @@ from lamina.data.packing import plan_epoch
 from lamina.data.read import find_files
 from lamina.data.remarks import file_notes
 from lamina.data.report import CHOSEN_REASONS, DataReport
+from lamina.data.sequences import ANSWERS, Sequences
 from lamina.data.side import Pieces, Side, parts_of, whole_rows, wrapped_pieces
 from lamina.data.source import OpenSource, SourceReader, open_sources, used_examples
 from lamina.data.split import hold_out
 from lamina.data.template import ChatTemplate
-from lamina.errors import DataError
+from lamina.errors import ConfigError, DataError, Problem
 from lamina.progress import Notify
-
-# What `lamina train` learns from; the other kinds need losses of their own.
-TRAINABLE = (Kind.CONVERSATION, Kind.TEXT)
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,12 @@ class Dataset:
 
 
 def build_dataset(
-    config: DataConfig, template: ChatTemplate, batch_size: int, seed: int, notify: Notify | None = None
+    config: DataConfig,
+    template: ChatTemplate,
+    batch_size: int,
+    seed: int,
+    notify: Notify | None = None,
+    sequences: Sequences = ANSWERS,
 ) -> Dataset:
     """Reads and encodes a run's data; what was encoded before is taken from the cache.
 
@@ -70,12 +73,13 @@ def build_dataset(
         batch_size: `per_device_train_batch_size`, for the packing figures of the report.
         seed: Decides split, mix and replay.
         notify: Told what is being done with large files.
+        sequences: What is made of each row.
 
     Raises:
-        ConfigError: A file does not exist.
+        ConfigError: A file does not exist, or what belongs together would be cut.
         DataError: A row is not what its format asks for, or nothing is left to train on.
     """
-    every = _encode(open_sources(config, "train", "eval", "replay"), config, template, notify)
+    every = _encode(open_sources(config, "train", "eval", "replay"), config, template, sequences, notify)
     training, held_out_files, replayed = (
         [file for file in every if file.report.role == side] for side in ("train", "eval", "replay")
     )
@@ -101,6 +105,7 @@ def build_dataset(
     train, evaluation = Side(stores, Pieces.join(train_parts)), Side(stores, Pieces.join(eval_parts))
     blocks = None
     if config.packing_strategy == "wrapped":
+        _check_uncut(every)
         train, blocks = _wrapped(train, every, batch_size * config.max_length, seed, stop)
     _account(every, train, evaluation)
     if not len(train):
@@ -128,7 +133,12 @@ def build_dataset(
 
 
 def build_evaluation(
-    config: DataConfig, path: str, field: str, max_rows: int | None, template: ChatTemplate
+    config: DataConfig,
+    path: str,
+    field: str,
+    max_rows: int | None,
+    template: ChatTemplate,
+    sequences: Sequences = ANSWERS,
 ) -> Dataset:
     """Encodes a file to evaluate on, with a run's settings for data.
 
@@ -138,13 +148,14 @@ def build_evaluation(
         field: The option that named it, for errors.
         max_rows: Use only so many rows from the start.
         template: Renders conversations.
+        sequences: What is made of each row.
 
     Raises:
         ConfigError: The file does not exist.
         DataError: A row is not what its format asks for, or none can be used.
     """
     source = config.source_of(path).model_copy(update={"max_rows": max_rows})
-    opened = _encode([OpenSource("eval", source, find_files(path, field, "test"))], config, template, None)
+    opened = _encode([OpenSource("eval", source, find_files(path, field, "test"))], config, template, sequences, None)
     stop = template.stop_token_ids
     parts = [fit(file, number, np.arange(len(file.store)), config, stop) for number, file in enumerate(opened)]
     stores = [file.store for file in opened]
@@ -195,6 +206,8 @@ def load_examples(config: DataConfig, path: str, field: str, max_rows: int | Non
 def fit(file: EncodedFile, source: int, rows: np.ndarray, config: DataConfig, stop: Sequence[int]) -> Pieces:
     """Rows of a file within `max_length`: longer ones are left out, cut or split, as the config says.
 
+    A row of several sequences is left out as a whole where one of them is longer.
+
     Args:
         file: The file, whose report takes in what becomes of them.
         source: Its number.
@@ -204,8 +217,8 @@ def fit(file: EncodedFile, source: int, rows: np.ndarray, config: DataConfig, st
     """
     store, report = file.store, file.report
     pieces = whole_rows(store, source, rows)
-    long = pieces.length > config.max_length
-    how = config.overlong
+    long = store.longest[rows] > config.max_length
+    how = "drop" if store.facts.several else config.overlong
     if how == "auto":
         how = "split" if file.is_text else "drop"
     if how == "drop":
@@ -231,20 +244,34 @@ def fit(file: EncodedFile, source: int, rows: np.ndarray, config: DataConfig, st
 
 
 def _encode(
-    sources: Sequence[OpenSource], config: DataConfig, template: ChatTemplate, notify: Notify | None
+    sources: Sequence[OpenSource],
+    config: DataConfig,
+    template: ChatTemplate,
+    sequences: Sequences,
+    notify: Notify | None,
 ) -> list[EncodedFile]:
     encoded = []
     for opened in sources:
         for file in opened.files:
-            encoded.append(encode_file(file, opened.source, config, opened.side, template, notify))
-            wrong = [kind for kind in encoded[-1].store.facts.kinds if kind not in TRAINABLE]
+            encoded.append(encode_file(file, opened.source, config, opened.side, template, notify, sequences))
+            wrong = [kind for kind in encoded[-1].store.facts.kinds if kind not in sequences.kinds]
             if wrong:
-                raise DataError(_not_trainable(encoded[-1], wrong[0]))
+                raise DataError(_not_trainable(encoded[-1], wrong[0], sequences))
     return encoded
 
 
-def _not_trainable(file: EncodedFile, kind: str) -> str:
+def _check_uncut(files: Sequence[EncodedFile]) -> None:
+    several = next((file for file in files if file.store.facts.several), None)
+    if several is not None:
+        message = f"'wrapped' cuts rows anywhere, and those of {several.file.name} have sequences that belong together"
+        raise ConfigError(Problem("data.packing_strategy", message, "use 'bfd'"))
+
+
+def _not_trainable(file: EncodedFile, kind: str, sequences: Sequences) -> str:
     facts = file.store.facts
+    what = f"{file.file.name}: its rows are of the format {facts.format!r}, which this loss does not learn from"
+    if sequences is not ANSWERS:
+        return f"{what}; it learns {sequences.learns}. Fix: choose another `loss`, or rows of that kind."
     first = islice(file.reader(), TRIED)
     rows = [(row.value, row.example) for row in first if row.value is not None and row.example is not None]
     fix = no_loss_fix(kind, rows, file.source, facts.wanted, facts.kinds[kind])

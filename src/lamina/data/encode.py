@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
 from lamina.data.example import EncodedExample, Example, Kind, Remarks
 from lamina.data.template import ChatTemplate, Rendered, Span
 from lamina.data.tokens import Tokens, supervised
@@ -36,7 +38,7 @@ def encode_examples(examples: Iterable[Example], template: ChatTemplate, train_o
         ModelError: The tokenizer is not a fast one, so it cannot tell where a token lies in the text.
         DataError: The template cannot render an example; the message begins with its row.
     """
-    for _, encoded in encode_stream(examples, lambda example: example, template, train_on):
+    for _, encoded in encode_stream(examples, lambda example: (example,), template, train_on):
         if isinstance(encoded, DataError):
             raise encoded
         assert encoded is not None
@@ -44,20 +46,20 @@ def encode_examples(examples: Iterable[Example], template: ChatTemplate, train_o
 
 
 def encode_stream(
-    items: Iterable[T], example_of: Callable[[T], Example | None], template: ChatTemplate, train_on: str
+    items: Iterable[T], sequences_of: Callable[[T], Sequence[Example]], template: ChatTemplate, train_on: str
 ) -> Iterator[tuple[T, EncodedExample | DataError | None]]:
-    """Gives each item with the encoding of its example, in order, a chunk of items at a time.
+    """Gives each item with the encoding of its sequences, in order, a chunk of items at a time.
 
     While the tokenizer works on a chunk in its own threads, the ones before it are finished and the next one rendered.
 
     Args:
         items: Whatever holds examples.
-        example_of: The example of an item; None where it has none to encode.
+        sequences_of: The sequences of an item, none where it has nothing to encode.
         template: The renderer, with its tokenizer.
         train_on: See `encode_examples`.
 
     Yields:
-        The item, and its encoding; or why it has none (a template's refusal); or None where there was no example.
+        The item, and its encoding; or why it has none (a template's refusal); or None where there was nothing.
 
     Raises:
         ModelError: The tokenizer is not a fast one.
@@ -67,55 +69,54 @@ def encode_stream(
     with ThreadPoolExecutor(1) as pool:
         waiting: deque[_Chunk[T]] = deque()
         while taken := list(islice(items, TOKENIZE_ROWS)):
-            rendered = [_try_render(example_of(item), template) for item in taken]
-            waiting.append(_Chunk(taken, rendered, pool, template))
+            waiting.append(_Chunk(taken, [tuple(sequences_of(item)) for item in taken], pool, template))
             if len(waiting) > IN_FLIGHT:
-                yield from waiting.popleft().finish(example_of, train_on)
+                yield from waiting.popleft().finish(train_on)
         while waiting:
-            yield from waiting.popleft().finish(example_of, train_on)
+            yield from waiting.popleft().finish(train_on)
 
 
 class _Chunk(Generic[T]):
     """Items whose texts are with the tokenizer."""
 
     def __init__(
-        self,
-        items: list[T],
-        rendered: list[Rendered | DataError | None],
-        pool: ThreadPoolExecutor,
-        template: ChatTemplate,
+        self, items: list[T], sequences: list[tuple[Example, ...]], pool: ThreadPoolExecutor, template: ChatTemplate
     ) -> None:
         tokenizer = template.text_tokenizer
         self.items = items
+        self.sequences = sequences
         self.template = template
-        self.rendered = rendered
+        self.rendered = [_try_render(examples, template) for examples in sequences]
         self.tokenizer = tokenizer
-        texts = [entry.text for entry in rendered if isinstance(entry, Rendered)]
+        texts = [entry.text for entries in self.rendered if not isinstance(entries, DataError) for entry in entries]
         self.encodings: Future[list[Any]] = pool.submit(tokenizer.encode, texts)
 
-    def finish(
-        self, example_of: Callable[[T], Example | None], train_on: str
-    ) -> Iterator[tuple[T, EncodedExample | DataError | None]]:
+    def finish(self, train_on: str) -> Iterator[tuple[T, EncodedExample | DataError | None]]:
         encodings = iter(self.encodings.result())
-        for item, rendered in zip(self.items, self.rendered, strict=True):
-            if not isinstance(rendered, Rendered):
+        for item, examples, rendered in zip(self.items, self.sequences, self.rendered, strict=True):
+            if isinstance(rendered, DataError):
                 yield item, rendered
                 continue
-            example = example_of(item)
-            assert example is not None
-            text, chosen = rendered.text, choose_spans(rendered, example, train_on)
-            tokens = self.tokenizer.read(next(encodings), text)
-            # In use, the prompt is tokenized by itself: no token reaches into the answer, or looks ahead at it.
-            unlike = [place for place in sorted(chosen.prompts) if not self._ends_alike(tokens, text, place)]
-            apart = self.tokenizer.read_apart(tokens, text, unlike) if unlike else tokens
-            remarks = Remarks(
-                chosen.opening if chosen.opening.strip() else "",
-                chosen.reasoning_given,
-                chosen.not_asked,
-                bool(unlike) and apart is tokens,
-                self.template.unread(example.template_kwargs),
-            )
-            yield item, EncodedExample(apart.ids, supervised(apart, text, chosen.spans), example.row, remarks=remarks)
+            encoded = [
+                self._encoded(example, one, next(encodings), train_on)
+                for example, one in zip(examples, rendered, strict=True)
+            ]
+            yield item, _end_to_end(encoded) if len(encoded) > 1 else encoded[0] if encoded else None
+
+    def _encoded(self, example: Example, rendered: Rendered, encoding: Any, train_on: str) -> EncodedExample:
+        text, chosen = rendered.text, choose_spans(rendered, example, train_on)
+        tokens = self.tokenizer.read(encoding, text)
+        # In use, the prompt is tokenized by itself: no token reaches into the answer, or looks ahead at it.
+        unlike = [place for place in sorted(chosen.prompts) if not self._ends_alike(tokens, text, place)]
+        separate = self.tokenizer.read_apart(tokens, text, unlike) if unlike else tokens
+        remarks = Remarks(
+            chosen.opening if chosen.opening.strip() else "",
+            chosen.reasoning_given,
+            chosen.not_asked,
+            bool(unlike) and separate is tokens,
+            self.template.unread(example.template_kwargs),
+        )
+        return EncodedExample(separate.ids, supervised(separate, text, chosen.spans), example.row, remarks=remarks)
 
     def _ends_alike(self, tokens: Tokens, text: str, place: int) -> bool:
         begin = max(0, place - _NEAR)
@@ -172,19 +173,42 @@ def choose_spans(rendered: Rendered, example: Example, train_on: str) -> Chosen:
     )
 
 
-def _try_render(example: Example | None, template: ChatTemplate) -> Rendered | DataError | None:
-    if example is None:
-        return None
-    try:
-        if example.kind is Kind.TEXT:
-            rendered = _render_text(example.text, template)
-        else:
-            rendered = template.render_spans(example.messages, example.tools, example.template_kwargs)
-        if not rendered.text.isascii():
-            _check_characters(rendered.text)
-        return rendered
-    except DataError as error:
-        return DataError(f"row {example.row}: {error}")
+def _end_to_end(sequences: Sequence[EncodedExample]) -> EncodedExample:
+    """The sequences of one row as one example. What is remarked of one is remarked of the row."""
+    for sequence in sequences:
+        sequence.supervised[:1] = False  # nothing before it predicts it
+    remarks = [sequence.remarks for sequence in sequences]
+    first = sequences[0]
+    return EncodedExample(
+        np.concatenate([sequence.input_ids for sequence in sequences]),
+        np.concatenate([sequence.supervised for sequence in sequences]),
+        first.row,
+        remarks=Remarks(
+            next((one.opening for one in remarks if one.opening), ""),
+            any(one.reasoning_given for one in remarks),
+            tuple(sorted({number for one in remarks for number in one.not_asked})),
+            any(one.cut_token for one in remarks),
+            tuple(sorted({name for one in remarks for name in one.unread_kwargs})),
+        ),
+        several=tuple(len(sequence) for sequence in sequences),
+    )
+
+
+def _try_render(examples: Sequence[Example], template: ChatTemplate) -> list[Rendered] | DataError:
+    """The texts of a row's sequences, or why one of them has none."""
+    rendered = []
+    for example in examples:
+        try:
+            if example.kind is Kind.TEXT:
+                one = _render_text(example.text, template)
+            else:
+                one = template.render_spans(example.messages, example.tools, example.template_kwargs)
+            if not one.text.isascii():
+                _check_characters(one.text)
+        except DataError as error:
+            return DataError(f"row {example.row}: {error}")
+        rendered.append(one)
+    return rendered
 
 
 def _check_characters(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +17,7 @@ from lamina.data.garbage import few_collections
 from lamina.data.read import DataFile
 from lamina.data.read.rows import place_of
 from lamina.data.report import FileReport
+from lamina.data.sequences import ANSWERS, Sequences
 from lamina.data.source import ReadRow, SourceReader, lacks_column, used_examples
 from lamina.data.store import StoredRow, StoreWriter, TokenStore, cached_store, digest_of, prompt_digest
 from lamina.data.template import ChatTemplate
@@ -63,6 +65,7 @@ def encode_file(
     role: str,
     template: ChatTemplate,
     notify: Notify | None,
+    sequences: Sequences = ANSWERS,
 ) -> EncodedFile:
     """Encodes a file, unless the cache has it.
 
@@ -73,6 +76,7 @@ def encode_file(
         role: `train`, `eval` or `replay`.
         template: Renders conversations.
         notify: Told how far it has got with a large file.
+        sequences: What is made of each row; rows of kinds that it does not take are read, and stored as one sequence.
 
     Raises:
         DataError: A row cannot be read, does not fit the format, or is refused by the template.
@@ -88,12 +92,13 @@ def encode_file(
         "template": [template.digest, template.name, template.thinking, template.enable_thinking],
         "train_on": config.train_on,
         "columns": [stratify, group],
+        "sequences": sequences.key,
     }
 
     def build(writer: StoreWriter) -> None:
         reader = SourceReader(file, source, config.text_unit)
         with few_collections():
-            _fill(writer, reader, config.train_on, template, stratify, group, notify)
+            _fill(writer, reader, config.train_on, template, sequences, stratify, group, notify)
 
     # What a data set of the hub holds may change under its name.
     store = cached_store(key if sha256 else None, build)
@@ -106,6 +111,7 @@ def _fill(
     reader: SourceReader,
     train_on: str,
     template: ChatTemplate,
+    sequences: Sequences,
     stratify: str | None,
     group: str | None,
     notify: Notify | None,
@@ -113,11 +119,13 @@ def _fill(
     facts, stop = writer.facts, template.stop_token_ids
     last_word = time.monotonic()
 
-    def example_of(row: ReadRow) -> Example | None:
-        return None if row.drop_reason else row.example
+    def sequences_of(row: ReadRow) -> Sequence[Example]:
+        if row.drop_reason or row.example is None:
+            return ()
+        return sequences.of(row.example) if row.example.kind in sequences.kinds else (row.example,)
 
     rows = used_examples(reader, reader.source.max_rows)
-    for row, encoded in encode_stream(rows, example_of, template, train_on):
+    for row, encoded in encode_stream(rows, sequences_of, template, train_on):
         if isinstance(encoded, DataError):
             raise DataError(f"{reader.file.name}: {encoded}") from None
         if encoded is None:
@@ -133,7 +141,8 @@ def _fill(
             facts.remark(row.number, encoded.remarks)
             teaches_stop = bool(np.isin(encoded.input_ids[encoded.supervised], stop).any())
             stratum, together = (_column(row, name, reader) for name in (stratify, group))
-            writer.add(StoredRow(encoded, prompt_digest(row.example), stratum, together, teaches_stop))
+            values = sequences.values(row.example) if row.example.kind in sequences.kinds else {}
+            writer.add(StoredRow(encoded, prompt_digest(row.example), stratum, together, teaches_stop, values))
         if notify is not None and time.monotonic() - last_word > _WORD_EVERY:
             last_word = time.monotonic()
             notify(f"Encoding {reader.file.name}: {row.number:,} rows ...")

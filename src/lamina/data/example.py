@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -172,14 +173,17 @@ NO_REMARKS = Remarks()
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """An example as the model sees it.
+    """An example as the model sees it: one sequence, or several that belong together, end to end.
 
     Attributes:
         input_ids: int32, shape (tokens,).
-        supervised: bool, shape (tokens,): whether the token is in the loss, predicted from the ones before it.
+        supervised: bool, shape (tokens,): whether the token is in the loss, predicted from the ones before it in its
+            sequence.
         row: Its number in the file, counted from 1.
         source: Which of the data's files, counted from 0.
         remarks: On its rendering, where it was just made.
+        several: Tokens of each sequence, where there are several; they sum to all tokens.
+        values: Numbers that the loss takes along with the row, by name.
     """
 
     input_ids: np.ndarray
@@ -187,9 +191,21 @@ class EncodedExample:
     row: int
     source: int = 0
     remarks: Remarks = NO_REMARKS
+    several: tuple[int, ...] = ()
+    values: Mapping[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each of its sequences."""
+        return self.several or (len(self.input_ids),)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of its longest sequence."""
+        return max(self.lengths)
 
     @property
     def supervised_tokens(self) -> int:

@@ -27,7 +27,7 @@ def plan_epoch(
     Args:
         lengths: Tokens of each example.
         batch_size: `per_device_train_batch_size`.
-        max_length: Longest example in tokens.
+        max_length: Longest sequence in tokens.
         packing: Whether to count tokens rather than examples.
         seed: Decides the order.
         epoch: From 0; every epoch has an order of its own and the same number of micro-batches.
@@ -41,7 +41,8 @@ def plan_epoch(
     if blocks is not None:
         batches = [part.tolist() for part in np.split(np.arange(len(blocks)), 1 + np.flatnonzero(np.diff(blocks)))]
     elif packing:
-        batches = _best_fit(order, lengths, batch_size * max_length)
+        # An example of several sequences may be longer than `max_length`, and has a micro-batch all the same.
+        batches = _best_fit(order, lengths, max(batch_size * max_length, int(lengths.max(initial=1))))
     else:
         if group_by_length:
             order = order[np.argsort(lengths[order], kind="stable")]

@@ -83,6 +83,16 @@ class Side(Sequence[EncodedExample]):
         """int64, shape (examples,): tokens of each."""
         return self.pieces.length
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence; 0 without any."""
+        longest = 0
+        for source, store in enumerate(self.stores):
+            chosen = self.pieces.source == source
+            of_rows = store.longest[self.pieces.index[chosen]]
+            longest = max(longest, int(np.minimum(self.pieces.length[chosen], of_rows).max(initial=0)))
+        return longest
+
     def __len__(self) -> int:
         return len(self.pieces)
 

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -29,7 +29,7 @@ from lamina.data.report import FileReport, RowList
 from lamina.errors import StorageError
 
 # Stores of another version are not read; raise it with every change of what is stored, or of how rows are encoded.
-VERSION = 5
+VERSION = 6
 
 
 # The lists of rows among the facts.
@@ -49,6 +49,7 @@ class StoredRow:
         stratum: Digest of the value to stratify by; 0 without one.
         group: Digest of the value to group by; 0 without one.
         teaches_stop: Whether a stop token is among the supervised ones.
+        values: Numbers that the loss takes along with the row, by name; every row of a file has the same names.
     """
 
     encoded: EncodedExample
@@ -56,6 +57,7 @@ class StoredRow:
     stratum: int
     group: int
     teaches_stop: bool
+    values: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -77,6 +79,8 @@ class Facts:
         reasoning_given: Rows stored whose reasoning is left out of the loss.
         cut_tokens: Rows stored with a token that reaches from a prompt into its answer.
         unread_kwargs: Rows stored, by names in their `chat_template_kwargs` that the template does not read.
+        several: Whether a row stored has several sequences.
+        values: Names of the numbers that the loss takes along with each row.
     """
 
     format: str = ""
@@ -93,6 +97,8 @@ class Facts:
     reasoning_given: int = 0
     cut_tokens: int = 0
     unread_kwargs: dict[str, int] = field(default_factory=dict)
+    several: bool = False
+    values: list[str] = field(default_factory=list)
 
     def remark(self, row: int, remarks: Remarks) -> None:
         """Takes in what there is to know about the rendering of a stored row."""
@@ -133,6 +139,7 @@ class TokenStore:
     Attributes:
         facts: What became of its rows.
         lengths: int64, shape (rows stored,): tokens of each.
+        longest: int64, shape (rows stored,): tokens of the longest sequence of each.
         supervised_counts: int64, shape (rows stored,): how many of them are in the loss.
         rows: int64, shape (rows stored,): number of the row in the file.
         highest: int64, shape (rows stored,): the highest token id of each; -1 of one without tokens.
@@ -147,6 +154,7 @@ class TokenStore:
         self.facts = Facts(**{**facts, "dropped": lists, **more})
         table: np.ndarray = np.load(folder / "rows.npy", mmap_mode="r")
         self.lengths: np.ndarray = table["length"]
+        self.longest: np.ndarray = table["longest"]
         self.supervised_counts: np.ndarray = table["supervised"]
         self.rows: np.ndarray = table["row"]
         self.highest: np.ndarray = table["highest"]
@@ -155,6 +163,9 @@ class TokenStore:
         self.groups: np.ndarray = table["group"]
         self.teaches_stop: np.ndarray = table["teaches_stop"]
         self._starts = np.concatenate(([0], np.cumsum(self.lengths)))
+        self._first_sequence = np.concatenate(([0], np.cumsum(table["sequences"])))
+        self._sequences = _mapped(folder / "sequences.bin", np.int64)
+        self._values = _mapped(folder / "values.bin", np.float64).reshape(-1, max(1, len(self.facts.values)))
         self._ids = _mapped(folder / "tokens.bin", np.uint32)
         self._supervised = _mapped(folder / "supervised.bin", np.bool_)
 
@@ -162,12 +173,23 @@ class TokenStore:
         return len(self.lengths)
 
     def example(self, index: int, begin: int = 0, length: int | None = None, source: int = 0) -> EncodedExample:
-        """A row, or `length` tokens of it from `begin`; the first token is never supervised."""
+        """A row, or `length` tokens of it from `begin`; the first token is never supervised.
+
+        A row with several sequences is only given as a whole.
+        """
         start = int(self._starts[index]) + begin
         end = int(self._starts[index + 1]) if length is None else start + length
         supervised = np.array(self._supervised[start:end])
         supervised[:1] = False
-        return EncodedExample(self._ids[start:end].astype(np.int32), supervised, int(self.rows[index]), source)
+        ids, row = self._ids[start:end].astype(np.int32), int(self.rows[index])
+        if not (self.facts.several or self.facts.values):
+            return EncodedExample(ids, supervised, row, source)
+        several = self._sequences[self._first_sequence[index] : self._first_sequence[index + 1]].tolist()
+        assert len(several) == 1 or len(ids) == sum(several), "sequences that belong together are not cut"
+        values = dict(zip(self.facts.values, self._values[index].tolist(), strict=True)) if self.facts.values else {}
+        return EncodedExample(
+            ids, supervised, row, source, several=tuple(several) if len(several) > 1 else (), values=values
+        )
 
     def piece_facts(self, index: int, begin: int, length: int, stop: Sequence[int]) -> tuple[int, bool]:
         """Supervised tokens of a piece, and whether it teaches one of the tokens `stop`."""
@@ -222,19 +244,25 @@ class StoreWriter:
         facts: To be filled in along the way.
     """
 
-    def __init__(self, tokens: IO[bytes], supervised: IO[bytes]) -> None:
+    def __init__(self, columns: Mapping[str, IO[bytes]]) -> None:
         self.facts = Facts()
-        self._tokens, self._supervised = tokens, supervised
+        self._columns = columns
         self._table: list[np.ndarray] = []
-        self._part: list[tuple[int, int, int, int, int, int, int, bool]] = []
+        self._part: list[tuple[int | bool, ...]] = []
 
     def add(self, row: StoredRow) -> None:
         """Stores a row."""
         encoded = row.encoded
-        self._tokens.write(encoded.input_ids.astype(np.uint32).tobytes())
-        self._supervised.write(encoded.supervised.tobytes())
-        length, learnt, highest = len(encoded), encoded.supervised_tokens, int(encoded.input_ids.max(initial=-1))
-        self._part.append((length, learnt, encoded.row, highest, row.prompt, row.stratum, row.group, row.teaches_stop))
+        self._columns["tokens"].write(encoded.input_ids.astype(np.uint32).tobytes())
+        self._columns["supervised"].write(encoded.supervised.tobytes())
+        self._columns["sequences"].write(np.array(encoded.lengths, np.int64).tobytes())
+        self.facts.several |= bool(encoded.several)
+        self.facts.values = self.facts.values or list(row.values)
+        assert self.facts.values == list(row.values), "every row of a file takes the same values along"
+        self._columns["values"].write(np.array(list(row.values.values()), np.float64).tobytes())
+        highest = int(encoded.input_ids.max(initial=-1))
+        counts = (len(encoded), encoded.longest, len(encoded.lengths), encoded.supervised_tokens)
+        self._part.append((*counts, encoded.row, highest, row.prompt, row.stratum, row.group, row.teaches_stop))
         if len(self._part) == _PART:
             self._close_part()
 
@@ -257,6 +285,8 @@ _PART = 4096
 _ROW = np.dtype(
     [
         ("length", np.int64),
+        ("longest", np.int64),
+        ("sequences", np.int64),
         ("supervised", np.int64),
         ("row", np.int64),
         ("highest", np.int64),
@@ -274,8 +304,9 @@ def prompt_digest(example: Example) -> int:
 
 
 def _write(folder: Path, build: Callable[[StoreWriter], None]) -> None:
-    with (folder / "tokens.bin").open("wb") as tokens, (folder / "supervised.bin").open("wb") as supervised:
-        writer = StoreWriter(tokens, supervised)
+    with contextlib.ExitStack() as stack:
+        names = ("tokens", "supervised", "sequences", "values")
+        writer = StoreWriter({name: stack.enter_context((folder / f"{name}.bin").open("wb")) for name in names})
         build(writer)
     np.save(folder / "rows.npy", writer.table())
     facts = {**vars(writer.facts), **{name: vars(getattr(writer.facts, name)) for name in _LISTS}}

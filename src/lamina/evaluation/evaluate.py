@@ -1,24 +1,28 @@
-"""`evaluate`: loss, perplexity and exact match of an adapter, with the bare base beside it."""
+"""`evaluate`: loss, perplexity and scores of an adapter's answers, with the bare base beside it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lamina.config import DataConfig
+from lamina.config.losses.cross_entropy import CrossEntropyConfig
 from lamina.data.dataset import Dataset, build_dataset, build_evaluation
 from lamina.data.example import Example, Kind
 from lamina.errors import ConfigError, DataError, Problem
 from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS, complete, left_out_settings
+from lamina.evaluation.scorers import Scorer, find_scorers
 from lamina.fusion import fast_path
+from lamina.losses.base import Loss, build_loss
 from lamina.methods.load import Loaded, adapter_folder, load
 from lamina.models.head import find_head
 from lamina.models.vocabulary import check_side
 from lamina.progress import Notify, Progress
 from lamina.runs import Run
-from lamina.training.step import evaluation_loss
+from lamina.training.step import EvaluationResult, evaluate_loss
 
 REASONING_GIVEN = (
     "data.thinking is unsupervised: a row's own reasoning is given as part of its prompt, and exact match compares "
@@ -28,13 +32,36 @@ REASONING_GIVEN = (
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was asked, what was expected, and what adapter and base said."""
+    """What was asked, what was expected, and what adapter and base said.
+
+    Attributes:
+        row: Of the data file, counted from 1.
+        prompt: The last user turn.
+        expected: The row's answer.
+        adapter: The adapter's answer.
+        base: The bare base's.
+        scores: By scorer, of the adapter's answer and of the base's.
+    """
 
     row: int
     prompt: str
     expected: str
     adapter: str
     base: str
+    scores: dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means of a scorer over all rows.
+
+    Attributes:
+        adapter: Of the adapter's answers.
+        base: Of the bare base's.
+    """
+
+    adapter: float
+    base: float
 
 
 @dataclass(frozen=True)
@@ -42,8 +69,8 @@ class Evaluation:
     """How an adapter does on some data.
 
     Attributes:
-        loss: Mean over supervised tokens, of the adapter.
-        perplexity: exp(loss).
+        loss: Of the adapter: the run's own loss, by default the mean cross entropy over supervised tokens.
+        perplexity: exp(loss); None where the loss is no mean of -log p.
         base_loss: The same of the bare base.
         base_perplexity: exp(base_loss).
         exact_match: Share of rows whose greedy answer equals the expected one, white space at the ends apart; None if
@@ -53,18 +80,24 @@ class Evaluation:
         dropped: Rows to evaluate on that could not be used, by reason.
         notes: What a user should know of the data that was named, and of how answers were compared.
         predictions: The generated answers, if asked for.
+        scores: Of the answers, by scorer.
+        metrics: The loss's own figures, of the adapter.
+        base_metrics: The same of the bare base.
     """
 
     loss: float
-    perplexity: float
+    perplexity: float | None
     base_loss: float
-    base_perplexity: float
+    base_perplexity: float | None
     exact_match: float | None
     base_exact_match: float | None
     rows: int
     dropped: dict[str, int]
     notes: list[str]
     predictions: list[Prediction]
+    scores: dict[str, Scores]
+    metrics: dict[str, float]
+    base_metrics: dict[str, float]
 
     def as_json(self) -> dict[str, Any]:
         """As plain data, without the predictions."""
@@ -78,6 +111,7 @@ def evaluate(
     columns: dict[str, str] | None = None,
     max_rows: int | None = None,
     exact_match: bool = False,
+    score: Sequence[str] = (),
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
     batch_size: int = 8,
     model: str | None = None,
@@ -92,7 +126,8 @@ def evaluate(
         data: A data file; by default the run's own evaluation data.
         columns: Column mapping for `data`; by default the run's.
         max_rows: Only so many rows from the start.
-        exact_match: Also generate answers and compare them with the expected ones.
+        exact_match: Also generate answers and compare them with the expected ones, as `exact_match` in `score`.
+        score: Names of scorers that compare generated answers with the expected ones.
         max_new_tokens: Longest answer.
         batch_size: Examples in a batch of the loss.
         model: The base; by default the one that the adapter names.
@@ -101,7 +136,7 @@ def evaluate(
         notify: Called with a sentence on what a user should know of the adapter and of its answers.
 
     Raises:
-        ConfigError: There is no data to evaluate on.
+        ConfigError: There is no data to evaluate on, or no scorer of a name.
         DataError: It cannot be used.
         AdapterError: The adapter cannot be loaded.
     """
@@ -110,42 +145,52 @@ def evaluate(
         if isinstance(source, Loaded)
         else load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
     )
-    for note in [*loaded.notes, *([left_out_settings(loaded, 0.0)] if exact_match else [])]:
+    scorers = find_scorers([*(["exact_match"] if exact_match else []), *score])
+    for note in [*loaded.notes, *([left_out_settings(loaded, 0.0)] if scorers else [])]:
         if note:
             notify(note)
-    dataset, rows = _eval_data(loaded, data, columns, max_rows)
+    run = _run_of(loaded.adapter.path)
+    loss = build_loss(run.config.loss if run else CrossEntropyConfig())
+    dataset, rows = _eval_data(loaded, run, data, columns, max_rows, loss)
     check_side(dataset.eval, [file.path for file in dataset.report.files], loaded.model, loaded.tokenizer)
     encoded = dataset.eval[rows]
-    examples = _conversations(dataset)[rows] if exact_match else []
+    examples = _conversations(dataset)[rows] if scorers else []
 
-    def loss(what: str) -> float:
+    def measure(what: str) -> EvaluationResult:
         report = lambda done: progress(what, done, len(encoded))  # noqa: E731
-        with fast_path(loaded.model, longest=max(map(len, encoded))) as path:
-            return evaluation_loss(loaded.model, head, encoded, batch_size, progress=report, layout=path.layout)
+        with fast_path(loaded.model, longest=encoded.longest) as path:
+            return evaluate_loss(loaded.model, head, loss, encoded, batch_size, progress=report, layout=path.layout)
 
     with loaded.injection.disabled():
         head = find_head(loaded.model)
-        base_loss = loss("loss of the base")
-    adapter_loss = loss("loss of the adapter")
-    predictions = _predict(loaded, examples, max_new_tokens, progress) if exact_match else []
+        base = measure("loss of the base")
+    adapter = measure("loss of the adapter")
+    predictions = _predict(loaded, examples, max_new_tokens, scorers, progress) if scorers else []
+    scores = {scorer.name: _means(predictions, scorer.name) for scorer in scorers}
+    exact = scores.get("exact_match")
     notes = [*dataset.report.warnings, *dataset.report.notes] if data is not None else []
-    if exact_match and loaded.template.thinking == "unsupervised":
+    if scorers and loaded.template.thinking == "unsupervised":
         notes.append(REASONING_GIVEN)
     return Evaluation(
-        loss=adapter_loss,
-        perplexity=math.exp(adapter_loss),
-        base_loss=base_loss,
-        base_perplexity=math.exp(base_loss),
-        exact_match=_share(p.adapter == p.expected for p in predictions) if exact_match else None,
-        base_exact_match=_share(p.base == p.expected for p in predictions) if exact_match else None,
+        loss=adapter.loss,
+        perplexity=math.exp(adapter.loss) if loss.is_likelihood else None,
+        base_loss=base.loss,
+        base_perplexity=math.exp(base.loss) if loss.is_likelihood else None,
+        exact_match=exact.adapter if exact else None,
+        base_exact_match=exact.base if exact else None,
         rows=len(encoded),
         dropped=dataset.eval_dropped,
         notes=notes,
         predictions=predictions,
+        scores=scores,
+        metrics=adapter.metrics,
+        base_metrics=base.metrics,
     )
 
 
-def _predict(loaded: Loaded, examples: list[Example], max_new_tokens: int, progress: Progress) -> list[Prediction]:
+def _predict(
+    loaded: Loaded, examples: list[Example], max_new_tokens: int, scorers: Sequence[Scorer], progress: Progress
+) -> list[Prediction]:
     questions = [loaded.template.question(row.messages, row.tools, row.template_kwargs) for row in examples]
 
     def say(what: str) -> list[str]:
@@ -156,25 +201,32 @@ def _predict(loaded: Loaded, examples: list[Example], max_new_tokens: int, progr
     with loaded.injection.disabled():
         base = say("answers of the base")
     adapter = say("answers of the adapter")
-    return [
-        Prediction(example.row, example.prompt[-1].content, question.answer.strip(), ours, theirs)
-        for example, question, ours, theirs in zip(examples, questions, adapter, base, strict=True)
-    ]
+    predictions = []
+    for example, question, ours, theirs in zip(examples, questions, adapter, base, strict=True):
+        expected = question.answer.strip()
+        scores = {each.name: (each.score(ours, expected), each.score(theirs, expected)) for each in scorers}
+        predictions.append(Prediction(example.row, example.prompt[-1].content, expected, ours, theirs, scores))
+    return predictions
 
 
 def _eval_data(
-    loaded: Loaded, data: str | Path | None, columns: dict[str, str] | None, max_rows: int | None
+    loaded: Loaded,
+    run: Run | None,
+    data: str | Path | None,
+    columns: dict[str, str] | None,
+    max_rows: int | None,
+    loss: Loss,
 ) -> tuple[Dataset, slice]:
     """The data to evaluate on, and which of its evaluation examples."""
-    run = _run_of(loaded.adapter.path)
     if data is None:
         if run is None or run.config.data.eval is None:
             raise ConfigError(
                 Problem("--data", "is required: there is no run with evaluation data here.", "give a data file")
             )
         config = run.config
+        batch_size = config.train.per_device_train_batch_size
         dataset = build_dataset(
-            config.data, loaded.template, config.train.per_device_train_batch_size, config.seed, notify=None
+            config.data, loaded.template, batch_size, config.seed, notify=None, sequences=loss.sequences
         )
         if not len(dataset.eval):
             raise DataError(f"{run.path}: the run has no evaluation rows. Fix: give a file with --data.")
@@ -185,7 +237,8 @@ def _eval_data(
     if run and columns is None:
         changes["columns"] = settings.columns
     settings = settings.model_copy(update=changes)
-    return build_evaluation(settings, str(data), "--data", max_rows, loaded.template), slice(None)
+    dataset = build_evaluation(settings, str(data), "--data", max_rows, loaded.template, loss.sequences)
+    return dataset, slice(None)
 
 
 def _conversations(dataset: Dataset) -> list[Example]:
@@ -200,6 +253,7 @@ def _run_of(adapter: Path) -> Run | None:
     return run if run.config_path.is_file() and run.adapter == adapter_folder(adapter) else None
 
 
-def _share(hits: Any) -> float:
-    hits = list(hits)
-    return sum(hits) / len(hits) if hits else 0.0
+def _means(predictions: Sequence[Prediction], scorer: str) -> Scores:
+    pairs = [prediction.scores[scorer] for prediction in predictions] or [(0.0, 0.0)]
+    adapter, base = zip(*pairs, strict=True)
+    return Scores(math.fsum(adapter) / len(pairs), math.fsum(base) / len(pairs))

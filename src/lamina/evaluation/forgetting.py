@@ -12,10 +12,11 @@ from lamina.data.example import EncodedExample
 from lamina.data.read import read_rows
 from lamina.errors import DataError
 from lamina.fusion import fast_path
+from lamina.losses.cross_entropy import CrossEntropy
 from lamina.methods.load import Loaded
 from lamina.models.head import Head, find_head
 from lamina.models.vocabulary import check_ids
-from lamina.training.step import evaluation_loss
+from lamina.training.step import evaluate_loss
 
 # Shorter pieces are ends of documents, whose few tokens say little.
 SHORTEST = 16
@@ -69,7 +70,7 @@ def general_loss(loaded: Loaded, pieces: list[EncodedExample], batch_size: int, 
 
 def _mean_loss(loaded: Loaded, head: Head, pieces: list[EncodedExample], batch_size: int) -> float:
     with fast_path(loaded.model, longest=max(map(len, pieces))) as path:
-        return evaluation_loss(loaded.model, head, pieces, batch_size, layout=path.layout)
+        return evaluate_loss(loaded.model, head, CrossEntropy(), pieces, batch_size, layout=path.layout).loss
 
 
 def _documents(path: Path, field: str) -> list[str]:

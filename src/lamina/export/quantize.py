@@ -28,6 +28,8 @@ from lamina.data.example import EncodedExample
 from lamina.data.template import template_of
 from lamina.errors import ConfigError, ModelError, Problem
 from lamina.fusion import fast_path
+from lamina.losses.base import build_loss
+from lamina.losses.cross_entropy import CrossEntropy
 from lamina.models.folder import Ends, complete_folder
 from lamina.models.head import find_head
 from lamina.models.inputs import run_once, with_same_input
@@ -42,7 +44,7 @@ from lamina.quantization import FrozenLinear, PackedLinear, freeze_linear
 from lamina.quantization.gptq import round_for_inputs
 from lamina.quantization.packed import bitsandbytes
 from lamina.training.setup import check_positions, data_digests
-from lamina.training.step import evaluation_loss
+from lamina.training.step import evaluate_loss
 
 # What layers are given is looked at over so many tokens of training documents, unless asked otherwise.
 DEFAULT_TOKENS = 32_768
@@ -142,7 +144,9 @@ def quantize(
     check_packs_enough(base.model, settings)
     notify("Reading the data ...")
     template = template_of(base.tokenizer, config.data)
-    dataset = build_dataset(config.data, template, config.train.per_device_train_batch_size, config.seed, notify)
+    sequences = build_loss(config.loss).sequences
+    batch_size = config.train.per_device_train_batch_size
+    dataset = build_dataset(config.data, template, batch_size, config.seed, notify, sequences)
     check_vocabulary(dataset, base.model, template)
     check_positions(dataset, base.model, notify)
     documents = _some_documents(dataset.train, tokens, config.seed)
@@ -299,8 +303,9 @@ def _loss(base: Base, documents: Sequence[EncodedExample], what: str, progress: 
         return None
     report = lambda done: progress(what, done, len(documents))  # noqa: E731
     head = find_head(base.model)
-    with fast_path(base.model, longest=max(map(len, documents))) as path:
-        return evaluation_loss(base.model, head, documents, _EVAL_BATCH, progress=report, layout=path.layout)
+    with fast_path(base.model, longest=max(document.longest for document in documents)) as path:
+        parts = (base.model, head, CrossEntropy())
+        return evaluate_loss(*parts, documents, _EVAL_BATCH, progress=report, layout=path.layout).loss
 
 
 def _bits_per_weight(model: nn.Module, quantized: Iterable[str]) -> float:

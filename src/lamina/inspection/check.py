@@ -9,10 +9,10 @@ from lamina.data.check.examine import examine
 from lamina.data.check.findings import CheckReport
 from lamina.data.check.fix import FixLog, fix_rows
 from lamina.data.check.settings import CheckSettings
-from lamina.data.dataset import TRAINABLE
 from lamina.errors import ConfigError, Problem
 from lamina.inspection.rows import Rows
 from lamina.inspection.target import Target
+from lamina.losses.base import build_loss
 from lamina.progress import Notify
 
 
@@ -47,7 +47,7 @@ def check_data(
         packing=data.packing,
         seed=target.seed,
         progress=progress,
-        kinds=TRAINABLE if target.is_run else None,
+        kinds=build_loss(target.loss).sequences.kinds if target.is_run else None,
         has_eval=rows.has_eval,
         wrapped=data.packing_strategy == "wrapped",
         embedding_rows=target.embedding_rows(notify, rows.template),

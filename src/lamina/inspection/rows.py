@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from operator import itemgetter
 from typing import Any
 
 from lamina.config import SourceConfig
@@ -98,7 +97,7 @@ class Rows:
             for row in rows:
                 yield CheckedRow(name, side, row, source=source)
             return
-        encoded = encode_stream(self._to_encode(rows), itemgetter(1), self.template, self.target.data.train_on)
+        encoded = encode_stream(self._to_encode(rows), _sequences, self.template, self.target.data.train_on)
         for (row, example), chosen in encoded:
             rejected = next(encoded)[1] if example is not None and example.rejected else None
             if isinstance(chosen, DataError):
@@ -125,6 +124,10 @@ class Rows:
             if example is not None and example.rejected:
                 other = example.alternatives[1]
                 yield row, replace(example, messages=other, rejected=(), kind=Kind.CONVERSATION)
+
+
+def _sequences(item: tuple[ReadRow, Example | None]) -> tuple[Example, ...]:
+    return () if item[1] is None else (item[1],)
 
 
 def _refusal(error: DataError, row: ReadRow) -> str:

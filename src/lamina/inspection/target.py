@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lamina.config import DataConfig, load_config
 from lamina.config.aliases import ALIASES
+from lamina.config.losses import LossConfig
+from lamina.config.losses.cross_entropy import CrossEntropyConfig
 from lamina.data.template import ChatTemplate, template_of
 from lamina.errors import ConfigError, Problem
 from lamina.models.load import load_tokenizer
@@ -31,6 +33,7 @@ class Target:
         batch_size: `per_device_train_batch_size`.
         seed: Of the run.
         is_run: Whether a run's configuration named the data, so that what stops the run is an error.
+        loss: What the run minimizes.
     """
 
     data: DataConfig
@@ -38,6 +41,7 @@ class Target:
     batch_size: int = DEFAULT_BATCH_SIZE
     seed: int = 0
     is_run: bool = False
+    loss: LossConfig = field(default_factory=CrossEntropyConfig)
 
     def template(self, notify: Notify) -> ChatTemplate | None:
         """The model's chat template with its tokenizer; None without a model.
@@ -98,4 +102,4 @@ def find_target(
         if chosen == _NO_MODEL and getattr(data, name) is not None:
             raise ConfigError(Problem("--model", f"is none, so data.{name} does nothing", "name a model"))
     batch_size = config.train.per_device_train_batch_size
-    return Target(data, None if chosen == _NO_MODEL else chosen, batch_size, config.seed, is_run)
+    return Target(data, None if chosen == _NO_MODEL else chosen, batch_size, config.seed, is_run, config.loss)

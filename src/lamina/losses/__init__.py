@@ -1,1 +1,1 @@
-"""What training minimises, one file a loss."""
+"""What training minimizes, one file a loss."""

@@ -1,20 +1,50 @@
-"""Cross entropy over the supervised tokens of a packed batch: the loss of supervised fine-tuning."""
+"""Cross entropy over the supervised tokens: the loss of supervised fine-tuning.
+
+    L = - sum over supervised tokens t of log p(token t | tokens before it in its document)
+
+divided by the number of supervised tokens of the whole optimizer step.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.config.losses.cross_entropy import CrossEntropyConfig
 from lamina.data.batch import Batch
+from lamina.data.example import EncodedExample
 from lamina.fusion import model_inputs
+from lamina.losses.base import Loss, LossSum
 from lamina.models.head import Head
 from lamina.ops.cross_entropy import chunked_cross_entropy, chunked_cross_entropy_autograd
 
 
+class CrossEntropy(Loss):
+    """See the file's top."""
+
+    is_likelihood = True
+
+    def compute(self, model: PreTrainedModel, head: Head, batches: Sequence[Batch]) -> LossSum:
+        return LossSum(torch.stack([cross_entropy(model, head, batch) for batch in batches]).sum())
+
+    def formula(self, logits: Sequence[torch.Tensor], example: EncodedExample) -> torch.Tensor:
+        (logits_TV,) = logits
+        ids = torch.from_numpy(example.input_ids).long().to(logits_TV.device)
+        labels = ids.masked_fill(~torch.from_numpy(example.supervised).to(ids.device), -100)
+        return F.cross_entropy(logits_TV[:-1], labels[1:], reduction="sum")
+
+
+def build(config: CrossEntropyConfig) -> CrossEntropy:
+    """The loss of a `loss:` section."""
+    return CrossEntropy()
+
+
 def cross_entropy(model: PreTrainedModel, head: Head, batch: Batch) -> torch.Tensor:
-    """Sum of -log p over the batch's supervised tokens.
+    """Computes the sum of -log p over the batch's supervised tokens.
 
     Args:
         model: Inside `fusion.fast_path`, or in the attention that the batch's layout names.
@@ -27,7 +57,7 @@ def cross_entropy(model: PreTrainedModel, head: Head, batch: Batch) -> torch.Ten
     inputs = model_inputs(batch)
     if head.whole_model:
         logits_TV = model(**inputs, logits_to_keep=batch.predicting).logits[0]
-        if logits_TV.shape[0] != batch.supervised_tokens:  # the model passed over what to keep
+        if logits_TV.shape[0] != batch.supervised_tokens:  # the model ignored what to keep
             logits_TV = logits_TV.index_select(0, batch.predicting)
         return F.cross_entropy(logits_TV.float(), batch.targets, reduction="sum")
     hidden_TD = head.decoder(**inputs).last_hidden_state[0]

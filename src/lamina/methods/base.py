@@ -7,7 +7,6 @@ also the name of its configuration in `config/methods/`.
 from __future__ import annotations
 
 import contextlib
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina import plugins
 from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.errors import ConfigError, Problem
 from lamina.ops.adapter import AdapterModule
@@ -238,7 +238,7 @@ class Method(ABC):
 def find_method(name: str) -> Method:
     """The method of that name (a key of `METHOD_CONFIGS`)."""
     assert name in METHOD_CONFIGS, name
-    return importlib.import_module(f"lamina.methods.{name}").METHOD
+    return plugins.load_member("methods", name).METHOD
 
 
 def all_methods() -> dict[str, Method]:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from lamina.config import TrainConfig
-from lamina.config.optim import GaloreConfig
+from lamina.config.optimizers import GaloreConfig
 from lamina.errors import ConfigError, Problem, TrainingError
 from lamina.optim._adamw import Moments, MomentsAdamW, State, Update, count
 

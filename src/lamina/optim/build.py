@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -11,8 +10,9 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
+from lamina import plugins
 from lamina.config import TrainConfig
-from lamina.config.optim import OPTIMIZERS
+from lamina.config.optimizers import OPTIMIZERS
 from lamina.errors import ConfigError, Problem
 from lamina.progress import Notify
 
@@ -46,8 +46,7 @@ def build_optimizer(
     if unpaged is not None and "cuda" not in devices:
         notify(f"{name}: there is no GPU whose memory could be paged, so {unpaged} runs, which gives the same numbers")
         name = unpaged
-    build = importlib.import_module(f"lamina.optim.{name}").build
-    return build(config, _groups(config, tensors, fast, vocabulary))
+    return plugins.load_member("optimizers", name).build(config, _groups(config, tensors, fast, vocabulary))
 
 
 def _groups(

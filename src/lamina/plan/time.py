@@ -9,15 +9,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.data.batch import PACKED, Layout, build_batches
+from lamina.data.batch import PACKED, Layout, build_units
 from lamina.data.example import EncodedExample
-from lamina.losses.cross_entropy import cross_entropy
+from lamina.losses.base import Loss
 from lamina.models.head import Head
 
 
 def measured_tokens_per_second(
     model: PreTrainedModel,
     head: Head,
+    loss: Loss,
     parameters: Sequence[nn.Parameter],
     examples: Sequence[EncodedExample],
     layout: Layout = PACKED,
@@ -29,20 +30,22 @@ def measured_tokens_per_second(
     Args:
         model: In training mode, inside `fusion.fast_path`.
         head: The model's parts.
+        loss: What is minimized.
         parameters: The adapter's tensors.
         examples: A micro-batch as training will see it.
         layout: How its documents go through the model.
     """
-    batches = [batch.to(model.device) for batch in build_batches(examples, layout)]
+    units = [[batch.to(model.device) for batch in unit] for unit in build_units(examples, layout)]
+    count = loss.count(examples)
     seconds = float("inf")
     with torch.random.fork_rng():
         for _ in range(2):
             began = time.perf_counter()
-            for batch in batches:
-                (cross_entropy(model, head, batch) / batch.supervised_tokens).backward()
+            for unit in units:
+                (loss.compute(model, head, unit).total / count).backward()
             if model.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds = min(seconds, time.perf_counter() - began)
             for parameter in parameters:
                 parameter.grad = None
-    return sum(batch.tokens for batch in batches) / seconds
+    return sum(batch.tokens for unit in units for batch in unit) / seconds

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from lamina import files
+from lamina.distributed.world import ALONE, World
 from lamina.errors import ConfigError, Problem, StorageError
 from lamina.runs import Run
 from lamina.training.signals import StopRequest
@@ -55,14 +56,25 @@ class EventLog:
         resumed_from: Events of later steps are taken out of `metrics.jsonl`, because those steps will be taken again;
             -1 begins afresh.
         stop: To ask for the end of the run.
+        world: The processes of the run; the first one writes and tells.
     """
 
     def __init__(
-        self, run: Run, report_to: Sequence[str], on_event: OnEvent | None, resumed_from: int, stop: StopRequest
+        self,
+        run: Run,
+        report_to: Sequence[str],
+        on_event: OnEvent | None,
+        resumed_from: int,
+        stop: StopRequest,
+        world: World = ALONE,
     ) -> None:
         self._run = run
-        self._on_event = on_event
+        self._on_event = on_event if world.is_first else None
         self._stop = stop
+        self._file: TextIO | None = None
+        self._tensorboard: Any = None
+        if not world.is_first:
+            return
         self._tensorboard = _tensorboard_writer(run) if "tensorboard" in report_to else None
         kept = [event for event in run.events() if event["step"] <= resumed_from]
         files.write_text(run.metrics_path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
@@ -74,7 +86,8 @@ class EventLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 
@@ -84,6 +97,8 @@ class EventLog:
 
     def emit(self, kind: str, step: int, **data: Any) -> None:
         """Records an event."""
+        if self._file is None:
+            return
         event = Event(kind, step, data)
         try:
             self._file.write(json.dumps(event.as_json(), ensure_ascii=False) + "\n")

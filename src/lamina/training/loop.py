@@ -19,22 +19,18 @@ from lamina import files
 from lamina.config import Config, load_config
 from lamina.data.batch import PACKED
 from lamina.data.example import EncodedExample
+from lamina.distributed.world import ALONE, World
 from lamina.errors import Interrupted, LaminaError, TrainingError
 from lamina.fusion import FusionReport, Recompute, fast_path
 from lamina.kernels import kernel_notes
-from lamina.methods.adapter import save_adapter
-from lamina.methods.lock import build_lock
-from lamina.methods.probes import record_probes
-from lamina.methods.reload import check_written
 from lamina.models.memory import peak_bytes
 from lamina.optim import LayerwiseGaloreAdamW
 from lamina.plan.memory import choose_checkpointing
 from lamina.plan.time import measured_tokens_per_second
-from lamina.runs import Run, check_start, exclusive, recorded, start_run, timestamp
+from lamina.runs import Run, check_start, exclusive, recorded, start_run
 from lamina.training.checkpoint import (
     TrainState,
     checkpoint_step,
-    load_best,
     load_checkpoint,
     newest_checkpoint,
     random_state,
@@ -43,12 +39,20 @@ from lamina.training.checkpoint import (
     save_checkpoint,
 )
 from lamina.training.events import Event, EventLog, OnEvent
-from lamina.training.finite import check_adapter, check_evaluation
+from lamina.training.finish import finish
+from lamina.training.finite import check_evaluation
 from lamina.training.preview import colored_example
-from lamina.training.setup import Session, build_session, count_parameters, data_digests, is_only_text
+from lamina.training.setup import Session, build_session, count_parameters
 from lamina.training.signals import StopRequest, stop_on_signals
-from lamina.training.step import StepAbandoned, StepResult, evaluation_loss, training_step
-from lamina.training.summary import summarise, total_parameters
+from lamina.training.step import (
+    EvaluationResult,
+    StepAbandoned,
+    StepResult,
+    evaluate_loss,
+    mean_metrics,
+    training_step,
+)
+from lamina.training.summary import total_parameters
 
 # One bad batch is passed over; so many in a row are a broken run.
 MAX_SKIPPED_IN_A_ROW = 5
@@ -58,7 +62,11 @@ KERNELS: dict[str | bool, str] = {"auto": "auto", True: "compiled", False: "plai
 
 
 def train(
-    config: Config | Mapping[str, Any] | str | Path, on_event: OnEvent | None = None, *, resume: bool = False
+    config: Config | Mapping[str, Any] | str | Path,
+    on_event: OnEvent | None = None,
+    *,
+    resume: bool = False,
+    world: World = ALONE,
 ) -> Run:
     """Trains an adapter.
 
@@ -67,6 +75,7 @@ def train(
         on_event: Called with each `Event` as it happens.
         resume: Go on with the run in `output_dir`, or with the one whose own configuration file is given. Model and
             data may have other places than they had, if they are the same by their digests.
+        world: The processes that train together, of which this is one.
 
     Returns:
         The finished run: `run.adapter` is the adapter's folder, `run.summary` the figures.
@@ -95,10 +104,10 @@ def train(
         was_killed = run.begun and run.manifest["status"] == "running"  # by somebody who has the lock no more
         stack.enter_context(recorded(run))
         stop = stack.enter_context(stop_on_signals())
-        log = stack.enter_context(EventLog(run, config.train.report_to, on_event, begun, stop))
+        log = stack.enter_context(EventLog(run, config.train.report_to, on_event, begun, stop, world))
         if was_killed:
             log.emit("note", max(begun, 0), message="The run was killed before; what is after its checkpoint is lost.")
-        session = build_session(config, run, lambda message: log.emit("note", max(begun, 0), message=message))
+        session = build_session(config, run, lambda message: log.emit("note", max(begun, 0), message=message), world)
         stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(session)))
         state = _take_up(session, checkpoint, log)
         _Loop(session, log, stop, state).run()
@@ -160,8 +169,9 @@ class _Loop:
         session, state = self.session, self.state
         if session.dataset.eval and state.eval_loss_first is None:
             with session.injection.disabled():
-                state.eval_loss_first = self._evaluate("bare base")
-            self.log.emit("eval", 0, eval_loss=state.eval_loss_first, of="base")
+                first = self._evaluate("bare base")
+            state.eval_loss_first = first.loss
+            self.log.emit("eval", 0, eval_loss=first.loss, of="base", **first.metrics)
         epoch, plan = -1, []
         while not self._done():
             if self._eval_due():  # also when a run was cut between a step and its evaluation
@@ -184,6 +194,7 @@ class _Loop:
         result = training_step(
             self.model,
             session.head,
+            session.loss,
             session.optimizer,
             self.parameters,
             micro_batches,
@@ -191,10 +202,11 @@ class _Loop:
             self.config.max_grad_norm,
             state.step + 1,
             session.hooks,
-            stop=self._asked_to_stop,
+            stop=self._asked_amid_work,
             check=self._check_gradients if first else lambda: None,
             layout=self.layout,
             moving=self._moving,
+            world=session.world,
         )
         seconds = time.perf_counter() - began
         if not result.finite:
@@ -226,15 +238,15 @@ class _Loop:
 
     def _log_window(self) -> None:
         window, state = self.window, self.state
-        supervised = sum(result.supervised_tokens for result in window)
         self.log.emit(
             "step",
             state.step,
-            loss=sum(result.loss * result.supervised_tokens for result in window) / supervised,
+            loss=sum(result.loss * result.count for result in window) / sum(result.count for result in window),
+            **mean_metrics(window),
             learning_rate=self.session.schedule(state.step - 1),
             grad_norm=window[-1].grad_norm,
             tokens=sum(result.tokens for result in window),
-            supervised_tokens=supervised,
+            supervised_tokens=sum(result.supervised_tokens for result in window),
             seconds=self.window_seconds,
             step_seconds=self.window_seconds / len(window),
             epoch=state.step / self.session.steps_per_epoch,
@@ -274,20 +286,22 @@ class _Loop:
         if not any(bool(norm) for norm in norms.values()):
             raise TrainingError("every gradient of the first step is zero: the adapter has no effect on the loss.")
 
-    def _evaluate(self, what: str) -> float:
+    def _evaluate(self, what: str) -> EvaluationResult:
         examples = self.session.dataset.eval
 
         def progress(done: int) -> None:
             self.log.show("progress", self.state.step, what=what, done=done, total=len(examples))
 
-        size = self.config.per_device_eval_batch_size
-        head = self.session.head
-        loss = evaluation_loss(self.model, head, examples, size, self._asked_to_stop, progress, self.layout)
-        return check_evaluation(loss, what, self.state.step)
+        world = self.session.world
+        size, parts = self.config.per_device_eval_batch_size, (self.session.head, self.session.loss)
+        result = evaluate_loss(self.model, *parts, examples, size, self._asked_amid_work, progress, self.layout, world)
+        check_evaluation(result.loss, what, self.state.step)
+        return result
 
     def _evaluate_and_keep_best(self) -> None:
         state = self.state
-        loss = self._evaluate("adapter")
+        result = self._evaluate("adapter")
+        loss = result.loss
         state.last_eval_step, state.eval_loss_last = state.step, loss
         margin = self.config.early_stopping_threshold
         if not self.session.hooks.is_settled():
@@ -295,10 +309,10 @@ class _Loop:
         elif state.best_eval_loss is None or loss < state.best_eval_loss - margin:
             state.best_eval_loss, state.best_step, state.evals_without_gain = loss, state.step, 0
             if self.config.load_best_model_at_end:
-                save_best(self.run_dir.checkpoints, state, self.session.tensors)
+                self.session.world.once(lambda: save_best(self.run_dir.checkpoints, state, self.session.tensors))
         else:
             state.evals_without_gain += 1
-        self.log.emit("eval", state.step, eval_loss=loss, of="adapter", best_step=state.best_step)
+        self.log.emit("eval", state.step, eval_loss=loss, of="adapter", best_step=state.best_step, **result.metrics)
         if self._stopped_early():
             self.log.emit(
                 "note",
@@ -324,7 +338,8 @@ class _Loop:
     def _write_checkpoint(self) -> Path:
         folder, keep, session = self.run_dir.checkpoints, self.config.save_total_limit, self.session
         tensors, optimizer, hooks = session.tensors, session.optimizer, session.hooks
-        return save_checkpoint(folder, self.state, tensors, optimizer, hooks, self.random, keep)
+        save = lambda: save_checkpoint(folder, self.state, tensors, optimizer, hooks, self.random, keep)  # noqa: E731
+        return session.world.once(save)
 
     def _save_what_is_there(self, error: Exception) -> None:
         """A run that ends by an unforeseen error leaves what one that is stopped does, and the error says so."""
@@ -348,7 +363,11 @@ class _Loop:
         return self.state.step >= self.session.total_steps or self._stopped_early()
 
     def _asked_to_stop(self) -> bool:
-        return self.stop.signal is not None
+        return self.session.world.any(self.stop.signal is not None)
+
+    def _asked_amid_work(self) -> bool:
+        """Between micro-batches, of which processes have different numbers, so that only one alone can stop there."""
+        return self.session.world.size == 1 and self._asked_to_stop()
 
     def _leave(self) -> None:
         self._save()
@@ -363,7 +382,7 @@ class _Loop:
         for reason in (*fusion.notes, *kernel_notes(self.model.device, self.config.compile)):
             self.log.emit("note", state.step, message=reason)
         sample = session.epoch_plan(0)[0]
-        speed = measured_tokens_per_second(self.model, session.head, self.parameters, sample, self.layout)
+        speed = measured_tokens_per_second(self.model, session.head, session.loss, self.parameters, sample, self.layout)
         tokens_per_step = session.dataset.report.train.tokens / session.steps_per_epoch
         left = (session.total_steps - state.step) * tokens_per_step
         trainable = count_parameters(self.parameters)
@@ -385,22 +404,10 @@ class _Loop:
         self.log.emit("example", state.step, segments=colored_example(session))
 
     def _finish(self) -> None:
-        session, state = self.session, self.state
-        if self.config.load_best_model_at_end and state.best_step not in (-1, state.step):
-            session.injection.load_tensors(load_best(self.run_dir.checkpoints, state.best_step))
-            said = f"The adapter is that of step {state.best_step}, the best evaluation."
-            self.log.emit("note", state.step, message=said)
-        check_adapter(session.tensors, state.step)
-        self.model.eval()
-        probes = record_probes(session.injection, session.template)
-        digests, only_text = data_digests(session.dataset), is_only_text(session.dataset)
-        lock = build_lock(session.base, session.template, digests, only_text)
-        digest = save_adapter(self.run_dir.adapter, session.injection, session.base, lock, probes)
-        for note in check_written(self.run_dir.adapter, session.injection, digest):
-            self.log.emit("note", state.step, message=note)
-        summary = summarise(session, state, digest)
-        self.run_dir.record(status="finished", finished=timestamp(), summary=summary)
-        self.log.emit("end", state.step, **summary)
+        step = self.state.step
+        notify = lambda message: self.log.emit("note", step, message=message)  # noqa: E731
+        summary = self.session.world.once(lambda: finish(self.session, self.state, notify))
+        self.log.emit("end", step, **summary)
 
 
 def _cuda_devices(session: Session) -> list[torch.device]:

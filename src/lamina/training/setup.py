@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import json
 import math
 import platform
 from collections.abc import Iterable
@@ -26,8 +27,10 @@ from lamina.data.packing import plan_epoch
 from lamina.data.side import Batches
 from lamina.data.template import ChatTemplate, template_of
 from lamina.data.tokenizer import fingerprint_tokenizer
+from lamina.distributed.world import ALONE, World
 from lamina.errors import ConfigError, DataError, Problem, RunError
 from lamina.kernels import kernel_state, prepare_kernels
+from lamina.losses.base import Loss, build_loss
 from lamina.methods.base import Hooks, Injection, find_method, inject
 from lamina.methods.coverage import Coverage, check_reach, find_coverage
 from lamina.methods.reload import check_before_training
@@ -59,6 +62,7 @@ class Session:
         template: Renders conversations.
         dataset: The encoded data.
         head: The model's parts.
+        loss: What is minimized.
         injection: The adapter.
         coverage: Which of the base's weights it is on.
         tensors: The adapter's tensors by name.
@@ -68,6 +72,7 @@ class Session:
         micro_batches: Micro-batches in an epoch.
         total_steps: Optimizer steps of the whole run.
         longest: Tokens of the largest micro-batch that there can be.
+        world: The processes that train together.
     """
 
     config: Config
@@ -76,6 +81,7 @@ class Session:
     template: ChatTemplate
     dataset: Dataset
     head: Head
+    loss: Loss
     injection: Injection
     coverage: Coverage
     tensors: dict[str, nn.Parameter]
@@ -85,12 +91,12 @@ class Session:
     micro_batches: int
     total_steps: int
     longest: int
+    world: World = ALONE
 
     @property
     def longest_document(self) -> int:
         """Tokens of the longest document of training and evaluation."""
-        parts = (self.dataset.report.train, self.dataset.report.eval)
-        return max(part.longest for part in parts if part is not None)
+        return max(self.dataset.train.longest, self.dataset.eval.longest)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -120,8 +126,14 @@ class Session:
         return Batches(train, plan)
 
 
-def build_session(config: Config, run: Run, notify: Notify) -> Session:
+def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE) -> Session:
     """Builds everything, and writes what is known before training into the run: data report and manifest.
+
+    Args:
+        config: The run's configuration.
+        run: Its directory.
+        notify: Told what is being done, and what a user should know.
+        world: The processes that train together.
 
     Raises:
         LaminaError: Model, data or configuration cannot be used; see the parts' own functions.
@@ -141,7 +153,8 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
     template = template_of(base.tokenizer, config.data)
     notify("Reading the data ...")
     batch_size = config.train.per_device_train_batch_size
-    dataset = build_dataset(config.data, template, batch_size, config.seed, notify)
+    loss = build_loss(config.loss)
+    dataset = build_dataset(config.data, template, batch_size, config.seed, notify, loss.sequences)
     _check_stop_token(dataset, template)
     check_vocabulary(dataset, base.model, template)
     head = find_head(base.model)
@@ -157,7 +170,10 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
     steps_per_epoch = math.ceil(micro_batches / config.train.gradient_accumulation_steps)
     epochs = config.train.epochs
     total = config.train.max_steps or max(1, math.ceil(steps_per_epoch * (epochs or 0.0)))
-    longest = batch_size * (config.data.max_length if config.data.packing else dataset.report.train.longest)
+    longest = max(
+        batch_size * (config.data.max_length if config.data.packing else dataset.report.train.longest),
+        dataset.report.train.longest,
+    )
     session = Session(
         config=config,
         run=run,
@@ -165,6 +181,7 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
         template=template,
         dataset=dataset,
         head=head,
+        loss=loss,
         injection=injection,
         coverage=coverage,
         tensors=tensors,
@@ -174,14 +191,23 @@ def build_session(config: Config, run: Run, notify: Notify) -> Session:
         micro_batches=micro_batches,
         total_steps=total,
         longest=longest,
+        world=world,
     )
+    for what, value in _facts(session).items():
+        world.same_everywhere(what, json.dumps(value, sort_keys=True))
+    world.once(lambda: _write_what_is_known(session, notify))
+    return session
+
+
+def _write_what_is_known(session: Session, notify: Notify) -> None:
+    """Manifest, data report, and the report on a quantized base."""
+    run, base = session.run, session.base
     _write_manifest(session, notify)
-    files.write_json(run.data_report_path, dataset.report.as_json())
+    files.write_json(run.data_report_path, session.dataset.report.as_json())
     if base.rounding_errors and base.packing is not None:
         report = RoundingReport(base.rounding_errors, base.packing)
         files.write_json(run.quantization_report_path, report.as_json())
         notify(report.line())
-    return session
 
 
 def data_digests(dataset: Dataset) -> list[dict[str, Any]]:
@@ -225,11 +251,11 @@ def check_positions(dataset: Dataset, model: PreTrainedModel, notify: Notify, vi
         ConfigError: The longest document does not fit in a table of positions.
     """
     limit = declared_positions(model)
-    lengths = [part.longest for part in (dataset.report.train, dataset.report.eval) if part is not None]
-    longest = max(lengths) + virtual
+    document = max(dataset.train.longest, dataset.eval.longest)
+    longest = document + virtual
     if limit is None or longest <= limit:
         return
-    what = f"rows of up to {max(lengths)} tokens"
+    what = f"rows of up to {document} tokens"
     if virtual:
         what += f" with {virtual} virtual ones before them"
     where = f"{type(model).__name__} has {limit} positions (max_position_embeddings)"
@@ -270,15 +296,21 @@ def _head_after_injection(head: Head, injection: Injection) -> Head:
     return dataclasses.replace(head, linear=linear)
 
 
-def _write_manifest(session: Session, notify: Notify) -> None:
-    run, base, before = session.run, session.base, session.run.manifest
-    facts = {
+def _facts(session: Session) -> dict[str, Any]:
+    """What a run must have the same in all processes, and when it goes on."""
+    base = session.base
+    return {
         "base": {"ref": base.source.ref, **base.fingerprint.as_json()},
         "tokenizer": fingerprint_tokenizer(base.tokenizer),
         "chat_template": session.template.digest,
         "data": data_digests(session.dataset),
         "threads": torch.get_num_threads(),
     }
+
+
+def _write_manifest(session: Session, notify: Notify) -> None:
+    run, base, before = session.run, session.base, session.run.manifest
+    facts = _facts(session)
     if run.begun:
         _check_unchanged(session, before, facts)
         facts |= keep_places(run, session.config)

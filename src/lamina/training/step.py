@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.data.batch import PACKED, Layout, build_batches
+from lamina.data.batch import PACKED, Layout, build_units
 from lamina.data.example import EncodedExample
-from lamina.losses.cross_entropy import cross_entropy
+from lamina.distributed.world import ALONE, World
+from lamina.losses.base import Loss, LossSum, Metric
 from lamina.methods.base import Hooks
 from lamina.models.head import Head
 from lamina.optim import LayerwiseGaloreAdamW
@@ -28,23 +30,28 @@ class StepResult:
     """What a step did.
 
     Attributes:
-        loss: Mean over the supervised tokens of the whole step.
+        loss: Of the whole step, its sum divided by its count.
+        count: What the sum was divided by, such as the step's supervised tokens.
         grad_norm: Norm of the gradient before clipping.
         tokens: Real tokens.
         supervised_tokens: Those in the loss.
         finite: Whether loss and gradient were finite; if not, nothing was changed.
+        metrics: The loss's own figures, as sum and count.
     """
 
     loss: float
+    count: float
     grad_norm: float
     tokens: int
     supervised_tokens: int
     finite: bool
+    metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def training_step(
     model: PreTrainedModel,
     head: Head,
+    loss: Loss,
     optimizer: torch.optim.Optimizer,
     parameters: Sequence[nn.Parameter],
     micro_batches: Sequence[Sequence[EncodedExample]],
@@ -56,8 +63,9 @@ def training_step(
     check: Callable[[], None] = lambda: None,
     layout: Layout = PACKED,
     moving: Callable[[], None] = lambda: None,
+    world: World = ALONE,
 ) -> StepResult:
-    """Takes one step over micro-batches, whose losses are divided by the supervised tokens of all of them together.
+    """Takes one step over micro-batches, whose losses are divided by the count of all of them together.
 
     A layerwise optimizer moves tensors during the backward, so that the gradient is never there as a whole: it takes
     one batch, clips nothing, and `check` finds the tensors moved (see `LayerwiseGaloreAdamW`).
@@ -65,9 +73,10 @@ def training_step(
     Args:
         model: In training mode, inside `fusion.fast_path`.
         head: The model's parts.
+        loss: What is minimized.
         optimizer: Over `parameters`.
         parameters: The adapter's tensors.
-        micro_batches: The examples of each micro-batch.
+        micro_batches: The examples of each micro-batch of the step, in all processes together.
         learning_rate: For this step.
         max_grad_norm: Clip to this norm; 0 for no clipping.
         step: Its number, from 1.
@@ -76,45 +85,93 @@ def training_step(
         check: Called when the gradients are there and nothing has changed yet.
         layout: How the documents of a micro-batch go through the model.
         moving: Called before anything changes: until the step is done, the tensors belong to no step.
+        world: The processes that take the step together; each computes its share of the micro-batches.
 
     Raises:
         StepAbandoned: `stop` said so.
     """
-    supervised = sum(example.supervised_tokens for examples in micro_batches for example in examples)
-    tokens = sum(len(example) for examples in micro_batches for example in examples)
+    examples = [example for examples in micro_batches for example in examples]
+    count, tally = loss.count(examples), _Tally()
+    tokens, supervised = sum(map(len, examples)), sum(example.supervised_tokens for example in examples)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("lr_factor", 1.0)
     optimizer.zero_grad(set_to_none=True)
+    units = (unit for examples in world.share(micro_batches) for unit in build_units(examples, layout))
     if isinstance(optimizer, LayerwiseGaloreAdamW):
-        batches = [batch for examples in micro_batches for batch in build_batches(examples, layout)]
-        losses = [cross_entropy(model, head, batch.to(model.device)) for batch in batches]
-        loss = torch.stack(losses).sum() / supervised
-        finite = bool(torch.isfinite(loss))
+        sums = [tally.take(loss.compute(model, head, [batch.to(model.device) for batch in unit])) for unit in units]
+        mean = torch.stack(sums).sum() / count
+        finite = bool(torch.isfinite(mean))
         if finite:
             moving()
-        norm = _layerwise_step(optimizer, loss, check) if finite else float("nan")
-        return StepResult(float(loss.detach()), norm, tokens, supervised, finite)
-    loss_sum = torch.zeros((), device=model.device)
-    for batch in (batch for examples in micro_batches for batch in build_batches(examples, layout)):
+        norm = _layerwise_step(optimizer, mean, check) if finite else float("nan")
+        return StepResult(float(mean.detach()), count, norm, tokens, supervised, finite, tally.everywhere(world))
+    total = torch.zeros((), device=model.device)
+    for unit in units:
         if stop():
             optimizer.zero_grad(set_to_none=True)
             raise StepAbandoned
-        loss = cross_entropy(model, head, batch.to(model.device)) / supervised
-        loss.backward()
-        loss_sum += loss.detach()
+        part = tally.take(loss.compute(model, head, [batch.to(model.device) for batch in unit])) / count
+        part.backward()
+        total += part.detach()
+    _add_up_gradients(parameters, world)
     penalty = hooks.penalty()
     if penalty is not None:
         penalty.backward()
     check()
+    mean = world.total(float(total))
     norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
-    finite = bool(torch.isfinite(norm) & torch.isfinite(loss_sum))
+    finite = bool(torch.isfinite(norm)) and math.isfinite(mean)
     if finite:
         moving()
         hooks.before_update(step)
         optimizer.step()
         hooks.after_update(step)
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(float(loss_sum), float(norm), tokens, supervised, finite)
+    return StepResult(mean, count, float(norm), tokens, supervised, finite, tally.everywhere(world))
+
+
+def _add_up_gradients(parameters: Sequence[nn.Parameter], world: World) -> None:
+    """The gradient of the whole step in every process; one that had no micro-batch adds nothing."""
+    if world.size > 1:
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        world.add_up(parameter.grad for parameter in parameters if parameter.grad is not None)
+
+
+class _Tally:
+    """Adds up a loss's own figures."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Metric] = {}
+
+    def take(self, result: LossSum) -> torch.Tensor:
+        """Takes in the figures, and gives the loss."""
+        for name, metric in result.metrics.items():
+            before = self._sums.get(name)
+            total = metric.total.detach().double()
+            self._sums[name] = (
+                Metric(total, metric.count)
+                if before is None
+                else Metric(before.total + total, before.count + metric.count)
+            )
+        return result.total
+
+    def everywhere(self, world: World) -> dict[str, tuple[float, float]]:
+        """Sum and count of each figure over all processes."""
+        return {
+            name: (world.total(float(metric.total)), world.total(metric.count)) for name, metric in self._sums.items()
+        }
+
+
+def mean_metrics(window: Sequence[StepResult]) -> dict[str, float]:
+    """The loss's own figures over some steps."""
+    totals: dict[str, tuple[float, float]] = {}
+    for result in window:
+        for name, (total, count) in result.metrics.items():
+            before = totals.get(name, (0.0, 0.0))
+            totals[name] = (before[0] + total, before[1] + count)
+    return {name: total / count for name, (total, count) in totals.items() if count}
 
 
 def _layerwise_step(optimizer: LayerwiseGaloreAdamW, loss: torch.Tensor, check: Callable[[], None]) -> float:
@@ -129,40 +186,61 @@ def _layerwise_step(optimizer: LayerwiseGaloreAdamW, loss: torch.Tensor, check: 
     return float(torch.stack(list(optimizer.gradient_norms.values())).norm())
 
 
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation pass gave.
+
+    Attributes:
+        loss: Sum over the examples, divided by their count.
+        metrics: The loss's own figures.
+    """
+
+    loss: float
+    metrics: dict[str, float]
+
+
 @torch.no_grad()
-def evaluation_loss(
+def evaluate_loss(
     model: PreTrainedModel,
     head: Head,
+    loss: Loss,
     examples: Sequence[EncodedExample],
     batch_size: int,
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda done: None,
     layout: Layout = PACKED,
-) -> float:
-    """Mean loss over the supervised tokens of `examples`.
+    world: World = ALONE,
+) -> EvaluationResult:
+    """Computes the loss of `examples` without training on them.
 
     Args:
         model: Inside `fusion.fast_path`; it is in evaluation mode only while this runs.
         head: The model's parts.
+        loss: What is computed.
         examples: What to evaluate on.
         batch_size: Examples in a batch.
         stop: Asked between batches.
         progress: Called with the number of examples done.
         layout: How the documents of a batch go through the model.
+        world: The processes that share the batches.
 
     Raises:
         StepAbandoned: `stop` said so.
     """
     training = model.training
     model.eval()
-    total = torch.zeros((), dtype=torch.float64)
+    total, count, tally = torch.zeros((), dtype=torch.float64), 0.0, _Tally()
     try:
-        for first in range(0, len(examples), batch_size):
+        for first in world.share(range(0, len(examples), batch_size)):
             if stop():
                 raise StepAbandoned
-            for batch in build_batches(examples[first : first + batch_size], layout):
-                total += cross_entropy(model, head, batch.to(model.device)).double().cpu()
+            chosen = examples[first : first + batch_size]
+            for unit in build_units(chosen, layout):
+                result = loss.compute(model, head, [batch.to(model.device) for batch in unit])
+                total += tally.take(result).double().cpu()
+            count += loss.count(chosen)
             progress(min(first + batch_size, len(examples)))
     finally:
         model.train(training)
-    return float(total) / sum(example.supervised_tokens for example in examples)
+    metrics = {name: of / n for name, (of, n) in tally.everywhere(world).items()}
+    return EvaluationResult(world.total(float(total)) / world.total(count), metrics)

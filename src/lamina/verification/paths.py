@@ -17,11 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lamina.config.optim import OPTIMIZERS
-from lamina.data.batch import Layout, build_batches
+from lamina.config.optimizers import OPTIMIZERS
+from lamina.data.batch import Layout, build_units
 from lamina.data.example import EncodedExample
 from lamina.fusion import Recompute, fast_path
-from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.base import Injection
 from lamina.methods.moved import with_rounding_moved
 from lamina.models.machine import dtype_name
@@ -85,7 +84,7 @@ class Paths:
         self._model = session.base.model.eval()
         self._tensors = session.tensors
         self._documents = session.dataset.train
-        self._longest = max(len(document) for document in self._documents)
+        self._longest = max(document.longest for document in self._documents)
         with fast_path(self._model, longest=self._longest) as path:
             self._path = path
 
@@ -114,7 +113,7 @@ class Paths:
         handles = [layer.register_forward_pre_hook(compare(name)) for name, layer in linears.items()]
         try:
             with torch.no_grad():
-                self._model(input_ids=_ids(max(self._documents, key=len), self._model.device)[None], use_cache=False)
+                self._model(input_ids=_longest(self._documents, self._model.device)[None], use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()
@@ -201,8 +200,9 @@ class Paths:
 
     def _backward(self, layout: Layout) -> list[float]:
         losses = []
-        for batch in build_batches(self._documents, layout):
-            loss = cross_entropy(self._model, self._session.head, batch.to(self._model.device))
+        for unit in build_units(self._documents, layout):
+            batches = [batch.to(self._model.device) for batch in unit]
+            loss = self._session.loss.compute(self._model, self._session.head, batches).total
             loss.backward()
             losses.append(float(loss.detach()))
         return losses
@@ -213,14 +213,11 @@ class Paths:
         return float(loss.detach())
 
     def _loss_of_transformers(self, document: EncodedExample, exact: bool) -> torch.Tensor:
-        """transformers' own loss of one document. `exact` sums it in float64: over a large vocabulary, torch's own
-        float32 sum is off by more than all other roundings, which belongs to the noise."""
-        ids = _ids(document, self._model.device)
-        labels = ids.masked_fill(~torch.from_numpy(document.supervised).to(ids.device), -100)
-        output = self._model(input_ids=ids[None], labels=labels[None], use_cache=False)
-        if exact:
-            return F.cross_entropy(output.logits[0, :-1].double(), labels[1:], reduction="sum")
-        return output.loss * document.supervised_tokens  # transformers gives the mean
+        """The loss's formula on transformers' own logits of one example. `exact` computes it in float64: over a large
+        vocabulary, torch's own float32 sum is off by more than all other roundings, which belongs to the noise."""
+        parts = _ids(document, self._model.device).split(document.lengths)
+        logits = [self._model(input_ids=ids[None], use_cache=False).logits[0] for ids in parts]
+        return self._session.loss.formula([one.double() if exact else one.float() for one in logits], document)
 
     def _step(self, micro_batches: Sequence[Sequence[EncodedExample]]) -> Gradient:
         """The gradient of a real optimizer step, taken before the optimizer sees it."""
@@ -230,6 +227,7 @@ class Paths:
             result = training_step(
                 self._model,
                 self._session.head,
+                self._session.loss,
                 self._session.optimizer,
                 list(self._tensors.values()),
                 micro_batches,
@@ -265,6 +263,12 @@ def _worst_of_layer(name: str, layer: AdapterLinear, x: torch.Tensor, generator:
     tolerance = roundings * torch.finfo(y.dtype).eps / 2
     measures = [Measure(f"{part}, {name}", d, tolerance, why) for part, d in zip(parts, differences, strict=True)]
     return max(measures, key=lambda measure: measure.severity)
+
+
+def _longest(documents: Sequence[EncodedExample], device: torch.device) -> torch.Tensor:
+    """The longest sequence."""
+    parts = [part for document in documents for part in _ids(document, device).split(document.lengths)]
+    return max(parts, key=len)
 
 
 def _ids(document: EncodedExample, device: torch.device) -> torch.Tensor:

@@ -11,11 +11,12 @@ from typing import Any
 
 from lamina import files
 from lamina.config import Config, load_config
-from lamina.config.optim import OPTIMIZERS
+from lamina.config.optimizers import OPTIMIZERS
 from lamina.data.dataset import build_dataset
 from lamina.data.example import EncodedExample
 from lamina.data.read import RawRow, find_files, rows_of
 from lamina.data.template import template_of
+from lamina.losses.base import build_loss
 from lamina.models.load import load_tokenizer
 from lamina.models.source import find_model
 from lamina.progress import Notify
@@ -73,7 +74,10 @@ def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
     file = find_files(source.path)[0]
     first = source.model_copy(update={"path": file.name, "max_rows": rows_looked_at, "weight": 1.0})
     looked_at = config.data.model_copy(update={**alone, "train": [first], "max_dropped": 1.0})
-    dataset = build_dataset(looked_at, template, config.train.per_device_train_batch_size, config.seed)
+    loss = build_loss(config.loss)
+    dataset = build_dataset(
+        looked_at, template, config.train.per_device_train_batch_size, config.seed, sequences=loss.sequences
+    )
     documents = choose_documents(dataset.train, template.stop_token_id)
 
     wanted = {document.row for document in documents}
@@ -95,7 +99,7 @@ def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
         "overlong": "cut",
         "format": dataset.report.files[0].format,
         "max_rows": None,
-        "max_length": max(8, *(len(document) for document in documents)),
+        "max_length": max(8, *(document.longest for document in documents)),
     }
     values["train"] |= {
         "num_train_epochs": None,

@@ -12,9 +12,9 @@ from tests.models_zoo import build_tokenizer
 from lamina.data.check.checks import CHECKS
 from lamina.data.check.findings import Severity
 from lamina.data.check.row import CheckedRow
-from lamina.data.dataset import TRAINABLE
 from lamina.data.example import Kind, Message, ToolCall
 from lamina.data.read.rows import FAULTS, REMARKS, Fault
+from lamina.data.sequences import ANSWERS
 
 USER, ASSISTANT = Message("user", "What is it?"), Message("assistant", "It is a thing.")
 TOOLS = (
@@ -257,7 +257,7 @@ def test_rows_that_the_run_has_no_loss_for() -> None:
         [Message("user", "q"), Message("assistant", "a")],
         example={"kind": Kind.PREFERENCE, "rejected": (Message("assistant", "b"),)},
     )
-    assert found(check([row("a", "b"), pair], kinds=TRAINABLE), "no_loss_for_it") == [2]
+    assert found(check([row("a", "b"), pair], kinds=ANSWERS.kinds), "no_loss_for_it") == [2]
     assert check([row("a", "b"), pair]).find("no_loss_for_it") is None
 
 

@@ -9,6 +9,7 @@ from lamina.bench.meter import Meter
 from lamina.config import TrainConfig
 from lamina.config.methods.lora import LoraConfig
 from lamina.fusion import FusionReport, Recompute, fast_path
+from lamina.losses.cross_entropy import CrossEntropy
 from lamina.methods.base import inject
 from lamina.models.head import find_head
 from lamina.models.load import load_base
@@ -30,7 +31,7 @@ def run(job: Job, meter: Meter) -> dict[str, Any]:
 def train(job: Job, meter: Meter, gradient_checkpointing: bool | str = "auto") -> dict[str, Any]:
     """The same, with the setting of `train.gradient_checkpointing`."""
     base = load_base(job.model, job.dtype, meter.device)
-    head = find_head(base.model)
+    head, loss = find_head(base.model), CrossEntropy()
     injection = inject(base.model, LoraConfig(r=job.rank, lora_alpha=job.alpha), job.seed)
     parameters = list(injection.tensors().values())
     optimizer = build_optimizer(TrainConfig(learning_rate=job.learning_rate), injection.tensors())
@@ -46,7 +47,9 @@ def train(job: Job, meter: Meter, gradient_checkpointing: bool | str = "auto") -
         for batch in job.batches:
             meter.begin()
             settings = (job.learning_rate, job.max_grad_norm)
-            result = training_step(base.model, head, optimizer, parameters, [batch], *settings, layout=fusion.layout)
+            result = training_step(
+                base.model, head, loss, optimizer, parameters, [batch], *settings, layout=fusion.layout
+            )
             meter.end(result.loss, [len(example) for example in batch], result.supervised_tokens)
     return {
         "lamina": __version__,

@@ -1,24 +1,31 @@
 """The shapes that a row may have, one file each, found by discovery.
 
 A format's file defines `FIELDS` and `OPTIONAL_FIELDS` (the columns it reads), `detect(row)` and `parse(row, number)`,
-which gives the row's `Example` or raises `RowError`. The file's name is the format's name in the config.
+which gives the row's `Example` or raises `RowError`. The file's name is the format's name in the config. Other
+packages add formats by entry points (`lamina/plugins.py`).
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+import contextlib
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from lamina.errors import DataError
+from lamina import plugins
+from lamina.errors import ConfigError, DataError
 
-FORMATS: dict[str, ModuleType] = {
-    module.name: importlib.import_module(f"{__name__}.{module.name}")
-    for module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name)
-    if not module.name.startswith("_")
-}
+
+def _discover() -> dict[str, ModuleType]:
+    """Every format that can be imported; `load_member` says of the others why not."""
+    found = {}
+    for name in sorted(plugins.members("formats")):
+        with contextlib.suppress(ConfigError):
+            found[name] = plugins.load_member("formats", name)
+    return found
+
+
+FORMATS: dict[str, ModuleType] = _discover()
 
 # Enough rows to see a mixed file, few enough to be instant.
 DETECT_ROWS = 200
@@ -40,7 +47,7 @@ def choose_format(rows: Sequence[Mapping[str, Any]], wanted: str, name: str, pla
         DataError: No format fits, or several do.
     """
     if wanted != "auto":
-        return FORMATS[wanted]
+        return FORMATS[wanted] if wanted in FORMATS else plugins.load_member("formats", wanted)
     hits = {format_name: sum(module.detect(row) for row in rows) for format_name, module in FORMATS.items()}
     most = max(hits.values())
     if most < MOST * len(rows):

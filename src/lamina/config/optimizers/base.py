@@ -1,4 +1,4 @@
-"""The optimizers of `train.optim`: which settings each of them reads. Their mathematics is in `optim/NAME.py`.
+"""What the configuration must know of every optimizer.
 
 A setting that the chosen optimizer does not read is an error wherever it is set.
 """
@@ -6,25 +6,11 @@ A setting that the chosen optimizer does not read is an error wherever it is set
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from lamina.config.section import Section
-
-OptimizerName = Literal[
-    "adafactor",
-    "adamw_8bit",
-    "adamw_torch",
-    "galore_adamw",
-    "galore_adamw_8bit",
-    "galore_adamw_8bit_layerwise",
-    "galore_adamw_layerwise",
-    "lion",
-    "muon",
-    "paged_adamw_32bit",
-    "paged_adamw_8bit",
-]
 
 
 @dataclass(frozen=True)
@@ -41,30 +27,14 @@ class OptimizerFacts:
     reads: frozenset[str]
     layerwise: bool = False
     learning_rate_factor: float = 1.0
-    unpaged: OptimizerName | None = None
+    unpaged: str | None = None
 
 
-_ADAM = frozenset({"adam_beta1", "adam_beta2", "adam_epsilon"})
-_GALORE = _ADAM | {"galore"}
+ADAM = frozenset({"adam_beta1", "adam_beta2", "adam_epsilon"})
+GALORE = ADAM | {"galore"}
 
 SPECIAL_SETTINGS = ("adam_beta1", "adam_beta2", "adam_epsilon", "galore")
 """Fields of `train:` that some optimizers read and others do not; null in a configuration that leaves them alone."""
-
-OPTIMIZERS: dict[str, OptimizerFacts] = {
-    "adafactor": OptimizerFacts(frozenset()),
-    "adamw_8bit": OptimizerFacts(_ADAM),
-    "adamw_torch": OptimizerFacts(_ADAM),
-    "galore_adamw": OptimizerFacts(_GALORE),
-    "galore_adamw_8bit": OptimizerFacts(_GALORE),
-    "galore_adamw_8bit_layerwise": OptimizerFacts(_GALORE, layerwise=True),
-    "galore_adamw_layerwise": OptimizerFacts(_GALORE, layerwise=True),
-    # Its steps are signs, larger than AdamW's; the paper takes 3 to 10 times smaller learning rates.
-    "lion": OptimizerFacts(frozenset({"adam_beta1", "adam_beta2"}), learning_rate_factor=0.1),
-    "muon": OptimizerFacts(_ADAM),
-    "paged_adamw_32bit": OptimizerFacts(_ADAM, unpaged="adamw_torch"),
-    "paged_adamw_8bit": OptimizerFacts(_ADAM, unpaged="adamw_8bit"),
-}
-assert set(OPTIMIZERS) == set(get_args(OptimizerName))
 
 
 class GaloreConfig(Section):

@@ -1,0 +1,22 @@
+"""The configuration half of every optimizer, found by discovery.
+
+An optimizer is two files with one name: `config/optimizers/NAME.py` says which settings it reads, `optim/NAME.py`
+builds it. Other packages add optimizers by entry points (`lamina/plugins.py`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from lamina import plugins
+from lamina.config.optimizers.base import SPECIAL_SETTINGS, GaloreConfig, OptimizerFacts
+
+OPTIMIZERS: dict[str, OptimizerFacts] = plugins.config_halves("optimizers", "FACTS", OptimizerFacts)
+"""What is known of every optimizer by its name, which is the value of `train.optim`."""
+
+if TYPE_CHECKING:
+    OptimizerName = str
+else:
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
+
+__all__ = ["OPTIMIZERS", "SPECIAL_SETTINGS", "GaloreConfig", "OptimizerFacts", "OptimizerName"]

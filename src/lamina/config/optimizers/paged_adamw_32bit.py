@@ -1,0 +1,5 @@
+"""`optim: paged_adamw_32bit`, AdamW whose moments are paged: which settings it reads."""
+
+from lamina.config.optimizers.base import ADAM, OptimizerFacts
+
+FACTS = OptimizerFacts(ADAM, unpaged="adamw_torch")

@@ -1,0 +1,47 @@
+"""The end of a run: the adapter on disk, with its lock and probes, read again, and the run's summary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lamina.methods.adapter import save_adapter
+from lamina.methods.lock import build_lock
+from lamina.methods.probes import record_probes
+from lamina.methods.reload import check_written
+from lamina.progress import Notify
+from lamina.runs import timestamp
+from lamina.training.checkpoint import TrainState, load_best
+from lamina.training.finite import check_adapter
+from lamina.training.setup import Session, data_digests, is_only_text
+from lamina.training.summary import summarise
+
+
+def finish(session: Session, state: TrainState, notify: Notify) -> dict[str, Any]:
+    """Saves the adapter of the best evaluation, or else of the last step, and records that the run is finished.
+
+    Args:
+        session: The run's parts; the model is left in evaluation mode.
+        state: Where the run ended.
+        notify: Told which adapter it is, and what was found when it was read again.
+
+    Returns:
+        The summary.
+
+    Raises:
+        TrainingError: The adapter is not finite.
+        AdapterError: What was written cannot be read again.
+    """
+    run = session.run
+    if session.config.train.load_best_model_at_end and state.best_step not in (-1, state.step):
+        session.injection.load_tensors(load_best(run.checkpoints, state.best_step))
+        notify(f"The adapter is that of step {state.best_step}, the best evaluation.")
+    check_adapter(session.tensors, state.step)
+    session.base.model.eval()
+    probes = record_probes(session.injection, session.template)
+    lock = build_lock(session.base, session.template, data_digests(session.dataset), is_only_text(session.dataset))
+    digest = save_adapter(run.adapter, session.injection, session.base, lock, probes)
+    for note in check_written(run.adapter, session.injection, digest):
+        notify(note)
+    summary = summarise(session, state, digest)
+    run.record(status="finished", finished=timestamp(), summary=summary)
+    return summary

@@ -1,0 +1,1 @@
+"""A package that adds a method, a loss, an optimizer, a data format and a scorer to lamina."""

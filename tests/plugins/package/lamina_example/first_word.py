@@ -1,0 +1,8 @@
+"""`first_word`: 1 where answer and expected answer begin with the same word."""
+
+TITLE = "first word"
+
+
+def score(answer: str, expected: str) -> float:
+    """Compares the first words."""
+    return float(answer.split()[:1] == expected.split()[:1])
