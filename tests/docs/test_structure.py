@@ -17,6 +17,7 @@ ORDER = [
     "config",
     "runs",
     "data",
+    "seeding",
     "kernels",
     "quantization",
     "models",

@@ -86,8 +86,8 @@ class _Routed(nn.Linear):
 class _Scaled(nn.Linear):
     """Holds something else."""
 
-    def __init__(self, *args: int) -> None:
-        super().__init__(*args)
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
         self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from lamina.data.batch import PACKED, Layout, build_batches
 from lamina.data.example import EncodedExample
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.models.head import Head
+from lamina.seeding import kept_generators
 
 
 def measured_tokens_per_second(
@@ -35,7 +36,7 @@ def measured_tokens_per_second(
     """
     batches = [batch.to(model.device) for batch in build_batches(examples, layout)]
     seconds = float("inf")
-    with torch.random.fork_rng():
+    with kept_generators(model.device):
         for _ in range(2):
             began = time.perf_counter()
             for batch in batches:

@@ -13,7 +13,7 @@ from lamina.quantization.frozen import FrozenLinear
 
 
 class DenseLinear(FrozenLinear):
-    """An `nn.Linear` or `Conv1D`, frozen, or a module of a class made from `nn.Linear` that computes the same (Falcon's)."""
+    """An `nn.Linear` or `Conv1D`, frozen; or of a class made from `nn.Linear` that computes the same, as Falcon's."""
 
     base: nn.Linear | Conv1D
 
@@ -57,7 +57,7 @@ class DenseLinear(FrozenLinear):
 @cache
 @torch.no_grad()
 def _computes_as_linear(kind: type[nn.Linear]) -> bool:
-    """Whether a class made from `nn.Linear` computes x W^T + b of weight and bias alone: a bare module of it is tried."""
+    """Whether a class made from `nn.Linear` computes x W^T + b, of weight and bias alone. A bare module is tried."""
     if kind is nn.modules.linear.NonDynamicallyQuantizableLinear:
         return False  # its owner reads its weight, and never calls it
     generator = torch.Generator().manual_seed(0)
