@@ -19,7 +19,7 @@ def test_a_folder_of_checkpoints_names_those_in_it(tmp_path: Path) -> None:
     """A trainer's output: the folder itself is no adapter, each checkpoint is."""
     for step in (10, 20):
         config = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
-        peft.get_peft_model(build_model("llama"), config).save_pretrained(tmp_path / f"checkpoint-{step}")
+        peft.get_peft_model(build_model("llama"), config).save_pretrained(str(tmp_path / f"checkpoint-{step}"))
     with pytest.raises(AdapterError) as caught:
         read_adapter(tmp_path)
     assert f"Fix: name {tmp_path}/checkpoint-10 or {tmp_path}/checkpoint-20." in str(caught.value)
