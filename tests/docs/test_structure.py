@@ -18,6 +18,7 @@ ORDER = [
     "config",
     "runs",
     "data",
+    "seeding",
     "kernels",
     "quantization",
     "models",
