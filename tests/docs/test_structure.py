@@ -15,6 +15,7 @@ ORDER = [
     "cache",
     "prune",
     "plugins",
+    "distributed",
     "config",
     "runs",
     "data",
