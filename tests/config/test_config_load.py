@@ -475,3 +475,24 @@ def test_fields_of_peft_that_say_what_is_so_are_taken(method: str, fields: dict[
 def test_fields_of_peft_that_say_something_else_are_unknown(method: str, field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"method\.{field}: unknown key"):
         load_config({"data": {"train": "x"}, "method": {"type": method, field: value}})
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("model", 'model: "A"\ndata: {train: x.jsonl}'),
+        ("data.train", 'data: {train: "A"}'),
+        ("data.train", 'data: {train: [x.jsonl, "A"]}'),
+        ("data.train.path", 'data: {train: [{path: "A", weight: 1.0}]}'),
+        ("data.eval", 'data: {train: x.jsonl, eval: "A"}'),
+        ("data.replay.path", 'data: {train: x.jsonl, replay: {path: "A", share: 0.1}}'),
+        ("data.chat_template", 'data: {train: x.jsonl, chat_template: "A"}'),
+        ("data.columns.prompt", 'data: {train: x.jsonl, columns: {prompt: "A"}}'),
+        ("method.target_modules", 'data: {train: x.jsonl}\nmethod: {type: lora, target_modules: ["A"]}'),
+        ("output_dir", 'data: {train: x.jsonl}\noutput_dir: "A"'),
+    ],
+)
+def test_a_text_that_no_path_can_be_names_its_field(write_yaml: WriteYaml, field: str, text: str) -> None:
+    with pytest.raises(ConfigError, match="it holds NUL, which no path or name can have") as caught:
+        load_config(write_yaml(text.replace("A", r"a\0b")))
+    assert [problem.field for problem in caught.value.problems] == [field]

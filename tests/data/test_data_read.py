@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import feather
 
 from lamina.data.read import Fault, RawRow, find_files, read_rows, rows_of
 from lamina.errors import ConfigError, DataError
@@ -145,6 +146,31 @@ def test_tables_put_no_nulls_into_tools_and_calls(tmp_path: Path) -> None:
     assert [row["tools"] for row in read] == [row["tools"] for row in rows]
     calls = [row["messages"][1]["tool_calls"][0]["function"]["arguments"] for row in read]
     assert calls == [{"city": "Paris"}, {"to": "Ann", "subject": "Hi"}]
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_columns_of_json_are_read_as_what_they_hold(tmp_path: Path, ending: str) -> None:
+    """`datasets` writes what fits no table, such as turns of which some have calls, as JSON of arrow's own type."""
+    call = {"type": "function", "function": {"name": "wait", "arguments": {"seconds": 600, "until": None}}}
+    turns = [{"role": "user", "content": "go"}, {"role": "assistant", "tool_calls": [call]}, {"role": "tool"}]
+    rows = [{"messages": turns, "source": {"name": "a", "facts": {"n": 1}}}, {"messages": turns[:1], "source": None}]
+    as_json = lambda values: pa.array([json.dumps(value) for value in values], pa.string()).cast(pa.json_())  # noqa: E731
+    sources = pa.StructArray.from_arrays(
+        [pa.array(["a", None]), as_json([{"n": 1}, None])], ["name", "facts"], mask=pa.array([False, True])
+    )
+    messages = pa.ListArray.from_arrays([0, 3, 4], as_json([*turns, turns[0]]))
+    table = pa.table({"messages": messages, "source": sources})
+    path = tmp_path / f"rows.{ending}"
+    pq.write_table(table, path) if ending == "parquet" else feather.write_feather(table, path)
+    assert read_rows(str(path)) == rows
+
+
+def test_what_is_called_json_and_is_not_is_a_fault_of_its_row(tmp_path: Path) -> None:
+    texts = pa.array(['"a"', "{broken", '"c"', None]).cast(pa.json_())
+    pq.write_table(pa.table({"text": texts}), tmp_path / "rows.parquet")
+    (file,) = find_files(str(tmp_path / "rows.parquet"))
+    found = list(rows_of(file))
+    assert [row.value["text"] if isinstance(row, RawRow) else row.code for row in found] == ["a", "not_json", "c", None]
 
 
 @pytest.mark.parametrize("indent", [None, 2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tests.training.helpers import settings, write_rows
 
 import lamina
 from lamina.data.example import Message
-from lamina.errors import ConfigError
+from lamina.errors import ConfigError, DataError
 from lamina.evaluation.generate import answer, stream
 from lamina.methods.load import Loaded
 from lamina.runs import Run
@@ -69,6 +70,47 @@ def test_every_file_that_is_evaluated_is_accounted_for(loaded: Loaded, tmp_path:
     lost, read = result.notes
     assert "3 of 13 rows (23%) are left out" in lost and "read the split test" in read
     assert result.as_json()["notes"] == result.notes
+
+
+@pytest.mark.parametrize("side", ["share", "file"])
+def test_data_that_is_not_what_the_run_had_is_named(model_folder: Path, tmp_path: Path, side: str) -> None:
+    """By digest; a file that only training reads may be what it likes where the evaluation rows have their own."""
+    data, own = write_rows(tmp_path / "rows.jsonl"), write_rows(tmp_path / "own.jsonl", count=5)
+    values = settings(tmp_path, model_folder, train={"max_steps": 1})
+    if side == "file":
+        values["data"]["eval"] = str(own)
+    run = lamina.train(values)
+    assert lamina.evaluate(run.path).notes == []
+    read = data if side == "share" else own
+    text = read.read_text()
+    read.write_text(text.replace("red", "rad", 1))
+    (note,) = lamina.evaluate(run.path).notes
+    assert note.startswith(f"warning: {read} changed since the run was trained")
+    read.write_text("".join(text.splitlines(keepends=True)[:-1]))
+    with pytest.raises(DataError, match=f"{re.escape(str(read))}: has .* rows, and had .* --data FILE"):
+        lamina.evaluate(run.path)
+    assert lamina.evaluate(run.path, read).rows == len(text.splitlines()) - 1  # the way that it names
+    read.write_text(text)
+    if side == "file":
+        write_rows(data, count=20)
+    assert lamina.evaluate(run.path).notes == []
+
+
+def test_files_that_came_or_went_since_are_named(model_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "ds"
+    folder.mkdir()
+    for name in ("a", "b"):
+        write_rows(folder / f"{name}.jsonl")
+    values = settings(tmp_path, model_folder, train={"max_steps": 1})
+    values["data"]["train"] = str(folder)
+    run = lamina.train(values)
+    write_rows(folder / "c.jsonl", count=30)
+    (note,) = lamina.evaluate(run.path).notes
+    assert note.startswith("warning: the run was trained with 2 data files, and there are 3 now")
+    for name in ("b", "c"):
+        (folder / f"{name}.jsonl").unlink()
+    with pytest.raises(DataError, match="2 data files, and there are 1 now, with fewer rows"):
+        lamina.evaluate(run.path)
 
 
 def test_an_adapter_alone_needs_data(run: Run, tmp_path: Path) -> None:

@@ -120,6 +120,11 @@ def test_layers_that_are_not_fused_attend_through_it_too(family: str, kernel_cal
     assert len(kernel_calls) == 2
 
 
+def test_layers_are_counted_once_however_many_reasons_there_are() -> None:
+    (note,) = FusionReport(1, 3, ["it has one thing", "it has another"]).notes
+    assert note.startswith("2 of 3 decoder layers") and note.endswith("it has one thing; others: it has another.")
+
+
 @pytest.mark.parametrize("family", NOT_FUSED)
 def test_other_layers_are_left_alone_and_named(family: str) -> None:
     report, error = both_ways(with_adapter(family))

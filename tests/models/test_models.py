@@ -81,7 +81,7 @@ def test_tokenizer_fingerprint_ignores_padding_and_sees_vocabulary() -> None:
     ("ref", "message"),
     [
         ("smollm2-135", "Did you mean 'smollm2-135m'"),
-        ("./nothing/here", "no alias"),
+        ("./nothing/here", "does not exist"),
         ("/nothing.gguf", "does not exist"),
         ("no spaces allowed/model name", "is not a hub id"),
     ],

@@ -15,6 +15,7 @@ from lamina.cache import cache_folder, hold, writing_cache
 from lamina.models.quiet import quiet_transformers
 from lamina.models.source import find_model
 from lamina.progress import Notify
+from lamina.seeding import seeded
 
 # Their tokenizer stands in for every shape's; token ids are taken modulo the shape's vocabulary.
 TOKENIZER = "smollm2-135m"
@@ -103,8 +104,7 @@ def write_model(folder: Path, config: PreTrainedConfig, seed: int) -> None:
     tokenizer = find_model(TOKENIZER).folder
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, name, None)
-    with torch.random.fork_rng(), quiet_transformers(), files.new_folder(folder) as aside:
-        torch.manual_seed(seed)
+    with seeded(seed), quiet_transformers(), files.new_folder(folder) as aside:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         model.save_pretrained(aside)
         for pattern in _TOKENIZER_FILES:

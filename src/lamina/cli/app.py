@@ -163,8 +163,6 @@ def evaluate(
     out.print(table)
     left_out = "".join(f"; left out {count}: {reason}" for reason, count in result.dropped.items())
     out.print(f"{result.rows} rows{left_out}")
-    for note in result.notes:
-        err.print(f"note: {note}", markup=False)
 
 
 @app.command()

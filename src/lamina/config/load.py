@@ -6,7 +6,7 @@ All problems are reported at once, each with the field, the value, what is allow
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +61,18 @@ def load_config(source: str | Path | Mapping[str, Any] | Config, overrides: Iter
             started_by = str(manifest["lamina"])
             values = at_home(values, path.parent, manifest)
     values = merge_overrides(only_given(values), overrides)
+    unusable = list(_unusable_texts(values))
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
     except ValidationError as error:
-        problems = _one_per_field([_problem(detail) for detail in error.errors()])
+        problems = [*unusable, *_one_per_field([_problem(detail) for detail in error.errors()])]
         if is_newer(started_by):
             reason = "; ".join(f"{problem.field}: {problem.message}" for problem in problems)
             raise NewerVersionError(name, started_by, reason.removesuffix(".")) from None
         raise ConfigError(problems, name) from None
+    if unusable:
+        raise ConfigError(unusable, name)
+    return config
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -117,6 +121,19 @@ def merge_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
     if problems:
         raise ConfigError(problems)
     return merged
+
+
+def _unusable_texts(value: Any, field: str = "") -> Iterator[Problem]:
+    """A problem for each text in a configuration that no path, name or token can be."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _unusable_texts(item, f"{field}.{key}" if field else str(key))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _unusable_texts(item, field)
+    elif isinstance(value, str) and "\0" in value:
+        message = f"got {_short(value)}; it holds NUL, which no path or name can have."
+        yield Problem(field, message, r"remove it; in double quotes, YAML reads \0 as NUL")
 
 
 def _problem(detail: ErrorDetails) -> Problem:

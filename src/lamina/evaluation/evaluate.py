@@ -28,6 +28,9 @@ REASONING_GIVEN = (
     "data.thinking is unsupervised: a row's own reasoning is given as part of its prompt, and exact match compares "
     "what comes after it"
 )
+# Of a run's own data that is not what it was.
+_OTHER_DATA = "Fix: put it back as it was, or name what to evaluate on with --data FILE."
+_MIXED_UP = "rows that it learned may be among those that it is evaluated on"
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ class Evaluation:
         base_exact_match: The same of the bare base.
         rows: Rows evaluated.
         dropped: Rows to evaluate on that could not be used, by reason.
-        notes: What a user should know of the data that was named, and of how answers were compared.
+        notes: What a user should know of the data (that was named, or that is not what the run was trained with), and
+            of how answers were compared.
         predictions: The generated answers, if asked for.
         scores: Of the answers, by scorer.
         metrics: The loss's own figures, of the adapter.
@@ -137,7 +141,7 @@ def evaluate(
 
     Raises:
         ConfigError: There is no data to evaluate on, or no scorer of a name.
-        DataError: It cannot be used.
+        DataError: It cannot be used, or the run's own lost rows since it was trained.
         AdapterError: The adapter cannot be loaded.
     """
     loaded = (
@@ -151,7 +155,7 @@ def evaluate(
             notify(note)
     run = _run_of(loaded.adapter.path)
     loss = build_loss(run.config.loss if run else CrossEntropyConfig())
-    dataset, rows = _eval_data(loaded, run, data, columns, max_rows, loss)
+    dataset, rows, notes = _eval_data(loaded, run, data, columns, max_rows, loss)
     check_side(dataset.eval, [file.path for file in dataset.report.files], loaded.model, loaded.tokenizer)
     encoded = dataset.eval[rows]
     examples = _conversations(dataset)[rows] if scorers else []
@@ -168,7 +172,6 @@ def evaluate(
     predictions = _predict(loaded, examples, max_new_tokens, scorers, progress) if scorers else []
     scores = {scorer.name: _means(predictions, scorer.name) for scorer in scorers}
     exact = scores.get("exact_match")
-    notes = [*dataset.report.warnings, *dataset.report.notes] if data is not None else []
     if scorers and loaded.template.thinking == "unsupervised":
         notes.append(REASONING_GIVEN)
     return Evaluation(
@@ -216,8 +219,8 @@ def _eval_data(
     columns: dict[str, str] | None,
     max_rows: int | None,
     loss: Loss,
-) -> tuple[Dataset, slice]:
-    """The data to evaluate on, and which of its evaluation examples."""
+) -> tuple[Dataset, slice, list[str]]:
+    """The data to evaluate on, which of its evaluation examples, and what a user should know of it."""
     if data is None:
         if run is None or run.config.data.eval is None:
             raise ConfigError(
@@ -230,7 +233,7 @@ def _eval_data(
         )
         if not len(dataset.eval):
             raise DataError(f"{run.path}: the run has no evaluation rows. Fix: give a file with --data.")
-        return dataset, slice(max_rows)
+        return dataset, slice(max_rows), _changes_since(run, dataset)
     changes = {"train": str(data), "columns": columns, "format": "auto", "eval": None, "replay": None}
     changes |= {"stratify_by": None, "group_by": None}
     settings = run.config.data if run else DataConfig(train=str(data))
@@ -238,7 +241,32 @@ def _eval_data(
         changes["columns"] = settings.columns
     settings = settings.model_copy(update=changes)
     dataset = build_evaluation(settings, str(data), "--data", max_rows, loaded.template, loss.sequences)
-    return dataset, slice(None)
+    return dataset, slice(None), [*dataset.report.warnings, *dataset.report.notes]
+
+
+def _changes_since(run: Run, dataset: Dataset) -> list[str]:
+    """What the files that a run's evaluation rows come from are no more, by the digests in its manifest.
+
+    Raises:
+        DataError: They have fewer rows than when the run was trained.
+    """
+    then, now = run.manifest.get("data", []), dataset.report.files
+    if len(then) != len(now):
+        message = f"the run was trained with {len(then)} data files, and there are {len(now)} now"
+        if sum(file["rows"] for file in then) > sum(file.rows for file in now):
+            raise DataError(f"{run.path}: {message}, with fewer rows. {_OTHER_DATA}")
+        return [f"warning: {message}; {_MIXED_UP}"]
+    side = "eval" if isinstance(run.config.data.eval, str) else "train"  # a share is held out of what is trained on
+    changed = [
+        (file, was) for was, file in zip(then, now, strict=True) if file.role == side and file.sha256 != was["sha256"]
+    ]
+    for file, was in changed:
+        if file.rows < was["rows"]:
+            raise DataError(
+                f"{file.path}: has {file.rows} rows, and had {was['rows']} when {run.path} was trained. {_OTHER_DATA}"
+            )
+    what = _MIXED_UP if side == "train" else "these are not the rows that the run was evaluated on"
+    return [f"warning: {file.path} changed since the run was trained; {what}" for file, _ in changed]
 
 
 def _conversations(dataset: Dataset) -> list[Example]:

@@ -30,6 +30,7 @@ from lamina.data.batch import Layout, build_batch
 from lamina.data.example import EncodedExample
 from lamina.fusion.inputs import model_inputs
 from lamina.ops.adapter import AdapterModule
+from lamina.seeding import kept_generators
 
 # Tokens of the two documents. The second is longer than two blocks of the attention kernels.
 LENGTHS = (37, 70)
@@ -173,7 +174,7 @@ def plain_model(model: PreTrainedModel) -> Iterator[None]:
         for adapter in adapters:
             adapter.enabled = False
         model.eval()
-        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        with kept_generators(model.device):
             yield
     finally:
         for module, mode in modes.items():

@@ -25,6 +25,7 @@ from lamina.ops.attention import packed_attention_forward
 from lamina.ops.linear_group import LinearGroup
 from lamina.ops.pool import Pool, Scratch
 from lamina.quantization import DenseLinear, PackedFrozen, PackedLinear
+from lamina.seeding import kept_generators, seeded
 
 # How far our layer's change of its input may be from transformers', in spacings of the dtype (L2, relative). Layers of
 # the families that are fused are within 0.44 in bfloat16 and 1.5 in float32, where sums round too; the nearest wrong
@@ -115,8 +116,7 @@ def _run_probe(model: PreTrainedModel) -> None:
     device = model.device
     ids = torch.arange(1, sum(_PROBE_LENGTHS) + 1, device=device)[None] % model.config.get_text_config().vocab_size
     positions = torch.cat([torch.arange(length, device=device) for length in _PROBE_LENGTHS])[None]
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with kept_generators(device):
         model(input_ids=ids, position_ids=positions, document_lengths=_PROBE_LENGTHS, use_cache=False)
 
 
@@ -261,8 +261,7 @@ def restore(modules: Iterable[nn.Module]) -> None:
 @torch.no_grad()
 def _run_as_it_is(layer: nn.Module, observed: Observed) -> torch.Tensor:
     """With its adapters; their dropout draws the same numbers each time."""
-    with torch.random.fork_rng(devices=[observed.x.device] if observed.x.device.type == "cuda" else []):
-        torch.manual_seed(0)
+    with seeded(0, observed.x.device):
         arguments = {name: value for name, value in observed.arguments.items() if name != "hidden_states"}
         return layer(observed.x[None], *observed.positional, **arguments)[0]
 

@@ -98,11 +98,14 @@ class FusionReport:
     def notes(self) -> list[str]:
         """What a user should know: nothing if all layers are fused and documents packed."""
         notes = [note for note in (self.fallback, self.keeps_all) if note is not None]
-        return notes + [
-            f"{self.layers - self.fused} of {self.layers} decoder layers are not fused"
-            f"{f' as a whole ({self.in_parts} part by part)' if self.in_parts else ''}, which is slower: {reason}."
-            for reason in self.reasons
-        ]
+        if self.reasons:
+            parts = f" as a whole ({self.in_parts} part by part)" if self.in_parts else ""
+            reasons = "; others: ".join(self.reasons)
+            notes.append(
+                f"{self.layers - self.fused} of {self.layers} decoder layers are not fused{parts}, which is slower: "
+                f"{reasons}."
+            )
+        return notes
 
 
 # Of a document, for a model that does not say how many positions it has.

@@ -63,13 +63,18 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
-        raise AdapterError(
-            f"{folder}: holds no {CONFIG_FILE}, so it is no adapter. Fix: name a run directory or an adapter folder."
-        )
+        raise AdapterError(f"{folder}: holds no {CONFIG_FILE}, so it is no adapter. Fix: {_adapters_in(folder)}.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise AdapterError(f"{path}: is not JSON ({error}). Fix: copy the adapter again.") from None
+
+
+def _adapters_in(folder: Path) -> str:
+    """What to name in the place of a folder that is no adapter, as a trainer's that holds one for each checkpoint."""
+    inside = sorted(str(path.parent) for path in folder.glob(f"*/{CONFIG_FILE}"))
+    shown = " or ".join(inside[:3]) + (" or another of its folders" if len(inside) > 3 else "")
+    return f"name {shown}" if inside else "name a run directory or an adapter folder"
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:

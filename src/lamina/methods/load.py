@@ -159,9 +159,10 @@ def _not_there(adapter: Adapter, wanted: str, error: ConfigError | ModelError) -
             reason = f"{reason.removesuffix('.')}, seen from {' or '.join(sorted(looked))}."
     else:
         reason, _, fix = str(error).partition(" Fix: ")
+    check = ", and its digest is checked" if adapter.lock else ""
     return (
-        f"{adapter.path}: was trained on the base {wanted!r}, which is not to be had here: {reason.removesuffix('.')}. "
-        f"Fix: say where it is with --model, and its digest is checked; or {fix.removesuffix('.') or 'put it back'}."
+        f"{adapter.path}: was trained on the base {wanted!r}, which is not here: {reason.removesuffix('.')}. "
+        f"Fix: say where it is with --model{check}; or {fix.removesuffix('.') or 'put it back'}."
     )
 
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from lamina.config.methods.lora import EvaConfig
 from lamina.models.inputs import run_once, with_same_input
 from lamina.ops.adapter import AdapterLinear
+from lamina.seeding import seeded
 
 # The data comes round again until all directions are found, but not for ever: ranks that are still moving by then
 # differ by little.
@@ -162,8 +163,7 @@ def _truncated_svd(matrix: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Te
     if 2 * k > min(matrix.shape):
         _, S, V = torch.linalg.svd(matrix, full_matrices=False)
     else:
-        with torch.random.fork_rng(devices=[matrix.device] if matrix.is_cuda else []):
-            torch.manual_seed(_SEED)
+        with seeded(_SEED, matrix.device):
             _, S, V = torch.svd_lowrank(matrix, q=2 * k, niter=4)
         V = V.T
     V = V[:k]

@@ -21,6 +21,7 @@ import torch
 from lamina.errors import ConfigError, Problem
 from lamina.methods.shared import uniform
 from lamina.quantization import FrozenLinear
+from lamina.seeding import seeded
 
 
 def initial_factors(
@@ -75,8 +76,7 @@ def _pissa(
     if iterations:
         seed = int(torch.randint(2**31, (), generator=generator))
         # torch draws the first guess from its global generator.
-        with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):
-            torch.manual_seed(seed)
+        with seeded(seed, weight.device):
             U, S, V = torch.svd_lowrank(weight, r, niter=int(iterations))
         Vh = V.T
     else:

@@ -26,6 +26,7 @@ from lamina.methods.soft_prompt import (
     refuse_unknown,
 )
 from lamina.methods.virtual_tokens import SAVED_NAME
+from lamina.seeding import seeded
 
 
 class EncodedRows(SoftPrompt):
@@ -42,8 +43,7 @@ class EncodedRows(SoftPrompt):
         width = embedding_width(model)
         hidden = config.encoder_hidden_size or width
         # On the CPU: the same seed gives the same adapter whatever the device.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.embedding = nn.Embedding(config.num_virtual_tokens, width)
             self.lstm_head: nn.LSTM | None = None
             if config.encoder_reparameterization_type == "LSTM":

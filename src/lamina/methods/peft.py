@@ -41,6 +41,7 @@ from lamina.methods.peft_types import (
 from lamina.methods.targets import short_targets
 from lamina.models.skeleton import build_skeleton
 from lamina.ops.adapter import AdapterModule
+from lamina.seeding import seeded
 
 ADAPTER_NAME = "default"
 
@@ -81,10 +82,8 @@ class Peft(Method):
         before = (
             {} if empty else {name: (parameter, _sample(parameter)) for name, parameter in model.named_parameters()}
         )
-        devices = [model.device] if model.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices=devices), _same_environment(), _useless() as useless:
-                torch.manual_seed(seed)
+            with seeded(seed, model.device), _same_environment(), _useless() as useless:
                 wrapped: Any = PeftModel(model, given, ADAPTER_NAME, low_cpu_mem_usage=empty)
                 if config.peft_type == "ADALORA" and given.rank_pattern:  # the ranks that were cut
                     wrapped.base_model.resize_modules_by_rank_pattern(given.rank_pattern, ADAPTER_NAME)

@@ -36,6 +36,7 @@ from lamina.methods.virtual_tokens import (
     insert_rows,
     packed_positions,
 )
+from lamina.seeding import seeded
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,7 @@ class Prefix(VirtualTokens):
         self.transform: nn.Sequential | None = None
         outputs = shape.layers * 2 * shape.width
         # On the CPU: the same seed gives the same adapter whatever the device.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             if config.prefix_projection:
                 hidden = config.encoder_hidden_size or shape.width
                 last = nn.Linear(hidden, outputs)

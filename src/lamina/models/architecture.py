@@ -200,4 +200,4 @@ def _names(folder: Path, name: str) -> str:
 
 
 def _only(fix: str) -> str:
-    return f"lamina trains causal language models alone. Fix: {fix}."
+    return f"lamina trains only causal language models. Fix: {fix}."

@@ -84,7 +84,9 @@ def find_model(ref: str, notify: Notify = lambda message: None) -> ModelSource:
                 f"{path}: holds no config.json, so it is not a model folder. Fix: name the folder that does."
             )
         return ModelSource(ref, path)
-    if path.is_absolute() or ref.startswith((".", "~")) or ref.count("/") != 1:
+    if path.is_absolute() or ref.startswith((".", "~")):
+        raise ConfigError(Problem("model", f"{ref!r} does not exist.", "check the path"))
+    if ref.count("/") != 1:
         raise ConfigError(
             Problem(
                 "model",

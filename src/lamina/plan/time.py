@@ -13,6 +13,7 @@ from lamina.data.batch import PACKED, Layout, build_units
 from lamina.data.example import EncodedExample
 from lamina.losses.base import Loss
 from lamina.models.head import Head
+from lamina.seeding import kept_generators
 
 
 def measured_tokens_per_second(
@@ -38,7 +39,7 @@ def measured_tokens_per_second(
     units = [[batch.to(model.device) for batch in unit] for unit in build_units(examples, layout)]
     count = loss.count(examples)
     seconds = float("inf")
-    with torch.random.fork_rng():
+    with kept_generators(model.device):
         for _ in range(2):
             began = time.perf_counter()
             for unit in units:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -11,7 +13,7 @@ from lamina.quantization.frozen import FrozenLinear
 
 
 class DenseLinear(FrozenLinear):
-    """An `nn.Linear` or `Conv1D`, frozen."""
+    """An `nn.Linear` or `Conv1D`, frozen; or of a class made from `nn.Linear` that computes the same, as Falcon's."""
 
     base: nn.Linear | Conv1D
 
@@ -24,7 +26,10 @@ class DenseLinear(FrozenLinear):
 
     @classmethod
     def stores(cls, module: nn.Module) -> bool:
-        return type(module) in (nn.Linear, Conv1D)  # a subclass may compute something else
+        if type(module) in (nn.Linear, Conv1D):
+            return True
+        held = {name for name, _ in module.named_parameters()} | {name for name, _ in module.named_buffers()}
+        return isinstance(module, nn.Linear) and held <= {"weight", "bias"} and _computes_as_linear(type(module))
 
     def matmul(self, x: torch.Tensor, with_bias: bool = True) -> torch.Tensor:
         return F.linear(x, self._matrix(), self.base.bias if with_bias else None)
@@ -47,3 +52,28 @@ class DenseLinear(FrozenLinear):
 
     def _matrix(self) -> torch.Tensor:
         return self.base.weight.T if self._transposed else self.base.weight
+
+
+@cache
+@torch.no_grad()
+def _computes_as_linear(kind: type[nn.Linear]) -> bool:
+    """Whether a class made from `nn.Linear` computes x W^T + b, of weight and bias alone. A bare module is tried."""
+    if kind is nn.modules.linear.NonDynamicallyQuantizableLinear:
+        return False  # its owner reads its weight, and never calls it
+    generator = torch.Generator().manual_seed(0)
+    for has_bias in (False, True):
+        module = kind.__new__(kind)
+        nn.Linear.__init__(module, 3, 5, has_bias, device="cpu", dtype=torch.float64)
+        for parameter in module.parameters():
+            parameter.normal_(generator=generator)
+        for shape in ((4, 3), (2, 4, 3)):
+            x = torch.randn(shape, dtype=torch.float64, generator=generator)
+            try:
+                found = module(x)
+            except Exception:  # it needs more than an nn.Linear has
+                return False
+            if not isinstance(found, torch.Tensor) or found.shape != (*shape[:-1], 5):
+                return False
+            if not torch.allclose(found, F.linear(x, module.weight, module.bias), rtol=1e-12, atol=1e-12):
+                return False
+    return True

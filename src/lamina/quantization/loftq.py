@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from lamina.seeding import seeded
+
 # Of the subspace iteration that finds A and B: with these it takes 99.5% or more of what there is to take (rank 16 and
 # 64 on the rounding errors of SmolLM2's weights), in a fraction of a full decomposition's time.
 _OVERSAMPLING = 2
@@ -92,8 +94,7 @@ def split_weight(
 def _factors(residual: torch.Tensor, r: int, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
     """A and B with s B A as near to the residual as rank r allows; the same ones whatever the random state."""
     width = min(_OVERSAMPLING * r, *residual.shape)
-    with torch.random.fork_rng(devices=[residual.device] if residual.is_cuda else []):
-        torch.manual_seed(0)
+    with seeded(0, residual.device):
         U, S, V = torch.svd_lowrank(residual, width, niter=_ITERATIONS)
     root = (S[:r] / scaling).sqrt()
     return root[:, None] * V.T[:r], U[:, :r] * root

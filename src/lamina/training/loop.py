@@ -13,8 +13,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lamina import files
 from lamina.config import Config, load_config
 from lamina.data.batch import PACKED
@@ -28,6 +26,7 @@ from lamina.optim import LayerwiseGaloreAdamW
 from lamina.plan.memory import choose_checkpointing
 from lamina.plan.time import measured_tokens_per_second
 from lamina.runs import Run, check_start, exclusive, recorded, start_run
+from lamina.seeding import kept_generators, seed_generators
 from lamina.training.checkpoint import (
     TrainState,
     checkpoint_step,
@@ -108,7 +107,7 @@ def train(
         if was_killed:
             log.emit("note", max(begun, 0), message="The run was killed before; what is after its checkpoint is lost.")
         session = build_session(config, run, lambda message: log.emit("note", max(begun, 0), message=message), world)
-        stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(session)))
+        stack.enter_context(kept_generators(session.base.model.device))
         state = _take_up(session, checkpoint, log)
         _Loop(session, log, stop, state).run()
     return run
@@ -117,7 +116,7 @@ def train(
 def _take_up(session: Session, checkpoint: Path | None, log: EventLog) -> TrainState:
     """The state to start from: the checkpoint's, put back into adapter, optimizer and generators, or a fresh one."""
     if checkpoint is None:
-        torch.manual_seed(session.config.seed)
+        seed_generators(session.config.seed, session.base.model.device)
         return TrainState()
     state, random = load_checkpoint(checkpoint, session.tensors, session.optimizer, session.hooks)
     restore_random_state(random, session.base.model.device)
@@ -408,7 +407,3 @@ class _Loop:
         notify = lambda message: self.log.emit("note", step, message=message)  # noqa: E731
         summary = self.session.world.once(lambda: finish(self.session, self.state, notify))
         self.log.emit("end", step, **summary)
-
-
-def _cuda_devices(session: Session) -> list[torch.device]:
-    return [session.base.model.device] if session.base.model.device.type == "cuda" else []

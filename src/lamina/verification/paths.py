@@ -48,6 +48,9 @@ FILL = 0.1
 # lie between 0.0017 and 0.0105 of it.
 LOSS_DRAWS = 6
 
+# Standard deviation of what takes the place of zeros where nothing tells the size: that at which weights usually begin.
+_FRESH = 0.02
+
 # Roundings that the result of one adapter layer goes through: factors, product between them, output. In bfloat16, sums
 # are exact beside them; in float32 they are what rounds.
 _LAYER_ROUNDINGS = {torch.bfloat16: 4, torch.float32: 64}
@@ -61,7 +64,8 @@ def fill_adapter(injection: Injection, seed: int) -> None:
         tensors = list(layer.adapter_tensors().values())
         if not isinstance(layer, AdapterLinear):
             for tensor in tensors:
-                tensor.add_(FILL * tensor.abs().mean() * torch.randn(tensor.shape, generator=generator).to(tensor))
+                size = FILL * tensor.abs().mean() if tensor.any() else _FRESH
+                tensor.add_(size * torch.randn(tensor.shape, generator=generator).to(tensor))
             continue
         # What begins at zero switches the adapter off, and is a factor of all that it adds.
         switches = [tensor for tensor in tensors if not tensor.any()]

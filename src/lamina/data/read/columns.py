@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -17,9 +18,16 @@ def rows_of_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[RawRow | Faul
     number = 0
     try:
         for batch in batches:
+            decoders = {column.name: decoder for column in batch.schema if (decoder := _json_decoder(column.type))}
             for value in batch.to_pylist():
                 number += 1
-                yield RawRow(number, 0, without_gaps(value), tuple(_remarks(value)))
+                row = without_gaps(value)
+                try:
+                    row |= {name: decode(row[name]) for name, decode in decoders.items()}
+                except ValueError as error:
+                    yield Fault("not_json", number, 0, f"a column of JSON holds something else: {error}")
+                    continue
+                yield RawRow(number, 0, row, tuple(_remarks(row)))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
         yield Fault("unreadable_rest", number + 1, 0, f"cannot be read: {error}")
 
@@ -32,6 +40,28 @@ def without_gaps(row: dict[str, Any]) -> dict[str, Any]:
     """
     return {key: _compact(cell, key in _CALLS) if isinstance(cell, (dict, list)) else cell for key, cell in row.items()}
 
+
+def _json_decoder(kind: pa.DataType) -> Callable[[Any], Any] | None:
+    """Gives values of a column the JSON that they hold as text, at any depth, as `datasets` writes what is no table.
+
+    None where a column of that type holds none.
+    """
+    if isinstance(kind, pa.JsonType):
+        return lambda text: None if text is None else json.loads(text)
+    if isinstance(kind, pa.BaseExtensionType):
+        return _json_decoder(kind.storage_type)
+    if isinstance(kind, _LISTS):
+        inner = _json_decoder(kind.value_type)
+        return inner and (lambda items: None if items is None else [inner(item) for item in items])
+    if isinstance(kind, pa.StructType):
+        parts = {field.name: decoder for field in kind if (decoder := _json_decoder(field.type))}
+        # A field that was null may have been left out as a gap.
+        decode = lambda value: value | {key: parts[key](value[key]) for key in parts.keys() & value.keys()}  # noqa: E731
+        return (lambda value: None if value is None else decode(value)) if parts else None
+    return None
+
+
+_LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.ListViewType, pa.LargeListViewType)
 
 # Where functions and their arguments lie, in a row or in a turn.
 _CALLS = frozenset(["tools", "functions", "tool_calls", "function_call"])

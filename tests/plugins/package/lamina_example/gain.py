@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.methods.base import AdapterLinear, Injection, Method
+from lamina.methods.base import Injection, Method
 from lamina.methods.targets import find_targets, replace_linears
+from lamina.ops.adapter import AdapterLinear
 from lamina.quantization import FrozenLinear
 from lamina_example.gain_config import GainConfig
 
