@@ -29,7 +29,7 @@ from lamina.data.report import FileReport, RowList
 from lamina.errors import StorageError
 
 # Stores of another version are not read; raise it with every change of what is stored, or of how rows are encoded.
-VERSION = 6
+VERSION = 7
 
 
 # The lists of rows among the facts.
