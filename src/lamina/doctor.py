@@ -18,7 +18,7 @@ from lamina.cache import cache_folder
 from lamina.config.aliases import ALIASES, Alias
 from lamina.errors import ConfigError
 from lamina.kernels import kernel_state
-from lamina.models.machine import cpu_features, default_device, multiplies_bf16_natively
+from lamina.machine.hardware import cpu_features, default_device, multiplies_bf16_natively
 from lamina.models.source import packaged_gguf
 from lamina.version import __version__
 

@@ -15,10 +15,10 @@ from tests.models_zoo import build_model, build_tokenizer
 
 from lamina.data.tokenizer import fingerprint_tokenizer
 from lamina.errors import ConfigError, ModelError
+from lamina.machine.hardware import choose_dtype, multiplies_bf16_natively
 from lamina.models import gguf
 from lamina.models.fingerprint import fingerprint_base
 from lamina.models.load import load_base
-from lamina.models.machine import choose_dtype, multiplies_bf16_natively
 from lamina.models.source import find_model, packaged_gguf
 
 

@@ -18,12 +18,12 @@ import lamina
 from lamina.config import load_config
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ConfigError
+from lamina.machine.pages import mapped_spans
 from lamina.methods.load import load
 from lamina.models import offload
 from lamina.models.fingerprint import weight_files
 from lamina.models.load import Base, load_base
 from lamina.models.offload import MappedLinear, wants_offload
-from lamina.models.pages import mapped_spans
 
 LAYERS = 8
 

@@ -18,7 +18,7 @@ from lamina.data.example import EncodedExample
 from lamina.fusion import fast_path
 from lamina.methods.base import inject
 from lamina.models.head import find_head
-from lamina.models.machine import bound_product_cache
+from lamina.machine.hardware import bound_product_cache
 from lamina.losses.cross_entropy import CrossEntropy
 from lamina.training.step import training_step
 

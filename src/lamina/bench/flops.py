@@ -21,9 +21,9 @@ from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lamina.config import MethodConfig
+from lamina.machine.quiet import quiet_transformers
 from lamina.methods.base import inject
 from lamina.models.layers import text_decoder
-from lamina.models.quiet import quiet_transformers
 from lamina.ops.adapter import AdapterLinear
 from lamina.ops.attention import packed_attention_forward
 from lamina.quantization import freeze_linear

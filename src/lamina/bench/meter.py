@@ -13,8 +13,8 @@ from torch import nn
 from lamina.bench.flops import ModelUse
 from lamina.bench.gemm import Rates, measure_rates, synchronize
 from lamina.bench.job import Job, SideRun, Step
-from lamina.models.machine import DTYPES
-from lamina.models.memory import current_bytes, peak_bytes
+from lamina.machine.hardware import DTYPES
+from lamina.machine.memory import current_bytes, peak_bytes
 
 # A page of 4 KiB holds so many elements of four bytes; of two-byte elements every second one of these is in a new page.
 _PAGE_ELEMENTS = 1024

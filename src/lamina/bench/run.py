@@ -30,8 +30,8 @@ from lamina.data.packing import plan_epoch
 from lamina.data.side import Batches
 from lamina.data.template import build_template
 from lamina.errors import BenchError, ConfigError, DataError, Problem, nearest
+from lamina.machine.hardware import choose_dtype, default_device, dtype_name
 from lamina.models.load import load_tokenizer
-from lamina.models.machine import choose_dtype, default_device, dtype_name
 from lamina.models.source import ModelSource, find_model
 from lamina.progress import Notify
 from lamina.quickstart.task import build_task

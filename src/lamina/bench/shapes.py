@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Pr
 
 from lamina import files
 from lamina.cache import cache_folder, hold, writing_cache
-from lamina.models.quiet import quiet_transformers
+from lamina.machine.quiet import quiet_transformers
+from lamina.machine.seeding import seeded
 from lamina.models.source import find_model
 from lamina.progress import Notify
-from lamina.seeding import seeded
 
 # Their tokenizer stands in for every shape's; token ids are taken modulo the shape's vocabulary.
 TOKENIZER = "smollm2-135m"

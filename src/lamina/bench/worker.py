@@ -21,7 +21,7 @@ from lamina.bench.meter import Meter
 from lamina.bench.sides import find_side
 from lamina.config.methods.lora import LoraConfig
 from lamina.errors import LaminaError
-from lamina.models.machine import default_device
+from lamina.machine.hardware import default_device
 
 
 def run_job(job: Job) -> SideRun:

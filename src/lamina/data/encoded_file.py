@@ -13,7 +13,6 @@ from lamina.cache import IdentityCache
 from lamina.config import DataConfig, SourceConfig
 from lamina.data.encode import encode_stream
 from lamina.data.example import Example, Kind
-from lamina.data.garbage import few_collections
 from lamina.data.read import DataFile
 from lamina.data.read.rows import place_of
 from lamina.data.report import FileReport
@@ -22,6 +21,7 @@ from lamina.data.source import ReadRow, SourceReader, lacks_column, used_example
 from lamina.data.store import StoredRow, StoreWriter, TokenStore, cached_store, digest_of, prompt_digest
 from lamina.data.template import ChatTemplate
 from lamina.errors import DataError
+from lamina.machine.garbage import few_collections
 from lamina.progress import Notify
 
 # Seconds between words on a large file.

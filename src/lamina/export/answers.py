@@ -18,9 +18,9 @@ from lamina.data.example import Message
 from lamina.data.jinja import mentions_date
 from lamina.data.template import ChatTemplate
 from lamina.data.tokenizer import fingerprint_tokenizer
+from lamina.machine.quiet import quiet_transformers
 from lamina.methods.certificate import Answers, Certificate
 from lamina.methods.greedy import greedy_answers
-from lamina.models.quiet import quiet_transformers
 from lamina.models.stops import with_stop_ids
 
 # Longest answer that is waited for. Every token reads all of the weights, so that of a large model it is less.

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from lamina.config import METHOD_CONFIGS
 from lamina.errors import AdapterError
+from lamina.machine.quiet import quiet_transformers
 from lamina.methods.base import Injection
-from lamina.models.quiet import quiet_transformers
 from lamina.models.shards import ShardWriter
 from lamina.ops.adapter import AdapterModule, set_module
 from lamina.quantization import PackedLinear, unpack

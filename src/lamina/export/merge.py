@@ -15,6 +15,9 @@ from lamina import files
 from lamina.errors import AdapterError
 from lamina.export.answers import answer_prompts, check_answers
 from lamina.export.fold import check_merges, fold_and_save
+from lamina.machine.hardware import dtype_name
+from lamina.machine.pages import drop_file_pages
+from lamina.machine.quiet import quiet_transformers
 from lamina.methods.adapter import read_adapter
 from lamina.methods.certificate import Certificate, replay_probes
 from lamina.methods.load import Loaded, adapter_folder, load
@@ -22,9 +25,6 @@ from lamina.methods.lock import Lock
 from lamina.methods.probes import Probe, record_again, record_probes
 from lamina.models.fingerprint import weight_files
 from lamina.models.folder import Ends, complete_folder
-from lamina.models.machine import dtype_name
-from lamina.models.pages import drop_file_pages
-from lamina.models.quiet import quiet_transformers
 from lamina.progress import Notify
 
 CERTIFICATE_FILE = "lamina_certificate.json"

@@ -30,12 +30,12 @@ from lamina.errors import ConfigError, ModelError, Problem
 from lamina.fusion import fast_path
 from lamina.losses.base import build_loss
 from lamina.losses.cross_entropy import CrossEntropy
+from lamina.machine.hardware import dtype_name
+from lamina.machine.memory import available_bytes
 from lamina.models.folder import Ends, complete_folder
 from lamina.models.head import find_head
 from lamina.models.inputs import run_once, with_same_input
 from lamina.models.load import Base, load_base
-from lamina.models.machine import dtype_name
-from lamina.models.memory import available_bytes
 from lamina.models.quantized import write_quantized
 from lamina.models.quantizers import check_packs_enough, converted_modules
 from lamina.models.vocabulary import check_vocabulary

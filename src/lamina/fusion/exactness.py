@@ -29,8 +29,8 @@ from transformers import PreTrainedModel
 from lamina.data.batch import Layout, build_batch
 from lamina.data.example import EncodedExample
 from lamina.fusion.inputs import model_inputs
+from lamina.machine.seeding import kept_generators
 from lamina.ops.adapter import AdapterModule
-from lamina.seeding import kept_generators
 
 # Tokens of the two documents. The second is longer than two blocks of the attention kernels.
 LENGTHS = (37, 70)

@@ -20,12 +20,12 @@ from lamina.fusion.layer import Surroundings, run_layer
 from lamina.fusion.parts import Forward, attention_forward, gated_forward, norm_forward
 from lamina.fusion.plan import LayerPlan, Linears, Norm
 from lamina.kernels import GELU_TANH, SILU
+from lamina.machine.seeding import kept_generators, seeded
 from lamina.ops.adapter import AdapterLinear, AdapterModule
 from lamina.ops.attention import packed_attention_forward
 from lamina.ops.linear_group import LinearGroup
 from lamina.ops.pool import Pool, Scratch
 from lamina.quantization import DenseLinear, PackedFrozen, PackedLinear
-from lamina.seeding import kept_generators, seeded
 
 # How far our layer's change of its input may be from transformers', in spacings of the dtype (L2, relative). Layers of
 # the families that are fused are within 0.44 in bfloat16 and 1.5 in float32, where sums round too; the nearest wrong

@@ -14,6 +14,7 @@ from lamina.config.places import read_manifest, start_folders
 from lamina.config.quantization import QuantizationConfig
 from lamina.data.template import ChatTemplate, build_template
 from lamina.errors import AdapterError, ConfigError, ModelError
+from lamina.machine.hardware import default_device
 from lamina.methods.adapter import Adapter, read_adapter
 from lamina.methods.base import Injection, find_method
 from lamina.methods.certificate import Certificate, replay_probes
@@ -21,7 +22,6 @@ from lamina.methods.fit import fit
 from lamina.methods.lock import check_lock
 from lamina.models.fingerprint import fingerprint_base
 from lamina.models.load import Base, load_base
-from lamina.models.machine import default_device
 from lamina.models.source import find_model
 from lamina.progress import Notify
 from lamina.runs import ADAPTER_FOLDER, open_run

@@ -9,8 +9,8 @@ from lamina.data.encode import text_end
 from lamina.data.template import ChatTemplate
 from lamina.data.tokenizer import fingerprint_tokenizer
 from lamina.errors import AdapterError, BaseMismatchError, NewerVersionError
+from lamina.machine.hardware import dtype_name
 from lamina.models.load import Base
-from lamina.models.machine import dtype_name
 from lamina.version import __version__
 
 

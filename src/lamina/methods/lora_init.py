@@ -19,9 +19,9 @@ from __future__ import annotations
 import torch
 
 from lamina.errors import ConfigError, Problem
+from lamina.machine.seeding import seeded
 from lamina.methods.shared import uniform
 from lamina.quantization import FrozenLinear
-from lamina.seeding import seeded
 
 
 def initial_factors(

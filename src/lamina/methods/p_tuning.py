@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from lamina.config.methods.p_tuning import PTuningConfig
 from lamina.errors import ConfigError, Problem
+from lamina.machine.seeding import seeded
 from lamina.methods.base import Injection, Method, Saved
 from lamina.methods.soft_prompt import (
     SoftPrompt,
@@ -26,7 +27,6 @@ from lamina.methods.soft_prompt import (
     refuse_unknown,
 )
 from lamina.methods.virtual_tokens import SAVED_NAME
-from lamina.seeding import seeded
 
 
 class EncodedRows(SoftPrompt):

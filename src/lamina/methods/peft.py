@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.config.methods.peft import PeftConfig
 from lamina.errors import AdapterError, ConfigError, LaminaError, Problem
+from lamina.machine.seeding import seeded
 from lamina.methods.base import PEFT_PREFIX, Injection, Method, Saved, find_method
 from lamina.methods.peft_layers import PeftLayer, PeftLayerApart, PeftShared, merges, outermost_layers
 from lamina.methods.peft_types import (
@@ -41,7 +42,6 @@ from lamina.methods.peft_types import (
 from lamina.methods.targets import short_targets
 from lamina.models.skeleton import build_skeleton
 from lamina.ops.adapter import AdapterModule
-from lamina.seeding import seeded
 
 ADAPTER_NAME = "default"
 

@@ -25,6 +25,7 @@ from transformers.utils.generic import ModelOutput
 
 from lamina.config.methods.prefix_tuning import PrefixTuningConfig
 from lamina.errors import ConfigError, ModelError, Problem
+from lamina.machine.seeding import seeded
 from lamina.methods.base import Injection, Method, Saved
 from lamina.methods.soft_prompt import prompt_config, read_count, refuse_unknown
 from lamina.methods.virtual_tokens import (
@@ -36,7 +37,6 @@ from lamina.methods.virtual_tokens import (
     insert_rows,
     packed_positions,
 )
-from lamina.seeding import seeded
 
 
 @dataclass(frozen=True)

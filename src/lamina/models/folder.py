@@ -18,8 +18,8 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTr
 from lamina import files
 from lamina.data.template import ChatTemplate
 from lamina.data.tokenizer import fingerprint_tokenizer
+from lamina.machine.quiet import quiet_transformers
 from lamina.models.companions import MAX_BYTES, copy_companions
-from lamina.models.quiet import quiet_transformers
 from lamina.models.rope_words import add_old_rope_words, config_parts
 from lamina.models.stops import with_stop_ids
 from lamina.progress import Notify

@@ -12,11 +12,11 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ConfigError, ModelError, Problem
+from lamina.machine.hardware import bound_product_cache, choose_dtype, default_device
+from lamina.machine.quiet import quiet_transformers
 from lamina.models.causality import check_causal
 from lamina.models.fingerprint import BaseFingerprint, fingerprint_base, weight_files
-from lamina.models.machine import bound_product_cache, choose_dtype, default_device
 from lamina.models.offload import leave_on_disk, wants_offload
-from lamina.models.quiet import quiet_transformers
 from lamina.models.read import read_model
 from lamina.models.source import ModelSource, find_model
 from lamina.models.stored import agreed, stored_quantization

@@ -24,8 +24,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lamina.errors import ConfigError, Problem
+from lamina.machine.pages import mapped_spans, page_in, page_out
 from lamina.models.layers import decoder_layers
-from lamina.models.pages import mapped_spans, page_in, page_out
 from lamina.quantization.packed import PackedLinear
 
 # Of the free memory, what a base may take before it is left on disk: the rest is for activations and everything else.

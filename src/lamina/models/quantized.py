@@ -26,10 +26,10 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from lamina import files
 from lamina.cache import cache_folder, hold, writing_cache
 from lamina.config.quantization import QuantizationConfig
+from lamina.machine.quiet import quiet_transformers
 from lamina.models.architecture import check_architecture
 from lamina.models.fingerprint import fingerprint_base, weight_files
 from lamina.models.quantizers import Record, StreamingConfig, check_packs_enough, take_over
-from lamina.models.quiet import quiet_transformers
 from lamina.models.read import read_model, skeleton
 from lamina.progress import Notify
 from lamina.quantization.correction import Correction

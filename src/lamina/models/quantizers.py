@@ -20,7 +20,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ConfigError, Problem
-from lamina.models.pages import drop_file_pages
+from lamina.machine.pages import drop_file_pages
 from lamina.models.weights import find_packing, inside_layer
 from lamina.quantization.loftq import LoftqPlan, split_weight
 from lamina.quantization.packed import EightBitLinear, FourBitLinear, PackedLinear, pack_weight, quantize_4bit

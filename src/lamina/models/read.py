@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lamina.errors import LaminaError, ModelError
+from lamina.machine.quiet import quiet_transformers
 from lamina.models.architecture import check_architecture, check_weights, not_a_language_model
-from lamina.models.quiet import quiet_transformers
 from lamina.progress import Notify
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from lamina.models.quiet import quiet_transformers
+from lamina.machine.quiet import quiet_transformers
 
 NEW_WORD = "rope_parameters"
 # Names the words that only repeat what `rope_parameters` says, so that a config's digest does not depend on them.

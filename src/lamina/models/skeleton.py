@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.models.quiet import quiet_transformers
+from lamina.machine.quiet import quiet_transformers
 
 
 def build_skeleton(model: PreTrainedModel) -> PreTrainedModel:

@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from lamina.models.pages import page_out
+from lamina.machine.pages import page_out
 
 
 def drop_pages(tensor: torch.Tensor) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lamina.seeding import seeded
+from lamina.machine.seeding import seeded
 
 # Of the subspace iteration that finds A and B: with these it takes 99.5% or more of what there is to take (rank 16 and
 # 64 on the rounding errors of SmolLM2's weights), in a fraction of a full decomposition's time.

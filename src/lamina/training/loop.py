@@ -21,12 +21,12 @@ from lamina.distributed.world import ALONE, World
 from lamina.errors import Interrupted, LaminaError, TrainingError
 from lamina.fusion import FusionReport, Recompute, fast_path
 from lamina.kernels import kernel_notes
-from lamina.models.memory import peak_bytes
+from lamina.machine.memory import peak_bytes
+from lamina.machine.seeding import kept_generators, seed_generators
 from lamina.optim import LayerwiseGaloreAdamW
 from lamina.plan.memory import choose_checkpointing
 from lamina.plan.time import measured_tokens_per_second
 from lamina.runs import Run, check_start, exclusive, recorded, start_run
-from lamina.seeding import kept_generators, seed_generators
 from lamina.training.checkpoint import (
     TrainState,
     checkpoint_step,

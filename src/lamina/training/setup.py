@@ -31,13 +31,13 @@ from lamina.distributed.world import ALONE, World
 from lamina.errors import ConfigError, DataError, Problem, RunError
 from lamina.kernels import kernel_state, prepare_kernels
 from lamina.losses.base import Loss, build_loss
+from lamina.machine.hardware import default_device, dtype_name
 from lamina.methods.base import Hooks, Injection, find_method, inject
 from lamina.methods.coverage import Coverage, check_reach, find_coverage
 from lamina.methods.reload import check_before_training
 from lamina.methods.virtual_tokens import VirtualTokens
 from lamina.models.head import Head, find_head
 from lamina.models.load import Base, load_base
-from lamina.models.machine import default_device, dtype_name
 from lamina.models.positions import declared_positions, has_position_table
 from lamina.models.vocabulary import check_vocabulary
 from lamina.optim import Schedule, build_optimizer, build_schedule

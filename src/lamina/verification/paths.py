@@ -21,9 +21,9 @@ from lamina.config.optimizers import OPTIMIZERS
 from lamina.data.batch import Layout, build_units
 from lamina.data.example import EncodedExample
 from lamina.fusion import Recompute, fast_path
+from lamina.machine.hardware import dtype_name
 from lamina.methods.base import Injection
 from lamina.methods.moved import with_rounding_moved
-from lamina.models.machine import dtype_name
 from lamina.ops.adapter import AdapterLinear
 from lamina.ops.attention import packed_attention
 from lamina.training.setup import Session

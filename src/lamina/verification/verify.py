@@ -17,8 +17,8 @@ import torch
 
 from lamina.config import Config, load_config
 from lamina.errors import AdapterError, Interrupted, RunError, StorageError, TrainingError
-from lamina.models.machine import choose_dtype, default_device, dtype_name
-from lamina.models.quiet import quiet_transformers
+from lamina.machine.hardware import choose_dtype, default_device, dtype_name
+from lamina.machine.quiet import quiet_transformers
 from lamina.progress import Notify
 from lamina.runs import start_run
 from lamina.training.events import Event, OnEvent

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lamina.bench.job import Job
 from lamina.bench.optional import optional
 from lamina.data.example import EncodedExample
-from lamina.models.machine import DTYPES
-from lamina.models.quiet import quiet_transformers
+from lamina.machine.hardware import DTYPES
+from lamina.machine.quiet import quiet_transformers
 
 IGNORED = -100
 

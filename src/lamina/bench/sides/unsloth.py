@@ -8,7 +8,7 @@ from lamina.bench.job import Job
 from lamina.bench.meter import Meter
 from lamina.bench.optional import optional
 from lamina.bench.sides import trl
-from lamina.models.machine import DTYPES
+from lamina.machine.hardware import DTYPES
 
 ABOUT = "Unsloth's patched model under SFTTrainer, packing=True"
 REQUIRES = ("unsloth", *trl.REQUIRES)

@@ -10,7 +10,7 @@ from lamina.data.check.ledger import Ledger
 from lamina.data.check.row import CheckedRow
 from lamina.data.check.seen import Seen
 from lamina.data.check.settings import CheckSettings
-from lamina.data.garbage import few_collections
+from lamina.machine.garbage import few_collections
 
 PROGRESS_ROWS = 500
 
