@@ -12,6 +12,7 @@ ORDER = [
     "version",
     "errors",
     "files",
+    "signals",
     "progress",
     "cache",
     "plugins",
@@ -40,7 +41,7 @@ ORDER = [
     "prune",
     "cli",
 ]
-LIGHT = ("version", "errors", "files", "progress", "cache", "prune", "plugins", "config", "runs")
+LIGHT = ("version", "errors", "files", "progress", "signals", "cache", "prune", "plugins", "config", "runs")
 HEAVY = ("torch", "transformers", "numpy", "safetensors")
 
 

@@ -26,7 +26,7 @@ from lamina.evaluation.compare import compare, rung_shares, shortened
 from lamina.evaluation.compare_report import _labels
 from lamina.evaluation.measure import Measuring
 from lamina.evaluation.process import run_python
-from lamina.training.signals import StopRequest, stop_on_signals
+from lamina.signals import StopRequest, stop_on_signals
 
 VALUES: dict[str, Any] = {
     "model": "base",

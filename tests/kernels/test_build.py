@@ -33,7 +33,7 @@ from lamina.kernels import (
     prepare_kernels,
 )
 from lamina.runs import Run
-from lamina.training.signals import stop_on_signals
+from lamina.signals import stop_on_signals
 
 CPU = torch.device("cpu")
 

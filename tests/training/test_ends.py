@@ -20,10 +20,10 @@ from lamina.errors import Interrupted, StorageError, TrainingError
 from lamina.losses import cross_entropy
 from lamina.methods.base import Hooks
 from lamina.runs import Run, open_run
+from lamina.signals import stop_on_signals
 from lamina.training import loop, setup
 from lamina.training.checkpoint import newest_checkpoint
 from lamina.training.events import Event
-from lamina.training.signals import stop_on_signals
 
 TRAIN = {"max_steps": 6, "eval_steps": 3, "save_steps": 2}
 

@@ -37,7 +37,7 @@ from lamina.evaluation.measure import Job, Measured, Measuring
 from lamina.evaluation.process import run_python
 from lamina.progress import Notify
 from lamina.runs import Run
-from lamina.training.signals import StopRequest, stop_on_signals
+from lamina.signals import StopRequest, stop_on_signals
 
 # The share that goes on from a rung of `screen`, and by how much its steps grow.
 ETA = 3

@@ -12,7 +12,7 @@ from typing import Any
 
 import lamina
 from lamina.errors import Interrupted, StorageError, TrainingError
-from lamina.training.signals import StopRequest
+from lamina.signals import StopRequest
 
 # How often it is looked whether a signal came.
 _SECONDS = 0.2

@@ -14,7 +14,7 @@ from lamina import files
 from lamina.distributed.world import ALONE, World
 from lamina.errors import ConfigError, Problem, StorageError
 from lamina.runs import Run
-from lamina.training.signals import StopRequest
+from lamina.signals import StopRequest
 
 
 @dataclass(frozen=True)

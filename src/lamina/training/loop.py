@@ -27,6 +27,7 @@ from lamina.optim import LayerwiseGaloreAdamW
 from lamina.plan.memory import choose_checkpointing
 from lamina.plan.time import measured_tokens_per_second
 from lamina.runs import Run, check_start, exclusive, recorded, start_run
+from lamina.signals import StopRequest, stop_on_signals
 from lamina.training.checkpoint import (
     TrainState,
     checkpoint_step,
@@ -42,7 +43,6 @@ from lamina.training.finish import finish
 from lamina.training.finite import check_evaluation
 from lamina.training.preview import colored_example
 from lamina.training.setup import Session, build_session, count_parameters
-from lamina.training.signals import StopRequest, stop_on_signals
 from lamina.training.step import (
     EvaluationResult,
     StepAbandoned,
