@@ -31,7 +31,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Digests of throw-away models stay out of the user's cache; converted models and compiled kernels are shared."""
     if "LAMINA_CACHE" not in os.environ:
-        from lamina.cache import cache_folder
+        from lamina.cache.folder import cache_folder
 
         folder = tmp_path_factory.mktemp("cache")
         for shared in ("models", "kernels"):

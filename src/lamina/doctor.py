@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from lamina import plugins
-from lamina.cache import cache_folder
+from lamina.cache.folder import cache_folder
 from lamina.config.aliases import ALIASES, Alias
 from lamina.errors import ConfigError
 from lamina.kernels import kernel_state

@@ -15,13 +15,13 @@ from filelock import FileLock
 from tests.cli.helpers import Cli
 
 import lamina
-from lamina import cache as cache_module
-from lamina.cache import IdentityCache, hold, writing_cache
+from lamina.cache import folder as cache_module
+from lamina.cache.folder import IdentityCache, hold, writing_cache
+from lamina.cache.prune import KINDS, cache_entries, prune
 from lamina.cli.cache import Kinds, _size
 from lamina.data.store import StoreWriter, cached_store
 from lamina.errors import StorageError
 from lamina.models.source import find_model
-from lamina.prune import KINDS, cache_entries, prune
 
 HEX = "0123456789abcdef" * 2
 NAMES = {
@@ -40,7 +40,7 @@ FOLDERS = ("models", "quantized", "tokens", "shapes")
 HOLDER = """
 import sys
 from pathlib import Path
-from lamina.cache import hold
+from lamina.cache.folder import hold
 hold(Path(sys.argv[1]))
 print(flush=True)
 sys.stdin.read()

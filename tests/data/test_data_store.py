@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tests.models_zoo import build_tokenizer
 
-from lamina.cache import cache_folder
+from lamina.cache.folder import cache_folder
 from lamina.config import DataConfig
 from lamina.data import encoded_file
 from lamina.data.dataset import Dataset, build_dataset

@@ -38,10 +38,9 @@ ORDER = [
     "quickstart",
     "verification",
     "bench",
-    "prune",
     "cli",
 ]
-LIGHT = ("version", "errors", "files", "progress", "signals", "cache", "prune", "plugins", "config", "runs")
+LIGHT = ("version", "errors", "files", "progress", "signals", "cache", "plugins", "config", "runs")
 HEAVY = ("torch", "transformers", "numpy", "safetensors")
 
 

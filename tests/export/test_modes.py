@@ -12,7 +12,7 @@ from tests.models_zoo import build_model, build_tokenizer
 from tests.training.helpers import settings
 
 import lamina
-from lamina.cache import cache_folder
+from lamina.cache.folder import cache_folder
 from lamina.models.shards import ShardWriter
 from lamina.models.source import find_model
 

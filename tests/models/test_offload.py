@@ -150,7 +150,7 @@ def test_memory_holds_two_layers_at_a_time(folder: Path, bits: Any) -> None:
 def _files_of(base: Base, bits: int | None) -> list[Path]:
     if bits is None:
         return weight_files(base.source.folder)
-    from lamina.cache import cache_folder
+    from lamina.cache.folder import cache_folder
 
     (cached,) = (path for path in (cache_folder() / "quantized").iterdir() if path.is_dir())
     return weight_files(cached)

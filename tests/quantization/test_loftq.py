@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import lamina
-from lamina.cache import cache_folder
+from lamina.cache.folder import cache_folder
 from lamina.config import load_config
 from lamina.config.methods.dora import DoraConfig
 from lamina.config.methods.lora import LoftqConfig, LoraConfig

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import lamina
-from lamina.cache import cache_folder
+from lamina.cache.folder import cache_folder
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ConfigError
 from lamina.export.quantize import quantize

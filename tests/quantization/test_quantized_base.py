@@ -12,7 +12,7 @@ from tests.models_zoo import build_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import lamina
-from lamina.cache import cache_folder
+from lamina.cache.folder import cache_folder
 from lamina.config import load_config
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import CertificateError, ConfigError, ModelError, StorageError

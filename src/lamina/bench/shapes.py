@@ -11,7 +11,7 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, PreTrainedConfig
 
 from lamina import files
-from lamina.cache import cache_folder, hold, writing_cache
+from lamina.cache.folder import cache_folder, hold, writing_cache
 from lamina.machine.quiet import quiet_transformers
 from lamina.machine.seeding import seeded
 from lamina.models.source import find_model

@@ -26,8 +26,8 @@ Kinds = Annotated[
 @cache.command(name="ls")
 def show(kinds: Kinds = None, as_json: JsonFlag = False) -> None:
     """List what is in the cache by kind; the entries themselves where kinds are named."""
-    from lamina.cache import cache_folder
-    from lamina.prune import KINDS, cache_entries
+    from lamina.cache.folder import cache_folder
+    from lamina.cache.prune import KINDS, cache_entries
 
     entries = cache_entries(kinds or [])
     if as_json:
@@ -65,7 +65,7 @@ def prune(
         )
     if everything and (kinds or older_than is not None):
         raise ConfigError(Problem("--all", "is everything, and something else is named too", "leave one of them out"))
-    from lamina.prune import prune as prune_cache
+    from lamina.cache.prune import prune as prune_cache
 
     pruned = prune_cache(kinds or [], older_than_days=older_than or 0.0, dry_run=dry_run)
     if as_json:

@@ -28,7 +28,7 @@ from typer.exceptions import TyperException
 
 import lamina
 from lamina import files
-from lamina.cache import cache_folder
+from lamina.cache.folder import cache_folder
 from lamina.cli.output import err, json_on_stdout, print_json
 from lamina.errors import Interrupted, LaminaError, StorageError
 from lamina.version import __version__

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lamina import files
-from lamina.cache import IdentityCache
+from lamina.cache.folder import IdentityCache
 from lamina.config import DataConfig, SourceConfig
 from lamina.data.encode import encode_stream
 from lamina.data.example import Example, Kind

@@ -23,7 +23,7 @@ import numpy as np
 from filelock import FileLock
 
 from lamina import files
-from lamina.cache import cache_folder
+from lamina.cache.folder import cache_folder
 from lamina.data.example import NO_REMARKS, EncodedExample, Example, Remarks
 from lamina.data.report import FileReport, RowList
 from lamina.errors import StorageError

@@ -30,7 +30,7 @@ from types import FrameType
 
 import torch
 
-from lamina.cache import cache_folder
+from lamina.cache.folder import cache_folder
 from lamina.errors import ConfigError, Problem
 from lamina.kernels.contract import SUFFIX
 from lamina.kernels.table import KERNELS

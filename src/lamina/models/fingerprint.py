@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lamina.cache import IdentityCache
+from lamina.cache.folder import IdentityCache
 from lamina.errors import ModelError
 from lamina.models.rope_words import without_repeats
 

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from lamina import files
-from lamina.cache import cache_folder, hold, writing_cache
+from lamina.cache.folder import cache_folder, hold, writing_cache
 from lamina.config.quantization import QuantizationConfig
 from lamina.machine.quiet import quiet_transformers
 from lamina.models.architecture import check_architecture

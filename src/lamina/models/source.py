@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from lamina import files
-from lamina.cache import IdentityCache, cache_folder, hold, writing_cache
+from lamina.cache.folder import IdentityCache, cache_folder, hold, writing_cache
 from lamina.config.aliases import ALIASES, Alias
 from lamina.errors import ConfigError, ModelError, Problem, nearest
 from lamina.models.gguf import convert_gguf

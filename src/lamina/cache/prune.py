@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lamina.cache import USED_MARK, cache_folder, lock_mark
+from lamina.cache.folder import USED_MARK, cache_folder, lock_mark
 from lamina.errors import ConfigError, Problem, StorageError, nearest
 from lamina.files import ASIDE_PREFIX, OLD_PREFIX
 
