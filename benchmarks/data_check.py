@@ -21,11 +21,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lamina.chat.message import Message
 from lamina.data.check.examine import examine
 from lamina.data.check.findings import CheckReport
 from lamina.data.check.row import CheckedRow
 from lamina.data.check.settings import CheckSettings
-from lamina.data.example import Example, Message
+from lamina.data.example import Example
 from lamina.data.source import ReadRow
 
 NEAR_SHARE, LEAK_SHARE, EMPTY_SHARE, SECRET_SHARE, PERSONAL_SHARE = 0.05, 0.02, 0.01, 0.01, 0.01

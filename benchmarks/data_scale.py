@@ -35,7 +35,7 @@ import json, sys, time
 began = time.perf_counter()
 from lamina.config import DataConfig
 from lamina.data.dataset import build_dataset
-from lamina.data.template import build_template
+from lamina.chat.template import build_template
 from lamina.models.load import load_tokenizer
 from lamina.models.source import find_model
 template = build_template(load_tokenizer(find_model("smollm2-135m")))

@@ -20,11 +20,11 @@ from tests.cli.helpers import ROWS, Cli, write_rows
 from transformers import AutoModelForCausalLM
 
 import lamina
+from lamina.chat.message import Message
+from lamina.chat.template import ChatTemplate
 from lamina.cli import chat as chat_module
 from lamina.cli.chat import HELP, run_chat
 from lamina.cli.training import TrainingView
-from lamina.data.example import Message
-from lamina.data.template import ChatTemplate
 from lamina.runs import Run
 
 SHORT = ("--max-new-tokens", "6")

@@ -14,10 +14,10 @@ from tests.data.templates.families import TOOL
 from tests.data.templates.reasoning_families import reasoning_tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from lamina.chat.template import ChatTemplate, build_template, template_of
 from lamina.config import DataConfig
 from lamina.data.dataset import Dataset, build_dataset
 from lamina.data.report import DROP_REASONS, FileReport
-from lamina.data.template import ChatTemplate, build_template, template_of
 from lamina.errors import ConfigError, DataError
 
 Row = dict[str, Any]

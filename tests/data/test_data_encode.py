@@ -12,9 +12,10 @@ from tests.data.test_data_tokens import BY_BYTES, OTHERS, STOP
 from tests.models_zoo import CHATML, build_tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from lamina.chat.message import Message
+from lamina.chat.template import ChatTemplate, build_template
 from lamina.data.encode import TOKENIZE_ROWS, encode_examples
-from lamina.data.example import EncodedExample, Example, Message
-from lamina.data.template import ChatTemplate, build_template
+from lamina.data.example import EncodedExample, Example
 from lamina.errors import DataError, ModelError
 
 TURNS = (

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from lamina.chat.message import Message, ToolCall
 from lamina.config import SourceConfig
-from lamina.data.example import Example, Kind, Message, ToolCall
+from lamina.data.example import Example, Kind
 from lamina.data.formats import DETECT_ROWS, FORMATS, choose_format
 from lamina.data.formats._fields import RowError
 from lamina.data.read import find_files

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from lamina.chat.template import build_template
 from lamina.config import DataConfig, load_config
 from lamina.data.dataset import Dataset, build_dataset
-from lamina.data.template import build_template
 from lamina.errors import ConfigError, DataError
 
 Build = Callable[..., Dataset]

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from lamina.chat.template import build_template
 from lamina.config import DataConfig, SourceConfig
 from lamina.data.dataset import Dataset, build_dataset
 from lamina.data.example import Kind
 from lamina.data.read import find_files
 from lamina.data.source import SourceReader
-from lamina.data.template import build_template
 
 LONGEST = 100_000
 FILES: dict[str, dict[str, Any]] = {

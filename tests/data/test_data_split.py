@@ -8,7 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from lamina.data.example import Example, Message
+from lamina.chat.message import Message
+from lamina.data.example import Example
 from lamina.data.split import hold_out
 from lamina.data.store import digest_of, prompt_digest
 

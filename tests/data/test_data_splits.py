@@ -13,10 +13,10 @@ import datasets
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from lamina.chat.template import ChatTemplate, build_template
 from lamina.config import load_config
 from lamina.data.dataset import Dataset, build_dataset, build_evaluation
 from lamina.data.read import find_files
-from lamina.data.template import ChatTemplate, build_template
 from lamina.errors import ConfigError, DataError
 from lamina.inspection.rows import Rows
 from lamina.inspection.target import find_target

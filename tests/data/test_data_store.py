@@ -12,10 +12,10 @@ import pytest
 from tests.models_zoo import build_tokenizer
 
 from lamina.cache.folder import cache_folder
+from lamina.chat.template import build_template
 from lamina.config import DataConfig
 from lamina.data import encoded_file
 from lamina.data.dataset import Dataset, build_dataset
-from lamina.data.template import build_template
 from lamina.errors import DataError, StorageError
 
 

@@ -16,8 +16,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE, WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from lamina.data.spans import Span
-from lamina.data.tokens import TextTokenizer, Tokens, supervised, token_bytes
+from lamina.chat.spans import Span
+from lamina.chat.tokens import TextTokenizer, Tokens, supervised, token_bytes
 
 STOP = "<|im_end|>"
 LEARNT = [

@@ -21,6 +21,7 @@ ORDER = [
     "config",
     "runs",
     "optim",
+    "chat",
     "data",
     "kernels",
     "quantization",

@@ -14,8 +14,8 @@ from tests.models_zoo import build_model
 from transformers import AutoTokenizer
 
 import lamina
+from lamina.chat.message import Message
 from lamina.config import load_config
-from lamina.data.example import Message
 from lamina.evaluation.evaluate import Evaluation
 from lamina.evaluation.generate import stream
 from lamina.evaluation.measure import Job, Measuring, measure

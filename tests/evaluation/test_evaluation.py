@@ -12,7 +12,7 @@ import torch
 from tests.training.helpers import settings, write_rows
 
 import lamina
-from lamina.data.example import Message
+from lamina.chat.message import Message
 from lamina.errors import ConfigError, DataError
 from lamina.evaluation.generate import answer, stream
 from lamina.methods.load import Loaded

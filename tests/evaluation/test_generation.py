@@ -17,8 +17,8 @@ from tests.training.helpers import settings
 from transformers import GenerationConfig
 
 import lamina
-from lamina.data.example import Message
-from lamina.data.template import ChatTemplate
+from lamina.chat.message import Message
+from lamina.chat.template import ChatTemplate
 from lamina.errors import ConfigError, DataError
 from lamina.evaluation import generate as module
 from lamina.evaluation.generate import answer, generate_each, left_out_settings, stream

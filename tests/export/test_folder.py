@@ -23,9 +23,9 @@ from transformers import (
 )
 
 import lamina
+from lamina.chat.template import build_template
+from lamina.chat.tokenizer import fingerprint_tokenizer
 from lamina.config import METHOD_CONFIGS
-from lamina.data.template import build_template
-from lamina.data.tokenizer import fingerprint_tokenizer
 from lamina.errors import ConfigError, ModelError, StorageError
 from lamina.methods.adapter import save_adapter
 from lamina.methods.base import inject

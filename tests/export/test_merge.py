@@ -13,8 +13,8 @@ from tests.models_zoo import build_model, build_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lamina
+from lamina.chat.template import build_template
 from lamina.config.methods.lora import LoraConfig
-from lamina.data.template import build_template
 from lamina.errors import AdapterError, BaseMismatchError, CertificateError
 from lamina.methods.adapter import save_adapter
 from lamina.methods.base import inject

@@ -13,8 +13,8 @@ from tests.models_zoo import build_model, build_tokenizer
 from transformers import AutoModelForCausalLM
 
 import lamina
+from lamina.chat.template import build_template
 from lamina.config import METHOD_CONFIGS
-from lamina.data.template import build_template
 from lamina.errors import CertificateError
 from lamina.export import merge as merging
 from lamina.export.fold import fold_in

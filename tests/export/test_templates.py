@@ -11,10 +11,10 @@ from tests.data.templates.reasoning_families import FAMILIES as REASONING
 from tests.data.templates.reasoning_families import reasoning_tokenizer
 from transformers import AutoTokenizer
 
-from lamina.data.example import Message
-from lamina.data.jinja import mentions_date
-from lamina.data.template import ChatTemplate, build_template
-from lamina.data.tokenizer import fingerprint_tokenizer
+from lamina.chat.jinja import mentions_date
+from lamina.chat.message import Message
+from lamina.chat.template import ChatTemplate, build_template
+from lamina.chat.tokenizer import fingerprint_tokenizer
 from lamina.models.folder import Ends, complete_folder
 
 TURNS = [Message("user", "What is 6 times 7?"), Message("assistant", "42"), Message("user", "Sure?")]

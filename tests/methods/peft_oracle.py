@@ -10,8 +10,8 @@ import torch
 from tests.models_zoo import build_model, build_tokenizer
 
 import lamina
+from lamina.chat.template import build_template
 from lamina.config import MethodConfig
-from lamina.data.template import build_template
 from lamina.methods.adapter import save_adapter
 from lamina.methods.base import Injection, inject
 from lamina.methods.lock import build_lock

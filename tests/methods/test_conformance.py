@@ -13,10 +13,10 @@ import torch
 from tests.models_zoo import build_model, build_tokenizer
 
 import lamina
+from lamina.chat.template import build_template
 from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.data.batch import build_batch
 from lamina.data.example import EncodedExample
-from lamina.data.template import build_template
 from lamina.errors import AdapterError
 from lamina.export.fold import fold_in
 from lamina.fusion import fast_path

@@ -16,9 +16,9 @@ from tests.methods.peft_pairs import build
 from tests.models_zoo import build_model, build_tokenizer
 
 import lamina
+from lamina.chat.template import build_template
 from lamina.config import METHOD_CONFIGS, load_config
 from lamina.config.methods.peft import PeftConfig
-from lamina.data.template import build_template
 from lamina.errors import AdapterError, ConfigError
 from lamina.export.fold import fold_in
 from lamina.methods.adapter import read_adapter, save_adapter

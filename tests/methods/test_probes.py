@@ -9,11 +9,11 @@ import pytest
 import torch
 from tests.models_zoo import build_model, build_tokenizer
 
+from lamina.chat.template import build_template
 from lamina.config import MethodConfig
 from lamina.config.methods.lora import LoraConfig
 from lamina.config.methods.prefix_tuning import PrefixTuningConfig
 from lamina.config.methods.prompt_tuning import PromptTuningConfig
-from lamina.data.template import build_template
 from lamina.errors import BaseMismatchError, CertificateError
 from lamina.export.fold import fold_in
 from lamina.methods.base import Injection, inject

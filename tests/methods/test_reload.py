@@ -16,10 +16,10 @@ from tests.methods.test_peft import FIELDS, config_of
 from tests.models_zoo import build_model
 
 import lamina
+from lamina.chat.template import build_template
 from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.config.methods.dora import DoraConfig
 from lamina.config.methods.lora import LoraConfig
-from lamina.data.template import build_template
 from lamina.errors import AdapterError, ConfigError
 from lamina.export.fold import fold_in
 from lamina.methods import reload

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.models_zoo import build_model, build_tokenizer
 
-from lamina.data.tokenizer import fingerprint_tokenizer
+from lamina.chat.tokenizer import fingerprint_tokenizer
 from lamina.errors import ConfigError, ModelError
 from lamina.machine.hardware import choose_dtype, multiplies_bf16_natively
 from lamina.models import gguf

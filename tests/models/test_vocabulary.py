@@ -24,9 +24,10 @@ from transformers import (
 )
 
 import lamina
+from lamina.chat.message import Message
 from lamina.config import DataConfig, load_config
 from lamina.data.check.findings import CheckReport
-from lamina.data.example import EncodedExample, Message
+from lamina.data.example import EncodedExample
 from lamina.data.side import Side, whole_rows
 from lamina.data.store import StoredRow, TokenStore, cached_store
 from lamina.errors import ConfigError, DataError

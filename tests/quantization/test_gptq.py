@@ -14,10 +14,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoModelForCausalLM
 
 import lamina
+from lamina.chat.template import build_template
 from lamina.config.quantization import QuantizationConfig
 from lamina.data.batch import build_batch
 from lamina.data.dataset import build_dataset
-from lamina.data.template import build_template
 from lamina.errors import ConfigError, ModelError, StorageError
 from lamina.export import quantize as exporting
 from lamina.methods.load import load

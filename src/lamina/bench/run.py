@@ -23,12 +23,12 @@ from lamina.bench.optional import INSTALL, is_installed
 from lamina.bench.report import BenchReport, build_report
 from lamina.bench.shapes import SHAPES, shape_folder
 from lamina.bench.sides import OWN, find_side, side_names
+from lamina.chat.template import build_template
 from lamina.config import DataConfig
 from lamina.data.dataset import build_dataset
 from lamina.data.example import EncodedExample
 from lamina.data.packing import plan_epoch
 from lamina.data.side import Batches
-from lamina.data.template import build_template
 from lamina.errors import BenchError, ConfigError, DataError, Problem, nearest
 from lamina.machine.hardware import choose_dtype, default_device, dtype_name
 from lamina.models.load import load_tokenizer

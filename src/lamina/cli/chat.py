@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from rich.markup import escape
 
+from lamina.chat.message import Message
 from lamina.cli.output import err, notify, out, print_json, print_text
-from lamina.data.example import Message
 from lamina.errors import DataError
 from lamina.evaluation.generate import check_system, left_out_settings, prompt_ids, stream
 from lamina.methods.load import Loaded

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from lamina.data.bounds import TemplateFailure
+from lamina.chat.bounds import TemplateFailure
+from lamina.chat.jinja import RowTemplate
 from lamina.data.formats import column_names
 from lamina.data.formats._fields import RowError
-from lamina.data.jinja import RowTemplate
 from lamina.data.read import Row
 from lamina.errors import ConfigError, Problem
 

@@ -9,6 +9,7 @@ from itertools import islice
 
 import numpy as np
 
+from lamina.chat.template import ChatTemplate
 from lamina.config import DataConfig
 from lamina.data.encoded_file import EncodedFile, encode_file
 from lamina.data.example import Example
@@ -23,7 +24,6 @@ from lamina.data.sequences import ANSWERS, Sequences
 from lamina.data.side import Pieces, Side, parts_of, whole_rows, wrapped_pieces
 from lamina.data.source import OpenSource, SourceReader, open_sources, used_examples
 from lamina.data.split import hold_out
-from lamina.data.template import ChatTemplate
 from lamina.errors import ConfigError, DataError, Problem
 from lamina.progress import Notify
 

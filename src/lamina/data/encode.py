@@ -11,9 +11,9 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from lamina.chat.template import ChatTemplate, Rendered, Span
+from lamina.chat.tokens import Tokens, supervised
 from lamina.data.example import EncodedExample, Example, Kind, Remarks
-from lamina.data.template import ChatTemplate, Rendered, Span
-from lamina.data.tokens import Tokens, supervised
 from lamina.errors import DataError
 
 T = TypeVar("T")

@@ -10,6 +10,7 @@ import numpy as np
 
 from lamina import files
 from lamina.cache.folder import IdentityCache
+from lamina.chat.template import ChatTemplate
 from lamina.config import DataConfig, SourceConfig
 from lamina.data.encode import encode_stream
 from lamina.data.example import Example, Kind
@@ -19,7 +20,6 @@ from lamina.data.report import FileReport
 from lamina.data.sequences import ANSWERS, Sequences
 from lamina.data.source import ReadRow, SourceReader, lacks_column, used_examples
 from lamina.data.store import StoredRow, StoreWriter, TokenStore, cached_store, digest_of, prompt_digest
-from lamina.data.template import ChatTemplate
 from lamina.errors import DataError
 from lamina.machine.garbage import few_collections
 from lamina.progress import Notify

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from lamina.chat.message import Message
 from lamina.config import SourceConfig
 from lamina.data.columns import ColumnMapping
-from lamina.data.example import Example, Kind, Message
+from lamina.data.example import Example, Kind
 from lamina.data.formats import choose_format
 from lamina.data.formats._fields import RowError
 from lamina.data.read import Row

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lamina.data.example import Message, Remarks
-from lamina.data.probe import ANSWER, ASK
+from lamina.chat.message import Message
+from lamina.chat.probe import ANSWER, ASK
+from lamina.chat.template import ChatTemplate
+from lamina.data.example import Remarks
 from lamina.data.store import Facts
-from lamina.data.template import ChatTemplate
 from lamina.errors import DataError
 
 # Openings that are named, the most frequent ones first.

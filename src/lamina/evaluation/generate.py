@@ -25,7 +25,7 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from lamina.data.example import Message
+from lamina.chat.message import Message
 from lamina.errors import ConfigError, DataError, Problem
 from lamina.methods.greedy import contiguous_head_input
 from lamina.methods.load import Loaded, load

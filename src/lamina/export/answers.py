@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, LogitsProcessor, PreTrainedModel
 
-from lamina.data.example import Message
-from lamina.data.jinja import mentions_date
-from lamina.data.template import ChatTemplate
-from lamina.data.tokenizer import fingerprint_tokenizer
+from lamina.chat.jinja import mentions_date
+from lamina.chat.message import Message
+from lamina.chat.template import ChatTemplate
+from lamina.chat.tokenizer import fingerprint_tokenizer
 from lamina.machine.quiet import quiet_transformers
 from lamina.methods.certificate import Answers, Certificate
 from lamina.methods.greedy import greedy_answers

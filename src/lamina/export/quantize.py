@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lamina import files
+from lamina.chat.template import template_of
 from lamina.config import Config, load_config
 from lamina.config.quantization import QuantizationConfig
 from lamina.data.batch import build_batch
 from lamina.data.dataset import build_dataset
 from lamina.data.example import EncodedExample
-from lamina.data.template import template_of
 from lamina.errors import ConfigError, ModelError, Problem
 from lamina.fusion import fast_path
 from lamina.losses.base import build_loss

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lamina.chat.template import ChatTemplate
 from lamina.config import SourceConfig
 from lamina.data.check.row import CheckedRow
 from lamina.data.encode import encode_stream
 from lamina.data.example import Example, Kind
 from lamina.data.read import DataFile, Fault
 from lamina.data.source import ReadRow, SourceReader, lacks_column, open_sources
-from lamina.data.template import ChatTemplate
 from lamina.errors import DataError
 from lamina.inspection.target import Target
 

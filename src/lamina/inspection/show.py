@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from lamina.chat.template import ChatTemplate
 from lamina.data.check.row import CheckedRow
 from lamina.data.example import EncodedExample, Kind
 from lamina.data.remarks import row_notes
 from lamina.data.report import DROP_REASONS
-from lamina.data.template import ChatTemplate
 from lamina.errors import ConfigError, Problem
 from lamina.inspection.rows import Rows
 from lamina.inspection.target import Target

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lamina.chat.template import ChatTemplate, template_of
 from lamina.config import DataConfig, load_config
 from lamina.config.aliases import ALIASES
 from lamina.config.losses import LossConfig
 from lamina.config.losses.cross_entropy import CrossEntropyConfig
-from lamina.data.template import ChatTemplate, template_of
 from lamina.errors import ConfigError, Problem
 from lamina.models.load import load_tokenizer
 from lamina.models.source import find_model, packaged_gguf

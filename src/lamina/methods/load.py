@@ -9,10 +9,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lamina import files
+from lamina.chat.template import ChatTemplate, build_template
 from lamina.config.aliases import ALIASES
 from lamina.config.places import read_manifest, start_folders
 from lamina.config.quantization import QuantizationConfig
-from lamina.data.template import ChatTemplate, build_template
 from lamina.errors import AdapterError, ConfigError, ModelError
 from lamina.machine.hardware import default_device
 from lamina.methods.adapter import Adapter, read_adapter

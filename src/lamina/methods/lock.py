@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from lamina.chat.template import ChatTemplate
+from lamina.chat.tokenizer import fingerprint_tokenizer
 from lamina.data.encode import text_end
-from lamina.data.template import ChatTemplate
-from lamina.data.tokenizer import fingerprint_tokenizer
 from lamina.errors import AdapterError, BaseMismatchError, NewerVersionError
 from lamina.machine.hardware import dtype_name
 from lamina.models.load import Base

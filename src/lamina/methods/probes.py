@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lamina.data.example import Message
-from lamina.data.template import ChatTemplate
+from lamina.chat.message import Message
+from lamina.chat.template import ChatTemplate
 from lamina.errors import AdapterError, NewerVersionError
 from lamina.methods.base import Injection
 from lamina.methods.greedy import greedy_answers

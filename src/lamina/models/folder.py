@@ -16,8 +16,8 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lamina import files
-from lamina.data.template import ChatTemplate
-from lamina.data.tokenizer import fingerprint_tokenizer
+from lamina.chat.template import ChatTemplate
+from lamina.chat.tokenizer import fingerprint_tokenizer
 from lamina.machine.quiet import quiet_transformers
 from lamina.models.companions import MAX_BYTES, copy_companions
 from lamina.models.rope_words import add_old_rope_words, config_parts

@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers import modeling_gguf_pytorch_utils as reading
 
-from lamina.data.template import ChatTemplate, build_template
+from lamina.chat.template import ChatTemplate, build_template
 from lamina.errors import LaminaError, ModelError
 from lamina.machine.quiet import quiet_transformers
 from lamina.models.folder import Ends, complete_converted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lamina.data.template import ChatTemplate
+from lamina.chat.template import ChatTemplate
 
 
 def with_stop_ids(own: int | list[int] | None, template: ChatTemplate) -> list[int]:

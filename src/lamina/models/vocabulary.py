@@ -13,11 +13,11 @@ import numpy as np
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from lamina.chat.message import Message
+from lamina.chat.template import BUILTIN_TEMPLATES, ChatTemplate, build_template
+from lamina.chat.template_source import FALLBACK_TEMPLATE
 from lamina.data.dataset import Dataset
-from lamina.data.example import Message
 from lamina.data.side import Side
-from lamina.data.template import BUILTIN_TEMPLATES, ChatTemplate, build_template
-from lamina.data.template_source import FALLBACK_TEMPLATE
 from lamina.errors import DataError, LaminaError
 from lamina.models.read import skeleton
 

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from lamina import files
+from lamina.chat.message import Message
 from lamina.config import load_config
-from lamina.data.example import Message
 from lamina.evaluation.generate import answer
 from lamina.export.merge import merge
 from lamina.methods.certificate import Certificate

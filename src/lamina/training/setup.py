@@ -18,6 +18,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina import files
+from lamina.chat.template import ChatTemplate, template_of
+from lamina.chat.tokenizer import fingerprint_tokenizer
 from lamina.config import Config
 from lamina.config.root import default_learning_rate
 from lamina.data.batch import Documents
@@ -25,8 +27,6 @@ from lamina.data.dataset import Dataset, build_dataset
 from lamina.data.example import Kind
 from lamina.data.packing import plan_epoch
 from lamina.data.side import Batches
-from lamina.data.template import ChatTemplate, template_of
-from lamina.data.tokenizer import fingerprint_tokenizer
 from lamina.distributed.world import ALONE, World
 from lamina.errors import ConfigError, DataError, Problem, RunError
 from lamina.kernels import kernel_state, prepare_kernels

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lamina import files
+from lamina.chat.template import template_of
 from lamina.config import Config, load_config
 from lamina.config.optimizers import OPTIMIZERS
 from lamina.data.dataset import build_dataset
 from lamina.data.example import EncodedExample
 from lamina.data.read import RawRow, find_files, rows_of
-from lamina.data.template import template_of
 from lamina.losses.base import build_loss
 from lamina.models.load import load_tokenizer
 from lamina.models.source import find_model

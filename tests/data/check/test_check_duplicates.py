@@ -7,9 +7,10 @@ import pytest
 from datasketch import MinHash
 from tests.data.check.helpers import chat, check, found, row, text
 
+from lamina.chat.message import Message
 from lamina.data.check.findings import Severity
 from lamina.data.check.minhash import COMMON_SHARE, LEARN_AT_LEAST, Signatures, likeness, normal, shingles
-from lamina.data.example import Kind, Message
+from lamina.data.example import Kind
 
 PASSAGE = (
     "The lighthouse on the northern cape was built in 1871 by a company of masons from the mainland, who carried the "

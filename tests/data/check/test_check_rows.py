@@ -9,10 +9,11 @@ import pytest
 from tests.data.check.helpers import chat, check, checked, encoded, found, row, text
 from tests.models_zoo import build_tokenizer
 
+from lamina.chat.message import Message, ToolCall
 from lamina.data.check.checks import CHECKS
 from lamina.data.check.findings import Severity
 from lamina.data.check.row import CheckedRow
-from lamina.data.example import Kind, Message, ToolCall
+from lamina.data.example import Kind
 from lamina.data.read.rows import FAULTS, REMARKS, Fault
 from lamina.data.sequences import ANSWERS
 

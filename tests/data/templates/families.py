@@ -16,8 +16,8 @@ from tests.models_zoo import build_tokenizer
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from lamina.data.example import Message, ToolCall
-from lamina.data.template import BUILTIN_TEMPLATES
+from lamina.chat.message import Message, ToolCall
+from lamina.chat.template import BUILTIN_TEMPLATES
 
 MODELS = Path(__file__).parent / "models"
 

@@ -10,9 +10,10 @@ from tests.models_zoo import CHATML, build_tokenizer
 from tokenizers import AddedToken, processors
 from transformers import PreTrainedTokenizerFast
 
+from lamina.chat.message import Message
+from lamina.chat.template import BUILTIN_TEMPLATES, ChatTemplate, build_template
 from lamina.data.encode import encode_examples
-from lamina.data.example import Example, Message
-from lamina.data.template import BUILTIN_TEMPLATES, ChatTemplate, build_template
+from lamina.data.example import Example
 from lamina.errors import ConfigError, DataError, ModelError
 
 NO_STOP = "{% for m in messages %}### {{ m.role }}\n{{ m.content }}\n\n{% endfor %}"

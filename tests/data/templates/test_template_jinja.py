@@ -10,11 +10,11 @@ from hypothesis import given
 from tests.data.templates.families import FIXTURES, TOOL, conversations, family_tokenizer, fast, fixture_source
 from tests.models_zoo import CHATML, build_tokenizer
 
-from lamina.data.bounds import BASE_SIZE, TemplateFailure
-from lamina.data.example import Message, ToolCall
-from lamina.data.jinja import compile_template
-from lamina.data.template import ChatTemplate
-from lamina.data.turns import as_turn
+from lamina.chat.bounds import BASE_SIZE, TemplateFailure
+from lamina.chat.jinja import compile_template
+from lamina.chat.message import Message, ToolCall
+from lamina.chat.template import ChatTemplate
+from lamina.chat.turns import as_turn
 from lamina.errors import DataError
 
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

@@ -23,11 +23,12 @@ from tests.data.templates.reasoning_families import FAMILIES, reasoning_tokenize
 from tests.models_zoo import CHATML, build_tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from lamina.chat.message import Message, ToolCall
+from lamina.chat.spans import Rendered
+from lamina.chat.template import ChatTemplate, Thinking, build_template, template_of
 from lamina.config import DataConfig
 from lamina.data.encode import encode_examples
-from lamina.data.example import EncodedExample, Example, Message, ToolCall
-from lamina.data.spans import Rendered
-from lamina.data.template import ChatTemplate, Thinking, build_template, template_of
+from lamina.data.example import EncodedExample, Example
 from lamina.errors import ConfigError, DataError
 
 QUESTION, ANSWER = Message("user", "six times seven?"), Message("assistant", "42")

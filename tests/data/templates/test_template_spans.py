@@ -18,11 +18,12 @@ from tests.data.templates.families import (
 )
 from transformers import PreTrainedTokenizerFast
 
+from lamina.chat.jinja import JinjaTemplate
+from lamina.chat.message import Message
+from lamina.chat.scaffold import Scaffolds
+from lamina.chat.template import ChatTemplate, build_template
 from lamina.data.encode import encode_examples
-from lamina.data.example import EncodedExample, Example, Message
-from lamina.data.jinja import JinjaTemplate
-from lamina.data.scaffold import Scaffolds
-from lamina.data.template import ChatTemplate, build_template
+from lamina.data.example import EncodedExample, Example
 
 EVERY = [*(("model", name) for name in FIXTURES), *(("built-in", name) for name in BUILTINS)]
 every_template = pytest.mark.parametrize(("kind", "name"), EVERY, ids=[f"{kind}-{name}" for kind, name in EVERY])

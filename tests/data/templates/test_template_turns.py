@@ -9,8 +9,8 @@ import pytest
 from tests.data.templates.families import FIXTURES, TOOL, family_tokenizer, fixture_source
 from tests.models_zoo import CHATML, build_tokenizer
 
-from lamina.data.example import Message, ToolCall
-from lamina.data.template import ChatTemplate, Rendered, Span, Thinking, build_template
+from lamina.chat.message import Message, ToolCall
+from lamina.chat.template import ChatTemplate, Rendered, Span, Thinking, build_template
 from lamina.errors import DataError
 
 CALL = ToolCall("get_weather", {"city": "Zürich"})

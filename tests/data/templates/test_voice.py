@@ -11,9 +11,9 @@ from tests.data.templates.families import fast, words
 from tests.data.templates.reasoning_families import FAMILIES, reasoning_tokenizer
 from tests.models_zoo import build_tokenizer
 
-from lamina.data.example import Message
-from lamina.data.template import Thinking, build_template
-from lamina.data.voice import Voice
+from lamina.chat.message import Message
+from lamina.chat.template import Thinking, build_template
+from lamina.chat.voice import Voice
 
 QUESTION = Message("user", "six times seven?")
 said = words.map(str.strip).filter(lambda text: "think>" not in text)

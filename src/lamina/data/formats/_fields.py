@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lamina.data.example import ROLE_ALIASES, ROLES, Message, ToolCall
+from lamina.chat.message import ROLE_ALIASES, ROLES, Message, ToolCall
 
 # In the ShareGPT shape a call is a turn of its own.
 _CALL_ROLES = ("function_call", "tool_call")

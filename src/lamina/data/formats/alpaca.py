@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lamina.data.example import Example, Message
+from lamina.chat.message import Message
+from lamina.data.example import Example
 from lamina.data.formats._fields import RowError, has_label, has_pair, system_message, text_field
 
 FIELDS = ("instruction", "output")

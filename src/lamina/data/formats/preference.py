@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from lamina.data.example import Example, Kind, Message
+from lamina.chat.message import Message
+from lamina.data.example import Example, Kind
 from lamina.data.formats._fields import (
     RowError,
     answer_turns,

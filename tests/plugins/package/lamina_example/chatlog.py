@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lamina.data.example import Example, Message
+from lamina.chat.message import Message
+from lamina.data.example import Example
 
 FIELDS = ("log",)
 OPTIONAL_FIELDS: tuple[str, ...] = ()

@@ -6,12 +6,13 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lamina.chat.message import Message, ToolCall
 from lamina.data.check.checks._base import BaseCheck, Tally
 from lamina.data.check.findings import Finding, Severity
 from lamina.data.check.ledger import Ledger
 from lamina.data.check.seen import Seen
 from lamina.data.check.settings import CheckSettings
-from lamina.data.example import Example, Kind, Message, ToolCall
+from lamina.data.example import Example, Kind
 
 _FAULTS = {
     "two_user_turns": ("two user turns stand next to each other", "Look for an answer that was lost between them."),

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from lamina.data.bounds import TemplateFailure
-from lamina.data.example import Message, ToolCall
-from lamina.data.turns import as_turn, with_short_ids
+from lamina.chat.bounds import TemplateFailure
+from lamina.chat.message import Message, ToolCall
+from lamina.chat.turns import as_turn, with_short_ids
 
 ASK, ANSWER = "lamina-ping", "lamina-pong"
 _ASK, _ANSWER, _OTHER = Message("user", ASK), Message("assistant", ANSWER), Message("assistant", "lamina-pang")

@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from lamina.data.answers import THINK_END, AnswerFinder, Conversation, Found
-from lamina.data.bounds import TemplateFailure
-from lamina.data.example import Message
-from lamina.data.probe import ANSWER, ASK, THINKING, Probe, Render
-from lamina.data.spans import Span, shared_length
-from lamina.data.turns import as_turn, thinking_apart
+from lamina.chat.answers import THINK_END, AnswerFinder, Conversation, Found
+from lamina.chat.bounds import TemplateFailure
+from lamina.chat.message import Message
+from lamina.chat.probe import ANSWER, ASK, THINKING, Probe, Render
+from lamina.chat.spans import Span, shared_length
+from lamina.chat.turns import as_turn, thinking_apart
 from lamina.errors import DataError
 
 _OPENED = "<think>"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from lamina.chat.bounds import TemplateFailure
+from lamina.chat.jinja import compile_template
+from lamina.chat.tokenizer import adds_bos
 from lamina.config.places import is_template_file
-from lamina.data.bounds import TemplateFailure
-from lamina.data.jinja import compile_template
-from lamina.data.tokenizer import adds_bos
 from lamina.errors import ConfigError, Problem, nearest
 
 BUILTIN_TEMPLATES = {

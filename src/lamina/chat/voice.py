@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from lamina.data.example import Message
-from lamina.data.probe import ANSWER, ASK, THINKING
-from lamina.data.spans import Rendered
+from lamina.chat.message import Message
+from lamina.chat.probe import ANSWER, ASK, THINKING
+from lamina.chat.spans import Rendered
 from lamina.errors import DataError
 
 

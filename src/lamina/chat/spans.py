@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lamina.data.example import Message
+from lamina.chat.message import Message
 
 # Marks are characters of a private-use plane: hardly any text has them, and no `strip` or `trim` touches them.
 _FIRST_MARK = 0xF1E00

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from lamina.data.example import Message
-from lamina.data.probe import Probe
-from lamina.data.turns import (
+from lamina.chat.message import Message
+from lamina.chat.probe import Probe
+from lamina.chat.turns import (
     thinking_apart,
     thinking_in_content,
     tools_in_content,

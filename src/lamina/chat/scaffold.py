@@ -12,10 +12,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lamina.data.bounds import TemplateFailure
-from lamina.data.example import Message
-from lamina.data.probe import Render
-from lamina.data.spans import Span
+from lamina.chat.bounds import TemplateFailure
+from lamina.chat.message import Message
+from lamina.chat.probe import Render
+from lamina.chat.spans import Span
 
 # Orders of roles that are remembered; conversations of many turns may have any number of them.
 MOST = 1024

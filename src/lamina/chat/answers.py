@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lamina.data.bounds import TemplateFailure
-from lamina.data.example import Message
-from lamina.data.probe import Render
-from lamina.data.scaffold import Scaffolds
-from lamina.data.spans import Marks, Places, Span, shared_length
-from lamina.data.turns import THINK, as_turn
+from lamina.chat.bounds import TemplateFailure
+from lamina.chat.message import Message
+from lamina.chat.probe import Render
+from lamina.chat.scaffold import Scaffolds
+from lamina.chat.spans import Marks, Places, Span, shared_length
+from lamina.chat.turns import THINK, as_turn
 from lamina.errors import DataError
 
 THINK_END = re.compile(r"\s*</think>\s*")

@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lamina.data.example import Message
-from lamina.data.turns import thinking_apart
+from lamina.chat.message import Message
+from lamina.chat.turns import thinking_apart
 from lamina.errors import DataError
 
 

@@ -26,7 +26,16 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-from lamina.data.bounds import SHORT_LOOP, SMALL, TemplateFailure, budget, check_bits, formatted_size, guard, weigh
+from lamina.chat.bounds import (
+    SHORT_LOOP,
+    SMALL,
+    TemplateFailure,
+    budget,
+    check_bits,
+    formatted_size,
+    guard,
+    weigh,
+)
 
 # What today is for a template that insists on a date: a run must render tomorrow as it did today.
 FIXED_DATE = datetime(2025, 1, 1)

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lamina.data.example import Message, ToolCall
+from lamina.chat.message import Message, ToolCall
 from lamina.errors import DataError
 
 THINK = re.compile(r"<think>.*?</think>\s*", re.DOTALL)

@@ -19,7 +19,7 @@ import numpy as np
 from tokenizers import models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
-from lamina.data.spans import Span
+from lamina.chat.spans import Span
 from lamina.errors import ModelError
 
 # Normalizers that leave most texts as they are, and can be foreseen.

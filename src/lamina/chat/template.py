@@ -15,21 +15,21 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from lamina.chat.answers import AnswerFinder, Conversation, find_stop
+from lamina.chat.bounds import TemplateFailure
+from lamina.chat.jinja import FIXED_DATE, compile_template, mentions_date, needs_date, variables_of
+from lamina.chat.message import Message
+from lamina.chat.probe import Probe, probe_template
+from lamina.chat.prompts import Prompts, without_reasoning
+from lamina.chat.shape import Thinking, check_text, shape_turns
+from lamina.chat.spans import Rendered, Span
+from lamina.chat.special import TokenSearch, refuse_special_tokens, special_tokens
+from lamina.chat.template_source import BUILTIN_TEMPLATES, find_source, template_error
+from lamina.chat.tokenizer import adds_bos, fingerprint_tokenizer
+from lamina.chat.tokens import TextTokenizer
+from lamina.chat.turns import as_tools, as_turn
+from lamina.chat.voice import Question, Voice, find_voice
 from lamina.config import DataConfig
-from lamina.data.answers import AnswerFinder, Conversation, find_stop
-from lamina.data.bounds import TemplateFailure
-from lamina.data.example import Message
-from lamina.data.jinja import FIXED_DATE, compile_template, mentions_date, needs_date, variables_of
-from lamina.data.probe import Probe, probe_template
-from lamina.data.prompts import Prompts, without_reasoning
-from lamina.data.shape import Thinking, check_text, shape_turns
-from lamina.data.spans import Rendered, Span
-from lamina.data.special import TokenSearch, refuse_special_tokens, special_tokens
-from lamina.data.template_source import BUILTIN_TEMPLATES, find_source, template_error
-from lamina.data.tokenizer import adds_bos, fingerprint_tokenizer
-from lamina.data.tokens import TextTokenizer
-from lamina.data.turns import as_tools, as_turn
-from lamina.data.voice import Question, Voice, find_voice
 from lamina.errors import ConfigError, DataError, ModelError, Problem
 
 __all__ = ["BUILTIN_TEMPLATES", "ChatTemplate", "Rendered", "Span", "Thinking", "build_template", "template_of"]

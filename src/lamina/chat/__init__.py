@@ -1,0 +1,1 @@
+"""From a conversation to text and tokens, and back: chat templates, whatever they are."""
