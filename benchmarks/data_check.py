@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lamina.chat.message import Message
-from lamina.data.check.examine import examine
-from lamina.data.check.findings import CheckReport
-from lamina.data.check.row import CheckedRow
-from lamina.data.check.settings import CheckSettings
+from lamina.checks.examine import examine
+from lamina.checks.findings import CheckReport
+from lamina.checks.row import CheckedRow
+from lamina.checks.settings import CheckSettings
 from lamina.data.example import Example
 from lamina.data.source import ReadRow
 

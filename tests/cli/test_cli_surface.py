@@ -166,7 +166,7 @@ def test_interrupted_command_exits_with_1(as_json: bool, cli: Cli, monkeypatch: 
         raise KeyboardInterrupt
 
     # Inside of the command, where typer takes the exception before lamina sees it.
-    monkeypatch.setattr("lamina.inspection.target.find_target", interrupted)
+    monkeypatch.setattr("lamina.checks.target.find_target", interrupted)
     result = cli("data", "check", "rows.jsonl", *["--json"] * as_json)
     assert result.code == 1
     assert "interrupted" in result.err

@@ -12,15 +12,15 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from lamina.chat.template import ChatTemplate, build_template
+from lamina.checks.check import check_data
+from lamina.checks.findings import CheckReport, Severity
+from lamina.checks.target import Target
 from lamina.config import load_config
-from lamina.data.check.findings import CheckReport, Severity
 from lamina.data.dataset import Dataset, build_dataset, build_evaluation, load_examples
 from lamina.data.example import Example, Kind
 from lamina.data.read import find_files
 from lamina.data.source import SourceReader
 from lamina.errors import DataError
-from lamina.inspection.check import check_data
-from lamina.inspection.target import Target
 
 Row = dict[str, Any]
 GOOD = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}

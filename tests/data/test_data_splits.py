@@ -14,12 +14,12 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from lamina.chat.template import ChatTemplate, build_template
+from lamina.checks.rows import Rows
+from lamina.checks.target import find_target
 from lamina.config import load_config
 from lamina.data.dataset import Dataset, build_dataset, build_evaluation
 from lamina.data.read import find_files
 from lamina.errors import ConfigError, DataError
-from lamina.inspection.rows import Rows
-from lamina.inspection.target import find_target
 
 COUNTS = {"train": 6, "validation": 3, "test": 2}
 

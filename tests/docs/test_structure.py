@@ -31,7 +31,7 @@ ORDER = [
     "methods",
     "fusion",
     "losses",
-    "inspection",
+    "checks",
     "plan",
     "training",
     "evaluation",

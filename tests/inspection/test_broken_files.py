@@ -8,11 +8,11 @@ from pathlib import Path
 import datasets
 import pytest
 
+from lamina.checks.row import CheckedRow
+from lamina.checks.rows import Rows
+from lamina.checks.target import Target
 from lamina.config import DataConfig
-from lamina.data.check.row import CheckedRow
 from lamina.errors import LaminaError
-from lamina.inspection.rows import Rows
-from lamina.inspection.target import Target
 from tests.inspection.broken import BROKEN, CHAT, Broken
 
 

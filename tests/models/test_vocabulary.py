@@ -25,16 +25,16 @@ from transformers import (
 
 import lamina
 from lamina.chat.message import Message
+from lamina.checks.check import check_data
+from lamina.checks.findings import CheckReport
+from lamina.checks.target import Target
 from lamina.config import DataConfig, load_config
-from lamina.data.check.findings import CheckReport
 from lamina.data.example import EncodedExample
 from lamina.data.side import Side, whole_rows
 from lamina.data.store import StoredRow, TokenStore, cached_store
 from lamina.errors import ConfigError, DataError
 from lamina.evaluation.forgetting import general_loss, general_pieces
 from lamina.evaluation.generate import stream
-from lamina.inspection.check import check_data
-from lamina.inspection.target import Target
 from lamina.methods.base import inject
 from lamina.methods.load import Loaded
 from lamina.models.load import load_base

@@ -13,7 +13,7 @@ from lamina.cli.output import JsonFlag, check_target, column_mapping, err, notif
 from lamina.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from lamina.inspection.show import Piece, Shown
+    from lamina.checks.show import Piece, Shown
 
 # Seconds between two lines on how far a check has got, where no terminal shows it all the time.
 WORD_EVERY = 10.0
@@ -52,12 +52,12 @@ def check(
     for option, path in (("--html", page), ("--fix", fixed)):
         check_target(option, path)
     _check_outputs(page, fixed)
-    from lamina.inspection.target import find_target
+    from lamina.checks.target import find_target
 
     found = find_target(target, overrides or [], model=model, columns=mapping, evaluation=evaluation)
+    from lamina.checks.check import check_data
+    from lamina.checks.html import write_html
     from lamina.cli.data_report import print_report
-    from lamina.data.check.html import write_html
-    from lamina.inspection.check import check_data
 
     with err.status("") as status:
         last_word = time.monotonic()
@@ -87,8 +87,8 @@ def check(
 
 def _check_outputs(page: Path | None, fixed: Path | None) -> None:
     """What is written takes the place of nothing but an older page."""
-    from lamina.data.check.fix import log_of
-    from lamina.data.check.html import is_page
+    from lamina.checks.fix import log_of
+    from lamina.checks.html import is_page
 
     written = [] if fixed is None else [fixed, log_of(fixed)]
     for path in written:
@@ -114,8 +114,8 @@ def show(
 ) -> None:
     """Print rows as the model sees them: special tokens visible, what is learnt in green."""
     mapping = column_mapping(columns)
-    from lamina.inspection.show import show_data
-    from lamina.inspection.target import find_target
+    from lamina.checks.show import show_data
+    from lamina.checks.target import find_target
 
     found = find_target(target, overrides or [], model=model, columns=mapping)
     shown = list(show_data(found, notify, count, rows or []))

@@ -11,7 +11,7 @@ from rich.table import Table
 from lamina.cli.output import out
 
 if TYPE_CHECKING:
-    from lamina.data.check.findings import CheckReport, Finding
+    from lamina.checks.findings import CheckReport, Finding
 
 _COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 _BLOCKS = " ▁▂▃▄▅▆▇█"

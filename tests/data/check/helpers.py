@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from lamina.chat.message import Message
-from lamina.data.check.examine import examine
-from lamina.data.check.findings import CheckReport
-from lamina.data.check.row import CheckedRow
-from lamina.data.check.settings import CheckSettings
+from lamina.checks.examine import examine
+from lamina.checks.findings import CheckReport
+from lamina.checks.row import CheckedRow
+from lamina.checks.settings import CheckSettings
 from lamina.data.example import EncodedExample, Example, Kind
 from lamina.data.source import ReadRow
 

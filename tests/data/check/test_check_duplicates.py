@@ -8,8 +8,8 @@ from datasketch import MinHash
 from tests.data.check.helpers import chat, check, found, row, text
 
 from lamina.chat.message import Message
-from lamina.data.check.findings import Severity
-from lamina.data.check.minhash import COMMON_SHARE, LEARN_AT_LEAST, Signatures, likeness, normal, shingles
+from lamina.checks.findings import Severity
+from lamina.checks.minhash import COMMON_SHARE, LEARN_AT_LEAST, Signatures, likeness, normal, shingles
 from lamina.data.example import Kind
 
 PASSAGE = (

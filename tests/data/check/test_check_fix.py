@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from tests.data.check.helpers import checked, numbered, row, settings
 
-from lamina.data.check.examine import examine
-from lamina.data.check.fix import FixLog, fix_rows, repaired
-from lamina.data.check.row import CheckedRow
+from lamina.checks.examine import examine
+from lamina.checks.fix import FixLog, fix_rows, repaired
+from lamina.checks.row import CheckedRow
 from lamina.data.read.rows import Fault
 from lamina.errors import DataError, StorageError
 

@@ -7,8 +7,8 @@ import json
 import pytest
 from tests.data.check.helpers import check, found, row
 
-from lamina.data.check.html import write_html
-from lamina.data.check.private import mask, scan
+from lamina.checks.html import write_html
+from lamina.checks.private import mask, scan
 
 LETTERS = "Zk3mQ9xT2bLw8RfY5nVc7HgJ4pDs6Ae1Uo0iXqWtKyBz"
 SECRETS = {

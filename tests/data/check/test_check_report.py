@@ -8,8 +8,8 @@ from pathlib import Path
 from tests.data.check.helpers import chat, check, encoded, row
 from tests.models_zoo import build_tokenizer
 
-from lamina.data.check.findings import Severity
-from lamina.data.check.html import write_html
+from lamina.checks.findings import Severity
+from lamina.checks.html import write_html
 
 
 def report():

@@ -10,9 +10,9 @@ from tests.data.check.helpers import chat, check, checked, encoded, found, row, 
 from tests.models_zoo import build_tokenizer
 
 from lamina.chat.message import Message, ToolCall
-from lamina.data.check.checks import CHECKS
-from lamina.data.check.findings import Severity
-from lamina.data.check.row import CheckedRow
+from lamina.checks.findings import Severity
+from lamina.checks.kinds import CHECKS
+from lamina.checks.row import CheckedRow
 from lamina.data.example import Kind
 from lamina.data.read.rows import FAULTS, REMARKS, Fault
 from lamina.data.sequences import ANSWERS

@@ -1,0 +1,170 @@
+"""The report as one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lamina import files
+from lamina.checks.findings import CheckReport, Finding, Severity
+
+_WIDTH, _HEIGHT, _MARGIN = 520, 240, 44
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1120px; padding: 0 1rem; color: #1d2330 }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
+th, td { padding: .35rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid #dfe3ea }
+td.number { text-align: right; white-space: nowrap } code { font-size: 13px } .advice { color: #5a6375 }
+.error { color: #a31d1d; font-weight: 700 } .warning { color: #96650a; font-weight: 700 } .info { color: #2f6fd6 }
+details { margin: .6rem 0 } summary { cursor: pointer } td.place { white-space: nowrap }
+.plots { display: flex; flex-wrap: wrap; gap: 1rem; margin-top: 1.5rem } svg text { font: 12px system-ui, sans-serif }
+"""
+
+# Facts that are drawn, or told of by a finding.
+_DRAWN = ("train_tokens", "eval_tokens", "row_characters", "answer_characters", "languages", "labels", "private")
+
+_BEGINNING = "<!doctype html><html lang=en><meta charset=utf-8><title>lamina data check</title>"
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file was written by `write_html`, so that a new page may take its place."""
+    with path.open("rb") as file:
+        return file.read(len(_BEGINNING)) == _BEGINNING.encode()
+
+
+def write_html(report: CheckReport, path: Path) -> None:
+    """Writes the files, the findings with their rows, the figures and the plots as one page."""
+    counts = ", ".join(f"{report.count(severity)} {severity.value}s" for severity in Severity)
+    page = (
+        f"{_BEGINNING}<style>{_STYLE}</style><h1>lamina data check</h1><p>{counts}.</p>{_files(report)}"
+        f"<h2>Findings</h2>{_findings(report)}{''.join(_details(finding) for finding in report.findings)}"
+        f"<h2>Figures</h2>{_facts(report)}<div class=plots>{''.join(_plots(report.facts))}</div></html>\n"
+    )
+    files.write_text(path, page)
+
+
+def _table(head: tuple[str, ...], rows: list[str]) -> str:
+    cells = "".join(f"<th>{html.escape(title)}</th>" for title in head)
+    return f"<table><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _files(report: CheckReport) -> str:
+    if not report.files:
+        return ""
+    names = tuple(report.files[0])
+    head = tuple(name.replace("_", " ") for name in names)
+    rows = [
+        "<tr>" + "".join(f"<td>{html.escape(_text(file.get(name, '')))}</td>" for name in names) + "</tr>"
+        for file in report.files
+    ]
+    return _table(head, rows)
+
+
+def _findings(report: CheckReport) -> str:
+    if not report.findings:
+        return "<p>Nothing was found.</p>"
+    rows = []
+    for finding in report.findings:
+        share = "" if finding.share is None else f"{finding.share:.1%}"
+        rows.append(
+            f"<tr><td class={finding.severity.value}>{finding.severity.value}</td><td>{html.escape(finding.title)}"
+            f"<br><span class=advice>{html.escape(finding.advice)}</span></td><td><code>{finding.code}</code></td>"
+            f"<td class=number>{finding.count or ''}</td><td class=number>{share}</td></tr>"
+        )
+    return _table(("", "finding", "code", "rows", "share"), rows)
+
+
+def _details(finding: Finding) -> str:
+    if not finding.examples:
+        return ""
+    rows = [
+        f"<tr><td class=place>{html.escape(str(offender.place))}</td><td>{html.escape(offender.excerpt)}</td>"
+        f"<td>{html.escape(offender.detail)}</td></tr>"
+        for offender in finding.examples
+    ]
+    shown = f"{len(rows)} of {finding.count}" if finding.count > len(rows) else f"{len(rows)}"
+    title = f"<span class={finding.severity.value}>{html.escape(finding.title)}</span>: {shown} shown"
+    return f"<details><summary>{title}</summary>{_table(('where', 'text', ''), rows)}</details>"
+
+
+def _facts(report: CheckReport) -> str:
+    rows = []
+    for name, value in report.facts.items():
+        if name not in _DRAWN:
+            rows.append(f"<tr><td><code>{html.escape(name)}</code></td><td>{html.escape(_text(value))}</td></tr>")
+    return _table(("figure", ""), rows)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_text(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _plots(facts: Mapping[str, Any]) -> list[str]:
+    plots = [
+        _histogram(title, facts[name])
+        for name, title in (
+            ("train_tokens", "tokens of a training row"),
+            ("eval_tokens", "tokens of an evaluation row"),
+            ("row_characters", "characters of a row"),
+            ("answer_characters", "characters of an answer"),
+        )
+        if name in facts
+    ]
+    if "supervised_share" in facts:
+        share = facts["supervised_share"]
+        plots.append(_bars("tokens", {"in the loss": share, "read only": 1 - share}, "{:.1%}"))
+    for name in ("languages", "labels", "private"):
+        if name in facts:
+            plots.append(_bars({"private": "rows with private data"}.get(name, name), facts[name], "{:,}"))
+    return plots
+
+
+def _histogram(title: str, spread: Mapping[str, Any]) -> str:
+    edges, counts = spread["histogram"]["edges"], spread["histogram"]["counts"]
+    wide, tall = (_WIDTH - 2 * _MARGIN) / len(counts), _HEIGHT - 2 * _MARGIN
+    most = max(counts) or 1
+    parts = []
+    for place, count in enumerate(counts):
+        height = tall * count / most
+        left, top = _MARGIN + place * wide, _HEIGHT - _MARGIN - height
+        tip = f"{edges[place]:,} to {edges[place + 1]:,}: {count:,}"
+        parts.append(
+            f'<rect x="{left:.1f}" y="{top:.1f}" width="{max(1, wide - 1):.1f}" height="{height:.1f}" fill="#2f6fd6">'
+            f"<title>{tip}</title></rect>"
+        )
+    last = f"{edges[-1]:,}" + ("+" if spread["longest"] > edges[-1] else "")
+    parts.append(
+        f'<text x="{_MARGIN}" y="{_HEIGHT - 24}">{edges[0]:,}</text>'
+        f'<text x="{_WIDTH - _MARGIN}" y="{_HEIGHT - 24}" text-anchor="end">{last}</text>'
+        f'<text x="{_MARGIN}" y="{_HEIGHT - 6}">median {spread["median"]:,}, 95% below {spread["p95"]:,}, '
+        f"longest {spread['longest']:,}</text>"
+    )
+    return _svg(title, _HEIGHT, parts)
+
+
+def _bars(title: str, values: Mapping[str, float], form: str, most: int = 12) -> str:
+    shown = sorted(values.items(), key=lambda item: -item[1])[:most]
+    top = max((value for _, value in shown), default=0) or 1
+    parts = []
+    for place, (name, value) in enumerate(shown):
+        y = 30 + 22 * place
+        parts.append(
+            f'<text x="0" y="{y + 12}">{html.escape(str(name)[:24])}</text>'
+            f'<rect x="170" y="{y}" width="{250 * value / top:.1f}" height="16" fill="#2f6fd6"/>'
+            f'<text x="{176 + 250 * value / top:.1f}" y="{y + 12}">{form.format(value)}</text>'
+        )
+    return _svg(title, 40 + 22 * len(shown), parts)
+
+
+def _svg(title: str, height: int, parts: list[str]) -> str:
+    head = f'<text x="0" y="16" font-weight="700">{html.escape(title)}</text>'
+    return f'<svg width="{_WIDTH}" height="{height}" role="img">{head}{"".join(parts)}</svg>'

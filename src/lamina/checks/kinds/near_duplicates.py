@@ -1,0 +1,85 @@
+"""Rows that say nearly the same as an earlier one: nearly the same question, and nearly the same answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lamina.checks.findings import Finding, Severity
+from lamina.checks.kinds._base import BaseCheck
+from lamina.checks.kinds.exact_duplicates import exact_duplicates
+from lamina.checks.ledger import Verdict
+from lamina.checks.minhash import alike, bands
+
+# Estimated Jaccard likeness of the rows' distinctive 5-grams (see `minhash.py`). Of GSM8K's rows with a word in thirty
+# replaced, or a sentence added, 99% are more alike than this, and four of its own 7,473 are
+# (`benchmarks/data_check.py`): at 0.7 one in twenty is missed, at 0.5 the first false ones come.
+LIKE_ROWS = 0.6
+
+# Of the final answers. Two questions about one long passage are alike as rows; it is the answers that set them apart.
+LIKE_ANSWERS = 0.5
+
+
+class Check(BaseCheck):
+    """Near-duplicates are warnings, like duplicates."""
+
+    _count = 0
+
+    def finish(self) -> list[Finding]:
+        originals = self._originals()
+        rows = np.flatnonzero(originals != np.arange(len(originals)))
+        self._count = len(rows)
+        if not self._count:
+            return []
+        self.ledger.mark(rows, originals[rows], Verdict.NEAR_DUPLICATE)
+        return [
+            Finding(
+                "near_duplicate",
+                Severity.WARNING,
+                "the row says nearly the same as an earlier one",
+                "Keep the better of the two; `--fix` keeps the first.",
+                self._count,
+                self._count / len(self.ledger),
+                self.shown(
+                    rows, lambda number: f"nearly the same as {self.ledger.place(int(originals[rows[number]]))}"
+                ),
+            )
+        ]
+
+    def facts(self) -> dict[str, Any]:
+        return {"near_duplicates": self._count}
+
+    def _originals(self) -> np.ndarray:
+        """int64, (rows,): for each row the first row that it is nearly the same as, else itself."""
+        rows, answers = self.ledger.signatures.rows, self.ledger.signatures.answers
+        found = np.arange(len(self.ledger))
+        groups = self.ledger.groups.copy()
+        groups[exact_duplicates(self.ledger)[0]] = 0
+        for group in np.unique(groups[groups > 0]):
+            for members, runs in bands(rows, np.flatnonzero(groups == group)):
+                # Each row is compared with the first of its run and with the one before it, so that the work grows
+                # with the rows even where all of them are in one run.
+                firsts = np.searchsorted(runs, runs)
+                before = np.maximum(np.arange(len(members)) - 1, firsts)
+                for partners in (firsts, before):
+                    left, right = members[partners], members
+                    left, right = np.minimum(left, right), np.maximum(left, right)
+                    new = left < found[right]
+                    left, right = left[new], right[new]
+                    same = alike(rows, left, right, LIKE_ROWS)
+                    left, right = left[same], right[same]
+                    same = alike(answers, left, right, LIKE_ANSWERS)
+                    np.minimum.at(found, right[same], left[same])
+        return _without_chains(found, rows)
+
+
+def _without_chains(found: np.ndarray, signatures: np.ndarray) -> np.ndarray:
+    """Replaces an original that is a near-duplicate itself by its own original, or drops it if that is too unlike."""
+    for row in np.flatnonzero(found != np.arange(len(found))):
+        original = found[row]
+        if found[original] != original:
+            original = found[original]
+            same = alike(signatures, np.array([original]), np.array([row]), LIKE_ROWS)[0]
+            found[row] = original if same else row
+    return found

@@ -1,0 +1,48 @@
+"""Rows that cannot be read, and rows whose bytes are odd."""
+
+from __future__ import annotations
+
+from lamina.checks.findings import Finding, Severity
+from lamina.checks.kinds._base import BaseCheck, Tally
+from lamina.checks.ledger import Ledger
+from lamina.checks.seen import Seen
+from lamina.checks.settings import CheckSettings
+from lamina.data.read.rows import FAULTS, REMARKS
+
+_REPAIRED = "`--fix` repairs it."
+_ADVICE = {
+    "byte_order_mark": f"Save the file as UTF-8 without a byte-order mark. {_REPAIRED}",
+    "nul": f"NUL is no character of any language; find out what wrote it. {_REPAIRED}",
+    "duplicate_key": "Find out which of the two values is meant; the last one is used.",
+    "not_a_number": "Write null, or leave the value out.",
+    "half_a_character": f"Half an emoji is no text; look at what cut it. {_REPAIRED}",
+    "replacement_character": "What stood there is lost; take the text from its source again, decoded as what it is.",
+    "mojibake": f"Take the text from its source again, decoded as UTF-8. {_REPAIRED}",
+    "missing_value_word": "Find out whether a value is missing there; the model would learn to say the word.",
+}
+
+
+class Check(BaseCheck):
+    """Faults are errors: training stops on them. A byte-order mark does no harm; the other remarks are warnings."""
+
+    def __init__(self, settings: CheckSettings, ledger: Ledger) -> None:
+        super().__init__(settings, ledger)
+        self._faults = {code: Tally(settings) for code in FAULTS}
+        self._remarks = {code: Tally(settings) for code in REMARKS}
+
+    def see(self, seen: Seen) -> None:
+        if seen.row.read.fault is not None:
+            self._faults[seen.row.read.fault.code].add(seen, seen.row.read.fault.message)
+        for remark in seen.row.read.remarks:
+            self._remarks[remark].add(seen)
+
+    def finish(self) -> list[Finding]:
+        rows = len(self.ledger)
+        found = []
+        for code, tally in self._faults.items():
+            advice = "Correct the row, or leave it out with `--fix`."
+            found += tally.finding(code, Severity.ERROR, f"cannot be read: the row {FAULTS[code]}", advice, rows)
+        for code, tally in self._remarks.items():
+            severity = Severity.INFO if code == "byte_order_mark" else Severity.WARNING
+            found += tally.finding(code, severity, REMARKS[code], _ADVICE[code], rows)
+        return found

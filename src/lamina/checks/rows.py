@@ -1,0 +1,134 @@
+"""The rows of a target, one after another, as the checks and the preview see them: nothing ends at a bad row."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lamina.chat.template import ChatTemplate
+from lamina.checks.row import CheckedRow
+from lamina.checks.target import Target
+from lamina.config import SourceConfig
+from lamina.data.encode import encode_stream
+from lamina.data.example import Example, Kind
+from lamina.data.read import DataFile, Fault
+from lamina.data.source import ReadRow, SourceReader, lacks_column, open_sources
+from lamina.errors import DataError
+
+
+@dataclass
+class Rows:
+    """Every row of a target. Iterating again reads the files again.
+
+    Attributes:
+        target: Which data.
+        template: Renders conversations; None leaves tokens out.
+        numbers: Rows that are wanted, counted from 1 in each file; the others are not encoded. Empty for all.
+        files: What was seen of each file, once it was read: path, side, format, columns that are mapped, rows, columns
+            that nothing reads.
+    """
+
+    target: Target
+    template: ChatTemplate | None
+    numbers: frozenset[int] = frozenset()
+    files: list[dict[str, Any]] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[CheckedRow]:
+        """The training side, then the evaluation side, then replayed text.
+
+        Raises:
+            ConfigError: A file does not exist.
+            DataError: None of the files has rows.
+        """
+        self.files.clear()
+        refused: DataError | None = None
+        listed = self._listed()
+        for side, source, file in listed:
+            reader = SourceReader(file, source, self.target.data.text_unit)
+            try:
+                yield from self._of_file(reader, side, goes_on=len(listed) > 1)
+                refused = refused or reader.refusal
+            except DataError as error:
+                refused = refused or error
+                message = str(error).removeprefix(f"{file.name}: ")
+                fault = Fault("unreadable_rest", reader.rows + 1, 0, message)
+                yield CheckedRow(file.name, side, ReadRow(reader.rows + 1, 0, None, fault))
+            self.files.append(
+                {
+                    "path": file.name,
+                    "side": side,
+                    "format": reader.format,
+                    "columns": source.columns or {},
+                    "rows": reader.rows,
+                    "ignored_columns": reader.ignored_columns,
+                    "skipped": list(file.skipped),
+                    "notes": list(file.notes),
+                }
+            )
+        if refused is not None and not any(file["format"] for file in self.files):
+            raise refused
+
+    @property
+    def has_eval(self) -> bool:
+        """Whether rows of an evaluation side follow those of training."""
+        return isinstance(self.target.data.eval, str)
+
+    def _listed(self) -> list[tuple[str, SourceConfig, DataFile]]:
+        opened = open_sources(self.target.data, "train", "replay", "eval")
+        return [(each.side, each.source, file) for each in opened for file in each.files]
+
+    def shapes(self) -> Iterator[tuple[str, str, dict[str, str]]]:
+        """Name, format and mapped columns of each training file that has a format, by its first rows."""
+        for side, source, file in self._listed():
+            reader = SourceReader(file, source, self.target.data.text_unit)
+            with contextlib.suppress(DataError):
+                next(reader.rows_up_to(1))
+                if side == "train":
+                    yield file.name, reader.format, source.columns or {}
+
+    def _of_file(self, reader: SourceReader, side: str, goes_on: bool) -> Iterator[CheckedRow]:
+        rows = reader.rows_up_to(reader.source.max_rows, of_any_shape=goes_on)
+        if side == "train":
+            rows = map(self._with_columns, rows)
+        name, source = reader.file.name, reader.source
+        if self.template is None:
+            for row in rows:
+                yield CheckedRow(name, side, row, source=source)
+            return
+        encoded = encode_stream(self._to_encode(rows), _sequences, self.template, self.target.data.train_on)
+        for (row, example), chosen in encoded:
+            rejected = next(encoded)[1] if example is not None and example.rejected else None
+            if isinstance(chosen, DataError):
+                yield CheckedRow(name, side, row, None, _refusal(chosen, row), source=source)
+            elif isinstance(rejected, DataError):
+                refusal = f"its rejected answer: {_refusal(rejected, row)}"
+                yield CheckedRow(name, side, row, None, refusal, source=source)
+            else:
+                yield CheckedRow(name, side, row, chosen, "", rejected, source)
+
+    def _with_columns(self, row: ReadRow) -> ReadRow:
+        """The row, as a misfit where it lacks a column that the split asks for."""
+        for name in (self.target.data.stratify_by, self.target.data.group_by):
+            if name is not None and row.example is not None and not row.drop_reason and name not in (row.value or {}):
+                return replace(row, example=None, misfit=lacks_column(name))
+        return row
+
+    def _to_encode(self, rows: Iterable[ReadRow]) -> Iterator[tuple[ReadRow, Example | None]]:
+        """Each row with its example if that is wanted; a preference is followed by its rejected answer."""
+        for row in rows:
+            wanted = not row.drop_reason and (not self.numbers or row.number in self.numbers)
+            example = row.example if wanted else None
+            yield row, example
+            if example is not None and example.rejected:
+                other = example.alternatives[1]
+                yield row, replace(example, messages=other, rejected=(), kind=Kind.CONVERSATION)
+
+
+def _sequences(item: tuple[ReadRow, Example | None]) -> tuple[Example, ...]:
+    return () if item[1] is None else (item[1],)
+
+
+def _refusal(error: DataError, row: ReadRow) -> str:
+    return str(error).removeprefix(f"row {row.number}: ")

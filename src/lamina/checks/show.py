@@ -1,0 +1,144 @@
+"""`lamina data show`: rows as the model sees them, with what is learnt told apart from what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from lamina.chat.template import ChatTemplate
+from lamina.checks.row import CheckedRow
+from lamina.checks.rows import Rows
+from lamina.checks.target import Target
+from lamina.data.example import EncodedExample, Kind
+from lamina.data.remarks import row_notes
+from lamina.data.report import DROP_REASONS
+from lamina.errors import ConfigError, Problem
+from lamina.progress import Notify
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text between two changes of what it is.
+
+    Attributes:
+        text: Decoded from its tokens, special ones included.
+        supervised: Whether it is in the loss.
+        special: Whether it is a special token.
+    """
+
+    text: str
+    supervised: bool
+    special: bool
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A row as the model sees it.
+
+    Attributes:
+        file: Path as the user named it.
+        row: Counted from 1.
+        line: Counted from 1; 0 in files without lines.
+        kind: `conversation`, `text`, `preference` or `unpaired_preference`; empty if the row cannot be understood.
+        tokens: Of the whole row.
+        supervised_tokens: Of those, in the loss.
+        pieces: The row's text.
+        rejected: Of a preference: the text with the rejected answer.
+        label: Of an unpaired preference: whether the answer is wanted.
+        left_out: Why training leaves the row out or stops at it; empty if it does not.
+        notes: What else to know about how it is rendered.
+    """
+
+    file: str
+    row: int
+    line: int
+    kind: str
+    tokens: int = 0
+    supervised_tokens: int = 0
+    pieces: tuple[Piece, ...] = ()
+    rejected: tuple[Piece, ...] = ()
+    label: bool | None = None
+    left_out: str = ""
+    notes: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+def show_data(target: Target, notify: Notify, count: int = 3, numbers: Sequence[int] = ()) -> Iterator[Shown]:
+    """The first rows, or those with the numbers asked for, in file order.
+
+    Args:
+        target: Which data, for which model.
+        notify: Told what is being done.
+        count: How many rows from the start, where no numbers are given.
+        numbers: Rows of the first file, counted from 1.
+
+    Raises:
+        ConfigError: There is no model, or a row asked for is not there.
+        DataError: The data has no rows.
+    """
+    template = target.template(notify)
+    if template is None:
+        raise ConfigError(Problem("--model", "is none, but showing tokens needs a tokenizer", "name a model"))
+    wanted = set(numbers)
+    left = len(wanted) or count
+    first_file = ""
+    for row in Rows(target, template, frozenset(wanted)):
+        first_file = first_file or row.place.file
+        if wanted and (row.place.file != first_file or row.place.row not in wanted):
+            continue
+        wanted.discard(row.place.row)
+        yield _shown(row, template, target)
+        left -= 1
+        if not left:
+            return
+    if wanted:
+        missing = ", ".join(map(str, sorted(wanted)))
+        raise ConfigError(Problem("--row", f"{first_file} has no row {missing}", "ask for rows that are there"))
+
+
+def _shown(row: CheckedRow, template: ChatTemplate, target: Target) -> Shown:
+    place, example, data = row.place, row.read.example, target.data
+    shown = Shown(place.file, place.row, place.line, str(example.kind) if example else "")
+    if row.read.fault is not None:
+        return replace(shown, left_out=f"the row {row.read.fault.message}")
+    if example is None:
+        return replace(shown, left_out=f"the row does not fit its format: {row.read.misfit}")
+    if row.refusal or row.read.drop_reason or row.encoded is None:
+        return replace(shown, left_out=row.refusal or DROP_REASONS.get(row.read.drop_reason, row.read.drop_reason))
+    encoded = row.encoded
+    fate = data.overlong if data.overlong != "auto" else "split" if example.kind is Kind.TEXT else "drop"
+    left_out = ""
+    if row.tokens > data.max_length and fate == "drop":
+        left_out = DROP_REASONS["longer_than_max_length"]
+    elif not encoded.supervised[: data.max_length if fate == "cut" else None].any():
+        left_out = DROP_REASONS["no_supervised_tokens"]
+    return replace(
+        shown,
+        tokens=len(encoded),
+        supervised_tokens=encoded.supervised_tokens,
+        pieces=_pieces(encoded, template),
+        rejected=_pieces(row.rejected, template) if row.rejected is not None else (),
+        label=example.label,
+        left_out=left_out,
+        notes=tuple(row_notes(encoded.remarks)),
+    )
+
+
+def _pieces(encoded: EncodedExample, template: ChatTemplate) -> tuple[Piece, ...]:
+    tokenizer = template.tokenizer
+    special = np.isin(encoded.input_ids, list(tokenizer.all_special_ids))
+    flags = list(zip(encoded.supervised.tolist(), special.tolist(), strict=True))
+    pieces, at = [], 0
+    for (supervised, is_special), group in groupby(flags):
+        length = len(list(group))
+        text: Any = tokenizer.decode(encoded.input_ids[at : at + length].tolist(), clean_up_tokenization_spaces=False)
+        pieces.append(Piece(text, supervised, is_special))
+        at += length
+    return tuple(pieces)
