@@ -22,9 +22,9 @@ from lamina.evaluation.forgetting import general_pieces
 from lamina.fusion import fast_path
 from lamina.losses.cross_entropy import CrossEntropy
 from lamina.methods.base import find_method, inject
-from lamina.models.head import find_head
 from lamina.models.load import Base, load_base
 from lamina.quantization.report import RoundingReport
+from lamina.structure.head import find_head
 from lamina.training.step import evaluate_loss
 
 LENGTH = 512

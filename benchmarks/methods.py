@@ -69,9 +69,9 @@ def measure(name: str, tokens: int, steps: int) -> Cost:
     from lamina.fusion import fast_path
     from lamina.machine.memory import peak_bytes
     from lamina.methods.base import find_method, inject
-    from lamina.models.head import find_head
     from lamina.models.load import load_base
     from lamina.optim.build import build_optimizer
+    from lamina.structure.head import find_head
     from lamina.training.setup import count_parameters
     from lamina.training.step import training_step
 

@@ -18,8 +18,8 @@ from lamina.config.methods.lora import LoraConfig
 from lamina.data.batch import build_batch
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.base import inject
-from lamina.models.head import find_head
 from lamina.ops.attention import packed_attention
+from lamina.structure.head import find_head
 
 RANK = 4
 METHOD = LoraConfig(r=RANK, lora_alpha=8)

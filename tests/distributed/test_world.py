@@ -18,9 +18,9 @@ from lamina.distributed.world import ALONE, World
 from lamina.fusion import fast_path
 from lamina.losses.cross_entropy import CrossEntropy
 from lamina.methods.base import Injection, inject
-from lamina.models.head import find_head
 from lamina.runs import Run
 from lamina.signals import StopRequest
+from lamina.structure.head import find_head
 from lamina.training.events import EventLog
 from lamina.training.step import evaluate_loss, training_step
 from tests.models_zoo import build_model

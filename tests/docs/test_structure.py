@@ -23,6 +23,7 @@ ORDER = [
     "optim",
     "chat",
     "data",
+    "structure",
     "kernels",
     "quantization",
     "models",

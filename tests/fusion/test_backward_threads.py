@@ -17,7 +17,7 @@ from lamina.data.batch import build_batch
 from lamina.fusion import Recompute, fast_path
 from lamina.kernels import chosen_backend, native, plain, use_backend
 from lamina.losses.cross_entropy import cross_entropy
-from lamina.models.head import find_head
+from lamina.structure.head import find_head
 
 NAMES = [name for name in vars(plain) if callable(getattr(native, name, None)) and not name.startswith("_")]
 

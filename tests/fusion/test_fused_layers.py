@@ -19,9 +19,9 @@ from lamina.fusion import layer as fused_layer
 from lamina.kernels import native, use_backend
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.base import Injection
-from lamina.models.head import find_head
 from lamina.ops.attention import packed_attention
 from lamina.ops.linear_group import Detour, LinearGroup
+from lamina.structure.head import find_head
 
 # Attention's kernel takes heads of 32 and leaves those of 8 to plain torch.
 HEAD_SIZES = (8, 32)

@@ -21,8 +21,8 @@ from lamina.data.example import EncodedExample
 from lamina.fusion import Recompute, fast_path
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.base import Injection, find_method, inject
-from lamina.models.head import find_head
 from lamina.ops import linear_group
+from lamina.structure.head import find_head
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BLOCK = 32  # tokens that attention's kernels take together

@@ -24,9 +24,9 @@ from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.adapter import adapter_digest, check_tensors, read_adapter, save_adapter
 from lamina.methods.base import Injection, find_method, inject
 from lamina.methods.lock import build_lock
-from lamina.models.head import find_head
 from lamina.models.load import Base, load_base
 from lamina.models.source import ModelSource
+from lamina.structure.head import find_head
 from lamina.training.events import Event
 
 SHAPES = ("llama", "gemma3", "gpt2")

@@ -22,7 +22,7 @@ from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.adapter import check_tensors, read_adapter
 from lamina.methods.base import inject
 from lamina.methods.lora import METHOD, ShiftedLoraLinear
-from lamina.models.head import find_head
+from lamina.structure.head import find_head
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"]
 TRAINED_HEAD = {"modules_to_save": ["lm_head"]}

@@ -28,8 +28,8 @@ from lamina.methods.base import Injection, Saved, find_method, inject
 from lamina.methods.lock import build_lock
 from lamina.methods.lora import Lora
 from lamina.models.load import Base, load_base
-from lamina.models.skeleton import build_skeleton, with_memory
 from lamina.runs import Run
+from lamina.structure.skeleton import build_skeleton, with_memory
 
 
 @pytest.fixture(scope="module")

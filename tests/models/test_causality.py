@@ -13,9 +13,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.errors import ModelError
-from lamina.models.causality import check_causal
-from lamina.models.probe_tokens import probe_tokens
 from lamina.quantization.packed import FourBitLinear
+from lamina.structure.causality import check_causal
+from lamina.structure.probe_tokens import probe_tokens
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -10,11 +10,11 @@ from tests.architectures import ARCHITECTURES, BIDIRECTIONAL, build_architecture
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.models import head
-from lamina.models.head import find_head
-from lamina.models.layers import decoder_layers, text_decoder
-from lamina.models.reach import modules_out_of_reach
 from lamina.quantization import freeze_linear
+from lamina.structure import head
+from lamina.structure.head import find_head
+from lamina.structure.layers import decoder_layers, text_decoder
+from lamina.structure.reach import modules_out_of_reach
 
 # Parts of their logits are made by more than a linear layer, so that the whole model is asked for them.
 WITHOUT_PARTS = {"modernbert-decoder"}

@@ -16,8 +16,8 @@ from lamina.data.batch import build_batch
 from lamina.data.example import EncodedExample
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.base import Injection, inject
-from lamina.models.head import find_head
 from lamina.ops.attention import packed_attention
+from lamina.structure.head import find_head
 
 # Longer than the sliding windows of the test models, and odd.
 LENGTHS = (31, 5, 18)

@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lamina.data.batch import build_batch
 from lamina.data.example import EncodedExample
 from lamina.losses.cross_entropy import cross_entropy
-from lamina.models.head import LogitTransform, find_head
 from lamina.ops.attention import packed_attention
 from lamina.ops.cross_entropy import chunked_cross_entropy
 from lamina.ops.shapes import repeating_size
+from lamina.structure.head import LogitTransform, find_head
 
 
 def test_few_sizes_and_little_more() -> None:

@@ -24,10 +24,10 @@ from lamina.data.example import EncodedExample
 from lamina.errors import ConfigError, TrainingError
 from lamina.losses.cross_entropy import CrossEntropy
 from lamina.methods.base import inject
-from lamina.models.head import find_head
 from lamina.ops.attention import packed_attention
 from lamina.optim import LayerwiseGaloreAdamW, build_optimizer
 from lamina.optim.muon import MuonWithAdamW
+from lamina.structure.head import find_head
 from lamina.training.events import Event
 from lamina.training.step import StepResult, training_step
 

@@ -21,11 +21,11 @@ from lamina.data.dataset import build_dataset
 from lamina.errors import ConfigError, ModelError, StorageError
 from lamina.export import quantize as exporting
 from lamina.methods.load import load
-from lamina.models.inputs import run_once, with_same_input
 from lamina.models.load import load_base
 from lamina.models.quantizers import converted_modules
 from lamina.quantization.gptq import DAMPING, choose_numbers, round_for_inputs
 from lamina.quantization.packed import FourBitLinear, pack_weight
+from lamina.structure.inputs import run_once, with_same_input
 
 pytest.importorskip("bitsandbytes.functional")
 

@@ -17,7 +17,7 @@ from lamina.config.methods.lora import LoraConfig
 from lamina.data.example import EncodedExample
 from lamina.fusion import fast_path
 from lamina.methods.base import inject
-from lamina.models.head import find_head
+from lamina.structure.head import find_head
 from lamina.machine.hardware import bound_product_cache
 from lamina.losses.cross_entropy import CrossEntropy
 from lamina.training.step import training_step

@@ -13,7 +13,7 @@ from lamina.data.example import EncodedExample
 from lamina.fusion import fast_path
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.base import Injection, inject
-from lamina.models.head import find_head
+from lamina.structure.head import find_head
 from tests.zoo.architectures import ARCHITECTURES, LONGEST, build_architecture
 from tests.zoo.page import PAGE, row
 

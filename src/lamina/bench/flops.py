@@ -23,10 +23,10 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, P
 from lamina.config import MethodConfig
 from lamina.machine.quiet import quiet_transformers
 from lamina.methods.base import inject
-from lamina.models.layers import text_decoder
 from lamina.ops.adapter import AdapterLinear
 from lamina.ops.attention import packed_attention_forward
 from lamina.quantization import freeze_linear
+from lamina.structure.layers import text_decoder
 
 _COUNTING = "lamina_counting"
 

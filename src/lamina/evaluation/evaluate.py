@@ -18,10 +18,10 @@ from lamina.evaluation.scorers import Scorer, find_scorers
 from lamina.fusion import fast_path
 from lamina.losses.base import Loss, build_loss
 from lamina.methods.load import Loaded, adapter_folder, load
-from lamina.models.head import find_head
 from lamina.models.vocabulary import check_side
 from lamina.progress import Notify, Progress
 from lamina.runs import Run
+from lamina.structure.head import find_head
 from lamina.training.step import EvaluationResult, evaluate_loss
 
 REASONING_GIVEN = (

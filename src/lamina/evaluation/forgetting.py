@@ -14,8 +14,8 @@ from lamina.errors import DataError
 from lamina.fusion import fast_path
 from lamina.losses.cross_entropy import CrossEntropy
 from lamina.methods.load import Loaded
-from lamina.models.head import Head, find_head
 from lamina.models.vocabulary import check_ids
+from lamina.structure.head import Head, find_head
 from lamina.training.step import evaluate_loss
 
 # Shorter pieces are ends of documents, whose few tokens say little.

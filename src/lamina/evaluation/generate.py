@@ -30,9 +30,9 @@ from lamina.errors import ConfigError, DataError, Problem
 from lamina.methods.greedy import contiguous_head_input
 from lamina.methods.load import Loaded, load
 from lamina.methods.virtual_tokens import VirtualTokens
-from lamina.models.positions import declared_positions, has_position_table
 from lamina.models.stops import with_stop_ids
 from lamina.models.vocabulary import check_prompt, embedding_rows
+from lamina.structure.positions import declared_positions, has_position_table
 
 DEFAULT_MAX_NEW_TOKENS = 256
 

@@ -33,8 +33,6 @@ from lamina.losses.cross_entropy import CrossEntropy
 from lamina.machine.hardware import dtype_name
 from lamina.machine.memory import available_bytes
 from lamina.models.folder import Ends, complete_folder
-from lamina.models.head import find_head
-from lamina.models.inputs import run_once, with_same_input
 from lamina.models.load import Base, load_base
 from lamina.models.quantized import write_quantized
 from lamina.models.quantizers import check_packs_enough, converted_modules
@@ -43,6 +41,8 @@ from lamina.progress import Notify, Progress
 from lamina.quantization import FrozenLinear, PackedLinear, freeze_linear
 from lamina.quantization.gptq import round_for_inputs
 from lamina.quantization.packed import bitsandbytes
+from lamina.structure.head import find_head
+from lamina.structure.inputs import run_once, with_same_input
 from lamina.training.setup import check_positions, data_digests
 from lamina.training.step import evaluate_loss
 

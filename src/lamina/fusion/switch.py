@@ -34,10 +34,10 @@ from lamina.fusion.recognise import (
     take_apart,
 )
 from lamina.kernels import checkpoint_contexts, use_backend
-from lamina.models.layers import decoder_layers
-from lamina.models.positions import declared_positions
 from lamina.ops.attention import Unsupported, packed_attention
 from lamina.ops.pool import Pool, Scratch
+from lamina.structure.layers import decoder_layers
+from lamina.structure.positions import declared_positions
 
 
 @dataclass(frozen=True)

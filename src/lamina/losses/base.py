@@ -21,7 +21,7 @@ from lamina.config.losses import LossConfig
 from lamina.data.batch import Batch
 from lamina.data.example import EncodedExample
 from lamina.data.sequences import ANSWERS, Sequences
-from lamina.models.head import Head
+from lamina.structure.head import Head
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from lamina.data.batch import Batch
 from lamina.data.example import EncodedExample
 from lamina.fusion import model_inputs
 from lamina.losses.base import Loss, LossSum
-from lamina.models.head import Head
 from lamina.ops.cross_entropy import chunked_cross_entropy, chunked_cross_entropy_autograd
+from lamina.structure.head import Head
 
 
 class CrossEntropy(Loss):

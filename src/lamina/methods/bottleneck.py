@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 from lamina.config.methods.bottleneck import BottleneckConfig
 from lamina.errors import AdapterError, ConfigError, Problem
 from lamina.methods.base import Injection, Method
-from lamina.models.layers import decoder_layers
 from lamina.ops.adapter import AdapterModule, set_module
 from lamina.quantization import freeze_linear
+from lamina.structure.layers import decoder_layers
 
 PEFT_TYPE = "LAMINA_BOTTLENECK"
 

@@ -12,7 +12,6 @@ from lamina.config import MethodConfig
 from lamina.errors import ConfigError, Problem
 from lamina.methods.base import Injection, find_method
 from lamina.methods.targets import short_targets, width
-from lamina.models.reach import modules_out_of_reach
 from lamina.models.weights import (
     OUTSIDE,
     listed,
@@ -23,6 +22,7 @@ from lamina.models.weights import (
 )
 from lamina.ops.adapter import AdapterLinear
 from lamina.quantization import FrozenLinear, freeze_linear
+from lamina.structure.reach import modules_out_of_reach
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Coverage:
         adapted: Of the modules that the adapter changes.
         stacked: Of those without an adapter that hold several matrices in one tensor, by parameter.
         narrow: Linear layers that `all-linear` leaves out because the rank is larger than their smaller side.
-        uncalled: What is left out because a text does not call it (`models/reach.py`): by the outermost module without
-            an adapter, how many linear layers there are; or other modules, where the method is on others.
+        uncalled: What is left out because a text does not call it (`structure/reach.py`): by the outermost module
+            without an adapter, how many linear layers there are; or other modules, where the method is on others.
         way: A `method:` that adapts the stacked weights too; empty without any.
         everywhere: Whether all linear layers were asked for.
     """

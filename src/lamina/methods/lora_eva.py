@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from lamina.config.methods.lora import EvaConfig
 from lamina.machine.seeding import seeded
-from lamina.models.inputs import run_once, with_same_input
 from lamina.ops.adapter import AdapterLinear
+from lamina.structure.inputs import run_once, with_same_input
 
 # The data comes round again until all directions are found, but not for ever: ranks that are still moving by then
 # differ by little.

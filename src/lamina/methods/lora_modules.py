@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from lamina.config.methods.lora import LoraConfig, matching_key
 from lamina.errors import ConfigError, Problem, nearest
 from lamina.methods.targets import find_targets
-from lamina.models.reach import modules_out_of_reach
 from lamina.quantization import PackedLinear
+from lamina.structure.reach import modules_out_of_reach
 
 
 def lora_modules(model: PreTrainedModel, config: LoraConfig) -> list[str]:

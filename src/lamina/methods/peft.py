@@ -40,8 +40,8 @@ from lamina.methods.peft_types import (
     plain,
 )
 from lamina.methods.targets import short_targets
-from lamina.models.skeleton import build_skeleton
 from lamina.ops.adapter import AdapterModule
+from lamina.structure.skeleton import build_skeleton
 
 ADAPTER_NAME = "default"
 

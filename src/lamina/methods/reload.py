@@ -20,7 +20,7 @@ from lamina.methods.adapter import read_adapter
 from lamina.methods.base import Injection, find_method, inject
 from lamina.methods.coverage import with_names
 from lamina.methods.hf_peft import peft_content, read_peft_config
-from lamina.models.skeleton import build_skeleton, with_memory
+from lamina.structure.skeleton import build_skeleton, with_memory
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -9,10 +9,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.errors import ConfigError, Problem, nearest
-from lamina.models.reach import modules_out_of_reach
 from lamina.models.weights import inside_layer, stacked_weights, way_to_stacked
 from lamina.ops.adapter import AdapterLinear, set_module
 from lamina.quantization import FrozenLinear, freeze_linear
+from lamina.structure.reach import modules_out_of_reach
 
 FIELD = "method.target_modules"
 

@@ -14,8 +14,8 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from lamina.errors import ConfigError, Problem
-from lamina.models.reach import modules_out_of_reach
 from lamina.ops.adapter import AdapterModule, set_module
+from lamina.structure.reach import modules_out_of_reach
 
 
 class TrainedCopy(AdapterModule):

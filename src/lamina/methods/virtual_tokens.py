@@ -24,11 +24,11 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from lamina.errors import AdapterError, ConfigError, ModelError, Problem
-from lamina.models.layers import text_decoder
-from lamina.models.probe_tokens import probe_tokens
 from lamina.ops.adapter import AdapterModule
 from lamina.ops.attention import NAME as PACKED
 from lamina.ops.shapes import repeating_size
+from lamina.structure.layers import text_decoder
+from lamina.structure.probe_tokens import probe_tokens
 
 # The one tensor that peft saves.
 SAVED_NAME = "prompt_embeddings"

@@ -17,8 +17,8 @@ from transformers.models.auto import modeling_auto
 
 from lamina.errors import ModelError
 from lamina.models.fingerprint import weight_files
-from lamina.models.layers import decoder_layers
 from lamina.models.stored import read_config
+from lamina.structure.layers import decoder_layers
 
 # Of classes that transformers does not have itself: code of others, and old names of its own.
 _LANGUAGE_MODEL = re.compile(r"(ForCausalLM|LMHeadModel|DoubleHeadsModel)$")

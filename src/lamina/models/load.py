@@ -14,7 +14,6 @@ from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ConfigError, ModelError, Problem
 from lamina.machine.hardware import bound_product_cache, choose_dtype, default_device
 from lamina.machine.quiet import quiet_transformers
-from lamina.models.causality import check_causal
 from lamina.models.fingerprint import BaseFingerprint, fingerprint_base, weight_files
 from lamina.models.offload import leave_on_disk, wants_offload
 from lamina.models.read import read_model
@@ -23,6 +22,7 @@ from lamina.models.stored import agreed, stored_quantization
 from lamina.models.weights import find_packing, packed_modules
 from lamina.progress import Notify
 from lamina.quantization.report import ENOUGH, Packing
+from lamina.structure.causality import check_causal
 
 if TYPE_CHECKING:
     from lamina.models.quantized import PlanLoftq

@@ -25,8 +25,8 @@ from transformers.pytorch_utils import Conv1D
 
 from lamina.errors import ConfigError, Problem
 from lamina.machine.pages import mapped_spans, page_in, page_out
-from lamina.models.layers import decoder_layers
 from lamina.quantization.packed import PackedLinear
+from lamina.structure.layers import decoder_layers
 
 # Of the free memory, what a base may take before it is left on disk: the rest is for activations and everything else.
 _SHARE_FOR_BASE = 0.7

@@ -27,9 +27,9 @@ from transformers import AttentionInterface, PreTrainedModel
 from lamina.errors import ModelError
 from lamina.kernels import kernels_for, native
 from lamina.machine.quiet import quiet_transformers
-from lamina.models.layers import text_decoder
 from lamina.ops import flash
 from lamina.ops.flash import FlashState
+from lamina.structure.layers import text_decoder
 
 NAME = "lamina_packed"
 

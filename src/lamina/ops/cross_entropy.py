@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lamina.kernels import checkpoint_contexts, kernels_for
-from lamina.models.head import LogitTransform
+from lamina.structure.head import LogitTransform
 
 # Logits of a chunk: 2**25 elements are 64 MiB in bfloat16.
 CHUNK_ELEMENTS = 2**25

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from lamina.fusion import Recompute
 from lamina.machine.memory import available_bytes
-from lamina.models.layers import decoder_layers
+from lamina.structure.layers import decoder_layers
 
 # Tensors that a decoder layer saves for its backward, in units of the hidden and of the intermediate width. Counted on
 # Llama's layer run by transformers (whose norms keep a float32 copy), and on fused ones with every norm that there is

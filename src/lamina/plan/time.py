@@ -13,7 +13,7 @@ from lamina.data.batch import PACKED, Layout, build_units
 from lamina.data.example import EncodedExample
 from lamina.losses.base import Loss
 from lamina.machine.seeding import kept_generators
-from lamina.models.head import Head
+from lamina.structure.head import Head
 
 
 def measured_tokens_per_second(

@@ -36,15 +36,15 @@ from lamina.methods.base import Hooks, Injection, find_method, inject
 from lamina.methods.coverage import Coverage, check_reach, find_coverage
 from lamina.methods.reload import check_before_training
 from lamina.methods.virtual_tokens import VirtualTokens
-from lamina.models.head import Head, find_head
 from lamina.models.load import Base, load_base
-from lamina.models.positions import declared_positions, has_position_table
 from lamina.models.vocabulary import check_vocabulary
 from lamina.optim import Schedule, build_optimizer, build_schedule
 from lamina.progress import Notify
 from lamina.quantization import count_weights
 from lamina.quantization.report import RoundingReport
 from lamina.runs import Run, keep_places, moved_places
+from lamina.structure.head import Head, find_head
+from lamina.structure.positions import declared_positions, has_position_table
 from lamina.version import __version__
 
 # Weights from which on a model is told that the methods' learning rates come from a smaller one.

@@ -15,8 +15,8 @@ from lamina.data.example import EncodedExample
 from lamina.distributed.world import ALONE, World
 from lamina.losses.base import Loss, LossSum, Metric
 from lamina.methods.base import Hooks
-from lamina.models.head import Head
 from lamina.optim import LayerwiseGaloreAdamW
+from lamina.structure.head import Head
 
 NO_HOOKS = Hooks()
 

@@ -11,10 +11,10 @@ from lamina.config.methods.lora import LoraConfig
 from lamina.fusion import FusionReport, Recompute, fast_path
 from lamina.losses.cross_entropy import CrossEntropy
 from lamina.methods.base import inject
-from lamina.models.head import find_head
 from lamina.models.load import load_base
 from lamina.optim import build_optimizer
 from lamina.plan.memory import choose_checkpointing
+from lamina.structure.head import find_head
 from lamina.training.step import training_step
 from lamina.version import __version__
 

@@ -14,7 +14,7 @@ from lamina.data.example import EncodedExample, Example, Kind
 from lamina.data.sequences import Sequences
 from lamina.fusion import model_inputs
 from lamina.losses.base import Loss, LossSum, Metric
-from lamina.models.head import Head
+from lamina.structure.head import Head
 from lamina_example.pairs_config import PairsConfig
 
 

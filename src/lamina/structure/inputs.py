@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 
-from lamina.models.layers import text_decoder
+from lamina.structure.layers import text_decoder
 
 # Is told a layer's input, (1, T, in_features).
 Take = Callable[[torch.Tensor], None]

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lamina.errors import LaminaError, ModelError
-from lamina.models.probe_tokens import probe_tokens
+from lamina.structure.probe_tokens import probe_tokens
 
 # Texts of so many tokens that begin alike, the first of them against each other one.
 _TOKENS, _ALIKE, _OTHERS = 16, 8, 3

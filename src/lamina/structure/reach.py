@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.models.layers import decoder_layers
-from lamina.models.probe_tokens import probe_tokens
+from lamina.structure.layers import decoder_layers
+from lamina.structure.probe_tokens import probe_tokens
 
 _TOKENS = 8
 

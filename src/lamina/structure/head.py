@@ -9,8 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.errors import ModelError
-from lamina.models.layers import text_decoder
-from lamina.models.probe_tokens import probe_tokens
+from lamina.structure.layers import text_decoder
+from lamina.structure.probe_tokens import probe_tokens
 
 # Of a few tokens' logits, by their largest: a factor may be applied in another order.
 _ROUNDINGS = 8
