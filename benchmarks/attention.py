@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
-from lamina.kernels import use_backend
-from lamina.ops.attention import AttentionSettings, attention_backward, attention_forward
+from lamina.compute.kernels import use_backend
+from lamina.compute.ops.attention import AttentionSettings, attention_backward, attention_forward
 
 HEADS, KEY_HEADS, SIZE = 9, 3, 64
 DOCUMENTS = ((16, 128), (13, 160), (8, 256), (4, 512), (2, 1024), (1, 2048))

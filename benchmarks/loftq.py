@@ -16,10 +16,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lamina.compute.fusion import fast_path
 from lamina.config.methods.lora import LoftqConfig, LoraConfig
 from lamina.config.quantization import QuantizationConfig
 from lamina.evaluation.forgetting import general_pieces
-from lamina.fusion import fast_path
 from lamina.losses.cross_entropy import CrossEntropy
 from lamina.methods.base import find_method, inject
 from lamina.models.load import Base, load_base

@@ -63,10 +63,10 @@ def measure(name: str, tokens: int, steps: int) -> Cost:
     """Trains for a few steps in this process."""
     import torch
 
+    from lamina.compute.fusion import fast_path
     from lamina.config import Config
     from lamina.data.batch import build_batch
     from lamina.data.example import EncodedExample
-    from lamina.fusion import fast_path
     from lamina.machine.memory import peak_bytes
     from lamina.methods.base import find_method, inject
     from lamina.models.load import load_base

@@ -43,7 +43,7 @@ def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(params=["apart", "shared"])
 def members(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Linears with the same input multiply each by itself, as the small models' would, or share a product."""
-    from lamina.ops import linear_group
+    from lamina.compute.ops import linear_group
 
     monkeypatch.setattr(linear_group, "_MOST_ZEROS", 0.0 if request.param == "apart" else 100.0)
     return request.param

@@ -15,9 +15,9 @@ import torch
 
 from lamina import plugins
 from lamina.cache.folder import cache_folder
+from lamina.compute.kernels import kernel_state
 from lamina.config.aliases import ALIASES, Alias
 from lamina.errors import ConfigError
-from lamina.kernels import kernel_state
 from lamina.machine.hardware import cpu_features, default_device, multiplies_bf16_natively
 from lamina.models.source import packaged_gguf
 from lamina.version import __version__

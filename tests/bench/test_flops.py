@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 
 from lamina.bench.flops import ModelUse, model_use, visible_pairs
 from lamina.bench.gemm import Rates, measure_rates
+from lamina.compute.ops.attention import packed_attention
 from lamina.config.methods.lora import LoraConfig
 from lamina.data.batch import build_batch
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.base import inject
-from lamina.ops.attention import packed_attention
 from lamina.structure.head import find_head
 
 RANK = 4
@@ -61,8 +61,8 @@ def test_products_are_those_that_a_training_step_makes(
     name: str, tiny: Callable[[str], PreTrainedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torch counts `mm` and `addmm` as they are run; attention runs as batched products, which are not compared."""
-    monkeypatch.setattr("lamina.fusion.inputs.repeating_size", lambda size: size)  # nothing but the documents
-    monkeypatch.setattr("lamina.ops.cross_entropy._filled", lambda count, rows: count)
+    monkeypatch.setattr("lamina.compute.fusion.inputs.repeating_size", lambda size: size)  # nothing but the documents
+    monkeypatch.setattr("lamina.compute.ops.cross_entropy._filled", lambda count, rows: count)
     model = tiny(name)
     model.save_pretrained(tmp_path)
     head = find_head(model)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from tests.cli.helpers import Cli
 
-from lamina.ops.linear_group import LinearGroup
-from lamina.quantization import DenseLinear
+from lamina.compute.ops.linear_group import LinearGroup
+from lamina.compute.weights import DenseLinear
 
 
 def test_json(cli: Cli, config: Path, tmp_path: Path) -> None:

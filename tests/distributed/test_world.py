@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
+from lamina.compute.fusion import fast_path
 from lamina.config.methods.lora import LoraConfig
 from lamina.data.example import EncodedExample
 from lamina.distributed.world import ALONE, World
-from lamina.fusion import fast_path
 from lamina.losses.cross_entropy import CrossEntropy
 from lamina.methods.base import Injection, inject
 from lamina.runs import Run

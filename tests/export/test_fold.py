@@ -10,14 +10,15 @@ import torch
 from tests.models_zoo import build_model
 from torch import nn
 
+from lamina.compute.weights import unpack
+from lamina.compute.weights.packed import PackedLinear
 from lamina.config import METHOD_CONFIGS
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import AdapterError
 from lamina.export.fold import fold_and_save, fold_in
 from lamina.methods.base import Injection, inject
 from lamina.models.fingerprint import fingerprint_base
-from lamina.quantization import unpack
-from lamina.quantization.packed import PackedLinear, pack_weight
+from lamina.quantization.pack import pack_weight
 
 pytest.importorskip("bitsandbytes.functional")
 

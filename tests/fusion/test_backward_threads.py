@@ -13,9 +13,9 @@ from tests.models_zoo import build_model
 from tests.ops.test_families import documents, with_adapter
 
 import lamina
+from lamina.compute.fusion import Recompute, fast_path
+from lamina.compute.kernels import chosen_backend, native, plain, use_backend
 from lamina.data.batch import build_batch
-from lamina.fusion import Recompute, fast_path
-from lamina.kernels import chosen_backend, native, plain, use_backend
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.structure.head import find_head
 

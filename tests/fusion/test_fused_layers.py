@@ -13,14 +13,14 @@ from tests.ops.test_families import documents, with_adapter
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.compute.fusion import FusionReport, Recompute, fast_path, fused_layers
+from lamina.compute.fusion import layer as fused_layer
+from lamina.compute.kernels import native, use_backend
+from lamina.compute.ops.attention import packed_attention
+from lamina.compute.ops.linear_group import Detour, LinearGroup
 from lamina.data.batch import build_batch
-from lamina.fusion import FusionReport, Recompute, fast_path, fused_layers
-from lamina.fusion import layer as fused_layer
-from lamina.kernels import native, use_backend
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.base import Injection
-from lamina.ops.attention import packed_attention
-from lamina.ops.linear_group import Detour, LinearGroup
 from lamina.structure.head import find_head
 
 # Attention's kernel takes heads of 32 and leaves those of 8 to plain torch.

@@ -11,11 +11,11 @@ from tests.models_zoo import build_model
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.compute.fusion import fast_path, fused_layers
+from lamina.compute.fusion.parts import attention_forward
+from lamina.compute.ops.attention import packed_attention
 from lamina.config import METHOD_CONFIGS
-from lamina.fusion import fast_path, fused_layers
-from lamina.fusion.parts import attention_forward
 from lamina.methods.base import Injection, inject
-from lamina.ops.attention import packed_attention
 
 METHODS = ("bottleneck", "full", "ia3", "ln_tuning", "loha", "lokr", "prefix_tuning")
 FAMILIES = ("llama", "qwen3", "gemma2", "gemma3")

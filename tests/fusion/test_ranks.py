@@ -15,13 +15,13 @@ import torch
 from tests.fusion.test_fused_layers import FUSED, unfused
 from tests.models_zoo import build_model
 
+from lamina.compute.fusion import Recompute, fast_path
+from lamina.compute.ops import linear_group
 from lamina.config import METHOD_CONFIGS
 from lamina.data.batch import build_batch
 from lamina.data.example import EncodedExample
-from lamina.fusion import Recompute, fast_path
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.base import Injection, find_method, inject
-from lamina.ops import linear_group
 from lamina.structure.head import find_head
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

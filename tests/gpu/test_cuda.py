@@ -12,9 +12,14 @@ from tests.ops.test_families import with_adapter
 from tests.training.helpers import write_rows
 
 import lamina
-from lamina.fusion import fast_path
-from lamina.kernels import use_backend
-from lamina.ops.attention import AttentionSettings, attention_backward, attention_forward, packed_attention
+from lamina.compute.fusion import fast_path
+from lamina.compute.kernels import use_backend
+from lamina.compute.ops.attention import (
+    AttentionSettings,
+    attention_backward,
+    attention_forward,
+    packed_attention,
+)
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -21,8 +21,7 @@ from tests.training.helpers import write_rows
 
 import lamina
 from lamina import doctor
-from lamina.errors import ConfigError
-from lamina.kernels import (
+from lamina.compute.kernels import (
     KernelState,
     build,
     kernel_notes,
@@ -32,6 +31,7 @@ from lamina.kernels import (
     plain,
     prepare_kernels,
 )
+from lamina.errors import ConfigError
 from lamina.runs import Run
 from lamina.signals import stop_on_signals
 
@@ -164,7 +164,7 @@ def children() -> str:
 def test_compiling_is_said_if_it_takes_long(
     slow: bool, at_hand: str, compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lamina.kernels.MOMENT_SECONDS", 0.5 if slow else 60.0)
+    monkeypatch.setattr("lamina.compute.kernels.MOMENT_SECONDS", 0.5 if slow else 60.0)
     compiler(f"{COMPILING} sleep 1; {at_hand}" if slow else at_hand)
     said: list[str] = []
     assert prepare_kernels(CPU, "auto", said.append).backend == "native"
@@ -327,7 +327,7 @@ def test_doctor_says_what_a_run_then_has(
 
 
 def test_torch_compile_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lamina.kernels import compiled
+    from lamina.compute.kernels import compiled
 
     tried: list[torch.Tensor] = []
 
@@ -348,7 +348,7 @@ def test_torch_compile_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("problem", [None, "torch.compile does not work here (no compiler)"])
 def test_torch_compile_where_it_is_asked_for(problem: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also on CUDA, where it is what `auto` means: without it there is plain torch, and the reason is said."""
-    from lamina.kernels import compiled
+    from lamina.compute.kernels import compiled
 
     monkeypatch.setattr(compiled, "problem", lambda device: problem)
     gpu = torch.device("cuda")

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from lamina.compute.kernels import build, native, packed
+from lamina.compute.kernels.contract import SUFFIX, Argument, Kernel, Layout, Real, Size, Tensor, Whole
+from lamina.compute.kernels.table import KERNELS
 from lamina.errors import KernelError
-from lamina.kernels import build, native, packed
-from lamina.kernels.contract import SUFFIX, Argument, Kernel, Layout, Real, Size, Tensor, Whole
-from lamina.kernels.table import KERNELS
 
 FOLDER = Path(build.__file__).parent
 needs_native = pytest.mark.skipif(native.unavailable() is not None, reason=f"no kernels: {native.unavailable()}")
@@ -191,7 +191,7 @@ def _tables() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_packed_weights_are_multiplied_with_few_rows_and_not_with_none(rows: int) -> None:
     """No row at all had been taken for the most that there is a kernel for."""
     from lamina.config.quantization import QuantizationConfig
-    from lamina.quantization.packed import pack_weight
+    from lamina.quantization.pack import pack_weight
 
     pytest.importorskip("bitsandbytes.functional")
     for bits in (4, 8):

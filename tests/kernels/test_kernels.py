@@ -15,8 +15,16 @@ from tests.kernels.test_packed_weights import (
     test_weights_are_those_of_bitsandbytes,
 )
 
-from lamina.kernels import GELU_TANH, SILU, available_backends, kernels_for, native, plain, use_backend
-from lamina.ops.attention import (
+from lamina.compute.kernels import (
+    GELU_TANH,
+    SILU,
+    available_backends,
+    kernels_for,
+    native,
+    plain,
+    use_backend,
+)
+from lamina.compute.ops.attention import (
     AttentionSettings,
     attention_backward,
     attention_forward,

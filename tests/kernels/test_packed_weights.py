@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lamina.compute.kernels import native, packed
+from lamina.compute.weights.packed import INT8_STEP, EightBitLinear, FourBitLinear, quantize_4bit
 from lamina.config.quantization import QuantizationConfig
-from lamina.kernels import native, packed
-from lamina.quantization.packed import INT8_STEP, EightBitLinear, FourBitLinear, pack_weight, quantize_4bit
+from lamina.quantization.pack import pack_weight
 
 functional = pytest.importorskip("bitsandbytes.functional")
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=f"no kernels: {native.unavailable()}")

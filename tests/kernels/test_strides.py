@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from lamina.kernels import native, plain, use_backend
-from lamina.ops.attention import AttentionSettings, attention_backward, attention_forward
+from lamina.compute.kernels import native, plain, use_backend
+from lamina.compute.ops.attention import AttentionSettings, attention_backward, attention_forward
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=f"no kernels: {native.unavailable()}")
 

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from tests.models_zoo import build_model
 from torch import nn
 
+from lamina.compute.fusion import fast_path
 from lamina.config import load_config
 from lamina.config.methods.bottleneck import BottleneckConfig
 from lamina.errors import AdapterError, ConfigError
-from lamina.fusion import fast_path
 from lamina.methods.base import Injection, inject
 from lamina.methods.bottleneck import METHOD
 

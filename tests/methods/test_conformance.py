@@ -14,12 +14,12 @@ from tests.models_zoo import build_model, build_tokenizer
 
 import lamina
 from lamina.chat.template import build_template
+from lamina.compute.fusion import fast_path
 from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.data.batch import build_batch
 from lamina.data.example import EncodedExample
 from lamina.errors import AdapterError
 from lamina.export.fold import fold_in
-from lamina.fusion import fast_path
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.adapter import adapter_digest, check_tensors, read_adapter, save_adapter
 from lamina.methods.base import Injection, find_method, inject

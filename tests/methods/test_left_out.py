@@ -18,13 +18,13 @@ from transformers import PreTrainedModel
 from transformers.models.auto import AutoModelForCausalLM
 
 import lamina
+from lamina.compute.ops.adapter import AdapterLinear
+from lamina.compute.weights import freeze_linear
 from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.errors import ConfigError
 from lamina.methods.base import Injection, find_method, inject
 from lamina.methods.coverage import check_reach, find_coverage
 from lamina.methods.targets import find_targets, width
-from lamina.ops.adapter import AdapterLinear
-from lamina.quantization import freeze_linear
 
 # Architectures with linear layers narrower than any usual rank, and their ends.
 NARROW = {

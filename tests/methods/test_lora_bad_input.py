@@ -9,12 +9,12 @@ from tests.methods.lora_cases import attached
 from tests.models_zoo import build_model
 from torch import nn
 
+from lamina.compute.weights.packed import FourBitLinear
 from lamina.config import load_config
 from lamina.config.methods.lora import LoraConfig
 from lamina.errors import AdapterError, ConfigError
 from lamina.methods.base import find_method, inject
 from lamina.methods.lora import METHOD
-from lamina.quantization.packed import FourBitLinear
 
 COMBINATIONS: list[tuple[dict[str, Any], str]] = [
     ({"init_lora_weights": "pisa"}, r"init_lora_weights: 'pisa' is not one of true, false, gaussian"),

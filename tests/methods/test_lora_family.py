@@ -13,11 +13,11 @@ from tests.methods.test_conformance import documents
 from tests.models_zoo import build_model
 
 import lamina
+from lamina.compute.fusion import fast_path
 from lamina.config.methods.lora import LoraConfig
 from lamina.data.batch import build_batch
 from lamina.errors import AdapterError
 from lamina.export.fold import fold_in
-from lamina.fusion import fast_path
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.adapter import check_tensors, read_adapter
 from lamina.methods.base import inject
@@ -242,8 +242,8 @@ def test_beginnings_draw_as_peft_does() -> None:
     from peft.tuners.lora.layer import Linear
     from torch import nn
 
+    from lamina.compute.weights import freeze_linear
     from lamina.methods.lora_init import initial_factors
-    from lamina.quantization import freeze_linear
 
     for init in (True, "gaussian", "orthogonal", "pissa_niter_3"):
         base = nn.Linear(24, 10)

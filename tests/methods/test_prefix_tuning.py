@@ -20,13 +20,13 @@ from tests.methods.virtual import (
 from tests.models_zoo import build_model
 from torch import nn
 
+from lamina.compute.fusion import fast_path
+from lamina.compute.ops.attention import packed_attention
 from lamina.config import load_config
 from lamina.config.methods.prefix_tuning import PrefixTuningConfig
 from lamina.errors import AdapterError, ConfigError, ModelError
-from lamina.fusion import fast_path
 from lamina.methods.base import inject
 from lamina.methods.prefix_tuning import METHOD
-from lamina.ops.attention import packed_attention
 
 CONFIG = PrefixTuningConfig(num_virtual_tokens=5)
 PROJECTED = PrefixTuningConfig(num_virtual_tokens=5, prefix_projection=True, encoder_hidden_size=24)

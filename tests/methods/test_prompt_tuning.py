@@ -18,10 +18,10 @@ from tests.methods.virtual import (
 )
 from tests.models_zoo import build_model, build_tokenizer
 
+from lamina.compute.fusion import fast_path
 from lamina.config import load_config
 from lamina.config.methods.prompt_tuning import PromptTuningConfig
 from lamina.errors import AdapterError, ConfigError, ModelError
-from lamina.fusion import fast_path
 from lamina.methods.base import inject
 from lamina.methods.prompt_tuning import METHOD
 

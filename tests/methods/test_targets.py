@@ -11,11 +11,11 @@ from tests.architectures import build_architecture
 from tests.models_zoo import build_model
 from torch import nn
 
+from lamina.compute.weights import freeze_linear
 from lamina.config.methods.lora import LoraConfig
 from lamina.errors import ConfigError
 from lamina.methods.base import inject
 from lamina.methods.targets import find_targets, short_targets
-from lamina.quantization import freeze_linear
 
 
 def test_all_linear_leaves_out_the_head(family: str) -> None:

@@ -13,6 +13,7 @@ from tests.models_zoo import build_model, build_tokenizer
 from transformers import AutoModelForCausalLM
 
 import lamina
+from lamina.compute.weights import count_weights
 from lamina.config.methods.bitfit import BitfitConfig
 from lamina.config.methods.full import FullConfig
 from lamina.config.methods.ln_tuning import LnTuningConfig
@@ -21,7 +22,6 @@ from lamina.export.fold import fold_in
 from lamina.methods.base import Injection, inject
 from lamina.methods.ln_tuning import METHOD
 from lamina.methods.trained_copy import count_replaced, train_parameters
-from lamina.quantization import count_weights
 
 IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7]])
 FAMILIES = ["llama", "qwen3", "gemma2", "gemma3", "gpt2", "phi"]

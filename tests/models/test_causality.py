@@ -12,8 +12,8 @@ from tests.models_zoo import build_model
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.compute.weights.packed import FourBitLinear
 from lamina.errors import ModelError
-from lamina.quantization.packed import FourBitLinear
 from lamina.structure.causality import check_causal
 from lamina.structure.probe_tokens import probe_tokens
 

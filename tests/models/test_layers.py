@@ -10,7 +10,7 @@ from tests.architectures import ARCHITECTURES, BIDIRECTIONAL, build_architecture
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.quantization import freeze_linear
+from lamina.compute.weights import freeze_linear
 from lamina.structure import head
 from lamina.structure.head import find_head
 from lamina.structure.layers import decoder_layers, text_decoder

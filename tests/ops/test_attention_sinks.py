@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lamina.ops.attention import Unsupported, packed_attention_forward
+from lamina.compute.ops.attention import Unsupported, packed_attention_forward
 
 
 def formula(q, k, v, sinks, lengths, window):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lamina.ops.cross_entropy import chunked_cross_entropy, chunked_cross_entropy_autograd
+from lamina.compute.ops.cross_entropy import chunked_cross_entropy, chunked_cross_entropy_autograd
 from lamina.structure.head import LogitTransform
 
 TRANSFORMS = [LogitTransform(), LogitTransform(0.25), LogitTransform(1.0, 3.0), LogitTransform(0.5, 2.0)]

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lamina.ops.delta_linear import Delta, Hadamard, Kronecker, delta_linear
-from lamina.quantization import freeze_linear
+from lamina.compute.ops.delta_linear import Delta, Hadamard, Kronecker, delta_linear
+from lamina.compute.weights import freeze_linear
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 4e-2}
 

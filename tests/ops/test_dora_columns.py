@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from lamina.ops.dora import row_norms, row_squares
-from lamina.ops.linear_group import Detour, LinearGroup
-from lamina.ops.lora_linear import lora_linear
-from lamina.quantization import freeze_linear
+from lamina.compute.ops.dora import row_norms, row_squares
+from lamina.compute.ops.linear_group import Detour, LinearGroup
+from lamina.compute.ops.lora_linear import lora_linear
+from lamina.compute.weights import freeze_linear
 
 
 def linear(out: int, bias: bool = True, seed: int = 0) -> nn.Linear:

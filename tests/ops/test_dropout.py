@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lamina.kernels import available_backends, kernels_for, native, use_backend
-from lamina.kernels.plain import philox
-from lamina.ops.dropout import CountedDropout, MaskedDropout, draw_dropout
+from lamina.compute.kernels import available_backends, kernels_for, native, use_backend
+from lamina.compute.kernels.plain import philox
+from lamina.compute.ops.dropout import CountedDropout, MaskedDropout, draw_dropout
 
 
 @pytest.mark.parametrize(

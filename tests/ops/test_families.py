@@ -11,12 +11,12 @@ import torch
 from tests.models_zoo import build_model
 from transformers import PreTrainedModel
 
+from lamina.compute.ops.attention import packed_attention
 from lamina.config.methods.lora import LoraConfig
 from lamina.data.batch import build_batch
 from lamina.data.example import EncodedExample
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.base import Injection, inject
-from lamina.ops.attention import packed_attention
 from lamina.structure.head import find_head
 
 # Longer than the sliding windows of the test models, and odd.

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lamina.kernels import use_backend
-from lamina.ops.dropout import MaskedDropout
-from lamina.ops.lora_linear import lora_linear
-from lamina.quantization import freeze_linear
+from lamina.compute.kernels import use_backend
+from lamina.compute.ops.dropout import MaskedDropout
+from lamina.compute.ops.lora_linear import lora_linear
+from lamina.compute.weights import freeze_linear
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}
 

@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from lamina.ops.pages import drop_pages
+from lamina.compute.weights.mapped import drop_pages
 
 SIZE = 64 << 20
 

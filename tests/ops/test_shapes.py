@@ -10,12 +10,12 @@ import torch
 from tests.models_zoo import build_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lamina.compute.ops.attention import packed_attention
+from lamina.compute.ops.cross_entropy import chunked_cross_entropy
+from lamina.compute.ops.shapes import repeating_size
 from lamina.data.batch import build_batch
 from lamina.data.example import EncodedExample
 from lamina.losses.cross_entropy import cross_entropy
-from lamina.ops.attention import packed_attention
-from lamina.ops.cross_entropy import chunked_cross_entropy
-from lamina.ops.shapes import repeating_size
 from lamina.structure.head import LogitTransform, find_head
 
 
@@ -50,8 +50,8 @@ def test_filler_changes_neither_loss_nor_gradient(family: str, monkeypatch: pyte
 
     lengths: list[int] = []
     filled = loss_and_gradients()
-    monkeypatch.setattr("lamina.fusion.inputs.repeating_size", lambda size: size)
-    monkeypatch.setattr("lamina.ops.cross_entropy._filled", lambda count, rows: count)
+    monkeypatch.setattr("lamina.compute.fusion.inputs.repeating_size", lambda size: size)
+    monkeypatch.setattr("lamina.compute.ops.cross_entropy._filled", lambda count, rows: count)
     bare = loss_and_gradients()
     assert lengths == [repeating_size(batch.tokens), batch.tokens]
     torch.testing.assert_close(filled, bare, rtol=1e-4, atol=1e-5)
@@ -69,7 +69,7 @@ def test_a_filled_chunk_of_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
         return loss.detach(), hidden.grad
 
     filled = run()
-    monkeypatch.setattr("lamina.ops.cross_entropy._filled", lambda count, rows: count)
+    monkeypatch.setattr("lamina.compute.ops.cross_entropy._filled", lambda count, rows: count)
     torch.testing.assert_close(filled, run())
 
 

@@ -16,6 +16,7 @@ from peft.optimizers import create_loraplus_optimizer
 from tests.models_zoo import build_model, build_tokenizer
 
 import lamina
+from lamina.compute.ops.attention import packed_attention
 from lamina.config import TrainConfig, load_config
 from lamina.config.methods.full import FullConfig
 from lamina.config.methods.lora import LoraConfig
@@ -24,7 +25,6 @@ from lamina.data.example import EncodedExample
 from lamina.errors import ConfigError, TrainingError
 from lamina.losses.cross_entropy import CrossEntropy
 from lamina.methods.base import inject
-from lamina.ops.attention import packed_attention
 from lamina.optim import LayerwiseGaloreAdamW, build_optimizer
 from lamina.optim.muon import MuonWithAdamW
 from lamina.structure.head import find_head

@@ -6,7 +6,7 @@ import pytest
 from tests.architectures import ARCHITECTURES, build_architecture, build_vision_language
 from tests.models_zoo import build_model
 
-from lamina.fusion import FusionReport, fast_path
+from lamina.compute.fusion import FusionReport, fast_path
 from lamina.plan import memory
 
 

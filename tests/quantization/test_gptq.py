@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import lamina
 from lamina.chat.template import build_template
+from lamina.compute.weights.packed import FourBitLinear
 from lamina.config.quantization import QuantizationConfig
 from lamina.data.batch import build_batch
 from lamina.data.dataset import build_dataset
@@ -24,7 +25,7 @@ from lamina.methods.load import load
 from lamina.models.load import load_base
 from lamina.models.quantizers import converted_modules
 from lamina.quantization.gptq import DAMPING, choose_numbers, round_for_inputs
-from lamina.quantization.packed import FourBitLinear, pack_weight
+from lamina.quantization.pack import pack_weight
 from lamina.structure.inputs import run_once, with_same_input
 
 pytest.importorskip("bitsandbytes.functional")

@@ -10,6 +10,7 @@ import torch
 
 import lamina
 from lamina.cache.folder import cache_folder
+from lamina.compute.weights.packed import PackedLinear
 from lamina.config import load_config
 from lamina.config.methods.dora import DoraConfig
 from lamina.config.methods.lora import LoftqConfig, LoraConfig
@@ -19,7 +20,7 @@ from lamina.methods.base import find_method, inject
 from lamina.methods.load import load
 from lamina.models.load import Base, load_base
 from lamina.quantization.loftq import split_weight
-from lamina.quantization.packed import PackedLinear, pack_weight
+from lamina.quantization.pack import pack_weight
 
 pytest.importorskip("bitsandbytes.functional")
 

@@ -9,13 +9,13 @@ from tests.models_zoo import build_model
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.compute.fusion import fast_path
+from lamina.compute.weights.packed import EightBitLinear, FourBitLinear, PackedLinear
 from lamina.config import METHOD_CONFIGS, MethodConfig, load_config
 from lamina.config.methods.full import FullConfig
 from lamina.config.methods.peft import PeftConfig
 from lamina.errors import ConfigError
-from lamina.fusion import fast_path
 from lamina.methods.base import Injection, inject
-from lamina.quantization.packed import EightBitLinear, FourBitLinear, PackedLinear
 
 pytest.importorskip("bitsandbytes")
 

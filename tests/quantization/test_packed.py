@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lamina.quantization import PackedFrozen, PackedLinear, freeze_linear
-from lamina.quantization.packed import EightBitLinear, FourBitLinear
+from lamina.compute.weights import PackedFrozen, PackedLinear, freeze_linear
+from lamina.compute.weights.packed import EightBitLinear, FourBitLinear
 
 functional = pytest.importorskip("bitsandbytes.functional")
 

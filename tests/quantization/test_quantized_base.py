@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import lamina
 from lamina.cache.folder import cache_folder
+from lamina.compute.weights.packed import EightBitLinear, FourBitLinear, PackedLinear
 from lamina.config import load_config
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import CertificateError, ConfigError, ModelError, StorageError
 from lamina.methods.load import load
 from lamina.models import quantized
 from lamina.models.load import Base, load_base
-from lamina.quantization.packed import EightBitLinear, FourBitLinear, PackedLinear
 
 functional = pytest.importorskip("bitsandbytes.functional")
 

@@ -15,7 +15,7 @@ import numpy as np, psutil, torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 from lamina.config.methods.lora import LoraConfig
 from lamina.data.example import EncodedExample
-from lamina.fusion import fast_path
+from lamina.compute.fusion import fast_path
 from lamina.methods.base import inject
 from lamina.structure.head import find_head
 from lamina.machine.hardware import bound_product_cache

@@ -22,8 +22,8 @@ from tests.training.helpers import settings
 
 import lamina
 from lamina import files
+from lamina.compute.kernels import native
 from lamina.errors import Interrupted, RunError, StorageError
-from lamina.kernels import native
 from lamina.runs import Run
 from lamina.training.checkpoint import newest_checkpoint
 from lamina.training.events import Event

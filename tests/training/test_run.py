@@ -14,8 +14,8 @@ from tests.training.helpers import settings, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lamina
+from lamina.compute.kernels import native
 from lamina.errors import ConfigError, DataError, ModelError, RunError, TrainingError
-from lamina.kernels import native
 from lamina.runs import Run
 from lamina.training import step
 from lamina.training.checkpoint import newest_checkpoint

@@ -13,15 +13,15 @@ import torch
 
 import lamina
 from lamina import Event, Verification
+from lamina.compute.fusion import exactness
+from lamina.compute.kernels import native, plain
+from lamina.compute.ops import attention, linear_group, lora_linear
+from lamina.compute.ops.dropout import MaskedDropout
+from lamina.compute.weights import DenseLinear
 from lamina.data.example import EncodedExample
 from lamina.errors import ConfigError, Interrupted
-from lamina.fusion import exactness
-from lamina.kernels import native, plain
 from lamina.methods.base import Injection
 from lamina.methods.lora import LoraLinear
-from lamina.ops import attention, linear_group, lora_linear
-from lamina.ops.dropout import MaskedDropout
-from lamina.quantization import DenseLinear
 from lamina.quickstart.task import build_task
 from lamina.training import checkpoint
 from lamina.training import step as training_step
@@ -154,7 +154,7 @@ def break_attention_gradient(patch: Patch) -> None:
         arguments[-1][2].mul_(1.2)  # the values' gradient
 
     patch.setattr(attention, "attention_backward", backward)
-    patch.setattr("lamina.fusion.layer.attention_backward", backward)
+    patch.setattr("lamina.compute.fusion.layer.attention_backward", backward)
 
 
 def break_accumulation(patch: Patch) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from lamina.compute.fusion import FusionReport
 from lamina.data.batch import Layout
-from lamina.fusion import FusionReport
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "architectures.md"
 
@@ -26,9 +26,9 @@ _HEAD = """# Architectures
 
 What `lamina train` runs fast is found out on the model itself, before the first step: two short documents go through
 the model's own code one at a time, and through the fast path together, and their logits and gradients are compared
-(`src/lamina/fusion/exactness.py`). Where they differ, the next way is tried, and the run says which one it takes, why,
-and what it costs on this machine. The last way is the model's own code with one document at a time, so training is
-exact for every causal language model that transformers can train.
+(`src/lamina/compute/fusion/exactness.py`). Where they differ, the next way is tried, and the run says which one it
+takes, why, and what it costs on this machine. The last way is the model's own code with one document at a time, so
+training is exact for every causal language model that transformers can train.
 
 This page is made by `python -m tests.zoo.page` from tiny models of {count} architectures (transformers {version}). A
 test holds it to what is found, and compares loss and adapter gradients of each with those of the model's own code.
@@ -75,7 +75,7 @@ def page(reports: dict[str, FusionReport], version: str) -> str:
 def main() -> None:
     import transformers
 
-    from lamina.fusion import fast_path
+    from lamina.compute.fusion import fast_path
     from tests.zoo.architectures import ARCHITECTURES, LONGEST, build_architecture
 
     reports = {}

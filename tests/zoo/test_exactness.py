@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from lamina.compute.fusion import fast_path
 from lamina.config.methods.lora import LoraConfig
 from lamina.data.batch import Layout, build_batches
 from lamina.data.example import EncodedExample
-from lamina.fusion import fast_path
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.base import Injection, inject
 from lamina.structure.head import find_head

@@ -20,12 +20,12 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from lamina.compute.ops.adapter import AdapterLinear
+from lamina.compute.ops.attention import packed_attention_forward
+from lamina.compute.weights import freeze_linear
 from lamina.config import MethodConfig
 from lamina.machine.quiet import quiet_transformers
 from lamina.methods.base import inject
-from lamina.ops.adapter import AdapterLinear
-from lamina.ops.attention import packed_attention_forward
-from lamina.quantization import freeze_linear
 from lamina.structure.layers import text_decoder
 
 _COUNTING = "lamina_counting"

@@ -1,7 +1,7 @@
 """A `Batch`: documents of one forward, end to end, each with its own positions, and no padding.
 
 A `Layout` says how the documents of a micro-batch become batches. `PACKED` is the fast one, and which one is right for
-a model is found out before training (`fusion/exactness.py`).
+a model is found out before training (`compute/fusion/exactness.py`).
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lamina.compute.fusion import fast_path
 from lamina.config import DataConfig
 from lamina.config.losses.cross_entropy import CrossEntropyConfig
 from lamina.data.dataset import Dataset, build_dataset, build_evaluation
@@ -15,7 +16,6 @@ from lamina.data.example import Example, Kind
 from lamina.errors import ConfigError, DataError, Problem
 from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS, complete, left_out_settings
 from lamina.evaluation.scorers import Scorer, find_scorers
-from lamina.fusion import fast_path
 from lamina.losses.base import Loss, build_loss
 from lamina.methods.load import Loaded, adapter_folder, load
 from lamina.models.vocabulary import check_side

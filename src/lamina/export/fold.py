@@ -14,13 +14,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.compute.ops.adapter import AdapterModule, set_module
+from lamina.compute.weights import PackedLinear, unpack
 from lamina.config import METHOD_CONFIGS
 from lamina.errors import AdapterError
 from lamina.machine.quiet import quiet_transformers
 from lamina.methods.base import Injection
 from lamina.models.shards import ShardWriter
-from lamina.ops.adapter import AdapterModule, set_module
-from lamina.quantization import PackedLinear, unpack
 
 # Of a weight, compared at once; the one of them that changed the most is looked at again in the written file.
 _ELEMENTS_AT_ONCE = 2**20

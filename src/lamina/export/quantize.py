@@ -21,13 +21,15 @@ from torch import nn
 
 from lamina import files
 from lamina.chat.template import template_of
+from lamina.compute.fusion import fast_path
+from lamina.compute.weights import FrozenLinear, PackedLinear, freeze_linear
+from lamina.compute.weights.packed import bitsandbytes
 from lamina.config import Config, load_config
 from lamina.config.quantization import QuantizationConfig
 from lamina.data.batch import build_batch
 from lamina.data.dataset import build_dataset
 from lamina.data.example import EncodedExample
 from lamina.errors import ConfigError, ModelError, Problem
-from lamina.fusion import fast_path
 from lamina.losses.base import build_loss
 from lamina.losses.cross_entropy import CrossEntropy
 from lamina.machine.hardware import dtype_name
@@ -38,9 +40,7 @@ from lamina.models.quantized import write_quantized
 from lamina.models.quantizers import check_packs_enough, converted_modules
 from lamina.models.vocabulary import check_vocabulary
 from lamina.progress import Notify, Progress
-from lamina.quantization import FrozenLinear, PackedLinear, freeze_linear
 from lamina.quantization.gptq import round_for_inputs
-from lamina.quantization.packed import bitsandbytes
 from lamina.structure.head import find_head
 from lamina.structure.inputs import run_once, with_same_input
 from lamina.training.setup import check_positions, data_digests

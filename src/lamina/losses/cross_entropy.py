@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.compute.fusion import model_inputs
+from lamina.compute.ops.cross_entropy import chunked_cross_entropy, chunked_cross_entropy_autograd
 from lamina.config.losses.cross_entropy import CrossEntropyConfig
 from lamina.data.batch import Batch
 from lamina.data.example import EncodedExample
-from lamina.fusion import model_inputs
 from lamina.losses.base import Loss, LossSum
-from lamina.ops.cross_entropy import chunked_cross_entropy, chunked_cross_entropy_autograd
 from lamina.structure.head import Head
 
 

@@ -17,10 +17,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina import plugins
+from lamina.compute.ops.adapter import AdapterModule
+from lamina.compute.weights import PackedLinear
 from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.errors import ConfigError, Problem
-from lamina.ops.adapter import AdapterModule
-from lamina.quantization import PackedLinear
 from lamina.quantization.loftq import LoftqPlan
 
 # HF peft saves an adapter's tensors under this prefix, and so does lamina, in checkpoints too.

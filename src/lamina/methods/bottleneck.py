@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.compute.ops.adapter import AdapterModule, set_module
+from lamina.compute.weights import freeze_linear
 from lamina.config.methods.bottleneck import BottleneckConfig
 from lamina.errors import AdapterError, ConfigError, Problem
 from lamina.methods.base import Injection, Method
-from lamina.ops.adapter import AdapterModule, set_module
-from lamina.quantization import freeze_linear
 from lamina.structure.layers import decoder_layers
 
 PEFT_TYPE = "LAMINA_BOTTLENECK"

@@ -8,6 +8,8 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from lamina.compute.ops.adapter import AdapterLinear
+from lamina.compute.weights import FrozenLinear, freeze_linear
 from lamina.config import MethodConfig
 from lamina.errors import ConfigError, Problem
 from lamina.methods.base import Injection, find_method
@@ -20,8 +22,6 @@ from lamina.models.weights import (
     way_to_stacked,
     weights_by_module,
 )
-from lamina.ops.adapter import AdapterLinear
-from lamina.quantization import FrozenLinear, freeze_linear
 from lamina.structure.reach import modules_out_of_reach
 
 

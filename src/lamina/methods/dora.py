@@ -2,7 +2,7 @@
 
 Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv:2402.09353. m begins as the norms, so that the
 layer begins as the base; no gradient flows through the norm (section 4.3). The layer is `DoraLinear` in `lora.py`,
-which `type: lora` with `use_dora: true` uses too; the norm comes from rank-sized products (`ops/dora.py`).
+which `type: lora` with `use_dora: true` uses too; the norm comes from rank-sized products (`compute/ops/dora.py`).
 
 Dropout acts on the input of the low-rank product alone, as in LoRA. (peft drops the base product's input too.)
 """

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.compute.ops.adapter import set_module
+from lamina.compute.weights import PackedLinear, freeze_linear
 from lamina.config import MethodConfig
 from lamina.config.methods.peft import PeftConfig
 from lamina.errors import AdapterError, ConfigError
@@ -24,8 +26,6 @@ from lamina.methods.hf_peft import fallback_config
 from lamina.methods.peft_types import converted_tensors
 from lamina.methods.targets import FIELD as TARGETS
 from lamina.methods.tensor_names import find_places
-from lamina.ops.adapter import set_module
-from lamina.quantization import PackedLinear, freeze_linear
 
 # The fields of a method that name modules and that peft does not mind naming some which are not there.
 NAME_FIELDS = ("target_modules", "feedforward_modules")

@@ -15,13 +15,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.compute.ops.adapter import AdapterLinear
+from lamina.compute.weights import FrozenLinear
 from lamina.config.methods.ia3 import IA3Config
 from lamina.errors import ConfigError, Problem
 from lamina.methods.base import Injection, Method
 from lamina.methods.shared import peft_fields, read_peft_fields
 from lamina.methods.targets import FIELD, find_targets, replace_linears
-from lamina.ops.adapter import AdapterLinear
-from lamina.quantization import FrozenLinear
 
 FEEDFORWARD_FIELD = "method.feedforward_modules"
 

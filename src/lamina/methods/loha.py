@@ -17,15 +17,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.compute.ops.adapter import AdapterLinear
+from lamina.compute.ops.delta_linear import Hadamard, delta_linear
+from lamina.compute.ops.linear_group import Detour
+from lamina.compute.ops.lora_linear import lora_linear
+from lamina.compute.weights import FrozenLinear
 from lamina.config.methods.loha import LoHaConfig
 from lamina.methods.base import Injection, Method
 from lamina.methods.shared import adapted_linears, check_rank, peft_fields, read_peft_fields, uniform, zeros
 from lamina.methods.targets import find_targets, replace_linears
-from lamina.ops.adapter import AdapterLinear
-from lamina.ops.delta_linear import Hadamard, delta_linear
-from lamina.ops.linear_group import Detour
-from lamina.ops.lora_linear import lora_linear
-from lamina.quantization import FrozenLinear
 
 
 class LoHaLinear(AdapterLinear):

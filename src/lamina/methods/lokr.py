@@ -3,7 +3,7 @@
 Yeh et al. 2023, "Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation",
 arXiv:2309.14859. s = alpha / r. W1 (l, m) and W2 (k, n) with out = l k and in = m n; W2 is a product of rank r, or one
 matrix where r is at least half of its larger side. The product with x is made without W1 (x) W2
-(`ops/delta_linear.py`).
+(`compute/ops/delta_linear.py`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.compute.ops.adapter import AdapterLinear
+from lamina.compute.ops.delta_linear import Kronecker, delta_linear
+from lamina.compute.weights import FrozenLinear
 from lamina.config.methods.lokr import LoKrConfig
 from lamina.methods.base import Injection, Method
 from lamina.methods.shared import peft_fields, read_peft_fields, uniform, zeros
 from lamina.methods.targets import find_targets, replace_linears
-from lamina.ops.adapter import AdapterLinear
-from lamina.ops.delta_linear import Kronecker, delta_linear
-from lamina.quantization import FrozenLinear
 
 
 class LoKrLinear(AdapterLinear):

@@ -1,8 +1,9 @@
 """LoRA: y = x W^T + b + s (x A^T) B^T with W frozen, A (r, in) random and B (out, r) zero at the start.
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685. s = lora_alpha / r, or
-lora_alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023, arXiv:2312.03732). The fused product is in `ops/lora_linear.py`,
-other beginnings in `lora_init.py` and `lora_eva.py`, the choice of modules in `lora_modules.py`.
+lora_alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023, arXiv:2312.03732). The fused product is in
+`compute/ops/lora_linear.py`, other beginnings in `lora_init.py` and `lora_eva.py`, the choice of modules in
+`lora_modules.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from pydantic import ValidationError
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.compute.ops.adapter import AdapterModule, set_module
+from lamina.compute.ops.dora import row_norms, row_squares
+from lamina.compute.weights import FrozenLinear, freeze_linear
 from lamina.config.methods.lora import EvaConfig, LoftqConfig, LoraConfig
 from lamina.errors import AdapterError, ConfigError, Problem
 from lamina.methods.base import Injection, Method, Saved, tensor_name
@@ -33,9 +37,6 @@ from lamina.methods.peft_types import PLAIN_INITS
 from lamina.methods.shared import adapted_linears, check_rank, frozen_linears, refuse_unknown, with_defaults
 from lamina.methods.targets import short_targets
 from lamina.methods.trained_copy import TrainedCopy
-from lamina.ops.adapter import AdapterModule, set_module
-from lamina.ops.dora import row_norms, row_squares
-from lamina.quantization import FrozenLinear, freeze_linear
 from lamina.quantization.loftq import LoftqPlan
 
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel
 
+from lamina.compute.ops.adapter import AdapterLinear
 from lamina.config.methods.lora import EvaConfig
 from lamina.machine.seeding import seeded
-from lamina.ops.adapter import AdapterLinear
 from lamina.structure.inputs import run_once, with_same_input
 
 # The data comes round again until all directions are found, but not for ever: ranks that are still moving by then

@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import torch
 
+from lamina.compute.weights import FrozenLinear
 from lamina.errors import ConfigError, Problem
 from lamina.machine.seeding import seeded
 from lamina.methods.shared import uniform
-from lamina.quantization import FrozenLinear
 
 
 def initial_factors(

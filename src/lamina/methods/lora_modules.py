@@ -10,10 +10,10 @@ from collections.abc import Collection
 
 from transformers import PreTrainedModel
 
+from lamina.compute.weights import PackedLinear
 from lamina.config.methods.lora import LoraConfig, matching_key
 from lamina.errors import ConfigError, Problem, nearest
 from lamina.methods.targets import find_targets
-from lamina.quantization import PackedLinear
 from lamina.structure.reach import modules_out_of_reach
 
 

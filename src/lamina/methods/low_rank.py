@@ -11,10 +11,10 @@ from abc import abstractmethod
 
 import torch
 
-from lamina.ops.adapter import AdapterLinear
-from lamina.ops.linear_group import Detour
-from lamina.ops.lora_linear import lora_linear
-from lamina.quantization import FrozenLinear
+from lamina.compute.ops.adapter import AdapterLinear
+from lamina.compute.ops.linear_group import Detour
+from lamina.compute.ops.lora_linear import lora_linear
+from lamina.compute.weights import FrozenLinear
 
 
 class LowRankLinear(AdapterLinear):

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lamina.ops.adapter import AdapterLinear
-from lamina.quantization import freeze_linear
+from lamina.compute.ops.adapter import AdapterLinear
+from lamina.compute.weights import freeze_linear
 
 # Largest relative error of one rounding to float32.
 _FLOAT32 = torch.finfo(torch.float32).eps / 2

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.compute.ops.adapter import AdapterModule
 from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.config.methods.peft import PeftConfig
 from lamina.errors import AdapterError, ConfigError, LaminaError, Problem
@@ -40,7 +41,6 @@ from lamina.methods.peft_types import (
     plain,
 )
 from lamina.methods.targets import short_targets
-from lamina.ops.adapter import AdapterModule
 from lamina.structure.skeleton import build_skeleton
 
 ADAPTER_NAME = "default"

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.compute.ops.adapter import AdapterModule, set_module
 from lamina.config.methods.peft import PeftConfig
-from lamina.ops.adapter import AdapterModule, set_module
 
 
 class PeftLayer(AdapterModule):

@@ -6,8 +6,8 @@ Li & Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", 
 `prefix_projection`, P = W_2 tanh(W_1 E + b_1) + b_2 is trained through E, W and b; only P is saved. The prefix takes
 the first n positions of every sequence; its keys are not rotated.
 
-In packed attention every document gets the prefix there (`ops/attention.py`). Elsewhere n empty rows go before each
-sequence (`methods/virtual_tokens.py`), and where their keys and values enter the cache, the prefix is put in their
+In packed attention every document gets the prefix there (`compute/ops/attention.py`). Elsewhere n empty rows go before
+each sequence (`methods/virtual_tokens.py`), and where their keys and values enter the cache, the prefix is put in their
 place: so masks, windows and padding are the model's own.
 """
 
@@ -136,7 +136,7 @@ class Prefix(VirtualTokens):
                 raise ModelError(
                     f"the prefix reached {len(filled)} of {len(prefix)} layers: outside of packed attention it goes "
                     "through the cache, which gradient checkpointing leaves out. Fix: switch gradient checkpointing "
-                    "off, or run the model inside lamina.fusion.fast_path."
+                    "off, or run the model inside lamina.compute.fusion.fast_path."
                 )
             if not keep_cache:
                 output["past_key_values"] = None

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.compute.ops.adapter import AdapterLinear, set_module
+from lamina.compute.weights import FrozenLinear, freeze_linear
 from lamina.errors import ConfigError, Problem, nearest
 from lamina.models.weights import inside_layer, stacked_weights, way_to_stacked
-from lamina.ops.adapter import AdapterLinear, set_module
-from lamina.quantization import FrozenLinear, freeze_linear
 from lamina.structure.reach import modules_out_of_reach
 
 FIELD = "method.target_modules"

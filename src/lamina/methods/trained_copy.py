@@ -13,8 +13,8 @@ from torch import nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from lamina.compute.ops.adapter import AdapterModule, set_module
 from lamina.errors import ConfigError, Problem
-from lamina.ops.adapter import AdapterModule, set_module
 from lamina.structure.reach import modules_out_of_reach
 
 

@@ -23,10 +23,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from lamina.compute.ops.adapter import AdapterModule
+from lamina.compute.ops.attention import NAME as PACKED
+from lamina.compute.ops.shapes import repeating_size
 from lamina.errors import AdapterError, ConfigError, ModelError, Problem
-from lamina.ops.adapter import AdapterModule
-from lamina.ops.attention import NAME as PACKED
-from lamina.ops.shapes import repeating_size
 from lamina.structure.layers import text_decoder
 from lamina.structure.probe_tokens import probe_tokens
 
@@ -195,7 +195,7 @@ def pack_rows(decoder: PreTrainedModel, call: dict[str, Any], lengths: Sequence[
     places = [piece for document in positions.split(list(lengths), 1) for piece in (first, document + count)]
     total = sum(longer)
     filler = repeating_size(total) - total if x_1TD.device.type == "cpu" else 0
-    if filler:  # a last document that nobody asks for; see `ops/shapes.py`
+    if filler:  # a last document that nobody asks for; see `compute/ops/shapes.py`
         pieces.append(x_1TD.new_zeros(1, filler, x_1TD.shape[2]))
         places.append(torch.arange(filler, device=x_1TD.device)[None])
     call["input_ids"] = None

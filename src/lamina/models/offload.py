@@ -23,9 +23,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lamina.compute.weights.packed import PackedLinear
 from lamina.errors import ConfigError, Problem
 from lamina.machine.pages import mapped_spans, page_in, page_out
-from lamina.quantization.packed import PackedLinear
 from lamina.structure.layers import decoder_layers
 
 # Of the free memory, what a base may take before it is left on disk: the rest is for activations and everything else.

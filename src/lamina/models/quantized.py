@@ -1,7 +1,7 @@
 """Loads a base in 4 or 8 bits, weight by weight, so that it never exists in 16 bits as a whole, and keeps what it made.
 
 transformers' own loader does the work, with its quantizers for bitsandbytes (`quantizers.py`). What they leave, modules
-of bitsandbytes, is taken over into ours (`quantization/packed.py`) as it is, without a copy.
+of bitsandbytes, is taken over into ours (`compute/weights/packed.py`) as it is, without a copy.
 
     CACHE/quantized/KEY/   a folder in the format of transformers and bitsandbytes, and
         lamina_quantization.json   digest of the packed weights, and the error of each
@@ -25,6 +25,8 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from lamina import files
 from lamina.cache.folder import cache_folder, hold, writing_cache
+from lamina.compute.weights.correction import Correction
+from lamina.compute.weights.packed import PackedLinear, bitsandbytes
 from lamina.config.quantization import QuantizationConfig
 from lamina.machine.quiet import quiet_transformers
 from lamina.models.architecture import check_architecture
@@ -32,9 +34,7 @@ from lamina.models.fingerprint import fingerprint_base, weight_files
 from lamina.models.quantizers import Record, StreamingConfig, check_packs_enough, take_over
 from lamina.models.read import read_model, skeleton
 from lamina.progress import Notify
-from lamina.quantization.correction import Correction
 from lamina.quantization.loftq import LoftqPlan
-from lamina.quantization.packed import PackedLinear, bitsandbytes
 
 # Given a model without weights, which of its weights to split.
 PlanLoftq = Callable[[PreTrainedModel], LoftqPlan]

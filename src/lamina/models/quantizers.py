@@ -18,12 +18,13 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from lamina.compute.weights.packed import EightBitLinear, FourBitLinear, PackedLinear, quantize_4bit
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ConfigError, Problem
 from lamina.machine.pages import drop_file_pages
 from lamina.models.weights import find_packing, inside_layer
 from lamina.quantization.loftq import LoftqPlan, split_weight
-from lamina.quantization.packed import EightBitLinear, FourBitLinear, PackedLinear, pack_weight, quantize_4bit
+from lamina.quantization.pack import pack_weight
 from lamina.quantization.report import ENOUGH
 
 FIELD = "quantization"

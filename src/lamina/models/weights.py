@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.quantization.packed import PackedLinear
+from lamina.compute.weights.packed import PackedLinear
 from lamina.quantization.report import Packing
 
 OUTSIDE = "outside of embeddings and head"

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from lamina.fusion import Recompute
+from lamina.compute.fusion import Recompute
 from lamina.machine.memory import available_bytes
 from lamina.structure.layers import decoder_layers
 

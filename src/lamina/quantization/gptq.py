@@ -16,8 +16,9 @@ from collections.abc import Sequence
 
 import torch
 
+from lamina.compute.weights.packed import FourBitLinear
 from lamina.config.quantization import QuantizationConfig
-from lamina.quantization.packed import FourBitLinear, pack_weight
+from lamina.quantization.pack import pack_weight
 
 # Added to H's diagonal, of its mean: inputs of which the documents show little would otherwise be given too much.
 DAMPING = 0.01

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from lamina import files
+from lamina.compute.fusion import FusionReport, Recompute, fast_path
+from lamina.compute.kernels import kernel_notes
 from lamina.config import Config, load_config
 from lamina.data.batch import PACKED
 from lamina.data.example import EncodedExample
 from lamina.distributed.world import ALONE, World
 from lamina.errors import Interrupted, LaminaError, TrainingError
-from lamina.fusion import FusionReport, Recompute, fast_path
-from lamina.kernels import kernel_notes
 from lamina.machine.memory import peak_bytes
 from lamina.machine.seeding import kept_generators, seed_generators
 from lamina.optim import LayerwiseGaloreAdamW

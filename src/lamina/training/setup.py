@@ -20,6 +20,8 @@ from transformers import PreTrainedModel
 from lamina import files
 from lamina.chat.template import ChatTemplate, template_of
 from lamina.chat.tokenizer import fingerprint_tokenizer
+from lamina.compute.kernels import kernel_state, prepare_kernels
+from lamina.compute.weights import count_weights
 from lamina.config import Config
 from lamina.config.root import default_learning_rate
 from lamina.data.batch import Documents
@@ -29,7 +31,6 @@ from lamina.data.packing import plan_epoch
 from lamina.data.side import Batches
 from lamina.distributed.world import ALONE, World
 from lamina.errors import ConfigError, DataError, Problem, RunError
-from lamina.kernels import kernel_state, prepare_kernels
 from lamina.losses.base import Loss, build_loss
 from lamina.machine.hardware import default_device, dtype_name
 from lamina.methods.base import Hooks, Injection, find_method, inject
@@ -40,7 +41,6 @@ from lamina.models.load import Base, load_base
 from lamina.models.vocabulary import check_vocabulary
 from lamina.optim import Schedule, build_optimizer, build_schedule
 from lamina.progress import Notify
-from lamina.quantization import count_weights
 from lamina.quantization.report import RoundingReport
 from lamina.runs import Run, keep_places, moved_places
 from lamina.structure.head import Head, find_head

@@ -6,9 +6,9 @@ from typing import Any
 
 from lamina.bench.job import Job
 from lamina.bench.meter import Meter
+from lamina.compute.fusion import FusionReport, Recompute, fast_path
 from lamina.config import TrainConfig
 from lamina.config.methods.lora import LoraConfig
-from lamina.fusion import FusionReport, Recompute, fast_path
 from lamina.losses.cross_entropy import CrossEntropy
 from lamina.methods.base import inject
 from lamina.models.load import load_base

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.compute.ops.adapter import AdapterLinear
+from lamina.compute.weights import FrozenLinear
 from lamina.methods.base import Injection, Method
 from lamina.methods.targets import find_targets, replace_linears
-from lamina.ops.adapter import AdapterLinear
-from lamina.quantization import FrozenLinear
 from lamina_example.gain_config import GainConfig
 
 

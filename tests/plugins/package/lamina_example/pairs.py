@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
+from lamina.compute.fusion import model_inputs
 from lamina.data.batch import Batch
 from lamina.data.example import EncodedExample, Example, Kind
 from lamina.data.sequences import Sequences
-from lamina.fusion import model_inputs
 from lamina.losses.base import Loss, LossSum, Metric
 from lamina.structure.head import Head
 from lamina_example.pairs_config import PairsConfig

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from lamina.ops.shapes import in_shape
-from lamina.quantization.frozen import FrozenLinear
+from lamina.compute.ops.shapes import in_shape
+from lamina.compute.weights.frozen import FrozenLinear
 
 
 class Delta(ABC):

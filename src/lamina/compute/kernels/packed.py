@@ -9,10 +9,10 @@ from typing import Protocol
 
 import torch
 
+from lamina.compute.kernels import native
+from lamina.compute.kernels.contract import SUFFIX, Argument
+from lamina.compute.kernels.table import MOST_ROWS, WEIGHT_STEP
 from lamina.errors import KernelError
-from lamina.kernels import native
-from lamina.kernels.contract import SUFFIX, Argument
-from lamina.kernels.table import MOST_ROWS, WEIGHT_STEP
 
 
 class FourBits(Protocol):

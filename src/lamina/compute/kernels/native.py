@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import torch
 
+from lamina.compute.kernels import plain
+from lamina.compute.kernels.build import load
+from lamina.compute.kernels.contract import SUFFIX, Argument
+from lamina.compute.kernels.table import HEAD_STEP, KERNELS, MOST_HEAD_SIZE
 from lamina.errors import KernelError
-from lamina.kernels import plain
-from lamina.kernels.build import load
-from lamina.kernels.contract import SUFFIX, Argument
-from lamina.kernels.table import HEAD_STEP, KERNELS, MOST_HEAD_SIZE
 
 # With fewer documents x key heads than so many for each thread, attention's backward gives out query heads one by one.
 TASKS_A_THREAD = 4

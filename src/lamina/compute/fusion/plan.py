@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lamina.ops.adapter import AdapterLinear
-from lamina.ops.linear_group import Detour, LinearGroup
+from lamina.compute.ops.adapter import AdapterLinear
+from lamina.compute.ops.linear_group import Detour, LinearGroup
 
 
 @dataclass(frozen=True)

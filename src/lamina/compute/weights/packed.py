@@ -16,11 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lamina.config.quantization import QuantizationConfig
+from lamina.compute.kernels import packed as kernels
+from lamina.compute.weights.correction import Correction
+from lamina.compute.weights.frozen import FrozenLinear
 from lamina.errors import ConfigError, Problem
-from lamina.kernels import packed as kernels
-from lamina.quantization.correction import Correction
-from lamina.quantization.frozen import FrozenLinear
 
 # Scales that belong together when they are quantized themselves.
 NESTED_BLOCK = 256
@@ -267,15 +266,6 @@ class EightBitLinear(PackedLinear):
         if kernels.multiplies(x, self):
             return kernels.multiply_8bit(x, self, INT8_STEP)
         return super().product(x)
-
-
-def pack_weight(weight: torch.Tensor, config: QuantizationConfig) -> PackedLinear:
-    """A weight (out_features, in_features) quantized as `config` says, as a layer without a bias."""
-    linear: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    if config.bits == 8:
-        return EightBitLinear.pack(linear)
-    return FourBitLinear.pack(linear, config.quant_type, config.double_quant, config.blocksize)
 
 
 def unpack(model: nn.Module) -> int:

@@ -3,9 +3,9 @@
     h = x + post(o(attention(rotary(q, k), v)))          q, k, v = group(norm(x))
     y = h + post(down(act(gate) up))                     gate, up = group(norm(h))
 
-Matrix products go through `ops/linear_group.py`, everything between them through `kernels`, in one pass each. Saved
-for the backward are only the results of products, attention, and the two residual streams; what is cheap (norms, the
-gate's product, attention weights) is computed again. With `recompute`, only x, attention's output and rank-sized
+Matrix products go through `compute/ops/linear_group.py`, everything between them through `kernels`, in one pass each.
+Saved for the backward are only the results of products, attention, and the two residual streams; what is cheap (norms,
+the gate's product, attention weights) is computed again. With `recompute`, only x, attention's output and rank-sized
 products are saved: the products before `down` run again, attention and (without a norm after it) `down` do not. With
 `recompute` selective, gate and up alone run again: half of what is saved, for half of the forward's products.
 """
@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 import torch
 
-from lamina.fusion.plan import LayerPlan, Norm
-from lamina.fusion.randomness import Randomness
-from lamina.kernels import as_in_forward, chosen_backend, kernels_for
-from lamina.ops.attention import AttentionSettings, attention_backward, attention_forward
-from lamina.ops.linear_group import Detour, GroupState, LinearGroup
-from lamina.ops.pool import Pool
+from lamina.compute.fusion.plan import LayerPlan, Norm
+from lamina.compute.fusion.randomness import Randomness
+from lamina.compute.kernels import as_in_forward, chosen_backend, kernels_for
+from lamina.compute.ops.attention import AttentionSettings, attention_backward, attention_forward
+from lamina.compute.ops.linear_group import Detour, GroupState, LinearGroup
+from lamina.compute.ops.pool import Pool
 
 # Whether the backward runs most of a layer again, so that less is kept for it, or only what takes most room.
 Recompute = bool | Literal["selective"]

@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from lamina.kernels import plain
+from lamina.compute.kernels import plain
 
 # Compiled lazily by torch, at the first call; one graph serves every number of tokens.
 rms_norm = torch.compile(plain.rms_norm, dynamic=True)

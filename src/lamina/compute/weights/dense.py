@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lamina.quantization.frozen import FrozenLinear
+from lamina.compute.weights.frozen import FrozenLinear
 
 
 class DenseLinear(FrozenLinear):

@@ -26,11 +26,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.compute.fusion.inputs import model_inputs
+from lamina.compute.ops.adapter import AdapterModule
 from lamina.data.batch import Layout, build_batch
 from lamina.data.example import EncodedExample
-from lamina.fusion.inputs import model_inputs
 from lamina.machine.seeding import kept_generators
-from lamina.ops.adapter import AdapterModule
 
 # Tokens of the two documents. The second is longer than two blocks of the attention kernels.
 LENGTHS = (37, 70)

@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 import torch
 
+from lamina.compute.kernels import native, plain
+from lamina.compute.kernels.build import load
+from lamina.compute.kernels.plain import GELU_TANH, SILU
 from lamina.errors import ConfigError, KernelError, Problem
-from lamina.kernels import native, plain
-from lamina.kernels.build import load
-from lamina.kernels.plain import GELU_TANH, SILU
 from lamina.progress import Notify
 
 Backward = TypeVar("Backward", bound=Callable[..., Any])
@@ -116,7 +116,7 @@ def kernels_for(*tensors: torch.Tensor) -> Any:
 
 
 def _compiled() -> Any:
-    from lamina.kernels import compiled  # torch.compile is slow to import
+    from lamina.compute.kernels import compiled  # torch.compile is slow to import
 
     return compiled
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from lamina.kernels import as_in_forward, chosen_backend, kernels_for
-from lamina.ops.dropout import Dropout, MaskedDropout, draw_dropout
-from lamina.ops.shapes import in_shape
-from lamina.quantization.frozen import FrozenLinear
+from lamina.compute.kernels import as_in_forward, chosen_backend, kernels_for
+from lamina.compute.ops.dropout import Dropout, MaskedDropout, draw_dropout
+from lamina.compute.ops.shapes import in_shape
+from lamina.compute.weights.frozen import FrozenLinear
 
 
 def lora_linear(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from lamina.quantization.frozen import FrozenLinear
+from lamina.compute.weights.frozen import FrozenLinear
 
 # Rows of W that are widened to float32 at once.
 _ROWS = 4096

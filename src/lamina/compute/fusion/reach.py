@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from lamina.fusion.exactness import plain_model
-from lamina.fusion.recognise import first_line
-from lamina.ops.attention import packed_attention_forward
+from lamina.compute.fusion.exactness import plain_model
+from lamina.compute.fusion.recognise import first_line
+from lamina.compute.ops.attention import packed_attention_forward
 
 _NAME = "lamina_reach"
 _TOKENS = 9

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lamina.kernels import checkpoint_contexts, kernels_for
+from lamina.compute.kernels import checkpoint_contexts, kernels_for
 from lamina.structure.head import LogitTransform
 
 # Logits of a chunk: 2**25 elements are 64 MiB in bfloat16.

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.ops.linear_group import Detour
-from lamina.quantization import FrozenLinear
+from lamina.compute.ops.linear_group import Detour
+from lamina.compute.weights import FrozenLinear
 
 
 class AdapterModule(nn.Module, ABC):

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lamina.kernels import as_in_forward, chosen_backend, kernels_for
-from lamina.ops.attention import packed_attention_forward
-from lamina.ops.shapes import in_shape
+from lamina.compute.kernels import as_in_forward, chosen_backend, kernels_for
+from lamina.compute.ops.attention import packed_attention_forward
+from lamina.compute.ops.shapes import in_shape
 
 Forward = Callable[..., Any]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from lamina.kernels.contract import Kernel, Layout, Real, Rule, Size, Tensor, Whole
+from lamina.compute.kernels.contract import Kernel, Layout, Real, Rule, Size, Tensor, Whole
 
 
 def _rows(name: str, shape: str, written: bool = False, optional: bool = False) -> Tensor:

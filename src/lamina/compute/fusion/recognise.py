@@ -16,16 +16,16 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from lamina.fusion.layer import Surroundings, run_layer
-from lamina.fusion.parts import Forward, attention_forward, gated_forward, norm_forward
-from lamina.fusion.plan import LayerPlan, Linears, Norm
-from lamina.kernels import GELU_TANH, SILU
+from lamina.compute.fusion.layer import Surroundings, run_layer
+from lamina.compute.fusion.parts import Forward, attention_forward, gated_forward, norm_forward
+from lamina.compute.fusion.plan import LayerPlan, Linears, Norm
+from lamina.compute.kernels import GELU_TANH, SILU
+from lamina.compute.ops.adapter import AdapterLinear, AdapterModule
+from lamina.compute.ops.attention import packed_attention_forward
+from lamina.compute.ops.linear_group import LinearGroup
+from lamina.compute.ops.pool import Pool, Scratch
+from lamina.compute.weights import DenseLinear, PackedFrozen, PackedLinear
 from lamina.machine.seeding import kept_generators, seeded
-from lamina.ops.adapter import AdapterLinear, AdapterModule
-from lamina.ops.attention import packed_attention_forward
-from lamina.ops.linear_group import LinearGroup
-from lamina.ops.pool import Pool, Scratch
-from lamina.quantization import DenseLinear, PackedFrozen, PackedLinear
 
 # How far our layer's change of its input may be from transformers', in spacings of the dtype (L2, relative). Layers of
 # the families that are fused are within 0.44 in bfloat16 and 1.5 in float32, where sums round too; the nearest wrong

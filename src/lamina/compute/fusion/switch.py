@@ -17,13 +17,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.data.batch import PACKED, Layout
-from lamina.errors import ModelError
-from lamina.fusion.exactness import INFLUENCE, Reference
-from lamina.fusion.layer import Recompute, Surroundings, run_layer
-from lamina.fusion.plan import LayerPlan
-from lamina.fusion.reach import find_reach
-from lamina.fusion.recognise import (
+from lamina.compute.fusion.exactness import INFLUENCE, Reference
+from lamina.compute.fusion.layer import Recompute, Surroundings, run_layer
+from lamina.compute.fusion.plan import LayerPlan
+from lamina.compute.fusion.reach import find_reach
+from lamina.compute.fusion.recognise import (
     Observed,
     Reason,
     first_line,
@@ -33,9 +31,11 @@ from lamina.fusion.recognise import (
     restore,
     take_apart,
 )
-from lamina.kernels import checkpoint_contexts, use_backend
-from lamina.ops.attention import Unsupported, packed_attention
-from lamina.ops.pool import Pool, Scratch
+from lamina.compute.kernels import checkpoint_contexts, use_backend
+from lamina.compute.ops.attention import Unsupported, packed_attention
+from lamina.compute.ops.pool import Pool, Scratch
+from lamina.data.batch import PACKED, Layout
+from lamina.errors import ModelError
 from lamina.structure.layers import decoder_layers
 from lamina.structure.positions import declared_positions
 

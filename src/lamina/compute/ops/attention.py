@@ -5,11 +5,11 @@ has one; nothing is padded and no mask of the whole sequence exists. A model is 
 `packed_attention(model)`, and back to its own implementation afterwards.
 
 What a layer gives to the interface is computed here or refused with `Unsupported`, never ignored. Whether a model then
-gives its own numbers is for the caller to find out (`fusion/exactness.py`).
+gives its own numbers is for the caller to find out (`compute/fusion/exactness.py`).
 
-On the CPU the kernels of `kernels/attention.cpp` do it, on CUDA FlashAttention (`ops/flash.py`). What they cannot
-take goes document by document through torch's own kernels; there, on the CPU, the backward of short documents is ours,
-because torch's takes several milliseconds however short a document is.
+On the CPU the kernels of `compute/kernels/attention.cpp` do it, on CUDA FlashAttention (`compute/ops/flash.py`). What
+they cannot take goes document by document through torch's own kernels; there, on the CPU, the backward of short
+documents is ours, because torch's takes several milliseconds however short a document is.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from lamina.compute.kernels import kernels_for, native
+from lamina.compute.ops import flash
+from lamina.compute.ops.flash import FlashState
 from lamina.errors import ModelError
-from lamina.kernels import kernels_for, native
 from lamina.machine.quiet import quiet_transformers
-from lamina.ops import flash
-from lamina.ops.flash import FlashState
 from lamina.structure.layers import text_decoder
 
 NAME = "lamina_packed"

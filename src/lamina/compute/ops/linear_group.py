@@ -22,11 +22,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lamina.kernels import kernels_for
-from lamina.ops.dropout import Dropout, MaskedDropout, draw_dropout
-from lamina.ops.pages import drop_pages
-from lamina.ops.pool import Scratch
-from lamina.quantization import PackedLinear
+from lamina.compute.kernels import kernels_for
+from lamina.compute.ops.dropout import Dropout, MaskedDropout, draw_dropout
+from lamina.compute.ops.pool import Scratch
+from lamina.compute.weights import PackedLinear
+from lamina.compute.weights.mapped import drop_pages
 
 # Members share a product while its zeros are at most this share of the weights. Measured in bfloat16, 2,048 tokens of
 # widths 576 to 2,048: products apart take 0.99 to 1.05 of the time at 0.03, 0.92 to 1.01 at 0.09, 0.87 to 0.90 at 0.22.

@@ -31,9 +31,9 @@ from types import FrameType
 import torch
 
 from lamina.cache.folder import cache_folder
+from lamina.compute.kernels.contract import SUFFIX
+from lamina.compute.kernels.table import KERNELS
 from lamina.errors import ConfigError, Problem
-from lamina.kernels.contract import SUFFIX
-from lamina.kernels.table import KERNELS
 
 SOURCES = ("pointwise.cpp", "dropout.cpp", "attention.cpp", "narrow.cpp", "packed.cpp")
 HEADERS = ("numbers.h", "memory.h", "blocks.h")

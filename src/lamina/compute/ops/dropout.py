@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lamina.kernels import kernels_for, native, plain
+from lamina.compute.kernels import kernels_for, native, plain
 
 # Sixteen random bits decide about an element.
 _STEPS = 2**16
@@ -18,7 +18,7 @@ class CountedDropout:
 
     Attributes:
         key: 64 bits.
-        threshold: As in `lamina.kernels.plain.stays`.
+        threshold: As in `lamina.compute.kernels.plain.stays`.
         factor: Of what stays.
     """
 

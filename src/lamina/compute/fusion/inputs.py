@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from lamina.compute.ops.shapes import repeating_size
 from lamina.data.batch import Batch
-from lamina.ops.shapes import repeating_size
 
 
 def model_inputs(batch: Batch) -> dict[str, Any]:

@@ -1,0 +1,31 @@
+"""How a frozen base weight is stored, behind one interface."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lamina.compute.weights.dense import DenseLinear
+from lamina.compute.weights.frozen import FrozenLinear
+from lamina.compute.weights.packed import PackedFrozen, PackedLinear, count_weights, unpack
+
+STORAGES: tuple[type[FrozenLinear], ...] = (DenseLinear, PackedFrozen)
+
+
+def freeze_linear(module: nn.Module) -> FrozenLinear | None:
+    """The `FrozenLinear` for a linear module, or None if no storage knows its class."""
+    for storage in STORAGES:
+        if storage.stores(module):
+            return storage(module)
+    return None
+
+
+__all__ = [
+    "STORAGES",
+    "DenseLinear",
+    "FrozenLinear",
+    "PackedFrozen",
+    "PackedLinear",
+    "count_weights",
+    "freeze_linear",
+    "unpack",
+]

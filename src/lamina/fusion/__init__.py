@@ -1,7 +1,0 @@
-"""Fused decoder layers: the hot path of training, switched on for a block of code."""
-
-from lamina.fusion.inputs import model_inputs
-from lamina.fusion.layer import Recompute
-from lamina.fusion.switch import FusionReport, fast_path, fused_layers
-
-__all__ = ["FusionReport", "Recompute", "fast_path", "fused_layers", "model_inputs"]
