@@ -23,7 +23,7 @@ from lamina.errors import ConfigError, ModelError, StorageError
 from lamina.export import quantize as exporting
 from lamina.methods.load import load
 from lamina.models.load import load_base
-from lamina.models.quantizers import converted_modules
+from lamina.models.quantized.quantizers import converted_modules
 from lamina.quantization.gptq import DAMPING, choose_numbers, round_for_inputs
 from lamina.quantization.pack import pack_weight
 from lamina.structure.inputs import run_once, with_same_input

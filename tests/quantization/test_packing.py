@@ -21,7 +21,7 @@ from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ConfigError
 from lamina.export.quantize import quantize
 from lamina.models.load import load_base
-from lamina.models.quantizers import check_packs_enough, converted_modules
+from lamina.models.quantized.quantizers import check_packs_enough, converted_modules
 from lamina.models.weights import find_packing
 
 pytest.importorskip("bitsandbytes")

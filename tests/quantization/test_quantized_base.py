@@ -18,8 +18,8 @@ from lamina.config import load_config
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import CertificateError, ConfigError, ModelError, StorageError
 from lamina.methods.load import load
-from lamina.models import quantized
 from lamina.models.load import Base, load_base
+from lamina.models.quantized import load as quantized
 
 functional = pytest.importorskip("bitsandbytes.functional")
 

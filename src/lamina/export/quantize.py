@@ -36,8 +36,8 @@ from lamina.machine.hardware import dtype_name
 from lamina.machine.memory import available_bytes
 from lamina.models.folder import Ends, complete_folder
 from lamina.models.load import Base, load_base
-from lamina.models.quantized import write_quantized
-from lamina.models.quantizers import check_packs_enough, converted_modules
+from lamina.models.quantized.load import write_quantized
+from lamina.models.quantized.quantizers import check_packs_enough, converted_modules
 from lamina.models.vocabulary import check_vocabulary
 from lamina.progress import Notify, Progress
 from lamina.quantization.gptq import round_for_inputs

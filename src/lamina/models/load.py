@@ -25,7 +25,7 @@ from lamina.quantization.report import ENOUGH, Packing
 from lamina.structure.causality import check_causal
 
 if TYPE_CHECKING:
-    from lamina.models.quantized import PlanLoftq
+    from lamina.models.quantized.load import PlanLoftq
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def load_base(
         base = Base(model, tokenizer, source, chosen)
         files = weight_files(source.folder)
     else:
-        from lamina.models.quantized import load_packed
+        from lamina.models.quantized.load import load_packed
 
         quantization = agreed(quantization, stored, source.folder)
         if stored is not None and plan_loftq is not None:

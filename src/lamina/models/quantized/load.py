@@ -31,7 +31,7 @@ from lamina.config.quantization import QuantizationConfig
 from lamina.machine.quiet import quiet_transformers
 from lamina.models.architecture import check_architecture
 from lamina.models.fingerprint import fingerprint_base, weight_files
-from lamina.models.quantizers import Record, StreamingConfig, check_packs_enough, take_over
+from lamina.models.quantized.quantizers import Record, StreamingConfig, check_packs_enough, take_over
 from lamina.models.read import read_model, skeleton
 from lamina.progress import Notify
 from lamina.quantization.loftq import LoftqPlan

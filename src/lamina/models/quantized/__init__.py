@@ -1,0 +1,1 @@
+"""Loads a base in 4 or 8 bits."""
