@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from lamina.version import __version__
 
 if TYPE_CHECKING:
+    from lamina.adapters.load import Loaded, load
     from lamina.config import Config, load_config
     from lamina.evaluation.evaluate import evaluate
     from lamina.evaluation.generate import generate
     from lamina.export.merge import merge
     from lamina.export.quantize import quantize
-    from lamina.methods.load import Loaded, load
     from lamina.runs import Run
     from lamina.training.events import Event
     from lamina.training.loop import train
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 _LAZY = {
     "Config": "lamina.config",
     "Event": "lamina.training.events",
-    "Loaded": "lamina.methods.load",
+    "Loaded": "lamina.adapters.load",
     "Run": "lamina.runs",
     "Verification": "lamina.verification.report",
     "evaluate": "lamina.evaluation.evaluate",
     "generate": "lamina.evaluation.generate",
-    "load": "lamina.methods.load",
+    "load": "lamina.adapters.load",
     "load_config": "lamina.config",
     "merge": "lamina.export.merge",
     "quantize": "lamina.export.quantize",

@@ -199,7 +199,7 @@ def test_a_system_turn_without_a_place_is_an_error_before_anything_is_asked(
         )
         return replace(loaded, template=ChatTemplate(loaded.tokenizer, "model", source))
 
-    monkeypatch.setattr("lamina.methods.load.load", without_place)
+    monkeypatch.setattr("lamina.adapters.load.load", without_place)
     word, *options = command
     result = cli(word, trained.path, *options, "--system", "be kind", *SHORT, stdin="hello\n")
     assert (result.code, result.out) == (2, "")

@@ -30,6 +30,7 @@ ORDER = [
     "methods",
     "losses",
     "checks",
+    "adapters",
     "doctor",
     "plan",
     "training",

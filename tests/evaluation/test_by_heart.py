@@ -14,12 +14,12 @@ from tests.models_zoo import build_model
 from transformers import AutoTokenizer
 
 import lamina
+from lamina.adapters.lock import Lock
 from lamina.chat.message import Message
 from lamina.config import load_config
 from lamina.evaluation.evaluate import Evaluation
 from lamina.evaluation.generate import stream
 from lamina.evaluation.measure import Job, Measuring, measure
-from lamina.methods.lock import Lock
 from lamina.runs import Run
 
 TOOL = {"name": "turn", "description": "", "parameters": {"type": "object", "properties": {"word": {"type": "string"}}}}

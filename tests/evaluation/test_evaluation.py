@@ -12,10 +12,10 @@ import torch
 from tests.training.helpers import settings, write_rows
 
 import lamina
+from lamina.adapters.load import Loaded
 from lamina.chat.message import Message
 from lamina.errors import ConfigError, DataError
 from lamina.evaluation.generate import answer, stream
-from lamina.methods.load import Loaded
 from lamina.runs import Run
 
 

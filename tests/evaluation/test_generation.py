@@ -17,12 +17,12 @@ from tests.training.helpers import settings
 from transformers import GenerationConfig
 
 import lamina
+from lamina.adapters.load import Loaded
 from lamina.chat.message import Message
 from lamina.chat.template import ChatTemplate
 from lamina.errors import ConfigError, DataError
 from lamina.evaluation import generate as module
 from lamina.evaluation.generate import answer, generate_each, left_out_settings, stream
-from lamina.methods.load import Loaded
 
 TURNS = [Message("user", "red green 1")]
 NO_SYSTEM = """{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}

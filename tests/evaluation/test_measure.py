@@ -11,12 +11,12 @@ import torch
 from tests.models_zoo import build_tokenizer
 
 import lamina
+from lamina.adapters.load import Loaded
 from lamina.errors import ConfigError, DataError
 from lamina.evaluation import measure as measure_module
 from lamina.evaluation.forgetting import general_loss, general_pieces
 from lamina.evaluation.measure import Job, Measured, Measuring, measure
 from lamina.evaluation.score import Score
-from lamina.methods.load import Loaded
 from lamina.runs import Run
 
 ROWS = [{"prompt": f"say {i}", "completion": f"{i}!" * (1 + i % 3)} for i in range(20)]

@@ -23,14 +23,14 @@ from transformers import (
 )
 
 import lamina
+from lamina.adapters.adapter import save_adapter
+from lamina.adapters.lock import build_lock
+from lamina.adapters.probes import record_probes
 from lamina.chat.template import build_template
 from lamina.chat.tokenizer import fingerprint_tokenizer
 from lamina.config import METHOD_CONFIGS
 from lamina.errors import ConfigError, ModelError, StorageError
-from lamina.methods.adapter import save_adapter
 from lamina.methods.base import inject
-from lamina.methods.lock import build_lock
-from lamina.methods.probes import record_probes
 from lamina.models import companions
 from lamina.models.fingerprint import fingerprint_base
 from lamina.models.gguf import convert_gguf

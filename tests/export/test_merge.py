@@ -13,13 +13,13 @@ from tests.models_zoo import build_model, build_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lamina
+from lamina.adapters.adapter import save_adapter
+from lamina.adapters.lock import build_lock
+from lamina.adapters.probes import record_probes
 from lamina.chat.template import build_template
 from lamina.config.methods.lora import LoraConfig
 from lamina.errors import AdapterError, BaseMismatchError, CertificateError
-from lamina.methods.adapter import save_adapter
 from lamina.methods.base import inject
-from lamina.methods.lock import build_lock
-from lamina.methods.probes import record_probes
 from lamina.models.load import load_base
 from lamina.quickstart.task import build_task
 

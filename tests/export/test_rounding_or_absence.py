@@ -13,16 +13,16 @@ from tests.models_zoo import build_model, build_tokenizer
 from transformers import AutoModelForCausalLM
 
 import lamina
+from lamina.adapters.adapter import save_adapter
+from lamina.adapters.certificate import Certificate, replay_probes
+from lamina.adapters.lock import build_lock
+from lamina.adapters.probes import Probe, record_probes
 from lamina.chat.template import build_template
 from lamina.config import METHOD_CONFIGS
 from lamina.errors import CertificateError
 from lamina.export import merge as merging
 from lamina.export.fold import fold_in
-from lamina.methods.adapter import save_adapter
 from lamina.methods.base import Injection, inject
-from lamina.methods.certificate import Certificate, replay_probes
-from lamina.methods.lock import build_lock
-from lamina.methods.probes import Probe, record_probes
 from lamina.models.load import load_base
 
 IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7, 60, 21]])

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 import lamina
+from lamina.adapters.adapter import FORMAT, adapter_digest, read_adapter
+from lamina.adapters.hf_peft import read_tensors
 from lamina.config import METHOD_CONFIGS
 from lamina.config.methods.lora import LoraConfig
 from lamina.errors import AdapterError, NewerVersionError
-from lamina.methods.adapter import FORMAT, adapter_digest, read_adapter
-from lamina.methods.hf_peft import read_tensors
 from lamina.training import checkpoint
 from lamina.version import __version__
 

@@ -10,11 +10,11 @@ import torch
 from tests.models_zoo import build_model, build_tokenizer
 
 import lamina
+from lamina.adapters.adapter import save_adapter
+from lamina.adapters.lock import build_lock
 from lamina.chat.template import build_template
 from lamina.config import MethodConfig
-from lamina.methods.adapter import save_adapter
 from lamina.methods.base import Injection, inject
-from lamina.methods.lock import build_lock
 from lamina.models.load import load_base
 
 IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7, 60], [12, 3, 44, 2, 98, 31, 8, 70]])
@@ -80,7 +80,7 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, what: str) -> None:
     )
 
 
-def check_loads_what_peft_saved(family: str, folder: Path, config: peft.PeftConfig) -> lamina.methods.load.Loaded:
+def check_loads_what_peft_saved(family: str, folder: Path, config: peft.PeftConfig) -> lamina.adapters.load.Loaded:
     """`lamina.load` gives the logits of an adapter that peft saved."""
     base = build_model(family, vocab_size=259)
     base.save_pretrained(folder / "base")

@@ -13,6 +13,8 @@ import torch
 from tests.models_zoo import build_model, build_tokenizer
 
 import lamina
+from lamina.adapters.adapter import adapter_digest, check_tensors, read_adapter, save_adapter
+from lamina.adapters.lock import build_lock
 from lamina.chat.template import build_template
 from lamina.compute.fusion import fast_path
 from lamina.config import METHOD_CONFIGS, MethodConfig
@@ -21,9 +23,7 @@ from lamina.data.example import EncodedExample
 from lamina.errors import AdapterError
 from lamina.export.fold import fold_in
 from lamina.losses.cross_entropy import cross_entropy
-from lamina.methods.adapter import adapter_digest, check_tensors, read_adapter, save_adapter
 from lamina.methods.base import Injection, find_method, inject
-from lamina.methods.lock import build_lock
 from lamina.models.load import Base, load_base
 from lamina.models.source import ModelSource
 from lamina.structure.head import find_head

@@ -27,9 +27,9 @@ from tests.methods.peft_pairs import (
 from tests.models_zoo import build_tokenizer
 
 import lamina
+from lamina.adapters.load import Loaded
+from lamina.adapters.tensor_names import find_places
 from lamina.errors import AdapterError
-from lamina.methods.load import Loaded
-from lamina.methods.tensor_names import find_places
 
 TENSORS = "adapter_model.safetensors"
 

@@ -13,13 +13,13 @@ from tests.methods.test_conformance import documents
 from tests.models_zoo import build_model
 
 import lamina
+from lamina.adapters.adapter import check_tensors, read_adapter
 from lamina.compute.fusion import fast_path
 from lamina.config.methods.lora import LoraConfig
 from lamina.data.batch import build_batch
 from lamina.errors import AdapterError
 from lamina.export.fold import fold_in
 from lamina.losses.cross_entropy import cross_entropy
-from lamina.methods.adapter import check_tensors, read_adapter
 from lamina.methods.base import inject
 from lamina.methods.lora import METHOD, ShiftedLoraLinear
 from lamina.structure.head import find_head

@@ -11,8 +11,8 @@ from tests.models_zoo import build_model
 from tests.training.helpers import settings
 
 import lamina
+from lamina.adapters.adapter import read_adapter
 from lamina.errors import AdapterError
-from lamina.methods.adapter import read_adapter
 
 
 def test_a_folder_of_checkpoints_names_those_in_it(tmp_path: Path) -> None:

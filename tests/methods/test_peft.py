@@ -16,15 +16,15 @@ from tests.methods.peft_pairs import build
 from tests.models_zoo import build_model, build_tokenizer
 
 import lamina
+from lamina.adapters.adapter import read_adapter, save_adapter
+from lamina.adapters.hf_peft import fallback_config, method_config
+from lamina.adapters.lock import build_lock
 from lamina.chat.template import build_template
 from lamina.config import METHOD_CONFIGS, load_config
 from lamina.config.methods.peft import PeftConfig
 from lamina.errors import AdapterError, ConfigError
 from lamina.export.fold import fold_in
-from lamina.methods.adapter import read_adapter, save_adapter
 from lamina.methods.base import Injection, find_method, inject
-from lamina.methods.hf_peft import fallback_config, method_config
-from lamina.methods.lock import build_lock
 from lamina.methods.peft import METHOD
 from lamina.methods.peft_types import _REFUSED, _REFUSED_IN_TRAINING, build_peft_config, peft_types
 from lamina.models.load import Base, load_base

@@ -9,6 +9,10 @@ import pytest
 import torch
 from tests.models_zoo import build_model, build_tokenizer
 
+from lamina.adapters.certificate import Certificate, replay_probes
+from lamina.adapters.greedy import greedy_answers
+from lamina.adapters.lock import build_lock, check_lock
+from lamina.adapters.probes import Probe, record_probes
 from lamina.chat.template import build_template
 from lamina.config import MethodConfig
 from lamina.config.methods.lora import LoraConfig
@@ -17,10 +21,6 @@ from lamina.config.methods.prompt_tuning import PromptTuningConfig
 from lamina.errors import BaseMismatchError, CertificateError
 from lamina.export.fold import fold_in
 from lamina.methods.base import Injection, inject
-from lamina.methods.certificate import Certificate, replay_probes
-from lamina.methods.greedy import greedy_answers
-from lamina.methods.lock import build_lock, check_lock
-from lamina.methods.probes import Probe, record_probes
 from lamina.models.load import load_base
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -16,16 +16,16 @@ from tests.methods.test_peft import FIELDS, config_of
 from tests.models_zoo import build_model
 
 import lamina
+from lamina.adapters import reload
+from lamina.adapters.adapter import save_adapter
+from lamina.adapters.lock import build_lock
 from lamina.chat.template import build_template
 from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.config.methods.dora import DoraConfig
 from lamina.config.methods.lora import LoraConfig
 from lamina.errors import AdapterError, ConfigError
 from lamina.export.fold import fold_in
-from lamina.methods import reload
-from lamina.methods.adapter import save_adapter
 from lamina.methods.base import Injection, Saved, find_method, inject
-from lamina.methods.lock import build_lock
 from lamina.methods.lora import Lora
 from lamina.models.load import Base, load_base
 from lamina.runs import Run

@@ -66,7 +66,7 @@ def check_ten_steps(family: str, config: MethodConfig, peft_config: peft.PeftCon
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5, msg=name)
 
 
-def check_loads_from_peft(family: str, peft_config: peft.PeftConfig, folder: Path) -> lamina.methods.load.Loaded:
+def check_loads_from_peft(family: str, peft_config: peft.PeftConfig, folder: Path) -> lamina.adapters.load.Loaded:
     """What peft trained and saved gives peft's logits."""
     base = build_model(family, vocab_size=259)
     base.save_pretrained(folder / "base")

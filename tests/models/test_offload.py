@@ -15,11 +15,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 import lamina
+from lamina.adapters.load import load
 from lamina.config import load_config
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ConfigError
 from lamina.machine.pages import mapped_spans
-from lamina.methods.load import load
 from lamina.models import offload
 from lamina.models.fingerprint import weight_files
 from lamina.models.load import Base, load_base

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 import lamina
+from lamina.adapters.load import Loaded
 from lamina.chat.message import Message
 from lamina.checks.check import check_data
 from lamina.checks.findings import CheckReport
@@ -36,7 +37,6 @@ from lamina.errors import ConfigError, DataError
 from lamina.evaluation.forgetting import general_loss, general_pieces
 from lamina.evaluation.generate import stream
 from lamina.methods.base import inject
-from lamina.methods.load import Loaded
 from lamina.models.load import load_base
 from lamina.models.vocabulary import declared_rows, embedding_rows, head_rows
 

@@ -14,6 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoModelForCausalLM
 
 import lamina
+from lamina.adapters.load import load
 from lamina.chat.template import build_template
 from lamina.compute.weights.packed import FourBitLinear
 from lamina.config.quantization import QuantizationConfig
@@ -21,7 +22,6 @@ from lamina.data.batch import build_batch
 from lamina.data.dataset import build_dataset
 from lamina.errors import ConfigError, ModelError, StorageError
 from lamina.export import quantize as exporting
-from lamina.methods.load import load
 from lamina.models.load import load_base
 from lamina.models.quantized.quantizers import converted_modules
 from lamina.quantization.gptq import DAMPING, choose_numbers, round_for_inputs

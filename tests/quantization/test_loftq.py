@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import lamina
+from lamina.adapters.load import load
 from lamina.cache.folder import cache_folder
 from lamina.compute.weights.packed import PackedLinear
 from lamina.config import load_config
@@ -17,7 +18,6 @@ from lamina.config.methods.lora import LoftqConfig, LoraConfig
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import AdapterError, BaseMismatchError, ConfigError
 from lamina.methods.base import find_method, inject
-from lamina.methods.load import load
 from lamina.models.load import Base, load_base
 from lamina.quantization.loftq import split_weight
 from lamina.quantization.pack import pack_weight

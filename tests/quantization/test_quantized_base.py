@@ -12,12 +12,12 @@ from tests.models_zoo import build_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import lamina
+from lamina.adapters.load import load
 from lamina.cache.folder import cache_folder
 from lamina.compute.weights.packed import EightBitLinear, FourBitLinear, PackedLinear
 from lamina.config import load_config
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import CertificateError, ConfigError, ModelError, StorageError
-from lamina.methods.load import load
 from lamina.models.load import Base, load_base
 from lamina.models.quantized import load as quantized
 

@@ -14,8 +14,8 @@ from tests.models_zoo import CHATML, build_model
 from tests.training.helpers import settings, write_rows
 
 import lamina
+from lamina.adapters.load import load
 from lamina.errors import AdapterError, ConfigError, Interrupted, NewerVersionError, RunError
-from lamina.methods.load import load
 from lamina.runs import Run
 from lamina.training.events import Event
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lamina.methods.moved import with_rounding_moved
+from lamina.adapters.moved import with_rounding_moved
 from lamina.verification.report import Check, Measure
 from lamina.verification.rounding import Gradient, rounding_noise
 

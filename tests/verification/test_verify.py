@@ -203,7 +203,7 @@ def break_fused_layers(patch: Patch) -> None:
 
 def break_saving(patch: Patch) -> None:
     """Tensors are rounded on their way to the disk, which reading them finds out."""
-    from lamina.methods import adapter
+    from lamina.adapters import adapter
 
     real = adapter.write_peft
     rounded: Callable[..., None] = lambda folder, config, tensors: real(  # noqa: E731

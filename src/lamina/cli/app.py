@@ -184,9 +184,9 @@ def generate(
         prompts = [line.removeprefix("\ufeff").rstrip("\r\n") for line in sys.stdin if line.strip()]
     if not prompts:
         raise ConfigError(Problem("--prompt", "is required, or lines on stdin", 'add --prompt "..."'))
+    from lamina.adapters.load import load
     from lamina.cli.chat import notify_of, print_answers
     from lamina.evaluation.generate import generate_each
-    from lamina.methods.load import load
 
     loaded = load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
     notify_of(loaded, temperature)
@@ -217,8 +217,8 @@ def chat(
     as_json: JsonFlag = False,
 ) -> None:
     """Talk to an adapter in the terminal; /base and /adapter switch between it and the bare base."""
+    from lamina.adapters.load import load
     from lamina.cli.chat import notify_of, run_chat
-    from lamina.methods.load import load
 
     loaded = load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
     notify_of(loaded, temperature)

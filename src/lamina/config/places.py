@@ -3,7 +3,7 @@
 A run keeps its paths as they were given, often relative, so that a project may move as a whole. Its manifest says which
 folder they start from, and where the run lay then; so they are found from another working directory, and after run and
 project have moved together. What is found is checked by digest where it counts (`training/setup.py`,
-`methods/load.py`).
+`adapters/load.py`).
 """
 
 from __future__ import annotations

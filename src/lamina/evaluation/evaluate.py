@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lamina.adapters.load import Loaded, adapter_folder, load
 from lamina.compute.fusion import fast_path
 from lamina.config import DataConfig
 from lamina.config.losses.cross_entropy import CrossEntropyConfig
@@ -17,7 +18,6 @@ from lamina.errors import ConfigError, DataError, Problem
 from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS, complete, left_out_settings
 from lamina.evaluation.scorers import Scorer, find_scorers
 from lamina.losses.base import Loss, build_loss
-from lamina.methods.load import Loaded, adapter_folder, load
 from lamina.models.vocabulary import check_side
 from lamina.progress import Notify, Progress
 from lamina.runs import Run

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from lamina.adapters.load import Loaded
 from lamina.compute.fusion import fast_path
 from lamina.data.example import EncodedExample
 from lamina.data.read import read_rows
 from lamina.errors import DataError
 from lamina.losses.cross_entropy import CrossEntropy
-from lamina.methods.load import Loaded
 from lamina.models.vocabulary import check_ids
 from lamina.structure.head import Head, find_head
 from lamina.training.step import evaluate_loss

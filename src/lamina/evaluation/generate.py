@@ -25,10 +25,10 @@ from transformers import (
     TextIteratorStreamer,
 )
 
+from lamina.adapters.greedy import contiguous_head_input
+from lamina.adapters.load import Loaded, load
 from lamina.chat.message import Message
 from lamina.errors import ConfigError, DataError, Problem
-from lamina.methods.greedy import contiguous_head_input
-from lamina.methods.load import Loaded, load
 from lamina.methods.virtual_tokens import VirtualTokens
 from lamina.models.stops import with_stop_ids
 from lamina.models.vocabulary import check_prompt, embedding_rows

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, LogitsProcessor, PreTrainedModel
 
+from lamina.adapters.certificate import Answers, Certificate
+from lamina.adapters.greedy import greedy_answers
 from lamina.chat.jinja import mentions_date
 from lamina.chat.message import Message
 from lamina.chat.template import ChatTemplate
 from lamina.chat.tokenizer import fingerprint_tokenizer
 from lamina.machine.quiet import quiet_transformers
-from lamina.methods.certificate import Answers, Certificate
-from lamina.methods.greedy import greedy_answers
 from lamina.models.stops import with_stop_ids
 
 # Longest answer that is waited for. Every token reads all of the weights, so that of a large model it is less.

@@ -12,17 +12,17 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lamina import files
+from lamina.adapters.adapter import read_adapter
+from lamina.adapters.certificate import Certificate, replay_probes
+from lamina.adapters.load import Loaded, adapter_folder, load
+from lamina.adapters.lock import Lock
+from lamina.adapters.probes import Probe, record_again, record_probes
 from lamina.errors import AdapterError
 from lamina.export.answers import answer_prompts, check_answers
 from lamina.export.fold import check_merges, fold_and_save
 from lamina.machine.hardware import dtype_name
 from lamina.machine.pages import drop_file_pages
 from lamina.machine.quiet import quiet_transformers
-from lamina.methods.adapter import read_adapter
-from lamina.methods.certificate import Certificate, replay_probes
-from lamina.methods.load import Loaded, adapter_folder, load
-from lamina.methods.lock import Lock
-from lamina.methods.probes import Probe, record_again, record_probes
 from lamina.models.fingerprint import weight_files
 from lamina.models.folder import Ends, complete_folder
 from lamina.progress import Notify

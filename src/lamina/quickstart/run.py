@@ -12,12 +12,12 @@ from typing import Any
 import yaml
 
 from lamina import files
+from lamina.adapters.certificate import Certificate
+from lamina.adapters.load import load
 from lamina.chat.message import Message
 from lamina.config import load_config
 from lamina.evaluation.generate import answer
 from lamina.export.merge import merge
-from lamina.methods.certificate import Certificate
-from lamina.methods.load import load
 from lamina.progress import Notify, Progress
 from lamina.quickstart.settings import quickstart_settings, write_rows
 from lamina.quickstart.task import Request, build_task, is_valid_record

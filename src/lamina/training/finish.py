@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from lamina.methods.adapter import save_adapter
-from lamina.methods.lock import build_lock
-from lamina.methods.probes import record_probes
-from lamina.methods.reload import check_written
+from lamina.adapters.adapter import save_adapter
+from lamina.adapters.lock import build_lock
+from lamina.adapters.probes import record_probes
+from lamina.adapters.reload import check_written
 from lamina.progress import Notify
 from lamina.runs import timestamp
 from lamina.training.checkpoint import TrainState, load_best

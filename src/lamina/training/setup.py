@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina import files
+from lamina.adapters.reload import check_before_training
 from lamina.chat.template import ChatTemplate, template_of
 from lamina.chat.tokenizer import fingerprint_tokenizer
 from lamina.compute.kernels import kernel_state, prepare_kernels
@@ -35,7 +36,6 @@ from lamina.losses.base import Loss, build_loss
 from lamina.machine.hardware import default_device, dtype_name
 from lamina.methods.base import Hooks, Injection, find_method, inject
 from lamina.methods.coverage import Coverage, check_reach, find_coverage
-from lamina.methods.reload import check_before_training
 from lamina.methods.virtual_tokens import VirtualTokens
 from lamina.models.load import Base, load_base
 from lamina.models.vocabulary import check_vocabulary

@@ -12,16 +12,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from lamina.adapters.adapter import save_adapter
+from lamina.adapters.certificate import EFFECT_MARGIN, Certificate
+from lamina.adapters.load import load
+from lamina.adapters.lock import build_lock
+from lamina.adapters.probes import record_probes
 from lamina.config import Config
 from lamina.errors import CertificateError
 from lamina.export.merge import merge
 from lamina.machine.hardware import dtype_name
-from lamina.methods.adapter import save_adapter
 from lamina.methods.base import find_method
-from lamina.methods.certificate import EFFECT_MARGIN, Certificate
-from lamina.methods.load import load
-from lamina.methods.lock import build_lock
-from lamina.methods.probes import record_probes
 from lamina.runs import Run
 from lamina.training.checkpoint import newest_checkpoint
 from lamina.training.events import Event

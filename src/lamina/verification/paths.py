@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lamina.adapters.moved import with_rounding_moved
 from lamina.compute.fusion import Recompute, fast_path
 from lamina.compute.ops.adapter import AdapterLinear
 from lamina.compute.ops.attention import packed_attention
@@ -25,7 +26,6 @@ from lamina.data.batch import Layout, build_units
 from lamina.data.example import EncodedExample
 from lamina.machine.hardware import dtype_name
 from lamina.methods.base import Injection
-from lamina.methods.moved import with_rounding_moved
 from lamina.training.setup import Session
 from lamina.training.step import training_step
 from lamina.verification.report import Measure, Skipped

@@ -2,7 +2,7 @@
 
 Two right ways of computing the same thing differ by rounding, and how far that carries depends on the model, the data
 and the dtype: in bfloat16, it is some per cent of the gradient of a deep network. So it is measured: the plain gradient
-is computed again with the result of every linear layer moved (`methods/moved.py`), forward and backward, and the
+is computed again with the result of every linear layer moved (`adapters/moved.py`), forward and backward, and the
 distance to the first one is what rounding alone can do. Broken exactness, such as a document that sees another, changes
 a gradient by a large part of itself.
 """

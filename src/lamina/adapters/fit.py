@@ -15,17 +15,17 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.adapters.adapter import Adapter, check_tensors
+from lamina.adapters.hf_peft import fallback_config
+from lamina.adapters.tensor_names import find_places
 from lamina.compute.ops.adapter import set_module
 from lamina.compute.weights import PackedLinear, freeze_linear
 from lamina.config import MethodConfig
 from lamina.config.methods.peft import PeftConfig
 from lamina.errors import AdapterError, ConfigError
-from lamina.methods.adapter import Adapter, check_tensors
 from lamina.methods.base import PEFT_PREFIX, Injection, find_method, inject
-from lamina.methods.hf_peft import fallback_config
 from lamina.methods.peft_types import converted_tensors
 from lamina.methods.targets import FIELD as TARGETS
-from lamina.methods.tensor_names import find_places
 
 # The fields of a method that name modules and that peft does not mind naming some which are not there.
 NAME_FIELDS = ("target_modules", "feedforward_modules")

@@ -9,17 +9,17 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lamina import files
+from lamina.adapters.adapter import Adapter, read_adapter
+from lamina.adapters.certificate import Certificate, replay_probes
+from lamina.adapters.fit import fit
+from lamina.adapters.lock import check_lock
 from lamina.chat.template import ChatTemplate, build_template
 from lamina.config.aliases import ALIASES
 from lamina.config.places import read_manifest, start_folders
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import AdapterError, ConfigError, ModelError
 from lamina.machine.hardware import default_device
-from lamina.methods.adapter import Adapter, read_adapter
 from lamina.methods.base import Injection, find_method
-from lamina.methods.certificate import Certificate, replay_probes
-from lamina.methods.fit import fit
-from lamina.methods.lock import check_lock
 from lamina.models.fingerprint import fingerprint_base
 from lamina.models.load import Base, load_base
 from lamina.models.source import find_model

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from lamina.adapters.moved import with_rounding_moved
+from lamina.adapters.probes import Probe, probe_logits
 from lamina.errors import CertificateError
-from lamina.methods.moved import with_rounding_moved
-from lamina.methods.probes import Probe, probe_logits
 
 # How far `effect_kept` may be from 1: a missing adapter gives 0, one that is applied twice 2.
 EFFECT_MARGIN = 0.5

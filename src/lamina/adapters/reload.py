@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from lamina.adapters.adapter import read_adapter
+from lamina.adapters.hf_peft import peft_content, read_peft_config
 from lamina.config import MethodConfig
 from lamina.errors import AdapterError, ConfigError, LaminaError, Problem
-from lamina.methods.adapter import read_adapter
 from lamina.methods.base import Injection, find_method, inject
 from lamina.methods.coverage import with_names
-from lamina.methods.hf_peft import peft_content, read_peft_config
 from lamina.structure.skeleton import build_skeleton, with_memory
 
 Shapes = dict[str, tuple[int, ...]]

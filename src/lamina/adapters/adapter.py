@@ -20,13 +20,13 @@ import torch
 from pydantic import ValidationError
 
 from lamina import files
+from lamina.adapters.hf_peft import method_config, peft_content, read_peft_config, read_tensors, write_peft
+from lamina.adapters.lock import Lock
+from lamina.adapters.probes import Probe
 from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.errors import AdapterError, LaminaError, NewerVersionError, check_format
 from lamina.methods.base import Injection, find_method
 from lamina.methods.coverage import with_names
-from lamina.methods.hf_peft import method_config, peft_content, read_peft_config, read_tensors, write_peft
-from lamina.methods.lock import Lock
-from lamina.methods.probes import Probe
 from lamina.models.load import Base
 
 LAMINA_FILE = "lamina.json"
