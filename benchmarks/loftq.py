@@ -21,7 +21,7 @@ from lamina.config.methods.lora import LoftqConfig, LoraConfig
 from lamina.config.quantization import QuantizationConfig
 from lamina.evaluation.forgetting import general_pieces
 from lamina.losses.cross_entropy import CrossEntropy
-from lamina.methods.base import find_method, inject
+from lamina.methods.shared.base import find_method, inject
 from lamina.models.load import Base, load_base
 from lamina.quantization.report import RoundingReport
 from lamina.structure.head import find_head

@@ -68,7 +68,7 @@ def measure(name: str, tokens: int, steps: int) -> Cost:
     from lamina.data.batch import build_batch
     from lamina.data.example import EncodedExample
     from lamina.machine.memory import peak_bytes
-    from lamina.methods.base import find_method, inject
+    from lamina.methods.shared.base import find_method, inject
     from lamina.models.load import load_base
     from lamina.optim.build import build_optimizer
     from lamina.structure.head import find_head

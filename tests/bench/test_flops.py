@@ -18,7 +18,7 @@ from lamina.compute.ops.attention import packed_attention
 from lamina.config.methods.lora import LoraConfig
 from lamina.data.batch import build_batch
 from lamina.losses.cross_entropy import cross_entropy
-from lamina.methods.base import inject
+from lamina.methods.shared.base import inject
 from lamina.structure.head import find_head
 
 RANK = 4

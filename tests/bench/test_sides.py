@@ -14,7 +14,7 @@ from lamina.bench.sides import find_side, side_names
 from lamina.bench.sides._common import IGNORED, load_model, lora_config, padded_micro_batches, start_like_lamina
 from lamina.bench.worker import run_job
 from lamina.config.methods.lora import LoraConfig
-from lamina.methods.base import inject
+from lamina.methods.shared.base import inject
 
 needs_trl = pytest.mark.skipif(not is_installed("trl"), reason="trl is not installed")
 

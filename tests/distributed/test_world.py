@@ -17,7 +17,7 @@ from lamina.config.methods.lora import LoraConfig
 from lamina.data.example import EncodedExample
 from lamina.distributed.world import ALONE, World
 from lamina.losses.cross_entropy import CrossEntropy
-from lamina.methods.base import Injection, inject
+from lamina.methods.shared.base import Injection, inject
 from lamina.runs import Run
 from lamina.signals import StopRequest
 from lamina.structure.head import find_head

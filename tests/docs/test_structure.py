@@ -89,7 +89,7 @@ def test_light_parts_import_nothing_heavy() -> None:
 def test_methods_come_in_pairs() -> None:
     """Each method's configuration has its mathematics under the same name, and the other way round."""
     from lamina.config import METHOD_CONFIGS
-    from lamina.methods.base import Method, all_methods
+    from lamina.methods.shared.base import Method, all_methods
 
     assert all(isinstance(method, Method) for method in all_methods().values())
     defining = {p.stem for p in (SOURCE / "methods").glob("*.py") if "\nMETHOD = " in p.read_text(encoding="utf-8")}

@@ -16,7 +16,7 @@ from lamina.config import METHOD_CONFIGS
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import AdapterError
 from lamina.export.fold import fold_and_save, fold_in
-from lamina.methods.base import Injection, inject
+from lamina.methods.shared.base import Injection, inject
 from lamina.models.fingerprint import fingerprint_base
 from lamina.quantization.pack import pack_weight
 

@@ -30,7 +30,7 @@ from lamina.chat.template import build_template
 from lamina.chat.tokenizer import fingerprint_tokenizer
 from lamina.config import METHOD_CONFIGS
 from lamina.errors import ConfigError, ModelError, StorageError
-from lamina.methods.base import inject
+from lamina.methods.shared.base import inject
 from lamina.models import companions
 from lamina.models.fingerprint import fingerprint_base
 from lamina.models.gguf import convert_gguf

@@ -19,7 +19,7 @@ from lamina.adapters.probes import record_probes
 from lamina.chat.template import build_template
 from lamina.config.methods.lora import LoraConfig
 from lamina.errors import AdapterError, BaseMismatchError, CertificateError
-from lamina.methods.base import inject
+from lamina.methods.shared.base import inject
 from lamina.models.load import load_base
 from lamina.quickstart.task import build_task
 

@@ -22,7 +22,7 @@ from lamina.config import METHOD_CONFIGS
 from lamina.errors import CertificateError
 from lamina.export import merge as merging
 from lamina.export.fold import fold_in
-from lamina.methods.base import Injection, inject
+from lamina.methods.shared.base import Injection, inject
 from lamina.models.load import load_base
 
 IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7, 60, 21]])

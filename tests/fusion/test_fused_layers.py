@@ -20,7 +20,7 @@ from lamina.compute.ops.attention import packed_attention
 from lamina.compute.ops.linear_group import Detour, LinearGroup
 from lamina.data.batch import build_batch
 from lamina.losses.cross_entropy import cross_entropy
-from lamina.methods.base import Injection
+from lamina.methods.shared.base import Injection
 from lamina.structure.head import find_head
 
 # Attention's kernel takes heads of 32 and leaves those of 8 to plain torch.

@@ -15,7 +15,7 @@ from lamina.compute.fusion import fast_path, fused_layers
 from lamina.compute.fusion.parts import attention_forward
 from lamina.compute.ops.attention import packed_attention
 from lamina.config import METHOD_CONFIGS
-from lamina.methods.base import Injection, inject
+from lamina.methods.shared.base import Injection, inject
 
 METHODS = ("bottleneck", "full", "ia3", "ln_tuning", "loha", "lokr", "prefix_tuning")
 FAMILIES = ("llama", "qwen3", "gemma2", "gemma3")

@@ -21,7 +21,7 @@ from lamina.config import METHOD_CONFIGS
 from lamina.data.batch import build_batch
 from lamina.data.example import EncodedExample
 from lamina.losses.cross_entropy import cross_entropy
-from lamina.methods.base import Injection, find_method, inject
+from lamina.methods.shared.base import Injection, find_method, inject
 from lamina.structure.head import find_head
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -14,7 +14,7 @@ from lamina.adapters.adapter import save_adapter
 from lamina.adapters.lock import build_lock
 from lamina.chat.template import build_template
 from lamina.config import MethodConfig
-from lamina.methods.base import Injection, inject
+from lamina.methods.shared.base import Injection, inject
 from lamina.models.load import load_base
 
 IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7, 60], [12, 3, 44, 2, 98, 31, 8, 70]])

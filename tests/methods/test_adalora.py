@@ -26,7 +26,7 @@ from lamina.config import load_config
 from lamina.config.methods.adalora import AdaLoraConfig
 from lamina.errors import ConfigError
 from lamina.methods.adalora import METHOD, BudgetHooks
-from lamina.methods.base import Injection, inject
+from lamina.methods.shared.base import Injection, inject
 from lamina.training.step import EvaluationResult
 
 TARGETS = ["q_proj", "k_proj", "down_proj"]

@@ -17,8 +17,8 @@ from lamina.compute.fusion import fast_path
 from lamina.config import load_config
 from lamina.config.methods.bottleneck import BottleneckConfig
 from lamina.errors import AdapterError, ConfigError
-from lamina.methods.base import Injection, inject
 from lamina.methods.bottleneck import METHOD
+from lamina.methods.shared.base import Injection, inject
 
 IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7, 60, 21, 8]])
 FAMILIES = ["llama", "gemma3", "gpt2", "phi"]

@@ -23,7 +23,7 @@ from lamina.data.example import EncodedExample
 from lamina.errors import AdapterError
 from lamina.export.fold import fold_in
 from lamina.losses.cross_entropy import cross_entropy
-from lamina.methods.base import Injection, find_method, inject
+from lamina.methods.shared.base import Injection, find_method, inject
 from lamina.models.load import Base, load_base
 from lamina.models.source import ModelSource
 from lamina.structure.head import find_head

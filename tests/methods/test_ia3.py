@@ -21,7 +21,7 @@ from lamina.config import load_config
 from lamina.config.methods.ia3 import IA3Config
 from lamina.errors import ConfigError
 from lamina.export.fold import fold_in
-from lamina.methods.base import inject
+from lamina.methods.shared.base import inject
 
 # What IA3 takes by itself: layers scaled at their output, and at their input.
 OTHERS = {"gpt2": (["attn.c_attn"], ["mlp.c_proj"]), "phi": (["self_attn.k_proj", "self_attn.v_proj"], ["mlp.fc2"])}

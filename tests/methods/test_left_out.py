@@ -22,9 +22,9 @@ from lamina.compute.ops.adapter import AdapterLinear
 from lamina.compute.weights import freeze_linear
 from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.errors import ConfigError
-from lamina.methods.base import Injection, find_method, inject
-from lamina.methods.coverage import check_reach, find_coverage
-from lamina.methods.targets import find_targets, width
+from lamina.methods.shared.base import Injection, find_method, inject
+from lamina.methods.shared.coverage import check_reach, find_coverage
+from lamina.methods.shared.targets import find_targets, width
 
 # Architectures with linear layers narrower than any usual rank, and their ends.
 NARROW = {

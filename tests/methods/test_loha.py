@@ -18,8 +18,8 @@ from tests.models_zoo import build_model
 
 from lamina.config.methods.loha import LoHaConfig
 from lamina.errors import AdapterError, ConfigError
-from lamina.methods.base import inject
 from lamina.methods.loha import METHOD
+from lamina.methods.shared.base import inject
 
 TARGETS = ["q_proj", "gate_proj"]
 

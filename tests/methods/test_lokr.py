@@ -19,8 +19,8 @@ from tests.models_zoo import build_model
 from lamina.config import load_config
 from lamina.config.methods.lokr import LoKrConfig
 from lamina.errors import ConfigError
-from lamina.methods.base import inject
 from lamina.methods.lokr import factorization
+from lamina.methods.shared.base import inject
 
 TARGETS = ["k_proj", "gate_proj"]  # 16 x 48 and 80 x 48
 

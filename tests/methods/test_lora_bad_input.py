@@ -13,8 +13,8 @@ from lamina.compute.weights.packed import FourBitLinear
 from lamina.config import load_config
 from lamina.config.methods.lora import LoraConfig
 from lamina.errors import AdapterError, ConfigError
-from lamina.methods.base import find_method, inject
 from lamina.methods.lora import METHOD
+from lamina.methods.shared.base import find_method, inject
 
 COMBINATIONS: list[tuple[dict[str, Any], str]] = [
     ({"init_lora_weights": "pisa"}, r"init_lora_weights: 'pisa' is not one of true, false, gaussian"),

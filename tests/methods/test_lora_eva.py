@@ -22,10 +22,10 @@ import lamina
 from lamina.config.methods.lora import EvaConfig, LoraConfig
 from lamina.data.batch import Documents
 from lamina.data.example import EncodedExample
-from lamina.methods import lora_eva
-from lamina.methods.base import Injection
 from lamina.methods.lora import METHOD
-from lamina.methods.lora_eva import IncrementalPca
+from lamina.methods.shared import lora_eva
+from lamina.methods.shared.base import Injection
+from lamina.methods.shared.lora_eva import IncrementalPca
 from lamina.training.events import Event
 
 

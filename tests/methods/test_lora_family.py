@@ -20,8 +20,8 @@ from lamina.data.batch import build_batch
 from lamina.errors import AdapterError
 from lamina.export.fold import fold_in
 from lamina.losses.cross_entropy import cross_entropy
-from lamina.methods.base import inject
 from lamina.methods.lora import METHOD, ShiftedLoraLinear
+from lamina.methods.shared.base import inject
 from lamina.structure.head import find_head
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"]
@@ -243,7 +243,7 @@ def test_beginnings_draw_as_peft_does() -> None:
     from torch import nn
 
     from lamina.compute.weights import freeze_linear
-    from lamina.methods.lora_init import initial_factors
+    from lamina.methods.shared.lora_init import initial_factors
 
     for init in (True, "gaussian", "orthogonal", "pissa_niter_3"):
         base = nn.Linear(24, 10)

@@ -13,8 +13,8 @@ from tests.models_zoo import build_model
 from lamina.config import load_config
 from lamina.config.methods.p_tuning import PTuningConfig
 from lamina.errors import AdapterError, ConfigError
-from lamina.methods.base import inject
 from lamina.methods.p_tuning import METHOD
+from lamina.methods.shared.base import inject
 
 PEFT = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 5, "encoder_hidden_size": 24}
 MLP = PTuningConfig(num_virtual_tokens=5, encoder_hidden_size=24)

@@ -24,9 +24,9 @@ from lamina.config import METHOD_CONFIGS, load_config
 from lamina.config.methods.peft import PeftConfig
 from lamina.errors import AdapterError, ConfigError
 from lamina.export.fold import fold_in
-from lamina.methods.base import Injection, find_method, inject
 from lamina.methods.peft import METHOD
-from lamina.methods.peft_types import _REFUSED, _REFUSED_IN_TRAINING, build_peft_config, peft_types
+from lamina.methods.shared.base import Injection, find_method, inject
+from lamina.methods.shared.peft_types import _REFUSED, _REFUSED_IN_TRAINING, build_peft_config, peft_types
 from lamina.models.load import Base, load_base
 
 IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7, 7, 60, 21]])
@@ -81,7 +81,7 @@ NO_MASTERS = {"LN_TUNING"}
 @pytest.fixture(autouse=True)
 def _no_methods_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that peft's LoRA and the like, which lamina has itself, are tested here too."""
-    for module in ("lamina.methods.peft", "lamina.methods.peft_types"):
+    for module in ("lamina.methods.peft", "lamina.methods.shared.peft_types"):
         monkeypatch.setattr(f"{module}.METHOD_CONFIGS", {"peft": METHOD_CONFIGS["peft"]})
 
 
@@ -379,7 +379,7 @@ ELSEWHERE: list[tuple[str, dict[str, Any], str | None]] = [
 def test_no_advice_leads_in_a_circle(
     peft_type: str, fields: dict[str, Any], reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("lamina.methods.peft", "lamina.methods.peft_types"):
+    for module in ("lamina.methods.peft", "lamina.methods.shared.peft_types"):
         monkeypatch.setattr(f"{module}.METHOD_CONFIGS", METHOD_CONFIGS)
     config = PeftConfig.model_validate({"type": "peft", "peft_type": peft_type} | fields)
     if reason is None:
@@ -406,7 +406,7 @@ def test_lora_points_to_pefts_for_what_that_alone_has(field: str) -> None:
 
 
 def test_all_linear_means_experts_to_peft_and_so_is_not_pointed_to_lora(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("lamina.methods.peft", "lamina.methods.peft_types"):
+    for module in ("lamina.methods.peft", "lamina.methods.shared.peft_types"):
         monkeypatch.setattr(f"{module}.METHOD_CONFIGS", METHOD_CONFIGS)
     config = PeftConfig.model_validate({"peft_type": "LORA", "r": 4, "target_modules": "all-linear"})
     injection = begun(build("qwen3_moe"), config)

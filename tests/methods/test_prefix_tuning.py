@@ -25,8 +25,8 @@ from lamina.compute.ops.attention import packed_attention
 from lamina.config import load_config
 from lamina.config.methods.prefix_tuning import PrefixTuningConfig
 from lamina.errors import AdapterError, ConfigError, ModelError
-from lamina.methods.base import inject
 from lamina.methods.prefix_tuning import METHOD
+from lamina.methods.shared.base import inject
 
 CONFIG = PrefixTuningConfig(num_virtual_tokens=5)
 PROJECTED = PrefixTuningConfig(num_virtual_tokens=5, prefix_projection=True, encoder_hidden_size=24)

@@ -20,7 +20,7 @@ from lamina.config.methods.prefix_tuning import PrefixTuningConfig
 from lamina.config.methods.prompt_tuning import PromptTuningConfig
 from lamina.errors import BaseMismatchError, CertificateError
 from lamina.export.fold import fold_in
-from lamina.methods.base import Injection, inject
+from lamina.methods.shared.base import Injection, inject
 from lamina.models.load import load_base
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -22,8 +22,8 @@ from lamina.compute.fusion import fast_path
 from lamina.config import load_config
 from lamina.config.methods.prompt_tuning import PromptTuningConfig
 from lamina.errors import AdapterError, ConfigError, ModelError
-from lamina.methods.base import inject
 from lamina.methods.prompt_tuning import METHOD
+from lamina.methods.shared.base import inject
 
 CONFIG = PromptTuningConfig(num_virtual_tokens=5)
 PEFT = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 5}

@@ -25,8 +25,8 @@ from lamina.config.methods.dora import DoraConfig
 from lamina.config.methods.lora import LoraConfig
 from lamina.errors import AdapterError, ConfigError
 from lamina.export.fold import fold_in
-from lamina.methods.base import Injection, Saved, find_method, inject
 from lamina.methods.lora import Lora
+from lamina.methods.shared.base import Injection, Saved, find_method, inject
 from lamina.models.load import Base, load_base
 from lamina.runs import Run
 from lamina.structure.skeleton import build_skeleton, with_memory

@@ -14,8 +14,8 @@ from torch import nn
 from lamina.compute.weights import freeze_linear
 from lamina.config.methods.lora import LoraConfig
 from lamina.errors import ConfigError
-from lamina.methods.base import inject
-from lamina.methods.targets import find_targets, short_targets
+from lamina.methods.shared.base import inject
+from lamina.methods.shared.targets import find_targets, short_targets
 
 
 def test_all_linear_leaves_out_the_head(family: str) -> None:

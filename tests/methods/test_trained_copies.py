@@ -19,9 +19,9 @@ from lamina.config.methods.full import FullConfig
 from lamina.config.methods.ln_tuning import LnTuningConfig
 from lamina.errors import AdapterError, ConfigError
 from lamina.export.fold import fold_in
-from lamina.methods.base import Injection, inject
 from lamina.methods.ln_tuning import METHOD
-from lamina.methods.trained_copy import count_replaced, train_parameters
+from lamina.methods.shared.base import Injection, inject
+from lamina.methods.shared.trained_copy import count_replaced, train_parameters
 
 IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7]])
 FAMILIES = ["llama", "qwen3", "gemma2", "gemma3", "gpt2", "phi"]

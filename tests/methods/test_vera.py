@@ -19,7 +19,7 @@ from tests.models_zoo import build_model
 import lamina
 from lamina.config.methods.vera import VeraConfig
 from lamina.errors import AdapterError
-from lamina.methods.base import inject
+from lamina.methods.shared.base import inject
 
 TARGETS = ["q_proj", "k_proj", "down_proj"]  # inputs of 48 and 80, outputs of 48 and 16
 

@@ -12,7 +12,7 @@ from tests.models_zoo import build_model, build_tokenizer
 
 import lamina
 from lamina.config import MethodConfig
-from lamina.methods.base import Injection, inject
+from lamina.methods.shared.base import Injection, inject
 
 IDS = torch.tensor(
     [[5, 9, 17, 33, 4, 101, 7, 60, 21, 8, 90, 41, 3, 77], [9, 4, 4, 31, 66, 2, 18, 5, 5, 70, 71, 12, 6, 30]]

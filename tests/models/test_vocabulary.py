@@ -36,7 +36,7 @@ from lamina.data.store import StoredRow, TokenStore, cached_store
 from lamina.errors import ConfigError, DataError
 from lamina.evaluation.forgetting import general_loss, general_pieces
 from lamina.evaluation.generate import stream
-from lamina.methods.base import inject
+from lamina.methods.shared.base import inject
 from lamina.models.load import load_base
 from lamina.models.vocabulary import declared_rows, embedding_rows, head_rows
 

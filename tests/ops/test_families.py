@@ -16,7 +16,7 @@ from lamina.config.methods.lora import LoraConfig
 from lamina.data.batch import build_batch
 from lamina.data.example import EncodedExample
 from lamina.losses.cross_entropy import cross_entropy
-from lamina.methods.base import Injection, inject
+from lamina.methods.shared.base import Injection, inject
 from lamina.structure.head import find_head
 
 # Longer than the sliding windows of the test models, and odd.

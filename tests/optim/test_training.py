@@ -24,7 +24,7 @@ from lamina.config.optimizers import OPTIMIZERS
 from lamina.data.example import EncodedExample
 from lamina.errors import ConfigError, TrainingError
 from lamina.losses.cross_entropy import CrossEntropy
-from lamina.methods.base import inject
+from lamina.methods.shared.base import inject
 from lamina.optim import LayerwiseGaloreAdamW, build_optimizer
 from lamina.optim.muon import MuonWithAdamW
 from lamina.structure.head import find_head

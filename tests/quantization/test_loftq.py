@@ -17,7 +17,7 @@ from lamina.config.methods.dora import DoraConfig
 from lamina.config.methods.lora import LoftqConfig, LoraConfig
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import AdapterError, BaseMismatchError, ConfigError
-from lamina.methods.base import find_method, inject
+from lamina.methods.shared.base import find_method, inject
 from lamina.models.load import Base, load_base
 from lamina.quantization.loftq import split_weight
 from lamina.quantization.pack import pack_weight

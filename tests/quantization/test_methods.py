@@ -15,7 +15,7 @@ from lamina.config import METHOD_CONFIGS, MethodConfig, load_config
 from lamina.config.methods.full import FullConfig
 from lamina.config.methods.peft import PeftConfig
 from lamina.errors import ConfigError
-from lamina.methods.base import Injection, inject
+from lamina.methods.shared.base import Injection, inject
 
 pytest.importorskip("bitsandbytes")
 

@@ -18,7 +18,7 @@ from tests.training.helpers import settings
 import lamina
 from lamina.errors import Interrupted, StorageError, TrainingError
 from lamina.losses import cross_entropy
-from lamina.methods.base import Hooks
+from lamina.methods.shared.base import Hooks
 from lamina.runs import Run, open_run
 from lamina.signals import stop_on_signals
 from lamina.training import loop, setup

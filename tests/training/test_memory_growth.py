@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from lamina.config.methods.lora import LoraConfig
 from lamina.data.example import EncodedExample
 from lamina.compute.fusion import fast_path
-from lamina.methods.base import inject
+from lamina.methods.shared.base import inject
 from lamina.structure.head import find_head
 from lamina.machine.hardware import bound_product_cache
 from lamina.losses.cross_entropy import CrossEntropy

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 import lamina
 from lamina.config import load_config
 from lamina.data.packing import plan_epoch
-from lamina.methods.base import inject
+from lamina.methods.shared.base import inject
 from lamina.models.source import find_model
 from lamina.quickstart.task import build_task
 from lamina.training.events import Event

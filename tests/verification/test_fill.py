@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lamina.config import load_config
-from lamina.methods.base import inject
+from lamina.methods.shared.base import inject
 from lamina.verification.paths import fill_adapter
 from tests.architectures import build_architecture
 

@@ -20,8 +20,8 @@ from lamina.compute.ops.dropout import MaskedDropout
 from lamina.compute.weights import DenseLinear
 from lamina.data.example import EncodedExample
 from lamina.errors import ConfigError, Interrupted
-from lamina.methods.base import Injection
 from lamina.methods.lora import LoraLinear
+from lamina.methods.shared.base import Injection
 from lamina.quickstart.task import build_task
 from lamina.training import checkpoint
 from lamina.training import step as training_step
@@ -104,7 +104,9 @@ Patch = pytest.MonkeyPatch
 
 def break_adapter_scale(patch: Patch) -> None:
     real = lora_linear.lora_linear
-    patch.setattr("lamina.methods.low_rank.lora_linear", lambda x, f, A, B, s, p, c: real(x, f, A, B, 1.1 * s, p, c))
+    patch.setattr(
+        "lamina.methods.shared.low_rank.lora_linear", lambda x, f, A, B, s, p, c: real(x, f, A, B, 1.1 * s, p, c)
+    )
 
 
 def break_adapter_gradient(patch: Patch) -> None:
@@ -183,7 +185,7 @@ def break_checkpointing(patch: Patch) -> None:
         kept = torch.empty(x.shape, dtype=torch.bool).bernoulli_(1.0 - dropout, generator=generator)
         return MaskedDropout(kept, 1.0 / (1.0 - dropout))
 
-    patch.setattr("lamina.methods.low_rank.lora_linear", own_dropout)
+    patch.setattr("lamina.methods.shared.low_rank.lora_linear", own_dropout)
     patch.setattr(linear_group, "draw_dropout", own_mask)
 
 

@@ -12,7 +12,7 @@ from lamina.config.methods.lora import LoraConfig
 from lamina.data.batch import Layout, build_batches
 from lamina.data.example import EncodedExample
 from lamina.losses.cross_entropy import cross_entropy
-from lamina.methods.base import Injection, inject
+from lamina.methods.shared.base import Injection, inject
 from lamina.structure.head import find_head
 from tests.zoo.architectures import ARCHITECTURES, LONGEST, build_architecture
 from tests.zoo.page import PAGE, row

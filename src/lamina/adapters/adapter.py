@@ -25,8 +25,8 @@ from lamina.adapters.lock import Lock
 from lamina.adapters.probes import Probe
 from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.errors import AdapterError, LaminaError, NewerVersionError, check_format
-from lamina.methods.base import Injection, find_method
-from lamina.methods.coverage import with_names
+from lamina.methods.shared.base import Injection, find_method
+from lamina.methods.shared.coverage import with_names
 from lamina.models.load import Base
 
 LAMINA_FILE = "lamina.json"

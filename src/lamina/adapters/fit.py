@@ -23,9 +23,9 @@ from lamina.compute.weights import PackedLinear, freeze_linear
 from lamina.config import MethodConfig
 from lamina.config.methods.peft import PeftConfig
 from lamina.errors import AdapterError, ConfigError
-from lamina.methods.base import PEFT_PREFIX, Injection, find_method, inject
-from lamina.methods.peft_types import converted_tensors
-from lamina.methods.targets import FIELD as TARGETS
+from lamina.methods.shared.base import PEFT_PREFIX, Injection, find_method, inject
+from lamina.methods.shared.peft_types import converted_tensors
+from lamina.methods.shared.targets import FIELD as TARGETS
 
 # The fields of a method that name modules and that peft does not mind naming some which are not there.
 NAME_FIELDS = ("target_modules", "feedforward_modules")

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from lamina.config import MethodConfig
 from lamina.errors import AdapterError
 from lamina.files import write_json
-from lamina.methods.base import Injection, Method, all_methods, find_method
-from lamina.methods.targets import short_targets
+from lamina.methods.shared.base import Injection, Method, all_methods, find_method
+from lamina.methods.shared.targets import short_targets
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"

@@ -19,7 +19,7 @@ from lamina.config.places import read_manifest, start_folders
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import AdapterError, ConfigError, ModelError
 from lamina.machine.hardware import default_device
-from lamina.methods.base import Injection, find_method
+from lamina.methods.shared.base import Injection, find_method
 from lamina.models.fingerprint import fingerprint_base
 from lamina.models.load import Base, load_base
 from lamina.models.source import find_model

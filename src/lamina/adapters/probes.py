@@ -18,7 +18,7 @@ from lamina.adapters.greedy import greedy_answers
 from lamina.chat.message import Message
 from lamina.chat.template import ChatTemplate
 from lamina.errors import AdapterError, NewerVersionError
-from lamina.methods.base import Injection
+from lamina.methods.shared.base import Injection
 from lamina.models.stops import with_stop_ids
 from lamina.models.vocabulary import embedding_rows
 

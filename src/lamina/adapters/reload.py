@@ -18,8 +18,8 @@ from lamina.adapters.adapter import read_adapter
 from lamina.adapters.hf_peft import peft_content, read_peft_config
 from lamina.config import MethodConfig
 from lamina.errors import AdapterError, ConfigError, LaminaError, Problem
-from lamina.methods.base import Injection, find_method, inject
-from lamina.methods.coverage import with_names
+from lamina.methods.shared.base import Injection, find_method, inject
+from lamina.methods.shared.coverage import with_names
 from lamina.structure.skeleton import build_skeleton, with_memory
 
 Shapes = dict[str, tuple[int, ...]]

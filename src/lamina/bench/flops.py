@@ -25,7 +25,7 @@ from lamina.compute.ops.attention import packed_attention_forward
 from lamina.compute.weights import freeze_linear
 from lamina.config import MethodConfig
 from lamina.machine.quiet import quiet_transformers
-from lamina.methods.base import inject
+from lamina.methods.shared.base import inject
 from lamina.structure.layers import text_decoder
 
 _COUNTING = "lamina_counting"

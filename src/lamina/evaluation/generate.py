@@ -29,7 +29,7 @@ from lamina.adapters.greedy import contiguous_head_input
 from lamina.adapters.load import Loaded, load
 from lamina.chat.message import Message
 from lamina.errors import ConfigError, DataError, Problem
-from lamina.methods.virtual_tokens import VirtualTokens
+from lamina.methods.shared.virtual_tokens import VirtualTokens
 from lamina.models.stops import with_stop_ids
 from lamina.models.vocabulary import check_prompt, embedding_rows
 from lamina.structure.positions import declared_positions, has_position_table

@@ -19,7 +19,7 @@ from lamina.compute.weights import PackedLinear, unpack
 from lamina.config import METHOD_CONFIGS
 from lamina.errors import AdapterError
 from lamina.machine.quiet import quiet_transformers
-from lamina.methods.base import Injection
+from lamina.methods.shared.base import Injection
 from lamina.models.shards import ShardWriter
 
 # Of a weight, compared at once; the one of them that changed the most is looked at again in the written file.

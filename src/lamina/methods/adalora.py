@@ -23,10 +23,10 @@ from transformers import PreTrainedModel
 from lamina.compute.weights import FrozenLinear
 from lamina.config.methods.adalora import AdaLoraConfig
 from lamina.errors import ConfigError, Problem
-from lamina.methods.base import PEFT_PREFIX, Hooks, Injection, Method, Saved
-from lamina.methods.low_rank import LowRankLinear
-from lamina.methods.shared import adapted_linears, check_rank, peft_fields, read_peft_fields, zeros
-from lamina.methods.targets import find_targets, replace_linears
+from lamina.methods.shared.base import PEFT_PREFIX, Hooks, Injection, Method, Saved
+from lamina.methods.shared.linears import adapted_linears, check_rank, peft_fields, read_peft_fields, zeros
+from lamina.methods.shared.low_rank import LowRankLinear
+from lamina.methods.shared.targets import find_targets, replace_linears
 
 INIT_STD = 0.02
 

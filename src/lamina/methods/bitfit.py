@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from lamina.config.methods.bitfit import BitfitConfig
 from lamina.errors import ConfigError, Problem
-from lamina.methods.base import Injection, Method
-from lamina.methods.trained_copy import train_parameters, without_uncalled
+from lamina.methods.shared.base import Injection, Method
+from lamina.methods.shared.trained_copy import train_parameters, without_uncalled
 
 
 class Bitfit(Method):

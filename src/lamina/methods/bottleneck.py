@@ -20,7 +20,7 @@ from lamina.compute.ops.adapter import AdapterModule, set_module
 from lamina.compute.weights import freeze_linear
 from lamina.config.methods.bottleneck import BottleneckConfig
 from lamina.errors import AdapterError, ConfigError, Problem
-from lamina.methods.base import Injection, Method
+from lamina.methods.shared.base import Injection, Method
 from lamina.structure.layers import decoder_layers
 
 PEFT_TYPE = "LAMINA_BOTTLENECK"

@@ -11,8 +11,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from lamina.config.methods.full import FullConfig
-from lamina.methods.base import Injection, Method
-from lamina.methods.trained_copy import train_parameters, without_uncalled
+from lamina.methods.shared.base import Injection, Method
+from lamina.methods.shared.trained_copy import train_parameters, without_uncalled
 
 
 class Full(Method):

@@ -19,9 +19,9 @@ from lamina.compute.ops.adapter import AdapterLinear
 from lamina.compute.weights import FrozenLinear
 from lamina.config.methods.ia3 import IA3Config
 from lamina.errors import ConfigError, Problem
-from lamina.methods.base import Injection, Method
-from lamina.methods.shared import peft_fields, read_peft_fields
-from lamina.methods.targets import FIELD, find_targets, replace_linears
+from lamina.methods.shared.base import Injection, Method
+from lamina.methods.shared.linears import peft_fields, read_peft_fields
+from lamina.methods.shared.targets import FIELD, find_targets, replace_linears
 
 FEEDFORWARD_FIELD = "method.feedforward_modules"
 

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 
 from lamina.config.methods.ln_tuning import LnTuningConfig
 from lamina.errors import ConfigError, Problem
-from lamina.methods.base import Injection, Method
-from lamina.methods.shared import read_peft_fields
-from lamina.methods.targets import match_targets
-from lamina.methods.trained_copy import TrainedCopy, train_parameters, without_uncalled
+from lamina.methods.shared.base import Injection, Method
+from lamina.methods.shared.linears import read_peft_fields
+from lamina.methods.shared.targets import match_targets
+from lamina.methods.shared.trained_copy import TrainedCopy, train_parameters, without_uncalled
 
 
 class TunedNorm(TrainedCopy):

@@ -23,9 +23,16 @@ from lamina.compute.ops.linear_group import Detour
 from lamina.compute.ops.lora_linear import lora_linear
 from lamina.compute.weights import FrozenLinear
 from lamina.config.methods.loha import LoHaConfig
-from lamina.methods.base import Injection, Method
-from lamina.methods.shared import adapted_linears, check_rank, peft_fields, read_peft_fields, uniform, zeros
-from lamina.methods.targets import find_targets, replace_linears
+from lamina.methods.shared.base import Injection, Method
+from lamina.methods.shared.linears import (
+    adapted_linears,
+    check_rank,
+    peft_fields,
+    read_peft_fields,
+    uniform,
+    zeros,
+)
+from lamina.methods.shared.targets import find_targets, replace_linears
 
 
 class LoHaLinear(AdapterLinear):

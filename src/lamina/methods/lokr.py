@@ -20,9 +20,9 @@ from lamina.compute.ops.adapter import AdapterLinear
 from lamina.compute.ops.delta_linear import Kronecker, delta_linear
 from lamina.compute.weights import FrozenLinear
 from lamina.config.methods.lokr import LoKrConfig
-from lamina.methods.base import Injection, Method
-from lamina.methods.shared import peft_fields, read_peft_fields, uniform, zeros
-from lamina.methods.targets import find_targets, replace_linears
+from lamina.methods.shared.base import Injection, Method
+from lamina.methods.shared.linears import peft_fields, read_peft_fields, uniform, zeros
+from lamina.methods.shared.targets import find_targets, replace_linears
 
 
 class LoKrLinear(AdapterLinear):

@@ -2,8 +2,8 @@
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685. s = lora_alpha / r, or
 lora_alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023, arXiv:2312.03732). The fused product is in
-`compute/ops/lora_linear.py`, other beginnings in `lora_init.py` and `lora_eva.py`, the choice of modules in
-`lora_modules.py`.
+`compute/ops/lora_linear.py`, other beginnings in `methods/shared/lora_init.py` and `methods/shared/lora_eva.py`, the
+choice of modules in `methods/shared/lora_modules.py`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,17 @@ from lamina.compute.ops.dora import row_norms, row_squares
 from lamina.compute.weights import FrozenLinear, freeze_linear
 from lamina.config.methods.lora import EvaConfig, LoftqConfig, LoraConfig
 from lamina.errors import AdapterError, ConfigError, Problem
-from lamina.methods.base import Injection, Method, Saved, tensor_name
-from lamina.methods.lora_eva import eva_factors
-from lamina.methods.lora_init import initial_factors
-from lamina.methods.lora_modules import (
+from lamina.methods.shared.base import Injection, Method, Saved, tensor_name
+from lamina.methods.shared.linears import (
+    adapted_linears,
+    check_rank,
+    frozen_linears,
+    refuse_unknown,
+    with_defaults,
+)
+from lamina.methods.shared.lora_eva import eva_factors
+from lamina.methods.shared.lora_init import initial_factors
+from lamina.methods.shared.lora_modules import (
     bias_modules,
     is_wanted,
     lora_modules,
@@ -32,11 +39,10 @@ from lamina.methods.lora_modules import (
     trained_modules,
     useless_settings,
 )
-from lamina.methods.low_rank import LowRankLinear
-from lamina.methods.peft_types import PLAIN_INITS
-from lamina.methods.shared import adapted_linears, check_rank, frozen_linears, refuse_unknown, with_defaults
-from lamina.methods.targets import short_targets
-from lamina.methods.trained_copy import TrainedCopy
+from lamina.methods.shared.low_rank import LowRankLinear
+from lamina.methods.shared.peft_types import PLAIN_INITS
+from lamina.methods.shared.targets import short_targets
+from lamina.methods.shared.trained_copy import TrainedCopy
 from lamina.quantization.loftq import LoftqPlan
 
 

@@ -2,7 +2,7 @@
 
 Liu et al. 2021, "GPT Understands, Too", arXiv:2103.10385. f is an MLP, or a two-way LSTM with an MLP after it. Only P
 is saved: that is all an adapter needs, and all that peft saves. How the rows get into a call is in
-`methods/virtual_tokens.py`.
+`methods/shared/virtual_tokens.py`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from lamina.config.methods.p_tuning import PTuningConfig
 from lamina.errors import ConfigError, Problem
 from lamina.machine.seeding import seeded
-from lamina.methods.base import Injection, Method, Saved
-from lamina.methods.soft_prompt import (
+from lamina.methods.shared.base import Injection, Method, Saved
+from lamina.methods.shared.soft_prompt import (
     SoftPrompt,
     TrainedRows,
     embedding_width,
@@ -26,7 +26,7 @@ from lamina.methods.soft_prompt import (
     read_count,
     refuse_unknown,
 )
-from lamina.methods.virtual_tokens import SAVED_NAME
+from lamina.methods.shared.virtual_tokens import SAVED_NAME
 
 
 class EncodedRows(SoftPrompt):

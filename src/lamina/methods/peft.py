@@ -2,8 +2,8 @@
 
 Mangrulkar et al. 2022, "PEFT: State-of-the-art Parameter-Efficient Fine-Tuning methods",
 https://github.com/huggingface/peft. The equation is that of the method which `peft_type` names: peft's layers compute
-it, and peft's own code merges it. What this file adds is the contract of `base.py`: small modules that stand for peft's
-layers, the check of every field, and the reasons why some of peft's methods cannot be had this way.
+it, and peft's own code merges it. What this file adds is the contract of `methods/shared/base.py`: small modules that
+stand for peft's layers, the check of every field, and the reasons why some of peft's methods cannot be had this way.
 
 peft's layers hold float32 masters beside a bfloat16 base and compute in float32, where lamina's own methods round to
 the base's dtype.
@@ -28,9 +28,9 @@ from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.config.methods.peft import PeftConfig
 from lamina.errors import AdapterError, ConfigError, LaminaError, Problem
 from lamina.machine.seeding import seeded
-from lamina.methods.base import PEFT_PREFIX, Injection, Method, Saved, find_method
-from lamina.methods.peft_layers import PeftLayer, PeftLayerApart, PeftShared, merges, outermost_layers
-from lamina.methods.peft_types import (
+from lamina.methods.shared.base import PEFT_PREFIX, Injection, Method, Saved, find_method
+from lamina.methods.shared.peft_layers import PeftLayer, PeftLayerApart, PeftShared, merges, outermost_layers
+from lamina.methods.shared.peft_types import (
     PLAIN_INITS,
     SET_BY_LAMINA,
     build_peft_config,
@@ -40,7 +40,7 @@ from lamina.methods.peft_types import (
     peft_fields,
     plain,
 )
-from lamina.methods.targets import short_targets
+from lamina.methods.shared.targets import short_targets
 from lamina.structure.skeleton import build_skeleton
 
 ADAPTER_NAME = "default"

@@ -7,7 +7,8 @@ Li & Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", 
 the first n positions of every sequence; its keys are not rotated.
 
 In packed attention every document gets the prefix there (`compute/ops/attention.py`). Elsewhere n empty rows go before
-each sequence (`methods/virtual_tokens.py`), and where their keys and values enter the cache, the prefix is put in their
+each sequence (`methods/shared/virtual_tokens.py`), and where their keys and values enter the cache, the prefix is put
+in their
 place: so masks, windows and padding are the model's own.
 """
 
@@ -26,9 +27,9 @@ from transformers.utils.generic import ModelOutput
 from lamina.config.methods.prefix_tuning import PrefixTuningConfig
 from lamina.errors import ConfigError, ModelError, Problem
 from lamina.machine.seeding import seeded
-from lamina.methods.base import Injection, Method, Saved
-from lamina.methods.soft_prompt import prompt_config, read_count, refuse_unknown
-from lamina.methods.virtual_tokens import (
+from lamina.methods.shared.base import Injection, Method, Saved
+from lamina.methods.shared.soft_prompt import prompt_config, read_count, refuse_unknown
+from lamina.methods.shared.virtual_tokens import (
     SAVED_NAME,
     Finish,
     VirtualTokens,

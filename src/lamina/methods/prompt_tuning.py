@@ -1,7 +1,7 @@
 """Prompt tuning: n trained embeddings P before every sequence; the model sees [P; E(x)] and is frozen.
 
 Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", arXiv:2104.08691. How the rows get into
-a call is in `methods/virtual_tokens.py`.
+a call is in `methods/shared/virtual_tokens.py`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,15 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from lamina.config.methods.prompt_tuning import PromptTuningConfig
 from lamina.errors import ConfigError, Problem
-from lamina.methods.base import Injection, Method, Saved
-from lamina.methods.soft_prompt import TrainedRows, embedding_width, prompt_config, read_count, refuse_unknown
-from lamina.methods.virtual_tokens import find_decoder
+from lamina.methods.shared.base import Injection, Method, Saved
+from lamina.methods.shared.soft_prompt import (
+    TrainedRows,
+    embedding_width,
+    prompt_config,
+    read_count,
+    refuse_unknown,
+)
+from lamina.methods.shared.virtual_tokens import find_decoder
 from lamina.models.vocabulary import embedding_rows
 
 

@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 from lamina.compute.ops.adapter import AdapterModule
 from lamina.compute.weights import FrozenLinear
 from lamina.config.methods.vera import VeraConfig
-from lamina.methods.base import Injection, Method
-from lamina.methods.low_rank import LowRankLinear
-from lamina.methods.shared import frozen_linears, peft_fields, read_peft_fields, zeros
-from lamina.methods.targets import find_targets, replace_linears
+from lamina.methods.shared.base import Injection, Method
+from lamina.methods.shared.linears import frozen_linears, peft_fields, read_peft_fields, zeros
+from lamina.methods.shared.low_rank import LowRankLinear
+from lamina.methods.shared.targets import find_targets, replace_linears
 
 
 class Projections(AdapterModule):

@@ -25,7 +25,7 @@ from torch import nn
 
 from lamina import files
 from lamina.errors import NewerVersionError, RunError, check_format
-from lamina.methods.base import Hooks
+from lamina.methods.shared.base import Hooks
 from lamina.version import __version__
 
 STATE_FILE = "state.json"

@@ -34,9 +34,9 @@ from lamina.distributed.world import ALONE, World
 from lamina.errors import ConfigError, DataError, Problem, RunError
 from lamina.losses.base import Loss, build_loss
 from lamina.machine.hardware import default_device, dtype_name
-from lamina.methods.base import Hooks, Injection, find_method, inject
-from lamina.methods.coverage import Coverage, check_reach, find_coverage
-from lamina.methods.virtual_tokens import VirtualTokens
+from lamina.methods.shared.base import Hooks, Injection, find_method, inject
+from lamina.methods.shared.coverage import Coverage, check_reach, find_coverage
+from lamina.methods.shared.virtual_tokens import VirtualTokens
 from lamina.models.load import Base, load_base
 from lamina.models.vocabulary import check_vocabulary
 from lamina.optim import Schedule, build_optimizer, build_schedule

@@ -14,7 +14,7 @@ from lamina.data.batch import PACKED, Layout, build_units
 from lamina.data.example import EncodedExample
 from lamina.distributed.world import ALONE, World
 from lamina.losses.base import Loss, LossSum, Metric
-from lamina.methods.base import Hooks
+from lamina.methods.shared.base import Hooks
 from lamina.optim import LayerwiseGaloreAdamW
 from lamina.structure.head import Head
 

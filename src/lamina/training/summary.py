@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from lamina.compute.weights import count_weights
-from lamina.methods.trained_copy import count_replaced
+from lamina.methods.shared.trained_copy import count_replaced
 from lamina.training.checkpoint import TrainState
 from lamina.training.setup import Session, count_parameters
 

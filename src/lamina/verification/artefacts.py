@@ -21,7 +21,7 @@ from lamina.config import Config
 from lamina.errors import CertificateError
 from lamina.export.merge import merge
 from lamina.machine.hardware import dtype_name
-from lamina.methods.base import find_method
+from lamina.methods.shared.base import find_method
 from lamina.runs import Run
 from lamina.training.checkpoint import newest_checkpoint
 from lamina.training.events import Event

@@ -25,7 +25,7 @@ from lamina.config.optimizers import OPTIMIZERS
 from lamina.data.batch import Layout, build_units
 from lamina.data.example import EncodedExample
 from lamina.machine.hardware import dtype_name
-from lamina.methods.base import Injection
+from lamina.methods.shared.base import Injection
 from lamina.training.setup import Session
 from lamina.training.step import training_step
 from lamina.verification.report import Measure, Skipped

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lamina.methods.base import PEFT_PREFIX
+from lamina.methods.shared.base import PEFT_PREFIX
 from lamina.verification.report import Measure
 
 # Both sides of a comparison have their own rounding, and rounding also happens outside of linear layers.

@@ -10,7 +10,7 @@ from lamina.compute.fusion import FusionReport, Recompute, fast_path
 from lamina.config import TrainConfig
 from lamina.config.methods.lora import LoraConfig
 from lamina.losses.cross_entropy import CrossEntropy
-from lamina.methods.base import inject
+from lamina.methods.shared.base import inject
 from lamina.models.load import load_base
 from lamina.optim import build_optimizer
 from lamina.plan.memory import choose_checkpointing

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from lamina.compute.ops.adapter import AdapterLinear
 from lamina.compute.weights import FrozenLinear
-from lamina.methods.base import Injection, Method
-from lamina.methods.targets import find_targets, replace_linears
+from lamina.methods.shared.base import Injection, Method
+from lamina.methods.shared.targets import find_targets, replace_linears
 from lamina_example.gain_config import GainConfig
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from lamina.compute.weights import PackedLinear
 from lamina.config.methods.lora import LoraConfig, matching_key
 from lamina.errors import ConfigError, Problem, nearest
-from lamina.methods.targets import find_targets
+from lamina.methods.shared.targets import find_targets
 from lamina.structure.reach import modules_out_of_reach
 
 

@@ -14,10 +14,10 @@ from lamina.compute.ops.adapter import AdapterLinear
 from lamina.compute.weights import FrozenLinear, freeze_linear
 from lamina.config import MethodConfig
 from lamina.errors import AdapterError, ConfigError, Problem
-from lamina.methods.base import Injection
-from lamina.methods.peft_types import peft_fields as defaults_of
-from lamina.methods.peft_types import plain
-from lamina.methods.targets import width
+from lamina.methods.shared.base import Injection
+from lamina.methods.shared.peft_types import peft_fields as defaults_of
+from lamina.methods.shared.peft_types import plain
+from lamina.methods.shared.targets import width
 
 Config = TypeVar("Config", bound=MethodConfig)
 

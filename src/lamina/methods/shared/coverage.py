@@ -12,8 +12,8 @@ from lamina.compute.ops.adapter import AdapterLinear
 from lamina.compute.weights import FrozenLinear, freeze_linear
 from lamina.config import MethodConfig
 from lamina.errors import ConfigError, Problem
-from lamina.methods.base import Injection, find_method
-from lamina.methods.targets import short_targets, width
+from lamina.methods.shared.base import Injection, find_method
+from lamina.methods.shared.targets import short_targets, width
 from lamina.models.weights import (
     OUTSIDE,
     listed,

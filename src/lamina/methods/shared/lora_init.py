@@ -21,7 +21,7 @@ import torch
 from lamina.compute.weights import FrozenLinear
 from lamina.errors import ConfigError, Problem
 from lamina.machine.seeding import seeded
-from lamina.methods.shared import uniform
+from lamina.methods.shared.linears import uniform
 
 
 def initial_factors(

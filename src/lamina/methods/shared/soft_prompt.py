@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.errors import AdapterError
-from lamina.methods.virtual_tokens import (
+from lamina.methods.shared.virtual_tokens import (
     SAVED_NAME,
     Finish,
     VirtualTokens,
