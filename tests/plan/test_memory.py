@@ -7,7 +7,7 @@ from tests.architectures import ARCHITECTURES, build_architecture, build_vision_
 from tests.models_zoo import build_model
 
 from lamina.compute.fusion import FusionReport, fast_path
-from lamina.plan import memory
+from lamina.training.plan import memory
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])

@@ -24,8 +24,6 @@ from lamina.errors import Interrupted, LaminaError, TrainingError
 from lamina.machine.memory import peak_bytes
 from lamina.machine.seeding import kept_generators, seed_generators
 from lamina.optim import LayerwiseGaloreAdamW
-from lamina.plan.memory import choose_checkpointing
-from lamina.plan.time import measured_tokens_per_second
 from lamina.runs import Run, check_start, exclusive, recorded, start_run
 from lamina.signals import StopRequest, stop_on_signals
 from lamina.training.checkpoint import (
@@ -41,6 +39,8 @@ from lamina.training.checkpoint import (
 from lamina.training.events import Event, EventLog, OnEvent
 from lamina.training.finish import finish
 from lamina.training.finite import check_evaluation
+from lamina.training.plan.memory import choose_checkpointing
+from lamina.training.plan.time import measured_tokens_per_second
 from lamina.training.preview import colored_example
 from lamina.training.setup import Session, build_session, count_parameters
 from lamina.training.step import (

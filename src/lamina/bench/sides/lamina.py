@@ -13,8 +13,8 @@ from lamina.losses.cross_entropy import CrossEntropy
 from lamina.methods.shared.base import inject
 from lamina.models.load import load_base
 from lamina.optim import build_optimizer
-from lamina.plan.memory import choose_checkpointing
 from lamina.structure.head import find_head
+from lamina.training.plan.memory import choose_checkpointing
 from lamina.training.step import training_step
 from lamina.version import __version__
 
