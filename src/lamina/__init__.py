@@ -19,8 +19,8 @@ from lamina.version import __version__
 if TYPE_CHECKING:
     from lamina.adapters.load import Loaded, load
     from lamina.config import Config, load_config
+    from lamina.engine.generate import generate
     from lamina.evaluation.evaluate import evaluate
-    from lamina.evaluation.generate import generate
     from lamina.export.merge import merge
     from lamina.export.quantize import quantize
     from lamina.runs import Run
@@ -36,7 +36,7 @@ _LAZY = {
     "Run": "lamina.runs",
     "Verification": "lamina.verification.report",
     "evaluate": "lamina.evaluation.evaluate",
-    "generate": "lamina.evaluation.generate",
+    "generate": "lamina.engine.generate",
     "load": "lamina.adapters.load",
     "load_config": "lamina.config",
     "merge": "lamina.export.merge",

@@ -148,7 +148,7 @@ def stand_in_for_generate(monkeypatch: pytest.MonkeyPatch, answers: list[str]) -
         seen.update(options, prompts=prompts)
         return answers
 
-    monkeypatch.setattr("lamina.evaluation.generate.generate_each", generate)
+    monkeypatch.setattr("lamina.engine.generate.generate_each", generate)
     return seen
 
 

@@ -31,6 +31,7 @@ ORDER = [
     "losses",
     "checks",
     "adapters",
+    "engine",
     "training",
     "evaluation",
     "export",

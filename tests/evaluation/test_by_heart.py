@@ -17,8 +17,8 @@ import lamina
 from lamina.adapters.lock import Lock
 from lamina.chat.message import Message
 from lamina.config import load_config
+from lamina.engine.generate import stream
 from lamina.evaluation.evaluate import Evaluation
-from lamina.evaluation.generate import stream
 from lamina.evaluation.measure import Job, Measuring, measure
 from lamina.runs import Run
 

@@ -14,8 +14,8 @@ from tests.training.helpers import settings, write_rows
 import lamina
 from lamina.adapters.load import Loaded
 from lamina.chat.message import Message
+from lamina.engine.generate import answer, stream
 from lamina.errors import ConfigError, DataError
-from lamina.evaluation.generate import answer, stream
 from lamina.runs import Run
 
 

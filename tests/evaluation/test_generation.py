@@ -20,9 +20,9 @@ import lamina
 from lamina.adapters.load import Loaded
 from lamina.chat.message import Message
 from lamina.chat.template import ChatTemplate
+from lamina.engine import generate as module
+from lamina.engine.generate import answer, generate_each, left_out_settings, stream
 from lamina.errors import ConfigError, DataError
-from lamina.evaluation import generate as module
-from lamina.evaluation.generate import answer, generate_each, left_out_settings, stream
 
 TURNS = [Message("user", "red green 1")]
 NO_SYSTEM = """{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}

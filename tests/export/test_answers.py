@@ -13,8 +13,8 @@ from tests.export.hub_bases import write_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lamina
+from lamina.engine.generate import generate
 from lamina.errors import CertificateError
-from lamina.evaluation.generate import generate
 from lamina.export import answers, merge
 from lamina.models import folder as folders
 

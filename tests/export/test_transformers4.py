@@ -17,7 +17,7 @@ from tests.export.hub_bases import FAMILIES, write_base
 from tests.models_zoo import build_model, build_tokenizer
 
 import lamina
-from lamina.evaluation.generate import generate
+from lamina.engine.generate import generate
 
 LIBRARIES = Path(os.environ.get("TRANSFORMERS_4", Path(sys.prefix) / "transformers4")).resolve()
 IDS = list(range(3, 203))

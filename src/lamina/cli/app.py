@@ -128,8 +128,8 @@ def evaluate(
     mapping = column_mapping(columns)
     if mapping and data is None:
         raise ConfigError(Problem("--column", "maps the columns of --data, which is not given", "add --data FILE"))
+    from lamina.engine.generate import DEFAULT_MAX_NEW_TOKENS
     from lamina.evaluation.evaluate import evaluate as evaluate_adapter
-    from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS
     from lamina.files import write_text
 
     with Bars() as bars:
@@ -186,7 +186,7 @@ def generate(
         raise ConfigError(Problem("--prompt", "is required, or lines on stdin", 'add --prompt "..."'))
     from lamina.adapters.load import load
     from lamina.cli.chat import notify_of, print_answers
-    from lamina.evaluation.generate import generate_each
+    from lamina.engine.generate import generate_each
 
     loaded = load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
     notify_of(loaded, temperature)

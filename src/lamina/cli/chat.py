@@ -11,8 +11,8 @@ from rich.markup import escape
 from lamina.adapters.load import Loaded
 from lamina.chat.message import Message
 from lamina.cli.output import err, notify, out, print_json, print_text
+from lamina.engine.generate import check_system, left_out_settings, prompt_ids, stream
 from lamina.errors import DataError
-from lamina.evaluation.generate import check_system, left_out_settings, prompt_ids, stream
 
 HELP = "/base and /adapter switch, /reset forgets the conversation, /exit leaves"
 

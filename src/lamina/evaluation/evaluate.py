@@ -14,8 +14,8 @@ from lamina.config import DataConfig
 from lamina.config.losses.cross_entropy import CrossEntropyConfig
 from lamina.data.dataset import Dataset, build_dataset, build_evaluation
 from lamina.data.example import Example, Kind
+from lamina.engine.generate import DEFAULT_MAX_NEW_TOKENS, complete, left_out_settings
 from lamina.errors import ConfigError, DataError, Problem
-from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS, complete, left_out_settings
 from lamina.evaluation.scorers import Scorer, find_scorers
 from lamina.losses.base import Loss, build_loss
 from lamina.models.vocabulary import check_side

@@ -13,9 +13,9 @@ from typing import Any
 
 from lamina.adapters.load import Loaded, load
 from lamina.data.dataset import load_examples
+from lamina.engine.generate import DEFAULT_MAX_NEW_TOKENS, complete
 from lamina.errors import DataError, LaminaError
 from lamina.evaluation.forgetting import general_loss, general_pieces
-from lamina.evaluation.generate import DEFAULT_MAX_NEW_TOKENS, complete
 from lamina.evaluation.score import Score, score
 from lamina.runs import open_run
 

@@ -16,7 +16,7 @@ from lamina.adapters.certificate import Certificate
 from lamina.adapters.load import load
 from lamina.chat.message import Message
 from lamina.config import load_config
-from lamina.evaluation.generate import answer
+from lamina.engine.generate import answer
 from lamina.export.merge import merge
 from lamina.progress import Notify, Progress
 from lamina.quickstart.settings import quickstart_settings, write_rows

@@ -1,0 +1,1 @@
+"""Generates text with a model and its adapter."""
