@@ -20,9 +20,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lamina.comparison.candidates import build_candidates
+from lamina.comparison.compare import compare
 from lamina.config import METHOD_CONFIGS
-from lamina.evaluation.candidates import build_candidates
-from lamina.evaluation.compare import compare
 
 # `bitfit` needs biases, which the embedded model has not; `peft` is many methods.
 METHODS = [name for name in METHOD_CONFIGS if name not in ("bitfit", "peft")]

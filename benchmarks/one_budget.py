@@ -19,10 +19,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lamina.evaluation.candidates import build_candidates
-from lamina.evaluation.compare import compare
-from lamina.evaluation.compare_report import columns
-from lamina.evaluation.measure import Measuring
+from lamina.comparison.candidates import build_candidates
+from lamina.comparison.compare import compare
+from lamina.comparison.measure import Measuring
+from lamina.comparison.report import columns
 
 CANDIDATES: dict[str, list[str]] = {
     "lora": [],

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from lamina.comparison.candidates import build_candidates
 from lamina.config import METHOD_CONFIGS, Config, load_config, resolved_values
 from lamina.config.optimizers import OPTIMIZERS
 from lamina.config.root import default_learning_rate
 from lamina.errors import ConfigError
-from lamina.evaluation.candidates import build_candidates
 from lamina.quickstart.settings import quickstart_settings
 from lamina.runs import start_run
 

@@ -34,6 +34,7 @@ ORDER = [
     "engine",
     "training",
     "evaluation",
+    "comparison",
     "export",
     "quickstart",
     "verification",

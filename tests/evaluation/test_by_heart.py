@@ -16,10 +16,10 @@ from transformers import AutoTokenizer
 import lamina
 from lamina.adapters.lock import Lock
 from lamina.chat.message import Message
+from lamina.comparison.measure import Job, Measuring, measure
 from lamina.config import load_config
 from lamina.engine.generate import stream
 from lamina.evaluation.evaluate import Evaluation
-from lamina.evaluation.measure import Job, Measuring, measure
 from lamina.runs import Run
 
 TOOL = {"name": "turn", "description": "", "parameters": {"type": "object", "properties": {"word": {"type": "string"}}}}

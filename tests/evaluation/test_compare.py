@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 import yaml
 
+from lamina.comparison import compare as compare_module
+from lamina.comparison.candidates import Candidate, build_candidates, split_choices
+from lamina.comparison.compare import compare, rung_shares, shortened
+from lamina.comparison.measure import Measuring
+from lamina.comparison.process import run_python
+from lamina.comparison.report import _labels
 from lamina.config import load_config
 from lamina.errors import ConfigError, Interrupted, TrainingError
-from lamina.evaluation import compare as compare_module
-from lamina.evaluation.candidates import Candidate, build_candidates, split_choices
-from lamina.evaluation.compare import compare, rung_shares, shortened
-from lamina.evaluation.compare_report import _labels
-from lamina.evaluation.measure import Measuring
-from lamina.evaluation.process import run_python
 from lamina.signals import StopRequest, stop_on_signals
 
 VALUES: dict[str, Any] = {

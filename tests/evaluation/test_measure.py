@@ -12,10 +12,10 @@ from tests.models_zoo import build_tokenizer
 
 import lamina
 from lamina.adapters.load import Loaded
+from lamina.comparison import measure as measure_module
+from lamina.comparison.measure import Job, Measured, Measuring, measure
 from lamina.errors import ConfigError, DataError
-from lamina.evaluation import measure as measure_module
 from lamina.evaluation.forgetting import general_loss, general_pieces
-from lamina.evaluation.measure import Job, Measured, Measuring, measure
 from lamina.evaluation.score import Score
 from lamina.runs import Run
 

@@ -14,7 +14,7 @@ from lamina.cli.output import JsonFlag, notify, out, print_json
 from lamina.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from lamina.evaluation.compare_report import Comparison
+    from lamina.comparison.report import Comparison
 
 TASKS = ("exact_match",)
 
@@ -63,8 +63,8 @@ def compare(
     _check_pairs(test, max_test_rows, max_new_tokens, general, general_pieces)
     if task not in TASKS:
         raise ConfigError(Problem("--task", f"{task!r} is not one of {', '.join(TASKS)}"))
+    from lamina.comparison.candidates import build_candidates, split_choices
     from lamina.config import read_yaml
-    from lamina.evaluation.candidates import build_candidates, split_choices
 
     values = read_yaml(Path(config))
     where = folder or Path("runs") / f"compare-{Path(config).stem}"
@@ -78,8 +78,8 @@ def compare(
         grid=choices,
         named=dict(_named(text) for text in candidates or []),
     )
-    from lamina.evaluation.compare import compare as run_compare
-    from lamina.evaluation.measure import Measuring
+    from lamina.comparison.compare import compare as run_compare
+    from lamina.comparison.measure import Measuring
 
     given = {"max_new_tokens": max_new_tokens, "general_pieces": general_pieces}
     measuring = Measuring(
@@ -131,7 +131,7 @@ def _named(text: str) -> tuple[str, list[str]]:
 
 
 def _print(comparison: Comparison, where: Path) -> None:
-    from lamina.evaluation.compare_report import best_in, columns
+    from lamina.comparison.report import best_in, columns
 
     heads = columns(comparison)
     winners = [best_in(column, comparison) for column in heads]

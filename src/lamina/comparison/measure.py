@@ -1,4 +1,4 @@
-"""`python -m lamina.evaluation.measure`: one finished candidate of a comparison, measured in a process of its own.
+"""`python -m lamina.comparison.measure`: one finished candidate of a comparison, measured in a process of its own.
 
 A `Job` comes as JSON on stdin, the `Measured` figures go as JSON to the last line of stdout.
 """

@@ -28,13 +28,13 @@ from typing import Any
 import yaml
 
 from lamina import files
+from lamina.comparison.candidates import Candidate
+from lamina.comparison.measure import Job, Measured, Measuring
+from lamina.comparison.process import run_python
+from lamina.comparison.report import BaseFigures, Comparison, Outcome, write_html
 from lamina.config import Config, resolved_values
 from lamina.config.methods.lora import LoraConfig
 from lamina.errors import ConfigError, Interrupted, LaminaError, Problem
-from lamina.evaluation.candidates import Candidate
-from lamina.evaluation.compare_report import BaseFigures, Comparison, Outcome, write_html
-from lamina.evaluation.measure import Job, Measured, Measuring
-from lamina.evaluation.process import run_python
 from lamina.progress import Notify
 from lamina.runs import Run
 from lamina.signals import StopRequest, stop_on_signals
@@ -272,7 +272,7 @@ class _Comparer:
                 return Measured.from_json(before["measured"])
         job = Job(str(run.path), base, self.measuring)
         log = self.out / "logs" / f"measure-{stem}.log"
-        found = run_python(["-m", "lamina.evaluation.measure"], json.dumps(job.as_json()), log, self.stop)
+        found = run_python(["-m", "lamina.comparison.measure"], json.dumps(job.as_json()), log, self.stop)
         files.write_json(path, {"key": key, "measured": found})
         return Measured.from_json(found)
 

@@ -1,0 +1,1 @@
+"""Compares many candidates under one budget."""
