@@ -22,7 +22,7 @@ if hasattr(signal, "SIGHUP"):
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tests.models_zoo import FAMILIES, build_model, build_tokenizer
+from tests.support.models_zoo import FAMILIES, build_model, build_tokenizer
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -28,7 +28,7 @@ PACKAGE = "src/lamina"
 # A model that trains in a second, with the tokenizer of the tests.
 MODEL = """
 import sys
-from tests.models_zoo import build_model, build_tokenizer
+from tests.support.models_zoo import build_model, build_tokenizer
 build_model("llama", vocab_size=len(build_tokenizer())).save_pretrained(sys.argv[1])
 build_tokenizer().save_pretrained(sys.argv[1])
 """

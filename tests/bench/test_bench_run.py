@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.bench.helpers import job, measured, write_file
+from tests.support.bench import job, measured, write_file
 
 from lamina.bench import run as run_module
 from lamina.bench import worker

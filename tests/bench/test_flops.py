@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.bench.helpers import LENGTHS, examples
+from tests.support.bench import LENGTHS, examples
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 

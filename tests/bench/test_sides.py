@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.bench.helpers import LENGTHS, examples, job
+from tests.support.bench import LENGTHS, examples, job
 
 from lamina.bench.job import SideRun
 from lamina.bench.optional import is_installed

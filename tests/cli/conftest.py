@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.cli.helpers import ROWS, Cli, Result, write_rows
+from tests.support.cli import ROWS, Cli, Result, write_rows
 
 import lamina
 from lamina.cli.app import main

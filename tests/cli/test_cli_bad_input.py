@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.cli.helpers import ROWS, Cli, write_rows
+from tests.support.cli import ROWS, Cli, write_rows
 
 from lamina.errors import DataError, ModelError
 from lamina.runs import Run

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.bench.helpers import measured, write_file
-from tests.cli.helpers import Cli
+from tests.support.bench import measured, write_file
+from tests.support.cli import Cli
 
 from lamina.bench import run as run_module
 from lamina.bench.job import Job, SideRun

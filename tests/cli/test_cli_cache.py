@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from tests.cli.helpers import Cli
+from tests.support.cli import Cli
 
 import lamina
 from lamina.cache import folder as cache_module

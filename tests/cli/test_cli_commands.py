@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from tests.cli.helpers import ROWS, Cli, write_rows
+from tests.support.cli import ROWS, Cli, write_rows
 from transformers import AutoModelForCausalLM
 
 import lamina

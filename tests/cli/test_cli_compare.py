@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.cli.helpers import Cli
+from tests.support.cli import Cli
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.cli.helpers import Cli, write_rows
-from tests.data.templates.reasoning_families import reasoning_tokenizer
-from tests.inspection.broken import BROKEN
-from tests.models_zoo import build_model
+from tests.support.broken_files import BROKEN
+from tests.support.cli import Cli, write_rows
+from tests.support.models_zoo import build_model
+from tests.support.reasoning_families import reasoning_tokenizer
 
 # Rows that are not alike: their words are digests.
 DIGESTS = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(30)]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.data.check.helpers import check, encoded, row
-from tests.models_zoo import build_tokenizer
+from tests.support.checks import check, encoded, row
+from tests.support.models_zoo import build_tokenizer
 
 from lamina.cli.data_report import bars, print_report
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.cli.helpers import Cli, Result
-from tests.cli.test_cli_surface import COMMANDS
+from tests.support.cli import Cli, Result
+from tests.support.commands import COMMANDS
 from typer.main import get_command
 
 from lamina.cli.app import app

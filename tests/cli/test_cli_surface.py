@@ -10,24 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.helpers import Cli
-from typer.main import get_command
+from tests.support.cli import Cli
+from tests.support.commands import COMMANDS
 
-from lamina.cli.app import app
 from lamina.config import METHOD_CONFIGS, Config
 from lamina.version import __version__
-
-
-def _commands() -> dict[str, Any]:
-    """Every command by its words: `train`, and `bench train` of the group `bench`."""
-    found = {}
-    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
-        for word, member in getattr(command, "commands", {"": command}).items():
-            found[f"{name} {word}".strip()] = member
-    return found
-
-
-COMMANDS = _commands()
 
 # Runs commands one after the other in one process, and writes how each ended and what was imported by then.
 CALLS = """

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.cli.helpers import Cli
+from tests.support.cli import Cli
 
 from lamina.compute.ops.linear_group import LinearGroup
 from lamina.compute.weights import DenseLinear

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.data.templates.families import TOOL
-from tests.data.templates.reasoning_families import reasoning_tokenizer
+from tests.support.chat_families import TOOL
+from tests.support.reasoning_families import reasoning_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from lamina.chat.template import ChatTemplate, build_template, template_of

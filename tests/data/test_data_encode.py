@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from tests.data.test_data_tokens import BY_BYTES, OTHERS, STOP
-from tests.models_zoo import CHATML, build_tokenizer
+from tests.support.models_zoo import CHATML, build_tokenizer
+from tests.support.tokenizers import BY_BYTES, OTHERS, STOP
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lamina.chat.message import Message

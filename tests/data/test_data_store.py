@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.models_zoo import build_tokenizer
+from tests.support.models_zoo import build_tokenizer
 
 from lamina.cache.folder import cache_folder
 from lamina.chat.template import build_template

@@ -23,7 +23,7 @@ from lamina.signals import StopRequest
 from lamina.structure.head import find_head
 from lamina.training.events import EventLog
 from lamina.training.step import evaluate_loss, training_step
-from tests.models_zoo import build_model
+from tests.support.models_zoo import build_model
 
 
 class OneOf(World):

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.data.templates.reasoning_families import reasoning_tokenizer
-from tests.models_zoo import build_model
+from tests.support.models_zoo import build_model
+from tests.support.reasoning_families import reasoning_tokenizer
 from transformers import AutoTokenizer
 
 import lamina

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.training.helpers import settings, write_rows
+from tests.support.training import settings, write_rows
 
 import lamina
 from lamina.adapters.load import Loaded

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.models_zoo import build_model, build_tokenizer
-from tests.training.helpers import settings
+from tests.support.models_zoo import build_model, build_tokenizer
+from tests.support.training import settings
 from transformers import GenerationConfig
 
 import lamina

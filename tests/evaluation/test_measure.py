@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.models_zoo import build_tokenizer
+from tests.support.models_zoo import build_tokenizer
 
 import lamina
 from lamina.adapters.load import Loaded

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.export.hub_bases import write_base
+from tests.support.hub_bases import write_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lamina

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models_zoo import build_model
+from tests.support.models_zoo import build_model
 from torch import nn
 
 from lamina.compute.weights import unpack

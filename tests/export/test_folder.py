@@ -12,8 +12,8 @@ import gguf
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.export.hub_bases import COMPANIONS, FAMILIES, LEFT_BEHIND, add_files, write_base
-from tests.models_zoo import CHATML, build_model, build_tokenizer
+from tests.support.hub_bases import COMPANIONS, FAMILIES, LEFT_BEHIND, add_files, write_base
+from tests.support.models_zoo import CHATML, build_model, build_tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,

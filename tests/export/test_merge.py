@@ -9,7 +9,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from tests.models_zoo import build_model, build_tokenizer
+from tests.support.models_zoo import build_model, build_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lamina

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.models_zoo import build_model, build_tokenizer
-from tests.training.helpers import settings
+from tests.support.models_zoo import build_model, build_tokenizer
+from tests.support.training import settings
 
 import lamina
 from lamina.cache.folder import cache_folder

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.models_zoo import build_model, build_tokenizer
+from tests.support.models_zoo import build_model, build_tokenizer
 from transformers import AutoModelForCausalLM
 
 import lamina

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.data.templates.families import BUILTINS, FIXTURES, family_tokenizer
-from tests.data.templates.reasoning_families import FAMILIES as REASONING
-from tests.data.templates.reasoning_families import reasoning_tokenizer
+from tests.support.chat_families import BUILTINS, FIXTURES, family_tokenizer
+from tests.support.reasoning_families import FAMILIES as REASONING
+from tests.support.reasoning_families import reasoning_tokenizer
 from transformers import AutoTokenizer
 
 from lamina.chat.jinja import mentions_date

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.export.hub_bases import FAMILIES, write_base
-from tests.models_zoo import build_model, build_tokenizer
+from tests.support.hub_bases import FAMILIES, write_base
+from tests.support.models_zoo import build_model, build_tokenizer
 
 import lamina
 from lamina.engine.generate import generate
@@ -36,7 +36,7 @@ def ask(*folders: Path) -> dict[str, dict]:
     """What transformers 4 makes of folders."""
     command = [
         sys.executable,
-        str(Path(__file__).with_name("transformers4.py")),
+        str(Path(__file__).parents[1] / "support" / "transformers4.py"),
         str(LIBRARIES),
         json.dumps(IDS),
         PROMPT,

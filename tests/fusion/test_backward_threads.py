@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models_zoo import build_model
-from tests.ops.test_families import documents, with_adapter
+from tests.support.hot_path import documents, with_adapter
+from tests.support.models_zoo import build_model
 
 import lamina
 from lamina.compute.fusion import Recompute, fast_path

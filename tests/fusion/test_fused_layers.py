@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from tests.models_zoo import build_model
-from tests.ops.test_families import documents, with_adapter
+from tests.support.hot_path import FUSED, documents, loss_and_gradients, unfused, with_adapter
+from tests.support.models_zoo import build_model
 from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.compute.fusion import FusionReport, Recompute, fast_path, fused_layers
 from lamina.compute.fusion import layer as fused_layer
-from lamina.compute.kernels import native, use_backend
+from lamina.compute.kernels import native
 from lamina.compute.ops.attention import packed_attention
 from lamina.compute.ops.linear_group import Detour, LinearGroup
 from lamina.data.batch import build_batch
@@ -25,26 +24,7 @@ from lamina.structure.head import find_head
 
 # Attention's kernel takes heads of 32 and leaves those of 8 to plain torch.
 HEAD_SIZES = (8, 32)
-FUSED = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3")
 NOT_FUSED = ("gpt2", "phi")
-
-
-def loss_and_gradients(injection: Injection, device: str = "cpu") -> tuple[float, dict[str, torch.Tensor]]:
-    """In whatever path the model is in."""
-    tensors = injection.tensors()
-    torch.manual_seed(3)
-    loss = cross_entropy(injection.model, find_head(injection.model), build_batch(documents()).to(torch.device(device)))
-    loss.backward()
-    grads = {name: tensor.grad.clone() for name, tensor in tensors.items() if tensor.grad is not None}
-    for tensor in tensors.values():
-        tensor.grad = None
-    return float(loss.detach()), grads
-
-
-@contextmanager
-def unfused(model: PreTrainedModel) -> Iterator[None]:
-    with packed_attention(model), use_backend("plain"):
-        yield
 
 
 def both_ways(injection: Injection) -> tuple[FusionReport, float]:

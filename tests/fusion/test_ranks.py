@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.fusion.test_fused_layers import FUSED, unfused
-from tests.models_zoo import build_model
+from tests.support.hot_path import FUSED, unfused
+from tests.support.models_zoo import build_model
 
 from lamina.compute.fusion import Recompute, fast_path
 from lamina.compute.ops import linear_group

@@ -23,8 +23,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.models_zoo import CHATML, build_model, build_tokenizer
-from tests.training.helpers import write_rows
+from tests.support.models_zoo import CHATML, build_model, build_tokenizer
+from tests.support.training import write_rows
 
 import lamina
 from lamina.errors import Interrupted

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.fusion.test_fused_layers import loss_and_gradients
-from tests.models_zoo import build_model, build_tokenizer
-from tests.ops.test_families import with_adapter
-from tests.training.helpers import write_rows
+from tests.support.hot_path import loss_and_gradients, with_adapter
+from tests.support.models_zoo import build_model, build_tokenizer
+from tests.support.training import write_rows
 
 import lamina
 from lamina.compute.fusion import fast_path

@@ -13,7 +13,7 @@ from lamina.checks.rows import Rows
 from lamina.checks.target import Target
 from lamina.config import DataConfig
 from lamina.errors import LaminaError
-from tests.inspection.broken import BROKEN, CHAT, Broken
+from tests.support.broken_files import BROKEN, CHAT, Broken
 
 
 def rows_of(broken: Broken, folder: Path) -> list[CheckedRow]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.training.helpers import write_rows
+from tests.support.training import write_rows
 
 import lamina
 from lamina import doctor

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from tests.kernels.test_packed_weights import (
-    KINDS,
     test_products_of_a_few_rows,
     test_weights_are_those_of_bitsandbytes,
 )
+from tests.support.packed_weights import KINDS
 
 from lamina.compute.kernels import (
     GELU_TANH,

@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.support.packed_weights import KINDS, by_bitsandbytes, weight
 
 from lamina.compute.kernels import native, packed
-from lamina.compute.weights.packed import INT8_STEP, EightBitLinear, FourBitLinear, quantize_4bit
-from lamina.config.quantization import QuantizationConfig
-from lamina.quantization.pack import pack_weight
+from lamina.compute.weights.packed import quantize_4bit
 
 functional = pytest.importorskip("bitsandbytes.functional")
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=f"no kernels: {native.unavailable()}")
 
-KINDS: dict[str, dict[str, Any]] = {
-    "nf4": {"double_quant": False},
-    "nf4 double": {},
-    "fp4 double, blocks of 32": {"quant_type": "fp4", "blocksize": 32},
-    "nf4 double, blocks of 128": {"blocksize": 128},
-    "int8": {"bits": 8},
-}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-
-
-def weight(kind: str, size: tuple[int, int], dtype: torch.dtype) -> FourBitLinear | EightBitLinear:
-    dense = torch.randn(size, generator=torch.Generator().manual_seed(1)) * torch.linspace(0.01, 3.0, size[0])[:, None]
-    linear = pack_weight(dense.to(dtype), QuantizationConfig.model_validate(KINDS[kind]))
-    assert isinstance(linear, FourBitLinear | EightBitLinear)
-    return linear
-
-
-def by_bitsandbytes(linear: FourBitLinear | EightBitLinear, dtype: torch.dtype) -> torch.Tensor:
-    if isinstance(linear, FourBitLinear):
-        return linear._turned_back(dtype)
-    return (linear.packed * linear.scales[:, None] * INT8_STEP).to(dtype)
 
 
 @dtypes

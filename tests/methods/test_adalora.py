@@ -10,7 +10,8 @@ from typing import Any
 import peft
 import pytest
 import torch
-from tests.methods.peft_oracle import (
+from tests.support.models_zoo import build_model, build_tokenizer
+from tests.support.peft_oracle import (
     check_loads_what_peft_saved,
     check_peft_loads_what_lamina_saved,
     check_same_training,
@@ -19,7 +20,6 @@ from tests.methods.peft_oracle import (
     pair,
     peft_tensors,
 )
-from tests.models_zoo import build_model, build_tokenizer
 
 import lamina
 from lamina.config import load_config

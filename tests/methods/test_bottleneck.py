@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.models_zoo import build_model
+from tests.support.models_zoo import build_model
 from torch import nn
 
 from lamina.compute.fusion import fast_path

@@ -10,7 +10,8 @@ import numpy as np
 import peft
 import pytest
 import torch
-from tests.models_zoo import build_model, build_tokenizer
+from tests.support.documents import documents
+from tests.support.models_zoo import build_model, build_tokenizer
 
 import lamina
 from lamina.adapters.adapter import adapter_digest, check_tensors, read_adapter, save_adapter
@@ -19,7 +20,6 @@ from lamina.chat.template import build_template
 from lamina.compute.fusion import fast_path
 from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.data.batch import build_batch
-from lamina.data.example import EncodedExample
 from lamina.errors import AdapterError
 from lamina.export.fold import fold_in
 from lamina.losses.cross_entropy import cross_entropy
@@ -173,14 +173,6 @@ def test_overfits_a_tiny_batch(shape: str, config: MethodConfig) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < LEARNS_TO.get(config.type, 0.1) * losses[0]
-
-
-def documents() -> list[EncodedExample]:
-    rng = np.random.default_rng(0)
-    return [
-        EncodedExample(rng.integers(3, 250, length, dtype=np.int32), np.arange(length) > length // 2, row=1)
-        for length in (23, 9, 40)
-    ]
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -14,7 +14,8 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tests.methods.peft_pairs import (
+from tests.support.models_zoo import build_tokenizer
+from tests.support.peft_pairs import (
     FAMILIES,
     Family,
     base_folder,
@@ -24,7 +25,6 @@ from tests.methods.peft_pairs import (
     peft_logits,
     train_with_peft,
 )
-from tests.models_zoo import build_tokenizer
 
 import lamina
 from lamina.adapters.load import Loaded

@@ -7,14 +7,14 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from tests.methods.peft_oracle import (
+from tests.support.models_zoo import build_model
+from tests.support.peft_oracle import (
     check_loads_what_peft_saved,
     check_peft_loads_what_lamina_saved,
     check_same_training,
     disturb,
     pair,
 )
-from tests.models_zoo import build_model
 from torch import nn
 
 from lamina.config import load_config

@@ -10,9 +10,9 @@ import peft
 import pytest
 import torch
 import yaml
-from tests.architectures import MIXTURES, build_architecture, build_vision_language
-from tests.models_zoo import build_tokenizer
-from tests.training.helpers import write_rows
+from tests.support.architectures import MIXTURES, build_architecture, build_vision_language
+from tests.support.models_zoo import build_tokenizer
+from tests.support.training import write_rows
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.auto import AutoModelForCausalLM

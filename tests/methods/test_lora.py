@@ -8,7 +8,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from tests.models_zoo import build_model, build_tokenizer
+from tests.support.models_zoo import build_model, build_tokenizer
 
 import lamina
 from lamina.config.methods.lora import LoraConfig

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.methods.lora_cases import attached
-from tests.models_zoo import build_model
+from tests.support.lora_cases import attached
+from tests.support.models_zoo import build_model
 from torch import nn
 
 from lamina.compute.weights.packed import FourBitLinear

@@ -16,7 +16,7 @@ import pytest
 import torch
 from peft.tuners.lora.eva import get_eva_state_dict
 from peft.utils.incremental_pca import IncrementalPCA
-from tests.methods.lora_cases import attached, bare, disturb, logits, on_disk, save
+from tests.support.lora_cases import attached, bare, disturb, logits, on_disk, save
 
 import lamina
 from lamina.config.methods.lora import EvaConfig, LoraConfig

@@ -8,9 +8,9 @@ from typing import Any
 import peft
 import pytest
 import torch
-from tests.methods.lora_cases import IDS, attached, bare, disturb, in_peft, logits, on_disk, save, trained_by
-from tests.methods.test_conformance import documents
-from tests.models_zoo import build_model
+from tests.support.documents import documents
+from tests.support.lora_cases import IDS, attached, bare, disturb, in_peft, logits, on_disk, save, trained_by
+from tests.support.models_zoo import build_model
 
 import lamina
 from lamina.adapters.adapter import check_tensors, read_adapter

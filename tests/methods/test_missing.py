@@ -7,8 +7,8 @@ from pathlib import Path
 
 import peft
 import pytest
-from tests.models_zoo import build_model
-from tests.training.helpers import settings
+from tests.support.models_zoo import build_model
+from tests.support.training import settings
 
 import lamina
 from lamina.adapters.adapter import read_adapter

@@ -7,8 +7,14 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from tests.methods.virtual import check_generation, check_loads_from_peft, check_ten_steps, logits, ours
-from tests.models_zoo import build_model
+from tests.support.models_zoo import build_model
+from tests.support.virtual_tokens import (
+    check_generation,
+    check_loads_from_peft,
+    check_ten_steps,
+    logits,
+    ours,
+)
 
 from lamina.config import load_config
 from lamina.config.methods.p_tuning import PTuningConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.models_zoo import build_model, build_tokenizer
+from tests.support.models_zoo import build_model, build_tokenizer
 
 from lamina.adapters.certificate import Certificate, replay_probes
 from lamina.adapters.greedy import greedy_answers

@@ -7,7 +7,8 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from tests.methods.virtual import (
+from tests.support.models_zoo import build_model, build_tokenizer
+from tests.support.virtual_tokens import (
     IDS,
     check_generation,
     check_loads_from_peft,
@@ -16,7 +17,6 @@ from tests.methods.virtual import (
     logits,
     ours,
 )
-from tests.models_zoo import build_model, build_tokenizer
 
 from lamina.compute.fusion import fast_path
 from lamina.config import load_config

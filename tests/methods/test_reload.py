@@ -11,9 +11,9 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.methods.peft_pairs import FAMILIES, base_folder, build, check_close, logits, peft_logits
-from tests.methods.test_peft import FIELDS, config_of
-from tests.models_zoo import build_model
+from tests.support.models_zoo import build_model
+from tests.support.peft_pairs import FAMILIES, base_folder, build, check_close, logits, peft_logits
+from tests.support.peft_types import FIELDS, config_of
 
 import lamina
 from lamina.adapters import reload

@@ -7,8 +7,8 @@ from typing import Any
 import peft
 import pytest
 import torch
-from tests.architectures import build_architecture
-from tests.models_zoo import build_model
+from tests.support.architectures import build_architecture
+from tests.support.models_zoo import build_model
 from torch import nn
 
 from lamina.compute.weights import freeze_linear

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers as tf
 from safetensors.torch import load_file, save_file
-from tests.models_zoo import build_tokenizer
+from tests.support.models_zoo import build_tokenizer
 
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ModelError

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.architectures import ARCHITECTURES, BIDIRECTIONAL, build_architecture
-from tests.models_zoo import build_model
+from tests.support.architectures import ARCHITECTURES, BIDIRECTIONAL, build_architecture
+from tests.support.models_zoo import build_model
 from torch import nn
 from transformers import PreTrainedModel
 

@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.architectures import ARCHITECTURES, BIDIRECTIONAL, build_architecture, build_vision_language
+from tests.support.architectures import (
+    ARCHITECTURES,
+    BIDIRECTIONAL,
+    build_architecture,
+    build_vision_language,
+)
 from torch import nn
 from transformers import PreTrainedModel
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.models_zoo import build_model, build_tokenizer
+from tests.support.models_zoo import build_model, build_tokenizer
 
 from lamina.chat.tokenizer import fingerprint_tokenizer
 from lamina.errors import ConfigError, ModelError

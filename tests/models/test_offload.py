@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models_zoo import build_tokenizer
+from tests.support.models_zoo import build_tokenizer
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from tests.models_zoo import build_model
+from tests.support.models_zoo import build_model
 from transformers import AutoModelForCausalLM
 
 from lamina.models.fingerprint import fingerprint_base

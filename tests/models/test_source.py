@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.models_zoo import build_model, build_tokenizer
-from tests.training.helpers import settings
+from tests.support.models_zoo import build_model, build_tokenizer
+from tests.support.training import settings
 
 import lamina
 from lamina.config.aliases import ALIASES, Alias

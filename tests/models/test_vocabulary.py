@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.models_zoo import CHATML, build_model, build_tokenizer
-from tests.training.helpers import settings
+from tests.support.models_zoo import CHATML, build_model, build_tokenizer
+from tests.support.training import settings
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import peft
 import pytest
 import torch
-from tests.models_zoo import build_model
+from tests.support.hot_path import documents, with_adapter
+from tests.support.models_zoo import build_model
 from transformers import PreTrainedModel
 
 from lamina.compute.ops.attention import packed_attention
-from lamina.config.methods.lora import LoraConfig
 from lamina.data.batch import build_batch
 from lamina.data.example import EncodedExample
 from lamina.losses.cross_entropy import cross_entropy
-from lamina.methods.shared.base import Injection, inject
+from lamina.methods.shared.base import Injection
 from lamina.structure.head import find_head
-
-# Longer than the sliding windows of the test models, and odd.
-LENGTHS = (31, 5, 18)
-
-
-def documents() -> list[EncodedExample]:
-    rng = np.random.default_rng(0)
-    made = []
-    for row, length in enumerate(LENGTHS, start=1):
-        supervised = rng.random(length) < 0.6
-        supervised[0], supervised[-1] = False, True
-        made.append(EncodedExample(rng.integers(3, 150, length).astype(np.int32), supervised, row))
-    return made
 
 
 def transformers_loss(model: torch.nn.Module, examples: list[EncodedExample]) -> torch.Tensor:
@@ -47,19 +32,6 @@ def transformers_loss(model: torch.nn.Module, examples: list[EncodedExample]) ->
 def packed_loss(model: PreTrainedModel, examples: list[EncodedExample]) -> torch.Tensor:
     with packed_attention(model):
         return cross_entropy(model, find_head(model), build_batch(examples))
-
-
-def with_adapter(
-    family: str, dtype: torch.dtype = torch.float32, model: PreTrainedModel | None = None, **lora: Any
-) -> Injection:
-    """An adapter with an effect, on a fresh model of the family or on `model`."""
-    injection = inject(model or build_model(family, dtype), LoraConfig(**{"r": 4, "lora_alpha": 8, **lora}), seed=0)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, tensor in injection.tensors().items():
-            if "lora_B" in name:
-                tensor.normal_(0.0, 0.1, generator=generator)
-    return injection
 
 
 def as_peft(injection: Injection, family: str) -> peft.PeftModel:

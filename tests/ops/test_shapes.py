@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.models_zoo import build_model
+from tests.support.models_zoo import build_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lamina.compute.ops.attention import packed_attention

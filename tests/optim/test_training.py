@@ -13,7 +13,7 @@ import peft
 import pytest
 import torch
 from peft.optimizers import create_loraplus_optimizer
-from tests.models_zoo import build_model, build_tokenizer
+from tests.support.models_zoo import build_model, build_tokenizer
 
 import lamina
 from lamina.compute.ops.attention import packed_attention

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models_zoo import build_model, build_tokenizer
+from tests.support.models_zoo import build_model, build_tokenizer
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoModelForCausalLM
 

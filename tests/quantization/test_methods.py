@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.fusion.test_fused_layers import loss_and_gradients, unfused
-from tests.models_zoo import build_model
+from tests.support.hot_path import loss_and_gradients, unfused
+from tests.support.models_zoo import build_model
 from torch import nn
 from transformers import PreTrainedModel
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.architectures import MIXTURES, build_architecture
-from tests.models_zoo import build_tokenizer
-from tests.training.helpers import write_rows
+from tests.support.architectures import MIXTURES, build_architecture
+from tests.support.models_zoo import build_tokenizer
+from tests.support.training import write_rows
 from torch import nn
 from transformers import PreTrainedModel
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.models_zoo import build_model
+from tests.support.models_zoo import build_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import lamina

@@ -9,7 +9,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from tests.training.helpers import write_rows
+from tests.support.training import write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
 import lamina

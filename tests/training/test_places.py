@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.models_zoo import CHATML, build_model
-from tests.training.helpers import settings, write_rows
+from tests.support.models_zoo import CHATML, build_model
+from tests.support.training import settings, write_rows
 
 import lamina
 from lamina.adapters.load import load

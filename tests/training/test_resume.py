@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.training.helpers import settings
+from tests.support.training import settings
 
 import lamina
 from lamina import files

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models_zoo import build_model, build_tokenizer
-from tests.training.helpers import settings, write_rows
+from tests.support.models_zoo import build_model, build_tokenizer
+from tests.support.training import settings, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lamina

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.training.helpers import settings
+from tests.support.training import settings
 
 import lamina
 from lamina.config import METHOD_CONFIGS

@@ -10,7 +10,7 @@ import torch
 from lamina.config import load_config
 from lamina.methods.shared.base import inject
 from lamina.verification.paths import fill_adapter
-from tests.architectures import build_architecture
+from tests.support.architectures import build_architecture
 
 EXPERTS = {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
 METHODS: list[tuple[str, dict[str, Any]]] = [

@@ -10,7 +10,7 @@ import numpy as np
 from lamina.config import load_config
 from lamina.data.example import EncodedExample
 from lamina.verification.sample import DOCUMENTS, LONGEST, choose_documents, cut_down
-from tests.verification.helpers import tiny_config
+from tests.support.verification import tiny_config
 
 STOP = 2
 

@@ -26,7 +26,7 @@ from lamina.quickstart.task import build_task
 from lamina.training import checkpoint
 from lamina.training import step as training_step
 from lamina.verification.report import Skipped
-from tests.verification.helpers import tiny_config
+from tests.support.verification import tiny_config
 
 LINES = (
     "adapter = formula",

@@ -14,8 +14,8 @@ from lamina.data.example import EncodedExample
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.shared.base import Injection, inject
 from lamina.structure.head import find_head
-from tests.zoo.architectures import ARCHITECTURES, LONGEST, build_architecture
-from tests.zoo.page import PAGE, row
+from tests.support.zoo import ARCHITECTURES, LONGEST, build_architecture
+from tests.support.zoo_page import PAGE, row
 
 OWN = Layout(together=False, own_attention=True)
 
@@ -68,4 +68,6 @@ def test_loss_and_gradients_are_the_models_own(name: str) -> None:
     for key, gradient in own.items():
         assert float((found[key] - gradient).norm()) <= 1e-4 * max(float(gradient.norm()), 1e-2 * scale), key
     documented = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {name} |")]
-    assert documented == ([row(name, path)] if path.fallback else []), "python -m tests.zoo.page writes the page anew"
+    assert documented == ([row(name, path)] if path.fallback else []), (
+        "python -m tests.support.zoo_page writes the page anew"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from datasketch import MinHash
-from tests.data.check.helpers import chat, check, found, row, text
+from tests.support.checks import chat, check, found, row, text
 
 from lamina.chat.message import Message
 from lamina.checks.findings import Severity

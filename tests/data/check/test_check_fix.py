@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.data.check.helpers import checked, numbered, row, settings
+from tests.support.checks import checked, numbered, row, settings
 
 from lamina.checks.examine import examine
 from lamina.checks.fix import FixLog, fix_rows, repaired

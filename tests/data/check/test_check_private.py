@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.data.check.helpers import check, found, row
+from tests.support.checks import check, found, row
 
 from lamina.checks.html import write_html
 from lamina.checks.private import mask, scan

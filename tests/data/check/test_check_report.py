@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.data.check.helpers import chat, check, encoded, row
-from tests.models_zoo import build_tokenizer
+from tests.support.checks import chat, check, encoded, row
+from tests.support.models_zoo import build_tokenizer
 
 from lamina.checks.findings import Severity
 from lamina.checks.html import write_html

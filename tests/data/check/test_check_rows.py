@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.data.check.helpers import chat, check, checked, encoded, found, row, text
-from tests.models_zoo import build_tokenizer
+from tests.support.checks import chat, check, checked, encoded, found, row, text
+from tests.support.models_zoo import build_tokenizer
 
 from lamina.chat.message import Message, ToolCall
 from lamina.checks.findings import Severity

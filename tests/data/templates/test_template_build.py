@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.data.templates.families import FIXTURES, family_tokenizer
-from tests.models_zoo import CHATML, build_tokenizer
+from tests.support.chat_families import FIXTURES, family_tokenizer
+from tests.support.models_zoo import CHATML, build_tokenizer
 from tokenizers import AddedToken, processors
 from transformers import PreTrainedTokenizerFast
 

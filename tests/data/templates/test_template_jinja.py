@@ -7,8 +7,8 @@ import time
 
 import pytest
 from hypothesis import given
-from tests.data.templates.families import FIXTURES, TOOL, conversations, family_tokenizer, fast, fixture_source
-from tests.models_zoo import CHATML, build_tokenizer
+from tests.support.chat_families import FIXTURES, TOOL, conversations, family_tokenizer, fast, fixture_source
+from tests.support.models_zoo import CHATML, build_tokenizer
 
 from lamina.chat.bounds import BASE_SIZE, TemplateFailure
 from lamina.chat.jinja import compile_template

@@ -9,7 +9,7 @@ from itertools import groupby
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.data.templates.families import (
+from tests.support.chat_families import (
     BUILTINS,
     FIXTURES,
     TOOL,
@@ -19,8 +19,8 @@ from tests.data.templates.families import (
     tool_conversations,
     words,
 )
-from tests.data.templates.reasoning_families import FAMILIES, reasoning_tokenizer
-from tests.models_zoo import CHATML, build_tokenizer
+from tests.support.models_zoo import CHATML, build_tokenizer
+from tests.support.reasoning_families import FAMILIES, reasoning_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from lamina.chat.message import Message, ToolCall

@@ -7,7 +7,7 @@ from itertools import groupby, pairwise
 
 import pytest
 from hypothesis import given
-from tests.data.templates.families import (
+from tests.support.chat_families import (
     BUILTINS,
     FIXTURES,
     TOOL,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from tests.data.templates.families import FIXTURES, TOOL, family_tokenizer, fixture_source
-from tests.models_zoo import CHATML, build_tokenizer
+from tests.support.chat_families import FIXTURES, TOOL, family_tokenizer, fixture_source
+from tests.support.models_zoo import CHATML, build_tokenizer
 
 from lamina.chat.message import Message, ToolCall
 from lamina.chat.template import ChatTemplate, Rendered, Span, Thinking, build_template

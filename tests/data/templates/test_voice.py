@@ -7,9 +7,9 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.data.templates.families import fast, words
-from tests.data.templates.reasoning_families import FAMILIES, reasoning_tokenizer
-from tests.models_zoo import build_tokenizer
+from tests.support.chat_families import fast, words
+from tests.support.models_zoo import build_tokenizer
+from tests.support.reasoning_families import FAMILIES, reasoning_tokenizer
 
 from lamina.chat.message import Message
 from lamina.chat.template import Thinking, build_template

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.models_zoo import build_model, build_tokenizer
-from tests.training.helpers import write_rows
+from tests.support.models_zoo import build_model, build_tokenizer
+from tests.support.training import write_rows
 
 
 def tiny_config(folder: Path, family: str = "llama", dtype: str = "float32", **changes: Any) -> dict[str, Any]:

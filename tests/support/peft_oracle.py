@@ -7,7 +7,6 @@ from pathlib import Path
 
 import peft
 import torch
-from tests.models_zoo import build_model, build_tokenizer
 
 import lamina
 from lamina.adapters.adapter import save_adapter
@@ -16,6 +15,7 @@ from lamina.chat.template import build_template
 from lamina.config import MethodConfig
 from lamina.methods.shared.base import Injection, inject
 from lamina.models.load import load_base
+from tests.support.models_zoo import build_model, build_tokenizer
 
 IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7, 60], [12, 3, 44, 2, 98, 31, 8, 70]])
 TOLERANCE = 1e-5

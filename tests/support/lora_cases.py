@@ -7,7 +7,6 @@ from typing import Any
 
 import peft
 import torch
-from tests.models_zoo import build_model, build_tokenizer
 from transformers import PreTrainedModel
 
 from lamina.adapters.adapter import save_adapter
@@ -16,6 +15,7 @@ from lamina.chat.template import build_template
 from lamina.config.methods.lora import LoraConfig
 from lamina.methods.shared.base import Injection, inject
 from lamina.models.load import Base, load_base
+from tests.support.models_zoo import build_model, build_tokenizer
 
 IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7, 7, 60, 21]])
 

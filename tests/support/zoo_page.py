@@ -1,4 +1,4 @@
-"""`python -m tests.zoo.page` writes docs/architectures.md: how each architecture of the zoo is run."""
+"""`python -m tests.support.zoo_page` writes docs/architectures.md: how each architecture of the zoo is run."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ the model's own code one at a time, and through the fast path together, and thei
 takes, why, and what it costs on this machine. The last way is the model's own code with one document at a time, so
 training is exact for every causal language model that transformers can train.
 
-This page is made by `python -m tests.zoo.page` from tiny models of {count} architectures (transformers {version}). A
-test holds it to what is found, and compares loss and adapter gradients of each with those of the model's own code.
+This page is made by `python -m tests.support.zoo_page` from tiny models of {count} architectures (transformers
+{version}). A test holds it to what is found, and compares loss and adapter gradients of each with those of the model's
+own code.
 
 ## Packed and fused
 
@@ -76,7 +77,7 @@ def main() -> None:
     import transformers
 
     from lamina.compute.fusion import fast_path
-    from tests.zoo.architectures import ARCHITECTURES, LONGEST, build_architecture
+    from tests.support.zoo import ARCHITECTURES, LONGEST, build_architecture
 
     reports = {}
     for name in sorted(ARCHITECTURES):

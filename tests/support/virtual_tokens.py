@@ -8,11 +8,11 @@ from typing import Any
 
 import peft
 import torch
-from tests.models_zoo import build_model, build_tokenizer
 
 import lamina
 from lamina.config import MethodConfig
 from lamina.methods.shared.base import Injection, inject
+from tests.support.models_zoo import build_model, build_tokenizer
 
 IDS = torch.tensor(
     [[5, 9, 17, 33, 4, 101, 7, 60, 21, 8, 90, 41, 3, 77], [9, 4, 4, 31, 66, 2, 18, 5, 5, 70, 71, 12, 6, 30]]

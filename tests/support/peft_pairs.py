@@ -11,7 +11,6 @@ from typing import Any
 
 import peft
 import torch
-from tests.models_zoo import build_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -25,6 +24,8 @@ from transformers import (
     Qwen2Config,
     Qwen3MoeConfig,
 )
+
+from tests.support.models_zoo import build_tokenizer
 
 VOCABULARY = 259
 IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7, 60], [12, 3, 44, 2, 98, 31, 8, 70]])

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from tests.models_zoo import build_tokenizer
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from lamina.chat.message import Message, ToolCall
 from lamina.chat.template import BUILTIN_TEMPLATES
+from tests.support.models_zoo import build_tokenizer
 
-MODELS = Path(__file__).parent / "models"
+MODELS = Path(__file__).parent / "templates" / "models"
 
 fast = settings(
     derandomize=True,

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tests.data.templates.families import FIXTURES, family_tokenizer
-from tests.models_zoo import build_tokenizer
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-REASONING = Path(__file__).parent / "reasoning"
+from tests.support.chat_families import FIXTURES, family_tokenizer
+from tests.support.models_zoo import build_tokenizer
+
+REASONING = Path(__file__).parent / "templates" / "reasoning"
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.models_zoo import CHATML, build_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from tests.support.models_zoo import CHATML, build_tokenizer
 
 _SIZES = {
     "vocab_size": 264,

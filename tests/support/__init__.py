@@ -1,0 +1,1 @@
+"""What tests share: models, tokenizers, files and settings, made in memory."""
