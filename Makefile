@@ -7,8 +7,8 @@ PEERS  := $(VENV)/.peers-installed
 TF4    := $(VENV)/transformers4
 LOWEST := .venv-lowest
 # What leans most on other packages' ways; `make lowest TESTS=tests` runs everything.
-TESTS  := tests/config tests/cli tests/data tests/inspection tests/methods/test_peft.py \
-  tests/methods/test_lora_family.py tests/kernels/test_packed_weights.py tests/optim/test_reference.py
+TESTS  := tests/config tests/cli tests/data tests/checks tests/methods/test_peft.py \
+  tests/methods/test_lora_family.py tests/compute/kernels/test_packed_weights.py tests/optim/test_reference.py
 
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -43,7 +43,7 @@ ifeq ($(shell uname -s),Linux)
 	@test -f '$(RUNTIME)' || { echo 'make sanitize: needs g++ with its libasan; install both'; exit 1; }
 	CXX='$(SANITIZED)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  LD_PRELOAD='$(RUNTIME) $(shell g++ -print-file-name=libstdc++.so.6)' $(BIN)/python -m pytest --capture=sys \
-	  tests/kernels --ignore tests/kernels/test_build.py -k 'not compiler and not cpus'
+	  tests/compute/kernels --ignore tests/compute/kernels/test_build.py -k 'not compiler and not cpus'
 else
 	@echo 'make sanitize: runs on Linux alone; nothing was run'
 endif

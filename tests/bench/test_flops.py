@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.bench import LENGTHS, examples
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
@@ -20,6 +19,7 @@ from lamina.data.batch import build_batch
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.shared.base import inject
 from lamina.structure.head import find_head
+from tests.support.bench import LENGTHS, examples
 
 RANK = 4
 METHOD = LoraConfig(r=RANK, lora_alpha=8)

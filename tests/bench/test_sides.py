@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.bench import LENGTHS, examples, job
 
 from lamina.bench.job import SideRun
 from lamina.bench.optional import is_installed
@@ -15,6 +14,7 @@ from lamina.bench.sides._common import IGNORED, load_model, lora_config, padded_
 from lamina.bench.worker import run_job
 from lamina.config.methods.lora import LoraConfig
 from lamina.methods.shared.base import inject
+from tests.support.bench import LENGTHS, examples, job
 
 needs_trl = pytest.mark.skipif(not is_installed("trl"), reason="trl is not installed")
 

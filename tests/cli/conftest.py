@@ -7,11 +7,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.support.cli import ROWS, Cli, Result, write_rows
 
 import lamina
 from lamina.cli.app import main
 from lamina.runs import Run
+from tests.support.cli import ROWS, Cli, Result, write_rows
 
 
 @pytest.fixture

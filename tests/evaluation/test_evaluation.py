@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.training import settings, write_rows
 
 import lamina
 from lamina.adapters.load import Loaded
@@ -17,6 +16,7 @@ from lamina.chat.message import Message
 from lamina.engine.generate import answer, stream
 from lamina.errors import ConfigError, DataError
 from lamina.runs import Run
+from tests.support.training import settings, write_rows
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.hub_bases import write_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lamina
@@ -17,6 +16,7 @@ from lamina.engine.generate import generate
 from lamina.errors import CertificateError
 from lamina.export import answers, merge
 from lamina.models import folder as folders
+from tests.support.hub_bases import write_base
 
 WORDS = ["red", "blue", "green", "black", "white", "gold"]
 PROMPT, ANSWER = "say green", "word green it is"

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.models_zoo import build_model
 from torch import nn
 
 from lamina.compute.weights import unpack
@@ -19,6 +18,7 @@ from lamina.export.fold import fold_and_save, fold_in
 from lamina.methods.shared.base import Injection, inject
 from lamina.models.fingerprint import fingerprint_base
 from lamina.quantization.pack import pack_weight
+from tests.support.models_zoo import build_model
 
 pytest.importorskip("bitsandbytes.functional")
 

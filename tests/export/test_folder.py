@@ -12,8 +12,6 @@ import gguf
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.support.hub_bases import COMPANIONS, FAMILIES, LEFT_BEHIND, add_files, write_base
-from tests.support.models_zoo import CHATML, build_model, build_tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -37,6 +35,8 @@ from lamina.models.gguf import convert_gguf
 from lamina.models.load import load_base
 from lamina.models.rope_words import MARK, add_old_rope_words
 from lamina.models.source import find_model
+from tests.support.hub_bases import COMPANIONS, FAMILIES, LEFT_BEHIND, add_files, write_base
+from tests.support.models_zoo import CHATML, build_model, build_tokenizer
 
 CHATML_EOS = CHATML.replace("<|im_end|>", "<|im_end|>{{ eos_token }}")
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from tests.support.models_zoo import build_model, build_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lamina
@@ -22,6 +21,7 @@ from lamina.errors import AdapterError, BaseMismatchError, CertificateError
 from lamina.methods.shared.base import inject
 from lamina.models.load import load_base
 from lamina.quickstart.task import build_task
+from tests.support.models_zoo import build_model, build_tokenizer
 
 IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7, 60, 21]])
 

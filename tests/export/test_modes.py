@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.models_zoo import build_model, build_tokenizer
-from tests.support.training import settings
 
 import lamina
 from lamina.cache.folder import cache_folder
 from lamina.models.shards import ShardWriter
 from lamina.models.source import find_model
+from tests.support.models_zoo import build_model, build_tokenizer
+from tests.support.training import settings
 
 
 @pytest.fixture(params=[0o022, 0o027])

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.support.models_zoo import build_model, build_tokenizer
 from transformers import AutoModelForCausalLM
 
 import lamina
@@ -24,6 +23,7 @@ from lamina.export import merge as merging
 from lamina.export.fold import fold_in
 from lamina.methods.shared.base import Injection, inject
 from lamina.models.load import load_base
+from tests.support.models_zoo import build_model, build_tokenizer
 
 IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7, 60, 21]])
 

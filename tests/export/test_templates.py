@@ -6,9 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.support.chat_families import BUILTINS, FIXTURES, family_tokenizer
-from tests.support.reasoning_families import FAMILIES as REASONING
-from tests.support.reasoning_families import reasoning_tokenizer
 from transformers import AutoTokenizer
 
 from lamina.chat.jinja import mentions_date
@@ -16,6 +13,9 @@ from lamina.chat.message import Message
 from lamina.chat.template import ChatTemplate, build_template
 from lamina.chat.tokenizer import fingerprint_tokenizer
 from lamina.models.folder import Ends, complete_folder
+from tests.support.chat_families import BUILTINS, FIXTURES, family_tokenizer
+from tests.support.reasoning_families import FAMILIES as REASONING
+from tests.support.reasoning_families import reasoning_tokenizer
 
 TURNS = [Message("user", "What is 6 times 7?"), Message("assistant", "42"), Message("user", "Sure?")]
 CASES = [

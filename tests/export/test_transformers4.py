@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.hub_bases import FAMILIES, write_base
-from tests.support.models_zoo import build_model, build_tokenizer
 
 import lamina
 from lamina.engine.generate import generate
+from tests.support.hub_bases import FAMILIES, write_base
+from tests.support.models_zoo import build_model, build_tokenizer
 
 LIBRARIES = Path(os.environ.get("TRANSFORMERS_4", Path(sys.prefix) / "transformers4")).resolve()
 IDS = list(range(3, 203))

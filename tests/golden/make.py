@@ -23,12 +23,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.support.models_zoo import CHATML, build_model, build_tokenizer
-from tests.support.training import write_rows
-
 import lamina
 from lamina.errors import Interrupted
 from lamina.training.events import Event
+from tests.support.models_zoo import CHATML, build_model, build_tokenizer
+from tests.support.training import write_rows
 
 SMALL = {
     "hidden_size": 8,

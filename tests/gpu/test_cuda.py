@@ -6,9 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.hot_path import loss_and_gradients, with_adapter
-from tests.support.models_zoo import build_model, build_tokenizer
-from tests.support.training import write_rows
 
 import lamina
 from lamina.compute.fusion import fast_path
@@ -19,6 +16,9 @@ from lamina.compute.ops.attention import (
     attention_forward,
     packed_attention,
 )
+from tests.support.hot_path import loss_and_gradients, with_adapter
+from tests.support.models_zoo import build_model, build_tokenizer
+from tests.support.training import write_rows
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

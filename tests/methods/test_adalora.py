@@ -10,6 +10,14 @@ from typing import Any
 import peft
 import pytest
 import torch
+
+import lamina
+from lamina.config import load_config
+from lamina.config.methods.adalora import AdaLoraConfig
+from lamina.errors import ConfigError
+from lamina.methods.adalora import METHOD, BudgetHooks
+from lamina.methods.shared.base import Injection, inject
+from lamina.training.step import EvaluationResult
 from tests.support.models_zoo import build_model, build_tokenizer
 from tests.support.peft_oracle import (
     check_loads_what_peft_saved,
@@ -20,14 +28,6 @@ from tests.support.peft_oracle import (
     pair,
     peft_tensors,
 )
-
-import lamina
-from lamina.config import load_config
-from lamina.config.methods.adalora import AdaLoraConfig
-from lamina.errors import ConfigError
-from lamina.methods.adalora import METHOD, BudgetHooks
-from lamina.methods.shared.base import Injection, inject
-from lamina.training.step import EvaluationResult
 
 TARGETS = ["q_proj", "k_proj", "down_proj"]
 LAYERS = 2 * len(TARGETS)

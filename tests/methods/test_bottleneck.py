@@ -10,7 +10,6 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.support.models_zoo import build_model
 from torch import nn
 
 from lamina.compute.fusion import fast_path
@@ -19,6 +18,7 @@ from lamina.config.methods.bottleneck import BottleneckConfig
 from lamina.errors import AdapterError, ConfigError
 from lamina.methods.bottleneck import METHOD
 from lamina.methods.shared.base import Injection, inject
+from tests.support.models_zoo import build_model
 
 IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7, 60, 21, 8]])
 FAMILIES = ["llama", "gemma3", "gpt2", "phi"]

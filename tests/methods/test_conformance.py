@@ -10,8 +10,6 @@ import numpy as np
 import peft
 import pytest
 import torch
-from tests.support.documents import documents
-from tests.support.models_zoo import build_model, build_tokenizer
 
 import lamina
 from lamina.adapters.adapter import adapter_digest, check_tensors, read_adapter, save_adapter
@@ -28,6 +26,8 @@ from lamina.models.load import Base, load_base
 from lamina.models.source import ModelSource
 from lamina.structure.head import find_head
 from lamina.training.events import Event
+from tests.support.documents import documents
+from tests.support.models_zoo import build_model, build_tokenizer
 
 SHAPES = ("llama", "gemma3", "gpt2")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -7,6 +7,13 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from torch import nn
+
+from lamina.config import load_config
+from lamina.config.methods.ia3 import IA3Config
+from lamina.errors import ConfigError
+from lamina.export.fold import fold_in
+from lamina.methods.shared.base import inject
 from tests.support.models_zoo import build_model
 from tests.support.peft_oracle import (
     check_loads_what_peft_saved,
@@ -15,13 +22,6 @@ from tests.support.peft_oracle import (
     disturb,
     pair,
 )
-from torch import nn
-
-from lamina.config import load_config
-from lamina.config.methods.ia3 import IA3Config
-from lamina.errors import ConfigError
-from lamina.export.fold import fold_in
-from lamina.methods.shared.base import inject
 
 # What IA3 takes by itself: layers scaled at their output, and at their input.
 OTHERS = {"gpt2": (["attn.c_attn"], ["mlp.c_proj"]), "phi": (["self_attn.k_proj", "self_attn.v_proj"], ["mlp.fc2"])}

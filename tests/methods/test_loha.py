@@ -7,6 +7,11 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+
+from lamina.config.methods.loha import LoHaConfig
+from lamina.errors import AdapterError, ConfigError
+from lamina.methods.loha import METHOD
+from lamina.methods.shared.base import inject
 from tests.support.models_zoo import build_model
 from tests.support.peft_oracle import (
     check_loads_what_peft_saved,
@@ -15,11 +20,6 @@ from tests.support.peft_oracle import (
     disturb,
     pair,
 )
-
-from lamina.config.methods.loha import LoHaConfig
-from lamina.errors import AdapterError, ConfigError
-from lamina.methods.loha import METHOD
-from lamina.methods.shared.base import inject
 
 TARGETS = ["q_proj", "gate_proj"]
 

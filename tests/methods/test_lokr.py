@@ -7,6 +7,12 @@ from pathlib import Path
 import peft
 import pytest
 from peft.tuners.lokr.layer import factorization as peft_factorization
+
+from lamina.config import load_config
+from lamina.config.methods.lokr import LoKrConfig
+from lamina.errors import ConfigError
+from lamina.methods.lokr import factorization
+from lamina.methods.shared.base import inject
 from tests.support.models_zoo import build_model
 from tests.support.peft_oracle import (
     check_loads_what_peft_saved,
@@ -15,12 +21,6 @@ from tests.support.peft_oracle import (
     disturb,
     pair,
 )
-
-from lamina.config import load_config
-from lamina.config.methods.lokr import LoKrConfig
-from lamina.errors import ConfigError
-from lamina.methods.lokr import factorization
-from lamina.methods.shared.base import inject
 
 TARGETS = ["k_proj", "gate_proj"]  # 16 x 48 and 80 x 48
 

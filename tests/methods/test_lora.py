@@ -8,13 +8,13 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from tests.support.models_zoo import build_model, build_tokenizer
 
 import lamina
 from lamina.config.methods.lora import LoraConfig
 from lamina.errors import ConfigError
 from lamina.methods.lora import METHOD
 from lamina.methods.shared.base import inject
+from tests.support.models_zoo import build_model, build_tokenizer
 
 IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7]])
 

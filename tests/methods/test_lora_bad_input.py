@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.support.lora_cases import attached
-from tests.support.models_zoo import build_model
 from torch import nn
 
 from lamina.compute.weights.packed import FourBitLinear
@@ -15,6 +13,8 @@ from lamina.config.methods.lora import LoraConfig
 from lamina.errors import AdapterError, ConfigError
 from lamina.methods.lora import METHOD
 from lamina.methods.shared.base import find_method, inject
+from tests.support.lora_cases import attached
+from tests.support.models_zoo import build_model
 
 COMBINATIONS: list[tuple[dict[str, Any], str]] = [
     ({"init_lora_weights": "pisa"}, r"init_lora_weights: 'pisa' is not one of true, false, gaussian"),

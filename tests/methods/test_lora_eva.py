@@ -16,7 +16,6 @@ import pytest
 import torch
 from peft.tuners.lora.eva import get_eva_state_dict
 from peft.utils.incremental_pca import IncrementalPCA
-from tests.support.lora_cases import attached, bare, disturb, logits, on_disk, save
 
 import lamina
 from lamina.config.methods.lora import EvaConfig, LoraConfig
@@ -27,6 +26,7 @@ from lamina.methods.shared import lora_eva
 from lamina.methods.shared.base import Injection
 from lamina.methods.shared.lora_eva import IncrementalPca
 from lamina.training.events import Event
+from tests.support.lora_cases import attached, bare, disturb, logits, on_disk, save
 
 
 def token_ids(count: int = 5, length: int = 48) -> list[torch.Tensor]:

@@ -8,9 +8,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-from tests.support.documents import documents
-from tests.support.lora_cases import IDS, attached, bare, disturb, in_peft, logits, on_disk, save, trained_by
-from tests.support.models_zoo import build_model
 
 import lamina
 from lamina.adapters.adapter import check_tensors, read_adapter
@@ -23,6 +20,9 @@ from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.lora import METHOD, ShiftedLoraLinear
 from lamina.methods.shared.base import inject
 from lamina.structure.head import find_head
+from tests.support.documents import documents
+from tests.support.lora_cases import IDS, attached, bare, disturb, in_peft, logits, on_disk, save, trained_by
+from tests.support.models_zoo import build_model
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"]
 TRAINED_HEAD = {"modules_to_save": ["lm_head"]}

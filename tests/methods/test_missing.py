@@ -7,12 +7,12 @@ from pathlib import Path
 
 import peft
 import pytest
-from tests.support.models_zoo import build_model
-from tests.support.training import settings
 
 import lamina
 from lamina.adapters.adapter import read_adapter
 from lamina.errors import AdapterError
+from tests.support.models_zoo import build_model
+from tests.support.training import settings
 
 
 def test_a_folder_of_checkpoints_names_those_in_it(tmp_path: Path) -> None:

@@ -7,6 +7,12 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+
+from lamina.config import load_config
+from lamina.config.methods.p_tuning import PTuningConfig
+from lamina.errors import AdapterError, ConfigError
+from lamina.methods.p_tuning import METHOD
+from lamina.methods.shared.base import inject
 from tests.support.models_zoo import build_model
 from tests.support.virtual_tokens import (
     check_generation,
@@ -15,12 +21,6 @@ from tests.support.virtual_tokens import (
     logits,
     ours,
 )
-
-from lamina.config import load_config
-from lamina.config.methods.p_tuning import PTuningConfig
-from lamina.errors import AdapterError, ConfigError
-from lamina.methods.p_tuning import METHOD
-from lamina.methods.shared.base import inject
 
 PEFT = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 5, "encoder_hidden_size": 24}
 MLP = PTuningConfig(num_virtual_tokens=5, encoder_hidden_size=24)

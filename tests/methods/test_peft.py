@@ -12,9 +12,6 @@ import peft
 import pytest
 import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from tests.support.models_zoo import build_model, build_tokenizer
-from tests.support.peft_pairs import build
-from tests.support.peft_types import FIELDS, QV, config_of
 
 import lamina
 from lamina.adapters.adapter import read_adapter, save_adapter
@@ -29,6 +26,9 @@ from lamina.methods.peft import METHOD
 from lamina.methods.shared.base import Injection, find_method, inject
 from lamina.methods.shared.peft_types import _REFUSED, _REFUSED_IN_TRAINING, build_peft_config, peft_types
 from lamina.models.load import Base, load_base
+from tests.support.models_zoo import build_model, build_tokenizer
+from tests.support.peft_pairs import build
+from tests.support.peft_types import FIELDS, QV, config_of
 
 IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7, 7, 60, 21]])
 

@@ -8,6 +8,15 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from torch import nn
+
+from lamina.compute.fusion import fast_path
+from lamina.compute.ops.attention import packed_attention
+from lamina.config import load_config
+from lamina.config.methods.prefix_tuning import PrefixTuningConfig
+from lamina.errors import AdapterError, ConfigError, ModelError
+from lamina.methods.prefix_tuning import METHOD
+from lamina.methods.shared.base import inject
 from tests.support.models_zoo import build_model
 from tests.support.virtual_tokens import (
     IDS,
@@ -18,15 +27,6 @@ from tests.support.virtual_tokens import (
     logits,
     ours,
 )
-from torch import nn
-
-from lamina.compute.fusion import fast_path
-from lamina.compute.ops.attention import packed_attention
-from lamina.config import load_config
-from lamina.config.methods.prefix_tuning import PrefixTuningConfig
-from lamina.errors import AdapterError, ConfigError, ModelError
-from lamina.methods.prefix_tuning import METHOD
-from lamina.methods.shared.base import inject
 
 CONFIG = PrefixTuningConfig(num_virtual_tokens=5)
 PROJECTED = PrefixTuningConfig(num_virtual_tokens=5, prefix_projection=True, encoder_hidden_size=24)

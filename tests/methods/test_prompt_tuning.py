@@ -7,6 +7,13 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+
+from lamina.compute.fusion import fast_path
+from lamina.config import load_config
+from lamina.config.methods.prompt_tuning import PromptTuningConfig
+from lamina.errors import AdapterError, ConfigError, ModelError
+from lamina.methods.prompt_tuning import METHOD
+from lamina.methods.shared.base import inject
 from tests.support.models_zoo import build_model, build_tokenizer
 from tests.support.virtual_tokens import (
     IDS,
@@ -17,13 +24,6 @@ from tests.support.virtual_tokens import (
     logits,
     ours,
 )
-
-from lamina.compute.fusion import fast_path
-from lamina.config import load_config
-from lamina.config.methods.prompt_tuning import PromptTuningConfig
-from lamina.errors import AdapterError, ConfigError, ModelError
-from lamina.methods.prompt_tuning import METHOD
-from lamina.methods.shared.base import inject
 
 CONFIG = PromptTuningConfig(num_virtual_tokens=5)
 PEFT = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 5}

@@ -7,6 +7,11 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+
+import lamina
+from lamina.config.methods.vera import VeraConfig
+from lamina.errors import AdapterError
+from lamina.methods.shared.base import inject
 from tests.support.models_zoo import build_model
 from tests.support.peft_oracle import (
     check_loads_what_peft_saved,
@@ -15,11 +20,6 @@ from tests.support.peft_oracle import (
     disturb,
     pair,
 )
-
-import lamina
-from lamina.config.methods.vera import VeraConfig
-from lamina.errors import AdapterError
-from lamina.methods.shared.base import inject
 
 TARGETS = ["q_proj", "k_proj", "down_proj"]  # inputs of 48 and 80, outputs of 48 and 16
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 import transformers as tf
 from safetensors.torch import load_file, save_file
-from tests.support.models_zoo import build_tokenizer
 
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ModelError
 from lamina.models.load import load_base
+from tests.support.models_zoo import build_tokenizer
 
 LLAMA: dict[str, Any] = {
     "vocab_size": 264,

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.support.models_zoo import build_model, build_tokenizer
 
 from lamina.chat.tokenizer import fingerprint_tokenizer
 from lamina.errors import ConfigError, ModelError
@@ -20,6 +19,7 @@ from lamina.models import gguf
 from lamina.models.fingerprint import fingerprint_base
 from lamina.models.load import load_base
 from lamina.models.source import find_model, packaged_gguf
+from tests.support.models_zoo import build_model, build_tokenizer
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.models_zoo import build_tokenizer
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -24,6 +23,7 @@ from lamina.models import offload
 from lamina.models.fingerprint import weight_files
 from lamina.models.load import Base, load_base
 from lamina.models.offload import MappedLinear, wants_offload
+from tests.support.models_zoo import build_tokenizer
 
 LAYERS = 8
 

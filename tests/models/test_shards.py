@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from tests.support.models_zoo import build_model
 from transformers import AutoModelForCausalLM
 
 from lamina.models.fingerprint import fingerprint_base
 from lamina.models.shards import ShardWriter
+from tests.support.models_zoo import build_model
 
 
 def test_small_ones_are_one_file(tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.models_zoo import build_model, build_tokenizer
-from tests.support.training import settings
 
 import lamina
 from lamina.config.aliases import ALIASES, Alias
 from lamina.errors import AdapterError, ModelError
 from lamina.models import source
 from lamina.models.source import ModelSource, find_model
+from tests.support.models_zoo import build_model, build_tokenizer
+from tests.support.training import settings
 
 NAME, ALIAS = next(iter(ALIASES.items()))
 

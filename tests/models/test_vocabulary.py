@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.support.models_zoo import CHATML, build_model, build_tokenizer
-from tests.support.training import settings
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
@@ -39,6 +37,8 @@ from lamina.evaluation.forgetting import general_loss, general_pieces
 from lamina.methods.shared.base import inject
 from lamina.models.load import load_base
 from lamina.models.vocabulary import declared_rows, embedding_rows, head_rows
+from tests.support.models_zoo import CHATML, build_model, build_tokenizer
+from tests.support.training import settings
 
 ROWS = 259
 WORD = "<|call|>"

@@ -13,7 +13,6 @@ import peft
 import pytest
 import torch
 from peft.optimizers import create_loraplus_optimizer
-from tests.support.models_zoo import build_model, build_tokenizer
 
 import lamina
 from lamina.compute.ops.attention import packed_attention
@@ -30,6 +29,7 @@ from lamina.optim.muon import MuonWithAdamW
 from lamina.structure.head import find_head
 from lamina.training.events import Event
 from lamina.training.step import StepResult, training_step
+from tests.support.models_zoo import build_model, build_tokenizer
 
 NAMES = [name for name in OPTIMIZERS if not name.startswith("paged")]
 LEARNING_RATES = {"lion": 1e-3, "muon": 0.01}

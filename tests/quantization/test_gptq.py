@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.models_zoo import build_model, build_tokenizer
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoModelForCausalLM
 
@@ -27,6 +26,7 @@ from lamina.models.quantized.quantizers import converted_modules
 from lamina.quantization.gptq import DAMPING, choose_numbers, round_for_inputs
 from lamina.quantization.pack import pack_weight
 from lamina.structure.inputs import run_once, with_same_input
+from tests.support.models_zoo import build_model, build_tokenizer
 
 pytest.importorskip("bitsandbytes.functional")
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.models_zoo import build_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import lamina
@@ -20,6 +19,7 @@ from lamina.config.quantization import QuantizationConfig
 from lamina.errors import CertificateError, ConfigError, ModelError, StorageError
 from lamina.models.load import Base, load_base
 from lamina.models.quantized import load as quantized
+from tests.support.models_zoo import build_model
 
 functional = pytest.importorskip("bitsandbytes.functional")
 

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.support.training import settings
 
 import lamina
 from lamina.errors import Interrupted, StorageError, TrainingError
@@ -24,6 +23,7 @@ from lamina.signals import stop_on_signals
 from lamina.training import loop, setup
 from lamina.training.checkpoint import newest_checkpoint
 from lamina.training.events import Event
+from tests.support.training import settings
 
 TRAIN = {"max_steps": 6, "eval_steps": 3, "save_steps": 2}
 

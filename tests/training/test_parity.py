@@ -9,7 +9,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-from tests.support.training import write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
 import lamina
@@ -19,6 +18,7 @@ from lamina.methods.shared.base import inject
 from lamina.models.source import find_model
 from lamina.quickstart.task import build_task
 from lamina.training.events import Event
+from tests.support.training import write_rows
 
 STEPS = 20
 

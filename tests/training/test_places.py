@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.support.models_zoo import CHATML, build_model
-from tests.support.training import settings, write_rows
 
 import lamina
 from lamina.adapters.load import load
 from lamina.errors import AdapterError, ConfigError, Interrupted, NewerVersionError, RunError
 from lamina.runs import Run
 from lamina.training.events import Event
+from tests.support.models_zoo import CHATML, build_model
+from tests.support.training import settings, write_rows
 
 STEPS = {"max_steps": 4, "eval_steps": 2, "save_steps": 2}
 

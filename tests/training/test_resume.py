@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.support.training import settings
 
 import lamina
 from lamina import files
@@ -27,6 +26,7 @@ from lamina.errors import Interrupted, RunError, StorageError
 from lamina.runs import Run
 from lamina.training.checkpoint import newest_checkpoint
 from lamina.training.events import Event
+from tests.support.training import settings
 
 
 class PulledPlug(BaseException):

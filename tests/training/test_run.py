@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.models_zoo import build_model, build_tokenizer
-from tests.support.training import settings, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lamina
@@ -21,6 +19,8 @@ from lamina.training import step
 from lamina.training.checkpoint import newest_checkpoint
 from lamina.training.events import Event
 from lamina.training.step import EvaluationResult, evaluate_loss
+from tests.support.models_zoo import build_model, build_tokenizer
+from tests.support.training import settings, write_rows
 
 SUMMARY_KEYS = {
     "run",

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.training import settings
 
 import lamina
 from lamina.config import METHOD_CONFIGS
 from lamina.machine.seeding import seed_generators, seeded
 from lamina.quantization.loftq import split_weight
+from tests.support.training import settings
 
 METHODS: dict[str, dict[str, Any]] = {name: {"type": name} for name in METHOD_CONFIGS if name != "bitfit"}
 METHODS |= {
