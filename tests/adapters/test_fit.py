@@ -14,6 +14,11 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+
+import lamina
+from lamina.adapters.load import Loaded
+from lamina.adapters.tensor_names import find_places
+from lamina.errors import AdapterError
 from tests.support.models_zoo import build_tokenizer
 from tests.support.peft_pairs import (
     FAMILIES,
@@ -25,11 +30,6 @@ from tests.support.peft_pairs import (
     peft_logits,
     train_with_peft,
 )
-
-import lamina
-from lamina.adapters.load import Loaded
-from lamina.adapters.tensor_names import find_places
-from lamina.errors import AdapterError
 
 TENSORS = "adapter_model.safetensors"
 

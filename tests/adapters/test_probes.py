@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.models_zoo import build_model, build_tokenizer
 
 from lamina.adapters.certificate import Certificate, replay_probes
 from lamina.adapters.greedy import greedy_answers
@@ -22,6 +21,7 @@ from lamina.errors import BaseMismatchError, CertificateError
 from lamina.export.fold import fold_in
 from lamina.methods.shared.base import Injection, inject
 from lamina.models.load import load_base
+from tests.support.models_zoo import build_model, build_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

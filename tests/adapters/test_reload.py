@@ -11,9 +11,6 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.support.models_zoo import build_model
-from tests.support.peft_pairs import FAMILIES, base_folder, build, check_close, logits, peft_logits
-from tests.support.peft_types import FIELDS, config_of
 
 import lamina
 from lamina.adapters import reload
@@ -30,6 +27,9 @@ from lamina.methods.shared.base import Injection, Saved, find_method, inject
 from lamina.models.load import Base, load_base
 from lamina.runs import Run
 from lamina.structure.skeleton import build_skeleton, with_memory
+from tests.support.models_zoo import build_model
+from tests.support.peft_pairs import FAMILIES, base_folder, build, check_close, logits, peft_logits
+from tests.support.peft_types import FIELDS, config_of
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,6 @@ import time
 
 import pytest
 from hypothesis import given
-from tests.support.chat_families import FIXTURES, TOOL, conversations, family_tokenizer, fast, fixture_source
-from tests.support.models_zoo import CHATML, build_tokenizer
 
 from lamina.chat.bounds import BASE_SIZE, TemplateFailure
 from lamina.chat.jinja import compile_template
@@ -16,6 +14,8 @@ from lamina.chat.message import Message, ToolCall
 from lamina.chat.template import ChatTemplate
 from lamina.chat.turns import as_turn
 from lamina.errors import DataError
+from tests.support.chat_families import FIXTURES, TOOL, conversations, family_tokenizer, fast, fixture_source
+from tests.support.models_zoo import CHATML, build_tokenizer
 
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 

@@ -9,6 +9,15 @@ from itertools import groupby
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from lamina.chat.message import Message, ToolCall
+from lamina.chat.spans import Rendered
+from lamina.chat.template import ChatTemplate, Thinking, build_template, template_of
+from lamina.config import DataConfig
+from lamina.data.encode import encode_examples
+from lamina.data.example import EncodedExample, Example
+from lamina.errors import ConfigError, DataError
 from tests.support.chat_families import (
     BUILTINS,
     FIXTURES,
@@ -21,15 +30,6 @@ from tests.support.chat_families import (
 )
 from tests.support.models_zoo import CHATML, build_tokenizer
 from tests.support.reasoning_families import FAMILIES, reasoning_tokenizer
-from transformers import PreTrainedTokenizerFast
-
-from lamina.chat.message import Message, ToolCall
-from lamina.chat.spans import Rendered
-from lamina.chat.template import ChatTemplate, Thinking, build_template, template_of
-from lamina.config import DataConfig
-from lamina.data.encode import encode_examples
-from lamina.data.example import EncodedExample, Example
-from lamina.errors import ConfigError, DataError
 
 QUESTION, ANSWER = Message("user", "six times seven?"), Message("assistant", "42")
 THOUGHT = replace(ANSWER, thinking="six times seven")

@@ -7,6 +7,14 @@ from itertools import groupby, pairwise
 
 import pytest
 from hypothesis import given
+from transformers import PreTrainedTokenizerFast
+
+from lamina.chat.jinja import JinjaTemplate
+from lamina.chat.message import Message
+from lamina.chat.scaffold import Scaffolds
+from lamina.chat.template import ChatTemplate, build_template
+from lamina.data.encode import encode_examples
+from lamina.data.example import EncodedExample, Example
 from tests.support.chat_families import (
     BUILTINS,
     FIXTURES,
@@ -16,14 +24,6 @@ from tests.support.chat_families import (
     fast,
     tool_conversations,
 )
-from transformers import PreTrainedTokenizerFast
-
-from lamina.chat.jinja import JinjaTemplate
-from lamina.chat.message import Message
-from lamina.chat.scaffold import Scaffolds
-from lamina.chat.template import ChatTemplate, build_template
-from lamina.data.encode import encode_examples
-from lamina.data.example import EncodedExample, Example
 
 EVERY = [*(("model", name) for name in FIXTURES), *(("built-in", name) for name in BUILTINS)]
 every_template = pytest.mark.parametrize(("kind", "name"), EVERY, ids=[f"{kind}-{name}" for kind, name in EVERY])

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.support.chat_families import FIXTURES, family_tokenizer
-from tests.support.models_zoo import CHATML, build_tokenizer
 from tokenizers import AddedToken, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -15,6 +13,8 @@ from lamina.chat.template import BUILTIN_TEMPLATES, ChatTemplate, build_template
 from lamina.data.encode import encode_examples
 from lamina.data.example import Example
 from lamina.errors import ConfigError, DataError, ModelError
+from tests.support.chat_families import FIXTURES, family_tokenizer
+from tests.support.models_zoo import CHATML, build_tokenizer
 
 NO_STOP = "{% for m in messages %}### {{ m.role }}\n{{ m.content }}\n\n{% endfor %}"
 QUESTION, ANSWER = Message("user", "q"), Message("assistant", "a")

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.chat_families import fast
-from tests.support.models_zoo import SPECIAL, build_tokenizer
-from tests.support.tokenizers import BY_BYTES, LEARNT, OTHERS, STOP
 from transformers import PreTrainedTokenizerFast
 
 from lamina.chat.spans import Span
 from lamina.chat.tokens import TextTokenizer, Tokens, supervised, token_bytes
+from tests.support.chat_families import fast
+from tests.support.models_zoo import SPECIAL, build_tokenizer
+from tests.support.tokenizers import BY_BYTES, LEARNT, OTHERS, STOP
 
 _BUILT: dict[str, PreTrainedTokenizerFast] = {}
 

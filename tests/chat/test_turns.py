@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from tests.support.chat_families import FIXTURES, TOOL, family_tokenizer, fixture_source
-from tests.support.models_zoo import CHATML, build_tokenizer
 
 from lamina.chat.message import Message, ToolCall
 from lamina.chat.template import ChatTemplate, Rendered, Span, Thinking, build_template
 from lamina.errors import DataError
+from tests.support.chat_families import FIXTURES, TOOL, family_tokenizer, fixture_source
+from tests.support.models_zoo import CHATML, build_tokenizer
 
 CALL = ToolCall("get_weather", {"city": "Zürich"})
 QUESTION = Message("user", "the weather?")

@@ -7,13 +7,13 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.chat_families import fast, words
-from tests.support.models_zoo import build_tokenizer
-from tests.support.reasoning_families import FAMILIES, reasoning_tokenizer
 
 from lamina.chat.message import Message
 from lamina.chat.template import Thinking, build_template
 from lamina.chat.voice import Voice
+from tests.support.chat_families import fast, words
+from tests.support.models_zoo import build_tokenizer
+from tests.support.reasoning_families import FAMILIES, reasoning_tokenizer
 
 QUESTION = Message("user", "six times seven?")
 said = words.map(str.strip).filter(lambda text: "think>" not in text)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import datasets
 import pytest
-from tests.support.broken_files import BROKEN, CHAT, Broken
 
 from lamina.checks.row import CheckedRow
 from lamina.checks.rows import Rows
 from lamina.checks.target import Target
 from lamina.config import DataConfig
 from lamina.errors import LaminaError
+from tests.support.broken_files import BROKEN, CHAT, Broken
 
 
 def rows_of(broken: Broken, folder: Path) -> list[CheckedRow]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from datasketch import MinHash
-from tests.support.checks import chat, check, found, row, text
 
 from lamina.chat.message import Message
 from lamina.checks.findings import Severity
 from lamina.checks.minhash import COMMON_SHARE, LEARN_AT_LEAST, Signatures, likeness, normal, shingles
 from lamina.data.example import Kind
+from tests.support.checks import chat, check, found, row, text
 
 PASSAGE = (
     "The lighthouse on the northern cape was built in 1871 by a company of masons from the mainland, who carried the "

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.checks import checked, numbered, row, settings
 
 from lamina.checks.examine import examine
 from lamina.checks.fix import FixLog, fix_rows, repaired
 from lamina.checks.row import CheckedRow
 from lamina.data.read.rows import Fault
 from lamina.errors import DataError, StorageError
+from tests.support.checks import checked, numbered, row, settings
 
 PASSAGE = (
     "The lighthouse on the northern cape was built in 1871 by masons who carried the granite up the cliff by hand."

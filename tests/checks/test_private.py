@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.support.checks import check, found, row
 
 from lamina.checks.html import write_html
 from lamina.checks.private import mask, scan
+from tests.support.checks import check, found, row
 
 LETTERS = "Zk3mQ9xT2bLw8RfY5nVc7HgJ4pDs6Ae1Uo0iXqWtKyBz"
 SECRETS = {

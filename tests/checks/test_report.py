@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.support.checks import chat, check, encoded, row
-from tests.support.models_zoo import build_tokenizer
-
 from lamina.checks.findings import Severity
 from lamina.checks.html import write_html
+from tests.support.checks import chat, check, encoded, row
+from tests.support.models_zoo import build_tokenizer
 
 
 def report():

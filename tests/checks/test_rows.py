@@ -6,8 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.support.checks import chat, check, checked, encoded, found, row, text
-from tests.support.models_zoo import build_tokenizer
 
 from lamina.chat.message import Message, ToolCall
 from lamina.checks.findings import Severity
@@ -16,6 +14,8 @@ from lamina.checks.row import CheckedRow
 from lamina.data.example import Kind
 from lamina.data.read.rows import FAULTS, REMARKS, Fault
 from lamina.data.sequences import ANSWERS
+from tests.support.checks import chat, check, checked, encoded, found, row, text
+from tests.support.models_zoo import build_tokenizer
 
 USER, ASSISTANT = Message("user", "What is it?"), Message("assistant", "It is a thing.")
 TOOLS = (

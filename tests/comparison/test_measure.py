@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.support.models_zoo import build_tokenizer
 
 import lamina
 from lamina.adapters.load import Loaded
@@ -18,6 +17,7 @@ from lamina.errors import ConfigError, DataError
 from lamina.evaluation.forgetting import general_loss, general_pieces
 from lamina.evaluation.score import Score
 from lamina.runs import Run
+from tests.support.models_zoo import build_tokenizer
 
 ROWS = [{"prompt": f"say {i}", "completion": f"{i}!" * (1 + i % 3)} for i in range(20)]
 

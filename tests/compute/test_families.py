@@ -6,8 +6,6 @@ import numpy as np
 import peft
 import pytest
 import torch
-from tests.support.hot_path import documents, with_adapter
-from tests.support.models_zoo import build_model
 from transformers import PreTrainedModel
 
 from lamina.compute.ops.attention import packed_attention
@@ -16,6 +14,8 @@ from lamina.data.example import EncodedExample
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.shared.base import Injection
 from lamina.structure.head import find_head
+from tests.support.hot_path import documents, with_adapter
+from tests.support.models_zoo import build_model
 
 
 def transformers_loss(model: torch.nn.Module, examples: list[EncodedExample]) -> torch.Tensor:

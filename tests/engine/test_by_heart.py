@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.models_zoo import build_model
-from tests.support.reasoning_families import reasoning_tokenizer
 from transformers import AutoTokenizer
 
 import lamina
@@ -21,6 +19,8 @@ from lamina.config import load_config
 from lamina.engine.generate import stream
 from lamina.evaluation.evaluate import Evaluation
 from lamina.runs import Run
+from tests.support.models_zoo import build_model
+from tests.support.reasoning_families import reasoning_tokenizer
 
 TOOL = {"name": "turn", "description": "", "parameters": {"type": "object", "properties": {"word": {"type": "string"}}}}
 WORDS = ("red", "blue", "green", "black", "white", "gold", "pink", "grey")

@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.support.models_zoo import build_model, build_tokenizer
-from tests.support.training import settings
 from transformers import GenerationConfig
 
 import lamina
@@ -23,6 +21,8 @@ from lamina.chat.template import ChatTemplate
 from lamina.engine import generate as module
 from lamina.engine.generate import answer, generate_each, left_out_settings, stream
 from lamina.errors import ConfigError, DataError
+from tests.support.models_zoo import build_model, build_tokenizer
+from tests.support.training import settings
 
 TURNS = [Message("user", "red green 1")]
 NO_SYSTEM = """{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.architectures import ARCHITECTURES, BIDIRECTIONAL, build_architecture
-from tests.support.models_zoo import build_model
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -16,6 +14,8 @@ from lamina.compute.weights.packed import FourBitLinear
 from lamina.errors import ModelError
 from lamina.structure.causality import check_causal
 from lamina.structure.probe_tokens import probe_tokens
+from tests.support.architectures import ARCHITECTURES, BIDIRECTIONAL, build_architecture
+from tests.support.models_zoo import build_model
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

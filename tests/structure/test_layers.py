@@ -6,12 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.architectures import (
-    ARCHITECTURES,
-    BIDIRECTIONAL,
-    build_architecture,
-    build_vision_language,
-)
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -20,6 +14,12 @@ from lamina.structure import head
 from lamina.structure.head import find_head
 from lamina.structure.layers import decoder_layers, text_decoder
 from lamina.structure.reach import modules_out_of_reach
+from tests.support.architectures import (
+    ARCHITECTURES,
+    BIDIRECTIONAL,
+    build_architecture,
+    build_vision_language,
+)
 
 # Parts of their logits are made by more than a linear layer, so that the whole model is asked for them.
 WITHOUT_PARTS = {"modernbert-decoder"}

@@ -1,1 +1,1 @@
-"""The adapter on disk: its format, its lock on a base, its certificate, and loading it."""
+"""Adapters on disk: their format, the lock to a base model, the certificate, and loading."""

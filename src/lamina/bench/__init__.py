@@ -1,1 +1,1 @@
-"""Measures lamina against its peers: the same rows, model, method and precision, each side in a process of its own."""
+"""Measures lamina against its peers: same rows, model, method and precision, each side in its own process."""

@@ -1,1 +1,1 @@
-"""The user's cache folder: what is kept there, and taking out of it what nobody uses."""
+"""The user's cache folder: what is kept there, and how to clear it."""

@@ -1,1 +1,1 @@
-"""From a conversation to text and tokens, and back: chat templates, whatever they are."""
+"""Chat templates: from a conversation to text and token ids, and from a model's text back to its answer."""

@@ -1,1 +1,1 @@
-"""The command line: parse, one library call, render."""
+"""The command line: parses, makes one library call, renders."""

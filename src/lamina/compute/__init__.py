@@ -1,1 +1,1 @@
-"""The hot path, which training and generation share: how a model with an adapter is computed."""
+"""The hot path: runs a model with an adapter, for training and generation alike."""

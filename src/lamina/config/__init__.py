@@ -1,6 +1,7 @@
-"""The typed, strict configuration of a run. Imports neither torch nor transformers.
+"""The typed, strict configuration of a run.
 
-`load_config` is the one way in, for YAML files, dictionaries and command-line overrides alike.
+It imports neither torch nor transformers. `load_config` is the one way in, for YAML files, dictionaries and
+command-line overrides alike.
 """
 
 from lamina.config.data import DataConfig, ReplayConfig, SourceConfig

@@ -1,1 +1,1 @@
-"""From a data file to token ids with the supervised ones marked."""
+"""From data files to batches: reads rows, makes examples, tokenizes, splits, mixes and packs them."""

@@ -1,1 +1,1 @@
-"""How good an adapter is, beside its bare base."""
+"""Measures how good an adapter is, beside the bare base model."""

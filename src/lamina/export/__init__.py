@@ -1,1 +1,1 @@
-"""Ways out of a run: a merged model."""
+"""Ways out of a run: a merged model, a quantized base model."""

@@ -1,1 +1,1 @@
-"""What lamina runs on: the processor, its memory and pages, and the libraries below it."""
+"""What lamina runs on: devices, dtypes, memory, random generators, and other libraries kept quiet."""

@@ -1,1 +1,1 @@
-"""Every PEFT method: how it attaches to a frozen base, its mathematics, and its names on disk."""
+"""PEFT methods, one file each: how a method attaches to a frozen model, its mathematics, its names on disk."""

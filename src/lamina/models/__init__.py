@@ -1,1 +1,1 @@
-"""Finds, loads and fingerprints base models."""
+"""Base models: finds, loads, fingerprints and writes them."""

@@ -1,1 +1,1 @@
-"""The mathematics of rounding weights to a few bits."""
+"""The mathematics of storing weights in a few bits, and what rounding costs each layer."""

@@ -1,1 +1,1 @@
-"""The bundled main job: from generated data to a merged model with a certificate, on the embedded base."""
+"""The bundled example: from generated data to a merged model with a certificate."""

@@ -1,1 +1,1 @@
-"""What a model in memory is made of: its layers, head and positions, and what a text reaches of it."""
+"""What a model in memory is made of: decoder layers, head, positions, and the modules that a text reaches."""

@@ -1,1 +1,1 @@
-"""The training loop: steps, evaluations, checkpoints, exact resume."""
+"""The training loop: setup, plan, steps, evaluations, checkpoints, exact resume."""

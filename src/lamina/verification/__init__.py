@@ -1,1 +1,1 @@
-"""The user's own proof of exactness: `verify` compares every shortcut of training with the plain way, on their data."""
+"""Proves exactness on the user's model and data: compares every shortcut of training with the plain way."""

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.hot_path import documents, with_adapter
-from tests.support.models_zoo import build_model
 
 import lamina
 from lamina.compute.fusion import Recompute, fast_path
@@ -18,6 +16,8 @@ from lamina.compute.kernels import chosen_backend, native, plain, use_backend
 from lamina.data.batch import build_batch
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.structure.head import find_head
+from tests.support.hot_path import documents, with_adapter
+from tests.support.models_zoo import build_model
 
 NAMES = [name for name in vars(plain) if callable(getattr(native, name, None)) and not name.startswith("_")]
 

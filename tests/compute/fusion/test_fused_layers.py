@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.hot_path import FUSED, documents, loss_and_gradients, unfused, with_adapter
-from tests.support.models_zoo import build_model
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -21,6 +19,8 @@ from lamina.data.batch import build_batch
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.shared.base import Injection
 from lamina.structure.head import find_head
+from tests.support.hot_path import FUSED, documents, loss_and_gradients, unfused, with_adapter
+from tests.support.models_zoo import build_model
 
 # Attention's kernel takes heads of 32 and leaves those of 8 to plain torch.
 HEAD_SIZES = (8, 32)

@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.support.hot_path import loss_and_gradients, unfused
-from tests.support.models_zoo import build_model
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -16,6 +14,8 @@ from lamina.compute.fusion.parts import attention_forward
 from lamina.compute.ops.attention import packed_attention
 from lamina.config import METHOD_CONFIGS
 from lamina.methods.shared.base import Injection, inject
+from tests.support.hot_path import loss_and_gradients, unfused
+from tests.support.models_zoo import build_model
 
 METHODS = ("bottleneck", "full", "ia3", "ln_tuning", "loha", "lokr", "prefix_tuning")
 FAMILIES = ("llama", "qwen3", "gemma2", "gemma3")

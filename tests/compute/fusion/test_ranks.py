@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.support.hot_path import FUSED, unfused
-from tests.support.models_zoo import build_model
 
 from lamina.compute.fusion import Recompute, fast_path
 from lamina.compute.ops import linear_group
@@ -23,6 +21,8 @@ from lamina.data.example import EncodedExample
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.shared.base import Injection, find_method, inject
 from lamina.structure.head import find_head
+from tests.support.hot_path import FUSED, unfused
+from tests.support.models_zoo import build_model
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BLOCK = 32  # tokens that attention's kernels take together

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.training import write_rows
 
 import lamina
 from lamina import doctor
@@ -34,6 +33,7 @@ from lamina.compute.kernels import (
 from lamina.errors import ConfigError
 from lamina.runs import Run
 from lamina.signals import stop_on_signals
+from tests.support.training import write_rows
 
 CPU = torch.device("cpu")
 

@@ -9,11 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.compute.kernels.test_packed_weights import (
-    test_products_of_a_few_rows,
-    test_weights_are_those_of_bitsandbytes,
-)
-from tests.support.packed_weights import KINDS
 
 from lamina.compute.kernels import (
     GELU_TANH,
@@ -30,6 +25,11 @@ from lamina.compute.ops.attention import (
     attention_forward,
     packed_attention_forward,
 )
+from tests.compute.kernels.test_packed_weights import (
+    test_products_of_a_few_rows,
+    test_weights_are_those_of_bitsandbytes,
+)
+from tests.support.packed_weights import KINDS
 
 # A few roundings of the dtype, relative to the largest value.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.2e-2}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.support.packed_weights import KINDS, by_bitsandbytes, weight
 
 from lamina.compute.kernels import native, packed
 from lamina.compute.weights.packed import quantize_4bit
+from tests.support.packed_weights import KINDS, by_bitsandbytes, weight
 
 functional = pytest.importorskip("bitsandbytes.functional")
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=f"no kernels: {native.unavailable()}")

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.support.models_zoo import build_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lamina.compute.ops.attention import packed_attention
@@ -17,6 +16,7 @@ from lamina.data.batch import build_batch
 from lamina.data.example import EncodedExample
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.structure.head import LogitTransform, find_head
+from tests.support.models_zoo import build_model
 
 
 def test_few_sizes_and_little_more() -> None:

@@ -10,9 +10,6 @@ import peft
 import pytest
 import torch
 import yaml
-from tests.support.architectures import MIXTURES, build_architecture, build_vision_language
-from tests.support.models_zoo import build_tokenizer
-from tests.support.training import write_rows
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.auto import AutoModelForCausalLM
@@ -25,6 +22,9 @@ from lamina.errors import ConfigError
 from lamina.methods.shared.base import Injection, find_method, inject
 from lamina.methods.shared.coverage import check_reach, find_coverage
 from lamina.methods.shared.targets import find_targets, width
+from tests.support.architectures import MIXTURES, build_architecture, build_vision_language
+from tests.support.models_zoo import build_tokenizer
+from tests.support.training import write_rows
 
 # Architectures with linear layers narrower than any usual rank, and their ends.
 NARROW = {

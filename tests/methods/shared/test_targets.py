@@ -7,8 +7,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-from tests.support.architectures import build_architecture
-from tests.support.models_zoo import build_model
 from torch import nn
 
 from lamina.compute.weights import freeze_linear
@@ -16,6 +14,8 @@ from lamina.config.methods.lora import LoraConfig
 from lamina.errors import ConfigError
 from lamina.methods.shared.base import inject
 from lamina.methods.shared.targets import find_targets, short_targets
+from tests.support.architectures import build_architecture
+from tests.support.models_zoo import build_model
 
 
 def test_all_linear_leaves_out_the_head(family: str) -> None:

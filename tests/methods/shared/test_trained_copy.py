@@ -9,7 +9,6 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.support.models_zoo import build_model, build_tokenizer
 from transformers import AutoModelForCausalLM
 
 import lamina
@@ -22,6 +21,7 @@ from lamina.export.fold import fold_in
 from lamina.methods.ln_tuning import METHOD
 from lamina.methods.shared.base import Injection, inject
 from lamina.methods.shared.trained_copy import count_replaced, train_parameters
+from tests.support.models_zoo import build_model, build_tokenizer
 
 IDS = torch.tensor([[5, 9, 17, 33, 4, 101, 7]])
 FAMILIES = ["llama", "qwen3", "gemma2", "gemma3", "gpt2", "phi"]

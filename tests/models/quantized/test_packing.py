@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.support.architectures import MIXTURES, build_architecture
-from tests.support.models_zoo import build_tokenizer
-from tests.support.training import write_rows
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -23,6 +20,9 @@ from lamina.export.quantize import quantize
 from lamina.models.load import load_base
 from lamina.models.quantized.quantizers import check_packs_enough, converted_modules
 from lamina.models.weights import find_packing
+from tests.support.architectures import MIXTURES, build_architecture
+from tests.support.models_zoo import build_tokenizer
+from tests.support.training import write_rows
 
 pytest.importorskip("bitsandbytes")
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.support.architectures import ARCHITECTURES, build_architecture, build_vision_language
-from tests.support.models_zoo import build_model
 
 from lamina.compute.fusion import FusionReport, fast_path
 from lamina.training.plan import memory
+from tests.support.architectures import ARCHITECTURES, build_architecture, build_vision_language
+from tests.support.models_zoo import build_model
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])

@@ -1,4 +1,4 @@
-"""Fused decoder layers: the hot path of training, switched on for a block of code."""
+"""Fused decoder layers: a whole layer as one forward and one backward, switched on for a block of code."""
 
 from lamina.compute.fusion.inputs import model_inputs
 from lamina.compute.fusion.layer import Recompute

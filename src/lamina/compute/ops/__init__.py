@@ -1,1 +1,1 @@
-"""The hot path: fused adapter linears, packed attention, and cross entropy over supervised tokens."""
+"""Operations with their own backward: adapter layers, packed attention, cross entropy, dropout."""

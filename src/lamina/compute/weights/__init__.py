@@ -1,4 +1,4 @@
-"""How a frozen base weight is stored, behind one interface."""
+"""How a frozen weight is stored (dense, packed in 4 or 8 bits, mapped from its file), behind one interface."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What methods share: what a method is, where it goes in a model, and the parts that several are made of."""
+"""What methods share: the `Method` contract, the choice of modules, parts that several are made of."""

@@ -1,1 +1,1 @@
-"""What a run will need, before it needs it."""
+"""Predicts the memory and the time of a run."""
