@@ -13,7 +13,7 @@ TESTS  := tests/config tests/cli tests/data tests/inspection tests/methods/test_
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test sanitize check lint types docs wheel-check lowest bench gpu zoo transformers4 clean install
+.PHONY: quickstart test sanitize check lint types docs reference wheel-check lowest bench gpu zoo transformers4 clean install
 
 install: $(STAMP)
 
@@ -57,6 +57,10 @@ types: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m pytest tests/docs
+
+# The pages of docs/reference that are written by a program; a test fails where they are out of date.
+reference: $(STAMP)
+	$(BIN)/python tools/reference.py
 
 check: lint types test sanitize
 
