@@ -1,10 +1,11 @@
-"""Writes `docs/reference/cli.md` and `docs/reference/config.md` from the commands and the configuration's classes.
+"""Writes the pages of `docs/` that are generated: both references, and the index of decisions.
 
-Nothing in those pages is written by hand: commands, options and their help come from typer's application; sections,
-settings, types, bounds, defaults and descriptions come from the classes of `lamina.config`. `make reference` renews
-the pages, and a test fails where they differ from what this file would write.
+Nothing in those pages is written by hand. Commands, options and their help come from typer's application; sections,
+settings, types, bounds, defaults and descriptions come from the classes of `lamina.config`; the index has the title,
+date and first sentence of each page in `docs/decisions`. `make reference` renews the pages, and a test fails where
+they differ from what this file would write.
 
-    python tools/reference.py            # write both pages
+    python tools/reference.py            # write the pages
     python tools/reference.py --check    # write nothing; exit with 1 if a page is out of date
 """
 
@@ -15,6 +16,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -27,7 +29,7 @@ from typer.main import get_command
 from lamina.cli.app import app
 from lamina.config import DEFAULT_METHOD, METHOD_CONFIGS, Config, MethodConfig
 
-FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 GENERATED = "<!-- Written by `make reference`. Edit the source, not this page. -->\n"
 
 _WORDS: dict[Any, str] = {
@@ -53,17 +55,20 @@ def main() -> int:
     stale = [name for name, text in pages().items() if _stored(name) != text]
     if check:
         for name in stale:
-            sys.stderr.write(f"docs/reference/{name} is out of date; run `make reference`\n")
+            sys.stderr.write(f"docs/{name} is out of date; run `make reference`\n")
         return int(bool(stale or missing))
-    FOLDER.mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():
-        (FOLDER / name).write_text(text, encoding="utf-8")
+        (DOCS / name).write_text(text, encoding="utf-8")
     return int(bool(missing))
 
 
 def pages() -> dict[str, str]:
-    """Each generated page by its file name in `docs/reference`."""
-    return {"cli.md": cli_page(), "config.md": config_page()}
+    """Each generated page by its path in `docs`."""
+    return {
+        "reference/cli.md": cli_page(),
+        "reference/config.md": config_page(),
+        "decisions/README.md": decisions_page(),
+    }
 
 
 def undescribed() -> list[str]:
@@ -85,7 +90,7 @@ def undescribed() -> list[str]:
 
 
 def _stored(name: str) -> str | None:
-    path = FOLDER / name
+    path = DOCS / name
     return path.read_text(encoding="utf-8") if path.exists() else None
 
 
@@ -310,6 +315,56 @@ def _yaml(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# The decisions
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A page of `docs/decisions`: `# Title`, a line `YYYY-MM-DD · area`, and what was decided in one paragraph."""
+
+    file: str
+    title: str
+    date: str
+    area: str
+    summary: str
+
+
+def decisions() -> list[Decision]:
+    """Every decision in the order of its number.
+
+    Raises:
+        ValueError: A page does not begin as a decision does.
+    """
+    found = []
+    for path in sorted((DOCS / "decisions").glob("[0-9]*.md")):
+        page = re.match(r"# (.+)\n\n(\d{4}-\d\d-\d\d) · (.+)\n\n((?:(?!#).+\n)+)", path.read_text(encoding="utf-8"))
+        if page is None:
+            raise ValueError(f"{path.name} does not begin with `# Title`, `YYYY-MM-DD · area` and a paragraph")
+        found.append(Decision(path.name, page[1], page[2], page[3], _one_line(page[4])))
+    return found
+
+
+def decisions_page() -> str:
+    """The index of `docs/decisions`."""
+    rows = [
+        (f"[{each.file[:4]}]({each.file})", each.date, each.area, f"**{each.title}.** {each.summary}")
+        for each in decisions()
+    ]
+    lines = [
+        "# Decisions",
+        "",
+        GENERATED,
+        "Why things are as they are, and what was tried and did not work: a page a decision. Figures are from a 2-core",
+        "machine with AVX512-BF16 and AMX unless a page says otherwise.",
+        "",
+        "To add one, write `NNNN-short-name.md` with the next number: a title, a line `YYYY-MM-DD · area`, one sentence",
+        "that says what was decided, then the reasons, the figures, and what was tried. `make reference` renews this index.",
+        "",
+        *_table(("", "date", "area", "decision"), rows),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 # Markdown
