@@ -2,7 +2,7 @@
 
 A plugin of pytest. Of each test function it takes the first case; of each file as many functions, from its top, as fit
 into its share of seconds. Functions known to be slow are left out: `tests/slow_functions.txt` has their names, which
-`make fast-times` measures and writes. `tests/docs` runs whole, since it holds the structure of the house.
+`make fast-times` measures and writes. `tests/docs`, which holds the structure of the house, has no limit.
 
     python -m pytest -p tools.fast_tests                # what `make fast` runs
     python -m pytest -p tools.fast_tests --record       # every function's first case; writes the list of slow ones
@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept: dict[str, pytest.Item] = {}
     for item in items:
         function = item.nodeid.partition("[")[0]
-        if _is_whole(item) or function.rpartition("::")[2] not in slow:
+        if function.rpartition("::")[2] not in slow:
             kept.setdefault(item.nodeid if _is_whole(item) else function, item)
     chosen = list(kept.values())
     config.hook.pytest_deselected(items=list(set(items) - set(chosen)))

@@ -359,8 +359,9 @@ def decisions_page() -> str:
         "Why things are as they are, and what was tried and did not work: a page a decision. Figures are from a 2-core",
         "machine with AVX512-BF16 and AMX unless a page says otherwise.",
         "",
-        "To add one, write `NNNN-short-name.md` with the next number: a title, a line `YYYY-MM-DD · area`, one sentence",
-        "that says what was decided, then the reasons, the figures, and what was tried. `make reference` renews this index.",
+        "To add one, write `NNNN-short-name.md` with the next number: a title, a line `YYYY-MM-DD · area`, one",
+        "sentence for what was decided, then the reasons, the figures, and what was tried. `make reference` renews",
+        "this index.",
         "",
         *_table(("", "date", "area", "decision"), rows),
     ]

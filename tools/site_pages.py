@@ -1,11 +1,13 @@
-"""What the docs site has beside the files of `docs/`: the pages at the root of the repository, and folders in the nav.
+"""What the docs site has beside the files of `docs/`, and what it must not have.
 
 A hook of MkDocs (`hooks:` in mkdocs.yml). README, CONTRIBUTING, SECURITY and CHANGELOG are read where they lie, with
-their links to `docs/` made relative; a folder in the nav stands for all of its pages, its README first.
+their links to `docs/` made relative; a folder in the nav stands for all of its pages, its README first. A page that
+would load something from elsewhere is a warning, which ends a strict build.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -19,6 +21,9 @@ PAGES = {
     "SECURITY.md": "security.md",
     "CHANGELOG.md": "changelog.md",
 }
+LOADS = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)=[\"']?((?:https?:)?//[^\"'\s>]+)")
+
+log = logging.getLogger("mkdocs.hooks.site_pages")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -33,6 +38,22 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         text = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, page, content=relative_links(text)))
     return files
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Warns of every page that loads a script, a style, a font or a picture from elsewhere."""
+    for page in sorted(Path(config.site_dir).rglob("*.html")):
+        for address in loads_from_elsewhere(page.read_text(encoding="utf-8")):
+            log.warning(f"{page.relative_to(config.site_dir)} loads {address}")
+
+
+def loads_from_elsewhere(html: str) -> list[str]:
+    """Addresses of other machines that a page loads by itself; links that a reader may follow are none.
+
+    >>> loads_from_elsewhere('<a href="https://a.org">a</a> <script async src="https://b.org/c.js"></script>')
+    ['https://b.org/c.js']
+    """
+    return LOADS.findall(html)
 
 
 def relative_links(text: str) -> str:

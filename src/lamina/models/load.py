@@ -130,7 +130,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"{source.folder}: config.json or tokenizer_config.json needs Python code that comes with the model "
-                "(auto_map), and lamina runs no code of a model. Fix: name a model whose architecture and tokenizer are "
-                "part of transformers."
+                "(auto_map), and lamina runs no code of a model. Fix: name a model whose architecture and tokenizer "
+                "are part of transformers."
             ) from error
         raise ModelError(f"{source.folder}: its config or tokenizer cannot be loaded: {error}") from error
