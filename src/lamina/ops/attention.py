@@ -5,7 +5,7 @@ has one; nothing is padded and no mask of the whole sequence exists. A model is 
 `packed_attention(model)`, and back to its own implementation afterwards.
 
 What a layer gives to the interface is computed here or refused with `Unsupported`, never ignored. Whether a model then
-gives its own numbers is for the caller to find out (`fusion/layout.py`).
+gives its own numbers is for the caller to find out (`fusion/exactness.py`).
 
 On the CPU the kernels of `kernels/attention.cpp` do it, on CUDA FlashAttention (`ops/flash.py`). What they cannot
 take goes document by document through torch's own kernels; there, on the CPU, the backward of short documents is ours,

@@ -7,7 +7,6 @@ cut anywhere, and goes on from the newest checkpoint to the same adapter, bit fo
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -45,6 +44,7 @@ from lamina.training.checkpoint import (
 )
 from lamina.training.events import Event, EventLog, OnEvent
 from lamina.training.finite import check_adapter, check_evaluation
+from lamina.training.preview import colored_example
 from lamina.training.setup import Session, build_session, count_parameters, data_digests, is_only_text
 from lamina.training.signals import StopRequest, stop_on_signals
 from lamina.training.step import StepAbandoned, StepResult, evaluation_loss, training_step
@@ -382,21 +382,7 @@ class _Loop:
             estimated_seconds=left / speed,
             data_report=session.dataset.report.lines(),
         )
-        self.log.emit("example", state.step, segments=self._coloured_example())
-
-    def _coloured_example(self) -> list[dict[str, Any]]:
-        """The first training example as the model sees it, split where supervision begins and ends."""
-        example = self.session.dataset.train[0]
-        cuts = [
-            0,
-            *(i for i in range(1, len(example)) if example.supervised[i] != example.supervised[i - 1]),
-            len(example),
-        ]
-        decode = self.session.base.tokenizer.decode
-        return [
-            {"text": decode(example.input_ids[a:b].tolist()), "supervised": bool(example.supervised[a])}
-            for a, b in itertools.pairwise(cuts)
-        ]
+        self.log.emit("example", state.step, segments=colored_example(session))
 
     def _finish(self) -> None:
         session, state = self.session, self.state
