@@ -70,15 +70,18 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips what comes after a file's share."""
+    share = float(item.config.getoption("--share") or 0.0)
     limited = not item.config.getoption("--record") and not _is_whole(item)
-    if limited and _spent[item.path] > item.config.getoption("--share"):
+    if limited and _spent[item.path] > share:
         pytest.skip("its file has had its share of make fast")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Notes the cost of each function."""
     if report.when == "teardown":
-        _seconds[report.nodeid.partition("[")[0].rpartition("::")[2]] = dict(report.user_properties)["core_seconds"]
+        cost = dict(report.user_properties)["core_seconds"]
+        assert isinstance(cost, float)
+        _seconds[report.nodeid.partition("[")[0].rpartition("::")[2]] = cost
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -46,7 +46,7 @@ _HUGE = 2**31  # bounds beyond this are those of a 64-bit seed, which nobody run
 
 def main() -> int:
     """Writes the pages, or with `--check` compares them; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Writes the generated pages of docs/.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a page is out of date")
     check = parser.parse_args().check
     missing = undescribed()
