@@ -33,7 +33,7 @@ _STARTED = pytest.StashKey[float]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the two options."""
-    parser.addoption("--share", type=float, default=1.5, help="seconds that each test file gets")
+    parser.addoption("--share", type=float, default=1.0, help="seconds that each test file gets")
     parser.addoption("--record", action="store_true", help="run all functions, and write down which are slow")
 
 
