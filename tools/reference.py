@@ -12,6 +12,7 @@ they differ from what this file would write.
 from __future__ import annotations
 
 import argparse
+import html
 import inspect
 import re
 import sys
@@ -372,8 +373,14 @@ def decisions_page() -> str:
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    cells = [[_cell(text) for text in row] for row in rows]
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *cells)]
+
+
+def _cell(text: str) -> str:
+    """Text in a table, with its bars as HTML: in code, an escaped bar is shown with its backslash by MkDocs."""
+    text = re.sub(r"`([^`]*\|[^`]*)`", lambda code: f"<code>{html.escape(code[1])}</code>", text)
+    return text.replace("|", "&#124;")
 
 
 def _one_line(text: str | None) -> str:
