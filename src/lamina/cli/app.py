@@ -114,7 +114,7 @@ def evaluate(
     allow_base_mismatch: MismatchFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Measure loss, perplexity and exact match of an adapter and of its bare base."""
+    """Loss, perplexity and exact match of an adapter, with the bare base beside it."""
     if predictions is not None and not exact_match:
         raise ConfigError(Problem("--predictions", "has nothing to write without --exact-match", "add --exact-match"))
     check_target("--predictions", predictions)
