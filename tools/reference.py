@@ -186,7 +186,7 @@ def config_page() -> str:
         "`lamina schema` prints the same as a JSON Schema.",
     ]
     for cls, path in _sections(Config, ""):
-        lines += ["", f"## {f'`{path}`' if path else 'Top level'}", "", _one_line(inspect.getdoc(cls)), ""]
+        lines += ["", f"## {_heading(cls, path)}", "", _one_line(inspect.getdoc(cls)), ""]
         lines += _settings(cls)
     lines += [
         "",
@@ -204,6 +204,13 @@ def config_page() -> str:
                 lines += ["", f"#### `{path.replace(f'.{name}', '')}`", "", _one_line(inspect.getdoc(inner)), ""]
                 lines += _settings(inner)
     return "\n".join(lines) + "\n"
+
+
+def _heading(cls: type[BaseModel], path: str) -> str:
+    """A section's path; where a section is one of several kinds, with the kind."""
+    kind = cls.model_fields.get("type")
+    name = "" if kind is None or kind.is_required() else f": {{type: {kind.default}}}"
+    return f"`{path}{name}`" if path else "Top level"
 
 
 def _first_with(inner: type[BaseModel]) -> str:
