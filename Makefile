@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := $(VENV)/.peers-installed
+DOCS   := $(VENV)/.docs-installed
 TF4    := $(VENV)/transformers4
 LOWEST := .venv-lowest
 # What leans most on other packages' ways; `make lowest TESTS=tests` runs everything.
@@ -13,7 +14,8 @@ TESTS  := tests/config tests/cli tests/data tests/checks tests/methods/test_peft
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test sanitize check lint types docs wheel-check lowest bench gpu zoo transformers4 clean install
+.PHONY: quickstart test fast fast-times coverage sanitize check lint types docs reference wheel-check lowest bench gpu zoo \
+  transformers4 clean install
 
 install: $(STAMP)
 
@@ -33,6 +35,24 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m 'not real and not slow and not gpu'
 	# The real model runs on all cores, which two processes at once would fight over.
 	$(BIN)/python -m pytest -m 'real and not slow and not gpu'
+
+QUICK := -n auto --maxprocesses 8 --dist worksteal -p tools.fast_tests -m 'not real and not slow and not gpu'
+
+# A verdict in under two minutes on two cores, by the rule of tools/fast_tests.py.
+fast: $(STAMP) lint types
+	$(BIN)/python -m pytest $(QUICK)
+
+# Measures anew which test functions are too slow for `make fast`.
+fast-times: $(STAMP)
+	$(BIN)/python -m pytest $(QUICK) --record
+
+# Which lines the tests run: the files with the least, and the total. `make coverage COVERED=tests/data` for a part.
+COVERED := tests
+coverage: $(STAMP)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m 'not real and not slow and not gpu' \
+	  --cov --cov-report= $(COVERED)
+	@$(BIN)/coverage report --sort cover --skip-covered --ignore-errors | head -22
+	@echo "total: $$($(BIN)/coverage report --ignore-errors --format total)%"
 
 # The kernels' tests, with the C++ compiled so that a stray access or other undefined behavior ends them.
 # libstdc++ is loaded early too, since AddressSanitizer looks for what throws exceptions when it starts.
@@ -55,8 +75,18 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/pyright
 
-docs: $(STAMP)
-	$(BIN)/python -m pytest tests/docs
+$(DOCS): $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $(DOCS)
+
+# The site, into build/site: without a warning, and without a network, in building it as in reading it.
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The pages of docs/ that are written by a program; a test fails where they are out of date.
+reference: $(STAMP)
+	$(BIN)/python tools/house.py
+	$(BIN)/python tools/reference.py
 
 check: lint types test sanitize
 
@@ -100,5 +130,5 @@ transformers4: $(TF4)/.installed
 	TRANSFORMERS_4=$(TF4) $(BIN)/python -m pytest -m slow tests/export/test_transformers4.py
 
 clean:
-	rm -rf $(VENV) $(LOWEST) runs .pytest_cache .ruff_cache dist build
+	rm -rf $(VENV) $(LOWEST) runs .pytest_cache .ruff_cache .coverage dist build
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

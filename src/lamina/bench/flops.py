@@ -151,7 +151,7 @@ def model_use(folder: Path | str, method: MethodConfig) -> ModelUse:
         folder: Of the base.
         method: LoRA on any target modules.
     """
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with quiet_transformers(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     model.requires_grad_(False)

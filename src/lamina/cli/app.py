@@ -67,7 +67,7 @@ def train(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file.")],
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in output_dir, or with the one whose own CONFIG it is.")
+        bool, typer.Option("--resume", help="Resume the run in output_dir, or the run that CONFIG belongs to.")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -112,7 +112,7 @@ def evaluate(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest generated answer, with --score; by default 256.")
     ] = None,
-    max_rows: Annotated[int | None, typer.Option(min=1, help="Only so many rows from the start.")] = None,
+    max_rows: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write the generated answers to this .jsonl file.")] = None,
     model: ModelOption = None,
     allow_base_mismatch: MismatchFlag = False,
@@ -235,14 +235,17 @@ def merge(
     model: ModelOption = None,
     allow_base_mismatch: MismatchFlag = False,
     original_base: Annotated[
-        bool, typer.Option("--original-base", help="Of a quantized base take the weights from before.")
+        bool,
+        typer.Option(
+            "--original-base", help="Merge into the weights that a quantized base had before it was quantized."
+        ),
     ] = False,
     allow_difference: Annotated[
-        bool, typer.Option("--allow-difference", help="Keep the merged model although its probes did not pass.")
+        bool, typer.Option("--allow-difference", help="Keep the merged model even if its probes do not pass.")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Fold an adapter into its base, write a plain transformers folder, and prove that it is the same model."""
+    """Merge an adapter into its base, write a plain transformers folder, and prove that it is the same model."""
     if dtype not in ("auto", "bfloat16", "float32"):
         raise ConfigError(Problem("--dtype", f"{dtype!r} is not one of auto, bfloat16, float32"))
     from lamina.export.merge import merge as merge_adapter
@@ -274,7 +277,7 @@ def quantize(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write a base in 4 bits that is rounded for the inputs its layers have on your data (GPTQ)."""
+    """Quantize a base to 4 bits, rounded for the inputs that its layers see on your data (GPTQ)."""
     from lamina.config import load_config
 
     checked = load_config(config, overrides or [])
@@ -324,7 +327,7 @@ def verify(
 
 @app.command()
 def doctor(as_json: JsonFlag = False) -> None:
-    """Say what this machine offers, what is slow on it, and why."""
+    """Report what this machine offers, what is slow on it, and why."""
     from lamina.doctor import diagnose
 
     findings = diagnose()
@@ -348,7 +351,7 @@ def quickstart(
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of data and training.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """The whole way on a small real model: train, compare with the base, merge with a certificate. Minutes, offline."""
+    """Train a small real model, compare it with its base, and merge it with a certificate. Takes minutes, offline."""
     from lamina.cli.quickstart import run_quickstart
 
     run_quickstart(folder, model, seed, as_json)

@@ -37,7 +37,7 @@ def train(
         str | None, typer.Option(help="A shape with random weights instead: gemma-3-270m, tinyllama-1.1b or tiny.")
     ] = None,
     peers: Annotated[
-        str | None, typer.Option(help="Sides beside lamina, separated by commas; by default all that are installed.")
+        str | None, typer.Option(help="Peers to compare with, separated by commas; by default all that are installed.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Timed steps of each process, after two to warm up.")] = 6,
     rounds: Annotated[int, typer.Option(min=1, help="How often each side runs, in turns.")] = 3,
@@ -54,7 +54,7 @@ def train(
     plot: Annotated[Path | None, typer.Option(help="Also draw the comparison to this .png, .svg or .pdf.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Training speed, memory and losses of lamina beside its peers, on the same rows."""
+    """Measure training speed, memory and losses of lamina and its peers on the same rows."""
     if model is not None and shape is not None:
         raise ConfigError(Problem("--shape", "is a model of its own, and --model names another", "give one of them"))
     if columns and data is None:

@@ -52,7 +52,7 @@ def show(kinds: Kinds = None, as_json: JsonFlag = False) -> None:
 def prune(
     kinds: Kinds = None,
     older_than: Annotated[
-        float | None, typer.Option(min=0.0, help="Only what was last used so many days ago, or longer.")
+        float | None, typer.Option(min=0.0, help="Only what was last used at least N days ago.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Whatever its kind and age.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")] = False,

@@ -46,10 +46,10 @@ def compare(
     ] = None,
     task: Annotated[str, typer.Option(help="How answers to --test are scored: exact_match.")] = "exact_match",
     test: Annotated[str | None, typer.Option(help="Rows to answer and score, which nothing is trained on.")] = None,
-    max_test_rows: Annotated[int | None, typer.Option(min=1, help="Only so many of them from the start.")] = None,
+    max_test_rows: Annotated[int | None, typer.Option(min=1, help="Use only the first N of them.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; by default 256.")] = None,
     general: Annotated[
-        str | None, typer.Option(help="Text beside the task (.txt, or .jsonl with text), to see what is forgotten.")
+        str | None, typer.Option(help="General text (.txt, or .jsonl with text), to measure forgetting.")
     ] = None,
     general_pieces: Annotated[
         int | None, typer.Option(min=1, help="Pieces of it, each of data.max_length tokens at most; by default 64.")
@@ -59,7 +59,7 @@ def compare(
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train several methods or settings under one budget, and put them side by side. Takes itself up again."""
+    """Train several methods or settings under one budget and compare them. Run it again to resume."""
     _check_pairs(test, max_test_rows, max_new_tokens, general, general_pieces)
     if task not in TASKS:
         raise ConfigError(Problem("--task", f"{task!r} is not one of {', '.join(TASKS)}"))

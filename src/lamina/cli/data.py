@@ -43,7 +43,7 @@ def check(
     evaluation: Annotated[str | None, typer.Option("--eval", help="A file that is kept for evaluation.")] = None,
     page: Annotated[Path | None, typer.Option("--html", help="Write the report as a page, with plots.")] = None,
     fixed: Annotated[
-        Path | None, typer.Option("--fix", help="Write a cleaned .jsonl file, and a log of each change beside it.")
+        Path | None, typer.Option("--fix", help="Write a cleaned .jsonl file, and a log of each change next to it.")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -109,10 +109,10 @@ def show(
     columns: Columns = None,
     model: Model = None,
     rows: Annotated[list[int] | None, typer.Option("--row", min=1, help="A row by number; may be repeated.")] = None,
-    count: Annotated[int, typer.Option("--rows", min=1, help="So many from the start.")] = 3,
+    count: Annotated[int, typer.Option("--rows", min=1, help="How many rows from the start.")] = 3,
     as_json: JsonFlag = False,
 ) -> None:
-    """Print rows as the model sees them: special tokens visible, what is learnt in green."""
+    """Print rows as the model sees them: special tokens visible, tokens in the loss in green."""
     mapping = column_mapping(columns)
     from lamina.checks.show import show_data
     from lamina.checks.target import find_target

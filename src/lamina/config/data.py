@@ -66,19 +66,19 @@ class SourceConfig(Section):
     """Its columns: field -> column, or a Jinja template over the columns."""
 
     max_rows: Annotated[int, Field(ge=1)] | None = None
-    """Use only so many rows from its start."""
+    """Use only its first rows."""
 
     _check_columns = field_validator("columns")(_known_fields)
 
 
 class ReplayConfig(Section):
-    """General text that is trained on beside the task, against forgetting."""
+    """General text that is mixed into the training data, against forgetting."""
 
     path: str
     """File, folder, glob, or data set of the hub; any format."""
 
     share: Share = 0.05
-    """Of the tokens that an epoch trains on. Rows are drawn by `seed`."""
+    """Share of the tokens that an epoch trains on. Rows are drawn by `seed`."""
 
     format: FormatName = "auto"
     """Shape of its rows."""
@@ -123,7 +123,7 @@ class DataConfig(Section):
     """A column whose equal values stay on one side of the split, such as the id of a conversation."""
 
     replay: ReplayConfig | None = None
-    """General text that is trained on beside the task, against forgetting."""
+    """General text that is mixed into the training data, against forgetting."""
 
     max_length: Annotated[int, Field(ge=8)] = 1024
     """Longest example in tokens, and the unit of the packing budget."""
@@ -141,7 +141,7 @@ class DataConfig(Section):
     packing_strategy: Literal["bfd", "wrapped"] = "bfd"
     """How packing fills a micro-batch.
 
-    `bfd` puts whole examples together (best fit, longest first). `wrapped` lays them end to end and cuts them wherever
+    `bfd` packs whole examples (best fit, longest first). `wrapped` joins them end to end and cuts them wherever
     a micro-batch is full, once for all epochs; the rest of an example then no longer sees its beginning.
     """
 
@@ -156,12 +156,12 @@ class DataConfig(Section):
     """
 
     thinking: Literal["keep", "strip", "unsupervised"] = "keep"
-    """Reasoning in an answer: learnt, removed, or left in the text but out of the loss."""
+    """Reasoning in an answer: in the loss, removed, or left in the text but out of the loss."""
 
     enable_thinking: bool | None = None
-    """Whether the chat template is told to let the model reason, in training and in use; null leaves it to itself.
+    """Whether the template is told to let the model reason, in training and in use; null leaves it to the template.
 
-    Rows with `chat_template_kwargs` of their own say it for themselves.
+    A row's own `chat_template_kwargs` take precedence.
     """
 
     chat_template: str | None = None

@@ -25,13 +25,13 @@ class QuantizationConfig(Section):
     """Whether the scales of 4-bit blocks are quantized too: 4.127 instead of 4.5 bits a weight."""
 
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """What weights are turned back to for a product, and the rest is held in; `auto` is that of `dtype`."""
+    """Dtype to dequantize weights into for a product, and of what is not quantized; `auto` is that of `dtype`."""
 
     blocksize: Annotated[int, Field(gt=0)] = 64
     """Weights that share a scale in 4 bits."""
 
     modules_to_not_convert: list[str] | None = None
-    """Modules that stay as they are, by name or its last parts, besides the output head, which always does."""
+    """Modules to leave unquantized, by name or its last parts; the output head always is."""
 
     @model_validator(mode="after")
     def _check(self) -> QuantizationConfig:

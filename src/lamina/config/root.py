@@ -27,22 +27,22 @@ class Config(Section):
     """What to train on."""
 
     method: AnyMethodConfig = LoraConfig()
-    """Which thin layer to train."""
+    """Which adapter to train."""
 
     loss: AnyLossConfig = CrossEntropyConfig()
     """What training minimizes."""
 
     quantization: QuantizationConfig | None = None
-    """Holds the frozen base in 4 or 8 bits (QLoRA); null for not at all."""
+    """How to hold the frozen base in 4 or 8 bits (QLoRA); null holds it unquantized."""
 
     train: TrainConfig = TrainConfig()
     """How to train it."""
 
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """What the frozen base is held in; `auto` takes bfloat16 where the machine multiplies it natively."""
+    """Dtype of the frozen base; `auto` takes bfloat16 where the machine multiplies it natively."""
 
     offload: bool | Literal["auto"] = "auto"
-    """Leaves the frozen layers' weights in their files, reading each layer ahead and giving it back once it has run;
+    """Leave the frozen layers' weights in their files: read each layer ahead, and free it once it has run;
     `auto` does so where the base does not fit in memory. On CPUs under Linux."""
 
     output_dir: Annotated[str, Field(min_length=1)] = "runs/lamina"

@@ -48,7 +48,7 @@ class TrainConfig(Section):
     """Share of all steps over which the learning rate rises from zero."""
 
     warmup_steps: NonNegativeInt = 0
-    """The same as a number of steps."""
+    """Number of steps over which it rises, instead of a share."""
 
     optim: OptimizerName = "adamw_torch"
     """Optimizer (docs/optimizers.md). `adamw_torch` is torch's own AdamW, fused where the device has it."""
@@ -66,7 +66,7 @@ class TrainConfig(Section):
     """AdamW's term against division by zero; null means 1e-8."""
 
     loraplus_lr_ratio: Annotated[float, Field(gt=0.0)] | Literal[True] | None = None
-    """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): the learning rate of the B matrices is so many times that of the
+    """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): learning rate of the B matrices, as a multiple of that of the
     others; true means 16."""
 
     galore: GaloreConfig | None = None
@@ -85,10 +85,10 @@ class TrainConfig(Section):
     torch.compile on CUDA; true torch.compile everywhere (it warms up for a minute), false plain torch."""
 
     eval_steps: PositiveInt | None = None
-    """Evaluate every so many steps; null means at the end of every epoch. The end of training always evaluates."""
+    """Steps between evaluations; null means at the end of every epoch. The end of training always evaluates."""
 
     early_stopping_patience: PositiveInt | None = None
-    """Stop after so many evaluations without a better loss."""
+    """Stop after this many evaluations without a better loss."""
 
     early_stopping_threshold: NonNegative = 0.0
     """How much lower the evaluation loss must be to count as better."""
@@ -97,13 +97,13 @@ class TrainConfig(Section):
     """Keep the adapter of the best evaluation rather than the last one (needs evaluation data)."""
 
     save_steps: PositiveInt = 100
-    """Checkpoint every so many steps; the end of training always saves."""
+    """Steps between checkpoints; the end of training always saves."""
 
     save_total_limit: PositiveInt = 2
-    """How many checkpoints to keep, the best one apart."""
+    """How many checkpoints to keep, not counting the best one."""
 
     logging_steps: PositiveInt = 1
-    """Write a metrics line every so many steps."""
+    """Steps between two lines of metrics."""
 
     report_to: list[Literal["tensorboard"]] = Field(default_factory=list)
     """Trackers to feed besides `metrics.jsonl`."""

@@ -97,7 +97,7 @@ def check_answers(
         tolerance: How far rounding may move a logit.
     """
     with quiet_transformers():
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     notes, reasons = [], []
     if fingerprint_tokenizer(tokenizer) != template.tokenizer_digest:
         reasons.append("its tokenizer gives other ids than the one of training")

@@ -120,7 +120,9 @@ def merge(
         )
         notify("Replaying the probes on the written folder ...")
         with quiet_transformers():
-            written: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=loaded.base.dtype, local_files_only=True)
+            written: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=loaded.base.dtype, local_files_only=True, trust_remote_code=False
+            )
         written = written.to(device).eval()
         with _layer_by_layer(written, folder), quiet_transformers():
             certificate = replay_probes(

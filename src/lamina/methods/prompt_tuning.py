@@ -88,7 +88,7 @@ def _initial_rows(model: PreTrainedModel, config: PromptTuningConfig, generator:
 def _text_ids(model: PreTrainedModel, config: PromptTuningConfig) -> list[int]:
     path = config.tokenizer_name_or_path or model.name_or_path
     try:
-        ids: list[int] = AutoTokenizer.from_pretrained(path, local_files_only=True)(
+        ids: list[int] = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)(
             config.prompt_tuning_init_text
         ).input_ids
     except (OSError, ValueError, KeyError) as error:

@@ -175,7 +175,7 @@ def _write_tokenizer_with_stop(folder: Path, template: ChatTemplate, text: str |
     before = {name: (folder / name).read_bytes() for name in (_TOKENIZER, _SPECIAL) if (folder / name).is_file()}
     _write_tokenizer(folder, template.tokenizer, template.stop_token, text)
     with quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if fingerprint_tokenizer(tokenizer) == template.tokenizer_digest:
         return True
     for name, content in before.items():

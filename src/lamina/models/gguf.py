@@ -43,7 +43,9 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         # The GGUF reader draws a bar of its own that no setting switches off.
         with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
             model = _convert_streaming(gguf, folder) or _convert_whole(gguf, folder)
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, local_files_only=True, trust_remote_code=False
+            )
             tokenizer.save_pretrained(folder)
             complete_converted(folder, Ends.of(model), tokenizer, _template(tokenizer))
     except LaminaError:
@@ -68,7 +70,9 @@ def _convert_streaming(gguf: Path, folder: Path) -> PreTrainedModel | None:
     Returns:
         The model without its weights.
     """
-    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+    config = AutoConfig.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, local_files_only=True, trust_remote_code=False
+    )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     about = reading.load_gguf_checkpoint(str(gguf))
@@ -107,6 +111,7 @@ def _convert_whole(gguf: Path, folder: Path) -> PreTrainedModel:
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.bfloat16,
         local_files_only=True,
+        trust_remote_code=False,
     )
     # The plain model that is written is no longer a GGUF one, and no longer quantized.
     if hasattr(model.config, "quantization_config"):

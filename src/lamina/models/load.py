@@ -124,8 +124,14 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         ModelError: There is none, or it cannot be read.
     """
     try:
-        AutoConfig.from_pretrained(source.folder, local_files_only=True)
+        AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
         with quiet_transformers():
-            return AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
+            return AutoTokenizer.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{source.folder}: config.json or tokenizer_config.json needs Python code that comes with the model "
+                "(auto_map), and lamina runs no code of a model. Fix: name a model whose architecture and tokenizer "
+                "are part of transformers."
+            ) from error
         raise ModelError(f"{source.folder}: its config or tokenizer cannot be loaded: {error}") from error

@@ -33,7 +33,13 @@ def read_model(
     try:
         with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **settings
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                **settings,
             )
     except LaminaError:
         raise
@@ -50,4 +56,6 @@ def read_model(
 def skeleton(folder: Path) -> PreTrainedModel:
     """The model without its weights, on the meta device."""
     with torch.device("meta"), quiet_transformers():
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+        return AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        )

@@ -45,7 +45,11 @@ def declared_rows(folder: Path, tokenizer: PreTrainedTokenizerBase) -> int | Non
         None where the model cannot be made to tell.
     """
     try:
-        declared = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config().vocab_size
+        declared = (
+            AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            .get_text_config()
+            .vocab_size
+        )
         if highest_id(tokenizer) < declared:
             return declared
         return embedding_rows(skeleton(folder))

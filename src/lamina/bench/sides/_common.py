@@ -22,7 +22,9 @@ IGNORED = -100
 def load_model(job: Job) -> PreTrainedModel:
     """The base in the run's dtype, on the CPU, with transformers' own attention (SDPA)."""
     with quiet_transformers():
-        return AutoModelForCausalLM.from_pretrained(job.model, dtype=DTYPES[job.dtype], local_files_only=True)
+        return AutoModelForCausalLM.from_pretrained(
+            job.model, dtype=DTYPES[job.dtype], local_files_only=True, trust_remote_code=False
+        )
 
 
 def lora_config(job: Job) -> Any:

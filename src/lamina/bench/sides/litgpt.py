@@ -76,7 +76,7 @@ def run(job: Job, meter: Meter) -> dict[str, Any]:
 
 
 def _config(job: Job, config_class: Any) -> Any:
-    hf = AutoConfig.from_pretrained(job.model, local_files_only=True)
+    hf = AutoConfig.from_pretrained(job.model, local_files_only=True, trust_remote_code=False)
     if hf.model_type != "llama":
         raise BenchError(f"the LitGPT side runs models of the Llama family only, and {job.model} is a {hf.model_type}.")
     everywhere = dict.fromkeys(("lora_query", "lora_key", "lora_value", "lora_projection", "lora_mlp"), True)

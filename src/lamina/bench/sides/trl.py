@@ -56,7 +56,7 @@ def train(job: Job, meter: Meter, gradient_checkpointing: bool, model: Any = Non
             model=model,
             args=arguments,
             train_dataset=datasets.Dataset.from_list([row for batch in job.batches for row in packed(batch, rows)]),
-            processing_class=AutoTokenizer.from_pretrained(job.model, local_files_only=True),
+            processing_class=AutoTokenizer.from_pretrained(job.model, local_files_only=True, trust_remote_code=False),
             peft_config=adapter,
         )
         start_like_lamina(trainer.model, job)

@@ -1,7 +1,8 @@
 """Large buffers that are kept from step to step, or from layer to layer.
 
 What malloc takes back and gives out anew, it scatters: small tensors settle in the holes that large ones leave, the
-next step's large ones no longer fit, and the process grows by a quarter within a few steps (docs/decisions.md).
+next step's large ones no longer fit, and the process grows by a quarter within a few steps
+(docs/decisions/0021-memory-of-a-step.md).
 """
 
 from __future__ import annotations

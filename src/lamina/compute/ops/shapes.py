@@ -2,7 +2,7 @@
 
 On the CPU oneDNN generates code for each new shape of a matrix product and keeps it: several milliseconds and hundreds
 of kilobytes a shape. Were every step to have its own number of tokens, memory would grow with every step
-(docs/decisions.md). So sizes are rounded up to a few that repeat.
+(docs/decisions/0022-shapes-that-repeat.md). So sizes are rounded up to a few that repeat.
 """
 
 from __future__ import annotations

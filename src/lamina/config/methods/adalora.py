@@ -71,7 +71,7 @@ class AdaLoraConfig(MethodConfig):
     """Optimizer steps of the run. Null takes them from the run; a number must be the run's own."""
 
     rank_pattern: dict[str, list[bool]] | None = None
-    """Which of its ranks each layer kept, in a finished adapter. Training makes it; it cannot begin with one."""
+    """Which ranks each layer kept, in a finished adapter. Training writes it; it cannot be set at the start."""
 
     @model_validator(mode="after")
     def _check_schedule(self) -> AdaLoraConfig:

@@ -32,10 +32,10 @@ class BottleneckConfig(MethodConfig):
     """The bottleneck is the model's width divided by this; 16 unless `bottleneck_size` is given."""
 
     bottleneck_size: Annotated[int, Field(ge=1)] | None = None
-    """Width of the bottleneck, instead."""
+    """Width of the bottleneck, instead of `reduction_factor`."""
 
     non_linearity: Literal["relu", "gelu", "silu", "tanh"] = "relu"
-    """What is between the two layers."""
+    """Activation between the two layers."""
 
     scaling: Annotated[float, Field(gt=0.0)] = 1.0
     """Factor on what the network adds; He et al. use 4 for `parallel`."""

@@ -76,7 +76,7 @@ class LoraConfig(MethodConfig):
     """Only the decoder layers with these indices (from 0); modules that `target_modules` names in full stay."""
 
     layers_pattern: str | Names | None = None
-    """Name of the list that those indices count in, such as `layers` or `h`; null takes the first numbered one."""
+    """Name of the list that those indices refer to, such as `layers` or `h`; null takes the first numbered one."""
 
     rank_pattern: dict[str, Rank] = Field(default_factory=dict)
     """Other ranks for some modules: last names or a regular expression, and the rank. The first match counts."""

@@ -21,7 +21,7 @@ class PTuningConfig(MethodConfig):
     """Method name."""
 
     num_virtual_tokens: Annotated[int, Field(ge=1)] = 20
-    """How many embeddings."""
+    """Number of embeddings."""
 
     encoder_reparameterization_type: Literal["MLP", "LSTM"] = "MLP"
     """The network: three linear layers, or an LSTM in both directions with two linear layers after it."""

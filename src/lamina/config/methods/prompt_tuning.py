@@ -23,7 +23,7 @@ class PromptTuningConfig(MethodConfig):
     """Method name."""
 
     num_virtual_tokens: Annotated[int, Field(ge=1)] = 20
-    """How many embeddings."""
+    """Number of embeddings."""
 
     prompt_tuning_init: Literal["RANDOM", "SAMPLE_VOCAB", "TEXT"] = "RANDOM"
     """Start from normal random numbers, from the embeddings of random tokens, or from those of a text."""

@@ -27,7 +27,7 @@ class VeraConfig(MethodConfig):
     """Rank of the shared matrices, and length of d."""
 
     d_initial: float = 0.1
-    """What d starts with."""
+    """Initial value of d."""
 
     vera_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Dropout on the adapter's input."""
