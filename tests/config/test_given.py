@@ -118,7 +118,7 @@ def test_an_edit_by_hand_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", ["data.train", [1], {"data": 1}])
 def test_a_record_of_what_was_given_that_is_none(given: object) -> None:
-    with pytest.raises(ConfigError, match=r"given: got .*; it lists the names"):
+    with pytest.raises(ConfigError, match=r"given: got .*; must be the list of the settings"):
         load_config({**values(), "given": given})
 
 

@@ -493,6 +493,6 @@ def test_fields_of_peft_that_say_something_else_are_unknown(method: str, field: 
     ],
 )
 def test_a_text_that_no_path_can_be_names_its_field(write_yaml: WriteYaml, field: str, text: str) -> None:
-    with pytest.raises(ConfigError, match="it holds NUL, which no path or name can have") as caught:
+    with pytest.raises(ConfigError, match="it contains a NUL character, which a path or name cannot have") as caught:
         load_config(write_yaml(text.replace("A", r"a\0b")))
     assert [problem.field for problem in caught.value.problems] == [field]

@@ -318,7 +318,7 @@ def test_wrapped_packing_names_rows_of_which_nothing_is_left(build: Build) -> No
 
 
 def test_wrapped_without_packing_is_refused(build: Build) -> None:
-    with pytest.raises(ValueError, match="does nothing without packing"):
+    with pytest.raises(ValueError, match="has no effect without packing"):
         build([pair("q", "a")], packing=False, packing_strategy="wrapped")
 
 

@@ -162,8 +162,8 @@ def test_strata_are_kept_in_proportion(build: Build, write: Callable[..., str]) 
     ("settings", "words"),
     [
         ({"train": []}, "names no data"),
-        ({"train": "x", "stratify_by": "a", "eval": None}, "stratify_by does nothing"),
-        ({"train": "x", "group_by_length": True}, "group_by_length does nothing with packing"),
+        ({"train": "x", "stratify_by": "a", "eval": None}, "stratify_by has no effect"),
+        ({"train": "x", "group_by_length": True}, "group_by_length has no effect with packing"),
         ({"train": [{"path": "x", "weight": 0.0}]}, "weight"),
         ({"train": [{"path": "x", "wieght": 2.0}]}, "wieght"),
         ({"train": "x", "replay": {"path": "y", "share": 1.5}}, "share"),

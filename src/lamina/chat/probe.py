@@ -1,4 +1,4 @@
-"""Finds out by trial what a chat template has a place for, with small conversations of words found nowhere else."""
+"""Finds out what a chat template supports, by rendering small conversations of words found nowhere else."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TOOL = {
 
 
 class Render(Protocol):
-    """Renders turns as dicts, raising `TemplateFailure`."""
+    """Renders turns given as dicts. Raises `TemplateFailure`."""
 
     def __call__(
         self, turns: list[dict[str, Any]], schemas: list[dict[str, Any]] | None, add_generation_prompt: bool = False
@@ -39,19 +39,19 @@ class Render(Protocol):
 
 @dataclass(frozen=True)
 class Probe:
-    """What a template does.
+    """What a template supports.
 
     Attributes:
-        system: Whether a system turn is in the text.
-        drops_system: Whether a system turn is left out without an error.
-        thinking: Whether the reasoning of an answer has a place.
-        drops_thinking: Whether reasoning in the text of an earlier answer is left out.
-        tools: Whether tools, calls and results have a place, each call turn with a token that ends it or comes next.
-        text_beside_calls: Whether the words of a turn with calls are kept.
-        short_ids: Whether calls need ids of nine letters and digits.
+        system: Whether the text includes a system turn.
+        drops_system: Whether a system turn is dropped without an error.
+        thinking: Whether the template renders an answer's reasoning.
+        drops_thinking: Whether reasoning in the content of an earlier answer is dropped.
+        tools: Whether the template renders tools, calls and results, with a token after each turn of calls.
+        text_beside_calls: Whether the text of a turn with calls is kept.
+        short_ids: Whether call ids must have nine letters and digits.
         call_stop: The token that ends a turn of calls.
-        adds_call_stop: Whether it opens the result's turn, so that a last turn of calls has none.
-        text: All that was rendered.
+        adds_call_stop: Whether that token opens the result's turn, so that calls in the last turn have no stop token.
+        text: All renderings, concatenated.
     """
 
     system: bool
@@ -66,7 +66,7 @@ class Probe:
     text: str
 
     def repeats(self, bos: str) -> bool:
-        """Whether BOS stands twice before the first words; a token that opens every turn may."""
+        """Returns whether BOS occurs twice before the first words. A token that opens every turn may."""
         for text in self.text.split("\0"):
             before, asked, after = text.partition(ASK)
             opens_turns = bos in after.partition(ANSWER)[0]
@@ -76,7 +76,7 @@ class Probe:
 
 
 def probe_template(render: Render, special: Iterable[str]) -> Probe:
-    """Tries the template out.
+    """Renders sample conversations to find out what the template supports.
 
     Args:
         render: The template.
@@ -112,14 +112,14 @@ def probe_template(render: Render, special: Iterable[str]) -> Probe:
 
 
 def _try_tools(attempt: Any, special: Sequence[str], short_ids: bool) -> tuple[str, str, bool]:
-    """A rendering with tools, the token that ends a call in it, and whether that is the result's.
+    """Returns a rendering with tools, the token after a call, and whether that token belongs to the result's turn.
 
-    The token is empty where the template has no place for tools.
+    The token is empty if the template does not support tools.
     """
     text = call_stop = beside = ""
     is_results = False
     token = "(" + "|".join(map(re.escape, sorted(special, key=len, reverse=True))) + ")"
-    for number in ("", "call_lamina_probe"):  # without and with ids, as rows have them
+    for number in ("", "call_lamina_probe"):  # without and with ids, as in rows
         call = Message("assistant", "", (ToolCall("lamina_probe", {"word": _ARGUMENT}, number),))
         result = Message("tool", _RESULT, name="lamina_probe", tool_call_id=number)
         messages = (_ASK, call, result, _ANSWER)

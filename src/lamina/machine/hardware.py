@@ -1,4 +1,4 @@
-"""What the machine can do, as far as loading a model depends on it."""
+"""What the hardware supports, as far as loading a model depends on it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 
 import torch
 
-# Shapes of matrix products that are kept ready, with their code and work space: by oneDNN, and once more by torch's
-# layer over it. Their own default, 1,024 each, lets memory grow for hundreds of steps: by 2.4 GiB in 196 steps of
-# SmolLM2-135M with AMX. A step over layers of one kind has about 30 shapes.
+# Number of matrix-product shapes whose code and workspace oneDNN caches, and torch's layer on top of it caches again.
+# Their default of 1,024 each lets memory grow for hundreds of steps: by 2.4 GiB in 196 steps of SmolLM2-135M with AMX.
+# A step over layers of the same kind has about 30 shapes.
 _CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 _KEPT_PRODUCTS = 32
 
@@ -16,14 +16,14 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def default_device() -> torch.device:
-    """CUDA where it is there, else the CPU."""
+    """Returns CUDA if available, and the CPU otherwise."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def bound_product_cache() -> None:
-    """Bounds for how many shapes products are kept ready, in the whole process, unless the user has set it.
+    """Limits, for the whole process, how many matrix-product shapes are cached, unless the user has set the limit.
 
-    The settings are read at the first product, so this comes before a base is loaded.
+    torch reads the settings at the first product, so call this before loading a base model.
     """
     for cache in _CACHES:
         os.environ.setdefault(cache, str(_KEPT_PRODUCTS))
@@ -43,11 +43,11 @@ def cpu_features() -> dict[str, bool]:
 
 
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """The dtype to hold the frozen base in. Never float16.
+    """Returns the dtype in which to hold the frozen base model. It is never float16.
 
     Args:
         wanted: `auto`, `bfloat16` or `float32`.
-        device: Where the base will be.
+        device: The device that the base model will be on.
     """
     if wanted == "auto":
         return torch.bfloat16 if multiplies_bf16_natively(device) else torch.float32
