@@ -185,7 +185,7 @@ def test_enable_thinking_is_told_to_the_template_in_training_and_in_use(name: st
 
 @pytest.mark.parametrize("name", ["qwen3", "glm4.5", "hunyuan"])
 def test_reasoning_that_the_prompt_rules_out_is_refused_with_a_fix_that_works(name: str) -> None:
-    with pytest.raises(DataError, match="where none begins") as caught:
+    with pytest.raises(DataError, match="which does not start any") as caught:
         reasoning_template(name, enable_thinking=False).render_spans([QUESTION, THOUGHT])
     assert "set data.thinking: strip, or data.enable_thinking: true" in str(caught.value)
     reasoning_template(name, "strip", enable_thinking=False).render_spans([QUESTION, THOUGHT])
@@ -200,7 +200,7 @@ def test_a_prompt_that_looks_at_what_is_said_is_looked_at_in_every_row() -> None
         turns = [Message("user", asked), ANSWER]
         assert learned(template, turns) == [f"{opening}42<SPECIAL_12>"]
         check_what_is_asked(template, turns)
-    with pytest.raises(DataError, match="where none begins"):
+    with pytest.raises(DataError, match="which does not start any"):
         template.render_spans([Message("user", "no? /no_think"), THOUGHT])
 
 
@@ -291,7 +291,7 @@ def test_chat_template_kwargs_that_are_not_read_or_forge_a_turn_are_named() -> N
     template = reasoning_template("qwen3")
     encoded = encode(template, [QUESTION, ANSWER], template_kwargs={"enable_thinking": False, "thinkign": True})
     assert encoded.remarks.unread_kwargs == ("thinkign",)
-    with pytest.raises(DataError, match=r"chat_template_kwargs hold '<\|im_end\|>', a special token"):
+    with pytest.raises(DataError, match=r"chat_template_kwargs contain '<\|im_end\|>', a special token"):
         template.render([QUESTION], (), True, {"custom": ["x<|im_end|>"]})
 
 

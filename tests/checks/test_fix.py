@@ -134,7 +134,7 @@ def test_repairs_are_counted_and_logged(tmp_path: Path) -> None:
 
 def test_a_file_that_is_read_is_not_overwritten(tmp_path: Path) -> None:
     rows = [row("a", "b", file=str(tmp_path / "data.jsonl"))]
-    with pytest.raises(DataError, match="being read"):
+    with pytest.raises(DataError, match="this file is an input"):
         fix_rows(rows, examine(rows, settings()), tmp_path / "data.jsonl")
 
 

@@ -75,10 +75,10 @@ def test_check_of_a_run_finds_what_leaks_into_its_evaluation(cli: Cli, tmp_path:
     assert leak["count"] == 1
 
 
-def test_show_tells_what_is_learnt_from_what_is_not(cli: Cli, rows: Path, model_folder: Path) -> None:
+def test_show_tells_what_is_in_the_loss(cli: Cli, rows: Path, model_folder: Path) -> None:
     (row,) = cli("data", "show", rows, "--model", model_folder, "--row", "2", "--json").json()["rows"]
-    learnt = "".join(piece["text"] for piece in row["pieces"] if piece["supervised"])
-    assert learnt.startswith(ROWS[1]["completion"])
+    supervised = "".join(piece["text"] for piece in row["pieces"] if piece["supervised"])
+    assert supervised.startswith(ROWS[1]["completion"])
     assert (row["row"], row["line"], row["left_out"]) == (2, 2, "")
     (empty,) = cli("data", "show", rows, "--model", model_folder, "--row", "32", "--json").json()["rows"]
     assert "empty" in empty["left_out"]
@@ -157,9 +157,9 @@ def test_paths_that_are_no_files_are_one_clear_error(cli: Cli, tmp_path: Path) -
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "cr.csv").write_bytes(b"prompt,completion\ra,b\r")
     for path, code, words in (
-        (tmp_path / "pipe", 2, "is no regular file"),
+        (tmp_path / "pipe", 2, "is not a regular file"),
         (tmp_path / ("x" * 300), 2, "too long"),
-        (tmp_path / "cr.csv", 1, "the first line is no header"),
+        (tmp_path / "cr.csv", 1, "the first line is not a header"),
     ):
         result = cli("data", "check", path, "--model", "none", "--json")
         assert result.code == code
@@ -246,7 +246,7 @@ def test_fix_says_where_the_rest_of_a_file_is_left_out(cli: Cli, tmp_path: Path)
     path = tmp_path / "a.json"
     path.write_bytes(bytes(BROKEN["elements that begin in different ways"].content))  # type: ignore[arg-type]
     result = cli("data", "check", path, "--model", "none", "--fix", tmp_path / "fixed.jsonl")
-    assert "1 left out: unreadable_rest, each with all that follows it in its file" in result.out
+    assert "1 removed: unreadable_rest, each with everything after it in its file" in result.out
 
 
 def test_special_tokens_in_plain_text(cli: Cli, tmp_path: Path, model_folder: Path) -> None:
@@ -301,8 +301,8 @@ def test_show_and_check_tell_what_the_template_does_to_answers(cli: Cli, tmp_pat
     learned = ["".join(piece["text"] for piece in row["pieces"] if piece["supervised"]) for row in shown]
     assert learned == ["<think>\n\n</think>\n\na<|im_end|>", f"{thought}<|im_end|>", "a<|im_end|>"]
     assert [len(row["notes"]) for row in shown] == [1, 1, 1]
-    assert "left to the model by its prompt" in shown[0]["notes"][0]
-    assert "not learned: answer 1" in shown[1]["notes"][0]
+    assert "is not part of its generation prompt" in shown[0]["notes"][0]
+    assert "not in the loss: answer 1" in shown[1]["notes"][0]
     assert "does not read 'nope'" in shown[2]["notes"][0]
     assert "note: '<think>" in cli("data", "show", path, "--model", thinking_model).out
     report = cli("data", "check", path, "--model", thinking_model, "--json").json()

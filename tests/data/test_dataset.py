@@ -257,7 +257,7 @@ def test_nothing_left_to_train_on_gives_file_and_every_reason(build: Build, tmp_
     with pytest.raises(DataError) as caught:
         build([pair("q", ""), pair("q" * 99, "a"), pair("r", " ")], max_length=50)
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path / 'rows.jsonl'}: no row is left to use")
+    assert message.startswith(f"{tmp_path / 'rows.jsonl'}: there is no usable row")
     assert f"2 rows: {DROP_REASONS['empty_answer']}" in message
     assert f"1 rows: {DROP_REASONS['longer_than_max_length']}" in message
     assert "data.max_length" in message
@@ -265,7 +265,7 @@ def test_nothing_left_to_train_on_gives_file_and_every_reason(build: Build, tmp_
 
 def test_nothing_left_to_evaluate_on_names_the_evaluation_file(build: Build, write: Callable[..., str]) -> None:
     path = write([pair("q", "")], "eval.jsonl")
-    with pytest.raises(DataError, match="no row is left to use") as caught:
+    with pytest.raises(DataError, match="there is no usable row") as caught:
         build([pair("q", "a")], eval=path)
     assert str(caught.value).startswith(path)
 
@@ -349,7 +349,7 @@ def test_the_report_names_rows_with_answers_that_are_not_learned(write: Callable
         report = of_qwen3(write, rows).report
         (file,) = report.files
         assert (file.not_asked.count, file.not_asked.first) == (1, [2])
-        (line,) = [line for line in report.lines() if "not learned" in line]
+        (line,) = [line for line in report.lines() if "not in the loss" in line]
         assert "1 have earlier answers" in line and "(rows 2)" in line
     assert not of_qwen3(write, rows, thinking="strip").report.files[0].not_asked.count
 
@@ -369,4 +369,4 @@ def test_rows_that_only_call_teach_the_token_that_ends_a_call(write: Callable[..
         config = DataConfig(train=write(rows), eval=None)
         dataset = build_dataset(config, template_of(reasoning_tokenizer(name), config), 2, 0)
         assert dataset.train.pieces.teaches_stop.all()
-        assert not [note for note in dataset.report.notes if "do not teach" in note]
+        assert not [note for note in dataset.report.notes if "do not have the stop token" in note]

@@ -74,8 +74,8 @@ def test_a_tenth_is_a_warning_and_a_half_an_error(
     if lost > good:
         with pytest.raises(DataError) as caught:
             build(path)
-        assert f"{path}: {lost} of {good + lost} rows ({lost / (good + lost):.0%}) are left out" in str(caught.value)
-        allowed = re.search(r"data\.max_dropped=0\.\d+ goes on", str(caught.value))
+        assert f"{path}: {lost} of {good + lost} rows ({lost / (good + lost):.0%}) are dropped" in str(caught.value)
+        allowed = re.search(r"data\.max_dropped=0\.\d+ accepts", str(caught.value))
         assert allowed
         dataset = build(path, allowed[0].split()[0])
     else:
@@ -165,11 +165,11 @@ def test_check_finds_what_training_stops_on(
 
 def test_nothing_left_names_a_way_for_its_reason(build: Callable[..., Dataset], write: Callable[..., str]) -> None:
     long = write([LOST["longer_than_max_length"]] * 3)
-    with pytest.raises(DataError, match="no row is left") as caught:
+    with pytest.raises(DataError, match="there is no usable row") as caught:
         build(long)
     named = re.search(r"data\.max_length=\d+", str(caught.value))
     assert named and len(build(long, named[0]).train) == 3
-    with pytest.raises(DataError, match=r"no row is left .* Fix: `lamina data check") as caught:
+    with pytest.raises(DataError, match=r"there is no usable row.* Fix: `lamina data check") as caught:
         build(write([LOST["empty_answer"]] * 3))
     assert "max_length" not in str(caught.value).partition("Fix:")[2]
 

@@ -100,10 +100,10 @@ def test_sources_may_have_columns_and_formats_of_their_own(build: Build, write: 
 def test_replayed_text_makes_up_its_share_of_the_tokens(build: Build, write: Callable[..., str], share: float) -> None:
     task, general = write("task.jsonl", pairs("p", 50)), write("general.jsonl", texts(100, 60))
     dataset = build(train=task, replay={"path": general, "share": share})
-    learnt, replayed = dataset.report.files
-    assert replayed.train_tokens / (replayed.train_tokens + learnt.train_tokens) == pytest.approx(share, abs=0.03)
+    trained, replayed = dataset.report.files
+    assert replayed.train_tokens / (replayed.train_tokens + trained.train_tokens) == pytest.approx(share, abs=0.03)
     assert replayed.counts_dropped() == {"beyond_replay_share": 100 - replayed.train_rows}
-    assert any("replayed against forgetting" in line for line in dataset.report.lines())
+    assert any("replayed to reduce forgetting" in line for line in dataset.report.lines())
 
 
 def test_too_little_text_to_replay_is_said(build: Build, write: Callable[..., str]) -> None:
@@ -196,7 +196,7 @@ def test_what_is_not_read_in_a_folder_is_named(build: Build, write: Callable[...
     assert any("left out README.md (no data)" in note for note in notes)
 
 
-def test_turn_weights_and_marked_parts_decide_what_is_learnt(
+def test_turn_weights_and_marked_parts_decide_what_is_in_the_loss(
     build: Build, write: Callable[..., str], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     def turn(role: str, content: Any, **more: Any) -> dict[str, Any]:

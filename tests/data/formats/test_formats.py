@@ -356,7 +356,7 @@ def test_preference_wherever_its_prompt_stands(row: dict[str, Any]) -> None:
     ("row", "words"),
     [
         ({"prompt": "q", "chosen": None, "rejected": "b"}, "'chosen' is missing or null"),
-        ({"prompt": "other", "chosen": PAIR_TURNS[0], "rejected": PAIR_TURNS[1]}, "do not both begin with the prompt"),
+        ({"prompt": "other", "chosen": PAIR_TURNS[0], "rejected": PAIR_TURNS[1]}, "do not both start with the prompt"),
         (
             {"prompt": "q", "chosen": "a", "rejected": [turn("user", "b")]},
             "rejected ends with a turn of the role 'user'",
@@ -389,7 +389,7 @@ def test_system_field_beside_messages() -> None:
     assert asked == ["be brief", "q", "a"]
     row["messages"] = [turn("system", "be brief"), *row["messages"]]
     assert [message.content for message in FORMATS["messages"].parse(row, 1).messages] == asked
-    with pytest.raises(RowError, match="with other words"):
+    with pytest.raises(RowError, match="with different text"):
         FORMATS["messages"].parse(row | {"system": "be long"}, 1)
 
 
@@ -443,7 +443,7 @@ def test_mapped_field_that_the_format_does_not_read(tmp_path: Path) -> None:
     ("template", "words"),
     [
         ("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", "it takes more than 1 s"),
-        ("{{ question * 10000000 }}", "it makes more than"),
+        ("{{ question * 10000000 }}", "it produces more than"),
         ("{{ [1, 2, 3] | random }}", "No filter named 'random'"),
         ("{{ question.__class__.__mro__ }}", "unsafe"),
         ("{{ answer }}", "'answer' is undefined"),

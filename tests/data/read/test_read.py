@@ -48,7 +48,7 @@ def test_byte_order_mark_is_skipped(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize("content", ["", "\n  \n", "[]", "\ufeff"])
 def test_file_without_rows(tmp_path: Path, content: str) -> None:
     path = write(tmp_path, content)
-    with pytest.raises(DataError, match="holds no rows") as caught:
+    with pytest.raises(DataError, match="has no rows") as caught:
         read_rows(str(path))
     assert str(path) in str(caught.value)
 

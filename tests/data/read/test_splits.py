@@ -303,7 +303,7 @@ def test_a_share_is_split_off_the_train_split_and_the_folders_own_is_named(
     named("{}.jsonl")(tmp_path / "ds")
     dataset = build(str(tmp_path / "ds"), eval=0.4)
     assert text_of(template, dataset) == text_of(template, dataset, "eval") == {"train"}
-    (note,) = [note for note in dataset.report.notes if "keeps a validation split" in note]
+    (note,) = [note for note in dataset.report.notes if "has a validation split" in note]
     named_there = re.search(r"data\.eval=(\S+)", note)
     assert named_there
     assert text_of(template, build(str(tmp_path / "ds"), eval=named_there[1]), "eval") == {"validation"}

@@ -1,4 +1,4 @@
-"""Rows that say nearly the same as an earlier one: nearly the same question, and nearly the same answer."""
+"""Finds near-duplicates of an earlier row: nearly the same prompt and nearly the same answer."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from lamina.checks.kinds.exact_duplicates import exact_duplicates
 from lamina.checks.ledger import Verdict
 from lamina.checks.minhash import alike, bands
 
-# Estimated Jaccard likeness of the rows' distinctive 5-grams (see `minhash.py`). Of GSM8K's rows with a word in thirty
-# replaced, or a sentence added, 99% are more alike than this, and four of its own 7,473 are
-# (`benchmarks/data_check.py`): at 0.7 one in twenty is missed, at 0.5 the first false ones come.
+# Threshold for the estimated Jaccard similarity of the rows' distinctive 5-grams (see `minhash.py`). 99% of GSM8K's
+# rows with one word in thirty replaced, or a sentence added, are above it, and so are four of its own 7,473 rows
+# (`benchmarks/data_check.py`). At 0.7, one in twenty is missed; at 0.5, false positives appear.
 LIKE_ROWS = 0.6
 
-# Of the final answers. Two questions about one long passage are alike as rows; it is the answers that set them apart.
+# Threshold for the final answers. Two questions about the same long passage are similar as rows, but have different
+# answers.
 LIKE_ANSWERS = 0.5
 
 
 class Check(BaseCheck):
-    """Near-duplicates are warnings, like duplicates."""
+    """Near-duplicates are warnings, as are exact duplicates."""
 
     _count = 0
 
@@ -37,8 +38,8 @@ class Check(BaseCheck):
             Finding(
                 "near_duplicate",
                 Severity.WARNING,
-                "the row says nearly the same as an earlier one",
-                "Keep the better of the two; `--fix` keeps the first.",
+                "the row is nearly the same as an earlier one",
+                "Keep the better one; `--fix` keeps the first.",
                 self._count,
                 self._count / len(self.ledger),
                 self.shown(
@@ -51,15 +52,15 @@ class Check(BaseCheck):
         return {"near_duplicates": self._count}
 
     def _originals(self) -> np.ndarray:
-        """int64, (rows,): for each row the first row that it is nearly the same as, else itself."""
+        """Returns for each row the first row that it nearly equals, or its own index: int64, (rows,)."""
         rows, answers = self.ledger.signatures.rows, self.ledger.signatures.answers
         found = np.arange(len(self.ledger))
         groups = self.ledger.groups.copy()
         groups[exact_duplicates(self.ledger)[0]] = 0
         for group in np.unique(groups[groups > 0]):
             for members, runs in bands(rows, np.flatnonzero(groups == group)):
-                # Each row is compared with the first of its run and with the one before it, so that the work grows
-                # with the rows even where all of them are in one run.
+                # Each row is compared with the first row of its run and with the row before it, so that the work is
+                # linear in the number of rows even if all are in one run.
                 firsts = np.searchsorted(runs, runs)
                 before = np.maximum(np.arange(len(members)) - 1, firsts)
                 for partners in (firsts, before):
@@ -75,7 +76,8 @@ class Check(BaseCheck):
 
 
 def _without_chains(found: np.ndarray, signatures: np.ndarray) -> np.ndarray:
-    """Replaces an original that is a near-duplicate itself by its own original, or drops it if that is too unlike."""
+    """Replaces an original that is itself a near-duplicate by its own original; drops the pair if those are too
+    different."""
     for row in np.flatnonzero(found != np.arange(len(found))):
         original = found[row]
         if found[original] != original:
