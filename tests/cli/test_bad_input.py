@@ -175,7 +175,7 @@ def test_merge_to_a_folder_that_exists(cli: Cli, trained: Run, tmp_path: Path) -
         (["eval", "--column", "prompt"], ("--column", "'prompt' is not FIELD=COLUMN", "prompt=question")),
         (["eval", "--predictions", "p.jsonl"], ("--predictions", "--exact-match")),
         (["eval", "--data", "nope.jsonl"], ("--data", "nope.jsonl does not exist")),
-        (["eval", "--exact-match", "--predictions", "."], ("--predictions", "is a folder", "name a file")),
+        (["eval", "--exact-match", "--predictions", "."], ("--predictions", "is a folder", "give a file name")),
         (["eval", "--exact-match", "--predictions", "file/x"], ("--predictions", "file is a file")),
         (["eval", "--data", ""], ("--data", "is empty")),
         (["eval", "--data="], ("--data", "is empty")),

@@ -281,7 +281,7 @@ def test_eval_for_people(cli: Cli, trained: Run, tmp_path: Path) -> None:
     result = cli("eval", trained.path, "--data", path, "--max-rows", "4")
     figures = lamina.evaluate(trained.path, path)
     assert result.code == 0
-    for words in (f"{figures.loss:.4f}", f"{figures.base_loss:.4f}", "bare base", "3 rows; left out 1: empty_answer"):
+    for words in (f"{figures.loss:.4f}", f"{figures.base_loss:.4f}", "base model", "3 rows; dropped 1: empty_answer"):
         assert words in result.out
 
 

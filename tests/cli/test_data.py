@@ -61,7 +61,7 @@ def test_fix_writes_a_file_that_checks_clean(cli: Cli, rows: Path, tmp_path: Pat
     assert cli("data", "check", cleaned, "--model", model_folder).code == 0
     again = cli("data", "check", rows, "--model", model_folder, "--fix", cleaned)
     assert again.code == 2
-    assert "exists already" in again.error()
+    assert "already exists" in again.error()
 
 
 def test_check_of_a_run_finds_what_leaks_into_its_evaluation(cli: Cli, tmp_path: Path, model_folder: Path) -> None:
@@ -111,9 +111,9 @@ def test_nothing_but_an_older_page_is_overwritten(cli: Cli, rows: Path, tmp_path
     content, page, fixed = rows.read_bytes(), tmp_path / "page.html", tmp_path / "fixed.jsonl"
     (tmp_path / "fixed.jsonl.log.jsonl").write_bytes(content)
     for options, words in (
-        (["--html", rows], "--html: .*is no page of lamina's"),
+        (["--html", rows], "--html: .*is not a page written by lamina"),
         (["--html", fixed, "--fix", fixed], "--fix: .*fixed.jsonl.log.jsonl exists already"),
-        (["--html", page, "--fix", page], "--html: .*is written by --fix as well"),
+        (["--html", page, "--fix", page], "--html: .*is also written by --fix"),
     ):
         result = cli("data", "check", rows, "--model", "none", "--json", *options)
         assert result.code == 2

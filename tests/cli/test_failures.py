@@ -191,7 +191,7 @@ def test_what_cannot_be_told_is_an_error_all_the_same(
 
 def test_memory_that_ran_out_is_called_so(ending: Callable[..., Result]) -> None:
     for kind in ("MemoryError", "OutOfMemoryError", "RuntimeError of torch's allocator"):
-        assert "memory ran out" in ending("eval", ENDS[kind]).error()
+        assert "out of memory" in ending("eval", ENDS[kind]).error()
 
 
 def test_training_leaves_the_traceback_in_its_run(

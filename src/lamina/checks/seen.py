@@ -58,8 +58,8 @@ class Seen:
             return self.row.read.drop_reason
         if fate == "drop" and self.row.tokens > settings.max_length:
             return "longer_than_max_length"
-        learnt = encoded.supervised[: None if fate == "split" else settings.max_length]
-        return "" if learnt.any() else "no_supervised_tokens"
+        in_loss = encoded.supervised[: None if fate == "split" else settings.max_length]
+        return "" if in_loss.any() else "no_supervised_tokens"
 
     @cached_property
     def text(self) -> str:

@@ -1,4 +1,4 @@
-"""Answers in the terminal: those to prompts, and a chat, which reads a line, streams an answer, and takes commands."""
+"""Prints answers in the terminal, and runs a chat: reads a line, streams the answer, and handles commands."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ HELP = "/base and /adapter switch, /reset forgets the conversation, /exit leaves
 
 
 def notify_of(loaded: Loaded, temperature: float) -> None:
-    """Says what a user should know of answers before they come."""
+    """Prints what a user should know about the answers beforehand."""
     for note in (*loaded.notes, left_out_settings(loaded, temperature)):
         if note:
             notify(note)
 
 
 def print_answers(prompts: Sequence[str], answers: Sequence[str | DataError], as_json: bool) -> bool:
-    """Prints answers, in the order of their prompts, and what kept others from one. Whether all were answered."""
+    """Prints answers in the order of their prompts, and the errors of those that failed. Returns whether all were
+    answered."""
     for number, answer in enumerate(answers, start=1):
         if isinstance(answer, DataError):
             err.print(f"[bold red]error:[/bold red] prompt {number}: {escape(str(answer))}")
@@ -40,21 +41,21 @@ def print_answers(prompts: Sequence[str], answers: Sequence[str | DataError], as
 def run_chat(
     loaded: Loaded, system: str | None, max_new_tokens: int, temperature: float, seed: int | None, quiet: bool
 ) -> list[dict[str, str]]:
-    """Chats until the input ends. A line that cannot be asked is told of, and the chat goes on without it.
+    """Chats until the input ends. A line that causes an error is reported and skipped.
 
     Args:
-        loaded: Base and adapter.
-        system: A system turn to begin with.
-        max_new_tokens: Longest answer.
-        temperature: 0 is greedy.
-        seed: For sampling; each answer has the next one. None for other answers each time.
+        loaded: The base model with the adapter.
+        system: A system message at the start; may be None.
+        max_new_tokens: Maximum length of an answer in tokens.
+        temperature: Sampling temperature; 0 decodes greedily.
+        seed: Seed for sampling, increased by one for each answer. None for different answers each time.
         quiet: Print nothing on stdout.
 
     Returns:
-        What was said: `from` (`user`, `adapter` or `base`) and `text` of each turn.
+        The turns: each has `from` (`user`, `adapter` or `base`) and `text`.
 
     Raises:
-        ConfigError: The template has no place for the system turn.
+        ConfigError: The chat template does not support the system message.
     """
     if system:
         check_system(loaded, system)
@@ -80,7 +81,7 @@ def run_chat(
             prompt_ids(loaded, asked)
         except DataError as error:
             err.print(f"[bold red]error:[/bold red] {escape(str(error))}")
-            err.print("[dim]The line was left out; /reset forgets the conversation[/dim]")
+            err.print("[dim]The line was skipped; /reset forgets the conversation[/dim]")
             continue
         with loaded.injection.disabled() if speaker == "base" else contextlib.nullcontext():
             pieces = []

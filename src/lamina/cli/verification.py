@@ -1,4 +1,4 @@
-"""Shows a verification: each line as it is made, then all of them with their tolerances."""
+"""Shows a verification: each check as it finishes, then all of them with their tolerances."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from lamina.training.events import Event
     from lamina.verification.report import Verification
 
-_COLOURS = {True: "green", False: "bold red", None: "yellow"}
+_COLORS = {True: "green", False: "bold red", None: "yellow"}
 _WORDS = {True: "passed", False: "failed", None: "skipped"}
 _VERDICTS = {True: "pass", False: "FAIL", None: "skipped"}
 
 
 def print_event(event: Event) -> None:
-    """Shows on stderr what is being done, and each check as it is made."""
+    """Prints progress and each finished check to stderr."""
     if event.kind == "note":
         notify(event.data["message"])
     elif event.kind == "check":
@@ -32,8 +32,8 @@ def print_event(event: Event) -> None:
 
 
 def print_verification(result: Verification) -> None:
-    """The lines, for people."""
-    table = Table("", "check", "worst", "allowed", "compared, and why so much is allowed", box=None, padding=(0, 1))
+    """Prints the checks as a table."""
+    table = Table("", "check", "worst", "allowed", "compared, and why this much is allowed", box=None, padding=(0, 1))
     for check in result.checks:
         why = [escape(check.compared), f"[dim]{escape(check.why)}[/dim]"]
         if check.worst:
@@ -51,7 +51,7 @@ def print_verification(result: Verification) -> None:
 
 
 def _verdict(passed: bool | None) -> str:
-    return f"[{_COLOURS[passed]}]{_VERDICTS[passed]}[/]"
+    return f"[{_COLORS[passed]}]{_VERDICTS[passed]}[/]"
 
 
 def _figure(difference: float | None) -> str:

@@ -30,13 +30,13 @@ class Check(BaseCheck):
         fate = self.settings.fate(seen.example)
         if fate == "drop" and seen.row.tokens > self.settings.max_length:
             return
-        learnt = encoded.supervised[: None if fate == "split" else self.settings.max_length]
-        supervised = int(learnt.sum())
+        in_loss = encoded.supervised[: None if fate == "split" else self.settings.max_length]
+        supervised = int(in_loss.sum())
         self._rows += 1
         if not supervised:
-            self._nothing.add(seen, "none after truncation" if len(learnt) < len(encoded) else "")
+            self._nothing.add(seen, "none after truncation" if len(in_loss) < len(encoded) else "")
         if seen.trains:
-            self._tokens += len(learnt)
+            self._tokens += len(in_loss)
             self._supervised += supervised
 
     def finish(self) -> list[Finding]:
