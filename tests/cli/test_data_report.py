@@ -25,7 +25,7 @@ def test_the_view_names_rows_figures_and_findings(capsys: pytest.CaptureFixture[
     ]
     print_report(report)
     shown = capsys.readouterr().out
-    assert "train.jsonl: 21 rows (text); columns not used: id" in shown and "21 to train on" in shown and "█" in shown
+    assert "train.jsonl: 21 rows (text); columns not used: id" in shown and "21 for training" in shown and "█" in shown
     assert "exact_duplicate" in shown and "train.jsonl:21" in shown and "[red]3" in shown
     assert shown.rstrip().endswith("0 infos") or "1 info" in shown.splitlines()[-1]
 

@@ -371,7 +371,7 @@ def test_yaml_merge_key(write_yaml: WriteYaml) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("", "is empty"), ("# only a comment\n", "is empty"), ("- a\n- b\n", "holds a list"), ("just text\n", "a str")],
+    [("", "is empty"), ("# only a comment\n", "is empty"), ("- a\n- b\n", "contains a list"), ("just text\n", "a str")],
 )
 def test_file_that_is_no_mapping(write_yaml: WriteYaml, text: str, words: str) -> None:
     (problem,) = problems_of(write_yaml(text)).values()

@@ -97,7 +97,7 @@ def test_row_that_cannot_be_used_is_dropped_by_number_and_reason(
     file = report_of(dataset)
     assert dropped(file) == {reason: [2, 4]}
     assert [example.row for example in dataset.train] == [1, 3]
-    (line,) = [line for line in dataset.report.lines() if "dropped" in line]
+    (line,) = [line for line in dataset.report.lines() if "  dropped" in line]
     assert DROP_REASONS[reason] in line
     assert line.endswith("(rows 2, 4)")
 
@@ -145,7 +145,7 @@ def test_cut_rows_lose_their_end_and_are_named(build: Build, tokenizer: PreTrain
     assert len(cut) == OVERHEAD + 3
     assert tokenizer.decode(cut.input_ids[cut.supervised]) == "abcd"
     assert tokenizer.decode(whole.input_ids[whole.supervised]) == "ab<|im_end|>"
-    assert "  cut 1 to max_length (rows 1)" in dataset.report.lines()
+    assert "  truncated 1 to max_length (rows 1)" in dataset.report.lines()
     assert any("1 of 2 training examples do not teach the stop token" in note for note in dataset.report.notes)
 
 
@@ -153,7 +153,7 @@ def test_turns_after_the_last_answer_are_trimmed_and_named(build: Build, tokeniz
     dataset = build([chat(("user", "q"), ("assistant", "a"), ("user", "thanks"), ("system", "x"))])
     assert report_of(dataset).trimmed.first == [1]
     assert "thanks" not in str(tokenizer.decode(dataset.train[0].input_ids))
-    assert any("1 lost turns after the last answer (rows 1)" in line for line in dataset.report.lines())
+    assert any("removed turns after the last answer of 1 (rows 1)" in line for line in dataset.report.lines())
 
 
 def test_bare_tool_call_is_taught_as_a_call(build: Build, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -242,7 +242,7 @@ def test_evaluation_file_with_prompts_that_are_trained_on_is_noted(build: Build,
     path = write([pair("new", "a"), pair(" q ", "other answer"), pair("r", "a")], "eval.jsonl")
     dataset = build([pair("q", "a"), pair("r", "a")], eval=path)
     (note,) = dataset.report.notes
-    assert note == "2 evaluation rows have a prompt that is also trained on (first: row 2)"
+    assert note == "2 evaluation rows have a prompt that is also in the training data (first: row 2)"
     assert len(dataset.eval) == 3
 
 
@@ -334,7 +334,7 @@ def of_qwen3(write: Callable[..., str], rows: list[Row], **settings: Any) -> Dat
 def test_the_report_says_what_the_template_does_to_answers(write: Callable[..., str]) -> None:
     rows: list[Row] = [pair("q", "a"), pair("r", "b")]
     (note,) = of_qwen3(write, [{"messages": [ASKED, {"role": "assistant", "content": "a"}]}] * 2).report.notes
-    assert "before 2 answers stands '<think>\\n\\n</think>\\n\\n'" in note
+    assert "'<think>\\n\\n</think>\\n\\n' before 2 answers" in note
     assert "data.enable_thinking: false puts it into the prompt" in note
     assert of_qwen3(write, rows, enable_thinking=False).report.notes == []
     (given,) = of_qwen3(write, [{"messages": [ASKED, THOUGHT]}], thinking="unsupervised").report.notes

@@ -167,7 +167,7 @@ def test_strata_are_kept_in_proportion(build: Build, write: Callable[..., str]) 
         ({"train": [{"path": "x", "weight": 0.0}]}, "weight"),
         ({"train": [{"path": "x", "wieght": 2.0}]}, "wieght"),
         ({"train": "x", "replay": {"path": "y", "share": 1.5}}, "share"),
-        ({"train": [{"path": "x", "columns": {"question": "q"}}]}, "unknown fields 'question'"),
+        ({"train": [{"path": "x", "columns": {"question": "q"}}]}, "unknown fields: 'question'"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], words: str) -> None:
@@ -193,7 +193,7 @@ def test_what_is_not_read_in_a_folder_is_named(build: Build, write: Callable[...
     write("many/one.jsonl", pairs("p", 3))
     (tmp_path / "many" / "README.md").write_text("words")
     notes = build(train=str(tmp_path / "many")).report.notes
-    assert any("left out README.md (no data)" in note for note in notes)
+    assert any("skipped README.md (not data)" in note for note in notes)
 
 
 def test_turn_weights_and_marked_parts_decide_what_is_in_the_loss(

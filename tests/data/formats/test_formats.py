@@ -174,7 +174,7 @@ def test_assistant_turn_without_text_is_empty() -> None:
         ("prompt_completion", {"prompt": 3, "completion": "a"}, "field 'prompt' is int, not text"),
         ("prompt_completion", {"prompt": None, "completion": "a"}, "field 'prompt' is NoneType, not text"),
         ("alpaca", {"instruction": "q", "output": "a", "input": ["x"]}, "field 'input' is list, not text"),
-        ("messages", {"messages": "hi"}, "messages is text that should be a list of messages in JSON, but is not"),
+        ("messages", {"messages": "hi"}, "messages must be a list of messages in JSON, but cannot be parsed"),
         ("messages", {}, "field 'messages' is NoneType"),
         ("messages", {"messages": [TURNS[0], "hi"]}, r"messages\[2\] is not an object"),
         ("messages", {"messages": [{"content": "hi"}]}, r"messages\[1\] is not an object with 'role'"),
@@ -359,7 +359,7 @@ def test_preference_wherever_its_prompt_stands(row: dict[str, Any]) -> None:
         ({"prompt": "other", "chosen": PAIR_TURNS[0], "rejected": PAIR_TURNS[1]}, "do not both start with the prompt"),
         (
             {"prompt": "q", "chosen": "a", "rejected": [turn("user", "b")]},
-            "rejected ends with a turn of the role 'user'",
+            "rejected ends with a turn with the role 'user'",
         ),
         ({"chosen": PAIR_TURNS[0], "rejected": [*PAIR_TURNS[0], *PAIR_TURNS[1]]}, "rejected has 3 turns after"),
         ({"prompt": "q", "instruction": "q", "chosen": "a", "rejected": "b"}, "'prompt' and in 'instruction'"),

@@ -88,7 +88,7 @@ def test_row_that_is_no_object(tmp_path: Path, content: str, row: int, kind: str
 
 def test_bytes_that_are_not_utf8_are_placed(tmp_path: Path) -> None:
     path = write(tmp_path, b'{"a": "z\xfcrich"}\n')
-    with pytest.raises(DataError, match="not UTF-8, its byte 8") as caught:
+    with pytest.raises(DataError, match="not UTF-8, at byte 8") as caught:
         read_rows(str(path))
     assert str(path) in str(caught.value)
 

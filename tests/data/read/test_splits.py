@@ -151,7 +151,7 @@ def test_a_folder_trains_on_its_train_split_alone_and_says_so(
     dataset = build(str(folder))
     assert text_of(template, dataset) == {"train"}
     assert len(dataset.train) % COUNTS["train"] == 0
-    (note,) = [note for note in dataset.report.notes if "left out" in note]
+    (note,) = [note for note in dataset.report.notes if "skipped" in note]
     assert "read the split train" in note and re.search(r"the split test", note)
     assert note in [line.removeprefix("note: ") for line in dataset.report.lines()]
 
@@ -190,14 +190,14 @@ def test_a_glob_leaves_out_what_is_kept_for_evaluation(
     (tmp_path / "ds" / "dataset_info.json").write_text('{"citation": "x"}')
     dataset = build(str(tmp_path / "ds" / pattern))
     assert text_of(template, dataset) == {"train"}
-    assert any("left out the split test (test.jsonl), the split validation" in note for note in dataset.report.notes)
+    assert any("skipped the split test (test.jsonl), the split validation" in note for note in dataset.report.notes)
 
 
 def test_a_glob_names_the_folders_that_it_does_not_go_into(build: Callable[..., Dataset], tmp_path: Path) -> None:
     write(tmp_path / "ds" / "a.jsonl", "train")
     write(tmp_path / "ds" / "more" / "b.jsonl", "train")
     dataset = build(str(tmp_path / "ds" / "*"))
-    assert len(dataset.report.files) == 1 and any("left out the folders more;" in n for n in dataset.report.notes)
+    assert len(dataset.report.files) == 1 and any("skipped the folders more;" in n for n in dataset.report.notes)
     dataset = build(str(tmp_path / "ds" / "**"))
     assert len(dataset.report.files) == 2 and not dataset.report.notes
 
@@ -212,7 +212,7 @@ def test_a_file_that_is_there_twice_is_warned_of(build: Callable[..., Dataset], 
     assert warning.startswith(f"{folder / 'a.jsonl'} is read twice")
     (folder / "c.jsonl").symlink_to(folder / "b.jsonl")
     (warning,) = build(str(folder)).report.warnings
-    assert warning.startswith(f"{folder / 'c.jsonl'} is the same as {folder / 'b.jsonl'}")
+    assert warning.startswith(f"{folder / 'c.jsonl'} is identical to {folder / 'b.jsonl'}")
 
 
 @pytest.mark.parametrize("named_as", ["ds/test.jsonl", "ds/te*.jsonl", "ds:test", "ds/test", "ds/{}"])
@@ -320,7 +320,7 @@ def test_a_file_of_a_folder_that_holds_no_rows_is_told_from_the_others(
 ) -> None:
     write(tmp_path / "ds" / "rows.jsonl", "train")
     (tmp_path / "ds" / "figures.json").write_text('{"figures": [1, 2]}')
-    with pytest.raises(DataError, match=r"figures\.json.* name those files of \S*ds that do"):
+    with pytest.raises(DataError, match=r"figures\.json.* the files in \S*ds that are"):
         build(str(tmp_path / "ds"))
     assert len(build(str(tmp_path / "ds" / "*.jsonl")).train) == COUNTS["train"]
 
