@@ -137,7 +137,7 @@ def test_chat_template_kwargs_of_a_row_are_kept(name: str) -> None:
         assert example.template_kwargs == {"enable_thinking": False, "xml_tools": ["a"]}
     for value in ({}, None, ""):
         assert FORMATS[name].parse({**rows[name], "chat_template_kwargs": value}, 1).template_kwargs == {}
-    for value, words in (([1], "is list, not an object"), ({"tools": []}, "gives 'tools'"), ("{", "JSON")):
+    for value, words in (([1], "is list, not an object"), ({"tools": []}, "sets 'tools'"), ("{", "JSON")):
         with pytest.raises(RowError, match=words):
             FORMATS[name].parse({**rows[name], "chat_template_kwargs": value}, 1)
 
@@ -434,7 +434,7 @@ def test_turns_written_as_json_text_in_a_table() -> None:
 def test_mapped_field_that_the_format_does_not_read(tmp_path: Path) -> None:
     columns = {"messages": "messages", "label": "judged", "margin": "judged"}
     with pytest.raises(
-        ConfigError, match=r"data.columns.margin: is mapped, but rows of the format 'unpaired_pref.*tools"
+        ConfigError, match=r"data.columns.margin: is mapped, but rows in the format 'unpaired_pref.*tools"
     ):
         load(tmp_path, [{**CHAT, "judged": True}], columns=columns)
 
