@@ -26,7 +26,7 @@ from lamina.errors import StorageError
 
 # Every temporary name starts with a dot and has a random part, so that two processes never share one. The prefixes
 # mark: a file or folder being written; a complete folder about to replace the old one; an old folder being replaced.
-ASIDE_PREFIX = ".writing-"
+TEMPORARY_PREFIX = ".writing-"
 READY_PREFIX = ".complete-"
 OLD_PREFIX = ".replaced-"
 _MARK = re.compile(r"\.(?:complete|replaced)-(?P<name>.+)-[0-9a-f]{12}", re.DOTALL)
@@ -53,17 +53,17 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         StorageError: The folder cannot be created or the file cannot be written. `path` is unchanged.
     """
-    aside = path.parent / f"{ASIDE_PREFIX}{uuid.uuid4().hex[:12]}"
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:12]}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        temporary.replace(path)
         fsync_folder(path.parent)
     except OSError as error:
-        _forget(aside)
+        _delete(temporary)
         raise StorageError.wrap(error, path, "writing") from error
 
 
@@ -76,21 +76,21 @@ def new_text_file(path: Path) -> Iterator[IO[str]]:
     Raises:
         StorageError: The file cannot be written. `path` is unchanged.
     """
-    aside = path.parent / f"{ASIDE_PREFIX}{uuid.uuid4().hex[:12]}"
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:12]}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        temporary.replace(path)
         fsync_folder(path.parent)
     except StorageError:
         raise
     except OSError as error:
         raise StorageError.wrap(error, path, "writing") from error
     finally:
-        _forget(aside)
+        _delete(temporary)
 
 
 @contextlib.contextmanager
@@ -109,35 +109,35 @@ def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     Raises:
         StorageError: Something could not be written, or `path` exists and `replace` is false. `path` is unchanged.
     """
-    aside = path.parent / f"{ASIDE_PREFIX}{path.name}-{uuid.uuid4().hex[:12]}"
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:12]}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.mkdir()
-        yield aside
-        _settle_modes(aside)
-        for entry in aside.rglob("*"):
+        temporary.mkdir()
+        yield temporary
+        _settle_modes(temporary)
+        for entry in temporary.rglob("*"):
             if entry.is_dir():
                 fsync_folder(entry)
             elif entry.is_file():
                 _fsync_file(entry)
-        fsync_folder(aside)
+        fsync_folder(temporary)
         if path.exists() and not replace:
-            beside = path.with_name(f"{path.name}-{uuid.uuid4().hex[:12]}")
-            aside.rename(beside)
+            neighbor = path.with_name(f"{path.name}-{uuid.uuid4().hex[:12]}")
+            temporary.rename(neighbor)
             raise StorageError(
                 f"{path}: something else was created there in the meantime. The new content was written to "
-                f"{beside} instead."
+                f"{neighbor} instead."
             )
-        _put_in_place(aside, path)
+        _put_in_place(temporary, path)
         fsync_folder(path.parent)
     except StorageError:
-        _forget(aside)
+        _delete(temporary)
         raise
     except OSError as error:
-        _forget(aside)
+        _delete(temporary)
         raise StorageError.wrap(error, path, "writing") from error
     except BaseException as error:
-        _forget(aside)
+        _delete(temporary)
         # safetensors reports a full disk as its own error, with the system's message inside.
         if type(error).__name__ == "SafetensorError" and "os error" in str(error).lower():
             raise StorageError(f"{path}: writing failed: {error}. Fix: free some space, then run again.") from error
@@ -176,8 +176,8 @@ def remove_leftovers(folder: Path) -> None:
         if mark := _MARK.fullmatch(entry.name):
             recover(folder / mark["name"])
     for entry in folder.iterdir():
-        if entry.name.startswith((ASIDE_PREFIX, READY_PREFIX, OLD_PREFIX)):
-            _forget(entry)
+        if entry.name.startswith((TEMPORARY_PREFIX, READY_PREFIX, OLD_PREFIX)):
+            _delete(entry)
 
 
 def sha256_file(path: Path) -> str:
@@ -212,17 +212,17 @@ def _settle_modes(folder: Path) -> None:
                 entry.chmod(wanted)
 
 
-def _put_in_place(aside: Path, path: Path) -> None:
+def _put_in_place(temporary: Path, path: Path) -> None:
     if not path.exists():
-        aside.rename(path)
+        temporary.rename(path)
         return
-    if _exchange(aside, path):
+    if _exchange(temporary, path):
         fsync_folder(path.parent)
-        _forget(aside)
+        _delete(temporary)
         return
     mark = f"{path.name}-{uuid.uuid4().hex[:12]}"
     ready, old = path.parent / f"{READY_PREFIX}{mark}", path.parent / f"{OLD_PREFIX}{mark}"
-    aside.rename(ready)
+    temporary.rename(ready)
     try:
         path.rename(old)
         ready.rename(path)
@@ -230,10 +230,10 @@ def _put_in_place(aside: Path, path: Path) -> None:
         if ready.exists():  # otherwise a reader has recovered it in the meantime
             if not path.exists():
                 old.rename(path)
-            _forget(ready)
+            _delete(ready)
             raise
     fsync_folder(path.parent)
-    _forget(old)
+    _delete(old)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -261,7 +261,7 @@ def _renameat2() -> Callable[..., int] | None:
     return function
 
 
-def _forget(path: Path) -> None:
+def _delete(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

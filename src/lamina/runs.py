@@ -1,7 +1,7 @@
 """The run directory: everything about one run, who may write to it, and how the run ended.
 
     manifest.json   `format` of the directory; where it was started; versions, hardware, digests; and `status`:
-                    running, finished, interrupted (a signal), failed (an error), or killed (running, and nobody does)
+                    running, finished, interrupted (a signal), failed (an error), or killed (no process runs it)
 
 A run directory can be moved: recorded paths are those at the time it was started (`config/places.py`).
 """

@@ -268,7 +268,7 @@ def test_a_run_with_enable_thinking_that_no_template_reads_is_refused() -> None:
         template_of(build_tokenizer(), data)
     assert caught.value.problems[0].field == "data.enable_thinking"
     template = template_of(reasoning_tokenizer("qwen3"), data)
-    assert (template.enable_thinking, template.told(None).enable_thinking) == (False, None)
+    assert (template.enable_thinking, template.with_enable_thinking(None).enable_thinking) == (False, None)
 
 
 KWARGS = {"enable_thinking": False}
@@ -276,7 +276,7 @@ KWARGS = {"enable_thinking": False}
 
 def test_chat_template_kwargs_of_a_row_are_the_templates() -> None:
     template = reasoning_template("qwen3")
-    off = template.told(enable_thinking=False)
+    off = template.with_enable_thinking(enable_thinking=False)
     assert template.render([QUESTION], (), True, KWARGS) == off.render([QUESTION], (), True)
     assert learned(template, [QUESTION, ANSWER], template_kwargs=KWARGS) == ["42<|im_end|>"]
     assert learned(off, [QUESTION, ANSWER], template_kwargs={"enable_thinking": True}) == learned(
@@ -312,7 +312,9 @@ def test_a_saved_template_tells_itself_what_it_was_told(name: str, value: bool) 
         )
         assert by_transformers == told.render(turns, (), True)
     other = {told.switch: not value}
-    assert saved.render([QUESTION], (), True, other) == told.told(not value).render([QUESTION], (), True)
+    assert saved.render([QUESTION], (), True, other) == told.with_enable_thinking(not value).render(
+        [QUESTION], (), True
+    )
 
 
 def test_a_template_that_was_told_nothing_is_saved_as_it_is() -> None:

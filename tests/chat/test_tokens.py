@@ -88,12 +88,12 @@ def test_a_text_is_cut_where_its_beginning_alone_has_other_tokens(name: str, tex
     ours = TextTokenizer(tokenizer_of(name))
     tokens = ours.read(ours.encode([text])[0], text)
     alone, rest = asked_for_all(name, text[:place])[0], asked_for_all(name, text[place:])[0]
-    if ours.ends_alike(tokens, text, 0, place):
+    if ours.ends_equal(tokens, text, 0, place):
         last = (len(alone) + 1) // 2
         count = tokens.before(text, place)
         assert count is not None
         assert tokens.ids[:count].tolist()[count - last :] == alone[len(alone) - last :]
-    apart = ours.read_apart(tokens, text, [place])
+    apart = ours.read_split(tokens, text, [place])
     if apart is not tokens:
         assert apart.ids.tolist() == alone + rest
         learned = supervised(apart, text, [Span(place, len(text))])
@@ -108,7 +108,7 @@ def test_tokens_that_cross_a_place_or_look_ahead_of_it_are_seen() -> None:
     ours = TextTokenizer(tokenizer_of("gpt2"))
 
     def alike(text: str, place: int) -> bool:
-        return ours.ends_alike(ours.read(ours.encode([text])[0], text), text, 0, place)
+        return ours.ends_equal(ours.read(ours.encode([text])[0], text), text, 0, place)
 
     assert alike("the mat, the cat", 8)
     assert not alike("the mat, the cat", 9)  # the token " the" goes across

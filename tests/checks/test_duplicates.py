@@ -8,7 +8,7 @@ from datasketch import MinHash
 
 from lamina.chat.message import Message
 from lamina.checks.findings import Severity
-from lamina.checks.minhash import COMMON_SHARE, LEARN_AT_LEAST, Signatures, likeness, normal, shingles
+from lamina.checks.minhash import COMMON_SHARE, LEARN_AT_LEAST, Signatures, normal, shingles, similarity
 from lamina.data.example import Kind
 from tests.support.checks import chat, check, found, row, text
 
@@ -31,7 +31,7 @@ def estimate(left: str, right: str) -> float:
     signatures.add(left, "")
     signatures.add(right, "")
     signatures.finish()
-    return float(likeness(signatures.rows[:1], signatures.rows[1:])[0])
+    return float(similarity(signatures.rows[:1], signatures.rows[1:])[0])
 
 
 def true_likeness(left: str, right: str) -> float:

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from lamina.cache.folder import USED_MARK, cache_folder, lock_mark
 from lamina.errors import ConfigError, Problem, StorageError, nearest
-from lamina.files import ASIDE_PREFIX, OLD_PREFIX
+from lamina.files import OLD_PREFIX, TEMPORARY_PREFIX
 
 _HEX = "[0-9a-f]{32}"
 
@@ -57,7 +57,7 @@ KINDS = {
 }
 
 # Files and folders left behind by interrupted writes, once they are too old to still be in progress.
-_LEFTOVER = re.compile(rf"(?:{re.escape(ASIDE_PREFIX)}|{re.escape(OLD_PREFIX)}).+|tmp[a-z0-9_]{{8}}")
+_LEFTOVER = re.compile(rf"(?:{re.escape(TEMPORARY_PREFIX)}|{re.escape(OLD_PREFIX)}).+|tmp[a-z0-9_]{{8}}")
 _LEFTOVER_SECONDS = 24 * 3600
 
 
@@ -183,17 +183,17 @@ def _size(path: Path) -> int:
 
 def _remove(entry: CacheEntry) -> bool:
     """Removes an entry: renames it while nobody uses it, then deletes it. Returns False if it is in use."""
-    with _alone(entry) as alone:
-        if not alone:
+    with _exclusive(entry) as is_free:
+        if not is_free:
             return False
-        aside = entry.path.with_name(f"{OLD_PREFIX}{entry.path.name}-{uuid.uuid4().hex[:12]}")
+        renamed = entry.path.with_name(f"{OLD_PREFIX}{entry.path.name}-{uuid.uuid4().hex[:12]}")
         try:
-            entry.path.rename(aside)
+            entry.path.rename(renamed)
             _mark_of(entry.path).unlink(missing_ok=True)
-            if aside.is_dir() and not aside.is_symlink():
-                shutil.rmtree(aside)
+            if renamed.is_dir() and not renamed.is_symlink():
+                shutil.rmtree(renamed)
             else:
-                aside.unlink()
+                renamed.unlink()
         except FileNotFoundError:
             return True  # another process removed it
         except OSError as error:
@@ -202,12 +202,12 @@ def _remove(entry: CacheEntry) -> bool:
 
 
 def _removable(entry: CacheEntry) -> bool:
-    with _alone(entry) as alone:
-        return alone
+    with _exclusive(entry) as is_free:
+        return is_free
 
 
 @contextlib.contextmanager
-def _alone(entry: CacheEntry) -> Iterator[bool]:
+def _exclusive(entry: CacheEntry) -> Iterator[bool]:
     """Keeps others from using or creating an entry inside the block. Yields False if somebody already does."""
     # A file is read whole or mapped, so it stays available to those who have it open.
     if entry.is_leftover or not entry.path.is_dir():

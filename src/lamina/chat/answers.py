@@ -17,9 +17,9 @@ from typing import Any
 
 from lamina.chat.bounds import TemplateFailure
 from lamina.chat.message import Message
-from lamina.chat.probe import Render
 from lamina.chat.scaffold import Scaffolds
 from lamina.chat.spans import Marks, Places, Span, shared_length
+from lamina.chat.support import Render
 from lamina.chat.turns import THINK, as_turn
 from lamina.errors import DataError
 

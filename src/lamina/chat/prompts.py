@@ -20,9 +20,9 @@ from functools import cached_property
 from lamina.chat.answers import THINK_END, AnswerFinder, Conversation, Found
 from lamina.chat.bounds import TemplateFailure
 from lamina.chat.message import Message
-from lamina.chat.probe import ANSWER, ASK, THINKING, Probe, Render
 from lamina.chat.spans import Span, shared_length
-from lamina.chat.turns import as_turn, thinking_apart
+from lamina.chat.support import ANSWER, ASK, THINKING, Render, TemplateSupport
+from lamina.chat.turns import as_turn, separate_thinking
 from lamina.errors import DataError
 
 _OPENED = "<think>"
@@ -55,7 +55,7 @@ class Prompts:
         render: The template; raises `DataError` if it refuses a conversation.
         try_render: The template; raises `TemplateFailure`.
         finder: Finds the answers in its renderings.
-        probe: What the template supports.
+        support: What the template supports.
         added_stop: The stop token to append to a last answer; empty if the template writes it.
         fix: The fix to suggest if a row has reasoning and the generation prompt does not allow it.
     """
@@ -66,7 +66,7 @@ class Prompts:
         render: Render,
         try_render: Render,
         finder: AnswerFinder,
-        probe: Probe,
+        support: TemplateSupport,
         added_stop: str,
         fix: str,
     ) -> None:
@@ -74,7 +74,7 @@ class Prompts:
         self._render = render
         self._try_render = try_render
         self._finder = finder
-        self._probe = probe
+        self._support = support
         self._added_stop = added_stop
         self._fix = fix
 
@@ -106,25 +106,25 @@ class Prompts:
     def _ask_for_last(self, conversation: Conversation, prompts: Sequence[str | None], prompt: str) -> Asked:
         last, style = conversation.messages[-1], self._style
         opened = style.is_opened_by(prompt, conversation.text)
-        apart = last if self._probe.thinking else thinking_apart(last)
-        if apart.thinking and not opened and self._probe.drops_thinking and not self._probe.thinking:
+        separate = last if self._support.thinking else separate_thinking(last)
+        if separate.thinking and not opened and self._support.drops_thinking and not self._support.thinking:
             raise self._rules_out_reasoning(prompt)
-        if opened and not self._probe.thinking:
-            conversation = self._with_last(conversation, replace(apart, thinking=""))
+        if opened and not self._support.thinking:
+            conversation = self._with_last(conversation, replace(separate, thinking=""))
         found, conversation = self._find(conversation)
         asked = _begin_where_asked(conversation, found, prompts)
         is_there = len(prompts) - 1 not in asked.not_asked
         own = found.answers[-1].start
-        if is_there and (self._probe.thinking or not (opened and apart.thinking)):
+        if is_there and (self._support.thinking or not (opened and separate.thinking)):
             return replace(asked, opening=conversation.text[asked.found.answers[-1].start : own])
         head = ""
-        if apart.thinking:
+        if separate.thinking:
             head = self._head_of_reasoning(prompt, opened)
-            found, conversation = self._find(self._with_last(conversation, replace(apart, thinking="")))
+            found, conversation = self._find(self._with_last(conversation, replace(separate, thinking="")))
             own = found.answers[-1].start
         begun = self._asked_before(conversation, prompts[:-1], prompt)
-        between = style.after if apart.thinking or opened else ""
-        return _put_behind_prompt(begun, conversation, found, own, (head, apart.thinking.strip("\n"), between))
+        between = style.after if separate.thinking or opened else ""
+        return _put_behind_prompt(begun, conversation, found, own, (head, separate.thinking.strip("\n"), between))
 
     def _asked_before(self, conversation: Conversation, prompts: Sequence[str | None], prompt: str) -> Asked:
         """Returns the generation prompt of the last answer, with the answers before it."""
@@ -172,10 +172,10 @@ class Prompts:
 
     def _find(self, conversation: Conversation) -> tuple[Found, Conversation]:
         """Returns the answers of a conversation that ends with one, and appends the stop token if it is missing."""
-        found, probe = self._finder.find(conversation), self._probe
+        found, support = self._finder.find(conversation), self._support
         added = self._added_stop
         if conversation.messages[-1].tool_calls:
-            added = probe.call_stop if probe.adds_call_stop else ""
+            added = support.call_stop if support.adds_call_stop else ""
         if not added:
             return found, conversation
         start, end = found.answers[-1].start, found.answers[-1].end
@@ -186,7 +186,7 @@ class Prompts:
 
     @cached_property
     def _style(self) -> _Style:
-        return _find_style(self._try_render, self._probe)
+        return _find_style(self._try_render, self._support)
 
 
 @dataclass(frozen=True)
@@ -216,15 +216,15 @@ class _Style:
         return self.prompt.endswith(prompt[shared_length(prompt, text) :])
 
 
-def _find_style(render: Render, probe: Probe) -> _Style:
-    asked, answer = as_turn(Message("user", ASK)), Message("assistant", ANSWER, thinking=THINKING * probe.thinking)
+def _find_style(render: Render, support: TemplateSupport) -> _Style:
+    asked, answer = as_turn(Message("user", ASK)), Message("assistant", ANSWER, thinking=THINKING * support.thinking)
     try:
         question, prompt = render([asked], None), render([asked], None, True)
         text = render([asked, as_turn(answer)], None)
     except TemplateFailure:
         return _Style("", "", None, f"\n{_CLOSED}\n\n")
     added = prompt[shared_length(question, prompt) :]
-    if probe.thinking:
+    if support.thinking:
         head, _, rest = text.partition(THINKING)
         before = head[len(prompt) :] if head.startswith(prompt) else None
         return _Style(prompt, added, before, rest.partition(ANSWER)[0])
@@ -281,7 +281,7 @@ def without_reasoning(messages: Sequence[Message], asked: Asked) -> set[int]:
     bare = set()
     for number, (message, span) in enumerate(zip(spoken[:-1], asked.found.answers, strict=False)):
         if message.thinking or _OPENED in message.content:
-            reasoning = thinking_apart(message).thinking.strip()
+            reasoning = separate_thinking(message).thinking.strip()
             if reasoning and reasoning not in asked.text[span.start : span.end]:
                 bare.add(number)
     return bare

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from lamina.chat.bounds import TemplateFailure
 from lamina.chat.message import Message
-from lamina.chat.probe import Render
 from lamina.chat.spans import Span
+from lamina.chat.support import Render
 
 # Maximum number of role sequences to remember; long conversations can have arbitrarily many.
 MOST = 1024

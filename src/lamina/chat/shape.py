@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from lamina.chat.message import Message
-from lamina.chat.probe import Probe
+from lamina.chat.support import TemplateSupport
 from lamina.chat.turns import (
-    thinking_apart,
+    separate_thinking,
     thinking_in_content,
     tools_in_content,
     with_short_ids,
@@ -20,14 +20,18 @@ Thinking = Literal["keep", "strip", "unsupervised"]
 
 
 def shape_turns(
-    messages: Sequence[Message], schemas: list[dict[str, Any]] | None, probe: Probe, thinking: Thinking, name: str
+    messages: Sequence[Message],
+    schemas: list[dict[str, Any]] | None,
+    support: TemplateSupport,
+    thinking: Thinking,
+    name: str,
 ) -> tuple[Sequence[Message], list[dict[str, Any]] | None]:
     """Returns the turns, and the tool schemas that remain to be passed to the template.
 
     Args:
         messages: The conversation.
         schemas: Schemas of the tools; None without tools.
-        probe: What the template supports.
+        support: What the template supports.
         thinking: What to do with reasoning.
         name: The template's name, for errors.
 
@@ -36,28 +40,28 @@ def shape_turns(
     """
     if not (schemas or any(map(is_more_than_text, messages))):
         return messages, schemas
-    messages = [_with_reasoning(m, probe, thinking, m is messages[-1]) for m in messages]
+    messages = [_with_reasoning(m, support, thinking, m is messages[-1]) for m in messages]
     if schemas or any(message.tool_calls or message.role == "tool" for message in messages):
-        if not probe.tools:
-            return tools_in_content(messages, schemas or (), probe.system), None
-        if not probe.text_beside_calls and any(m.tool_calls and m.content.strip() for m in messages):
+        if not support.tools:
+            return tools_in_content(messages, schemas or (), support.system), None
+        if not support.text_with_calls and any(m.tool_calls and m.content.strip() for m in messages):
             raise DataError(
                 f"the {name} chat template drops the text of an assistant turn with tool calls. Fix: remove the "
                 "text (with data.thinking: strip, if it is reasoning), or set data.chat_template to a built-in "
                 "template, which keeps both."
             )
-        if probe.short_ids:
+        if support.short_ids:
             messages = with_short_ids(messages)
     return messages, schemas
 
 
-def check_text(messages: Sequence[Message], text: str, probe: Probe, name: str, bos: str) -> None:
+def check_text(messages: Sequence[Message], text: str, support: TemplateSupport, name: str, bos: str) -> None:
     """Checks that a rendering has all system turns, and not two BOS tokens at the start.
 
     Args:
         messages: The turns as rendered.
         text: The rendered text.
-        probe: What the template supports.
+        support: What the template supports.
         name: The template's name.
         bos: The tokenizer's BOS token; empty if it has none.
 
@@ -65,7 +69,7 @@ def check_text(messages: Sequence[Message], text: str, probe: Probe, name: str, 
         DataError: A system turn is missing, or BOS is repeated.
     """
     for message in messages:
-        if message.role == "system" and (probe.drops_system or message.content.strip() not in text):
+        if message.role == "system" and (support.drops_system or message.content.strip() not in text):
             raise DataError(
                 f"the {name} chat template drops the system turn. Fix: move its text to the first user turn, or set "
                 "data.chat_template to a built-in template."
@@ -84,11 +88,11 @@ def is_more_than_text(message: Message) -> bool:
     )
 
 
-def _with_reasoning(message: Message, probe: Probe, thinking: Thinking, is_last: bool) -> Message:
+def _with_reasoning(message: Message, support: TemplateSupport, thinking: Thinking, is_last: bool) -> Message:
     if message.role != "assistant":
         return message
     # A template that removes the reasoning from an earlier answer's content would leave white space in its place.
-    drops = probe.drops_thinking and not probe.thinking
+    drops = support.drops_thinking and not support.thinking
     if thinking == "strip" or (drops and not is_last):
         return without_thinking(message)
-    return thinking_apart(message) if probe.thinking else thinking_in_content(message)
+    return separate_thinking(message) if support.thinking else thinking_in_content(message)

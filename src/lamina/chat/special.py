@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lamina.chat.message import Message
-from lamina.chat.turns import thinking_apart
+from lamina.chat.turns import separate_thinking
 from lamina.errors import DataError
 
 
@@ -49,7 +49,7 @@ def refuse_special_tokens(
     """
     for number, message in enumerate(messages, start=1):
         if message.role == "assistant" and "<think>" in message.content:
-            message = thinking_apart(message)  # its tags may be special tokens, and are not content
+            message = separate_thinking(message)  # its tags may be special tokens, and are not content
         words = message.words() if message.tool_calls or message.thinking else message.content
         if found := search.first_in(words):
             raise DataError(

@@ -1,7 +1,7 @@
 """Renders a conversation to text and finds the characters that the assistant wrote, with any chat template.
 
 Training, evaluation, chat and generation share this renderer. What the template does not support (tools, reasoning) is
-determined with sample conversations (`probe`) and written as text (`turns`). Answers are found with marks (`answers`,
+determined with sample conversations (`support`) and written as text (`turns`). Answers are found with marks (`answers`,
 `spans`). Rendering runs in a sandbox with resource limits (`jinja`).
 """
 
@@ -19,11 +19,11 @@ from lamina.chat.answers import AnswerFinder, Conversation, find_stop
 from lamina.chat.bounds import TemplateFailure
 from lamina.chat.jinja import FIXED_DATE, compile_template, mentions_date, needs_date, variables_of
 from lamina.chat.message import Message
-from lamina.chat.probe import Probe, probe_template
 from lamina.chat.prompts import Prompts, without_reasoning
 from lamina.chat.shape import Thinking, check_text, shape_turns
 from lamina.chat.spans import Rendered, Span
 from lamina.chat.special import TokenSearch, refuse_special_tokens, special_tokens
+from lamina.chat.support import TemplateSupport, find_support
 from lamina.chat.template_source import BUILTIN_TEMPLATES, find_source, template_error
 from lamina.chat.tokenizer import adds_bos, fingerprint_tokenizer
 from lamina.chat.tokens import TextTokenizer
@@ -199,7 +199,7 @@ class ChatTemplate:
             template._given[key] = template._like(kwargs={**template.kwargs, **kwargs})
         return template._given[key]
 
-    def told(self, enable_thinking: bool | None) -> ChatTemplate:
+    def with_enable_thinking(self, enable_thinking: bool | None) -> ChatTemplate:
         """Returns the same template with another value of `enable_thinking`."""
         return self._like(tool_source=self.tool_source, enable_thinking=enable_thinking)
 
@@ -211,7 +211,7 @@ class ChatTemplate:
         asked, last = self._prompts.ask(conversation), conversation.messages[-1]
         answers = asked.found.answers
         if last.role == "assistant":
-            stop = self.probe.call_stop if last.tool_calls else self.stop_token
+            stop = self.support.call_stop if last.tool_calls else self.stop_token
             if not asked.text.endswith(stop, answers[-1].start, answers[-1].end):
                 raise DataError(
                     f"the {self.name} chat template does not write the stop token {stop} after the last answer, so "
@@ -242,7 +242,7 @@ class ChatTemplate:
     def stop_token_ids(self) -> list[int]:
         """Ids of all tokens that may end an assistant turn: `stop_token`, and the token that ends a turn with tool
         calls."""
-        call_stop = (self._for_tools or self).probe.call_stop
+        call_stop = (self._for_tools or self).support.call_stop
         stops = dict.fromkeys([self.stop_token, *filter(None, [call_stop])])
         return [int(self.tokenizer.convert_tokens_to_ids(token)) for token in stops]  # pyright: ignore[reportArgumentType]
 
@@ -277,16 +277,16 @@ class ChatTemplate:
     def notes_on(self, tools: bool, thinking: bool) -> list[str]:
         """Returns messages to the user about data with tools, or with reasoning separate from the answers."""
         notes = []
-        if tools and not (self._for_tools or self).probe.tools:
+        if tools and not (self._for_tools or self).support.tools:
             notes.append("the chat template does not support tools: they are written as text, in the Hermes format")
-        if thinking and self.thinking != "strip" and not self.probe.thinking:
+        if thinking and self.thinking != "strip" and not self.support.thinking:
             notes.append("the chat template does not support reasoning: it is written between <think> and </think>")
         return notes
 
     @cached_property
-    def probe(self) -> Probe:
+    def support(self) -> TemplateSupport:
         """What the template supports."""
-        return probe_template(self._render_turns, special_tokens(self.tokenizer))
+        return find_support(self._render_turns, special_tokens(self.tokenizer))
 
     @property
     def _appends_stop(self) -> bool:
@@ -298,7 +298,7 @@ class ChatTemplate:
 
     @cached_property
     def _finder(self) -> AnswerFinder:
-        return AnswerFinder(self.name, self._render_turns, self.stop_token, self.probe.call_stop)
+        return AnswerFinder(self.name, self._render_turns, self.stop_token, self.support.call_stop)
 
     @cached_property
     def _prompts(self) -> Prompts:
@@ -312,7 +312,7 @@ class ChatTemplate:
                 else "data.enable_thinking"
             )
             fix += f", or {where}: true"
-        return Prompts(self.name, self._text, self._render_turns, self._finder, self.probe, added, fix)
+        return Prompts(self.name, self._text, self._render_turns, self._finder, self.support, added, fix)
 
     @cached_property
     def _variables(self) -> dict[str, Any]:
@@ -352,10 +352,10 @@ class ChatTemplate:
     ) -> Conversation:
         schemas = as_tools(tools) if tools else None
         refuse_special_tokens(messages, schemas, self.control_tokens)
-        messages, schemas = shape_turns(messages, schemas, self.probe, self.thinking, self.name)
+        messages, schemas = shape_turns(messages, schemas, self.support, self.thinking, self.name)
         turns = [as_turn(message) for message in messages]
         text = self._text(turns, schemas, add_generation_prompt)
-        check_text(messages, text, self.probe, self.name, str(self.tokenizer.bos_token or ""))
+        check_text(messages, text, self.support, self.name, str(self.tokenizer.bos_token or ""))
         return Conversation(messages, turns, schemas, text)
 
     @cached_property
@@ -366,7 +366,7 @@ class ChatTemplate:
         turn.
         """
         tokenizer = self.tokenizer
-        seen = f"{self.source}\0{self.probe.text}"
+        seen = f"{self.source}\0{self.support.text}"
         named = {str(token) for token in (tokenizer.bos_token, tokenizer.eos_token, self.stop_token) if token}
         unknown = getattr(tokenizer, "unk_token", None)
         return TokenSearch({t for t in special_tokens(tokenizer) if t != unknown and t.strip() and t in seen} | named)
@@ -420,7 +420,7 @@ def _checked(template: ChatTemplate) -> ChatTemplate:
             "not learn to stop. Fix: give the tokenizer an eos_token."
         )
     bos = template.tokenizer.bos_token
-    if bos and template.probe.repeats(str(bos)):
+    if bos and template.support.repeats(str(bos)):
         raise template_error(
             f"the {template.name} chat template writes {bos} more than once before the first turn", "correct it"
         )

@@ -98,7 +98,7 @@ class TextTokenizer:
         (asked,) = self._backend.encode_batch([text], add_special_tokens=False)
         return Tokens(np.array(asked.ids, dtype=np.int32), None, asked)
 
-    def ends_alike(self, tokens: Tokens, text: str, begin: int, place: int) -> bool:
+    def ends_equal(self, tokens: Tokens, text: str, begin: int, place: int) -> bool:
         """Returns whether the tokens before an offset are the same as if the text ended there.
 
         Args:
@@ -122,18 +122,18 @@ class TextTokenizer:
             self._known[text] = self._backend.encode(text, add_special_tokens=False).ids
         return self._known[text]
 
-    def read_apart(self, tokens: Tokens, text: str, places: Sequence[int]) -> Tokens:
+    def read_split(self, tokens: Tokens, text: str, places: Sequence[int]) -> Tokens:
         """Returns the tokens of a text that is split at some offsets; `tokens` itself if that would decode to another
         text."""
         bounds = [0, *places, len(text)]
         pieces = [text[start:end] for start, end in pairwise(bounds)]
-        apart = self._backend.encode_batch(pieces, add_special_tokens=False)
-        ids = np.concatenate([np.array(piece.ids, dtype=np.int32) for piece in apart])
+        separate = self._backend.encode_batch(pieces, add_special_tokens=False)
+        ids = np.concatenate([np.array(piece.ids, dtype=np.int32) for piece in separate])
         if self._decoded(ids) != self._decoded(tokens.ids):
             return tokens
         shifted = [
             (start + first, start + last)
-            for start, piece in zip(bounds, apart, strict=False)
+            for start, piece in zip(bounds, separate, strict=False)
             for first, last in piece.offsets
         ]
         return Tokens(ids, None, _Joined(shifted))

@@ -63,7 +63,7 @@ def without_thinking(message: Message) -> Message:
     return dataclasses.replace(_cut(message, cuts), thinking="")
 
 
-def thinking_apart(message: Message) -> Message:
+def separate_thinking(message: Message) -> Message:
     """Returns the message with the reasoning at the start of its content moved to `thinking`."""
     match = None if message.thinking else _LEADING_THINK.match(message.content)
     if match is None:

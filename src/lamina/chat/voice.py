@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from lamina.chat.message import Message
-from lamina.chat.probe import ANSWER, ASK, THINKING
 from lamina.chat.spans import Rendered
+from lamina.chat.support import ANSWER, ASK, THINKING
 from lamina.errors import DataError
 
 

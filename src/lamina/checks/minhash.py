@@ -191,18 +191,18 @@ def _spoken() -> np.ndarray:
     return spoken
 
 
-def likeness(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def similarity(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Estimates the Jaccard similarity of pairs of signatures, each of shape (pairs, numbers)."""
     agreeing = np.count_nonzero(left == right, axis=1) / left.shape[1]
     return (agreeing - 1 / 256) / (1 - 1 / 256)
 
 
-def alike(signatures: np.ndarray, left: np.ndarray, right: np.ndarray, threshold: float) -> np.ndarray:
+def similar(signatures: np.ndarray, left: np.ndarray, right: np.ndarray, threshold: float) -> np.ndarray:
     """Returns which texts `left` and `right` (row numbers) are at least this similar: bool, (pairs,)."""
     found = np.zeros(len(left), dtype=bool)
     for first in range(0, len(left), _PAIRS):
         part = slice(first, first + _PAIRS)
-        found[part] = likeness(signatures[left[part]], signatures[right[part]]) >= threshold
+        found[part] = similarity(signatures[left[part]], signatures[right[part]]) >= threshold
     return found
 
 

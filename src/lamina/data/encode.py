@@ -107,8 +107,8 @@ class _Chunk(Generic[T]):
         text, chosen = rendered.text, choose_spans(rendered, example, train_on)
         tokens = self.tokenizer.read(encoding, text)
         # In generation, the prompt is tokenized on its own: no token extends into the answer or depends on it.
-        unlike = [place for place in sorted(chosen.prompts) if not self._ends_alike(tokens, text, place)]
-        separate = self.tokenizer.read_apart(tokens, text, unlike) if unlike else tokens
+        unlike = [place for place in sorted(chosen.prompts) if not self._ends_equal(tokens, text, place)]
+        separate = self.tokenizer.read_split(tokens, text, unlike) if unlike else tokens
         remarks = Remarks(
             chosen.opening if chosen.opening.strip() else "",
             chosen.reasoning_given,
@@ -118,10 +118,10 @@ class _Chunk(Generic[T]):
         )
         return EncodedExample(separate.ids, supervised(separate, text, chosen.spans), example.row, remarks=remarks)
 
-    def _ends_alike(self, tokens: Tokens, text: str, place: int) -> bool:
+    def _ends_equal(self, tokens: Tokens, text: str, place: int) -> bool:
         begin = max(0, place - _NEAR)
         begin += self.template.control_tokens.last_in(text[begin:place])
-        return self.tokenizer.ends_alike(tokens, text, begin, place)
+        return self.tokenizer.ends_equal(tokens, text, begin, place)
 
 
 @dataclass(frozen=True, slots=True)

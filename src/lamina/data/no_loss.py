@@ -53,10 +53,10 @@ def _candidates(rows: Sequence[tuple[Row, Example]], columns: Mapping[str, str] 
         return {field: field for field in fields if any(row.get(field) for row, _ in rows)}
 
     chosen = (columns or {}).get("chosen", "chosen")
-    beside = given("system", "tools")
-    yield {"messages": chosen, **beside}
+    others = given("system", "tools")
+    yield {"messages": chosen, **others}
     for source in given("prompt", "conversations", "messages").values():
-        yield {"prompt": source, "completion": chosen, **beside}
+        yield {"prompt": source, "completion": chosen, **others}
     yield {**given("instruction", "input", "history", "system"), "output": chosen}
 
 

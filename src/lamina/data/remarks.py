@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lamina.chat.message import Message
-from lamina.chat.probe import ANSWER, ASK
+from lamina.chat.support import ANSWER, ASK
 from lamina.chat.template import ChatTemplate
 from lamina.data.example import Remarks
 from lamina.data.store import Facts
@@ -67,7 +67,7 @@ def _is_switched_off(template: ChatTemplate) -> bool:
         return False
     try:
         turns = [Message("user", ASK), Message("assistant", ANSWER)]
-        return not template.told(enable_thinking=False).render_spans(turns).opening.strip()
+        return not template.with_enable_thinking(enable_thinking=False).render_spans(turns).opening.strip()
     except DataError:
         return False
 

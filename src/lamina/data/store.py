@@ -224,8 +224,8 @@ def cached_store(key: dict[str, Any] | None, build: Callable[[StoreWriter], None
         return TokenStore(folder) if (folder / "facts.json").is_file() else _temporary_store(build)
     try:
         if not (folder / "facts.json").is_file():
-            with files.new_folder(folder) as aside:
-                _write(aside, build)
+            with files.new_folder(folder) as temporary:
+                _write(temporary, build)
         with contextlib.suppress(OSError):
             os.utime(folder)  # marks it as used now
         return TokenStore(folder)  # it is now mapped, so it may be pruned once the lock is released

@@ -21,7 +21,7 @@ def default_device() -> torch.device:
 
 
 def bound_product_cache() -> None:
-    """Limits, for the whole process, how many matrix-product shapes are cached, unless the user has set the limit.
+    """Limits how many matrix-product shapes the process caches, unless the user has set a limit.
 
     torch reads the settings at the first product, so call this before loading a base model.
     """
@@ -30,14 +30,14 @@ def bound_product_cache() -> None:
 
 
 def multiplies_bf16_natively(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products run in hardware rather than by conversion to float32."""
+    """Returns whether bfloat16 matrix products run in hardware rather than by conversion to float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return any(cpu_features().get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
 
 
 def cpu_features() -> dict[str, bool]:
-    """The CPU's instruction sets that matter for training, as torch sees them."""
+    """Returns the CPU's instruction sets that matter for training, as torch sees them."""
     capabilities = torch.cpu.get_capabilities()
     return {name: value for name, value in capabilities.items() if isinstance(value, bool)}
 
@@ -55,5 +55,5 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """`torch.bfloat16` -> `bfloat16`."""
+    """Returns the name of a dtype without its prefix: `torch.bfloat16` -> `bfloat16`."""
     return str(dtype).removeprefix("torch.")

@@ -9,11 +9,11 @@ import numpy as np
 from lamina.checks.findings import Finding, Severity
 from lamina.checks.kinds._base import BaseCheck
 from lamina.checks.ledger import Ledger, Verdict
-from lamina.checks.minhash import alike, bands
+from lamina.checks.minhash import bands, similar
 from lamina.checks.settings import CheckSettings
 
 # Estimated Jaccard similarity of the prompts' distinctive 5-grams; see `minhash.py` and `near_duplicates.py`.
-LIKE_PROMPTS = 0.6
+MIN_PROMPT_SIMILARITY = 0.6
 
 _ADVICE = "The evaluation will look better than it is. Remove the training rows; `--fix` does."
 
@@ -78,6 +78,6 @@ class Check(BaseCheck):
             for partners in (before, after):
                 pairs = np.flatnonzero(~marked & marked[partners] & (runs[partners] == runs) & (found[members] < 0))
                 left, right = members[partners[pairs]], members[pairs]
-                same = alike(signatures, left, right, LIKE_PROMPTS)
+                same = similar(signatures, left, right, MIN_PROMPT_SIMILARITY)
                 found[right[same]] = left[same]
         return found

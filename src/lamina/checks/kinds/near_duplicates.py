@@ -10,16 +10,16 @@ from lamina.checks.findings import Finding, Severity
 from lamina.checks.kinds._base import BaseCheck
 from lamina.checks.kinds.exact_duplicates import exact_duplicates
 from lamina.checks.ledger import Verdict
-from lamina.checks.minhash import alike, bands
+from lamina.checks.minhash import bands, similar
 
 # Threshold for the estimated Jaccard similarity of the rows' distinctive 5-grams (see `minhash.py`). 99% of GSM8K's
 # rows with one word in thirty replaced, or a sentence added, are above it, and so are four of its own 7,473 rows
 # (`benchmarks/data_check.py`). At 0.7, one in twenty is missed; at 0.5, false positives appear.
-LIKE_ROWS = 0.6
+MIN_ROW_SIMILARITY = 0.6
 
 # Threshold for the final answers. Two questions about the same long passage are similar as rows, but have different
 # answers.
-LIKE_ANSWERS = 0.5
+MIN_ANSWER_SIMILARITY = 0.5
 
 
 class Check(BaseCheck):
@@ -68,9 +68,9 @@ class Check(BaseCheck):
                     left, right = np.minimum(left, right), np.maximum(left, right)
                     new = left < found[right]
                     left, right = left[new], right[new]
-                    same = alike(rows, left, right, LIKE_ROWS)
+                    same = similar(rows, left, right, MIN_ROW_SIMILARITY)
                     left, right = left[same], right[same]
-                    same = alike(answers, left, right, LIKE_ANSWERS)
+                    same = similar(answers, left, right, MIN_ANSWER_SIMILARITY)
                     np.minimum.at(found, right[same], left[same])
         return _without_chains(found, rows)
 
@@ -82,6 +82,6 @@ def _without_chains(found: np.ndarray, signatures: np.ndarray) -> np.ndarray:
         original = found[row]
         if found[original] != original:
             original = found[original]
-            same = alike(signatures, np.array([original]), np.array([row]), LIKE_ROWS)[0]
+            same = similar(signatures, np.array([original]), np.array([row]), MIN_ROW_SIMILARITY)[0]
             found[row] = original if same else row
     return found

@@ -14,7 +14,7 @@ from lamina.chat.turns import as_turn, with_short_ids
 ASK, ANSWER = "lamina-ping", "lamina-pong"
 _ASK, _ANSWER, _OTHER = Message("user", ASK), Message("assistant", ANSWER), Message("assistant", "lamina-pang")
 _SYSTEM, THINKING, _RESULT = "lamina-system", "lamina-thinking", "lamina-result"
-_ARGUMENT, _BESIDE = "lamina-argument", "lamina-beside"
+_ARGUMENT, _TEXT = "lamina-argument", "lamina-text"
 _TOOL = {
     "type": "function",
     "function": {
@@ -38,7 +38,7 @@ class Render(Protocol):
 
 
 @dataclass(frozen=True)
-class Probe:
+class TemplateSupport:
     """What a template supports.
 
     Attributes:
@@ -47,7 +47,7 @@ class Probe:
         thinking: Whether the template renders an answer's reasoning.
         drops_thinking: Whether reasoning in the content of an earlier answer is dropped.
         tools: Whether the template renders tools, calls and results, with a token after each turn of calls.
-        text_beside_calls: Whether the text of a turn with calls is kept.
+        text_with_calls: Whether the text of a turn with calls is kept.
         short_ids: Whether call ids must have nine letters and digits.
         call_stop: The token that ends a turn of calls.
         adds_call_stop: Whether that token opens the result's turn, so that calls in the last turn have no stop token.
@@ -59,7 +59,7 @@ class Probe:
     thinking: bool
     drops_thinking: bool
     tools: bool
-    text_beside_calls: bool
+    text_with_calls: bool
     short_ids: bool
     call_stop: str
     adds_call_stop: bool
@@ -75,7 +75,7 @@ class Probe:
         return False
 
 
-def probe_template(render: Render, special: Iterable[str]) -> Probe:
+def find_support(render: Render, special: Iterable[str]) -> TemplateSupport:
     """Renders sample conversations to find out what the template supports.
 
     Args:
@@ -97,13 +97,13 @@ def probe_template(render: Render, special: Iterable[str]) -> Probe:
         tools, call_stop, added = _try_tools(attempt, tuple(special), short_ids)
         if call_stop:
             break
-    return Probe(
+    return TemplateSupport(
         system=_SYSTEM in system,
         drops_system=bool(system) and _SYSTEM not in system,
         thinking=THINKING in thinking,
         drops_thinking=THINKING not in earlier and ANSWER in earlier,
         tools=bool(call_stop),
-        text_beside_calls=_BESIDE in tools,
+        text_with_calls=_TEXT in tools,
         short_ids=bool(call_stop) and short_ids,
         call_stop=call_stop,
         adds_call_stop=added,
@@ -116,7 +116,7 @@ def _try_tools(attempt: Any, special: Sequence[str], short_ids: bool) -> tuple[s
 
     The token is empty if the template does not support tools.
     """
-    text = call_stop = beside = ""
+    text = call_stop = with_text = ""
     is_results = False
     token = "(" + "|".join(map(re.escape, sorted(special, key=len, reverse=True))) + ")"
     for number in ("", "call_lamina_probe"):  # without and with ids, as in rows
@@ -126,7 +126,7 @@ def _try_tools(attempt: Any, special: Sequence[str], short_ids: bool) -> tuple[s
         if short_ids:
             messages = with_short_ids(messages)
         ended = attempt(*messages[:2], tools=[_TOOL])
-        beside = attempt(_ASK, replace(messages[1], content=_BESIDE), tools=[_TOOL])
+        with_text = attempt(_ASK, replace(messages[1], content=_TEXT), tools=[_TOOL])
         text = attempt(*messages, tools=[_TOOL])
         match = re.search(token + r"\s*\Z", ended)
         is_results = match is None
@@ -139,4 +139,4 @@ def _try_tools(attempt: Any, special: Sequence[str], short_ids: bool) -> tuple[s
         call_stop = match.group(1)
         if call_stop not in answered.partition(_RESULT)[0]:
             return text, "", False
-    return f"{text}\0{beside}", call_stop, is_results
+    return f"{text}\0{with_text}", call_stop, is_results
