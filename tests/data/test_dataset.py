@@ -146,7 +146,9 @@ def test_cut_rows_lose_their_end_and_are_named(build: Build, tokenizer: PreTrain
     assert tokenizer.decode(cut.input_ids[cut.supervised]) == "abcd"
     assert tokenizer.decode(whole.input_ids[whole.supervised]) == "ab<|im_end|>"
     assert "  truncated 1 to max_length (rows 1)" in dataset.report.lines()
-    assert any("1 of 2 training examples do not teach the stop token" in note for note in dataset.report.notes)
+    assert any(
+        "1 of 2 training examples do not have the stop token in the loss" in note for note in dataset.report.notes
+    )
 
 
 def test_turns_after_the_last_answer_are_trimmed_and_named(build: Build, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -338,9 +340,9 @@ def test_the_report_says_what_the_template_does_to_answers(write: Callable[..., 
     assert "data.enable_thinking: false puts it into the prompt" in note
     assert of_qwen3(write, rows, enable_thinking=False).report.notes == []
     (given,) = of_qwen3(write, [{"messages": [ASKED, THOUGHT]}], thinking="unsupervised").report.notes
-    assert "1 rows are learned after their own reasoning" in given
+    assert "1 rows have answers after their own reasoning" in given
     (unread,) = of_qwen3(write, [{**rows[0], "chat_template_kwargs": {"enable_thinking": False, "x": 1}}]).report.notes
-    assert unread == "chat_template_kwargs of 1 rows give 'x', which the chat template does not read"
+    assert unread == "chat_template_kwargs of 1 rows set 'x', which the chat template does not read"
 
 
 def test_the_report_names_rows_with_answers_that_are_not_learned(write: Callable[..., str]) -> None:

@@ -155,8 +155,8 @@ BROKEN = {
         "x.csv", (CSV + 'q,"a\nq7,a7\nq8,"a8"\nq9,a9\n').encode(), "ends in line 9", 7, 6
     ),
     "text after a quote": Broken("x.csv", (CSV + 'q,"a"b\nq7,a7\n').encode(), "wrong_cells", 7, 6),
-    "column twice": Broken("x.csv", b"prompt,prompt\na,b\n", "names the column 'prompt' twice", 0, None),
-    "csv without a header": Broken("x.csv", b",,\na,b,c\n", "no header", 0, None),
+    "column twice": Broken("x.csv", b"prompt,prompt\na,b\n", "contains the column 'prompt' twice", 0, None),
+    "csv without a header": Broken("x.csv", b",,\na,b,c\n", "not a header", 0, None),
     "header alone": Broken("x.csv", b"prompt,completion\n", "has no rows", 0, None),
     "empty file": Broken("x.jsonl", b"", "has no rows", 0, None),
     "white space alone": Broken("x.jsonl", b"\n \n\t\n", "has no rows", 0, None),
@@ -223,7 +223,7 @@ BROKEN = {
         chats_with_third(
             messages(USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{x"}}]})
         ),
-        "should be an object of arguments in JSON",
+        "must be an object of arguments in JSON",
         3,
     ),
     "no answer": Broken("x.jsonl", chats_with_third(messages(USER)), "no_assistant_turn", 3),

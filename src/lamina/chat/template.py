@@ -49,8 +49,7 @@ class ChatTemplate:
         name: `model` for the model's own template, or the name of a built-in template, or the path of a file.
         source: The Jinja text.
         tool_source: The Jinja text for rows with tools, if the model has a separate one.
-        thinking: What to do with reasoning: `keep` (in the loss), `strip` (removed) or `unsupervised` (in the text, not
-            in the loss).
+        thinking: What to do with reasoning: `keep` (in the loss), `strip`, or `unsupervised` (not in the loss).
         enable_thinking: Value of `enable_thinking` for the template; None leaves the default to the template.
         kwargs: Other template variables, in addition to the conversation.
     """
@@ -91,8 +90,7 @@ class ChatTemplate:
 
     @cached_property
     def tokenizer_digest(self) -> str:
-        """SHA-256 of everything that determines the tokenizer's ids. It takes a tenth of a second, so it is computed
-        once."""
+        """SHA-256 of everything that determines the tokenizer's ids (cached, since it takes a tenth of a second)."""
         return fingerprint_tokenizer(self.tokenizer)
 
     @property
@@ -229,8 +227,7 @@ class ChatTemplate:
 
     @cached_property
     def stop_token(self) -> str:
-        """The token that ends an answer: the one that the template writes after the last answer, or otherwise the
-        tokenizer's EOS."""
+        """The token that ends an answer: what the template writes after the last one, or the tokenizer's EOS."""
         return self._template_stop or str(self.tokenizer.eos_token)
 
     @property
@@ -240,8 +237,7 @@ class ChatTemplate:
 
     @property
     def stop_token_ids(self) -> list[int]:
-        """Ids of all tokens that may end an assistant turn: `stop_token`, and the token that ends a turn with tool
-        calls."""
+        """Ids of the tokens that may end an assistant turn: `stop_token`, and the token after tool calls."""
         call_stop = (self._for_tools or self).support.call_stop
         stops = dict.fromkeys([self.stop_token, *filter(None, [call_stop])])
         return [int(self.tokenizer.convert_tokens_to_ids(token)) for token in stops]  # pyright: ignore[reportArgumentType]
@@ -306,11 +302,8 @@ class ChatTemplate:
         told = self._variables.get(self.switch)
         fix = "set data.thinking: strip"
         if self.switch and told is not True:
-            where = (
-                f"the row's chat_template_kwargs: {self.switch}"
-                if self.switch in self.kwargs
-                else "data.enable_thinking"
-            )
+            of_row = f"the row's chat_template_kwargs: {self.switch}"
+            where = of_row if self.switch in self.kwargs else "data.enable_thinking"
             fix += f", or {where}: true"
         return Prompts(self.name, self._text, self._render_turns, self._finder, self.support, added, fix)
 
@@ -384,8 +377,7 @@ def build_template(
     Args:
         tokenizer: A fast tokenizer.
         wanted: Name of a built-in template, or the path of a Jinja file (it ends in .jinja or .j2, or has a slash).
-        thinking: What to do with reasoning: `keep` (in the loss), `strip` (removed) or `unsupervised` (in the text, not
-            in the loss).
+        thinking: What to do with reasoning: `keep` (in the loss), `strip`, or `unsupervised` (not in the loss).
         text: The Jinja text of the file that `wanted` names, if it is already known.
         enable_thinking: Value of `enable_thinking` for the template; None leaves the default to the template.
 
