@@ -97,7 +97,7 @@ def test_padding_and_truncation_that_others_asked_for_do_not_count() -> None:
 
 def test_slow_tokenizer_is_refused() -> None:
     slow = cast(Any, SimpleNamespace(is_fast=False))
-    with pytest.raises(ModelError, match=r"SimpleNamespace is a slow one.*tokenizer\.json"):
+    with pytest.raises(ModelError, match=r"SimpleNamespace is a slow tokenizer.*tokenizer\.json"):
         list(encode_examples([], ChatTemplate(slow, "model", ""), "assistant"))
 
 

@@ -68,7 +68,7 @@ class TextTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if not tokenizer.is_fast:
             raise ModelError(
-                f"the tokenizer {type(tokenizer).__name__} is a slow one, which does not report the offsets of its "
+                f"the tokenizer {type(tokenizer).__name__} is a slow tokenizer, which does not report the offsets of its "
                 "tokens. Fix: use a model with a tokenizer.json."
             )
         self._backend: Any = tokenizer.backend_tokenizer
