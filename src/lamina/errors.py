@@ -175,8 +175,7 @@ class BenchError(LaminaError):
 
 
 class KernelError(LaminaError, ValueError):
-    """A kernel got an input that it does not support. This is a bug in lamina, caught before it could give a wrong
-    result."""
+    """A kernel got an input that it does not support: a bug in lamina, caught before it gave a wrong result."""
 
 
 class StorageError(LaminaError, OSError):

@@ -250,8 +250,7 @@ def _places(run: Run, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def exclusive(run: Run) -> Iterator[None]:
-    """Keeps other processes from training in the same run directory. The lock is released when the process ends,
-    however it ends.
+    """Keeps other processes from training in the run directory. The lock is released when this process ends.
 
     Raises:
         RunError: Another process holds the lock.

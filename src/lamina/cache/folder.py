@@ -68,8 +68,7 @@ def hold(entry: Path) -> None:
 
 
 def lock_mark(entry: Path, *, shared: bool) -> int | None:
-    """Locks an entry's mark: shared, to use the entry, after waiting for anyone who is removing it; or exclusive, to
-    remove it.
+    """Locks an entry's mark: shared, to use the entry (waits while it is being removed); or exclusive, to remove it.
 
     Returns:
         The open file descriptor of the mark. None if the lock is to be exclusive and others use the entry, or if files

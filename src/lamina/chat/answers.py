@@ -144,8 +144,7 @@ class AnswerFinder:
         return all(m.role != "user" or conversation.text.find(m.content.strip(), end) >= 0 for m in following)
 
     def _prompts(self, conversation: Conversation, index: int) -> Iterator[str]:
-        """Yields candidates for the text before a turn: first the generation prompt, then the text before an answer
-        with other content.
+        """Yields candidates for the text before a turn: the generation prompt, then the text before another answer.
 
         The second kind is for templates that look ahead, for example to put the tools before the last question. The
         prefix that both texts share is for templates that write nothing in place of missing reasoning.

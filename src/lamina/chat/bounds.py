@@ -66,8 +66,7 @@ budget = Budget()
 
 
 def weigh(value: Any) -> int:
-    """Returns about how many characters the value has as text, counting repeated values repeatedly. Stops past the
-    limit."""
+    """Returns about how many characters the value has as text, repeated values included. Stops past the limit."""
     if isinstance(value, (str, bytes)):
         return len(value)
     weight = 0

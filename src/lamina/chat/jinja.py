@@ -217,8 +217,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 class _Bounds(NodeTransformer):
-    """Adds checks where a template loops, stores a value, or joins values. The filters' names contain a space, so that
-    they cannot clash."""
+    """Adds checks where a template loops, stores or joins values, as filters whose names have a space to be unique."""
 
     def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
         super().generic_visit(node, *args, **kwargs)
@@ -350,8 +349,7 @@ def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _loop_over(values: Any) -> Any:
-    """Returns the values that a loop iterates over, which counts the iterations: long loops step by step, short loops
-    at once."""
+    """Returns the values of a loop, and counts its iterations: one by one in a long loop, all at once in a short one."""
     budget.step()
     if (type(values) is list or isinstance(values, Sized)) and len(values) <= SHORT_LOOP:
         return values

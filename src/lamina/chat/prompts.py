@@ -92,8 +92,7 @@ class Prompts:
         return self._ask_for_last(conversation, [*earlier, prompt], prompt)
 
     def _earlier(self, conversation: Conversation) -> list[str | None]:
-        """Returns the generation prompts of all answers except the last; None where the template refuses to render
-        one."""
+        """Returns the generation prompts of all answers except the last; None where the template refuses one."""
         prompts: list[str | None] = []
         for index, message in enumerate(conversation.messages[:-1]):
             if message.role == "assistant":
@@ -207,8 +206,7 @@ class _Style:
     after: str
 
     def is_opened_by(self, prompt: str, text: str) -> bool:
-        """Returns whether a generation prompt ends inside a reasoning section; `text` is the conversation that it leads
-        to."""
+        """Returns whether a generation prompt ends inside a reasoning section; `text` is the whole conversation."""
         if prompt.rstrip().endswith(_OPENED):
             return True
         if self.before is None or self.before.strip() or text.startswith(prompt):
@@ -275,8 +273,7 @@ def _put_behind_prompt(
 
 
 def without_reasoning(messages: Sequence[Message], asked: Asked) -> set[int]:
-    """Returns which earlier answers (indices of answers) the text shows without the reasoning that the row has for
-    them."""
+    """Returns the indices of earlier answers that the text shows without the reasoning that the row has."""
     spoken = [message for message in messages if message.role == "assistant"]
     bare = set()
     for number, (message, span) in enumerate(zip(spoken[:-1], asked.found.answers, strict=False)):

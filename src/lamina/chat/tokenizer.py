@@ -10,8 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 
 def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Returns the SHA-256 of everything that determines the tokenizer's ids; padding and truncation settings do not
-    count."""
+    """Returns the SHA-256 of everything that determines the tokenizer's ids (not padding and truncation)."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     state = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
     state = {name: value for name, value in state.items() if backend is None or name not in ("padding", "truncation")}

@@ -68,8 +68,8 @@ class TextTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if not tokenizer.is_fast:
             raise ModelError(
-                f"the tokenizer {type(tokenizer).__name__} is a slow tokenizer, which does not report the offsets of its "
-                "tokens. Fix: use a model with a tokenizer.json."
+                f"{type(tokenizer).__name__} is a slow tokenizer, which does not report the offsets of its tokens. "
+                "Fix: use a model with a tokenizer.json."
             )
         self._backend: Any = tokenizer.backend_tokenizer
         self._lengths = token_bytes(self._backend)
@@ -123,8 +123,7 @@ class TextTokenizer:
         return self._known[text]
 
     def read_split(self, tokens: Tokens, text: str, places: Sequence[int]) -> Tokens:
-        """Returns the tokens of a text that is split at some offsets; `tokens` itself if that would decode to another
-        text."""
+        """Returns the tokens of a text split at some offsets; `tokens` itself if that would decode to another text."""
         bounds = [0, *places, len(text)]
         pieces = [text[start:end] for start, end in pairwise(bounds)]
         separate = self._backend.encode_batch(pieces, add_special_tokens=False)

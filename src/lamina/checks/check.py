@@ -63,8 +63,7 @@ def check_data(
 
 
 def _check_shapes(rows: Rows) -> None:
-    """Checks that all training files are read with the same format and columns, since a cleaned file contains the rows
-    of all."""
+    """Checks that all training files have the same format and columns, since they go into one cleaned file."""
     shapes = list(rows.shapes())
     first = shapes[0] if shapes else None
     other = next((shape for shape in shapes if shape[1:] != shapes[0][1:]), None)

@@ -168,8 +168,7 @@ def _mix(hashes: np.ndarray) -> np.ndarray:
 
 
 def normal(text: str) -> np.ndarray:
-    """Returns the code points of the text in lower case, with one space for any run of non-alphanumeric characters:
-    uint32."""
+    """Returns the lower-case text as code points (uint32), with one space per run of other characters."""
     text = text.lower()
     if text.isascii():
         return np.frombuffer(b" ".join(text.encode().translate(_ASCII_WORDS).split()), np.uint8).astype(np.uint32)
@@ -184,8 +183,7 @@ _ASCII_WORDS = bytes(point if chr(point).isalnum() else 32 for point in range(25
 
 @cache
 def _spoken() -> np.ndarray:
-    """Returns which characters words consist of, including combining marks: bool, (65536,); characters beyond count as
-    such."""
+    """Returns which characters belong to words, combining marks included: bool, (65536,); all beyond do."""
     spoken = np.array([unicodedata.category(chr(point))[0] in "LNM" for point in range(0x10000)])
     spoken[0xFFFF] = True
     return spoken

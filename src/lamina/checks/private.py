@@ -34,8 +34,7 @@ class Private:
 
 
 def scan(text: str) -> list[Private]:
-    """Returns all private spans in a text, in order and without overlaps; of overlapping spans, a secret or the
-    first."""
+    """Returns all private spans in a text, in order; of overlapping spans, only a secret or the first."""
     found = [*_secrets(text), *_personal(text)]
     if len(found) < 2:
         return found

@@ -55,8 +55,7 @@ class Target:
         return template_of(tokenizer, self.data)
 
     def embedding_rows(self, notify: Notify, template: ChatTemplate | None) -> int | None:
-        """Returns the number of rows of the model's embedding; None without a model, or if the model's config does not
-        say."""
+        """Returns the number of rows of the model's embedding; None without a model, or if its config does not say."""
         if self.model is None or template is None:
             return None
         return declared_rows(find_model(self.model, notify).folder, template.tokenizer)

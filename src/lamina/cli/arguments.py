@@ -12,8 +12,7 @@ MAY_BE_EMPTY = ("--prompt", "-p", "--system")
 
 
 def asks_for_json(command: Any, arguments: Sequence[str]) -> bool:
-    """Returns whether `--json` is given as an option, and not as an option's value: in `--prompt --json`, it is a
-    prompt.
+    """Returns whether `--json` is given as an option; in `--prompt --json`, it is a prompt.
 
     Returns False with `--help`, which has no result and always prints text.
 

@@ -25,8 +25,7 @@ def notify_of(loaded: Loaded, temperature: float) -> None:
 
 
 def print_answers(prompts: Sequence[str], answers: Sequence[str | DataError], as_json: bool) -> bool:
-    """Prints answers in the order of their prompts, and the errors of those that failed. Returns whether all were
-    answered."""
+    """Prints answers, and the errors of those that failed, in order. Returns whether all were answered."""
     for number, answer in enumerate(answers, start=1):
         if isinstance(answer, DataError):
             err.print(f"[bold red]error:[/bold red] prompt {number}: {escape(str(answer))}")

@@ -151,8 +151,7 @@ def _print_row(row: Shown) -> None:
 
 
 def _text(pieces: tuple[Piece, ...]) -> Text:
-    """Formats text in the loss in green on a terminal and in brackets elsewhere, and special tokens in reverse
-    video."""
+    """Formats text in the loss in green (in brackets without a terminal), and special tokens in reverse video."""
     text, in_loss = Text(), False
     for piece in pieces:
         if piece.supervised != in_loss and not out.is_terminal:

@@ -65,8 +65,7 @@ class UnexpectedError(LaminaError):
 
 @contextlib.contextmanager
 def tracebacks_in(run: Path) -> Iterator[None]:
-    """Writes the traceback of an unforeseen error inside the block to the run's folder, if the folder exists by
-    then."""
+    """Writes the traceback of an unforeseen error inside the block to the run's folder, if it exists by then."""
     try:
         yield
     except LaminaError:

@@ -31,8 +31,7 @@ def resolved_values(config: Config) -> dict[str, Any]:
 
 
 def only_given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Removes the settings that were filled in and would be filled in again. Without a list of given settings, keeps
-    all.
+    """Removes filled-in settings that would be filled in again. Without a list of given settings, keeps all.
 
     Raises:
         ConfigError: `given` is not a list of names.

@@ -169,8 +169,7 @@ def _problem(detail: ErrorDetails) -> Problem:
 
 
 def _no_such(field: str, value: object, expected: str) -> Problem:
-    """Returns the problem of a value that does not exist. For a plug-in that cannot be imported, it gives the
-    reason."""
+    """Returns the problem of an unknown value, with the reason if it is a plug-in that cannot be imported."""
     family = _FAMILIES.get(field)
     reason = plugins.problems(family).get(str(value)) if family is not None else None
     if reason is not None:

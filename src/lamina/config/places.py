@@ -32,8 +32,7 @@ def read_manifest(run: Path) -> dict[str, Any]:
 
 
 def own_run(config: Path) -> dict[str, Any]:
-    """Returns the manifest of the run that `config` is the own configuration of; empty if it does not belong to a
-    run."""
+    """Returns the manifest of the run whose own configuration `config` is; empty if it belongs to no run."""
     manifest = read_manifest(config.parent) if config.name == CONFIG_FILE else {}
     return manifest if "lamina" in manifest else {}
 

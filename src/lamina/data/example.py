@@ -71,8 +71,7 @@ class Example:
         return bool(self.tools) or any(message.tool_calls or message.role == "tool" for message in self.messages)
 
     def prompt_key(self) -> tuple[tuple[str, str], ...]:
-        """Returns a key that is equal for equal prompts: roles and words, ignoring white space. For plain text, the
-        text itself."""
+        """Returns a key that is equal for equal prompts (for plain text, for equal texts), ignoring white space."""
         if self.kind is Kind.TEXT:
             return (("text", " ".join(self.text.split())),)
         return tuple((message.role, " ".join(message.words().split())) for message in self.prompt)

@@ -41,8 +41,7 @@ def no_loss_fix(kind: str, rows: Sequence[tuple[Row, Example]], source: SourceCo
 
 
 def chosen_columns(rows: Sequence[tuple[Row, Example]], columns: Mapping[str, str] | None) -> dict[str, str] | None:
-    """Returns a column mapping that reads each row as its prompt with the chosen answer; None if no common mapping
-    works."""
+    """Returns a column mapping that reads each row as its prompt and chosen answer; None if no usual one does."""
     return next((mapping for mapping in _candidates(rows, columns) if _agrees(rows, mapping)), None)
 
 

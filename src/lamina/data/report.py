@@ -240,8 +240,7 @@ class DataReport:
         return lines + [f"note: {note}" for note in self.notes]
 
     def _names(self) -> list[str]:
-        """Returns each file's name for display: its base name, or its full path if other files have the same base
-        name."""
+        """Returns each file's name for display: its base name, or its full path if the base name is not unique."""
         short = [Path(file.path).name for file in self.files]
         times = Counter(short)
         return [name if times[name] == 1 else file.path for file, name in zip(self.files, short, strict=True)]

@@ -198,8 +198,7 @@ class SourceReader:
 
 
 def used_examples(reader: SourceReader, max_rows: int | None = None) -> Iterator[ReadRow]:
-    """Yields the rows of a reader for training or evaluation. An unreadable row, or one that does not fit the format,
-    is an error.
+    """Yields the rows of a reader for training or evaluation. A row that is unreadable or a misfit is an error.
 
     Args:
         reader: The file.

@@ -11,8 +11,7 @@ import torch
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Returns the peak memory so far, in bytes: allocated memory on CUDA, and otherwise the resident size of this
-    process (VmHWM).
+    """Returns the peak memory so far, in bytes: allocated memory on CUDA, and otherwise this process's VmHWM.
 
     Linux keeps `ru_maxrss` across exec, so a process started by a larger one would report its parent's size. VmHWM
     belongs to the current program. `ru_maxrss` is used where there is no /proc.

@@ -13,8 +13,7 @@ _MADV_PAGEOUT = 21
 
 
 def mapped_spans(files: Iterable[Path]) -> list[tuple[int, int]]:
-    """Returns the (start, end) addresses at which this process has mapped the files; empty on systems other than
-    Linux."""
+    """Returns the (start, end) addresses at which this process has mapped the files; empty except on Linux."""
     if not sys.platform.startswith("linux"):
         return []
     paths = {str(path.resolve()) for path in files}
@@ -28,8 +27,7 @@ def mapped_spans(files: Iterable[Path]) -> list[tuple[int, int]]:
 
 
 def drop_file_pages(files: Iterable[Path]) -> None:
-    """Drops the mapped pages of these files from memory. Reading them again loads them from disk, so nothing is
-    lost."""
+    """Drops the mapped pages of these files from memory. They are read from disk again when needed."""
     for start, end in mapped_spans(files):
         page_out(start, end)
 

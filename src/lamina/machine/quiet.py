@@ -14,8 +14,7 @@ python_logging.getLogger("bitsandbytes.backends").setLevel(python_logging.ERROR)
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silences everything but errors, progress bars included, inside the block, and restores the settings
-    afterwards."""
+    """Silences everything but errors inside the block, progress bars included; restores the settings after it."""
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

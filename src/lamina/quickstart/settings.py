@@ -16,8 +16,10 @@ _LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 def quickstart_settings(
     model: str, train_file: Path, out: Path, seed: int, overrides: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Returns the configuration for `load_config`. With overrides of the method or the optimizer, it has no learning
-    rate, since the quickstart's would not suit them."""
+    """Returns the configuration for `load_config`.
+
+    With overrides of the method or the optimizer, it has no learning rate, since the quickstart's would not suit them.
+    """
     keys = {override.partition("=")[0].strip() for override in overrides}
     another = keys & {"method", "method.type", "train.optim"}
     return {

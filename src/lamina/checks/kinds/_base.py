@@ -62,8 +62,7 @@ class Tally:
             self._examples.append(seen.offender(detail, at))
 
     def finding(self, code: str, severity: Severity, title: str, advice: str, rows: int) -> list[Finding]:
-        """Returns the finding in a list, or an empty list if no row was counted; `rows` is the number of rows looked
-        at."""
+        """Returns the finding in a list, which is empty if no row was counted; `rows` is the number of rows seen."""
         if not self.count:
             return []
         return [Finding(code, severity, title, advice, self.count, self.count / max(1, rows), self._examples)]

@@ -76,8 +76,7 @@ class Check(BaseCheck):
 
 
 def _without_chains(found: np.ndarray, signatures: np.ndarray) -> np.ndarray:
-    """Replaces an original that is itself a near-duplicate by its own original; drops the pair if those are too
-    different."""
+    """Replaces originals that are near-duplicates themselves by their own, or drops pairs that are too different."""
     for row in np.flatnonzero(found != np.arange(len(found))):
         original = found[row]
         if found[original] != original:

@@ -15,8 +15,7 @@ LITTLE = 0.05
 
 
 class Check(BaseCheck):
-    """No token in the loss is an error. A very small share is a warning, since most of the compute goes into
-    prompts."""
+    """No token in the loss is an error; a very small share is a warning, since prompts then take most compute."""
 
     def __init__(self, settings: CheckSettings, ledger: Ledger) -> None:
         super().__init__(settings, ledger)

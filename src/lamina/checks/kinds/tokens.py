@@ -25,8 +25,7 @@ FEW = 0.01
 
 
 class Check(BaseCheck):
-    """Rows longer than `max_length` are a warning if more than a few are dropped or truncated, and otherwise an
-    info."""
+    """Overlong rows are a warning if more than a few are dropped or truncated, and otherwise an info."""
 
     def __init__(self, settings: CheckSettings, ledger: Ledger) -> None:
         super().__init__(settings, ledger)

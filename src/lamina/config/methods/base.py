@@ -80,13 +80,11 @@ class MethodConfig(Section):
         return self
 
     def rank_of(self, module: str) -> int:
-        """Returns the rank of the adapter on the linear layer `module`, which the layer's smaller side must reach; 1 if
-        any size will do."""
+        """Returns the adapter's rank on the linear layer `module`, which its smaller side must reach; 1 if any will do."""
         return 1
 
     def narrowest(self, module: str) -> int:
-        """Returns the minimum of in_features and out_features that `all-linear` requires to select the layer
-        `module`."""
+        """Returns the smallest in_features and out_features with which `all-linear` selects the layer `module`."""
         return self.rank_of(module)
 
     @property

@@ -8,8 +8,7 @@ from lamina.config.methods.lora import LoraConfig
 
 
 class DoraConfig(LoraConfig):
-    """Weight-decomposed low-rank adaptation: trains a low-rank update of the direction, and the magnitude
-    separately."""
+    """Weight-decomposed low-rank adaptation: a low-rank update of the direction, and a separate magnitude."""
 
     title: ClassVar[str] = "DoRA"
     paper: ClassVar[str] = "Liu et al. 2024, DoRA: Weight-Decomposed Low-Rank Adaptation, arXiv:2402.09353"

@@ -74,8 +74,7 @@ class Choice:
 
 
 def kind_of(name: str) -> str:
-    """Returns what a name says about its rows: `train`, `validation`, `test`, or an empty string. The last keyword
-    counts.
+    """Returns the split that a name indicates: `train`, `validation`, `test`, or ''. The last keyword counts.
 
     >>> kind_of("gsm8k_test-v2"), kind_of("train_sft"), kind_of("latest")
     ('test', 'train', '')
@@ -163,8 +162,7 @@ def _named(layout: Layout, split: str) -> list[str]:
 
 
 def _meant(layout: Layout, role: str) -> list[str]:
-    """Returns the splits for a role. Files without a split are for training, unless other files are; likewise for
-    testing."""
+    """Returns the splits for a role. Files without a split serve every role that no other files are for."""
     held_out = layout.kind("validation") + layout.kind("test")
     unnamed = [name for name in layout.splits if not kind_of(name)]
     if role == "train":

@@ -173,8 +173,7 @@ def excerpt(content: bytes | str) -> str:
 
 
 class _Zstd(io.RawIOBase):
-    """The content of a zstd file. Unlike the library's own reader, it does not mistake a truncated file for a complete
-    one."""
+    """The content of a zstd file. Unlike the library's own reader, it detects a truncated file."""
 
     def __init__(self, raw: IO[bytes]) -> None:
         self._raw = raw
