@@ -349,7 +349,7 @@ def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _loop_over(values: Any) -> Any:
-    """Returns the values of a loop, and counts its iterations: one by one in a long loop, all at once in a short one."""
+    """Returns the values of a loop, and counts its iterations: one by one in a long loop, at once in a short one."""
     budget.step()
     if (type(values) is list or isinstance(values, Sized)) and len(values) <= SHORT_LOOP:
         return values

@@ -51,7 +51,7 @@ class Seen:
         return None if self.empty or self.row.refusal else self.row.read.example
 
     def left_out(self, settings: CheckSettings) -> str:
-        """Returns why training drops the row (a key of `DROP_REASONS`), by its tokens if known; empty if it does not."""
+        """Returns why training drops the row (a key of `DROP_REASONS`, by its tokens if known); empty if kept."""
         encoded, fate = self.row.encoded, settings.fate(self.example)
         if self.row.read.drop_reason or encoded is None:
             return self.row.read.drop_reason

@@ -80,7 +80,7 @@ class MethodConfig(Section):
         return self
 
     def rank_of(self, module: str) -> int:
-        """Returns the adapter's rank on the linear layer `module`, which its smaller side must reach; 1 if any will do."""
+        """Returns the adapter's rank on the linear layer `module`, whose smaller side must be at least this (or 1)."""
         return 1
 
     def narrowest(self, module: str) -> int:

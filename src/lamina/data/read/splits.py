@@ -162,7 +162,11 @@ def _named(layout: Layout, split: str) -> list[str]:
 
 
 def _meant(layout: Layout, role: str) -> list[str]:
-    """Returns the splits for a role. Files without a split serve every role that no other files are for."""
+    """Returns the splits for a role.
+
+    Files without a split are for training, unless there are both a train and an evaluation split. They are for
+    evaluation if there is neither.
+    """
     held_out = layout.kind("validation") + layout.kind("test")
     unnamed = [name for name in layout.splits if not kind_of(name)]
     if role == "train":
