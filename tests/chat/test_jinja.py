@@ -1,4 +1,4 @@
-"""The sandbox renders as transformers does, and no template takes the machine with it."""
+"""The sandbox renders as transformers does, and no template can exhaust the machine."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_template_without_end_or_measure_is_stopped(source: str) -> None:
     failures: list[str] = []
     seconds: list[float] = []
 
-    def work() -> None:  # a thread has no signals
+    def work() -> None:  # a thread cannot use signals
         with pytest.raises(TemplateFailure) as caught:
             rendered(source)
         failures.append(str(caught.value))

@@ -1,4 +1,4 @@
-"""What is trained is what is asked: before a learned answer stands its prompt of use, in characters and in tokens."""
+"""Training matches generation: a supervised answer follows its generation prompt, in characters and in tokens."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def reasoning_template(name: str, thinking: Thinking = "keep", enable_thinking: 
 
 
 def learned(template: ChatTemplate, messages: Sequence[Message], **more: object) -> list[str]:
-    """The text of each unbroken run of supervised tokens."""
+    """Returns the text of each unbroken run of supervised tokens."""
     encoded = encode(template, messages, **more)
     pairs = zip(encoded.supervised.tolist(), encoded.input_ids.tolist(), strict=True)
     runs = [[token for _, token in run] for is_learned, run in groupby(pairs, lambda pair: pair[0]) if is_learned]
@@ -74,7 +74,7 @@ def answers_of(rendered: Rendered) -> list[str]:
 
 
 def check_what_is_asked(template: ChatTemplate, messages: Sequence[Message], tools: Sequence[dict] = ()) -> None:
-    """Every learned answer stands after its prompt of use, and the last one is learned."""
+    """Checks that every supervised answer follows its generation prompt, and that the last one is supervised."""
     rendered = template.render_spans(messages, tools)
     places = [number for number, message in enumerate(messages) if message.role == "assistant"]
     assert len(places) - 1 not in rendered.not_asked
@@ -96,7 +96,7 @@ def check_what_is_asked(template: ChatTemplate, messages: Sequence[Message], too
 
 @st.composite
 def reasoned_conversations(draw: st.DrawFn) -> tuple[Message, ...]:
-    """Questions and answers, with reasoning apart, inside the answer, or without."""
+    """Questions and answers: with separate reasoning, with reasoning in the answer, and without."""
     messages: list[Message] = []
     for _ in range(draw(st.integers(1, 3))):
         thought, answer = draw(reasoning), draw(words).strip()
@@ -121,7 +121,7 @@ def test_before_a_learned_answer_stands_its_prompt_of_use(
     template = template_named(key, thinking, enable_thinking)
     try:
         template.render_spans(messages)
-    except DataError as error:  # a template may have no place for reasoning, and then says so
+    except DataError as error:  # a template may not support reasoning, and then says so
         assert thinking != "strip"
         assert "data.thinking" in str(error)
         messages = tuple(replace(m, thinking="") if m.role == "assistant" else m for m in messages)
@@ -163,7 +163,7 @@ def test_reasoning_of_a_channel_or_a_tag_without_white_space_is_learned() -> Non
     for name in ("gpt-oss", "glm4.5"):
         family = FAMILIES[name]
         assert learned(reasoning_template(name), [QUESTION, THOUGHT]) == [family.reasoned + family.eos]
-    # The header of the answer is the model's to write, also after reasoning that is not learned.
+    # The model must write the header of the answer, also after reasoning that is not in the loss.
     (said,) = learned(reasoning_template("gpt-oss", "unsupervised"), [QUESTION, THOUGHT])
     assert said == "<|end|><|start|>assistant<|channel|>final<|message|>42<|return|>"
 
@@ -209,7 +209,7 @@ LATER = (QUESTION, THOUGHT, Message("user", "and eight?"), replace(ANSWER, conte
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_earlier_answer_is_learned_only_as_it_is_asked_for(name: str) -> None:
-    """The history shows it without its reasoning, or after another text than the prompt."""
+    """The history shows it without its reasoning, or after a text other than the generation prompt."""
     family, template = FAMILIES[name], reasoning_template(name, "keep", enable_thinking=None)
     if name == "deepseek-v3.1":
         pytest.skip("does not reason unless it is told to")
@@ -220,7 +220,12 @@ def test_an_earlier_answer_is_learned_only_as_it_is_asked_for(name: str) -> None
     assert encoded.remarks.not_asked == (() if keeps else (1,))
     assert len(learned(template, LATER)) == (2 if keeps else 1)
     stripped = reasoning_template(name, "strip").render_spans(LATER)
-    opens = name in ("qwen3-thinking", "qwq", "r1", "nemotron")  # the prompt does; the history has no such section
+    opens = name in (
+        "qwen3-thinking",
+        "qwq",
+        "r1",
+        "nemotron",
+    )  # the generation prompt does; the history has no such section
     assert stripped.not_asked == ((0,) if opens else ())
     assert family.opening in stripped.text
 

@@ -49,7 +49,7 @@ def test_stop_tokens_set_between_turns_only_are_taught_too() -> None:
     rendered = template_of(source).render_spans(
         [Message("user", "q"), Message("assistant", "a"), Message("user", "r"), Message("assistant", "b")]
     )
-    # A question that comes last gets no stop token, and no role is asked for: the model writes both.
+    # After a last question, there is no stop token and no generation prompt: the model writes both.
     taught = [rendered.text[s.start : s.end] for s in rendered.answers]
     assert taught == ["<|im_end|>assistant: a<|im_end|>", "<|im_end|>assistant: b<|im_end|>"]
 

@@ -1,4 +1,4 @@
-"""Tools, calls, reasoning and marked parts: where a template has a place for them, and where it has none."""
+"""Tools, calls, reasoning and marked parts, in templates that support them and in templates that do not."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ MARKED = Message("assistant", "  no, yes and maybe ", marked=((6, 9), (14, 19)))
 def test_marked_parts_are_found(name: str) -> None:
     template = template_of(name)
     rendered = template.render_spans([QUESTION, MARKED, QUESTION, ANSWER])
-    # A part that goes to the end of what the template keeps of the answer has its stop token in it.
+    # A part that ends where the template ends the answer includes the stop token.
     family = FIXTURES[name]
     assert cut(rendered, rendered.marked) == ["yes", family.taught("maybe ").removeprefix(family.opening)]
 

@@ -1,4 +1,4 @@
-"""Broken files: each ends in what must be said of it, at its line, and the rows around the damage are still there."""
+"""Broken files: each gets the right finding at the right line, and the rows around the damage are still read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rows_of(broken: Broken, folder: Path) -> list[CheckedRow]:
 
 
 def says(row: CheckedRow) -> str:
-    """All that is said of a row."""
+    """Returns all messages about a row."""
     fault = (row.read.fault.code, row.read.fault.message) if row.read.fault else ()
     return " ".join((*fault, *row.read.remarks, row.read.drop_reason, row.read.misfit))
 

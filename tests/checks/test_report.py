@@ -1,4 +1,4 @@
-"""What a report says, as JSON and as a page."""
+"""A report, as JSON and as an HTML page."""
 
 from __future__ import annotations
 

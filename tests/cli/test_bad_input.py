@@ -1,4 +1,4 @@
-"""Bad input: each ends in one clear error without a traceback, and in the right exit code."""
+"""Bad input: each case ends with one clear error, without a traceback, and with the right exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands at work on a small trained adapter: each renders what the library gives."""
+"""The commands, with a small trained adapter: each renders what the library returns."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_answers_with_colons_are_shown_as_they_stand(cli: Cli, trained: Run, mon
 
 
 def stand_in_for_generate(monkeypatch: pytest.MonkeyPatch, answers: list[str]) -> dict[str, Any]:
-    """Lets the library answer `answers`, and gives what it was asked with."""
+    """Makes the library return `answers`, and records its arguments."""
     seen: dict[str, Any] = {}
 
     def generate(loaded: object, prompts: list[str], **options: Any) -> list[str]:

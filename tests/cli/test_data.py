@@ -1,4 +1,4 @@
-"""`lamina data`: one JSON object, exit codes, and files that are written whole or not at all."""
+"""`lamina data`: one JSON object, exit codes, and files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.cli import Cli, write_rows
 from tests.support.models_zoo import build_model
 from tests.support.reasoning_families import reasoning_tokenizer
 
-# Rows that are not alike: their words are digests.
+# Rows that are not similar: their words are digests.
 DIGESTS = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(30)]
 ROWS = [{"prompt": f"What is {text[:30]}?", "completion": f"It is {text[30:]}."} for text in DIGESTS]
 

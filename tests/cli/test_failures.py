@@ -1,4 +1,4 @@
-"""However a command ends: one message, one exit code, one JSON object, and no traceback but in a file."""
+"""However a command ends: one message, one exit code, one JSON object, and tracebacks only in files."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ ENDS: dict[str, Callable[[], object]] = {
 
 @pytest.fixture
 def ending(monkeypatch: pytest.MonkeyPatch, cli: Cli, tmp_path: Path) -> Callable[..., Result]:
-    """Runs a command whose work is replaced by something that fails."""
+    """Runs a command whose library call is replaced by one that fails."""
     monkeypatch.setenv("LAMINA_CACHE", str(tmp_path / "cache"))
 
     def run(name: str, act: Callable[[], object], *options: str) -> Result:

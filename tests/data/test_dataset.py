@@ -23,7 +23,7 @@ from tests.support.reasoning_families import reasoning_tokenizer
 Row = dict[str, Any]
 Build = Callable[..., Dataset]
 
-# "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n" without Q and A, one token a byte.
+# "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n" without Q and A, one token per byte.
 OVERHEAD = len("user\n" + "\n" + "assistant\n" + "\n") + 4
 
 
@@ -42,7 +42,7 @@ def template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., str]:
-    """Writes rows to a file and gives its path."""
+    """Writes rows to a file and returns its path."""
 
     def write_rows(rows: list[Row], name: str = "rows.jsonl") -> str:
         path = tmp_path / name
@@ -54,7 +54,7 @@ def write(tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture
 def build(write: Callable[..., str], template: ChatTemplate) -> Build:
-    """Builds a dataset from rows, without an evaluation side unless one is asked for."""
+    """Builds a dataset from rows, without evaluation data by default."""
 
     def build_rows(rows: list[Row], seed: int = 0, batch_size: int = 2, **settings: Any) -> Dataset:
         config = DataConfig(train=write(rows), **{"eval": None, **settings})
@@ -64,13 +64,13 @@ def build(write: Callable[..., str], template: ChatTemplate) -> Build:
 
 
 def dropped(file: FileReport) -> dict[str, list[int]]:
-    """The rows left out, by reason, where all of them are listed."""
+    """Returns the dropped rows, by reason, if all of them are listed."""
     assert all(rows.count == len(rows.first) for rows in file.dropped.values())
     return {reason: rows.first for reason, rows in file.dropped.items()}
 
 
 def report_of(dataset: Dataset) -> FileReport:
-    """The report of the only file, in which every row is accounted for."""
+    """Returns the report of the only file, after checking that it accounts for every row."""
     (file,) = dataset.report.files
     accounted = file.train_rows + file.eval_rows + file.rows_dropped
     assert file.rows == accounted
@@ -314,7 +314,7 @@ def test_wrapped_packing_names_rows_of_which_nothing_is_left(build: Build) -> No
     length = int(build([row], train_on="marked").train.lengths[0])
     dataset = build([row] * 3 * length, 0, 1, max_length=length + 1, packing_strategy="wrapped", train_on="marked")
     (report,) = dataset.report.files
-    gone = report.dropped["no_supervised_tokens"].count  # rows that are cut right before the marked token
+    gone = report.dropped["no_supervised_tokens"].count  # rows that are truncated right before the marked token
     assert gone and report.train_rows + gone == 3 * length
     assert all(example.supervised.any() for example in dataset.train)
 
@@ -347,7 +347,7 @@ def test_the_report_says_what_the_template_does_to_answers(write: Callable[..., 
 
 def test_the_report_names_rows_with_answers_that_are_not_learned(write: Callable[..., str]) -> None:
     rows = [{"messages": [ASKED, THOUGHT]}, {"messages": [ASKED, THOUGHT, {"role": "user", "content": "r"}, THOUGHT]}]
-    for _ in range(2):  # from the cache the second time
+    for _ in range(2):  # from the cache, the second time
         report = of_qwen3(write, rows).report
         (file,) = report.files
         assert (file.not_asked.count, file.not_asked.first) == (1, [2])

@@ -1,4 +1,4 @@
-"""Several sources: weights, replayed text, documents that are split, and rows that are accounted for all the same."""
+"""Several sources: weights, replayed text, documents that are split, and an account of every row."""
 
 from __future__ import annotations
 

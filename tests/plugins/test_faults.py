@@ -1,4 +1,4 @@
-"""A package that cannot be used stops nothing that does not need it, and its reason is told where it is named."""
+"""A package that cannot be used breaks nothing that does not need it, and errors that name it give the reason."""
 
 from __future__ import annotations
 

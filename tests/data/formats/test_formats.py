@@ -1,4 +1,4 @@
-"""Formats: which one a file has, what a row means, and what a row that does not fit is answered with."""
+"""Formats: detecting them, parsing rows, and the error for a row that does not fit."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_odd_row_is_named_with_its_columns(tmp_path: Path, common: dict[str, Any
         (PAIR, ASKED),
         ({**PAIR, "system": "s"}, [Message("system", "s"), *ASKED]),
         ({**PAIR, "system": None}, ASKED),
-        # Answers in a prompt are context, unless the data asks for them.
+        # Answers in a prompt are context, unless the data marks them.
         ({"prompt": TURNS * 2, "completion": "end"}, [*CONTEXT, *CONTEXT, Message("assistant", "end")]),
         (
             {"prompt": [TURNS[0], {**TURNS[1], "weight": 1}], "completion": "end"},
@@ -130,7 +130,11 @@ def test_chat_template_kwargs_of_a_row_are_kept(name: str) -> None:
         "preference": {"prompt": "q", "chosen": "a", "rejected": "b"},
         "unpaired_preference": {"messages": TURNS, "label": True},
     }
-    given = {"enable_thinking": False, "xml_tools": ["a"], "python_tools": None}  # null is what a table has for nothing
+    given = {
+        "enable_thinking": False,
+        "xml_tools": ["a"],
+        "python_tools": None,
+    }  # null is how a table represents a missing value
     assert "chat_template_kwargs" in FORMATS[name].OPTIONAL_FIELDS
     for value in (given, json.dumps(given)):
         example = FORMATS[name].parse({**rows[name], "chat_template_kwargs": value}, 1)
@@ -459,4 +463,4 @@ def test_column_template_renders_as_jinja_itself(tmp_path: Path) -> None:
     row = {"question": "q", "hint": True, "options": ["a", "b"], "on": 1}
     examples, reader = load(tmp_path, [row], columns={"prompt": template, "completion": "question"})
     assert examples[0].messages[0].content == "\nq\n\n  a, b\n"
-    assert reader.ignored_columns == ["on"]  # a column is not read because its name is part of a word
+    assert reader.ignored_columns == ["on"]  # a column is not used because its name is part of a word

@@ -1,4 +1,4 @@
-"""Folders with splits: what is kept for evaluation is never trained on unasked, and what was left out is said."""
+"""Folders with splits: evaluation data is never trained on unless named, and the report says what was skipped."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write(path: Path, split: str) -> None:
 
 
 def named(*patterns: str, **calls: str) -> Callable[[Path], None]:
-    """Makes a folder with a file of each split by each pattern; `calls` are other words for splits."""
+    """Returns a function that fills a folder with a file per split and pattern; `calls` are other words for splits."""
 
     def make(folder: Path) -> None:
         for pattern in patterns:
@@ -53,7 +53,7 @@ def dataset_dict(folder: Path) -> None:
 
 
 def dataset_dict_that_was_mapped(folder: Path) -> None:
-    """`datasets` leaves what `map` and `filter` gave beside the files that were saved."""
+    """`datasets` leaves the results of `map` and `filter` next to the saved files."""
     dataset_dict(folder)
     loaded = datasets.load_from_disk(folder)
     assert isinstance(loaded, datasets.DatasetDict)
@@ -63,7 +63,7 @@ def dataset_dict_that_was_mapped(folder: Path) -> None:
 
 
 def declared(folder: Path) -> None:
-    """Names that tell nothing, or the wrong thing, and a README.md that tells."""
+    """Names without information, or with the wrong one, and a README.md with the right one."""
     places = {"train": "first/test.jsonl", "validation": "b.jsonl", "test": "train.jsonl"}
     files = "\n".join(f"  - split: {split}\n    path: {path}" for split, path in places.items())
     for split, path in places.items():
@@ -74,7 +74,7 @@ def declared(folder: Path) -> None:
 
 
 def snapshot(folder: Path) -> None:
-    """The hub's cache: an old version, the newest one, and blobs that its files are links to."""
+    """The hub's cache: an old version, the newest version, and blobs that its files are links to."""
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("new")
     write(folder / "snapshots" / "old" / "train.jsonl", "test")
@@ -133,7 +133,7 @@ def build(template: ChatTemplate) -> Callable[..., Dataset]:
 
 
 def text_of(template: ChatTemplate, dataset: Dataset, side: str = "train") -> set[str]:
-    """The splits that a side's rows come from, by their words."""
+    """Returns the splits that a side's rows come from, judging by their text."""
     found = set()
     for example in getattr(dataset, side):
         match = re.search(r"(\w+) question", str(template.tokenizer.decode(example.input_ids.tolist())))
@@ -155,7 +155,7 @@ def test_a_folder_trains_on_its_train_split_alone_and_says_so(
     assert "read the split train" in note and re.search(r"the split test", note)
     assert note in [line.removeprefix("note: ") for line in dataset.report.lines()]
 
-    for split in COUNTS:  # any can be named
+    for split in COUNTS:  # each can be named
         chosen = build(f"{folder}:{split}")
         assert text_of(template, chosen) == {split} and len(chosen.train) % COUNTS[split] == 0
     assert text_of(template, build(f"{folder}:all")) == set(COUNTS)
