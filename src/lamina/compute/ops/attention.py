@@ -26,7 +26,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from lamina.compute.kernels import kernels_for, native
 from lamina.compute.ops import flash
-from lamina.compute.ops.flash import FlashState
+from lamina.compute.ops.flash import FlashCall, FlashState
 from lamina.errors import ModelError
 from lamina.machine.quiet import quiet_transformers
 from lamina.structure.layers import text_decoder
@@ -153,9 +153,9 @@ def packed_attention_forward(
         and (s_aux is None or _native(*_all_tokens_first(query, key, value)))
     ):
         return _PackedAttention.apply(query, key, value, s_aux, settings), None  # pyright: ignore[reportReturnType]
-    if dropout == 0.0 and s_aux is None and flash.takes(query, softcap):
-        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        return flash.attend(q, k, v, lengths, scale, sliding_window)[None], None
+    if dropout == 0.0 and s_aux is None and flash.takes(query, value, softcap):
+        q, k, v = _all_tokens_first(query, key, value)
+        return flash.attend(q, k, v, settings.as_flash_call())[None], None
     outputs = [
         _attend(q, k, v, settings, dropout, s_aux)
         for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
@@ -200,6 +200,10 @@ class AttentionSettings:
     def as_arguments(self) -> tuple[list[int], float, int | None, float | None]:
         """In the kernels' order."""
         return self.lengths, self.scale, self.window, self.softcap
+
+    def as_flash_call(self) -> FlashCall:
+        """For FlashAttention, which knows no softcap."""
+        return FlashCall(self.lengths, self.scale, self.window)
 
 
 def _native(q_THD: torch.Tensor, k_TJD: torch.Tensor, v_TJD: torch.Tensor) -> bool:
@@ -308,9 +312,9 @@ def attention_forward(
     Returns:
         What `attention_backward` wants to know besides.
     """
-    if flash.takes(q_THD, settings.softcap):
-        state = flash.forward(q_THD, k_TJD, v_TJD, settings.lengths, settings.scale, settings.window)
-        out_THD.copy_(state.out.detach())
+    if flash.takes(q_THD, v_TJD, settings.softcap):
+        out, state = flash.forward(q_THD, k_TJD, v_TJD, settings.as_flash_call())
+        out_THD.copy_(out)
         return state
     if _native(q_THD, k_TJD, v_TJD):
         return native.attention(q_THD, k_TJD, v_TJD, *settings.as_arguments(), out_THD)
@@ -332,7 +336,9 @@ def attention_backward(
 ) -> None:
     """Gradients of queries, keys and values, written into `results`; arguments as in `attention_forward`."""
     if isinstance(state, FlashState):
-        flash.backward(state, grad_THD, results)
+        parts = flash.backward(q_THD, k_TJD, v_TJD, out_THD, grad_THD, settings.as_flash_call(), state)
+        for result, part in zip(results, parts, strict=True):
+            result.copy_(part)
         return
     if state is not None:
         native.attention_backward(q_THD, k_TJD, v_TJD, *settings.as_arguments(), out_THD, state, grad_THD, results)

@@ -1,0 +1,163 @@
+"""What is run on pretended CUDA tensors (`fake_cuda.py`), by name, in a process of its own.
+
+`python -m tests.support.fake_cuda_cases FOLDER` prints one JSON object a line: the case, what went wrong or null, and
+the autograd functions that ran.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.models.auto import AutoModelForCausalLM
+
+from lamina.compute.fusion import Recompute
+from lamina.compute.fusion.switch import fused_layers
+from lamina.compute.kernels import use_backend
+from lamina.compute.ops.attention import packed_attention
+from lamina.compute.weights.packed import EightBitLinear, FourBitLinear
+from lamina.config import TrainConfig
+from lamina.config.methods import METHOD_CONFIGS
+from lamina.config.optimizers import OPTIMIZERS
+from lamina.data.batch import build_batch
+from lamina.losses.cross_entropy import cross_entropy
+from lamina.machine.seeding import kept_generators
+from lamina.methods.shared.base import inject
+from lamina.optim import build_optimizer
+from lamina.structure.head import Head, LogitTransform
+from lamina.structure.layers import text_decoder
+from tests.support.fake_cuda import DEVICE, Seen, fake_cuda, pretend
+from tests.support.hot_path import documents
+from tests.support.models_zoo import FAMILIES
+
+# Methods whose start is computed from numbers of the base or the data, or that begin with words.
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "lora": {"r": 5, "lora_dropout": 0.1},
+    "prompt_tuning": {"num_virtual_tokens": 3},
+}
+PACKED: dict[str, Callable[[torch.nn.Linear], torch.nn.Module]] = {
+    "nf4": FourBitLinear.pack,
+    "nf4-once": functools.partial(FourBitLinear.pack, double_quant=False),
+    "fp4": functools.partial(FourBitLinear.pack, quant_type="fp4"),
+    "int8": EightBitLinear.pack,
+}
+
+
+def build(family: str, dtype: torch.dtype, packed: str | None = None) -> PreTrainedModel:
+    """A model of the zoo, on the device."""
+    with DEVICE:
+        model = AutoModelForCausalLM.from_config(FAMILIES[family](), dtype=dtype).eval().requires_grad_(False)
+        for name, module in list(model.named_modules()):
+            if packed and type(module) is torch.nn.Linear and "layers" in name:
+                model.set_submodule(name, PACKED[packed](module))
+    return model
+
+
+def train(model: PreTrainedModel, recompute: Recompute = False) -> int:
+    """A micro-batch forward and backward.
+
+    Returns:
+        How many layers were fused.
+    """
+    head = Head(text_decoder(model), model.get_output_embeddings(), LogitTransform(), False)
+    with packed_attention(model), fused_layers(model, recompute) as report:
+        loss = cross_entropy(model, head, build_batch(documents()).to(DEVICE))
+    assert (loss.device, loss.dtype) == (DEVICE, torch.float32)
+    return report.fused
+
+
+def _family(seen: Seen, family: str, dtype: torch.dtype, fused: int) -> None:
+    model = build(family, dtype)
+    inject(model, METHOD_CONFIGS["lora"](**_SETTINGS["lora"]), seed=0)
+    model.train()
+    assert train(model) == fused
+    assert ("_Flash" in seen.functions) == (dtype != torch.float32 and family != "gemma2"), seen.functions
+
+
+def _recomputed(seen: Seen, recompute: Recompute) -> None:
+    model = build("llama", torch.bfloat16)
+    inject(model, METHOD_CONFIGS["lora"](**_SETTINGS["lora"]), seed=0)
+    model.train()
+    assert train(model, recompute) == 2
+
+
+def _packed(seen: Seen, kind: str) -> None:
+    model = build("qwen3", torch.bfloat16, kind)
+    inject(model, METHOD_CONFIGS["lora"](**_SETTINGS["lora"]), seed=0)
+    assert train(model) == 2
+    with packed_attention(model):
+        model(**{"input_ids": torch.ones(1, 9, dtype=torch.int64, device=DEVICE), "use_cache": False})
+    assert "_PackedMatmul" in seen.functions
+
+
+def _method(seen: Seen, name: str) -> None:
+    model = build("llama", torch.bfloat16)
+    inject(model, METHOD_CONFIGS[name](**_SETTINGS.get(name, {})), seed=0)
+    model.train()
+    train(model)
+
+
+def _optimizer(seen: Seen, name: str) -> None:
+    weight = torch.nn.Parameter(torch.empty(128, 72, device=DEVICE))
+    optimizer = build_optimizer(TrainConfig.model_validate({"optim": name}), {"w": weight})
+    for _ in range(2):
+        weight.grad = torch.empty_like(weight)
+        optimizer.step()
+    state = optimizer.state[weight]
+    assert all(value.device == DEVICE for value in state.values() if isinstance(value, torch.Tensor) and value.ndim)
+
+
+def _generators(seen: Seen) -> None:
+    with kept_generators(DEVICE):
+        torch.empty(3, device=DEVICE).uniform_()
+
+
+def cases() -> Iterator[tuple[str, Callable[[Seen], None]]]:
+    """Names and functions."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for family in FAMILIES:
+            fused = 0 if family in ("gpt2", "phi") else 2
+            name = f"family-{family}-{str(dtype).removeprefix('torch.')}"
+            yield name, functools.partial(_family, family=family, dtype=dtype, fused=fused)
+    for recompute in (True, "selective"):
+        yield f"recompute-{recompute}", functools.partial(_recomputed, recompute=recompute)
+    for kind in PACKED:
+        yield f"packed-{kind}", functools.partial(_packed, kind=kind)
+    for name in METHOD_CONFIGS:
+        yield f"method-{name}", functools.partial(_method, name=name)
+    for name in OPTIMIZERS:
+        yield f"optimizer-{name}", functools.partial(_optimizer, name=name)
+    yield "generators", _generators
+
+
+def run(case: Callable[[Seen], None]) -> dict[str, Any]:
+    """What came of a case."""
+    seen, problem = Seen(), None
+    try:
+        with fake_cuda() as seen, use_backend("plain"):
+            case(seen)
+    except Exception as error:
+        ours = [f for f in traceback.extract_tb(error.__traceback__) if "/lamina/" in f.filename]
+        place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}: " if ours else ""
+        problem = f"{place}{type(error).__name__}: {str(error)[:300]}"
+    return {"problem": problem, "functions": seen.functions}
+
+
+def main() -> None:
+    """See the file's top."""
+    pretend(Path(sys.argv[1]))
+    wanted = sys.argv[2:]
+    for name, case in cases():
+        if not wanted or any(name.startswith(prefix) for prefix in wanted):
+            print(json.dumps({"case": name, **run(case)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
