@@ -1,8 +1,8 @@
 """Attention of packed documents by FlashAttention, on CUDA: torch's own kernel for sequences of different lengths.
 
-`torch.nn.attention.varlen.varlen_attn` is its public face, but it runs in autograd alone; a fused layer is an autograd
-function itself, whose backward comes here. So both operations behind that face are called, with the arguments that it
-gives them (a test holds their signatures).
+`torch.nn.attention.varlen.varlen_attn` is its public face, whose backward only autograd can ask for. A fused layer is an
+autograd function itself, so both operations behind that face are called here, with the arguments that it gives them (a
+test holds their signatures).
 """
 
 from __future__ import annotations
@@ -72,13 +72,11 @@ def runs_on(device: torch.device) -> bool:
     return torch.backends.cuda.is_flash_attention_available() and torch.cuda.get_device_capability(device) >= OLDEST_GPU
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: FlashCall) -> torch.Tensor:
-    """Causal attention within documents, differentiable; shapes as in `ops.attention.attention_forward`."""
-    return _Flash.apply(q, k, v, call)  # pyright: ignore[reportReturnType]
-
-
 def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: FlashCall) -> tuple[torch.Tensor, FlashState]:
-    """The same outside of autograd: (T, H, D), and a state for `backward`."""
+    """Causal attention within documents: (T, H, D), and a state for `backward`.
+
+    Shapes are those of `ops.attention.attention_forward`.
+    """
     out, lse, *rng, _ = torch.ops.aten._flash_attention_forward(
         q, k, v, *call.arguments(q.device), False, **call.options()
     )
@@ -99,20 +97,6 @@ def backward(
         return torch.ops.aten._flash_attention_backward(
             grad, q, k, v, out, state.lse, *call.arguments(q.device), *state.rng, **call.options()
         )
-
-
-class _Flash(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: FlashCall) -> torch.Tensor:
-        out, state = forward(q, k, v, call)
-        ctx.save_for_backward(q, k, v, out, state.lse, *state.rng)
-        ctx.call = call
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        q, k, v, out, lse, *rng = ctx.saved_tensors
-        return *backward(q, k, v, out, grads[0], ctx.call, FlashState(lse, (rng[0], rng[1]))), None
 
 
 @contextlib.contextmanager
