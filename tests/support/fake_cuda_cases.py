@@ -12,7 +12,9 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from transformers import PreTrainedModel
@@ -27,10 +29,12 @@ from lamina.config import TrainConfig
 from lamina.config.methods import METHOD_CONFIGS
 from lamina.config.methods.lora import LoraConfig
 from lamina.config.optimizers import OPTIMIZERS
+from lamina.config.quantization import QuantizationConfig
 from lamina.data.batch import build_batch
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.machine.seeding import kept_generators
 from lamina.methods.shared.base import find_method, inject
+from lamina.models.quantized import quantizers
 from lamina.optim import build_optimizer
 from lamina.structure.head import Head, LogitTransform
 from lamina.structure.layers import text_decoder
@@ -43,7 +47,11 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "lora": _LORA,
     "dora": _LORA,
 }
-_FAMILIES = {torch.bfloat16: ("llama", "qwen3", "mistral", "gemma2", "gemma3", "phi"), torch.float16: ("qwen3",), torch.float32: ("llama", "gemma3", "gpt2")}
+_FAMILIES = {
+    torch.bfloat16: ("llama", "qwen3", "gemma2", "gemma3", "phi"),
+    torch.float16: ("qwen3",),
+    torch.float32: ("gemma3", "gpt2"),
+}
 PACKED: dict[str, Callable[[torch.nn.Linear], torch.nn.Module]] = {
     "nf4": FourBitLinear.pack,
     "nf4-once": functools.partial(FourBitLinear.pack, double_quant=False),
@@ -118,6 +126,26 @@ def _optimizer(seen: Seen, name: str) -> None:
     assert all(value.device == DEVICE for value in state.values() if isinstance(value, torch.Tensor) and value.ndim)
 
 
+def _chosen(seen: Seen) -> None:
+    """4-bit weights that were chosen before take the place of those that rounding gives, also on the device."""
+    chosen = torch.empty(64 * 64 // 2, 1, dtype=torch.uint8)
+    quantizer: Any = object.__new__(quantizers._FourBits)
+    quantizer.quantization_config = SimpleNamespace(lamina=QuantizationConfig(bits=4).model_dump(), chosen="folder")
+    weight = torch.empty(64, 64, dtype=torch.bfloat16, device=DEVICE)
+    with (
+        mock.patch.object(Path, "exists", return_value=True),
+        mock.patch.object(quantizers, "load_file", return_value={"packed": chosen}) as read,
+    ):
+        parameter = quantizer._pack("layer", weight, SimpleNamespace(), _Parameter(None))
+    assert read.called
+    assert parameter.packed.device == parameter.made["quant_state"].absmax.device == DEVICE
+
+
+class _Parameter:
+    def __init__(self, packed: torch.Tensor | None, **made: Any) -> None:
+        self.packed, self.made = packed, made
+
+
 def _generators(seen: Seen) -> None:
     with kept_generators(DEVICE):
         torch.empty(3, device=DEVICE).uniform_()
@@ -138,6 +166,7 @@ def cases() -> Iterator[tuple[str, Callable[[Seen], None]]]:
         yield f"method-{name}", functools.partial(_method, name=name)
     for name in (name for name, facts in OPTIMIZERS.items() if facts.unpaged is None):
         yield f"optimizer-{name}", functools.partial(_optimizer, name=name)
+    yield "chosen", _chosen
     yield "generators", _generators
 
 

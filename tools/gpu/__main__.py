@@ -29,7 +29,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.gpu", description="Proves and measures lamina on a GPU.")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or "build/gpu"))
-    parser.add_argument("--minutes", type=float, default=8.0, help="for everything together")
+    parser.add_argument("--minutes", type=float, help="for everything together; by default 8, and 60 on the CPU")
     parser.add_argument("--only", default="", help="steps, separated by commas")
     parser.add_argument("--list", action="store_true", help="say what there is, and stop")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -52,7 +52,8 @@ def main() -> int:
     if arguments.device == "cuda" and not packages.sees_cuda():
         print(NO_GPU, file=sys.stderr)
         return 1
-    return runner.run(steps, arguments.device, arguments.out, arguments.minutes * 60.0)
+    minutes = arguments.minutes or (8.0 if arguments.device == "cuda" else 60.0)
+    return runner.run(steps, arguments.device, arguments.out, minutes * 60.0)
 
 
 if __name__ == "__main__":

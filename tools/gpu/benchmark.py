@@ -32,7 +32,7 @@ def bench(here: Here) -> None:
     )
     _tell(here, bench_train(settings, lambda message: here.record.tell("bench", message)))
     missing = [peer for peer in PEERS if peer not in peers]
-    if missing:
+    if missing and not here.small:
         here.record.tell("peers that are not installed", ", ".join(missing))
 
 
@@ -51,7 +51,7 @@ def _tell(here: Here, report: BenchReport) -> None:
     """Each side's figures, and the ratios."""
     for side in report.sides:
         here.record.tell(f"{side.side}: tokens/s", side.tokens_per_second)
-        here.record.tell(f"{side.side}: share of the GPU's own rate at plain products", side.gemm_share)
+        here.record.tell(f"{side.side}: share of the machine's own rate at plain products", side.gemm_share)
         here.record.tell(f"{side.side}: peak GiB", side.peak_bytes / 2**30)
         here.record.tell(f"{side.side}: chose", side.settings)
     for ratio in report.ratios:

@@ -39,7 +39,9 @@ def _of_cuda(here: Here) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     major, minor = torch.cuda.get_device_capability(device)
     free, total = torch.cuda.mem_get_info(device)
-    tell("device", f"{torch.cuda.get_device_name(device)}, capability {major}.{minor}, {torch.cuda.device_count()} there")
+    tell(
+        "device", f"{torch.cuda.get_device_name(device)}, capability {major}.{minor}, {torch.cuda.device_count()} there"
+    )
     tell("free GiB", free / 2**30)
     tell("total GiB", total / 2**30)
     tell("flash attention in torch", torch.backends.cuda.is_flash_attention_available())

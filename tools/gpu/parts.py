@@ -50,7 +50,9 @@ def attention(here: Here) -> None:
     for dtype in dtypes(here):
         for heads, key_heads, size in HEADS[::3] if here.small else HEADS:
             for window, softcap in ((None, None), (33, None), (None, 20.0)):
-                _attention(here, dtype, (heads, key_heads, size), AttentionSettings(lengths, size**-0.5, window, softcap))
+                _attention(
+                    here, dtype, (heads, key_heads, size), AttentionSettings(lengths, size**-0.5, window, softcap)
+                )
 
 
 def _attention(here: Here, dtype: torch.dtype, shape: tuple[int, int, int], settings: AttentionSettings) -> None:
@@ -91,7 +93,9 @@ def _attention(here: Here, dtype: torch.dtype, shape: tuple[int, int, int], sett
     whole, _ = packed_attention_forward(
         module, leaves[0], leaves[1], leaves[2], None, document_lengths=settings.lengths, **options
     )
-    here.record.prove(f"{what}: through transformers' interface", distance(whole[0].detach(), exact[0]), ROUNDING[dtype])
+    here.record.prove(
+        f"{what}: through transformers' interface", distance(whole[0].detach(), exact[0]), ROUNDING[dtype]
+    )
     torch.autograd.grad(whole, leaves, torch.ones_like(whole))
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[2]
 # Until a worker has imported what it needs, which on a fresh machine comes from a cold disk.
 START_SECONDS = 60.0
 POLL_SECONDS = 0.2
+# The times of steps are a GPU's.
+CPU_FACTOR = 10.0
 
 
 @dataclass
@@ -49,7 +51,8 @@ def run(steps: Sequence[Step], device: str, out: Path, seconds: float) -> int:
         append(out, {"step": "packages", "kind": "lacking", "what": sentence})
         say(out, sentence)
     while (left := _left(steps, out)) and time.monotonic() < deadline:
-        _watch(_start(python, left, device, out), left, out, deadline)
+        allowed = {step.name: step.seconds * (CPU_FACTOR if device == "cpu" else 1.0) for step in left}
+        _watch(_start(python, left, device, out), allowed, out, deadline)
     return _close(steps, out)
 
 
@@ -66,9 +69,8 @@ def _start(python: str, steps: Sequence[Step], device: str, out: Path) -> subpro
     )
 
 
-def _watch(process: subprocess.Popen[bytes], steps: Sequence[Step], out: Path, deadline: float) -> None:
-    """Waits for a worker's end, or brings it about."""
-    allowed = {step.name: step.seconds for step in steps}
+def _watch(process: subprocess.Popen[bytes], allowed: Mapping[str, float], out: Path, deadline: float) -> None:
+    """Waits for a worker's end, or brings it about. `allowed`: the seconds of each step that is left, in order."""
     began, current = time.monotonic(), None
     while process.poll() is None:
         now, progress = time.monotonic(), _progress(out)
@@ -79,7 +81,7 @@ def _watch(process: subprocess.Popen[bytes], steps: Sequence[Step], out: Path, d
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             reason = "the time for everything was over" if now > deadline else f"it took more than {limit:.0f} s"
-            _ended(_progress(out).current or steps[0].name, "timed out", reason, out)
+            _ended(_progress(out).current or _next(allowed, out), "timed out", reason, out)
             return
         time.sleep(POLL_SECONDS)
     # Whatever a step started must not go on beside the next one.
@@ -90,8 +92,14 @@ def _watch(process: subprocess.Popen[bytes], steps: Sequence[Step], out: Path, d
     current = _progress(out).current
     if current is not None:
         _ended(current, "crashed", f"its process ended with code {process.returncode}", out)
-    elif process.returncode not in (0, 3) and (left := _left(steps, out)):
-        _ended(left[0].name, "crashed", f"its process could not start (code {process.returncode})", out)
+    elif process.returncode not in (0, 3):
+        _ended(_next(allowed, out), "crashed", f"its process could not start (code {process.returncode})", out)
+
+
+def _next(allowed: Mapping[str, float], out: Path) -> str:
+    """The first step that is left."""
+    done = _progress(out).done
+    return next(name for name in allowed if name not in done)
 
 
 def _ended(step: str, status: str, reason: str, out: Path) -> None:

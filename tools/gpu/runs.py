@@ -78,7 +78,7 @@ except Cut:
 def _in_process(settings: dict[str, Any], end: int, resumed: bool) -> None:
     """Trains up to the checkpoint of a step, in a process that starts with nothing compiled."""
     command = [sys.executable, "-c", _CUT, json.dumps(settings), str(end), str(resumed)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=80)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Failed(f"training in a process of its own: {done.stderr.strip().splitlines()[-1:]}")
 

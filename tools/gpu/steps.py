@@ -27,11 +27,19 @@ class Step:
 STEPS = (
     Step("environment", "what this machine is, and its rate at matrix products", "environment:facts", 40),
     Step("attention", "documents in one sequence against each alone in float32", "parts:attention", 45),
-    Step("kernels", "compiled kernels against plain ones, and how often they are compiled", "parts:kernels", 90),
+    Step(
+        "kernels",
+        "compiled kernels against plain ones, and how often they are compiled",
+        "parts:kernels",
+        90,
+        slow=True,
+    ),
     Step("cross_entropy", "loss and gradient in chunks against torch's over all logits", "parts:cross_entropy", 45),
     Step("dropout", "the same mask in forward and backward", "parts:dropout", 20),
     Step("fused", "fused layers against plain torch: loss and gradients", "layers:fused", 90),
-    Step("checkpointing", "layers recomputed in the backward against layers kept", "layers:checkpointing", 45),
+    Step(
+        "checkpointing", "layers recomputed in the backward against layers kept", "layers:checkpointing", 45, slow=True
+    ),
     Step("packed", "NF4, FP4 and int8 against the CPU's numbers, and trained on", "layers:packed", 45, slow=True),
     Step("resume", "a run cut and resumed, also in another process, bit for bit", "runs:resume", 90, slow=True),
     Step("verify", "`lamina verify` on tiny Llama, Qwen 3 and Gemma 3", "runs:verify", 120, slow=True),
