@@ -22,7 +22,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     """By case. In a process of its own: what is pretended holds for the whole process."""
     folder = tmp_path_factory.mktemp("fake-cuda")
     command = [sys.executable, "-m", "tests.support.fake_cuda_cases", str(folder)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     assert run.returncode == 0, run.stderr[-2000:]
     found = map(json.loads, run.stdout.splitlines())
     return {line["case"]: line for line in found}

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from tools.gpu import runner
 from tools.gpu.record import READABLE, RESULTS, Record
 from tools.gpu.steps import STEPS, Step

@@ -76,7 +76,9 @@ def train(model: PreTrainedModel, recompute: Recompute = False) -> int:
     Returns:
         How many layers were fused.
     """
-    head = Head(text_decoder(model), model.get_output_embeddings(), LogitTransform(), False)
+    linear = model.get_output_embeddings()
+    assert linear is not None
+    head = Head(text_decoder(model), linear, LogitTransform(), False)
     with packed_attention(model), fused_layers(model, recompute) as report:
         loss = cross_entropy(model, head, build_batch(documents()).to(DEVICE))
     assert (loss.device, loss.dtype) == (DEVICE, torch.float32)
@@ -103,7 +105,7 @@ def _packed(seen: Seen, kind: str) -> None:
     inject(model, LoraConfig(**_LORA), seed=0)
     assert train(model) == 2
     with packed_attention(model):
-        model(**{"input_ids": torch.ones(1, 9, dtype=torch.int64, device=DEVICE), "use_cache": False})
+        model(input_ids=torch.ones(1, 9, dtype=torch.int64, device=DEVICE), use_cache=False)
     assert "_PackedMatmul" in seen.functions
 
 
@@ -136,14 +138,17 @@ def _chosen(seen: Seen) -> None:
         mock.patch.object(Path, "exists", return_value=True),
         mock.patch.object(quantizers, "load_file", return_value={"packed": chosen}) as read,
     ):
-        parameter = quantizer._pack("layer", weight, SimpleNamespace(), _Parameter(None))
+        parameter = quantizer._pack("layer", weight, SimpleNamespace(), _Parameter())
     assert read.called
-    assert parameter.packed.device == parameter.made["quant_state"].absmax.device == DEVICE
+    assert parameter.values[0].device == parameter.made["quant_state"].absmax.device == DEVICE
 
 
 class _Parameter:
-    def __init__(self, packed: torch.Tensor | None, **made: Any) -> None:
-        self.packed, self.made = packed, made
+    """Stands for the parameter of bitsandbytes; an empty one has no attributes."""
+
+    def __init__(self, *values: torch.Tensor, **made: Any) -> None:
+        if values:
+            self.values, self.made = values, made
 
 
 def _generators(seen: Seen) -> None:

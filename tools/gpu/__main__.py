@@ -19,8 +19,8 @@ from tools.gpu import packages, runner, worker
 from tools.gpu.steps import STEPS
 
 NO_GPU = (
-    "make gpu: torch sees no CUDA device here, so there is nothing to run; run it on a machine with an NVIDIA GPU and a "
-    "CUDA build of torch. (python -m tools.gpu --device cpu runs the same steps small, on the CPU.)"
+    "make gpu: torch sees no CUDA device here, so there is nothing to run; run it on a machine with an NVIDIA GPU and "
+    "a CUDA build of torch. (python -m tools.gpu --device cpu runs the same steps small, on the CPU.)"
 )
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from tests.support.models_zoo import build_tokenizer
+from tools.gpu.packages import is_installed
+from tools.gpu.worker import Here
 from transformers.models.auto import AutoModelForCausalLM
 
 from lamina.bench.report import BenchReport
 from lamina.bench.run import BenchSettings, bench_train
 from lamina.bench.shapes import SHAPES
-from tests.support.models_zoo import build_tokenizer
-from tools.gpu.packages import is_installed
-from tools.gpu.worker import Here
 
 PEERS = ("peft", "trl", "unsloth")
 

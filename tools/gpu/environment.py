@@ -9,7 +9,6 @@ import subprocess
 import time
 
 import torch
-
 from tools.gpu.worker import Here
 
 PACKAGES = ("transformers", "bitsandbytes", "triton", "peft", "trl", "unsloth", "flash-attn")

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from tests.support.models_zoo import build_model
+from tools.gpu.parts import distance, dtypes, name
+from tools.gpu.worker import Here
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -15,17 +18,13 @@ from lamina.compute.fusion import fast_path
 from lamina.compute.kernels import use_backend
 from lamina.compute.ops.attention import packed_attention
 from lamina.compute.weights.packed import EightBitLinear, FourBitLinear
-from lamina.config.methods.dora import CONFIG as DoraConfig
-from lamina.config.methods.lora import LoraConfig
+from lamina.config.methods import METHOD_CONFIGS
 from lamina.data.batch import build_batch
 from lamina.data.example import EncodedExample
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.machine.seeding import seed_generators
 from lamina.methods.shared.base import Injection, inject
 from lamina.structure.head import find_head
-from tests.support.models_zoo import build_model
-from tools.gpu.parts import distance, dtypes, name
-from tools.gpu.worker import Here
 
 # Longer than the windows of the tiny models and than the kernels' blocks.
 LENGTHS, SMALL_LENGTHS = (131, 5, 300, 64), (31, 5, 70)
@@ -49,13 +48,13 @@ def adapted(
     here: Here, family: str, dtype: torch.dtype, rank: int = 5, dropout: float = 0.0, dora: bool = False
 ) -> Injection:
     """A tiny model on the device, with an adapter of odd rank that has an effect."""
-    model = build_model(family, dtype, max_position_embeddings=1024).to(here.device)
-    return attach(model, rank, dropout, dora)
+    model: Any = build_model(family, dtype, max_position_embeddings=1024)
+    return attach(model.to(here.device), rank, dropout, dora)
 
 
 def attach(model: PreTrainedModel, rank: int = 5, dropout: float = 0.0, dora: bool = False) -> Injection:
     """An adapter with an effect."""
-    config = (DoraConfig if dora else LoraConfig)(r=rank, lora_alpha=8, lora_dropout=dropout)
+    config = METHOD_CONFIGS["dora" if dora else "lora"](r=rank, lora_alpha=8, lora_dropout=dropout)
     injection = inject(model, config, seed=0)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -141,7 +140,7 @@ def packed(here: Here) -> None:
         here.record.tell(f"{kind}: stored bytes that differ", int((there.packed.cpu() != ours.packed).sum()))
         same = ours.to(here.device)
         here.record.prove(f"{kind}: weights from the same bytes", distance(same.dense().cpu(), ours.to("cpu").dense()))
-        model = build_model("llama", dtype, max_position_embeddings=1024)
+        model: Any = build_model("llama", dtype, max_position_embeddings=1024)
         model.to(here.device)
         for key, module in list(model.named_modules()):
             if type(module) is nn.Linear and "layers" in key:

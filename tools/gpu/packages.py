@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +85,6 @@ def install_missing(out: Path, seconds: float = INSTALL_SECONDS) -> tuple[str, l
 
 def _see_parent(home: Path) -> None:
     """Lets an environment that was made from another one see that one's packages, and not the system's alone."""
-    folders = [path for path in sys.path if path.endswith(("site-packages", "dist-packages")) and os.path.isdir(path)]
+    folders = [path for path in sys.path if path.endswith(("site-packages", "dist-packages")) and Path(path).is_dir()]
     for site in home.glob("lib/python*/site-packages"):
         (site / "parent.pth").write_text("".join(f"{path}\n" for path in folders), encoding="utf-8")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
+from tools.gpu.worker import Here
 from torch import nn
 
 from lamina.compute.kernels import kernels_for, use_backend
@@ -19,7 +20,6 @@ from lamina.compute.ops.attention import (
 from lamina.compute.ops.cross_entropy import chunked_cross_entropy
 from lamina.compute.ops.dropout import draw_dropout
 from lamina.structure.head import LogitTransform
-from tools.gpu.worker import Here
 
 # Relative distances (L2) that rounding to a dtype explains.
 ROUNDING = {torch.bfloat16: 1.5e-2, torch.float16: 2e-3, torch.float32: 2e-5}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -85,10 +86,8 @@ def _watch(process: subprocess.Popen[bytes], allowed: Mapping[str, float], out: 
             return
         time.sleep(POLL_SECONDS)
     # Whatever a step started must not go on beside the next one.
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     current = _progress(out).current
     if current is not None:
         _ended(current, "crashed", f"its process ended with code {process.returncode}", out)

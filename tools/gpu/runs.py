@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.support.verification import tiny_config
+from tools.gpu.layers import adapted, documents
+from tools.gpu.parts import compiled_graphs, distance
+from tools.gpu.record import Failed, Lacking
+from tools.gpu.worker import Here
 from torch import nn
 
 import lamina
@@ -20,11 +25,6 @@ from lamina.machine.memory import current_bytes, peak_bytes
 from lamina.optim import build_optimizer
 from lamina.structure.head import find_head
 from lamina.verification.artefacts import resumed_is_unbroken
-from tests.support.verification import tiny_config
-from tools.gpu.layers import adapted, documents
-from tools.gpu.parts import compiled_graphs, distance
-from tools.gpu.record import Failed, Lacking
-from tools.gpu.worker import Here
 
 STEPS, CUT = 6, 4
 FAMILIES = ("llama", "qwen3", "gemma3")

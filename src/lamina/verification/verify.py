@@ -13,7 +13,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-
 from lamina.config import Config, load_config
 from lamina.errors import AdapterError, Interrupted, RunError, StorageError, TrainingError
 from lamina.machine.hardware import choose_dtype, default_device, dtype_name

@@ -1,8 +1,8 @@
 """Attention of packed documents by FlashAttention, on CUDA: torch's own kernel for sequences of different lengths.
 
-`torch.nn.attention.varlen.varlen_attn` is its public face, whose backward only autograd can ask for. A fused layer is an
-autograd function itself, so both operations behind that face are called here, with the arguments that it gives them (a
-test holds their signatures).
+`torch.nn.attention.varlen.varlen_attn` is its public face, whose backward only autograd can ask for. A fused layer is
+an autograd function itself, so both operations behind that face are called here, with the arguments that it gives them
+(a test holds their signatures).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class FlashState:
 
 @dataclass(frozen=True)
 class FlashCall:
-    """The arguments beside tensors: documents in order, the factor on scores, and the window (its own token included)."""
+    """The arguments beside tensors: documents in order, the factor on scores, the window (its own token included)."""
 
     lengths: list[int]
     scale: float
@@ -101,7 +101,7 @@ def backward(
 
 @contextlib.contextmanager
 def _same_bits() -> Iterator[None]:
-    """Asks torch for the backward that adds up in a fixed order, without which a resumed run is not the unbroken one."""
+    """Asks torch for the backward that sums in a fixed order, without which a resumed run is not the unbroken one."""
     before = torch.get_deterministic_debug_mode()
     torch.set_deterministic_debug_mode("error")
     try:
