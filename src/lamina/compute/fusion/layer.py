@@ -253,7 +253,8 @@ class _Computation:
     def _run_end(self, h: torch.Tensor, gate: _Gate) -> tuple[torch.Tensor, _End]:
         plan, (*_, d_down) = self.plan, self.paths
         product_ext = _beside(h, plan.down.group)
-        self.kernels.gated(*gate.gate_up.chunk(2, 1), plan.activation, product_ext[:, : plan.down.group.in_features])
+        gate_rows, up_rows = gate.gate_up.chunk(2, 1)
+        self.kernels.gated(gate_rows, up_rows, plan.activation, product_ext[:, : plan.down.group.in_features])
         if plan.output_norm is None:
             y, state = plan.down.group.forward(product_ext, d_down, h)
             return y, _End(None, None, _kept_apart(state))
@@ -274,7 +275,8 @@ class _Computation:
         dproduct, gh_down = plan.down.group.backward_input(dy, end.state, d_down)
         state = gate.state
         dgate_up = gate.gate_up if state.scaled is None else gate.gate_up.clone()  # it may be `scaled` itself
-        self.kernels.gated_backward_(*dgate_up.chunk(2, 1), plan.activation, dproduct)
+        dgate, dup = dgate_up.chunk(2, 1)
+        self.kernels.gated_backward_(dgate, dup, plan.activation, dproduct)
         product = dproduct
         down_grads = plan.down.group.backward_paths(dy, gh_down, product, end.state.h, end.state, d_down)
         dgate_up = plan.gate_up.group.unscaled(dgate_up, state)

@@ -19,6 +19,7 @@ import torch
 from lamina.compute.kernels import native, plain
 from lamina.compute.kernels.build import load
 from lamina.compute.kernels.plain import GELU_TANH, SILU
+from lamina.compute.kernels.protocol import Kernels
 from lamina.errors import ConfigError, KernelError, Problem
 from lamina.progress import Notify
 
@@ -96,7 +97,7 @@ def available_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
     return ["native"] * native_runs + ["compiled"] * compiled_runs + ["plain"]
 
 
-def kernels_for(*tensors: torch.Tensor) -> Any:
+def kernels_for(*tensors: torch.Tensor) -> Kernels:
     """The module whose functions take these tensors: `native`, `compiled` or `plain`.
 
     Raises:
