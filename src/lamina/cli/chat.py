@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.markup import escape
 
-from lamina.adapters.load import Loaded
 from lamina.chat.message import Message
-from lamina.cli.output import err, notify, out, print_json, print_text
-from lamina.engine.generate import check_system, left_out_settings, prompt_ids, stream
+from lamina.cli.output import err, out, print_json, print_text
+from lamina.engine.generate import stream
+from lamina.engine.generator import ADAPTER, Generator, Request
+from lamina.engine.prompts import check_system
+from lamina.engine.sampling import Sampling
 from lamina.errors import DataError
 
 HELP = "/base and /adapter switch, /reset forgets the conversation, /exit leaves"
-
-
-def notify_of(loaded: Loaded, temperature: float) -> None:
-    """Prints what a user should know about the answers beforehand."""
-    for note in (*loaded.notes, left_out_settings(loaded, temperature)):
-        if note:
-            notify(note)
 
 
 def print_answers(prompts: Sequence[str], answers: Sequence[str | DataError], as_json: bool) -> bool:
@@ -37,17 +32,13 @@ def print_answers(prompts: Sequence[str], answers: Sequence[str | DataError], as
     return not any(isinstance(answer, DataError) for answer in answers)
 
 
-def run_chat(
-    loaded: Loaded, system: str | None, max_new_tokens: int, temperature: float, seed: int | None, quiet: bool
-) -> list[dict[str, str]]:
+def run_chat(generator: Generator, sampling: Sampling, system: str | None, quiet: bool) -> list[dict[str, str]]:
     """Chats until the input ends. A line that causes an error is reported and skipped.
 
     Args:
-        loaded: The base model with the adapter.
+        generator: Generates answers with `ADAPTER`, and without an adapter.
+        sampling: How to sample answers; the seed increases by one for each answer.
         system: A system message at the start; may be None.
-        max_new_tokens: Maximum length of an answer in tokens.
-        temperature: Sampling temperature; 0 decodes greedily.
-        seed: Seed for sampling, increased by one for each answer. None for different answers each time.
         quiet: Print nothing on stdout.
 
     Returns:
@@ -57,7 +48,7 @@ def run_chat(
         ConfigError: The chat template does not support the system message.
     """
     if system:
-        check_system(loaded, system)
+        check_system(generator, system)
     start = [Message("system", system)] if system else []
     conversation, said, speaker = list(start), [], "adapter"
     err.print(f"[dim]{HELP}[/dim]")
@@ -77,20 +68,17 @@ def run_chat(
             continue
         asked = [*conversation, Message("user", line)]
         try:
-            prompt_ids(loaded, asked)
+            generator.check(Request(messages=asked))
         except DataError as error:
             err.print(f"[bold red]error:[/bold red] {escape(str(error))}")
             err.print("[dim]The line was skipped; /reset forgets the conversation[/dim]")
             continue
-        with loaded.injection.disabled() if speaker == "base" else contextlib.nullcontext():
-            pieces = []
-            for piece in stream(
-                loaded, asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=_nth(seed, len(said))
-            ):
-                pieces.append(piece)
-                if not quiet:
-                    out.file.write(piece)
-                    out.file.flush()
+        pieces, drawn = [], replace(sampling, seed=_nth(sampling.seed, len(said)))
+        for piece in stream(generator, asked, drawn, adapter=ADAPTER if speaker == "adapter" else None):
+            pieces.append(piece)
+            if not quiet:
+                out.file.write(piece)
+                out.file.flush()
         if not quiet:
             out.file.write("\n")
         text = "".join(pieces).strip()

@@ -8,7 +8,7 @@ and stay together: they are dropped, drawn, split off for evaluation and packed 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lamina.data.example import Example, Kind
 
@@ -16,6 +16,11 @@ from lamina.data.example import Example, Kind
 def itself(example: Example) -> Sequence[Example]:
     """Returns the row as one sequence."""
     return (example,)
+
+
+def nothing(example: Example) -> Mapping[str, float]:
+    """Returns no values."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -29,13 +34,20 @@ class Sequences:
         key: Everything that determines the results of `of` and `values`, as plain data; None for `itself` without
             values. It is part of the cache key of encoded rows.
         learns: The supported kinds in words, for errors.
+
+    Raises:
+        ValueError: A key is required and missing, so that the cache could return another loss's sequences.
     """
 
     kinds: frozenset[Kind]
     of: Callable[[Example], Sequence[Example]] = itself
-    values: Callable[[Example], Mapping[str, float]] = field(default=lambda example: {})
+    values: Callable[[Example], Mapping[str, float]] = nothing
     key: Mapping[str, object] | None = None
     learns: str = ""
+
+    def __post_init__(self) -> None:
+        if self.key is None and not (self.of is itself and self.values is nothing):
+            raise ValueError("custom sequences need a `key`, under which encoded rows are cached")
 
 
 ANSWERS = Sequences(frozenset({Kind.CONVERSATION, Kind.TEXT}), learns="answers and plain text")
