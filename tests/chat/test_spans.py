@@ -163,7 +163,7 @@ def test_calls_and_reasoning_are_taught_as_the_model_would_write_them(
         replace(m, thinking="") if family.drops_thinking or (m.tool_calls and family.drops_beside_calls) else m
         for m in messages
     )
-    assert (template.probe.tools, template.probe.thinking) == (family.tools, family.thinking)
+    assert (template.support.tools, template.support.thinking) == (family.tools, family.thinking)
     rendered = template.render_spans(messages, [TOOL])
     spoken = [message for message in messages if message.role == "assistant"]
     said = [rendered.text[span.start : span.end] for span in rendered.answers]

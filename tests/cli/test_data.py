@@ -112,7 +112,7 @@ def test_nothing_but_an_older_page_is_overwritten(cli: Cli, rows: Path, tmp_path
     (tmp_path / "fixed.jsonl.log.jsonl").write_bytes(content)
     for options, words in (
         (["--html", rows], "--html: .*is not a page written by lamina"),
-        (["--html", fixed, "--fix", fixed], "--fix: .*fixed.jsonl.log.jsonl exists already"),
+        (["--html", fixed, "--fix", fixed], "--fix: .*fixed.jsonl.log.jsonl already exists"),
         (["--html", page, "--fix", page], "--html: .*is also written by --fix"),
     ):
         result = cli("data", "check", rows, "--model", "none", "--json", *options)
@@ -129,7 +129,7 @@ def test_nothing_but_an_older_page_is_overwritten(cli: Cli, rows: Path, tmp_path
     ("tool", "words"),
     [
         ({"type": "function", "function": "get_weather"}, "is not a function schema"),
-        ({"name": "f", "parameters": "not json"}, "parameters is text that should be a JSON schema"),
+        ({"name": "f", "parameters": "not json"}, "parameters must be a JSON schema in JSON"),
         ({"name": "f", "parameters": {"properties": {}, "required": True}}, "required is bool, not a list of names"),
     ],
 )
@@ -254,7 +254,7 @@ def test_special_tokens_in_plain_text(cli: Cli, tmp_path: Path, model_folder: Pa
     result = cli("data", "check", path, "--model", model_folder, "--json")
     (refused,) = [finding for finding in result.json()["findings"] if finding["code"] == "template_refusal"]
     assert (result.code, refused["examples"][0]["place"]["row"]) == (1, 2)
-    assert "holds '<|im_end|>', a special token" in refused["examples"][0]["detail"]
+    assert "contains '<|im_end|>', a special token" in refused["examples"][0]["detail"]
 
 
 def test_rejected_answers_are_looked_at_too(cli: Cli, tmp_path: Path, model_folder: Path) -> None:
@@ -328,8 +328,8 @@ def test_enable_thinking_that_does_nothing_is_one_clear_error(cli: Cli, tmp_path
     path = write_rows(tmp_path / "rows.jsonl", ROWS[:3])
     result = cli("data", "check", path, "data.enable_thinking=true", "--model", model_folder)
     assert result.code == 2
-    assert "data.enable_thinking" in result.error() and "leave it out" in result.error()
+    assert "data.enable_thinking" in result.error() and "remove it" in result.error()
     assert (
-        "data.enable_thinking does nothing"
+        "data.enable_thinking has no effect"
         in cli("data", "check", path, "data.enable_thinking=true", "--model", "none").error()
     )
