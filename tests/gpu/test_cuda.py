@@ -72,4 +72,4 @@ def test_a_run_from_data_to_adapter(tmp_path: Path) -> None:
         }
     )
     assert run.summary is not None
-    assert run.summary["train_loss_last"] < run.summary["train_loss_first"]
+    assert run.summary.train_loss_last < run.summary.train_loss_first

@@ -164,16 +164,6 @@ class _Tally:
         }
 
 
-def mean_metrics(window: Sequence[StepResult]) -> dict[str, float]:
-    """The loss's own figures over some steps."""
-    totals: dict[str, tuple[float, float]] = {}
-    for result in window:
-        for name, (total, count) in result.metrics.items():
-            before = totals.get(name, (0.0, 0.0))
-            totals[name] = (before[0] + total, before[1] + count)
-    return {name: total / count for name, (total, count) in totals.items() if count}
-
-
 def _layerwise_step(optimizer: LayerwiseGaloreAdamW, loss: torch.Tensor, check: Callable[[], None]) -> float:
     """Goes backward through a finite loss.
 
