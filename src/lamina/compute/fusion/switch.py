@@ -32,6 +32,7 @@ from lamina.compute.fusion.recognise import (
     take_apart,
 )
 from lamina.compute.kernels import checkpoint_contexts, use_backend
+from lamina.compute.ops.adapter import AdapterModule
 from lamina.compute.ops.attention import Unsupported, packed_attention
 from lamina.compute.ops.pool import Pool, Scratch
 from lamina.data.batch import PACKED, Layout
@@ -151,12 +152,13 @@ class _Trial:
         self._no_lamina_attention: str | None = None
         self._apart: str | None = None
         self._packed_seconds: float | None = None
+        self._virtual_tokens = sum(m.virtual_tokens for m in model.modules() if isinstance(m, AdapterModule))
         try:
             self._reference = Reference(model)
         except Exception as error:  # then nothing can be compared, and the model runs as it is
             self._no_lamina_attention = self._apart = f"its numbers cannot be compared ({first_line(error)})"
         else:
-            reach = find_reach(model, longest)
+            reach = find_reach(model, longest + self._virtual_tokens)
             self._no_lamina_attention, self._apart = reach.attention, reach.together
 
     def enter(self, stack: ExitStack, way: Way, recompute: Decision) -> FusionReport | None:
@@ -169,6 +171,8 @@ class _Trial:
             )
         reason = None if way.layout.own_attention else self._no_lamina_attention
         known = self._apart if way.layout.together else None
+        if way.layout.together and way.layout.own_attention and self._virtual_tokens:
+            known = known or "its own attention is not told where the adapter's virtual tokens go"
         if reason is None and (known is None or way == WAYS[0]):  # the first also shows what the others cost
             try:
                 report = stack.enter_context(_switched(self._model, way, recompute))
