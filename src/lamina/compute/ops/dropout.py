@@ -1,4 +1,4 @@
-"""Dropout of a detour's input, with a mask that the backward uses again."""
+"""Dropout of a path's input, with a mask that the backward uses again."""
 
 from __future__ import annotations
 
