@@ -234,7 +234,7 @@ def evaluate_loss(
     """
     training = model.training
     model.eval()
-    total, count, tally = torch.zeros((), dtype=torch.float64), 0.0, _Tally()
+    total, count, tally = torch.zeros((), dtype=torch.float64, device=model.device), 0.0, _Tally()
     try:
         for first in world.share(range(0, len(examples), batch_size)):
             if stop():
@@ -242,7 +242,7 @@ def evaluate_loss(
             chosen = examples[first : first + batch_size]
             for unit in build_units(chosen, layout):
                 result = loss.compute(model, head, [batch.to(model.device) for batch in unit])
-                total += tally.take(result).double().cpu()
+                total += tally.take(result).double()
             count += loss.count(chosen)
             progress(min(first + batch_size, len(examples)))
     finally:

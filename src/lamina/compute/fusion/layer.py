@@ -21,8 +21,9 @@ from lamina.compute.fusion.plan import LayerPlan, Norm
 from lamina.compute.fusion.randomness import Randomness
 from lamina.compute.kernels import as_in_forward, chosen_backend, kernels_for
 from lamina.compute.ops.attention import AttentionSettings, attention_backward, attention_forward
-from lamina.compute.ops.linear_group import Detour, GroupState, LinearGroup
+from lamina.compute.ops.linear_group import GroupState, LinearGroup
 from lamina.compute.ops.pool import Pool
+from lamina.compute.ops.row_forms import LowRank
 
 # Whether the backward runs most of a layer again, so that less is kept for it, or only what takes most room.
 Recompute = bool | Literal["selective"]
@@ -48,11 +49,11 @@ class Surroundings:
 
 def run_layer(plan: LayerPlan, x: torch.Tensor, around: Surroundings) -> torch.Tensor:
     """x: (T, D) -> (T, D)."""
-    detours = [linears.detours() for linears in plan.all_linears()]
-    for linears, own in zip(plan.all_linears(), detours, strict=True):
+    paths = [linears.paths() for linears in plan.all_linears()]
+    for linears, own in zip(plan.all_linears(), paths, strict=True):
         linears.group.refresh(own)
-    parameters = [t for own in detours for detour in own if detour is not None for t in detour.tensors()]
-    return _Layer.apply(x, plan, around, detours, *parameters)  # pyright: ignore[reportReturnType]
+    parameters = [t for own in paths for path in own if path is not None for t in path.tensors()]
+    return _Layer.apply(x, plan, around, paths, *parameters)  # pyright: ignore[reportReturnType]
 
 
 class _Layer(torch.autograd.Function):
@@ -62,10 +63,10 @@ class _Layer(torch.autograd.Function):
         x: torch.Tensor,
         plan: LayerPlan,
         around: Surroundings,
-        detours: list[list[Detour | None]],
+        paths: list[list[LowRank | None]],
         *parameters: torch.Tensor,
     ) -> torch.Tensor:
-        computation = _Computation(plan, around, detours)
+        computation = _Computation(plan, around, paths)
         y = computation.forward(x)
         wanted = any(ctx.needs_input_grad)
         if not wanted:
@@ -81,8 +82,8 @@ class _Layer(torch.autograd.Function):
         # Let go of at once, so that memory falls as the backward proceeds.
         computation, ctx.computation = ctx.computation, None
         assert computation is not None, "a fused layer's backward runs once"
-        dx, detour_grads = computation.backward(grads[0].contiguous(), ctx.needs_input_grad[0])
-        return dx, None, None, None, *detour_grads
+        dx, path_grads = computation.backward(grads[0].contiguous(), ctx.needs_input_grad[0])
+        return dx, None, None, None, *path_grads
 
 
 @dataclass
@@ -158,16 +159,16 @@ class _End:
 class _Computation:
     """One forward of a layer, holding what its backward needs, or as little as that can be computed again from."""
 
-    def __init__(self, plan: LayerPlan, around: Surroundings, detours: list[list[Detour | None]]) -> None:
+    def __init__(self, plan: LayerPlan, around: Surroundings, paths: list[list[LowRank | None]]) -> None:
         self.plan = plan
         self.around = around
-        self.detours = detours
+        self.paths = paths
         self.settings = AttentionSettings(around.lengths, plan.scale, plan.window, plan.softcap)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.x = x
         self.kernels = kernels_for(x, self.plan.input_norm.weight)
-        dropout = any(detour is not None and detour.dropout > 0.0 for own in self.detours for detour in own)
+        dropout = any(path is not None and path.dropout > 0.0 for own in self.paths for path in own)
         self.random = Randomness(x.device, 3 if dropout and self.around.recompute else 0)
         self.heads = heads = self._run_heads()
         self.attended = _beside(x, self.plan.o.group)
@@ -211,7 +212,7 @@ class _Computation:
         return dx, qkv_grads + o_grads + mlp_grads
 
     def _run_heads(self) -> _Heads:
-        plan, x, (d_qkv, *_) = self.plan, self.x, self.detours
+        plan, x, (d_qkv, *_) = self.plan, self.x, self.paths
         self.random.mark(0)
         x_ext = _beside(x, plan.qkv.group)
         input_scale = self._norm(plan.input_norm, x, x_ext[:, : x.shape[1]])
@@ -230,7 +231,7 @@ class _Computation:
         return _Heads(q, k, v, raw, raw_scales, input_scale, state)
 
     def _run_middle(self) -> _Middle:
-        plan, x, (_, d_o, *_) = self.plan, self.x, self.detours
+        plan, x, (_, d_o, *_) = self.plan, self.x, self.paths
         self.random.mark(1)
         if plan.attention_norm is None:
             h, state = plan.o.group.forward(self.attended, d_o, residual=x)
@@ -241,7 +242,7 @@ class _Computation:
         return _Middle(h.add_(x), out, out_scale, state)
 
     def _run_gate(self, h: torch.Tensor) -> _Gate:
-        plan, (_, _, d_gate_up, _) = self.plan, self.detours
+        plan, (_, _, d_gate_up, _) = self.plan, self.paths
         self.random.mark(2)
         h_ext = _beside(h, plan.gate_up.group)
         scale = self._norm(plan.mlp_norm, h, h_ext[:, : h.shape[1]])
@@ -250,7 +251,7 @@ class _Computation:
         return _Gate(gate_up, scale, _kept_apart(state))
 
     def _run_end(self, h: torch.Tensor, gate: _Gate) -> tuple[torch.Tensor, _End]:
-        plan, (*_, d_down) = self.plan, self.detours
+        plan, (*_, d_down) = self.plan, self.paths
         product_ext = _beside(h, plan.down.group)
         gate_rows, up_rows = gate.gate_up.chunk(2, 1)
         self.kernels.gated(gate_rows, up_rows, plan.activation, product_ext[:, : plan.down.group.in_features])
@@ -265,7 +266,7 @@ class _Computation:
     def _mlp_backward(
         self, grad: torch.Tensor, h: torch.Tensor, gate: _Gate, end: _End
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        plan, (_, _, d_gate_up, d_down) = self.plan, self.detours
+        plan, (_, _, d_gate_up, d_down) = self.plan, self.paths
         dy = grad
         if plan.output_norm is not None:
             assert end.out is not None and end.out_scale is not None
@@ -277,18 +278,18 @@ class _Computation:
         dgate, dup = dgate_up.chunk(2, 1)
         self.kernels.gated_backward_(dgate, dup, plan.activation, dproduct)
         product = dproduct
-        down_grads = plan.down.group.backward_detours(dy, gh_down, product, end.state.h, end.state, d_down)
+        down_grads = plan.down.group.backward_paths(dy, gh_down, product, end.state.h, end.state, d_down)
         dgate_up = plan.gate_up.group.unscaled(dgate_up, state)
         dnormed, gh = plan.gate_up.group.backward_input(dgate_up, state, d_gate_up)
         normed = torch.empty_like(h)
         self._norm(plan.mlp_norm, h, normed)
-        grads = plan.gate_up.group.backward_detours(dgate_up, gh, normed, state.h, state, d_gate_up)
+        grads = plan.gate_up.group.backward_paths(dgate_up, gh, normed, state.h, state, d_gate_up)
         dh = self._norm_backward(plan.mlp_norm, dnormed, h, gate.scale, residual=grad)
         return dh, grads + down_grads
 
     def _output_backward(self, dh: torch.Tensor, middle: _Middle) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Through `o` and the norm after it: the gradient of attention's output, (T, heads * head size)."""
-        plan, (_, d_o, _, _), state = self.plan, self.detours, middle.state
+        plan, (_, d_o, _, _), state = self.plan, self.paths, middle.state
         dy = dh
         if plan.attention_norm is not None:
             assert middle.out is not None and middle.out_scale is not None
@@ -296,12 +297,12 @@ class _Computation:
         dy = plan.o.group.unscaled(dy, state)
         dattended, gh = plan.o.group.backward_input(dy, state, d_o)
         attended = self.attended[:, : plan.o.group.in_features]
-        return dattended, plan.o.group.backward_detours(dy, gh, attended, state.h, state, d_o)
+        return dattended, plan.o.group.backward_paths(dy, gh, attended, state.h, state, d_o)
 
     def _attention_backward(
         self, dh: torch.Tensor, dattended: torch.Tensor, heads: _Heads, wants_dx: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        plan, (d_qkv, *_), state = self.plan, self.detours, heads.state
+        plan, (d_qkv, *_), state = self.plan, self.paths, heads.state
         dqkv = dh.new_empty(dh.shape[0], plan.qkv.group.out_features)
         dq, dk, dv = self._split(dqkv)
         attention_backward(
@@ -323,7 +324,7 @@ class _Computation:
         dnormed, gh = plan.qkv.group.backward_input(dqkv, state, d_qkv, wants_dx)
         normed = torch.empty_like(self.x)
         self._norm(plan.input_norm, self.x, normed)
-        grads = plan.qkv.group.backward_detours(dqkv, gh, normed, state.h, state, d_qkv)
+        grads = plan.qkv.group.backward_paths(dqkv, gh, normed, state.h, state, d_qkv)
         dx = None
         if wants_dx:
             dx = self._norm_backward(plan.input_norm, dnormed, self.x, heads.input_scale, residual=dh)

@@ -1,4 +1,4 @@
-// Products that sum over tokens and are narrow on one side: the gradients of A and B of low-rank detours.
+// Products that sum over tokens and are narrow on one side: the gradients of A and B of low-rank paths.
 //
 //     out (R, N) = factor narrow^T (R, T) wide (T, N)
 //

@@ -8,8 +8,9 @@ What a layer gives to the interface is computed here or refused with `Unsupporte
 gives its own numbers is for the caller to find out (`compute/fusion/exactness.py`).
 
 On the CPU the kernels of `compute/kernels/attention.cpp` do it, on CUDA FlashAttention (`compute/ops/flash.py`). What
-they cannot take goes document by document through torch's own kernels; there, on the CPU, the backward of short
-documents is ours, because torch's takes several milliseconds however short a document is.
+they cannot take goes document by document through torch's own kernels; there the backward is ours on CUDA, where
+torch's adds up in any order, and for short documents on the CPU, where torch's takes several milliseconds however short
+a document is.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from lamina.compute.kernels import kernels_for, native
 from lamina.compute.ops import flash
-from lamina.compute.ops.flash import FlashState
+from lamina.compute.ops.flash import FlashCall, FlashState
 from lamina.errors import ModelError
 from lamina.machine.quiet import quiet_transformers
 from lamina.structure.layers import text_decoder
@@ -147,15 +148,8 @@ def packed_attention_forward(
         return torch.cat([document[:, keys.shape[2] :] for document in out.split(longer, 1)], 1), None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     settings = AttentionSettings(lengths, scale, sliding_window, softcap)
-    if (
-        dropout == 0.0
-        and query.device.type == "cpu"
-        and (s_aux is None or _native(*_all_tokens_first(query, key, value)))
-    ):
+    if dropout == 0.0 and (s_aux is None or _native(*_all_tokens_first(query, key, value))):
         return _PackedAttention.apply(query, key, value, s_aux, settings), None  # pyright: ignore[reportReturnType]
-    if dropout == 0.0 and s_aux is None and flash.takes(query, softcap):
-        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        return flash.attend(q, k, v, lengths, scale, sliding_window)[None], None
     outputs = [
         _attend(q, k, v, settings, dropout, s_aux)
         for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
@@ -201,6 +195,10 @@ class AttentionSettings:
         """In the kernels' order."""
         return self.lengths, self.scale, self.window, self.softcap
 
+    def as_flash_call(self) -> FlashCall:
+        """For FlashAttention, which knows no softcap."""
+        return FlashCall(self.lengths, self.scale, self.window)
+
 
 def _native(q_THD: torch.Tensor, k_TJD: torch.Tensor, v_TJD: torch.Tensor) -> bool:
     return kernels_for(q_THD) is native and native.attends(q_THD, k_TJD, v_TJD)
@@ -243,7 +241,7 @@ def _attend(
 
 
 class _PackedAttention(torch.autograd.Function):
-    """Every document of a packed sequence, on the CPU and without dropout. Tensors are (1, heads, T, head size).
+    """Every document of a packed sequence, without dropout. Tensors are (1, heads, T, head size).
 
     Sinks (heads,) join the softmax of the native kernel afterwards: with the log of its sum, lse, they take the share
     exp(sink - lse') of it, where exp(lse') = exp(lse) + exp(sink), and the rest shrinks by exp(lse - lse'). With lse'
@@ -308,9 +306,9 @@ def attention_forward(
     Returns:
         What `attention_backward` wants to know besides.
     """
-    if flash.takes(q_THD, settings.softcap):
-        state = flash.forward(q_THD, k_TJD, v_TJD, settings.lengths, settings.scale, settings.window)
-        out_THD.copy_(state.out.detach())
+    if flash.takes(q_THD, v_TJD, settings.softcap):
+        out, state = flash.forward(q_THD, k_TJD, v_TJD, settings.as_flash_call())
+        out_THD.copy_(out)
         return state
     if _native(q_THD, k_TJD, v_TJD):
         return native.attention(q_THD, k_TJD, v_TJD, *settings.as_arguments(), out_THD)
@@ -332,17 +330,19 @@ def attention_backward(
 ) -> None:
     """Gradients of queries, keys and values, written into `results`; arguments as in `attention_forward`."""
     if isinstance(state, FlashState):
-        flash.backward(state, grad_THD, results)
+        parts = flash.backward(q_THD, k_TJD, v_TJD, out_THD, grad_THD, settings.as_flash_call(), state)
+        for result, part in zip(results, parts, strict=True):
+            result.copy_(part)
         return
     if state is not None:
         native.attention_backward(q_THD, k_TJD, v_TJD, *settings.as_arguments(), out_THD, state, grad_THD, results)
         return
     for document in _documents(settings):
         q, k, v, out, grad = (x[document].transpose(0, 1) for x in (q_THD, k_TJD, v_TJD, out_THD, grad_THD))
-        if q.shape[1] <= SHORT_DOCUMENT:
-            parts = _backward_of_short(q, k, v, out, grad, settings)
+        if q.shape[1] <= SHORT_DOCUMENT or q.device.type == "cuda":
+            parts = _backward_in_blocks(q, k, v, out, grad, settings)
         else:
-            parts = _backward_of_long(q, k, v, grad, settings)
+            parts = _backward_of_torch(q, k, v, grad, settings)
         for result, part in zip(results, parts, strict=True):
             result[document] = part.transpose(0, 1)
 
@@ -354,7 +354,7 @@ def _documents(settings: AttentionSettings) -> Iterator[slice]:
         begin += length
 
 
-def _backward_of_long(
+def _backward_of_torch(
     q_HLD: torch.Tensor, k_JLD: torch.Tensor, v_JLD: torch.Tensor, grad_HLD: torch.Tensor, settings: AttentionSettings
 ) -> tuple[torch.Tensor, ...]:
     """torch's own backward, after its forward once more."""
@@ -364,7 +364,7 @@ def _backward_of_long(
     return tuple(grad[0] for grad in torch.autograd.grad(output, inputs, grad_HLD[None]))
 
 
-def _backward_of_short(
+def _backward_in_blocks(
     q_HLD: torch.Tensor,
     k_JLD: torch.Tensor,
     v_JLD: torch.Tensor,

@@ -1,4 +1,4 @@
-"""Dropout of a detour's input, with a mask that the backward uses again."""
+"""Dropout of a path's input, with a mask that the backward uses again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class CountedDropout:
 
     def of(self, x: torch.Tensor) -> torch.Tensor:
         """x (T, in) with what is dropped as 0 and the rest times the factor."""
-        out = torch.empty(x.shape, dtype=x.dtype)
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         kernels_for(x).dropped(x, self.key, self.threshold, self.factor, out)
         return out
 

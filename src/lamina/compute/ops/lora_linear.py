@@ -1,11 +1,11 @@
-"""A frozen linear layer with a low-rank detour, forward and backward in one autograd function.
+"""A frozen linear layer with a low-rank path, forward and backward in one autograd function.
 
     y = x W^T + b + s (drop(x) A^T) B^T
 
 or, where columns are scaled by factors c (DoRA), y = c (x W^T + s (drop(x) A^T) B^T) + b.
 
 Saved for the backward are x, once and in its own dtype, the rank-sized h = s drop(x) A^T, and with c the result that it
-scales. The gradient of W is never formed, and every other intermediate of the detour is rank-sized:
+scales. The gradient of W is never formed, and every other intermediate of the path is rank-sized:
 
     gh = s (g B)          dB = g^T h          dA = gh^T drop(x)          dx = g W + drop'(gh A)
 
@@ -41,7 +41,7 @@ def lora_linear(
         A: (r, in), float32.
         B: (out, r), float32.
         scaling: s.
-        dropout: Probability of dropping an element of the detour's input (torch's generator draws); 0 at evaluation.
+        dropout: Probability of dropping an element of the path's input (torch's generator draws); 0 at evaluation.
         columns: c, (out,), float32, or None for 1.
 
     Returns:
