@@ -8,7 +8,7 @@ model's own, the next one is tried, down to the model's own code with one docume
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.compute.fusion.exactness import INFLUENCE, Reference
+from lamina.compute.fusion.exactness import INFLUENCE, Numbers, Reference
 from lamina.compute.fusion.layer import Recompute, Surroundings, run_layer
 from lamina.compute.fusion.plan import LayerPlan
 from lamina.compute.fusion.reach import find_reach
@@ -152,13 +152,16 @@ class _Trial:
         self._no_lamina_attention: str | None = None
         self._apart: str | None = None
         self._packed_seconds: float | None = None
-        self._virtual_tokens = sum(m.virtual_tokens for m in model.modules() if isinstance(m, AdapterModule))
+        self._references: dict[str, Reference] = {}  # by what is said before what differs
+        rows = [m for m in model.modules() if isinstance(m, AdapterModule) and m.virtual_tokens]
         try:
-            self._reference = Reference(model)
+            self._reference = self._references[""] = Reference(model)
+            if any(adapter.enabled for adapter in rows):
+                self._references["with virtual tokens, "] = Reference(model, virtual_tokens=True)
         except Exception as error:  # then nothing can be compared, and the model runs as it is
             self._no_lamina_attention = self._apart = f"its numbers cannot be compared ({first_line(error)})"
         else:
-            reach = find_reach(model, longest + self._virtual_tokens)
+            reach = find_reach(model, longest + sum(adapter.virtual_tokens for adapter in rows))
             self._no_lamina_attention, self._apart = reach.attention, reach.together
 
     def enter(self, stack: ExitStack, way: Way, recompute: Decision) -> FusionReport | None:
@@ -171,25 +174,42 @@ class _Trial:
             )
         reason = None if way.layout.own_attention else self._no_lamina_attention
         known = self._apart if way.layout.together else None
-        if way.layout.together and way.layout.own_attention and self._virtual_tokens:
-            known = known or "its own attention is not told where the adapter's virtual tokens go"
         if reason is None and (known is None or way == WAYS[0]):  # the first also shows what the others cost
             try:
                 report = stack.enter_context(_switched(self._model, way, recompute))
-                found = self._reference.difference(way.layout)
+                numbers = {what: reference.run(way.layout) for what, reference in self._references.items()}
+                found = self._difference(numbers)
                 if known is None and found is None:
                     return self._taken(report, way)
+                if way == WAYS[0]:
+                    self._packed_seconds = self._reference.seconds(way.layout)
+                if known is None and found != INFLUENCE:
+                    stack.close()  # rounding is measured in the model's own way
+                    while found is not None and self._measure_more():
+                        found = self._difference(numbers)
+                    if found is None:
+                        return self._taken(stack.enter_context(_switched(self._model, way, recompute)), way)
                 if found == INFLUENCE:
                     self._apart = self._apart or found
                 reason = known or found
-                if way == WAYS[0]:
-                    self._packed_seconds = self._reference.seconds(way.layout)
             except (ModelError, Unsupported) as error:
                 reason = self._no_lamina_attention = str(error)
             except Exception as error:  # a trial is there to find out
                 reason = f"it fails ({first_line(error)})"
         self._refused.append(reason or known or "")
         return None
+
+    def _difference(self, numbers: Mapping[str, Numbers]) -> str | None:
+        """How the numbers of a way differ from the model's own, as far as rounding was measured."""
+        for what, reference in self._references.items():
+            if (found := reference.difference(numbers[what])) is not None:
+                return what + found
+        return None
+
+    def _measure_more(self) -> bool:
+        """Measures rounding once more, and says whether there was a draw left."""
+        draws = [reference.measure_more() for reference in self._references.values()]
+        return all(draws)
 
     def _taken(self, report: FusionReport, way: Way) -> FusionReport:
         if way.layout == PACKED:
