@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 import lamina
 from lamina.config.methods import METHOD_CONFIGS
+from lamina.runs.events import Step
 
 torch.set_num_threads(1)
 folder, model = Path(sys.argv[1]), sys.argv[2]
@@ -62,12 +63,12 @@ parts = pairs("parts", still, {"per_device_train_batch_size": 1, "gradient_accum
 verified = lamina.verify(packed.path / "config.yaml")
 print(json.dumps({
     "methods": sorted(METHOD_CONFIGS),
-    "gain": run.summary, "merged": merged.certificate.passed,
+    "gain": run.summary.as_json(), "merged": merged.certificate.passed,
     "format": json.loads(run.data_report_path.read_text())["files"][0]["format"],
     "scores": {name: vars(value) for name, value in scored.scores.items()},
-    "pairs": packed.summary, "events": list(packed.events()),
+    "pairs": packed.summary.as_json(), "events": [event.as_json() for event in packed.events()],
     "report": json.loads(packed.data_report_path.read_text()),
-    "losses": [[e["loss"] for e in r.events() if e["event"] == "step"] for r in (whole, parts)],
+    "losses": [[step.loss for step in r.events(Step)] for r in (whole, parts)],
     "verified": [vars(check) | {"measures": None} for check in verified.checks], "passed": verified.passed,
 }, default=str))
 """

@@ -182,7 +182,7 @@ def test_from_training_to_a_merged_model(folder: Path, tmp_path: Path) -> None:
     }
     summary = lamina.train(config).summary
     assert summary is not None
-    assert summary["eval_loss"] < summary["eval_loss_first"]
+    assert summary.eval_loss < summary.eval_loss_first
     loaded = load(tmp_path / "run")
     assert loaded.adapter.lock is not None
     assert loaded.adapter.lock.quantization == QuantizationConfig().model_dump()

@@ -83,9 +83,10 @@ def train(
             run = train_run(checked, view, resume=resume)
     except KeyboardInterrupt:
         raise stopped_at_once(checked) from None
-    summary = run.summary or {}
+    summary = run.summary
+    assert summary is not None, "a run that is finished has one"
     if as_json:
-        print_json(summary)
+        print_json(summary.as_json())
         return
     print_summary(summary)
     err.print(f"  next    lamina chat {escape(str(run.path))}")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
 
 from rich.markup import escape
 from rich.table import Table
 
 from lamina.cli.output import err, notify, out
 from lamina.cli.training import duration
-
-if TYPE_CHECKING:
-    from lamina.training.events import Event
-    from lamina.verification.report import Verification
+from lamina.runs.events import Event, Note
+from lamina.verification.report import Verification, VerifyCheck
 
 _COLOURS = {True: "green", False: "bold red", None: "yellow"}
 _WORDS = {True: "passed", False: "failed", None: "skipped"}
@@ -21,14 +19,12 @@ _VERDICTS = {True: "pass", False: "FAIL", None: "skipped"}
 
 def print_event(event: Event) -> None:
     """Shows on stderr what is being done, and each check as it is made."""
-    if event.kind == "note":
-        notify(event.data["message"])
-    elif event.kind == "check":
-        check = event.data
-        figures = (
-            "" if check["tolerance"] is None else f"  {_figure(check['difference'])} of {_figure(check['tolerance'])}"
-        )
-        err.print(f"  {_verdict(check['passed'])}  {escape(check['name'])}[dim]{figures}[/dim]")
+    if isinstance(event, Note):
+        notify(event.message)
+    elif isinstance(event, VerifyCheck):
+        check = event.check
+        figures = "" if check.tolerance is None else f"  {_figure(check.difference)} of {_figure(check.tolerance)}"
+        err.print(f"  {_verdict(check.passed)}  {escape(check.name)}[dim]{figures}[/dim]")
 
 
 def print_verification(result: Verification) -> None:
@@ -55,6 +51,6 @@ def _verdict(passed: bool | None) -> str:
 
 
 def _figure(difference: float | None) -> str:
-    if difference is None:
+    if difference is None or not math.isfinite(difference):
         return "not finite"
     return f"{difference:.1e}" if difference else "0"

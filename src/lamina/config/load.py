@@ -57,9 +57,9 @@ def load_config(source: str | Path | Mapping[str, Any] | Config, overrides: Iter
         path = Path(source)
         values, name = read_yaml(path), str(source)
         values.setdefault("output_dir", f"runs/{path.stem}")
-        if manifest := own_run(path):
-            started_by = str(manifest["lamina"])
-            values = at_home(values, path.parent, manifest)
+        if origin := own_run(path):
+            started_by = origin.lamina
+            values = at_home(values, path.parent, origin)
     values = merge_overrides(only_given(values), overrides)
     unusable = list(_unusable_texts(values))
     try:

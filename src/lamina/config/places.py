@@ -12,6 +12,7 @@ import glob
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +23,50 @@ MANIFEST_FILE = "manifest.json"
 _MAGIC = frozenset("*?[")
 
 
-def read_manifest(run: Path) -> dict[str, Any]:
-    """The manifest of the run in that folder; empty if there is none."""
+@dataclass(frozen=True)
+class Origin:
+    """Where a run was started, and by what.
+
+    Attributes:
+        lamina: The version that trained it last.
+        directory: The folder that its relative paths start from; None if that was not recorded.
+        path: Where the run lay then.
+    """
+
+    lamina: str
+    directory: str | None
+    path: str | None
+
+
+def read_origin(run: Path) -> Origin | None:
+    """What the manifest in that folder says of the run's origin; None if it is no run."""
     try:
         manifest = json.loads((run / MANIFEST_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
+        return None
+    if not isinstance(manifest, dict) or "lamina" not in manifest:
+        return None
+    directory, path = (value if isinstance(value := manifest.get(key), str) else None for key in ("directory", "path"))
+    return Origin(str(manifest["lamina"]), directory, path)
 
 
-def own_run(config: Path) -> dict[str, Any]:
-    """The manifest of the run whose own configuration `config` is; empty if it is no run's own."""
-    manifest = read_manifest(config.parent) if config.name == CONFIG_FILE else {}
-    return manifest if "lamina" in manifest else {}
+def own_run(config: Path) -> Origin | None:
+    """The origin of the run whose own configuration `config` is; None if it is no run's own."""
+    return read_origin(config.parent) if config.name == CONFIG_FILE else None
 
 
-def at_home(values: Mapping[str, Any], run: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def at_home(values: Mapping[str, Any], run: Path, origin: Origin) -> dict[str, Any]:
     """A run's own configuration, with the places that it names as they are seen from here."""
-    folders = start_folders(run, manifest)
+    folders = start_folders(run, origin)
     return {**map_paths(values, lambda field, path: find_from(path, folders)), "output_dir": str(run)}
 
 
-def start_folders(run: Path, manifest: Mapping[str, Any]) -> list[Path]:
-    """The folders that a run's relative paths may start from, the likeliest first."""
-    directory, was = manifest.get("directory"), manifest.get("path")
-    if not isinstance(directory, str) or not isinstance(was, str):
+def start_folders(run: Path, origin: Origin | None) -> list[Path]:
+    """The folders that a run's relative paths may start from, the likeliest first; none if it has no origin."""
+    if origin is None or origin.directory is None or origin.path is None:
         return []
-    moved_along = os.path.normpath(run.resolve() / os.path.relpath(directory, was))
-    return [Path(directory), Path(moved_along)]
+    moved_along = os.path.normpath(run.resolve() / os.path.relpath(origin.directory, origin.path))
+    return [Path(origin.directory), Path(moved_along)]
 
 
 def find_from(path: str, folders: Sequence[Path]) -> str:

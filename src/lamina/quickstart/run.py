@@ -24,7 +24,7 @@ from lamina.progress import Notify, Progress
 from lamina.quickstart.settings import quickstart_settings, write_rows
 from lamina.quickstart.task import Request, build_task, is_valid_record
 from lamina.runs import Run
-from lamina.training.events import OnEvent
+from lamina.runs.events import CheckpointSaved, OnEvent, Started
 from lamina.training.loop import train
 
 DEFAULT_FOLDER = "runs/quickstart"
@@ -75,7 +75,8 @@ class Quickstart:
 
     def as_json(self) -> dict[str, Any]:
         """As plain data."""
-        summary = self.run.summary or {}
+        summary = self.run.summary
+        assert summary is not None, "the run is finished"
         return {
             "base_exact_match": self.base_exact_match,
             "exact_match": self.exact_match,
@@ -83,7 +84,7 @@ class Quickstart:
             "valid_json": self.valid_json,
             "training_seconds": self.training_seconds,
             "adapter": str(self.run.adapter),
-            "adapter_digest": summary["adapter_digest"],
+            "adapter_digest": summary.adapter_digest,
             "run": str(self.run.path),
             "merged": str(self.merged),
             "certificate": self.certificate.as_json(),
@@ -130,8 +131,7 @@ def quickstart(
     files.write_text(root / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
 
     run = train(config, on_event)
-    events = [event for event in run.events() if event["event"] in ("start", "checkpoint")]
-    training_seconds = events[-1]["time"] - events[0]["time"]
+    training_seconds = max(e.time for e in run.events(CheckpointSaved)) - next(run.events(Started)).time
 
     notify("Answering the unseen requests, first with the bare base, then with the adapter ...")
     generator = build_generator(load(run.path), batch_size=len(task.eval))

@@ -16,22 +16,35 @@ import os
 import shlex
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import yaml
 from filelock import FileLock, Timeout
 
 from lamina import files
 from lamina.config import Config, load_config, resolved_values
-from lamina.config.places import CONFIG_FILE, MANIFEST_FILE, made_absolute, map_paths, start_folders
+from lamina.config.places import (
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    Origin,
+    made_absolute,
+    map_paths,
+    read_origin,
+    start_folders,
+)
 from lamina.errors import ConfigError, Interrupted, NewerVersionError, Problem, RunError, StorageError, check_format
+from lamina.runs.events import Event, event_lines
+from lamina.runs.manifest import Manifest
+from lamina.runs.summary import Summary
 from lamina.version import __version__
 
 ADAPTER_FOLDER = "adapter"
 LOCK_FILE = ".lock"
 FORMAT = 1
+
+E = TypeVar("E", bound=Event)
 
 # Somebody who only looks whether a run is held has it for a moment.
 _LOCK_SECONDS = 0.5
@@ -88,39 +101,34 @@ class Run:
         return load_config(self.config_path)
 
     @property
-    def manifest(self) -> dict[str, Any]:
-        """The manifest; empty if there is none.
+    def manifest(self) -> Manifest:
+        """What is recorded of the run; nothing before it was started.
 
         Raises:
             RunError: It is damaged.
             NewerVersionError: It has a format that this version does not know.
         """
+        content = self._read_manifest()
         try:
-            manifest = json.loads(self.manifest_path.read_text(encoding="utf-8"))
-            check_format(self.manifest_path, manifest.get("format", 1), FORMAT, str(manifest.get("lamina", "")))
-        except FileNotFoundError:
-            return {}
-        except NewerVersionError:
-            raise
+            return Manifest.from_json(content)
         except (ValueError, AttributeError) as error:
-            raise RunError(f"{self.manifest_path}: is not readable ({error}). Fix: put back a copy of it.") from None
-        return manifest
+            raise self._unreadable(error) from None
 
     @property
     def begun(self) -> bool:
         """Whether model, data and adapter were found to fit, so that there is something to go on with."""
-        return "base" in self.manifest
+        return self.manifest.base is not None
 
     @property
-    def summary(self) -> dict[str, Any] | None:
+    def summary(self) -> Summary | None:
         """The figures of a finished run (what `lamina train --json` prints); None before that."""
-        summary = self.manifest.get("summary")
-        return summary and {**summary, "run": str(self.path), "adapter": str(self.adapter)}
+        summary = self.manifest.summary
+        return summary and replace(summary, run=str(self.path), adapter=str(self.adapter))
 
     @property
     def status(self) -> str | None:
         """`running`, `finished`, `interrupted`, `failed` or `killed`; None before it was started."""
-        status = self.manifest.get("status")
+        status = self.manifest.status
         return "killed" if status == "running" and not _is_held(self) else status
 
     @property
@@ -131,18 +139,42 @@ class Run:
     def record(self, **facts: Any) -> None:
         """Puts facts into the manifest, in the place of those of the same name; None takes one out.
 
+        Args:
+            facts: Plain data, as `Manifest.as_json` gives it.
+
         Raises:
             StorageError: It cannot be written.
         """
-        manifest = {**self.manifest, **facts}
+        manifest = {**self._read_manifest(), **facts}
         files.write_json(self.manifest_path, {name: fact for name, fact in manifest.items() if fact is not None})
 
-    def events(self) -> Iterator[dict[str, Any]]:
-        """The events written so far, the whole lines of `metrics.jsonl`."""
-        with contextlib.suppress(FileNotFoundError):
-            for line in self.metrics_path.read_text(encoding="utf-8").split("\n")[:-1]:
-                with contextlib.suppress(ValueError):
-                    yield json.loads(line)
+    @overload
+    def events(self) -> Iterator[Event]: ...
+    @overload
+    def events(self, kind: type[E]) -> Iterator[E]: ...
+    def events(self, kind: type[Event] = Event) -> Iterator[Event]:
+        """The events written so far, from the whole lines of `metrics.jsonl`; of one kind, if it is given.
+
+        Raises:
+            RunError: A line is no event.
+        """
+        return (event for _, event in event_lines(self.metrics_path) if isinstance(event, kind))
+
+    def _read_manifest(self) -> dict[str, Any]:
+        """The manifest as plain data, with what only a newer version knows; empty if there is none."""
+        try:
+            manifest = json.loads(self.manifest_path.read_text(encoding="utf-8"))
+            check_format(self.manifest_path, manifest.get("format", 1), FORMAT, str(manifest.get("lamina", "")))
+        except FileNotFoundError:
+            return {}
+        except NewerVersionError:
+            raise
+        except (ValueError, AttributeError) as error:
+            raise self._unreadable(error) from None
+        return manifest
+
+    def _unreadable(self, error: Exception) -> RunError:
+        return RunError(f"{self.manifest_path}: is not readable ({error}). Fix: put back a copy of it.")
 
 
 def open_run(path: str | Path) -> Run:
@@ -156,7 +188,7 @@ def open_run(path: str | Path) -> Run:
         raise RunError(f"{path}: is no run directory (it has no config.yaml). Fix: check the path.")
     if run.status == "killed":
         with contextlib.suppress(RunError, StorageError), exclusive(run):  # RunError: somebody has taken it up
-            if run.manifest.get("status") == "running":
+            if run.manifest.status == "running":
                 run.record(status="killed")
     return run
 
@@ -200,7 +232,7 @@ def start_run(config: Config, resume: bool) -> Run:
     run = Run(Path(config.output_dir))
     if not run.begun:
         now = {"format": FORMAT, "lamina": __version__, "status": "running", "started": timestamp()}
-        files.write_json(run.manifest_path, now | _places(run, {}))
+        files.write_json(run.manifest_path, now | _places(run, None))
         _write_config(run, resolved_values(config))
     return run
 
@@ -228,7 +260,7 @@ def moved_places(run: Run, config: Config) -> list[str]:
     return sorted({field for (field, place), (_, other) in pairs if place != other})
 
 
-def keep_places(run: Run, config: Config) -> dict[str, Any]:
+def keep_places(run: Run, config: Config) -> dict[str, str]:
     """Lets a run that goes on know where it now is, and what it was given new places for.
 
     Returns:
@@ -239,12 +271,12 @@ def keep_places(run: Run, config: Config) -> dict[str, Any]:
     """
     if moved_places(run, config):
         _write_config(run, map_paths(resolved_values(config), lambda field, path: made_absolute(path)))
-    return _places(run, run.manifest)
+    return _places(run, read_origin(run.path))
 
 
-def _places(run: Run, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _places(run: Run, origin: Origin | None) -> dict[str, str]:
     """Where a run is, and where its relative paths start from."""
-    folders = start_folders(run.path, manifest) or [Path.cwd()]
+    folders = start_folders(run.path, origin) or [Path.cwd()]
     directory = next((folder for folder in folders if folder.is_dir()), folders[0])
     return {"path": str(run.path.resolve()), "directory": str(directory)}
 
@@ -291,7 +323,7 @@ def timestamp() -> str:
 
 
 def _record_end(run: Run, status: str, **facts: Any) -> None:
-    if run.manifest.get("status") != "finished":
+    if run.manifest.status != "finished":
         with contextlib.suppress(StorageError):  # on a full disk; what ended the run is the news
             run.record(status=status, ended=timestamp(), **facts)
 
@@ -323,7 +355,7 @@ def _is_run(run: Run) -> bool:
 def _foreign_files(run: Run) -> bool:
     """Whether the folder holds anything that a run which never began would not have left."""
     own = {run.metrics_path.name, run.checkpoints.name, "tensorboard"}
-    if "lamina" in run.manifest:
+    if run.manifest.lamina is not None:
         own.add(run.manifest_path.name)  # and no configuration yet
     return any(entry.name not in own and not entry.name.startswith(".") for entry in run.path.iterdir())
 
