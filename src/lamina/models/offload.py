@@ -58,7 +58,7 @@ class MappedLinear(PackedLinear):
     def dense(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         return (self.packed.T if self._transposed else self.packed).to(dtype or self.dtype)
 
-    def lay(self, out: torch.Tensor) -> None:
+    def dequantize_into(self, out: torch.Tensor) -> None:
         out.copy_(self.dense(out.dtype))
 
 

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lamina.errors import LaminaError, ModelError
-from lamina.structure.probe_tokens import probe_tokens
+from lamina.structure.plain_tokens import plain_tokens
 
 # Texts of so many tokens that begin alike, the first of them against each other one.
 _TOKENS, _ALIKE, _OTHERS = 16, 8, 3
@@ -51,12 +51,12 @@ def check_causal(model: PreTrainedModel) -> None:
 
 def _seen_before(model: PreTrainedModel) -> float:
     """How much of a change is seen before it, by the smallest with other tokens; 0 if that is rounding."""
-    first = probe_tokens(model, _TOKENS)
+    first = plain_tokens(model, _TOKENS)
     allowed = _ROUNDING.get(model.dtype, _ROUNDING_OF_16_BITS)
     logits = model(input_ids=first, use_cache=False).logits[0].float()
     seen = float("inf")
     for seed in range(1, 1 + _OTHERS):
-        other = probe_tokens(model, _TOKENS, seed)
+        other = plain_tokens(model, _TOKENS, seed)
         other[:, :_ALIKE] = first[:, :_ALIKE]
         change_T = (model(input_ids=other, use_cache=False).logits[0].float() - logits).norm(dim=-1)
         if not torch.isfinite(change_T).all():

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from lamina.errors import ModelError
 from lamina.structure.layers import text_decoder
-from lamina.structure.probe_tokens import probe_tokens
+from lamina.structure.plain_tokens import plain_tokens
 
 # Of a few tokens' logits, by their largest: a factor may be applied in another order.
 _ROUNDINGS = 8
@@ -78,7 +78,7 @@ def find_head(model: PreTrainedModel) -> Head:
 
 @torch.no_grad()
 def _parts_agree(model: PreTrainedModel, decoder: nn.Module, linear: nn.Module, transform: LogitTransform) -> bool:
-    ids = probe_tokens(model, _TOKENS)
+    ids = plain_tokens(model, _TOKENS)
     training = model.training
     model.eval()
     try:

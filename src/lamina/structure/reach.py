@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.structure.layers import decoder_layers
-from lamina.structure.probe_tokens import probe_tokens
+from lamina.structure.plain_tokens import plain_tokens
 
 _TOKENS = 8
 
@@ -45,7 +45,7 @@ def _modules_that_run(model: PreTrainedModel) -> set[int]:
     training = model.training
     model.eval()
     try:
-        model(input_ids=probe_tokens(model, _TOKENS), use_cache=False)
+        model(input_ids=plain_tokens(model, _TOKENS), use_cache=False)
     except Exception:  # of any kind: on the meta device, whatever looks at a number
         return set()
     finally:

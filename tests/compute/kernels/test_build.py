@@ -50,10 +50,10 @@ def _ask_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test is a process that has not loaded any kernels yet, and so are those that follow."""
     for name in ("LAMINA_KERNELS", "CXX"):
         monkeypatch.delenv(name, raising=False)
-    native.load.cache_clear()
+    native.load_kernels.cache_clear()
     yield
     monkeypatch.undo()
-    native.load.cache_clear()
+    native.load_kernels.cache_clear()
 
 
 @pytest.fixture
@@ -81,10 +81,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def at_hand() -> str:
     """What a script does that has the kernels at hand, instead of compiling them: seconds less."""
-    native.load.cache_clear()
+    native.load_kernels.cache_clear()
     if native.unavailable() is not None:
         pytest.skip(f"no kernels: {native.unavailable()}")
-    made = native.load().loaded  # and not the newest in the cache, which may be a sanitizer's
+    made = native.load_kernels().loaded  # and not the newest in the cache, which may be a sanitizer's
     assert made is not None
     return f'{COMPILING} {{ {LAST}; cp {made._name} "$to"; }}'
 
@@ -245,14 +245,14 @@ def test_a_damaged_library_is_made_again(
     assert native.unavailable() is None
     (library,) = cache.rglob("*.so")
     assert count(runs) == 2
-    native.load.cache_clear()
+    native.load_kernels.cache_clear()
     assert native.unavailable() is None
     assert count(runs) == 3  # its version alone
     damaged = tmp_path / "other" / "kernels" / library.name  # elsewhere, since a process loads a file once
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(library.read_bytes()[:100])
     monkeypatch.setenv("LAMINA_CACHE", str(tmp_path / "other"))
-    native.load.cache_clear()
+    native.load_kernels.cache_clear()
     assert native.unavailable() is None
     assert damaged.read_bytes() == library.read_bytes()
     assert count(runs) == 5
@@ -307,7 +307,7 @@ def test_doctor_says_what_a_run_then_has(
     """What it reports of this machine, as if it were another process, beside a run's notes, manifest and kernels."""
     state(compiler, monkeypatch, cache, at_hand)
     finding, attention = doctor._kernels(CPU), doctor._attention(CPU)
-    native.load.cache_clear()
+    native.load_kernels.cache_clear()
     called: list[str] = []
     call = native.call
     monkeypatch.setattr(native, "call", lambda name, *given: (called.append(name), call(name, *given))[1])

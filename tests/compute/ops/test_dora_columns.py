@@ -71,10 +71,10 @@ def test_a_group_in_which_one_of_two_has_scaled_columns(bias: bool, residual: bo
     group = LinearGroup(modules, [3, 3])
     detours = [Detour(A, B, 0.7, 0.0, columns), Detour(A2, B2, 0.7, 0.0)]
     group.refresh(detours)
-    x_ext = torch.cat([x, torch.zeros(9, group.room)], 1)
+    x_ext = torch.cat([x, torch.zeros(9, group.extra_width)], 1)
     with torch.no_grad():
         ours, state = group.forward(x_ext, detours, added)
-        through = group.unscaled(grad, state)
+        through = group.backward_scaling(grad, state)
         dx, gh = group.backward_input(through, state, detours)
         grads = group.backward_detours(through, gh, x, state.h, state, detours)
     torch.testing.assert_close(ours, theirs.detach())

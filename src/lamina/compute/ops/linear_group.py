@@ -64,7 +64,7 @@ class GroupState:
         h: (T, R), the detours' rank-sized products; where members share a product, columns of `x_ext`.
         dropouts: Of each detour's input, or None.
         scaled: (T, out), the outputs without bias and residual, where columns are scaled; else None.
-        grad_columns: (out,), the gradient of the columns' factors, once `unscaled` was called; else None.
+        grad_columns: (out,), the gradient of the columns' factors, once `backward_scaling` was called; else None.
     """
 
     h: torch.Tensor
@@ -106,17 +106,17 @@ class LinearGroup:
         self.rank = sum(ranks)
         zeros = sum(linear.out_features * (self.rank - rank) for linear, rank in zip(linears, ranks, strict=True))
         self._shared = zeros <= _MOST_ZEROS * self.out_features * self.in_features
-        self.room = self.rank if self._shared else max(ranks)
-        self._places = self._columns if self._shared else [slice(0, rank) for rank in ranks]
+        self.extra_width = self.rank if self._shared else max(ranks)
+        self._slots = self._columns if self._shared else [slice(0, rank) for rank in ranks]
         weight = linears[0].weight
         self._scratch = scratch or Scratch()
         self._packed = any(isinstance(linear, PackedLinear) for linear in linears)
         self._A = weight.new_empty(self.rank, self.in_features)
         if self._packed:
-            self._beside = weight.new_zeros(self.out_features, self.room)
+            self._scaled_B = weight.new_zeros(self.out_features, self.extra_width)
         else:
-            self._resident = weight.new_zeros(self.out_features, self.in_features + self.room)
-            self._beside = self._resident[:, self.in_features :]
+            self._resident = weight.new_zeros(self.out_features, self.in_features + self.extra_width)
+            self._scaled_B = self._resident[:, self.in_features :]
             with torch.no_grad():
                 for linear, rows in zip(self._linears, self._rows, strict=True):
                     home, own = self._resident[rows, : self.in_features], linear.weight.data
@@ -134,12 +134,12 @@ class LinearGroup:
             return
         for linear in self._linears:
             linear.weight.data = linear.weight.detach().clone(memory_format=torch.contiguous_format)
-        self._resident = self._beside = self._resident.new_empty(0)
+        self._resident = self._scaled_B = self._resident.new_empty(0)
 
     def refresh(self, detours: Sequence[Detour | None]) -> None:
         """Rounds the masters into place. None for a linear whose detour is switched off, or that has none."""
-        for detour, rows, columns, place in zip(detours, self._rows, self._columns, self._places, strict=True):
-            beside = self._beside[rows, place]
+        for detour, rows, columns, place in zip(detours, self._rows, self._columns, self._slots, strict=True):
+            beside = self._scaled_B[rows, place]
             if detour is None:
                 beside.zero_()
                 self._A[columns].zero_()
@@ -175,7 +175,7 @@ class LinearGroup:
             h.copy_(x @ self._A.T)
         for dropout, columns in zip(state.dropouts, self._columns, strict=True):
             if dropout is not None:
-                h[:, columns] = dropout.of(x) @ self._A[columns].T
+                h[:, columns] = dropout.apply(x) @ self._A[columns].T
         if self._factors is not None:
             state.scaled = self._products(x_ext, h, None, out)
             kernels_for(state.scaled).scale_columns_(state.scaled, self._factors)
@@ -184,7 +184,7 @@ class LinearGroup:
         y = self._products(x_ext, h, residual, out)
         return y if self._bias is None else y.add_(self._bias), state
 
-    def unscaled(self, grad: torch.Tensor, state: GroupState) -> torch.Tensor:
+    def backward_scaling(self, grad: torch.Tensor, state: GroupState) -> torch.Tensor:
         """From the gradient of the outputs (T, out) that of the products before their columns were scaled.
 
         The gradient itself where no column is; else the factors' own gradient is left in `state`.
@@ -204,7 +204,7 @@ class LinearGroup:
         """Gradients of the input and of the rank-sized products.
 
         Args:
-            grad: (T, out), from `unscaled`, as in `backward_detours`.
+            grad: (T, out), from `backward_scaling`, as in `backward_detours`.
             state: From `forward`.
             detours: As in `forward`.
             wants_dx: Whether the input's gradient is needed.
@@ -213,7 +213,7 @@ class LinearGroup:
             dx (T, in), undefined if not wanted, and gh (T, R).
         """
         if not wants_dx:
-            return grad, self._rank_sized(grad, self._beside)
+            return grad, self._rank_sized(grad, self._scaled_B)
         if self._shared:
             both = grad @ self._matrix()
             dx, gh = both[:, : self.in_features], both[:, self.in_features :].contiguous()
@@ -257,7 +257,7 @@ class LinearGroup:
         for dropout, detour, rows, columns in zip(state.dropouts, detours, self._rows, self._columns, strict=True):
             if detour is not None:
                 if any(state.dropouts):
-                    seen = x if dropout is None else dropout.of(x)
+                    seen = x if dropout is None else dropout.apply(x)
                     kernels.narrow_product(gh[:, columns], seen, dA[columns], 1.0)
                 dB = torch.empty(detour.B.shape, device=grad.device)
                 kernels.narrow_product(h[:, columns], grad[:, rows], dB.T, detour.scaling)
@@ -278,7 +278,7 @@ class LinearGroup:
             return torch.addmm(residual, x_ext, matrix.T, out=out)
         beside = x_ext[:, self.in_features :].zero_()
         y = x_ext.new_empty(x_ext.shape[0], self.out_features) if out is None else out
-        for rows, columns, place in zip(self._rows, self._columns, self._places, strict=True):
+        for rows, columns, place in zip(self._rows, self._columns, self._slots, strict=True):
             # What an earlier member of a higher rank left beyond the place meets zeros.
             beside[:, place].copy_(h[:, columns])
             torch.mm(x_ext, matrix[rows].T, out=y[:, rows])
@@ -289,7 +289,7 @@ class LinearGroup:
         if self._shared:
             return grad @ beside
         gh = grad.new_empty(grad.shape[0], self.rank)
-        for rows, columns, place in zip(self._rows, self._columns, self._places, strict=True):
+        for rows, columns, place in zip(self._rows, self._columns, self._slots, strict=True):
             gh[:, columns] = grad[:, rows] @ beside[rows, place]
         return gh
 
@@ -297,14 +297,14 @@ class LinearGroup:
         """(out, in + room): the weights with the scaled B's beside them, at least until another group is asked."""
         if not self._packed:
             return self._resident
-        matrix = self._scratch.buffer(self._beside, self.out_features, self.in_features + self.room)
+        matrix = self._scratch.buffer(self._scaled_B, self.out_features, self.in_features + self.extra_width)
         for linear, rows in zip(self._linears, self._rows, strict=True):
             place = matrix[rows, : self.in_features]
             if isinstance(linear, PackedLinear):
-                linear.lay(place)
+                linear.dequantize_into(place)
             else:
                 place.copy_(linear.weight)
-        matrix[:, self.in_features :].copy_(self._beside)
+        matrix[:, self.in_features :].copy_(self._scaled_B)
         return matrix
 
     def _column_factors(self, detours: Sequence[Detour | None]) -> torch.Tensor | None:

@@ -28,7 +28,7 @@ from lamina.compute.ops.attention import NAME as PACKED
 from lamina.compute.ops.shapes import repeating_size
 from lamina.errors import AdapterError, ConfigError, ModelError, Problem
 from lamina.structure.layers import text_decoder
-from lamina.structure.probe_tokens import probe_tokens
+from lamina.structure.plain_tokens import plain_tokens
 
 # The one tensor that peft saves.
 SAVED_NAME = "prompt_embeddings"
@@ -130,7 +130,7 @@ def _check_masks(model: PreTrainedModel, decoder: PreTrainedModel) -> None:
     handle = decoder.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
     training = model.training
     try:
-        model.eval()(input_ids=probe_tokens(model, 4), use_cache=False)
+        model.eval()(input_ids=plain_tokens(model, 4), use_cache=False)
     finally:
         model.train(training)
         handle.remove()

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 
-def probe_tokens(model: PreTrainedModel, count: int, seed: int = 0) -> torch.Tensor:
+def plain_tokens(model: PreTrainedModel, count: int, seed: int = 0) -> torch.Tensor:
     """Token ids (1, count) on the model's device, always the same for a seed, none of which means something special.
 
     Those that the configuration names end a text, pad it, or stand for an image that is not there.
