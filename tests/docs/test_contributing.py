@@ -16,7 +16,7 @@ PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", PAGE, re.DOTALL))
 
 
-def test_the_method_and_the_format_train_and_merge_as_the_page_says(tmp_path: Path) -> None:
+def test_method_format_and_loss_train_and_merge_as_the_page_says(tmp_path: Path) -> None:
     for part in ("src/lamina", "tests"):
         shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
     for path, text in FILES.items():
@@ -32,10 +32,11 @@ def test_the_method_and_the_format_train_and_merge_as_the_page_says(tmp_path: Pa
     assert subprocess.run(formatted, cwd=tmp_path, capture_output=True).returncode == 0
 
 
-def test_the_page_has_a_pair_for_the_method_and_one_file_for_the_format() -> None:
+def test_the_page_has_a_pair_for_method_and_loss_and_one_file_for_the_format() -> None:
     names = [Path(path).name for path in FILES]
-    assert len(names) == 4
+    assert len(names) == 6
     assert names[0] == names[1]
+    assert names[3] == names[4]
 
 
 def test_every_make_target_of_the_page_is_one() -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from types import ModuleType
 
 from lamina.config import DataConfig, SourceConfig
 from lamina.data.columns import ColumnMapping
 from lamina.data.example import Example, Kind
-from lamina.data.formats import DETECT_ROWS, FORMATS, choose_format, column_names
+from lamina.data.formats import DETECT_ROWS, FORMATS, Format, choose_format, column_names, name_of
 from lamina.data.formats._fields import RowError
 from lamina.data.read import DataFile, Fault, RawRow, Row, find_files, rows_of
 from lamina.data.read.open import fault_message
@@ -150,7 +149,7 @@ class SourceReader:
         used = self._mapping.used(self.columns) if self._mapping else {*module.FIELDS, *module.OPTIONAL_FIELDS}
         return [str(column) for column in self.columns if column not in used]
 
-    def _find_format(self, begun: list[RawRow | Fault]) -> ModuleType:
+    def _find_format(self, begun: list[RawRow | Fault]) -> Format:
         wanted = self.source.format or "auto"
         values, places, failed = [], [], ""
         for row in begun:
@@ -171,7 +170,7 @@ class SourceReader:
             if not self.file.within:
                 raise
             raise DataError(f"{error} If it holds no rows, name those files of {self.file.within} that do.") from None
-        name = module.__name__.rpartition(".")[2]
+        name = name_of(module)
         read = (*module.FIELDS, *module.OPTIONAL_FIELDS)
         unread = [field for field in self._mapping.fields if field not in read] if self._mapping else []
         if unread:
@@ -182,7 +181,7 @@ class SourceReader:
         self.format = name
         return module
 
-    def _read(self, row: RawRow | Fault, module: ModuleType | None) -> ReadRow:
+    def _read(self, row: RawRow | Fault, module: Format | None) -> ReadRow:
         if isinstance(row, Fault):
             return ReadRow(row.number, row.line, None, fault=row)
         if module is None:

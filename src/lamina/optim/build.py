@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -17,6 +17,23 @@ from lamina.errors import ConfigError, Problem
 from lamina.progress import Notify
 
 Schedule = Callable[[int], float]
+
+
+class OptimizerModule(Protocol):
+    """What an optimizer's module defines."""
+
+    def build(self, config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Builds the optimizer.
+
+        Args:
+            config: Its settings.
+            groups: Tensors that are treated alike, each group with `weight_decay`, `lr_factor` (LoRA+'s) and `hidden`
+                (whether they are matrices between hidden states).
+
+        Raises:
+            ConfigError: Its package is not installed, or it does not fit what is trained.
+        """
+        ...
 
 
 def build_optimizer(
@@ -46,7 +63,8 @@ def build_optimizer(
     if unpaged is not None and "cuda" not in devices:
         notify(f"{name}: there is no GPU whose memory could be paged, so {unpaged} runs, which gives the same numbers")
         name = unpaged
-    return plugins.load_member("optimizers", name).build(config, _groups(config, tensors, fast, vocabulary))
+    module = cast(OptimizerModule, plugins.load_member("optimizers", name))
+    return module.build(config, _groups(config, tensors, fast, vocabulary))
 
 
 def _groups(

@@ -258,7 +258,8 @@ class _Computation:
     def _run_end(self, h: torch.Tensor, gate: _Gate) -> tuple[torch.Tensor, _End]:
         spec, (*_, d_down) = self.spec, self.detours
         product_ext = _with_extra_columns(h, spec.down.group)
-        self.kernels.gated(*gate.gate_up.chunk(2, 1), spec.activation, product_ext[:, : spec.down.group.in_features])
+        gate_rows, up_rows = gate.gate_up.chunk(2, 1)
+        self.kernels.gated(gate_rows, up_rows, spec.activation, product_ext[:, : spec.down.group.in_features])
         if spec.output_norm is None:
             y, state = spec.down.group.forward(product_ext, d_down, h)
             return y, _End(None, None, _own_products(state))
@@ -279,7 +280,8 @@ class _Computation:
         dproduct, gh_down = spec.down.group.backward_input(dy, end.state, d_down)
         state = gate.state
         dgate_up = gate.gate_up if state.scaled is None else gate.gate_up.clone()  # it may be `scaled` itself
-        self.kernels.gated_backward_(*dgate_up.chunk(2, 1), spec.activation, dproduct)
+        dgate, dup = dgate_up.chunk(2, 1)
+        self.kernels.gated_backward_(dgate, dup, spec.activation, dproduct)
         product = dproduct
         down_grads = spec.down.group.backward_detours(dy, gh_down, product, end.state.h, end.state, d_down)
         dgate_up = spec.gate_up.group.backward_scaling(dgate_up, state)

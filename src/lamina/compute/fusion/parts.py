@@ -112,9 +112,9 @@ class _Gated(torch.autograd.Function):
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, activation: int) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
         ctx.activation, ctx.backend = activation, chosen_backend()
-        rows = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (gate, up)]
-        out = torch.empty(rows[0].shape, dtype=gate.dtype, device=gate.device)
-        kernels_for(*rows).gated(*rows, activation, out)
+        gate_rows, up_rows = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (gate, up))
+        out = torch.empty(gate_rows.shape, dtype=gate.dtype, device=gate.device)
+        kernels_for(gate_rows, up_rows).gated(gate_rows, up_rows, activation, out)
         return in_shape(out, *gate.shape)
 
     @staticmethod

@@ -20,6 +20,7 @@ import torch
 from lamina.compute.kernels import native, plain
 from lamina.compute.kernels.build import load_kernels
 from lamina.compute.kernels.plain import GELU_TANH, SILU
+from lamina.compute.kernels.protocol import Kernels
 from lamina.errors import ConfigError, KernelError, Problem
 from lamina.progress import Notify
 
@@ -97,7 +98,7 @@ def available_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
     return ["native"] * native_runs + ["compiled"] * compiled_runs + ["plain"]
 
 
-def kernels_for(*tensors: torch.Tensor) -> Any:
+def kernels_for(*tensors: torch.Tensor) -> Kernels:
     """Returns the backend for these tensors, a module: `native`, `compiled` or `plain`.
 
     Raises:

@@ -9,23 +9,47 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol, cast
 
 from lamina import plugins
+from lamina.data.example import Example
 from lamina.errors import ConfigError, DataError
 
 
-def _discover() -> dict[str, ModuleType]:
+class Format(Protocol):
+    """What a format's module defines.
+
+    Attributes:
+        FIELDS: Columns that a row must have.
+        OPTIONAL_FIELDS: Columns that it reads where they are there.
+    """
+
+    FIELDS: tuple[str, ...]
+    OPTIONAL_FIELDS: tuple[str, ...]
+
+    def detect(self, row: Mapping[str, Any]) -> bool:
+        """Says whether a row is of this format."""
+        ...
+
+    def parse(self, row: Mapping[str, Any], number: int) -> Example:
+        """Reads a row; `number` is its number in the file, from 1.
+
+        Raises:
+            RowError: The row cannot be used; the text says what of it.
+        """
+        ...
+
+
+def _discover() -> dict[str, Format]:
     """Every format that can be imported; `load_member` says of the others why not."""
     found = {}
     for name in sorted(plugins.members("formats")):
         with contextlib.suppress(ConfigError):
-            found[name] = plugins.load_member("formats", name)
+            found[name] = cast(Format, plugins.load_member("formats", name))
     return found
 
 
-FORMATS: dict[str, ModuleType] = _discover()
+FORMATS: dict[str, Format] = _discover()
 
 # Enough rows to see a mixed file, few enough to be instant.
 DETECT_ROWS = 200
@@ -34,7 +58,7 @@ DETECT_ROWS = 200
 MOST = 0.8
 
 
-def choose_format(rows: Sequence[Mapping[str, Any]], wanted: str, name: str, places: Sequence[str] = ()) -> ModuleType:
+def choose_format(rows: Sequence[Mapping[str, Any]], wanted: str, name: str, places: Sequence[str] = ()) -> Format:
     """The format named by the config, or the only one that fits the first rows.
 
     Args:
@@ -47,7 +71,7 @@ def choose_format(rows: Sequence[Mapping[str, Any]], wanted: str, name: str, pla
         DataError: No format fits, or several do.
     """
     if wanted != "auto":
-        return FORMATS[wanted] if wanted in FORMATS else plugins.load_member("formats", wanted)
+        return FORMATS[wanted] if wanted in FORMATS else cast(Format, plugins.load_member("formats", wanted))
     hits = {format_name: sum(module.detect(row) for row in rows) for format_name, module in FORMATS.items()}
     most = max(hits.values())
     if most < MOST * len(rows):
@@ -58,6 +82,11 @@ def choose_format(rows: Sequence[Mapping[str, Any]], wanted: str, name: str, pla
             f"{name}: the rows fit more than one format: {', '.join(fitting)}. Fix: set data.format to one of them."
         )
     return FORMATS[fitting[0]]
+
+
+def name_of(module: Format) -> str:
+    """The name of a format, which is that of its file."""
+    return next((name for name, known in FORMATS.items() if known is module), "")
 
 
 def column_names(row: Mapping[str, Any]) -> str:
@@ -83,6 +112,6 @@ def _no_format(rows: Sequence[Mapping[str, Any]], hits: Mapping[str, int], place
     )
 
 
-def _shape(name: str, module: ModuleType) -> str:
+def _shape(name: str, module: Format) -> str:
     optional = f"; optionally {', '.join(module.OPTIONAL_FIELDS)}" if module.OPTIONAL_FIELDS else ""
     return f"{name} ({', '.join(module.FIELDS)}{optional})"

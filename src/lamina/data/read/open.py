@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 from lamina.data.read import arrow, csv, hub, json, parquet, text
 from lamina.data.read.find import DataFile, find_files
 from lamina.data.read.rows import Fault, RawRow, Row, place_of
 from lamina.errors import DataError
 
-_READERS = {"json": json.read, "csv": csv.read, "parquet": parquet.read, "arrow": arrow.read, "hub": hub.read}
+
+class Reader(Protocol):
+    """Reads the rows of a file of one kind, in order; the `read` of a module of this package."""
+
+    def __call__(self, file: DataFile) -> Iterator[RawRow | Fault]:
+        """Yields each row, or a fault in place of one that cannot be read.
+
+        Raises:
+            DataError: Nothing at all can be read of the file.
+            StorageError: The system refuses to read it.
+        """
+        ...
+
+
+_READERS: dict[str, Reader] = {
+    "arrow": arrow.read,
+    "csv": csv.read,
+    "hub": hub.read,
+    "json": json.read,
+    "parquet": parquet.read,
+}
 
 
 def rows_of(file: DataFile, text_unit: str = "auto") -> Iterator[RawRow | Fault]:
