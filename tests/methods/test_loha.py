@@ -1,4 +1,4 @@
-"""LoHa's own: as a detour and as a whole matrix the same as in peft."""
+"""LoHa's own: as a path and as a whole matrix the same as in peft."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def theirs(**settings: object) -> peft.LoHaConfig:
     return peft.LoHaConfig(task_type="CAUSAL_LM", **{"r": 3, "alpha": 5, "target_modules": TARGETS, **settings})
 
 
-@pytest.mark.parametrize(("r", "is_detour"), [(3, True), (8, False)])
-def test_trains_as_in_peft(r: int, is_detour: bool) -> None:
+@pytest.mark.parametrize(("r", "is_low_rank"), [(3, True), (8, False)])
+def test_trains_as_in_peft(r: int, is_low_rank: bool) -> None:
     injection, model = pair("llama", LoHaConfig(r=r, alpha=5, target_modules=TARGETS), theirs(r=r))
-    assert {layer.rank for layer in injection.layers.values()} == {r**2 if is_detour else None}
+    assert {layer.rank for layer in injection.layers.values()} == {r**2 if is_low_rank else None}
     check_same_training(injection, model)
 
 
@@ -72,9 +72,9 @@ def test_an_older_configuration_has_defaults_and_a_wrong_one_is_refused() -> Non
         METHOD.from_peft({**written, "r": 0})
 
 
-def test_the_detour_is_the_hadamard_product() -> None:
+def test_the_low_rank_path_is_the_hadamard_product() -> None:
     layer = inject(build_model("llama"), LoHaConfig(r=3), seed=0).layers["model.layers.0.mlp.down_proj"]
     disturb(layer.adapter_tensors())
-    detour = layer.detour()
-    assert detour is not None
-    torch.testing.assert_close(detour.scaling * detour.B @ detour.A, layer.delta_weight())
+    path = layer.low_rank_path()
+    assert path is not None
+    torch.testing.assert_close(path.scaling * path.B @ path.A, layer.delta_weight())

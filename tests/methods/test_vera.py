@@ -78,7 +78,7 @@ def test_saved_matrices_win_over_the_seed(tmp_path: Path) -> None:
     torch.testing.assert_close(ours, again, rtol=0, atol=0)
 
 
-def test_dropout_is_that_of_the_detour() -> None:
+def test_dropout_is_that_of_the_low_rank_path() -> None:
     injection = inject(build_model("llama"), VeraConfig(r=6, vera_dropout=0.5, target_modules=TARGETS), seed=0)
     disturb(injection.tensors())
     layer = injection.layers["model.layers.0.self_attn.q_proj"]

@@ -32,7 +32,7 @@ INIT_STD = 0.02
 
 
 class AdaLoraLinear(LowRankLinear):
-    """A frozen linear layer with a low-rank detour in the form of an SVD.
+    """A frozen linear layer with a low-rank path in the form of an SVD.
 
     Attributes:
         lora_A: (r, in_features), float32; normal with a deviation of 0.02.

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.compute.ops import row_forms
 from lamina.compute.ops.adapter import AdapterModule, set_module
 from lamina.compute.weights import freeze_linear
 from lamina.config.methods.bottleneck import BottleneckConfig
@@ -25,7 +26,7 @@ from lamina.structure.layers import decoder_layers
 
 PEFT_TYPE = "LAMINA_BOTTLENECK"
 
-_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+_ACTIVATIONS: dict[row_forms.Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "silu": F.silu,
@@ -68,7 +69,7 @@ class BottleneckAdapter(AdapterModule):
         self.up_bias = nn.Parameter(torch.zeros(width, device=device))
         self.parallel = config.variant == "parallel"
         self.scaling = config.scaling
-        self.activation = _ACTIVATIONS[config.non_linearity]
+        self.activation: row_forms.Activation = config.non_linearity
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the part gives, its (first) output (..., width) changed."""
@@ -82,7 +83,7 @@ class BottleneckAdapter(AdapterModule):
 
     def _network(self, x: torch.Tensor) -> torch.Tensor:
         down = F.linear(x, self.down_weight.to(x.dtype), self.down_bias.to(x.dtype))
-        return F.linear(self.activation(down), self.up_weight.to(x.dtype), self.up_bias.to(x.dtype))
+        return F.linear(_ACTIVATIONS[self.activation](down), self.up_weight.to(x.dtype), self.up_bias.to(x.dtype))
 
     def adapter_tensors(self) -> dict[str, nn.Parameter]:
         return {
@@ -91,6 +92,10 @@ class BottleneckAdapter(AdapterModule):
             "adapter_up.weight": self.up_weight,
             "adapter_up.bias": self.up_bias,
         }
+
+    def row_forms(self) -> tuple[row_forms.RowForm, ...]:
+        down, up = (self.down_weight, self.down_bias), (self.up_weight, self.up_bias)
+        return (row_forms.Bottleneck(*down, *up, self.scaling, self.activation, self.parallel),)
 
     def fold_in(self, model: PreTrainedModel, name: str) -> None:
         raise AdapterError("a bottleneck adapter cannot be folded into weights. Fix: use the adapter as it is.")

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.compute.ops.adapter import AdapterLinear
+from lamina.compute.ops.row_forms import RowForm, Scales
 from lamina.compute.weights import FrozenLinear
 from lamina.config.methods.ia3 import IA3Config
 from lamina.errors import ConfigError, Problem
@@ -76,6 +77,9 @@ class IA3Linear(AdapterLinear):
 
     def adapter_tensors(self) -> dict[str, nn.Parameter]:
         return {"ia3_l": self.ia3_l}
+
+    def row_forms(self) -> tuple[RowForm, ...]:
+        return (Scales(inputs=self.ia3_l[0]) if self.is_feedforward else Scales(outputs=self.ia3_l[:, 0]),)
 
     def delta_weight(self) -> torch.Tensor:
         return (self.ia3_l - 1) * self.frozen.weight(torch.float32)

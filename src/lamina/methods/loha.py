@@ -5,7 +5,7 @@ arXiv:2108.06098, under the name and with the format of LyCORIS (Yeh et al. 2023
 
 An elementwise product of two matrices of rank r is a matrix of rank r^2, whose factors are known: row (p, q) of the
 right one is W1b[p] * W2b[q], column (p, q) of the left one W1a[:, p] * W2a[:, q]. Where that costs less than a product
-with the whole matrix does, the layer is a low-rank detour; else the matrix is made, one layer at a time.
+with the whole matrix does, the layer is a low-rank path; else the matrix is made, one layer at a time.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from lamina.compute.ops.adapter import AdapterLinear
 from lamina.compute.ops.delta_linear import Hadamard, delta_linear
-from lamina.compute.ops.linear_group import Detour
 from lamina.compute.ops.lora_linear import lora_linear
+from lamina.compute.ops.row_forms import LowRank, RowForm
 from lamina.compute.weights import FrozenLinear
 from lamina.config.methods.loha import LoHaConfig
 from lamina.methods.shared.base import Injection, Method
@@ -53,28 +53,32 @@ class LoHaLinear(AdapterLinear):
         self.hada_w2_a = nn.Parameter(uniform((size_out, r), generator).to(device))
         self.hada_w2_b = zeros((r, size_in), device)
         self.scaling = scaling
-        self._is_detour = r**2 * (size_in + size_out) <= size_in * size_out
+        self._is_low_rank = r**2 * (size_in + size_out) <= size_in * size_out
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (..., in_features) -> (..., out_features)."""
         if not self.enabled:
             return self.frozen.matmul(x)
-        detour = self.detour()
-        if detour is not None:
-            return lora_linear(x, self.frozen, detour.A, detour.B, detour.scaling)
+        if self._is_low_rank:
+            path = self._path()
+            return lora_linear(x, self.frozen, path.A, path.B, path.scaling)
         factors = (self.scaling * self.hada_w1_a, self.hada_w1_b, self.hada_w2_a, self.hada_w2_b)
         return delta_linear(x, self.frozen, Hadamard, factors)
 
     @property
     def rank(self) -> int | None:
-        return self.hada_w1_b.shape[0] ** 2 if self._is_detour else None
+        return self.hada_w1_b.shape[0] ** 2 if self._is_low_rank else None
 
-    def detour(self) -> Detour | None:
-        if not self.enabled or not self._is_detour:
-            return None
+    def low_rank_path(self) -> LowRank | None:
+        return self._path() if self.enabled and self._is_low_rank else None
+
+    def row_forms(self) -> tuple[RowForm, ...]:
+        return (self._path(),) if self._is_low_rank else super().row_forms()
+
+    def _path(self) -> LowRank:
         A = self.hada_w1_b[:, None, :] * self.hada_w2_b[None, :, :]
         B = self.hada_w1_a[:, :, None] * self.hada_w2_a[:, None, :]
-        return Detour(A.flatten(0, 1), B.flatten(1, 2), self.scaling, 0.0)
+        return LowRank(A.flatten(0, 1), B.flatten(1, 2), self.scaling, 0.0)
 
     def adapter_tensors(self) -> dict[str, nn.Parameter]:
         return {

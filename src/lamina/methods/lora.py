@@ -47,7 +47,7 @@ from lamina.quantization.loftq import LoftqPlan
 
 
 class LoraLinear(LowRankLinear):
-    """A frozen linear layer with a low-rank detour.
+    """A frozen linear layer with a low-rank path.
 
     Attributes:
         lora_A: (r, in_features), float32.

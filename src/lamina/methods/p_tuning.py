@@ -101,11 +101,7 @@ class PTuning(Method):
         prompt, config = injection.layers[""], injection.config
         if not isinstance(prompt, EncodedRows):
             return super().saved(injection)
-        training = prompt.training
-        prompt.eval()  # without dropout, as it will be used
-        with torch.no_grad():
-            rows = prompt.rows()
-        prompt.train(training)
+        rows = prompt.final_rows()
         return Saved(config.model_copy(update={"inference_mode": True}), {SAVED_NAME: rows})
 
     def peft_config(self, config: PTuningConfig, target_modules: list[str], base_ref: str) -> dict[str, Any]:

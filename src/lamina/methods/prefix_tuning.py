@@ -24,6 +24,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.utils.generic import ModelOutput
 
+from lamina.compute.ops import row_forms
 from lamina.config.methods.prefix_tuning import PrefixTuningConfig
 from lamina.errors import ConfigError, ModelError, Problem
 from lamina.machine.seeding import seeded
@@ -98,6 +99,9 @@ class Prefix(VirtualTokens):
         parts = self.rows().view(self.count, 2 * shape.layers, shape.heads, shape.head_size)
         both = parts.permute(1, 2, 0, 3)[:, None].unbind(0)
         return list(zip(both[::2], both[1::2], strict=True))
+
+    def row_forms(self) -> tuple[row_forms.RowForm, ...]:
+        return (row_forms.Prefix(tuple((keys[0], values[0]) for keys, values in self.keys_and_values())),)
 
     def adapter_tensors(self) -> dict[str, nn.Parameter]:
         return dict(self.named_parameters())

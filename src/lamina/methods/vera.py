@@ -2,7 +2,7 @@
 
 Kopiczko et al. 2023, "VeRA: Vector-based Random Matrix Adaptation", arXiv:2310.11454 (b' is the layer's own bias).
 Trained are d (r,) and b (out,). A and B are as large as the widest layer needs; each takes the first columns of A and
-the first rows of B. As diag(d) A and diag(b) B it is a low-rank detour like LoRA's.
+the first rows of B. As diag(d) A and diag(b) B it is a low-rank path like LoRA's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.compute.ops.adapter import AdapterModule
+from lamina.compute.ops.row_forms import RowForm
 from lamina.compute.weights import FrozenLinear
 from lamina.config.methods.vera import VeraConfig
 from lamina.methods.shared.base import Injection, Method
@@ -49,6 +50,10 @@ class Projections(AdapterModule):
 
     def fixed_tensors(self) -> dict[str, torch.Tensor]:
         return {"base_model.vera_A": self.A, "base_model.vera_B": self.B} if self._saved else {}
+
+    def row_forms(self) -> tuple[RowForm, ...]:
+        """Nothing: the layers have what they use of it."""
+        return ()
 
     def fold_in(self, model: PreTrainedModel, name: str) -> None:
         """Nothing: the layers fold in what they use of it."""

@@ -14,7 +14,8 @@ from lamina.compute.fusion import FusionReport, Recompute, fast_path, fused_laye
 from lamina.compute.fusion import layer as fused_layer
 from lamina.compute.kernels import native
 from lamina.compute.ops.attention import packed_attention
-from lamina.compute.ops.linear_group import Detour, LinearGroup
+from lamina.compute.ops.linear_group import LinearGroup
+from lamina.compute.ops.row_forms import LowRank
 from lamina.data.batch import build_batch
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.shared.base import Injection
@@ -192,17 +193,17 @@ def test_dropout_is_that_of_the_formula(members: str) -> None:
     for linear in linears:
         linear.requires_grad_(False)
     weights = [linear.weight.clone() for linear in linears]
-    detours = [
-        Detour(nn.Parameter(torch.randn(rank, 10)), nn.Parameter(torch.randn(out, rank)), 0.7, p)
+    paths = [
+        LowRank(nn.Parameter(torch.randn(rank, 10)), nn.Parameter(torch.randn(out, rank)), 0.7, p)
         for out, rank, p in ((6, 5, 0.4), (4, 3, 0.0))
     ]
     group = LinearGroup(linears, [5, 3])
     assert group.extra_width == (8 if members == "shared" else 5)
-    group.refresh(detours)
+    group.refresh(paths)
     x = torch.randn(9, 10, requires_grad=True)
     x_ext = torch.full((9, 10 + group.extra_width), float("nan"))
     x_ext[:, :10] = x.detach()
-    y, state = group.forward(x_ext, detours)
+    y, state = group.forward(x_ext, paths)
     assert state.dropouts[1] is None
     dropout = state.dropouts[0]
     assert dropout is not None
@@ -212,15 +213,15 @@ def test_dropout_is_that_of_the_formula(members: str) -> None:
     expected = torch.cat(
         [
             x @ w.T + linear.bias + d.scaling * (xi @ d.A.T) @ d.B.T
-            for w, linear, d, xi in zip(weights, linears, detours, dropped, strict=True)
+            for w, linear, d, xi in zip(weights, linears, paths, dropped, strict=True)
         ],
         1,
     )
     torch.testing.assert_close(y, expected)
     grad = torch.randn_like(y)
-    wanted = torch.autograd.grad(expected, [x, *(t for d in detours for t in (d.A, d.B))], grad)
-    dx, gh = group.backward_input(grad, state, detours)
-    got = [dx, *group.backward_detours(grad, gh, x.detach(), state.h, state, detours)]
+    wanted = torch.autograd.grad(expected, [x, *(t for d in paths for t in (d.A, d.B))], grad)
+    dx, gh = group.backward_input(grad, state, paths)
+    got = [dx, *group.backward_paths(grad, gh, x.detach(), state.h, state, paths)]
     for ours, theirs in zip(got, wanted, strict=True):
         torch.testing.assert_close(ours, theirs)
     group.release()

@@ -72,7 +72,7 @@ def drawn(seed: int) -> Case:
         ("lora", {**lora, "use_dora": True}),
         ("vera", {"r": odd}),
         ("adalora", {"init_r": odd, "target_r": 1, "tinit": 1, "tfinal": 1}),
-        ("loha", {"r": 1 if head_size == 8 else 3}),  # its detour is of rank r^2, if that is little enough
+        ("loha", {"r": 1 if head_size == 8 else 3}),  # its path is of rank r^2, if that is little enough
     ]
     lora_mixed = ("lora", {**lora, "rank_pattern": {name: mixed[name] for name in targets}})
     method, settings = lora_mixed if seed % 2 == 0 else kinds[seed // 2 % len(kinds)]

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from lamina.compute.ops.dora import row_norms, row_squares
-from lamina.compute.ops.linear_group import Detour, LinearGroup
+from lamina.compute.ops.linear_group import LinearGroup
 from lamina.compute.ops.lora_linear import lora_linear
+from lamina.compute.ops.row_forms import LowRank
 from lamina.compute.weights import freeze_linear
 
 
@@ -69,13 +70,13 @@ def test_a_group_in_which_one_of_two_has_scaled_columns(bias: bool, residual: bo
     expected = torch.autograd.grad(theirs, [x_plain, *tensors], grad)
 
     group = LinearGroup(modules, [3, 3])
-    detours = [Detour(A, B, 0.7, 0.0, columns), Detour(A2, B2, 0.7, 0.0)]
-    group.refresh(detours)
+    paths = [LowRank(A, B, 0.7, 0.0, columns), LowRank(A2, B2, 0.7, 0.0)]
+    group.refresh(paths)
     x_ext = torch.cat([x, torch.zeros(9, group.extra_width)], 1)
     with torch.no_grad():
-        ours, state = group.forward(x_ext, detours, added)
+        ours, state = group.forward(x_ext, paths, added)
         through = group.backward_scaling(grad, state)
-        dx, gh = group.backward_input(through, state, detours)
-        grads = group.backward_detours(through, gh, x, state.h, state, detours)
+        dx, gh = group.backward_input(through, state, paths)
+        grads = group.backward_paths(through, gh, x, state.h, state, paths)
     torch.testing.assert_close(ours, theirs.detach())
     torch.testing.assert_close([dx, *grads], list(expected), rtol=1e-4, atol=1e-4)

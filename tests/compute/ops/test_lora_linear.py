@@ -51,15 +51,15 @@ def test_forward_and_gradients(dtype: torch.dtype, kind: str, shape: tuple[int, 
         torch.testing.assert_close(got.grad, want.grad, rtol=tolerance, atol=tolerance * scale)
 
 
-def test_dropout_drops_and_rescales_the_detour_alone() -> None:
+def test_dropout_drops_and_rescales_the_low_rank_path_alone() -> None:
     torch.manual_seed(3)
     frozen = freeze_linear(nn.Linear(64, 64, bias=False).requires_grad_(False))
     assert frozen is not None
     A, B = torch.eye(64), torch.eye(64)
     x = torch.ones(50, 64)
-    detour = lora_linear(x, frozen, A, B, 1.0, dropout=0.25) - frozen.matmul(x)
-    kept = detour.abs() > 0.5
-    torch.testing.assert_close(detour[kept], torch.full_like(detour[kept], 1 / 0.75), rtol=1e-4, atol=1e-4)
+    path = lora_linear(x, frozen, A, B, 1.0, dropout=0.25) - frozen.matmul(x)
+    kept = path.abs() > 0.5
+    torch.testing.assert_close(path[kept], torch.full_like(path[kept], 1 / 0.75), rtol=1e-4, atol=1e-4)
     assert 0.7 < kept.float().mean() < 0.8
 
 

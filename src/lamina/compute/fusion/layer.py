@@ -24,8 +24,9 @@ from lamina.compute.fusion.randomness import Randomness
 from lamina.compute.fusion.spec import LayerSpec, Norm
 from lamina.compute.kernels import as_in_forward, chosen_backend, kernels_for
 from lamina.compute.ops.attention import AttentionSettings, attention_backward, attention_forward
-from lamina.compute.ops.linear_group import Detour, GroupState, LinearGroup
+from lamina.compute.ops.linear_group import GroupState, LinearGroup
 from lamina.compute.ops.pool import Pool
+from lamina.compute.ops.row_forms import LowRank
 
 # Whether the backward recomputes most of a layer to save memory, or (`selective`) only gate and up, the largest
 # tensors.
@@ -52,11 +53,11 @@ class LayerContext:
 
 def run_layer(spec: LayerSpec, x: torch.Tensor, context: LayerContext) -> torch.Tensor:
     """Computes the layer: x (T, D) -> (T, D)."""
-    detours = [linears.detours() for linears in spec.all_linears()]
-    for linears, own in zip(spec.all_linears(), detours, strict=True):
+    paths = [linears.paths() for linears in spec.all_linears()]
+    for linears, own in zip(spec.all_linears(), paths, strict=True):
         linears.group.refresh(own)
-    parameters = [t for own in detours for detour in own if detour is not None for t in detour.tensors()]
-    return _Layer.apply(x, spec, context, detours, *parameters)  # pyright: ignore[reportReturnType]
+    parameters = [t for own in paths for path in own if path is not None for t in path.tensors()]
+    return _Layer.apply(x, spec, context, paths, *parameters)  # pyright: ignore[reportReturnType]
 
 
 class _Layer(torch.autograd.Function):
@@ -66,10 +67,10 @@ class _Layer(torch.autograd.Function):
         x: torch.Tensor,
         spec: LayerSpec,
         context: LayerContext,
-        detours: list[list[Detour | None]],
+        paths: list[list[LowRank | None]],
         *parameters: torch.Tensor,
     ) -> torch.Tensor:
-        computation = _Computation(spec, context, detours)
+        computation = _Computation(spec, context, paths)
         y = computation.forward(x)
         wanted = any(ctx.needs_input_grad)
         if not wanted:
@@ -85,8 +86,8 @@ class _Layer(torch.autograd.Function):
         # Released at once, so that memory falls as the backward proceeds.
         computation, ctx.computation = ctx.computation, None
         assert computation is not None, "a fused layer's backward runs once"
-        dx, detour_grads = computation.backward(grads[0].contiguous(), ctx.needs_input_grad[0])
-        return dx, None, None, None, *detour_grads
+        dx, path_grads = computation.backward(grads[0].contiguous(), ctx.needs_input_grad[0])
+        return dx, None, None, None, *path_grads
 
 
 @dataclass
@@ -164,16 +165,16 @@ class _End:
 class _Computation:
     """One forward of a layer. Holds what its backward needs, or the little from which that can be recomputed."""
 
-    def __init__(self, spec: LayerSpec, context: LayerContext, detours: list[list[Detour | None]]) -> None:
+    def __init__(self, spec: LayerSpec, context: LayerContext, paths: list[list[LowRank | None]]) -> None:
         self.spec = spec
         self.context = context
-        self.detours = detours
+        self.paths = paths
         self.settings = AttentionSettings(context.lengths, spec.scale, spec.window, spec.softcap)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.x = x
         self.kernels = kernels_for(x, self.spec.input_norm.weight)
-        dropout = any(detour is not None and detour.dropout > 0.0 for own in self.detours for detour in own)
+        dropout = any(path is not None and path.dropout > 0.0 for own in self.paths for path in own)
         self.random = Randomness(x.device, 3 if dropout and self.context.recompute else 0)
         self.heads = heads = self._run_heads()
         self.attended = _with_extra_columns(x, self.spec.o.group)
@@ -217,7 +218,7 @@ class _Computation:
         return dx, qkv_grads + o_grads + mlp_grads
 
     def _run_heads(self) -> _Heads:
-        spec, x, (d_qkv, *_) = self.spec, self.x, self.detours
+        spec, x, (d_qkv, *_) = self.spec, self.x, self.paths
         self.random.mark(0)
         x_ext = _with_extra_columns(x, spec.qkv.group)
         input_scale = self._norm(spec.input_norm, x, x_ext[:, : x.shape[1]])
@@ -236,7 +237,7 @@ class _Computation:
         return _Heads(q, k, v, raw, raw_scales, input_scale, state)
 
     def _run_middle(self) -> _Middle:
-        spec, x, (_, d_o, *_) = self.spec, self.x, self.detours
+        spec, x, (_, d_o, *_) = self.spec, self.x, self.paths
         self.random.mark(1)
         if spec.attention_norm is None:
             h, state = spec.o.group.forward(self.attended, d_o, residual=x)
@@ -247,7 +248,7 @@ class _Computation:
         return _Middle(h.add_(x), out, out_scale, state)
 
     def _run_gate(self, h: torch.Tensor) -> _Gate:
-        spec, (_, _, d_gate_up, _) = self.spec, self.detours
+        spec, (_, _, d_gate_up, _) = self.spec, self.paths
         self.random.mark(2)
         h_ext = _with_extra_columns(h, spec.gate_up.group)
         scale = self._norm(spec.mlp_norm, h, h_ext[:, : h.shape[1]])
@@ -256,7 +257,7 @@ class _Computation:
         return _Gate(gate_up, scale, _own_products(state))
 
     def _run_end(self, h: torch.Tensor, gate: _Gate) -> tuple[torch.Tensor, _End]:
-        spec, (*_, d_down) = self.spec, self.detours
+        spec, (*_, d_down) = self.spec, self.paths
         product_ext = _with_extra_columns(h, spec.down.group)
         gate_rows, up_rows = gate.gate_up.chunk(2, 1)
         self.kernels.gated(gate_rows, up_rows, spec.activation, product_ext[:, : spec.down.group.in_features])
@@ -271,7 +272,7 @@ class _Computation:
     def _mlp_backward(
         self, grad: torch.Tensor, h: torch.Tensor, gate: _Gate, end: _End
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        spec, (_, _, d_gate_up, d_down) = self.spec, self.detours
+        spec, (_, _, d_gate_up, d_down) = self.spec, self.paths
         dy = grad
         if spec.output_norm is not None:
             assert end.out is not None and end.out_scale is not None
@@ -283,18 +284,18 @@ class _Computation:
         dgate, dup = dgate_up.chunk(2, 1)
         self.kernels.gated_backward_(dgate, dup, spec.activation, dproduct)
         product = dproduct
-        down_grads = spec.down.group.backward_detours(dy, gh_down, product, end.state.h, end.state, d_down)
+        down_grads = spec.down.group.backward_paths(dy, gh_down, product, end.state.h, end.state, d_down)
         dgate_up = spec.gate_up.group.backward_scaling(dgate_up, state)
         dnormed, gh = spec.gate_up.group.backward_input(dgate_up, state, d_gate_up)
         normed = torch.empty_like(h)
         self._norm(spec.mlp_norm, h, normed)
-        grads = spec.gate_up.group.backward_detours(dgate_up, gh, normed, state.h, state, d_gate_up)
+        grads = spec.gate_up.group.backward_paths(dgate_up, gh, normed, state.h, state, d_gate_up)
         dh = self._norm_backward(spec.mlp_norm, dnormed, h, gate.scale, residual=grad)
         return dh, grads + down_grads
 
     def _output_backward(self, dh: torch.Tensor, middle: _Middle) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Backpropagates through `o` and the norm after it, to attention's output (T, heads * head size)."""
-        spec, (_, d_o, _, _), state = self.spec, self.detours, middle.state
+        spec, (_, d_o, _, _), state = self.spec, self.paths, middle.state
         dy = dh
         if spec.attention_norm is not None:
             assert middle.out is not None and middle.out_scale is not None
@@ -302,12 +303,12 @@ class _Computation:
         dy = spec.o.group.backward_scaling(dy, state)
         dattended, gh = spec.o.group.backward_input(dy, state, d_o)
         attended = self.attended[:, : spec.o.group.in_features]
-        return dattended, spec.o.group.backward_detours(dy, gh, attended, state.h, state, d_o)
+        return dattended, spec.o.group.backward_paths(dy, gh, attended, state.h, state, d_o)
 
     def _attention_backward(
         self, dh: torch.Tensor, dattended: torch.Tensor, heads: _Heads, wants_dx: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        spec, (d_qkv, *_), state = self.spec, self.detours, heads.state
+        spec, (d_qkv, *_), state = self.spec, self.paths, heads.state
         dqkv = dh.new_empty(dh.shape[0], spec.qkv.group.out_features)
         dq, dk, dv = self._split(dqkv)
         attention_backward(
@@ -329,7 +330,7 @@ class _Computation:
         dnormed, gh = spec.qkv.group.backward_input(dqkv, state, d_qkv, wants_dx)
         normed = torch.empty_like(self.x)
         self._norm(spec.input_norm, self.x, normed)
-        grads = spec.qkv.group.backward_detours(dqkv, gh, normed, state.h, state, d_qkv)
+        grads = spec.qkv.group.backward_paths(dqkv, gh, normed, state.h, state, d_qkv)
         dx = None
         if wants_dx:
             dx = self._norm_backward(spec.input_norm, dnormed, self.x, heads.input_scale, residual=dh)

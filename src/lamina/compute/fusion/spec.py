@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from lamina.compute.ops.adapter import AdapterLinear
-from lamina.compute.ops.linear_group import Detour, LinearGroup
+from lamina.compute.ops.linear_group import LinearGroup
+from lamina.compute.ops.row_forms import LowRank
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class Linears:
     modules: list[nn.Module]
     group: LinearGroup
 
-    def detours(self) -> list[Detour | None]:
-        """Their detours as they are now; None where there is none or it is switched off."""
-        return [module.detour() if isinstance(module, AdapterLinear) else None for module in self.modules]
+    def paths(self) -> list[LowRank | None]:
+        """Their paths as they are now; None where there is none or it is switched off."""
+        return [module.low_rank_path() if isinstance(module, AdapterLinear) else None for module in self.modules]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.compute.ops.linear_group import Detour
+from lamina.compute.ops.row_forms import Bias, Delta, LowRank, NotMixable, RowForm
 from lamina.compute.weights import FrozenLinear
 
 
@@ -45,6 +45,14 @@ class AdapterModule(nn.Module, ABC):
     def embedding_tensors(self) -> list[str]:
         """Which of the trained tensors hold embeddings, one a row, rather than a matrix that multiplies."""
         return []
+
+    def row_forms(self) -> tuple[RowForm, ...]:
+        """How it acts on the bare base, for a batch whose rows have different adapters; whether it is enabled or not.
+
+        Returns:
+            What acts in turn; empty where other modules hold all that it does. `NotMixable` stands alone.
+        """
+        return (NotMixable(f"{type(self).__name__} does not say how it acts on a single row of a batch"),)
 
     @abstractmethod
     def fold_in(self, model: PreTrainedModel, name: str) -> None:
@@ -83,11 +91,11 @@ class AdapterLinear(AdapterModule):
 
     @property
     def rank(self) -> int | None:
-        """Rank of the low-rank detour that is all this layer adds, so that it can join a group; None if it is not."""
+        """Rank of the low-rank path that is all this layer adds, so that it can join a group; None if it is not."""
         return None
 
-    def detour(self) -> Detour | None:
-        """The low-rank detour as it is now, if `rank` is not None; None while it is switched off."""
+    def low_rank_path(self) -> LowRank | None:
+        """The low-rank path as it is now, if `rank` is not None; None while it is switched off."""
         return None
 
     @abstractmethod
@@ -97,6 +105,14 @@ class AdapterLinear(AdapterModule):
     def delta_bias(self) -> torch.Tensor | None:
         """What the adapter adds to the bias: (out_features,), float32; None for nothing."""
         return None
+
+    def row_forms(self) -> tuple[RowForm, ...]:
+        return (Delta(self.delta_weight()), *self.bias_form())
+
+    def bias_form(self) -> tuple[Bias, ...]:
+        """What it adds to the bias, as a part of `row_forms`."""
+        added = self.delta_bias()
+        return () if added is None else (Bias(added),)
 
     @torch.no_grad()
     def fold_in(self, model: PreTrainedModel, name: str) -> None:

@@ -1,11 +1,11 @@
-"""Frozen linears that share an input, with their low-rank detours, as one product forward and one backward.
+"""Frozen linears that share an input, with their low-rank paths, as one product forward and one backward.
 
-The weights of a group lie below each other, and beside them the scaled B's, in one matrix; the input has the detours'
+The weights of a group lie below each other, and beside them the scaled B's, in one matrix; the input has the paths'
 rank-sized products beside it. So one product does it all:
 
     h = x A^T          [x | h] [W | s B]^T = x W^T + s h B^T          g [W | s B] = [g W | s g B] = [g W | gh]
 
-and what the detours add is rank-sized: dA = gh^T x, dB = s g^T h, dx = g W + gh A. The gradient of W is never formed.
+and what the paths add is rank-sized: dA = gh^T x, dB = s g^T h, dx = g W + gh A. The gradient of W is never formed.
 With A and B of all members below each other (A) and in blocks (B), members share these products too. Between the blocks
 are zeros, which cost little at a small rank; at a higher one each member multiplies by itself, with its own rank-sized
 products in the columns beside the input.
@@ -25,6 +25,7 @@ from torch import nn
 from lamina.compute.kernels import kernels_for
 from lamina.compute.ops.dropout import Dropout, MaskedDropout, draw_dropout
 from lamina.compute.ops.pool import Scratch
+from lamina.compute.ops.row_forms import LowRank
 from lamina.compute.weights import PackedLinear
 from lamina.compute.weights.mapped import drop_pages
 
@@ -33,36 +34,13 @@ from lamina.compute.weights.mapped import drop_pages
 _MOST_ZEROS = 1 / 12
 
 
-@dataclass(frozen=True)
-class Detour:
-    """A low-rank detour beside a frozen linear: x W^T + s (drop(x) A^T) B^T, with columns scaled where DoRA does.
-
-    Attributes:
-        A: (r, in), float32; trained, or computed from what is.
-        B: (out, r), float32; alike. Either way the fused layer gives them their gradients.
-        scaling: s.
-        dropout: Probability of dropping an element of the detour's input, now; 0 at evaluation.
-        columns: (out,), float32: factors of the outputs, the base's included and the bias not; None for 1.
-    """
-
-    A: torch.Tensor
-    B: torch.Tensor
-    scaling: float
-    dropout: float
-    columns: torch.Tensor | None = None
-
-    def tensors(self) -> list[torch.Tensor]:
-        """Those that get gradients, in the order of `LinearGroup.backward_detours`."""
-        return [self.A, self.B] if self.columns is None else [self.A, self.B, self.columns]
-
-
 @dataclass
 class GroupState:
     """What a forward leaves for its backward.
 
     Attributes:
-        h: (T, R), the detours' rank-sized products; where members share a product, columns of `x_ext`.
-        dropouts: Of each detour's input, or None.
+        h: (T, R), the paths' rank-sized products; where members share a product, columns of `x_ext`.
+        dropouts: Of each path's input, or None.
         scaled: (T, out), the outputs without bias and residual, where columns are scaled; else None.
         grad_columns: (out,), the gradient of the columns' factors, once `backward_scaling` was called; else None.
     """
@@ -83,7 +61,7 @@ class LinearGroup:
     Attributes:
         in_features: Width of the input.
         out_features: Width of all outputs together.
-        rank: Of all detours together, R.
+        rank: Of all paths together, R.
         room: Columns that are needed beside the input: R if members share a product, else the highest rank.
     """
 
@@ -94,7 +72,7 @@ class LinearGroup:
 
         Args:
             linears: Frozen; the weights of ordinary ones become views into the group's matrix until `release`.
-            ranks: Of each linear's detour; 0 for none.
+            ranks: Of each linear's path; 0 for none.
             scratch: Where packed weights are laid out.
         """
         self._linears = list(linears)
@@ -136,22 +114,22 @@ class LinearGroup:
             linear.weight.data = linear.weight.detach().clone(memory_format=torch.contiguous_format)
         self._resident = self._scaled_B = self._resident.new_empty(0)
 
-    def refresh(self, detours: Sequence[Detour | None]) -> None:
-        """Rounds the masters into place. None for a linear whose detour is switched off, or that has none."""
-        for detour, rows, columns, place in zip(detours, self._rows, self._columns, self._slots, strict=True):
+    def refresh(self, paths: Sequence[LowRank | None]) -> None:
+        """Rounds the masters into place. None for a linear whose path is switched off, or that has none."""
+        for path, rows, columns, place in zip(paths, self._rows, self._columns, self._slots, strict=True):
             beside = self._scaled_B[rows, place]
-            if detour is None:
+            if path is None:
                 beside.zero_()
                 self._A[columns].zero_()
             else:
-                beside.copy_(detour.B.detach() * detour.scaling)
-                self._A[columns].copy_(detour.A.detach())
-        self._factors = self._column_factors(detours)
+                beside.copy_(path.B.detach() * path.scaling)
+                self._A[columns].copy_(path.A.detach())
+        self._factors = self._column_factors(paths)
 
     def forward(
         self,
         x_ext: torch.Tensor,
-        detours: Sequence[Detour | None],
+        paths: Sequence[LowRank | None],
         residual: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, GroupState]:
@@ -159,7 +137,7 @@ class LinearGroup:
 
         Args:
             x_ext: (T, in + room); the input is in its first columns, the others are written.
-            detours: As given to `refresh`.
+            paths: As given to `refresh`.
             residual: (T, out), added to the output, or None.
             out: (T, out), room for the product, or None.
 
@@ -169,7 +147,7 @@ class LinearGroup:
         x, beside = x_ext[:, : self.in_features], x_ext[:, self.in_features :]
         h = beside if self._shared else x.new_empty(x.shape[0], self.rank)
         state = GroupState(
-            h, [draw_dropout(x, d.dropout) if d is not None and d.dropout > 0.0 else None for d in detours]
+            h, [draw_dropout(x, d.dropout) if d is not None and d.dropout > 0.0 else None for d in paths]
         )
         if self.rank and None in state.dropouts:
             h.copy_(x @ self._A.T)
@@ -199,14 +177,14 @@ class LinearGroup:
         return through
 
     def backward_input(
-        self, grad: torch.Tensor, state: GroupState, detours: Sequence[Detour | None], wants_dx: bool = True
+        self, grad: torch.Tensor, state: GroupState, paths: Sequence[LowRank | None], wants_dx: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Gradients of the input and of the rank-sized products.
 
         Args:
-            grad: (T, out), from `backward_scaling`, as in `backward_detours`.
+            grad: (T, out), from `backward_scaling`, as in `backward_paths`.
             state: From `forward`.
-            detours: As in `forward`.
+            paths: As in `forward`.
             wants_dx: Whether the input's gradient is needed.
 
         Returns:
@@ -222,23 +200,23 @@ class LinearGroup:
             dx, gh = grad @ matrix[:, : self.in_features], self._rank_sized(grad, matrix[:, self.in_features :])
         if not any(state.dropouts):
             return (dx.addmm_(gh, self._A) if self.rank else dx), gh
-        for dropout, detour, columns in zip(state.dropouts, detours, self._columns, strict=True):
+        for dropout, path, columns in zip(state.dropouts, paths, self._columns, strict=True):
             if dropout is not None:
                 dropout.add_(dx, gh[:, columns] @ self._A[columns])
-            elif detour is not None:
+            elif path is not None:
                 dx.addmm_(gh[:, columns], self._A[columns])
         return dx, gh
 
-    def backward_detours(
+    def backward_paths(
         self,
         grad: torch.Tensor,
         gh: torch.Tensor,
         x: torch.Tensor,
         h: torch.Tensor,
         state: GroupState,
-        detours: Sequence[Detour | None],
+        paths: Sequence[LowRank | None],
     ) -> list[torch.Tensor]:
-        """Gradients of each detour's tensors in turn, float32.
+        """Gradients of each path's tensors in turn, float32.
 
         Args:
             grad: (T, out).
@@ -246,23 +224,23 @@ class LinearGroup:
             x: (T, in), the input.
             h: (T, R), the rank-sized products of the forward.
             state: From `forward`.
-            detours: As in `forward`.
+            paths: As in `forward`.
         """
-        if not any(detours):
+        if not any(paths):
             return []
         kernels, grads = kernels_for(grad, gh, x, h), []
         dA = torch.empty(self.rank, self.in_features, device=grad.device)
         if not any(state.dropouts):
             kernels.narrow_product(gh, x, dA, 1.0)
-        for dropout, detour, rows, columns in zip(state.dropouts, detours, self._rows, self._columns, strict=True):
-            if detour is not None:
+        for dropout, path, rows, columns in zip(state.dropouts, paths, self._rows, self._columns, strict=True):
+            if path is not None:
                 if any(state.dropouts):
                     seen = x if dropout is None else dropout.apply(x)
                     kernels.narrow_product(gh[:, columns], seen, dA[columns], 1.0)
-                dB = torch.empty(detour.B.shape, device=grad.device)
-                kernels.narrow_product(h[:, columns], grad[:, rows], dB.T, detour.scaling)
+                dB = torch.empty(path.B.shape, device=grad.device)
+                kernels.narrow_product(h[:, columns], grad[:, rows], dB.T, path.scaling)
                 grads += [dA[columns], dB]
-                if detour.columns is not None:
+                if path.columns is not None:
                     assert state.grad_columns is not None
                     grads.append(state.grad_columns[rows])
         return grads
@@ -307,13 +285,13 @@ class LinearGroup:
         matrix[:, self.in_features :].copy_(self._scaled_B)
         return matrix
 
-    def _column_factors(self, detours: Sequence[Detour | None]) -> torch.Tensor | None:
-        if not any(detour is not None and detour.columns is not None for detour in detours):
+    def _column_factors(self, paths: Sequence[LowRank | None]) -> torch.Tensor | None:
+        if not any(path is not None and path.columns is not None for path in paths):
             return None
         factors = torch.ones(self.out_features, device=self._A.device)
-        for detour, rows in zip(detours, self._rows, strict=True):
-            if detour is not None and detour.columns is not None:
-                factors[rows] = detour.columns.detach()
+        for path, rows in zip(paths, self._rows, strict=True):
+            if path is not None and path.columns is not None:
+                factors[rows] = path.columns.detach()
         return factors
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from lamina import plugins
 from lamina.compute.ops.adapter import AdapterModule
+from lamina.compute.ops.row_forms import RowForm
 from lamina.compute.weights import PackedLinear
 from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.errors import ConfigError, Problem
@@ -107,6 +108,14 @@ class Injection:
             for key, tensor in layer.fixed_tensors().items()
         }
         return {**self.tensors(), **fixed}
+
+    @torch.no_grad()
+    def row_forms(self) -> dict[str, tuple[RowForm, ...]]:
+        """How the adapter acts on the bare base, by module name, so that a batch can mix rows of different adapters.
+
+        What acts on the model as a whole has the name "". A module that is not mixable says why.
+        """
+        return {name: forms for name, layer in self.layers.items() if (forms := layer.row_forms())}
 
     def fast_tensors(self) -> set[str]:
         """Names of the tensors that LoRA+ gives a larger learning rate."""

@@ -1,4 +1,4 @@
-"""Linear layers whose adapter is a low-rank detour: what LoRA, DoRA, AdaLoRA and VeRA share.
+"""Linear layers whose adapter is a low-rank path: what LoRA, DoRA, AdaLoRA and VeRA share.
 
     y = c (x W^T + s (drop(x) A^T) B^T) + b
 
@@ -12,17 +12,17 @@ from abc import abstractmethod
 import torch
 
 from lamina.compute.ops.adapter import AdapterLinear
-from lamina.compute.ops.linear_group import Detour
 from lamina.compute.ops.lora_linear import lora_linear
+from lamina.compute.ops.row_forms import LowRank, RowForm
 from lamina.compute.weights import FrozenLinear
 
 
 class LowRankLinear(AdapterLinear):
-    """A frozen linear layer with a low-rank detour.
+    """A frozen linear layer with a low-rank path.
 
     Attributes:
         scaling: s.
-        dropout: Probability of dropping an element of the detour's input while training.
+        dropout: Probability of dropping an element of the path's input while training.
     """
 
     def __init__(self, frozen: FrozenLinear, scaling: float, dropout: float) -> None:
@@ -44,10 +44,13 @@ class LowRankLinear(AdapterLinear):
             return self.frozen.matmul(x)
         return lora_linear(x, self.frozen, *self.factors(), self.scaling, self._dropout(), self.columns())
 
-    def detour(self) -> Detour | None:
+    def low_rank_path(self) -> LowRank | None:
         if not self.enabled:
             return None
-        return Detour(*self.factors(), self.scaling, self._dropout(), self.columns())
+        return LowRank(*self.factors(), self.scaling, self._dropout(), self.columns())
+
+    def row_forms(self) -> tuple[RowForm, ...]:
+        return (LowRank(*self.factors(), self.scaling, columns=self.columns()), *self.bias_form())
 
     def delta_weight(self) -> torch.Tensor:
         A, B = self.factors()

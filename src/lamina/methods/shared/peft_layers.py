@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.compute.ops.adapter import AdapterModule, set_module
+from lamina.compute.ops.row_forms import NotMixable, RowForm
 from lamina.config.methods.peft import PeftConfig
 
 
@@ -64,6 +65,9 @@ class PeftLayer(AdapterModule):
     def fixed_tensors(self) -> dict[str, torch.Tensor]:
         return self._fixed
 
+    def row_forms(self) -> tuple[RowForm, ...]:
+        return (NotMixable("`type: peft` runs peft's own layers, which act on a whole batch"),)
+
     def fast_tensors(self) -> list[str]:
         """Those that peft calls B: `lora_B.weight`, `hira_B`, ..."""
         return [key for key in self._trained if any(part.endswith("_B") for part in key.split("."))]
@@ -99,6 +103,10 @@ class PeftShared(AdapterModule):
 
     def fixed_tensors(self) -> dict[str, torch.Tensor]:
         return self._fixed
+
+    def row_forms(self) -> tuple[RowForm, ...]:
+        """Nothing: the layers that use the tensors say so."""
+        return ()
 
     def fold_in(self, model: PreTrainedModel, name: str) -> None:
         """Nothing: the layers that use the tensors fold them in."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.compute.ops import row_forms
 from lamina.errors import AdapterError
 from lamina.methods.shared.virtual_tokens import (
     SAVED_NAME,
@@ -27,6 +28,18 @@ class SoftPrompt(VirtualTokens):
     @abstractmethod
     def rows(self) -> torch.Tensor:
         """(n, D), float32."""
+
+    def row_forms(self) -> tuple[row_forms.RowForm, ...]:
+        return (row_forms.SoftPrompt(self.final_rows()),)
+
+    @torch.no_grad()
+    def final_rows(self) -> torch.Tensor:
+        """The rows as they are used once trained: without dropout."""
+        training = self.training
+        self.eval()
+        rows = self.rows()
+        self.train(training)
+        return rows
 
     def pack(self, decoder: PreTrainedModel, call: dict[str, Any], lengths: list[int]) -> Finish:
         return pack_rows(decoder, call, lengths, self.rows())

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from lamina.compute.ops.adapter import AdapterModule, set_module
+from lamina.compute.ops.row_forms import Parameters, RowForm
 from lamina.errors import ConfigError, Problem
 from lamina.structure.reach import modules_out_of_reach
 
@@ -70,6 +71,9 @@ class TrainedCopy(AdapterModule):
 
     def adapter_tensors(self) -> dict[str, nn.Parameter]:
         return dict(zip(self._names, self.copies, strict=True))
+
+    def row_forms(self) -> tuple[RowForm, ...]:
+        return (Parameters(dict(zip(self._names, self.copies, strict=True))),)
 
     @property
     def base_module(self) -> nn.Module:
