@@ -117,7 +117,7 @@ def count(runs: Path) -> int:
             ": fatal error: cmath",
         ),
         (f"{COMPILING} kill -9 $$", 2, "was ended by signal 9"),
-        (f'{COMPILING} {{ {LAST}; echo "no library" > "$to"; }}', 3, "makes cannot be loaded (file too short)"),
+        (f'{COMPILING} {{ {LAST}; echo "no library" > "$to"; }}', 3, "made cannot be loaded (file too short)"),
     ],
 )
 def test_a_failing_compiler_is_asked_once_in_a_whole_run(
@@ -260,9 +260,7 @@ def test_a_damaged_library_is_made_again(
 
 def test_an_unknown_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAMINA_KERNELS", "Plain")
-    with pytest.raises(
-        ConfigError, match=r"LAMINA_KERNELS: .*unknown value 'Plain'. Fix: set it to plain, or unset"
-    ):
+    with pytest.raises(ConfigError, match=r"LAMINA_KERNELS: .*unknown value 'Plain'. Fix: set it to plain, or unset"):
         native.unavailable()
 
 

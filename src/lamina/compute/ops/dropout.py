@@ -1,4 +1,4 @@
-"""Dropout of an adapter's input, with a mask that the backward uses again."""
+"""Dropout on the input of a low-rank path, with a mask that the backward uses again."""
 
 from __future__ import annotations
 
