@@ -177,7 +177,7 @@ def test_merged_is_the_adapter(peft_type: str, dtype: torch.dtype) -> None:
         pytest.skip("peft trains it in the base's dtype, which is refused")
     injection = attached(peft_type, dtype)
     if peft_type in APART:
-        with pytest.raises(AdapterError, match="cannot be folded"):
+        with pytest.raises(AdapterError, match="cannot be merged"):
             fold_in(injection)
         return
     expected = logits(injection.model)

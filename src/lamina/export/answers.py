@@ -1,7 +1,7 @@
-"""What a merged folder answers in plain transformers, with nothing but its own files, beside what the adapter answers.
+"""Compares the answers of a merged folder, loaded in plain transformers from its own files, with those of the adapter.
 
-Logits say that the weights are right. Whether the model is asked as it was trained, and whether it stops, is decided by
-the other files: chat template, tokenizer, and three lists of tokens that end an answer.
+Logits show that the weights are right. The other files decide whether prompts are rendered as in training, and whether
+answers stop: chat template, tokenizer, and three lists of stop tokens.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from lamina.chat.tokenizer import fingerprint_tokenizer
 from lamina.machine.quiet import quiet_transformers
 from lamina.models.stops import with_stop_ids
 
-# Longest answer that is waited for. Every token reads all of the weights, so that of a large model it is less.
+# Tokens of the longest answer. Every token reads all of the weights, so a large model gets fewer.
 _LONGEST, _SHORTEST = 48, 4
 _BYTES_TO_READ = 200e9
 
 
 @dataclass(frozen=True)
 class AdapterAnswers:
-    """What the adapter answers.
+    """The adapter's answers.
 
     Attributes:
         prompts: User turns.
-        rendered: Their token ids, as in training.
-        answers: The adapter's greedy answers, with the token that ended them.
-        stop_ids: What ends them.
-        longest: Tokens that they might have.
+        rendered: The prompts' token ids, as in training.
+        answers: The adapter's greedy answers, including the stop token.
+        stop_ids: Ids of the stop tokens.
+        longest: Maximum number of tokens of an answer.
     """
 
     prompts: list[str]
@@ -48,7 +48,7 @@ class AdapterAnswers:
 
 
 def answer_prompts(model: PreTrainedModel, template: ChatTemplate, prompts: Sequence[str]) -> AdapterAnswers:
-    """Lets a model with its adapter answer."""
+    """Generates the answers of a model with its adapter."""
     texts = [template.render([Message("user", prompt)], add_generation_prompt=True) for prompt in prompts]
     rendered: list[list[int]] = [template.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     own: Any = model.generation_config
@@ -61,12 +61,12 @@ def answer_prompts(model: PreTrainedModel, template: ChatTemplate, prompts: Sequ
 
 @dataclass(frozen=True)
 class Seen:
-    """What a written folder answers.
+    """The result of comparing a folder's answers.
 
     Attributes:
-        answers: In figures.
-        notes: What a user should know.
-        reasons: Why the folder does not do as the adapter does.
+        answers: Counts of what was compared.
+        notes: Notes for the user.
+        reasons: How the folder's answers differ from the adapter's.
     """
 
     answers: Answers
@@ -74,7 +74,7 @@ class Seen:
     reasons: list[str]
 
     def added_to(self, certificate: Certificate) -> Certificate:
-        """A certificate with what was seen."""
+        """Returns the certificate with this result added."""
         return replace(
             certificate,
             passed=certificate.passed and not self.reasons,
@@ -87,62 +87,62 @@ class Seen:
 def check_answers(
     folder: Path, model: PreTrainedModel, template: ChatTemplate, expected: AdapterAnswers, tolerance: float
 ) -> Seen:
-    """Lets a written folder answer.
+    """Generates the answers of a saved folder and compares them with the adapter's.
 
     Args:
         folder: The folder.
-        model: As transformers loads it.
-        template: What the adapter was trained with.
-        expected: What the adapter answers.
-        tolerance: How far rounding may move a logit.
+        model: The folder's model, loaded by transformers.
+        template: The chat template that the adapter was trained with.
+        expected: The adapter's answers.
+        tolerance: How much rounding may change a logit.
     """
     with quiet_transformers():
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     notes, reasons = [], []
     if fingerprint_tokenizer(tokenizer) != template.tokenizer_digest:
-        reasons.append("its tokenizer gives other ids than the one of training")
+        reasons.append("its tokenizer gives other ids than in training")
     if _rendered(tokenizer, expected.prompts) != expected.rendered:
         if mentions_date(template.source):
-            notes.append("the chat template writes today's date, and in training it was given a fixed one or none")
+            notes.append("the chat template writes today's date, which was fixed or left out in training")
         else:
-            reasons.append("its chat template writes other prompts than in training")
+            reasons.append("its chat template renders other prompts than in training")
     gaps = _Gaps(expected)
     answers = greedy_answers(model, expected.rendered, expected.longest, watch=gaps)
     stopped = undecided = 0
     for number, (ours, theirs) in enumerate(zip(answers, expected.answers, strict=True)):
-        apart = next((place for place, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
-        if apart is not None:
-            gap = gaps.seen[number][apart]
+        first = next((place for place, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
+        if first is not None:
+            gap = gaps.seen[number][first]
             if gap <= 2 * tolerance:
                 undecided += 1
             else:
-                reasons.append(f"it answers {expected.prompts[number]!r} otherwise, by a logit of {gap:.3g}")
+                reasons.append(f"it answers {expected.prompts[number]!r} differently, by a logit of {gap:.3g}")
         elif len(ours) != len(theirs):
             token = tokenizer.convert_ids_to_tokens((theirs if len(ours) > len(theirs) else ours)[-1])
-            what = f"goes on after {token}" if len(ours) > len(theirs) else f"stops at {token}"
-            reasons.append(f"it {what}, where the adapter does not")
+            what = f"continues after {token}" if len(ours) > len(theirs) else f"stops at {token}"
+            reasons.append(f"it {what}, but the adapter does not")
         elif ours[-1] in expected.stop_ids:
             stopped += 1
     for stop in template.stop_token_ids:
         if len(greedy_answers(model, expected.rendered[:1], 3, watch=_Forced(stop))[0]) != 1:
-            reasons.append(f"it goes on after {tokenizer.convert_ids_to_tokens(stop)}, which ends an answer")
+            reasons.append(f"it continues after {tokenizer.convert_ids_to_tokens(stop)}, which ends an answer")
     return Seen(Answers(len(answers), expected.longest, stopped, undecided, len(reasons)), notes, reasons)
 
 
 def _rendered(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]] | None:
-    """Token ids as transformers renders them; None where it cannot."""
+    """Renders prompts to token ids with transformers; None if it cannot."""
     turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
     try:
         return [tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False) for turn in turns]
-    except Exception:  # whatever a template, and the sandbox that it runs in, may raise
+    except Exception:  # of any kind, from the template or the sandbox that it runs in
         return None
 
 
 class _Gaps(LogitsProcessor):
-    """Notes at each step how far the adapter's token lies below the best one.
+    """Records at each step the difference between the best logit and that of the adapter's token.
 
     Attributes:
-        seen: By prompt, a number for each token of the adapter's answer.
+        seen: For each prompt, a difference for each token of the adapter's answer.
     """
 
     def __init__(self, expected: AdapterAnswers) -> None:
@@ -158,7 +158,7 @@ class _Gaps(LogitsProcessor):
 
 
 class _Forced(LogitsProcessor):
-    """Lets a model say one token only."""
+    """Forces a model to generate one given token."""
 
     def __init__(self, token: int) -> None:
         self._token = token
