@@ -110,11 +110,11 @@ $(PEERS): $(STAMP)
 bench: $(PEERS)
 	$(BIN)/lamina bench train
 
-gpu: $(STAMP)
-	@$(BIN)/python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'make gpu: torch sees no CUDA device here, so there is nothing to run; run it on a machine with an NVIDIA GPU and a CUDA build of torch.')" \
-	  && $(MAKE) --no-print-directory $(PEERS) \
-	  && $(BIN)/python -m pytest -m gpu \
-	  && $(BIN)/lamina bench train
+# With an interpreter whose torch sees CUDA: this environment's if there is one, else what `python3` is. What that one
+# lacks, the program says, and installs beside it where it can.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu:
+	@$(GPU_PYTHON) -m tools.gpu
 
 # Trains and verifies a tiny model of every architecture that the zoo has; about a quarter of an hour.
 zoo: $(STAMP)

@@ -8,15 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lamina.adapters.certificate import Certificate, replay_probes
-from lamina.adapters.greedy import greedy_answers
+from lamina.adapters.certificate import Certificate, replay_on_model
 from lamina.adapters.lock import build_lock, check_lock
-from lamina.adapters.probes import Probe, record_probes
+from lamina.adapters.probes import Probe
 from lamina.chat.template import build_template
-from lamina.config import MethodConfig
 from lamina.config.methods.lora import LoraConfig
-from lamina.config.methods.prefix_tuning import PrefixTuningConfig
-from lamina.config.methods.prompt_tuning import PromptTuningConfig
+from lamina.engine.probes import record_probes
 from lamina.errors import BaseMismatchError, CertificateError
 from lamina.export.fold import fold_in
 from lamina.methods.shared.base import Injection, inject
@@ -41,7 +38,7 @@ def record(injection: Injection) -> list[Probe]:
 
 
 def replay(injection: Injection, probes: list[Probe], dtype: str = "float32", matched: int = 14) -> Certificate:
-    return replay_probes(
+    return replay_on_model(
         injection.model,
         probes,
         subject="test",
@@ -145,17 +142,3 @@ def test_lock_names_both_digests_of_whatever_differs(tmp_path: Path) -> None:
     assert len(notes) == 2
     other = dataclasses.replace(lock, tokenizer="sha256:other", chat_template_digest="sha256:another")
     assert len(check_lock(other, one, template, allow_mismatch=True)) == 2
-
-
-@pytest.mark.parametrize("method", [LoraConfig(), PrefixTuningConfig(), PromptTuningConfig()])
-def test_answers_found_at_once_are_those_found_one_by_one(method: MethodConfig) -> None:
-    model = build_model("llama", vocab_size=259)
-    inject(model, method, seed=0)
-    model.eval()
-    prompts = [[5, 9, 17], [33, 4, 101, 7, 60, 21, 8], [11]]
-    together = greedy_answers(model, prompts, 12, [2])
-    assert together == [greedy_answers(model, [ids], 12, [2])[0] for ids in prompts]
-    # An answer ends with the first of the stop tokens, whatever the others go on to say.
-    stop = together[0][1]
-    ended = greedy_answers(model, prompts, 12, [2, stop])[0]
-    assert ended == together[0][: together[0].index(stop) + 1]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import math
 import shutil
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -21,10 +18,12 @@ from transformers import AutoModelForCausalLM
 import lamina
 from lamina.chat.message import Message
 from lamina.chat.template import ChatTemplate
-from lamina.cli import chat as chat_module
 from lamina.cli.chat import HELP, run_chat
 from lamina.cli.training import TrainingView
+from lamina.engine.generator import ADAPTER
+from lamina.engine.sampling import Sampling
 from lamina.runs import Run
+from tests.support.answers import FakeGenerator
 from tests.support.cli import ROWS, Cli, write_rows
 
 SHORT = ("--max-new-tokens", "6")
@@ -126,7 +125,7 @@ def test_generate_options_reach_the_library(cli: Cli, trained: Run) -> None:
 def test_generate_passes_the_system_turn(cli: Cli, trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = stand_in_for_generate(monkeypatch, ["fine"])
     cli("generate", trained.path, "-p", "q", "--system", "be kind", "--temperature", "0.5", "--seed", "3")
-    assert (seen["prompts"], seen["system"], seen["temperature"], seen["seed"]) == (["q"], "be kind", 0.5, 3)
+    assert (seen["prompts"], seen["system"], seen["sampling"]) == (["q"], "be kind", Sampling(0.5, 256, 3))
 
 
 def test_answers_with_markup_are_shown_as_they_stand(cli: Cli, trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,8 +143,8 @@ def stand_in_for_generate(monkeypatch: pytest.MonkeyPatch, answers: list[str]) -
     """Lets the library answer `answers`, and gives what it was asked with."""
     seen: dict[str, Any] = {}
 
-    def generate(loaded: object, prompts: list[str], **options: Any) -> list[str]:
-        seen.update(options, prompts=prompts)
+    def generate(generator: object, prompts: list[str], sampling: Sampling, **options: Any) -> list[str]:
+        seen.update(options, prompts=prompts, sampling=sampling)
         return answers
 
     monkeypatch.setattr("lamina.engine.generate.generate_each", generate)
@@ -237,31 +236,29 @@ def test_what_the_base_adds_to_generating_is_left_out_and_told_once(
 
 @pytest.mark.parametrize("system", [None, "be kind"])
 def test_chat_remembers_until_reset(system: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: list[tuple[list[Message], bool]] = []
-    state = {"base": False}
-
-    @contextlib.contextmanager
-    def disabled() -> Iterator[None]:
-        state["base"] = True
-        yield
-        state["base"] = False
-
-    def stream(loaded: object, conversation: list[Message], **_: Any) -> Iterator[str]:
-        heard.append((list(conversation), state["base"]))
-        yield from (" an", "swer ")
-
-    monkeypatch.setattr(chat_module, "stream", stream)
-    for check in ("prompt_ids", "check_system"):
-        monkeypatch.setattr(chat_module, check, lambda *_: None)
-    monkeypatch.setattr("sys.stdin", io.StringIO("one\n/base\ntwo\n/reset\nthree\n/quit\nfour\n"))
-    loaded = cast(Any, SimpleNamespace(injection=SimpleNamespace(disabled=disabled)))
-    said = run_chat(loaded, system, 8, 0.0, None, quiet=True)
+    generator = FakeGenerator(lambda request: " answer ")
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\n/base\ntwo\n?!\n/reset\nthree\n/quit\nfour\n"))
+    said = run_chat(generator, Sampling(0.5, 8, seed=7), system, quiet=True)
 
     start = [Message("system", system)] if system else []
     one, two, three = (Message("user", text) for text in ("one", "two", "three"))
     answer = Message("assistant", "answer")
-    assert heard == [([*start, one], False), ([*start, one, answer, two], True), ([*start, three], True)]
+    heard = [(request.messages, request.adapter) for request in generator.asked]
+    assert heard == [([*start, one], ADAPTER), ([*start, one, answer, two], None), ([*start, three], None)]
+    assert [request.sampling for request in generator.asked] == [Sampling(0.5, 8, seed) for seed in (7, 9, 11)]
     assert [turn["from"] for turn in said] == ["user", "adapter", "user", "base", "user", "base"]
+
+
+def test_generating_needs_no_more_than_the_contract(cli: Cli, trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = FakeGenerator(lambda request: f"{request.adapter} {(request.messages or ())[-1].content}")
+    monkeypatch.setattr("lamina.engine.generate.build_generator", lambda loaded: generator)
+    result = cli("generate", trained.path, "-p", "one", "-p", "?!", "-p", "two", "--base", "--temperature", "0.5")
+    assert (result.code, result.out) == (1, "None one\nNone two\n")
+    assert "prompt 2: it cannot be asked" in result.error() and "nothing answers at temperature 0.5" in result.err
+    assert [request.sampling for request in generator.asked] == [Sampling(0.5, 256, 0)] * 2
+    result = cli("chat", trained.path, "--seed", "3", stdin="one\n")
+    assert result.out == "adapter one\n"
+    assert generator.asked[-1].sampling == Sampling(0.0, 512, 3)
 
 
 def test_eval_gives_the_librarys_figures(cli: Cli, trained: Run) -> None:

@@ -10,13 +10,15 @@ import pytest
 import torch
 
 import lamina
-from lamina.adapters.load import Loaded
 from lamina.comparison import measure as measure_module
 from lamina.comparison.measure import Job, Measured, Measuring, measure
+from lamina.engine.generator import Request
+from lamina.engine.sampling import Sampling
 from lamina.errors import ConfigError, DataError
 from lamina.evaluation.forgetting import general_loss, general_pieces
 from lamina.evaluation.score import Score
 from lamina.runs import Run
+from tests.support.answers import FakeGenerator
 from tests.support.models_zoo import build_tokenizer
 
 ROWS = [{"prompt": f"say {i}", "completion": f"{i}!" * (1 + i % 3)} for i in range(20)]
@@ -80,12 +82,11 @@ def test_general_loss_is_that_of_every_token(run: Run, tmp_path: Path) -> None:
 
 
 def test_answers_are_scored(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def complete(loaded: Loaded, prompts: list[str], max_new_tokens: int) -> list[str]:
-        assert max_new_tokens == 8
-        adapter = all(layer.enabled for layer in loaded.injection.layers.values())
-        return [prompt.split("user\n")[-1].split("<|im_end|>")[0] if adapter else "nothing" for prompt in prompts]
+    def write(request: Request) -> str:
+        assert request.sampling == Sampling(max_tokens=8) and request.prompt is not None
+        return request.prompt.split("user\n")[-1].split("<|im_end|>")[0] if request.adapter else "nothing"
 
-    monkeypatch.setattr(measure_module, "complete", complete)
+    monkeypatch.setattr(measure_module, "build_generator", lambda loaded: FakeGenerator(write, loaded.template))
     rows = [{"prompt": "one", "completion": "One."}, {"prompt": "two", "completion": "three"}]
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     measuring = Measuring(test=str(tmp_path / "test.jsonl"), max_new_tokens=8)

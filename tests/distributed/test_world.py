@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,15 @@ from transformers import PreTrainedModel
 
 from lamina.compute.fusion import fast_path
 from lamina.config.methods.lora import LoraConfig
+from lamina.data.batch import Batch
 from lamina.data.example import EncodedExample
 from lamina.distributed.world import ALONE, World
+from lamina.losses.base import LossSum, Metric
 from lamina.losses.cross_entropy import CrossEntropy
 from lamina.methods.shared.base import Injection, inject
 from lamina.runs import Run
 from lamina.signals import StopRequest
-from lamina.structure.head import find_head
+from lamina.structure.head import Head, find_head
 from lamina.training.events import EventLog
 from lamina.training.step import evaluate_loss, training_step
 from tests.support.models_zoo import build_model
@@ -113,6 +115,46 @@ def test_an_evaluation_of_several_processes_is_that_of_one(injection: Injection,
             evaluate_loss(model, head, CrossEntropy(), rows, 2, world=world)
     sums = [sum(world.numbers[place] for world in worlds if world.numbers) for place in (0, 1)]
     assert sums[0] / sums[1] == pytest.approx(whole, rel=1e-6)
+
+
+class Figures(CrossEntropy):
+    """Has a figure of every row, one of the rows that end in an odd token, and none where there is no such row."""
+
+    def compute(self, model: PreTrainedModel, head: Head, batches: Sequence[Batch]) -> LossSum:
+        rows = [example for batch in batches for example in batch.examples]
+        odd = sum(float(example.input_ids[-1] % 2) for example in rows)
+        figures = {"rows": Metric(torch.tensor(float(len(rows))), len(rows))}
+        if odd or len(batches[0].document_lengths) > 1:
+            figures["odd"] = Metric(torch.tensor(odd), odd)
+        return LossSum(super().compute(model, head, batches).total, figures)
+
+
+class Named(OneOf):
+    """One that is told which names the others have."""
+
+    def union(self, names: Iterable[str]) -> list[str]:
+        return super().union({*names, "odd", "rows"})
+
+
+def test_every_process_asks_for_the_same_sums(injection: Injection) -> None:
+    """Also one without a batch, and one whose batches have no figure that others have."""
+    model, head = injection.model, find_head(injection.model)
+    (rows,) = examples([3])
+    asked = []
+    for rank in range(5):
+        world = Named(rank, 5)
+        evaluate_loss(model, head, Figures(), rows, 1, world=world)
+        asked.append(len(world.numbers))
+    assert asked == [2 + 2 * 2] * 5
+
+
+def test_what_was_not_counted_is_no_figure(injection: Injection) -> None:
+    model, head = injection.model, find_head(injection.model)
+    even = [EncodedExample(np.arange(9, dtype=np.int32), np.arange(9) > 2, row=row) for row in (1, 2)]
+    result = evaluate_loss(model, head, Figures(), even, 2)
+    assert result.metrics == {"rows": 1.0}
+    assert np.isfinite(result.loss)
+    assert np.isnan(evaluate_loss(model, head, Figures(), [], 2).loss)
 
 
 def test_the_first_process_alone_writes_and_tells(tmp_path: Path) -> None:

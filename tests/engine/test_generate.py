@@ -18,9 +18,9 @@ import lamina
 from lamina.adapters.load import Loaded
 from lamina.chat.message import Message
 from lamina.chat.template import ChatTemplate
-from lamina.engine import generate as module
-from lamina.engine.generate import answer, generate_each, left_out_settings, stream
+from lamina.engine import transformers_backend as module
 from lamina.errors import ConfigError, DataError
+from tests.support.answers import answer, generate_each, notes, stream
 from tests.support.models_zoo import build_model, build_tokenizer
 from tests.support.training import settings
 
@@ -52,9 +52,9 @@ def loaded(shared: Loaded) -> Iterator[Loaded]:
 def test_the_callers_generators_stay_as_they_are(loaded: Loaded, temperature: float, streamed: bool) -> None:
     before = torch.get_rng_state()
     if streamed:
-        list(stream(loaded, TURNS, max_new_tokens=5, temperature=temperature, seed=1))
+        list(stream(loaded, TURNS, max_tokens=5, temperature=temperature, seed=1))
     else:
-        answer(loaded, [TURNS], max_new_tokens=5, temperature=temperature, seed=1)
+        answer(loaded, [TURNS], max_tokens=5, temperature=temperature, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -75,15 +75,15 @@ def test_answers_do_not_depend_on_the_callers_generators(loaded: Loaded) -> None
     def draw(seed: int) -> list[str]:
         torch.manual_seed(seed)
         torch.rand(seed)
-        together = answer(loaded, [TURNS], max_new_tokens=8, temperature=2.0, seed=5)
-        return [*together, "".join(stream(loaded, TURNS, max_new_tokens=8, temperature=2.0, seed=5))]
+        together = answer(loaded, [TURNS], max_tokens=8, temperature=2.0, seed=5)
+        return [*together, "".join(stream(loaded, TURNS, max_tokens=8, temperature=2.0, seed=5))]
 
     assert draw(1) == draw(2)
     assert draw(1)[0] == draw(1)[1]
 
 
 def test_without_a_seed_a_stream_says_something_else_each_time(loaded: Loaded) -> None:
-    answers = {"".join(stream(loaded, TURNS, max_new_tokens=12, temperature=5.0)) for _ in range(4)}
+    answers = {"".join(stream(loaded, TURNS, max_tokens=12, temperature=5.0)) for _ in range(4)}
     assert len(answers) > 1
 
 
@@ -91,7 +91,7 @@ def test_without_a_seed_a_stream_says_something_else_each_time(loaded: Loaded) -
 def test_draws_are_those_of_the_softmax(temperature: float) -> None:
     scores = torch.tensor([2.0, 1.0, 0.0, -1.0, float("-inf")])
     draws = 40_000
-    sample = module._Sampling(temperature, torch.Generator().manual_seed(0))
+    sample = module._Draw(temperature, torch.Generator().manual_seed(0))
     drawn = sample(None, scores.expand(draws, -1)).argmax(-1)
     share = torch.bincount(drawn, minlength=5) / draws
     expected = (scores / temperature).softmax(-1)
@@ -101,16 +101,16 @@ def test_draws_are_those_of_the_softmax(temperature: float) -> None:
 
 def test_the_ends_of_temperature_are_greedy_and_uniform() -> None:
     scores = torch.tensor([[2.0, 1.0, 2.5, float("-inf")]])
-    cold = module._Sampling(1e-300, torch.Generator().manual_seed(0))
+    cold = module._Draw(1e-300, torch.Generator().manual_seed(0))
     assert {int(cold(None, scores).argmax(-1)) for _ in range(50)} == {2}
-    hot = module._Sampling(float("inf"), torch.Generator().manual_seed(0))
+    hot = module._Draw(float("inf"), torch.Generator().manual_seed(0))
     assert {int(hot(None, scores).argmax(-1)) for _ in range(50)} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("pieces", [0, 1, None])
 def test_a_stream_leaves_no_thread(loaded: Loaded, pieces: int | None) -> None:
     before = threading.active_count()
-    answers = stream(loaded, TURNS, max_new_tokens=4000 if pieces is not None else 4, temperature=50.0, seed=0)
+    answers = stream(loaded, TURNS, max_tokens=4000 if pieces is not None else 4, temperature=50.0, seed=0)
     said = list(itertools.islice(answers, pieces))
     answers.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
@@ -120,7 +120,7 @@ def test_a_stream_leaves_no_thread(loaded: Loaded, pieces: int | None) -> None:
 def test_a_consumer_that_fails_ends_the_stream(loaded: Loaded) -> None:
     before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
-        for _ in stream(loaded, TURNS, max_new_tokens=4000, temperature=50.0, seed=0):
+        for _ in stream(loaded, TURNS, max_tokens=4000, temperature=50.0, seed=0):
             raise KeyboardInterrupt
     assert threading.active_count() == before
 
@@ -131,7 +131,7 @@ def test_what_fails_in_the_stream_reaches_the_caller(loaded: Loaded, monkeypatch
 
     monkeypatch.setattr(loaded.model, "forward", fails)
     with pytest.raises(RuntimeError, match="no"):
-        list(stream(loaded, TURNS, max_new_tokens=5))
+        list(stream(loaded, TURNS, max_tokens=5))
 
 
 @pytest.mark.parametrize(
@@ -145,21 +145,21 @@ def test_what_fails_in_the_stream_reaches_the_caller(loaded: Loaded, monkeypatch
     ],
 )
 def test_the_bases_settings_change_no_answer(loaded: Loaded, given: dict[str, object]) -> None:
-    plain = answer(loaded, [TURNS], max_new_tokens=12)
-    assert left_out_settings(loaded, 0.0) == ""
+    plain = answer(loaded, [TURNS], max_tokens=12)
+    assert notes(loaded, 0.0) == ""
     loaded.model.generation_config.update(**given)  # type: ignore[union-attr]
-    assert answer(loaded, [TURNS], max_new_tokens=12) == plain
-    assert ["".join(stream(loaded, TURNS, max_new_tokens=12))] == plain
-    told = left_out_settings(loaded, 0.0)
+    assert answer(loaded, [TURNS], max_tokens=12) == plain
+    assert ["".join(stream(loaded, TURNS, max_tokens=12))] == plain
+    told = notes(loaded, 0.0)
     assert all(f"{name}={value}" in told for name, value in given.items())
 
 
 def test_filters_of_draws_are_named_where_something_is_drawn(loaded: Loaded) -> None:
     loaded.model.generation_config.update(top_k=1, top_p=0.01, temperature=0.7)  # type: ignore[union-attr]
-    assert left_out_settings(loaded, 0.0) == ""
-    told = left_out_settings(loaded, 1.0)
+    assert notes(loaded, 0.0) == ""
+    told = notes(loaded, 1.0)
     assert "top_k=1" in told and "top_p=0.01" in told and "temperature" not in told
-    drawn = {answer(loaded, [TURNS], max_new_tokens=12, temperature=5.0, seed=seed)[0] for seed in range(4)}
+    drawn = {answer(loaded, [TURNS], max_tokens=12, temperature=5.0, seed=seed)[0] for seed in range(4)}
     assert len(drawn) > 1
 
 
@@ -174,7 +174,7 @@ BAD = {
 def test_a_prompt_that_cannot_be_asked_keeps_no_other_from_its_answer(loaded: Loaded, kind: str) -> None:
     good = ["red", "", "ü 日本 🎉"]
     alone = lamina.generate(loaded, good, max_new_tokens=6)
-    mixed = generate_each(loaded, [good[0], BAD[kind], *good[1:]], max_new_tokens=6)
+    mixed = generate_each(loaded, [good[0], BAD[kind], *good[1:]], max_tokens=6)
     assert isinstance(mixed.pop(1), DataError)
     assert mixed == alone
     with pytest.raises(DataError, match="prompt 2"):
@@ -188,16 +188,16 @@ def test_a_token_without_a_row_in_the_embedding_is_named(loaded: Loaded) -> None
     tokenizer.add_tokens(["<|call|>"])
     template = ChatTemplate(tokenizer, "model", loaded.template.source)
     other = replace(loaded, tokenizer=tokenizer, template=template)
-    found = generate_each(other, ["a <|call|>", "red"], max_new_tokens=3)
+    found = generate_each(other, ["a <|call|>", "red"], max_tokens=3)
     assert "<|call|>" in str(found[0]) and "embedding" in str(found[0])
     assert isinstance(found[1], str)
 
 
 def test_a_system_turn_that_the_template_has_no_place_for_is_the_options_error(loaded: Loaded) -> None:
     other = replace(loaded, template=ChatTemplate(loaded.tokenizer, "model", NO_SYSTEM))
-    assert isinstance(generate_each(other, ["red"], max_new_tokens=3)[0], str)
+    assert isinstance(generate_each(other, ["red"], max_tokens=3)[0], str)
     with pytest.raises(ConfigError, match=r"--system.*System role not supported.*first prompt"):
-        generate_each(other, ["red"], system="be kind", max_new_tokens=3)
+        generate_each(other, ["red"], system="be kind", max_tokens=3)
 
 
 def test_answers_end_where_a_table_of_positions_does(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_answers_end_where_a_table_of_positions_does(tmp_path: Path) -> None:
         }
     )
     loaded = lamina.load(run.path)
-    found = generate_each(loaded, ["a", "b" * (room - 20), "c" * room], max_new_tokens=10 * room, temperature=9.0)
+    found = generate_each(loaded, ["a", "b" * (room - 20), "c" * room], max_tokens=10 * room, temperature=9.0)
     assert [type(each) for each in found] == [str, str, DataError]
     assert f"positions for {room}" in str(found[2])
 

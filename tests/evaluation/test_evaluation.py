@@ -13,9 +13,11 @@ import torch
 import lamina
 from lamina.adapters.load import Loaded
 from lamina.chat.message import Message
-from lamina.engine.generate import answer, stream
+from lamina.engine.generator import ADAPTER
+from lamina.engine.sampling import Sampling
 from lamina.errors import ConfigError, DataError
 from lamina.runs import Run
+from tests.support.answers import FakeGenerator, answer, stream
 from tests.support.training import settings, write_rows
 
 
@@ -56,6 +58,21 @@ def test_exact_match_counts_equal_answers(run: Run, loaded: Loaded, tmp_path: Pa
     assert result.base_exact_match == 0.0
     assert [p.adapter == p.expected for p in result.predictions] == [False, True, False, True]
     assert result.predictions[0].prompt == prompts[0]
+
+
+def test_answers_may_come_from_any_generator(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaded.model, "generate", None)
+    data = write_rows(tmp_path / "rows.jsonl", count=4)
+    expected = [json.loads(line) for line in data.read_text().splitlines()]
+    answers = iter([*["wrong"] * 4, *(row["completion"] for row in expected[:3]), "wrong"])
+    generator, told = FakeGenerator(lambda request: next(answers), loaded.template), list[str]()
+    result = lamina.evaluate(
+        loaded, data, score=["exact_match"], max_new_tokens=5, generator=generator, notify=told.append
+    )
+    assert (result.scores["exact_match"].adapter, result.scores["exact_match"].base) == (0.75, 0.0)
+    assert [request.adapter for request in generator.asked] == [None] * 4 + [ADAPTER] * 4
+    assert all(request.sampling == Sampling(max_tokens=5) for request in generator.asked)
+    assert "nothing answers at temperature 0" in told
 
 
 def test_every_file_that_is_evaluated_is_accounted_for(loaded: Loaded, tmp_path: Path) -> None:
@@ -126,14 +143,14 @@ def test_an_adapter_alone_needs_data(run: Run, tmp_path: Path) -> None:
 
 def test_batched_answers_are_those_of_one_at_a_time(loaded: Loaded) -> None:
     conversations = [[Message("user", "a" * length)] for length in (1, 30, 4, 17)]
-    together = answer(loaded, conversations, max_new_tokens=10, batch_size=4)
-    apart = [answer(loaded, [turns], max_new_tokens=10)[0] for turns in conversations]
+    together = answer(loaded, conversations, max_tokens=10, batch_size=4)
+    apart = [answer(loaded, [turns], max_tokens=10)[0] for turns in conversations]
     assert together == apart
 
 
 def test_streamed_pieces_make_the_answer(loaded: Loaded) -> None:
     turns = [Message("user", "red green 1")]
-    assert "".join(stream(loaded, turns, max_new_tokens=10)) == answer(loaded, [turns], max_new_tokens=10)[0]
+    assert "".join(stream(loaded, turns, max_tokens=10)) == answer(loaded, [turns], max_tokens=10)[0]
 
 
 def test_base_and_adapter_answer_differently(loaded: Loaded) -> None:
@@ -162,7 +179,7 @@ def test_the_head_sees_contiguous_input_and_no_hook_is_left(loaded: Loaded) -> N
     head = loaded.model.get_output_embeddings()
     seen: list[bool] = []
     handle = head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].is_contiguous()))
-    answer(loaded, [[Message("user", text)] for text in ("a", "bcd", "ef")], max_new_tokens=3)
+    answer(loaded, [[Message("user", text)] for text in ("a", "bcd", "ef")], max_tokens=3)
     handle.remove()
     assert seen
     assert all(seen)

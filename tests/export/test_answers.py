@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lamina
-from lamina.engine.generate import generate
+from lamina.adapters.logits import model_logits
+from lamina.engine.generate import build_generator, generate
+from lamina.engine.generator import Piece, Request
+from lamina.engine.transformers_backend import TransformersGenerator
 from lamina.errors import CertificateError
 from lamina.export import answers, merge
 from lamina.models import folder as folders
@@ -43,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> lamina.Run:
 def prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The certificate's prompts are such as the adapter was trained on."""
     given = answers.answer_prompts
-    monkeypatch.setattr(merge, "answer_prompts", lambda model, template, _: given(model, template, [PROMPT, "say red"]))
+    monkeypatch.setattr(merge, "answer_prompts", lambda asked, _, longest: given(asked, [PROMPT, "say red"], longest))
 
 
 def plain(folder: Path, tokens: int = 80) -> str:
@@ -129,16 +133,18 @@ def test_where_rounding_decides_answers_may_go_apart(
     run: lamina.Run, prompts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tokens of the adapter's answer are not clear then; where they are, another answer is a difference."""
-    asked = answers.greedy_answers
 
-    def other(model: Any, *args: Any, watch: Any = None, **more: Any) -> list[list[int]]:
-        said = asked(model, *args, watch=watch, **more)
-        if isinstance(watch, answers._Gaps):
-            watch.seen[0][1] = gap
-            said[0][1] += 1
-        return said
+    class Other(TransformersGenerator):
+        def generate(self, requests: Sequence[Request], *more: Any) -> list[Piece]:
+            said = super().generate(requests, *more)
+            first = said[0]
+            if not self.adapters and not requests[0].sampling.logit_bias:
+                ids = (first.token_ids[0], first.token_ids[1] + 1, *first.token_ids[2:])
+                said[0] = replace(first, token_ids=ids)
+            return said
 
-    monkeypatch.setattr(answers, "greedy_answers", other)
+    monkeypatch.setattr(merge, "TransformersGenerator", Other)
+    monkeypatch.setattr(answers, "_gap", lambda *asked: gap)
     gap = 1e-6
     seen = lamina.merge(run.path, tmp_path / "merged").certificate.answers
     assert seen is not None
@@ -153,9 +159,9 @@ def test_a_large_model_is_asked_for_fewer_tokens(run: lamina.Run, monkeypatch: p
     size = sum(parameter.nbytes for parameter in loaded.model.parameters())
     for budget, longest in ((1e12, 48), (10 * size, 10), (1, 4)):
         monkeypatch.setattr(answers, "_BYTES_TO_READ", budget)
-        found = answers.answer_prompts(loaded.model, loaded.template, [PROMPT])
-        assert found.longest == longest
-        assert len(found.answers[0]) <= longest
+        assert answers.longest_answer(loaded.model) == longest
+        found = answers.answer_prompts(build_generator(loaded), [PROMPT], longest)
+        assert len(found.answers[0].token_ids) <= longest
 
 
 def test_the_adapter_itself_ends_as_the_base_does_too(run: lamina.Run) -> None:
@@ -164,5 +170,15 @@ def test_the_adapter_itself_ends_as_the_base_does_too(run: lamina.Run) -> None:
     first = loaded.tokenizer.convert_tokens_to_ids("w")
     config.eos_token_id = [0, first]
     assert generate(loaded, [PROMPT]) == [""]
-    assert answers.answer_prompts(loaded.model, loaded.template, [PROMPT]).answers == [[first]]
+    assert answers.answer_prompts(build_generator(loaded), [PROMPT], 48).answers == [Piece("", (first,), "stop")]
     torch.testing.assert_close(torch.tensor(config.eos_token_id), torch.tensor([0, first]))
+
+
+def test_the_gap_is_what_the_best_token_has_more(run: lamina.Run) -> None:
+    loaded = lamina.load(run.path)
+    ids = [5, 9, 17]
+    with torch.no_grad():
+        scores = loaded.model(input_ids=torch.tensor([ids])).logits[0, -1].float()
+    logits = model_logits(loaded.model)
+    assert answers._gap(logits, ids, int(scores.argmax())) == 0.0
+    assert answers._gap(logits, ids, 7) == pytest.approx(float(scores.max() - scores[7]))

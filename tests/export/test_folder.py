@@ -23,10 +23,10 @@ from transformers import (
 import lamina
 from lamina.adapters.adapter import save_adapter
 from lamina.adapters.lock import build_lock
-from lamina.adapters.probes import record_probes
 from lamina.chat.template import build_template
 from lamina.chat.tokenizer import fingerprint_tokenizer
 from lamina.config import METHOD_CONFIGS
+from lamina.engine.probes import record_probes
 from lamina.errors import ConfigError, ModelError, StorageError
 from lamina.methods.shared.base import inject
 from lamina.models import companions

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import lamina
 from lamina.adapters.adapter import save_adapter
 from lamina.adapters.lock import build_lock
-from lamina.adapters.probes import record_probes
 from lamina.chat.template import build_template
 from lamina.config.methods.lora import LoraConfig
+from lamina.engine.probes import record_probes
 from lamina.errors import AdapterError, BaseMismatchError, CertificateError
 from lamina.methods.shared.base import inject
 from lamina.models.load import load_base

@@ -13,11 +13,12 @@ from transformers import AutoModelForCausalLM
 
 import lamina
 from lamina.adapters.adapter import save_adapter
-from lamina.adapters.certificate import Certificate, replay_probes
+from lamina.adapters.certificate import Certificate, replay_on_model
 from lamina.adapters.lock import build_lock
-from lamina.adapters.probes import Probe, record_probes
+from lamina.adapters.probes import Probe
 from lamina.chat.template import build_template
 from lamina.config import METHOD_CONFIGS
+from lamina.engine.probes import record_probes
 from lamina.errors import CertificateError
 from lamina.export import merge as merging
 from lamina.export.fold import fold_in
@@ -192,7 +193,7 @@ def wild(seed: int, scale: float = 1.2) -> tuple[Injection, list[Probe]]:
 
 def replay(injection: Injection, probes: list[Probe]) -> Certificate:
     count = len(injection.layers)
-    return replay_probes(
+    return replay_on_model(
         injection.model,
         probes,
         subject="test",

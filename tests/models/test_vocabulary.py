@@ -31,12 +31,12 @@ from lamina.config import DataConfig, load_config
 from lamina.data.example import EncodedExample
 from lamina.data.side import Side, whole_rows
 from lamina.data.store import StoredRow, TokenStore, cached_store
-from lamina.engine.generate import stream
 from lamina.errors import ConfigError, DataError
 from lamina.evaluation.forgetting import general_loss, general_pieces
 from lamina.methods.shared.base import inject
 from lamina.models.load import load_base
 from lamina.models.vocabulary import declared_rows, embedding_rows, head_rows
+from tests.support.answers import stream
 from tests.support.models_zoo import CHATML, build_model, build_tokenizer
 from tests.support.training import settings
 

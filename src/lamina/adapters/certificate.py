@@ -3,33 +3,44 @@
 Rounding and absence are told apart by what each can do. How far rounding carries is assumed from the dtype's spacing
 first, and measured on the model itself (`moved.py`) where that is not enough. An effect on the logits that is smaller
 than that shows nothing; then the adapter is looked for in the weights, where `export/fold.py` says how much of it is.
+
+Who computes the logits does not matter (`logits.py`); rounding can be measured on a model in memory alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from lamina.adapters.logits import Logits, TopLogprobs, model_logits
 from lamina.adapters.moved import with_rounding_moved
-from lamina.adapters.probes import Probe, probe_logits
-from lamina.errors import CertificateError
+from lamina.adapters.probes import Probe
+from lamina.errors import AdapterError, CertificateError
 
 # How far `effect_kept` may be from 1: a missing adapter gives 0, one that is applied twice 2.
 EFFECT_MARGIN = 0.5
 
 # Rounding of the compute dtype that the certificate allows for: logits are sums over a deep network of products, each
 # rounded, so their error is some multiple of the dtype's spacing at the size of the largest logit.
-_SPACING = {"bfloat16": 2.0**-8, "float32": 2.0**-23}
-_SPACINGS_ALLOWED = {"bfloat16": 8.0, "float32": 256.0}
+_SPACING = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-23}
+_SPACINGS_ALLOWED = {"bfloat16": 8.0, "float16": 8.0, "float32": 256.0}
 
 # Where it is measured: draws, and how often the largest movement of all of them may be seen. Both sides have their own
 # rounding, it happens outside of linear layers too, and merging rounds each weight once more.
 _DRAWS = 3
 _NOISE_ALLOWED = 4.0
+
+# Of a server's few log-probabilities: the share of the recorded tokens that must be among them.
+_LEAST_KNOWN = 0.5
+
+# Inside what it gives, logits are as rounding to a dtype, with a seed, might have made them.
+Moved = Callable[[int, torch.dtype], contextlib.AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -134,8 +145,7 @@ class Certificate:
         return self
 
 
-@torch.no_grad()
-def replay_probes(
+def replay_on_model(
     model: PreTrainedModel,
     probes: Sequence[Probe],
     *,
@@ -147,35 +157,83 @@ def replay_probes(
     notes: Sequence[str] = (),
     update_kept: float | None = None,
 ) -> Certificate:
-    """Runs the probes through a model that should carry the adapter.
+    """Runs the probes through a model in memory, in evaluation mode, on which rounding can be measured.
+
+    As `replay_probes` for everything else.
+    """
+    return replay_probes(
+        model_logits(model),
+        probes,
+        subject=subject,
+        adapter_digest=adapter_digest,
+        modules_expected=modules_expected,
+        modules_matched=modules_matched,
+        trained_dtype=trained_dtype,
+        dtype=str(model.dtype).removeprefix("torch."),
+        moved=partial(with_rounding_moved, model),
+        notes=notes,
+        update_kept=update_kept,
+    )
+
+
+@torch.no_grad()
+def replay_probes(
+    logits: Logits | TopLogprobs,
+    probes: Sequence[Probe],
+    *,
+    subject: str,
+    adapter_digest: str,
+    modules_expected: int,
+    modules_matched: int,
+    trained_dtype: str,
+    dtype: str,
+    moved: Moved | None = None,
+    notes: Sequence[str] = (),
+    update_kept: float | None = None,
+) -> Certificate:
+    """Asks for the logits of the probes where the adapter should be.
 
     Args:
-        model: The model to test, in evaluation mode.
+        logits: Gives the tested model's logits, or the few log-probabilities of a server.
         probes: From the adapter's `lamina.json`.
         subject: What to call the model in messages.
         adapter_digest: Of the adapter.
         modules_expected: Modules that the adapter is on.
         modules_matched: Those found and filled, or folded in.
         trained_dtype: What the base was held in when the probes were recorded.
+        dtype: What the tested model is held in.
+        moved: Lets rounding be measured; None where that is not possible, so that it is assumed from the dtypes.
         notes: To be kept in the certificate.
         update_kept: How much of the adapter is in the weights; None where that is not known.
+
+    Raises:
+        AdapterError: There are no probes, what `logits` gives has another shape, or rounding to a dtype is not known.
     """
-    dtype = str(model.dtype).removeprefix("torch.")
-    seen = [_Seen.of(model, probe) for probe in probes]
-    difference = torch.cat([(one.seen - one.adapter).abs().flatten() for one in seen])
-    change = torch.cat([(one.seen - one.base).flatten() for one in seen])
-    effects = torch.cat([(one.adapter - one.base).flatten() for one in seen])
+    if not probes:
+        raise AdapterError(f"{subject}: there are no probes to replay.")
+    for each in (trained_dtype, dtype):
+        if each not in _SPACING:
+            raise AdapterError(f"the dtype {each!r} has no tolerance; those that have one are {', '.join(_SPACING)}.")
+    seen = [_see(logits, probe) for probe in probes]
+    difference = torch.cat([(one.seen - one.adapter)[one.known].abs() for one in seen])
+    change = torch.cat([(one.seen - one.base)[one.known] for one in seen])
+    effects = torch.cat([(one.adapter - one.base)[one.known] for one in seen])
+    known = len(effects) / sum(one.known.numel() for one in seen)
+    if not known:
+        difference, change, effects = (torch.tensor([value]) for value in (torch.inf, 0.0, 0.0))
     effect = float(effects.abs().mean())
     kept = float(change @ effects / (effects @ effects)) if effect > 0 else 0.0
     is_shown = abs(kept - 1.0) < EFFECT_MARGIN
     is_in_weights = update_kept is not None and abs(update_kept - 1.0) < EFFECT_MARGIN
     largest, notes, reasons = float(difference.max()), list(notes), []
-    finite = bool(torch.isfinite(difference).all())
+    finite = bool(torch.isfinite(difference).all()) or not known
 
-    tolerance = max(_tolerance(trained_dtype, dtype, one.adapter) for one in seen)
+    tolerance = _tolerance(trained_dtype, dtype, max(one.size for one in seen))
+    if isinstance(logits, TopLogprobs):
+        tolerance *= 2.0  # what is taken off as the mean has an error of its own
     logits_and_weights_agree = update_kept is None or is_shown == is_in_weights
-    if finite and (largest > tolerance or not logits_and_weights_agree):
-        noise = _measure_noise(model, probes, seen, _coarser(trained_dtype, dtype))
+    if finite and moved is not None and (largest > tolerance or not logits_and_weights_agree):
+        noise = _measure_noise(logits, moved, probes, seen, _coarser(trained_dtype, dtype))
         if largest > tolerance:
             tolerance = max(tolerance, _NOISE_ALLOWED * noise.largest)
             notes.append(f"rounding alone was measured to move this model's logits by up to {noise.largest:.3g}")
@@ -188,6 +246,8 @@ def replay_probes(
 
     if modules_matched != modules_expected:
         reasons.append(f"the adapter is on {modules_matched} of its {modules_expected} modules")
+    if known < _LEAST_KNOWN:
+        reasons.append(f"log-probabilities of only {known:.0%} of the recorded tokens are given")
     if not finite:
         reasons.append("the logits are not finite")
     if largest > tolerance:
@@ -219,23 +279,76 @@ def replay_probes(
 
 @dataclass(frozen=True)
 class _Seen:
-    """A probe's recorded logits, (P, TOP), and the tested model's of the same ids."""
+    """A probe's recorded logits, and the tested model's of the same ids, all on the CPU.
+
+    Attributes:
+        adapter, base, seen: (P, TOP), float32. Of log-probabilities, each position's less their mean: what is left of
+            logits that are known up to a number.
+        known: (P, TOP), which of them were given.
+        best: (P,), whether the tested model's highest logit is the recorded one.
+        gaps: (P,), by how much the best recorded logit lies above the second one.
+        size: The largest recorded logit.
+    """
 
     adapter: torch.Tensor
     base: torch.Tensor
     seen: torch.Tensor
-    best: torch.Tensor  # (P,), whether the tested model's highest logit is the recorded one
-
-    @classmethod
-    def of(cls, model: PreTrainedModel, probe: Probe) -> _Seen:
-        ids = torch.tensor(probe.token_ids, device=model.device)
-        logits = probe_logits(model, probe)
-        adapter, base = (torch.tensor(part, device=model.device) for part in (probe.adapter_logits, probe.base_logits))
-        return cls(adapter, base, logits.gather(1, ids), logits.argmax(-1) == ids[:, 0])
+    known: torch.Tensor
+    best: torch.Tensor
+    gaps: torch.Tensor
+    size: float
 
     def agrees(self, tolerance: float) -> torch.Tensor:
         """Where the two best recorded logits lie closer than rounding, either may come first."""
-        return self.best | (self.adapter[:, 0] - self.adapter[:, 1] <= tolerance)
+        return self.best | (self.gaps <= tolerance)
+
+
+def _see(logits: Logits | TopLogprobs, probe: Probe) -> _Seen:
+    """Asks for a probe's logits.
+
+    Raises:
+        AdapterError: They have another shape than was asked for.
+    """
+    adapter, base = torch.tensor(probe.adapter_logits), torch.tensor(probe.base_logits)
+    gaps, size = adapter[:, 0] - adapter[:, 1], float(adapter.abs().max())
+    if not isinstance(logits, TopLogprobs):
+        seen, best = _taken(logits, probe)
+        return _Seen(adapter, base, seen, torch.ones_like(seen, dtype=torch.bool), best, gaps, size)
+    given = logits.ask(probe.input_ids, probe.positions)
+    _check_shape(len(given) == len(probe.positions), f"log-probabilities of {len(given)} positions", probe)
+    seen = torch.tensor(
+        [[row.get(token, torch.nan) for token in ids] for row, ids in zip(given, probe.token_ids, strict=True)]
+    )
+    known = torch.tensor([[token in row for token in ids] for row, ids in zip(given, probe.token_ids, strict=True)])
+    known &= known.sum(1, keepdim=True) > 1  # one alone says nothing
+    highest = [max(row, key=row.__getitem__, default=-1) for row in given]
+    best = torch.tensor(highest) == torch.tensor(probe.token_ids)[:, 0]
+    adapter, base, seen = (_less_mean(part, known) for part in (adapter, base, seen))
+    return _Seen(adapter, base, seen, known, best, gaps, size)
+
+
+def _taken(logits: Logits, probe: Probe) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits of a probe's ids, (P, TOP), and where the highest is the recorded one, (P,)."""
+    given, ids = logits(probe.input_ids, probe.positions), torch.tensor(probe.token_ids)
+    fits = given.ndim == 2 and len(given) == len(ids) and given.shape[1] > int(ids.max())
+    _check_shape(fits, f"logits of the shape {tuple(given.shape)}", probe)
+    ids = ids.to(given.device)
+    return given.gather(1, ids).float().cpu(), (given.argmax(-1) == ids[:, 0]).cpu()
+
+
+def _check_shape(fits: bool, given: str, probe: Probe) -> None:
+    if not fits:
+        raise AdapterError(
+            f"the probes' logits are asked for at {len(probe.positions)} positions, for tokens up to "
+            f"{max(max(ids) for ids in probe.token_ids)}, and what was given are {given}. Fix: give one row for each "
+            "position that was asked for, over the base's whole vocabulary."
+        )
+
+
+def _less_mean(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Each row less the mean of what is known of it."""
+    own = torch.where(known, values, 0.0)
+    return own - own.sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp_min(1)
 
 
 @dataclass(frozen=True)
@@ -246,15 +359,17 @@ class _Noise:
     mean: float
 
 
-def _measure_noise(model: PreTrainedModel, probes: Sequence[Probe], seen: Sequence[_Seen], dtype: str) -> _Noise:
+def _measure_noise(
+    logits: Logits | TopLogprobs, moved: Moved, probes: Sequence[Probe], seen: Sequence[_Seen], dtype: str
+) -> _Noise:
     moves = []
     for draw in range(_DRAWS):
-        with with_rounding_moved(model, draw, getattr(torch, dtype)):
+        with moved(draw, getattr(torch, dtype)):
             for probe, one in zip(probes, seen, strict=True):
-                ids = torch.tensor(probe.token_ids, device=model.device)
-                moves.append((probe_logits(model, probe).gather(1, ids) - one.seen).abs().flatten())
-    moved = torch.cat(moves)
-    return _Noise(float(moved.max()), float(moved.mean()))
+                other = _see(logits, probe)
+                moves.append((other.seen - one.seen)[one.known & other.known].abs())
+    both = torch.cat(moves)
+    return _Noise(float(both.max()), float(both.mean()))
 
 
 def _why_not_shown(effect: float, kept: float, update_kept: float | None, dtype: str) -> str:
@@ -269,11 +384,11 @@ def _coarser(first: str, second: str) -> str:
     return max((first, second), key=lambda name: _SPACING[name])
 
 
-def _tolerance(first: str, second: str, recorded: torch.Tensor) -> float:
+def _tolerance(first: str, second: str, size: float) -> float:
     coarser = _coarser(first, second)
     # In another dtype than at training, the base itself gives other logits, by as much again.
     times = 1.0 if first == second else 2.0
-    return times * _SPACINGS_ALLOWED[coarser] * _SPACING[coarser] * max(1.0, float(recorded.abs().max()))
+    return times * _SPACINGS_ALLOWED[coarser] * _SPACING[coarser] * max(1.0, size)
 
 
 def _stops(answers: Answers) -> str:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lamina import files
 from lamina.adapters.adapter import Adapter, read_adapter
-from lamina.adapters.certificate import Certificate, replay_probes
+from lamina.adapters.certificate import Certificate, replay_on_model
 from lamina.adapters.fit import fit
 from lamina.adapters.lock import check_lock
 from lamina.chat.template import ChatTemplate, build_template
@@ -57,7 +57,7 @@ class Loaded:
         """
         if self.adapter.lock is None:
             raise AdapterError(f"{self.adapter.path}: has no lamina.json, so there are no probes to replay.")
-        return replay_probes(
+        return replay_on_model(
             self.model,
             self.adapter.probes,
             subject=str(self.adapter.path),

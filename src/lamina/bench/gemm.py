@@ -20,9 +20,10 @@ import torch
 
 from lamina.bench.flops import ModelUse
 
-# Enough for the full rate, and little enough that probing does not become the peak of memory.
-MAX_ROWS = 2048
-MAX_HEAD_ROWS = 512
+# Enough for the full rate, and little enough that probing does not become the peak of memory. A GPU reaches its rate
+# with more rows than a CPU; at fewer, the limit would be one that a step could beat.
+MAX_ROWS = {"cpu": 2048, "cuda": 16384}
+MAX_HEAD_ROWS = {"cpu": 512, "cuda": 4096}
 MAX_HEAD_COLUMNS = 2**15
 
 # Products of a shape are repeated for so long; the median counts.
@@ -72,8 +73,9 @@ def measure_rates(use: ModelUse, tokens: int, supervised: int, dtype: torch.dtyp
         dtype: Of all matrices.
         device: Where to multiply.
     """
-    rows = min(tokens, MAX_ROWS)
-    head_rows, columns = min(supervised, MAX_HEAD_ROWS), min(use.vocabulary, MAX_HEAD_COLUMNS)
+    rows = min(tokens, MAX_ROWS.get(device.type, MAX_ROWS["cpu"]))
+    head_rows = min(supervised, MAX_HEAD_ROWS.get(device.type, MAX_HEAD_ROWS["cpu"]))
+    columns = min(use.vocabulary, MAX_HEAD_COLUMNS)
     forward, backward = {}, {}
     for shape in {(linear.in_features, linear.out_features) for linear in use.linears}:
         forward[shape], backward[shape] = _rates(rows, *shape, dtype, device)

@@ -128,7 +128,7 @@ def evaluate(
     mapping = column_mapping(columns)
     if mapping and data is None:
         raise ConfigError(Problem("--column", "maps the columns of --data, which is not given", "add --data FILE"))
-    from lamina.engine.generate import DEFAULT_MAX_NEW_TOKENS
+    from lamina.engine.sampling import DEFAULT_MAX_TOKENS
     from lamina.evaluation.evaluate import evaluate as evaluate_adapter
     from lamina.files import write_text
 
@@ -140,7 +140,7 @@ def evaluate(
             max_rows=max_rows,
             exact_match=exact_match,
             score=score or [],
-            max_new_tokens=max_new_tokens or DEFAULT_MAX_NEW_TOKENS,
+            max_new_tokens=max_new_tokens or DEFAULT_MAX_TOKENS,
             model=model,
             allow_base_mismatch=allow_base_mismatch,
             progress=bars.update,
@@ -185,20 +185,16 @@ def generate(
     if not prompts:
         raise ConfigError(Problem("--prompt", "is required, or lines on stdin", 'add --prompt "..."'))
     from lamina.adapters.load import load
-    from lamina.cli.chat import notify_of, print_answers
-    from lamina.engine.generate import generate_each
+    from lamina.cli.chat import print_answers
+    from lamina.engine.generate import build_generator, generate_each
+    from lamina.engine.generator import ADAPTER
+    from lamina.engine.sampling import Sampling
 
     loaded = load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
-    notify_of(loaded, temperature)
-    answers = generate_each(
-        loaded,
-        prompts,
-        system=system,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-        base=base,
-    )
+    generator, sampling = build_generator(loaded), Sampling(temperature, max_new_tokens, seed)
+    for note in (*loaded.notes, *generator.notes(sampling)):
+        notify(note)
+    answers = generate_each(generator, prompts, sampling, system=system, adapter=None if base else ADAPTER)
     if not print_answers(prompts, answers, as_json):
         raise typer.Exit(1)
 
@@ -218,11 +214,15 @@ def chat(
 ) -> None:
     """Talk to an adapter in the terminal; /base and /adapter switch between it and the bare base."""
     from lamina.adapters.load import load
-    from lamina.cli.chat import notify_of, run_chat
+    from lamina.cli.chat import run_chat
+    from lamina.engine.generate import build_generator
+    from lamina.engine.sampling import Sampling
 
     loaded = load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
-    notify_of(loaded, temperature)
-    turns = run_chat(loaded, system, max_new_tokens, temperature, seed, quiet=as_json)
+    generator, sampling = build_generator(loaded), Sampling(temperature, max_new_tokens, seed)
+    for note in (*loaded.notes, *generator.notes(sampling)):
+        notify(note)
+    turns = run_chat(generator, sampling, system, quiet=as_json)
     if as_json:
         print_json({"turns": turns})
 

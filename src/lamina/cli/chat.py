@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.markup import escape
 
-from lamina.adapters.load import Loaded
 from lamina.chat.message import Message
-from lamina.cli.output import err, notify, out, print_json, print_text
-from lamina.engine.generate import check_system, left_out_settings, prompt_ids, stream
+from lamina.cli.output import err, out, print_json, print_text
+from lamina.engine.generate import stream
+from lamina.engine.generator import ADAPTER, Generator, Request
+from lamina.engine.prompts import check_system
+from lamina.engine.sampling import Sampling
 from lamina.errors import DataError
 
 HELP = "/base and /adapter switch, /reset forgets the conversation, /exit leaves"
-
-
-def notify_of(loaded: Loaded, temperature: float) -> None:
-    """Says what a user should know of answers before they come."""
-    for note in (*loaded.notes, left_out_settings(loaded, temperature)):
-        if note:
-            notify(note)
 
 
 def print_answers(prompts: Sequence[str], answers: Sequence[str | DataError], as_json: bool) -> bool:
@@ -37,17 +32,13 @@ def print_answers(prompts: Sequence[str], answers: Sequence[str | DataError], as
     return not any(isinstance(answer, DataError) for answer in answers)
 
 
-def run_chat(
-    loaded: Loaded, system: str | None, max_new_tokens: int, temperature: float, seed: int | None, quiet: bool
-) -> list[dict[str, str]]:
+def run_chat(generator: Generator, sampling: Sampling, system: str | None, quiet: bool) -> list[dict[str, str]]:
     """Chats until the input ends. A line that cannot be asked is told of, and the chat goes on without it.
 
     Args:
-        loaded: Base and adapter.
+        generator: Answers for `ADAPTER` and for the bare base.
+        sampling: How answers are drawn; each has the next seed.
         system: A system turn to begin with.
-        max_new_tokens: Longest answer.
-        temperature: 0 is greedy.
-        seed: For sampling; each answer has the next one. None for other answers each time.
         quiet: Print nothing on stdout.
 
     Returns:
@@ -57,7 +48,7 @@ def run_chat(
         ConfigError: The template has no place for the system turn.
     """
     if system:
-        check_system(loaded, system)
+        check_system(generator, system)
     start = [Message("system", system)] if system else []
     conversation, said, speaker = list(start), [], "adapter"
     err.print(f"[dim]{HELP}[/dim]")
@@ -77,20 +68,17 @@ def run_chat(
             continue
         asked = [*conversation, Message("user", line)]
         try:
-            prompt_ids(loaded, asked)
+            generator.check(Request(messages=asked))
         except DataError as error:
             err.print(f"[bold red]error:[/bold red] {escape(str(error))}")
             err.print("[dim]The line was left out; /reset forgets the conversation[/dim]")
             continue
-        with loaded.injection.disabled() if speaker == "base" else contextlib.nullcontext():
-            pieces = []
-            for piece in stream(
-                loaded, asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=_nth(seed, len(said))
-            ):
-                pieces.append(piece)
-                if not quiet:
-                    out.file.write(piece)
-                    out.file.flush()
+        pieces, drawn = [], replace(sampling, seed=_nth(sampling.seed, len(said)))
+        for piece in stream(generator, asked, drawn, adapter=ADAPTER if speaker == "adapter" else None):
+            pieces.append(piece)
+            if not quiet:
+                out.file.write(piece)
+                out.file.flush()
         if not quiet:
             out.file.write("\n")
         text = "".join(pieces).strip()

@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lamina.adapters.load import Loaded, load
+from lamina.adapters.load import load
 from lamina.data.dataset import load_examples
-from lamina.engine.generate import DEFAULT_MAX_NEW_TOKENS, complete
+from lamina.engine.generate import build_generator, complete
+from lamina.engine.generator import ADAPTER, Generator
+from lamina.engine.sampling import DEFAULT_MAX_TOKENS, Sampling
 from lamina.errors import DataError, LaminaError
 from lamina.evaluation.forgetting import general_loss, general_pieces
 from lamina.evaluation.score import Score, score
@@ -34,7 +36,7 @@ class Measuring:
 
     test: str | None = None
     max_test_rows: int | None = None
-    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    max_new_tokens: int = DEFAULT_MAX_TOKENS
     general: str | None = None
     general_pieces: int = 64
 
@@ -103,23 +105,19 @@ def measure(job: Job) -> Measured:
         length = run.config.data.max_length
         pieces = general_pieces(Path(wanted.general), loaded.tokenizer, length, wanted.general_pieces)
         general = general_loss(loaded, pieces, run.config.train.per_device_eval_batch_size, base=job.base)
-    if wanted.test is None:
-        return Measured(None, general)
-    if job.base:
-        with loaded.injection.disabled():
-            return Measured(_score(loaded, job), general)
-    return Measured(_score(loaded, job), general)
+    return Measured(None if wanted.test is None else _score(build_generator(loaded), job), general)
 
 
-def _score(loaded: Loaded, job: Job) -> Score:
+def _score(generator: Generator, job: Job) -> Score:
     wanted = job.measuring
     assert wanted.test is not None
     data = open_run(job.run).config.data.model_copy(update={"format": "auto"})
     examples = load_examples(data, wanted.test, "--test", wanted.max_test_rows)
     if not examples:
         raise DataError(f"{wanted.test}: no row can be used. Fix: check the file with the run's data.columns.")
-    questions = [loaded.template.question(row.messages, row.tools, row.template_kwargs) for row in examples]
-    written = complete(loaded, [question.prompt for question in questions], max_new_tokens=wanted.max_new_tokens)
+    questions = [generator.template.question(row.messages, row.tools, row.template_kwargs) for row in examples]
+    prompts, sampling = [question.prompt for question in questions], Sampling(max_tokens=wanted.max_new_tokens)
+    written = complete(generator, prompts, sampling, adapter=None if job.base else ADAPTER)
     answers = [question.voice.read(text) for question, text in zip(questions, written, strict=True)]
     return score(answers, [question.answer for question in questions])
 

@@ -83,9 +83,11 @@ def _advice(files: Sequence[EncodedFile], counts: dict[str, int], config: DataCo
         by_cause[cause] = by_cause.get(cause, 0) + count
     for cause in sorted(by_cause, key=lambda each: -by_cause[each]):
         if cause == "longer_than_max_length":
-            lengths = np.concatenate([file.store.lengths for file in files])
+            lengths = np.concatenate([file.store.longest for file in files])
             enough = int(np.ceil(np.quantile(lengths, 1 - MUCH, method="higher") / _STEP)) * _STEP
-            yield f"data.max_length={enough} has room for nine rows in ten; data.overlong=split makes several of each"
+            room = f"data.max_length={enough} has room for nine rows in ten"
+            uncut = any(file.store.facts.several for file in files)  # their sequences belong together
+            yield room if uncut else f"{room}; data.overlong=split makes several of each"
         elif cause == "no_supervised_tokens":
             yield f"data.train_on={config.train_on} and data.max_length={config.max_length} decide what is learnt"
         else:

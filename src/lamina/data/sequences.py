@@ -8,7 +8,7 @@ itself, and stay together: they are dropped, drawn, split off for evaluation and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lamina.data.example import Example, Kind
 
@@ -16,6 +16,11 @@ from lamina.data.example import Example, Kind
 def itself(example: Example) -> Sequence[Example]:
     """The row as one sequence."""
     return (example,)
+
+
+def nothing(example: Example) -> Mapping[str, float]:
+    """No numbers."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -29,13 +34,20 @@ class Sequences:
         key: All that decides what `of` and `values` give, as plain data; None for `itself` without values. Encoded rows
             are cached under it.
         learns: The kinds in prose, for errors.
+
+    Raises:
+        ValueError: There is no key where one is needed, and the cache would give what others make of the same rows.
     """
 
     kinds: frozenset[Kind]
     of: Callable[[Example], Sequence[Example]] = itself
-    values: Callable[[Example], Mapping[str, float]] = field(default=lambda example: {})
+    values: Callable[[Example], Mapping[str, float]] = nothing
     key: Mapping[str, object] | None = None
     learns: str = ""
+
+    def __post_init__(self) -> None:
+        if self.key is None and not (self.of is itself and self.values is nothing):
+            raise ValueError("sequences of one's own need a `key`, under which encoded rows are cached")
 
 
 ANSWERS = Sequences(frozenset({Kind.CONVERSATION, Kind.TEXT}), learns="answers and plain text")

@@ -47,6 +47,10 @@ class World:
         """The sum of a number over all processes."""
         return number
 
+    def union(self, names: Iterable[str]) -> list[str]:
+        """The names that any process has, in order: what all of them then ask for the sums of."""
+        return sorted(set(names))
+
     def any(self, flag: bool) -> bool:
         """Whether a flag is set in any process."""
         return flag

@@ -14,7 +14,9 @@ from lamina.config import DataConfig
 from lamina.config.losses.cross_entropy import CrossEntropyConfig
 from lamina.data.dataset import Dataset, build_dataset, build_evaluation
 from lamina.data.example import Example, Kind
-from lamina.engine.generate import DEFAULT_MAX_NEW_TOKENS, complete, left_out_settings
+from lamina.engine.generate import build_generator, complete
+from lamina.engine.generator import ADAPTER, Generator
+from lamina.engine.sampling import DEFAULT_MAX_TOKENS, Sampling
 from lamina.errors import ConfigError, DataError, Problem
 from lamina.evaluation.scorers import Scorer, find_scorers
 from lamina.losses.base import Loss, build_loss
@@ -116,10 +118,11 @@ def evaluate(
     max_rows: int | None = None,
     exact_match: bool = False,
     score: Sequence[str] = (),
-    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+    max_new_tokens: int = DEFAULT_MAX_TOKENS,
     batch_size: int = 8,
     model: str | None = None,
     allow_base_mismatch: bool = False,
+    generator: Generator | None = None,
     progress: Progress = lambda what, done, total: None,
     notify: Notify = lambda message: None,
 ) -> Evaluation:
@@ -136,6 +139,7 @@ def evaluate(
         batch_size: Examples in a batch of the loss.
         model: The base; by default the one that the adapter names.
         allow_base_mismatch: Go on although the lock does not fit.
+        generator: What answers; by default the loaded model.
         progress: Called with what is being done, how much of it is done, and how much there is.
         notify: Called with a sentence on what a user should know of the adapter and of its answers.
 
@@ -150,9 +154,9 @@ def evaluate(
         else load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
     )
     scorers = find_scorers([*(["exact_match"] if exact_match else []), *score])
-    for note in [*loaded.notes, *([left_out_settings(loaded, 0.0)] if scorers else [])]:
-        if note:
-            notify(note)
+    generator, sampling = generator or build_generator(loaded), Sampling(max_tokens=max_new_tokens)
+    for note in [*loaded.notes, *(generator.notes(sampling) if scorers else [])]:
+        notify(note)
     run = _run_of(loaded.adapter.path)
     loss = build_loss(run.config.loss if run else CrossEntropyConfig())
     dataset, rows, notes = _eval_data(loaded, run, data, columns, max_rows, loss)
@@ -169,7 +173,7 @@ def evaluate(
         head = find_head(loaded.model)
         base = measure("loss of the base")
     adapter = measure("loss of the adapter")
-    predictions = _predict(loaded, examples, max_new_tokens, scorers, progress) if scorers else []
+    predictions = _predict(generator, examples, sampling, scorers, progress) if scorers else []
     scores = {scorer.name: _means(predictions, scorer.name) for scorer in scorers}
     exact = scores.get("exact_match")
     if scorers and loaded.template.thinking == "unsupervised":
@@ -192,18 +196,18 @@ def evaluate(
 
 
 def _predict(
-    loaded: Loaded, examples: list[Example], max_new_tokens: int, scorers: Sequence[Scorer], progress: Progress
+    generator: Generator, examples: list[Example], sampling: Sampling, scorers: Sequence[Scorer], progress: Progress
 ) -> list[Prediction]:
-    questions = [loaded.template.question(row.messages, row.tools, row.template_kwargs) for row in examples]
+    questions = [generator.template.question(row.messages, row.tools, row.template_kwargs) for row in examples]
 
-    def say(what: str) -> list[str]:
+    def say(what: str, adapter: str | None) -> list[str]:
         report = lambda done: progress(what, done, len(questions))  # noqa: E731
-        written = complete(loaded, [q.prompt for q in questions], max_new_tokens=max_new_tokens, progress=report)
+        prompts = [question.prompt for question in questions]
+        written = complete(generator, prompts, sampling, adapter=adapter, progress=report)
         return [question.voice.read(text).strip() for question, text in zip(questions, written, strict=True)]
 
-    with loaded.injection.disabled():
-        base = say("answers of the base")
-    adapter = say("answers of the adapter")
+    base = say("answers of the base", None)
+    adapter = say("answers of the adapter", ADAPTER)
     predictions = []
     for example, question, ours, theirs in zip(examples, questions, adapter, base, strict=True):
         expected = question.answer.strip()

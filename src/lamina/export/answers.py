@@ -11,21 +11,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoTokenizer, LogitsProcessor, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from lamina.adapters.certificate import Answers, Certificate
-from lamina.adapters.greedy import greedy_answers
+from lamina.adapters.logits import Logits
 from lamina.chat.jinja import mentions_date
 from lamina.chat.message import Message
 from lamina.chat.template import ChatTemplate
 from lamina.chat.tokenizer import fingerprint_tokenizer
+from lamina.engine.generator import ADAPTER, Generator, Piece, Request
+from lamina.engine.sampling import Sampling
 from lamina.machine.quiet import quiet_transformers
-from lamina.models.stops import with_stop_ids
 
 # Tokens of the longest answer. Every token reads all of the weights, so a large model gets fewer.
 _LONGEST, _SHORTEST = 48, 4
 _BYTES_TO_READ = 200e9
+
+# Makes a token the most probable one, whatever its logit.
+_FORCED = 1e9
 
 
 @dataclass(frozen=True)
@@ -35,28 +38,35 @@ class AdapterAnswers:
     Attributes:
         prompts: User turns.
         rendered: The prompts' token ids, as in training.
-        answers: The adapter's greedy answers, including the stop token.
-        stop_ids: Ids of the stop tokens.
+        answers: The adapter's greedy answers.
         longest: Maximum number of tokens of an answer.
     """
 
     prompts: list[str]
     rendered: list[list[int]]
-    answers: list[list[int]]
-    stop_ids: list[int]
+    answers: list[Piece]
     longest: int
 
 
-def answer_prompts(model: PreTrainedModel, template: ChatTemplate, prompts: Sequence[str]) -> AdapterAnswers:
-    """Generates the answers of a model with its adapter."""
+def longest_answer(model: PreTrainedModel) -> int:
+    """Computes the maximum number of tokens of an answer; fewer for a large model."""
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    return int(min(_LONGEST, max(_SHORTEST, _BYTES_TO_READ // max(1, size))))
+
+
+def answer_prompts(generator: Generator, prompts: Sequence[str], longest: int) -> AdapterAnswers:
+    """Generates the adapter's answers.
+
+    Args:
+        generator: Answers for `ADAPTER`.
+        prompts: User turns.
+        longest: Maximum number of tokens of an answer.
+    """
+    template = generator.template
     texts = [template.render([Message("user", prompt)], add_generation_prompt=True) for prompt in prompts]
     rendered: list[list[int]] = [template.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
-    own: Any = model.generation_config
-    stop_ids = with_stop_ids(own.eos_token_id if own else None, template)
-    size = sum(parameter.nbytes for parameter in model.parameters())
-    longest = int(min(_LONGEST, max(_SHORTEST, _BYTES_TO_READ // max(1, size))))
-    answers = greedy_answers(model, rendered, longest, stop_ids)
-    return AdapterAnswers(list(prompts), rendered, answers, stop_ids, longest)
+    answers = _greedy(generator, rendered, Sampling(max_tokens=longest), ADAPTER)
+    return AdapterAnswers(list(prompts), rendered, answers, longest)
 
 
 @dataclass(frozen=True)
@@ -85,13 +95,19 @@ class Seen:
 
 
 def check_answers(
-    folder: Path, model: PreTrainedModel, template: ChatTemplate, expected: AdapterAnswers, tolerance: float
+    folder: Path,
+    generator: Generator,
+    logits: Logits,
+    template: ChatTemplate,
+    expected: AdapterAnswers,
+    tolerance: float,
 ) -> Seen:
     """Generates the answers of a saved folder and compares them with the adapter's.
 
     Args:
         folder: The folder.
-        model: The folder's model, loaded by transformers.
+        generator: Generates from the folder's own files, with its stop tokens.
+        logits: The folder's logits.
         template: The chat template that the adapter was trained with.
         expected: The adapter's answers.
         tolerance: How much rounding may change a logit.
@@ -106,13 +122,13 @@ def check_answers(
             notes.append("the chat template writes today's date, which was fixed or left out in training")
         else:
             reasons.append("its chat template renders other prompts than in training")
-    gaps = _Gaps(expected)
-    answers = greedy_answers(model, expected.rendered, expected.longest, watch=gaps)
+    answers = _greedy(generator, expected.rendered, Sampling(max_tokens=expected.longest))
     stopped = undecided = 0
-    for number, (ours, theirs) in enumerate(zip(answers, expected.answers, strict=True)):
+    for number, (answer, wanted) in enumerate(zip(answers, expected.answers, strict=True)):
+        ours, theirs = answer.token_ids, wanted.token_ids
         first = next((place for place, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
         if first is not None:
-            gap = gaps.seen[number][first]
+            gap = _gap(logits, [*expected.rendered[number], *theirs[:first]], theirs[first])
             if gap <= 2 * tolerance:
                 undecided += 1
             else:
@@ -121,12 +137,25 @@ def check_answers(
             token = tokenizer.convert_ids_to_tokens((theirs if len(ours) > len(theirs) else ours)[-1])
             what = f"continues after {token}" if len(ours) > len(theirs) else f"stops at {token}"
             reasons.append(f"it {what}, but the adapter does not")
-        elif ours[-1] in expected.stop_ids:
+        elif wanted.finish_reason == "stop":
             stopped += 1
     for stop in template.stop_token_ids:
-        if len(greedy_answers(model, expected.rendered[:1], 3, watch=_Forced(stop))[0]) != 1:
+        forced = Sampling(max_tokens=3, logit_bias={stop: _FORCED})
+        if len(_greedy(generator, expected.rendered[:1], forced)[0].token_ids) != 1:
             reasons.append(f"it continues after {tokenizer.convert_ids_to_tokens(stop)}, which ends an answer")
     return Seen(Answers(len(answers), expected.longest, stopped, undecided, len(reasons)), notes, reasons)
+
+
+def _greedy(
+    generator: Generator, prompts: Sequence[list[int]], sampling: Sampling, adapter: str | None = None
+) -> list[Piece]:
+    return generator.generate([Request(token_ids=ids, adapter=adapter, sampling=sampling) for ids in prompts])
+
+
+def _gap(logits: Logits, ids: Sequence[int], token: int) -> float:
+    """How far the token lies below the best one that may follow `ids`."""
+    (scores,) = logits(ids, [len(ids) - 1])
+    return float(scores.max() - scores[token])
 
 
 def _rendered(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]] | None:
@@ -136,34 +165,3 @@ def _rendered(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]] | None:
         return [tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False) for turn in turns]
     except Exception:  # of any kind, from the template or the sandbox that it runs in
         return None
-
-
-class _Gaps(LogitsProcessor):
-    """Records at each step the difference between the best logit and that of the adapter's token.
-
-    Attributes:
-        seen: For each prompt, a difference for each token of the adapter's answer.
-    """
-
-    def __init__(self, expected: AdapterAnswers) -> None:
-        self._answers = expected.answers
-        self.seen: list[list[float]] = [[] for _ in expected.answers]
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        for row, answer in enumerate(self._answers):
-            step = len(self.seen[row])
-            if step < len(answer):
-                self.seen[row].append(float(scores[row].max() - scores[row, answer[step]]))
-        return scores
-
-
-class _Forced(LogitsProcessor):
-    """Forces a model to generate one given token."""
-
-    def __init__(self, token: int) -> None:
-        self._token = token
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        forced = torch.full_like(scores, -torch.inf)
-        forced[:, self._token] = 0.0
-        return forced

@@ -13,12 +13,16 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lamina import files
 from lamina.adapters.adapter import read_adapter
-from lamina.adapters.certificate import Certificate, replay_probes
+from lamina.adapters.certificate import Certificate, replay_on_model
 from lamina.adapters.load import Loaded, adapter_folder, load
 from lamina.adapters.lock import Lock
-from lamina.adapters.probes import Probe, record_again, record_probes
+from lamina.adapters.logits import model_logits
+from lamina.adapters.probes import Probe, record_again
+from lamina.engine.generate import build_generator
+from lamina.engine.probes import record_probes
+from lamina.engine.transformers_backend import TransformersGenerator
 from lamina.errors import AdapterError
-from lamina.export.answers import answer_prompts, check_answers
+from lamina.export.answers import answer_prompts, check_answers, longest_answer
 from lamina.export.fold import check_merges, fold_and_save
 from lamina.machine.hardware import dtype_name
 from lamina.machine.pages import drop_file_pages
@@ -99,7 +103,7 @@ def merge(
     check_merges(loaded.injection)
     probes = _probes(loaded, lock, allow_difference)
     prompts = [probe.prompt for probe in probes if probe.prompt]
-    expected = answer_prompts(loaded.model, loaded.template, prompts)
+    expected = answer_prompts(build_generator(loaded), prompts, longest_answer(loaded.model))
 
     device, ends, tied = loaded.model.device, Ends.of(loaded.model), _is_tied(loaded.model)
     with files.new_folder(out, replace=False) as folder:
@@ -125,7 +129,7 @@ def merge(
             )
         written = written.to(device).eval()
         with _layer_by_layer(written, folder), quiet_transformers():
-            certificate = replay_probes(
+            certificate = replay_on_model(
                 written,
                 probes,
                 subject=f"merged model {out}",
@@ -139,7 +143,10 @@ def merge(
             if lost := folds.lost_in(written):
                 certificate = certificate.failed(f"{len(lost)} weights are not as they were written (first: {lost[0]})")
             if certificate.passed or allow_difference:
-                seen = check_answers(folder, written, loaded.template, expected, certificate.tolerance)
+                alone = TransformersGenerator(written, loaded.template, template_stops=False)
+                seen = check_answers(
+                    folder, alone, model_logits(written), loaded.template, expected, certificate.tolerance
+                )
                 certificate = seen.added_to(certificate)
         del written
         if not allow_difference:

@@ -16,7 +16,9 @@ from lamina.adapters.certificate import Certificate
 from lamina.adapters.load import load
 from lamina.chat.message import Message
 from lamina.config import load_config
-from lamina.engine.generate import answer
+from lamina.engine.generate import answer, build_generator
+from lamina.engine.generator import ADAPTER
+from lamina.engine.sampling import Sampling
 from lamina.export.merge import merge
 from lamina.progress import Notify, Progress
 from lamina.quickstart.settings import quickstart_settings, write_rows
@@ -132,21 +134,15 @@ def quickstart(
     training_seconds = events[-1]["time"] - events[0]["time"]
 
     notify("Answering the unseen requests, first with the bare base, then with the adapter ...")
-    loaded = load(run.path)
+    generator = build_generator(load(run.path), batch_size=len(task.eval))
     conversations = [[Message(m["role"], m["content"]) for m in r.messages()[:-1]] for r in task.eval]
 
-    def say(what: str) -> list[str]:
-        return answer(
-            loaded,
-            conversations,
-            max_new_tokens=ANSWER_TOKENS,
-            batch_size=len(conversations),
-            progress=lambda done: progress(what, done, len(conversations)),
-        )
+    def say(what: str, adapter: str | None) -> list[str]:
+        report = lambda done: progress(what, done, len(conversations))  # noqa: E731
+        return answer(generator, conversations, Sampling(max_tokens=ANSWER_TOKENS), adapter=adapter, progress=report)
 
-    with loaded.injection.disabled():
-        base_answers = say("bare base")
-    adapter_answers = say("adapter")
+    base_answers = say("bare base", None)
+    adapter_answers = say("adapter", ADAPTER)
     merged = merge(run.path, root / "merged", notify=notify)
     return Quickstart(
         folder=root,

@@ -6,8 +6,8 @@ from typing import Any
 
 from lamina.adapters.adapter import save_adapter
 from lamina.adapters.lock import build_lock
-from lamina.adapters.probes import record_probes
 from lamina.adapters.reload import check_written
+from lamina.engine.probes import record_probes
 from lamina.progress import Notify
 from lamina.runs import timestamp
 from lamina.training.checkpoint import TrainState, load_best

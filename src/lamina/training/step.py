@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -158,10 +158,10 @@ class _Tally:
         return result.total
 
     def everywhere(self, world: World) -> dict[str, tuple[float, float]]:
-        """Sum and count of each figure over all processes."""
-        return {
-            name: (world.total(float(metric.total)), world.total(metric.count)) for name, metric in self._sums.items()
-        }
+        """Sum and count of each figure over all processes, of which one may have had nothing to count."""
+        none = Metric(torch.zeros(()), 0.0)
+        found = {name: self._sums.get(name, none) for name in world.union(self._sums)}
+        return {name: (world.total(float(metric.total)), world.total(metric.count)) for name, metric in found.items()}
 
 
 def mean_metrics(window: Sequence[StepResult]) -> dict[str, float]:
@@ -171,7 +171,12 @@ def mean_metrics(window: Sequence[StepResult]) -> dict[str, float]:
         for name, (total, count) in result.metrics.items():
             before = totals.get(name, (0.0, 0.0))
             totals[name] = (before[0] + total, before[1] + count)
-    return {name: total / count for name, (total, count) in totals.items() if count}
+    return _means(totals)
+
+
+def _means(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """Without figures of which there was nothing to count."""
+    return {name: total / count for name, (total, count) in sums.items() if count}
 
 
 def _layerwise_step(optimizer: LayerwiseGaloreAdamW, loss: torch.Tensor, check: Callable[[], None]) -> float:
@@ -191,7 +196,7 @@ class EvaluationResult:
     """What an evaluation pass gave.
 
     Attributes:
-        loss: Sum over the examples, divided by their count.
+        loss: Sum over the examples, divided by their count; NaN where that is 0.
         metrics: The loss's own figures.
     """
 
@@ -229,7 +234,7 @@ def evaluate_loss(
     """
     training = model.training
     model.eval()
-    total, count, tally = torch.zeros((), dtype=torch.float64), 0.0, _Tally()
+    total, count, tally = torch.zeros((), dtype=torch.float64, device=model.device), 0.0, _Tally()
     try:
         for first in world.share(range(0, len(examples), batch_size)):
             if stop():
@@ -237,10 +242,10 @@ def evaluate_loss(
             chosen = examples[first : first + batch_size]
             for unit in build_units(chosen, layout):
                 result = loss.compute(model, head, [batch.to(model.device) for batch in unit])
-                total += tally.take(result).double().cpu()
+                total += tally.take(result).double()
             count += loss.count(chosen)
             progress(min(first + batch_size, len(examples)))
     finally:
         model.train(training)
-    metrics = {name: of / n for name, (of, n) in tally.everywhere(world).items()}
-    return EvaluationResult(world.total(float(total)) / world.total(count), metrics)
+    mean, counted = world.total(float(total)), world.total(count)
+    return EvaluationResult(mean / counted if counted else math.nan, _means(tally.everywhere(world)))

@@ -16,8 +16,8 @@ from lamina.adapters.adapter import save_adapter
 from lamina.adapters.certificate import EFFECT_MARGIN, Certificate
 from lamina.adapters.load import load
 from lamina.adapters.lock import build_lock
-from lamina.adapters.probes import record_probes
 from lamina.config import Config
+from lamina.engine.probes import record_probes
 from lamina.errors import CertificateError
 from lamina.export.merge import merge
 from lamina.machine.hardware import dtype_name

@@ -25,6 +25,7 @@ from lamina.config.optimizers import OPTIMIZERS
 from lamina.data.batch import Layout, build_units
 from lamina.data.example import EncodedExample
 from lamina.machine.hardware import dtype_name
+from lamina.machine.seeding import seed_generators
 from lamina.methods.shared.base import Injection
 from lamina.training.setup import Session
 from lamina.training.step import training_step
@@ -197,7 +198,7 @@ class Paths:
         self._model.train()
         try:
             with fast_path(self._model, recompute, longest=self._longest) as path:
-                torch.manual_seed(self._session.config.seed)
+                seed_generators(self._session.config.seed, self._model.device)
                 return collect(self._tensors, lambda: self._backward(path.layout))
         finally:
             self._model.eval()

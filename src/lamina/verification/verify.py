@@ -13,12 +13,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lamina.config import Config, load_config
 from lamina.errors import AdapterError, Interrupted, RunError, StorageError, TrainingError
 from lamina.machine.hardware import choose_dtype, default_device, dtype_name
 from lamina.machine.quiet import quiet_transformers
+from lamina.machine.seeding import kept_generators
 from lamina.progress import Notify
 from lamina.runs import start_run
 from lamina.training.events import Event, OnEvent
@@ -54,7 +53,7 @@ def verify(
     began = time.perf_counter()
     tell = on_event or (lambda event: None)
     checks: list[Check] = []
-    with _temporary_folder() as folder, torch.random.fork_rng(), quiet_transformers():
+    with _temporary_folder() as folder, kept_generators(default_device()), quiet_transformers():
         config = quickstart_config(folder, overrides) if config is None else load_config(config, overrides)
         notify = lambda message: tell(Event("note", len(checks), {"message": message}))  # noqa: E731
         sample = cut_down(config, folder, notify)

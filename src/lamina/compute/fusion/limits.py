@@ -4,6 +4,8 @@
   passes. A model whose mask differs (chunked attention, a window that only the mask knows) is found here.
 * Whether rotary positions depend on the length of the whole sequence (longrope, dynamic NTK), so that a long document
   would change the positions of the short ones in the same sequence.
+* Whether attention itself numbers the tokens of the whole sequence (Llama 4's temperature, which is 1 for two short
+  documents), so that a document's outputs depend on what comes before it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from lamina.compute.fusion.exactness import plain_model
@@ -27,6 +30,9 @@ _TOKENS = 9
 # Queries whose keys are compared: so many spread evenly over the longest document, the first ones, and those around a
 # window's end.
 _EVEN, _FIRST = 32, 40
+
+# A position after all others of a sequence.
+_FAR = 2**20
 
 # (batch, head, query, key) -> whether the key is visible; transformers builds masks from such functions.
 MaskFunction = Callable[..., torch.Tensor]
@@ -52,6 +58,7 @@ class _Seen:
     masks: dict[int, tuple[MaskFunction, torch.Tensor]] = field(default_factory=dict)  # by the mask's data pointer
     calls: list[tuple[torch.Tensor | None, int | None]] = field(default_factory=list)  # mask and window of a layer
     rotary: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
+    numbers_tokens: list[str] = field(default_factory=list)  # attention that does so by itself
 
 
 def find_limits(model: PreTrainedModel, longest: int) -> Limits:
@@ -68,12 +75,15 @@ def find_limits(model: PreTrainedModel, longest: int) -> Limits:
     together = None
     if any(_depends_on_length(module, *call, longest) for module, call in seen.rotary.items()):
         together = f"its rotary positions depend on the longest document of a sequence (here up to {longest} tokens)"
+    elif seen.numbers_tokens:
+        together = f"{seen.numbers_tokens[0]} numbers the tokens of the whole sequence, not of each document"
     return Limits(attention, together)
 
 
 @torch.no_grad()
 def _look(model: PreTrainedModel) -> _Seen:
     seen = _Seen()
+    asked: dict[nn.Module, tuple[torch.Tensor, ...]] = {}
 
     def attention(
         module: nn.Module,
@@ -85,6 +95,7 @@ def _look(model: PreTrainedModel) -> _Seen:
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         seen.calls.append((attention_mask, kwargs.get("sliding_window")))
+        asked[module] = query, key, value
         return packed_attention_forward(module, query, key, value, None, *args, **kwargs)
 
     def build_mask(q_length: int, kv_length: int, mask_function: MaskFunction, **others: Any) -> torch.Tensor:
@@ -93,12 +104,29 @@ def _look(model: PreTrainedModel) -> _Seen:
         return mask
 
     def rotary(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if isinstance(output, tuple) and len(output) == 2 and any(_is_positions(x) for x in (*args, *kwargs.values())):
+        angles = output if isinstance(output, tuple) else (output,)  # of complex numbers, there is one tensor
+        is_asked = any(_is_positions(x) for x in (*args, *kwargs.values()))
+        if is_asked and len(angles) <= 2 and all(_is_angles(angle) for angle in angles):
             seen.rotary[module] = (args, kwargs)
+
+    def ask_far_off(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if module in asked:
+            first, calls = asked.pop(module), len(seen.calls)
+            try:
+                with _FarOff():
+                    module.forward(*args, **kwargs)
+                same = all(torch.equal(a, b) for a, b in zip(asked.pop(module), first, strict=True))
+            except Exception:  # of any kind, such as a position table that is too short
+                same = False
+            if not same:
+                seen.numbers_tokens.append(type(module).__name__)
+            del seen.calls[calls:]
 
     # Packed weights are buffers, so a quantized attention has no parameters either; but it has child modules.
     without_weights = (m for m in model.modules() if not any(m.children()) and next(m.parameters(), None) is None)
     handles = [module.register_forward_hook(rotary, with_kwargs=True) for module in without_weights]
+    with_parts = (m for m in model.modules() if any(m.children()))
+    handles += [module.register_forward_hook(ask_far_off, with_kwargs=True) for module in with_parts]
     own = model.config._attn_implementation
     AttentionInterface.register(_NAME, attention)
     AttentionMaskInterface.register(_NAME, build_mask)
@@ -135,6 +163,18 @@ def _mask_differs(seen: _Seen, mask: Any, window: int | None, longest: int) -> s
     return f"its mask for {longest} tokens is not that of {what}"
 
 
+class _FarOff(TorchFunctionMode):
+    """Inside it, what numbers tokens by itself numbers them as if they stood far behind others."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return result + _FAR if func is torch.arange else result
+
+
+def _is_angles(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
+
+
 def _is_positions(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and not value.is_floating_point() and value.shape[-1:] == (_TOKENS,)
 
@@ -151,6 +191,7 @@ def _depends_on_length(module: nn.Module, args: tuple[Any, ...], kwargs: dict[st
 
         fresh = copy.deepcopy(module)  # such modules cache the longest sequence
         output = fresh(*map(longer, args), **{name: longer(value) for name, value in kwargs.items()})
+        output = output if isinstance(output, tuple) else (output,)
         return [angle[..., :_TOKENS, :] for angle in output]
 
     if longest <= _TOKENS:

@@ -19,7 +19,7 @@ class Randomness:
     def mark(self, place: int) -> None:
         """Saves the generator's state, the first time that it is called for a place."""
         if place < len(self._states) and self._states[place] is None:
-            self._states[place] = self._module().get_rng_state()
+            self._states[place] = self._read()
 
     @contextmanager
     def replay(self, place: int) -> Iterator[None]:
@@ -28,13 +28,18 @@ class Randomness:
         if state is None:
             yield
             return
-        module = self._module()
-        before = module.get_rng_state()
-        module.set_rng_state(state)
+        before = self._read()
+        self._write(state)
         try:
             yield
         finally:
-            module.set_rng_state(before)
+            self._write(before)
 
-    def _module(self):
-        return torch if self._device.type == "cpu" else torch.get_device_module(self._device)
+    def _read(self) -> torch.Tensor:
+        return torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else torch.get_rng_state()
+
+    def _write(self, state: torch.Tensor) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(state, self._device)
+        else:
+            torch.set_rng_state(state)

@@ -32,6 +32,7 @@ from lamina.compute.fusion.recognize import (
 )
 from lamina.compute.fusion.spec import LayerSpec
 from lamina.compute.kernels import checkpoint_contexts, use_backend
+from lamina.compute.ops.adapter import AdapterModule
 from lamina.compute.ops.attention import Unsupported, packed_attention
 from lamina.compute.ops.pool import Pool, Scratch
 from lamina.data.batch import PACKED, Layout
@@ -154,12 +155,13 @@ class _Selection:
         self._no_lamina_attention: str | None = None
         self._no_sharing: str | None = None
         self._packed_seconds: float | None = None
+        self._virtual_tokens = sum(m.virtual_tokens for m in model.modules() if isinstance(m, AdapterModule))
         try:
             self._reference = Reference(model)
         except Exception as error:  # without reference outputs to compare with, the model runs its own code
             self._no_lamina_attention = self._no_sharing = f"its numbers cannot be compared ({first_line(error)})"
         else:
-            limits = find_limits(model, longest)
+            limits = find_limits(model, longest + self._virtual_tokens)
             self._no_lamina_attention, self._no_sharing = limits.attention, limits.together
 
     def enter(self, stack: ExitStack, strategy: Strategy, recompute: Decision) -> FusionReport | None:
@@ -172,6 +174,8 @@ class _Selection:
             )
         reason = None if strategy.layout.own_attention else self._no_lamina_attention
         known = self._no_sharing if strategy.layout.together else None
+        if strategy.layout.together and strategy.layout.own_attention and self._virtual_tokens:
+            known = known or "its own attention is not told where the adapter's virtual tokens go"
         if reason is None and (known is None or strategy == STRATEGIES[0]):  # the first is run anyway, for its time
             try:
                 report = stack.enter_context(_switched(self._model, strategy, recompute))

@@ -59,6 +59,11 @@ class AdapterModule(nn.Module, ABC):
         """Merges the adapter into the base's weights, and puts the base's own module back at `name`."""
 
     @property
+    def virtual_tokens(self) -> int:
+        """How many rows it puts before every document."""
+        return 0
+
+    @property
     def base_module(self) -> nn.Module | None:
         """The module whose weights `fold_in` replaces by new tensors of the same dtype; None if there is none."""
         return None

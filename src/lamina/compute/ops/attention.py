@@ -8,8 +8,9 @@ Every argument that a layer passes to the interface is either honored or refused
 caller tests whether the model's outputs stay the same (`compute/fusion/exactness.py`).
 
 On the CPU the kernels of `compute/kernels/attention.cpp` compute it, on CUDA FlashAttention (`compute/ops/flash.py`).
-What they do not support runs document by document through torch's own kernels. There, on the CPU, short documents have
-our own backward, because torch's takes several milliseconds however short a document is.
+What they do not support runs document by document through torch's own kernels. There we use our own backward on CUDA,
+because torch's adds up in any order, and for short documents on the CPU, because torch's takes several milliseconds
+however short a document is.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from lamina.compute.kernels import kernels_for, native
 from lamina.compute.ops import flash
-from lamina.compute.ops.flash import FlashState
+from lamina.compute.ops.flash import FlashCall, FlashState
 from lamina.errors import ModelError
 from lamina.machine.quiet import quiet_transformers
 from lamina.structure.layers import text_decoder
@@ -146,15 +147,8 @@ def packed_attention_forward(
         return torch.cat([document[:, keys.shape[2] :] for document in out.split(longer, 1)], 1), None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     settings = AttentionSettings(lengths, scale, sliding_window, softcap)
-    if (
-        dropout == 0.0
-        and query.device.type == "cpu"
-        and (s_aux is None or _native(*_all_tokens_first(query, key, value)))
-    ):
+    if dropout == 0.0 and (s_aux is None or _native(*_all_tokens_first(query, key, value))):
         return _PackedAttention.apply(query, key, value, s_aux, settings), None  # pyright: ignore[reportReturnType]
-    if dropout == 0.0 and s_aux is None and flash.supports(query, softcap):
-        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        return flash.attend(q, k, v, lengths, scale, sliding_window)[None], None
     outputs = [
         _attend(q, k, v, settings, dropout, s_aux)
         for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
@@ -200,6 +194,10 @@ class AttentionSettings:
         """Lists the settings in the kernels' order."""
         return self.lengths, self.scale, self.window, self.softcap
 
+    def as_flash_call(self) -> FlashCall:
+        """For FlashAttention, which knows no softcap."""
+        return FlashCall(self.lengths, self.scale, self.window)
+
 
 def _native(q_THD: torch.Tensor, k_TJD: torch.Tensor, v_TJD: torch.Tensor) -> bool:
     return kernels_for(q_THD) is native and native.can_attend(q_THD, k_TJD, v_TJD)
@@ -242,7 +240,7 @@ def _attend(
 
 
 class _PackedAttention(torch.autograd.Function):
-    """Attention over a packed sequence, on the CPU and without dropout. Tensors are (1, heads, T, head size).
+    """Attention over a packed sequence, without dropout. Tensors are (1, heads, T, head size).
 
     Sinks (heads,) are added to the native kernel's softmax afterwards. With lse the kernel's logsumexp, and
     exp(lse') = exp(lse) + exp(sink), a sink gets the weight exp(sink - lse'), and the output is scaled by
@@ -307,9 +305,9 @@ def attention_forward(
     Returns:
         The state that `attention_backward` needs.
     """
-    if flash.supports(q_THD, settings.softcap):
-        state = flash.forward(q_THD, k_TJD, v_TJD, settings.lengths, settings.scale, settings.window)
-        out_THD.copy_(state.out.detach())
+    if flash.supports(q_THD, v_TJD, settings.softcap):
+        out, state = flash.forward(q_THD, k_TJD, v_TJD, settings.as_flash_call())
+        out_THD.copy_(out)
         return state
     if _native(q_THD, k_TJD, v_TJD):
         return native.attention(q_THD, k_TJD, v_TJD, *settings.as_arguments(), out_THD)
@@ -331,17 +329,19 @@ def attention_backward(
 ) -> None:
     """Writes the gradients of queries, keys and values into `results`; other arguments as in `attention_forward`."""
     if isinstance(state, FlashState):
-        flash.backward(state, grad_THD, results)
+        parts = flash.backward(q_THD, k_TJD, v_TJD, out_THD, grad_THD, settings.as_flash_call(), state)
+        for result, part in zip(results, parts, strict=True):
+            result.copy_(part)
         return
     if state is not None:
         native.attention_backward(q_THD, k_TJD, v_TJD, *settings.as_arguments(), out_THD, state, grad_THD, results)
         return
     for document in _documents(settings):
         q, k, v, out, grad = (x[document].transpose(0, 1) for x in (q_THD, k_TJD, v_TJD, out_THD, grad_THD))
-        if q.shape[1] <= SHORT_DOCUMENT:
-            parts = _backward_of_short(q, k, v, out, grad, settings)
+        if q.shape[1] <= SHORT_DOCUMENT or q.device.type == "cuda":
+            parts = _backward_in_blocks(q, k, v, out, grad, settings)
         else:
-            parts = _backward_of_long(q, k, v, grad, settings)
+            parts = _backward_of_torch(q, k, v, grad, settings)
         for result, part in zip(results, parts, strict=True):
             result[document] = part.transpose(0, 1)
 
@@ -353,7 +353,7 @@ def _documents(settings: AttentionSettings) -> Iterator[slice]:
         begin += length
 
 
-def _backward_of_long(
+def _backward_of_torch(
     q_HLD: torch.Tensor, k_JLD: torch.Tensor, v_JLD: torch.Tensor, grad_HLD: torch.Tensor, settings: AttentionSettings
 ) -> tuple[torch.Tensor, ...]:
     """Recomputes torch's forward and runs its backward."""
@@ -363,7 +363,7 @@ def _backward_of_long(
     return tuple(grad[0] for grad in torch.autograd.grad(output, inputs, grad_HLD[None]))
 
 
-def _backward_of_short(
+def _backward_in_blocks(
     q_HLD: torch.Tensor,
     k_JLD: torch.Tensor,
     v_JLD: torch.Tensor,

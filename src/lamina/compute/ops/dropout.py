@@ -28,7 +28,7 @@ class CounterDropout:
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """Applies the dropout: x (T, in) with dropped elements set to 0 and the others times the factor."""
-        out = torch.empty(x.shape, dtype=x.dtype)
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         kernels_for(x).dropped(x, self.key, self.threshold, self.factor, out)
         return out
 

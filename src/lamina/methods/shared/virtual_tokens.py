@@ -57,6 +57,10 @@ class VirtualTokens(AdapterModule):
         self._argument_names = list(inspect.signature(decoder.forward).parameters)
         self._finish: Finish | None = None
 
+    @property
+    def virtual_tokens(self) -> int:
+        return self.count
+
     def hook_into(self, model: PreTrainedModel) -> None:
         """Registers the hooks on the model's decoder."""
         model.add_module("virtual_tokens", self.train(model.training))

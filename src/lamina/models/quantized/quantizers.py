@@ -141,12 +141,10 @@ class _Streaming:
 class _FourBits(_Streaming, Bnb4BitHfQuantizer):
     def _pack(self, name: str, weight: torch.Tensor, module: Any, empty: Any) -> Any:
         config = QuantizationConfig(**self.quantization_config.lamina)
-        if weight.device.type != "cpu":
-            return None
         packed, state = quantize_4bit(weight.contiguous(), config.quant_type, config.double_quant, config.blocksize)
         if self.quantization_config.chosen is not None:
             path = Path(self.quantization_config.chosen, f"{name}.safetensors")
-            packed = load_file(path)["packed"] if path.exists() else packed
+            packed = load_file(path)["packed"].to(weight.device) if path.exists() else packed
         module._is_hf_initialized = True
         return type(empty)(packed, requires_grad=False, **{**vars(empty), "quant_state": state, "bnb_quantized": True})
 

@@ -1,0 +1,106 @@
+"""Records an adapter's probes: a few prompts, what it answers, and the logits that it and the bare base give there.
+
+The prompts are lamina's own, so an adapter carries none of its training data. Where it trained a few rows of the
+embedding, one more probe holds those tokens, which no prompt may have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from lamina.adapters.logits import bare_logits, model_logits
+from lamina.adapters.probes import Probe
+from lamina.chat.message import Message
+from lamina.chat.template import ChatTemplate
+from lamina.engine.generator import ADAPTER, Generator, Request
+from lamina.engine.sampling import Sampling
+from lamina.engine.transformers_backend import TransformersGenerator
+from lamina.methods.shared.base import Injection
+from lamina.models.vocabulary import embedding_rows
+
+PROMPTS = (
+    "Write one sentence about the sea.",
+    "My order has not arrived yet. What should I do?",
+    "What is 17 plus 25?",
+    "List three things to pack for a weekend in the mountains.",
+)
+ANSWER_TOKENS = 12
+TOP = 8
+
+# Trained rows of the embedding that the probe for them holds.
+_MOST_ROWS = 8
+
+# Rows of an embedding that are compared at once.
+_ROWS_AT_ONCE = 16_384
+
+
+@torch.no_grad()
+def record_probes(
+    injection: Injection,
+    template: ChatTemplate,
+    prompts: Sequence[str] = PROMPTS,
+    generator: Generator | None = None,
+) -> list[Probe]:
+    """Records what the adapter, and the bare base, say to each prompt.
+
+    Args:
+        injection: The adapter, on a model in evaluation mode.
+        template: What it was trained with.
+        prompts: User turns.
+        generator: Answers for `ADAPTER`; by default the model itself.
+    """
+    generator = generator or TransformersGenerator(injection.model, template, injection)
+    rendered = [_prompt_ids(injection.model, template, prompt) for prompt in prompts]
+    rows = _trained_rows(injection, {token for ids in rendered for token in ids})
+    asked = [*zip(prompts, rendered, strict=True), *([("", rendered[0][:1] + rows + rendered[0][1:])] if rows else [])]
+    sampling = Sampling(max_tokens=ANSWER_TOKENS)
+    # All at once: the weights of a quantized base are dequantized anew for every token.
+    answers = generator.generate([Request(token_ids=ids, adapter=ADAPTER, sampling=sampling) for _, ids in asked])
+    return [
+        _record(injection, prompt, ids, list(answer.token_ids))
+        for (prompt, ids), answer in zip(asked, answers, strict=True)
+    ]
+
+
+def _prompt_ids(model: PreTrainedModel, template: ChatTemplate, prompt: str) -> list[int]:
+    """A user's turn; its words alone where the base has no rows for what the template writes, as with plain text."""
+    rows, tokenizer = embedding_rows(model), template.tokenizer
+    text = template.render([Message("user", prompt)], add_generation_prompt=True)
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return ids if rows is None or max(ids) < rows else tokenizer(prompt, add_special_tokens=False).input_ids
+
+
+def _record(injection: Injection, prompt: str, ids: list[int], answer: list[int]) -> Probe:
+    probe = Probe(prompt, ids + answer, list(range(len(ids) - 1, len(ids) + len(answer) - 1)), [], [], [])
+    adapter = model_logits(injection.model)(probe.input_ids, probe.positions)
+    base = bare_logits(injection)(probe.input_ids, probe.positions)
+    chosen = adapter.topk(min(TOP, adapter.shape[-1]), dim=-1).indices
+    if torch.equal(adapter.gather(1, chosen), base.gather(1, chosen)):  # rows of the head that are no likely answers
+        change = (adapter - base).abs().scatter(1, chosen[:, :2], -1.0)
+        chosen = torch.cat([chosen[:, :2], change.topk(chosen.shape[1] - 2, dim=-1).indices], dim=1)
+    logits = (adapter.gather(1, chosen), base.gather(1, chosen))
+    return replace(probe, token_ids=chosen.tolist(), adapter_logits=logits[0].tolist(), base_logits=logits[1].tolist())
+
+
+def _trained_rows(injection: Injection, seen: set[int]) -> list[int]:
+    """Tokens not `seen` whose embeddings the adapter changes the most, if it changes those of a few tokens alone."""
+    embedding: Any = injection.model.get_input_embeddings()
+    if not any(injection.model.get_submodule(name) is embedding for name in injection.layers if name):
+        return []
+    count = int(embedding.weight.shape[0])
+    device = injection.model.device
+    changes = []
+    for first in range(0, count, _ROWS_AT_ONCE):
+        ids = torch.arange(first, min(first + _ROWS_AT_ONCE, count), device=device)
+        rows = embedding(ids).float()
+        with injection.disabled():
+            changes.append((rows - embedding(ids).float()).norm(dim=-1))
+    change = torch.cat(changes)
+    trained = int((change > 0).sum())
+    order = change.argsort(descending=True)[:trained].tolist()
+    return [token for token in order if token not in seen][:_MOST_ROWS] if trained <= count // 2 else []
