@@ -89,7 +89,7 @@ REFUSED: dict[str, tuple[Make, dict[str, Any], str]] = {
     "embedding model, untied": (
         lambda: tf.LlamaModel(tf.LlamaConfig(**LLAMA)),
         {},
-        r"names LlamaModel, and its files hold no output head \(lm_head.weight\), so it gives hidden states",
+        r"names LlamaModel, and its files have no output head \(lm_head.weight\), so it computes hidden states",
     ),
     "bidirectional Llama of others": (
         lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**TIED)),
