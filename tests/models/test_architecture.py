@@ -94,7 +94,7 @@ REFUSED: dict[str, tuple[Make, dict[str, Any], str]] = {
     "bidirectional Llama of others": (
         lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**TIED)),
         {"architectures": ["LlamaBidirectionalModel"]},
-        "names LlamaBidirectionalModel, which transformers does not know as a causal language model",
+        "names LlamaBidirectionalModel, which is not a causal language model in transformers",
     ),
     "bidirectional Gemma": (
         lambda: tf.Gemma3ForCausalLM(tf.Gemma3TextConfig(**LLAMA, use_bidirectional_attention=True)),
