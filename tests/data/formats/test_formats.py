@@ -13,7 +13,7 @@ from lamina.chat.message import Message, ToolCall
 from lamina.config import SourceConfig
 from lamina.data.example import Example, Kind
 from lamina.data.formats import DETECT_ROWS, FORMATS, choose_format
-from lamina.data.formats._fields import RowError
+from lamina.data.formats._fields import RowError, message_list
 from lamina.data.read import find_files
 from lamina.data.source import SourceReader, usable_part, used_examples
 from lamina.errors import ConfigError, DataError
@@ -463,4 +463,15 @@ def test_column_template_renders_as_jinja_itself(tmp_path: Path) -> None:
     row = {"question": "q", "hint": True, "options": ["a", "b"], "on": 1}
     examples, reader = load(tmp_path, [row], columns={"prompt": template, "completion": "question"})
     assert examples[0].messages[0].content == "\nq\n\n  a, b\n"
+<<<<<<< HEAD
     assert reader.ignored_columns == ["on"]  # a column is not used because its name is part of a word
+=======
+    assert reader.ignored_columns == ["on"]  # a column is not read because its name is part of a word
+
+
+def test_a_call_in_a_turn_of_its_own_leaves_what_is_marked() -> None:
+    said = [{"type": "text", "text": "Let me "}, {"type": "text", "text": "look.", "train": True}]
+    call = {"role": "function_call", "content": '{"name": "look", "arguments": {}}'}
+    _, turn = message_list([{"role": "user", "content": "q"}, {"role": "assistant", "content": said}, call], "messages")
+    assert (turn.content, turn.marked, len(turn.tool_calls)) == ("Let me look.", ((7, 12),), 1)
+>>>>>>> w-review

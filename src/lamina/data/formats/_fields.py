@@ -76,8 +76,7 @@ def message_list(value: Any, name: str) -> list[Message]:
         # Consecutive turns that each hold a call belong to one assistant turn.
         last = messages[-1] if messages else None
         if message.tool_calls and last and not message.content and last.role == "assistant" and _is_call(item):
-            calls = (*last.tool_calls, *message.tool_calls)
-            messages[-1] = Message("assistant", last.content, calls, last.thinking, supervised=last.supervised)
+            messages[-1] = dataclasses.replace(last, tool_calls=(*last.tool_calls, *message.tool_calls))
         else:
             messages.append(message)
     return messages
