@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from lamina.export.merge import merge
     from lamina.export.quantize import quantize
     from lamina.runs import Run
-    from lamina.training.events import Event
+    from lamina.runs.events import Event
     from lamina.training.loop import train
     from lamina.verification.report import Verification
     from lamina.verification.verify import verify
 
 _LAZY = {
     "Config": "lamina.config",
-    "Event": "lamina.training.events",
+    "Event": "lamina.runs.events",
     "Loaded": "lamina.adapters.load",
     "Run": "lamina.runs",
     "Verification": "lamina.verification.report",

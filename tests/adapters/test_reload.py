@@ -30,6 +30,7 @@ from lamina.structure.skeleton import build_skeleton, with_memory
 from tests.support.models_zoo import build_model
 from tests.support.peft_pairs import FAMILIES, base_folder, build, check_close, logits, peft_logits
 from tests.support.peft_types import FIELDS, config_of
+from tests.support.training import notes_into
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,7 @@ def test_what_cannot_be_found_out_stops_nothing(bases: Path, tmp_path: Path, mon
     notes: list[str] = []
     run = lamina.train(
         config(bases, tmp_path, "llama", {"type": "lora", "r": 4}),
-        lambda event: notes.append(str(event.data.get("message"))),
+        notes_into(notes),
     )
     assert run.summary is not None
     assert sum("could not be found out" in note for note in notes) == 2

@@ -1,4 +1,4 @@
-"""The commands at work on a small trained adapter: each renders what the library gives."""
+"""The commands, with a small trained adapter: each renders what the library returns."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from lamina.cli.training import TrainingView
 from lamina.engine.generator import ADAPTER
 from lamina.engine.sampling import Sampling
 from lamina.runs import Run
+from lamina.runs.events import Event
 from tests.support.answers import FakeGenerator
 from tests.support.cli import ROWS, Cli, write_rows
 
@@ -33,7 +34,8 @@ def test_train_prints_the_summary_as_one_json_object(cli: Cli, config: Path, tmp
     result = cli("train", config, "--json")
     assert result.code == 0
     summary = result.json()
-    assert summary == Run(tmp_path / "run").summary
+    recorded = Run(tmp_path / "run").summary
+    assert recorded is not None and summary == recorded.as_json()
     assert (summary["run"], summary["steps"]) == (str(tmp_path / "run"), 2)
     assert "20 rows (prompt_completion), 16 train, 4 eval" in result.err
 
@@ -54,11 +56,11 @@ def test_train_for_people_keeps_stdout_empty_and_says_how_to_go_on(cli: Cli, con
 def test_interrupted_training_exits_with_75_and_one_json_object(
     as_json: bool, cli: Cli, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(view: TrainingView, step: int, data: dict[str, Any]) -> None:
-        if step == 1:
+    def stop(view: TrainingView, event: Event) -> None:
+        if event.kind == "step" and event.step == 1:
             signal.raise_signal(signal.SIGHUP)
 
-    monkeypatch.setattr(TrainingView, "_on_step", stop)
+    monkeypatch.setattr(TrainingView, "__call__", stop)
     result = cli("train", config, *["--json"] * as_json)
     run = Run(tmp_path / "run")
     assert (result.code, run.status) == (75, "interrupted")
@@ -72,14 +74,15 @@ def test_interrupted_training_exits_with_75_and_one_json_object(
     assert (error["run"], error["resume"]) == (str(run.path), run.resume_command)
 
 
-@pytest.mark.parametrize(("kind", "words"), [("_on_step", "lamina train /"), ("_on_note", "the same command again")])
+@pytest.mark.parametrize(("kind", "words"), [("step", "lamina train /"), ("note", "the same command again")])
 def test_training_that_is_stopped_at_once_exits_with_75_too(
     kind: str, words: str, cli: Cli, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*given: object) -> None:
-        raise KeyboardInterrupt
+    def stop(view: TrainingView, event: Event) -> None:
+        if event.kind == kind:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(TrainingView, kind, stop)
+    monkeypatch.setattr(TrainingView, "__call__", stop)
     result = cli("train", config, "--json")
     assert result.code == 75
     error = result.json()["error"]
@@ -140,7 +143,7 @@ def test_answers_with_colons_are_shown_as_they_stand(cli: Cli, trained: Run, mon
 
 
 def stand_in_for_generate(monkeypatch: pytest.MonkeyPatch, answers: list[str]) -> dict[str, Any]:
-    """Lets the library answer `answers`, and gives what it was asked with."""
+    """Makes the library return `answers`, and records its arguments."""
     seen: dict[str, Any] = {}
 
     def generate(generator: object, prompts: list[str], sampling: Sampling, **options: Any) -> list[str]:
@@ -267,8 +270,8 @@ def test_eval_gives_the_librarys_figures(cli: Cli, trained: Run) -> None:
     figures = result.json()
     assert figures == lamina.evaluate(trained.path).as_json()
     assert trained.summary is not None
-    assert figures["loss"] == pytest.approx(trained.summary["eval_loss"], rel=1e-4)
-    assert figures["base_loss"] == pytest.approx(trained.summary["eval_loss_first"], rel=1e-4)
+    assert figures["loss"] == pytest.approx(trained.summary.eval_loss, rel=1e-4)
+    assert figures["base_loss"] == pytest.approx(trained.summary.eval_loss_first, rel=1e-4)
     assert figures["perplexity"] == pytest.approx(math.exp(figures["loss"]))
     assert (figures["rows"], figures["exact_match"]) == (4, None)
 
@@ -278,7 +281,7 @@ def test_eval_for_people(cli: Cli, trained: Run, tmp_path: Path) -> None:
     result = cli("eval", trained.path, "--data", path, "--max-rows", "4")
     figures = lamina.evaluate(trained.path, path)
     assert result.code == 0
-    for words in (f"{figures.loss:.4f}", f"{figures.base_loss:.4f}", "bare base", "3 rows; left out 1: empty_answer"):
+    for words in (f"{figures.loss:.4f}", f"{figures.base_loss:.4f}", "base model", "3 rows; dropped 1: empty_answer"):
         assert words in result.out
 
 

@@ -26,6 +26,7 @@ from lamina.comparison.process import run_python
 from lamina.comparison.report import _labels
 from lamina.config import load_config
 from lamina.errors import ConfigError, Interrupted, TrainingError
+from lamina.runs.summary import Summary
 from lamina.signals import StopRequest, stop_on_signals
 
 VALUES: dict[str, Any] = {
@@ -195,22 +196,31 @@ class Processes:
         if run.name in self.broken:
             raise TrainingError("no [luck]")
         rank = config.method.model_dump()["r"]
-        summary = {
-            "adapter": str(run / "adapter"),
-            "adapter_digest": f"sha256:{rank}",
-            "steps": config.train.max_steps,
-            "trainable_parameters": 1000 * rank,
-            "total_parameters": 100_000,
-            "peak_memory_bytes": 2**30,
-            "step_seconds_median": 0.5,
-            "eval_loss_first": 4.0,
-            "eval_loss": 1.0 + abs(rank - 8) / (config.train.max_steps or 1),
-            "train_loss_last": 1.0,
-        }
+        summary = Summary(
+            run=str(run),
+            adapter=str(run / "adapter"),
+            adapter_digest=f"sha256:{rank}",
+            adapter_step=config.train.max_steps or 0,
+            steps=config.train.max_steps or 0,
+            skipped_steps=0,
+            tokens=100,
+            supervised_tokens=50,
+            train_loss_first=5.0,
+            train_loss_last=1.0,
+            eval_loss_first=4.0,
+            eval_loss=1.0 + abs(rank - 8) / (config.train.max_steps or 1),
+            tokens_per_second=None,
+            step_seconds_median=0.5,
+            peak_memory_bytes=2**30,
+            trainable_parameters=1000 * rank,
+            total_parameters=100_000,
+        ).as_json()
         (run / "adapter").mkdir(parents=True)
         (run / "adapter" / "adapter_model.safetensors").write_bytes(b"x" * 10)
         (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-        (run / "manifest.json").write_text(json.dumps({"summary": summary, "base": {"tensors": "abc"}}))
+        (run / "manifest.json").write_text(
+            json.dumps({"summary": summary, "base": {"ref": "b", "tensors": "abc", "config": "def"}})
+        )
         return summary
 
 

@@ -21,9 +21,10 @@ from lamina.losses.base import LossSum, Metric
 from lamina.losses.cross_entropy import CrossEntropy
 from lamina.methods.shared.base import Injection, inject
 from lamina.runs import Run
+from lamina.runs.events import Note, Progress
 from lamina.signals import StopRequest
 from lamina.structure.head import Head, find_head
-from lamina.training.events import EventLog
+from lamina.training.event_log import EventLog
 from lamina.training.step import evaluate_loss, training_step
 from tests.support.models_zoo import build_model
 
@@ -163,7 +164,7 @@ def test_the_first_process_alone_writes_and_tells(tmp_path: Path) -> None:
         run = Run(tmp_path / str(rank))
         run.path.mkdir()
         with EventLog(run, [], lambda event: told.append(event.kind), -1, StopRequest(), OneOf(rank, 2)) as log:
-            log.emit("note", 0, message="a")
-            log.show("progress", 0, what="b", done=1, total=2)
+            log.emit(Note(0, message="a"))
+            log.show(Progress(0, what="b", done=1, total=2))
         assert run.metrics_path.exists() == (rank == 0)
     assert told == ["note", "progress"]

@@ -37,8 +37,8 @@ def loaded(run: Run) -> Loaded:
 def test_losses_are_those_of_training(run: Run, loaded: Loaded) -> None:
     result = lamina.evaluate(loaded)
     assert run.summary is not None
-    assert result.loss == pytest.approx(run.summary["eval_loss"], rel=1e-5)
-    assert result.base_loss == pytest.approx(run.summary["eval_loss_first"], rel=1e-5)
+    assert result.loss == pytest.approx(run.summary.eval_loss, rel=1e-5)
+    assert result.base_loss == pytest.approx(run.summary.eval_loss_first, rel=1e-5)
     assert result.perplexity == pytest.approx(math.exp(result.loss))
     assert result.rows == 5
     assert result.exact_match is None

@@ -25,7 +25,7 @@ from typing import Any
 
 import lamina
 from lamina.errors import Interrupted
-from lamina.training.events import Event
+from lamina.runs.events import Event
 from tests.support.models_zoo import CHATML, build_model, build_tokenizer
 from tests.support.training import write_rows
 

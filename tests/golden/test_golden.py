@@ -18,6 +18,7 @@ from lamina.adapters.hf_peft import read_tensors
 from lamina.config import METHOD_CONFIGS
 from lamina.config.methods.lora import LoraConfig
 from lamina.errors import AdapterError, NewerVersionError
+from lamina.runs.events import Note, Unknown, event_lines
 from lamina.training import checkpoint
 from lamina.version import __version__
 
@@ -83,12 +84,12 @@ def test_checkpoints_are_resumed_to_the_adapter_of_the_run_that_was_not_stopped(
     shutil.copytree(golden, tmp_path / "golden")
     monkeypatch.chdir(tmp_path / "golden")
     run = lamina.train(f"runs/unfinished{name}/config.yaml", resume=True)
-    notes = [event["message"] for event in run.events() if event["event"] == "note"]
+    notes = [note.message for note in run.events(Note)]
     assert "Resumed from step 5 of 8." in notes
     assert run.summary is not None
     before = lamina.Run(Path(f"runs/finished{name}"))
     assert before.summary is not None
-    assert run.summary["tokens"] == before.summary["tokens"]
+    assert run.summary.tokens == before.summary.tokens
     ours = load_file(run.adapter / "adapter_model.safetensors")
     theirs = load_file(before.adapter / "adapter_model.safetensors")
     assert ours.keys() == theirs.keys()
@@ -100,7 +101,20 @@ def test_a_finished_run_is_finished(golden: Path, tmp_path: Path, monkeypatch: p
     shutil.copytree(golden, tmp_path / "golden")
     monkeypatch.chdir(tmp_path / "golden")
     run = lamina.train("runs/finished/config.yaml", resume=True)
-    assert run.summary == json.loads((golden / "runs/finished/manifest.json").read_text())["summary"]
+    assert run.summary is not None
+    assert run.summary.as_json() == json.loads((golden / "runs/finished/manifest.json").read_text())["summary"]
+
+
+def test_logs_and_manifests_are_read_and_would_be_written_the_same(golden: Path) -> None:
+    for path in sorted((golden / "runs").iterdir()):
+        run = lamina.Run(path)
+        lines = list(event_lines(run.metrics_path))
+        assert "".join(f"{line}\n" for line, _ in lines) == run.metrics_path.read_text()
+        assert [json.dumps(event.as_json(), ensure_ascii=False) for _, event in lines] == [line for line, _ in lines]
+        assert not list(run.events(Unknown))
+        manifest = json.loads(run.manifest_path.read_text())
+        assert {"format": manifest.get("format"), **run.manifest.as_json()} == {"format": None, **manifest}
+        assert (run.summary is not None) == path.name.startswith("finished")
 
 
 def test_a_new_setting_leaves_old_adapters_readable(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +148,10 @@ def with_digest(path: Path, change: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda about: about.update(format=FORMAT + 1), f"it has format {FORMAT + 1}, and up to {FORMAT} is known"),
+        (
+            lambda about: about.update(format=FORMAT + 1),
+            f"its format is {FORMAT + 1}, and this version reads formats up to {FORMAT}",
+        ),
         (lambda about: about["method"].update(new_setting=1), r"settings are not known here \(new_setting\)"),
         (lambda about: about["method"].update(bias="some"), r"settings are not known here \(bias\)"),
         (lambda about: about["method"].update(type="novel"), "its method 'novel' is not known here"),
@@ -182,7 +199,7 @@ def test_settings_changed_by_hand_are_still_found(adapter: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format": checkpoint.FORMAT + 1}, f"it has format {checkpoint.FORMAT + 1}"),
+        ({"format": checkpoint.FORMAT + 1}, f"its format is {checkpoint.FORMAT + 1}"),
         ({"state": {"step": 5, "novelty": 1}}, "its state has novelty, not known here"),
     ],
 )

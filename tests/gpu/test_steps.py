@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tools.gpu import runner
+from tools.gpu import packages, runner
 from tools.gpu.record import READABLE, RESULTS, Record
 from tools.gpu.steps import STEPS, Step
 from tools.gpu.worker import Here, work
@@ -96,6 +96,7 @@ def test_a_step_that_dies_or_hangs_leaves_the_others(tmp_path: Path, monkeypatch
         return subprocess.Popen(command, cwd=ROOT, start_new_session=True)
 
     monkeypatch.setattr(runner, "_start", start)
+    monkeypatch.setattr(runner, "CPU_FACTOR", 1.0)
     steps = [Step(name, "", "", 1.0) for name in ("first", "dies", "between", "hangs", "last")]
     assert runner.run(steps, "cpu", tmp_path, 60.0) == 1
     statuses = {name: status for name, (status, _) in _ends(tmp_path).items()}
@@ -107,3 +108,18 @@ def test_a_step_that_dies_or_hangs_leaves_the_others(tmp_path: Path, monkeypatch
 def test_what_no_time_is_left_for_is_said(tmp_path: Path) -> None:
     assert runner.run([Step("first", "", "", 1.0)], "cpu", tmp_path, 0.0) == 0
     assert _ends(tmp_path) == {"first": ("not run", "the time for everything was over")}
+
+
+def test_what_cannot_be_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(command: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:
+        raise subprocess.TimeoutExpired(command, 1.0)
+
+    assert packages.is_installed("torch")
+    monkeypatch.setattr(packages, "NEEDED", {"torch": "torch", "no_such_module": "no-such-package"})
+    monkeypatch.setattr(packages, "OPTIONAL", {})
+    monkeypatch.setattr("tools.gpu.packages.subprocess.run", no_network)
+    python, lacking = packages.install_missing(tmp_path)
+    assert python == sys.executable
+    assert [sentence.partition(" ")[0] for sentence in lacking] == ["no_such_module"]
+    monkeypatch.setattr(packages, "NEEDED", {"torch": "torch"})
+    assert packages.install_missing(tmp_path) == (sys.executable, [])

@@ -254,9 +254,9 @@ def test_no_evaluation_before_the_last_cut_makes_the_best_adapter(
     settings["train"] |= {"eval_steps": 1, "early_stopping_patience": 2}
     run = lamina.train(settings)
     assert run.summary is not None
-    assert (run.summary["adapter_step"], run.summary["steps"]) == (9, 11), "cut at 9; two evaluations without gain"
+    assert (run.summary.adapter_step, run.summary.steps) == (9, 11), "cut at 9; two evaluations without gain"
     budget = {"ranks_at_start": 5 * LAYERS, "ranks_kept": 2 * LAYERS, "ranks_target": 2 * LAYERS}
-    assert budget.items() <= run.summary.items()
+    assert run.summary.figures == budget
     loaded = lamina.load(run.path, dtype="float32")
     assert sum(layer.rank for layer in loaded.injection.layers.values()) == 2 * LAYERS
 
@@ -283,9 +283,9 @@ def test_training_does_not_begin_with_cut_ranks() -> None:
     ("method", "message"),
     [
         ({"target_r": 9, "init_r": 8}, r"target_r \(9\) is above init_r \(8\)"),
-        ({"tinit": 3, "tfinal": 2, "total_step": 5}, "leave none of the 5 steps of total_step"),
+        ({"tinit": 3, "tfinal": 2, "total_step": 5}, "leave no steps for pruning out of the 5 steps of total_step"),
         ({"use_dora": True}, "AdaLoRA has no DoRA form"),
-        ({"r": 8}, "init_r at the start, target_r on average at the end"),
+        ({"r": 8}, "init_r at the start, and target_r on average at the end"),
         ({"beta1": 1.0}, "beta1"),
     ],
 )

@@ -24,8 +24,8 @@ from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.shared.base import Injection, find_method, inject
 from lamina.models.load import Base, load_base
 from lamina.models.source import ModelSource
+from lamina.runs.events import Event
 from lamina.structure.head import find_head
-from lamina.training.events import Event
 from tests.support.documents import documents
 from tests.support.models_zoo import build_model, build_tokenizer
 
@@ -231,7 +231,7 @@ def test_a_cut_run_gives_the_same_adapter_and_it_proves_itself(config: MethodCon
         lamina.train(settings("cut"), cut)
     resumed = lamina.train(settings("cut"), resume=True)
     assert resumed.summary is not None and whole.summary is not None
-    assert resumed.summary["adapter_digest"] == whole.summary["adapter_digest"]
+    assert resumed.summary.adapter_digest == whole.summary.adapter_digest
     loaded = lamina.load(resumed.path, dtype="float32")
     assert loaded.certify().passed, loaded.certify().reasons
 

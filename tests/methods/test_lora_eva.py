@@ -25,7 +25,7 @@ from lamina.methods.lora import METHOD
 from lamina.methods.shared import lora_eva
 from lamina.methods.shared.base import Injection
 from lamina.methods.shared.lora_eva import IncrementalPca
-from lamina.training.events import Event
+from lamina.runs.events import Event
 from tests.support.lora_cases import attached, bare, disturb, logits, on_disk, save
 
 
@@ -233,6 +233,6 @@ def test_a_cut_run_gives_the_same_adapter(method: dict[str, Any], tmp_path: Path
         lamina.train(settings("cut"), cut)
     resumed = lamina.train(settings("cut"), resume=True)
     assert resumed.summary is not None and whole.summary is not None
-    assert resumed.summary["adapter_digest"] == whole.summary["adapter_digest"]
+    assert resumed.summary.adapter_digest == whole.summary.adapter_digest
     assert lamina.load(resumed.path, dtype="float32").certify().passed
     assert lamina.merge(resumed.path, tmp_path / "merged").certificate.passed

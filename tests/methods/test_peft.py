@@ -265,7 +265,7 @@ def test_a_whole_run(peft_type: str, tmp_path: Path) -> None:
         }
     )
     assert run.summary is not None
-    assert run.summary["train_loss_last"] < run.summary["train_loss_first"]
+    assert run.summary.train_loss_last < run.summary.train_loss_first
     loaded = lamina.load(run.path, dtype="float32")
     assert loaded.certify().passed, loaded.certify().reasons
     merged = lamina.merge(run.path, tmp_path / "merged")

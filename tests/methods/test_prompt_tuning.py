@@ -14,6 +14,7 @@ from lamina.config.methods.prompt_tuning import PromptTuningConfig
 from lamina.errors import AdapterError, ConfigError, ModelError
 from lamina.methods.prompt_tuning import METHOD
 from lamina.methods.shared.base import inject
+from tests.support.architectures import build_architecture
 from tests.support.models_zoo import build_model, build_tokenizer
 from tests.support.virtual_tokens import (
     IDS,
@@ -117,8 +118,8 @@ def test_starts_from_a_text_cut_or_repeated(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"prompt_tuning_init": "TEXT"}, "needs prompt_tuning_init_text"),
-        ({"prompt_tuning_init_text": "a"}, "prompt_tuning_init_text does nothing without"),
-        ({"tokenizer_name_or_path": "a"}, "tokenizer_name_or_path does nothing without"),
+        ({"prompt_tuning_init_text": "a"}, "prompt_tuning_init_text has no effect without"),
+        ({"tokenizer_name_or_path": "a"}, "tokenizer_name_or_path has no effect without"),
         ({"num_virtual_tokens": 0}, "greater than or equal to 1"),
     ],
 )
@@ -141,3 +142,11 @@ def test_settings_of_peft_that_change_the_result_are_refused() -> None:
         METHOD.from_peft({**about, "modules_to_save": ["lm_head"]})
     with pytest.raises(AdapterError, match="does not have: num_transformer_submodules=2"):
         METHOD.from_peft({**about, "num_transformer_submodules": 2})
+
+
+def test_a_model_that_wants_tokens_beside_embeddings_is_told_of() -> None:
+    model = build_architecture("gemma4_text")
+    with pytest.raises(ConfigError, match="does not run on embeddings alone"):
+        inject(model, PromptTuningConfig(num_virtual_tokens=3), 0)
+    without = build_architecture("gemma4_text", hidden_size_per_layer_input=0)
+    inject(without, PromptTuningConfig(num_virtual_tokens=3), 0)

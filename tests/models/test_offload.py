@@ -23,6 +23,8 @@ from lamina.models import offload
 from lamina.models.fingerprint import weight_files
 from lamina.models.load import Base, load_base
 from lamina.models.offload import MappedLinear, wants_offload
+from lamina.runs import Run
+from lamina.runs.events import Started, Step
 from tests.support.models_zoo import build_tokenizer
 
 LAYERS = 8
@@ -86,13 +88,11 @@ def _run(folder: Path, out: Path, name: str, **settings: Any) -> Path:
 
 
 def _steps(run: Path) -> list[tuple[float, float]]:
-    events = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [(event["loss"], event["grad_norm"]) for event in events if event["event"] == "step"]
+    return [(step.loss, step.grad_norm) for step in Run(run).events(Step)]
 
 
 def _fused(run: Path) -> int:
-    events = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return next(event["fused_layers"] for event in events if event["event"] == "start")
+    return next(Run(run).events(Started)).fused_layers
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ from lamina.losses.cross_entropy import CrossEntropy
 from lamina.methods.shared.base import inject
 from lamina.optim import LayerwiseGaloreAdamW, build_optimizer
 from lamina.optim.muon import MuonWithAdamW
+from lamina.runs.events import Event
 from lamina.structure.head import find_head
-from lamina.training.events import Event
 from lamina.training.step import StepResult, training_step
 from tests.support.models_zoo import build_model, build_tokenizer
 
@@ -91,8 +91,8 @@ def test_it_learns_and_a_cut_run_goes_on_exactly(optim: str, folder: Path, tmp_p
             lamina.train(values, cut_at(step), resume=step > 3)
     resumed = lamina.train(values, resume=True).summary
     assert whole is not None and resumed is not None
-    assert resumed["adapter_digest"] == whole["adapter_digest"]
-    assert whole["train_loss_last"] < 0.8 * whole["train_loss_first"]
+    assert resumed.adapter_digest == whole.adapter_digest
+    assert whole.train_loss_last < 0.8 * whole.train_loss_first
 
 
 def test_every_name_has_its_file_and_its_facts() -> None:
@@ -117,7 +117,7 @@ def config_error(**train: Any) -> str:
     ],
 )
 def test_a_setting_that_the_optimizer_does_not_read_is_an_error(optim: str, setting: dict[str, Any]) -> None:
-    assert f"{next(iter(setting))} does nothing with optim '{optim}'" in config_error(optim=optim, **setting)
+    assert f"{next(iter(setting))} has no effect with optim '{optim}'" in config_error(optim=optim, **setting)
 
 
 def test_layerwise_needs_whole_steps_and_no_clipping() -> None:
@@ -284,7 +284,7 @@ def test_loraplus_reaches_a_run(folder: Path, tmp_path: Path) -> None:
         values = settings(folder, tmp_path / name, "adamw_torch", loraplus_lr_ratio=ratio, max_steps=2)
         run = lamina.train(values | {"method": {"type": "lora", "r": 4}})
         assert run.summary is not None
-        digests.append(run.summary["adapter_digest"])
+        digests.append(run.summary.adapter_digest)
     assert digests[0] != digests[1]
 
 

@@ -1,4 +1,4 @@
-"""A package adds a method, a loss, an optimizer, a data format and a scorer, and they work as lamina's own do."""
+"""A package adds a method, a loss, an optimizer, a data format and a scorer, and they work like lamina's own."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ PAIRS = [
     for number in range(24)
 ]
 
-# What a user would do, in one process, since importing takes longest. Prints what the tests look at.
+# What a user would do, in one process, since importing takes longest. Prints what the tests check.
 SCRIPT = """
 import json, sys
 from pathlib import Path
 import torch
 import lamina
 from lamina.config.methods import METHOD_CONFIGS
+from lamina.runs.events import Step
 
 torch.set_num_threads(1)
 folder, model = Path(sys.argv[1]), sys.argv[2]
@@ -62,12 +63,12 @@ parts = pairs("parts", still, {"per_device_train_batch_size": 1, "gradient_accum
 verified = lamina.verify(packed.path / "config.yaml")
 print(json.dumps({
     "methods": sorted(METHOD_CONFIGS),
-    "gain": run.summary, "merged": merged.certificate.passed,
+    "gain": run.summary.as_json(), "merged": merged.certificate.passed,
     "format": json.loads(run.data_report_path.read_text())["files"][0]["format"],
     "scores": {name: vars(value) for name, value in scored.scores.items()},
-    "pairs": packed.summary, "events": list(packed.events()),
+    "pairs": packed.summary.as_json(), "events": [event.as_json() for event in packed.events()],
     "report": json.loads(packed.data_report_path.read_text()),
-    "losses": [[e["loss"] for e in r.events() if e["event"] == "step"] for r in (whole, parts)],
+    "losses": [[step.loss for step in r.events(Step)] for r in (whole, parts)],
     "verified": [vars(check) | {"measures": None} for check in verified.checks], "passed": verified.passed,
 }, default=str))
 """
@@ -75,7 +76,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def used(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> dict[str, Any]:
-    """What the script prints."""
+    """Returns what the script prints."""
     folder = tmp_path_factory.mktemp("outside")
     install_example(folder / "site")
     for name, rows in (("log", ROWS), ("pairs", PAIRS)):

@@ -156,9 +156,9 @@ def test_a_full_disk_leaves_nothing_in_the_cache(folder: Path, monkeypatch: pyte
     [
         ({"quantization": {"bits": 3}}, "quantization.bits"),
         ({"quantization": {"blocksize": 100}}, "blocksize 100 has no kernel; use one of 32, 64"),
-        ({"quantization": {"bits": 8, "quant_type": "fp4"}}, "quant_type belongs to 4 bits"),
+        ({"quantization": {"bits": 8, "quant_type": "fp4"}}, "quant_type applies to 4 bits only"),
         ({"quantization": {"quant_type": "nf3"}}, "quantization.quant_type"),
-        ({"quantization": {"compute_dtype": "float32"}, "dtype": "bfloat16"}, "set one of them"),
+        ({"quantization": {"compute_dtype": "float32"}, "dtype": "bfloat16"}, "set only one of them"),
         ({"quantization": {}, "method": {"type": "full"}}, "stored packed and frozen"),
         ({"quantization": {"double_quants": True}}, "double_quant"),
     ],
@@ -182,7 +182,7 @@ def test_from_training_to_a_merged_model(folder: Path, tmp_path: Path) -> None:
     }
     summary = lamina.train(config).summary
     assert summary is not None
-    assert summary["eval_loss"] < summary["eval_loss_first"]
+    assert summary.eval_loss < summary.eval_loss_first
     loaded = load(tmp_path / "run")
     assert loaded.adapter.lock is not None
     assert loaded.adapter.lock.quantization == QuantizationConfig().model_dump()

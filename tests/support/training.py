@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lamina.runs.events import Event, Note, OnEvent
+
 WORDS = ("red", "green", "blue", "round", "square", "small", "large", "old", "new", "quick", "slow", "warm")
 
 
@@ -46,3 +48,13 @@ def settings(folder: Path, model: Path, name: str = "run", **changes: Any) -> di
     for section, change in changes.items():
         values[section] = {**values[section], **change} if isinstance(change, dict) else change
     return values
+
+
+def notes_into(messages: list[str]) -> OnEvent:
+    """A callback that keeps what notes say."""
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Note):
+            messages.append(event.message)
+
+    return on_event

@@ -19,11 +19,11 @@ from lamina.errors import Interrupted, StorageError, TrainingError
 from lamina.losses import cross_entropy
 from lamina.methods.shared.base import Hooks
 from lamina.runs import Run, open_run
+from lamina.runs.events import Event, Step
 from lamina.signals import stop_on_signals
 from lamina.training import loop, setup
 from lamina.training.checkpoint import newest_checkpoint
-from lamina.training.events import Event
-from tests.support.training import settings
+from tests.support.training import notes_into, settings
 
 TRAIN = {"max_steps": 6, "eval_steps": 3, "save_steps": 2}
 
@@ -35,7 +35,7 @@ class PulledPlug(BaseException):
 @pytest.fixture(scope="module")
 def unbroken(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     run = lamina.train(settings(tmp_path_factory.mktemp("unbroken"), model_folder, train=TRAIN))
-    assert run.status == run.manifest["status"] == "finished"
+    assert run.status == run.manifest.status == "finished"
     return adapter_digest(run)
 
 
@@ -51,7 +51,7 @@ def run(values: dict[str, Any]) -> Run:
 
 def adapter_digest(run: Run) -> str:
     assert run.summary is not None
-    return run.summary["adapter_digest"]
+    return run.summary.adapter_digest
 
 
 def newest(run: Run) -> str:
@@ -99,7 +99,7 @@ def test_signals(name: str, values: dict[str, Any], run: Run, unbroken: str) -> 
     assert (run.status, newest(run)) == ("interrupted", "step-00000003")
     resumed = lamina.train(values, resume=True)
     assert (resumed.status, adapter_digest(resumed)) == ("finished", unbroken)
-    assert not {"error", "ended"} & resumed.manifest.keys()
+    assert resumed.manifest.error is None and resumed.manifest.ended is None
 
 
 def test_a_hang_up_comes_twice_and_still_leaves_a_checkpoint(values: dict[str, Any], run: Run) -> None:
@@ -180,11 +180,11 @@ def test_an_unforeseen_error_leaves_the_checkpoint_that_a_signal_does(
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="unforeseen") as raised:
         failing(patch, owner, name, call)
         lamina.train(values)
-    done = max(event["step"] for event in run.events() if event["event"] == "step")
+    done = max(event.step for event in run.events(Step))
     assert done % 2, "else there was a checkpoint anyway"
     assert newest(run) == f"step-{done if whole else done - 1:08d}"
-    assert run.manifest["status"] == "failed"
-    assert run.manifest["error"] == "RuntimeError: unforeseen"
+    assert run.manifest.status == "failed"
+    assert run.manifest.error == "RuntimeError: unforeseen"
     said = " ".join(raised.value.__notes__)
     assert run.resume_command in said
     assert (f"A checkpoint of step {done} was saved" if whole else f"amid the update of step {done + 1}") in said
@@ -231,11 +231,11 @@ def test_killed_is_running_that_nobody_does(values: dict[str, Any], run: Run, un
     with pytest.raises(PulledPlug):
         lamina.train(values, on_event)
     assert set(seen) == {"running"}
-    assert run.manifest["status"] == "running"
+    assert run.manifest.status == "running"
     assert run.status == "killed"
-    assert open_run(run.path).manifest["status"] == "killed"
+    assert open_run(run.path).manifest.status == "killed"
     notes: list[str] = []
-    resumed = lamina.train(values, lambda event: notes.append(event.data.get("message", "")), resume=True)
+    resumed = lamina.train(values, notes_into(notes), resume=True)
     assert (resumed.status, adapter_digest(resumed)) == ("finished", unbroken)
 
 

@@ -17,7 +17,7 @@ from lamina.data.packing import plan_epoch
 from lamina.methods.shared.base import inject
 from lamina.models.source import find_model
 from lamina.quickstart.task import build_task
-from lamina.training.events import Event
+from lamina.runs.events import Event, Step
 from tests.support.training import write_rows
 
 STEPS = 20
@@ -93,8 +93,8 @@ def losses_of_lamina(values: dict[str, Any]) -> list[float]:
     losses: list[float] = []
 
     def on_event(event: Event) -> None:
-        if event.kind == "step":
-            losses.append(event.data["loss"])
+        if isinstance(event, Step):
+            losses.append(event.loss)
 
     lamina.train(values, on_event)
     return losses

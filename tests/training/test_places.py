@@ -15,9 +15,9 @@ import lamina
 from lamina.adapters.load import load
 from lamina.errors import AdapterError, ConfigError, Interrupted, NewerVersionError, RunError
 from lamina.runs import Run
-from lamina.training.events import Event
+from lamina.runs.events import Event, Note
 from tests.support.models_zoo import CHATML, build_model
-from tests.support.training import settings, write_rows
+from tests.support.training import notes_into, settings, write_rows
 
 STEPS = {"max_steps": 4, "eval_steps": 2, "save_steps": 2}
 
@@ -36,7 +36,7 @@ def values(name: str = "runs/mine", **changes: Any) -> dict[str, Any]:
 
 def digest(run: Run) -> str:
     assert run.summary is not None
-    return run.summary["adapter_digest"]
+    return run.summary.adapter_digest
 
 
 def cut(given: Any, **more: Any) -> None:
@@ -86,7 +86,7 @@ def whole(project: Path) -> str:
 
 def resumed(config: str | Path) -> Run:
     notes: list[str] = []
-    run = lamina.train(config, lambda event: notes.append(event.data.get("message", "")), resume=True)
+    run = lamina.train(config, notes_into(notes), resume=True)
     assert "Resumed from step 2 of 4." in notes
     return run
 
@@ -99,7 +99,7 @@ def test_a_moved_run_goes_on_where_it_is(project: Path) -> None:
     assert digest(run) == whole(project)
     assert not Path("runs/mine").exists()
     assert run.summary is not None
-    assert run.summary["adapter"] == "disk2/mine/adapter"
+    assert run.summary.adapter == "disk2/mine/adapter"
 
 
 def test_a_run_goes_on_from_another_working_directory(
@@ -121,7 +121,7 @@ def test_a_project_that_moved_as_a_whole_goes_on(
     monkeypatch.chdir(elsewhere)
     run = resumed("moved/runs/mine/config.yaml")
     assert digest(run) == whole(elsewhere / "moved")
-    assert run.manifest["directory"] == str(elsewhere / "moved")
+    assert run.manifest.directory == str(elsewhere / "moved")
     assert lamina.evaluate(run.path).rows > 0
 
 
@@ -196,7 +196,8 @@ def test_a_template_file_is_found_and_compared_too(
 @pytest.mark.parametrize("same_package", [True, False])
 def test_another_tokenizer_is_told_from_another_version_of_the_package(same_package: bool, project: Path) -> None:
     run = Run(Path("runs/mine"))
-    versions = run.manifest["versions"] | ({} if same_package else {"tokenizers": "0.1"})
+    assert run.manifest.versions is not None
+    versions = run.manifest.versions | ({} if same_package else {"tokenizers": "0.1"})
     run.record(tokenizer="sha256:0", versions=versions)
     if same_package:
         with pytest.raises(RunError, match=r"the tokenizer \(sha256:0 then"):
@@ -255,13 +256,13 @@ def test_a_second_start_into_the_same_folder_changes_nothing_while_the_first_loa
     seen: list[str] = []
 
     def on_event(event: Event) -> None:
-        if event.kind == "note" and event.data["message"].startswith("Loading"):
+        if isinstance(event, Note) and event.message.startswith("Loading"):
             before = {path.name: path.read_bytes() for path in Path("runs/new").iterdir()}
             for resume in (False, True):
                 with pytest.raises(RunError, match="another process is training into this run"):
                     lamina.train(values("runs/new", train={"max_steps": 1}), resume=resume)
             assert {path.name: path.read_bytes() for path in Path("runs/new").iterdir()} == before
-            seen.append(event.data["message"])
+            seen.append(event.message)
 
     run = lamina.train(values("runs/new"), on_event)
     assert seen
@@ -317,7 +318,7 @@ def test_a_base_that_is_not_where_it_was(project: Path, elsewhere: Path, monkeyp
 def test_a_run_without_an_adapter_says_how_it_ended_and_how_to_go_on(project: Path) -> None:
     with pytest.raises(AdapterError, match=r"no adapter yet \(killed\)\. Fix: finish it with: lamina train /.*config"):
         load("runs/mine")
-    assert Run(Path("runs/mine")).manifest["status"] == "killed"
+    assert Run(Path("runs/mine")).manifest.status == "killed"
 
 
 @pytest.mark.parametrize(
@@ -325,7 +326,7 @@ def test_a_run_without_an_adapter_says_how_it_ended_and_how_to_go_on(project: Pa
 )
 def test_a_run_of_a_newer_version(change: dict[str, Any], words: str, project: Path) -> None:
     run = Run(Path("runs/mine"))
-    run.manifest_path.write_text(json.dumps({**run.manifest, **change}))
+    run.record(**change)
     if "lamina" in change:
         run.config_path.write_text(run.config_path.read_text() + "new_setting: 1\n")
     with pytest.raises(NewerVersionError, match=words):

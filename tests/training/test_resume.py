@@ -24,9 +24,9 @@ from lamina import files
 from lamina.compute.kernels import native
 from lamina.errors import Interrupted, RunError, StorageError
 from lamina.runs import Run
+from lamina.runs.events import Event, Progress, Step
 from lamina.training.checkpoint import newest_checkpoint
-from lamina.training.events import Event
-from tests.support.training import settings
+from tests.support.training import notes_into, settings
 
 
 class PulledPlug(BaseException):
@@ -35,7 +35,7 @@ class PulledPlug(BaseException):
 
 def digest(run: Run) -> str:
     assert run.summary is not None
-    return run.summary["adapter_digest"]
+    return run.summary.adapter_digest
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,7 @@ def test_cut_and_resumed_is_unbroken(kind: str, step: int, unbroken: Run, model_
     assert digest(resumed) == digest(unbroken)
     assert resumed.summary is not None
     assert unbroken.summary is not None
+    ours, plain = resumed.summary.as_json(), unbroken.summary.as_json()
     for figure in (
         "tokens",
         "supervised_tokens",
@@ -85,8 +86,8 @@ def test_cut_and_resumed_is_unbroken(kind: str, step: int, unbroken: Run, model_
         "eval_loss_first",
         "eval_loss",
     ):
-        assert resumed.summary[figure] == unbroken.summary[figure], figure
-    assert [e["step"] for e in resumed.events() if e["event"] == "step"] == list(range(1, 13))
+        assert ours[figure] == plain[figure], figure
+    assert [event.step for event in resumed.events(Step)] == list(range(1, 13))
 
 
 def test_cut_several_times(unbroken: Run, model_folder: Path, tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ def test_a_damaged_checkpoint_is_passed_over(unbroken: Run, model_folder: Path, 
     damaged[-1] ^= 1
     (newest / "adapter.safetensors").write_bytes(damaged)
     notes: list[str] = []
-    resumed = lamina.train(values, lambda e: notes.append(e.data.get("message", "")), resume=True)
+    resumed = lamina.train(values, notes_into(notes), resume=True)
     assert any(note.startswith("Resumed from step 3 ") for note in notes)
     assert digest(resumed) == digest(unbroken)
 
@@ -118,7 +119,7 @@ def test_leftovers_of_a_cut_save_are_removed(model_folder: Path, tmp_path: Path)
     with pytest.raises(PulledPlug):
         lamina.train(values, cut_at("step", 4))
     folder = Path(values["output_dir"]) / "checkpoints"
-    (folder / f"{files.ASIDE_PREFIX}step-00000006-abc").mkdir()
+    (folder / f"{files.TEMPORARY_PREFIX}step-00000006-abc").mkdir()
     run = lamina.train(values, resume=True)
     assert not [path for path in run.checkpoints.iterdir() if path.name.startswith(".")]
 
@@ -147,7 +148,7 @@ def test_a_signal_during_an_evaluation(unbroken: Run, model_folder: Path, tmp_pa
     values = settings(tmp_path, model_folder, train={"per_device_eval_batch_size": 2})
 
     def on_event(event: Event) -> None:
-        if event.kind == "progress" and event.step == 4 and event.data["done"] == 2:
+        if isinstance(event, Progress) and event.step == 4 and event.done == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted, match="after step 4"):
@@ -207,14 +208,14 @@ def test_resumed_with_other_kernels(model_folder: Path, tmp_path: Path, monkeypa
     values = settings(tmp_path, model_folder)
     with pytest.raises(PulledPlug):
         lamina.train(values, cut_at("step", 4))
-    first = Run(Path(values["output_dir"])).manifest["kernels"]
+    first = Run(Path(values["output_dir"])).manifest.kernels
     if first == "plain":
         pytest.skip("there are no compiled kernels here")
     notes: list[str] = []
     monkeypatch.setenv("LAMINA_KERNELS", "plain")
     native.load.cache_clear()
     try:
-        lamina.train(values, lambda e: notes.append(e.data.get("message", "")), resume=True)
+        lamina.train(values, notes_into(notes), resume=True)
     finally:
         monkeypatch.undo()
         native.load.cache_clear()

@@ -15,9 +15,9 @@ import lamina
 from lamina.compute.kernels import native
 from lamina.errors import ConfigError, DataError, ModelError, RunError, TrainingError
 from lamina.runs import Run
+from lamina.runs.events import Event, FirstExample, Note, Step
 from lamina.training import step
 from lamina.training.checkpoint import newest_checkpoint
-from lamina.training.events import Event
 from lamina.training.step import EvaluationResult, evaluate_loss
 from tests.support.models_zoo import build_model, build_tokenizer
 from tests.support.training import settings, write_rows
@@ -51,23 +51,24 @@ def finished(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
 def test_summary_has_the_promised_figures(finished: tuple[Run, list[Event]]) -> None:
     summary = finished[0].summary
     assert summary is not None
-    assert summary.keys() >= SUMMARY_KEYS
-    assert summary["steps"] == 12
-    assert summary["eval_loss"] < summary["eval_loss_first"]
-    assert summary["train_loss_last"] < summary["train_loss_first"]
+    assert summary.as_json().keys() >= SUMMARY_KEYS
+    assert summary.steps == 12
+    assert summary.eval_loss < summary.eval_loss_first
+    assert summary.train_loss_last < summary.train_loss_first
     # r * (in + out) for each of the seven linear layers of the two blocks
-    assert summary["trainable_parameters"] == 2 * 4 * (96 + 64 + 64 + 96 + 128 + 128 + 128)
-    assert summary["peak_memory_bytes"] > 10**7
+    assert summary.trainable_parameters == 2 * 4 * (96 + 64 + 64 + 96 + 128 + 128 + 128)
+    assert summary.peak_memory_bytes > 10**7
 
 
 def test_run_directory_is_complete(finished: tuple[Run, list[Event]]) -> None:
     run = finished[0]
     assert run.config == lamina.load_config(run.config_path)
     manifest = run.manifest
-    assert manifest["status"] == "finished"
-    assert manifest["base"]["tensors"].startswith("sha256:")
-    assert manifest["versions"]["torch"] == torch.__version__
-    assert manifest["kernels"] == ("compiled" if native.unavailable() is None else "plain")
+    assert manifest.status == "finished"
+    assert manifest.base is not None and manifest.versions is not None
+    assert manifest.base.tensors.startswith("sha256:")
+    assert manifest.versions["torch"] == torch.__version__
+    assert manifest.kernels == ("compiled" if native.unavailable() is None else "plain")
     report = json.loads(run.data_report_path.read_text())
     assert report["files"][0]["train_rows"] + report["files"][0]["eval_rows"] == 24
     kept = sorted(path.name for path in run.checkpoints.iterdir())
@@ -83,7 +84,9 @@ def test_run_directory_is_complete(finished: tuple[Run, list[Event]]) -> None:
 def test_metrics_hold_every_event_once(finished: tuple[Run, list[Event]]) -> None:
     run, events = finished
     written = [event for event in events if event.kind != "progress"]
-    assert [event.as_json() for event in written] == list(run.events())
+    assert written == list(run.events())
+    lines = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    assert [event.as_json() for event in written] == lines
     steps = [event.step for event in events if event.kind == "step"]
     assert steps == list(range(1, 13))
     assert [e.step for e in events if e.kind == "eval"] == [0, 4, 8, 12]
@@ -91,10 +94,10 @@ def test_metrics_hold_every_event_once(finished: tuple[Run, list[Event]]) -> Non
 
 def test_token_counts_are_those_of_the_data(finished: tuple[Run, list[Event]]) -> None:
     run, events = finished
-    steps = [event.data for event in events if event.kind == "step"]
+    steps = [event for event in events if isinstance(event, Step)]
     assert run.summary is not None
-    assert run.summary["tokens"] == sum(step["tokens"] for step in steps)
-    epoch = [step["tokens"] for step in steps[:5]]  # 19 training rows, 4 in a step
+    assert run.summary.tokens == sum(step.tokens for step in steps)
+    epoch = [step.tokens for step in steps[:5]]  # 19 training rows, 4 in a step
     assert sum(epoch) == json.loads(run.data_report_path.read_text())["train"]["tokens"]
 
 
@@ -107,8 +110,8 @@ def test_adapter_loads_with_a_passing_certificate(finished: tuple[Run, list[Even
 
 
 def test_the_coloured_example_is_the_answer(finished: tuple[Run, list[Event]]) -> None:
-    (example,) = [event for event in finished[1] if event.kind == "example"]
-    green = "".join(s["text"] for s in example.data["segments"] if s["supervised"])
+    (example,) = [event for event in finished[1] if isinstance(event, FirstExample)]
+    green = "".join(s.text for s in example.segments if s.supervised)
     assert green.endswith("!<|im_end|>")
     assert "assistant" not in green
 
@@ -130,8 +133,8 @@ def test_best_adapter_is_kept(model_folder: Path, tmp_path: Path, monkeypatch: p
     real = scripted_evaluation(monkeypatch, [5.0, 3.0, 2.0, 4.0])
     run = lamina.train(settings(tmp_path, model_folder))
     assert run.summary is not None
-    assert run.summary["eval_loss"] == 2.0
-    assert run.summary["adapter_step"] == 8
+    assert run.summary.eval_loss == 2.0
+    assert run.summary.adapter_step == 8
     assert lamina.evaluate(run.path).loss == pytest.approx(real[2], rel=1e-5)
     assert real[2] != pytest.approx(real[3], rel=1e-3)
 
@@ -142,7 +145,7 @@ def test_the_last_adapter_is_kept_when_asked_for(
     real = scripted_evaluation(monkeypatch, [5.0, 3.0, 2.0, 4.0])
     run = lamina.train(settings(tmp_path, model_folder, train={"load_best_model_at_end": False}))
     assert run.summary is not None
-    assert run.summary["eval_loss"] == 4.0
+    assert run.summary.eval_loss == 4.0
     assert lamina.evaluate(run.path).loss == pytest.approx(real[3], rel=1e-5)
 
 
@@ -151,9 +154,9 @@ def test_early_stopping(model_folder: Path, tmp_path: Path, monkeypatch: pytest.
     changes = {"eval_steps": 1, "early_stopping_patience": 2, "early_stopping_threshold": 0.1}
     run = lamina.train(settings(tmp_path, model_folder, train=changes))
     assert run.summary is not None
-    assert run.summary["steps"] == 4
-    assert run.summary["adapter_step"] == 2
-    assert any("Stopped early: 2 evaluations" in event.get("message", "") for event in run.events())
+    assert run.summary.steps == 4
+    assert run.summary.adapter_step == 2
+    assert any("Stopped early: 2 evaluations" in note.message for note in run.events(Note))
 
 
 def test_a_used_directory_is_not_overwritten(model_folder: Path, tmp_path: Path) -> None:
@@ -180,9 +183,7 @@ def test_resume_refuses_another_configuration_and_other_data(model_folder: Path,
     run = lamina.train(values)
     with pytest.raises(RunError, match=r"train.learning_rate: 0.005 -> 0.1"):
         lamina.train(lamina.load_config(values, ["train.learning_rate=0.1"]), resume=True)
-    manifest = run.manifest
-    del manifest["summary"]
-    run.manifest_path.write_text(json.dumps(manifest))
+    run.record(summary=None)
     write_rows(tmp_path / "rows.jsonl", count=30)
     with pytest.raises(RunError, match=r"changed since it was started: data file .*rows\.jsonl \("):
         lamina.train(values, resume=True)
@@ -196,7 +197,7 @@ def test_packing_and_checkpointing_give_falling_losses(
     data, train = {"packing": packing}, {"gradient_checkpointing": checkpointing}
     run = lamina.train(settings(tmp_path, model_folder, data=data, train=train))
     assert run.summary is not None
-    assert run.summary["eval_loss"] < run.summary["eval_loss_first"]
+    assert run.summary.eval_loss < run.summary.eval_loss_first
 
 
 def test_checkpointing_changes_no_number(model_folder: Path, tmp_path: Path) -> None:
@@ -205,7 +206,7 @@ def test_checkpointing_changes_no_number(model_folder: Path, tmp_path: Path) -> 
         values = settings(tmp_path, model_folder, name, train={"gradient_checkpointing": checkpointing, "max_steps": 4})
         summary = lamina.train(values).summary
         assert summary is not None
-        digests.add(summary["adapter_digest"])
+        digests.add(summary.adapter_digest)
     assert len(digests) == 1
 
 
@@ -249,12 +250,12 @@ def test_a_nan_step_is_named_and_changes_nothing(
     nan_at(monkeypatch, {3})
     run = lamina.train(without_eval(tmp_path, model_folder))
     assert run.summary is not None
-    assert run.summary["skipped_steps"] == 1
-    (note,) = [e for e in run.events() if "skipped" in e.get("message", "")]
-    assert note["step"] == 3
-    assert len(note["rows"]) == 4
-    assert 3 not in [e["step"] for e in run.events() if e["event"] == "step"]
-    assert run.summary["train_loss_last"] < run.summary["train_loss_first"]
+    assert run.summary.skipped_steps == 1
+    (note,) = [note for note in run.events(Note) if "skipped" in note.message]
+    assert note.step == 3
+    assert note.rows is not None and len(note.rows) == 4
+    assert 3 not in [event.step for event in run.events(Step)]
+    assert run.summary.train_loss_last < run.summary.train_loss_first
 
 
 def test_nan_steps_in_a_row_end_the_run_with_its_checkpoint(
@@ -319,5 +320,5 @@ def test_rows_beyond_rotary_positions_are_noted(tmp_path: Path) -> None:
     build_model("llama", vocab_size=259, max_position_embeddings=32).save_pretrained(tmp_path / "base")
     build_tokenizer().save_pretrained(tmp_path / "base")
     run = lamina.train(settings(tmp_path, tmp_path / "base", train={"max_steps": 1}))
-    notes = [event["message"] for event in run.events() if event["event"] == "note"]
+    notes = [note.message for note in run.events(Note)]
     assert any("LlamaForCausalLM has 32 positions" in note for note in notes)

@@ -25,7 +25,8 @@ from lamina.methods.shared.base import Injection
 from lamina.quickstart.task import build_task
 from lamina.training import checkpoint
 from lamina.training import step as training_step
-from lamina.verification.report import Skipped
+from lamina.verification.report import Skipped, VerifyCheck
+from tests.support.training import notes_into
 from tests.support.verification import tiny_config
 
 LINES = (
@@ -313,7 +314,7 @@ def test_what_is_broken_in_the_hot_path_is_not_taken(
     leave_out_the_disk(monkeypatch)
     broken(monkeypatch)
     notes: list[str] = []
-    result = lamina.verify(values, lambda event: notes.append(event.data.get("message", "")))
+    result = lamina.verify(values, notes_into(notes))
     assert result.passed, result.checks
     assert ("influence each other" if broken is break_packing else "gradients are not its own") in " ".join(notes)
 
@@ -354,8 +355,10 @@ def test_events_tell_each_check_as_it_is_made(tmp_path: Path, monkeypatch: Patch
     leave_out_the_disk(monkeypatch)
     events: list[Event] = []
     result = lamina.verify(tiny_config(tmp_path), events.append)
-    told = [event.data for event in events if event.kind == "check"]
-    assert told == result.as_json()["checks"]
+    told = [event.as_json() for event in events if isinstance(event, VerifyCheck)]
+    assert [event.check for event in events if isinstance(event, VerifyCheck)] == result.checks
+    for number, (line, check) in enumerate(zip(told, result.as_json()["checks"], strict=True), start=1):
+        assert line.items() >= {"event": "check", "step": number, **check}.items()
     assert {event.kind for event in events} == {"note", "check"}
     json.dumps(result.as_json(), allow_nan=False)
 

@@ -28,7 +28,7 @@ NEEDED = {
 # Some steps are for these alone.
 OPTIONAL = {"bitsandbytes": "bitsandbytes", "trl": "trl", "unsloth": "unsloth"}
 
-INSTALL_SECONDS = 90.0
+INSTALL_SECONDS = 60.0
 
 
 def is_installed(module: str) -> bool:
@@ -46,7 +46,7 @@ def sees_cuda() -> bool:
 def install_missing(out: Path, seconds: float = INSTALL_SECONDS) -> tuple[str, list[str]]:
     """Tries to install what is missing, into an environment under `out` that sees what is here already.
 
-    torch stays the one that is here. Where there is no network, or pip refuses, nothing changes.
+    What is here stays as it is, torch above all. Where there is no network, or pip refuses, nothing changes.
 
     Args:
         out: The results' folder.
@@ -65,7 +65,7 @@ def install_missing(out: Path, seconds: float = INSTALL_SECONDS) -> tuple[str, l
         subprocess.run(make, check=True, capture_output=True, timeout=seconds)
         _see_parent(home)
         constraints = out / "constraints.txt"
-        constraints.write_text(f"torch=={importlib.metadata.version('torch').partition('+')[0]}\n", encoding="utf-8")
+        constraints.write_text(_as_it_is(), encoding="utf-8")
         pip = [str(python), "-m", "pip", "install", "--quiet", "--retries", "0", "--timeout", "10"]
         pip += ["--disable-pip-version-check", "--constraint", str(constraints)]
         needed = [package for name, package in missing.items() if name in NEEDED]
@@ -81,6 +81,16 @@ def install_missing(out: Path, seconds: float = INSTALL_SECONDS) -> tuple[str, l
     check = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)"
     still = [name for name in missing if subprocess.run([python, "-c", check, name], check=False).returncode]
     return str(python), [f"{name} is missing, and pip could not install it" for name in still]
+
+
+def _as_it_is() -> str:
+    """Constraints that keep every package that is here as it is."""
+    found = {
+        distribution.metadata["Name"]: distribution.version.partition("+")[0]
+        for distribution in importlib.metadata.distributions()
+        if distribution.metadata["Name"]
+    }
+    return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()))
 
 
 def _see_parent(home: Path) -> None:

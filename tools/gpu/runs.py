@@ -99,7 +99,7 @@ def merge(here: Here) -> None:
     """A run from data to a merged folder; its loss falls, and the certificate holds."""
     run = lamina.train(_config(here, "llama", "merge", max_steps=20))
     assert run.summary is not None
-    first, final = run.summary["train_loss_first"], run.summary["train_loss_last"]
+    first, final = run.summary.train_loss_first, run.summary.train_loss_last
     here.record.prove("loss at the end over loss at the start", final / first, 0.95)
     certificate = lamina.merge(run.path, here.out / "merge" / "merged").certificate
     here.record.prove("certificate: logits", certificate.max_logit_difference, certificate.tolerance)

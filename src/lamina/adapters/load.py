@@ -15,7 +15,7 @@ from lamina.adapters.fit import fit
 from lamina.adapters.lock import check_lock
 from lamina.chat.template import ChatTemplate, build_template
 from lamina.config.aliases import ALIASES
-from lamina.config.places import read_manifest, start_folders
+from lamina.config.places import read_origin, start_folders
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import AdapterError, ConfigError, ModelError
 from lamina.machine.hardware import default_device
@@ -148,7 +148,7 @@ def _places_of(adapter: Adapter, wanted: str) -> list[str]:
 
 def _start_folders(adapter: Adapter) -> list[Path]:
     run = adapter.path.parent
-    return start_folders(run, read_manifest(run)) if adapter.path.name == ADAPTER_FOLDER else []
+    return start_folders(run, read_origin(run)) if adapter.path.name == ADAPTER_FOLDER else []
 
 
 def _not_there(adapter: Adapter, wanted: str, error: ConfigError | ModelError) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -15,7 +14,9 @@ from rich.text import Text
 from lamina.cli.output import err, stop
 from lamina.config import Config
 from lamina.errors import Interrupted
-from lamina.runs import Run
+from lamina.runs import Run, events
+from lamina.runs.events import Event
+from lamina.runs.summary import Summary
 
 # Between two lines of progress where stderr is no terminal, such as in a log file.
 LINE_SECONDS = 15.0
@@ -49,71 +50,73 @@ class TrainingView:
         with contextlib.suppress(OSError):  # the terminal has gone
             stop(self._progress)
 
-    def __call__(self, event: Any) -> None:
+    def __call__(self, event: Event) -> None:
         """Shows one event."""
-        show = getattr(self, f"_on_{event.kind}", None)
-        if show is not None:
-            show(event.step, event.data)
+        match event:
+            case events.Note():
+                err.print(f"[dim]{escape(event.message)}[/dim]")
+            case events.Started():
+                self._start(event)
+            case events.FirstExample():
+                _show_example(event)
+            case events.Step():
+                self._step(event)
+            case events.Progress():
+                if self._task is not None:
+                    description = f"evaluating {event.what} {event.done}/{event.total}"
+                    self._progress.update(self._task, description=description)
+            case events.Evaluation():
+                best = "  (best so far)" if event.best_step == event.step else ""
+                what = "bare base" if event.of == "base" else f"step {event.step}"
+                err.print(f"  eval loss {event.eval_loss:.4f}  {what}{best}")
+            case events.Interrupted():
+                err.print(f"  {event.signal}: checkpoint saved at step {event.step}")
+            case events.Finished():
+                stop(self._progress)
+            case _:
+                pass
 
-    def _on_note(self, step: int, data: dict[str, Any]) -> None:
-        err.print(f"[dim]{escape(data['message'])}[/dim]")
-
-    def _on_start(self, step: int, data: dict[str, Any]) -> None:
+    def _start(self, event: events.Started) -> None:
         err.print("[bold]Data[/bold]")
-        for line in data["data_report"]:
+        for line in event.data_report:
             err.print(Text(f"  {line}", style="yellow" if line.startswith("warning:") else ""), soft_wrap=True)
-        share = data["trainable_parameters"] / data["total_parameters"]
-        recompute = data["gradient_checkpointing"]
-        checkpointing = ", gradient checkpointing" if recompute else ""
-        checkpointing += " (selective)" if recompute == "selective" else ""
+        share = event.trainable_parameters / event.total_parameters
+        checkpointing = ", gradient checkpointing" if event.gradient_checkpointing else ""
+        checkpointing += " (selective)" if event.gradient_checkpointing == "selective" else ""
         err.print("[bold]Training[/bold]")
         err.print(
-            f"  {data['trainable_parameters']:,} of {data['total_parameters']:,} parameters ({share:.2%}) on "
-            f"{data['modules']} modules; base in {data['dtype']} on {data['device']}{checkpointing}"
+            f"  {event.trainable_parameters:,} of {event.total_parameters:,} parameters ({share:.2%}) on "
+            f"{event.modules} modules; base in {event.dtype} on {event.device}{checkpointing}"
         )
-        left = data["total_steps"] - step
-        err.print(f"  {left} steps to go, about {duration(data['estimated_seconds'])} at the speed just measured")
-        self._total = data["total_steps"]
+        left = event.total_steps - event.step
+        err.print(f"  {left} steps to go, about {duration(event.estimated_seconds)} at the speed just measured")
+        self._total = event.total_steps
         if err.is_terminal:
             self._progress.start()
-        self._task = self._progress.add_task("training", total=data["total_steps"], completed=step, facts="")
+        self._task = self._progress.add_task("training", total=event.total_steps, completed=event.step, facts="")
 
-    def _on_example(self, step: int, data: dict[str, Any]) -> None:
-        text = Text("  ")
-        for segment in data["segments"]:
-            text.append(segment["text"].replace("\n", "\n  "), "green" if segment["supervised"] else "dim")
-        err.print(Text("Example (").append("green", "green").append(" is learned, the rest is only read)"))
-        err.print(text)
-
-    def _on_step(self, step: int, data: dict[str, Any]) -> None:
-        now = data["tokens"] / data["seconds"]
+    def _step(self, event: events.Step) -> None:
+        now = event.tokens / event.seconds
         self._speed = now if not self._speed else 0.8 * self._speed + 0.2 * now
-        left = (self._total - step) * data["tokens"] * data["step_seconds"] / data["seconds"] / self._speed
+        left = (self._total - event.step) * event.tokens * event.step_seconds / event.seconds / self._speed
         facts = (
-            f"loss {data['loss']:.4f}  {self._speed:,.0f} tokens/s  ETA {duration(left)}  "
-            f"{data['memory_bytes'] / _GIB:.1f} GiB"
+            f"loss {event.loss:.4f}  {self._speed:,.0f} tokens/s  ETA {duration(left)}  "
+            f"{event.memory_bytes / _GIB:.1f} GiB"
         )
         if err.is_terminal:
             if self._task is not None:
-                self._progress.update(self._task, completed=step, description="training", facts=facts)
-        elif time.monotonic() - self._last_line > LINE_SECONDS or step == self._total:
+                self._progress.update(self._task, completed=event.step, description="training", facts=facts)
+        elif time.monotonic() - self._last_line > LINE_SECONDS or event.step == self._total:
             self._last_line = time.monotonic()
-            err.print(f"  step {step}/{self._total}  {facts}", soft_wrap=True)
+            err.print(f"  step {event.step}/{self._total}  {facts}", soft_wrap=True)
 
-    def _on_progress(self, step: int, data: dict[str, Any]) -> None:
-        if self._task is not None:
-            self._progress.update(self._task, description=f"evaluating {data['what']} {data['done']}/{data['total']}")
 
-    def _on_eval(self, step: int, data: dict[str, Any]) -> None:
-        best = "  (best so far)" if data.get("best_step") == step else ""
-        what = "bare base" if data["of"] == "base" else f"step {step}"
-        err.print(f"  eval loss {data['eval_loss']:.4f}  {what}{best}")
-
-    def _on_end(self, step: int, data: dict[str, Any]) -> None:
-        stop(self._progress)
-
-    def _on_interrupted(self, step: int, data: dict[str, Any]) -> None:
-        err.print(f"  {data['signal']}: checkpoint saved at step {step}")
+def _show_example(event: events.FirstExample) -> None:
+    text = Text("  ")
+    for segment in event.segments:
+        text.append(segment.text.replace("\n", "\n  "), "green" if segment.supervised else "dim")
+    err.print(Text("Example (").append("green", "green").append(" is learned, the rest is only read)"))
+    err.print(text)
 
 
 def stopped_at_once(config: Config) -> Interrupted:
@@ -126,20 +129,21 @@ def stopped_at_once(config: Config) -> Interrupted:
     return Interrupted(message, run=str(run.path), resume=command)
 
 
-def print_summary(summary: dict[str, Any]) -> None:
+def print_summary(summary: Summary) -> None:
     """The figures of a finished run, for people."""
     s = summary
     err.print("[bold green]Done[/bold green]")
-    if s["eval_loss"] is not None:
-        change = s["eval_loss"] / s["eval_loss_first"] - 1
-        err.print(f"  eval loss {s['eval_loss_first']:.4f} (bare base) -> {s['eval_loss']:.4f} ({change:+.1%})")
-    err.print(f"  train loss {s['train_loss_first']:.4f} -> {s['train_loss_last']:.4f} in {s['steps']} steps")
-    if "ranks_kept" in s:
-        err.print(f"  ranks {s['ranks_at_start']:,} -> {s['ranks_kept']:,}, the budget being {s['ranks_target']:,}")
-    speed = f"{s['tokens_per_second']:,.0f} tokens/s, " if s["tokens_per_second"] else ""
-    err.print(f"  {s['tokens']:,} tokens, {speed}peak memory {s['peak_memory_bytes'] / _GIB:.1f} GiB")
-    err.print(f"  adapter {escape(s['adapter'])}")
-    err.print(f"  digest  {s['adapter_digest']}")
+    if s.eval_loss is not None and s.eval_loss_first is not None:
+        change = s.eval_loss / s.eval_loss_first - 1
+        err.print(f"  eval loss {s.eval_loss_first:.4f} (bare base) -> {s.eval_loss:.4f} ({change:+.1%})")
+    err.print(f"  train loss {s.train_loss_first:.4f} -> {s.train_loss_last:.4f} in {s.steps} steps")
+    ranks = [s.figures.get(f"ranks_{which}") for which in ("at_start", "kept", "target")]
+    if None not in ranks:
+        err.print("  ranks {:,} -> {:,}, the budget being {:,}".format(*ranks))
+    speed = f"{s.tokens_per_second:,.0f} tokens/s, " if s.tokens_per_second else ""
+    err.print(f"  {s.tokens:,} tokens, {speed}peak memory {s.peak_memory_bytes / _GIB:.1f} GiB")
+    err.print(f"  adapter {escape(s.adapter)}")
+    err.print(f"  digest  {s.adapter_digest}")
 
 
 def duration(seconds: float) -> str:

@@ -1,39 +1,35 @@
-"""Shows a verification: each line as it is made, then all of them with their tolerances."""
+"""Shows a verification: each check as it finishes, then all of them with their tolerances."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
 
 from rich.markup import escape
 from rich.table import Table
 
 from lamina.cli.output import err, notify, out
 from lamina.cli.training import duration
+from lamina.runs.events import Event, Note
+from lamina.verification.report import Verification, VerifyCheck
 
-if TYPE_CHECKING:
-    from lamina.training.events import Event
-    from lamina.verification.report import Verification
-
-_COLOURS = {True: "green", False: "bold red", None: "yellow"}
+_COLORS = {True: "green", False: "bold red", None: "yellow"}
 _WORDS = {True: "passed", False: "failed", None: "skipped"}
 _VERDICTS = {True: "pass", False: "FAIL", None: "skipped"}
 
 
 def print_event(event: Event) -> None:
-    """Shows on stderr what is being done, and each check as it is made."""
-    if event.kind == "note":
-        notify(event.data["message"])
-    elif event.kind == "check":
-        check = event.data
-        figures = (
-            "" if check["tolerance"] is None else f"  {_figure(check['difference'])} of {_figure(check['tolerance'])}"
-        )
-        err.print(f"  {_verdict(check['passed'])}  {escape(check['name'])}[dim]{figures}[/dim]")
+    """Prints progress and each finished check to stderr."""
+    if isinstance(event, Note):
+        notify(event.message)
+    elif isinstance(event, VerifyCheck):
+        check = event.check
+        figures = "" if check.tolerance is None else f"  {_figure(check.difference)} of {_figure(check.tolerance)}"
+        err.print(f"  {_verdict(check.passed)}  {escape(check.name)}[dim]{figures}[/dim]")
 
 
 def print_verification(result: Verification) -> None:
-    """The lines, for people."""
-    table = Table("", "check", "worst", "allowed", "compared, and why so much is allowed", box=None, padding=(0, 1))
+    """Prints the checks as a table."""
+    table = Table("", "check", "worst", "allowed", "compared, and why this much is allowed", box=None, padding=(0, 1))
     for check in result.checks:
         why = [escape(check.compared), f"[dim]{escape(check.why)}[/dim]"]
         if check.worst:
@@ -51,10 +47,10 @@ def print_verification(result: Verification) -> None:
 
 
 def _verdict(passed: bool | None) -> str:
-    return f"[{_COLOURS[passed]}]{_VERDICTS[passed]}[/]"
+    return f"[{_COLORS[passed]}]{_VERDICTS[passed]}[/]"
 
 
 def _figure(difference: float | None) -> str:
-    if difference is None:
+    if difference is None or not math.isfinite(difference):
         return "not finite"
     return f"{difference:.1e}" if difference else "0"

@@ -24,7 +24,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from lamina.config.methods.lora import LoraConfig
 from lamina.errors import ConfigError, Interrupted, LaminaError, Problem
 from lamina.progress import Notify
 from lamina.runs import Run
+from lamina.runs.summary import Summary
 from lamina.signals import StopRequest, stop_on_signals
 
 # One in ETA candidates continues from a rung of `screen`, with ETA times the steps.
@@ -202,32 +203,34 @@ class _Comparer:
         self.outcomes[candidate.name] = replace(
             outcome,
             state="done",
-            steps=summary["steps"],
+            steps=summary.steps,
             learning_rate=config.train.peak_learning_rate,
-            trainable_parameters=summary["trainable_parameters"],
-            total_parameters=summary["total_parameters"],
-            adapter_bytes=_size(Path(summary["adapter"])),
-            peak_memory_bytes=summary["peak_memory_bytes"],
-            step_seconds=summary["step_seconds_median"],
-            eval_loss=summary["eval_loss"],
-            train_loss=summary["train_loss_last"],
-            base=replace(outcome.base, eval_loss=summary["eval_loss_first"]),
+            trainable_parameters=summary.trainable_parameters,
+            total_parameters=summary.total_parameters,
+            adapter_bytes=_size(Path(summary.adapter)),
+            peak_memory_bytes=summary.peak_memory_bytes,
+            step_seconds=summary.step_seconds_median,
+            eval_loss=summary.eval_loss,
+            train_loss=summary.train_loss_last,
+            base=replace(outcome.base, eval_loss=summary.eval_loss_first),
         )
 
-    def _train(self, name: str, config: Config, prefix: str) -> dict[str, Any]:
+    def _train(self, name: str, config: Config, prefix: str) -> Summary:
         run = Run(Path(config.output_dir))
-        if run.summary is not None and run.adapter.is_dir():
+        summary = run.summary
+        if summary is not None and run.adapter.is_dir():
             self.notify(f"{prefix}: finished before")
-            return run.summary
+            return summary
         stem = "-".join(Path(config.output_dir).relative_to(self.out).parts[1:])
         path, log = self.out / "configs" / f"{stem}.yaml", self.out / "logs" / f"{stem}.log"
         files.write_text(path, yaml.safe_dump(resolved_values(config), sort_keys=False, allow_unicode=True))
         self.notify(f"{prefix} ... ({log})")
         began = time.perf_counter()
         resume = ["--resume"] if run.begun else []
-        summary = run_python(["-m", "lamina", "train", str(path), *resume, "--json"], "", log, self.stop)
-        loss = "" if summary["eval_loss"] is None else f"eval loss {summary['eval_loss']:.4f}, "
-        peak = summary["peak_memory_bytes"] / _GIB
+        printed = run_python(["-m", "lamina", "train", str(path), *resume, "--json"], "", log, self.stop)
+        summary = Summary.from_json(printed)
+        loss = "" if summary.eval_loss is None else f"eval loss {summary.eval_loss:.4f}, "
+        peak = summary.peak_memory_bytes / _GIB
         self.notify(f"{prefix}: {loss}peak {peak:.2f} GiB ({time.perf_counter() - began:.0f} s)")
         return summary
 
@@ -256,8 +259,9 @@ class _Comparer:
         """Measures in a subprocess, or reads an earlier result for the same adapter and files."""
         run = Run(Path(candidate.config.output_dir))
         manifest, quantization = run.manifest, candidate.config.quantization
-        of = manifest["base"] if base else manifest["summary"]["adapter_digest"]
-        if base and quantization is not None:  # the same files, quantized differently
+        assert manifest.base is not None and manifest.summary is not None, "the run is finished"
+        of: Any = asdict(manifest.base) if base else manifest.summary.adapter_digest
+        if base and quantization is not None:  # the same files, held in another way
             of = [of, quantization.model_dump(mode="json"), _loftq(candidate.config)]
         asked = {
             "of": of,

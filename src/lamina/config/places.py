@@ -1,9 +1,9 @@
-"""Where the paths in a configuration lead: those in a run's own `config.yaml` do so from anywhere.
+"""Resolves the paths in a configuration; those in a run's own `config.yaml` work from any working directory.
 
-A run keeps its paths as they were given, often relative, so that a project may move as a whole. Its manifest says which
-folder they start from, and where the run lay then; so they are found from another working directory, and after run and
-project have moved together. What is found is checked by digest where it counts (`training/setup.py`,
-`adapters/load.py`).
+A run keeps its paths as they were given, often relative, so that a project can be moved as a whole. Its manifest
+records the folder that they start from and where the run directory was. The paths can therefore be found from another
+working directory, and after run and project have been moved together. Where it matters, what is found is verified by
+digest (`training/setup.py`, `adapters/load.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import glob
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,38 +23,54 @@ MANIFEST_FILE = "manifest.json"
 _MAGIC = frozenset("*?[")
 
 
-def read_manifest(run: Path) -> dict[str, Any]:
-    """The manifest of the run in that folder; empty if there is none."""
+@dataclass(frozen=True)
+class Origin:
+    """Where a run was started, and by what.
+
+    Attributes:
+        lamina: The version that trained it last.
+        directory: The folder that its relative paths start from; None if that was not recorded.
+        path: Path of the run directory then.
+    """
+
+    lamina: str
+    directory: str | None
+    path: str | None
+
+
+def read_origin(run: Path) -> Origin | None:
+    """Returns the origin of the run in a folder, from its manifest; None if there is no run."""
     try:
         manifest = json.loads((run / MANIFEST_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
+        return None
+    if not isinstance(manifest, dict) or "lamina" not in manifest:
+        return None
+    directory, path = (value if isinstance(value := manifest.get(key), str) else None for key in ("directory", "path"))
+    return Origin(str(manifest["lamina"]), directory, path)
 
 
-def own_run(config: Path) -> dict[str, Any]:
-    """The manifest of the run whose own configuration `config` is; empty if it is no run's own."""
-    manifest = read_manifest(config.parent) if config.name == CONFIG_FILE else {}
-    return manifest if "lamina" in manifest else {}
+def own_run(config: Path) -> Origin | None:
+    """Returns the origin of the run whose own configuration `config` is; None if it belongs to no run."""
+    return read_origin(config.parent) if config.name == CONFIG_FILE else None
 
 
-def at_home(values: Mapping[str, Any], run: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's own configuration, with the places that it names as they are seen from here."""
-    folders = start_folders(run, manifest)
+def at_home(values: Mapping[str, Any], run: Path, origin: Origin) -> dict[str, Any]:
+    """Returns a run's own configuration with its paths resolved from the current working directory."""
+    folders = start_folders(run, origin)
     return {**map_paths(values, lambda field, path: find_from(path, folders)), "output_dir": str(run)}
 
 
-def start_folders(run: Path, manifest: Mapping[str, Any]) -> list[Path]:
-    """The folders that a run's relative paths may start from, the likeliest first."""
-    directory, was = manifest.get("directory"), manifest.get("path")
-    if not isinstance(directory, str) or not isinstance(was, str):
+def start_folders(run: Path, origin: Origin | None) -> list[Path]:
+    """Returns the folders that a run's relative paths may start from, most likely first; empty without an origin."""
+    if origin is None or origin.directory is None or origin.path is None:
         return []
-    moved_along = os.path.normpath(run.resolve() / os.path.relpath(directory, was))
-    return [Path(directory), Path(moved_along)]
+    moved_along = os.path.normpath(run.resolve() / os.path.relpath(origin.directory, origin.path))
+    return [Path(origin.directory), Path(moved_along)]
 
 
 def find_from(path: str, folders: Sequence[Path]) -> str:
-    """The path, from the first of the folders where something is there; as it is if nothing is, or if it needs none."""
+    """Returns the path below the first folder in which it exists; unchanged if it exists in none, or is absolute."""
     if Path(path).is_absolute() or path.startswith("~"):
         return path
     for folder in folders:
@@ -63,22 +80,22 @@ def find_from(path: str, folders: Sequence[Path]) -> str:
 
 
 def made_absolute(path: str) -> str:
-    """What is there by that name, in a way that holds everywhere on this machine; a name of nothing as it is."""
-    return os.path.abspath(path) if _is_there(path) else path  # noqa: PTH100 - a link stays one
+    """Returns the absolute path of an existing file or folder; any other name unchanged."""
+    return os.path.abspath(path) if _is_there(path) else path  # noqa: PTH100 - keeps symbolic links
 
 
 def _is_there(path: str) -> bool:
     try:
         return Path(path).exists() or bool(_MAGIC & set(path) and glob.glob(path, recursive=True))  # noqa: PTH207
-    except (OSError, ValueError):  # what no file can be called
+    except (OSError, ValueError):  # not a valid file name
         return False
 
 
 def map_paths(values: Mapping[str, Any], change: Callable[[str, str], str]) -> dict[str, Any]:
-    """A configuration with each of its paths put through `change`, which is given the field's name and the path.
+    """Returns a copy of a configuration with `change(field, path)` applied to each of its paths.
 
-    Names that are no paths stay as they are: aliases of models, built-in templates. Names of the hub cannot be told
-    from paths, and `change` is given them too.
+    Names that are not paths stay unchanged: model aliases, built-in templates. Hub ids look like paths, so `change`
+    gets them too.
     """
     mapped = {**values}
     if isinstance(model := mapped.get("model"), str) and model not in ALIASES:
@@ -97,7 +114,7 @@ def map_paths(values: Mapping[str, Any], change: Callable[[str, str], str]) -> d
 
 
 def is_template_file(name: str) -> bool:
-    """Whether `data.chat_template` names a file, and not a built-in template."""
+    """Returns whether `data.chat_template` is a file rather than a built-in template."""
     return "/" in name or "\\" in name or name.endswith((".jinja", ".j2"))
 
 

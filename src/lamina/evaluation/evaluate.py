@@ -254,20 +254,20 @@ def _changes_since(run: Run, dataset: Dataset) -> list[str]:
     Raises:
         DataError: They have fewer rows than when the run was trained.
     """
-    then, now = run.manifest.get("data", []), dataset.report.files
+    then, now = run.manifest.data or [], dataset.report.files
     if len(then) != len(now):
         message = f"the run was trained with {len(then)} data files, and there are {len(now)} now"
-        if sum(file["rows"] for file in then) > sum(file.rows for file in now):
+        if sum(file.rows for file in then) > sum(file.rows for file in now):
             raise DataError(f"{run.path}: {message}, with fewer rows. {_OTHER_DATA}")
         return [f"warning: {message}; {_MIXED_UP}"]
     side = "eval" if isinstance(run.config.data.eval, str) else "train"  # a share is held out of what is trained on
     changed = [
-        (file, was) for was, file in zip(then, now, strict=True) if file.role == side and file.sha256 != was["sha256"]
+        (file, was) for was, file in zip(then, now, strict=True) if file.role == side and file.sha256 != was.sha256
     ]
     for file, was in changed:
-        if file.rows < was["rows"]:
+        if file.rows < was.rows:
             raise DataError(
-                f"{file.path}: has {file.rows} rows, and had {was['rows']} when {run.path} was trained. {_OTHER_DATA}"
+                f"{file.path}: has {file.rows} rows, and had {was.rows} when {run.path} was trained. {_OTHER_DATA}"
             )
     what = _MIXED_UP if side == "train" else "these are not the rows that the run was evaluated on"
     return [f"warning: {file.path} changed since the run was trained; {what}" for file, _ in changed]

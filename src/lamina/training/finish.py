@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lamina.adapters.adapter import save_adapter
 from lamina.adapters.lock import build_lock
 from lamina.adapters.reload import check_written
 from lamina.engine.probes import record_probes
 from lamina.progress import Notify
 from lamina.runs import timestamp
+from lamina.runs.summary import Summary
 from lamina.training.checkpoint import TrainState, load_best
 from lamina.training.finite import check_adapter
 from lamina.training.setup import Session, data_digests, is_only_text
 from lamina.training.summary import summarise
 
 
-def finish(session: Session, state: TrainState, notify: Notify) -> dict[str, Any]:
+def finish(session: Session, state: TrainState, notify: Notify) -> Summary:
     """Saves the adapter of the best evaluation, or else of the last step, and records that the run is finished.
 
     Args:
@@ -43,5 +42,5 @@ def finish(session: Session, state: TrainState, notify: Notify) -> dict[str, Any
     for note in check_written(run.adapter, session.injection, digest):
         notify(note)
     summary = summarise(session, state, digest)
-    run.record(status="finished", finished=timestamp(), summary=summary)
+    run.record(status="finished", finished=timestamp(), summary=summary.as_json())
     return summary

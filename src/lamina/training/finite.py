@@ -1,4 +1,7 @@
-"""What is not finite ends a run: an adapter that holds it is of no use, and nothing counts as better than its loss."""
+"""What ends a run, since nothing good can come of it: numbers that are not finite, gradients that reach no tensor.
+
+An adapter that holds what is not finite is of no use, and nothing counts as better than its loss.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Mapping
 import torch
 
 from lamina.errors import TrainingError
+from lamina.optim import LayerwiseGaloreAdamW
 
 _FIX = "Fix: lower train.learning_rate, or go on from a checkpoint before it with a lower one."
 
@@ -36,3 +40,23 @@ def check_adapter(tensors: Mapping[str, torch.Tensor], step: int) -> None:
             f"step {step}: {len(bad)} of {len(tensors)} adapter tensors are not finite (first: {bad[0]}), so there is "
             f"nothing to save. {_FIX}"
         )
+
+
+def check_gradients(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """The first step's self-check, with its gradients there: every adapter tensor has one, and some are not zero.
+
+    Raises:
+        TrainingError: It is not so.
+    """
+    if isinstance(optimizer, LayerwiseGaloreAdamW):  # which has let go of the gradients by now
+        norms = optimizer.gradient_norms
+    else:
+        norms = {p: p.grad.norm() for p in tensors.values() if p.grad is not None}
+    without = [name for name, tensor in tensors.items() if tensor not in norms]
+    if without:
+        raise TrainingError(
+            f"{len(without)} of {len(tensors)} adapter tensors get no gradient (first: {without[0]}), so their modules "
+            "take no part in the model's output. Fix: choose other method.target_modules."
+        )
+    if not any(bool(norm) for norm in norms.values()):
+        raise TrainingError("every gradient of the first step is zero: the adapter has no effect on the loss.")

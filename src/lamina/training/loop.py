@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from lamina.distributed.world import ALONE, World
 from lamina.errors import Interrupted, LaminaError, TrainingError
 from lamina.machine.memory import peak_bytes
 from lamina.machine.seeding import kept_generators, seed_generators
-from lamina.optim import LayerwiseGaloreAdamW
-from lamina.runs import Run, check_start, exclusive, recorded, start_run
+from lamina.runs import Run, check_start, events, exclusive, recorded, start_run
+from lamina.runs.events import Note, OnEvent
 from lamina.signals import StopRequest, stop_on_signals
 from lamina.training.checkpoint import (
     TrainState,
@@ -36,9 +37,9 @@ from lamina.training.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from lamina.training.events import Event, EventLog, OnEvent
+from lamina.training.event_log import EventLog
 from lamina.training.finish import finish
-from lamina.training.finite import check_evaluation
+from lamina.training.finite import check_evaluation, check_gradients
 from lamina.training.plan.memory import choose_checkpointing
 from lamina.training.plan.time import measured_tokens_per_second
 from lamina.training.preview import colored_example
@@ -48,10 +49,10 @@ from lamina.training.step import (
     StepAbandoned,
     StepResult,
     evaluate_loss,
-    mean_metrics,
     training_step,
 )
 from lamina.training.summary import total_parameters
+from lamina.training.window import Window
 
 # One bad batch is passed over; so many in a row are a broken run.
 MAX_SKIPPED_IN_A_ROW = 5
@@ -71,7 +72,7 @@ def train(
 
     Args:
         config: A `Config`, or what `load_config` takes.
-        on_event: Called with each `Event` as it happens.
+        on_event: Called with each event as it happens; `lamina.runs.events` has a class for each kind.
         resume: Go on with the run in `output_dir`, or with the one whose own configuration file is given. Model and
             data may have other places than they had, if they are the same by their digests.
         world: The processes that train together, of which this is one.
@@ -96,17 +97,18 @@ def train(
             files.remove_leftovers(folder)
         if run.summary is not None and run.adapter.is_dir():
             if on_event is not None:
-                on_event(Event("note", run.summary["steps"], {"message": "The run is already finished."}))
+                on_event(Note(run.summary.steps, message="The run is already finished."))
             return run
         checkpoint = newest_checkpoint(run.checkpoints)
         begun = -1 if checkpoint is None else checkpoint_step(checkpoint)
-        was_killed = run.begun and run.manifest["status"] == "running"  # by somebody who has the lock no more
+        was_killed = run.begun and run.manifest.status == "running"  # by somebody who has the lock no more
         stack.enter_context(recorded(run))
         stop = stack.enter_context(stop_on_signals())
         log = stack.enter_context(EventLog(run, config.train.report_to, on_event, begun, stop, world))
+        notify = lambda message: log.emit(Note(max(begun, 0), message=message))  # noqa: E731
         if was_killed:
-            log.emit("note", max(begun, 0), message="The run was killed before; what is after its checkpoint is lost.")
-        session = build_session(config, run, lambda message: log.emit("note", max(begun, 0), message=message), world)
+            notify("The run was killed before; what is after its checkpoint is lost.")
+        session = build_session(config, run, notify, world)
         stack.enter_context(kept_generators(session.base.model.device))
         state = _take_up(session, checkpoint, log)
         _Loop(session, log, stop, state).run()
@@ -120,7 +122,7 @@ def _take_up(session: Session, checkpoint: Path | None, log: EventLog) -> TrainS
         return TrainState()
     state, random = load_checkpoint(checkpoint, session.tensors, session.optimizer, session.hooks)
     restore_random_state(random, session.base.model.device)
-    log.emit("note", state.step, message=f"Resumed from step {state.step} of {session.total_steps}.")
+    log.emit(Note(state.step, message=f"Resumed from step {state.step} of {session.total_steps}."))
     return state
 
 
@@ -140,8 +142,7 @@ class _Loop:
         self.parameters = list(session.tensors.values())
         self.first_step = state.step + 1
         self.whole = True  # whether tensors, optimizer and method are those of state.step
-        self.window: list[StepResult] = []  # steps since the last metrics line
-        self.window_seconds = 0.0
+        self.window = Window()
 
     def run(self) -> None:
         self.model.train()
@@ -170,7 +171,7 @@ class _Loop:
             with session.injection.disabled():
                 first = self._evaluate("bare base")
             state.eval_loss_first = first.loss
-            self.log.emit("eval", 0, eval_loss=first.loss, of="base", **first.metrics)
+            self.log.emit(events.Evaluation(0, eval_loss=first.loss, of="base", metrics=first.metrics))
         epoch, plan = -1, []
         while not self._done():
             if self._eval_due():  # also when a run was cut between a step and its evaluation
@@ -202,7 +203,7 @@ class _Loop:
             state.step + 1,
             session.hooks,
             stop=self._asked_amid_work,
-            check=self._check_gradients if first else lambda: None,
+            check=partial(check_gradients, session.optimizer, session.tensors) if first else lambda: None,
             layout=self.layout,
             moving=self._moving,
             world=session.world,
@@ -221,13 +222,12 @@ class _Loop:
             state.train_loss_last = result.loss
             if state.train_loss_first is None:
                 state.train_loss_first = result.loss
-            self.window.append(result)
-            self.window_seconds += seconds
+            self.window.add(result, seconds)
         if not first or self.session.total_steps == 1:
             state.timed_tokens += result.tokens
             state.timed_seconds += seconds
         state.peak_memory_bytes = max(state.peak_memory_bytes, peak_bytes(self.model.device))
-        if self.window and (state.step % self.config.logging_steps == 0 or state.step == self.session.total_steps):
+        if state.step % self.config.logging_steps == 0 or state.step == session.total_steps:
             self._log_window()
         if self._asked_to_stop():
             raise StepAbandoned
@@ -236,22 +236,10 @@ class _Loop:
         self.whole = False
 
     def _log_window(self) -> None:
-        window, state = self.window, self.state
-        self.log.emit(
-            "step",
-            state.step,
-            loss=sum(result.loss * result.count for result in window) / sum(result.count for result in window),
-            **mean_metrics(window),
-            learning_rate=self.session.schedule(state.step - 1),
-            grad_norm=window[-1].grad_norm,
-            tokens=sum(result.tokens for result in window),
-            supervised_tokens=sum(result.supervised_tokens for result in window),
-            seconds=self.window_seconds,
-            step_seconds=self.window_seconds / len(window),
-            epoch=state.step / self.session.steps_per_epoch,
-            memory_bytes=state.peak_memory_bytes,
-        )
-        self.window, self.window_seconds = [], 0.0
+        step, session = self.state.step, self.session
+        if self.window.results:
+            rate, epoch = session.schedule(step - 1), step / session.steps_per_epoch
+            self.log.emit(self.window.close(step, rate, epoch, self.state.peak_memory_bytes))
 
     def _skip(self, result: StepResult, micro_batches: Sequence[list[EncodedExample]]) -> None:
         state = self.state
@@ -267,29 +255,13 @@ class _Loop:
                 "train.learning_rate, look at those rows, or check that the base model itself is sound. "
                 f"The last checkpoint in {self.run_dir.checkpoints} is untouched."
             )
-        self.log.emit("note", step, message=f"{what}: not finite, so the step was skipped.", rows=rows)
-
-    def _check_gradients(self) -> None:
-        """The first step's self-check: every adapter tensor takes part, and some gradient is not zero."""
-        optimizer = self.session.optimizer
-        if isinstance(optimizer, LayerwiseGaloreAdamW):  # which has let go of the gradients by now
-            norms = optimizer.gradient_norms
-        else:
-            norms = {p: p.grad.norm() for p in self.parameters if p.grad is not None}
-        without = [name for name, tensor in self.session.tensors.items() if tensor not in norms]
-        if without:
-            raise TrainingError(
-                f"{len(without)} of {len(self.parameters)} adapter tensors get no gradient (first: {without[0]}), so "
-                "their modules take no part in the model's output. Fix: choose other method.target_modules."
-            )
-        if not any(bool(norm) for norm in norms.values()):
-            raise TrainingError("every gradient of the first step is zero: the adapter has no effect on the loss.")
+        self.log.emit(Note(step, message=f"{what}: not finite, so the step was skipped.", rows=rows))
 
     def _evaluate(self, what: str) -> EvaluationResult:
         examples = self.session.dataset.eval
 
         def progress(done: int) -> None:
-            self.log.show("progress", self.state.step, what=what, done=done, total=len(examples))
+            self.log.show(events.Progress(self.state.step, what=what, done=done, total=len(examples)))
 
         world = self.session.world
         size, parts = self.config.per_device_eval_batch_size, (self.session.head, self.session.loss)
@@ -311,13 +283,14 @@ class _Loop:
                 self.session.world.once(lambda: save_best(self.run_dir.checkpoints, state, self.session.tensors))
         else:
             state.evals_without_gain += 1
-        self.log.emit("eval", state.step, eval_loss=loss, of="adapter", best_step=state.best_step, **result.metrics)
+        best = state.best_step
+        self.log.emit(
+            events.Evaluation(state.step, eval_loss=loss, of="adapter", best_step=best, metrics=result.metrics)
+        )
         if self._stopped_early():
-            self.log.emit(
-                "note",
-                state.step,
-                message=f"Stopped early: {state.evals_without_gain} evaluations without a better loss than "
-                f"{state.best_eval_loss:.4f} at step {state.best_step}.",
+            self._note(
+                f"Stopped early: {state.evals_without_gain} evaluations without a better loss than "
+                f"{state.best_eval_loss:.4f} at step {best}."
             )
 
     def _eval_due(self) -> bool:
@@ -332,7 +305,7 @@ class _Loop:
 
     def _save(self) -> None:
         path = self._write_checkpoint()
-        self.log.emit("checkpoint", self.state.step, path=str(path))
+        self.log.emit(events.CheckpointSaved(self.state.step, path=str(path)))
 
     def _write_checkpoint(self) -> Path:
         folder, keep, session = self.run_dir.checkpoints, self.config.save_total_limit, self.session
@@ -370,40 +343,46 @@ class _Loop:
 
     def _leave(self) -> None:
         self._save()
-        step, total, command = self.state.step, self.session.total_steps, self.run_dir.resume_command
-        facts = {"signal": self.stop.signal, "resume": command}
-        self.log.emit("interrupted", step, **facts)
-        reason = f"stopped by {self.stop.signal} after step {step} of {total}, with a checkpoint"
-        raise Interrupted(f"{reason}. Go on with: {command}", run=str(self.run_dir.path), step=step, **facts)
+        step, command, signal = self.state.step, self.run_dir.resume_command, self.stop.signal
+        self.log.emit(events.Interrupted(step, signal=signal, resume=command))
+        raise Interrupted(
+            f"stopped by {signal} after step {step} of {self.session.total_steps}, with a checkpoint. "
+            f"Go on with: {command}",
+            run=str(self.run_dir.path),
+            step=step,
+            signal=signal,
+            resume=command,
+        )
 
     def _announce(self, fusion: FusionReport) -> None:
         session, state = self.session, self.state
         for reason in (*fusion.notes, *kernel_notes(self.model.device, self.config.compile)):
-            self.log.emit("note", state.step, message=reason)
+            self._note(reason)
         sample = session.epoch_plan(0)[0]
         speed = measured_tokens_per_second(self.model, session.head, session.loss, self.parameters, sample, self.layout)
         tokens_per_step = session.dataset.report.train.tokens / session.steps_per_epoch
         left = (session.total_steps - state.step) * tokens_per_step
-        trainable = count_parameters(self.parameters)
         self.log.emit(
-            "start",
-            state.step,
-            total_steps=session.total_steps,
-            steps_per_epoch=session.steps_per_epoch,
-            modules=len(session.injection.layers),
-            trainable_parameters=trainable,
-            total_parameters=total_parameters(self.model),
-            dtype=str(session.base.dtype).removeprefix("torch."),
-            device=str(self.model.device),
-            gradient_checkpointing=fusion.recompute,
-            fused_layers=fusion.fused,
-            estimated_seconds=left / speed,
-            data_report=session.dataset.report.lines(),
+            events.Started(
+                state.step,
+                total_steps=session.total_steps,
+                steps_per_epoch=session.steps_per_epoch,
+                modules=len(session.injection.layers),
+                trainable_parameters=count_parameters(self.parameters),
+                total_parameters=total_parameters(self.model),
+                dtype=str(session.base.dtype).removeprefix("torch."),
+                device=str(self.model.device),
+                gradient_checkpointing=fusion.recompute,
+                fused_layers=fusion.fused,
+                estimated_seconds=left / speed,
+                data_report=session.dataset.report.lines(),
+            )
         )
-        self.log.emit("example", state.step, segments=colored_example(session))
+        self.log.emit(events.FirstExample(state.step, segments=colored_example(session)))
 
     def _finish(self) -> None:
-        step = self.state.step
-        notify = lambda message: self.log.emit("note", step, message=message)  # noqa: E731
-        summary = self.session.world.once(lambda: finish(self.session, self.state, notify))
-        self.log.emit("end", step, **summary)
+        summary = self.session.world.once(lambda: finish(self.session, self.state, self._note))
+        self.log.emit(events.Finished(self.state.step, summary=summary))
+
+    def _note(self, message: str) -> None:
+        self.log.emit(Note(self.state.step, message=message))

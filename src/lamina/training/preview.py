@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
+from lamina.runs.events import Segment
 from lamina.training.setup import Session
 
 
-def colored_example(session: Session) -> list[dict[str, Any]]:
-    """The first training example as the model sees it, split where the loss begins and ends.
-
-    Returns:
-        Pieces in order: `text`, and `supervised`, whether its tokens are in the loss.
-    """
+def colored_example(session: Session) -> list[Segment]:
+    """The first training example as the model sees it, split where the loss begins and ends."""
     example = session.dataset.train[0]
     cuts = [
         0,
@@ -22,6 +18,6 @@ def colored_example(session: Session) -> list[dict[str, Any]]:
     ]
     decode = session.base.tokenizer.decode
     return [
-        {"text": decode(example.input_ids[a:b].tolist()), "supervised": bool(example.supervised[a])}
+        Segment(str(decode(example.input_ids[a:b].tolist())), bool(example.supervised[a]))
         for a, b in itertools.pairwise(cuts)
     ]

@@ -43,6 +43,7 @@ from lamina.optim import Schedule, build_optimizer, build_schedule
 from lamina.progress import Notify
 from lamina.quantization.report import RoundingReport
 from lamina.runs import Run, keep_places, moved_places
+from lamina.runs.manifest import BaseFacts, DataFile, Hardware, Manifest
 from lamina.structure.head import Head, find_head
 from lamina.structure.positions import declared_positions, has_position_table
 from lamina.version import __version__
@@ -102,13 +103,6 @@ class Session:
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch; the last one may have fewer micro-batches."""
         return math.ceil(self.micro_batches / self.config.train.gradient_accumulation_steps)
-
-    def shares(self) -> dict[str, float]:
-        """Which share of the base's weights, outside of embeddings and head, the adapter is on, and which is packed."""
-        shares = {"adapted_weights_share": self.coverage.share}
-        if self.base.packing is not None:
-            shares["packed_weights_share"] = self.base.packing.share
-        return shares
 
     def epoch_plan(self, epoch: int) -> Batches:
         """The micro-batches of an epoch, in order."""
@@ -193,7 +187,7 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         longest=longest,
         world=world,
     )
-    for what, value in _facts(session).items():
+    for what, value in _facts(session).as_json().items():
         world.same_everywhere(what, json.dumps(value, sort_keys=True))
     world.once(lambda: _write_what_is_known(session, notify))
     return session
@@ -211,8 +205,8 @@ def _write_what_is_known(session: Session, notify: Notify) -> None:
 
 
 def data_digests(dataset: Dataset) -> list[dict[str, Any]]:
-    """Path, digest and rows of each data file, for manifest and lock."""
-    return [{"file": Path(f.path).name, "sha256": f.sha256, "rows": f.rows} for f in dataset.report.files]
+    """Name, digest and rows of each data file, for the lock."""
+    return [dataclasses.asdict(file) for file in _data_files(dataset)]
 
 
 def count_parameters(parameters: Iterable[torch.Tensor]) -> int:
@@ -296,74 +290,76 @@ def _head_after_injection(head: Head, injection: Injection) -> Head:
     return dataclasses.replace(head, linear=linear)
 
 
-def _facts(session: Session) -> dict[str, Any]:
+def _data_files(dataset: Dataset) -> list[DataFile]:
+    return [DataFile(Path(file.path).name, file.sha256, file.rows) for file in dataset.report.files]
+
+
+def _facts(session: Session) -> Manifest:
     """What a run must have the same in all processes, and when it goes on."""
     base = session.base
-    return {
-        "base": {"ref": base.source.ref, **base.fingerprint.as_json()},
-        "tokenizer": fingerprint_tokenizer(base.tokenizer),
-        "chat_template": session.template.digest,
-        "data": data_digests(session.dataset),
-        "threads": torch.get_num_threads(),
-    }
+    return Manifest(
+        base=BaseFacts(base.source.ref, base.fingerprint.tensors, base.fingerprint.config),
+        tokenizer=fingerprint_tokenizer(base.tokenizer),
+        chat_template=session.template.digest,
+        data=_data_files(session.dataset),
+        threads=torch.get_num_threads(),
+    )
 
 
 def _write_manifest(session: Session, notify: Notify) -> None:
     run, base, before = session.run, session.base, session.run.manifest
     facts = _facts(session)
-    if run.begun:
+    places: dict[str, str] = {}
+    if before.base is not None:
         _check_unchanged(session, before, facts)
-        facts |= keep_places(run, session.config)
+        places = keep_places(run, session.config)
     packages = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
-    manifest = {
-        **before,
-        "lamina": __version__,
-        **facts,
-        "weights": session.coverage.as_json() | ({"packing": base.packing.as_json()} if base.packing else {}),
-        "dtype": dtype_name(base.dtype),
-        "device": str(base.model.device),
-        "kernels": kernel_state(base.model.device, session.config.train.compile).name,
-        "versions": {"python": platform.python_version()}
+    now = dataclasses.replace(
+        facts,
+        lamina=__version__,
+        weights=session.coverage.as_json() | ({"packing": base.packing.as_json()} if base.packing else {}),
+        dtype=dtype_name(base.dtype),
+        device=str(base.model.device),
+        kernels=kernel_state(base.model.device, session.config.train.compile).name,
+        versions={"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in packages},
-        "hardware": {
-            "machine": platform.machine(),
-            "cpu": str(torch.cpu.get_capabilities().get("cpu_name", platform.processor())),
-            "cores": psutil.cpu_count(logical=False),
-            "memory_bytes": psutil.virtual_memory().total,
-            "gpu": torch.cuda.get_device_name(base.model.device) if base.model.device.type == "cuda" else None,
-        },
-    }
-    _note_other_machine(before, manifest, notify)
-    files.write_json(run.manifest_path, manifest)
+        hardware=Hardware(
+            machine=platform.machine(),
+            cpu=str(torch.cpu.get_capabilities().get("cpu_name", platform.processor())),
+            cores=psutil.cpu_count(logical=False),
+            memory_bytes=psutil.virtual_memory().total,
+            gpu=torch.cuda.get_device_name(base.model.device) if base.model.device.type == "cuda" else None,
+        ),
+    )
+    _note_other_machine(before, now, notify)
+    run.record(**now.as_json(), **places)
 
 
-def _check_unchanged(session: Session, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_unchanged(session: Session, before: Manifest, now: Manifest) -> None:
     """A run goes on with what it was started with, wherever that now is.
 
     Raises:
         RunError: Something is not the same; it is named.
     """
+    assert before.base is not None and now.base is not None
     template = session.config.data.chat_template
+    files_before, files_now = before.data or [], now.data or []
     # Its digest is over what the package tokenizers makes of it, which another version may write otherwise.
-    same_package = before["versions"].get("tokenizers") == importlib.metadata.version("tokenizers")
+    same_package = (before.versions or {}).get("tokenizers") == importlib.metadata.version("tokenizers")
     pairs: list[tuple[str, object, object]] = [
-        (f"the base's weights in {session.base.source.folder}", before["base"]["tensors"], now["base"]["tensors"]),
-        (f"the base's config in {session.base.source.folder}", before["base"]["config"], now["base"]["config"]),
+        (f"the base's weights in {session.base.source.folder}", before.base.tensors, now.base.tensors),
+        (f"the base's config in {session.base.source.folder}", before.base.config, now.base.config),
         # Runs of the first version have no digest of these two.
-        ("the tokenizer", before.get("tokenizer") if same_package else None, now["tokenizer"]),
-        (f"the chat template {template or 'of the model'}", before.get("chat_template"), now["chat_template"]),
-        ("the number of data files", len(before["data"]), len(now["data"])),
+        ("the tokenizer", before.tokenizer if same_package else None, now.tokenizer),
+        (f"the chat template {template or 'of the model'}", before.chat_template, now.chat_template),
+        ("the number of data files", len(files_before), len(files_now)),
         *(
-            (
-                f"data file {place.path}",
-                f"{was['sha256']}, {was['rows']} rows",
-                f"{is_now['sha256']}, {is_now['rows']} rows",
-            )
-            for place, was, is_now in zip(session.dataset.report.files, before["data"], now["data"], strict=False)
+            (f"data file {place.path}", f"{was.sha256}, {was.rows} rows", f"{is_now.sha256}, {is_now.rows} rows")
+            for place, was, is_now in zip(session.dataset.report.files, files_before, files_now, strict=False)
         ),
     ]
     changed = [f"{what} ({was} then, {is_now} now)" for what, was, is_now in pairs if was not in (None, is_now)]
-    if "chat_template" not in before and "data.chat_template" in moved_places(session.run, session.config):
+    if before.chat_template is None and "data.chat_template" in moved_places(session.run, session.config):
         changed.append(f"the chat template {template} (this run has no digest to tell whether it is the same)")
     if changed:
         raise RunError(
@@ -373,7 +369,7 @@ def _check_unchanged(session: Session, before: dict[str, Any], now: dict[str, An
         )
 
 
-def _note_other_machine(before: dict[str, Any], now: dict[str, Any], notify: Notify) -> None:
+def _note_other_machine(before: Manifest, now: Manifest, notify: Notify) -> None:
     """A run that goes on elsewhere is right, but not to the last digit the run that it would have been."""
     was, is_now = _decides_digits(before), _decides_digits(now)
     changes = [
@@ -388,10 +384,14 @@ def _note_other_machine(before: dict[str, Any], now: dict[str, Any], notify: Not
         )
 
 
-def _decides_digits(manifest: dict[str, Any]) -> dict[str, Any]:
+def _decides_digits(manifest: Manifest) -> dict[str, object]:
     """What a step's last digits depend on beside the configuration; manifests of earlier versions lack some of it."""
-    names = ("device", "dtype", "threads", "kernels", "versions", "hardware")
-    facts = {name: manifest[name] for name in names if name in manifest}
-    if "hardware" in facts:
-        facts["hardware"] = {name: value for name, value in facts["hardware"].items() if name != "memory_bytes"}
-    return facts
+    facts = {
+        "device": manifest.device,
+        "dtype": manifest.dtype,
+        "threads": manifest.threads,
+        "kernels": manifest.kernels,
+        "versions": manifest.versions,
+        "hardware": manifest.hardware and dataclasses.replace(manifest.hardware, memory_bytes=0),
+    }
+    return {name: fact for name, fact in facts.items() if fact is not None}

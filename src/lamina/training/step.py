@@ -164,16 +164,6 @@ class _Tally:
         return {name: (world.total(float(metric.total)), world.total(metric.count)) for name, metric in found.items()}
 
 
-def mean_metrics(window: Sequence[StepResult]) -> dict[str, float]:
-    """The loss's own figures over some steps."""
-    totals: dict[str, tuple[float, float]] = {}
-    for result in window:
-        for name, (total, count) in result.metrics.items():
-            before = totals.get(name, (0.0, 0.0))
-            totals[name] = (before[0] + total, before[1] + count)
-    return _means(totals)
-
-
 def _means(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
     """Without figures of which there was nothing to count."""
     return {name: total / count for name, (total, count) in sums.items() if count}

@@ -1,19 +1,20 @@
-"""The figures of a finished run: what its manifest keeps and `lamina train --json` prints."""
+"""Sums up a finished run."""
 
 from __future__ import annotations
 
 import statistics
-from typing import Any
 
 from transformers import PreTrainedModel
 
 from lamina.compute.weights import count_weights
 from lamina.methods.shared.trained_copy import count_replaced
+from lamina.runs import events
+from lamina.runs.summary import Summary
 from lamina.training.checkpoint import TrainState
 from lamina.training.setup import Session, count_parameters
 
 
-def summarise(session: Session, state: TrainState, digest: str) -> dict[str, Any]:
+def summarise(session: Session, state: TrainState, digest: str) -> Summary:
     """The summary of a run that has saved its adapter.
 
     Args:
@@ -22,29 +23,30 @@ def summarise(session: Session, state: TrainState, digest: str) -> dict[str, Any
         digest: Of the adapter.
     """
     run, train = session.run, session.config.train
-    steps = [event["step_seconds"] for event in run.events() if event["event"] == "step"]
+    steps = [event.step_seconds for event in run.events(events.Step)]
     best = train.load_best_model_at_end and state.best_eval_loss is not None
-    return {
-        "run": str(run.path),
-        "adapter": str(run.adapter),
-        "adapter_digest": digest,
-        "adapter_step": state.best_step if best else state.step,
-        "steps": state.step,
-        "skipped_steps": state.skipped_steps,
-        "tokens": state.tokens,
-        "supervised_tokens": state.supervised_tokens,
-        "train_loss_first": state.train_loss_first,
-        "train_loss_last": state.train_loss_last,
-        "eval_loss_first": state.eval_loss_first,
-        "eval_loss": state.best_eval_loss if best else state.eval_loss_last,
-        "tokens_per_second": state.timed_tokens / state.timed_seconds if state.timed_seconds else None,
-        "step_seconds_median": statistics.median(steps) if steps else None,
-        "peak_memory_bytes": state.peak_memory_bytes,
-        "trainable_parameters": count_parameters(session.tensors.values()),
-        "total_parameters": total_parameters(session.base.model),
-        **session.shares(),
-        **session.hooks.figures(),
-    }
+    return Summary(
+        run=str(run.path),
+        adapter=str(run.adapter),
+        adapter_digest=digest,
+        adapter_step=state.best_step if best else state.step,
+        steps=state.step,
+        skipped_steps=state.skipped_steps,
+        tokens=state.tokens,
+        supervised_tokens=state.supervised_tokens,
+        train_loss_first=state.train_loss_first,
+        train_loss_last=state.train_loss_last,
+        eval_loss_first=state.eval_loss_first,
+        eval_loss=state.best_eval_loss if best else state.eval_loss_last,
+        tokens_per_second=state.timed_tokens / state.timed_seconds if state.timed_seconds else None,
+        step_seconds_median=statistics.median(steps) if steps else None,
+        peak_memory_bytes=state.peak_memory_bytes,
+        trainable_parameters=count_parameters(session.tensors.values()),
+        total_parameters=total_parameters(session.base.model),
+        adapted_weights_share=session.coverage.share,
+        packed_weights_share=session.base.packing.share if session.base.packing is not None else None,
+        figures=session.hooks.figures(),
+    )
 
 
 def total_parameters(model: PreTrainedModel) -> int:

@@ -23,8 +23,8 @@ from lamina.export.merge import merge
 from lamina.machine.hardware import dtype_name
 from lamina.methods.shared.base import find_method
 from lamina.runs import Run
+from lamina.runs.events import CheckpointSaved, Event, Step
 from lamina.training.checkpoint import newest_checkpoint
-from lamina.training.events import Event
 from lamina.training.loop import train
 from lamina.training.setup import Session, data_digests
 from lamina.verification.report import Measure
@@ -115,9 +115,9 @@ def resumed_is_unbroken(config: Config, folder: Path) -> list[Measure]:
     Both runs stop at that checkpoint, because the rest, such as recording probes, takes longer than these few steps.
     """
     unbroken, broken = _in_folder(config, folder / "unbroken"), _in_folder(config, folder / "broken")
-    _train_until(unbroken, "checkpoint", STEPS)
-    _train_until(broken, "step", SAVE_STEPS + 1)
-    _train_until(broken, "checkpoint", STEPS, resume=True)
+    _train_until(unbroken, CheckpointSaved, STEPS)
+    _train_until(broken, Step, SAVE_STEPS + 1)
+    _train_until(broken, CheckpointSaved, STEPS, resume=True)
     ours, plain = _last_checkpoint(broken), _last_checkpoint(unbroken)
     why = "0, because adapter, optimizer, random state and place in the data are all restored"
     return [Measure(part, _largest_difference(ours[part], plain[part]), 0.0, why) for part in plain]
@@ -127,9 +127,9 @@ class _Cut(BaseException):
     """Simulates that the process is killed: nothing in training may catch it."""
 
 
-def _train_until(config: Config, kind: str, step: int, resume: bool = False) -> None:
+def _train_until(config: Config, kind: type[Event], step: int, resume: bool = False) -> None:
     def cut(event: Event) -> None:
-        if event.kind == kind and event.step == step:
+        if isinstance(event, kind) and event.step == step:
             raise _Cut
 
     with contextlib.suppress(_Cut):

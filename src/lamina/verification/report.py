@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
+
+from lamina.runs.events import Event
 
 
 class Skipped(Exception):
@@ -83,6 +85,22 @@ class Check:
         if self.difference is not None and not math.isfinite(self.difference):
             value["difference"] = None
         return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyCheck(Event):
+    """A check has been made; `step` counts them.
+
+    Attributes:
+        check: It.
+    """
+
+    kind: ClassVar[str] = "check"
+
+    check: Check
+
+    def as_json(self) -> dict[str, Any]:
+        return {"event": self.kind, "step": self.step, "time": self.time, **self.check.as_json()}
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from lamina.machine.quiet import quiet_transformers
 from lamina.machine.seeding import kept_generators
 from lamina.progress import Notify
 from lamina.runs import start_run
-from lamina.training.events import Event, OnEvent
+from lamina.runs.events import Note, OnEvent
 from lamina.training.setup import build_session
 from lamina.verification.artefacts import Saved, merged_is_adapter, resumed_is_unbroken, save, saved_is_loaded
 from lamina.verification.paths import Paths, fill_adapter
-from lamina.verification.report import Check, Measure, Skipped, Verification
+from lamina.verification.report import Check, Measure, Skipped, Verification, VerifyCheck
 from lamina.verification.sample import SAVE_STEPS, STEPS, cut_down, quickstart_config
 
 # Errors that broken saving, merging or resuming may raise; they are reported as a failed check.
@@ -41,8 +41,8 @@ def verify(
 
     Args:
         config: A `Config`, or what `load_config` takes; by default the quickstart's model and data.
-        on_event: Called with a `note` before anything that takes a while, and with each `check` when it is done.
-        overrides: `key.sub=value` strings that override the configuration.
+        on_event: Called with a `Note` before what takes a while, and with a `VerifyCheck` as each is made.
+        overrides: `key.sub=value` strings laid over the configuration.
 
     Returns:
         A check for each comparison; `passed` if none failed.
@@ -55,11 +55,11 @@ def verify(
     checks: list[Check] = []
     with _temporary_folder() as folder, kept_generators(default_device()), quiet_transformers():
         config = quickstart_config(folder, overrides) if config is None else load_config(config, overrides)
-        notify = lambda message: tell(Event("note", len(checks), {"message": message}))  # noqa: E731
+        notify = lambda message: tell(Note(len(checks), message=message))  # noqa: E731
         sample = cut_down(config, folder, notify)
         for check in _checks(sample.config, folder, notify):
             checks.append(check)
-            tell(Event("check", len(checks), check.as_json()))
+            tell(VerifyCheck(len(checks), check=check))
     return Verification(
         model=config.model,
         method=config.method.type,

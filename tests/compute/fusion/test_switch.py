@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from lamina.compute.fusion import fast_path
+from lamina.compute.ops import attention
 from lamina.config.methods.prefix_tuning import PrefixTuningConfig
 from lamina.config.methods.prompt_tuning import PromptTuningConfig
 from lamina.data.batch import Layout, build_batches
@@ -17,20 +20,50 @@ from lamina.structure.head import find_head
 from tests.support.architectures import build_architecture
 
 
-@pytest.mark.parametrize("config", [PromptTuningConfig(num_virtual_tokens=4), PrefixTuningConfig(num_virtual_tokens=4)])
-def test_every_document_has_its_virtual_tokens(config: PromptTuningConfig | PrefixTuningConfig) -> None:
-    """Also in a model whose own attention, in chunks, would take documents together."""
-    model = build_architecture("llama4_text", attention_chunk_size=32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["gpt_neox", "phi", "olmoe"])
+def test_what_the_way_itself_does_is_not_taken_for_rounding(
+    monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype
+) -> None:
+    """Rounding is measured in the model's own way: in the one that is looked at, its faults would be part of it."""
+    right = attention.packed_attention_forward
+
+    def wrong(module: Any, *args: Any, **kwargs: Any) -> Any:
+        return 2.0 * right(module, *args, **kwargs)[0], None
+
+    model: Any = build_architecture(name)
+    model.to(dtype)
+    with fast_path(model, longest=40) as path:
+        assert path.layout == Layout(together=True, own_attention=False)
+    monkeypatch.setattr(attention, "packed_attention_forward", wrong)
+    with fast_path(model, longest=40) as path:
+        assert path.layout.own_attention
+        assert path.fallback is not None and "not its own" in path.fallback
+
+
+# Models in which virtual tokens are something else in one way than in the other: told apart by no positions; with keys
+# and values that are changed on the way from the cache to the attention; beside a recurrence that sees
+# them too; in one that hands no arguments on.
+MODELS = {"llama4_text": {"attention_chunk_size": 32}, "diffllama": {}, "falcon_h1": {}, "stablelm": {}, "llama": {}}
+METHODS = [PromptTuningConfig(num_virtual_tokens=4), PrefixTuningConfig(num_virtual_tokens=4)]
+
+
+@pytest.mark.parametrize("config", METHODS, ids=lambda config: config.type)
+@pytest.mark.parametrize("name", MODELS)
+def test_virtual_tokens_are_those_of_the_models_own_way(
+    name: str, config: PromptTuningConfig | PrefixTuningConfig
+) -> None:
+    model = build_architecture(name, **MODELS[name])
     rng, head = np.random.default_rng(1), find_head(model)
     examples = [EncodedExample(rng.integers(3, 250, 40).astype(np.int32), np.arange(40) > 0, row) for row in (1, 2, 3)]
-    with fast_path(model, longest=40) as path:
-        assert path.layout == Layout(together=True, own_attention=True)
     inject(model, config, seed=0)
 
     @torch.no_grad()
-    def losses(layout: Layout) -> list[float]:
-        return [float(cross_entropy(model, head, batch)) for batch in build_batches(examples, layout)]
+    def loss(layout: Layout) -> float:
+        return sum(float(cross_entropy(model, head, batch)) for batch in build_batches(examples, layout))
 
-    own = losses(Layout(together=False, own_attention=True))
+    own = loss(Layout(together=False, own_attention=True))
     with fast_path(model, longest=40) as path:
-        assert sum(losses(path.layout)) == pytest.approx(sum(own), rel=1e-6)
+        assert loss(path.layout) == pytest.approx(own, rel=2e-6)
+    if name == "llama":
+        assert path.layout == Layout(together=True, own_attention=False)

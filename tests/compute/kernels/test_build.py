@@ -33,7 +33,7 @@ from lamina.compute.kernels import (
 from lamina.errors import ConfigError
 from lamina.runs import Run
 from lamina.signals import stop_on_signals
-from tests.support.training import write_rows
+from tests.support.training import notes_into, write_rows
 
 CPU = torch.device("cpu")
 
@@ -99,7 +99,7 @@ def train(folder: Path, model: Path, **settings: object) -> tuple[Run, list[str]
         "train": {"max_steps": 2, **settings},
         "output_dir": str(folder / "run"),
     }
-    return lamina.train(config, lambda event: notes.append(event.data.get("message", ""))), notes
+    return lamina.train(config, notes_into(notes)), notes
 
 
 def count(runs: Path) -> int:
@@ -126,7 +126,7 @@ def test_a_failing_compiler_is_asked_once_in_a_whole_run(
     """And once again in a temporary folder, if what it made cannot be loaded."""
     runs = compiler(does)
     run, notes = train(tmp_path, model_folder)
-    assert run.manifest["kernels"] == "plain"
+    assert run.manifest.kernels == "plain"
     assert count(runs) == asked
     (note,) = [note for note in notes if "Plain torch is used instead" in note]
     assert reason in note
@@ -312,7 +312,7 @@ def test_doctor_says_what_a_run_then_has(
     run, notes = train(tmp_path, model_folder)
     about = [note for note in notes if "kernels" in note.lower()]
     assert called == [] if finding.value.startswith("plain torch") else "rms_norm" in called
-    assert run.manifest["kernels"] == ("compiled" if called else "plain")
+    assert run.manifest.kernels == ("compiled" if called else "plain")
     assert finding.value.startswith("C++ kernels" if called else "plain torch: ")
     assert attention.value.startswith("C++ kernels" if called else "scaled_dot_product_attention")
     assert (finding.level, bool(finding.advice)) == (("slow", True) if about else ("ok", False))
@@ -321,7 +321,7 @@ def test_doctor_says_what_a_run_then_has(
         reason = finding.value.removeprefix("plain torch: ").removeprefix("C++ kernels; ")
         assert reason in note[0].lower() + note[1:] or reason in note
         assert finding.advice in note
-    assert kernel_state(CPU).name == run.manifest["kernels"]
+    assert kernel_state(CPU).name == run.manifest.kernels
 
 
 def test_torch_compile_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:

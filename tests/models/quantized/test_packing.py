@@ -20,6 +20,7 @@ from lamina.export.quantize import quantize
 from lamina.models.load import load_base
 from lamina.models.quantized.quantizers import check_packs_enough, converted_modules
 from lamina.models.weights import find_packing
+from lamina.runs.events import Note
 from tests.support.architectures import MIXTURES, build_architecture
 from tests.support.models_zoo import build_tokenizer
 from tests.support.training import write_rows
@@ -102,13 +103,13 @@ def test_a_mixture_in_4_bits_is_refused_before_anything_is_made_and_both_ways_wo
     lamina.train(settings(model, tmp_path))
     known = {"bits": 4, "modules_to_not_convert": ["mlp.experts"]}
     run = lamina.train(settings(model, tmp_path, quantization=known, output_dir=str(tmp_path / "known")))
-    packing = run.manifest["weights"]["packing"]
+    packing = run.manifest.weights["packing"]
     assert run.summary is not None
-    assert 0.1 < run.summary["packed_weights_share"] == packing["packed"] / packing["weights"] < 0.2
+    assert 0.1 < run.summary.packed_weights_share == packing["packed"] / packing["weights"] < 0.2
     assert next(iter(packing["left"])) == "model.layers.*.mlp.experts"
     report = json.loads(run.quantization_report_path.read_text())
     assert report["packing"] == packing
-    (line,) = [e["message"] for e in run.events() if e.get("message", "").startswith("quantization error")]
+    (line,) = [e.message for e in run.events(Note) if e.message.startswith("quantization error")]
     assert "of the packed weights' norm" in line and "14.2% of the weights" in line and "mlp.experts (85" in line
     assert quantize(settings(model, tmp_path, quantization=known), tmp_path / "out").modules == 8
 
@@ -116,11 +117,11 @@ def test_a_mixture_in_4_bits_is_refused_before_anything_is_made_and_both_ways_wo
 def test_a_dense_base_is_packed_as_good_as_whole(tmp_path: Path) -> None:
     model = on_disk(build_architecture("llama"), tmp_path / "model")
     run = lamina.train(settings(model, tmp_path, quantization={"bits": 4}))
-    assert run.summary is not None and run.summary["packed_weights_share"] > 0.99
-    (line,) = [e["message"] for e in run.events() if e.get("message", "").startswith("quantization error")]
+    assert run.summary is not None and run.summary.packed_weights_share > 0.99
+    (line,) = [e.message for e in run.events(Note) if e.message.startswith("quantization error")]
     assert line.endswith("% of the weights outside of embeddings and head are packed")
     dense = lamina.train(settings(model, tmp_path, output_dir=str(tmp_path / "dense")))
-    assert dense.summary is not None and "packed_weights_share" not in dense.summary
+    assert dense.summary is not None and "packed_weights_share" not in dense.summary.as_json()
 
 
 def test_a_folder_that_was_quantized_so_is_taken_with_a_note(tmp_path: Path) -> None:

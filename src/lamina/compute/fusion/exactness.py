@@ -69,54 +69,26 @@ class Reference:
     """The model's own outputs, computed once, to compare others with.
 
     Args:
-        model: The model with its own attention implementation, with or without an adapter; adapters are disabled here.
+        model: The model with its own attention implementation, with or without an adapter; adapters are disabled.
+        virtual_tokens: Whether an adapter's virtual tokens do, since how they are put in depends on the way.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, virtual_tokens: bool = False) -> None:
         self._model = model
+        self._virtual_tokens = virtual_tokens
         vocabulary = model.config.get_text_config().vocab_size
         ids = ((np.arange(sum(LENGTHS)) * 7 + 3) % vocabulary).astype(np.int32)
         self._documents = [
             EncodedExample(part, np.arange(len(part)) > 0, row=row)
             for row, part in enumerate((ids[_FIRST], ids[_SECOND]), start=1)
         ]
-        self._own = self._run(_OWN)
+        self._own = self.run(_OWN)
         self._noise: list[tuple[float, float]] = []
+        if torch.finfo(model.dtype).bits < 32:  # in which no way is so close that it need not be known
+            self.measure_more()
 
-    def difference(self, layout: Layout) -> str | None:
-        """Runs the documents in a layout, with the model as it is set up now, and compares the outputs.
-
-        Returns:
-            How they differ from the model's own; None if they do not.
-        """
-        numbers = self._run(layout)
-        if numbers.leaked != 0.0:
-            return INFLUENCE
-        found, allowed = _distances(numbers, self._own), (FLOOR, FLOOR)
-        for draw in range(DRAWS + 1):
-            if draw:
-                allowed = self._allowed(draw)
-            if all(distance <= most for distance, most in zip(found, allowed, strict=True)):
-                return None
-        rows = zip(("logits", "gradients"), found, allowed, strict=True)
-        what, distance, most = max(rows, key=lambda row: row[1] / row[2])
-        return f"its {what} are not its own (relative difference {distance:.1e}, rounding allows {most:.1e})"
-
-    def seconds(self, layout: Layout) -> float:
-        """Times a forward over both documents and a backward over one, in seconds."""
-        began = time.perf_counter()
-        self._run(layout)
-        return time.perf_counter() - began
-
-    def _allowed(self, draws: int) -> tuple[float, float]:
-        """Computes the allowed differences of logits and gradient, from the largest noise of `draws` draws."""
-        while len(self._noise) < draws:
-            with _perturbed_rounding(self._model, seed=len(self._noise)):
-                self._noise.append(_distances(self._run(_OWN), self._own))
-        logits, gradients = (NOISE_ALLOWED * max(noise) + FLOOR for noise in zip(*self._noise, strict=True))
-        return logits, gradients
-
-    def _run(self, layout: Layout) -> Numbers:
+    def run(self, layout: Layout) -> Numbers:
+        """The numbers of the documents in a layout, with the model as it is now switched."""
         if layout.together:
             logits, gradient = self._forward_backward(self._documents, _SECOND, layout)
             own = gradient[_SECOND].clone()
@@ -129,6 +101,47 @@ class Reference:
         parts = [logits[:length] for logits, length in zip((first, second), LENGTHS, strict=True)]
         return Numbers(torch.cat(parts), gradient[: LENGTHS[1]], 0.0)
 
+    def difference(self, numbers: Numbers) -> str | None:
+        """Says how numbers differ from the model's own, as far as rounding was measured.
+
+        Returns:
+            None if they are the model's own.
+        """
+        if numbers.leaked != 0.0:
+            return INFLUENCE
+        found, allowed = _distances(numbers, self._own), self._allowed()
+        if all(distance <= most for distance, most in zip(found, allowed, strict=True)):
+            return None
+        rows = zip(("logits", "gradients"), found, allowed, strict=True)
+        what, distance, most = max(rows, key=lambda row: row[1] / row[2])
+        return f"its {what} are not its own (relative difference {distance:.1e}, rounding allows {most:.1e})"
+
+    def measure_more(self) -> bool:
+        """Measures once more what rounding does, which must be done in the model's own way.
+
+        Returns:
+            Whether there was a draw left.
+        """
+        if len(self._noise) >= DRAWS:
+            return False
+        with _perturbed_rounding(self._model, seed=len(self._noise)):
+            self._noise.append(_distances(self.run(_OWN), self._own))
+        return True
+
+    def seconds(self, layout: Layout) -> float:
+        """Of a forward over both documents and a backward over one."""
+        began = time.perf_counter()
+        self.run(layout)
+        return time.perf_counter() - began
+
+    def _allowed(self) -> tuple[float, float]:
+        """For logits and gradient, from the largest noise so far."""
+        logits, gradients = (NOISE_ALLOWED * max(noise, default=0.0) + FLOOR for noise in self._both_noises())
+        return logits, gradients
+
+    def _both_noises(self) -> tuple[list[float], list[float]]:
+        return [logits for logits, _ in self._noise], [gradients for _, gradients in self._noise]
+
     def _forward_backward(
         self, documents: list[EncodedExample], asked: slice | None, layout: Layout
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,7 +153,7 @@ class Reference:
             embeddings.append(output.detach().requires_grad_(asked is not None))
             return embeddings[-1].clone()  # models may write into it in place
 
-        with plain_model(self._model), torch.set_grad_enabled(asked is not None):
+        with plain_model(self._model, self._virtual_tokens), torch.set_grad_enabled(asked is not None):
             handle = self._model.get_input_embeddings().register_forward_hook(leaf)
             try:
                 logits = self._model(**model_inputs(batch)).logits[0]
@@ -166,9 +179,10 @@ def _distances(ours: Numbers, own: Numbers) -> tuple[float, float]:
 
 
 @contextlib.contextmanager
-def plain_model(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block, disables adapters and sets evaluation mode; restores modes and random state afterwards."""
+def plain_model(model: PreTrainedModel, virtual_tokens: bool = False) -> Iterator[None]:
+    """Evaluation mode without adapters, or with virtual tokens alone, and the random state is put back."""
     adapters = [module for module in model.modules() if isinstance(module, AdapterModule) and module.enabled]
+    adapters = [adapter for adapter in adapters if not (virtual_tokens and adapter.virtual_tokens)]
     modes = {module: module.training for module in model.modules()}
     try:
         for adapter in adapters:

@@ -8,7 +8,7 @@ strategy does not reproduce them, the next one is tried; the last is the model's
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.compute.fusion.exactness import INFLUENCE, Reference
+from lamina.compute.fusion.exactness import INFLUENCE, Numbers, Reference
 from lamina.compute.fusion.layer import LayerContext, Recompute, run_layer
 from lamina.compute.fusion.limits import find_limits
 from lamina.compute.fusion.recognize import (
@@ -155,13 +155,16 @@ class _Selection:
         self._no_lamina_attention: str | None = None
         self._no_sharing: str | None = None
         self._packed_seconds: float | None = None
-        self._virtual_tokens = sum(m.virtual_tokens for m in model.modules() if isinstance(m, AdapterModule))
+        self._references: dict[str, Reference] = {}  # by what is said before what differs
+        rows = [m for m in model.modules() if isinstance(m, AdapterModule) and m.virtual_tokens]
         try:
-            self._reference = Reference(model)
-        except Exception as error:  # without reference outputs to compare with, the model runs its own code
+            self._reference = self._references[""] = Reference(model)
+            if any(adapter.enabled for adapter in rows):
+                self._references["with virtual tokens, "] = Reference(model, virtual_tokens=True)
+        except Exception as error:  # then nothing can be compared, and the model runs as it is
             self._no_lamina_attention = self._no_sharing = f"its numbers cannot be compared ({first_line(error)})"
         else:
-            limits = find_limits(model, longest + self._virtual_tokens)
+            limits = find_limits(model, longest + sum(adapter.virtual_tokens for adapter in rows))
             self._no_lamina_attention, self._no_sharing = limits.attention, limits.together
 
     def enter(self, stack: ExitStack, strategy: Strategy, recompute: Decision) -> FusionReport | None:
@@ -174,25 +177,42 @@ class _Selection:
             )
         reason = None if strategy.layout.own_attention else self._no_lamina_attention
         known = self._no_sharing if strategy.layout.together else None
-        if strategy.layout.together and strategy.layout.own_attention and self._virtual_tokens:
-            known = known or "its own attention is not told where the adapter's virtual tokens go"
-        if reason is None and (known is None or strategy == STRATEGIES[0]):  # the first is run anyway, for its time
+        if reason is None and (known is None or strategy == STRATEGIES[0]):  # the first also shows what the others cost
             try:
                 report = stack.enter_context(_switched(self._model, strategy, recompute))
-                found = self._reference.difference(strategy.layout)
+                numbers = {what: reference.run(strategy.layout) for what, reference in self._references.items()}
+                found = self._difference(numbers)
                 if known is None and found is None:
                     return self._taken(report, strategy)
+                if strategy == STRATEGIES[0]:
+                    self._packed_seconds = self._reference.seconds(strategy.layout)
+                if known is None and found != INFLUENCE:
+                    stack.close()  # rounding is measured in the model's own way
+                    while found is not None and self._measure_more():
+                        found = self._difference(numbers)
+                    if found is None:
+                        return self._taken(stack.enter_context(_switched(self._model, strategy, recompute)), strategy)
                 if found == INFLUENCE:
                     self._no_sharing = self._no_sharing or found
                 reason = known or found
-                if strategy == STRATEGIES[0]:
-                    self._packed_seconds = self._reference.seconds(strategy.layout)
             except (ModelError, Unsupported) as error:
                 reason = self._no_lamina_attention = str(error)
             except Exception as error:  # of any kind: a strategy that fails is refused
                 reason = f"it fails ({first_line(error)})"
         self._refused.append(reason or known or "")
         return None
+
+    def _difference(self, numbers: Mapping[str, Numbers]) -> str | None:
+        """How the numbers of a way differ from the model's own, as far as rounding was measured."""
+        for what, reference in self._references.items():
+            if (found := reference.difference(numbers[what])) is not None:
+                return what + found
+        return None
+
+    def _measure_more(self) -> bool:
+        """Measures rounding once more, and says whether there was a draw left."""
+        draws = [reference.measure_more() for reference in self._references.values()]
+        return all(draws)
 
     def _taken(self, report: FusionReport, strategy: Strategy) -> FusionReport:
         if strategy.layout == PACKED:

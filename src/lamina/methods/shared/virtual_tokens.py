@@ -48,7 +48,7 @@ class VirtualTokens(AdapterModule):
     def __init__(self, model: PreTrainedModel, count: int) -> None:
         """
         Raises:
-            ConfigError: The model has no decoder that accepts embeddings, or builds the decoder's masks itself.
+            ConfigError: The model has no decoder that takes embeddings alone, or one that takes finished masks.
         """
         super().__init__()
         decoder = find_decoder(model)
@@ -131,16 +131,23 @@ def _check_masks(model: PreTrainedModel, decoder: PreTrainedModel) -> None:
     if model.device.type == "meta":  # a skeleton of a model that was already checked
         return
     calls: list[dict[str, Any]] = []
+    tokens = plain_tokens(model, 4)
     handle = decoder.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
     training = model.training
     try:
-        model.eval()(input_ids=plain_tokens(model, 4), use_cache=False)
+        model.eval()(input_ids=tokens, use_cache=False)
     finally:
         model.train(training)
         handle.remove()
     if not all(_is_plain(call.get("attention_mask")) for call in calls):
         message = f"{type(model).__name__} builds its decoder's masks itself, so no rows can be put before a text."
         raise ConfigError(Problem("method.type", message, "use a method that adapts layers, such as lora"))
+    try:
+        # Some look up which tokens they are.
+        decoder(inputs_embeds=decoder.get_input_embeddings()(tokens) + 1.0, use_cache=False)
+    except Exception as error:  # of any kind: it is the model's own code that does not run
+        message = f"{type(model).__name__} does not run on embeddings alone, so nothing can be put before a text."
+        raise ConfigError(Problem("method.type", message, "use a method that adapts layers, such as lora")) from error
 
 
 def embed(decoder: PreTrainedModel, call: dict[str, Any]) -> torch.Tensor:

@@ -1,12 +1,10 @@
-"""Events: the one stream that `metrics.jsonl`, the progress bar and the trackers all read."""
+"""The event log of a run: writes each event to `metrics.jsonl` and the trackers, and tells whoever looks on."""
 
 from __future__ import annotations
 
 import errno
 import json
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -14,32 +12,8 @@ from lamina import files
 from lamina.distributed.world import ALONE, World
 from lamina.errors import ConfigError, Problem, StorageError
 from lamina.runs import Run
+from lamina.runs.events import Event, Measured, OnEvent, event_lines
 from lamina.signals import StopRequest
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened in a run.
-
-    Attributes:
-        kind: `start`, `note`, `example`, `step`, `eval`, `checkpoint`, `end` or `interrupted`; `progress` is
-            shown and not written; `check` comes from `verify`, which writes none.
-        step: Optimizer steps taken by then.
-        data: What there is to know about it, as plain data.
-        time: Seconds since the epoch.
-    """
-
-    kind: str
-    step: int
-    data: dict[str, Any] = field(default_factory=dict)
-    time: float = field(default_factory=time.time)
-
-    def as_json(self) -> dict[str, Any]:
-        """As plain data, the way it stands in `metrics.jsonl`."""
-        return {"event": self.kind, "step": self.step, "time": round(self.time, 3), **self.data}
-
-
-OnEvent = Callable[[Event], None]
 
 # What writing to a closed pipe gives, and to a terminal that has gone.
 _NOBODY_LOOKS = (errno.EPIPE, errno.EIO)
@@ -76,8 +50,8 @@ class EventLog:
         if not world.is_first:
             return
         self._tensorboard = _tensorboard_writer(run) if "tensorboard" in report_to else None
-        kept = [event for event in run.events() if event["step"] <= resumed_from]
-        files.write_text(run.metrics_path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
+        before = event_lines(run.metrics_path) if resumed_from >= 0 else ()
+        files.write_text(run.metrics_path, "".join(f"{line}\n" for line, event in before if event.step <= resumed_from))
         self._file = self._open()
 
     def __enter__(self) -> EventLog:
@@ -91,27 +65,8 @@ class EventLog:
         if self._tensorboard is not None:
             self._tensorboard.close()
 
-    def show(self, kind: str, step: int, **data: Any) -> None:
+    def show(self, event: Event) -> None:
         """Tells the callback only: what is of interest while it happens, and not afterwards."""
-        self._tell(Event(kind, step, data))
-
-    def emit(self, kind: str, step: int, **data: Any) -> None:
-        """Records an event."""
-        if self._file is None:
-            return
-        event = Event(kind, step, data)
-        try:
-            self._file.write(json.dumps(event.as_json(), ensure_ascii=False) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise StorageError.wrap(error, self._run.metrics_path, "writing") from error
-        if self._tensorboard is not None:
-            for name, value in data.items():
-                if kind in ("step", "eval") and isinstance(value, int | float):
-                    self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
-        self._tell(event)
-
-    def _tell(self, event: Event) -> None:
         if self._on_event is None:
             return
         try:
@@ -121,6 +76,24 @@ class EventLog:
                 raise
             self._on_event = None
             self._stop.signal = self._stop.signal or "SIGPIPE"
+
+    def emit(self, event: Event) -> None:
+        """Records an event, and shows it.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps(event.as_json(), ensure_ascii=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise StorageError.wrap(error, self._run.metrics_path, "writing") from error
+        if self._tensorboard is not None and isinstance(event, Measured):
+            for name, value in event.scalars().items():
+                self._tensorboard.add_scalar(f"{event.kind}/{name}", value, event.step)
+        self.show(event)
 
     def _open(self) -> TextIO:
         try:

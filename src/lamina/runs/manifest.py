@@ -1,0 +1,123 @@
+"""The manifest of a run: what it was started with, on what, where, and how it ended.
+
+`Run.manifest` reads it, and `Run.record` writes parts of it; what a newer version put there stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lamina.runs.flat import from_json, to_json
+from lamina.runs.summary import Summary
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """Which base model.
+
+    Attributes:
+        ref: As others know it: a hub id, an alias or a path.
+        tensors: Digest of its weights.
+        config: Digest of its `config.json`.
+    """
+
+    ref: str
+    tensors: str
+    config: str
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file of rows.
+
+    Attributes:
+        file: Its name, without folders.
+        sha256: Its digest.
+        rows: How many it has.
+    """
+
+    file: str
+    sha256: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The machine.
+
+    Attributes:
+        machine: Its architecture, such as `x86_64`.
+        cpu: Its processor.
+        cores: Physical ones; None where they cannot be counted.
+        memory_bytes: Main memory.
+        gpu: The one that is used; None without.
+    """
+
+    machine: str
+    cpu: str
+    cores: int | None
+    memory_bytes: int
+    gpu: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What is recorded of a run; None or empty for what is not (yet), or was not by an earlier version.
+
+    Attributes:
+        lamina: The version that trained it last.
+        status: `running`, `finished`, `interrupted`, `failed` or `killed`, as it was last recorded.
+        started, finished, ended: Times: of the start, of the end, and of an end that was none.
+        error: What a failed run ended with.
+        path: Where the run was.
+        directory: Where its relative paths start from.
+        base: The base model.
+        tokenizer: Digest of the base's tokenizer.
+        chat_template: Digest of the template that conversations were rendered with.
+        data: The data files.
+        threads: Of torch.
+        weights: How many of the base's weights the adapter is on, what was left out, and what was packed.
+        dtype: What the base was held in.
+        device: Where.
+        kernels: Which kind ran.
+        versions: Of Python and of packages.
+        hardware: The machine.
+        summary: The figures of a finished run.
+    """
+
+    lamina: str | None = None
+    status: str | None = None
+    started: str | None = None
+    finished: str | None = None
+    ended: str | None = None
+    error: str | None = None
+    path: str | None = None
+    directory: str | None = None
+    base: BaseFacts | None = None
+    tokenizer: str | None = None
+    chat_template: str | None = None
+    data: list[DataFile] | None = None
+    threads: int | None = None
+    weights: dict[str, Any] | None = None
+    dtype: str | None = None
+    device: str | None = None
+    kernels: str | None = None
+    versions: dict[str, str] | None = None
+    hardware: Hardware | None = None
+    summary: Summary | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """What is recorded, as plain data."""
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Manifest:
+        """The manifest with that content.
+
+        Raises:
+            ValueError: Something in it is missing or wrong; the message names it.
+        """
+        summary = content.get("summary")
+        return from_json(cls, {**content, "summary": summary and Summary.from_json(summary)})
