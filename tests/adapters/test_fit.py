@@ -366,7 +366,7 @@ def test_an_adapter_of_the_decoder_alone_is_said_to_be_one(bases: Path, tmp_path
     ("fields", "reason", "merges"),
     [
         ({"init_lora_weights": "pissa_niter_2"}, "moving a part of the base's weights into the adapter", False),
-        ({"alora_invocation_tokens": [7, 7]}, "acts on the tokens after these alone", False),
+        ({"alora_invocation_tokens": [7, 7]}, "acts only on the tokens after these", False),
         ({"layer_replication": [[0, 2], [1, 2]]}, "adds layers to the base", False),
         ({"kasa_config": peft.KasaConfig()}, "cuts the smallest singular values", True),
     ],
@@ -395,7 +395,7 @@ def test_the_largest_of_the_trained_numbers_alone_are_refused(bases: Path, tmp_p
     )
     expected = saved("llama", tmp_path / "a", config)
     with pytest.raises(
-        AdapterError, match=r"save_only_topk_weights=True .* not the trained tensors.*fold it in with peft"
+        AdapterError, match=r"save_only_topk_weights=True .* not the trained tensors.*merge it with peft"
     ):
         load(tmp_path / "a", base_folder("llama", bases))
     merged = peft.PeftModel.from_pretrained(build("llama"), tmp_path / "a").merge_and_unload()

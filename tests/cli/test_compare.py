@@ -51,7 +51,7 @@ def test_candidates_side_by_side(cli: Cli, config: Path, rows: Path, tmp_path: P
         (["--max-test-rows", "5"], "--test"),
         (["--general-pieces", "5"], "--general"),
         (["--test", "nope.jsonl"], "nope.jsonl does not exist"),
-        (["--screen"], "leaves nobody out"),
+        (["--screen"], "eliminates none"),
     ],
 )
 def test_wrong_options_end_before_anything_is_trained(

@@ -85,9 +85,9 @@ def with_other_template(content: Any) -> Any:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (without_stop, "goes on after <|im_end|>"),
+        (without_stop, "continues after <|im_end|>"),
         (with_early_stop, "stops at"),
-        (with_other_template, "its chat template writes other prompts"),
+        (with_other_template, "its chat template renders other prompts"),
     ],
 )
 def test_a_folder_that_does_otherwise_is_refused(
@@ -125,7 +125,7 @@ def test_a_stop_that_no_answer_reaches_is_asked_for(
     assert (seen.longest, seen.stopped) == (1, 0)
     write = folders._write
     monkeypatch.setattr(folders, "_write", lambda path, content: write(path, without_stop(content)))
-    with pytest.raises(CertificateError, match=r"goes on after <\|im_end\|>, which ends an answer"):
+    with pytest.raises(CertificateError, match=r"continues after <\|im_end\|>, which ends an answer"):
         lamina.merge(run.path, tmp_path / "other")
 
 
@@ -150,7 +150,7 @@ def test_where_rounding_decides_answers_may_go_apart(
     assert seen is not None
     assert (seen.stopped, seen.undecided) == (1, 1)
     gap = 1.0
-    with pytest.raises(CertificateError, match=f"it answers '{PROMPT}' otherwise, by a logit of 1"):
+    with pytest.raises(CertificateError, match=f"it answers '{PROMPT}' differently, by a logit of 1"):
         lamina.merge(run.path, tmp_path / "other")
 
 

@@ -70,7 +70,7 @@ def test_one_by_one_is_as_a_whole(case: str, tmp_path: Path) -> None:
 
 def test_what_no_weight_can_hold_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     injection = packed_injection("prefix_tuning", {})
-    with pytest.raises(AdapterError, match="cannot be folded into the base's weights"):
+    with pytest.raises(AdapterError, match="cannot be merged into the base's weights"):
         fold_and_save(injection, tmp_path)
     assert not list(tmp_path.iterdir())
     assert any(isinstance(module, PackedLinear) for module in injection.model.modules())

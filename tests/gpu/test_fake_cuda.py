@@ -68,9 +68,9 @@ def test_flash_takes_what_its_kernel_takes(
 
     monkeypatch.setattr(flash, "runs_on", lambda device: True)
     q, v = (torch.empty(3, 2, size, dtype=dtype).as_subclass(OnCuda) for size in (head, value))
-    assert flash.takes(q, v, softcap) == takes
+    assert flash.supports(q, v, softcap) == takes
     monkeypatch.setattr(flash, "runs_on", lambda device: False)
-    assert not flash.takes(q, v, softcap)
+    assert not flash.supports(q, v, softcap)
 
 
 def test_the_same_bits_are_asked_for_and_the_users_setting_comes_back() -> None:

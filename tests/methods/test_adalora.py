@@ -273,7 +273,7 @@ def test_training_does_not_begin_with_cut_ranks() -> None:
     pattern = {f"model.layers.{i}.{part}.lora_E": [True, False] for i in (0, 1) for part in ("mlp.up_proj",)}
     injection = inject(build_model("llama"), ours(target_modules=["up_proj"], rank_pattern=pattern), seed=0)
     assert [layer.rank for layer in injection.layers.values()] == [1, 1]
-    with pytest.raises(ConfigError, match=r"method\.rank_pattern: is what a finished adapter has kept"):
+    with pytest.raises(ConfigError, match=r"method\.rank_pattern: holds the remaining ranks"):
         METHOD.hooks(injection, STEPS)
     with pytest.raises(ConfigError, match=r"are not those that target_modules selects \(first: .*mlp.down_proj"):
         inject(build_model("llama"), ours(target_modules=["down_proj"], rank_pattern=pattern), seed=0)

@@ -126,7 +126,7 @@ def test_master_tensors_are_float32(shape: str, config: MethodConfig) -> None:
 def test_merged_is_the_adapter(shape: str, config: MethodConfig, dtype: str) -> None:
     injection = attached(shape, config, dtype)
     if not all(layer.merges for layer in injection.layers.values()):
-        with pytest.raises(AdapterError, match="cannot be folded into the base's weights"):
+        with pytest.raises(AdapterError, match="cannot be merged into the base's weights"):
             fold_in(injection)
         return
     expected = logits(injection.model)

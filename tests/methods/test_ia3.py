@@ -127,7 +127,7 @@ def test_a_model_whose_layers_have_other_names_is_an_error() -> None:
         inject(model, IA3Config(), seed=0)
     (problem,) = caught.value.problems
     assert problem.field == "method.target_modules"
-    assert "the end of a feed-forward; they are gate_proj, k_proj, last, o_proj" in problem.message
+    assert "the output of a feed-forward; they are gate_proj, k_proj, last, o_proj" in problem.message
 
 
 @pytest.mark.parametrize("feedforward", [["down_prj"], ["q_proj"], r"mlp\..*"])

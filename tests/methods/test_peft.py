@@ -146,7 +146,7 @@ def matched(ours: Injection, theirs: Any) -> dict[str, tuple[torch.Tensor, torch
 def test_disabled_is_the_base_and_masters_are_float32(peft_type: str, dtype: torch.dtype) -> None:
     expected = logits(model_of(dtype))
     if peft_type in NO_MASTERS and dtype != torch.float32:
-        with pytest.raises(ConfigError, match=r"trained tensors are held in torch\.bfloat16"):
+        with pytest.raises(ConfigError, match=r"trained tensors are in torch\.bfloat16"):
             attached(peft_type, dtype)
         return
     injection = attached(peft_type, dtype)
@@ -177,7 +177,7 @@ def test_merged_is_the_adapter(peft_type: str, dtype: torch.dtype) -> None:
         pytest.skip("peft trains it in the base's dtype, which is refused")
     injection = attached(peft_type, dtype)
     if peft_type in APART:
-        with pytest.raises(AdapterError, match="cannot be folded"):
+        with pytest.raises(AdapterError, match="cannot be merged"):
             fold_in(injection)
         return
     expected = logits(injection.model)
@@ -307,7 +307,7 @@ def test_lower_case_names_are_pefts_too() -> None:
 
 def test_what_lamina_has_itself_is_pointed_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lamina.methods.peft.METHOD_CONFIGS", METHOD_CONFIGS)
-    with pytest.raises(ConfigError, match=r"lamina has LoRA itself.*type: lora"):
+    with pytest.raises(ConfigError, match=r"lamina implements LoRA itself.*type: lora"):
         begun(model_of(), PeftConfig.model_validate({"type": "peft", "peft_type": "LORA", "r": 4}))
     begun(model_of(), config_of("LORA"))  # lora_bias is peft's alone
 
@@ -370,7 +370,7 @@ def test_all_linear_means_experts_to_peft_and_so_is_not_pointed_to_lora(monkeypa
     config = PeftConfig.model_validate({"peft_type": "LORA", "r": 4, "target_modules": "all-linear"})
     injection = begun(build("qwen3_moe"), config)
     assert any("experts" in name for name in injection.layers)
-    with pytest.raises(ConfigError, match="lamina has LoRA itself"):
+    with pytest.raises(ConfigError, match="lamina implements LoRA itself"):
         begun(build("llama"), config)
 
 

@@ -135,7 +135,7 @@ def test_a_model_without_a_cache_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ConfigError, match="does not keep keys and values of one shape"):
         inject(model, CONFIG, seed=0)
     monkeypatch.setattr(model, "get_decoder", lambda: nn.Identity())
-    with pytest.raises(ConfigError, match="has no decoder that takes embeddings"):
+    with pytest.raises(ConfigError, match="has no decoder that accepts embeddings"):
         inject(model, CONFIG, seed=0)
 
 

@@ -89,12 +89,12 @@ REFUSED: dict[str, tuple[Make, dict[str, Any], str]] = {
     "embedding model, untied": (
         lambda: tf.LlamaModel(tf.LlamaConfig(**LLAMA)),
         {},
-        r"names LlamaModel, and its files hold no output head \(lm_head.weight\), so it gives hidden states",
+        r"names LlamaModel, and its files have no output head \(lm_head.weight\), so it computes hidden states",
     ),
     "bidirectional Llama of others": (
         lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**TIED)),
         {"architectures": ["LlamaBidirectionalModel"]},
-        "names LlamaBidirectionalModel, which transformers does not know as a causal language model",
+        "names LlamaBidirectionalModel, which is not a causal language model in transformers",
     ),
     "bidirectional Gemma": (
         lambda: tf.Gemma3ForCausalLM(tf.Gemma3TextConfig(**LLAMA, use_bidirectional_attention=True)),
@@ -161,7 +161,7 @@ def test_a_base_without_a_head_whose_embedding_is_its_head_is_one(tmp_path: Path
     assert torch.allclose(base.model(ids).logits, expected, atol=1e-6)
     # Unless its folder says what it is for.
     (folder / "modules.json").write_text("[]")
-    with pytest.raises(ModelError, match="sentence-transformers makes embeddings with it"):
+    with pytest.raises(ModelError, match="it is an embedding model of sentence-transformers"):
         load_base(str(folder), "float32")
 
 
@@ -174,7 +174,7 @@ def test_the_ways_out_work(tmp_path: Path) -> None:
     load_base(str(headless), "float32")
 
     named = write(tf.LlamaForCausalLM(tf.LlamaConfig(**LLAMA)), tmp_path / "named", architectures=["MyLlama"])
-    with pytest.raises(ModelError, match=r"if it is one, let `architectures` in its config.json say so"):
+    with pytest.raises(ModelError, match=r"if it is one, correct `architectures` in its config.json"):
         load_base(str(named), "float32")
     (named / "config.json").write_text(json.dumps({**config, "architectures": ["MyLlamaForCausalLM"]}))
     load_base(str(named), "float32")
@@ -197,7 +197,7 @@ def test_the_ways_out_work(tmp_path: Path) -> None:
 def test_weights_of_layers_that_would_be_left_out_are_an_error(name: str, tmp_path: Path) -> None:
     folder = write(tf.LlamaForCausalLM(tf.LlamaConfig(**LLAMA)), tmp_path / "model")
     add(folder, **{name: torch.ones(8)})
-    with pytest.raises(ModelError, match=rf"no place for them \(first: {re.escape(name)}\)"):
+    with pytest.raises(ModelError, match=rf"the layers do not have them \(first: {re.escape(name)}\)"):
         load_base(str(folder), "float32")
 
 
@@ -214,4 +214,4 @@ def test_other_weights_that_are_left_out_are_named_and_constants_are_not(tmp_pat
     add(folder, **{"v_head.summary.weight": torch.ones(1, 64)})
     load_base(str(folder), "float32", notify=notes.append)
     (note,) = notes
-    assert "1 weights of its files have no place in LlamaForCausalLM" in note and "v_head.summary.weight" in note
+    assert "1 weights of its files are not part of LlamaForCausalLM" in note and "v_head.summary.weight" in note

@@ -92,14 +92,14 @@ def test_names_that_cannot_be_a_model(ref: str, message: str) -> None:
 
 
 def test_a_hub_model_that_is_not_here_offline() -> None:
-    with pytest.raises(ModelError, match="is not in the local cache and could not be fetched"):
+    with pytest.raises(ModelError, match="is not in the local cache and could not be downloaded"):
         find_model("nobody-at-all/nothing-like-this")
 
 
 @pytest.mark.parametrize(
     ("leave", "message"),
     [
-        ([], "holds no config.json"),
+        ([], "has no config.json"),
         (["config.json"], "found: no weights"),
         (["config.json", "pytorch_model.bin"], "pickled weights are never read"),
         (["config.json", "model.gguf"], "name the .gguf file itself"),
@@ -125,7 +125,7 @@ def test_incomplete_and_damaged_weights(folder: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(ModelError):
         load_base(str(folder))
-    with pytest.raises(ModelError, match="not a whole safetensors file"):
+    with pytest.raises(ModelError, match="not a complete safetensors file"):
         fingerprint_base(folder)
 
 

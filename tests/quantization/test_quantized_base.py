@@ -106,7 +106,7 @@ def test_a_folder_that_is_quantized_already_loads_as_it_is(folder: Path, tmp_pat
         assert (base.quantization.bits, base.quantization.double_quant) == (4, True)
         assert torch.equal(packed_of(base)["model.layers.1.mlp.up_proj"].packed, stored)
     assert kept() == []
-    with pytest.raises(ConfigError, match=r"quantization.bits: .* quantized already, with bits 4, and 8 was asked for"):
+    with pytest.raises(ConfigError, match=r"quantization.bits: .* already quantized with bits 4, but 8 was requested"):
         load_base(str(tmp_path / "small"), quantization=QuantizationConfig(bits=8))
     with pytest.raises(ConfigError, match="quant_type nf4, and fp4"):
         load_base(str(tmp_path / "small"), quantization=QuantizationConfig(quant_type="fp4"))
@@ -118,7 +118,7 @@ def test_a_folder_that_is_quantized_otherwise_is_refused(folder: Path) -> None:
         json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
     )
     for asked in (None, QuantizationConfig()):
-        with pytest.raises(ModelError, match=r"quantized with gptq, .* Fix: take the model in 16 bits"):
+        with pytest.raises(ModelError, match=r"quantized with gptq, .* Fix: use the model in 16 bits"):
             load_base(str(folder), quantization=asked)
 
 

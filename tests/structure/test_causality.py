@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from lamina.compute.weights.packed import FourBitLinear
 from lamina.errors import ModelError
 from lamina.structure.causality import check_causal
-from lamina.structure.probe_tokens import probe_tokens
+from lamina.structure.plain_tokens import plain_tokens
 from tests.support.architectures import ARCHITECTURES, BIDIRECTIONAL, build_architecture
 from tests.support.models_zoo import build_model
 
@@ -73,12 +73,12 @@ def test_the_model_is_left_as_it_was() -> None:
     assert model.training
 
 
-def test_probe_tokens_mean_nothing_special() -> None:
+def test_plain_tokens_mean_nothing_special() -> None:
     model = build_model("llama")
     model.config.update({"image_token_id": 7, "eos_token_id": [2, 9], "boi_token_index": 11})
-    tokens = {token for seed in range(20) for token in probe_tokens(model, 64, seed).flatten().tolist()}
+    tokens = {token for seed in range(20) for token in plain_tokens(model, 64, seed).flatten().tolist()}
     assert tokens.isdisjoint({0, 2, 7, 9, 11}) and len(tokens) > 100
-    assert torch.equal(probe_tokens(model, 8), probe_tokens(model, 8))
+    assert torch.equal(plain_tokens(model, 8), plain_tokens(model, 8))
 
 
 def _pack(model: PreTrainedModel) -> None:

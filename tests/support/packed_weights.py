@@ -28,5 +28,5 @@ def weight(kind: str, size: tuple[int, int], dtype: torch.dtype) -> FourBitLinea
 
 def by_bitsandbytes(linear: FourBitLinear | EightBitLinear, dtype: torch.dtype) -> torch.Tensor:
     if isinstance(linear, FourBitLinear):
-        return linear._turned_back(dtype)
+        return linear._dequantized_by_bitsandbytes(dtype)
     return (linear.packed * linear.scales[:, None] * INT8_STEP).to(dtype)

@@ -147,7 +147,7 @@ def test_base_and_data_that_moved_are_accepted_if_they_are_the_same(
 ) -> None:
     shutil.move("base", elsewhere / "renamed")
     shutil.move("rows.jsonl", elsewhere / "other-rows.jsonl")
-    with pytest.raises(ConfigError, match="model: 'base' is no alias"):
+    with pytest.raises(ConfigError, match="model: 'base' is not an alias"):
         lamina.train("runs/mine/config.yaml", resume=True)
     monkeypatch.chdir(elsewhere)
     own = project / "runs/mine/config.yaml"

@@ -224,13 +224,13 @@ def dropout(here: Here) -> None:
     x = torch.ones(257, 333, device=device, dtype=torch.bfloat16)
     with use_backend("plain"):
         drawn = draw_dropout(x, 0.1)
-        once, back = drawn.of(x), torch.zeros_like(x)
+        once, back = drawn.apply(x), torch.zeros_like(x)
         drawn.add_(back, x)
         here.record.prove("elements whose mask differs between forward and backward", int((once != back).sum()))
         share = float((once == 0).float().mean())
         here.record.prove("share of dropped elements, off from 0.1", abs(share - 0.1), 5e-3)
         module = torch.cuda if device.type == "cuda" else torch
         state = module.get_rng_state()
-        first = draw_dropout(x, 0.3).of(x)
+        first = draw_dropout(x, 0.3).apply(x)
         module.set_rng_state(state)
-        here.record.prove("elements that differ when drawn again", int((first != draw_dropout(x, 0.3).of(x)).sum()))
+        here.record.prove("elements that differ when drawn again", int((first != draw_dropout(x, 0.3).apply(x)).sum()))

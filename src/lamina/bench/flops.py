@@ -1,11 +1,10 @@
-"""What the mathematics of a training step needs, in floating-point operations (one multiply and one add are two).
+"""Counts the floating-point operations that a training step requires (one multiply and one add are two).
 
-Counted from the model itself, built without weights, adapter included: its own forward tells which linear layers it
-uses, which of them have something to train below them and so need the gradient of their input, and how each layer
-attends. What is not needed is not counted: padding, the gradient of a frozen weight, the input gradient of layers
-below the lowest adapter (q, k and v of the first layer), the head on tokens that are not in the loss, attention to
-tokens that cannot be seen, and anything that is computed twice. Element-wise work (norms, activations, softmax) counts
-as nothing.
+They are counted on the model itself, with its adapter but without weights. Its own forward shows which linear layers it
+uses, which of them have trained tensors below them and so need the gradient of their input, and how each layer attends.
+Unnecessary work is not counted: padding, the gradient of a frozen weight, the input gradient of layers below the lowest
+adapter (q, k and v of the first layer), the head on tokens that are not in the loss, attention to masked tokens, and
+recomputation. Elementwise operations (norms, activations, softmax) count as zero.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _COUNTING = "lamina_counting"
 
 @dataclass(frozen=True)
 class StepFlops:
-    """Floating-point operations of one optimizer step, by what they are for.
+    """Floating-point operations of one optimizer step, by purpose.
 
     Attributes:
         frozen_forward: x W^T of the frozen linear layers.
@@ -51,7 +50,7 @@ class StepFlops:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """The sum."""
         return sum(vars(self).values())
 
 
@@ -62,8 +61,8 @@ class LinearUse:
     Attributes:
         in_features: Width of its input.
         out_features: Width of its output.
-        adapted: Whether an adapter stands beside it.
-        input_gradient: Whether the gradient flows on to its input.
+        adapted: Whether the layer has an adapter.
+        input_gradient: Whether the gradient of its input is needed.
     """
 
     in_features: int
@@ -80,7 +79,7 @@ class AttentionUse:
         heads: Query heads.
         head_size: Width of a query and of a key.
         value_size: Width of a value.
-        window: A token sees so many tokens, itself included; None for all before it.
+        window: How many tokens a token sees, itself included; None for all before it.
         gradient: Whether it has a backward.
     """
 
@@ -93,13 +92,13 @@ class AttentionUse:
 
 @dataclass(frozen=True)
 class ModelUse:
-    """What a step asks of a model, and how often.
+    """The layers that a step uses, and how often.
 
     Attributes:
-        linears: Layers that are alike, counted.
-        attention: The same of attention layers.
+        linears: Kinds of linear layers, with their number.
+        attention: Kinds of attention layers, with their number.
         hidden_size: Width of the head's input.
-        vocabulary: Width of its output.
+        vocabulary: Width of the head's output.
         rank: LoRA's r.
     """
 
@@ -110,10 +109,10 @@ class ModelUse:
     rank: int
 
     def step(self, lengths: Sequence[int], supervised: int) -> StepFlops:
-        """Counts a step.
+        """Counts the operations of a step.
 
         Args:
-            lengths: Real tokens of each document; each attends to itself alone.
+            lengths: Real tokens of each document; each attends only to itself.
             supervised: Tokens in the loss.
         """
         tokens = sum(lengths)
@@ -135,7 +134,7 @@ class ModelUse:
 
 
 def visible_pairs(length: int, window: int | None) -> int:
-    """Pairs of a query and a key that it sees, in causal attention over one document.
+    """Counts the pairs of a query and a visible key, in causal attention over one document.
 
     >>> visible_pairs(4, None), visible_pairs(4, 2), visible_pairs(4, 9)
     (10, 7, 10)
@@ -145,10 +144,10 @@ def visible_pairs(length: int, window: int | None) -> int:
 
 
 def model_use(folder: Path | str, method: MethodConfig) -> ModelUse:
-    """Takes a model's measure from its config alone; no weight is read or made.
+    """Finds the layers that a model uses from its config, without reading or creating weights.
 
     Args:
-        folder: Of the base.
+        folder: The folder of the base.
         method: LoRA on any target modules.
     """
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -1,4 +1,4 @@
-"""The stop-watch that every side carries: time, loss and memory of each step, and the machine's rate between steps."""
+"""Measures every side: time, loss and memory of each step, and the machine's speed between steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lamina.bench.job import Job, SideRun, Step
 from lamina.machine.hardware import DTYPES
 from lamina.machine.memory import current_bytes, peak_bytes
 
-# A page of 4 KiB holds so many elements of four bytes; of two-byte elements every second one of these is in a new page.
+# Elements of four bytes in a page of 4 KiB; with two-byte elements this stride reads every page twice.
 _PAGE_ELEMENTS = 1024
 
 
@@ -44,27 +44,27 @@ class Meter:
         self._rates: Rates | None = None
 
     def loaded(self, model: nn.Module) -> None:
-        """To be called once model, adapter and optimizer are there.
+        """Must be called once model, adapter and optimizer exist.
 
-        Weights are mapped from their file and come into memory when they are first read, so each page is read here:
-        otherwise this figure would say how far a side happened to have read.
+        Weights are memory-mapped and loaded when they are first read. So every page is read here; otherwise the
+        measured memory would depend on how much a side happened to have read.
         """
         for tensor in model.parameters():
             tensor.detach().flatten()[::_PAGE_ELEMENTS].sum()
         self._loaded_bytes = current_bytes(self.device)
 
     def begin(self) -> None:
-        """A step begins: the next thing is to make its batch."""
+        """Starts a step; the side makes its batch next."""
         synchronize(self.device)
         self._others_began = _cpu_seconds_of_others()
         self._began = time.perf_counter()
 
     def end(self, loss: float, lengths: Sequence[int], supervised: int) -> None:
-        """The step is done, its update included.
+        """Ends a step, after its update.
 
         Args:
-            loss: Mean over its supervised tokens.
-            lengths: Real tokens of each document in it.
+            loss: Mean loss over its supervised tokens.
+            lengths: Real tokens of each of its documents.
             supervised: Tokens in the loss.
         """
         synchronize(self.device)
@@ -81,7 +81,7 @@ class Meter:
         self._steps.append(Step(seconds, loss, sum(lengths), supervised, flops, limit, others))
 
     def result(self, settings: dict[str, Any]) -> SideRun:
-        """Everything measured."""
+        """Returns all measurements."""
         return SideRun(
             side=self._job.side,
             settings=settings,
@@ -94,6 +94,6 @@ class Meter:
 
 
 def _cpu_seconds_of_others() -> float:
-    """Processor time that everything but this process has used so far."""
+    """Returns the CPU time that all other processes have used so far."""
     busy = psutil.cpu_times()
     return busy.user + busy.system - time.process_time()

@@ -1,8 +1,8 @@
-"""`bench_train`: lamina and its peers in turns, on the same rows.
+"""`bench_train`: measures lamina and its peers in turn, on the same rows.
 
-Rows are tokenised once and cut into optimizer steps; every side takes the same steps in the same order. In each round
-every side runs in a process of its own, one after the other, so that the machine's mood meets all of them; the order
-turns from round to round.
+Rows are tokenized once and split into optimizer steps; every side takes the same steps in the same order. In each round
+every side runs in a separate process, one after the other, so that changes in the machine's speed affect all of them.
+The order rotates from round to round.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from lamina.quickstart.task import build_task
 # Steps that are taken before timing starts: the first ones pay for allocations and for kernels' own set-up.
 WARMUP = 2
 
-# A side that hangs is a side that failed.
+# Time limit of a side in seconds; a side that hangs has failed.
 SIDE_SECONDS = 3600.0
 
 # Steps that are filled less than this are left out while there are others: sides pay a fixed price for a step.
@@ -55,20 +55,20 @@ class BenchSettings:
 
     Attributes:
         model: The base: an alias, a folder, a hub id, or a `.gguf` file.
-        shape: A shape with random weights instead (one of `SHAPES`).
+        shape: One of `SHAPES`, with random weights, instead of a model.
         data: A data file; by default the rows of the quickstart.
         columns: FIELD -> COLUMN of that file.
-        peers: Sides beside lamina; by default all that are installed here.
+        peers: Sides other than lamina; by default all that are installed.
         steps: Timed steps of each process.
         rounds: How often each side runs.
-        tokens_per_step: Real tokens in an optimizer step, at most.
+        tokens_per_step: Maximum number of real tokens in an optimizer step.
         max_length: Longer rows are dropped.
         dtype: `auto`, `bfloat16` or `float32`.
         rank: LoRA's r.
         alpha: LoRA's alpha.
         learning_rate: Constant over the steps.
-        seed: Of order, adapter, and random weights.
-        python: Side -> interpreter that it runs in, for peers that need an environment of their own.
+        seed: Seed of the order, the adapter, and random weights.
+        python: Side -> interpreter to run it with, for peers that need another environment.
     """
 
     model: str = "smollm2-135m"
@@ -244,7 +244,7 @@ def _job(settings: BenchSettings, side: str, folder: Path, rows: Path, dtype: st
 
 
 def run_side(job: Job, python: str | None = None) -> SideRun:
-    """Runs one side in a process of its own.
+    """Runs one side in a separate process.
 
     Args:
         job: What to do.

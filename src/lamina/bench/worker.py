@@ -1,7 +1,7 @@
-"""One side in a process of its own: `python -m lamina.bench.worker` reads a job from stdin and prints one JSON object.
+"""Runs one side in a separate process: `python -m lamina.bench.worker` reads a job from stdin and prints a JSON object.
 
-What libraries print goes to stderr. A process of its own, because peak memory belongs to a process, because some peers
-change their libraries for good, and because a peer may need another environment.
+The output of libraries goes to stderr. The process is separate because peak memory is measured per process, because
+some peers patch their libraries permanently, and because a peer may need another environment.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _leave_with_parent(parent: int) -> None:
-    """Ends this process when the one that started it is gone: nobody would read the result, and it would disturb."""
+    """Ends this process if its parent has died: nobody would read the result, and it would disturb others."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)

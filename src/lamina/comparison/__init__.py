@@ -1,1 +1,1 @@
-"""Compares many candidates under one budget."""
+"""`lamina compare`: trains several candidates with the same budget and compares them."""

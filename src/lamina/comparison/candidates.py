@@ -1,4 +1,4 @@
-"""The candidates of a comparison: one configuration each, from methods, a grid of settings, and named extras."""
+"""Builds the candidates of a comparison, one configuration each: from methods, a grid of settings, and named ones."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _OPENING, _CLOSING = "[{(", "]})"
 
 @dataclass(frozen=True)
 class Candidate:
-    """One of those that are compared.
+    """One candidate of a comparison.
 
     Attributes:
-        name: Of its run directory, and in the table.
-        config: The whole configuration, with that run directory.
-        changes: What makes it differ from the comparison's configuration: keys and values as they were written.
-        notes: Settings of that configuration that its method does not have.
+        name: The name of its run directory, and in the table.
+        config: The full configuration, with that run directory.
+        changes: How it differs from the comparison's configuration: keys and values as the user wrote them.
+        notes: Notes on settings of that configuration that its method does not have.
     """
 
     name: str
@@ -36,13 +36,13 @@ class Candidate:
     notes: list[str]
 
     def digest(self) -> str:
-        """SHA-256 of all settings but the place of the run."""
+        """Computes the SHA-256 of all settings except the output directory."""
         settings = self.config.model_dump(mode="json", exclude={"output_dir"})
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def split_choices(text: str) -> tuple[str, list[str]]:
-    """`method.r=4,8` -> its key and its values; commas inside brackets and quotes do not part values.
+    """Splits `method.r=4,8` into key and values; commas inside brackets and quotes do not separate values.
 
     >>> split_choices("method.target_modules=[q_proj],[q_proj,v_proj]")
     ('method.target_modules', ['[q_proj]', '[q_proj,v_proj]'])
@@ -79,18 +79,17 @@ def build_candidates(
     grid: Mapping[str, Sequence[str]] | None = None,
     named: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Candidate]:
-    """Every method with every combination of the grid's values, and the named ones.
+    """Builds every method with every combination of the grid's values, and the named candidates.
 
-    A field of the `method:` section goes along to another method if that has a field of the same name. The learning
-    rate is the method's own unless the configuration gives one.
+    A field of the `method:` section is kept for another method that has the same field. The learning rate is the
+    method's default unless the configuration sets one.
 
     Args:
-        values: The configuration's content, as in its file. Of a run's config.yaml, what was given counts.
+        values: The configuration's content, as in its file. In a run's config.yaml, only the given settings count.
         out: The comparison's folder.
         methods: Names of methods; by default the configuration's own.
-        grid: Key -> the values that it takes in turn, as they are written in YAML. One value alone is an override,
-            for the named candidates too.
-        named: Name -> `key=value` strings of one more candidate.
+        grid: Key -> its values, as written in YAML. A single value is an override, also for the named candidates.
+        named: Name -> `key=value` strings of an additional candidate.
 
     Raises:
         ConfigError: With the problems of all candidates; nothing was run.
@@ -105,7 +104,7 @@ def build_candidates(
     for method in methods:
         if method not in METHOD_CONFIGS:
             hint = nearest(method, METHOD_CONFIGS) or f"use {', '.join(METHOD_CONFIGS)}"
-            problems.append(Problem("--methods", f"{method!r} is no method", hint))
+            problems.append(Problem("--methods", f"{method!r} is not a method", hint))
     for name in named:
         if not re.fullmatch(r"[\w.=+-]+", name):
             problems.append(Problem("--candidate", f"{name!r} cannot name a folder", "use letters, digits and . = + -"))
@@ -161,12 +160,12 @@ def _notes(method: str, lacking: Sequence[str]) -> list[str]:
 
 
 def _section(values: Mapping[str, Any], method: str, own: str) -> tuple[dict[str, Any], list[str]]:
-    """The `method:` section for a method, and what of it that method does not have."""
+    """Builds the `method:` section for a method, and lists the fields that this method does not have."""
     section = dict(values.get("method") or {})
-    if method == own or method not in METHOD_CONFIGS:  # `load_config` says what is wrong with the name
+    if method == own or method not in METHOD_CONFIGS:  # `load_config` reports an unknown name
         return {**section, "type": method}, []
-    # What two methods have alike has the same default in both. Others share a name at most: VeRA's rank, or the
-    # modules of LayerNorm tuning. And peft's fields are another method's only by chance.
+    # A field is the same in two methods if its default is. Others share only the name: VeRA's rank, or the modules of
+    # LayerNorm tuning. And peft's fields coincide with another method's only by chance.
     theirs, its = METHOD_CONFIGS[method].model_fields, METHOD_CONFIGS[own].model_fields if own in METHOD_CONFIGS else {}
     alike = {key for key in theirs if key in its and theirs[key].default == its[key].default}
     kept = {key: value for key, value in section.items() if key in alike}
@@ -190,7 +189,7 @@ def _checked(drafts: Sequence[_Draft], out: Path) -> list[Candidate]:
         except ConfigError as error:
             problems += [Problem(f"{draft.name}: {p.field}", p.message, p.fix) for p in error.problems]
             continue
-        # Where a method lacks what the grid varies, its combinations are all the same one.
+        # If a method does not have the fields that the grid varies, its combinations are identical.
         found.setdefault(candidate.name, candidate)
     for candidate in found.values():
         problems += _changed_since(candidate)
@@ -205,19 +204,19 @@ def _candidate(draft: _Draft, name: str, out: Path) -> Candidate:
 
 
 def _changed_since(candidate: Candidate) -> list[Problem]:
-    """A run of that name under other settings would not be under the same budget."""
+    """Reports an existing run of that name with other settings, which would not be comparable."""
     run = Run(Path(candidate.config.output_dir))
     if not run.manifest_path.is_file() or not run.config_path.is_file():
         return []
     before = Candidate(candidate.name, run.config, {}, [])
     if before.digest() == candidate.digest():
         return []
-    message = f"{candidate.name} was trained there with other settings than those that are asked for now"
+    message = f"{candidate.name} was trained there with settings other than the current ones"
     return [Problem("--out", message, "choose another --out, or delete that run")]
 
 
 def _label(value: str) -> str:
-    """A value as a part of a file's name: `[q_proj, v_proj]` -> `q_proj+v_proj`."""
+    """Formats a value as a part of a file name: `[q_proj, v_proj]` -> `q_proj+v_proj`."""
     text = re.sub(r"[^\w.+-]+", "+", value).strip("+")
     if len(text) <= _LONGEST_NAME:
         return text

@@ -1,17 +1,20 @@
-"""`compare`: trains each candidate under one budget, on the same rows in the same order, and puts them side by side.
+"""`compare`: trains each candidate with the same budget, on the same rows in the same order, and compares them.
 
-    OUT/candidates/NAME/   a run directory each, as `lamina train` makes it
-    OUT/rungs/1/NAME/      with `screen`: runs over a share of the steps, which decide who goes on
-    OUT/configs, logs/     what each process was given, and what it wrote
-    OUT/measured/NAME.json scores and losses beside the evaluation loss, with the digest of what they were measured on
-    OUT/compare.json, compare.html
+    OUT/candidates/NAME/   a run directory for each candidate, as from `lamina train`
+    OUT/rungs/1/NAME/      with `screen`: runs with a share of the steps, which select the candidates that continue
+    OUT/configs, logs/     the configuration and the log of each process
+    OUT/measured/NAME.json scores and losses other than the evaluation loss, with the digest of what they were measured
+    on OUT/compare.json, compare.html
 
-Every candidate trains in a process of its own, so its peak memory is its own, and its failure is nobody else's. What is
-finished is not run again, and what was cut goes on from its checkpoint: the same command again takes up a comparison.
+Every candidate trains in a separate process, so that its peak memory is its own, and its failure does not affect
+others.
+Repeating the command continues a comparison: finished runs are not repeated, and interrupted runs resume from their
+checkpoint.
 
-Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943; `screen`): of n candidates, all train over 1 / 3^k of
-the steps, where 3^k is the largest power of three that is at most n; the best third (rounded up) by evaluation loss
-trains anew over three times as many, and so on up to all steps. Each rung has its own whole learning rate schedule.
+Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943; `screen`): with n candidates, all train for 1 / 3^k
+of the steps, where 3^k is the largest power of three that is at most n. The best third (rounded up) by evaluation loss
+is trained again for three times as many, and so on up to all steps. Each rung has its own complete learning rate
+schedule.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ from lamina.runs import Run
 from lamina.runs.summary import Summary
 from lamina.signals import StopRequest, stop_on_signals
 
-# The share that goes on from a rung of `screen`, and by how much its steps grow.
+# One in ETA candidates continues from a rung of `screen`, with ETA times the steps.
 ETA = 3
 
 _GIB = 2**30
@@ -59,16 +62,16 @@ def compare(
     Args:
         candidates: From `build_candidates`, with the same `out`.
         out: The comparison's folder.
-        measuring: What to measure beside the evaluation loss.
-        screen: Successive halving instead of training every candidate to the end.
-        notify: Told what is being done.
+        measuring: What to measure in addition to the evaluation loss.
+        screen: Whether to use successive halving instead of training every candidate to the end.
+        notify: Called with messages on the progress.
 
     Returns:
-        The comparison; candidates that failed are in it with their errors.
+        The comparison, including failed candidates with their errors.
 
     Raises:
-        ConfigError: `screen` has nothing to decide by.
-        Interrupted: A signal came; what is finished is kept.
+        ConfigError: `screen` with too few candidates or without an evaluation loss.
+        Interrupted: A signal came; finished runs are kept.
     """
     measuring = measuring or Measuring()
     if screen:
@@ -79,7 +82,7 @@ def compare(
 
 
 def rung_shares(candidates: int) -> list[float]:
-    """Shares of the steps that successive halving trains for, the last of them 1.
+    """Computes the shares of the steps in each rung of successive halving; the last one is 1.
 
     >>> rung_shares(9), rung_shares(5)
     ([0.1111111111111111, 0.3333333333333333, 1.0], [0.3333333333333333, 1.0])
@@ -91,7 +94,7 @@ def rung_shares(candidates: int) -> list[float]:
 
 
 def shortened(config: Config, share: float, output_dir: Path) -> Config:
-    """The same configuration over a share of its steps, with all that it gives in steps shortened alike."""
+    """Shortens a configuration to a share of its steps, including all settings that are given in steps."""
     steps, epochs = config.train.max_steps, config.train.epochs
     length = {"max_steps": max(1, math.ceil(steps * share))} if steps else {"num_train_epochs": (epochs or 0.0) * share}
     length["warmup_steps"] = math.ceil(config.train.warmup_steps * share)
@@ -105,7 +108,7 @@ def shortened(config: Config, share: float, output_dir: Path) -> Config:
 
 
 def stored_as(config: Config) -> str:
-    """How a run holds its base, in words; empty for as it is.
+    """Describes how a run stores its base; empty if it is not quantized.
 
     >>> from lamina.config import load_config
     >>> stored_as(load_config({"data": {"train": "a.jsonl"}, "quantization": {"bits": 4}}))
@@ -119,7 +122,7 @@ def stored_as(config: Config) -> str:
 
 
 def _loftq(config: Config) -> dict[str, Any] | None:
-    """The method's settings, where the base is quantized for them."""
+    """Returns the method's settings if the base is quantized with LoftQ, which depends on them."""
     uses_it = isinstance(config.method, LoraConfig) and config.method.init_lora_weights == "loftq"
     return config.method.model_dump(mode="json") if uses_it else None
 
@@ -127,7 +130,7 @@ def _loftq(config: Config) -> dict[str, Any] | None:
 def _check_screen(candidates: Sequence[Candidate]) -> None:
     problems = []
     if len(candidates) < ETA:
-        message = f"leaves nobody out of {len(candidates)} candidates; it takes {ETA} or more"
+        message = f"eliminates none of {len(candidates)} candidates; it needs at least {ETA}"
         problems.append(Problem("--screen", message, "train them all, without it"))
     if any(candidate.config.data.eval is None for candidate in candidates):
         problems.append(Problem("--screen", "decides by the evaluation loss, but data.eval is null", "set data.eval"))
@@ -187,7 +190,7 @@ class _Comparer:
         return [candidate for candidate in alive if candidate.name in best]
 
     def _update(self, candidate: Candidate, config: Config, share: float, prefix: str) -> None:
-        """Trains a candidate, unless that is done, and notes what came of it."""
+        """Trains a candidate, unless it is already trained, and records the outcome."""
         outcome = replace(self.outcomes[candidate.name], run=config.output_dir, share_of_steps=share)
         try:
             summary = self._train(candidate.name, config, prefix)
@@ -253,7 +256,7 @@ class _Comparer:
         )
 
     def _measured(self, candidate: Candidate, base: bool) -> Measured:
-        """What a process measures, or measured before on the same adapter and files."""
+        """Measures in a subprocess, or reads an earlier result for the same adapter and files."""
         run = Run(Path(candidate.config.output_dir))
         manifest, quantization = run.manifest, candidate.config.quantization
         assert manifest.base is not None and manifest.summary is not None, "the run is finished"

@@ -1,6 +1,6 @@
-"""`python -m lamina.comparison.measure`: one finished candidate of a comparison, measured in a process of its own.
+"""`python -m lamina.comparison.measure`: measures one trained candidate of a comparison in a separate process.
 
-A `Job` comes as JSON on stdin, the `Measured` figures go as JSON to the last line of stdout.
+Reads a `Job` as JSON from stdin, and writes `Measured` as JSON to the last line of stdout.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from lamina.runs import open_run
 
 @dataclass(frozen=True)
 class Measuring:
-    """What to measure beside the evaluation loss.
+    """What to measure in addition to the evaluation loss.
 
     Attributes:
-        test: Rows whose answers are generated and scored; None for no score.
-        max_test_rows: Only so many of them from the start.
-        max_new_tokens: Longest answer.
-        general: Text that has nothing to do with the task; None for no such loss.
-        general_pieces: Pieces of it, each of `data.max_length` tokens at most.
+        test: A file of rows whose answers are generated and scored; None for no score.
+        max_test_rows: Maximum number of rows, from the start of the file.
+        max_new_tokens: Maximum length of an answer.
+        general: A file of text unrelated to the task, to measure forgetting; None for none.
+        general_pieces: Number of pieces of that text, each of at most `data.max_length` tokens.
     """
 
     test: str | None = None
@@ -51,9 +51,9 @@ class Job:
     """One candidate to measure.
 
     Attributes:
-        run: Its run directory.
-        base: Measure the bare base instead.
-        measuring: What.
+        run: The candidate's run directory.
+        base: Whether to measure the bare base instead.
+        measuring: What to measure.
     """
 
     run: str
@@ -61,34 +61,34 @@ class Job:
     measuring: Measuring
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Converts to plain data."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Job:
-        """Reads what `as_json` gave."""
+        """Converts from the result of `as_json`."""
         return cls(value["run"], value["base"], Measuring(**value["measuring"]))
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was found.
+    """Measured results.
 
     Attributes:
-        score: Right answers; None if none were asked for.
-        general_loss: Mean loss on the general text; None if none was given.
+        score: Score of the answers; None if not measured.
+        general_loss: Mean loss on the general text; None if not measured.
     """
 
     score: Score | None
     general_loss: float | None
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Converts to plain data."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Measured:
-        """Reads what `as_json` gave."""
+        """Converts from the result of `as_json`."""
         return cls(Score(**value["score"]) if value["score"] else None, value["general_loss"])
 
 
@@ -123,7 +123,7 @@ def _score(generator: Generator, job: Job) -> Score:
 
 
 def main() -> None:
-    """Reads the job, measures, and writes the figures; an error ends as one line on stderr."""
+    """Reads the job, measures, and writes the results; an error is written to stderr as one line."""
     try:
         measured = measure(Job.from_json(json.load(sys.stdin)))
     except LaminaError as error:

@@ -1,4 +1,4 @@
-"""Runs this interpreter once more: what it does there has a memory of its own, and an end of its own."""
+"""Runs Python in a subprocess, so that its memory and its failures are its own."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import lamina
 from lamina.errors import Interrupted, StorageError, TrainingError
 from lamina.signals import StopRequest
 
-# How often it is looked whether a signal came.
+# Interval in seconds at which signals are checked.
 _SECONDS = 0.2
 
 
 def run_python(arguments: Sequence[str], given: str, log: Path, stop: StopRequest) -> dict[str, Any]:
-    """Runs a Python process, and gives the JSON object in the last line of its stdout.
+    """Runs a Python process, and returns the JSON object in the last line of its stdout.
 
     Args:
-        arguments: Of the interpreter.
-        given: For its stdin.
-        log: What it writes to stderr is added to this file.
-        stop: A signal that came to us; it is passed on.
+        arguments: The interpreter's arguments.
+        given: Text for its stdin.
+        log: The file that its stderr is appended to.
+        stop: A signal to this process, which is forwarded.
 
     Raises:
-        TrainingError: It failed; the message is its own.
-        Interrupted: A signal came; the process was told, and has ended.
+        TrainingError: The process failed, with its own message.
+        Interrupted: A signal came; it was forwarded, and the process has ended.
         StorageError: The log cannot be written.
     """
     if stop.signal is not None:
@@ -40,7 +40,7 @@ def run_python(arguments: Sequence[str], given: str, log: Path, stop: StopReques
     except OSError as error:
         raise StorageError.wrap(error, log, "writing") from error
     with errors:
-        # In a session of its own: a key pressed in the terminal reaches it through us, and once.
+        # In its own session: Ctrl-C in the terminal reaches it through this process, once.
         process = subprocess.Popen(
             [sys.executable, *arguments],
             stdin=subprocess.PIPE,
@@ -64,20 +64,20 @@ def run_python(arguments: Sequence[str], given: str, log: Path, stop: StopReques
 
 
 def _wait(process: subprocess.Popen[str], given: str, stop: StopRequest) -> str:
-    """What the process writes until it ends; a signal that comes to us is passed on to it, once."""
+    """Waits for the process and returns its stdout; forwards a signal to it, once."""
     text, told = given or None, False
     while True:
         try:
             return process.communicate(text, timeout=_SECONDS)[0]
         except subprocess.TimeoutExpired:
-            text = None  # a call that goes on with the first one's must not give anything again
+            text = None  # later calls of communicate() must not send the input again
             if stop.signal is not None and not told:
                 process.terminate()
                 told = True
 
 
 def _interrupted(stop: StopRequest) -> Interrupted:
-    return Interrupted(f"stopped by {stop.signal}; what is finished is kept. Go on with: the same command again")
+    return Interrupted(f"stopped by {stop.signal}; finished work is kept. To continue, run the same command again")
 
 
 def _what_failed(code: int, written: str, log: Path) -> str:
@@ -91,7 +91,7 @@ def _what_failed(code: int, written: str, log: Path) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """This environment, in which Python finds this lamina."""
+    """Copies the environment, and makes this installation of lamina importable."""
     source = str(Path(lamina.__file__).parents[1])
     path = os.pathsep.join(part for part in (source, os.environ.get("PYTHONPATH", "")) if part)
     return {**os.environ, "PYTHONPATH": path}

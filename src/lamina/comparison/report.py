@@ -1,4 +1,4 @@
-"""What a comparison found, as plain data and as one HTML page that needs nothing else."""
+"""The results of a comparison, as plain data and as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ td.best { font-weight: 700 } tr.failed td { color: #a33 } tr.out td { color: #88
 
 @dataclass(frozen=True)
 class BaseFigures:
-    """The bare base's own figures, on the same data.
+    """The results of the bare base on the same data.
 
     Attributes:
-        stored: How it is held where that is not as it is: `4 bits (nf4)`.
-        eval_loss, score, general_loss: As a candidate's.
+        stored: How the base is quantized, such as `4 bits (nf4)`; empty if it is not.
+        eval_loss, score, general_loss: As for a candidate.
     """
 
     stored: str = ""
@@ -40,29 +40,29 @@ class BaseFigures:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one candidate. Figures are None until they are known.
+    """The outcome of one candidate. Results are None until they are known.
 
     Attributes:
         name: The candidate's name.
-        method: Its method.
-        changes: What makes it differ from the others.
-        notes: Settings of the comparison's configuration that its method does not have.
-        state: `waiting`, `done`, `failed`, or `left out` by the screening.
+        method: The name of its method.
+        changes: How its configuration differs from the comparison's.
+        notes: Notes on settings of the comparison's configuration that its method does not have.
+        state: `waiting`, `done`, `failed`, or `left out` by successive halving.
         error: Why it failed.
         run: Its run directory.
-        share_of_steps: 1, or of the rung that it was left out after.
-        steps: Optimizer steps.
-        learning_rate: The peak.
-        trainable_parameters: Elements of the adapter's trained tensors.
-        total_parameters: Those of the whole model with it.
-        adapter_bytes: Of its tensors' file.
-        peak_memory_bytes: Of the process that trained it.
-        step_seconds: Median.
-        train_loss: Of the last step.
-        eval_loss: Of the adapter that was kept.
-        score: Right answers on the test rows.
-        general_loss: On the general text, with the adapter.
-        base: The base that it was trained on, without it.
+        share_of_steps: 1, or the share of the rung after which it was left out.
+        steps: Number of optimizer steps.
+        learning_rate: Peak learning rate.
+        trainable_parameters: Number of trained parameters.
+        total_parameters: Number of parameters of the model with the adapter.
+        adapter_bytes: Size of the adapter's tensor file.
+        peak_memory_bytes: Peak memory of the training process.
+        step_seconds: Median time of a step.
+        train_loss: Loss of the last step.
+        eval_loss: Evaluation loss of the saved adapter.
+        score: Score of the answers on the test rows.
+        general_loss: Loss on the general text with the adapter.
+        base: Results of the base without the adapter.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Outcome:
 
     @property
     def share(self) -> float | None:
-        """Trained parameters over all."""
+        """The share of trained parameters."""
         if self.trainable_parameters is None or not self.total_parameters:
             return None
         return self.trainable_parameters / self.total_parameters
@@ -96,11 +96,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The candidates side by side.
+    """The outcomes of all candidates.
 
     Attributes:
-        settings: What was measured beside the evaluation loss, and the rungs as shares of the steps.
-        outcomes: One a candidate, in the order in which they were given.
+        settings: What was measured in addition to the evaluation loss, and the rungs as shares of the steps.
+        outcomes: One per candidate, in the given order.
     """
 
     settings: dict[str, Any]
@@ -108,7 +108,7 @@ class Comparison:
 
     @property
     def bases(self) -> list[BaseFigures]:
-        """The bare bases, one for each way in which the candidates hold theirs."""
+        """The results of the bare base, for each way in which candidates quantize it."""
         found: dict[str, BaseFigures] = {}
         for outcome in self.outcomes:
             if outcome.base != BaseFigures(outcome.base.stored):
@@ -117,11 +117,11 @@ class Comparison:
 
     @property
     def failed(self) -> list[Outcome]:
-        """Those that failed."""
+        """The outcomes of failed candidates."""
         return [outcome for outcome in self.outcomes if outcome.state == "failed"]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Converts to plain data."""
         return {
             "settings": self.settings,
             "base": _base_json(self.bases[0]),
@@ -160,7 +160,7 @@ class Column:
 
 
 def columns(comparison: Comparison) -> list[Column]:
-    """The table's columns; those that nothing was measured for are left out."""
+    """Lists the table's columns, without columns that have no results."""
     outcomes, bases = comparison.outcomes, comparison.bases
     found = [
         Column("candidate", lambda o: o.name),
@@ -185,7 +185,7 @@ def columns(comparison: Comparison) -> list[Column]:
 
 
 def best_in(column: Column, comparison: Comparison) -> str | None:
-    """The name of the best finished candidate in a column."""
+    """Finds the name of the best finished candidate in a column."""
     if column.best is None:
         return None
     values = {o.name: column.best(o) for o in comparison.outcomes if o.state == "done"}
@@ -194,7 +194,7 @@ def best_in(column: Column, comparison: Comparison) -> str | None:
 
 
 def score_text(score: Score | None) -> str:
-    """`62.0% (48-74)`."""
+    """Formats a score with its interval, such as `62.0% (48-74)`."""
     if score is None:
         return ""
     low, high = score.interval
@@ -202,7 +202,7 @@ def score_text(score: Score | None) -> str:
 
 
 def state_text(outcome: Outcome) -> str:
-    """Nothing for a candidate that is done."""
+    """Formats a candidate's state; empty if it is done."""
     if outcome.state == "left out":
         return f"left out after {outcome.share_of_steps:.0%}"
     return "" if outcome.state == "done" else outcome.state
@@ -267,7 +267,7 @@ def _scatter(
     logarithmic: bool = False,
     spread: Callable[[Outcome], tuple[float, float] | None] = lambda outcome: None,
 ) -> str:
-    """One plot as SVG: a named point for each candidate that has both figures."""
+    """Draws a scatter plot as SVG, with a labeled point for each candidate that has both values."""
     points = [(o, x, y) for o in outcomes if (x := x_of(o)) is not None and (y := y_of(o)) is not None]
     if not points:
         return ""
@@ -295,7 +295,7 @@ def _scatter(
 
 
 def _labels(places: Sequence[tuple[float, float]], names: Sequence[str]) -> list[str]:
-    """A name beside each point as SVG: where no other name or point is, if there is such a place near it."""
+    """Places a label next to each point as SVG, without overlaps if there is space nearby."""
     beyond_the_axis = (-math.inf, -math.inf, _MARGIN - 2.0, math.inf)
     taken = [beyond_the_axis, *((left - 4, top - 4, left + 4, top + 4) for left, top in places)]
     labels = []

@@ -1,1 +1,1 @@
-"""The hot path: runs a model with an adapter, for training and generation alike."""
+"""The hot path: kernels, weights and fused layers that run a model with an adapter, in training and generation."""

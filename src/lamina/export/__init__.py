@@ -1,1 +1,1 @@
-"""Ways out of a run: a merged model, a quantized base model."""
+"""Exports: merged models and quantized base models."""

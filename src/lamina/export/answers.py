@@ -1,7 +1,7 @@
-"""What a merged folder answers in plain transformers, with nothing but its own files, beside what the adapter answers.
+"""Compares the answers of a merged folder, loaded in plain transformers from its own files, with those of the adapter.
 
-Logits say that the weights are right. Whether the model is asked as it was trained, and whether it stops, is decided by
-the other files: chat template, tokenizer, and three lists of tokens that end an answer.
+Logits show that the weights are right. The other files decide whether prompts are rendered as in training, and whether
+answers stop: chat template, tokenizer, and three lists of stop tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lamina.engine.generator import ADAPTER, Generator, Piece, Request
 from lamina.engine.sampling import Sampling
 from lamina.machine.quiet import quiet_transformers
 
-# Longest answer that is waited for. Every token reads all of the weights, so that of a large model it is less.
+# Tokens of the longest answer. Every token reads all of the weights, so a large model gets fewer.
 _LONGEST, _SHORTEST = 48, 4
 _BYTES_TO_READ = 200e9
 
@@ -33,13 +33,13 @@ _FORCED = 1e9
 
 @dataclass(frozen=True)
 class AdapterAnswers:
-    """What the adapter answers.
+    """The adapter's answers.
 
     Attributes:
         prompts: User turns.
-        rendered: Their token ids, as in training.
+        rendered: The prompts' token ids, as in training.
         answers: The adapter's greedy answers.
-        longest: Tokens that they might have.
+        longest: Maximum number of tokens of an answer.
     """
 
     prompts: list[str]
@@ -49,18 +49,18 @@ class AdapterAnswers:
 
 
 def longest_answer(model: PreTrainedModel) -> int:
-    """Tokens of an answer that is worth waiting for."""
+    """Computes the maximum number of tokens of an answer; fewer for a large model."""
     size = sum(parameter.nbytes for parameter in model.parameters())
     return int(min(_LONGEST, max(_SHORTEST, _BYTES_TO_READ // max(1, size))))
 
 
 def answer_prompts(generator: Generator, prompts: Sequence[str], longest: int) -> AdapterAnswers:
-    """Lets an adapter answer.
+    """Generates the adapter's answers.
 
     Args:
         generator: Answers for `ADAPTER`.
         prompts: User turns.
-        longest: Tokens that an answer may have.
+        longest: Maximum number of tokens of an answer.
     """
     template = generator.template
     texts = [template.render([Message("user", prompt)], add_generation_prompt=True) for prompt in prompts]
@@ -71,12 +71,12 @@ def answer_prompts(generator: Generator, prompts: Sequence[str], longest: int) -
 
 @dataclass(frozen=True)
 class Seen:
-    """What a written folder answers.
+    """The result of comparing a folder's answers.
 
     Attributes:
-        answers: In figures.
-        notes: What a user should know.
-        reasons: Why the folder does not do as the adapter does.
+        answers: Counts of what was compared.
+        notes: Notes for the user.
+        reasons: How the folder's answers differ from the adapter's.
     """
 
     answers: Answers
@@ -84,7 +84,7 @@ class Seen:
     reasons: list[str]
 
     def added_to(self, certificate: Certificate) -> Certificate:
-        """A certificate with what was seen."""
+        """Returns the certificate with this result added."""
         return replace(
             certificate,
             passed=certificate.passed and not self.reasons,
@@ -102,47 +102,47 @@ def check_answers(
     expected: AdapterAnswers,
     tolerance: float,
 ) -> Seen:
-    """Lets a written folder answer.
+    """Generates the answers of a saved folder and compares them with the adapter's.
 
     Args:
         folder: The folder.
-        generator: Answers by the folder's files alone, and stops where they say.
-        logits: The folder's.
-        template: What the adapter was trained with.
-        expected: What the adapter answers.
-        tolerance: How far rounding may move a logit.
+        generator: Generates from the folder's own files, with its stop tokens.
+        logits: The folder's logits.
+        template: The chat template that the adapter was trained with.
+        expected: The adapter's answers.
+        tolerance: How much rounding may change a logit.
     """
     with quiet_transformers():
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     notes, reasons = [], []
     if fingerprint_tokenizer(tokenizer) != template.tokenizer_digest:
-        reasons.append("its tokenizer gives other ids than the one of training")
+        reasons.append("its tokenizer gives other ids than in training")
     if _rendered(tokenizer, expected.prompts) != expected.rendered:
         if mentions_date(template.source):
-            notes.append("the chat template writes today's date, and in training it was given a fixed one or none")
+            notes.append("the chat template writes today's date, which was fixed or left out in training")
         else:
-            reasons.append("its chat template writes other prompts than in training")
+            reasons.append("its chat template renders other prompts than in training")
     answers = _greedy(generator, expected.rendered, Sampling(max_tokens=expected.longest))
     stopped = undecided = 0
     for number, (answer, wanted) in enumerate(zip(answers, expected.answers, strict=True)):
         ours, theirs = answer.token_ids, wanted.token_ids
-        apart = next((place for place, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
-        if apart is not None:
-            gap = _gap(logits, [*expected.rendered[number], *theirs[:apart]], theirs[apart])
+        first = next((place for place, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
+        if first is not None:
+            gap = _gap(logits, [*expected.rendered[number], *theirs[:first]], theirs[first])
             if gap <= 2 * tolerance:
                 undecided += 1
             else:
-                reasons.append(f"it answers {expected.prompts[number]!r} otherwise, by a logit of {gap:.3g}")
+                reasons.append(f"it answers {expected.prompts[number]!r} differently, by a logit of {gap:.3g}")
         elif len(ours) != len(theirs):
             token = tokenizer.convert_ids_to_tokens((theirs if len(ours) > len(theirs) else ours)[-1])
-            what = f"goes on after {token}" if len(ours) > len(theirs) else f"stops at {token}"
-            reasons.append(f"it {what}, where the adapter does not")
+            what = f"continues after {token}" if len(ours) > len(theirs) else f"stops at {token}"
+            reasons.append(f"it {what}, but the adapter does not")
         elif wanted.finish_reason == "stop":
             stopped += 1
     for stop in template.stop_token_ids:
         forced = Sampling(max_tokens=3, logit_bias={stop: _FORCED})
         if len(_greedy(generator, expected.rendered[:1], forced)[0].token_ids) != 1:
-            reasons.append(f"it goes on after {tokenizer.convert_ids_to_tokens(stop)}, which ends an answer")
+            reasons.append(f"it continues after {tokenizer.convert_ids_to_tokens(stop)}, which ends an answer")
     return Seen(Answers(len(answers), expected.longest, stopped, undecided, len(reasons)), notes, reasons)
 
 
@@ -159,9 +159,9 @@ def _gap(logits: Logits, ids: Sequence[int], token: int) -> float:
 
 
 def _rendered(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]] | None:
-    """Token ids as transformers renders them; None where it cannot."""
+    """Renders prompts to token ids with transformers; None if it cannot."""
     turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
     try:
         return [tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False) for turn in turns]
-    except Exception:  # whatever a template, and the sandbox that it runs in, may raise
+    except Exception:  # of any kind, from the template or the sandbox that it runs in
         return None

@@ -1,7 +1,7 @@
-"""Folds an adapter into its base and writes the result, as a whole or one weight after the other.
+"""Merges an adapter into its base and saves the result, as a whole or weight by weight.
 
-The sum W + D is made in float32 and rounded once to the dtype of W. How much of D is left then is measured for each
-weight, because in bfloat16 a lightly trained adapter may round away: half a spacing of W is up to 2^-8 of it.
+The sum W + D is computed in float32 and rounded once to the dtype of W. How much of D remains is measured for each
+weight, because in bfloat16 a lightly trained adapter may be rounded away: half an ulp of W is up to 2^-8 of it.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from lamina.machine.quiet import quiet_transformers
 from lamina.methods.shared.base import Injection
 from lamina.models.shards import ShardWriter
 
-# Of a weight, compared at once; the one of them that changed the most is looked at again in the written file.
+# Elements of a weight that are compared at once; the one that changed most is checked again in the saved file.
 _ELEMENTS_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True, eq=False)
 class FoldedWeight:
-    """What folding did to one weight W, which is W' afterwards; D is what the adapter adds.
+    """The result of merging the adapter's update D into a weight W, which becomes W'.
 
     Attributes:
-        name: Its name in the model.
+        name: The weight's name in the model.
         size: |D|^2.
-        kept: <W' - W, D>; as large as `size` if nothing was lost.
-        places: Flat indices of elements that changed, one of each part of the weight.
-        values: What W' holds there.
+        kept: <W' - W, D>; equals `size` if nothing was lost to rounding.
+        places: Flat indices of changed elements, one for each block of the weight.
+        values: The values of W' at these indices.
     """
 
     name: str
@@ -47,11 +47,11 @@ class FoldedWeight:
 
 @dataclass(eq=False)
 class Folds:
-    """What was folded in.
+    """The result of merging an adapter.
 
     Attributes:
-        modules: How many modules.
-        weights: Each weight that the adapter adds to.
+        modules: Number of merged modules.
+        weights: The result for each weight that the adapter changes.
     """
 
     modules: int = 0
@@ -59,12 +59,12 @@ class Folds:
 
     @property
     def kept(self) -> float | None:
-        """How much of what the adapter adds to the weights is in them after rounding; None if it adds nothing."""
+        """The share of the adapter's update that remains after rounding; None if the update is zero."""
         size = sum(weight.size for weight in self.weights)
         return sum(weight.kept for weight in self.weights) / size if size else None
 
     def lost_in(self, model: PreTrainedModel) -> list[str]:
-        """Weights of a model that do not hold what was folded into them."""
+        """Lists the weights of a model that do not have the merged values."""
         parameters = dict(model.named_parameters(remove_duplicate=False))
         return [
             weight.name
@@ -75,12 +75,12 @@ class Folds:
 
 
 def fold_and_save(injection: Injection, folder: Path) -> Folds:
-    """Folds the adapter in and writes config and weights; the model is of no use afterwards.
+    """Merges the adapter and saves config and weights. The model must not be used afterwards.
 
-    Of a packed base, dense weights are made one at a time and let go once they are written.
+    The weights of a packed base are dequantized one at a time, and freed after they are written.
 
     Raises:
-        AdapterError: The method adds something that no weight can hold; nothing was written.
+        AdapterError: The method cannot be merged into weights; nothing was written.
     """
     model = injection.model
     model.config._name_or_path = ""
@@ -88,7 +88,7 @@ def fold_and_save(injection: Injection, folder: Path) -> Folds:
     if packed and not getattr(model, "_weight_conversions", None):
         return _fold_one_by_one(injection, folder)
     folded = fold_in(injection)
-    unpack(model)  # a file lays these weights out otherwise than the model, which takes all of them to undo
+    unpack(model)  # the file's layout differs from the model's, and converting needs all weights at once
     with quiet_transformers():
         model.save_pretrained(folder)
     return folded
@@ -96,10 +96,10 @@ def fold_and_save(injection: Injection, folder: Path) -> Folds:
 
 @torch.no_grad()
 def fold_in(injection: Injection) -> Folds:
-    """Puts what each layer adds into its base weight, and the base modules back into the model.
+    """Merges each layer into its base weight, and puts the base modules back into the model.
 
     Raises:
-        AdapterError: The method adds something that no weight can hold; nothing was changed.
+        AdapterError: The method cannot be merged into weights; nothing was changed.
     """
     check_merges(injection)
     folds = Folds()
@@ -134,7 +134,7 @@ def _fold_one_by_one(injection: Injection, folder: Path) -> Folds:
 
 
 def _fold(model: PreTrainedModel, name: str, layer: AdapterModule, folds: Folds) -> None:
-    """Folds one layer in by way of float32, rounds what comes of it once, and measures what that leaves of it."""
+    """Merges one layer in float32, rounds the result once, and measures how much of the update remains."""
     folds.modules += 1
     base = layer.base_module
     if base is None:
@@ -143,7 +143,7 @@ def _fold(model: PreTrainedModel, name: str, layer: AdapterModule, folds: Folds)
     dtype = base.dtype if isinstance(base, PackedLinear) else next(base.parameters()).dtype
     before: dict[str, torch.Tensor] = {}
     for key, parameter in list(base.named_parameters()):
-        before[key.replace("base_layer.", "")] = parameter  # of a layer of peft's inside
+        before[key.replace("base_layer.", "")] = parameter  # the prefix of a nested layer of peft
         _put(base, key, nn.Parameter(parameter.float(), requires_grad=False))
     if isinstance(base, PackedLinear):
         before["weight"] = base.dense(torch.float32)
@@ -154,7 +154,7 @@ def _fold(model: PreTrainedModel, name: str, layer: AdapterModule, folds: Folds)
         old = before[key] if key in before else torch.zeros_like(exact)  # such as a new bias
         rounded = exact.detach().to(old.dtype if isinstance(old, nn.Parameter) else dtype)
         folds.weights.append(_measure(f"{name}.{key}", old.detach(), exact.detach(), rounded))
-        # An unchanged weight stays the very tensor that it was, which another module may have too.
+        # An unchanged weight keeps its tensor, which another module may share.
         same = isinstance(old, nn.Parameter) and torch.equal(old, rounded)
         _put(merged, key, old if same else nn.Parameter(rounded, requires_grad=False))  # pyright: ignore[reportArgumentType]
     if isinstance(merged, PackedLinear):
@@ -180,7 +180,7 @@ def _put(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
 
 
 def _move_out(model: PreTrainedModel, name: str, writer: ShardWriter) -> None:
-    """Writes a module's weights, dense, and leaves nothing of it in the model."""
+    """Writes a module's dense weights, and removes the module from the model."""
     holder = nn.ModuleDict({"module": model.get_submodule(name)})
     unpack(holder)
     for key, parameter in holder["module"].named_parameters():
@@ -190,21 +190,21 @@ def _move_out(model: PreTrainedModel, name: str, writer: ShardWriter) -> None:
 
 
 def check_merges(injection: Injection) -> None:
-    """Checks that all of an adapter can be folded in.
+    """Checks that an adapter can be merged.
 
     Raises:
-        AdapterError: Some of it no weight can hold.
+        AdapterError: The method cannot be merged into weights.
     """
     if not all(layer.merges for layer in injection.layers.values()):
         title = METHOD_CONFIGS[injection.config.type].title
         raise AdapterError(
-            f"{title} cannot be folded into the base's weights: no weight can hold what it adds. "
-            "Fix: use the adapter as it is."
+            f"{title} cannot be merged into the base's weights: it is not a change of weights. "
+            "Fix: use it as an adapter."
         )
 
 
 def _fold_ends(injection: Injection, folds: Folds) -> set[str]:
-    """Folds in what is on the embedding and on the head, which may be one; gives their names."""
+    """Merges the adapters on the embedding and on the head, which may be tied; returns their names."""
     model = injection.model
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     adapted = {name: layer for name, layer in injection.layers.items() if model.get_submodule(name) in ends}
@@ -216,13 +216,13 @@ def _fold_ends(injection: Injection, folds: Folds) -> set[str]:
 
 
 def _settle_tie(model: PreTrainedModel) -> None:
-    """Embedding and head may now have a weight each; saving must not take the one for the other."""
+    """Unties embedding and head if they now have different weights, so that saving keeps both."""
     embedding: Any = model.get_input_embeddings()
     head: Any = model.get_output_embeddings()
     if head is None or embedding.weight is head.weight:
         return
     if model.config.get_text_config().tie_word_embeddings and torch.equal(embedding.weight, head.weight):
-        model.tie_weights()  # trained as one, they stay one
+        model.tie_weights()  # trained as tied weights, they stay tied
         return
     model.config.get_text_config().tie_word_embeddings = False
     model.config.tie_word_embeddings = False

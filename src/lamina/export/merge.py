@@ -1,4 +1,4 @@
-"""`merge`: folds an adapter into its base and proves, on the written folder, that the result is the adapter's model."""
+"""`merge`: merges an adapter into its base, and proves on the saved folder that it has the adapter's outputs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Merged:
 
     Attributes:
         path: A plain transformers folder.
-        certificate: The probes' verdict on that folder.
+        certificate: The result of replaying the probes on that folder.
     """
 
     path: Path
@@ -62,36 +62,36 @@ def merge(
     allow_difference: bool = False,
     notify: Notify = lambda message: None,
 ) -> Merged:
-    """Folds an adapter into its base and writes a plain transformers folder.
+    """Merges an adapter into its base and saves a plain transformers folder.
 
-    The sum is made in float32 and rounded once to the base's dtype. The folder is written aside, loaded again by
-    transformers alone, and appears at `out` only if the probes pass on it. Where the base was quantized for training,
-    what the adapter is added to are the weights that the quantized ones stand for, since these are what it was trained
-    on; they are written in the compute dtype and never quantized again.
+    The sum is computed in float32 and rounded once to the base's dtype. The folder is written to a temporary place,
+    loaded again by transformers alone, and moved to `out` only if the probes pass on it. If the base was quantized for
+    training, the adapter is added to the dequantized weights, since it was trained on these; they are saved in the
+    compute dtype and not quantized again.
 
     Args:
         path: A run directory or an adapter folder.
-        out: Where to write; must not exist yet.
+        out: The folder to write, which must not exist yet.
         model: The base; by default the one that the adapter names.
-        dtype: `bfloat16` or `float32`; `auto` is what the base was held in when the adapter was trained.
+        dtype: `bfloat16` or `float32`; `auto` is the base's dtype when the adapter was trained.
         allow_base_mismatch: Merge into another base than the adapter is locked to.
-        original_base: Merge into the weights that the base had before it was quantized. The adapter has not seen these,
-            so the probes may not pass.
-        allow_difference: Keep the merged model although its probes did not pass; its certificate says so.
-        notify: Called with a sentence before anything that takes a while.
+        original_base: Merge into the base's original weights from before it was quantized. The adapter was not trained
+            on these, so the probes may fail.
+        allow_difference: Keep the merged model even if its probes fail; the certificate records it.
+        notify: Called with a message before anything that takes a while.
 
     Raises:
-        AdapterError: The adapter does not fit, or `out` is taken.
-        BaseMismatchError: It is locked to another base.
-        CertificateError: The merged model does not give the adapter's logits; nothing is left at `out`.
-        StorageError: It could not be written.
+        AdapterError: The adapter does not fit the base, or `out` exists.
+        BaseMismatchError: The adapter is locked to another base.
+        CertificateError: The merged model does not have the adapter's logits; nothing is left at `out`.
+        StorageError: The folder could not be written.
     """
     out = Path(out)
     if out.exists():
         raise AdapterError(f"{out}: already exists. Fix: choose another --out, or delete it.")
     lock = read_adapter(adapter_folder(path)).lock
     if dtype == "auto" and lock is not None:
-        dtype = lock.base_dtype  # also where the machine would rather compute in another one
+        dtype = lock.base_dtype  # also if the machine's default is another one
     loaded = load(
         path,
         model=model,
@@ -107,7 +107,7 @@ def merge(
 
     device, ends, tied = loaded.model.device, Ends.of(loaded.model), _is_tied(loaded.model)
     with files.new_folder(out, replace=False) as folder:
-        notify("Folding the adapter in ...")
+        notify("Merging the adapter ...")
         folds = fold_and_save(loaded.injection, folder)
         changes: dict[str, Any] = {"dtype": dtype_name(loaded.base.dtype), "quantization_config": None}
         if tied and not _is_tied(loaded.model):
@@ -122,7 +122,7 @@ def merge(
             own_stop=lock is not None and lock.stop_token == loaded.template.stop_token,
             notify=notify,
         )
-        notify("Replaying the probes on the written folder ...")
+        notify("Replaying the probes on the saved folder ...")
         with quiet_transformers():
             written: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=loaded.base.dtype, local_files_only=True, trust_remote_code=False
@@ -156,7 +156,7 @@ def merge(
 
 
 def _probes(loaded: Loaded, lock: Lock | None, allow_difference: bool) -> list[Probe]:
-    """The adapter's probes as it is held now, which may be in another dtype than when they were recorded."""
+    """Returns the adapter's probes in the dtype it is loaded in, which may differ from that of the recording."""
     if lock is None:
         return record_probes(loaded.injection, loaded.template)
     if lock.base_dtype == dtype_name(loaded.base.dtype):
@@ -168,10 +168,10 @@ def _probes(loaded: Loaded, lock: Lock | None, allow_difference: bool) -> list[P
 
 
 def _fix(certificate: Certificate) -> str:
-    way = "use the adapter as it is"
+    way = "use the adapter without merging it"
     if certificate.is_rounded_away and certificate.dtype != "float32":
-        way = "merge with --dtype float32, in which nothing of it is lost"
-    return f"{way}, or keep the merged model all the same with --allow-difference"
+        way = "merge with --dtype float32, which does not round it away"
+    return f"{way}, or keep the merged model anyway with --allow-difference"
 
 
 def _is_tied(model: PreTrainedModel) -> bool:
@@ -180,7 +180,7 @@ def _is_tied(model: PreTrainedModel) -> bool:
 
 @contextlib.contextmanager
 def _layer_by_layer(model: PreTrainedModel, folder: Path) -> Iterator[None]:
-    """Inside the block, what a layer has read of the folder's files does not stay in memory."""
+    """Inside the block, evicts the pages of the folder's files after each layer, so that memory stays small."""
     paths = weight_files(folder)
     layers = [layer for module in model.modules() if isinstance(module, nn.ModuleList) for layer in module]
     hooks = [layer.register_forward_hook(lambda *_: drop_file_pages(paths)) for layer in layers]

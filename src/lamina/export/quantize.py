@@ -1,8 +1,8 @@
-"""`quantize`: writes a base in 4 bits whose weights are rounded for the inputs that its layers have on real documents.
+"""`quantize`: saves a base in 4 bits, calibrated on the inputs that its layers have on real documents (GPTQ).
 
-Rounding to the nearest looks at weights alone. Here the base in 16 bits runs over training documents first, and each
-layer's weights are rounded so that its outputs change least (`quantization/gptq.py`). What is written is an ordinary
-folder in the format of transformers and bitsandbytes, of the same size, and `model:` takes it like any other.
+Rounding to nearest considers only the weights. Here the base in 16 bits first runs on training documents, and each
+layer's weights are rounded so that its outputs change least (`quantization/gptq.py`). The result is an ordinary folder
+in the format of transformers and bitsandbytes, of the same size, which `model:` accepts like any other.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from lamina.structure.inputs import run_once, with_same_input
 from lamina.training.setup import check_positions, data_digests
 from lamina.training.step import evaluate_loss
 
-# What layers are given is looked at over so many tokens of training documents, unless asked otherwise.
+# Tokens of training documents for calibration, by default.
 DEFAULT_TOKENS = 32_768
 
-# Held-out documents on which the loss is measured before and after, at most.
+# Maximum number of held-out documents on which the loss is measured before and after.
 _EVAL_DOCUMENTS = 64
 _EVAL_BATCH = 8
 
-# Of the free memory, for the inputs' second moments; with more layers than that the documents are run over again.
+# The share of free memory for the inputs' second moments. If they need more, the documents are run several times.
 _SHARE_FOR_MOMENTS = 0.25
 
 REPORT_FILE = "quantization_report.json"
@@ -64,15 +64,15 @@ class QuantizedFolder:
     """A base in 4 bits on disk.
 
     Attributes:
-        path: A folder that `model:` takes.
-        bits_per_weight: Of the quantized layers, scales included.
-        modules: Quantized layers.
-        documents, tokens: Of training data that the base was run over.
-        nearest: |X (W - Q)^T| / |X W^T| with every weight rounded to the nearest, root mean square over the layers; X
-            is what a layer was given.
-        error: The same with what was written.
-        loss_before: Of the base in 16 bits on held-out documents; None without any.
-        loss: Of what was written, on the same.
+        path: A folder that `model:` accepts.
+        bits_per_weight: Bits per weight of the quantized layers, including scales.
+        modules: Number of quantized layers.
+        documents, tokens: Number of training documents and tokens that the base was run on.
+        nearest: |X (W - Q)^T| / |X W^T| with rounding to nearest, root mean square over the layers; X is a layer's
+            input.
+        error: The same for the saved weights.
+        loss_before: Loss of the base in 16 bits on held-out documents; None if there are none.
+        loss: Loss of the saved model on the same documents.
     """
 
     path: Path
@@ -93,7 +93,7 @@ class QuantizedFolder:
         """A sentence for the terminal."""
         text = (
             f"{self.modules} layers, {self.bits_per_weight:.3f} bits a weight; error of their outputs {self.error:.2%},"
-            f" rounded to the nearest {self.nearest:.2%} (on {self.documents} documents of {self.tokens} tokens)"
+            f" with rounding to nearest {self.nearest:.2%} (on {self.documents} documents of {self.tokens} tokens)"
         )
         if self.loss is not None and self.loss_before is not None:
             text += f"; loss on held-out documents {self.loss:.4f}, in 16 bits {self.loss_before:.4f}"
@@ -114,18 +114,18 @@ def quantize(
     Args:
         config: A `Config`, or what `load_config` takes. `model`, `dtype`, `offload`, `data`, `seed` and `quantization`
             (without it, 4 bits with its defaults) count.
-        out: Where to write; must not exist yet.
-        tokens: Of training documents to run the base over, about.
-        overrides: `key.sub=value` strings laid over the configuration.
-        progress: Called with what is being done, how much of it is done, and how much there is.
-        notify: Called with a sentence before anything that takes a while.
+        out: The folder to write, which must not exist yet.
+        tokens: About how many tokens of training documents to run the base on.
+        overrides: `key.sub=value` strings that override the configuration.
+        progress: Called with what is being done, how much of it is done, and the total.
+        notify: Called with a message before anything that takes a while.
 
     Raises:
-        ConfigError: `out` is taken, or the settings do not fit: not 4 bits, the base is quantized already, nothing is
+        ConfigError: `out` exists, or the settings do not fit: not 4 bits, the base is already quantized, no layer is
             left to quantize, or documents are longer than the base's table of positions.
         DataError: The data cannot be used.
-        ModelError: The base cannot be read, or has numbers that are not finite.
-        StorageError: It could not be written; nothing is left at `out`.
+        ModelError: The base cannot be loaded, or has values that are not finite.
+        StorageError: The folder could not be written; nothing is left at `out`.
     """
     out, config = Path(out), load_config(config, overrides)
     settings = config.quantization or QuantizationConfig()
@@ -135,7 +135,7 @@ def quantize(
     dtype = config.dtype if settings.compute_dtype == "auto" else settings.compute_dtype
     base = load_base(config.model, dtype, notify=notify, offload=config.offload)
     if base.quantization is not None:
-        message = f"{base.source.folder} is quantized already, and what that took cannot be chosen again."
+        message = f"{base.source.folder} is already quantized, so its original weights are lost."
         raise ConfigError(Problem("model", message, "name the model in 16 bits"))
     layers = converted_modules(base.model, settings)
     if not layers:
@@ -162,7 +162,7 @@ def quantize(
             "output_errors": {name: {"nearest": pair[0], "written": pair[1]} for name, pair in rounded.items()},
         }
         source, base_dtype, ends = base.source.folder, base.dtype, Ends.of(base.model)
-        del base, layers  # before it is read once more, to be written in 4 bits
+        del base, layers  # frees the base before it is loaded again to be saved in 4 bits
         notify("Writing the quantized base ...")
         write_quantized(source, settings, base_dtype, folder / "rounded", folder)
         shutil.rmtree(folder / "rounded")
@@ -190,23 +190,23 @@ def _check_request(out: Path, tokens: int, settings: QuantizationConfig) -> None
         raise ConfigError(Problem("--out", f"{out} already exists.", "choose another, or delete it"))
     if tokens < 1:
         fix = f"use 1 at least, or the usual {DEFAULT_TOKENS}"
-        raise ConfigError(Problem("--tokens", f"{tokens} are too few.", fix))
+        raise ConfigError(Problem("--tokens", f"{tokens} is too few.", fix))
     if settings.bits != 4:
-        message = "rounding to 8 bits takes next to nothing, so there is nothing to choose."
-        raise ConfigError(Problem("quantization.bits", message, "set it to 4, or train with bits: 8 as it is"))
+        message = "rounding to 8 bits loses almost nothing, so calibration has nothing to improve."
+        raise ConfigError(Problem("quantization.bits", message, "set it to 4, or train with bits: 8 directly"))
 
 
 def _note_few_tokens(found: int, layers: Iterable[nn.Module], notify: Notify) -> None:
     widest = max(_frozen(layer).in_features for layer in layers)
     if found < widest:
         notify(
-            f"{found} tokens say little about layers of up to {widest} inputs: on other text, rounding for them may be"
-            " no better than rounding to the nearest. More data helps, or more --tokens."
+            f"{found} tokens are few for layers with up to {widest} inputs: on other text, the result may be no better"
+            " than rounding to nearest. More data helps, or more --tokens."
         )
 
 
 def _some_documents(train: Sequence[EncodedExample], tokens: int, seed: int) -> list[EncodedExample]:
-    """Documents in a random order until there are so many tokens, or all."""
+    """Draws documents in random order until they have `tokens` tokens, or all of them."""
     chosen, found = [], 0
     for place in torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist():
         if found >= tokens:
@@ -224,10 +224,10 @@ def _round(
     folder: Path,
     progress: Progress,
 ) -> dict[str, tuple[float, float]]:
-    """Writes every layer's packed weights to a file of its own in `folder`.
+    """Quantizes every layer, and writes each one's packed weights to a separate file in `folder`.
 
     Returns:
-        Module -> error of its outputs with every weight rounded to the nearest, and as written.
+        Module -> error of its outputs with rounding to nearest, and with the saved weights.
     """
     folder.mkdir()
     batches = [build_batch([document]).to(base.model.device).input_ids for document in documents]
@@ -257,7 +257,7 @@ def _round(
 
 
 class _Moments:
-    """X^T X / T over all documents."""
+    """Accumulates X^T X / T over all documents."""
 
     def __init__(self) -> None:
         self._sum: torch.Tensor | None = None
@@ -278,13 +278,13 @@ class _Moments:
 def _rounds(
     groups: Sequence[list[str]], layers: Mapping[str, nn.Module], device: torch.device
 ) -> list[list[list[str]]]:
-    """Groups of layers whose moments fit in the device's memory together. What comes out does not depend on it."""
-    room = _SHARE_FOR_MOMENTS * available_bytes(device)
+    """Splits the groups of layers into rounds whose moments fit in memory. The result does not depend on it."""
+    available = _SHARE_FOR_MOMENTS * available_bytes(device)
     rounds: list[list[list[str]]] = [[]]
     taken = 0
     for names in groups:
         size = 4 * _frozen(layers[names[0]]).in_features ** 2
-        if rounds[-1] and taken + size > room:
+        if rounds[-1] and taken + size > available:
             rounds.append([])
             taken = 0
         rounds[-1].append(names)

@@ -1,1 +1,1 @@
-"""What training minimizes, one file a loss."""
+"""What training minimizes: one file per loss."""

@@ -1,9 +1,9 @@
-"""What a loss is: which rows it takes, how they become sequences, and what training minimizes over them.
+"""`Loss`, the interface of a loss: which rows it takes, how they become sequences, and what training minimizes.
 
-A loss's file defines `build(config)`, which gives an instance of a `Loss` subclass; discovery finds it by the file's
-name, which is also the name of its configuration in `config/losses/`. Nothing else knows a loss by name: the data is
-read by its `sequences`, a step divides its sums by its count over the whole step, and `lamina verify` holds it to its
-own `formula`.
+A loss's file defines `build(config)`, which returns an instance of a `Loss` subclass. It is discovered by the file's
+name, which is also the name of its configuration in `config/losses/`. No other code knows a loss by name: its
+`sequences` decide how rows are read, a step divides the sum by the loss's `count` over the whole step, and `lamina
+verify` compares it with its own `formula`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from lamina.structure.head import Head
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure that a loss has beside itself, as a sum that goes on over micro-batches.
+    """A metric that a loss reports, as a sum that is accumulated over micro-batches.
 
     Attributes:
-        total: Scalar, float32 or float64.
+        total: The sum, a float32 or float64 scalar.
         count: What the sum is divided by in the end.
     """
 
@@ -39,11 +39,11 @@ class Metric:
 
 @dataclass(frozen=True)
 class LossSum:
-    """A loss over some examples.
+    """The loss over some examples.
 
     Attributes:
-        total: float32 scalar with a gradient: the sum over the examples, not yet divided by `Loss.count`.
-        metrics: Figures beside it by name, such as TRL's `rewards/margins`; without gradients.
+        total: The sum over the examples, not divided by `Loss.count`: a float32 scalar with a gradient.
+        metrics: Metrics by name, such as TRL's `rewards/margins`; without gradients.
     """
 
     total: torch.Tensor
@@ -54,17 +54,17 @@ class Loss(ABC):
     """One loss.
 
     Attributes:
-        sequences: What it makes of rows; cross entropy's unless a subclass says otherwise.
-        is_likelihood: Whether it is a mean of -log p, so that exp(loss) is a perplexity.
+        sequences: How rows become sequences; by default as for cross entropy.
+        is_likelihood: Whether the loss is a mean of -log p, so that exp(loss) is a perplexity.
     """
 
     sequences: ClassVar[Sequences] = ANSWERS
     is_likelihood: ClassVar[bool] = False
 
     def count(self, examples: Sequence[EncodedExample]) -> float:
-        """What the sum over examples is divided by: their supervised tokens, unless a subclass says otherwise.
+        """Computes what the sum over examples is divided by: their supervised tokens, unless a subclass overrides this.
 
-        A step asks for that of all its examples, so that micro-batches, packing and processes change nothing.
+        A step divides by the count of all its examples, so micro-batches, packing and processes change nothing.
         """
         return float(sum(example.supervised_tokens for example in examples))
 
@@ -73,18 +73,18 @@ class Loss(ABC):
         """Computes the loss of whole examples.
 
         Args:
-            model: Inside `fusion.fast_path`, or in the attention that the batches' layout names.
-            head: The model's parts.
-            batches: On the model's device, from `build_units`: one with the documents of many examples, or one for each
-                sequence of a single example. `batch.examples` says what the documents are of.
+            model: The model, inside `fusion.fast_path` or with the attention that the batches' layout names.
+            head: Decoder and output head of the model.
+            batches: From `build_units`, on the model's device: one with the documents of many examples, or one for each
+                sequence of a single example. `batch.examples` says which documents belong to which example.
         """
 
     @abstractmethod
     def formula(self, logits: Sequence[torch.Tensor], example: EncodedExample) -> torch.Tensor:
-        """The same for one example from the model's own logits, in plain torch, as its paper writes it.
+        """Computes the sum for one example from the model's own logits, in plain torch, as in the paper.
 
         Args:
-            logits: Of each of its sequences, (T, vocabulary), with a gradient.
+            logits: Logits of each of its sequences, (T, vocabulary), with a gradient.
             example: The example.
 
         Returns:
@@ -93,9 +93,9 @@ class Loss(ABC):
 
 
 def build_loss(config: LossConfig) -> Loss:
-    """The loss that the `loss:` section names.
+    """Builds the loss that the `loss:` section names.
 
     Raises:
-        ConfigError: It is of another package, which cannot be imported.
+        ConfigError: The loss belongs to another package, which cannot be imported.
     """
     return plugins.load_member("losses", config.type).build(config)

@@ -24,7 +24,7 @@ from lamina.structure.head import Head
 
 
 class CrossEntropy(Loss):
-    """See the file's top."""
+    """Cross entropy over the supervised tokens; the formula is at the top of the file."""
 
     is_likelihood = True
 
@@ -39,7 +39,7 @@ class CrossEntropy(Loss):
 
 
 def build(config: CrossEntropyConfig) -> CrossEntropy:
-    """The loss of a `loss:` section."""
+    """Builds the loss of a `loss:` section."""
     return CrossEntropy()
 
 
@@ -47,9 +47,9 @@ def cross_entropy(model: PreTrainedModel, head: Head, batch: Batch) -> torch.Ten
     """Computes the sum of -log p over the batch's supervised tokens.
 
     Args:
-        model: Inside `fusion.fast_path`, or in the attention that the batch's layout names.
-        head: The model's parts.
-        batch: Documents in a layout that gives the model's own numbers, on the model's device.
+        model: The model, inside `fusion.fast_path` or with the attention that the batch's layout names.
+        head: Decoder and output head of the model.
+        batch: Documents in a layout that keeps the model's own outputs, on the model's device.
 
     Returns:
         A float32 scalar: a sum, to be divided by the supervised tokens of the whole optimizer step.
@@ -57,12 +57,12 @@ def cross_entropy(model: PreTrainedModel, head: Head, batch: Batch) -> torch.Ten
     inputs = model_inputs(batch)
     if head.whole_model:
         logits_TV = model(**inputs, logits_to_keep=batch.predicting).logits[0]
-        if logits_TV.shape[0] != batch.supervised_tokens:  # the model ignored what to keep
+        if logits_TV.shape[0] != batch.supervised_tokens:  # the model ignored `logits_to_keep`
             logits_TV = logits_TV.index_select(0, batch.predicting)
         return F.cross_entropy(logits_TV.float(), batch.targets, reduction="sum")
     hidden_TD = head.decoder(**inputs).last_hidden_state[0]
     hidden_ND = hidden_TD.index_select(0, batch.predicting)
-    # A subclass may compute something else than its weight says.
+    # Not for a subclass of nn.Linear, which may compute something else.
     if type(head.linear) is nn.Linear and not head.linear.weight.requires_grad:
         return chunked_cross_entropy(hidden_ND, batch.targets, head.linear, head.transform)
     vocabulary = model.config.get_text_config().vocab_size

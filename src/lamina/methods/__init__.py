@@ -1,1 +1,1 @@
-"""PEFT methods, one file each: how a method attaches to a frozen model, its mathematics, its names on disk."""
+"""PEFT methods, one file each: how a method is attached to a frozen model, its mathematics, its names on disk."""

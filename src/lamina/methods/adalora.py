@@ -1,14 +1,15 @@
-"""AdaLoRA: y = x W^T + b + s (x A^T) diag(E) B^T, a low-rank product in the form of an SVD, whose ranks are cut.
+"""AdaLoRA: y = x W^T + b + s (x A^T) diag(E) B^T, a low-rank product in the form of an SVD, whose ranks are pruned.
 
 Zhang et al. 2023, "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", arXiv:2303.10512.
-A (r, in) and B (out, r) are held near orthonormal by a term in the loss,
+A (r, in) and B (out, r) are kept nearly orthonormal by a penalty in the loss,
 
     w mean over all A, B of ||A A^T - I||, ||B^T B - I||  (Frobenius)
 
-so that |E| says how much each of the r triplets (a row of A, its E, a column of B) adds. Every triplet has a score: its
-parameters' sensitivity |p dp|, as a moving average, times the moving average of how far it strays from that, summed
-over E, the mean of the row and the mean of the column. As the budget falls, along a cubic from r a layer to
-`target_r` on average, the triplets with the lowest scores in the whole model have their E set to zero.
+so that |E| measures the contribution of each of the r triplets (a row of A, its E, a column of B). A parameter's score
+is the moving average of its sensitivity |p dp|, times the moving average of the sensitivity's deviation from that
+average. A triplet's score is the score of E, plus the mean scores of the row and of the column. The budget of ranks
+falls along a cubic, from r per layer to `target_r` on average; the triplets with the lowest scores in the whole model
+get E = 0.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ class AdaLoraLinear(LowRankLinear):
     """A frozen linear layer with a low-rank path in the form of an SVD.
 
     Attributes:
-        lora_A: (r, in_features), float32; normal with a deviation of 0.02.
-        lora_E: (r, 1), float32; zero, so that the layer starts as the base.
-        lora_B: (out_features, r), float32; as A.
+        lora_A: A, (r, in_features), float32; normal with a standard deviation of 0.02.
+        lora_E: E, (r, 1), float32; zero, so that the layer starts as the base.
+        lora_B: B, (out_features, r), float32; initialized like A.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class AdaLoraLinear(LowRankLinear):
     ) -> None:
         super().__init__(frozen, scaling, dropout)
         device = self.weight.device
-        # Drawn on the CPU: the same seed gives the same adapter whatever the device.
+        # Drawn on the CPU, so that a seed gives the same adapter for every device.
         self.lora_A = nn.Parameter((INIT_STD * torch.randn(r, frozen.in_features, generator=generator)).to(device))
         self.lora_E = zeros((r, 1), device)
         self.lora_B = nn.Parameter((INIT_STD * torch.randn(frozen.out_features, r, generator=generator)).to(device))
@@ -64,15 +65,15 @@ class AdaLoraLinear(LowRankLinear):
         return ["lora_B"]
 
     def kept(self) -> torch.Tensor:
-        """Which ranks add something: (r,) bool. A zero in E is a rank that was cut."""
+        """Finds the ranks that are kept, (r,) bool: those with a nonzero E."""
         return self.lora_E.detach()[:, 0] != 0
 
 
 class BudgetHooks(Hooks):
-    """The orthogonality term, the scores, and the cuts.
+    """Computes the orthogonality penalty and the scores, and prunes ranks.
 
     Attributes:
-        final: Which ranks each layer keeps for good, (r, 1) bool, by its name; empty before the last cut.
+        final: Layer name -> which ranks it keeps in the end, (r, 1) bool; empty before the last pruning.
     """
 
     def __init__(self, layers: Mapping[str, AdaLoraLinear], config: AdaLoraConfig, total_steps: int) -> None:
@@ -96,19 +97,19 @@ class BudgetHooks(Hooks):
     @torch.no_grad()
     def after_update(self, step: int) -> None:
         if self.final:
-            self._zero(self.final)  # the optimizer's momentum moves them
+            self._zero(self.final)  # again, since the optimizer's momentum changes them
             return
-        # A run may be so short that its last cut is its first step: it needs scores all the same.
+        # In a very short run the last pruning is in the first step, which needs scores too.
         if step < self._last_cut or not self._sensitivity:
             self._score_weights()
-        if step >= self._last_cut:  # not only then: that step may have been skipped
+        if step >= self._last_cut:  # >= rather than ==: that step may have been skipped
             self.final = self._cut_to(self._target)
             self._sensitivity, self._uncertainty = {}, {}
         elif step > self._config.tinit and step % self._config.deltaT == 0:
             self._cut_to(self.budget(step))
 
     def budget(self, step: int) -> int:
-        """Ranks of all layers together that may be left after a step."""
+        """Computes the number of ranks, over all layers, that may remain after a step."""
         config = self._config
         if step <= config.tinit:
             return self._initial
@@ -118,7 +119,7 @@ class BudgetHooks(Hooks):
         return int((self._initial - self._target) * left**3 + self._target)
 
     def is_settled(self) -> bool:
-        """Between the cuts, momentum brings ranks back: only after the last one are there `target_r` a layer."""
+        """Whether ranks are final: between prunings, momentum revives ranks, so only the last reaches `target_r`."""
         return bool(self.final)
 
     def figures(self) -> dict[str, int]:
@@ -150,7 +151,7 @@ class BudgetHooks(Hooks):
                 self._uncertainty[key] = beta2 * spread + (1 - beta2) * (now - mean).abs()
 
     def _cut_to(self, budget: int) -> dict[str, torch.Tensor]:
-        """Sets the E of all but the `budget` best triplets to zero. Gives which are left, as `final`."""
+        """Sets E to zero for all but the `budget` best triplets. Returns which ranks remain, like `final`."""
         scores = {name: self._score(name) for name in self._layers}
         excess = self._initial - budget
         if excess == 0:
@@ -161,7 +162,7 @@ class BudgetHooks(Hooks):
         return kept
 
     def _score(self, name: str) -> torch.Tensor:
-        """(r,): how important each triplet of a layer is."""
+        """Computes the scores of a layer's triplets, (r,)."""
         A, E, B = (self._sensitivity[f"{name}.{key}"] * self._uncertainty[f"{name}.{key}"] for key in _TRIPLET)
         return E[:, 0] + (A.mean(1) + B.mean(0))
 
@@ -184,10 +185,10 @@ class AdaLora(Method):
         return Injection(model, config, replace_linears(model, names, build))
 
     def prepare(self, injection: Injection, documents: Sequence[torch.Tensor]) -> Injection:
-        """Checks the rank, which only matters before training.
+        """Checks the rank, which matters only before training.
 
         Raises:
-            ConfigError: It is too large.
+            ConfigError: The rank is too large.
         """
         check_rank("method.init_r", injection.config, adapted_linears(injection))
         return injection
@@ -197,15 +198,15 @@ class AdaLora(Method):
         assert isinstance(config, AdaLoraConfig)
         problems = []
         if config.rank_pattern is not None:
-            message = "is what a finished adapter has kept of its ranks; training begins with init_r everywhere."
+            message = "holds the remaining ranks of a trained adapter; training starts with init_r in every layer."
             problems.append(Problem("method.rank_pattern", message, "remove it"))
         if config.total_step not in (None, total_steps):
-            message = f"{config.total_step} is not the number of the run's optimizer steps, {total_steps}."
+            message = f"{config.total_step} is not the run's number of optimizer steps, {total_steps}."
             problems.append(Problem("method.total_step", message, "remove it"))
         if config.tinit + config.tfinal >= total_steps:
             message = (
-                f"{config.tinit} steps before the first cut and {config.tfinal} (method.tfinal) after the last leave "
-                f"none of the run's {total_steps} steps to cut ranks in."
+                f"{config.tinit} steps before the first pruning and {config.tfinal} (method.tfinal) after the last "
+                f"leave none of the run's {total_steps} steps for pruning ranks."
             )
             problems.append(Problem("method.tinit", message, "lower method.tinit or method.tfinal, or train longer"))
         if problems:
@@ -213,7 +214,7 @@ class AdaLora(Method):
         return BudgetHooks(_layers(injection), config, total_steps)
 
     def saved(self, injection: Injection) -> Saved:
-        """The adapter without the ranks that were cut."""
+        """Returns the adapter without the pruned ranks."""
         config, layers = injection.config, _layers(injection)
         assert isinstance(config, AdaLoraConfig)
         kept = {name: layer.kept() for name, layer in layers.items()}
@@ -239,7 +240,7 @@ class AdaLora(Method):
             "beta1": config.beta1,
             "beta2": config.beta2,
             "orth_reg_weight": config.orth_reg_weight,
-            # peft reads no adapter without a number that fits the schedule, which is over by now.
+            # peft cannot load an adapter without a total_step that fits the schedule, although the schedule is over.
             "total_step": config.total_step or config.tinit + config.tfinal + 1,
             "rank_pattern": config.rank_pattern,
             "lora_alpha": config.lora_alpha,
@@ -262,7 +263,7 @@ METHOD = AdaLora()
 _TRIPLET = ("lora_A", "lora_E", "lora_B")
 
 
-# Of these, peft's AdaLoRA takes no notice, or they are how training began.
+# Fields that peft's AdaLoRA ignores, or that describe the initialization.
 _NO_EFFECT_FIELDS = {
     "alpha_pattern",
     "init_lora_weights",
@@ -281,7 +282,7 @@ def _layers(injection: Injection) -> dict[str, AdaLoraLinear]:
 
 
 def _ranks(config: AdaLoraConfig, names: list[str]) -> list[int]:
-    """The rank that each layer begins with."""
+    """Computes the initial rank of each layer."""
     if config.rank_pattern is None:
         return [config.init_r] * len(names)
     wanted = {f"{name}.lora_E" for name in names}

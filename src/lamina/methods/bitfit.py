@@ -1,4 +1,4 @@
-"""BitFit: y = x W^T + b with the bias b trained and W frozen; biases of norms too.
+"""BitFit: y = x W^T + b with the bias b trained and W frozen; the biases of norms are trained too.
 
 Ben Zaken et al. 2021, "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models",
 arXiv:2106.10199.
@@ -18,7 +18,7 @@ from lamina.methods.shared.trained_copy import train_parameters, without_uncalle
 
 
 class Bitfit(Method):
-    """A float32 master for each bias of the base."""
+    """Trains a float32 copy of each bias of the base."""
 
     in_peft = False
     draws = False
@@ -32,10 +32,10 @@ class Bitfit(Method):
         biased = {name: keys for name, keys in own.items() if keys}
         chosen = without_uncalled(model, biased)
         if not chosen:
-            but = f" but in modules that a text does not call (first: {next(iter(biased))})" if biased else ""
+            but = f" except in modules that do not run on a text (first: {next(iter(biased))})" if biased else ""
             message = (
-                f"BitFit trains the biases that a model has, and {type(model).__name__} has none{but}: its linear "
-                "layers are products alone, and so are its norms."
+                f"BitFit trains the biases of a model, and {type(model).__name__} has none{but}: neither its linear "
+                "layers nor its norms add one."
             )
             raise ConfigError(Problem("method.type", message, "use ln_tuning or ia3, which are as small, or lora"))
         left_out = [name for name in biased if name not in chosen]

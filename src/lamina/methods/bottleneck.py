@@ -1,8 +1,8 @@
 """Bottleneck adapters: h + s (W_up f(W_down h + b_down) + b_up) with small W_down, W_up; W_up is zero at the start.
 
 Houlsby et al. 2019, arXiv:1902.00751: after a layer's attention and after its feed-forward part, before the residual is
-added. Pfeiffer et al. 2020, arXiv:2005.00247: after the feed-forward part alone. He et al. 2021, arXiv:2110.04366, puts
-it beside the feed-forward part instead, with the same input x: FFN(x) + s (W_up f(W_down x + b_down) + b_up).
+added. Pfeiffer et al. 2020, arXiv:2005.00247: only after the feed-forward part. He et al. 2021, arXiv:2110.04366: in
+parallel with the feed-forward part, with the same input x: FFN(x) + s (W_up f(W_down x + b_down) + b_up).
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ _ACTIVATIONS: dict[row_forms.Activation, Callable[[torch.Tensor], torch.Tensor]]
 
 @dataclass(frozen=True)
 class Sublayers:
-    """Names of the two parts of a decoder layer."""
+    """The module names of a decoder layer's two sublayers."""
 
     attention: str
     feed_forward: str
 
 
 class BottleneckAdapter(AdapterModule):
-    """A part of a decoder layer with a bottleneck adapter after or beside it.
+    """A sublayer of a decoder layer with a bottleneck adapter after it or in parallel.
 
     Attributes:
-        base: The part, unchanged.
+        base: The sublayer, unchanged.
         down_weight: (bottleneck, width), float32; uniform in +-1/sqrt(width).
         down_bias: (bottleneck,), float32; zero.
         up_weight: (width, bottleneck), float32; zero, so that the layer starts as the base.
@@ -61,7 +61,7 @@ class BottleneckAdapter(AdapterModule):
         super().__init__()
         size, bound = config.size(width), width**-0.5
         self.base = base
-        # Drawn on the CPU: the same seed gives the same adapter whatever the device.
+        # Drawn on the CPU, so that a seed gives the same adapter for every device.
         init = torch.empty(size, width).uniform_(-bound, bound, generator=generator)
         self.down_weight = nn.Parameter(init.to(device))
         self.down_bias = nn.Parameter(torch.zeros(size, device=device))
@@ -72,7 +72,7 @@ class BottleneckAdapter(AdapterModule):
         self.activation: row_forms.Activation = config.non_linearity
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the part gives, its (first) output (..., width) changed."""
+        """Runs the sublayer, and applies the adapter to its (first) output (..., width)."""
         output = self.base(*args, **kwargs)
         if not self.enabled:
             return output
@@ -98,11 +98,11 @@ class BottleneckAdapter(AdapterModule):
         return (row_forms.Bottleneck(*down, *up, self.scaling, self.activation, self.parallel),)
 
     def fold_in(self, model: PreTrainedModel, name: str) -> None:
-        raise AdapterError("a bottleneck adapter cannot be folded into weights. Fix: use the adapter as it is.")
+        raise AdapterError("a bottleneck adapter cannot be merged into weights. Fix: use it as an adapter.")
 
 
 class Bottleneck(Method):
-    """Small networks after or beside a layer's parts."""
+    """Small networks after or in parallel with a layer's sublayers."""
 
     in_peft: ClassVar[bool] = False
 
@@ -142,17 +142,17 @@ class Bottleneck(Method):
         try:
             return BottleneckConfig(**{key: value for key, value in peft_config.items() if key not in about})
         except ValueError as error:
-            raise AdapterError(f"adapter_config.json is not one of a bottleneck adapter: {error}") from None
+            raise AdapterError(f"adapter_config.json does not fit a bottleneck adapter: {error}") from None
 
 
 METHOD = Bottleneck()
 
 
 def find_sublayers(model: PreTrainedModel) -> list[Sublayers]:
-    """The parts of each decoder layer: its children with linear layers in them, one of which keeps a cache's index.
+    """Finds the sublayers of each decoder layer: its children with linear layers; attention has a `layer_idx`.
 
     Raises:
-        ConfigError: A layer does not have just one attention and one feed-forward part.
+        ConfigError: A layer does not have exactly one attention and one feed-forward part.
     """
     names = {module: name for name, module in model.named_modules()}
     found = []

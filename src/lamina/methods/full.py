@@ -1,6 +1,6 @@
 """Full fine-tuning: y = f(x; W) with every parameter W of the base trained.
 
-The ceiling that the other methods are measured against, and what GaLore (`optim/_galore.py`) makes smaller.
+The upper bound that the other methods are compared with. GaLore (`optim/_galore.py`) reduces its memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lamina.methods.shared.trained_copy import train_parameters, without_uncalle
 
 
 class Full(Method):
-    """A float32 master for each parameter; tied ones, such as embedding and head, share theirs."""
+    """Trains a float32 copy of each parameter; tied parameters, such as embedding and head, share a copy."""
 
     in_peft = False
     draws = False

@@ -1,8 +1,8 @@
 """IA3: y = l * (x W^T + b) for keys and values, y = (l * x) W^T + b for the last layer of a feed-forward.
 
 Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning",
-arXiv:2205.05638. The trained l has one number for each output feature, or, in a feed-forward, for each input feature;
-all are 1 at the start. Being factors of rows or columns of W, they fold into it.
+arXiv:2205.05638. The trained l has one factor per output feature, or in a feed-forward per input feature; all are 1 at
+the start. They are factors of the rows or columns of W, so they can be merged into it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from lamina.methods.shared.targets import FIELD, find_targets, replace_linears
 
 FEEDFORWARD_FIELD = "method.feedforward_modules"
 
-# What makes keys and values, by the names that there are: the first of which a model has all is taken. Where one layer
-# makes queries as well, they are scaled too.
+# Names of the layers that compute keys and values; the first tuple of which a model has all names is used. Where one
+# layer computes queries as well, they are scaled too.
 KEYS_AND_VALUES = (
     ("k_proj", "v_proj"),  # Llama, Qwen, Gemma, Mistral, Phi, OPT, GPT-J, GPT-Neo
     ("c_attn",),  # GPT-2
@@ -36,7 +36,7 @@ KEYS_AND_VALUES = (
     ("Wqkv",),  # MPT
 )
 
-# The last linear layer of a feed-forward, alike.
+# Names of the last linear layer of a feed-forward, in the same way.
 FEEDFORWARD = (
     ("down_proj",),  # Llama, Qwen, Gemma, Mistral, Phi-3, MPT
     ("fc2",),  # Phi, OPT
@@ -50,15 +50,15 @@ class IA3Linear(AdapterLinear):
     """A frozen linear layer whose output, or input, is scaled.
 
     Attributes:
-        ia3_l: (out_features, 1), or (1, in_features) in a feed-forward; float32.
+        ia3_l: l, (out_features, 1), or (1, in_features) in a feed-forward; float32.
     """
 
     def __init__(self, frozen: FrozenLinear, is_feedforward: bool, generator: torch.Generator | None) -> None:
         """
         Args:
-            frozen: The layer.
-            is_feedforward: Whether its input is scaled.
-            generator: Draws the initial scales from a normal distribution; None for ones.
+            frozen: The base layer.
+            is_feedforward: Whether the input is scaled.
+            generator: Generator for initial scales from a normal distribution; None for ones.
         """
         super().__init__(frozen)
         shape = (1, frozen.in_features) if is_feedforward else (frozen.out_features, 1)
@@ -70,7 +70,7 @@ class IA3Linear(AdapterLinear):
         """x: (..., in_features) -> (..., out_features)."""
         if not self.enabled:
             return self.frozen.matmul(x)
-        # The scale stays float32, and the product is rounded: bfloat16 has no number between 1 and 1.0078.
+        # The scale is used in float32 and the product is rounded: bfloat16 has no value between 1 and 1.0078.
         if self.is_feedforward:
             return self.frozen.matmul((x * self.ia3_l[0]).to(x.dtype))
         return (self.frozen.matmul(x) * self.ia3_l[:, 0]).to(x.dtype)
@@ -112,13 +112,13 @@ class IA3(Method):
         def build(frozen: FrozenLinear) -> IA3Linear:
             return IA3Linear(frozen, next(which), generator)
 
-        # The adapter says what was scaled, whatever the defaults are when it is loaded.
+        # The configuration records what was scaled, so that loading does not depend on the defaults.
         chosen = config.model_copy(update={"target_modules": targets, "feedforward_modules": feedforward})
         return Injection(model, chosen, replace_linears(model, names, build))
 
     def peft_config(self, config: IA3Config, target_modules: list[str], base_ref: str) -> dict[str, Any]:
         feedforward = config.feedforward_modules
-        if isinstance(feedforward, list):  # peft wants them to be among the targets, word for word
+        if isinstance(feedforward, list):  # peft requires the same strings in target_modules
             target_modules = sorted({*target_modules, *feedforward})
         return peft_fields("IA3", config.target_modules, target_modules, base_ref) | {
             "feedforward_modules": feedforward,
@@ -139,21 +139,21 @@ METHOD = IA3()
 def _default_targets(model: PreTrainedModel) -> list[str]:
     linears = find_targets(model, "all-linear")
     targets: list[str] = []
-    for what, choices in (("keys and values", KEYS_AND_VALUES), ("the end of a feed-forward", FEEDFORWARD)):
+    for what, choices in (("keys and values", KEYS_AND_VALUES), ("the output of a feed-forward", FEEDFORWARD)):
         found = next((patterns for patterns in choices if all(_matching(linears, [p]) for p in patterns)), None)
         if found is None:
             short = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
-            message = f"none of {type(model).__name__}'s linear layers is known to make {what}; they are {short}."
+            message = f"none of {type(model).__name__}'s linear layers is known to compute {what}; they are {short}."
             raise ConfigError(Problem(FIELD, message, f"name them, and those of a feed-forward in {FEEDFORWARD_FIELD}"))
         targets += found
     called = set(linears)
     names = find_targets(model, targets)
-    # The same names may be in a vision tower, which no text reaches.
+    # The same names may be in a vision tower, which does not run on a text.
     return targets if called.issuperset(names) else [name for name in names if name in called]
 
 
 def _select_feedforward(patterns: str | list[str], names: list[str]) -> set[str]:
-    """Those of the targeted layers that are scaled at their input.
+    """Selects the target layers whose input is scaled.
 
     Raises:
         ConfigError: A pattern selects none of them.
@@ -172,5 +172,5 @@ def _select_feedforward(patterns: str | list[str], names: list[str]) -> set[str]
 
 
 def _matching(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
-    """As peft matches: a whole name, or the last parts of one."""
+    """Selects names as peft does: a pattern is a whole name, or its last parts."""
     return {name for name in names for pattern in patterns if name == pattern or name.endswith(f".{pattern}")}

@@ -1,7 +1,7 @@
 """LayerNorm tuning: y = w o x / rms(x) (+ b, for a LayerNorm) with w and b trained, and everything else frozen.
 
 Zhao et al. 2023, "Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning", arXiv:2312.11420. A
-norm layer is known by its parts: no module in it, and one-dimensional parameters only.
+norm layer is recognized by its parts: no child modules, and only one-dimensional parameters.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TunedNorm(TrainedCopy):
 
 
 class LnTuning(Method):
-    """A float32 master for each parameter of the chosen norm layers."""
+    """Trains a float32 copy of each parameter of the selected norm layers."""
 
     draws = False
 

@@ -1,11 +1,11 @@
 """LoHa: y = x W^T + b + s x ((W1a W1b) * (W2a W2b))^T, the elementwise product of two low-rank products.
 
 Hyeon-Woo et al. 2021, "FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning",
-arXiv:2108.06098, under the name and with the format of LyCORIS (Yeh et al. 2023, arXiv:2309.14859). s = alpha / r.
+arXiv:2108.06098, with the name and format of LyCORIS (Yeh et al. 2023, arXiv:2309.14859). s = alpha / r.
 
-An elementwise product of two matrices of rank r is a matrix of rank r^2, whose factors are known: row (p, q) of the
-right one is W1b[p] * W2b[q], column (p, q) of the left one W1a[:, p] * W2a[:, q]. Where that costs less than a product
-with the whole matrix does, the layer is a low-rank path; else the matrix is made, one layer at a time.
+The elementwise product of two matrices of rank r has rank at most r^2, with known factors: row (p, q) of the right
+factor is W1b[p] * W2b[q], and column (p, q) of the left one is W1a[:, p] * W2a[:, q]. If that costs less than a product
+with the full matrix, the layer is computed as a low-rank path; else the matrix is built, one layer at a time.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from lamina.methods.shared.targets import find_targets, replace_linears
 
 
 class LoHaLinear(AdapterLinear):
-    """A frozen linear layer with a Hadamard product of low-rank products beside it.
+    """A frozen linear layer plus a Hadamard product of two low-rank products.
 
     Attributes:
         hada_w1_a: (out_features, r), float32; uniform in +-1/sqrt(r).
         hada_w1_b: (r, in_features), float32; uniform in +-1/sqrt(in_features).
-        hada_w2_a: (out_features, r), float32; as `hada_w1_a`.
+        hada_w2_a: (out_features, r), float32; initialized like `hada_w1_a`.
         hada_w2_b: (r, in_features), float32; zero, so that the layer starts as the base.
     """
 
@@ -107,10 +107,10 @@ class LoHa(Method):
         return Injection(model, config, replace_linears(model, names, build))
 
     def prepare(self, injection: Injection, documents: Sequence[torch.Tensor]) -> Injection:
-        """Checks the rank, which only matters before training.
+        """Checks the rank, which matters only before training.
 
         Raises:
-            ConfigError: It is too large.
+            ConfigError: The rank is too large.
         """
         check_rank("method.r", injection.config, adapted_linears(injection))
         return injection
@@ -136,5 +136,5 @@ class LoHa(Method):
 
 METHOD = LoHa()
 
-# How training began, what was dropped while it lasted, and what is for convolutions alone.
+# Fields of the initialization, of dropout in training, and of convolutions.
 _NO_EFFECT_FIELDS = {"init_weights", "module_dropout", "rank_dropout", "use_effective_conv2d"}

@@ -1,8 +1,8 @@
 """LoKr: y = x W^T + b + s x (W1 (x) W2)^T, the Kronecker product of a small matrix and a larger one.
 
 Yeh et al. 2023, "Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation",
-arXiv:2309.14859. s = alpha / r. W1 (l, m) and W2 (k, n) with out = l k and in = m n; W2 is a product of rank r, or one
-matrix where r is at least half of its larger side. The product with x is made without W1 (x) W2
+arXiv:2309.14859. s = alpha / r. W1 is (l, m) and W2 is (k, n), with out = l k and in = m n. W2 is a product of rank r,
+or a full matrix if r is at least half of its larger side. The product with x does not form W1 (x) W2
 (`compute/ops/delta_linear.py`).
 """
 
@@ -26,12 +26,12 @@ from lamina.methods.shared.targets import find_targets, replace_linears
 
 
 class LoKrLinear(AdapterLinear):
-    """A frozen linear layer with a Kronecker product beside it.
+    """A frozen linear layer plus a Kronecker product.
 
     Attributes:
-        factors: float32, by peft's names: `lokr_w1` (l, m), or `lokr_w1_a` (l, r) and `lokr_w1_b` (r, m); `lokr_w2`
-            (k, n), or `lokr_w2_a` (k, r) and `lokr_w2_b` (r, n). The first of W1 is zero, so that the layer starts as
-            the base; the others are uniform in +-1/sqrt(columns).
+        factors: The factors, float32, by peft's names: `lokr_w1` (l, m), or `lokr_w1_a` (l, r) and `lokr_w1_b` (r, m);
+            `lokr_w2` (k, n), or `lokr_w2_a` (k, r) and `lokr_w2_b` (r, n). `lokr_w1` or `lokr_w1_a` is zero, so that
+            the layer starts as the base; the others are uniform in +-1/sqrt(columns).
     """
 
     def __init__(
@@ -117,17 +117,17 @@ class LoKr(Method):
 
 METHOD = LoKr()
 
-# How training began, what was dropped while it lasted, and what is for convolutions alone.
+# Fields of the initialization, of dropout in training, and of convolutions.
 _NO_EFFECT_FIELDS = {"init_weights", "module_dropout", "rank_dropout", "rank_dropout_scale", "use_effective_conv2d"}
 
 
 def factorization(size: int, factor: int) -> tuple[int, int]:
-    """Takes a side of a weight apart into that of W1 and that of W2.
+    """Factors a dimension of a weight into those of W1 and W2.
 
     Args:
-        size: What to take apart.
-        factor: The side of W1 if it divides `size`; else W1's is the largest divisor that is neither above this nor
-            above the root of `size`. -1 for no limit but the root.
+        size: The dimension.
+        factor: W1's dimension if it divides `size`. Else W1's is the largest divisor that is at most `factor` and at
+            most the square root of `size`; -1 for the square root alone.
 
     >>> factorization(128, -1), factorization(128, 4), factorization(127, -1), factorization(30, 4)
     ((8, 16), (4, 32), (1, 127), (3, 10))

@@ -1,9 +1,22 @@
-"""LoRA: y = x W^T + b + s (x A^T) B^T with W frozen, A (r, in) random and B (out, r) zero at the start.
+"""LoRA: y = x W^T + b + s (x A^T) B^T. W and b are frozen; A (r, in) starts random, B (out, r) starts at zero.
+
+    >>> config = LoraConfig(r=2, lora_alpha=4)  # s = lora_alpha / r = 2
+    >>> linear = nn.Linear(5, 3, bias=False)
+    >>> layer = LoraLinear(freeze_linear(linear), config, "q_proj", torch.Generator().manual_seed(0))
+    >>> x, W, A, B = torch.randn(4, 5), linear.weight, layer.lora_A, layer.lora_B
+    >>> bool(torch.equal(layer(x), linear(x)))  # B = 0: the adapter starts as the base
+    True
+    >>> _ = nn.init.normal_(B)
+    >>> bool(torch.allclose(layer(x), x @ W.T + 2.0 * (x @ A.T) @ B.T, atol=1e-5))
+    True
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685. s = lora_alpha / r, or
-lora_alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023, arXiv:2312.03732). The fused product is in
-`compute/ops/lora_linear.py`, other beginnings in `methods/shared/lora_init.py` and `methods/shared/lora_eva.py`, the
-choice of modules in `methods/shared/lora_modules.py`.
+lora_alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023, arXiv:2312.03732).
+
+To follow LoRA from its settings to this equation, read `config/methods/lora.py` (the settings), this file (the layer,
+and where it goes), and `compute/ops/lora_linear.py` (the product, forward and backward). Other initializations are in
+`methods/shared/lora_init.py` and `methods/shared/lora_eva.py`, the choice of modules in
+`methods/shared/lora_modules.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +31,7 @@ from transformers import PreTrainedModel
 
 from lamina.compute.ops.adapter import AdapterModule, set_module
 from lamina.compute.ops.dora import row_norms, row_squares
+from lamina.compute.ops.lora_linear import lora_linear
 from lamina.compute.weights import FrozenLinear, freeze_linear
 from lamina.config.methods.lora import EvaConfig, LoftqConfig, LoraConfig
 from lamina.errors import AdapterError, ConfigError, Problem
@@ -47,17 +61,17 @@ from lamina.quantization.loftq import LoftqPlan
 
 
 class LoraLinear(LowRankLinear):
-    """A frozen linear layer with a low-rank path.
+    """A frozen linear layer with a LoRA adapter.
 
     Attributes:
-        lora_A: (r, in_features), float32.
-        trains_A: Whether A is trained; with `lora_fa` it is not.
-        lora_B: (out_features, r), float32.
-        lora_bias: (out_features,), float32, in the place of the base's bias; None unless that is trained.
+        lora_A: A, (r, in_features), float32.
+        trains_A: Whether A is trained; False with `lora_fa`.
+        lora_B: B, (out_features, r), float32.
+        lora_bias: Trained copy of the base's bias, (out_features,), float32; None unless biases are trained.
     """
 
     def __init__(self, frozen: FrozenLinear, config: LoraConfig, name: str, generator: torch.Generator) -> None:
-        """As `config` wants the module called `name`."""
+        """Initializes the adapter of the module `name` as `config` says."""
         super().__init__(frozen, config.scaling_of(name), config.lora_dropout)
         A, B = initial_factors(config.init_lora_weights, frozen, config.rank_of(name), self.scaling, generator)
         self.trains_A = not config.lora_fa
@@ -68,8 +82,12 @@ class LoraLinear(LowRankLinear):
             self.lora_bias = nn.Parameter(self.bias.detach().float().clone())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = super().forward(x)
-        added = self.delta_bias() if self.enabled else None
+        """Computes y = x W^T + b + s (drop(x) A^T) B^T, with x (..., in_features) and y (..., out_features)."""
+        if not self.enabled:
+            return self.frozen.matmul(x)
+        A, B = self.factors()
+        y = lora_linear(x, self.frozen, A, B, self.scaling, self.current_dropout(), self.columns())
+        added = self.delta_bias()  # only if the bias is trained
         return y if added is None else y + added.to(y.dtype)
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,10 +117,10 @@ class LoraLinear(LowRankLinear):
 
 
 class DoraLinear(LoraLinear):
-    """LoRA whose outputs are scaled to a trained magnitude (see `methods/dora.py`).
+    """LoRA with outputs scaled to a trained magnitude (see `methods/dora.py`).
 
     Attributes:
-        lora_magnitude_vector: m, (out_features,), float32; at first the row norms of W + s B A.
+        lora_magnitude_vector: m, (out_features,), float32; initially the row norms of W + s B A.
     """
 
     def __init__(self, frozen: FrozenLinear, config: LoraConfig, name: str, generator: torch.Generator) -> None:
@@ -112,7 +130,7 @@ class DoraLinear(LoraLinear):
 
     def columns(self) -> torch.Tensor:
         norms = self._norms()
-        return self.lora_magnitude_vector / norms.clamp_min(torch.finfo(norms.dtype).tiny)  # a row of zeros stays one
+        return self.lora_magnitude_vector / norms.clamp_min(torch.finfo(norms.dtype).tiny)  # a row of zeros stays zero
 
     def adapter_tensors(self) -> dict[str, nn.Parameter]:
         return {**super().adapter_tensors(), "lora_magnitude_vector": self.lora_magnitude_vector}
@@ -126,15 +144,15 @@ class DoraLinear(LoraLinear):
 
 
 class ShiftedLoraLinear(LoraLinear):
-    """LoRA that begins as a part s B0 A0 of W, as PiSSA and OLoRA do.
+    """LoRA initialized with a part s B0 A0 of W, as in PiSSA and OLoRA.
 
-    They take that part out of W and train it beside the rest: y = x (W - s B0 A0)^T + s x (B A)^T. Here W stays as it
-    is, and the layer adds s (B A - B0 A0), as a product of rank 2 r in which nothing large cancels:
+    The papers subtract that part from W and train it: y = x (W - s B0 A0)^T + s x (B A)^T. Here W is unchanged, and the
+    layer adds s (B A - B0 A0), written as a product of rank 2 r without cancellation:
 
         B A - B0 A0 = (B - B0) A + B0 (A - A0) = [B - B0, B0] [A; A - A0]
 
-    so that the layer begins as the base exactly, and small changes of A and B survive the rounding to bfloat16.
-    Dropout acts on all that is added. (In peft, the part that was taken out comes back through dropout.)
+    So the layer starts exactly as the base, and small changes of A and B survive rounding to bfloat16. Dropout acts on
+    the whole difference. (In peft, dropout acts on B A alone, so it also drops the part that was subtracted from W.)
     """
 
     def __init__(self, frozen: FrozenLinear, config: LoraConfig, name: str, generator: torch.Generator) -> None:
@@ -179,7 +197,7 @@ class Lora(Method):
         return Injection(model, config, layers)
 
     def prepare(self, injection: Injection, documents: Sequence[torch.Tensor]) -> Injection:
-        """Checks what only matters before training, and lets EVA look at the data.
+        """Runs the checks that apply only before training, and EVA's initialization from the data.
 
         Raises:
             ConfigError: A rank is too large, or a setting selects nothing.
@@ -210,18 +228,18 @@ class Lora(Method):
         return plan
 
     def saved(self, injection: Injection) -> Saved:
-        """A plain LoRA: how it began changes nothing any more, and what was shifted becomes one of twice the rank."""
+        """Returns a plain LoRA: without its initialization, and with twice the rank for `ShiftedLoraLinear`."""
         config, tensors = _config(injection), injection.saved_tensors()
         layers = _lora_layers(injection)
         changes: dict[str, Any] = {"init_lora_weights": True, "eva_config": None}
         if config.init_lora_weights == "loftq":
-            changes.clear()  # the base that it belongs to is made anew from these settings
+            changes.clear()  # loading quantizes the base again with these settings
         if config.starts_in_the_base:
             for name, layer in layers.items():
                 A, B = layer.factors()
                 tensors[tensor_name(name, "lora_A.weight")] = A.detach()
                 tensors[tensor_name(name, "lora_B.weight")] = B.detach()
-            # The same s at twice the rank.
+            # Keeps s at twice the rank.
             more = 2**0.5 if config.use_rslora else 2.0
             changes["r"], changes["lora_alpha"] = 2 * config.r, more * config.lora_alpha
             changes["rank_pattern"] = {key: 2 * r for key, r in config.rank_pattern.items()}
@@ -234,7 +252,7 @@ class Lora(Method):
         return config.model_copy(update={"init_lora_weights": True, "eva_config": None, "loftq_config": None})
 
     def peft_config(self, config: LoraConfig, target_modules: list[str], base_ref: str) -> dict[str, Any]:
-        everywhere = config.target_modules == "all-linear"  # then the names are those that were left after all choices
+        everywhere = config.target_modules == "all-linear"  # then `target_modules` already reflects all selections
         return {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -268,10 +286,10 @@ class Lora(Method):
             known = known | {"init_lora_weights"}
         refuse_unknown(LoraConfig.title, peft_config, known)
         if not complete["target_modules"]:
-            raise AdapterError("its adapter_config.json names no target_modules.")
+            raise AdapterError("its adapter_config.json has no target_modules.")
         values = {key: complete[key] for key in _READ_FIELDS if complete.get(key) not in (None, {}, [], "")}
         values["init_lora_weights"] = init if init in _SHIFTED_INITS else True
-        if values.get("lora_dropout", 0.0) >= 1.0:  # training alone drops anything
+        if values.get("lora_dropout", 0.0) >= 1.0:  # dropout only matters in training
             values["lora_dropout"] = 0.0
         try:
             return LoraConfig.model_validate(values)
@@ -299,7 +317,7 @@ _READ_FIELDS = {
     "use_rslora",
 }
 
-# Fields of peft's LoraConfig that say where an adapter came from, or how training began, and change no result.
+# Fields of peft's LoraConfig that describe an adapter's origin or its initialization, and do not change its output.
 _NO_EFFECT_FIELDS = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -318,8 +336,8 @@ _NO_EFFECT_FIELDS = {
     "task_type",
 }
 
-# Beginnings whose share of W peft takes out again when it loads an adapter. Those that are neither here nor in
-# `PLAIN_INITS` change W in a way that cannot be told from the adapter.
+# Initializations whose part of W peft subtracts again when it loads an adapter. Those that are neither here nor in
+# `PLAIN_INITS` change W in a way that the adapter's files do not record.
 _SHIFTED_INITS = ("pissa", "olora")
 
 
@@ -338,19 +356,19 @@ def _trains_bias(layer: AdapterModule) -> bool:
 
 def _build(config: LoraConfig, name: str, frozen: FrozenLinear, generator: torch.Generator) -> LoraLinear:
     if config.starts_in_the_base:
-        check_rank("method.r", config, {name: frozen})  # a decomposition has no more parts
+        check_rank("method.r", config, {name: frozen})  # a decomposition has no more components than that
         return ShiftedLoraLinear(frozen, config, name, generator)
     return (DoraLinear if config.use_dora else LoraLinear)(frozen, config, name, generator)
 
 
 def _check_loftq(layers: Mapping[str, AdapterModule]) -> None:
     if all(layer.frozen.is_exact for layer in layers.values() if isinstance(layer, LoraLinear)):
-        message = "'loftq' makes up for what quantizing takes, but none of the layers with an adapter is quantized."
+        message = "'loftq' compensates for quantization, but none of the layers with an adapter is quantized."
         raise ConfigError(Problem("method.init_lora_weights", message, "leave it out, or quantize these layers"))
 
 
 def _fit_to_data(injection: Injection, documents: Sequence[torch.Tensor]) -> Injection:
-    """The adapter with EVA's factors, and its new ranks in the configuration's patterns."""
+    """Applies EVA: returns the adapter with its factors, and its new ranks in the configuration's patterns."""
     model, config, layers = injection.model, _config(injection), _lora_layers(injection)
     eva = config.eva_config or EvaConfig()
     ranks = {name: config.rank_of(name) for name in layers}

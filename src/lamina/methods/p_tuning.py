@@ -1,8 +1,9 @@
 """P-tuning: n embeddings before every sequence, P = f(E) with trained E and a trained network f; the model is frozen.
 
-Liu et al. 2021, "GPT Understands, Too", arXiv:2103.10385. f is an MLP, or a two-way LSTM with an MLP after it. Only P
-is saved: that is all an adapter needs, and all that peft saves. How the rows get into a call is in
-`methods/shared/virtual_tokens.py`.
+Liu et al. 2021, "GPT Understands, Too", arXiv:2103.10385. f is an MLP, or a bidirectional LSTM followed by an MLP. Only
+P
+is saved: an adapter needs no more, and peft saves no more. `methods/shared/virtual_tokens.py` inserts the rows into a
+    call.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ from lamina.methods.shared.virtual_tokens import SAVED_NAME
 
 
 class EncodedRows(SoftPrompt):
-    """Embeddings that a network makes. Its tensors, all float32, have peft's names.
+    """Embeddings that a network computes. Its tensors, all float32, have peft's names.
 
     Attributes:
         embedding: E, (n, D).
-        lstm_head: (n, D) -> (n, 2 H), or None.
-        mlp_head: -> (n, D).
+        lstm_head: The LSTM, (n, D) -> (n, 2 H), or None.
+        mlp_head: The MLP, whose output is (n, D).
     """
 
     def __init__(self, model: PreTrainedModel, config: PTuningConfig, seed: int) -> None:
         super().__init__(model, config.num_virtual_tokens)
         width = embedding_width(model)
         hidden = config.encoder_hidden_size or width
-        # On the CPU: the same seed gives the same adapter whatever the device.
+        # Drawn on the CPU, so that a seed gives the same adapter for every device.
         with seeded(seed):
             self.embedding = nn.Embedding(config.num_virtual_tokens, width)
             self.lstm_head: nn.LSTM | None = None
@@ -73,7 +74,7 @@ class EncodedRows(SoftPrompt):
 
 
 class PTuning(Method):
-    """Embeddings before every sequence, made by a network."""
+    """Embeddings before every sequence, computed by a trained network."""
 
     starts_as_base: ClassVar[bool] = False
 
@@ -91,7 +92,7 @@ class PTuning(Method):
             raise ConfigError(
                 Problem(
                     "method.inference_mode",
-                    "true is for an adapter in use: there is no network to train.",
+                    "true is for a trained adapter, which has no network to train.",
                     "remove it; to train the embeddings themselves, use type: prompt_tuning",
                 )
             )
@@ -115,7 +116,7 @@ class PTuning(Method):
 
     def from_peft(self, peft_config: Mapping[str, Any]) -> PTuningConfig:
         refuse_unknown(peft_config, set(_ENCODER_FIELDS), "P-tuning")
-        # What peft says of the network that is gone may be at odds with our rules, and changes nothing.
+        # peft's fields of the discarded network have no effect, and may be invalid here.
         return PTuningConfig(num_virtual_tokens=read_count(peft_config), inference_mode=True)
 
 

@@ -1,12 +1,12 @@
-"""Any method of the installed HF peft, through lamina's loop, run directory, lock and probes.
+"""`type: peft`: any method of the installed HF peft, with lamina's training loop, run directory, lock and probes.
 
 Mangrulkar et al. 2022, "PEFT: State-of-the-art Parameter-Efficient Fine-Tuning methods",
-https://github.com/huggingface/peft. The equation is that of the method which `peft_type` names: peft's layers compute
-it, and peft's own code merges it. What this file adds is the contract of `methods/shared/base.py`: small modules that
-stand for peft's layers, the check of every field, and the reasons why some of peft's methods cannot be had this way.
+https://github.com/huggingface/peft. `peft_type` names the method: peft's layers compute it, and peft's own code merges
+it. This file adds the interface of `methods/shared/base.py`: modules that wrap peft's layers, a check of every field,
+and the reasons why some of peft's methods are not supported.
 
-peft's layers hold float32 masters beside a bfloat16 base and compute in float32, where lamina's own methods round to
-the base's dtype.
+peft's layers have float32 weights on a bfloat16 base and compute in float32, where lamina's own methods round to the
+base's dtype.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lamina.config.methods.peft import PeftConfig
 from lamina.errors import AdapterError, ConfigError, LaminaError, Problem
 from lamina.machine.seeding import seeded
 from lamina.methods.shared.base import PEFT_PREFIX, Injection, Method, Saved, find_method
-from lamina.methods.shared.peft_layers import PeftLayer, PeftLayerApart, PeftShared, merges, outermost_layers
+from lamina.methods.shared.peft_layers import PeftLayer, PeftShared, UnmergeablePeftLayer, merges, outermost_layers
 from lamina.methods.shared.peft_types import (
     PLAIN_INITS,
     SET_BY_LAMINA,
@@ -47,7 +47,7 @@ ADAPTER_NAME = "default"
 
 
 class Peft(Method):
-    """Whatever the installed peft knows and lamina has no method of its own for."""
+    """The methods of the installed peft that lamina does not implement itself."""
 
     fallback = True
 
@@ -55,11 +55,11 @@ class Peft(Method):
         check_trainable(config)
         own = METHOD_CONFIGS.get(config.peft_type.lower())
         if own is not None and self._is_own(own, model, config):
-            message = f"lamina has {own.title} itself, faster than through peft."
+            message = f"lamina implements {own.title} itself, which is faster than peft's."
             raise ConfigError(Problem("method.peft_type", message, f"write `type: {config.peft_type.lower()}`"))
 
     def _is_own(self, own: type[MethodConfig], model: PreTrainedModel, config: PeftConfig) -> bool:
-        """Whether lamina's own method can be begun with these settings on this model, and adapts the same modules."""
+        """Whether lamina's own method accepts these settings on this model, and adapts the same modules."""
         name = config.peft_type.lower()
         method = find_method(name)
         try:
@@ -67,15 +67,19 @@ class Peft(Method):
             method.prepare(begun, [])
             if config.fields.get("target_modules") is None:
                 return True
-            # By the same words peft may mean more, such as the experts of a mixture.
+            # The same settings may select more modules in peft, such as the experts of a mixture.
             return self.attach(build_skeleton(model), config, seed=0).layers.keys() == begun.layers.keys()
-        except (ValidationError, LaminaError, NotImplementedError):  # the last: what needs the weights themselves
+        except (
+            ValidationError,
+            LaminaError,
+            NotImplementedError,
+        ):  # the last: it needs the weights themselves
             return False
 
     def attach(self, model: PreTrainedModel, config: PeftConfig, seed: int) -> Injection:
         given = build_peft_config(config)
-        # No peft model is used afterwards: its layers are in `model` then. But it knows the tensors by the names that
-        # peft saves them under, also those that layers share, which peft.inject_adapter_in_model cannot.
+        # The PeftModel is discarded afterwards: its layers are in `model` then. It is needed for the names under which
+        # peft saves the tensors, including shared ones, which peft.inject_adapter_in_model does not handle.
         from peft import PeftModel
 
         empty = model.device.type == "meta"
@@ -85,7 +89,7 @@ class Peft(Method):
         try:
             with seeded(seed, model.device), _same_environment(), _useless() as useless:
                 wrapped: Any = PeftModel(model, given, ADAPTER_NAME, low_cpu_mem_usage=empty)
-                if config.peft_type == "ADALORA" and given.rank_pattern:  # the ranks that were cut
+                if config.peft_type == "ADALORA" and given.rank_pattern:  # the pruned ranks
                     wrapped.base_model.resize_modules_by_rank_pattern(given.rank_pattern, ADAPTER_NAME)
         except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
             is_one_string = isinstance(given.target_modules, str) and "not found in the base model" in str(error)
@@ -94,15 +98,15 @@ class Peft(Method):
                 Problem("method", f"peft refuses these settings: {error}", fix if is_one_string else "")
             ) from error
         del model.peft_config
-        model.train(model.training)  # new modules begin in training mode, whatever the model is in
-        layers = _stand_ins(wrapped, config)
+        model.train(model.training)  # new modules start in training mode, whatever the model's mode is
+        layers = _wrapped_layers(wrapped, config)
         injection = Injection(model, config, layers, useless=[*useless, *_dead_patterns(wrapped, config)])
         _check_base(before)
         _check_tensors(injection, config, wrapped)
         return injection
 
     def prepare(self, injection: Injection, documents: Sequence[torch.Tensor]) -> Injection:
-        """Checks what only matters before training.
+        """Runs the checks that apply only before training.
 
         Raises:
             ConfigError: A setting selects nothing, or small updates would be rounded away.
@@ -112,12 +116,12 @@ class Peft(Method):
         coarse = {name: tensor.dtype for name, tensor in injection.tensors().items() if tensor.dtype != torch.float32}
         if coarse:
             name, dtype = next(iter(coarse.items()))
-            message = f"trained tensors are held in {dtype} (first: {name}), and small updates would be rounded away."
+            message = f"trained tensors are in {dtype} (first: {name}), so small updates would be rounded away."
             raise ConfigError(Problem("method", message, "use `dtype: float32`"))
         return injection
 
     def saved(self, injection: Injection) -> Saved:
-        """With the names of the adapted modules, where peft chose them by its version and the kind of model."""
+        """Saves the names of the adapted modules, if peft chose them by its version and the model type."""
         config = injection.config
         assert isinstance(config, PeftConfig)
         chosen_by_peft = config.fields.get("target_modules") is None and config.peft_type != "TRAINABLE_TOKENS"
@@ -129,7 +133,7 @@ class Peft(Method):
         return Saved(config, injection.saved_tensors())
 
     def leaves_out(self, config: PeftConfig, name: str) -> bool:
-        return True  # what peft's own all-linear selects is peft's choice
+        return True  # peft decides what its own all-linear selects
 
     def peft_config(self, config: PeftConfig, target_modules: list[str], base_ref: str) -> dict[str, Any]:
         content = {key: plain(value) for key, value in build_peft_config(config).to_dict().items()}
@@ -154,13 +158,13 @@ class Peft(Method):
             settings = ", ".join(f"{key}={given[key]!r}" for key in unknown)
             version = peft_config.get("peft_version") or "that it was saved with"
             raise AdapterError(
-                f"the adapter was saved with settings that the installed peft does not know: {settings}. Loading it "
-                f"without them could give another model. Fix: install the peft {version}."
+                f"the adapter was saved with settings that the installed peft does not have: {settings}. Without them "
+                f"its output could differ. Fix: install the peft {version}."
             )
         if peft_type == "LORA" and given.get("init_lora_weights") in PLAIN_INITS:
-            given["init_lora_weights"] = True  # the tensors are there already
-        given.pop("bias", None)  # the base's own, in the file; they are compared with those that the base has
-        # Only what differs from peft's defaults, as a user would write it.
+            given["init_lora_weights"] = True  # initialization does not matter any more
+        given.pop("bias", None)  # the file has the base's own biases, which are compared with those of the base
+        # Only fields that differ from peft's defaults, as a user would write them.
         return PeftConfig.model_validate(
             {"type": "peft", "peft_type": peft_type}
             | {key: value for key, value in given.items() if key in known and value != plain(known[key])}
@@ -172,7 +176,7 @@ METHOD = Peft()
 
 @contextlib.contextmanager
 def _same_environment() -> Iterator[None]:
-    """peft's BOFT compiles CUDA code with $CC and $CXX set to gcc, and leaves them so where that fails."""
+    """Restores the environment: peft's BOFT sets $CC and $CXX to gcc, and on failure keeps them."""
     before = dict(os.environ)
     try:
         yield
@@ -184,7 +188,7 @@ def _same_environment() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _useless() -> Iterator[list[str]]:
-    """What peft warns of inside the block: settings that match nothing, which it passes over."""
+    """Collects peft's warnings inside the block about settings that match nothing, which it ignores."""
     found: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", category=RuntimeWarning, module=r"peft\.")
@@ -192,14 +196,14 @@ def _useless() -> Iterator[list[str]]:
     for warning in caught:
         message = str(warning.message)
         if issubclass(warning.category, RuntimeWarning):
-            if "_pattern keys" not in message:  # does not know of parameters; see `_dead_patterns`
+            if "_pattern keys" not in message:  # peft ignores parameters here; see `_dead_patterns`
                 found.append(message)
         else:
             warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def _dead_patterns(wrapped: Any, config: PeftConfig) -> list[str]:
-    """Ranks and alphas for what has no adapter."""
+    """Finds entries of rank_pattern and alpha_pattern that match nothing with an adapter."""
     tuner = wrapped.base_model
     names = [*tuner.targeted_module_names, *tuner.targeted_parameter_names]
     return [
@@ -210,8 +214,8 @@ def _dead_patterns(wrapped: Any, config: PeftConfig) -> list[str]:
     ]
 
 
-def _stand_ins(wrapped: Any, config: PeftConfig) -> dict[str, AdapterModule]:
-    """Modules that stand for peft's layers, by the names of the modules in their places, in the model's order."""
+def _wrapped_layers(wrapped: Any, config: PeftConfig) -> dict[str, AdapterModule]:
+    """Wraps peft's layers, by the names of the modules that they replaced, in the model's order."""
     from peft import get_peft_model_state_dict
 
     everything = wrapped.state_dict(keep_vars=True)
@@ -233,8 +237,8 @@ def _stand_ins(wrapped: Any, config: PeftConfig) -> dict[str, AdapterModule]:
             if tensors:
                 layers[name] = PeftShared(trained, fixed)  # pyright: ignore[reportArgumentType]
             continue
-        stand_in = PeftLayer if merges(places[name], config) else PeftLayerApart
-        layers[name] = stand_in(places[name], trained, fixed)  # pyright: ignore[reportArgumentType]
+        wrapper = PeftLayer if merges(places[name], config) else UnmergeablePeftLayer
+        layers[name] = wrapper(places[name], trained, fixed)  # pyright: ignore[reportArgumentType]
     return layers
 
 
@@ -243,27 +247,27 @@ def _is_trained(tensor: torch.Tensor) -> bool:
 
 
 def _sample(parameter: torch.Tensor) -> torch.Tensor:
-    """A few of its elements: what moves weights into an adapter changes nearly all of them."""
+    """Samples a few elements; an initialization that moves weights into the adapter changes nearly all of them."""
     flat = parameter.detach().reshape(-1)
     return flat[:: max(1, len(flat) // 64)].clone()
 
 
 def _check_base(before: Mapping[str, tuple[nn.Parameter, torch.Tensor]]) -> None:
-    """Some ways of initialising an adapter move a part of the base's weights into it."""
+    """Checks that the base is unchanged: some initializations move a part of its weights into the adapter."""
     changed = [name for name, (parameter, sample) in before.items() if not torch.equal(_sample(parameter), sample)]
     if changed:
         raise ConfigError(
             Problem(
                 "method",
-                f"with these settings peft changes the base's own weights (first: {changed[0]}), so that the bare base "
-                "could not be had back, nor the adapter be loaded on it.",
-                "use another initialisation, or one of lamina's own methods",
+                f"with these settings peft changes the base's own weights (first: {changed[0]}), so the original base "
+                "could not be restored, and the adapter could not be loaded on it.",
+                "use another initialization, or one of lamina's own methods",
             )
         )
 
 
 def _check_tensors(injection: Injection, config: PeftConfig, wrapped: nn.Module) -> None:
-    """Every trained tensor must be saved."""
+    """Checks that peft saves every trained tensor."""
     trained = injection.tensors()
     if not trained:
         raise ConfigError(Problem("method.peft_type", f"with these settings {config.peft_type} trains nothing."))
@@ -273,7 +277,7 @@ def _check_tensors(injection: Injection, config: PeftConfig, wrapped: nn.Module)
         raise ConfigError(
             Problem(
                 "method",
-                f"{config.peft_type} trains {len(lost)} tensors that peft does not save (first: {lost[0]}), so that "
-                "the adapter could not be loaded again.",
+                f"{config.peft_type} trains {len(lost)} tensors that peft does not save (first: {lost[0]}), so the "
+                "adapter could not be loaded again.",
             )
         )

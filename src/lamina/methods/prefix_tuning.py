@@ -1,4 +1,4 @@
-"""Prefix tuning: in every attention layer, n trained keys and values stand before those of the sequence.
+"""Prefix tuning: in every attention layer, n trained keys and values precede those of the sequence.
 
     attention(q, [P_k; k], [P_v; v])
 
@@ -6,10 +6,9 @@ Li & Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", 
 `prefix_projection`, P = W_2 tanh(W_1 E + b_1) + b_2 is trained through E, W and b; only P is saved. The prefix takes
 the first n positions of every sequence; its keys are not rotated.
 
-In packed attention every document gets the prefix there (`compute/ops/attention.py`). Elsewhere n empty rows go before
-each sequence (`methods/shared/virtual_tokens.py`), and where their keys and values enter the cache, the prefix is put
-in their
-place: so masks, windows and padding are the model's own.
+Packed attention inserts the prefix before every document (`compute/ops/attention.py`). Otherwise n empty rows are
+inserted before each sequence (`methods/shared/virtual_tokens.py`), and the prefix replaces their keys and values when
+these enter the cache; so masks, windows and padding are the model's own.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ from lamina.methods.shared.virtual_tokens import (
 
 @dataclass(frozen=True)
 class CacheShape:
-    """What a model keeps of each token: L layers of J key heads of D elements."""
+    """The shape of a model's cache: L layers of J key heads of D elements per token."""
 
     layers: int
     heads: int
@@ -51,7 +50,7 @@ class CacheShape:
 
     @property
     def width(self) -> int:
-        """Elements of a token's keys in one layer."""
+        """Elements of a token's keys in one layer, J D."""
         return self.heads * self.head_size
 
 
@@ -59,8 +58,9 @@ class Prefix(VirtualTokens):
     """Keys and values before every sequence.
 
     Attributes:
-        prompt_embeddings: (n, L 2 J D), float32: of each row, the layers' keys and values in turn. None with a network.
-        embedding, transform: The network; its tensors have peft's names. None without.
+        prompt_embeddings: The prefix, (n, L 2 J D), float32: in each row keys and values of each layer in turn. None
+            with `prefix_projection`.
+        embedding, transform: The network of `prefix_projection`, with peft's names; None without.
     """
 
     def __init__(self, model: PreTrainedModel, config: PrefixTuningConfig, seed: int) -> None:
@@ -70,7 +70,7 @@ class Prefix(VirtualTokens):
         self.embedding: nn.Embedding | None = None
         self.transform: nn.Sequential | None = None
         outputs = shape.layers * 2 * shape.width
-        # On the CPU: the same seed gives the same adapter whatever the device.
+        # Drawn on the CPU, so that a seed gives the same adapter for every device.
         with seeded(seed):
             if config.prefix_projection:
                 hidden = config.encoder_hidden_size or shape.width
@@ -87,14 +87,14 @@ class Prefix(VirtualTokens):
         self.to(model.device)
 
     def rows(self) -> torch.Tensor:
-        """P: (n, L 2 J D), float32."""
+        """Computes P, (n, L 2 J D), float32."""
         if self.prompt_embeddings is not None:
             return self.prompt_embeddings
         assert self.embedding is not None and self.transform is not None
         return self.transform(self.embedding.weight)
 
     def keys_and_values(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """For each layer keys and values, (1, J, n, D), float32."""
+        """Computes each layer's keys and values, (1, J, n, D), float32."""
         shape = self._shape
         parts = self.rows().view(self.count, 2 * shape.layers, shape.heads, shape.head_size)
         both = parts.permute(1, 2, 0, 3)[:, None].unbind(0)
@@ -139,20 +139,20 @@ class Prefix(VirtualTokens):
             del cache.update
             if len(filled) != len(prefix):
                 raise ModelError(
-                    f"the prefix reached {len(filled)} of {len(prefix)} layers: outside of packed attention it goes "
-                    "through the cache, which gradient checkpointing leaves out. Fix: switch gradient checkpointing "
-                    "off, or run the model inside lamina.compute.fusion.fast_path."
+                    f"the prefix reached {len(filled)} of {len(prefix)} layers: outside of packed attention it is "
+                    "inserted through the cache, which gradient checkpointing does not use. Fix: switch gradient "
+                    "checkpointing off, or run the model inside lamina.compute.fusion.fast_path."
                 )
             if not keep_cache:
                 output["past_key_values"] = None
             return cut(output)
 
-        cache.update = update  # of this one cache, for this one call
+        cache.update = update  # on this cache object, until `finish`
         return finish
 
 
 class PrefixTuning(Method):
-    """Learned keys and values before every sequence."""
+    """Trained keys and values before every sequence."""
 
     starts_as_base: ClassVar[bool] = False
 
@@ -181,7 +181,7 @@ class PrefixTuning(Method):
 
     def from_peft(self, peft_config: Mapping[str, Any]) -> PrefixTuningConfig:
         refuse_unknown(peft_config, {"prefix_projection", "encoder_hidden_size", "init_weights"}, "prefix tuning")
-        # peft too saves what the network made, and not the network.
+        # peft too saves the prefix and not the network.
         return PrefixTuningConfig(num_virtual_tokens=read_count(peft_config))
 
 
@@ -190,10 +190,10 @@ METHOD = PrefixTuning()
 
 @torch.no_grad()
 def find_cache_shape(model: PreTrainedModel) -> CacheShape:
-    """Looks at what the model leaves in a cache.
+    """Finds the shape of the model's cache, by filling one.
 
     Raises:
-        ConfigError: It keeps no keys and values, or not the same of every layer.
+        ConfigError: The model caches no keys and values, or their shape differs between layers.
     """
     decoder = find_decoder(model)
     ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
@@ -206,8 +206,8 @@ def find_cache_shape(model: PreTrainedModel) -> CacheShape:
         raise ConfigError(
             Problem(
                 "method.type",
-                f"{type(model).__name__} does not keep keys and values of one shape for every layer, so there is "
-                "nothing that a prefix could be put before.",
+                f"{type(model).__name__} does not cache keys and values of the same shape in every layer, so a prefix "
+                "cannot be inserted.",
                 "use prompt_tuning, or a method that adapts layers, such as lora",
             )
         )

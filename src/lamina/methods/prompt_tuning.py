@@ -1,7 +1,7 @@
-"""Prompt tuning: n trained embeddings P before every sequence; the model sees [P; E(x)] and is frozen.
+"""Prompt tuning: n trained embeddings P before every sequence; the frozen model's input is [P; E(x)].
 
-Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", arXiv:2104.08691. How the rows get into
-a call is in `methods/shared/virtual_tokens.py`.
+Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", arXiv:2104.08691.
+`methods/shared/virtual_tokens.py` inserts the rows into a call.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lamina.models.vocabulary import embedding_rows
 
 
 class PromptTuning(Method):
-    """Learned embeddings before every sequence."""
+    """Trained embeddings before every sequence."""
 
     starts_as_base: ClassVar[bool] = False
 
@@ -39,7 +39,7 @@ class PromptTuning(Method):
     def saved(self, injection: Injection) -> Saved:
         config = injection.config
         assert isinstance(config, PromptTuningConfig)
-        if config.prompt_tuning_init == "TEXT":  # loading must not ask for the tokenizer again
+        if config.prompt_tuning_init == "TEXT":  # loading must not need the tokenizer
             config = PromptTuningConfig(num_virtual_tokens=config.num_virtual_tokens)
         return Saved(config, injection.saved_tensors())
 
@@ -62,7 +62,7 @@ class PromptTuning(Method):
 
 METHOD = PromptTuning()
 
-# They say how training began.
+# Fields of the initialization.
 _INITIAL_FIELDS = {
     "prompt_tuning_init",
     "prompt_tuning_init_text",
@@ -72,7 +72,7 @@ _INITIAL_FIELDS = {
 
 
 def _initial_rows(model: PreTrainedModel, config: PromptTuningConfig, generator: torch.Generator) -> torch.Tensor:
-    """(n, D), float32, on the CPU: the same seed gives the same rows whatever the device."""
+    """Computes the initial rows, (n, D), float32, on the CPU, so that a seed gives the same rows for every device."""
     count = config.num_virtual_tokens
     if config.prompt_tuning_init == "RANDOM":
         return torch.randn(count, embedding_width(model), generator=generator)
@@ -102,7 +102,7 @@ def _text_ids(model: PreTrainedModel, config: PromptTuningConfig) -> list[int]:
     rows = embedding_rows(model)
     if rows is not None and max(ids, default=0) >= rows:
         message = (
-            f"{config.prompt_tuning_init_text!r} has the token {max(ids)}, and the base's embedding has {rows} rows."
+            f"{config.prompt_tuning_init_text!r} has the token {max(ids)}, but the base's embedding has {rows} rows."
         )
         raise ConfigError(Problem("method.prompt_tuning_init_text", message, "write it without that token"))
     if not ids:

@@ -1,8 +1,8 @@
-"""VeRA: y = x W^T + b' + (((x A^T) * d) B^T) * b with A and B random, frozen, and the same for all layers.
+"""VeRA: y = x W^T + b' + (((x A^T) * d) B^T) * b with random, frozen A and B that all layers share.
 
 Kopiczko et al. 2023, "VeRA: Vector-based Random Matrix Adaptation", arXiv:2310.11454 (b' is the layer's own bias).
-Trained are d (r,) and b (out,). A and B are as large as the widest layer needs; each takes the first columns of A and
-the first rows of B. As diag(d) A and diag(b) B it is a low-rank path like LoRA's.
+d (r,) and b (out,) are trained. A and B are as large as the widest layer needs; each layer uses the first columns of A
+and the first rows of B. With diag(d) A and diag(b) B as its factors it is a low-rank path like LoRA's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lamina.methods.shared.targets import find_targets, replace_linears
 
 
 class Projections(AdapterModule):
-    """The random matrices that all layers share, drawn from a seed of their own, as peft draws them.
+    """The random matrices that all layers share, drawn from `projection_prng_key`, as in peft.
 
     Attributes:
         A: (r, widest input), float32; uniform in +-sqrt(6 / widest input), which is Kaiming's.
@@ -52,19 +52,19 @@ class Projections(AdapterModule):
         return {"base_model.vera_A": self.A, "base_model.vera_B": self.B} if self._saved else {}
 
     def row_forms(self) -> tuple[RowForm, ...]:
-        """Nothing: the layers have what they use of it."""
+        """Returns nothing: the layers' forms contain the parts that they use."""
         return ()
 
     def fold_in(self, model: PreTrainedModel, name: str) -> None:
-        """Nothing: the layers fold in what they use of it."""
+        """Does nothing: the layers merge the parts that they use."""
 
 
 class VeraLinear(LowRankLinear):
     """A frozen linear layer with a scaled part of the shared matrices.
 
     Attributes:
-        vera_lambda_d: (r,), float32; `d_initial`.
-        vera_lambda_b: (out_features,), float32; zero, so that the layer starts as the base.
+        vera_lambda_d: d, (r,), float32; initialized with `d_initial`.
+        vera_lambda_b: b, (out_features,), float32; zero, so that the layer starts as the base.
     """
 
     def __init__(self, frozen: FrozenLinear, projections: Projections, d_initial: float, dropout: float) -> None:
@@ -90,7 +90,7 @@ class VeraLinear(LowRankLinear):
 class Vera(Method):
     """Vector-based random matrix adaptation."""
 
-    draws = False  # the shared matrices have a seed of their own
+    draws = False  # the shared matrices have their own seed
 
     def attach(self, model: PreTrainedModel, config: VeraConfig, seed: int) -> Injection:
         names = find_targets(model, config.target_modules)

@@ -1,7 +1,7 @@
-"""Whether a model folder holds a causal language model, by what its config.json names and by which weights it has.
+"""Checks that a model folder holds a causal language model, by its config.json and by its weights.
 
-transformers reads nearly any folder as a causal language model: a reward model's score head is left out, a missing head
-is made of random numbers, and both are only logged. Here they are errors, and whatever else is left out is said.
+transformers loads nearly any folder as a causal language model: it drops a reward model's score head, initializes a
+missing head randomly, and only logs both. Here they are errors, and any other ignored weights are reported.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from lamina.models.fingerprint import weight_files
 from lamina.models.stored import read_config
 from lamina.structure.layers import decoder_layers
 
-# Of classes that transformers does not have itself: code of others, and old names of its own.
+# Names of language models that transformers does not have: custom code, and old names of its own.
 _LANGUAGE_MODEL = re.compile(r"(ForCausalLM|LMHeadModel|DoubleHeadsModel)$")
 
-# The tasks of transformers' classes that a causal language model may do besides.
+# Other tasks in transformers' mappings that a causal language model may have.
 _WITH_OTHER_INPUTS = ("IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
 
 _MADE_FROM = "name the language model that it was made from"
@@ -31,10 +31,10 @@ _OTHER = "name a causal language model"
 
 
 def check_architecture(folder: Path) -> None:
-    """Checks that config.json does not name a model of another kind.
+    """Checks that config.json does not name another kind of model.
 
     Raises:
-        ModelError: It does: one that classifies, that fills masks, that embeds, that has an encoder, and so on.
+        ModelError: It names a classifier, a masked language model, an embedding model, an encoder-decoder, or the like.
     """
     config = read_config(folder)
     names = _architectures(config)
@@ -46,48 +46,44 @@ def check_architecture(folder: Path) -> None:
     if name in _classes("MODEL_MAPPING_NAMES"):
         if (folder / "modules.json").is_file():
             raise ModelError(
-                f"{_names(folder, name)}, a model without an output head, and modules.json says that sentence-"
-                f"transformers makes embeddings with it. {_only(_MADE_FROM)}"
+                f"{_names(folder, name)}, a model without an output head, and modules.json shows that it is an "
+                f"embedding model of sentence-transformers. {_only(_MADE_FROM)}"
             )
-        return  # whether it has a head all the same, its weights say
+        return  # `check_weights` finds out whether it has a head after all
     if _takes_more(name):
-        return  # whether transformers has a language model of it, reading it says
+        return  # `read_model` finds out whether transformers has a causal language model for it
     task = _task(name)
     if task is not None:
         fix = _MADE_FROM if task.endswith(("classification", "answering")) else _OTHER
         raise ModelError(f"{_names(folder, name)}, a model for {task}. {_only(fix)}")
     raise ModelError(
-        f"{_names(folder, name)}, which transformers does not know as a causal language model: read as one, it would "
-        "be another model. Fix: name a causal language model; if it is one, let `architectures` in its config.json say "
-        "so."
+        f"{_names(folder, name)}, which is not a causal language model in transformers; loaded as one, it would be "
+        "another model. Fix: name a causal language model; if it is one, correct `architectures` in its config.json."
     )
 
 
 def not_a_language_model(folder: Path) -> str:
-    """What to say where transformers has no class of causal language models for a folder's config.json."""
+    """Builds the error message for a config.json for which transformers has no causal language model."""
     config = read_config(folder)
     kind, names = config.get("model_type"), _architectures(config)
     takes = f" ({names[0]}, which takes more than text)" if names and _takes_more(names[0]) else ""
-    return (
-        f"{folder}: transformers has no causal language model of the type {kind!r}{takes}, so it cannot be read as "
-        f"one. {_only(_MADE_FROM)}"
-    )
+    return f"{folder}: transformers has no causal language model of the type {kind!r}{takes}. {_only(_MADE_FROM)}"
 
 
 def check_weights(folder: Path, model: PreTrainedModel, missing: Iterable[str], extra: Iterable[str]) -> list[str]:
-    """Checks that a model and the files that it was read from hold the same weights.
+    """Checks that a model and the files that it was loaded from have the same weights.
 
     Args:
-        folder: Of the files.
-        model: As it was read.
+        folder: The model folder.
+        model: The loaded model.
         missing: Names of weights that the files lack.
-        extra: Names in the files that the model has no place for.
+        extra: Names of weights in the files that the model does not have.
 
     Returns:
-        What a user should know: parts that the files hold beside the language model and that are left out.
+        Notes for the user on weights in the files that are not loaded.
 
     Raises:
-        ModelError: Weights are missing, or a layer's own weights would be left out.
+        ModelError: Weights are missing, or weights of decoder layers would not be loaded.
     """
     lacking, left = sorted(missing), sorted(_without_constants(folder, extra))
     if lacking:
@@ -95,29 +91,29 @@ def check_weights(folder: Path, model: PreTrainedModel, missing: Iterable[str], 
     inside = [name for name in left if _is_inside(name, model)]
     if inside:
         raise ModelError(
-            f"{folder}: by their names, {len(inside)} weights of its files belong into the layers of "
-            f"{type(model).__name__}, which by its config.json have no place for them (first: {inside[0]}); without "
-            "them it would be another model. Fix: take config.json and weights from the same place; if these are of no "
-            "use, let transformers write the folder without them: `AutoModelForCausalLM.from_pretrained(FOLDER)"
-            ".save_pretrained(NEW)`."
+            f"{folder}: {len(inside)} weights of its files have names in the decoder layers of "
+            f"{type(model).__name__}, but with its config.json the layers do not have them (first: {inside[0]}); "
+            "without them it would be another model. Fix: take config.json and weights from the same source; if these "
+            "weights are not needed, save the folder without them in transformers: "
+            "`AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW)`."
         )
     config = read_config(folder)
     names = _architectures(config)
     notes = []
     if names and names[0] in _classes("MODEL_MAPPING_NAMES"):
         notes.append(
-            f"config.json names {names[0]}, which has no output head; it is read as {type(model).__name__}, whose head "
-            "is its embedding (tie_word_embeddings)."
+            f"config.json names {names[0]}, which has no output head; it is loaded as {type(model).__name__}, whose "
+            "head is its embedding (tie_word_embeddings)."
         )
     elif names and type(model).__name__ not in names and _takes_more(names[0]):
         notes.append(
-            f"config.json names {names[0]}; of it, {type(model).__name__} alone is read. What it has for images or "
-            "sound is left out, also of what is written from it."
+            f"config.json names {names[0]}; only its {type(model).__name__} is loaded. Its parts for images or audio "
+            "are left out, also from models that are saved from it."
         )
     if left:
         notes.append(
-            f"{len(left)} weights of its files have no place in {type(model).__name__} and are left out, also of what "
-            f"is written from it (first: {left[0]})."
+            f"{len(left)} weights of its files are not part of {type(model).__name__} and are left out, also from "
+            f"models that are saved from it (first: {left[0]})."
         )
     return notes
 
@@ -129,9 +125,9 @@ def _missing(folder: Path, model: PreTrainedModel, missing: list[str]) -> str:
     if set(missing) == of_head:
         what = f"config.json names {names[0]}, and " if names and names[0] in _classes("MODEL_MAPPING_NAMES") else ""
         return (
-            f"{folder}: {what}its files hold no output head ({missing[0]}), so it gives hidden states and no "
-            f"probabilities of tokens. {_only(_MADE_FROM)} If its embedding is its head too, set `tie_word_embeddings: "
-            "true` in its config.json."
+            f"{folder}: {what}its files have no output head ({missing[0]}), so it computes hidden states and no token "
+            f"probabilities. {_only(_MADE_FROM)} If its embedding is also its head, set `tie_word_embeddings: true` in "
+            "its config.json."
         )
     return (
         f"{folder}: {len(missing)} weights are missing from its files (first: {missing[0]}). "
@@ -140,7 +136,7 @@ def _missing(folder: Path, model: PreTrainedModel, missing: list[str]) -> str:
 
 
 def _without_constants(folder: Path, names: Iterable[str]) -> set[str]:
-    """Without the masks and their single numbers that old releases of transformers saved beside weights."""
+    """Removes attention masks and scalars, which old releases of transformers saved with the weights."""
     left = set(names)
     for path in weight_files(folder) if left else ():
         with safe_open(path, "pt") as file:
@@ -152,7 +148,7 @@ def _without_constants(folder: Path, names: Iterable[str]) -> set[str]:
 
 
 def _is_inside(name: str, model: PreTrainedModel) -> bool:
-    """Whether a weight's name is one of a decoder layer, or of one more of them."""
+    """Whether a weight's name belongs to a decoder layer, including layers beyond those of the model."""
     places = {id(module): path for path, module in model.named_modules()}
     layers = [places[id(layer)] for layer in decoder_layers(model)]
     lists = {path.rpartition(".")[0] for path in layers}
@@ -165,17 +161,17 @@ def _is_language_model(name: str, config: dict[str, Any]) -> bool:
 
 
 def _takes_more(name: str) -> bool:
-    """Whether a class takes images or sound beside text."""
+    """Whether a class accepts images or audio in addition to text."""
     return any(name in _classes(f"MODEL_FOR_{task}_MAPPING_NAMES") for task in _WITH_OTHER_INPUTS)
 
 
 def _task(name: str) -> str | None:
-    """What transformers has a class for, in words: `sequence classification`."""
+    """Finds the task of a class in transformers, in words, such as `sequence classification`."""
     found = [re.fullmatch(r"MODEL_FOR_(\w+)_MAPPING_NAMES", mapping) for mapping in vars(modeling_auto)]
     tasks = [match[1] for match in found if match and name in _classes(match[0])]
     if not tasks:
         return None
-    # Many are named there for pretraining too, which says less.
+    # Prefer any other task to pretraining, which is less specific.
     task = min(tasks, key=lambda task: task == "PRETRAINING")
     return _IN_WORDS.get(task, task.lower().replace("_", " "))
 

@@ -1,4 +1,4 @@
-"""What lies in a model's folder beside its weights: processors, tokenizer, license; these go where it goes."""
+"""Copies the files of a model folder other than its weights: processors, tokenizer, license."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-# Weights in all the forms that folders on the hub hold, and archives of them.
+# Weights in all formats that hub repositories contain, and archives of them.
 _WEIGHTS = {
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npz", ".npy", ".msgpack", ".h5", ".ot"),
     *(".gguf", ".ggml", ".llamafile", ".onnx", ".onnx_data", ".tflite", ".pb", ".mlmodel", ".engine", ".plan"),
     *(".nemo", ".task", ".litertlm", ".tar", ".gz", ".zst", ".zip"),
 }
 _DATA = {".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".log"}
-# Of other software for this very folder: an index of weights, an adapter that would be loaded by itself, reports on how
-# these weights came to be.
+# Files that belong to these very weights: an adapter that transformers would load automatically, and records of how the
+# weights were made.
 _OF_THE_WEIGHTS = {
     *("adapter_config.json", "lamina.json", "lamina_certificate.json", "lamina_quantization.json"),
     *("quantization_report.json", "trainer_state.json", "quantize_config.json", "hf_quant_config.json"),
 }
 _INDEX = ".index.json"
 
-# Far above any tokenizer's, far below what anybody would want a copy of; and a folder of templates has a few files.
+# Far above any tokenizer's size, and far below what should be copied silently. A folder of templates has a few files.
 MAX_BYTES = 100_000_000
 _MAX_FILES = 100
 
 
 def copy_companions(base: Path, folder: Path) -> list[str]:
-    """Copies every file of a model's folder that is no weight, byte for byte.
+    """Copies every file of a model folder that is not a weight file, byte for byte.
 
-    Hidden files, data, and folders within that hold weights or data (the same model in another form, checkpoints) stay
-    where they are.
+    Hidden files, data files, and subfolders with weights or data (other formats of the model, checkpoints) are not
+    copied.
 
     Args:
-        base: The model's folder.
-        folder: Where to copy to; files of the same name are replaced.
+        base: The model folder.
+        folder: The destination; files with the same name are replaced.
 
     Returns:
-        What was left out for its size alone.
+        The files that were left out only because of their size.
     """
     too_large = []
     for path in _companions(base):

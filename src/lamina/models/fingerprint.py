@@ -1,4 +1,4 @@
-"""Digests that bind an adapter to the exact base, tokenizer and template that it was trained with."""
+"""Digests of a base model's tensors and config, which bind an adapter to the exact base that it was trained on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lamina.cache.folder import IdentityCache
 from lamina.errors import ModelError
 from lamina.models.rope_words import without_repeats
 
-# Keys of config.json that say how a file was written or is run, not what the model computes.
+# Keys of config.json that describe how a model was saved or is run, not what it computes.
 _VOLATILE_KEYS = {
     "_attn_implementation",
     "_commit_hash",
@@ -32,23 +32,23 @@ class BaseFingerprint:
     """Digests of a base model on disk.
 
     Attributes:
-        tensors: Over every tensor's name, dtype, shape and bytes; how they are spread over files does not matter.
-        config: Over what config.json says of the computation.
+        tensors: Digest of every tensor's name, dtype, shape and bytes, independent of how they are sharded.
+        config: Digest of the keys of config.json that affect the computation.
     """
 
     tensors: str
     config: str
 
     def as_json(self) -> dict[str, str]:
-        """As plain data."""
+        """Converts to plain data."""
         return asdict(self)
 
 
 def fingerprint_base(folder: Path) -> BaseFingerprint:
-    """Digests a model folder; each file's part is remembered until the file changes.
+    """Computes the digests of a model folder; each file's digests are cached until the file changes.
 
     Raises:
-        ModelError: The folder holds no safetensors weights, or a damaged file.
+        ModelError: The folder has no safetensors weights, or a damaged file.
     """
     cache = IdentityCache("fingerprints")
     digests: dict[str, str] = {}
@@ -64,10 +64,10 @@ def fingerprint_base(folder: Path) -> BaseFingerprint:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, as its index names them.
+    """Lists the safetensors files of a model folder, as named in its index.
 
     Raises:
-        ModelError: There are none; the message says what is there instead.
+        ModelError: There are none; the message names the files that it found instead.
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -75,7 +75,7 @@ def weight_files(folder: Path) -> list[Path]:
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise ModelError(
-                f"{folder}: {index.name} names {missing[0]}, which is not there. Fix: fetch the model again."
+                f"{folder}: {index.name} names {missing[0]}, which does not exist. Fix: download the model again."
             )
         return [folder / name for name in names]
     single = folder / "model.safetensors"
@@ -91,11 +91,11 @@ def weight_files(folder: Path) -> list[Path]:
         if any(name.endswith(".gguf") for name in found)
         else "give a folder with config.json and model.safetensors"
     )
-    raise ModelError(f"{folder}: holds no model.safetensors (found: {', '.join(found) or 'no weights'}). Fix: {hint}.")
+    raise ModelError(f"{folder}: has no model.safetensors (found: {', '.join(found) or 'no weights'}). Fix: {hint}.")
 
 
 def _tensor_digests(path: Path) -> Iterator[tuple[str, str]]:
-    """Each tensor's dtype, shape and SHA-256, read straight from the safetensors layout."""
+    """Computes each tensor's dtype, shape and SHA-256, directly from the safetensors file."""
     try:
         with path.open("rb") as file:
             (header_bytes,) = struct.unpack("<Q", file.read(8))
@@ -115,7 +115,9 @@ def _tensor_digests(path: Path) -> Iterator[tuple[str, str]]:
                     left -= len(chunk)
                 yield name, f"{entry['dtype']} {entry['shape']} {digest.hexdigest()}"
     except (struct.error, ValueError, KeyError) as error:
-        raise ModelError(f"{path}: not a whole safetensors file ({error}). Fix: fetch or write it again.") from None
+        raise ModelError(
+            f"{path}: not a complete safetensors file ({error}). Fix: download or save it again."
+        ) from None
 
 
 def _without_volatile(value: Any) -> Any:

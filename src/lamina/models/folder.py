@@ -1,8 +1,8 @@
-"""Makes a folder of written weights into a model that all software reads as it reads the base.
+"""Completes a folder of saved weights to a model that other software loads in the same way as the base.
 
-Every file of the base that is no weight goes along byte for byte, and then only what has changed is changed: saving
-them through transformers would write them anew, in words that its own version alone knows. What ends an answer stands
-in each of the three files that say so, since one program reads the one and one the other.
+Every file of the base except its weights is copied byte for byte, and then only the necessary keys are changed: saving
+through transformers would rewrite the files with keys that only its own version understands. The stop tokens are
+written to all three files that have them, since programs differ in which of them they read.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ _CONFIG, _GENERATION = "config.json", "generation_config.json"
 _TOKENIZER, _SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 _TEMPLATE = "chat_template.jinja"
 
-# Other places of chat templates, some of which come before the one that a folder is given.
+# Other files with chat templates, some of which would take precedence over the one that is written.
 _OTHER_TEMPLATES = ("chat_template.json", "additional_chat_templates/*.jinja")
 
-# How a tokenizer was loaded, and a name for its class: what transformers 5 writes and 4 does not understand.
+# Keys about how a tokenizer was loaded, and a class name, which transformers 5 writes and 4 does not understand.
 _ABOUT_LOADING = ("is_local", "local_files_only")
 _CLASS_OF_5, _CLASS_OF_4 = "TokenizersBackend", "PreTrainedTokenizerFast"
 
 
 @dataclass(frozen=True)
 class Ends:
-    """What a model says itself of where to stop; taken from it while it is in memory.
+    """A model's own stop tokens, read while it is in memory.
 
     Attributes:
-        config: `eos_token_id` of its config, which may be the default of its class.
-        generation: Its settings for `generate`.
+        config: `eos_token_id` of the model's config, which may be the default of its class.
+        generation: The model's settings for `generate`.
     """
 
     config: int | list[int] | None
@@ -65,20 +65,20 @@ def complete_folder(
     own_stop: bool = False,
     notify: Notify = lambda message: None,
 ) -> None:
-    """Puts everything but the weights, which are there, into a folder.
+    """Adds all files except the weights to a folder that has the weights.
 
     Args:
-        folder: With the weights.
-        base: Of the model that they were made from.
-        ends: Of that model.
-        template: What the model was trained with, or will be.
-        changes: Keys of config.json that have other values now; None takes a key away.
-        own_template: Whether the template is to be the tokenizer's own.
-        own_stop: Whether the template's stop token is to be the tokenizer's EOS, because training taught it.
-        notify: Told what was left out.
+        folder: The folder with the weights.
+        base: The folder of the model that the weights were made from.
+        ends: The stop tokens of that model.
+        template: The chat template that the model was, or will be, trained with.
+        changes: New values for keys of config.json; None removes a key.
+        own_template: Whether to save the template as the tokenizer's own.
+        own_stop: Whether to make the template's stop token the tokenizer's EOS, because the model was trained with it.
+        notify: Called with a message about files that are left out.
     """
     for name in copy_companions(base, folder):
-        notify(f"{base / name} stays where it is: no part of a model but its weights is over {MAX_BYTES:,} bytes.")
+        notify(f"{base / name} is not copied: only weight files may be over {MAX_BYTES:,} bytes.")
     config = _read(base / _CONFIG)
     for key, value in changes.items():
         _change(config, key, value)
@@ -89,7 +89,7 @@ def complete_folder(
     _write(folder / _CONFIG, config)
     _complete_generation(folder, ends, template, (base / _GENERATION).is_file())
     text = _put_template(folder, template) if own_template else None
-    # A template that writes EOS would write the stop token instead, and some tokenizers end every text with it.
+    # A template that writes EOS would then write the stop token, and some tokenizers append EOS to every text.
     if own_stop and template.stop_token != template.tokenizer.eos_token:
         own_stop = "eos_token" not in template.source + template.tool_source
         if own_stop and _write_tokenizer_with_stop(folder, template, text):
@@ -100,15 +100,15 @@ def complete_folder(
 def complete_converted(
     folder: Path, ends: Ends, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None
 ) -> None:
-    """Does for a folder that transformers 5 has written, from no other folder, what transformers 4 needs.
+    """Adds what transformers 4 needs to a converted folder that transformers 5 has saved.
 
-    The stop token goes into generation_config.json alone: config.json is part of what adapters are locked to.
+    Stop tokens are only written to generation_config.json, since an adapter's lock includes config.json.
 
     Args:
-        folder: Whole.
-        ends: Of the model in it.
-        tokenizer: In it.
-        template: Its chat template; None where that cannot be used.
+        folder: The complete folder.
+        ends: The stop tokens of its model.
+        tokenizer: Its tokenizer.
+        template: Its chat template; None if that is unusable.
     """
     config = _read(folder / _CONFIG)
     _add_old_words(config)
@@ -124,7 +124,7 @@ def _change(config: dict[str, Any], key: str, value: Any) -> None:
     words = ("dtype", "torch_dtype") if key == "dtype" else (key,)
     for part in config_parts(config):
         present = [word for word in words if word in part]
-        # The text's part of a larger model has its own embedding, and software asks the one or the other.
+        # The text config of a multimodal model has its own copy of the key, and programs differ in which one they read.
         if not present and (part is config or (key == "tie_word_embeddings" and "vocab_size" in part)):
             present = [key]
         part |= dict.fromkeys(present, value)
@@ -146,7 +146,7 @@ def _add_stops(holder: dict[str, Any], default: int | list[int] | None, template
 
 
 def _complete_generation(folder: Path, ends: Ends, template: ChatTemplate | None, from_base: bool) -> None:
-    """generation_config.json is what `generate` and servers ask first; not every base has one."""
+    """Writes generation_config.json, which `generate` and servers read first; not every base has one."""
     own: Any = ends.generation
     content = _read(folder / _GENERATION) if from_base else own.to_diff_dict() if own else {}
     if not from_base:
@@ -156,7 +156,7 @@ def _complete_generation(folder: Path, ends: Ends, template: ChatTemplate | None
 
 
 def _put_template(folder: Path, template: ChatTemplate) -> str | list[dict[str, str]] | None:
-    """Writes the template, if it is not the model's own text, and gives what tokenizer_config.json is to hold of it."""
+    """Writes the template if it is not the model's own; returns the entry for tokenizer_config.json."""
     saved = template.saved_source
     if saved is None:
         return None
@@ -171,7 +171,7 @@ def _put_template(folder: Path, template: ChatTemplate) -> str | list[dict[str, 
 
 
 def _write_tokenizer_with_stop(folder: Path, template: ChatTemplate, text: str | list[dict[str, str]] | None) -> bool:
-    """Whether that gives the same ids as before; if not, the files are as they were."""
+    """Makes the stop token the EOS if tokenization stays the same; else restores the files. Returns whether it does."""
     before = {name: (folder / name).read_bytes() for name in (_TOKENIZER, _SPECIAL) if (folder / name).is_file()}
     _write_tokenizer(folder, template.tokenizer, template.stop_token, text)
     with quiet_transformers():
@@ -189,14 +189,16 @@ def _write_tokenizer(
     eos: str | None = None,
     chat_template: str | list[dict[str, str]] | None = None,
 ) -> None:
-    """Changes what is given, and what transformers 4 would not understand."""
+    """Writes the given EOS and template, and replaces what transformers 4 would not understand."""
     for name in (_TOKENIZER, _SPECIAL):
         content = _read(folder / name)
         if name == _TOKENIZER:
             content = {key: value for key, value in content.items() if key not in _ABOUT_LOADING}
             if content.get("tokenizer_class") == _CLASS_OF_5:
                 content["tokenizer_class"] = _CLASS_OF_4
-                content.setdefault("model_input_names", tokenizer.model_input_names)  # 4 has more by default
+                content.setdefault(
+                    "model_input_names", tokenizer.model_input_names
+                )  # transformers 4 has more by default
             if chat_template is not None:
                 content["chat_template"] = chat_template
         if eos is not None and (name == _TOKENIZER or content):
@@ -209,6 +211,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """Writes JSON, unless that is what is there: then the file stays as it is to the last byte."""
+    """Writes JSON, unless the file already has this content, so that unchanged files keep their exact bytes."""
     if content != _read(path):
         files.write_json(path, content)

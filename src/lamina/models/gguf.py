@@ -1,7 +1,7 @@
-"""Converts a GGUF file to a transformers folder, dequantised to bfloat16, through transformers' own reader.
+"""Converts a GGUF file to a transformers folder, dequantized to bfloat16, with transformers' own reader.
 
-Tensor by tensor where it can be, so that memory holds one file of the result. Where a GGUF tensor is not one tensor of
-the model (mixtures of experts are laid out otherwise), the model is read as a whole.
+Conversion is tensor by tensor where possible, so that only one shard is in memory. If a GGUF tensor is not one tensor
+of the model (mixtures of experts have another layout), the whole model is loaded.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         OSError: The folder cannot be written to.
     """
     try:
-        # The GGUF reader draws a bar of its own that no setting switches off.
+        # The GGUF reader draws its own progress bar, which no setting disables.
         with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
             model = _convert_streaming(gguf, folder) or _convert_whole(gguf, folder)
             tokenizer = AutoTokenizer.from_pretrained(
@@ -50,14 +50,14 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
             complete_converted(folder, Ends.of(model), tokenizer, _template(tokenizer))
     except LaminaError:
         raise
-    except Exception as error:  # its readers raise all kinds, the tokenizers' plain `Exception` among them
-        if isinstance(error, OSError) and error.errno is not None:  # of the disk that is written to
+    except Exception as error:  # readers raise any kind, the tokenizer's even a plain `Exception`
+        if isinstance(error, OSError) and error.errno is not None:  # an error of the disk
             raise
         raise ModelError(f"{gguf}: transformers cannot read this GGUF file: {error}") from error
 
 
 def _template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
-    """The model's own template; None where it cannot be used, for the user may name another."""
+    """Returns the model's own chat template; None if it is unusable, since the user may name another."""
     try:
         return build_template(tokenizer)
     except LaminaError:
@@ -65,10 +65,10 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
 
 
 def _convert_streaming(gguf: Path, folder: Path) -> PreTrainedModel | None:
-    """Writes config and weights tensor by tensor; leaves nothing and gives None where that does not give the model.
+    """Converts config and weights tensor by tensor.
 
     Returns:
-        The model without its weights.
+        The model without its weights; None, with nothing written, if the tensors do not correspond one to one.
     """
     config = AutoConfig.from_pretrained(
         gguf.parent, gguf_file=gguf.name, local_files_only=True, trust_remote_code=False
@@ -99,7 +99,7 @@ def _convert_streaming(gguf: Path, folder: Path) -> PreTrainedModel | None:
 
 
 def _shapes(model: PreTrainedModel) -> dict[str, torch.Size]:
-    """The tensors that a file of the model has: tied ones once."""
+    """Returns the shapes of the tensors in the model's files; tied tensors once."""
     tied = model.all_tied_weights_keys
     return {name: tensor.shape for name, tensor in model.state_dict().items() if name not in tied}
 
@@ -113,7 +113,7 @@ def _convert_whole(gguf: Path, folder: Path) -> PreTrainedModel:
         local_files_only=True,
         trust_remote_code=False,
     )
-    # The plain model that is written is no longer a GGUF one, and no longer quantized.
+    # The saved model is neither GGUF nor quantized any more.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
     model.config._name_or_path = ""

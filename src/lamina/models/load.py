@@ -1,4 +1,4 @@
-"""Loads a base model and its tokenizer from a folder, frozen, in the dtype that suits the machine."""
+"""Loads a frozen base model and its tokenizer, in the dtype that suits the machine."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Base:
     """A frozen base model.
 
     Attributes:
-        model: A transformers causal language model in evaluation mode; no parameter asks for a gradient.
-        tokenizer: Its tokenizer.
-        source: Where it came from.
-        dtype: What its weights are held in, or, where they are quantized, turned back to.
-        quantization: How they are quantized; None for not at all.
-        packed_digest: Of the packed weights; None where `fingerprint` covers them.
-        packing: How much of it is quantized; None for nothing.
-        rounding_errors: Module -> |W - Q| / |W| (Frobenius norms); with LoftQ then the same with s B A, after each
-            round. Empty where no quantization is, or where the weights from before it are not known.
+        model: A causal language model of transformers in evaluation mode; no parameter requires a gradient.
+        tokenizer: The model's tokenizer.
+        source: Where the model came from.
+        dtype: The dtype of the weights, or, if they are quantized, the dtype that they are dequantized to.
+        quantization: How the weights are quantized; None if they are not.
+        packed_digest: Digest of the packed weights; None if `fingerprint` covers them.
+        packing: How much of the model is quantized; None if nothing is.
+        rounding_errors: Module -> |W - Q| / |W| (Frobenius norms), and with LoftQ |W - Q - s B A| / |W| after each
+            round. Empty without quantization, or if the original weights are not known.
     """
 
     model: PreTrainedModel
@@ -55,7 +55,7 @@ class Base:
 
     @cached_property
     def fingerprint(self) -> BaseFingerprint:
-        """Digests of its tensors and config, as they lie on disk."""
+        """Digests of the model's tensors and config on disk."""
         return fingerprint_base(self.source.folder)
 
 
@@ -73,16 +73,16 @@ def load_base(
     Args:
         ref: An alias, a folder, a `.gguf` file, or a hub id.
         dtype: `auto`, `bfloat16` or `float32`.
-        device: Where to put it; by default CUDA if there is one.
-        notify: Called with a sentence before anything that takes a while.
-        quantization: Stores the weights of linear layers in 4 or 8 bits, one after the other as they are read.
-        plan_loftq: What LoftQ splits before it is quantized, if it is to.
+        device: The device to load it on; by default CUDA if there is one.
+        notify: Called with a message before anything that takes a while.
+        quantization: Quantizes the weights of linear layers to 4 or 8 bits, one by one as they are read.
+        plan_loftq: Computes which weights LoftQ splits before they are quantized; None without LoftQ.
         offload: Whether the layers' weights stay on disk; `auto` leaves them there if the base does not fit in memory.
 
     Raises:
-        ConfigError: Nothing of that name can exist, or the quantization does not fit the model.
-        ModelError: It cannot be fetched or read, or it is no causal language model: by its
-            config.json, by its weights, or because it sees later tokens.
+        ConfigError: No model can have that name, or the quantization does not fit the model.
+        ModelError: The model cannot be downloaded or loaded, or it is not a causal language model, by its config.json,
+            by its weights, or because it sees later tokens.
     """
     bound_product_cache()
     source = find_model(ref, notify)
@@ -102,7 +102,7 @@ def load_base(
 
         quantization = agreed(quantization, stored, source.folder)
         if stored is not None and plan_loftq is not None:
-            message = f"'loftq' needs the weights from before quantization, and {source.folder} is quantized already."
+            message = f"'loftq' needs the original weights, but {source.folder} is already quantized."
             raise ConfigError(Problem("method.init_lora_weights", message, "name the model in 16 bits"))
         packed = load_packed(source.folder, quantization, stored is not None, chosen, device, notify, plan_loftq)
         packing = find_packing(packed.model, packed_modules(packed.model))
@@ -118,10 +118,10 @@ def load_base(
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """Loads a model's tokenizer alone, which takes no time.
+    """Loads only a model's tokenizer.
 
     Raises:
-        ModelError: There is none, or it cannot be read.
+        ModelError: The tokenizer is missing or cannot be loaded.
     """
     try:
         AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
@@ -130,8 +130,8 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError) as error:
         if "trust_remote_code" in str(error):
             raise ModelError(
-                f"{source.folder}: config.json or tokenizer_config.json needs Python code that comes with the model "
-                "(auto_map), and lamina runs no code of a model. Fix: name a model whose architecture and tokenizer "
-                "are part of transformers."
+                f"{source.folder}: config.json or tokenizer_config.json needs Python code from the model's repository "
+                "(auto_map), which lamina never runs. Fix: name a model whose architecture and tokenizer are part of "
+                "transformers."
             ) from error
         raise ModelError(f"{source.folder}: its config or tokenizer cannot be loaded: {error}") from error

@@ -1,8 +1,8 @@
-"""Frozen layers that stay on disk, for a base larger than memory.
+"""Keeps frozen layers on disk, for a base larger than memory.
 
-A safetensors file is mapped, not read: its pages come into memory when they are touched. Here each decoder layer's
-pages are asked for while the layer before it runs, forwards as well as backwards, and given back once it has run, so
-that memory holds two layers of the base at a time. Weights are never changed, so nothing is written.
+A safetensors file is memory-mapped: its pages are loaded when they are accessed. Here each decoder layer's pages are
+prefetched while the layer before it runs, in the forward and in the backward, and evicted after the layer has run, so
+that two layers of the base are in memory at a time. Weights are never changed, so nothing is written back.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from lamina.errors import ConfigError, Problem
 from lamina.machine.pages import mapped_spans, page_in, page_out
 from lamina.structure.layers import decoder_layers
 
-# Of the free memory, what a base may take before it is left on disk: the rest is for activations and everything else.
+# The share of free memory that a base may take before it stays on disk; the rest is for activations and everything
+# else.
 _SHARE_FOR_BASE = 0.7
 
-# Smaller tensors are not worth a call each.
+# Smaller tensors are not worth a system call each.
 _SMALLEST = 16 * 1024
 
-# What is read to measure the disk, and how much of it at once.
+# Bytes that are read to measure the disk's rate, and bytes per read.
 _SAMPLE = 256 * 2**20
 _CHUNK = 8 * 2**20
 
@@ -42,10 +43,10 @@ Span = tuple[int, int]
 
 
 class MappedLinear(PackedLinear):
-    """A linear layer whose weight is only ever read from its file.
+    """A linear layer whose weight stays memory-mapped from its file.
 
     Attributes:
-        packed: The weight as the file has it, (out_features, in_features), or transposed for `Conv1D`.
+        packed: The weight as in the file, (out_features, in_features), or transposed for `Conv1D`.
     """
 
     def __init__(self, module: nn.Linear | Conv1D) -> None:
@@ -58,24 +59,24 @@ class MappedLinear(PackedLinear):
     def dense(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         return (self.packed.T if self._transposed else self.packed).to(dtype or self.dtype)
 
-    def lay(self, out: torch.Tensor) -> None:
+    def dequantize_into(self, out: torch.Tensor) -> None:
         out.copy_(self.dense(out.dtype))
 
 
 @dataclass(frozen=True)
 class Offload:
-    """What was left on disk.
+    """What stays on disk.
 
     Attributes:
-        layer_bytes: Of weights that stay in their files, by decoder layer.
-        bytes_per_second: At which this machine reads them, measured.
+        layer_bytes: Bytes of weights that stay in their files, for each decoder layer.
+        bytes_per_second: The measured rate at which this machine reads them.
     """
 
     layer_bytes: list[int]
     bytes_per_second: float
 
     def line(self) -> str:
-        """A sentence for the plan. Every layer is read once forwards and once backwards."""
+        """Formats a sentence for the run's plan. Every layer is read once in the forward and once in the backward."""
         total = sum(self.layer_bytes)
         seconds = 2 * total / self.bytes_per_second
         return (
@@ -85,10 +86,10 @@ class Offload:
 
 
 def wants_offload(setting: bool | str, files: Sequence[Path], device: torch.device) -> bool:
-    """Resolves `offload`: `auto` leaves on disk what would not fit in memory.
+    """Resolves `offload`: with `auto`, a base that does not fit in memory stays on disk.
 
     Raises:
-        ConfigError: It is asked for where it cannot be.
+        ConfigError: `offload: true` on a system that does not support it.
     """
     possible = device.type == "cpu" and sys.platform.startswith("linux")
     if setting is True and not possible:
@@ -101,11 +102,11 @@ def wants_offload(setting: bool | str, files: Sequence[Path], device: torch.devi
 
 
 def leave_on_disk(model: PreTrainedModel, files: Sequence[Path]) -> Offload:
-    """Lets every decoder layer's weights be read ahead and given back as the model runs.
+    """Makes every decoder layer's weights be prefetched and evicted as the model runs.
 
     Args:
-        model: As it was loaded from `files`, on the CPU.
-        files: Its safetensors files.
+        model: The model, loaded from `files`, on the CPU.
+        files: The model's safetensors files.
     """
     layers = decoder_layers(model)
     _map_again(model, layers, files)
@@ -116,12 +117,12 @@ def leave_on_disk(model: PreTrainedModel, files: Sequence[Path]) -> Offload:
     pager = _Pager(layers, mapped_spans(files))
     for place, layer in enumerate(layers):
         layer.register_forward_pre_hook(pager.hook(place), with_kwargs=True)
-        pager.leave(place)  # what loading has read of it
+        pager.leave(place)  # evicts what loading has read
     return Offload([pager.size(place) for place in range(len(layers))], _reading_rate(files))
 
 
 class _Pager:
-    """Which addresses belong to which layer, and when they are wanted."""
+    """Prefetches and evicts the pages of each layer."""
 
     def __init__(self, layers: Sequence[nn.Module], mapped: Sequence[Span]) -> None:
         self._spans = [_spans(layer, mapped) for layer in layers]
@@ -130,15 +131,15 @@ class _Pager:
         return sum(end - start for start, end in self._spans[place])
 
     def hook(self, place: int) -> Any:
-        """What runs before the layer at that place."""
+        """Makes the forward pre-hook of the layer with index `place`."""
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if torch._C._current_graph_task_id() != -1:
-                return None  # the layer runs again inside the backward, which has its own order
+                return None  # recomputed inside the backward, which has its own order
             last = place == len(self._spans) - 1
             self.fetch(place + 1)
             if not (last and torch.is_grad_enabled()):
-                self.leave(place - 1)  # before the backward, the last two stay
+                self.leave(place - 1)  # the last two stay for the backward
             hidden = args[0] if args else kwargs["hidden_states"]
             if not (torch.is_grad_enabled() and hidden.requires_grad):
                 return None
@@ -148,7 +149,7 @@ class _Pager:
         return before
 
     def backward_done(self, place: int) -> None:
-        """The backward of the layer at that place has run."""
+        """Called after the backward of the layer with index `place`."""
         self.fetch(place - 2)
         self.leave(place)
 
@@ -164,7 +165,7 @@ class _Pager:
 
 
 class _BackwardDone(torch.autograd.Function):
-    """The input itself; its backward tells that the layer's own has run."""
+    """The identity; its backward signals that the layer's backward has run."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, pager: _Pager, place: int) -> torch.Tensor:
@@ -178,7 +179,7 @@ class _BackwardDone(torch.autograd.Function):
 
 
 def _map_again(model: PreTrainedModel, layers: Iterable[nn.Module], files: Sequence[Path]) -> None:
-    """Puts the file's own pages in the place of packed weights that reading has copied."""
+    """Replaces packed weights that loading has copied by memory-mapped ones."""
     where = {}
     for path in files:
         with safe_open(path, "pt") as file:
@@ -202,7 +203,7 @@ def _is_mapped(tensor: torch.Tensor, mapped: Sequence[Span]) -> bool:
 
 
 def _spans(layer: nn.Module, mapped: Sequence[Span]) -> list[Span]:
-    """Whole pages of the layer's tensors that lie in mapped files, joined where they meet."""
+    """Computes the whole pages of a layer's memory-mapped tensors, with adjacent spans joined."""
     page = mmap.PAGESIZE
     tensors = [*layer.parameters(), *layer.buffers()]
     spans = sorted(
@@ -220,11 +221,11 @@ def _spans(layer: nn.Module, mapped: Sequence[Span]) -> list[Span]:
 
 
 def _reading_rate(files: Sequence[Path]) -> float:
-    """Bytes a second of reading the largest file from the disk, measured on its first part."""
+    """Measures the rate, in bytes per second, of reading the first part of the largest file from disk."""
     largest = max(files, key=lambda path: path.stat().st_size)
     descriptor, length = os.open(largest, os.O_RDONLY), min(_SAMPLE, largest.stat().st_size)
     try:
-        os.posix_fadvise(descriptor, 0, length, os.POSIX_FADV_DONTNEED)  # what the system still has of it is no measure
+        os.posix_fadvise(descriptor, 0, length, os.POSIX_FADV_DONTNEED)  # not from the page cache
         began = time.perf_counter()
         done = sum(len(os.pread(descriptor, _CHUNK, start)) for start in range(0, length, _CHUNK))
         return max(done, 1) / max(time.perf_counter() - began, 1e-9)

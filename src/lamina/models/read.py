@@ -1,4 +1,4 @@
-"""Reads a model folder through transformers."""
+"""Loads a model folder with transformers."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from lamina.progress import Notify
 def read_model(
     folder: Path, dtype: torch.dtype, notify: Notify = lambda message: None, **settings: Any
 ) -> PreTrainedModel:
-    """A causal language model from its folder.
+    """Loads a causal language model from its folder.
 
     Args:
-        folder: With config.json and safetensors.
-        dtype: What its weights are held in.
-        notify: Told what of the files is left out.
-        settings: More for `from_pretrained`.
+        folder: The folder with config.json and safetensors.
+        dtype: The dtype of the weights in memory.
+        notify: Called with notes on weights in the files that are not loaded.
+        settings: More arguments for `from_pretrained`.
 
     Raises:
-        ModelError: It cannot be read, is no causal language model, or its weights are not those of the model.
+        ModelError: The model cannot be loaded, is not a causal language model, or its weights do not fit.
     """
     check_architecture(folder)
     try:
@@ -54,7 +54,7 @@ def read_model(
 
 
 def skeleton(folder: Path) -> PreTrainedModel:
-    """The model without its weights, on the meta device."""
+    """Builds the model without its weights, on the meta device."""
     with torch.device("meta"), quiet_transformers():
         return AutoModelForCausalLM.from_config(
             AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

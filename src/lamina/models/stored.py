@@ -1,4 +1,4 @@
-"""How the weights of a model folder are quantized already, by its config.json."""
+"""Reads from config.json how the weights of a model folder are quantized."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lamina.errors import ConfigError, ModelError, Problem
 
 
 def stored_quantization(folder: Path) -> QuantizationConfig | None:
-    """How the folder's weights are quantized; None for not at all.
+    """Returns how the folder's weights are quantized; None if they are not.
 
     Raises:
-        ModelError: In a way that lamina cannot train on.
+        ModelError: They are quantized by a method that lamina cannot train on.
     """
     stored = read_config(folder).get("quantization_config")
     if not stored:
@@ -23,12 +23,12 @@ def stored_quantization(folder: Path) -> QuantizationConfig | None:
     if method != "bitsandbytes":
         raise ModelError(
             f"{folder}: its weights are quantized with {method}, which lamina cannot train on. "
-            "Fix: take the model in 16 bits, and quantize it with `quantization: {bits: 4}`."
+            "Fix: use the model in 16 bits, and quantize it with `quantization: {bits: 4}`."
         )
     if stored.get("load_in_8bit"):
         return QuantizationConfig(bits=8)
-    # config.json does not say the blocks' size, so that stays at its default here; the weights' own files do, and are
-    # read by it.
+    # config.json does not have the block size, so it stays at its default here; the weights' files have it, and loading
+    # uses that one.
     return QuantizationConfig(
         bits=4,
         quant_type=stored.get("bnb_4bit_quant_type", "fp4"),
@@ -37,10 +37,10 @@ def stored_quantization(folder: Path) -> QuantizationConfig | None:
 
 
 def agreed(wanted: QuantizationConfig | None, stored: QuantizationConfig | None, folder: Path) -> QuantizationConfig:
-    """The quantization to load with.
+    """Returns the quantization to load with.
 
     Raises:
-        ConfigError: The folder is quantized otherwise than asked for.
+        ConfigError: The folder is quantized differently from the configuration.
     """
     if wanted is None or stored is None:
         chosen = wanted or stored
@@ -49,7 +49,7 @@ def agreed(wanted: QuantizationConfig | None, stored: QuantizationConfig | None,
     for field in ("bits", "quant_type", "double_quant"):
         asked, found = getattr(wanted, field), getattr(stored, field)
         if asked != found and (field == "bits" or stored.bits == 4):
-            message = f"{folder} is quantized already, with {field} {found}, and {asked} was asked for."
+            message = f"{folder} is already quantized with {field} {found}, but {asked} was requested."
             raise ConfigError(
                 Problem(f"quantization.{field}", message, "remove `quantization`, or name the model in 16 bits")
             )
@@ -57,7 +57,7 @@ def agreed(wanted: QuantizationConfig | None, stored: QuantizationConfig | None,
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of a model folder's config.json; empty where it cannot be read, which reading the model says."""
+    """Reads a model folder's config.json; empty if it cannot be read, which loading the model reports."""
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""Token ids against the rows of the embedding: a tokenizer may know tokens that its base has no rows for.
+"""Checks token ids against the rows of the embedding: a tokenizer may have tokens that its base has no rows for.
 
-That happens where tokens were added to a tokenizer and the embedding was not resized. It does no harm as long as no
-text holds one of them.
+That happens if tokens were added to a tokenizer and the embedding was not resized. It is harmless as long as no text
+contains such a token.
 """
 
 from __future__ import annotations
@@ -25,24 +25,25 @@ _ASKED = (Message("user", "a"), Message("assistant", "b"))
 
 
 def embedding_rows(model: PreTrainedModel) -> int | None:
-    """Rows of the input embedding, also of one that an adapter wraps; None where it is no table of rows."""
+    """Returns the rows of the input embedding, also if an adapter wraps it; None if it is not an `nn.Embedding`."""
     tables = (module for module in model.get_input_embeddings().modules() if isinstance(module, nn.Embedding))
     return next((table.num_embeddings for table in tables), None)
 
 
 def head_rows(model: PreTrainedModel) -> int | None:
-    """Tokens that the head can predict; None where it has no layer of its own that would tell."""
+    """Returns the number of tokens that the head predicts; None if it is not an `nn.Linear`."""
     head = model.get_output_embeddings()
     return head.out_features if isinstance(head, nn.Linear) else None
 
 
 def declared_rows(folder: Path, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Rows that the embedding of a model in a folder will have, without reading its weights.
+    """Finds the rows of the embedding of a model in a folder, without loading its weights.
 
-    `vocab_size` of the configuration where that is enough for the tokenizer: a few models have more rows, none fewer.
+    Returns `vocab_size` of the configuration if that suffices for the tokenizer: a few models have more rows, none
+    fewer.
 
     Returns:
-        None where the model cannot be made to tell.
+        The number of rows; None if it cannot be found.
     """
     try:
         declared = (
@@ -53,25 +54,25 @@ def declared_rows(folder: Path, tokenizer: PreTrainedTokenizerBase) -> int | Non
         if highest_id(tokenizer) < declared:
             return declared
         return embedding_rows(skeleton(folder))
-    except Exception:  # whatever it is, loading the model will say it
+    except Exception:  # of any kind: loading the model will report it
         return None
 
 
 def highest_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The highest id that the tokenizer can give."""
+    """Returns the highest id of the tokenizer."""
     return max(tokenizer.get_vocab().values(), default=-1)
 
 
 def check_vocabulary(dataset: Dataset, model: PreTrainedModel, template: ChatTemplate) -> None:
-    """Every token of both sides has a row in the embedding, and every one that is learnt a row in the head.
+    """Checks that every token of a dataset has a row in the embedding, and every token in the loss a row in the head.
 
     Args:
-        dataset: What the model is to run over.
+        dataset: The dataset.
         model: A base without an adapter.
-        template: What rendered the rows.
+        template: The chat template that rendered the rows.
 
     Raises:
-        DataError: A row holds one that has none; it is the first such row.
+        DataError: A token has no row; the message names the first such row of the data.
     """
     rows, learnt = embedding_rows(model), head_rows(model)
     for side in (dataset.train, dataset.eval):
@@ -83,16 +84,16 @@ def check_vocabulary(dataset: Dataset, model: PreTrainedModel, template: ChatTem
 
 
 def check_side(side: Side, names: Sequence[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The same for rows that a finished model is evaluated on.
+    """Checks that every token of evaluation data has a row in the embedding.
 
     Args:
         side: The rows.
-        names: Of their files.
+        names: The names of their files.
         model: A base, with or without an adapter.
-        tokenizer: The base's.
+        tokenizer: The base's tokenizer.
 
     Raises:
-        DataError: A row holds a token that has no row.
+        DataError: A token has no row in the embedding.
     """
     rows = embedding_rows(model)
     if rows is not None and (found := side.first_beyond(rows)) is not None:
@@ -103,17 +104,17 @@ def check_side(side: Side, names: Sequence[str], model: PreTrainedModel, tokeniz
 def check_ids(
     ids: Sequence[int] | np.ndarray, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str, fix: str
 ) -> None:
-    """Every token of a text has a row in the embedding.
+    """Checks that every token of a text has a row in the embedding.
 
     Args:
-        ids: The text's tokens.
+        ids: The text's token ids.
         model: A base, with or without an adapter.
-        tokenizer: What they come from.
-        where: What the text is, for the error.
-        fix: What to do about it.
+        tokenizer: The tokenizer of the ids.
+        where: What the text is, for the message.
+        fix: The fix, for the message.
 
     Raises:
-        DataError: One has none.
+        DataError: A token has no row in the embedding.
     """
     rows, found = embedding_rows(model), np.asarray(ids)
     if rows is not None and (found >= rows).any():
@@ -122,15 +123,15 @@ def check_ids(
 
 
 def check_prompt(ids: Sequence[int], model: PreTrainedModel, template: ChatTemplate) -> None:
-    """Every token of a rendered prompt has a row in the embedding.
+    """Checks that every token of a rendered prompt has a row in the embedding.
 
     Args:
-        ids: Its tokens.
+        ids: The prompt's token ids.
         model: A base, with or without an adapter.
-        template: What rendered it.
+        template: The chat template that rendered it.
 
     Raises:
-        DataError: One has none.
+        DataError: A token has no row in the embedding.
     """
     rows, fix = embedding_rows(model), "leave it out of the prompt"
     if rows is not None and max(ids, default=0) >= rows and not _fits(template, rows):
@@ -144,21 +145,21 @@ def _message(
 ) -> str:
     text = tokenizer.convert_ids_to_tokens(token)
     return (
-        f"{where} has the token {token} ({text!r}), and the base's {what} has {rows} rows. Fix: {', or '.join(fixes)}."
+        f"{where} has the token {token} ({text!r}), but the base's {what} has {rows} rows. Fix: {', or '.join(fixes)}."
     )
 
 
 def resize_fix(tokenizer: PreTrainedTokenizerBase) -> str:
-    """How a base gets rows for all tokens."""
+    """Describes how to resize a base's embedding for all tokens, for messages."""
     return (
-        "give the base rows for all of them (in transformers: "
+        "resize the base's embedding (in transformers: "
         f"model.resize_token_embeddings({highest_id(tokenizer) + 1}), then save_pretrained of model and tokenizer) and "
-        "name that folder as the model"
+        "name the new folder as the model"
     )
 
 
 def _fixes(template: ChatTemplate, rows: int) -> list[str]:
-    """Ways out for training: another template if it is the template that writes such tokens, else other rows."""
+    """Lists fixes for training: another template if the template itself writes such tokens, else other rows."""
     resize = resize_fix(template.tokenizer)
     if _fits(template, rows):
         return ["leave the token out of the data", resize]
@@ -167,7 +168,7 @@ def _fixes(template: ChatTemplate, rows: int) -> list[str]:
 
 
 def _fitting(template: ChatTemplate, rows: int) -> str:
-    """A built-in template for whose tokens there are rows; empty if none is."""
+    """Finds a built-in template whose tokens all have rows; empty if there is none."""
     names = sorted(BUILTIN_TEMPLATES, key=lambda name: name != FALLBACK_TEMPLATE)
     return next((name for name in names if _builtin_fits(template, name, rows)), "")
 
@@ -180,6 +181,6 @@ def _builtin_fits(template: ChatTemplate, name: str, rows: int) -> bool:
 
 
 def _fits(template: ChatTemplate, rows: int) -> bool:
-    """Whether all that the template itself writes has rows."""
+    """Whether all tokens that the template itself writes have rows."""
     text = template.render(_ASKED)
     return max(template.tokenizer(text, add_special_tokens=False).input_ids, default=-1) < rows

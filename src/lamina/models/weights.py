@@ -1,7 +1,7 @@
-"""Where a model's weights lie: in linear layers, stacked in one tensor as a mixture's experts are, or elsewhere.
+"""Counts a model's weights: in linear layers, stacked in one tensor (such as a mixture's experts), or elsewhere.
 
-Embeddings and the output head are counted apart: they stay as they are whatever is packed or adapted, and in small
-models they are most of the weights.
+Embeddings and the output head are not counted: quantization and `all-linear` leave them unchanged, and in small models
+they are most of the weights.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from lamina.quantization.report import Packing
 
 OUTSIDE = "outside of embeddings and head"
 
-# In a mixture, peft takes linear layers of these names for the experts that transformers 4 had by them
-# (peft/utils/transformers_weight_conversion.py), so that those of a shared expert cannot be named.
+# In a mixture, peft interprets these names as those of experts in transformers 4
+# (peft/utils/transformers_weight_conversion.py), so the same layers of a shared expert cannot be named.
 _TAKEN_FOR_EXPERTS = {"gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}
 
 
 def weights_by_module(model: PreTrainedModel, without: Collection[int] = ()) -> dict[str, int]:
-    """How many weights each module itself holds, packed ones included; embeddings and output head are left out.
+    """Counts the weights of each module itself, including packed ones, without embeddings and output head.
 
     Args:
-        model: With or without an adapter.
+        model: The model, with or without an adapter.
         without: `id` of parameters not to count, such as an adapter's.
     """
     head, seen, found = model.get_output_embeddings(), set(without), dict[str, int]()
@@ -47,7 +47,7 @@ def weights_by_module(model: PreTrainedModel, without: Collection[int] = ()) -> 
 
 
 def stacked_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """Parameters that hold several matrices each, by name: a mixture's experts. No linear layer has any."""
+    """Finds parameters that stack several matrices, by name: a mixture's experts. Linear layers have none."""
     convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     return {
         f"{name}.{key}": parameter
@@ -59,19 +59,19 @@ def stacked_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 
 
 def find_packing(model: PreTrainedModel, modules: Iterable[str]) -> Packing:
-    """How much of a model the quantized modules of these names are; they need not be quantized yet."""
+    """Computes how much of a model is quantized, or would be, given the names of the quantized modules."""
     chosen, weights = set(modules), weights_by_module(model)
     left = summed_up({name: count for name, count in weights.items() if name not in chosen})
     return Packing(sum(weights.values()), sum(weights.values()) - sum(left.values()), left)
 
 
 def packed_modules(model: nn.Module) -> list[str]:
-    """Names of the modules whose weights are packed."""
+    """Lists the names of the modules with packed weights."""
     return [name for name, module in model.named_modules() if isinstance(module, PackedLinear)]
 
 
 def way_to_stacked(model: PreTrainedModel, linears: Iterable[str]) -> str:
-    """The `method:` that adapts a model's stacked weights, beside those linear layers of these names that peft can."""
+    """Builds a `method:` that adapts a model's stacked weights, and those of the given linear layers that peft can."""
     parameters = ", ".join(dict.fromkeys(inside_layer(name) for name in stacked_weights(model)))
     modules = ", ".join(sorted({name.rpartition(".")[2] for name in linears} - _TAKEN_FOR_EXPERTS))
     targets = f"target_modules: [{modules}], " if modules else ""
@@ -80,12 +80,12 @@ def way_to_stacked(model: PreTrainedModel, linears: Iterable[str]) -> str:
 
 
 def inside_layer(name: str) -> str:
-    """A name from its layer on: `model.layers.0.mlp.experts` -> `mlp.experts`."""
+    """Removes the path of the layer from a name: `model.layers.0.mlp.experts` -> `mlp.experts`."""
     return re.sub(r"^.*\.\d+\.", "", name)
 
 
 def summed_up(counts: Mapping[str, int]) -> dict[str, int]:
-    """The same of all layers together, by one name: `model.layers.*.mlp.experts`; the largest first."""
+    """Sums counts over layers, under one name such as `model.layers.*.mlp.experts`; largest first."""
     together: dict[str, int] = {}
     for name, count in counts.items():
         key = re.sub(r"\.\d+(?=\.|$)", ".*", name)
@@ -94,7 +94,7 @@ def summed_up(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def listed(counts: Mapping[str, int], unit: str, most: int = 4) -> str:
-    """Names with their counts in words, no more than so many: `a (2 modules), b (1 module) and 3 more`."""
+    """Formats at most `most` names with their counts: `a (2 modules), b (1 module) and 3 more`."""
     shown = [f"{name} ({count:,} {unit}{'' if count == 1 else 's'})" for name, count in list(counts.items())[:most]]
     more = f" and {len(counts) - most} more" if len(counts) > most else ""
     return ", ".join(shown) + more

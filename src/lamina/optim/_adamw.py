@@ -1,4 +1,4 @@
-"""AdamW over moments that are stored in one way or another: `Moments` hides how.
+"""AdamW with interchangeable storage of its moments, behind the interface `Moments`.
 
     m = b1 m + (1 - b1) g        v = b2 v + (1 - b2) g^2
     w = (1 - lr decay) w - lr m' / (sqrt(v') + eps)        m' = m / (1 - b1^t), v' = v / (1 - b2^t)
@@ -20,14 +20,14 @@ State = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Update:
-    """One update's numbers.
+    """The hyperparameters of one update.
 
     Attributes:
-        step: Its number for this tensor, from 1.
+        step: Number of this tensor's update, from 1.
         lr: Learning rate.
-        betas: Decays of the gradient's mean and square.
-        eps: Against division by zero.
-        weight_decay: Decoupled, in units of the learning rate.
+        betas: Decay rates of the gradient's mean and square.
+        eps: Added to the denominator.
+        weight_decay: Decoupled weight decay, multiplied by the learning rate.
     """
 
     step: int
@@ -42,23 +42,23 @@ class Moments(ABC):
 
     @abstractmethod
     def move_(self, target: torch.Tensor, grad: torch.Tensor, state: State, update: Update) -> None:
-        """Takes a gradient into the moments, which begin at zero, and moves `target`, of the same shape, by them."""
+        """Updates the moments, initially zero, with a gradient, and updates `target` of the same shape by them."""
 
     @abstractmethod
     def read(self, state: State) -> tuple[torch.Tensor, torch.Tensor]:
-        """The mean and the square, float32."""
+        """Returns the mean and the square, float32."""
 
     @abstractmethod
     def write(self, state: State, mean: torch.Tensor, square: torch.Tensor) -> None:
-        """Puts others of the same shape in their place."""
+        """Replaces the moments by others of the same shape."""
 
     def settle(self) -> None:
-        """Called when all tensors of a step have been moved."""
+        """Called after all tensors of a step are updated."""
         return
 
 
 class FloatMoments(Moments):
-    """In float32, eight bytes a parameter."""
+    """Moments in float32, eight bytes per parameter."""
 
     def move_(self, target: torch.Tensor, grad: torch.Tensor, state: State, update: Update) -> None:
         if "exp_avg" not in state:
@@ -79,7 +79,7 @@ class FloatMoments(Moments):
 
 
 class MomentsAdamW(torch.optim.Optimizer):
-    """AdamW, tensor by tensor. All of its state are tensors, so that it can be saved as such."""
+    """AdamW, tensor by tensor. Its state consists of tensors, so that it can be saved as tensors."""
 
     def __init__(
         self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float, moments: Moments
@@ -89,7 +89,7 @@ class MomentsAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Moves every tensor that has a gradient."""
+        """Updates every tensor that has a gradient."""
         assert closure is None
         for group in self.param_groups:
             for tensor in group["params"]:
@@ -98,14 +98,14 @@ class MomentsAdamW(torch.optim.Optimizer):
         self.moments.settle()
 
     def move(self, tensor: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
-        """Moves one tensor by its gradient."""
+        """Updates one tensor by its gradient."""
         state = self.state[tensor]
         update = Update(count(state), group["lr"], group["betas"], group["eps"], group["weight_decay"])
         self.moments.move_(tensor, grad, state, update)
 
 
 def count(state: State) -> int:
-    """The number of a tensor's next update, from 1; it is kept on the CPU, where it is needed."""
+    """Increments and returns the number of a tensor's updates. It is kept on the CPU, where it is used."""
     step = int(state["step"]) + 1 if "step" in state else 1
     state["step"] = torch.tensor(float(step))
     return step

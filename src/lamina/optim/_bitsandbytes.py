@@ -1,8 +1,8 @@
-"""Moments kept by bitsandbytes: 8 bits each, or in memory that moves between a GPU and the machine's (paged).
+"""Moments stored by bitsandbytes: in 8 bits, or in memory that is paged between GPU and CPU.
 
-Dettmers et al. 2021, "8-bit Optimizers via Block-wise Quantization", arXiv:2110.02861: 256 numbers share one float32
-scale, and the 256 levels lie denser near zero. Only the functional interface is used, on tensors of ours, so that the
-state is nothing but tensors. This is the one place that imports the package.
+Dettmers et al. 2021, "8-bit Optimizers via Block-wise Quantization", arXiv:2110.02861: 256 values share one float32
+scale, and the 256 levels are denser near zero. Only the functional interface is used, on our own tensors, so that the
+state consists of plain tensors. Among the optimizers, only this file imports the package.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ BLOCK = 256
 # Smaller tensors keep float32 moments, as in bitsandbytes' own optimizers: norms and biases are few and sensitive.
 SMALLEST_8BIT = 4096
 
-# Smaller buffers are not worth a page, again as there.
+# Smaller buffers are not paged, also as in bitsandbytes.
 SMALLEST_PAGED = 100_000
 
 
 def bitsandbytes(optim: str) -> ModuleType:
-    """`bitsandbytes.functional`.
+    """Imports `bitsandbytes.functional`.
 
     Raises:
         ConfigError: The package is not installed.
@@ -42,12 +42,12 @@ def bitsandbytes(optim: str) -> ModuleType:
 
 
 def build_adamw(config: TrainConfig, groups: list[dict[str, Any]], moments: Moments) -> MomentsAdamW:
-    """AdamW with the settings of `config`."""
+    """Builds AdamW with the settings of `config`."""
     return MomentsAdamW(groups, config.peak_learning_rate, config.betas(), config.epsilon, moments)
 
 
 class BnbMoments(Moments):
-    """In 8 or 32 bits, in the device's memory or paged."""
+    """Moments in 8 or 32 bits, in the device's memory or paged."""
 
     def __init__(self, functional: ModuleType, bits: int, paged: bool = False) -> None:
         self._functional = functional
@@ -60,7 +60,7 @@ class BnbMoments(Moments):
         if self._bits == 8 and target.numel() < SMALLEST_8BIT:
             self._floats.move_(target, grad, state, update)
             return
-        self._make_room(target, state)
+        self._allocate(target, state)
         (beta1, beta2), step, lr = update.betas, update.step, update.lr
         mean, square, grad = state["state1"], state["state2"], grad.contiguous()
         if self._bits == 32:
@@ -76,7 +76,7 @@ class BnbMoments(Moments):
             square,
             beta1,
             beta2,
-            0.0,  # the third beta and alpha are another optimizer's
+            0.0,  # beta3 and alpha, which only AdEMAMix uses
             0.0,
             update.eps,
             step,
@@ -112,16 +112,16 @@ class BnbMoments(Moments):
             state[f"state{i}"], state[f"absmax{i}"] = stored, scales.absmax
 
     def settle(self) -> None:
-        if self._paged:  # the kernels run on, and the next to look at this memory may be the CPU
+        if self._paged:  # kernels may still run, and the CPU may read this memory next
             torch.cuda.synchronize()
 
-    def _make_room(self, target: torch.Tensor, state: State) -> None:
+    def _allocate(self, target: torch.Tensor, state: State) -> None:
         dtype = torch.uint8 if self._bits == 8 else torch.float32
         paged = self._paged and target.numel() >= SMALLEST_PAGED
         for name in ("state1", "state2"):
             if name not in state:
                 state[name] = torch.zeros_like(target, dtype=dtype, memory_format=torch.contiguous_format)
-            # A page is seen by torch as memory of the CPU. A resumed run gets its state back on the device.
+            # For torch, paged memory is CPU memory; a resumed run restores its state on the device.
             if paged and state[name].is_cuda:
                 page = self._functional.get_paged(*target.shape, dtype=dtype, device=target.device)
                 state[name] = page.copy_(state[name])
@@ -133,7 +133,7 @@ class BnbMoments(Moments):
                 state[name] = torch.zeros(blocks, dtype=torch.float32, device=target.device)
 
     def _levels_on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """The 256 levels of the mean, which has a sign, and of the square, which has none."""
+        """Returns the 256 levels of the mean (signed) and of the square (unsigned)."""
         if device not in self._levels:
             maps = [self._functional.create_dynamic_map(signed=signed).to(device) for signed in (True, False)]
             self._levels[device] = (maps[0], maps[1])

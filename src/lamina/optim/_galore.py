@@ -1,17 +1,17 @@
-"""GaLore: AdamW whose moments live in a subspace of each matrix's gradient, so that they are small.
+"""GaLore: AdamW whose moments are stored in a low-rank subspace of each matrix's gradient.
 
     U S V^T = svd(G) every `update_proj_gap` steps        L = first r columns of U   (or R = first r rows of V^T)
     N = Adam(L^T G)        W = W - lr scale L N                                      (or N = Adam(G R^T), N R)
 
 Zhao et al. 2024, "GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection", arXiv:2403.03507.
 
-When the subspace turns, the moments are carried over. With C = L'^T L from the old basis to the new one, the mean
-becomes C m, which is its projection, whatever signs the decomposition gave the vectors. The square becomes
-(C o C) v + (1 - rowsum(C o C)) mean(v): the variance of C g where the components of g vary independently, and for the
-part of a new direction that was outside of the old subspace, the average one, since zero there would make the next
-steps three times too large.
+When the subspace changes, the moments are projected to the new one. With C = L'^T L from the old basis to the new one,
+the mean becomes C m, its projection, whatever signs the decomposition gave the vectors. The square becomes
+(C o C) v + (1 - rowsum(C o C)) mean(v). The first term is the variance of C g if the components of g vary
+independently. The second fills the part of a new direction outside of the old subspace with the average, since zero
+there would make the next steps three times too large.
 
-L, R and the moments are plain tensors in the optimizer's state, so that a resumed run has the very same ones.
+L, R and the moments are plain tensors in the optimizer's state, so that a resumed run restores exactly the same ones.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from lamina.optim._adamw import Moments, MomentsAdamW, State, Update, count
 
 
 class GaloreAdamW(MomentsAdamW):
-    """AdamW; in groups that are marked `hidden`, on projected gradients wherever a matrix is larger than the rank."""
+    """AdamW; in groups marked `hidden`, matrices larger than the rank use projected gradients."""
 
     def __init__(self, config: TrainConfig, groups: list[dict[str, Any]], moments: Moments) -> None:
         """
         Raises:
-            ConfigError: The rank is so large that nothing would be projected.
+            ConfigError: The rank is so large that no matrix would be projected.
         """
         self.settings = config.galore or GaloreConfig()
         sides = [min(tensor.shape) for group in groups if group["hidden"] for tensor in group["params"]]
@@ -55,7 +55,7 @@ class GaloreAdamW(MomentsAdamW):
         state = self.state[tensor]
         step = count(state)
         if (step - 1) % settings.update_proj_gap == 0:
-            turn_subspace(state, grad, settings, self.moments)
+            update_subspace(state, grad, settings, self.moments)
         low = project(grad, state)
         direction = torch.zeros_like(low)
         self.moments.move_(direction, low, state, Update(step, 1.0, group["betas"], group["eps"]))
@@ -64,10 +64,10 @@ class GaloreAdamW(MomentsAdamW):
 
 
 class LayerwiseGaloreAdamW(GaloreAdamW):
-    """The same, moving each tensor in the backward, as soon as its gradient is there; the gradient is then let go of.
+    """GaLore that updates each tensor during the backward, as soon as its gradient exists, and then frees the gradient.
 
     Attributes:
-        gradient_norms: Of the latest step, by tensor.
+        gradient_norms: Tensor -> norm of its gradient in the latest step.
     """
 
     def __init__(self, config: TrainConfig, groups: list[dict[str, Any]], moments: Moments) -> None:
@@ -80,7 +80,7 @@ class LayerwiseGaloreAdamW(GaloreAdamW):
 
     @contextlib.contextmanager
     def moving(self) -> Iterator[None]:
-        """A backward in this block is a step. One outside of it, for measuring, leaves everything as it is."""
+        """Makes a backward inside the block update the tensors. A backward outside, to measure, changes nothing."""
         self.gradient_norms = {}
         self._moving = True
         try:
@@ -97,9 +97,9 @@ class LayerwiseGaloreAdamW(GaloreAdamW):
         norm = tensor.grad.norm()
         if not torch.isfinite(norm):
             raise TrainingError(
-                "a gradient is not finite, and tensors were moved before it was there, so the step cannot be passed "
-                "over. Fix: resume from the last checkpoint with a lower train.learning_rate, or with the same "
-                "optimizer without _layerwise, which passes over such steps."
+                "a gradient is not finite, and other tensors were updated before, so the step cannot be skipped. "
+                "Fix: resume from the last checkpoint with a lower train.learning_rate, or with the same optimizer "
+                "without _layerwise, which skips such steps."
             )
         self.gradient_norms[tensor] = norm
         self.move(tensor, tensor.grad, group)
@@ -107,19 +107,19 @@ class LayerwiseGaloreAdamW(GaloreAdamW):
 
 
 def project(grad: torch.Tensor, state: State) -> torch.Tensor:
-    """L^T G R^T, with the factors that there are."""
+    """Computes L^T G R^T, with the factors that exist."""
     low = state["left"].T @ grad if "left" in state else grad
     return low @ state["right"].T if "right" in state else low
 
 
 def project_back(low: torch.Tensor, state: State) -> torch.Tensor:
-    """L N R, with the factors that there are."""
+    """Computes L N R, with the factors that exist."""
     high = state["left"] @ low if "left" in state else low
     return high @ state["right"] if "right" in state else high
 
 
-def turn_subspace(state: State, grad: torch.Tensor, settings: GaloreConfig, moments: Moments) -> None:
-    """Puts the gradient's own subspace into the state, and carries moments that are there over into it."""
+def update_subspace(state: State, grad: torch.Tensor, settings: GaloreConfig, moments: Moments) -> None:
+    """Stores the gradient's subspace in the state, and projects existing moments to it."""
     old = {side: state[side] for side in ("left", "right") if side in state}
     U, _, Vh = torch.linalg.svd(grad, full_matrices=False)
     for side in _sides(grad, settings.proj_type):
@@ -129,24 +129,26 @@ def turn_subspace(state: State, grad: torch.Tensor, settings: GaloreConfig, mome
         return
     mean, square = moments.read(state)
     if "left" in old:
-        mean, square = carry_over(mean, square, state["left"].T @ old["left"])
+        mean, square = project_moments(mean, square, state["left"].T @ old["left"])
     if "right" in old:
-        mean, square = carry_over(mean.T, square.T, state["right"] @ old["right"].T)
+        mean, square = project_moments(mean.T, square.T, state["right"] @ old["right"].T)
         mean, square = mean.T, square.T
     moments.write(state, mean, square)
 
 
-def carry_over(mean: torch.Tensor, square: torch.Tensor, turn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Moments after their rows' basis has turned.
+def project_moments(
+    mean: torch.Tensor, square: torch.Tensor, change: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Projects moments to a new basis of their rows.
 
     Args:
         mean: (r, n).
         square: (r, n).
-        turn: (r, r), C: the new basis vectors in terms of the old ones, row by row.
+        change: C, (r, r): each row is a new basis vector in terms of the old ones.
     """
-    weights = turn.square()
+    weights = change.square()
     outside = (1.0 - weights.sum(dim=1, keepdim=True)).clamp(min=0.0)
-    return turn @ mean, weights @ square + outside * square.mean(dim=0, keepdim=True)
+    return change @ mean, weights @ square + outside * square.mean(dim=0, keepdim=True)
 
 
 def _sides(grad: torch.Tensor, proj_type: str) -> tuple[str, ...]:

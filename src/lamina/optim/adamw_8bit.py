@@ -1,4 +1,4 @@
-"""AdamW with moments of 8 bits: two bytes a parameter instead of eight."""
+"""AdamW with 8-bit moments: two bytes per parameter instead of eight."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from lamina.config import TrainConfig
 
 
 def build(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """AdamW over float32 moments."""
+    """Builds AdamW with float32 moments."""
     return torch.optim.AdamW(
         groups, lr=config.peak_learning_rate, betas=config.betas(), eps=config.epsilon, weight_decay=0.0, fused=True
     )

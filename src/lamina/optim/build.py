@@ -26,12 +26,12 @@ class OptimizerModule(Protocol):
         """Builds the optimizer.
 
         Args:
-            config: Its settings.
-            groups: Tensors that are treated alike, each group with `weight_decay`, `lr_factor` (LoRA+'s) and `hidden`
-                (whether they are matrices between hidden states).
+            config: Settings of training.
+            groups: Parameter groups, each with `weight_decay`, `lr_factor` (LoRA+'s) and `hidden` (whether they are
+                matrices between hidden states).
 
         Raises:
-            ConfigError: Its package is not installed, or it does not fit what is trained.
+            ConfigError: The optimizer's package is not installed, or it does not fit the trained tensors.
         """
         ...
 
@@ -43,25 +43,25 @@ def build_optimizer(
     vocabulary: Collection[str] = (),
     notify: Notify = lambda message: None,
 ) -> torch.optim.Optimizer:
-    """The optimizer whose file in this folder has the configured name.
+    """Builds the optimizer that the configuration names.
 
     Args:
-        config: Which optimizer, and its settings.
-        tensors: What is trained, by name; float32 masters.
-        fast: Names of those that LoRA+ gives a larger learning rate.
-        vocabulary: Names of those that are embeddings, or belong to the input embedding or to the output head.
-        notify: Told where a paged optimizer does not page.
+        config: The optimizer's name and settings.
+        tensors: The trained tensors by name, float32.
+        fast: Names of the tensors that LoRA+ gives a larger learning rate.
+        vocabulary: Names of the tensors that are embeddings, or belong to the input embedding or the output head.
+        notify: Called with a message if a paged optimizer cannot page.
 
     Raises:
-        ConfigError: The optimizer does not fit what is trained, or its package is not installed.
+        ConfigError: The optimizer does not fit the trained tensors, or its package is not installed.
     """
     if config.loraplus_lr_ratio is not None and not fast:
-        message = "LoRA+ gives the B matrices of a low-rank method a larger learning rate, and the method has none."
+        message = "LoRA+ gives the B matrices of a low-rank method a larger learning rate, but this method has none."
         raise ConfigError(Problem("train.loraplus_lr_ratio", message, "remove it, or use a method such as lora"))
     name, unpaged = config.optim, OPTIMIZERS[config.optim].unpaged
     devices = {tensor.device.type for tensor in tensors.values()}
     if unpaged is not None and "cuda" not in devices:
-        notify(f"{name}: there is no GPU whose memory could be paged, so {unpaged} runs, which gives the same numbers")
+        notify(f"{name}: there is no GPU memory to page, so {unpaged} is used, which computes the same")
         name = unpaged
     module = cast(OptimizerModule, plugins.load_member("optimizers", name))
     return module.build(config, _groups(config, tensors, fast, vocabulary))
@@ -70,8 +70,10 @@ def build_optimizer(
 def _groups(
     config: TrainConfig, tensors: Mapping[str, nn.Parameter], fast: Collection[str], vocabulary: Collection[str]
 ) -> list[dict[str, Any]]:
-    """Tensors that are treated alike, and how: `weight_decay` (on matrices only), `lr_factor` (LoRA+), and whether
-    they are `hidden` matrices, which Muon and GaLore treat in their own ways."""
+    """Builds the parameter groups, with `weight_decay` (matrices only), `lr_factor` (LoRA+) and `hidden`.
+
+    Muon and GaLore handle `hidden` matrices differently.
+    """
     alike: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, tensor in tensors.items():
         matrix = tensor.ndim >= 2 and min(tensor.shape) > 1  # IA3's and AdaLoRA's vectors are stored as matrices
@@ -86,9 +88,9 @@ def _groups(
 
 
 def build_schedule(config: TrainConfig, total_steps: int) -> Schedule:
-    """The learning rate as a function of the steps already taken.
+    """Builds the learning rate as a function of the number of completed steps.
 
-    The shapes are transformers' own. A function of the step alone has no state to save, so resume cannot shift it.
+    The schedules are transformers' own. A function of the step has no state, so resuming cannot shift it.
     """
     warmup = config.warmup_steps or math.ceil(config.warmup_ratio * total_steps)
     unused = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.peak_learning_rate)

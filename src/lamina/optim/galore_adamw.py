@@ -14,6 +14,6 @@ from lamina.optim._galore import GaloreAdamW
 def build(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """
     Raises:
-        ConfigError: Nothing would be projected.
+        ConfigError: No matrix would be projected.
     """
     return GaloreAdamW(config, groups, FloatMoments())

@@ -1,4 +1,4 @@
-"""GaLore's AdamW with moments of 8 bits."""
+"""GaLore's AdamW with 8-bit moments."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ from lamina.optim._galore import GaloreAdamW
 def build(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """
     Raises:
-        ConfigError: Nothing would be projected, or bitsandbytes is not installed.
+        ConfigError: No matrix would be projected, or bitsandbytes is not installed.
     """
     return GaloreAdamW(config, groups, BnbMoments(bitsandbytes(config.optim), bits=8))

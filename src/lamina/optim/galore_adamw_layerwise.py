@@ -1,4 +1,4 @@
-"""GaLore's AdamW with float32 moments, moving each tensor during the backward."""
+"""GaLore's AdamW with float32 moments, which updates each tensor during the backward."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ from lamina.optim._galore import LayerwiseGaloreAdamW
 def build(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """
     Raises:
-        ConfigError: Nothing would be projected.
+        ConfigError: No matrix would be projected.
     """
     return LayerwiseGaloreAdamW(config, groups, FloatMoments())

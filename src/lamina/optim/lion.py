@@ -1,4 +1,4 @@
-"""Lion: every weight moves by the sign of an interpolated mean, so that one moment is enough.
+"""Lion: updates every weight by the sign of an interpolated mean, so that one moment suffices.
 
     w = (1 - lr decay) w - lr sign(b1 m + (1 - b1) g)        m = b2 m + (1 - b2) g
 
@@ -16,14 +16,14 @@ from lamina.config import TrainConfig
 
 
 class Lion(torch.optim.Optimizer):
-    """Its state is the mean, float32."""
+    """The Lion optimizer. Its state is the mean, float32."""
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "weight_decay": 0.0})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Moves every tensor that has a gradient."""
+        """Updates every tensor that has a gradient."""
         assert closure is None
         for group in self.param_groups:
             lr, (beta1, beta2) = group["lr"], group["betas"]
@@ -40,5 +40,5 @@ class Lion(torch.optim.Optimizer):
 
 
 def build(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """Lion with the betas that are set, else the paper's 0.9 and 0.99."""
+    """Builds Lion with the configured betas, by default the paper's 0.9 and 0.99."""
     return Lion(groups, config.peak_learning_rate, config.betas(0.9, 0.99))

@@ -1,11 +1,11 @@
-"""Muon for the hidden matrices: their momentum, made orthogonal; AdamW for everything else.
+"""Muon for hidden matrices, which orthogonalizes their momentum; AdamW for all other tensors.
 
     m = 0.95 m + 0.05 g        O = orthogonal(0.05 g + 0.95 m) by five Newton-Schulz steps in bfloat16
     W = (1 - lr decay) W - lr 0.2 sqrt(max(rows, columns)) O
 
 Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks", in torch's implementation. The factor is
-that of Liu et al. 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982: it gives updates the size of AdamW's, so
-that both parts can share a learning rate. Embeddings, the output head, norms and biases are AdamW's.
+that of Liu et al. 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982: it makes updates as large as AdamW's, so
+that both parts can share a learning rate. AdamW updates embeddings, the output head, norms and biases.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MOMENTUM = 0.95
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Both as one optimizer: their groups in one list, their states in one dictionary."""
+    """Combines both into one optimizer: one list of groups, one dictionary of states."""
 
     def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
         super().__init__([group for part in parts for group in part.param_groups], {})
@@ -32,7 +32,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Moves every tensor that has a gradient."""
+        """Updates every tensor that has a gradient."""
         assert closure is None
         for part in self.parts:
             part.step()
@@ -47,7 +47,7 @@ def build(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Opti
     hidden = [group for group in groups if group["hidden"]]
     others = [group for group in groups if not group["hidden"]]
     if not hidden:
-        message = "muon is for the matrices between embedding and head, and the method trains none of them."
+        message = "muon is for matrices between embedding and head, and this method trains none."
         raise ConfigError(Problem("train.optim", message, "use adamw_torch"))
     parts: list[torch.optim.Optimizer] = [
         torch.optim.Muon(hidden, lr=lr, weight_decay=0.0, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw")

@@ -1,4 +1,4 @@
-"""AdamW with float32 moments, in memory that moves out of the GPU's way."""
+"""AdamW with float32 moments in paged memory, which moves to the CPU when the GPU needs space."""
 
 from __future__ import annotations
 

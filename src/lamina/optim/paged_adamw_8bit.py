@@ -1,4 +1,4 @@
-"""AdamW with moments of 8 bits, in memory that moves out of the GPU's way."""
+"""AdamW with 8-bit moments in paged memory, which moves to the CPU when the GPU needs space."""
 
 from __future__ import annotations
 

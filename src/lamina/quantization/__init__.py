@@ -1,1 +1,1 @@
-"""The mathematics of storing weights in a few bits, and what rounding costs each layer."""
+"""Quantization algorithms (GPTQ, LoftQ), and the rounding error of each layer."""

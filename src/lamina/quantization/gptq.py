@@ -1,13 +1,13 @@
-"""GPTQ: which of the 4-bit numbers each weight becomes, so that the layer's outputs change least on real inputs.
+"""GPTQ: chooses the 4-bit value of each weight so that the layer's outputs change least on real inputs.
 
 Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
-arXiv:2210.17323. With X (T, in) what the layer is given, it lowers
+arXiv:2210.17323. With the layer's inputs X (T, in), it reduces
 
     |X (W - Q)^T|^2 = tr (W - Q) H (W - Q)^T        H = X^T X
 
-by rounding W's columns one after the other, those with the largest inputs first, and adding to the columns that are
-still to come what best makes up for each one's rounding. The format stays as it is: the blocks' scales are those of
-rounding to the nearest, and only the choice of the numbers differs.
+by rounding W's columns one by one, those with the largest inputs first, and updating the remaining columns to
+compensate for each rounding error as well as possible. The storage format does not change: the blocks' scales are those
+of rounding to nearest, and only the chosen values differ.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ from lamina.compute.weights.packed import FourBitLinear
 from lamina.config.quantization import QuantizationConfig
 from lamina.quantization.pack import pack_weight
 
-# Added to H's diagonal, of its mean: inputs of which the documents show little would otherwise be given too much.
+# Added to H's diagonal, relative to its mean; otherwise inputs that are rare in the documents would absorb too much
+# error.
 DAMPING = 0.01
 
-# Columns that are rounded before what they leave is added to all later ones.
+# Columns per block: all later columns are updated after each block.
 _COLUMNS = 64
 
 
 def round_for_inputs(
     weights: Sequence[torch.Tensor], moments: torch.Tensor, config: QuantizationConfig
 ) -> list[tuple[FourBitLinear, float, float]]:
-    """Quantizes weights of layers that are given the same input.
+    """Quantizes the weights of layers that share an input.
 
     Args:
-        weights: (out_features, in_features) each, on the CPU.
+        weights: The weights, (out_features, in_features) each, on the CPU.
         moments: X^T X or a multiple of it, (in_features, in_features), float32, on the CPU.
-        config: 4 bits.
+        config: The quantization, with 4 bits.
 
     Returns:
-        For each weight: it, quantized; and |X (W - Q)^T| / |X W^T| with every weight rounded to the nearest, and here.
+        For each weight: the quantized layer, and |X (W - Q)^T| / |X W^T| for rounding to nearest and for GPTQ.
     """
     packed = [pack_weight(weight.contiguous(), config) for weight in weights]
     layers = [layer for layer in packed if isinstance(layer, FourBitLinear)]
@@ -56,13 +57,13 @@ def round_for_inputs(
 def choose_numbers(
     weight: torch.Tensor, scales: torch.Tensor, moments: torch.Tensor, numbers: torch.Tensor
 ) -> torch.Tensor:
-    """Which number each weight becomes.
+    """Chooses the quantized value of each weight.
 
     Args:
         weight: W, (out_features, in_features).
-        scales: What the numbers are multiplied by, (out_features, in_features), float32.
+        scales: The scale of each weight's value, (out_features, in_features), float32.
         moments: H or a multiple of it, (in_features, in_features), float32.
-        numbers: What there is to choose from, (n,), float32, ascending.
+        numbers: The values to choose from, (n,), float32, ascending.
 
     Returns:
         (out_features, in_features), uint8: indices into `numbers`.
@@ -75,7 +76,7 @@ def choose_numbers(
     columns = weight.shape[1]
     for first in range(0, columns, _COLUMNS):
         block = slice(first, min(first + _COLUMNS, columns))
-        # Transposed, so that a column lies in one piece.
+        # Transposed, so that a column is contiguous.
         now, own = left[:, block].T.contiguous(), factor[block, block]
         missed = torch.empty_like(now)
         for i, column in enumerate(range(block.start, block.stop)):
@@ -100,12 +101,12 @@ def _relative_error(weight: torch.Tensor, layer: FourBitLinear, moments: torch.T
 
 
 def _size_of_outputs(weight: torch.Tensor, moments: torch.Tensor) -> float:
-    """|X W^T|."""
+    """Computes |X W^T|."""
     return float(((weight @ moments) * weight).sum().clamp_min(0.0).sqrt())
 
 
 def _factor(moments: torch.Tensor) -> torch.Tensor:
-    """The upper triangular U with U^T U = (H + damping)^-1."""
+    """Computes the upper triangular U with U^T U = (H + damping)^-1."""
     damped, damping = moments.clone(), DAMPING * float(moments.diagonal().mean())
     damped.diagonal().add_(max(damping, torch.finfo(moments.dtype).tiny))
     while True:

@@ -1,10 +1,10 @@
-"""LoftQ: a weight as a quantized one and a low-rank product that makes up for what rounding took from it.
+"""LoftQ: splits a weight into a quantized one and a low-rank product that approximates the quantization error.
 
-Li et al. 2023, "LoftQ: LoRA-Fine-Tuning-Aware Quantization for Large Language Models", arXiv:2310.08659. In turns,
+Li et al. 2023, "LoftQ: LoRA-Fine-Tuning-Aware Quantization for Large Language Models", arXiv:2310.08659. It alternates
 
-    Q = quantized(W - s B A)          A, B = the best of rank r for W - Q
+    Q = quantized(W - s B A)          s B A = the best approximation of W - Q of rank r
 
-of which the first round alone is the plain quantized weight with an adapter that knows its error.
+The first round gives the plain quantized weight, with an adapter that approximates its error.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ import torch
 
 from lamina.machine.seeding import seeded
 
-# Of the subspace iteration that finds A and B: with these it takes 99.5% or more of what there is to take (rank 16 and
-# 64 on the rounding errors of SmolLM2's weights), in a fraction of a full decomposition's time.
+# Settings of the subspace iteration for A and B. With these it captures at least 99.5% of what a full decomposition
+# does (rank 16 and 64 on the rounding errors of SmolLM2's weights), in a fraction of the time.
 _OVERSAMPLING = 2
 _ITERATIONS = 8
 
 
 @dataclass(frozen=True)
 class LoftqPlan:
-    """Which weights of a model are split, and how.
+    """Which weights of a model LoftQ splits, and how.
 
     Attributes:
-        rounds: At most so many.
-        modules: Module -> (r, s).
+        rounds: Maximum number of rounds.
+        modules: Module name -> (r, s).
     """
 
     rounds: int
     modules: Mapping[str, tuple[int, float]]
 
     def as_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Converts to plain data."""
         return {"rounds": self.rounds, "modules": {name: list(part) for name, part in self.modules.items()}}
 
 
 @dataclass(frozen=True)
 class Split:
-    """A weight in two parts.
+    """A weight that LoftQ has split.
 
     Attributes:
-        rest: What is to be quantized, (out_features, in_features), in the weight's dtype.
+        rest: The part to quantize, (out_features, in_features), in the weight's dtype.
         A: (r, in_features), float32.
         B: (out_features, r), float32.
-        errors: |W - Q - s B A| / |W| (Frobenius norms): at first without B A, then after each round that was kept.
+        errors: |W - Q - s B A| / |W| (Frobenius norms): first without B A, then after each round that was kept.
     """
 
     rest: torch.Tensor
@@ -60,17 +60,17 @@ class Split:
 def split_weight(
     weight: torch.Tensor, r: int, scaling: float, rounds: int, rounded: Callable[[torch.Tensor], torch.Tensor]
 ) -> Split:
-    """Splits W so that quantized(rest) + s B A is near it.
+    """Splits W so that quantized(rest) + s B A approximates it.
 
     Args:
         weight: W, (out_features, in_features).
         r: Rank of B A.
         scaling: s, which A and B are divided by.
-        rounds: At most so many; it stops before when a round gains nothing.
-        rounded: Quantizes a weight and turns it back.
+        rounds: Maximum number of rounds; stops earlier if a round does not reduce the error.
+        rounded: Quantizes and dequantizes a weight.
 
     Returns:
-        The best round's.
+        The result of the best round.
     """
     exact = weight.float()
     norm = max(float(exact.norm()), torch.finfo(torch.float32).tiny)
@@ -92,7 +92,7 @@ def split_weight(
 
 
 def _factors(residual: torch.Tensor, r: int, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """A and B with s B A as near to the residual as rank r allows; the same ones whatever the random state."""
+    """Computes A and B such that s B A is the best approximation of the residual of rank r; deterministic."""
     width = min(_OVERSAMPLING * r, *residual.shape)
     with seeded(0, residual.device):
         U, S, V = torch.svd_lowrank(residual, width, niter=_ITERATIONS)

@@ -1,4 +1,4 @@
-"""Packs a weight as a configuration says."""
+"""Quantizes a weight according to a configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lamina.config.quantization import QuantizationConfig
 
 
 def pack_weight(weight: torch.Tensor, config: QuantizationConfig) -> PackedLinear:
-    """A weight (out_features, in_features) quantized as `config` says, as a layer without a bias."""
+    """Quantizes a weight (out_features, in_features) as `config` says, into a layer without a bias."""
     linear: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if config.bits == 8:

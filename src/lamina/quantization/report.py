@@ -1,4 +1,4 @@
-"""How far quantized weights are from what they were, layer by layer."""
+"""Reports how much of a base is quantized, and the quantization error of each layer."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Of the weights, how many must be packed for a base to be called quantized.
+# The share of weights that must be packed for a base to count as quantized.
 ENOUGH = 0.5
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How much of a base is quantized. Weights are counted outside of embeddings and output head.
+    """How much of a base is quantized. Embeddings and output head are not counted.
 
     Attributes:
-        weights: Of the base.
-        packed: Those in quantized modules.
-        left: Those that stay as they are, by module, layers summed up, the largest first.
+        weights: Number of weights in the base.
+        packed: Number of weights in quantized modules.
+        left: Number of weights that are not quantized, by module, summed over layers, largest first.
     """
 
     weights: int
@@ -27,11 +27,11 @@ class Packing:
 
     @property
     def share(self) -> float:
-        """Of the weights, those that are quantized."""
+        """The share of weights that are quantized."""
         return self.packed / max(self.weights, 1)
 
     def line(self) -> str:
-        """A sentence for the terminal."""
+        """Formats a sentence for the terminal."""
         text = f"{self.share:.1%} of the weights outside of embeddings and head are packed"
         if self.share > _NEARLY_ALL:
             return text
@@ -41,22 +41,23 @@ class Packing:
         return f"{text}; others stay in 16 or 32 bits: {', '.join(large)}"
 
     def as_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Converts to plain data."""
         return {"weights": self.weights, "packed": self.packed, "left": dict(self.left)}
 
 
-# Of the weights, so many in one place are worth naming. What is left of nearly all are norms, biases and the like.
+# Modules with more than this share of the weights are named; if nearly all weights are packed, the rest are norms,
+# biases and the like, which are not named.
 _MANY = 0.005
 _NEARLY_ALL = 0.98
 
 
 @dataclass(frozen=True)
 class RoundingReport:
-    """The errors of a quantized base, in one.
+    """The quantization errors of a base.
 
     Attributes:
-        errors: Module -> |W - Q| / |W| (Frobenius norms); with LoftQ then |W - Q - s B A| / |W| after each round.
-        packing: How much of the base these modules are.
+        errors: Module -> |W - Q| / |W| (Frobenius norms), and with LoftQ |W - Q - s B A| / |W| after each round.
+        packing: How much of the base is quantized.
     """
 
     errors: Mapping[str, Sequence[float]]
@@ -64,16 +65,16 @@ class RoundingReport:
 
     @property
     def before(self) -> float:
-        """Root mean square over the modules, of plain quantization."""
+        """The root mean square of the modules' errors with plain quantization."""
         return _mean([errors[0] for errors in self.errors.values()])
 
     @property
     def after(self) -> float:
-        """The same with LoftQ's best round, where it was used."""
+        """The root mean square of the modules' errors, with LoftQ's best round where it was used."""
         return _mean([errors[-1] for errors in self.errors.values()])
 
     def line(self) -> str:
-        """A sentence for the terminal."""
+        """Formats a sentence for the terminal."""
         worst = max(self.errors, key=lambda name: self.errors[name][0])
         text = f"quantization error: {self.before:.2%} of the packed weights' norm"
         if self.after < self.before:
@@ -81,7 +82,7 @@ class RoundingReport:
         return f"{text} (largest: {worst}, {self.errors[worst][0]:.2%}); {self.packing.line()}"
 
     def as_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Converts to plain data."""
         modules = {name: {"before": errors[0], "rounds": list(errors[1:])} for name, errors in self.errors.items()}
         return {"before": self.before, "after": self.after, "packing": self.packing.as_json(), "modules": modules}
 

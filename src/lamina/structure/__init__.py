@@ -1,1 +1,1 @@
-"""What a model in memory is made of: decoder layers, head, positions, and the modules that a text reaches."""
+"""Finds the parts of a loaded model: decoder layers, head, positions, and the modules that run on a text."""

@@ -1,4 +1,4 @@
-"""Whether a model is causal: whether a later token leaves an earlier token's logits as they are."""
+"""Tests whether a model is causal: whether the logits of a token are independent of later tokens."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import torch
 from transformers import PreTrainedModel
 
 from lamina.errors import LaminaError, ModelError
-from lamina.structure.probe_tokens import probe_tokens
+from lamina.structure.plain_tokens import plain_tokens
 
-# Texts of so many tokens that begin alike, the first of them against each other one.
+# Texts of _TOKENS tokens that share their first _ALIKE; one text is compared with _OTHERS others.
 _TOKENS, _ALIKE, _OTHERS = 16, 8, 3
 
-# How much of the change that other tokens make at their own places may be seen before them. A causal model shows none,
-# but that experts multiply groups of other sizes: up to 2e-5 in float32. Untrained BERTs show 5e-3, trained ones more.
-# In 16 bits a token may go to other experts for it, but hardly so with each of several texts.
+# The allowed change of earlier logits, relative to the change at the changed tokens. A causal model shows none, except
+# that experts multiply groups of other sizes, which makes up to 2e-5 in float32. Untrained BERTs show 5e-3, trained
+# ones more. In 16 bits, that rounding may route a token to other experts, but hardly in each of several texts.
 _ROUNDING = {torch.float32: 1e-3}
 _ROUNDING_OF_16_BITS = 5e-2
 
 
 @torch.no_grad()
 def check_causal(model: PreTrainedModel) -> None:
-    """Checks on short texts, which begin alike and go on differently, that the model is causal and runs at all.
+    """Checks that the model runs and is causal, on short texts with a common beginning.
 
     Args:
-        model: With or without an adapter; its own attention is what is asked.
+        model: The model, with or without an adapter, with its own attention implementation.
 
     Raises:
-        ModelError: It sees later tokens, or cannot be run on a text alone.
+        ModelError: The model sees later tokens, or cannot be run on text alone.
     """
     name, training = type(model).__name__, model.training
     model.eval()
@@ -34,35 +34,35 @@ def check_causal(model: PreTrainedModel) -> None:
         seen = _seen_before(model)
     except LaminaError:
         raise
-    except Exception as error:  # of any kind: it is the model's own code that does not run
+    except Exception as error:  # of any kind: the model's own code failed
         raise ModelError(
             f"{name} cannot be run on a text: {type(error).__name__}: {error}. Fix: check that it runs in "
-            "transformers; a model that wants more than tokens is no language model."
+            "transformers; a model that needs more than tokens is not a language model."
         ) from error
     finally:
         model.train(training)
     if seen > 0.0:
         raise ModelError(
-            f"{name} is not causal: another token changes the logits of the tokens before it (by {seen:.0%} of what it "
-            "changes at its own place), so it would read the answers that it is to learn. Fix: name a causal language "
-            "model; models that fill masks or make embeddings, such as BERT, are none."
+            f"{name} is not causal: a token changes the logits of the tokens before it (by {seen:.0%} of what it "
+            "changes at its own position), so the model would read the answers that it should learn. Fix: name a "
+            "causal language model; masked language models and embedding models, such as BERT, are not causal."
         )
 
 
 def _seen_before(model: PreTrainedModel) -> float:
-    """How much of a change is seen before it, by the smallest with other tokens; 0 if that is rounding."""
-    first = probe_tokens(model, _TOKENS)
+    """Measures how much changed tokens change earlier logits: the smallest over all texts; 0 if it is rounding."""
+    first = plain_tokens(model, _TOKENS)
     allowed = _ROUNDING.get(model.dtype, _ROUNDING_OF_16_BITS)
     logits = model(input_ids=first, use_cache=False).logits[0].float()
     seen = float("inf")
     for seed in range(1, 1 + _OTHERS):
-        other = probe_tokens(model, _TOKENS, seed)
+        other = plain_tokens(model, _TOKENS, seed)
         other[:, :_ALIKE] = first[:, :_ALIKE]
         change_T = (model(input_ids=other, use_cache=False).logits[0].float() - logits).norm(dim=-1)
         if not torch.isfinite(change_T).all():
-            return 0.0  # a broken model, which says nothing of what it sees; taking its head apart says so
+            return 0.0  # a broken model; `find_head` raises the error
         own = max(float(change_T[_ALIKE:].median()), torch.finfo(torch.float32).tiny)
         seen = min(seen, float(change_T[:_ALIKE].max()) / own)
-        if not seen > allowed:  # nor if it is no number, which is found elsewhere
+        if not seen > allowed:  # also if it is NaN
             return 0.0
     return seen

@@ -1,4 +1,4 @@
-"""How a causal language model turns hidden states into logits, so that the loss can do it for a few tokens only."""
+"""Finds how a causal language model computes logits from hidden states, so that the loss can compute only a few."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from transformers import PreTrainedModel
 
 from lamina.errors import ModelError
 from lamina.structure.layers import text_decoder
-from lamina.structure.probe_tokens import probe_tokens
+from lamina.structure.plain_tokens import plain_tokens
 
-# Of a few tokens' logits, by their largest: a factor may be applied in another order.
+# Allowed difference in units of eps times the largest logit: a factor may be applied in another order.
 _ROUNDINGS = 8
 _TOKENS = 8
 
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """What happens to the product of hidden state and head weight.
+    """How logits follow from the product of hidden state and head weight.
 
     logits = softcap * tanh(multiplier * product / softcap), or just multiplier * product without a softcap.
 
@@ -45,11 +45,11 @@ class Head:
     """The parts of a causal language model that the loss needs.
 
     Attributes:
-        decoder: Gives the last hidden states.
+        decoder: The module that computes the last hidden states.
         linear: The module that multiplies them by the head's weight (possibly wrapped by an adapter).
-        transform: What follows.
-        whole_model: Whether decoder, linear and transform together were not found to give the model's own logits, so
-            that the loss has to ask the whole model for them (right, but with more memory).
+        transform: How logits follow from that product.
+        whole_model: Whether these parts do not reproduce the model's own logits, so that the loss has to call the whole
+            model (correct, but with more memory).
     """
 
     decoder: nn.Module
@@ -59,7 +59,7 @@ class Head:
 
 
 def find_head(model: PreTrainedModel) -> Head:
-    """Takes the head apart, and checks on a few tokens that the parts give the model's own logits.
+    """Finds the head's parts, and tests on a few tokens that they reproduce the model's own logits.
 
     Raises:
         ModelError: The logits are not finite: the base itself is broken.
@@ -78,14 +78,14 @@ def find_head(model: PreTrainedModel) -> Head:
 
 @torch.no_grad()
 def _parts_agree(model: PreTrainedModel, decoder: nn.Module, linear: nn.Module, transform: LogitTransform) -> bool:
-    ids = probe_tokens(model, _TOKENS)
+    ids = plain_tokens(model, _TOKENS)
     training = model.training
     model.eval()
     try:
         theirs = model(input_ids=ids, use_cache=False).logits.float()
         try:
             ours = transform(linear(decoder(input_ids=ids, use_cache=False).last_hidden_state)).float()
-        except Exception:  # of any kind: then these are not the parts
+        except Exception:  # of any kind: the parts do not fit together
             ours = None
     finally:
         model.train(training)

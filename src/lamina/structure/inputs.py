@@ -1,4 +1,4 @@
-"""What the linear layers of a model are given, when it runs over a document."""
+"""Captures the inputs of a model's linear layers while it runs on a document."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ from transformers import PreTrainedModel
 
 from lamina.structure.layers import text_decoder
 
-# Is told a layer's input, (1, T, in_features).
+# A callback that gets a layer's input, (1, T, in_features).
 Take = Callable[[torch.Tensor], None]
 
 
 def with_same_input(model: PreTrainedModel, layers: Mapping[str, nn.Module], document: torch.Tensor) -> list[list[str]]:
-    """The layers' names, those together that are called with the same tensor; without those that are not called.
+    """Groups the layers that are called with the same tensor. Layers that are not called are left out.
 
     Args:
-        model: With the layers in it.
-        layers: By name.
+        model: The model that contains the layers.
+        layers: The layers by name.
         document: Token ids (1, T).
+
+    Returns:
+        The names of each group.
     """
     together: list[list[str]] = []
     seen: set[str] = set()
-    # Weak, so that no input outlives its use: those of all layers together would take gigabytes.
+    # Weak references, so that each input is freed after use: the inputs of all layers would take gigabytes.
     takers_of: MutableMapping[torch.Tensor, list[str]] = WeakIdKeyDictionary()
 
     def joiner(name: str) -> Take:
         def join(x: torch.Tensor) -> None:
-            if name in seen:  # a layer that is called again, as shared ones are
+            if name in seen:  # a shared layer is called several times
                 return
             seen.add(name)
             if x not in takers_of:
@@ -46,12 +49,12 @@ def with_same_input(model: PreTrainedModel, layers: Mapping[str, nn.Module], doc
 
 @torch.no_grad()
 def run_once(model: PreTrainedModel, document: torch.Tensor, takers: Mapping[nn.Module, Take]) -> None:
-    """Runs the model, and hands over the input of each of the layers that are named.
+    """Runs the model on a document, and passes each layer's input to its callback.
 
     Args:
-        model: With the layers in it. Its head runs only if it is one of them.
+        model: The model that contains the layers. Its head runs only if it is one of them.
         document: Token ids (1, T).
-        takers: Layer -> what is told its input.
+        takers: Layer -> callback.
     """
 
     def hook(take: Take) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:

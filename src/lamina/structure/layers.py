@@ -1,4 +1,4 @@
-"""Where a model keeps its decoder layers: the one place that knows."""
+"""Finds the decoder layers of a model. No other file knows where a model keeps them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from transformers import PreTrainedModel
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The layers that a text passes one after the other, in their order; empty where it is not
-    clear which list of parts that is.
+    """Finds the layers of the text decoder, in order; empty if it is ambiguous which module list they are.
 
-    Not those of a vision or audio tower, an encoder, a mixture's experts or further heads, however many they are.
+    The layers of a vision or audio tower or of an encoder, experts, and additional heads are not decoder layers.
 
     Args:
-        model: With or without an adapter, also without weights (on the meta device).
+        model: The model, with or without an adapter; may be on the meta device.
     """
     return list(_layer_list(text_decoder(model), _declared(model)))
 
 
 def text_decoder(model: PreTrainedModel) -> nn.Module:
-    """The part of a model in which its decoder layers are: without output head, and without towers for other inputs.
+    """Finds the module that contains the decoder layers, without the output head and towers for other inputs.
 
-    `get_decoder` is transformers' best guess: of some models it gives the whole, of some the output head.
+    transformers' `get_decoder` is only a guess: for some models it returns the whole model, for some the output head.
     """
     head = model.get_output_embeddings()
     inside = next((part for part in model.children() if isinstance(part, PreTrainedModel)), model)
@@ -30,10 +29,13 @@ def text_decoder(model: PreTrainedModel) -> nn.Module:
 
 
 def _layer_list(decoder: nn.Module, declared: int | None) -> nn.ModuleList:
-    """The list of as many parts as the configuration names layers, else the outermost; if it is alone."""
+    """Finds the module list with as many entries as the configuration declares layers, else the outermost one.
+
+    Returns an empty list if several qualify.
+    """
     lists: dict[str, nn.ModuleList] = {}
     for name, module in decoder.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in lists)  # such as a layer's experts
+        inside = any(name.startswith(f"{outer}.") for outer in lists)  # for example a layer's experts
         if isinstance(module, nn.ModuleList) and not inside and len(module) > 0 and all(map(_has_parts, module)):
             lists[name] = module
     fitting = {name: module for name, module in lists.items() if len(module) == declared} or lists

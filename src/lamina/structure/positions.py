@@ -1,24 +1,24 @@
-"""How many positions a model was made for, and whether more are an error or only a risk."""
+"""How many positions a model was trained for, and whether more are an error or only a risk."""
 
 from __future__ import annotations
 
 from torch import nn
 from transformers import PreTrainedModel
 
-# OPT's table begins with two rows that stand for no position.
+# Additional rows of a position table: OPT's begins with two rows that belong to no position.
 _MORE_ROWS = (0, 2)
 
 
 def declared_positions(model: PreTrainedModel) -> int | None:
-    """`max_position_embeddings` of the model's configuration; None if it names no number."""
+    """Returns `max_position_embeddings` of the model's configuration; None if it is not set."""
     declared = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return declared if isinstance(declared, int) and declared > 0 else None
 
 
 def has_position_table(model: PreTrainedModel) -> bool:
-    """Whether positions are rows of a table, as GPT-2's are, so that there are none beyond the last one.
+    """Whether positions are rows of an embedding table, as in GPT-2, so that longer inputs are an error.
 
-    Rotary and ALiBi positions are computed and go on for ever, if not well.
+    Rotary and ALiBi positions are computed, so longer inputs run, though quality may suffer.
     """
     declared = declared_positions(model)
     if declared is None:

@@ -1,6 +1,6 @@
-"""Which modules of a model a text reaches: those that run when it is given tokens and nothing else.
+"""Finds the modules that run when a model is given token ids and nothing else.
 
-A vision tower, an audio tower, cross attention to an encoder take no part in it, so an adapter there is never trained.
+A vision tower, an audio tower or cross attention to an encoder does not run, so an adapter there is never trained.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.structure.layers import decoder_layers
-from lamina.structure.probe_tokens import probe_tokens
+from lamina.structure.plain_tokens import plain_tokens
 
 _TOKENS = 8
 
 
 def modules_out_of_reach(model: PreTrainedModel) -> set[str]:
-    """Names of the modules without anything in them that runs over a text.
+    """Finds the modules that do not run on a text, and contain no module that does.
 
-    One of several that are chosen by what they are given, as a mixture's experts are, counts as reached where any of
-    them is. Empty where it cannot be found out, because a model without weights cannot be run.
+    An expert of a mixture counts as run if any expert in its list runs, since routing depends on the input. Returns an
+    empty set if the model cannot be run, because it has no weights.
     """
     ran = _modules_that_run(model)
     if not ran:
@@ -45,8 +45,8 @@ def _modules_that_run(model: PreTrainedModel) -> set[int]:
     training = model.training
     model.eval()
     try:
-        model(input_ids=probe_tokens(model, _TOKENS), use_cache=False)
-    except Exception:  # of any kind: on the meta device, whatever looks at a number
+        model(input_ids=plain_tokens(model, _TOKENS), use_cache=False)
+    except Exception:  # of any kind: on the meta device, any code that reads a value
         return set()
     finally:
         model.train(training)

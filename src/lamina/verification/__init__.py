@@ -1,1 +1,1 @@
-"""Proves exactness on the user's model and data: compares every shortcut of training with the plain way."""
+"""`lamina verify`: compares every optimization of training with the plain computation, on the user's model and data."""

@@ -1,4 +1,4 @@
-"""Checks of what is written to disk: a saved adapter, a merged model, and a run that is cut and resumed."""
+"""Checks of files on disk: a saved adapter, a merged model, and a run that is interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from lamina.verification.sample import SAVE_STEPS, STEPS
 
 @dataclass(frozen=True)
 class Saved:
-    """An adapter on disk, and what the model in memory was when it was saved.
+    """An adapter on disk, and the state of the model in memory when it was saved.
 
     Attributes:
         path: The adapter's folder.
-        tensors: Copies of the adapter's tensors, as it is to be written.
-        ids: A document.
-        logits: The model's logits for it, float32.
-        dtype: What the base was held in.
+        tensors: Copies of the adapter's tensors in the form in which they are saved.
+        ids: Token ids of a document.
+        logits: The model's logits for that document, float32.
+        dtype: The dtype of the base.
     """
 
     path: Path
@@ -51,7 +51,7 @@ class Saved:
 
 
 def save(session: Session, path: Path) -> Saved:
-    """Saves the session's adapter with its lock and its probes, as the end of training does."""
+    """Saves the session's adapter with its lock and its probes, as training does at its end."""
     model = session.base.model.eval()
     lock = build_lock(session.base, session.template, data_digests(session.dataset))
     save_adapter(path, session.injection, session.base, lock, record_probes(session.injection, session.template))
@@ -62,7 +62,7 @@ def save(session: Session, path: Path) -> Saved:
 
 
 def saved_is_loaded(saved: Saved) -> list[Measure]:
-    """Loads the adapter on a fresh base."""
+    """Loads the adapter on a newly loaded base and compares tensors and logits."""
     loaded = load(saved.path, dtype=saved.dtype)
     found = {name: tensor.detach().cpu() for name, tensor in loaded.injection.saved_tensors().items()}
     logits = float((_logits(loaded.model, saved.ids) - saved.logits).abs().max())
@@ -71,7 +71,7 @@ def saved_is_loaded(saved: Saved) -> list[Measure]:
 
 
 def merged_is_adapter(saved: Saved, out: Path) -> list[Measure]:
-    """Merges the adapter and replays its probes on the written folder."""
+    """Merges the adapter and replays its probes on the saved folder."""
     certificate: Certificate
     try:
         certificate = merge(saved.path, out, dtype=saved.dtype).certificate
@@ -80,7 +80,7 @@ def merged_is_adapter(saved: Saved, out: Path) -> list[Measure]:
     without = certificate.modules_expected - certificate.modules_matched
     kept = certificate.effect_kept
     if certificate.passed and certificate.update_kept is not None and abs(1 - kept) > EFFECT_MARGIN:
-        kept = certificate.update_kept  # an effect on the logits that rounding hides is looked for in the weights
+        kept = certificate.update_kept  # rounding hides the effect on the logits, so it is measured in the weights
     differences = float(certificate.answers.differences if certificate.answers else 0)
     measures = [
         Measure(
@@ -110,9 +110,9 @@ def merged_is_adapter(saved: Saved, out: Path) -> list[Measure]:
 
 
 def resumed_is_unbroken(config: Config, folder: Path) -> list[Measure]:
-    """Trains without a break, and again with a cut in the middle; the last checkpoints must be the same, bit for bit.
+    """Trains without interruption, and again with one; the last checkpoints must be identical, bit for bit.
 
-    Both stop there: what comes after it, such as recording probes, takes longer than these few steps.
+    Both runs stop at that checkpoint, because the rest, such as recording probes, takes longer than these few steps.
     """
     unbroken, broken = _in_folder(config, folder / "unbroken"), _in_folder(config, folder / "broken")
     _train_until(unbroken, CheckpointSaved, STEPS)
@@ -124,7 +124,7 @@ def resumed_is_unbroken(config: Config, folder: Path) -> list[Measure]:
 
 
 class _Cut(BaseException):
-    """Stands for the death of the process: nothing in training may catch it."""
+    """Simulates that the process is killed: nothing in training may catch it."""
 
 
 def _train_until(config: Config, kind: type[Event], step: int, resume: bool = False) -> None:
@@ -137,7 +137,7 @@ def _train_until(config: Config, kind: type[Event], step: int, resume: bool = Fa
 
 
 def _last_checkpoint(config: Config) -> dict[str, dict[str, torch.Tensor]]:
-    """Tensors of the adapter, of the optimizer, of the method and of the random state."""
+    """Loads the tensors of the adapter, the optimizer, the method and the random state from the last checkpoint."""
     path = newest_checkpoint(Run(Path(config.output_dir)).checkpoints)
     assert path is not None
     return {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
@@ -156,4 +156,4 @@ def _largest_difference(ours: Mapping[str, torch.Tensor], plain: Mapping[str, to
     if ours.keys() != plain.keys():
         return math.inf
     differences = [float((ours[name].double() - tensor.double()).abs().max()) for name, tensor in plain.items()]
-    return max(differences, default=0.0)  # most methods have no state of their own
+    return max(differences, default=0.0)  # the state of most methods is empty

@@ -1,7 +1,7 @@
-"""Checks within one model in memory: each takes one shortcut of the training path and compares it with the plain way.
+"""Checks within one model in memory: each compares one optimization of training with the plain computation.
 
-They form a chain from transformers' own code to what training runs, each link with one thing changed, so that a broken
-one shows which it is:
+They form a chain from transformers' own code to what training runs. Each link changes one thing, so that a failed check
+shows which one is wrong:
 
     plain adapter arithmetic -> adapter layers -> + chunked loss -> + packing -> + fused layers
                                                                  -> + accumulation, + checkpointing
@@ -39,27 +39,27 @@ from lamina.verification.rounding import (
     taken_gradients,
 )
 
-# The model's own way of running documents.
-_APART = Layout(together=False, own_attention=True)
+# One document at a time, in the model's own attention.
+_SEPARATE = Layout(together=False, own_attention=True)
 
-# What a filled adapter adds to each weight, relative to the weight's norm.
+# The norm of a filled adapter's update, relative to the weight's norm.
 FILL = 0.1
 
-# How often roundings are drawn for the noise of the loss. On two documents of SmolLM2-135M in bfloat16, single draws
-# lie between 0.0017 and 0.0105 of it.
+# Number of draws for the noise of the loss. On two documents of SmolLM2-135M in bfloat16, single draws are between
+# 0.0017 and 0.0105 of it.
 LOSS_DRAWS = 6
 
-# Standard deviation of what takes the place of zeros where nothing tells the size: that at which weights usually begin.
+# Standard deviation of values that replace zeros where there is no other scale: the usual one of initial weights.
 _FRESH = 0.02
 
-# Roundings that the result of one adapter layer goes through: factors, product between them, output. In bfloat16, sums
-# are exact beside them; in float32 they are what rounds.
+# Number of roundings in the output of an adapter layer: factors, the product between them, output. In bfloat16, the
+# rounding of sums is negligible; in float32 it dominates.
 _LAYER_ROUNDINGS = {torch.bfloat16: 4, torch.float32: 64}
 
 
 @torch.no_grad()
 def fill_adapter(injection: Injection, seed: int) -> None:
-    """Gives a fresh adapter an effect, drawn from `seed`: one that adds nothing yet would hide its errors."""
+    """Fills a new adapter with values drawn from `seed`: an adapter without an effect would hide errors."""
     generator = torch.Generator().manual_seed(seed)
     for layer in injection.layers.values():
         tensors = list(layer.adapter_tensors().values())
@@ -68,7 +68,7 @@ def fill_adapter(injection: Injection, seed: int) -> None:
                 size = FILL * tensor.abs().mean() if tensor.any() else _FRESH
                 tensor.add_(size * torch.randn(tensor.shape, generator=generator).to(tensor))
             continue
-        # What begins at zero switches the adapter off, and is a factor of all that it adds.
+        # A tensor that starts at zero is a factor of the whole update, and switches it off.
         switches = [tensor for tensor in tensors if not tensor.any()]
         for tensor in tensors:
             drawn = torch.randn(tensor.shape, generator=generator).to(tensor.device)
@@ -78,7 +78,7 @@ def fill_adapter(injection: Injection, seed: int) -> None:
 
 
 class Paths:
-    """The ways of computing loss and gradient of a few documents, each computed once, and what compares them.
+    """Computes loss and gradient of a few documents in several ways, each once, and compares them.
 
     Args:
         session: A model with a filled adapter, and the documents as its training data.
@@ -95,11 +95,11 @@ class Paths:
 
     @property
     def notes(self) -> list[str]:
-        """What training says of the way that it runs the model."""
+        """Training's notes on how it runs the model."""
         return self._path.notes
 
     def adapter_is_formula(self) -> list[Measure]:
-        """Each adapter layer's forward and backward, on the inputs that the data gives it."""
+        """Compares each adapter layer's forward and backward with the formula, on the layer's inputs for the data."""
         generator = torch.Generator().manual_seed(self._session.config.seed)
         measures: list[Measure] = []
 
@@ -125,12 +125,12 @@ class Paths:
         return measures
 
     def chunked_is_transformers(self) -> list[Measure]:
-        """lamina's loss against transformers' own, one document at a time, in the model's own attention."""
+        """Compares lamina's loss with transformers' own, one document at a time, in the model's own attention."""
         return self._noise.measures(self._apart, self._plain)
 
     def packed_is_apart(self) -> list[Measure]:
-        """Documents as training runs them against one at a time in the model's own attention."""
-        if self._path.layout == _APART:
+        """Compares documents as training runs them with one at a time in the model's own attention."""
+        if self._path.layout == _SEPARATE:
             raise Skipped(str(self._path.fallback))
         return self._noise.measures(self._packed, self._apart)
 
@@ -185,7 +185,7 @@ class Paths:
 
     @cached_property
     def _apart(self) -> Gradient:
-        return collect(self._tensors, lambda: self._backward(_APART))
+        return collect(self._tensors, lambda: self._backward(_SEPARATE))
 
     @cached_property
     def _packed(self) -> Gradient:
@@ -194,7 +194,7 @@ class Paths:
             return collect(self._tensors, lambda: self._backward(layout))
 
     def _trained(self, recompute: Recompute = False) -> Gradient:
-        """As training computes it, dropout included."""
+        """Computes the gradient as training does, including dropout."""
         self._model.train()
         try:
             with fast_path(self._model, recompute, longest=self._longest) as path:
@@ -225,7 +225,7 @@ class Paths:
         return self._session.loss.formula([one.double() if exact else one.float() for one in logits], document)
 
     def _step(self, micro_batches: Sequence[Sequence[EncodedExample]]) -> Gradient:
-        """The gradient of a real optimizer step, taken before the optimizer sees it."""
+        """Computes the gradient of a real optimizer step, captured before the optimizer's update."""
         gradients: list[dict[str, torch.Tensor]] = []
 
         with fast_path(self._model, longest=self._longest) as path:
@@ -245,7 +245,7 @@ class Paths:
 
 
 def _worst_of_layer(name: str, layer: AdapterLinear, x: torch.Tensor, generator: torch.Generator) -> Measure:
-    """One layer against `x (W + delta W)^T + b + delta b` in plain float32 arithmetic and torch's own backward."""
+    """Compares a layer with `x (W + delta W)^T + b + delta b` in plain float32 arithmetic and torch's own backward."""
     tensors = layer.adapter_tensors()
     x = x.requires_grad_()
     y = layer.forward(x)
@@ -271,7 +271,7 @@ def _worst_of_layer(name: str, layer: AdapterLinear, x: torch.Tensor, generator:
 
 
 def _longest(documents: Sequence[EncodedExample], device: torch.device) -> torch.Tensor:
-    """The longest sequence."""
+    """Finds the longest sequence."""
     parts = [part for document in documents for part in _ids(document, device).split(document.lengths)]
     return max(parts, key=len)
 

@@ -1,4 +1,4 @@
-"""What `verify` finds: a `Check` a line, made of `Measure`s, and the `Verification` of them all."""
+"""The results of `verify`: a `Check` per line, made of `Measure`s, and the `Verification` as a whole."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lamina.runs.events import Event
 
 
 class Skipped(Exception):
-    """Something cannot be checked with this configuration; the message says why."""
+    """A check that does not apply to this configuration; the message says why."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One difference, and how large it may be.
+    """One difference and its tolerance.
 
     Attributes:
         what: What differs, such as `loss` or `gradient of model.layers.3.mlp.up_proj.lora_A.weight`.
@@ -32,12 +32,12 @@ class Measure:
 
     @property
     def passed(self) -> bool:
-        """Whether the difference is within the tolerance; one that is no number is not."""
+        """Whether the difference is within the tolerance; NaN is not."""
         return self.difference <= self.tolerance
 
     @property
     def severity(self) -> float:
-        """Difference in units of the tolerance: what to sort by, the worst last."""
+        """The difference in units of the tolerance, for sorting; the worst is largest."""
         if math.isnan(self.difference):
             return math.inf
         if self.difference == 0.0:
@@ -52,10 +52,10 @@ class Check:
     Attributes:
         name: Such as `packed = one at a time`.
         compared: What was compared with what.
-        worst: Which of the compared quantities is nearest to its tolerance, or farthest beyond it; empty if skipped.
-        difference: By how much that one differs; None where nothing could be compared.
-        tolerance: How much it may.
-        why: Why that tolerance; for a skipped check, why it was skipped; for one that ended in an error, the error.
+        worst: The compared quantity that is closest to its tolerance, or farthest beyond it; empty if skipped.
+        difference: The difference of that quantity; None if nothing could be compared.
+        tolerance: The tolerance of that quantity.
+        why: The reason for the tolerance; for a skipped check, why it was skipped; for one that failed, the error.
         passed: Whether everything compared is within its tolerance; None for a skipped check.
     """
 
@@ -69,18 +69,18 @@ class Check:
 
     @classmethod
     def of(cls, name: str, compared: str, measures: Sequence[Measure]) -> Check:
-        """The check that stands for its measures: all must pass, and the worst one is shown."""
+        """Builds a check from its measures: all must pass, and the worst one is shown."""
         worst = max(measures, key=lambda measure: measure.severity)
         passed = all(measure.passed for measure in measures)
         return cls(name, compared, worst.what, worst.difference, worst.tolerance, worst.why, passed)
 
     @classmethod
     def ended(cls, name: str, compared: str, why: str, passed: bool | None) -> Check:
-        """A check without figures: skipped (`passed` None), or failed with an error."""
+        """Builds a check without measures: skipped (`passed` None), or failed with an error."""
         return cls(name, compared, "", None, None, why, passed)
 
     def as_json(self) -> dict[str, Any]:
-        """As plain data; a difference that is no number is null."""
+        """Converts to plain data; a difference that is not finite becomes null."""
         value = asdict(self)
         if self.difference is not None and not math.isfinite(self.difference):
             value["difference"] = None
@@ -110,11 +110,11 @@ class Verification:
     Attributes:
         model: What was verified.
         method: The method's name.
-        dtype: What the base was held in.
-        documents: Documents that were compared on.
-        tokens: Their tokens.
-        checks: The lines, in the order in which they were made.
-        seconds: How long it took.
+        dtype: The dtype of the base.
+        documents: Number of documents that were compared on.
+        tokens: Number of their tokens.
+        checks: The checks in order.
+        seconds: Duration in seconds.
     """
 
     model: str
@@ -131,7 +131,7 @@ class Verification:
         return all(check.passed is not False for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Converts to plain data."""
         return {
             "passed": self.passed,
             **{key: value for key, value in asdict(self).items() if key != "checks"},

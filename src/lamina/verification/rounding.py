@@ -1,10 +1,10 @@
-"""How two computations of one gradient are compared, and how much of a difference is only rounding.
+"""Compares two computations of a gradient, and measures how much of a difference is only rounding.
 
-Two right ways of computing the same thing differ by rounding, and how far that carries depends on the model, the data
-and the dtype: in bfloat16, it is some per cent of the gradient of a deep network. So it is measured: the plain gradient
-is computed again with the result of every linear layer moved (`adapters/moved.py`), forward and backward, and the
-distance to the first one is what rounding alone can do. Broken exactness, such as a document that sees another, changes
-a gradient by a large part of itself.
+Two correct computations differ by rounding, and how much depends on the model, the data and the dtype: in bfloat16 it
+is several percent of the gradient of a deep network. So it is measured: the plain gradient is computed again with the
+output of every linear layer perturbed by a rounding error (`adapters/moved.py`), in the forward and the backward, and
+the distance to the first gradient is the effect of rounding alone. An actual error, such as a document that sees
+another, changes a gradient by a large fraction of its norm.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from torch import nn
 from lamina.methods.shared.base import PEFT_PREFIX
 from lamina.verification.report import Measure
 
-# Both sides of a comparison have their own rounding, and rounding also happens outside of linear layers.
+# A factor on the measured noise: both sides of a comparison round, and rounding also happens outside of linear layers.
 NOISE_ALLOWED = 2.0
 
-# Losses and gradients are summed in float32 whatever the base is held in.
+# Losses and gradients are summed in float32, whatever the dtype of the base.
 _SUM_ROUNDING = 8 * torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """What one way of computing gives.
+    """The result of one computation.
 
     Attributes:
-        losses: Sum of -log p, by document or over all documents; their total is what is compared.
-        tensors: Gradient of that total, by the adapter tensor's name.
+        losses: Sum of -log p, for each document or over all; their total is compared.
+        tensors: Gradient of that total, by name of the adapter's tensor.
     """
 
     losses: list[float]
@@ -40,19 +40,19 @@ class Gradient:
 
     @property
     def loss(self) -> float:
-        """Over all documents."""
+        """The total over all documents."""
         return sum(self.losses)
 
 
 @dataclass(frozen=True)
 class Noise:
-    """What rounding alone does to a gradient, all relative.
+    """The relative effect of rounding alone on loss and gradient.
 
     Attributes:
-        loss: Of the loss: the root of the mean square of all draws.
-        together: Norm of the difference of all gradients together, over their norm.
-        worst: The same for the tensor where it is largest.
-        dtype: Of the computation, such as `bfloat16`.
+        loss: Root mean square, over all draws, of the loss's relative difference.
+        together: Norm of the difference of all gradients together, divided by their norm.
+        worst: The largest such ratio of a single tensor.
+        dtype: The dtype of the computation, such as `bfloat16`.
     """
 
     loss: float
@@ -72,7 +72,7 @@ class Noise:
     def _measure(self, what: str, difference: float, noise: float) -> Measure:
         why = (
             f"{NOISE_ALLOWED:g} times the rounding noise of this model on this data in {self.dtype}, {noise:.1e}: "
-            "measured by computing the plain way again with every linear layer's result moved by a rounding error"
+            "measured by repeating the plain computation with every linear layer's output perturbed by a rounding error"
         )
         return Measure(what, difference, NOISE_ALLOWED * noise + _SUM_ROUNDING, why)
 
@@ -80,16 +80,17 @@ class Noise:
 def rounding_noise(
     plain: Gradient, moved: Gradient, dtype: torch.dtype, more_losses: Sequence[Sequence[float]] = ()
 ) -> Noise:
-    """The noise that lies between the plain gradient and the one computed `with_rounding_moved`.
+    """Computes the noise from the plain gradient and one computed `with_rounding_moved`.
 
     Args:
-        plain: Nothing moved.
-        moved: With roundings moved.
-        dtype: Of the computation.
-        more_losses: Losses by document with roundings moved otherwise. A loss is one number, which one draw may leave
-            where it was; over the many numbers of a gradient draws hardly differ.
+        plain: The plain gradient.
+        moved: The gradient with perturbed rounding.
+        dtype: The dtype of the computation.
+        more_losses: Losses by document from other draws of the perturbation. A loss is a single number, which one draw
+            may happen not to change; over the many elements of a gradient, draws hardly differ.
     """
-    # Documents' errors may cancel in their sum by chance; a tolerance must not be small by chance.
+    # Absolute values: documents' errors may cancel in their sum by chance, and the tolerance must not be small by
+    # chance.
     distances = [
         sum(abs(a - b) for a, b in zip(losses, plain.losses, strict=True)) for losses in (moved.losses, *more_losses)
     ]
@@ -100,7 +101,7 @@ def rounding_noise(
 
 
 def collect(tensors: Mapping[str, nn.Parameter], compute: Callable[[], list[float]]) -> Gradient:
-    """Runs `compute`, which gives losses and leaves gradients in `tensors`, and takes the gradients away from there."""
+    """Runs `compute`, which returns losses and accumulates gradients in `tensors`, and removes the gradients there."""
     for tensor in tensors.values():
         tensor.grad = None
     losses = compute()
@@ -108,7 +109,7 @@ def collect(tensors: Mapping[str, nn.Parameter], compute: Callable[[], list[floa
 
 
 def taken_gradients(tensors: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
-    """The gradients in `tensors`, which have none afterwards; a missing one is zero."""
+    """Removes the gradients from `tensors` and returns them; a missing gradient is zero."""
     taken = {}
     for name, tensor in tensors.items():
         taken[name.removeprefix(PEFT_PREFIX)] = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad.clone()
@@ -117,18 +118,18 @@ def taken_gradients(tensors: Mapping[str, nn.Parameter]) -> dict[str, torch.Tens
 
 
 def relative(ours: torch.Tensor, plain: torch.Tensor) -> float:
-    """||ours - plain|| / ||plain||, in float32; 0 if both are zero."""
+    """Computes ||ours - plain|| / ||plain|| in float32; 0 if both are zero."""
     return _ratio(float((ours.float() - plain.float()).norm()), float(plain.float().norm()))
 
 
 def _worst(ours: Mapping[str, torch.Tensor], plain: Mapping[str, torch.Tensor]) -> tuple[str, float]:
-    """The tensor with the largest relative difference. One that is next to nothing is measured against the rest."""
+    """Finds the tensor with the largest relative difference. A tiny tensor is compared relative to the largest one."""
     floor = 1e-3 * max(float(tensor.norm()) for tensor in plain.values())
     differences = {
         name: _ratio(float((ours[name] - tensor).norm()), max(float(tensor.norm()), floor))
         for name, tensor in plain.items()
     }
-    # max() would pass over a NaN.
+    # max() would ignore a NaN.
     return max(differences.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
 
 

@@ -1,4 +1,4 @@
-"""What a verification runs on: a few of the user's documents, and the user's configuration cut down to them."""
+"""Selects what a verification runs on: a few of the user's documents, and a short version of the configuration."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from lamina.progress import Notify
 from lamina.quickstart.settings import quickstart_settings, write_rows
 from lamina.quickstart.task import build_task
 
-# Documents to compare on, from the first rows of the data; longer ones are taken only where there are no others.
+# Documents to compare on, from the first rows of the data; longer ones are used only if there are no others.
 DOCUMENTS = 5
 ROWS_LOOKED_AT = 200
 LONGEST = 256
 
-# The run that is cut and resumed: it is cut in the step after its first checkpoint.
+# The run that is interrupted and resumed: it is interrupted in the step after its first checkpoint.
 STEPS = 4
 SAVE_STEPS = 2
 
@@ -38,9 +38,9 @@ class Sample:
     """What a verification runs on.
 
     Attributes:
-        config: Of a short run on a few documents.
-        documents: How many.
-        tokens: Of all of them.
+        config: The configuration of a short run on a few documents.
+        documents: Number of documents.
+        tokens: Number of tokens in all of them.
     """
 
     config: Config
@@ -49,7 +49,7 @@ class Sample:
 
 
 def quickstart_config(folder: Path, overrides: Iterable[str]) -> Config:
-    """The quickstart's model and data, with the data written to `folder`."""
+    """Builds the configuration of the quickstart's model and data, and writes the data to `folder`."""
     train_file = folder / "quickstart.jsonl"
     write_rows(train_file, build_task(seed=0, train_rows=ROWS_LOOKED_AT, eval_rows=1).train)
     changes = list(overrides)
@@ -57,11 +57,11 @@ def quickstart_config(folder: Path, overrides: Iterable[str]) -> Config:
 
 
 def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
-    """The configuration of a short run on a few documents, which are written to `folder`.
+    """Builds the configuration of a short run on a few documents, and writes these to `folder`.
 
-    Model, method (but for a schedule of its own), dtype, seed, optimizer and the handling of data stay as they are.
-    Micro-batches are made small, so that the run has several different ones and steps accumulate (where the optimizer
-    allows it); packing fills them up to the longest document.
+    Model, method (except its schedule), dtype, seed, optimizer and the handling of data do not change. Micro-batches
+    are made small, so that the run has several different ones and steps accumulate (if the optimizer allows it);
+    packing fills them up to the longest document.
 
     Raises:
         LaminaError: The model or the data cannot be used.
@@ -119,7 +119,7 @@ def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
 
 
 def choose_documents(examples: Sequence[EncodedExample], stop_token_id: int) -> list[EncodedExample]:
-    """A few documents of different lengths, the longest first; a single one is taken twice."""
+    """Chooses a few documents of different lengths, longest first; a single one is used twice."""
     with_stop = [e for e in examples if (e.input_ids[e.supervised] == stop_token_id).any()] or examples
     by_length = sorted(with_stop, key=len)
     short = [example for example in by_length if len(example) <= LONGEST] or by_length[:DOCUMENTS]

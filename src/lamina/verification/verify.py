@@ -1,7 +1,7 @@
-"""`verify`: the user's own proof, on their model and their data, that nothing that makes training fast changes it.
+"""`verify`: proves on the user's model and data that no optimization changes training.
 
-The checks within one model are in `paths.py`, those of what is written to disk in `artefacts.py`; `rounding.py` says
-how large a difference may be. All is done in a temporary folder; the configuration's `output_dir` is not touched.
+The checks within one model are in `paths.py`, those of files on disk in `artefacts.py`; `rounding.py` computes how
+large a difference may be. Everything runs in a temporary folder; the configuration's `output_dir` is not touched.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lamina.verification.paths import Paths, fill_adapter
 from lamina.verification.report import Check, Measure, Skipped, Verification, VerifyCheck
 from lamina.verification.sample import SAVE_STEPS, STEPS, cut_down, quickstart_config
 
-# What broken saving, merging or resuming may raise: that, too, is a line of the result.
+# Errors that broken saving, merging or resuming may raise; they are reported as a failed check.
 _FAILURES = (AdapterError, RunError, TrainingError)
 
 
@@ -45,10 +45,10 @@ def verify(
         overrides: `key.sub=value` strings laid over the configuration.
 
     Returns:
-        A line for each comparison; `passed` if none failed.
+        A check for each comparison; `passed` if none failed.
 
     Raises:
-        LaminaError: Model, data or configuration cannot be used. A comparison that fails raises nothing.
+        LaminaError: The model, data or configuration cannot be used. A failed comparison does not raise.
     """
     began = time.perf_counter()
     tell = on_event or (lambda event: None)
@@ -94,7 +94,7 @@ def _checks(config: Config, folder: Path, notify: Notify) -> Iterator[Check]:
 
 
 def _checks_in_memory(config: Config, folder: Path, notify: Notify) -> Generator[Check, None, Saved]:
-    """The model goes with this function, before others are loaded.
+    """Runs the checks within one model. The model is freed when this function returns, before others are loaded.
 
     Returns:
         The adapter that was checked, saved to disk.

@@ -22,7 +22,14 @@ from tests.support.models_zoo import build_model
 NAMES = [name for name in vars(plain) if callable(getattr(native, name, None)) and not name.startswith("_")]
 
 # Functions of autograd whose backward asks for no kernels.
-ASK_FOR_NONE = {"_ChunkedCrossEntropy", "_DeltaLinear", "_PackedMatmul", "_BackwardDone", "_Moved", "_PackedAttention"}
+ASK_FOR_NONE = {
+    "_ChunkedCrossEntropy",
+    "_DeltaLinear",
+    "_PackedMatmul",
+    "_BackwardDone",
+    "_Perturbed",
+    "_PackedAttention",
+}
 
 
 @pytest.fixture

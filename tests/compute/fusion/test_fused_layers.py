@@ -198,16 +198,16 @@ def test_dropout_is_that_of_the_formula(members: str) -> None:
         for out, rank, p in ((6, 5, 0.4), (4, 3, 0.0))
     ]
     group = LinearGroup(linears, [5, 3])
-    assert group.room == (8 if members == "shared" else 5)
+    assert group.extra_width == (8 if members == "shared" else 5)
     group.refresh(paths)
     x = torch.randn(9, 10, requires_grad=True)
-    x_ext = torch.full((9, 10 + group.room), float("nan"))
+    x_ext = torch.full((9, 10 + group.extra_width), float("nan"))
     x_ext[:, :10] = x.detach()
     y, state = group.forward(x_ext, paths)
     assert state.dropouts[1] is None
     dropout = state.dropouts[0]
     assert dropout is not None
-    kept = dropout.of(torch.ones(9, 10))
+    kept = dropout.apply(torch.ones(9, 10))
     assert kept.unique().tolist() == [0.0, pytest.approx(1 / 0.6, rel=1e-4)]
     dropped = (x * kept, x)
     expected = torch.cat(
@@ -329,7 +329,7 @@ def _other_forward(model: PreTrainedModel) -> None:
     ("change", "reason"),
     [
         (_train_a_norm, "input_layernorm.weight is trained"),
-        (_hook, "hooked into it"),
+        (_hook, "a hook is registered"),
         (_share, "share a weight"),
         (_other_activation, "ReLU"),
         (_other_forward, "gives other numbers"),

@@ -72,8 +72,8 @@ def test_signatures_are_set_on_the_functions() -> None:
         pytest.skip("no kernels")
     for kernel in KERNELS.values():
         for dtype in kernel.dtypes:
-            if kernel.everywhere or build.load().has_pairs:
-                function = build.load().function(kernel.name, dtype)
+            if kernel.everywhere or build.load_kernels().has_pairs:
+                function = build.load_kernels().function(kernel.name, dtype)
                 assert (list(function.argtypes), function.restype) == (kernel.argtypes(), None)
                 assert ctypes.c_void_p in function.argtypes
 
@@ -197,7 +197,7 @@ def test_packed_weights_are_multiplied_with_few_rows_and_not_with_none(rows: int
     for bits in (4, 8):
         linear = pack_weight(torch.randn(40, 96), QuantizationConfig(bits=bits))
         x = torch.randn(rows, 96)
-        assert not packed.multiplies(x, linear)
+        assert not packed.can_multiply(x, linear)
         torch.testing.assert_close(linear.product(x), x @ linear.dense().T)
 
 

@@ -109,7 +109,7 @@ def test_dropped(dtype: torch.dtype, width: int, key: int) -> None:
     native.dropped(x, key, threshold, factor, ours)
     plain.dropped(x, key, threshold, factor, theirs)
     assert torch.equal(ours, theirs)
-    stays = plain.stays(x.shape, key, threshold, x.device)
+    stays = plain.keep_mask(x.shape, key, threshold, x.device)
     close(ours, x.double() * stays * factor, dtype)
     for kernels in (native, plain):
         sums = beside(13, width, dtype=dtype).copy_(total)
@@ -300,7 +300,7 @@ def test_attention_of_keys_and_values_that_lie_differently(dtype: torch.dtype) -
     settings, grad = AttentionSettings([60, 30], 0.1, None, None), rand(90, 4, 64, dtype=dtype, seed=1)
     found = []
     for heads in ((q, k, v), (q.contiguous(), k.contiguous(), v)):
-        assert native.attends(*heads)
+        assert native.can_attend(*heads)
         out, results = torch.empty_like(q), [torch.empty_like(part) for part in (q, k, v)]
         with use_backend("native"):
             state = attention_forward(*heads, settings, out)
@@ -335,14 +335,14 @@ def test_a_document_sees_nothing_of_others() -> None:
 
 def test_without_a_compiler_plain_torch_takes_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAMINA_KERNELS", "plain")
-    native.load.cache_clear()
+    native.load_kernels.cache_clear()
     try:
         assert "LAMINA_KERNELS" in str(native.unavailable())
         assert kernels_for(torch.zeros(2, 2)) is plain
         assert available_backends(torch.device("cpu"), torch.float32) == ["plain"]
     finally:
         monkeypatch.undo()
-        native.load.cache_clear()
+        native.load_kernels.cache_clear()
 
 
 @pytest.mark.parametrize("compiler", ["/nonexistent/g++", "false"])
@@ -351,13 +351,13 @@ def test_a_broken_compiler_is_a_reason_not_an_error(
 ) -> None:
     monkeypatch.setenv("CXX", compiler)
     monkeypatch.setenv("LAMINA_CACHE", str(tmp_path))
-    native.load.cache_clear()
+    native.load_kernels.cache_clear()
     try:
         assert compiler in str(native.unavailable())
         assert not list(tmp_path.rglob("*.so"))
     finally:
         monkeypatch.undo()
-        native.load.cache_clear()
+        native.load_kernels.cache_clear()
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None or sys.platform != "linux", reason="gcc on Linux only")
@@ -365,12 +365,12 @@ def test_a_compiler_of_c_that_cxx_names(monkeypatch: pytest.MonkeyPatch, tmp_pat
     """gcc compiles the sources but does not link the C++ library by itself."""
     monkeypatch.setenv("CXX", "gcc")
     monkeypatch.setenv("LAMINA_CACHE", str(tmp_path))
-    native.load.cache_clear()
+    native.load_kernels.cache_clear()
     try:
         assert native.unavailable() is None
     finally:
         monkeypatch.undo()
-        native.load.cache_clear()
+        native.load_kernels.cache_clear()
 
 
 @pytest.mark.skipif(shutil.which("g++") is None or platform.machine() != "x86_64", reason="g++ on x86 only")
@@ -379,11 +379,11 @@ def test_older_cpus(without: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     """The same sources compiled for a CPU that lacks something."""
     monkeypatch.setenv("CXX", f"g++ -mno-{without}")
     monkeypatch.setenv("LAMINA_CACHE", str(tmp_path))
-    native.load.cache_clear()
+    native.load_kernels.cache_clear()
     try:
         assert native.unavailable() is None
         (library,) = tmp_path.rglob("*.so")
-        assert native.load().loaded._name == str(library)
+        assert native.load_kernels().loaded._name == str(library)
         for lengths, heads, key_heads, size, window, softcap in (
             ([1, 33, 100], 4, 2, 64, None, None),
             ([70, 130], 4, 2, 96, 50, 2.0),
@@ -405,4 +405,4 @@ def test_older_cpus(without: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
                 test_products_of_a_few_rows(kind, 5, dtype)
     finally:
         monkeypatch.undo()
-        native.load.cache_clear()
+        native.load_kernels.cache_clear()

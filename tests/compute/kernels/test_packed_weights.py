@@ -22,11 +22,11 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=[
 @every_kind
 def test_weights_are_those_of_bitsandbytes(kind: str, size: tuple[int, int], dtype: torch.dtype) -> None:
     linear = weight(kind, size, dtype)
-    assert packed.takes(linear, dtype)
+    assert packed.can_read(linear, dtype)
     expected = by_bitsandbytes(linear, dtype)
     assert torch.equal(linear.dense(), expected)
     wide = torch.full((size[0], size[1] + 5), 7.0, dtype=dtype)
-    linear.lay(wide[:, : size[1]])
+    linear.dequantize_into(wide[:, : size[1]])
     assert torch.equal(wide[:, : size[1]], expected)
     assert bool((wide[:, size[1] :] == 7.0).all())  # nothing beside it is touched
 
@@ -75,11 +75,11 @@ def test_products_of_a_few_rows(kind: str, rows: int, dtype: torch.dtype) -> Non
 @every_kind
 def test_what_the_kernels_do_not_take(kind: str) -> None:
     odd = weight(kind, (16, 48) if kind == "int8" else (256, 48), torch.bfloat16)
-    assert not packed.takes(odd, torch.bfloat16)
+    assert not packed.can_read(odd, torch.bfloat16)
     x = torch.randn(3, 48).bfloat16()
     assert torch.equal(odd.product(x), F.linear(x, by_bitsandbytes(odd, torch.bfloat16)))
     half = weight(kind, (40, 96), torch.bfloat16)
-    assert not packed.takes(half, torch.float16)
+    assert not packed.can_read(half, torch.float16)
     assert half.dense(torch.float16).dtype == torch.float16
 
 

@@ -72,10 +72,10 @@ def test_a_group_in_which_one_of_two_has_scaled_columns(bias: bool, residual: bo
     group = LinearGroup(modules, [3, 3])
     paths = [LowRank(A, B, 0.7, 0.0, columns), LowRank(A2, B2, 0.7, 0.0)]
     group.refresh(paths)
-    x_ext = torch.cat([x, torch.zeros(9, group.room)], 1)
+    x_ext = torch.cat([x, torch.zeros(9, group.extra_width)], 1)
     with torch.no_grad():
         ours, state = group.forward(x_ext, paths, added)
-        through = group.unscaled(grad, state)
+        through = group.backward_scaling(grad, state)
         dx, gh = group.backward_input(through, state, paths)
         grads = group.backward_paths(through, gh, x, state.h, state, paths)
     torch.testing.assert_close(ours, theirs.detach())

@@ -7,7 +7,7 @@ import torch
 
 from lamina.compute.kernels import available_backends, kernels_for, native, use_backend
 from lamina.compute.kernels.plain import philox
-from lamina.compute.ops.dropout import CountedDropout, MaskedDropout, draw_dropout
+from lamina.compute.ops.dropout import CounterDropout, MaskedDropout, draw_dropout
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_philox_gives_the_known_answers(counter: tuple[int, ...], key: int, word
 def test_share_of_what_stays(p: float) -> None:
     torch.manual_seed(0)
     x = torch.ones(1001, 999)
-    stays = (draw_dropout(x, p).of(x) != 0).double()
+    stays = (draw_dropout(x, p).apply(x) != 0).double()
     spread = (p * (1 - p) / x.numel()) ** 0.5
     assert float(stays.mean()) == pytest.approx(1 - p, abs=5 * spread)
     # Neighbours must not go together: of one word, of one block, of both halves of a group, of two groups, of two rows.
@@ -49,7 +49,7 @@ def test_the_seed_decides_whatever_computes(backend: str) -> None:
     for seed, chosen in ((1, backend), (1, "plain"), (2, backend)):
         torch.manual_seed(seed)
         with use_backend(chosen):
-            results.append(draw_dropout(x, 0.3).of(x))
+            results.append(draw_dropout(x, 0.3).apply(x))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
 
@@ -57,7 +57,7 @@ def test_the_seed_decides_whatever_computes(backend: str) -> None:
 def test_every_draw_is_another() -> None:
     torch.manual_seed(0)
     x = torch.ones(50, 64)
-    first, second = (draw_dropout(x, 0.5).of(x) != 0 for _ in range(2))
+    first, second = (draw_dropout(x, 0.5).apply(x) != 0 for _ in range(2))
     assert 0.45 < float((first == second).double().mean()) < 0.55
 
 
@@ -67,12 +67,12 @@ def test_what_is_added_is_what_was_dropped(shape: tuple[int, int], dtype: torch.
     torch.manual_seed(0)
     x, total = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
     dropout = draw_dropout(x, 0.3)
-    once = dropout.of(x)
+    once = dropout.apply(x)
     # What is dropped is 0, whatever it was.
     dropped = once == 0.0
-    assert torch.equal(dropout.of(torch.where(dropped, float("inf"), x)), once)
+    assert torch.equal(dropout.apply(torch.where(dropped, float("inf"), x)), once)
     expected = total.double() + once.double()
-    assert torch.equal(once, dropout.of(x))
+    assert torch.equal(once, dropout.apply(x))
     assert once.dtype == dtype
     dropout.add_(total, x)
     rounding = torch.finfo(dtype).eps
@@ -83,7 +83,7 @@ def test_what_is_added_is_what_was_dropped(shape: tuple[int, int], dtype: torch.
 def test_the_mean_stays(p: float) -> None:
     torch.manual_seed(0)
     x = torch.ones(1000, 1000)
-    dropped = draw_dropout(x, p).of(x)
+    dropped = draw_dropout(x, p).apply(x)
     if p < 0.99:
         assert float(dropped.mean()) == pytest.approx(1.0, abs=5 * (p / (1 - p)) ** 0.5 / 1000)
     # As exact as the share of what stays: the factor is that of the probability after rounding.
@@ -93,6 +93,6 @@ def test_the_mean_stays(p: float) -> None:
 def test_no_mask_is_kept_where_the_kernels_can_draw() -> None:
     x = torch.ones(4, 64)
     counted = kernels_for(x) is native
-    assert isinstance(draw_dropout(x, 0.5), CountedDropout if counted else MaskedDropout)
+    assert isinstance(draw_dropout(x, 0.5), CounterDropout if counted else MaskedDropout)
     with use_backend("plain"):
         assert isinstance(draw_dropout(x, 0.5), MaskedDropout)

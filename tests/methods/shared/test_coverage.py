@@ -176,8 +176,8 @@ def test_defaults_of_every_method_leave_out_what_a_text_does_not_reach(name: str
     model = on_disk(build_vision_language(), tmp_path / "model")
     needs = {"peft": {"peft_type": "OFT", "target_modules": r".*language_model.*q_proj", "oft_block_size": 8}}
     settings = {"type": name, **needs.get(name, {}), **({"tinit": 0, "tfinal": 0} if name == "adalora" else {})}
-    reasons = {"bitfit": r"has none but in modules that a text does not call \(first: model.vision_tower"}
-    reasons |= dict.fromkeys(("p_tuning", "prefix_tuning", "prompt_tuning"), "makes the masks of its decoder itself")
+    reasons = {"bitfit": r"has none except in modules that do not run on a text \(first: model.vision_tower"}
+    reasons |= dict.fromkeys(("p_tuning", "prefix_tuning", "prompt_tuning"), "builds its decoder's masks itself")
     if name in reasons:
         with pytest.raises(ConfigError, match=rf"method.type: .*{reasons[name]}.* Fix: use "):
             trained(model, settings, tmp_path)

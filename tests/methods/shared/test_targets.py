@@ -44,7 +44,7 @@ def test_a_regular_expression_must_match_a_linear_layer() -> None:
     model = build_model("llama")
     with pytest.raises(ConfigError, match="matches no module"):
         find_targets(model, r"transformer\.h\..*")
-    with pytest.raises(ConfigError, match="which is no linear layer"):
+    with pytest.raises(ConfigError, match="which is not a linear layer"):
         find_targets(model, r".*embed_tokens")
 
 

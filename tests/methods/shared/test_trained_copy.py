@@ -195,7 +195,7 @@ def test_all_norms_are_tuned_unless_some_are_named() -> None:
 
 
 def test_ln_tuning_targets_must_be_norms() -> None:
-    with pytest.raises(ConfigError, match=r"'q_proj' matches .*q_proj, a Linear, which is no norm layer"):
+    with pytest.raises(ConfigError, match=r"'q_proj' matches .*q_proj, a Linear, which is not a norm layer"):
         inject(build_model("llama"), LnTuningConfig(target_modules=["q_proj"]), seed=0)
     with pytest.raises(ConfigError, match=r"its norm layers are input_layernorm, norm, post.*Did you mean 'norm'"):
         inject(build_model("llama"), LnTuningConfig(target_modules=["norms"]), seed=0)

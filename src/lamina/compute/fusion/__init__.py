@@ -1,4 +1,4 @@
-"""Fused decoder layers: a whole layer as one forward and one backward, switched on for a block of code."""
+"""Fused decoder layers: one autograd function computes a whole layer, inside a `with` block."""
 
 from lamina.compute.fusion.inputs import model_inputs
 from lamina.compute.fusion.layer import Recompute

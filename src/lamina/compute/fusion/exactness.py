@@ -1,15 +1,15 @@
-"""Whether a fast way of running a model gives the model's own numbers, found out on two short documents.
+"""Tests, on two short documents, whether a fast way of running a model reproduces the model's own outputs.
 
-The model's own way is transformers' code in the attention it was loaded with, one document at a time. A candidate must
-agree with it in two ways:
+The reference is transformers' code with the attention that the model was loaded with, one document at a time. A
+candidate must agree with it in two respects:
 
-* No document may reach another: the gradient of one document's loss with respect to the embeddings of the other must be
-  zero, exactly, in any dtype. It is not for a model that mixes tokens outside of its attention.
-* Logits and gradients must be those of the model's own way, up to rounding. What rounding does to this model is
-  measured: its own way is run again with the result of every layer moved by as much as rounding may move it.
+* No document influences another: the gradient of one document's loss with respect to the embeddings of the other is
+  exactly zero, in any dtype. A model that mixes tokens outside of its attention fails this.
+* Logits and gradients equal those of the reference up to rounding. How much rounding matters to this model is measured:
+  the reference is run again with the output of every layer perturbed by as much as rounding may change it.
 
-What two short documents cannot show is asked of the parts that decide it, for the longest document there is: which
-tokens the attention's mask lets a token see, and whether rotary positions depend on the length of the whole sequence.
+`limits.py` covers what two short documents cannot show, for the longest document: which tokens the attention mask lets
+a token see, and whether rotary positions depend on the length of the whole sequence.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from lamina.machine.seeding import kept_generators
 # Tokens of the two documents. The second is longer than two blocks of the attention kernels.
 LENGTHS = (37, 70)
 
-# Both sides have their own rounding, and rounding also happens outside of the results of layers.
+# A factor on the measured noise: both sides round, and rounding also happens elsewhere than in the outputs of layers.
 NOISE_ALLOWED = 4.0
 
-# Relative difference that is allowed whatever the noise: sums in float32 in another order.
+# Relative difference that is always allowed: float32 sums in another order.
 FLOOR = 1e-4
 
-# Draws of the noise before a difference counts as too large: the noise of a model that routes tokens comes in jumps.
+# Draws of the noise before a difference counts as too large: in a mixture of experts, the noise jumps with the routing.
 DRAWS = 3
 
 INFLUENCE = "documents in one sequence influence each other"
@@ -52,24 +52,24 @@ _FIRST, _SECOND = slice(0, LENGTHS[0]), slice(LENGTHS[0], sum(LENGTHS))
 
 @dataclass(frozen=True)
 class Numbers:
-    """What one way of running the documents gives.
+    """The outputs of one way of running the documents.
 
     Attributes:
-        logits: (T, V) of both documents, float32.
-        gradient: (L, D), float32: of the second document's loss with respect to its own embeddings.
-        stray: Largest absolute gradient of that loss with respect to any other embedding.
+        logits: Logits of both documents, (T, V), float32.
+        gradient: Gradient of the second document's loss with respect to its own embeddings, (L, D), float32.
+        leaked: Largest absolute gradient of that loss with respect to any other embedding.
     """
 
     logits: torch.Tensor
     gradient: torch.Tensor
-    stray: float
+    leaked: float
 
 
 class Reference:
-    """The model's own numbers, computed once, and what is compared with them.
+    """The model's own outputs, computed once, to compare others with.
 
     Args:
-        model: In its own attention, with its adapter or without; adapters do not take part.
+        model: The model with its own attention implementation, with or without an adapter; adapters are disabled.
         virtual_tokens: Whether an adapter's virtual tokens do, since how they are put in depends on the way.
     """
 
@@ -107,7 +107,7 @@ class Reference:
         Returns:
             None if they are the model's own.
         """
-        if numbers.stray != 0.0:
+        if numbers.leaked != 0.0:
             return INFLUENCE
         found, allowed = _distances(numbers, self._own), self._allowed()
         if all(distance <= most for distance, most in zip(found, allowed, strict=True)):
@@ -124,7 +124,7 @@ class Reference:
         """
         if len(self._noise) >= DRAWS:
             return False
-        with _rounding_moved(self._model, seed=len(self._noise)):
+        with _perturbed_rounding(self._model, seed=len(self._noise)):
             self._noise.append(_distances(self.run(_OWN), self._own))
         return True
 
@@ -145,13 +145,13 @@ class Reference:
     def _forward_backward(
         self, documents: list[EncodedExample], asked: slice | None, layout: Layout
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (T, V), and the gradient (T, D) of the asked tokens' loss with respect to all embeddings."""
+        """Computes the logits (T, V), and the gradient (T, D) of the loss of the `asked` tokens by all embeddings."""
         batch = build_batch(documents, layout).to(self._model.device)
         embeddings: list[torch.Tensor] = []
 
         def leaf(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
             embeddings.append(output.detach().requires_grad_(asked is not None))
-            return embeddings[-1].clone()  # which a model may write into
+            return embeddings[-1].clone()  # models may write into it in place
 
         with plain_model(self._model, self._virtual_tokens), torch.set_grad_enabled(asked is not None):
             handle = self._model.get_input_embeddings().register_forward_hook(leaf)
@@ -169,7 +169,7 @@ class Reference:
 
 
 def _distances(ours: Numbers, own: Numbers) -> tuple[float, float]:
-    """Relative differences of logits and gradient; infinite where a number is not finite."""
+    """Computes the relative differences of logits and gradient; infinite where a number is not finite."""
     distances = [
         float((a - b).norm() / b.norm().clamp_min(1e-30))
         for a, b in ((ours.logits, own.logits), (ours.gradient, own.gradient))
@@ -198,16 +198,16 @@ def plain_model(model: PreTrainedModel, virtual_tokens: bool = False) -> Iterato
 
 
 @contextlib.contextmanager
-def _rounding_moved(model: nn.Module, seed: int) -> Iterator[None]:
-    """Inside the block every layer with weights gives a result, and a gradient, that is rounded otherwise."""
+def _perturbed_rounding(model: nn.Module, seed: int) -> Iterator[None]:
+    """Inside the block, perturbs the output and the gradient of every layer with weights by up to a rounding error."""
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
 
-    def move(module: nn.Module, args: Any, output: Any) -> Any:
+    def perturb(module: nn.Module, args: Any, output: Any) -> Any:
         tensor = isinstance(output, torch.Tensor) and output.is_floating_point() and output.requires_grad
-        return _Moved.apply(output, generator) if tensor else output
+        return _Perturbed.apply(output, generator) if tensor else output
 
     handles = [
-        module.register_forward_hook(move)
+        module.register_forward_hook(perturb)
         for module in model.modules()
         if isinstance(module, AdapterModule)
         or (next(module.children(), None) is None and next(module.parameters(), None) is not None)
@@ -219,18 +219,18 @@ def _rounding_moved(model: nn.Module, seed: int) -> Iterator[None]:
             handle.remove()
 
 
-class _Moved(torch.autograd.Function):
+class _Perturbed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         ctx.generator = generator
-        return _moved(y, generator)
+        return _perturbed(y, generator)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _moved(grads[0], ctx.generator), None
+        return _perturbed(grads[0], ctx.generator), None
 
 
-def _moved(y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _perturbed(y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     drawn = torch.empty(y.shape, device=y.device).uniform_(-1.0, 1.0, generator=generator)
     exact = y.float()
     return (exact + drawn * exact.abs() * (torch.finfo(y.dtype).eps / 2)).to(y.dtype)

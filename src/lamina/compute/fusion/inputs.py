@@ -1,4 +1,4 @@
-"""What a model is called with for a batch, in each layout."""
+"""The keyword arguments that a model is called with for a batch, in each layout."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lamina.data.batch import Batch
 
 
 def model_inputs(batch: Batch) -> dict[str, Any]:
-    """Keyword arguments for the model or its decoder.
+    """Builds the keyword arguments for the model or its decoder.
 
-    In lamina's attention and on the CPU, a last document that nobody asks for brings the length to one that repeats.
-    A model that runs in its own attention is called as plainly as it can be, since it may know no more than token ids;
-    documents in one sequence are told apart by their positions, as transformers does.
+    On the CPU and with lamina's attention, a filler document at the end rounds the length up to one that repeats (see
+    `ops.shapes`). A model that runs its own attention gets as few arguments as possible, since it may accept nothing
+    but token ids; it separates the documents of one sequence by their position ids, as transformers does.
     """
     layout = batch.layout
     if layout.own_attention and not layout.together:

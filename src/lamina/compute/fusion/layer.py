@@ -3,11 +3,14 @@
     h = x + post(o(attention(rotary(q, k), v)))          q, k, v = group(norm(x))
     y = h + post(down(act(gate) up))                     gate, up = group(norm(h))
 
-Matrix products go through `compute/ops/linear_group.py`, everything between them through `kernels`, in one pass each.
-Saved for the backward are only the results of products, attention, and the two residual streams; what is cheap (norms,
-the gate's product, attention weights) is computed again. With `recompute`, only x, attention's output and rank-sized
-products are saved: the products before `down` run again, attention and (without a norm after it) `down` do not. With
-`recompute` selective, gate and up alone run again: half of what is saved, for half of the forward's products.
+Matrix products go through `compute/ops/linear_group.py`, the operations between them through `kernels`, in one pass
+each. Only the results of products, attention's output and the two residual streams are saved for the backward; cheap
+results (norms, the gate's product, attention weights) are recomputed. With `recompute`, only x, attention's output and
+rank-sized
+products are saved: the products before `down` are recomputed, but attention and (without a norm after it) `down` are
+    not.
+With `recompute` selective, gate and up alone are recomputed: that saves half of the memory for half of the forward's
+products.
 """
 
 from __future__ import annotations
@@ -17,27 +20,28 @@ from typing import Any, Literal
 
 import torch
 
-from lamina.compute.fusion.plan import LayerPlan, Norm
 from lamina.compute.fusion.randomness import Randomness
+from lamina.compute.fusion.spec import LayerSpec, Norm
 from lamina.compute.kernels import as_in_forward, chosen_backend, kernels_for
 from lamina.compute.ops.attention import AttentionSettings, attention_backward, attention_forward
 from lamina.compute.ops.linear_group import GroupState, LinearGroup
 from lamina.compute.ops.pool import Pool
 from lamina.compute.ops.row_forms import LowRank
 
-# Whether the backward runs most of a layer again, so that less is kept for it, or only what takes most room.
+# Whether the backward recomputes most of a layer to save memory, or (`selective`) only gate and up, the largest
+# tensors.
 Recompute = bool | Literal["selective"]
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class LayerContext:
     """What a layer needs besides its input.
 
     Attributes:
-        cosine, sine: Of the angles, (T, R).
-        lengths: Of the documents.
-        recompute: Which products the backward runs again, so that less is kept for it.
-        pool: For the largest of what is kept.
+        cosine, sine: Cosine and sine of the rotary angles, (T, R).
+        lengths: Tokens of each document.
+        recompute: Which products the backward recomputes to save memory.
+        pool: Buffers for gate and up, the largest tensors that are saved.
     """
 
     cosine: torch.Tensor
@@ -47,13 +51,13 @@ class Surroundings:
     pool: Pool
 
 
-def run_layer(plan: LayerPlan, x: torch.Tensor, around: Surroundings) -> torch.Tensor:
-    """x: (T, D) -> (T, D)."""
-    paths = [linears.paths() for linears in plan.all_linears()]
-    for linears, own in zip(plan.all_linears(), paths, strict=True):
+def run_layer(spec: LayerSpec, x: torch.Tensor, context: LayerContext) -> torch.Tensor:
+    """Computes the layer: x (T, D) -> (T, D)."""
+    paths = [linears.paths() for linears in spec.all_linears()]
+    for linears, own in zip(spec.all_linears(), paths, strict=True):
         linears.group.refresh(own)
     parameters = [t for own in paths for path in own if path is not None for t in path.tensors()]
-    return _Layer.apply(x, plan, around, paths, *parameters)  # pyright: ignore[reportReturnType]
+    return _Layer.apply(x, spec, context, paths, *parameters)  # pyright: ignore[reportReturnType]
 
 
 class _Layer(torch.autograd.Function):
@@ -61,25 +65,25 @@ class _Layer(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: torch.Tensor,
-        plan: LayerPlan,
-        around: Surroundings,
+        spec: LayerSpec,
+        context: LayerContext,
         paths: list[list[LowRank | None]],
         *parameters: torch.Tensor,
     ) -> torch.Tensor:
-        computation = _Computation(plan, around, paths)
+        computation = _Computation(spec, context, paths)
         y = computation.forward(x)
         wanted = any(ctx.needs_input_grad)
         if not wanted:
-            computation.let_go(True)
-        elif around.recompute:
-            computation.let_go(around.recompute)
+            computation.free(True)
+        elif context.recompute:
+            computation.free(context.recompute)
         ctx.computation, ctx.backend = computation if wanted else None, chosen_backend()
         return y
 
     @staticmethod
     @as_in_forward
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # Let go of at once, so that memory falls as the backward proceeds.
+        # Released at once, so that memory falls as the backward proceeds.
         computation, ctx.computation = ctx.computation, None
         assert computation is not None, "a fused layer's backward runs once"
         dx, path_grads = computation.backward(grads[0].contiguous(), ctx.needs_input_grad[0])
@@ -91,11 +95,11 @@ class _Heads:
     """Attention's input, and what its backward needs.
 
     Attributes:
-        q, k, v: (T, heads, head size), turned by their angles.
-        raw: Queries and keys before their norms, where they have norms.
+        q, k, v: Queries, keys and values (T, heads, head size); queries and keys are rotated.
+        raw: Queries and keys before their norms; empty without norms.
         raw_scales: The scales of those norms.
-        input_scale: Of the norm before attention.
-        state: Of `qkv`.
+        input_scale: The scale of the norm before attention.
+        state: The state of `qkv`.
     """
 
     q: torch.Tensor
@@ -109,12 +113,13 @@ class _Heads:
 
 @dataclass
 class _Middle:
-    """Between the layer's two halves, and what the first one's backward needs.
+    """The residual stream between attention and the MLP, and what the backward of `o` needs.
 
     Attributes:
-        h: (T, D), the residual stream.
-        out: (T, D), the output of `o` where a norm follows, and `out_scale` that norm's scale.
-        state: Of `o`.
+        h: The residual stream, (T, D).
+        out: The output of `o`, (T, D), if a norm follows; else None.
+        out_scale: That norm's scale, or None.
+        state: The state of `o`.
     """
 
     h: torch.Tensor
@@ -125,12 +130,12 @@ class _Middle:
 
 @dataclass
 class _Gate:
-    """The gated unit's input, and what its backward needs.
+    """Gate and up, and what their backward needs.
 
     Attributes:
-        gate_up: (T, 2 M), gate beside up.
-        scale: Of the norm before them.
-        state: Of `gate_up`.
+        gate_up: Gate and up, concatenated, (T, 2 M).
+        scale: The scale of the norm before them.
+        state: The state of `gate_up`.
     """
 
     gate_up: torch.Tensor
@@ -140,11 +145,12 @@ class _Gate:
 
 @dataclass
 class _End:
-    """From the gated unit to the layer's output, and what its backward needs.
+    """What the backward of `down` needs.
 
     Attributes:
-        out: (T, D), the output of `down` where a norm follows, and `out_scale` that norm's scale.
-        state: Of `down`.
+        out: The output of `down`, (T, D), if a norm follows; else None.
+        out_scale: That norm's scale, or None.
+        state: The state of `down`.
     """
 
     out: torch.Tensor | None
@@ -152,26 +158,26 @@ class _End:
     state: GroupState
 
     def is_small(self) -> bool:
-        """Whether it holds rank-sized products alone, which are worth keeping when all else is computed again."""
+        """Whether it holds only rank-sized products, which are kept even when everything else is recomputed."""
         return self.out is None and self.state.is_small()
 
 
 class _Computation:
-    """One forward of a layer, holding what its backward needs, or as little as that can be computed again from."""
+    """One forward of a layer. Holds what its backward needs, or the little from which that can be recomputed."""
 
-    def __init__(self, plan: LayerPlan, around: Surroundings, paths: list[list[LowRank | None]]) -> None:
-        self.plan = plan
-        self.around = around
+    def __init__(self, spec: LayerSpec, context: LayerContext, paths: list[list[LowRank | None]]) -> None:
+        self.spec = spec
+        self.context = context
         self.paths = paths
-        self.settings = AttentionSettings(around.lengths, plan.scale, plan.window, plan.softcap)
+        self.settings = AttentionSettings(context.lengths, spec.scale, spec.window, spec.softcap)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.x = x
-        self.kernels = kernels_for(x, self.plan.input_norm.weight)
+        self.kernels = kernels_for(x, self.spec.input_norm.weight)
         dropout = any(path is not None and path.dropout > 0.0 for own in self.paths for path in own)
-        self.random = Randomness(x.device, 3 if dropout and self.around.recompute else 0)
+        self.random = Randomness(x.device, 3 if dropout and self.context.recompute else 0)
         self.heads = heads = self._run_heads()
-        self.attended = _beside(x, self.plan.o.group)
+        self.attended = _with_extra_columns(x, self.spec.o.group)
         out = self._heads_of_output(self.attended)
         self.attention_state = attention_forward(heads.q, heads.k, heads.v, self.settings, out)
         self.middle = middle = self._run_middle()
@@ -179,10 +185,10 @@ class _Computation:
         y, self.end = self._run_end(middle.h, gate)
         return y
 
-    def let_go(self, recompute: Recompute) -> None:
-        """Drops what `backward` can compute again: gate and up, or all but x, attention's output and what is small."""
+    def free(self, recompute: Recompute) -> None:
+        """Frees what `backward` recomputes: gate and up, or all but x, attention's output and rank-sized products."""
         assert self.gate is not None
-        self.around.pool.give(self.gate.gate_up)
+        self.context.pool.give(self.gate.gate_up)
         self.gate = None
         if recompute != "selective":
             self.heads = self.middle = None
@@ -191,153 +197,153 @@ class _Computation:
     def backward(self, grad: torch.Tensor, wants_dx: bool) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         middle, self.middle = self.middle, None
         if middle is None:
-            with self.random.again(1):
+            with self.random.replay(1):
                 middle = self._run_middle()
         gate, self.gate, end = self.gate, None, self.end
         if gate is None:
-            with self.random.again(2):
+            with self.random.replay(2):
                 gate = self._run_gate(middle.h)
                 end = end or self._run_end(middle.h, gate)[1]
         assert end is not None
         dh, mlp_grads = self._mlp_backward(grad, middle.h, gate, end)
-        self.around.pool.give(gate.gate_up)
+        self.context.pool.give(gate.gate_up)
         del gate
         dattended, o_grads = self._output_backward(dh, middle)
         del middle
         heads, self.heads = self.heads, None
         if heads is None:
-            with self.random.again(0):
+            with self.random.replay(0):
                 heads = self._run_heads()
         dx, qkv_grads = self._attention_backward(dh, dattended, heads, wants_dx)
         return dx, qkv_grads + o_grads + mlp_grads
 
     def _run_heads(self) -> _Heads:
-        plan, x, (d_qkv, *_) = self.plan, self.x, self.paths
+        spec, x, (d_qkv, *_) = self.spec, self.x, self.paths
         self.random.mark(0)
-        x_ext = _beside(x, plan.qkv.group)
-        input_scale = self._norm(plan.input_norm, x, x_ext[:, : x.shape[1]])
-        qkv, state = plan.qkv.group.forward(x_ext, d_qkv)
-        state = _kept_apart(state)
-        if state.scaled is not None and plan.head_norms is None:
-            state.scaled = state.scaled.clone()  # queries and keys are about to be turned in place
+        x_ext = _with_extra_columns(x, spec.qkv.group)
+        input_scale = self._norm(spec.input_norm, x, x_ext[:, : x.shape[1]])
+        qkv, state = spec.qkv.group.forward(x_ext, d_qkv)
+        state = _own_products(state)
+        if state.scaled is not None and spec.head_norms is None:
+            state.scaled = state.scaled.clone()  # queries and keys are rotated in place below
         q, k, v = self._split(qkv)
         raw, raw_scales = (), ()
-        if plan.head_norms is not None:
+        if spec.head_norms is not None:
             raw = (q, k)
-            normed = [self._norm_heads(norm, heads) for norm, heads in zip(plan.head_norms, raw, strict=True)]
+            normed = [self._norm_heads(norm, heads) for norm, heads in zip(spec.head_norms, raw, strict=True)]
             (q, k), raw_scales = zip(*normed, strict=True)
         for heads in (q, k):
-            self.kernels.rotary_(heads, self.around.cosine, self.around.sine, False)
+            self.kernels.rotary_(heads, self.context.cosine, self.context.sine, False)
         return _Heads(q, k, v, raw, raw_scales, input_scale, state)
 
     def _run_middle(self) -> _Middle:
-        plan, x, (_, d_o, *_) = self.plan, self.x, self.paths
+        spec, x, (_, d_o, *_) = self.spec, self.x, self.paths
         self.random.mark(1)
-        if plan.attention_norm is None:
-            h, state = plan.o.group.forward(self.attended, d_o, residual=x)
+        if spec.attention_norm is None:
+            h, state = spec.o.group.forward(self.attended, d_o, residual=x)
             return _Middle(h, None, None, state)
-        out, state = plan.o.group.forward(self.attended, d_o)
+        out, state = spec.o.group.forward(self.attended, d_o)
         h = torch.empty_like(x)
-        out_scale = self._norm(plan.attention_norm, out, h)
+        out_scale = self._norm(spec.attention_norm, out, h)
         return _Middle(h.add_(x), out, out_scale, state)
 
     def _run_gate(self, h: torch.Tensor) -> _Gate:
-        plan, (_, _, d_gate_up, _) = self.plan, self.paths
+        spec, (_, _, d_gate_up, _) = self.spec, self.paths
         self.random.mark(2)
-        h_ext = _beside(h, plan.gate_up.group)
-        scale = self._norm(plan.mlp_norm, h, h_ext[:, : h.shape[1]])
-        room = self.around.pool.take(h, h.shape[0], plan.gate_up.group.out_features)
-        gate_up, state = plan.gate_up.group.forward(h_ext, d_gate_up, out=room)
-        return _Gate(gate_up, scale, _kept_apart(state))
+        h_ext = _with_extra_columns(h, spec.gate_up.group)
+        scale = self._norm(spec.mlp_norm, h, h_ext[:, : h.shape[1]])
+        buffer = self.context.pool.take(h, h.shape[0], spec.gate_up.group.out_features)
+        gate_up, state = spec.gate_up.group.forward(h_ext, d_gate_up, out=buffer)
+        return _Gate(gate_up, scale, _own_products(state))
 
     def _run_end(self, h: torch.Tensor, gate: _Gate) -> tuple[torch.Tensor, _End]:
-        plan, (*_, d_down) = self.plan, self.paths
-        product_ext = _beside(h, plan.down.group)
+        spec, (*_, d_down) = self.spec, self.paths
+        product_ext = _with_extra_columns(h, spec.down.group)
         gate_rows, up_rows = gate.gate_up.chunk(2, 1)
-        self.kernels.gated(gate_rows, up_rows, plan.activation, product_ext[:, : plan.down.group.in_features])
-        if plan.output_norm is None:
-            y, state = plan.down.group.forward(product_ext, d_down, h)
-            return y, _End(None, None, _kept_apart(state))
-        out, state = plan.down.group.forward(product_ext, d_down)
+        self.kernels.gated(gate_rows, up_rows, spec.activation, product_ext[:, : spec.down.group.in_features])
+        if spec.output_norm is None:
+            y, state = spec.down.group.forward(product_ext, d_down, h)
+            return y, _End(None, None, _own_products(state))
+        out, state = spec.down.group.forward(product_ext, d_down)
         y = torch.empty_like(h)
-        out_scale = self._norm(plan.output_norm, out, y)
-        return y.add_(h), _End(out, out_scale, _kept_apart(state))
+        out_scale = self._norm(spec.output_norm, out, y)
+        return y.add_(h), _End(out, out_scale, _own_products(state))
 
     def _mlp_backward(
         self, grad: torch.Tensor, h: torch.Tensor, gate: _Gate, end: _End
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        plan, (_, _, d_gate_up, d_down) = self.plan, self.paths
+        spec, (_, _, d_gate_up, d_down) = self.spec, self.paths
         dy = grad
-        if plan.output_norm is not None:
+        if spec.output_norm is not None:
             assert end.out is not None and end.out_scale is not None
-            dy = self._norm_backward(plan.output_norm, grad, end.out, end.out_scale)
-        dy = plan.down.group.unscaled(dy, end.state)
-        dproduct, gh_down = plan.down.group.backward_input(dy, end.state, d_down)
+            dy = self._norm_backward(spec.output_norm, grad, end.out, end.out_scale)
+        dy = spec.down.group.backward_scaling(dy, end.state)
+        dproduct, gh_down = spec.down.group.backward_input(dy, end.state, d_down)
         state = gate.state
         dgate_up = gate.gate_up if state.scaled is None else gate.gate_up.clone()  # it may be `scaled` itself
         dgate, dup = dgate_up.chunk(2, 1)
-        self.kernels.gated_backward_(dgate, dup, plan.activation, dproduct)
+        self.kernels.gated_backward_(dgate, dup, spec.activation, dproduct)
         product = dproduct
-        down_grads = plan.down.group.backward_paths(dy, gh_down, product, end.state.h, end.state, d_down)
-        dgate_up = plan.gate_up.group.unscaled(dgate_up, state)
-        dnormed, gh = plan.gate_up.group.backward_input(dgate_up, state, d_gate_up)
+        down_grads = spec.down.group.backward_paths(dy, gh_down, product, end.state.h, end.state, d_down)
+        dgate_up = spec.gate_up.group.backward_scaling(dgate_up, state)
+        dnormed, gh = spec.gate_up.group.backward_input(dgate_up, state, d_gate_up)
         normed = torch.empty_like(h)
-        self._norm(plan.mlp_norm, h, normed)
-        grads = plan.gate_up.group.backward_paths(dgate_up, gh, normed, state.h, state, d_gate_up)
-        dh = self._norm_backward(plan.mlp_norm, dnormed, h, gate.scale, residual=grad)
+        self._norm(spec.mlp_norm, h, normed)
+        grads = spec.gate_up.group.backward_paths(dgate_up, gh, normed, state.h, state, d_gate_up)
+        dh = self._norm_backward(spec.mlp_norm, dnormed, h, gate.scale, residual=grad)
         return dh, grads + down_grads
 
     def _output_backward(self, dh: torch.Tensor, middle: _Middle) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Through `o` and the norm after it: the gradient of attention's output, (T, heads * head size)."""
-        plan, (_, d_o, _, _), state = self.plan, self.paths, middle.state
+        """Backpropagates through `o` and the norm after it, to attention's output (T, heads * head size)."""
+        spec, (_, d_o, _, _), state = self.spec, self.paths, middle.state
         dy = dh
-        if plan.attention_norm is not None:
+        if spec.attention_norm is not None:
             assert middle.out is not None and middle.out_scale is not None
-            dy = self._norm_backward(plan.attention_norm, dh, middle.out, middle.out_scale)
-        dy = plan.o.group.unscaled(dy, state)
-        dattended, gh = plan.o.group.backward_input(dy, state, d_o)
-        attended = self.attended[:, : plan.o.group.in_features]
-        return dattended, plan.o.group.backward_paths(dy, gh, attended, state.h, state, d_o)
+            dy = self._norm_backward(spec.attention_norm, dh, middle.out, middle.out_scale)
+        dy = spec.o.group.backward_scaling(dy, state)
+        dattended, gh = spec.o.group.backward_input(dy, state, d_o)
+        attended = self.attended[:, : spec.o.group.in_features]
+        return dattended, spec.o.group.backward_paths(dy, gh, attended, state.h, state, d_o)
 
     def _attention_backward(
         self, dh: torch.Tensor, dattended: torch.Tensor, heads: _Heads, wants_dx: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        plan, (d_qkv, *_), state = self.plan, self.paths, heads.state
-        dqkv = dh.new_empty(dh.shape[0], plan.qkv.group.out_features)
+        spec, (d_qkv, *_), state = self.spec, self.paths, heads.state
+        dqkv = dh.new_empty(dh.shape[0], spec.qkv.group.out_features)
         dq, dk, dv = self._split(dqkv)
         attention_backward(
             heads.q,
             heads.k,
             heads.v,
             self._heads_of_output(self.attended),
-            dattended.unflatten(1, (plan.heads, plan.head_size)),
+            dattended.unflatten(1, (spec.heads, spec.head_size)),
             self.settings,
             self.attention_state,
             (dq, dk, dv),
         )
         for grad in (dq, dk):
-            self.kernels.rotary_(grad, self.around.cosine, self.around.sine, True)
-        if plan.head_norms is not None:
-            for norm, grad, raw, scale in zip(plan.head_norms, (dq, dk), heads.raw, heads.raw_scales, strict=True):
+            self.kernels.rotary_(grad, self.context.cosine, self.context.sine, True)
+        if spec.head_norms is not None:
+            for norm, grad, raw, scale in zip(spec.head_norms, (dq, dk), heads.raw, heads.raw_scales, strict=True):
                 self._norm_heads_backward(norm, grad, raw, scale)
-        dqkv = plan.qkv.group.unscaled(dqkv, state)
-        dnormed, gh = plan.qkv.group.backward_input(dqkv, state, d_qkv, wants_dx)
+        dqkv = spec.qkv.group.backward_scaling(dqkv, state)
+        dnormed, gh = spec.qkv.group.backward_input(dqkv, state, d_qkv, wants_dx)
         normed = torch.empty_like(self.x)
-        self._norm(plan.input_norm, self.x, normed)
-        grads = plan.qkv.group.backward_paths(dqkv, gh, normed, state.h, state, d_qkv)
+        self._norm(spec.input_norm, self.x, normed)
+        grads = spec.qkv.group.backward_paths(dqkv, gh, normed, state.h, state, d_qkv)
         dx = None
         if wants_dx:
-            dx = self._norm_backward(plan.input_norm, dnormed, self.x, heads.input_scale, residual=dh)
+            dx = self._norm_backward(spec.input_norm, dnormed, self.x, heads.input_scale, residual=dh)
         return dx, grads
 
     def _split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(T, out) -> views (T, heads, head size) of queries, keys and values."""
-        size = self.plan.head_size
-        widths = [self.plan.heads * size, self.plan.key_heads * size, self.plan.key_heads * size]
+        """Splits (T, out) into views of queries, keys and values, (T, heads, head size) each."""
+        size = self.spec.head_size
+        widths = [self.spec.heads * size, self.spec.key_heads * size, self.spec.key_heads * size]
         return tuple(part.unflatten(1, (-1, size)) for part in qkv.split(widths, 1))
 
     def _heads_of_output(self, out_ext: torch.Tensor) -> torch.Tensor:
-        return out_ext[:, : self.plan.o.group.in_features].unflatten(1, (self.plan.heads, self.plan.head_size))
+        return out_ext[:, : self.spec.o.group.in_features].unflatten(1, (self.spec.heads, self.spec.head_size))
 
     def _norm(self, norm: Norm, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         return self.kernels.rms_norm(x, norm.weight, norm.eps, norm.offset, out)
@@ -361,21 +367,21 @@ class _Computation:
         return out.view(heads.shape), scale
 
     def _norm_heads_backward(self, norm: Norm, grad: torch.Tensor, raw: torch.Tensor, scale: torch.Tensor) -> None:
-        """Replaces the gradient of the normed heads by that of the raw ones."""
+        """Replaces the gradient of the normalized heads by that of the heads before the norm, in place."""
         rows = raw.reshape(-1, raw.shape[-1])
         grad.copy_(self._norm_backward(norm, grad.reshape(rows.shape), rows, scale).view(grad.shape))
 
 
-def _kept_apart(state: GroupState) -> GroupState:
-    """The state without the input that its `h` may lie beside."""
+def _own_products(state: GroupState) -> GroupState:
+    """Copies the state's `h`, which may be a view into the buffer of a product's input, so that it can be freed."""
     return replace(state, h=state.h.contiguous())
 
 
-def _beside(like: torch.Tensor, group: LinearGroup) -> torch.Tensor:
-    """(T, in + room): for a group's input with rank-sized products beside it."""
-    room = like.new_empty(like.shape[0], group.in_features + group.room)
+def _with_extra_columns(like: torch.Tensor, group: LinearGroup) -> torch.Tensor:
+    """Allocates (T, in_features + extra_width): a group's input, and the columns for its rank-sized products."""
+    buffer = like.new_empty(like.shape[0], group.in_features + group.extra_width)
     if group.in_features % 32:
-        # oneDNN's AMX products read whole tiles, and multiply by zero what lies beyond the input's columns, which must
-        # not be a NaN that was left there.
-        room[:, group.in_features :].zero_()
-    return room
+        # oneDNN's AMX products read whole tiles and multiply the elements past the input's columns by zero, so
+        # uninitialized memory there, which may be NaN, has to be cleared.
+        buffer[:, group.in_features :].zero_()
+    return buffer

@@ -1,8 +1,8 @@
-"""A decoder layer that cannot be fused as a whole, part by part: norms, rotary positions and the gated unit.
+"""Fused parts of a decoder layer that cannot be fused as a whole: norms, rotary positions and the gated MLP.
 
-Linears, and whatever a method has put in their place or around a part, are called as the modules that they are, so any
-method is right here. What is saved is less than in transformers' own code, which keeps float32 copies in every norm and
-several intermediate results of the rotary positions and the gate.
+Linear layers, and any module that a method put in their place or around a part, are called as ordinary modules, so
+every method works here. Less is saved for the backward than in transformers' own code, which keeps float32 copies in
+every norm and several intermediate results of the rotary positions and the gate.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ Forward = Callable[..., Any]
 
 
 def norm_forward(module: nn.Module, eps: float, offset: float) -> Forward:
-    """An RMS norm x / rms(x) (offset + weight) over the last dimension; one whose weight is trained stays as it is."""
+    """Makes the forward of an RMS norm, x / rms(x) (offset + weight) over the last dimension.
+
+    A norm whose weight is trained, or has another dtype than x, runs its own forward.
+    """
     own, weights = module.forward, module._parameters
 
     def forward(x: torch.Tensor) -> torch.Tensor:
@@ -35,7 +38,7 @@ def norm_forward(module: nn.Module, eps: float, offset: float) -> Forward:
 
 
 def gated_forward(mlp: Any, activation: int) -> Forward:
-    """down(act(gate(x)) up(x))."""
+    """Makes the forward of a gated MLP, down(act(gate(x)) up(x))."""
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         product: Any = _Gated.apply(mlp.gate_proj(x), mlp.up_proj(x), activation)
@@ -45,11 +48,12 @@ def gated_forward(mlp: Any, activation: int) -> Forward:
 
 
 def attention_forward(attention: Any, call: Mapping[str, Any]) -> Forward:
-    """Packed attention with its rotary positions; with a cache or a mask the module's own forward answers.
+    """Makes the forward of packed attention with rotary positions; with a cache or a mask the module's own forward
+    runs.
 
     Args:
-        attention: With `q_proj`, `k_proj`, `v_proj`, `o_proj`, and perhaps `q_norm` and `k_norm`.
-        call: What it gives to transformers' attention interface besides tensors.
+        attention: A module with `q_proj`, `k_proj`, `v_proj` and `o_proj`, and optionally `q_norm` and `k_norm`.
+        call: Keyword arguments that the module passes to transformers' attention interface.
     """
     own = attention.forward
     settings = {name: call[name] for name in ("scaling", "sliding_window", "softcap") if name in call}
@@ -102,7 +106,7 @@ class _RmsNorm(torch.autograd.Function):
 
 
 class _Gated(torch.autograd.Function):
-    """Gate and up, (..., I) each -> act(gate) up."""
+    """Computes act(gate) up, for gate and up (..., I)."""
 
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, activation: int) -> torch.Tensor:
@@ -116,29 +120,29 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     @as_in_forward
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # Copies, because the kernel writes the gradients over them and they belong to others.
+        # Cloned, because the kernel overwrites its inputs with gradients, and autograd owns these tensors.
         gate, up, product = (t.reshape(-1, t.shape[-1]).clone() for t in (*ctx.saved_tensors, grads[0]))
         kernels_for(gate, up, product).gated_backward_(gate, up, ctx.activation, product)
         return gate.view(grads[0].shape), up.view(grads[0].shape), None
 
 
 class _Rotary(torch.autograd.Function):
-    """Heads (1, T, H, D), turned by the angles (T, R) of their tokens."""
+    """Rotates heads (1, T, H, D) by the angles (T, R) of their tokens."""
 
     @staticmethod
     def forward(ctx: Any, heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cosine, sine)
         ctx.backend = chosen_backend()
-        return _turned(heads, cosine, sine, False)
+        return _rotated(heads, cosine, sine, False)
 
     @staticmethod
     @as_in_forward
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         cosine, sine = ctx.saved_tensors
-        return _turned(grads[0], cosine, sine, True), None, None
+        return _rotated(grads[0], cosine, sine, True), None, None
 
 
-def _turned(heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, inverse: bool) -> torch.Tensor:
-    turned = heads.clone(memory_format=torch.contiguous_format)
-    kernels_for(turned, cosine).rotary_(turned[0], cosine, sine, inverse)
-    return turned
+def _rotated(heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, inverse: bool) -> torch.Tensor:
+    rotated = heads.clone(memory_format=torch.contiguous_format)
+    kernels_for(rotated, cosine).rotary_(rotated[0], cosine, sine, inverse)
+    return rotated

@@ -1,4 +1,4 @@
-"""Random numbers drawn once more, for a dropout that a backward has to repeat."""
+"""Replays random numbers, so that a backward that recomputes a dropout draws the same mask."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 
 
 class Randomness:
-    """Remembers the state of a device's random numbers at marked places, and returns to them."""
+    """Saves the state of a device's random number generator at marked places, and restores it."""
 
     def __init__(self, device: torch.device, marks: int) -> None:
-        """Without marks nothing is remembered, and `again` changes nothing."""
+        """Prepares for `marks` places. With 0 nothing is saved, and `replay` changes nothing."""
         self._device = device
         self._states: list[torch.Tensor | None] = [None] * marks
 
     def mark(self, place: int) -> None:
-        """The first time: what is drawn next, can be drawn again."""
+        """Saves the generator's state, the first time that it is called for a place."""
         if place < len(self._states) and self._states[place] is None:
             self._states[place] = self._read()
 
     @contextmanager
-    def again(self, place: int) -> Iterator[None]:
-        """Inside, random numbers are those that were drawn after `mark(place)`; afterwards as if none were drawn."""
+    def replay(self, place: int) -> Iterator[None]:
+        """Draws the numbers that followed `mark(place)` again inside the block, and restores the state after it."""
         state = self._states[place] if self._states else None
         if state is None:
             yield

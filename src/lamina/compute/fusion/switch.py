@@ -1,8 +1,8 @@
 """`fast_path`: how training and evaluation run a model.
 
-Its part `fused_layers` puts fused layers in the place of the model's own forwards, and takes them out again. What the
-model then gives is compared with what it gives by itself (`exactness.py`, `reach.py`); where the fastest way is not the
-model's own, the next one is tried, down to the model's own code with one document at a time.
+`fused_layers`, which it uses, replaces the forwards of the decoder layers by fused ones and restores them afterwards.
+The outputs of the fast model are compared with its original outputs (`exactness.py`, `limits.py`). If the fastest
+strategy does not reproduce them, the next one is tried; the last is the model's own code with one document at a time.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.compute.fusion.exactness import INFLUENCE, Numbers, Reference
-from lamina.compute.fusion.layer import Recompute, Surroundings, run_layer
-from lamina.compute.fusion.plan import LayerPlan
-from lamina.compute.fusion.reach import find_reach
-from lamina.compute.fusion.recognise import (
+from lamina.compute.fusion.layer import LayerContext, Recompute, run_layer
+from lamina.compute.fusion.limits import find_limits
+from lamina.compute.fusion.recognize import (
     Observed,
     Reason,
     first_line,
     observe,
+    recognize,
     release,
     replace_parts,
     restore,
-    take_apart,
 )
+from lamina.compute.fusion.spec import LayerSpec
 from lamina.compute.kernels import checkpoint_contexts, use_backend
 from lamina.compute.ops.adapter import AdapterModule
 from lamina.compute.ops.attention import Unsupported, packed_attention
@@ -42,11 +42,11 @@ from lamina.structure.positions import declared_positions
 
 
 @dataclass(frozen=True)
-class Way:
+class Strategy:
     """A way of running a model.
 
     Attributes:
-        layout: How documents go through it.
+        layout: How documents are batched.
         fused: Whether layers are replaced by fused ones.
     """
 
@@ -54,31 +54,31 @@ class Way:
     fused: bool
 
 
-# The fastest first. The last one is the model's own way, which the others are compared with.
-WAYS = (
-    Way(PACKED, fused=True),
-    Way(PACKED, fused=False),
-    Way(Layout(together=False, own_attention=False), fused=True),
-    Way(Layout(together=False, own_attention=False), fused=False),
-    Way(Layout(together=True, own_attention=True), fused=False),
-    Way(Layout(together=False, own_attention=True), fused=False),
+# Fastest first. The last one is the model's own code, which the others are compared with.
+STRATEGIES = (
+    Strategy(PACKED, fused=True),
+    Strategy(PACKED, fused=False),
+    Strategy(Layout(together=False, own_attention=False), fused=True),
+    Strategy(Layout(together=False, own_attention=False), fused=False),
+    Strategy(Layout(together=True, own_attention=True), fused=False),
+    Strategy(Layout(together=False, own_attention=True), fused=False),
 )
 
 
 @dataclass(frozen=True)
 class FusionReport:
-    """What was fused.
+    """Reports what was fused.
 
     Attributes:
-        fused: How many decoder layers.
-        layers: Of how many.
-        reasons: Why others are not, each reason once.
-        in_parts: Those others whose norms, rotary positions or gated unit are replaced one by one.
-        recompute: Whether most of each layer runs again in the backward, so that less is kept for it; `selective` if
-            that is gate and up alone (and all of the layers that are not fused).
-        layout: How documents go through the model.
-        fallback: Why that is not the fastest way, and what it costs; None if it is.
-        keeps_all: Why layers keep their activations although they were to be recomputed.
+        fused: Number of fused decoder layers.
+        layers: Number of decoder layers.
+        reasons: Why the other layers are not fused, each reason once.
+        in_parts: Number of layers that are not fused, but whose norms, rotary positions or gated MLP are.
+        recompute: Whether the backward recomputes most of each layer, to save memory; `selective` if it recomputes gate
+            and up alone (and all of the layers that are not fused).
+        layout: How documents are batched.
+        fallback: Why this is not the fastest strategy, and what it costs; None if it is.
+        keeps_all: Why layers keep their activations although recomputing was asked for.
     """
 
     fused: int
@@ -97,7 +97,7 @@ class FusionReport:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know: nothing if all layers are fused and documents packed."""
+        """Notes for the user; empty if all layers are fused and documents are packed."""
         notes = [note for note in (self.fallback, self.keeps_all) if note is not None]
         if self.reasons:
             parts = f" as a whole ({self.in_parts} part by part)" if self.in_parts else ""
@@ -109,10 +109,10 @@ class FusionReport:
         return notes
 
 
-# Of a document, for a model that does not say how many positions it has.
+# Tokens of the longest document, assumed for a model that does not say how many positions it has.
 UNKNOWN_LENGTH = 8192
 
-# Decided, or a function that decides once it is known what is fused.
+# A decision, or a function that decides from the report of what is fused.
 Decision = Recompute | Callable[[FusionReport], Recompute]
 
 
@@ -120,37 +120,40 @@ Decision = Recompute | Callable[[FusionReport], Recompute]
 def fast_path(
     model: PreTrainedModel, recompute: Decision = False, kernels: str = "auto", longest: int | None = None
 ) -> Iterator[FusionReport]:
-    """The fastest way of running a model that gives the model's own numbers.
+    """Runs a model inside the block by the fastest strategy that reproduces its own outputs.
 
-    Packed attention and fused layers where they do, and gradient checkpointing of the layers that are not fused.
-    Batches must be built for the report's layout (`data.batch.build_batches`).
+    This is packed attention and fused layers where they reproduce them, and gradient checkpointing of the layers that
+    are not fused. Batches must be built for the report's layout (`data.batch.build_batches`).
 
     Args:
-        model: With its adapter, in the mode that it will be used in.
-        recompute: Whether most of each layer runs again in the backward, or gate and up alone (`selective`), so that
-            less is kept for it.
+        model: The model with its adapter, in training or evaluation mode as it will be used.
+        recompute: Whether the backward recomputes most of each layer, or gate and up alone (`selective`), to save
+            memory.
         kernels: See `kernels.use_backend`.
-        longest: Tokens of the longest document that will go through it; by default as many as the model has positions.
+        longest: Tokens of the longest document; by default the model's number of positions.
+
+    Yields:
+        What was fused, and the layout to batch documents in.
     """
     with use_backend(kernels):
-        trial = _Trial(model, longest or declared_positions(model) or UNKNOWN_LENGTH)
-        for way in WAYS:
+        selection = _Selection(model, longest or declared_positions(model) or UNKNOWN_LENGTH)
+        for strategy in STRATEGIES:
             with ExitStack() as stack:
-                report = trial.enter(stack, way, recompute)
+                report = selection.enter(stack, strategy, recompute)
                 if report is not None:
                     yield report
                     return
 
 
-class _Trial:
-    """Tries ways of running a model, and remembers why they were not taken."""
+class _Selection:
+    """Tries the strategies in turn, and remembers why each was refused."""
 
     def __init__(self, model: PreTrainedModel, longest: int) -> None:
         self._model = model
         self._reference: Reference | None = None
         self._refused: list[str] = []
         self._no_lamina_attention: str | None = None
-        self._apart: str | None = None
+        self._no_sharing: str | None = None
         self._packed_seconds: float | None = None
         self._references: dict[str, Reference] = {}  # by what is said before what differs
         rows = [m for m in model.modules() if isinstance(m, AdapterModule) and m.virtual_tokens]
@@ -159,42 +162,42 @@ class _Trial:
             if any(adapter.enabled for adapter in rows):
                 self._references["with virtual tokens, "] = Reference(model, virtual_tokens=True)
         except Exception as error:  # then nothing can be compared, and the model runs as it is
-            self._no_lamina_attention = self._apart = f"its numbers cannot be compared ({first_line(error)})"
+            self._no_lamina_attention = self._no_sharing = f"its numbers cannot be compared ({first_line(error)})"
         else:
-            reach = find_reach(model, longest + sum(adapter.virtual_tokens for adapter in rows))
-            self._no_lamina_attention, self._apart = reach.attention, reach.together
+            limits = find_limits(model, longest + sum(adapter.virtual_tokens for adapter in rows))
+            self._no_lamina_attention, self._no_sharing = limits.attention, limits.together
 
-    def enter(self, stack: ExitStack, way: Way, recompute: Decision) -> FusionReport | None:
-        """Switches the model until the stack is closed, if that gives the model's own numbers."""
-        if way == WAYS[-1] or self._reference is None:
+    def enter(self, stack: ExitStack, strategy: Strategy, recompute: Decision) -> FusionReport | None:
+        """Switches the model to a strategy until the stack is closed; returns None if its outputs would change."""
+        if strategy == STRATEGIES[-1] or self._reference is None:
             return (
                 None
-                if way != WAYS[-1]
-                else self._taken(stack.enter_context(_switched(self._model, way, recompute)), way)
+                if strategy != STRATEGIES[-1]
+                else self._taken(stack.enter_context(_switched(self._model, strategy, recompute)), strategy)
             )
-        reason = None if way.layout.own_attention else self._no_lamina_attention
-        known = self._apart if way.layout.together else None
-        if reason is None and (known is None or way == WAYS[0]):  # the first also shows what the others cost
+        reason = None if strategy.layout.own_attention else self._no_lamina_attention
+        known = self._no_sharing if strategy.layout.together else None
+        if reason is None and (known is None or strategy == STRATEGIES[0]):  # the first also shows what the others cost
             try:
-                report = stack.enter_context(_switched(self._model, way, recompute))
-                numbers = {what: reference.run(way.layout) for what, reference in self._references.items()}
+                report = stack.enter_context(_switched(self._model, strategy, recompute))
+                numbers = {what: reference.run(strategy.layout) for what, reference in self._references.items()}
                 found = self._difference(numbers)
                 if known is None and found is None:
-                    return self._taken(report, way)
-                if way == WAYS[0]:
-                    self._packed_seconds = self._reference.seconds(way.layout)
+                    return self._taken(report, strategy)
+                if strategy == STRATEGIES[0]:
+                    self._packed_seconds = self._reference.seconds(strategy.layout)
                 if known is None and found != INFLUENCE:
                     stack.close()  # rounding is measured in the model's own way
                     while found is not None and self._measure_more():
                         found = self._difference(numbers)
                     if found is None:
-                        return self._taken(stack.enter_context(_switched(self._model, way, recompute)), way)
+                        return self._taken(stack.enter_context(_switched(self._model, strategy, recompute)), strategy)
                 if found == INFLUENCE:
-                    self._apart = self._apart or found
+                    self._no_sharing = self._no_sharing or found
                 reason = known or found
             except (ModelError, Unsupported) as error:
                 reason = self._no_lamina_attention = str(error)
-            except Exception as error:  # a trial is there to find out
+            except Exception as error:  # of any kind: a strategy that fails is refused
                 reason = f"it fails ({first_line(error)})"
         self._refused.append(reason or known or "")
         return None
@@ -211,30 +214,33 @@ class _Trial:
         draws = [reference.measure_more() for reference in self._references.values()]
         return all(draws)
 
-    def _taken(self, report: FusionReport, way: Way) -> FusionReport:
-        if way.layout == PACKED:
-            return report if way.fused else replace(report, reasons=[f"fused, {reason}" for reason in self._refused])
-        how = "together in one sequence" if way.layout.together else "one at a time"
-        where = "its own attention" if way.layout.own_attention else "lamina's attention"
-        reason = self._refused[0] if self._refused else self._apart
+    def _taken(self, report: FusionReport, strategy: Strategy) -> FusionReport:
+        if strategy.layout == PACKED:
+            return (
+                report if strategy.fused else replace(report, reasons=[f"fused, {reason}" for reason in self._refused])
+            )
+        how = "together in one sequence" if strategy.layout.together else "one at a time"
+        where = "its own attention" if strategy.layout.own_attention else "lamina's attention"
+        reason = self._refused[0] if self._refused else self._no_sharing
         note = f"Documents go through {type(self._model).__name__} {how}, in {where}, because packed, {reason}."
         if self._packed_seconds and self._reference is not None:
-            ratio = self._reference.seconds(way.layout) / self._packed_seconds
+            ratio = self._reference.seconds(strategy.layout) / self._packed_seconds
             note += f" On two short documents that takes {ratio:.1f} times as long."
-        return replace(report, layout=way.layout, fallback=note)
+        return replace(report, layout=strategy.layout, fallback=note)
 
 
 @contextlib.contextmanager
-def _switched(model: PreTrainedModel, way: Way, recompute: Decision) -> Iterator[FusionReport]:
+def _switched(model: PreTrainedModel, strategy: Strategy, recompute: Decision) -> Iterator[FusionReport]:
     with ExitStack() as stack:
-        if not way.layout.own_attention:
+        if not strategy.layout.own_attention:
             stack.enter_context(packed_attention(model))
-        report = stack.enter_context(fused_layers(model, recompute) if way.fused else _unfused(model, recompute))
+        report = stack.enter_context(fused_layers(model, recompute) if strategy.fused else _unfused(model, recompute))
         if (report.recompute and report.fused < report.layers) or (report.recompute and not report.layers):
             if model.supports_gradient_checkpointing:
                 model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": checkpoint_contexts})
-                # It has the embeddings ask for a gradient, which only reentrant checkpointing needs: work below the
-                # lowest adapter, and products of other shapes, whose sums may differ in the last bit.
+                # Enabling checkpointing makes the embeddings require a gradient, which only reentrant checkpointing
+                # needs. It would add work below the lowest adapter, and products of other shapes, whose sums may differ
+                # in the last bit.
                 model.disable_input_require_grads()
                 stack.callback(model.activation_checkpointing_disable)
             else:
@@ -250,24 +256,27 @@ def _switched(model: PreTrainedModel, way: Way, recompute: Decision) -> Iterator
 
 @contextlib.contextmanager
 def _unfused(model: PreTrainedModel, recompute: Decision) -> Iterator[FusionReport]:
-    """The report of a model whose layers all run as they are."""
+    """Reports on a model whose layers all run their own code."""
     report = FusionReport(0, len(decoder_layers(model)), [])
     yield replace(report, recompute=recompute(report) if callable(recompute) else recompute)
 
 
 @contextlib.contextmanager
 def fused_layers(model: PreTrainedModel, recompute: Decision = False) -> Iterator[FusionReport]:
-    """Runs those of `model`'s decoder layers fused that are recognised and give the same numbers.
+    """Fuses, inside the block, the decoder layers of `model` that are recognized and whose outputs stay the same.
 
-    For packed sequences (see `ops.attention.packed_attention`). A layer that is asked for something else, such as a
-    cache or a mask, answers with its own forward.
+    Fused layers handle packed sequences (see `ops.attention.packed_attention`). A layer that is called with anything
+    else, such as a cache or a mask, runs its own forward.
 
     Args:
-        model: With its adapter, in the mode (training or not) that it will be used in.
+        model: The model with its adapter, in training or evaluation mode as it will be used.
         recompute: See `fast_path`.
+
+    Yields:
+        What was fused.
     """
     layers = decoder_layers(model)
-    plans: dict[nn.Module, LayerPlan] = {}
+    specs: dict[nn.Module, LayerSpec] = {}
     parts: list[nn.Module] = []
     in_parts = 0
     scratch = Scratch()
@@ -277,38 +286,38 @@ def fused_layers(model: PreTrainedModel, recompute: Decision = False) -> Iterato
             if isinstance(observed, str):
                 reasons.append(observed)
                 continue
-            plan = take_apart(layer, observed, scratch)
-            if not isinstance(plan, str):
-                plans[layer] = plan
+            spec = recognize(layer, observed, scratch)
+            if not isinstance(spec, str):
+                specs[layer] = spec
                 continue
-            reasons.append(plan)
+            reasons.append(spec)
             replaced = replace_parts(layer, observed)
             parts += replaced
             in_parts += bool(replaced)
-        report = FusionReport(len(plans), len(layers), sorted(set(reasons)), in_parts)
+        report = FusionReport(len(specs), len(layers), sorted(set(reasons)), in_parts)
         again = recompute(report) if callable(recompute) else recompute
         pool = Pool()
-        for layer, plan in plans.items():
-            layer.forward = _forward(layer, plan, again, pool)
+        for layer, spec in specs.items():
+            layer.forward = _forward(layer, spec, again, pool)
         yield replace(report, recompute=again)
     finally:
-        restore([*plans, *parts])
-        for plan in plans.values():
-            release(plan)
+        restore([*specs, *parts])
+        for spec in specs.values():
+            release(spec)
 
 
 def _observed(model: PreTrainedModel, layers: list[nn.Module]) -> dict[nn.Module, Observed | Reason]:
-    """By layer: its own forward on the probe, or why there is none."""
+    """Runs each layer's own forward on the trial input: layer -> what was observed, or why it could not be."""
     if not layers:
         return {}
     try:
         seen = observe(model, layers)
-    except Exception as error:  # a model that cannot run packed shows that when its numbers are compared
-        return dict.fromkeys(layers, f"it could not be looked at ({first_line(error)})")
+    except Exception as error:  # if the model cannot run packed, comparing its outputs will say so
+        return dict.fromkeys(layers, f"its forward could not be observed ({first_line(error)})")
     return {layer: seen.get(layer, "it did not run on a text") for layer in layers}
 
 
-def _forward(layer: nn.Module, plan: LayerPlan, recompute: Recompute, pool: Pool) -> Callable[..., torch.Tensor]:
+def _forward(layer: nn.Module, spec: LayerSpec, recompute: Recompute, pool: Pool) -> Callable[..., torch.Tensor]:
     own = layer.forward
 
     def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -318,7 +327,7 @@ def _forward(layer: nn.Module, plan: LayerPlan, recompute: Recompute, pool: Pool
             return own(hidden_states, *args, **kwargs)
         cosine, sine = kwargs["position_embeddings"]
         again = recompute if torch.is_grad_enabled() else False
-        around = Surroundings(cosine[0].contiguous(), sine[0].contiguous(), lengths, again, pool)
-        return run_layer(plan, hidden_states[0], around)[None]
+        context = LayerContext(cosine[0].contiguous(), sine[0].contiguous(), lengths, again, pool)
+        return run_layer(spec, hidden_states[0], context)[None]
 
     return forward

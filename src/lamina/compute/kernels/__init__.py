@@ -1,7 +1,8 @@
-"""The pointwise work between matrix products, each piece in one pass: norms, gates, rotary angles, cross entropy.
+"""Kernels for the pointwise operations between matrix products: norms, gates, rotary angles, cross entropy.
 
-`native` (C++, on the CPU) is used where it can be, `compiled` (torch.compile of the plain ones) where it was asked for,
-`plain` torch otherwise. `use_backend` insists on one.
+There are three backends: `native` (C++, on the CPU) is used where it is supported, `compiled` (torch.compile of the
+    plain
+kernels) on CUDA or on request, and `plain` torch otherwise. `use_backend` forces one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from lamina.compute.kernels import native, plain
-from lamina.compute.kernels.build import load
+from lamina.compute.kernels.build import load_kernels
 from lamina.compute.kernels.plain import GELU_TANH, SILU
 from lamina.compute.kernels.protocol import Kernels
 from lamina.errors import ConfigError, KernelError, Problem
@@ -34,9 +35,9 @@ _chosen: ContextVar[str] = ContextVar("lamina_kernels", default="auto")
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Chooses how the kernels are computed inside the block, in this thread.
+    """Chooses the kernels' backend inside the block, in this thread.
 
-    A backward may run in a thread of autograd's own, where nothing was chosen: see `as_in_forward` and
+    Autograd may run a backward in a thread of its own, where no backend was chosen: see `as_in_forward` and
     `checkpoint_contexts`.
 
     Args:
@@ -52,14 +53,14 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def chosen_backend() -> str:
-    """What `use_backend` chose here; `auto` by default."""
+    """Returns the backend that `use_backend` chose; `auto` by default."""
     return _chosen.get()
 
 
 def as_in_forward(backward: Backward) -> Backward:
-    """For the backward of an `autograd.Function` that asks for kernels: it has the choice that its forward had.
+    """Decorates the backward of an `autograd.Function`, so that it uses the backend of its forward.
 
-    The forward keeps it: `ctx.backend = chosen_backend()`.
+    The forward has to save it: `ctx.backend = chosen_backend()`.
     """
 
     @functools.wraps(backward)
@@ -71,12 +72,12 @@ def as_in_forward(backward: Backward) -> Backward:
 
 
 def checkpoint_contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-    """For `context_fn` of torch's checkpoint: what runs again in a backward has the choice that it had at first."""
+    """Makes the `context_fn` result for torch's checkpoint, so that recomputing uses the backend of the forward."""
     return contextlib.nullcontext(), _Again(chosen_backend())
 
 
 class _Again(contextlib.AbstractContextManager[None]):
-    """`use_backend`, as often as a backward is repeated."""
+    """A reusable `use_backend`, since a backward may be repeated."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -90,7 +91,7 @@ class _Again(contextlib.AbstractContextManager[None]):
 
 
 def available_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Those that can run on the device in the dtype, the fastest first."""
+    """Lists the backends that can run on the device in the dtype, fastest first."""
     has_compiler = native.unavailable() is None
     native_runs = has_compiler and native.supports(torch.empty(1, 1, dtype=dtype, device=device))
     compiled_runs = has_compiler or device.type == "cuda"
@@ -98,14 +99,14 @@ def available_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
 
 
 def kernels_for(*tensors: torch.Tensor) -> Kernels:
-    """The module whose functions take these tensors: `native`, `compiled` or `plain`.
+    """Returns the backend for these tensors, a module: `native`, `compiled` or `plain`.
 
     Raises:
-        KernelError: `native` was insisted on, and cannot take them.
+        KernelError: `use_backend("native")` is in effect, and the native kernels do not support them.
     """
     name = _chosen.get()
     if name == "auto" and tensors[0].device.type == "cuda":
-        # A kernel launch each for a dozen small operations would cost more than the warm-up of compiling them.
+        # Launching a dozen small operations one by one would cost more than compiling them once.
         name = "plain" if _compiled().problem("cuda") else "compiled"
     if name == "compiled":
         return _compiled()
@@ -124,12 +125,12 @@ def _compiled() -> Any:
 
 @dataclass(frozen=True)
 class KernelState:
-    """Which kernels a run has on this machine, and what its user should know of it.
+    """Which kernels a run uses on this machine, and why not faster ones.
 
     Attributes:
         backend: `native`, `compiled` (by torch.compile) or `plain`.
-        reason: Why these are not the fastest, or not kept; else empty.
-        fix: What helps against that.
+        reason: Why these are not the fastest, or why they cannot be cached; else empty.
+        fix: How to fix that.
     """
 
     backend: str
@@ -138,18 +139,18 @@ class KernelState:
 
     @property
     def name(self) -> str:
-        """As the manifest of a run has it."""
+        """The name in a run's manifest: `plain` or `compiled`."""
         return "plain" if self.backend == "plain" else "compiled"
 
 
 def kernel_state(device: torch.device, setting: str | bool = "auto") -> KernelState:
-    """What `train.compile` set to `setting` gives on this device.
+    """Finds the kernels that `train.compile: setting` selects on this device.
 
     Raises:
-        ConfigError: It asks for torch.compile, which does not work here.
+        ConfigError: The setting asks for torch.compile, which does not work here.
     """
     if setting == "auto" and device.type == "cpu":
-        library = load()
+        library = load_kernels()
         return KernelState("plain" if library.loaded is None else "native", library.reason, library.fix)
     if setting is False or (setting == "auto" and device.type != "cuda"):
         return KernelState("plain")
@@ -164,7 +165,7 @@ def kernel_state(device: torch.device, setting: str | bool = "auto") -> KernelSt
 
 
 def prepare_kernels(device: torch.device, setting: str | bool, notify: Notify) -> KernelState:
-    """`kernel_state` for the first time, which may compile: says so if it takes longer than a moment."""
+    """Calls `kernel_state` for the first time, which may compile the kernels; notifies if that takes over a second."""
     said = threading.Timer(MOMENT_SECONDS, notify, ["Compiling the kernels for this machine ..."])
     said.start()
     try:
@@ -174,11 +175,11 @@ def prepare_kernels(device: torch.device, setting: str | bool, notify: Notify) -
 
 
 def kernel_notes(device: torch.device, setting: str | bool) -> list[str]:
-    """What a user should know about the kernels that `train.compile` gives on this device; raises as `kernel_state`."""
+    """Lists notes for the user about the kernels that `train.compile` selects; raises the errors of `kernel_state`."""
     state = kernel_state(device, setting)
     if not state.reason:
         return []
-    slower = "Plain torch takes the place of the compiled kernels, and takes longer: "
+    slower = "Plain torch is used instead of the compiled kernels, which is slower: "
     note = f"{slower if state.backend == 'plain' else ''}{state.reason}. Fix: {state.fix}."
     return [note[:1].upper() + note[1:]]
 

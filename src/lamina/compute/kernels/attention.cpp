@@ -1,10 +1,10 @@
-// Causal attention of documents laid end to end, forward and backward.
+// Causal attention over packed documents, forward and backward.
 //
-// Everything is done in blocks of 32 x 32 scores. A thread takes one document and one head; a block row of scores fits
-// its cache, so softmax needs no running maximum. The backward makes the weights again, transposed, from the scores'
-// normalisers (`lse`), so nothing of size length^2 is ever stored.
+// Scores are computed in blocks of 32 x 32. A thread takes one document and one key head; a row of blocks of scores fits in
+// its cache, so softmax needs no running maximum. The backward recomputes the weights, transposed, from the logsumexp of the
+// scores (`lse`), so nothing of size length^2 is ever stored.
 //
-// bfloat16 is multiplied as it is where the CPU has instructions for it (`blocks.h`), else in float32.
+// bfloat16 is multiplied as bfloat16 where the CPU has instructions for it (`blocks.h`), else in float32.
 
 #include <initializer_list>
 #include <type_traits>
@@ -18,7 +18,7 @@ namespace {
 
 inline int64_t blocks(int64_t length) { return (length + BLOCK - 1) / BLOCK; }
 
-// 16 x 16 words of 32 bits, of one or two elements each; rows are `from_row` and `to_row` elements apart, an odd number or not.
+// Transposes 16 x 16 words of 32 bits, each of one or two elements; the row strides are `from_row` and `to_row` elements.
 #if defined(__AVX512F__)
 // Exchanges the off-diagonal S x S squares of two rows of a 16 x 16 matrix.
 template <int S, int... L>
@@ -36,7 +36,7 @@ inline void exchange_all(Words* rows) {
         if (!(i & S)) exchange<S>(rows + i, rows + i + S, std::make_integer_sequence<int, 16>());
 }
 
-// Each of them may begin at any address: memory is reached by memcpy alone, which compilers turn into plain loads and stores.
+// Neither pointer has to be aligned: memory is accessed by memcpy alone, which compilers turn into plain loads and stores.
 template <typename To, typename From>
 inline void transpose(To* to, int64_t to_row, const From* from, int64_t from_row) {
     Words rows[16];
@@ -58,7 +58,7 @@ inline void transpose(To* to, int64_t to_row, const From* from, int64_t from_row
 }
 #endif
 
-// Two rows of a tile, k and k + 1, 16 columns.
+// Packs rows k and k + 1 of a tile, 16 columns each.
 inline void pack_pair(float* tile, int64_t k, const float* first, const float* second) {
     std::memcpy(tile + k * 16, first, 64);
     std::memcpy(tile + k * 16 + 16, second, 64);
@@ -70,15 +70,15 @@ inline void pack_pair(bf16* tile, int64_t k, const bf16* first, const bf16* seco
     for (int64_t n = 0; n < 16; ++n) words[n] = first[n].bits | static_cast<uint32_t>(second[n].bits) << 16;
 }
 
-// The rows of a block of keys become columns: (32, size) -> (size, 32).
-inline void turn(float* to, const float* from, int64_t row, int64_t size) {
+// Transposes a block of keys: (32, size) -> (size, 32).
+inline void transpose_block(float* to, const float* from, int64_t row, int64_t size) {
     for (int64_t r = 0; r < BLOCK; r += 16)
         for (int64_t d = 0; d < size; d += 16)
             transpose(to + d * BLOCK + r, BLOCK, from + r * row + d, row);
 }
 
-inline void turn(bf16* to, const bf16* from, int64_t row, int64_t size) {
-    uint32_t words[16 * 16];  // of two neighbours in a row each
+inline void transpose_block(bf16* to, const bf16* from, int64_t row, int64_t size) {
+    uint32_t words[16 * 16];  // two neighbors of a row each
     for (int64_t r = 0; r < BLOCK; r += 16)
         for (int64_t d = 0; d < size; d += 32) {
             transpose(words, 16, from + r * row + d, row);
@@ -94,23 +94,23 @@ inline void turn(bf16* to, const bf16* from, int64_t row, int64_t size) {
 }
 
 template <int... LANE>
-constexpr Ints counted(std::integer_sequence<int, LANE...>) {
+constexpr Ints lane_numbers(std::integer_sequence<int, LANE...>) {
     return Ints{LANE...};
 }
 
-// Places [first, end) of a row, a register full of which is looked at together.
+// The visible indices [first, end) of a row, tested one vector at a time.
 struct Span {
     int64_t first, end;
 
     bool has_all(int64_t c) const { return c >= first && c + LANES <= end; }
     Floats only(int64_t c, Floats value, float elsewhere) const {
-        const Ints place = counted(EACH_LANE) + static_cast<int32_t>(c);
-        return ((place >= static_cast<int32_t>(first)) & (place < static_cast<int32_t>(end))) ? value : splat(elsewhere);
+        const Ints place = lane_numbers(EACH_LANE) + static_cast<int32_t>(c);
+        return ((place >= static_cast<int32_t>(first)) & (place < static_cast<int32_t>(end))) ? value : broadcast(elsewhere);
     }
 };
 
 struct Scores {
-    int64_t length, size, window;  // tokens of the document, head size (a multiple of 32), tokens seen or 0 for all
+    int64_t length, size, window;  // tokens of the document, head size (a multiple of 32), sliding window or 0 for none
     float scale, softcap;          // softcap 0: none
 
     int64_t first_key_block(int64_t query_block) const {
@@ -121,14 +121,14 @@ struct Scores {
         const int64_t last = window ? (key_block * BLOCK + BLOCK - 1 + window - 1) / BLOCK : blocks(length) - 1;
         return last < blocks(length) - 1 ? last : blocks(length) - 1;
     }
-    // Which queries of a block see a key: places [first, end) in it.
+    // Which queries of a block see a key: the indices [first, end) within the block.
     Span queries_of(int64_t key, int64_t first_query) const {
         const int64_t end = window && key + window < length ? key + window : length;
         return {key - first_query, end - first_query};
     }
 };
 
-// Rows of tokens, `row` elements apart.
+// Rows of tokens with a stride of `row` elements.
 template <typename T>
 struct Rows {
     T* data;
@@ -138,9 +138,10 @@ struct Rows {
     Rows from(int64_t token, int64_t element) const { return {data + token * row + element, row}; }
 };
 
-// A block of a head's rows as elements of M, without what lies beyond the document: in place if it can be.
+// Loads 32 rows of a head as elements of M, with zeros past the end of the document. Returns the rows themselves where no
+// conversion is needed, else `scratch`.
 template <typename E, typename T>
-Rows<const E> take_rows(E* scratch, Rows<const T> rows, int64_t first, const Scores& s) {
+Rows<const E> load_block(E* scratch, Rows<const T> rows, int64_t first, const Scores& s) {
     if constexpr (std::is_same_v<E, T>)
         if (first + BLOCK <= s.length) return rows.from(first, 0);
     for (int64_t i = 0; i < BLOCK; ++i) {
@@ -153,15 +154,15 @@ Rows<const E> take_rows(E* scratch, Rows<const T> rows, int64_t first, const Sco
     return {scratch, s.size};
 }
 
-// Asks for a head's rows at once: they lie so far apart that the CPU does not see the pattern by itself.
+// Prefetches the rows of a head: their stride is too large for the CPU's own prefetcher.
 template <typename T>
-void fetch(Rows<const T> rows, const Scores& s) {
+void prefetch(Rows<const T> rows, const Scores& s) {
     constexpr int64_t line = 64 / sizeof(T);
     for (int64_t t = 0; t < s.length; ++t)
         for (int64_t d = 0; d < s.size; d += line) __builtin_prefetch(rows[t] + d);
 }
 
-// B with tokens as columns: B[d][token]. Tiles: (token block of 16, d block of 32).
+// Packs B with tokens as columns, B[d][token]. Tiles: (token block of 16, d block of 32).
 template <typename M>
 void pack_columns(typename M::Element* to, Rows<const typename M::Element> rows, const Scores& s) {
     constexpr int64_t words = 16 * PER_WORD<typename M::Element>;  // sixteen, in elements
@@ -170,7 +171,7 @@ void pack_columns(typename M::Element* to, Rows<const typename M::Element> rows,
             transpose(to + t / 16 * s.size * 16 + d * 16, words, rows[t] + d, rows.row);
 }
 
-// B with tokens as the summed dimension: B[token][d]. Tiles: (d block of 16, token block of 32), this is block `block`.
+// Packs B with tokens as the summed dimension, B[token][d], at token block `block`. Tiles: (d block of 16, token block of 32).
 template <typename M>
 void pack_rows(typename M::Element* to, Rows<const typename M::Element> rows, int64_t block, const Scores& s) {
     for (int64_t d = 0; d < s.size; d += 16) {
@@ -179,11 +180,11 @@ void pack_rows(typename M::Element* to, Rows<const typename M::Element> rows, in
     }
 }
 
-// A row of scores, of which some are seen, into weights exp(score - largest): returns the largest.
+// Turns a row of scores into weights exp(score - largest), 0 where a score is not `seen`. Returns the largest score.
 template <bool CAPPED, typename E>
-inline float soften(E* weight, float* score, int64_t begin, Span seen, int64_t width, float* sum_out, const Scores& s) {
+inline float softmax_row(E* weight, float* score, int64_t begin, Span seen, int64_t width, float* sum_out, const Scores& s) {
     const float inner = CAPPED ? s.scale / s.softcap : s.scale;
-    Floats most = splat(-INFINITY), sums = {};
+    Floats most = broadcast(-INFINITY), sums = {};
     for (int64_t c = begin; c < width; c += LANES) {
         Floats value = take(score + c) * inner;
         if (CAPPED) value = s.softcap * fast_tanh(value);
@@ -194,7 +195,7 @@ inline float soften(E* weight, float* score, int64_t begin, Span seen, int64_t w
     const float largest = largest_of(most);
     for (int64_t c = begin; c < width; c += LANES) {
         Floats e = fast_exp(take(score + c) - largest);
-        if (!seen.has_all(c)) e = seen.only(c, e, 0.0f);  // exactly nothing
+        if (!seen.has_all(c)) e = seen.only(c, e, 0.0f);  // exactly 0
         sums += e;
         put(weight + c, e);
     }
@@ -202,26 +203,26 @@ inline float soften(E* weight, float* score, int64_t begin, Span seen, int64_t w
     return largest;
 }
 
-// One document and the query heads of one key head.
+// The forward of one document and the query heads of one key head.
 template <typename M, bool CAPPED, typename T>
 void forward(Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<T> out, float* lse, int64_t lse_head, int64_t heads,
              const Scores& s) {
     using E = typename M::Element;
     constexpr auto multiply = M::template multiply<BLOCK>;
     const int64_t n = blocks(s.length), padded = n * BLOCK, steps = s.size / BLOCK;
-    const int64_t w_row = apart<E>(padded), s_row = apart<float>(padded);
+    const int64_t w_row = padded_row<E>(padded), s_row = padded_row<float>(padded);
     Buffer<E> keys(padded * s.size), values(padded * s.size), scratch(BLOCK * s.size), weights(BLOCK * w_row);
     Buffer<float> scores(BLOCK * s_row), sums(BLOCK * BLOCK);
-    fetch(k, s);
-    fetch(v, s);
+    prefetch(k, s);
+    prefetch(v, s);
     for (int64_t j = 0; j < n; ++j) {
-        pack_columns<M>(keys + j * BLOCK * s.size, take_rows(scratch.data, k, j * BLOCK, s), s);
-        pack_rows<M>(values.data, take_rows(scratch.data, v, j * BLOCK, s), j, s);
+        pack_columns<M>(keys + j * BLOCK * s.size, load_block(scratch.data, k, j * BLOCK, s), s);
+        pack_rows<M>(values.data, load_block(scratch.data, v, j * BLOCK, s), j, s);
     }
     for (int64_t h = 0; h < heads; ++h) {
-        fetch(q.from(0, h * s.size), s);
+        prefetch(q.from(0, h * s.size), s);
         for (int64_t i = 0; i < n; ++i) {
-            const auto query = take_rows(scratch.data, q.from(0, h * s.size), i * BLOCK, s);
+            const auto query = load_block(scratch.data, q.from(0, h * s.size), i * BLOCK, s);
             const int64_t first = s.first_key_block(i), width = (i + 1) * BLOCK;
             for (int64_t j = first; j <= i; ++j)
                 multiply(scores + j * BLOCK, s_row, query.data, query.row, keys + 2 * j * steps * TILE, steps * TILE, steps,
@@ -231,7 +232,7 @@ void forward(Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<T> out, flo
                 const int64_t token = i * BLOCK + r, begin = first * BLOCK;
                 const int64_t oldest = s.window && token - s.window + 1 > begin ? token - s.window + 1 : begin;
                 float sum;
-                const float largest = soften<CAPPED>(weights + r * w_row, scores + r * s_row, begin,
+                const float largest = softmax_row<CAPPED>(weights + r * w_row, scores + r * s_row, begin,
                                                      Span{oldest, token + 1}, width, &sum, s);
                 inverse[r] = 1.0f / sum;
                 if (token < s.length) lse[h * lse_head + token] = largest + std::log(sum);
@@ -248,27 +249,28 @@ void forward(Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<T> out, flo
     }
 }
 
-// A row of 32 scores: weights = exp(score - normaliser), d scores = weights (d weights - delta), where a query sees the key.
+// For 32 scores: weights = exp(score - normalizer) and d scores = weights (d weights - delta); 0 where the query does not see
+// the key.
 template <bool CAPPED, typename E>
-inline void differentiate(E* weight, E* dscore, const float* product, const float* dweight, const float* normaliser,
+inline void softmax_row_backward(E* weight, E* dscore, const float* product, const float* dweight, const float* normalizer,
                           const float* delta, Span seen, const Scores& s) {
     const float inner = CAPPED ? s.scale / s.softcap : s.scale;
     for (int64_t c = 0; c < BLOCK; c += LANES) {
-        Floats score = take(product + c) * inner, slope = splat(s.scale);
+        Floats score = take(product + c) * inner, slope = broadcast(s.scale);
         if (CAPPED) {
             const Floats t = fast_tanh(score);
             score = s.softcap * t;
             slope *= 1.0f - t * t;
         }
-        Floats p = fast_exp(score - take(normaliser + c));
+        Floats p = fast_exp(score - take(normalizer + c));
         if (!seen.has_all(c)) p = seen.only(c, p, 0.0f);
         put(weight + c, p);
         put(dscore + c, p * (take(dweight + c) - take(delta + c)) * slope);
     }
 }
 
-// Rows of a block that lie within the document, into rows of `size`, or added to what is there.
-inline void collect(float* to, const float* sums, int64_t rows, int64_t size, bool add) {
+// Writes the rows of a block that are within the document into rows of `size` elements, or adds to them.
+inline void store_or_add(float* to, const float* sums, int64_t rows, int64_t size, bool add) {
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t c = 0; c < BLOCK; c += LANES) {
             float* at = to + r * size + c;
@@ -277,30 +279,31 @@ inline void collect(float* to, const float* sums, int64_t rows, int64_t size, bo
         }
 }
 
-// One document, one key head, and some of its query heads. dk and dv get their share, float32, rows of `size`.
+// The backward of one document, one key head and some of its query heads. Writes their part of dk and dv, float32, in rows of
+// `size` elements.
 template <typename M, bool CAPPED, typename T>
 void backward(Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<const T> out, Rows<const T> grad, const float* lse,
               int64_t lse_head, Rows<T> dq, float* dk, float* dv, int64_t heads, const Scores& s) {
     using E = typename M::Element;
     constexpr auto multiply = M::template multiply<BLOCK>;
     const int64_t n = blocks(s.length), padded = n * BLOCK, steps = s.size / BLOCK;
-    const int64_t w_row = apart<E>(padded), t_row = apart<float>(padded);
+    const int64_t w_row = padded_row<E>(padded), t_row = padded_row<float>(padded);
     Buffer<E> q_columns(padded * s.size), g_columns(padded * s.size), q_rows(padded * s.size), g_rows(padded * s.size);
-    Buffer<E> key_scratch(BLOCK * s.size), value_scratch(BLOCK * s.size), key_turned(BLOCK * s.size);
+    Buffer<E> key_scratch(BLOCK * s.size), value_scratch(BLOCK * s.size), key_transposed(BLOCK * s.size);
     Buffer<E> weights(BLOCK * w_row), dscores(BLOCK * w_row), dscores_packed(2 * TILE);
-    Buffer<float> dq_turned(s.size * t_row), delta(padded, true), normaliser(padded, true);
+    Buffer<float> dq_transposed(s.size * t_row), delta(padded, true), normalizer(padded, true);
     Buffer<float> scores(BLOCK * BLOCK), dweights(BLOCK * BLOCK), sums(BLOCK * BLOCK);
-    fetch(k, s);
-    fetch(v, s);
+    prefetch(k, s);
+    prefetch(v, s);
     for (int64_t h = 0; h < heads; ++h, lse += lse_head) {
-        fetch(q, s);
-        fetch(grad, s);
-        fetch(out, s);
+        prefetch(q, s);
+        prefetch(grad, s);
+        prefetch(out, s);
         for (int64_t i = 0; i < n; ++i) {
-            const auto queries = take_rows(key_scratch.data, q, i * BLOCK, s);
+            const auto queries = load_block(key_scratch.data, q, i * BLOCK, s);
             pack_columns<M>(q_columns + i * BLOCK * s.size, queries, s);
             pack_rows<M>(q_rows.data, queries, i, s);
-            const auto grads = take_rows(value_scratch.data, grad, i * BLOCK, s);
+            const auto grads = load_block(value_scratch.data, grad, i * BLOCK, s);
             pack_columns<M>(g_columns + i * BLOCK * s.size, grads, s);
             pack_rows<M>(g_rows.data, grads, i, s);
         }
@@ -308,13 +311,13 @@ void backward(Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<const T> o
             Floats dot = {};
             for (int64_t d = 0; d < s.size; d += LANES) dot += take(out[t] + d) * take(grad[t] + d);
             delta[t] = sum_of(dot);
-            normaliser[t] = lse[t];
+            normalizer[t] = lse[t];
         }
-        std::memset(dq_turned.data, 0, sizeof(float) * s.size * t_row);
+        std::memset(dq_transposed.data, 0, sizeof(float) * s.size * t_row);
         for (int64_t j = 0; j < n; ++j) {
-            const auto key = take_rows(key_scratch.data, k, j * BLOCK, s);
-            const auto value = take_rows(value_scratch.data, v, j * BLOCK, s);
-            turn(key_turned.data, key.data, key.row, s.size);
+            const auto key = load_block(key_scratch.data, k, j * BLOCK, s);
+            const auto value = load_block(value_scratch.data, v, j * BLOCK, s);
+            transpose_block(key_transposed.data, key.data, key.row, s.size);
             const int64_t last = s.last_query_block(j);
             for (int64_t i = j; i <= last; ++i) {
                 // Transposed: rows are keys, columns are queries.
@@ -324,8 +327,8 @@ void backward(Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<const T> o
                          steps, false);
                 for (int64_t r = 0; r < BLOCK; ++r) {
                     E *weight = weights + r * w_row + i * BLOCK, *dscore = dscores + r * w_row + i * BLOCK;
-                    differentiate<CAPPED>(weight, dscore, scores + r * BLOCK, dweights + r * BLOCK,
-                                          normaliser + i * BLOCK, delta + i * BLOCK,
+                    softmax_row_backward<CAPPED>(weight, dscore, scores + r * BLOCK, dweights + r * BLOCK,
+                                          normalizer + i * BLOCK, delta + i * BLOCK,
                                           s.queries_of(j * BLOCK + r, i * BLOCK), s);
                     if (r & 1)
                         for (int64_t half = 0; half < 2; ++half)
@@ -333,22 +336,22 @@ void backward(Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<const T> o
                                          dscore + half * 16);
                 }
                 for (int64_t d = 0; d < s.size; d += BLOCK)
-                    multiply(dq_turned + d * t_row + i * BLOCK, t_row, key_turned + d * BLOCK, BLOCK,
+                    multiply(dq_transposed + d * t_row + i * BLOCK, t_row, key_transposed + d * BLOCK, BLOCK,
                              dscores_packed.data, TILE, 1, true);
             }
             const int64_t rows = s.length - j * BLOCK < BLOCK ? s.length - j * BLOCK : BLOCK;
             for (int64_t d = 0; d < s.size; d += BLOCK) {
                 const int64_t tiles = (d / 16) * n * TILE + j * TILE, count = last + 1 - j, at = j * BLOCK * s.size + d;
                 multiply(sums.data, BLOCK, weights + j * BLOCK, w_row, g_rows + tiles, n * TILE, count, false);
-                collect(dv + at, sums.data, rows, s.size, h > 0);
+                store_or_add(dv + at, sums.data, rows, s.size, h > 0);
                 multiply(sums.data, BLOCK, dscores + j * BLOCK, w_row, q_rows + tiles, n * TILE, count, false);
-                collect(dk + at, sums.data, rows, s.size, h > 0);
+                store_or_add(dk + at, sums.data, rows, s.size, h > 0);
             }
         }
         float square[16 * 16];
         for (int64_t t = 0; t < s.length; t += 16)
             for (int64_t d = 0; d < s.size; d += 16) {
-                transpose(square, 16, dq_turned + d * t_row + t, t_row);
+                transpose(square, 16, dq_transposed + d * t_row + t, t_row);
                 for (int64_t r = 0; r < 16 && t + r < s.length; ++r)
                     for (int64_t c = 0; c < 16; c += LANES) put(dq[t + r] + d + c, take(square + r * 16 + c));
             }
@@ -387,8 +390,8 @@ void forward_all(Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<T> out,
     }
 }
 
-// A key head's query heads go to one thread, which keeps their sums in its cache; or, when there are few documents, each to
-// any thread. Then `shares` has room for every head's dk and dv; else it is null. The sums are the same.
+// The query heads of a key head go to one thread, which keeps their sums in its cache. With few documents each query head may
+// go to another thread; then `shares` holds dk and dv of every query head, and is null otherwise. The sums are the same.
 template <typename M, typename T>
 void backward_all(Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<const T> out, Rows<const T> grad,
                   const float* lse, Rows<T> dq, Rows<T> dk, Rows<T> dv, float* shares, int64_t tokens,

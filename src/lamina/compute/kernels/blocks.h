@@ -1,10 +1,11 @@
-// Products of small blocks, added up in float32: what attention and the gradients of A and B are made of.
+// Block matrix products with float32 accumulation: attention and the gradients of A and B are made of these.
 //
 //     C (rows, 32) = A (rows, 32 steps) B          or += with `add`
 //
-// A lies in rows. B is packed in tiles of 32 of the summed dimension by 16 columns, the tiles of a column below each other
-// and the two columns `column` elements apart. In a tile, 32 bits of a column (one float32, or two bfloat16 that follow on
-// each other in the summed dimension) lie beside those of the next. So A and B are words of 32 bits to all of these.
+// A is row-major. B is packed in tiles of 32 (summed dimension) x 16 (columns). The tiles of 16 columns follow each other in
+// memory, and the second 16 columns start `column` elements after the first. In a tile, 32 bits of a column (one float32, or
+// two bfloat16 that are consecutive in the summed dimension) are followed by the 32 bits of the next column. So every
+// multiply below reads A and B as 32-bit words.
 
 #pragma once
 
@@ -25,10 +26,10 @@ namespace {
 constexpr int64_t BLOCK = 32;
 constexpr int64_t TILE = BLOCK * 16;  // elements
 
-// Elements from row to row where many rows are read or written together: an odd number of cache lines, since rows that lie a
-// power of two apart push each other out of the nearest cache.
+// The row stride, in elements, of a buffer whose rows are read or written together. It is an odd number of cache lines: rows
+// at a stride of a power of two evict each other from the L1 cache.
 template <typename E>
-constexpr int64_t apart(int64_t elements) {
+constexpr int64_t padded_row(int64_t elements) {
     constexpr int64_t line = 64 / sizeof(E);
     return ((elements + line - 1) / line | 1) * line;
 }
@@ -48,7 +49,7 @@ inline Floats multiply_add(const bf16* a, const bf16* b, Floats sum) {
 }
 #endif
 
-// By vectors: a word of A with sixteen of B at once. Float32 on any CPU, bfloat16 with AVX512-BF16.
+// With vector instructions: one word of A times sixteen of B at once. Float32 on any CPU, bfloat16 with AVX512-BF16.
 template <typename E>
 struct Vectors {
     using Element = E;
@@ -89,7 +90,7 @@ struct Vectors {
         }
     }
 #else
-    // Shorter registers do not hold so many sums; compilers make more of plain loops.
+    // Shorter registers cannot hold this many sums; compilers generate faster code from plain loops.
     static void multiply_rows(float* C, int64_t c_row, const float* A, int64_t a_row, const float* B, int64_t column,
                               int64_t steps, bool add) {
         for (int64_t half = 0; half < 2; ++half, C += 16, B += column) {
@@ -110,12 +111,12 @@ struct Vectors {
 };
 
 #ifdef LAMINA_TILES
-bool may_use_tiles() {  // the kernel hands out the tiles' state only on request
+bool may_use_tiles() {  // Linux enables the AMX tile registers only on request
     static const bool granted = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */) == 0;
     return granted;
 }
 
-// By AMX, sixteen rows, 32 of the summed dimension and sixteen columns at once.
+// With AMX: sixteen rows, 32 of the summed dimension and sixteen columns at once.
 struct Tiles {
     using Element = bf16;
 
@@ -132,7 +133,7 @@ struct Tiles {
     template <int ROWS>
     static void multiply(float* C, int64_t c_row, const bf16* A, int64_t a_row, const bf16* B, int64_t column,
                          int64_t steps, bool add) {
-        asm volatile("" ::: "memory");  // the tile loads do not tell the compiler that they read
+        asm volatile("" ::: "memory");  // the compiler does not know that tile loads read memory
         const size_t c = static_cast<size_t>(c_row) * 4, a = static_cast<size_t>(a_row) * 2;
         if (add) {
             _tile_loadd(0, C, c);

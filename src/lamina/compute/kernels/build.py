@@ -1,8 +1,8 @@
-"""The C++ kernels as a library: compiled on first use for this very machine, and kept in lamina's cache.
+"""Compiles the C++ kernels into a library on first use, for this machine, and keeps it in lamina's cache.
 
-The sources include nothing but the C library, so compiling takes seconds and needs neither torch's headers nor
-Python's. They use torch's own OpenMP threads. What `load` finds out, whether there are kernels and why not, holds for
-the process: a compiler that fails is asked once.
+The sources include only the standard library, so compiling takes seconds and needs neither torch's headers nor
+Python's. They use torch's OpenMP threads. The result of `load_kernels`, including a failure, is cached for the process,
+so a compiler that fails is run once.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ FLAGS = (
     "-shared",
     "-fPIC",
 )
-# What g++ links by itself; gcc, which $CXX may name, does not.
+# g++ links these by default; gcc, which $CXX may name, does not.
 LIBRARIES = ("-lstdc++", "-lm") if sys.platform == "linux" else ()
 
-# For all that the compiler is asked, together, and for its version alone. Compiling takes 5 to 20 s.
+# Time limits: for all runs of the compiler together, and for its `--version`. Compiling takes 5 to 20 s.
 COMPILE_SECONDS, VERSION_SECONDS = 300.0, 30.0
-# On the disk, beyond the library's own size.
-ROOM_BYTES = 2**24
+# Free disk space that compiling needs.
+FREE_BYTES = 2**24
 
 Function = Callable[..., None]
 
 
 class Unavailable(Exception):
-    """Why there are no compiled kernels here, and what helps."""
+    """Why there are no compiled kernels here, and how to fix it."""
 
     def __init__(self, reason: str, fix: str) -> None:
         super().__init__(reason)
@@ -67,7 +67,7 @@ class Unavailable(Exception):
 
 
 class _NotLoaded(OSError):
-    """A library that is none, or that lies where programs may not be run from."""
+    """A file that is not a library, or that is on a file system mounted `noexec`."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class Library:
 
     Attributes:
         loaded: The library; None if there is none.
-        reason: Why there is none, or why it cannot be kept; else empty.
-        fix: What helps against that.
+        reason: Why there is none, or why it cannot be cached; else empty.
+        fix: How to fix that.
     """
 
     loaded: ctypes.CDLL | None
@@ -86,7 +86,7 @@ class Library:
     _functions: dict[tuple[str, torch.dtype], Function] = field(default_factory=dict)
 
     def function(self, name: str, dtype: torch.dtype) -> Function:
-        """A kernel's form for a dtype, which takes its arguments as `contract.Kernel.bind` gives them."""
+        """Returns the C function of a kernel for a dtype; its arguments come from `contract.Kernel.bind`."""
         found = self._functions.get((name, dtype))
         if found is None:
             found = getattr(self.loaded, f"lamina_{name}_{SUFFIX[dtype]}")
@@ -96,22 +96,22 @@ class Library:
 
     @functools.cached_property
     def has_pairs(self) -> bool:
-        """Whether the CPU multiplies bfloat16 as it is: AMX or AVX512-BF16."""
+        """Whether the CPU has instructions for bfloat16 products: AMX or AVX512-BF16."""
         asked = self.loaded.lamina_has_pairs  # pyright: ignore[reportOptionalMemberAccess]
         asked.argtypes, asked.restype = (), ctypes.c_int64
         return bool(asked())
 
 
 @functools.cache
-def load() -> Library:
-    """Loads the kernels, compiling them if this machine has not done so yet. Answers the same for the whole process.
+def load_kernels() -> Library:
+    """Loads the kernels, and compiles them first if the cache has none. The result is cached for the process.
 
     Raises:
-        ConfigError: LAMINA_KERNELS is set to what is not known.
+        ConfigError: LAMINA_KERNELS has an unknown value.
     """
     setting = os.environ.get("LAMINA_KERNELS", "")
     if setting not in ("", "plain"):
-        message = f"the environment variable is set to {setting!r}, which is not known"
+        message = f"the environment variable has the unknown value {setting!r}"
         raise ConfigError(Problem("LAMINA_KERNELS", message, "set it to plain, or unset it"))
     if setting == "plain":
         return Library(None, "LAMINA_KERNELS=plain asks for plain torch", "unset LAMINA_KERNELS for compiled kernels")
@@ -122,14 +122,14 @@ def load() -> Library:
 
 
 def _build() -> Library:
-    """The library from the cache, or a new one."""
+    """Loads the library from the cache, or compiles a new one."""
     found = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    compiler = shlex.split(found or "")  # $CXX may carry options, and may be two programs, as in `ccache g++`
+    compiler = shlex.split(found or "")  # $CXX may contain options and a wrapper, as in `ccache g++`
     if not compiler:
         raise Unavailable("no C++ compiler was found", "install g++ or clang++, or name a compiler in $CXX")
     began = time.monotonic()
     library = cache_folder() / "kernels" / f"{_key(compiler)}.so"
-    with contextlib.suppress(OSError):  # one that is damaged is made again
+    with contextlib.suppress(OSError):  # a damaged library is compiled again
         if library.exists():
             return Library(ctypes.CDLL(str(library)))
     try:
@@ -141,7 +141,7 @@ def _build() -> Library:
         loaded = _compile(compiler, Path(tempfile.gettempdir()), began)
     except _NotLoaded as error:
         raise Unavailable(
-            f"what the C++ compiler {compiler[0]} makes cannot be loaded ({error.strerror})", _fix(compiler)
+            f"the library that the C++ compiler {compiler[0]} made cannot be loaded ({error.strerror})", _fix(compiler)
         ) from error
     except OSError as error:
         raise Unavailable(
@@ -153,7 +153,7 @@ def _build() -> Library:
 
 
 def _key(compiler: list[str]) -> str:
-    """Changes with the sources, the compiler, and the machine that the code is for."""
+    """Computes the cache key: a digest of the sources, the compiler and its options, and the CPU's capabilities."""
     version = _run([*_programs(compiler), "--version"], VERSION_SECONDS)
     files = [Path(__file__).with_name(name) for name in SOURCES + HEADERS]
     parts = [
@@ -169,24 +169,25 @@ def _programs(compiler: list[str]) -> list[str]:
 
 
 def _command(compiler: list[str], *sources: str) -> list[str]:
-    # Compilers shy away from 512-bit vectors for the sake of older CPUs' clock.
+    # Compilers avoid 512-bit vectors by default, because they lower the clock of older CPUs.
     wide = ["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []
     programs = _programs(compiler)
-    # The options of $CXX come last, and so they count.
+    # The options of $CXX come last, so that they take precedence.
     return [*programs, *FLAGS, *wide, *compiler[len(programs) :], *sources, *LIBRARIES]
 
 
 def _compile(compiler: list[str], folder: Path, began: float, library: Path | None = None) -> ctypes.CDLL:
-    """Compiles in a folder and loads the result, which is left at `library` if that is given.
+    """Compiles in a folder and loads the result, which is stored at `library` if that is given.
 
     Raises:
-        OSError: The folder cannot be written, or nothing can be loaded from it.
+        OSError: The folder cannot be written, or libraries cannot be loaded from it.
     """
-    if shutil.disk_usage(folder).free < ROOM_BYTES:
+    if shutil.disk_usage(folder).free < FREE_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    # Made aside and renamed: two processes that compile at once do no harm, and half a library is never loaded.
-    with tempfile.TemporaryDirectory(dir=folder, prefix="lamina-") as aside:
-        made = Path(aside) / "kernels.so"
+    # Compiled in a temporary folder and then renamed, so that two processes can compile at once, and a partly written
+    # library is never loaded.
+    with tempfile.TemporaryDirectory(dir=folder, prefix="lamina-") as temporary:
+        made = Path(temporary) / "kernels.so"
         sources = [str(Path(__file__).with_name(name)) for name in SOURCES]
         command = [*_command(compiler, *sources), "-o", str(made)]
         _run(command, max(0.0, began + COMPILE_SECONDS - time.monotonic()))
@@ -199,14 +200,14 @@ def _compile(compiler: list[str], folder: Path, began: float, library: Path | No
 
 
 def _run(command: list[str], seconds: float) -> str:
-    """What a compiler says on its standard output.
+    """Runs a compiler and returns its standard output.
 
     Raises:
-        Unavailable: It cannot be run, it fails, it has not ended after so many seconds, or a signal came.
+        Unavailable: The compiler cannot be run, fails, or exceeds the time limit; or a signal came.
     """
     name, fix, pipe = command[0], _fix(command), subprocess.PIPE
     try:
-        # In a session of its own, so that what it has started can be ended with it.
+        # In its own session, so that its child processes can be killed with it.
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, start_new_session=True
         )
@@ -232,21 +233,22 @@ def _run(command: list[str], seconds: float) -> str:
 
 
 def _fix(compiler: list[str]) -> str:
-    return f"mend {compiler[0]} or name another C++ compiler in $CXX; LAMINA_KERNELS=plain goes without one"
+    return f"fix {compiler[0]}, or name another C++ compiler in $CXX; LAMINA_KERNELS=plain needs none"
 
 
 def _kill(child: subprocess.Popen[str]) -> None:
-    """Ends a process and all that it started."""
+    """Kills a process and all processes in its session."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
 def _ended_by_signals(child: subprocess.Popen[str]) -> Iterator[list[str]]:
-    """Inside, a signal that asks this process to stop ends the child first: its handler may only take a note of it.
+    """Inside the block, a signal that asks this process to stop kills the child first, since its own handler may
+    return.
 
     Yields:
-        The names of those that came.
+        The names of the signals that came.
     """
     came: list[str] = []
     if threading.current_thread() is not threading.main_thread():
@@ -254,7 +256,7 @@ def _ended_by_signals(child: subprocess.Popen[str]) -> Iterator[list[str]]:
         return
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {int(number): signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
-    # Not those that are ignored, and not those that were not set by Python and cannot be put back.
+    # Without ignored signals, and without handlers not set by Python, which cannot be restored.
     before = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
 
     def on_signal(number: int, frame: FrameType | None) -> None:

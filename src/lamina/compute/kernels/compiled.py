@@ -1,4 +1,4 @@
-"""The plain kernels through torch.compile: fused without a kernel of ours, after a warm-up of seconds to minutes."""
+"""The plain kernels compiled by torch.compile, which takes seconds to minutes at the first call."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ rotary_ = torch.compile(plain.rotary_, dynamic=True)
 scale_columns_ = torch.compile(plain.scale_columns_, dynamic=True)
 scale_columns_backward = torch.compile(plain.scale_columns_backward, dynamic=True)
 cross_entropy_ = torch.compile(plain.cross_entropy_, dynamic=True)
-# Every forward has another key, and a compiled one would be compiled for each.
+# Not compiled: every forward has another key, and torch.compile would recompile for each.
 dropped = plain.dropped
 add_dropped_ = plain.add_dropped_
-narrow_product = plain.narrow_product  # a matrix product, which torch.compile would leave as it is
+narrow_product = plain.narrow_product  # a matrix product, which torch.compile would not change
 
 
 @functools.cache
 def problem(device: str) -> str | None:
-    """Why torch.compile is of no use on a type of device, found by trying it once; None if it works.
+    """Finds out why torch.compile does not work on a type of device, by trying it once; None if it works.
 
     It needs a C++ compiler on the CPU, and Triton with a C compiler on CUDA.
     """
     try:
         scale_columns_(torch.ones(2, 3, device=device), torch.ones(3, device=device))
-    except Exception as error:  # of many kinds, and whichever it is, it says no
+    except Exception as error:  # of any kind: torch.compile does not work
         lines = str(error).strip().splitlines()
         return f"torch.compile does not work here ({lines[0][:300] if lines else type(error).__name__})"
     return None

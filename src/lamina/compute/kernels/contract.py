@@ -1,7 +1,8 @@
-"""How it is stated what a kernel in C++ takes, and how each call is held to it. The kernels themselves: `table.py`.
+"""Declares the parameters of a C++ kernel, and checks every call against them. `table.py` declares the kernels.
 
-A kernel's parameters stand in C's order. From them come its ctypes signature, the sizes that a call passes, and the
-checks of every call. What a kernel does not take is a `KernelError`, never a wrong number or a stray write.
+Parameters are declared in the order of the C function. They determine its ctypes signature, the sizes that a call
+passes, and the checks of every call. An argument that a kernel does not support raises a `KernelError`; it never causes
+a wrong result or an out-of-bounds write.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ _KINDS = {"float": ctypes.c_float, "int64_t": ctypes.c_int64}
 
 
 class Layout(Enum):
-    """How a tensor may lie in memory."""
+    """How a tensor may be stored in memory."""
 
-    DENSE = "all of it contiguous"
-    ROWS = "the elements of a row beside each other, rows any number of elements apart"
-    GRID = "rows, or columns, one after the other with any strides"
+    DENSE = "contiguous"
+    ROWS = "each row contiguous, with any stride between rows"
+    GRID = "rows and columns with any strides that do not overlap"
 
 
 _DENSE, _GRID = Layout.DENSE, Layout.GRID
@@ -37,14 +38,14 @@ _DENSE, _GRID = Layout.DENSE, Layout.GRID
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor: a pointer, and the strides that its layout leaves open as `NAME_row` and `NAME_column`.
+    """A tensor parameter: a pointer, followed by the strides that its layout allows, `NAME_row` and `NAME_column`.
 
     Attributes:
-        name: In C++.
-        shape: Letters. A single one of a dense tensor stands for all of its elements, in whatever shape.
-        dtype: None for the one that the kernel is called for.
-        layout: See there.
-        written: Whether the kernel writes it; then its rows must not reach into each other.
+        name: The parameter's name in C++.
+        shape: One letter per dimension. For a dense tensor a single letter means its number of elements, in any shape.
+        dtype: The dtype; None for the dtype that the kernel is called for.
+        layout: How the tensor may be stored.
+        written: Whether the kernel writes it; then its rows must not overlap.
         optional: Whether it may be None.
     """
 
@@ -56,7 +57,7 @@ class Tensor:
     optional: bool = False
 
     def declared(self) -> list[tuple[str, str]]:
-        """C types and names; `T` is the type of the kernel's dtype."""
+        """Lists the C types and names; `T` is the type of the kernel's dtype."""
         element = "T" if self.dtype is None else _C_TYPE[self.dtype]
         pointer = f"{'' if self.written else 'const '}{element}*"
         strides = {Layout.DENSE: [], Layout.ROWS: ["row"], Layout.GRID: ["row", "column"]}[self.layout]
@@ -65,11 +66,11 @@ class Tensor:
     def place(
         self, tensor: torch.Tensor, dtype: torch.dtype, sizes: dict[str, int], arguments: list[int | float | None]
     ) -> bool:
-        """Whether a tensor is of this kind. If so, what is passed is added to `arguments`, and its sizes to `sizes`."""
-        # Thousands of tensors come through here in a step, and a microsecond each can be seen in a short one.
+        """Whether a tensor fits. If it does, its C arguments are added to `arguments` and its sizes to `sizes`."""
+        # A step checks thousands of tensors here, so a microsecond for each would be noticeable.
         wanted, layout, letters, strides = self.dtype or dtype, self.layout, self.shape, tensor.stride()
         pointer = tensor.data_ptr()
-        if tensor.dtype != wanted or not pointer or pointer & _MASK[wanted] or not tensor.is_cpu:  # 0: it is empty
+        if tensor.dtype != wanted or not pointer or pointer & _MASK[wanted] or not tensor.is_cpu:  # 0 if it is empty
             return False
         if len(letters) == 1:
             if sizes.setdefault(letters, tensor.numel()) != tensor.numel() or not tensor.is_contiguous():
@@ -87,7 +88,7 @@ class Tensor:
             return tensor.is_contiguous()
         if layout is _GRID:
             arguments += (pointer, *strides)
-            return _apart(shape, strides) or _apart(shape[::-1], strides[::-1])
+            return _rows_are_disjoint(shape, strides) or _rows_are_disjoint(shape[::-1], strides[::-1])
         width = shape[-1]
         if strides[-1] != 1 and width > 1:
             return False
@@ -100,15 +101,15 @@ class Tensor:
         return not self.written or row >= width or shape[0] == 1
 
 
-def _apart(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether each row of a matrix ends before the next begins."""
+def _rows_are_disjoint(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether each row of a matrix ends before the next begins, so that rows do not overlap."""
     (rows, columns), (row, column) = shape, strides
     return (columns == 1 or column >= 1) and (rows == 1 or row > (columns - 1) * column)
 
 
 @dataclass(frozen=True)
 class Size:
-    """A size of tensors that stand before it, found from their shapes."""
+    """A size parameter, which is read from the shapes of the tensors before it and not passed by the caller."""
 
     name: str
     letter: str
@@ -116,14 +117,14 @@ class Size:
 
 @dataclass(frozen=True)
 class Whole:
-    """A whole number from `least` to `most`. To the rules it is a size, by its name."""
+    """An integer parameter from `least` to `most`. Rules can use it like a size, by its name."""
 
     name: str
     least: int
     most: int
 
     def holds(self, value: float) -> bool:
-        """Whether it is one of them."""
+        """Whether `value` is such an integer."""
         return isinstance(value, int) and self.least <= value <= self.most
 
     def __str__(self) -> str:
@@ -132,7 +133,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Real:
-    """A float32 number."""
+    """A float32 parameter."""
 
     name: str
 
@@ -142,7 +143,7 @@ class Real:
 
 @dataclass(frozen=True)
 class Rule:
-    """What must hold among sizes: in words, and as a function of the sizes by letter."""
+    """A condition on the sizes: its text for error messages, and a function of the sizes by letter."""
 
     text: str
     holds: Callable[[Mapping[str, int]], bool]
@@ -150,14 +151,14 @@ class Rule:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel, `lamina_NAME_DTYPE` in C++ for each of its dtypes.
+    """A kernel: the C function `lamina_NAME_DTYPE` for each of its dtypes.
 
     Attributes:
-        name: See above.
-        parameters: In C's order. A call gives all but the sizes.
-        rules: What must hold besides.
-        dtypes: See above.
-        everywhere: Whether it is there on every CPU.
+        name: NAME.
+        parameters: Parameters in the order of the C function. A call passes all but the sizes.
+        rules: Conditions on the sizes.
+        dtypes: The dtypes for which the kernel exists.
+        everywhere: Whether the kernel exists on every CPU.
     """
 
     name: str
@@ -167,7 +168,7 @@ class Kernel:
     everywhere: bool = True
 
     def declared(self) -> list[tuple[str, str]]:
-        """C types and names of all parameters; `T` is the type of the kernel's dtype."""
+        """Lists the C types and names of all parameters; `T` is the type of the kernel's dtype."""
         found: list[tuple[str, str]] = []
         for parameter in self.parameters:
             if isinstance(parameter, Tensor):
@@ -177,18 +178,18 @@ class Kernel:
         return found
 
     def argtypes(self) -> list[type]:
-        """The same for ctypes."""
+        """Lists the ctypes types of all parameters."""
         return [_KINDS.get(declared, ctypes.c_void_p) for declared, _ in self.declared()]
 
     def bind(self, dtype: torch.dtype, given: Sequence[Argument]) -> list[int | float | None]:
-        """The arguments of a call, checked.
+        """Checks the arguments of a call and converts them for ctypes.
 
         Args:
-            dtype: Of the function that is called.
+            dtype: The dtype of the function that is called.
             given: Tensors and numbers in the order of `parameters`, without the sizes.
 
         Raises:
-            KernelError: The kernel does not take them.
+            KernelError: The kernel does not support them.
         """
         if dtype not in self.dtypes:
             raise self._refusal(f"has no form for {dtype}")

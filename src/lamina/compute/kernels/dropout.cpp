@@ -1,9 +1,10 @@
-// Dropout by draws that are a function of a key and of an element's place: the backward makes them again, and nothing is kept.
+// Dropout with a counter-based generator: the mask is a function of a key and an element's index, so the backward computes it
+// again and no mask is stored.
 //
-// A row's elements draw in groups of 64, 16 bits each. A group is eight blocks of Philox4x32 with seven rounds (Salmon,
-// Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011; the fewest that pass BigCrush there), whose
-// counter is (block of the row, row, 0, 0). The first two words of the blocks are the draws of 32 elements, the last two
-// words those of the next 32. `plain.py` says the same in torch.
+// The elements of a row draw 16 random bits each, in groups of 64. A group is eight blocks of Philox4x32 with seven rounds
+// (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011, where seven rounds are the fewest
+// that pass BigCrush). A block's counter is (block of the row, row, 0, 0). The first two words of the blocks are the draws of
+// 32 elements, the last two words those of the next 32. `plain.py` computes the same in torch.
 
 #include "numbers.h"
 
@@ -12,7 +13,7 @@ namespace {
 constexpr int64_t GROUP = 64;
 constexpr int ROUNDS = 7;
 
-// A word of a block in each; what lies above its 32 bits is of no account.
+// Each 64-bit lane holds one 32-bit word of a block; the upper 32 bits are ignored.
 typedef uint64_t Blocks __attribute__((vector_size(4 * LAMINA_LANES)));
 constexpr int64_t BLOCKS = LANES / 2;
 
@@ -57,7 +58,7 @@ inline void draw_group(int16_t* draws, const RoundKeys& keys, int64_t row, int64
     }
 }
 
-// out = x factor where the draw reaches the threshold and 0 elsewhere, or += with ADD.
+// out = x factor where the draw is at least the threshold, and 0 elsewhere; += with ADD.
 template <bool ADD, typename T>
 void dropped(const T* x, int64_t x_row, T* out, int64_t out_row, int64_t rows, int64_t width, uint64_t key,
              int32_t threshold, float factor) {
@@ -69,7 +70,7 @@ void dropped(const T* x, int64_t x_row, T* out, int64_t out_row, int64_t rows, i
             draw_group(draws, keys, i, first / GROUP);
             const T* xi = x + i * x_row + first;
             T* oi = out + i * out_row + first;
-            along(width - first < GROUP ? width - first : GROUP, [&](int64_t j, auto at) {
+            for_each_vector(width - first < GROUP ? width - first : GROUP, [&](int64_t j, auto at) {
                 Shorts draw;
                 std::memcpy(&draw, draws + j, sizeof draw);
                 const Ints stays = __builtin_convertvector(draw, Ints) >= threshold;

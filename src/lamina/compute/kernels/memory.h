@@ -1,4 +1,4 @@
-// Memory of a thread's own.
+// Thread-local scratch memory.
 
 #pragma once
 
@@ -9,19 +9,19 @@
 
 namespace {
 
-// Memory that a thread keeps for its next work: fresh pages would cost more than the arithmetic.
-struct Shelf {
-    std::vector<void*> free[64];
-    ~Shelf() {
-        for (auto& blocks : free)
+// Freed blocks that a thread keeps for reuse: page faults on new memory would cost more than the arithmetic.
+struct FreeBlocks {
+    std::vector<void*> of_power[64];
+    ~FreeBlocks() {
+        for (auto& blocks : of_power)
             for (void* block : blocks) std::free(block);
     }
 };
-thread_local Shelf shelf;
+thread_local FreeBlocks free_blocks;
 
 #if defined(__SANITIZE_ADDRESS__)
-// A new one each time, no longer than was asked for, and full of NaN: so a sanitizer sees what lies beyond, and a test what
-// was not written before it is read.
+// Under a sanitizer: a new allocation each time, of the exact size and filled with NaN. So the sanitizer detects access out
+// of bounds, and a test detects a read of what was never written.
 template <typename T>
 struct Buffer {
     T* data;
@@ -47,13 +47,13 @@ struct Buffer {
     explicit Buffer(int64_t count, bool zeroed = false) {
         const size_t bytes = sizeof(T) * static_cast<size_t>(count);
         while ((size_t{1} << power) < bytes) ++power;
-        auto& blocks = shelf.free[power];
+        auto& blocks = free_blocks.of_power[power];
         if (blocks.empty()) blocks.push_back(std::aligned_alloc(64, size_t{1} << power));
         data = static_cast<T*>(blocks.back());
         blocks.pop_back();
         if (zeroed) std::memset(data, 0, bytes);
     }
-    ~Buffer() { shelf.free[power].push_back(data); }
+    ~Buffer() { free_blocks.of_power[power].push_back(data); }
     Buffer(const Buffer&) = delete;
     T* operator+(int64_t offset) const { return data + offset; }
     T& operator[](int64_t index) const { return data[index]; }

@@ -1,10 +1,9 @@
-// Products that sum over tokens and are narrow on one side: the gradients of A and B of low-rank paths.
+// Products that sum over tokens and have few rows (the rank): the gradients of a low-rank path's A and B.
 //
 //     out (R, N) = factor narrow^T (R, T) wide (T, N)
 //
-// There is little arithmetic in them: what counts is to read `wide` once, in long stretches. Each thread takes a stretch of
-// tokens (or, when there are many threads, of columns) and keeps its sums in its cache; they are added up in the threads'
-// order, in float32.
+// They are bound by memory bandwidth, so `wide` is read once, sequentially. Each thread takes a range of tokens (with many
+// threads, a range of columns too) and keeps its sums in its cache. The threads' sums are added in a fixed order, in float32.
 
 #include "blocks.h"
 #include "memory.h"
@@ -19,8 +18,8 @@ constexpr int64_t TOKENS = 128;  // packed together, in strips of so many column
 constexpr int64_t STRIP = 512;
 constexpr int64_t PARTS = 8;     // stretches of tokens at most, each of which has sums of its own
 
-// The narrow factor turned: (R, T) in rows of whole blocks of tokens, zeros where there is none.
-void turn(bf16* to, int64_t to_row, const bf16* narrow, int64_t narrow_row, int64_t tokens, int64_t rank) {
+// The narrow factor transposed: (R, T) in rows of whole blocks of tokens, zeros where there is none.
+void transpose_rows(bf16* to, int64_t to_row, const bf16* narrow, int64_t narrow_row, int64_t tokens, int64_t rank) {
     for (int64_t r = 0; r < rank; ++r) {
         for (int64_t t = 0; t < tokens; ++t) to[r * to_row + t] = narrow[t * narrow_row + r];
         std::memset(to + r * to_row + tokens, 0, sizeof(bf16) * (to_row - tokens));
@@ -29,10 +28,10 @@ void turn(bf16* to, int64_t to_row, const bf16* narrow, int64_t narrow_row, int6
     std::memset(to + rank * to_row, 0, sizeof(bf16) * (padded - rank) * to_row);
 }
 
-// Words of a column of tiles, for so many blocks of tokens.
-inline int64_t column_words(int64_t steps) { return apart<bf16>(steps * TILE) / 2; }
+// 32-bit words of a column of `steps` tiles.
+inline int64_t column_words(int64_t steps) { return padded_row<bf16>(steps * TILE) / 2; }
 
-// Some columns of some rows as tiles: words of two tokens each, tile (column block of 16, token block of 32).
+// Packs columns of rows into tiles of 16 columns x 32 tokens; a word holds two consecutive tokens.
 inline void pack(uint32_t* tiles, const bf16* wide, int64_t row, int64_t tokens, int64_t columns, int64_t steps) {
     alignas(64) static constexpr uint16_t pairs[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
                                                        8,  40, 9,  41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
@@ -56,13 +55,13 @@ void narrow_product(const bf16* narrow, int64_t narrow_row, const bf16* wide, in
     const int64_t chunks = (tokens + TOKENS - 1) / TOKENS;
     const int64_t threads = omp_get_max_threads();
     const int64_t parts = threads < PARTS ? (threads < chunks ? threads : chunks) : (PARTS < chunks ? PARTS : chunks);
-    const int64_t teams = threads / parts;  // each takes a stretch of columns
+    const int64_t teams = threads / parts;  // each takes a range of columns
     Buffer<float> sums(parts * padded_rank * padded_width);
     float* all_sums = sums.data;
 #pragma omp parallel
     {
         M::begin();
-        Buffer<bf16> turned(padded_rank * TOKENS);
+        Buffer<bf16> transposed(padded_rank * TOKENS);
         Buffer<uint32_t> tiles(STRIP / 16 * column_words(TOKENS / BLOCK));
 #pragma omp for schedule(static, 1)
         for (int64_t id = 0; id < parts * teams; ++id) {
@@ -72,14 +71,14 @@ void narrow_product(const bf16* narrow, int64_t narrow_row, const bf16* wide, in
             float* own = all_sums + part * padded_rank * padded_width;
             for (int64_t t = begin; t < end; t += TOKENS) {
                 const int64_t here = tokens - t < TOKENS ? tokens - t : TOKENS, steps = (here + 31) / 32;
-                turn(turned.data, TOKENS, narrow + t * narrow_row, narrow_row, here, rank);
+                transpose_rows(transposed.data, TOKENS, narrow + t * narrow_row, narrow_row, here, rank);
                 for (int64_t strip = first; strip < last; strip += STRIP) {
                     const int64_t strip_end = strip + STRIP < last ? strip + STRIP : last;
                     const int64_t columns = (strip_end < width ? strip_end : width) - strip;
                     pack(tiles.data, wide + t * wide_row + strip, wide_row, here, columns, steps);
                     for (int64_t n = strip; n < strip_end; n += 32)
                         for (int64_t r = 0; r < padded_rank; r += 16)
-                            M::template multiply<16>(own + r * padded_width + n, padded_width, turned + r * TOKENS,
+                            M::template multiply<16>(own + r * padded_width + n, padded_width, transposed + r * TOKENS,
                                                      TOKENS, (const bf16*)(tiles + (n - strip) / 16 * column_words(steps)),
                                                      2 * column_words(steps), steps, t > begin);
                 }
@@ -110,7 +109,7 @@ extern "C" void lamina_narrow_product_bfloat16(const void* narrow, int64_t narro
 }
 #endif
 
-// Whether the CPU multiplies bfloat16 as it is.
+// Whether the CPU has instructions for bfloat16 products.
 extern "C" int64_t lamina_has_pairs() {
 #ifdef LAMINA_PAIRS
     return 1;

@@ -1,6 +1,6 @@
-"""The kernels in C++, on the CPU: the functions of `plain.py` and a few more, without overhead.
+"""Python functions for the C++ kernels on the CPU: the functions of `plain.py`, and attention.
 
-`build.py` compiles and loads them; `table.py` says what each takes, and every call is held to it.
+`build.py` compiles and loads the kernels; `table.py` declares their parameters, and every call is checked against it.
 """
 
 from __future__ import annotations
@@ -8,40 +8,40 @@ from __future__ import annotations
 import torch
 
 from lamina.compute.kernels import plain
-from lamina.compute.kernels.build import load
+from lamina.compute.kernels.build import load_kernels
 from lamina.compute.kernels.contract import SUFFIX, Argument
 from lamina.compute.kernels.table import HEAD_STEP, KERNELS, MOST_HEAD_SIZE
 from lamina.errors import KernelError
 
-# With fewer documents x key heads than so many for each thread, attention's backward gives out query heads one by one.
+# With fewer documents x key heads per thread than this, attention's backward distributes query heads one by one.
 TASKS_A_THREAD = 4
 
 
 def unavailable() -> str | None:
-    """None if the kernels are there, else the reason."""
-    library = load()
+    """Returns why there are no kernels, or None if there are."""
+    library = load_kernels()
     return library.reason if library.loaded is None else None
 
 
 def supports(*tensors: torch.Tensor) -> bool:
-    """Whether the kernels can take these: on the CPU, in one dtype that they know, rows without gaps, not empty."""
+    """Whether the kernels support these tensors: on the CPU, one supported dtype, contiguous rows, not empty."""
     dtype = tensors[0].dtype
     return dtype in SUFFIX and all(t.is_cpu and t.dtype == dtype and t.stride(-1) == 1 and t.numel() for t in tensors)
 
 
 def call(name: str, dtype: torch.dtype, *given: Argument) -> None:
-    """Calls a kernel's form for a dtype.
+    """Calls a kernel for a dtype.
 
     Args:
-        name: In `table.KERNELS`.
-        dtype: The kernel's own.
-        given: Its tensors and numbers in the order of the table, without the sizes.
+        name: A key of `table.KERNELS`.
+        dtype: One of the kernel's dtypes.
+        given: Tensors and numbers in the order of the table, without the sizes.
 
     Raises:
-        KernelError: It does not take them.
+        KernelError: The kernel does not support them.
     """
     arguments = KERNELS[name].bind(dtype, given)
-    load().function(name, dtype)(*arguments)
+    load_kernels().function(name, dtype)(*arguments)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, out: torch.Tensor) -> torch.Tensor:
@@ -94,7 +94,7 @@ def add_dropped_(total: torch.Tensor, x: torch.Tensor, key: int, threshold: int,
 
 def narrow_product(narrow: torch.Tensor, wide: torch.Tensor, out: torch.Tensor, factor: float) -> None:
     takes = wide.dtype == torch.bfloat16 and out.dtype == torch.float32 and supports(narrow, wide)
-    if takes and load().has_pairs:
+    if takes and load_kernels().has_pairs:
         call("narrow_product", wide.dtype, narrow, wide, out, factor)
     else:
         plain.narrow_product(narrow, wide, out, factor)
@@ -111,8 +111,8 @@ def cross_entropy_(
     return loss
 
 
-def attends(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
-    """Whether `attention` can take these heads, (T, heads, head size) each."""
+def can_attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
+    """Whether `attention` supports these queries, keys and values, (T, heads, head size) each."""
     size = q.shape[-1]
     return (
         supports(q, k, v)
@@ -134,7 +134,7 @@ def attention(
     softcap: float | None,
     out: torch.Tensor,
 ) -> torch.Tensor:
-    """Causal attention within documents.
+    """Computes causal attention within documents.
 
     Args:
         q: (T, H, D).
@@ -142,12 +142,12 @@ def attention(
         v: Like k.
         lengths: Tokens of each document; they sum to T.
         scale: Factor of the scores.
-        window: Tokens seen, one's own included; None for all.
+        window: How many tokens a token sees, itself included; None for all.
         softcap: Scores become softcap tanh(score / softcap); None for none.
-        out: (T, H, D), written.
+        out: Output, (T, H, D).
 
     Returns:
-        (H, T) float32: log of the sum of the exponentiated scores, for the backward.
+        The logsumexp of the scores, (H, T) float32, for the backward.
     """
     lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32)
     documents = _documents(q, lengths, scale, window, softcap)
@@ -168,7 +168,7 @@ def attention_backward(
     grad: torch.Tensor,
     results: tuple[torch.Tensor, ...],
 ) -> None:
-    """Writes the gradients of q, k and v into `results`; the rest as in `attention`."""
+    """Writes the gradients of q, k and v into `results`; other arguments as in `attention`."""
     shares = None
     if len(lengths) * k.shape[1] < TASKS_A_THREAD * torch.get_num_threads():
         shares = torch.empty(2 * q.numel(), dtype=torch.float32)  # of dk and dv, by query head
@@ -179,10 +179,10 @@ def attention_backward(
 def _documents(
     q: torch.Tensor, lengths: list[int], scale: float, window: int | None, softcap: float | None
 ) -> tuple[torch.Tensor, int, float, float]:
-    """What both kernels of attention end with."""
+    """Builds the last arguments of both attention kernels."""
     if sum(lengths) != q.shape[0] or min(lengths) < 0:
         raise KernelError(f"documents of {lengths} tokens do not make up a sequence of {q.shape[0]}")
-    # A window as long as the sequence hides nothing.
+    # A window as long as the sequence masks nothing.
     seen = 0 if window is None or window >= q.shape[0] else window
     if seen < 0 or window == 0:
         raise KernelError(f"a window of {window} tokens sees nothing")

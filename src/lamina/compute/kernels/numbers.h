@@ -1,7 +1,8 @@
-// Stored numbers and float32 ones, a register's worth at a time: shared by the kernels.
+// Vector loads, stores and float32 functions that the kernels share.
 //
-// Vectors are the compiler's own, so this runs on any CPU; where AVX-512 does a thing in one instruction, it is asked to. They
-// are as long as the CPU's registers: compilers keep longer ones in memory, which is five to ten times slower.
+// Vectors use the compiler's vector extension, so this runs on any CPU; intrinsics are used where AVX-512 has one instruction
+// for several. A vector is as long as the CPU's registers: compilers keep longer ones in memory, which is five to ten times
+// slower.
 
 #pragma once
 
@@ -37,7 +38,7 @@ struct bf16 {
     uint16_t bits;
 };
 
-inline Floats splat(float value) { return value - Floats{}; }
+inline Floats broadcast(float value) { return value - Floats{}; }
 
 inline Floats take(const float* p) {
     Floats value;
@@ -51,7 +52,7 @@ inline Floats take(const bf16* p) {
     return (Floats)(__builtin_convertvector(bits, Words) << 16);
 }
 
-// Rounds to nearest even; NaN stays NaN. With AVX512-BF16, what is smaller than 2^-126 becomes 0.
+// Rounds to nearest even; NaN stays NaN. With AVX512-BF16, magnitudes below 2^-126 become 0.
 inline Halves round_to_bf16(Floats value) {
 #if defined(__AVX512BF16__)
     return (Halves)_mm512_cvtneps_pbh((__m512)value);
@@ -69,7 +70,7 @@ inline void put(bf16* p, Floats value) {
     std::memcpy(p, &bits, sizeof bits);
 }
 
-// As it would be read again after it was stored.
+// The value after a round trip through the stored dtype.
 template <typename T>
 inline Floats rounded(Floats value);
 template <>
@@ -84,9 +85,9 @@ inline Floats rounded<bf16>(Floats value) {
 inline float load(const float* p) { return *p; }
 inline float load(const bf16* p) { return __builtin_bit_cast(float, static_cast<uint32_t>(p->bits) << 16); }
 inline void store(float* p, float value) { *p = value; }
-inline void store(bf16* p, float value) { p->bits = round_to_bf16(splat(value))[0]; }
+inline void store(bf16* p, float value) { p->bits = round_to_bf16(broadcast(value))[0]; }
 
-// How the numbers at some place of a row are reached: a register full, or the `count` that a row ends with.
+// How `for_each_vector` accesses a row: `Whole` reads and writes a full vector, `Part` the last `count` elements of a row.
 struct Whole {
     template <typename T>
     Floats take(const T* p, float = 0.0f) const {
@@ -96,7 +97,7 @@ struct Whole {
     void put(T* p, Floats value) const {
         ::put(p, value);
     }
-    Floats only(Floats value) const { return value; }  // 0 for what lies beyond the row
+    Floats only(Floats value) const { return value; }  // in `Part`, elements past the row's end become 0
 };
 
 struct Part {
@@ -104,7 +105,7 @@ struct Part {
 
     template <typename T>
     Floats take(const T* p, float beyond = 0.0f) const {
-        Floats value = splat(beyond);
+        Floats value = broadcast(beyond);
         for (int64_t i = 0; i < count; ++i) value[i] = load(p + i);
         return value;
     }
@@ -118,24 +119,24 @@ struct Part {
     }
 };
 
-// body(place, reach) for every register full of a row.
+// Calls body(index, access) for every vector of a row.
 template <typename Body>
-inline void along(int64_t width, Body body) {
+inline void for_each_vector(int64_t width, Body body) {
     int64_t j = 0;
     for (; j + LANES <= width; j += LANES) body(j, Whole{});
     if (j < width) body(j, Part{width - j});
 }
 
 template <int STEP, int... LANE>
-inline Floats exchanged(Floats v, std::integer_sequence<int, LANE...>) {
+inline Floats swapped_lanes(Floats v, std::integer_sequence<int, LANE...>) {
     return __builtin_shufflevector(v, v, (LANE ^ STEP)...);
 }
 
 template <int STEP = LANES / 2, typename Combine>
-inline float across(Floats v, Combine combine) {
-    v = combine(v, exchanged<STEP>(v, EACH_LANE));
+inline float reduce_lanes(Floats v, Combine combine) {
+    v = combine(v, swapped_lanes<STEP>(v, EACH_LANE));
     if constexpr (STEP > 1)
-        return across<STEP / 2>(v, combine);
+        return reduce_lanes<STEP / 2>(v, combine);
     else
         return v[0];
 }
@@ -143,9 +144,9 @@ inline float across(Floats v, Combine combine) {
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }  // b if one of them is NaN
 inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 inline float sum_of(Floats v) {
-    return across(v, [](Floats a, Floats b) { return a + b; });
+    return reduce_lanes(v, [](Floats a, Floats b) { return a + b; });
 }
-inline float largest_of(Floats v) { return across(v, larger); }
+inline float largest_of(Floats v) { return reduce_lanes(v, larger); }
 
 inline Floats to_integer(Floats x) {
 #if defined(__AVX512F__)
@@ -164,12 +165,12 @@ inline Floats scaled(Floats v, Floats n) {
 #endif
 }
 
-// exp by 2^n times a polynomial: within 2 float32 spacings.
+// exp as 2^n times a polynomial: within 2 ulp of float32.
 inline Floats fast_exp(Floats x) {
-    x = smaller(splat(88.0f), larger(splat(-87.0f), x));
+    x = smaller(broadcast(88.0f), larger(broadcast(-87.0f), x));
     const Floats n = to_integer(x * 1.44269504f);
     const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    Floats p = splat(1.9875691500e-4f);
+    Floats p = broadcast(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
@@ -193,7 +194,7 @@ inline Floats fast_tanh(Floats x) { return 1.0f - 2.0f * inverse(fast_exp(2.0f *
 
 }  // namespace
 
-// A function for each stored dtype, T in its body.
+// Defines a function for each stored dtype, which its body calls T.
 #define FOR_DTYPES(NAME, PARAMETERS, ...)              \
     extern "C" void NAME##_bfloat16 PARAMETERS {       \
         using T = bf16;                                \

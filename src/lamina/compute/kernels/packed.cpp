@@ -1,7 +1,7 @@
-// Weights in 4 or 8 bits: packed, turned back into rows of any stride, or multiplied with a few rows as they are.
+// Weights in 4 or 8 bits: quantizing, dequantizing into rows of any stride, and products with a few rows of x.
 //
-// A 4-bit weight is table[nibble] times its block's scale, an 8-bit one whole number x row scale / 127, both rounded to the
-// stored type T, as bitsandbytes does it. So what is multiplied are the very weights that a dense product would read.
+// A 4-bit weight is table[nibble] times its block's scale, an 8-bit one is integer x row scale / 127. Both are rounded to the
+// stored type T, as bitsandbytes does, so that a product here uses exactly the weights that a dense product would read.
 
 #include <algorithm>
 
@@ -12,16 +12,16 @@ namespace {
 typedef uint8_t Bytes __attribute__((vector_size(LAMINA_LANES)));
 typedef int8_t SignedBytes __attribute__((vector_size(LAMINA_LANES)));
 
-constexpr int64_t CHUNK = 2 * LANES;  // 4-bit weights of one load: a byte for two
+constexpr int64_t CHUNK = 2 * LANES;  // 4-bit weights in one load, two a byte
 
 struct FourBits {
     const uint8_t* packed;
     const float* table;
     int64_t blocksize;
-    const float* absmax;          // a scale a block, or null where scales are quantized too:
-    const uint8_t* nested;        // then a byte a block, a number of `nested_code`,
+    const float* absmax;          // a scale per block, or null with double quantization. Then a block's scale is
+    const uint8_t* nested;        // nested_code[nested[block]], one byte per block,
     const float* nested_code;
-    const float* nested_absmax;   // times a scale for each 256 of them,
+    const float* nested_absmax;   // times a scale per 256 blocks,
     float nested_offset;          // plus this
 
     float scale(int64_t block) const {
@@ -31,7 +31,7 @@ struct FourBits {
     }
 };
 
-// Compilers take the bytes apart one by one; the CPU does not.
+// Compilers widen the bytes one by one; the CPU has an instruction for it.
 inline Ints widened(const uint8_t* p) {
 #if defined(__AVX512F__)
     return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
@@ -56,7 +56,7 @@ inline Ints widened(const int8_t* p) {
 #endif
 }
 
-// The sixteen numbers that nibbles stand for: in a register where one holds them all.
+// The sixteen values that nibbles stand for; in one register where it can hold them all.
 #if defined(__AVX512F__)
 struct Table {
     const Floats numbers;
@@ -81,7 +81,7 @@ struct Table {
 };
 #endif
 
-// The weights from `at` on, an even multiple of CHUNK: those at even places, and those at odd ones.
+// Dequantizes CHUNK weights from index `at` (a multiple of CHUNK): those with even and those with odd indices.
 template <typename T>
 inline void unpack(const FourBits& w, const Table& table, int64_t at, float scale, Floats& even, Floats& odd) {
     const Ints wide = widened(w.packed + at / 2);
@@ -89,7 +89,7 @@ inline void unpack(const FourBits& w, const Table& table, int64_t at, float scal
     odd = rounded<T>(table.at(wide & 15) * scale);
 }
 
-// body(column, even, odd) along a row of weights
+// Calls body(column, even, odd) for every CHUNK of a row of weights.
 template <typename T, typename Body>
 inline void along_row(const FourBits& w, int64_t row, int64_t columns, Body body) {
     const Table table(w.table);
@@ -105,33 +105,33 @@ inline void along_row(const FourBits& w, int64_t row, int64_t columns, Body body
     }
 }
 
-// From `FIRST` on, one of each in turns.
+// Interleaves even and odd, from element FIRST of each.
 template <int FIRST, int... LANE>
-inline Floats in_turns(Floats even, Floats odd, std::integer_sequence<int, LANE...>) {
+inline Floats interleaved(Floats even, Floats odd, std::integer_sequence<int, LANE...>) {
     return __builtin_shufflevector(even, odd, (FIRST + LANE / 2 + LANE % 2 * static_cast<int>(LANES))...);
 }
 
-inline void put_both(float* to, Floats even, Floats odd) {
-    put(to, in_turns<0>(even, odd, EACH_LANE));
-    put(to + LANES, in_turns<LANES / 2>(even, odd, EACH_LANE));
+inline void put_interleaved(float* to, Floats even, Floats odd) {
+    put(to, interleaved<0>(even, odd, EACH_LANE));
+    put(to + LANES, interleaved<LANES / 2>(even, odd, EACH_LANE));
 }
 
-inline void put_both(bf16* to, Floats even, Floats odd) {  // both are rounded: their upper halves are all there is
+inline void put_interleaved(bf16* to, Floats even, Floats odd) {  // both are already rounded: the lower 16 bits are 0
     const Words words = ((Words)even >> 16) | ((Words)odd & 0xffff0000u);
     std::memcpy(to, &words, sizeof words);
 }
 
 inline Floats magnitude(Floats v) { return (Floats)((Words)v & 0x7fffffffu); }
 
-// How many of the fifteen bounds between the table's numbers lie below each.
-inline Ints places_of(Floats v, const float* bounds) {
+// For each value, how many of the fifteen bounds between the table's values are below it.
+inline Ints bounds_below(Floats v, const float* bounds) {
     Ints count = {};
-    for (int i = 0; i < 15; ++i) count -= (Ints)(v > splat(bounds[i]));
+    for (int i = 0; i < 15; ++i) count -= (Ints)(v > broadcast(bounds[i]));
     return count;
 }
 
-// Blocks of weights as nibbles; `order` gives the table's place for each number of bounds below. A scale is not finite if
-// one of its block's weights is not.
+// Quantizes blocks of weights; `order` maps the number of bounds below a weight to an index into the table. The scale of a
+// block with a weight that is not finite is not finite either.
 template <typename T>
 void pack_4bit(const T* weights, int64_t blocks, int64_t blocksize, const float* bounds, const uint8_t* order, uint8_t* packed,
                float* absmax) {
@@ -139,19 +139,19 @@ void pack_4bit(const T* weights, int64_t blocks, int64_t blocksize, const float*
     for (int64_t block = 0; block < blocks; ++block) {
         const T* from = weights + block * blocksize;
         uint8_t* to = packed + block * blocksize / 2;
-        Floats most = {}, spoiled = {};
+        Floats most = {}, not_finite = {};
         for (int64_t i = 0; i < blocksize; i += LANES) {
             const Floats v = magnitude(take(from + i));
             most = larger(v, most);
-            spoiled += v * 0.0f;
+            not_finite += v * 0.0f;
         }
-        absmax[block] = largest_of(most) + sum_of(spoiled);
+        absmax[block] = largest_of(most) + sum_of(not_finite);
         const float factor = 1.0f / std::max(absmax[block], 1e-38f);
         for (int64_t i = 0; i < blocksize; i += CHUNK) {
             int32_t places[CHUNK];
             for (int64_t half = 0; half < CHUNK; half += LANES) {
-                const Floats v = smaller(splat(1.0f), larger(splat(-1.0f), take(from + i + half) * factor));
-                const Ints found = places_of(v, bounds);
+                const Floats v = smaller(broadcast(1.0f), larger(broadcast(-1.0f), take(from + i + half) * factor));
+                const Ints found = bounds_below(v, bounds);
                 std::memcpy(places + half, &found, sizeof found);
             }
             for (int64_t j = 0; j < LANES; ++j)
@@ -161,13 +161,14 @@ void pack_4bit(const T* weights, int64_t blocks, int64_t blocksize, const float*
 }
 
 template <typename T>
-void lay_4bit(const FourBits& w, T* out, int64_t out_row, int64_t rows, int64_t columns) {
+void dequantize_4bit(const FourBits& w, T* out, int64_t out_row, int64_t rows, int64_t columns) {
 #pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < rows; ++n)
-        along_row<T>(w, n, columns, [&](int64_t k, Floats even, Floats odd) { put_both(out + n * out_row + k, even, odd); });
+        along_row<T>(w, n, columns,
+                     [&](int64_t k, Floats even, Floats odd) { put_interleaved(out + n * out_row + k, even, odd); });
 }
 
-// x (M, columns) as float32 in two halves: even columns, then odd ones.
+// x is (M, columns), float32, with the even columns of each row first, then the odd ones.
 template <int M, typename T>
 void multiply_4bit(const FourBits& w, const float* x, T* y, int64_t y_row, int64_t rows, int64_t columns) {
     const int64_t half = columns / 2;
@@ -191,7 +192,8 @@ inline Floats unpack8(const int8_t* packed, float scale, float step) {
 }
 
 template <typename T>
-void lay_8bit(const int8_t* packed, const float* scales, float step, T* out, int64_t out_row, int64_t rows, int64_t columns) {
+void dequantize_8bit(const int8_t* packed, const float* scales, float step, T* out, int64_t out_row, int64_t rows,
+                     int64_t columns) {
 #pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < rows; ++n)
         for (int64_t k = 0; k < columns; k += LANES)
@@ -255,26 +257,26 @@ struct Multiply8 {
 }  // namespace
 
 #define LAMINA_FOUR_BITS                                                                                                     \
-    const uint8_t *packed, const float *table, int64_t blocksize, const float *absmax, const uint8_t *nested,               \
+    const uint8_t *packed, const float *table, int64_t blocksize, const float *absmax, const uint8_t *nested,                \
         const float *nested_code, const float *nested_absmax, float nested_offset
 #define LAMINA_FOUR {packed, table, blocksize, absmax, nested, nested_code, nested_absmax, nested_offset}
 
 #define LAMINA_PACKED(suffix, T)                                                                                             \
-    extern "C" void lamina_pack_4bit_##suffix(const T* weights, int64_t blocksize, const float* bounds, const uint8_t* order, \
+    extern "C" void lamina_pack_4bit_##suffix(const T* weights, int64_t blocksize, const float* bounds, const uint8_t* order,\
                                               uint8_t* packed, float* absmax, int64_t blocks) {                              \
         pack_4bit<T>(weights, blocks, blocksize, bounds, order, packed, absmax);                                             \
     }                                                                                                                        \
-    extern "C" void lamina_lay_4bit_##suffix(LAMINA_FOUR_BITS, T* out, int64_t out_row, int64_t rows, int64_t columns) {     \
-        lay_4bit<T>(LAMINA_FOUR, out, out_row, rows, columns);                                                               \
+    extern "C" void lamina_dequantize_4bit_##suffix(LAMINA_FOUR_BITS, T* out, int64_t out_row, int64_t rows, int64_t columns) {\
+        dequantize_4bit<T>(LAMINA_FOUR, out, out_row, rows, columns);                                                        \
     }                                                                                                                        \
     extern "C" void lamina_multiply_4bit_##suffix(LAMINA_FOUR_BITS, const float* x, int64_t count, T* y, int64_t y_row,      \
                                                   int64_t rows, int64_t columns) {                                           \
         const FourBits w LAMINA_FOUR;                                                                                        \
         with_rows(count, Multiply4<T>{w, x, y, y_row, rows, columns});                                                       \
     }                                                                                                                        \
-    extern "C" void lamina_lay_8bit_##suffix(const int8_t* packed, const float* scales, float step, T* out, int64_t out_row, \
+    extern "C" void lamina_dequantize_8bit_##suffix(const int8_t* packed, const float* scales, float step, T* out, int64_t out_row,\
                                              int64_t rows, int64_t columns) {                                                \
-        lay_8bit<T>(packed, scales, step, out, out_row, rows, columns);                                                      \
+        dequantize_8bit<T>(packed, scales, step, out, out_row, rows, columns);                                               \
     }                                                                                                                        \
     extern "C" void lamina_multiply_8bit_##suffix(const int8_t* packed, const float* scales, float step, const float* x,     \
                                                   int64_t count, T* y, int64_t y_row, int64_t rows, int64_t columns) {       \

@@ -1,6 +1,6 @@
-"""Weights in 4 or 8 bits, by the kernels of `packed.cpp`: packed, laid out dense, or multiplied as they are.
+"""Quantizes, dequantizes and multiplies weights in 4 or 8 bits, with the kernels of `packed.cpp`.
 
-All numbers are those of bitsandbytes, bit for bit.
+All results equal those of bitsandbytes bit for bit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lamina.errors import KernelError
 
 
 class FourBits(Protocol):
-    """A weight (out_features, in_features) in 4 bits: see `quantization.packed.FourBitLinear`."""
+    """A weight (out_features, in_features) in 4 bits: see `compute.weights.packed.FourBitLinear`."""
 
     out_features: int
     in_features: int
@@ -30,7 +30,7 @@ class FourBits(Protocol):
 
 
 class EightBits(Protocol):
-    """A weight (out_features, in_features) in 8 bits: see `quantization.packed.EightBitLinear`."""
+    """A weight (out_features, in_features) in 8 bits: see `compute.weights.packed.EightBitLinear`."""
 
     out_features: int
     in_features: int
@@ -38,8 +38,8 @@ class EightBits(Protocol):
     scales: torch.Tensor
 
 
-def takes(weight: FourBits | EightBits, dtype: torch.dtype) -> bool:
-    """Whether the kernels can read this weight, in this dtype: on the CPU, in rows of whole vectors."""
+def can_read(weight: FourBits | EightBits, dtype: torch.dtype) -> bool:
+    """Whether the kernels can dequantize this weight to this dtype: on the CPU, rows a multiple of WEIGHT_STEP."""
     return (
         weight.packed.is_cpu
         and dtype in SUFFIX
@@ -48,13 +48,13 @@ def takes(weight: FourBits | EightBits, dtype: torch.dtype) -> bool:
     )
 
 
-def multiplies(x: torch.Tensor, weight: FourBits | EightBits) -> bool:
-    """Whether they multiply x (M, in_features) with it as it is. Laying it out first is faster for more rows."""
-    return 0 < len(x) <= MOST_ROWS and takes(weight, x.dtype)
+def can_multiply(x: torch.Tensor, weight: FourBits | EightBits) -> bool:
+    """Whether the kernels multiply x (M, in_features) with a packed weight. With more rows, dequantizing is faster."""
+    return 0 < len(x) <= MOST_ROWS and can_read(weight, x.dtype)
 
 
-def packs(weight: torch.Tensor, blocksize: int) -> bool:
-    """Whether `pack_4bit` can take this weight, in these blocks."""
+def can_pack(weight: torch.Tensor, blocksize: int) -> bool:
+    """Whether `pack_4bit` supports this weight with this block size."""
     whole = weight.is_contiguous() and weight.numel() % blocksize == 0 and blocksize % WEIGHT_STEP == 0
     return whole and native.supports(weight) and native.unavailable() is None
 
@@ -62,16 +62,17 @@ def packs(weight: torch.Tensor, blocksize: int) -> bool:
 def pack_4bit(
     weight: torch.Tensor, blocksize: int, bounds: torch.Tensor, order: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Nibbles, two a byte, and a scale for each block of a weight.
+    """Quantizes a weight to 4 bits, two per byte, with a scale for each block.
 
     Args:
-        weight: On the CPU, bfloat16 or float32, contiguous; a whole number of blocks.
+        weight: bfloat16 or float32, contiguous, on the CPU; a whole number of blocks.
         blocksize: Weights that share a scale.
-        bounds: (15,), float32, rising: what lies between the sixteen numbers.
-        order: (16,), uint8: the place in the table of each number, from the lowest.
+        bounds: The bounds between the sixteen values, (15,), float32, ascending.
+        order: The index into the table of each value, in ascending order of values, (16,), uint8.
 
     Returns:
-        uint8 (elements / 2, 1), and float32 (blocks,): the largest magnitude, not finite where a weight is not.
+        The packed weight, uint8 (elements / 2, 1), and the scales, float32 (blocks,): the largest magnitude of a block,
+        which is not finite if one of its weights is not.
     """
     packed = torch.empty(weight.numel() // 2, 1, dtype=torch.uint8)
     absmax = torch.empty(weight.numel() // blocksize, dtype=torch.float32)
@@ -79,18 +80,18 @@ def pack_4bit(
     return packed, absmax
 
 
-def lay_4bit(weight: FourBits, out: torch.Tensor) -> None:
-    """Writes the dense weight into `out` (out_features, in_features), whose rows may lie apart."""
-    native.call("lay_4bit", out.dtype, *_four(weight), out)
+def dequantize_4bit(weight: FourBits, out: torch.Tensor) -> None:
+    """Dequantizes a weight into `out` (out_features, in_features), whose rows may be strided."""
+    native.call("dequantize_4bit", out.dtype, *_four(weight), out)
 
 
-def lay_8bit(weight: EightBits, step: float, out: torch.Tensor) -> None:
-    """The same for whole numbers times row scale times `step`."""
-    native.call("lay_8bit", out.dtype, weight.packed, weight.scales, step, out)
+def dequantize_8bit(weight: EightBits, step: float, out: torch.Tensor) -> None:
+    """Dequantizes a weight in 8 bits, integers times row scale times `step`, into `out`."""
+    native.call("dequantize_8bit", out.dtype, weight.packed, weight.scales, step, out)
 
 
 def multiply_4bit(x: torch.Tensor, weight: FourBits) -> torch.Tensor:
-    """x W^T for x (M, in_features) that `multiplies` says yes to, summed in float32."""
+    """Computes x W^T, summed in float32, for x (M, in_features) that `can_multiply` allows."""
     halves = x.float().reshape(len(x), -1, 2).transpose(1, 2).reshape(x.shape)
     y = x.new_empty(len(x), weight.out_features)
     native.call("multiply_4bit", x.dtype, *_four(weight), halves, y)
@@ -98,7 +99,7 @@ def multiply_4bit(x: torch.Tensor, weight: FourBits) -> torch.Tensor:
 
 
 def multiply_8bit(x: torch.Tensor, weight: EightBits, step: float) -> torch.Tensor:
-    """The same for whole numbers times row scale times `step`."""
+    """Computes x W^T for a weight in 8 bits, integers times row scale times `step`."""
     y = x.new_empty(len(x), weight.out_features)
     native.call("multiply_8bit", x.dtype, weight.packed, weight.scales, step, x.float().contiguous(), y)
     return y
@@ -109,5 +110,5 @@ def _four(weight: FourBits) -> tuple[Argument, ...]:
     if weight.nested_absmax is None:
         return *tables, weight.absmax, None, None, None, 0.0
     if weight.nested_offset is None:
-        raise KernelError("scales in 8 bits need what was taken off them")
+        raise KernelError("scales in 8 bits need nested_offset, the mean that was subtracted from them")
     return *tables, None, weight.absmax, weight.nested_code, weight.nested_absmax, float(weight.nested_offset)

@@ -1,4 +1,4 @@
-"""The kernels in plain torch: what the compiled ones are tested against, and what runs where there is no compiler.
+"""The kernels in plain torch: the reference for the others, and the fallback without a compiler.
 
 Every function works on any device. Shapes: T tokens (or rows), D width, I intermediate width, H heads, V vocabulary.
 """
@@ -18,14 +18,14 @@ PHILOX_ROUNDS = 7
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, out: torch.Tensor) -> torch.Tensor:
-    """out = x scale (offset + weight), row by row.
+    """Computes an RMS norm: out = x scale (offset + weight), row by row.
 
     Args:
-        x: (T, D).
+        x: Input, (T, D).
         weight: (D,), in x's dtype.
         eps: Added to the mean square.
-        offset: 0 as in Llama, which rounds before the weight; 1 as in Gemma, which rounds after it.
-        out: (T, D), written.
+        offset: 0 as in Llama, which rounds before it multiplies by the weight; 1 as in Gemma, which rounds after.
+        out: Output, (T, D).
 
     Returns:
         scale, (T,) float32: 1 / sqrt(mean(x^2) + eps).
@@ -46,7 +46,7 @@ def rms_norm_backward(
     residual: torch.Tensor | None,
     out: torch.Tensor,
 ) -> None:
-    """out = the gradient of x, plus `residual` if there is one; all (T, D), `scale` from the forward."""
+    """Writes the gradient of x, plus `residual` unless None, into `out`; all (T, D), `scale` from the forward."""
     wide, weighted = x.float(), grad.float() * (offset + weight.float())
     dot = (weighted * wide).mean(-1, keepdim=True) * scale[:, None].square()
     dx = scale[:, None] * (weighted - wide * dot)
@@ -54,13 +54,13 @@ def rms_norm_backward(
 
 
 def gated(gate: torch.Tensor, up: torch.Tensor, activation: int, out: torch.Tensor) -> None:
-    """out = act(gate) up, all (T, I)."""
+    """Computes out = act(gate) up, all (T, I)."""
     value, _ = _activate(gate.float(), activation)
     out.copy_(value.to(up.dtype) * up)
 
 
 def gated_backward_(gate: torch.Tensor, up: torch.Tensor, activation: int, grad: torch.Tensor) -> None:
-    """In place: gate and up become their gradients, and the gradient of the product becomes the product itself."""
+    """Overwrites gate and up by their gradients, and `grad`, the gradient of the product, by the product itself."""
     value, slope = _activate(gate.float(), activation)
     wide = grad.float()
     product, grad_up = value.to(up.dtype) * up, wide * value
@@ -70,67 +70,67 @@ def gated_backward_(gate: torch.Tensor, up: torch.Tensor, activation: int, grad:
 
 
 def rotary_(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, inverse: bool) -> None:
-    """Turns the heads of x (T, H, D) by their token's angles, in place; `inverse` turns them back.
+    """Applies rotary positions to the heads of x (T, H, D), in place.
 
     Args:
-        x: Any strides but 1 in the last dimension.
-        cosine: (T, R) with R <= D: the first R elements of a head are turned, their first half against the second.
+        x: Any strides, but 1 in the last dimension.
+        cosine: (T, R) with R <= D: the first R elements of a head are rotated, the first half of them with the second.
         sine: Like `cosine`.
-        inverse: Turn the other way, which is also the gradient.
+        inverse: Whether to rotate the other way, which is also the backward.
     """
     half = cosine.shape[-1] // 2
     c, s = cosine[:, None, :half].float(), sine[:, None, :half].float()
     s = -s if inverse else s
     first, second = x[..., :half], x[..., half : 2 * half]
     a, b = first.float(), second.float()
-    turned = a * c - b * s
+    rotated = a * c - b * s
     second.copy_(b * c + a * s)
-    first.copy_(turned)
+    first.copy_(rotated)
 
 
 def scale_columns_(y: torch.Tensor, scale: torch.Tensor) -> None:
-    """y (T, O) times scale (O,) float32, in place."""
+    """Multiplies y (T, O) by scale (O,), float32, in place."""
     y.copy_(y.float() * scale)
 
 
 def scale_columns_backward(grad: torch.Tensor, y: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """From grad (T, O): out = grad scale, (T, O); and, for each column, the sum of grad y, (O,) float32."""
+    """Computes out = grad scale, (T, O), and returns the sum of grad y over each column, (O,) float32."""
     out.copy_(grad.float() * scale)
     return (grad.float() * y.float()).sum(0)
 
 
 def dropped(x: torch.Tensor, key: int, threshold: int, factor: float, out: torch.Tensor) -> None:
-    """out = x factor where `stays` says so, else 0.
+    """Computes dropout: out = x factor where `keep_mask` is True, else 0.
 
     Args:
-        x: (T, D).
-        key: Of `stays`.
-        threshold: Of `stays`.
-        factor: Multiplied in: the inverse of the probability of staying.
-        out: (T, D), written.
+        x: Input, (T, D).
+        key: See `keep_mask`.
+        threshold: See `keep_mask`.
+        factor: The inverse of the probability of keeping an element.
+        out: Output, (T, D).
     """
-    out.copy_(torch.where(stays(x.shape, key, threshold, x.device), x.float() * factor, 0.0))
+    out.copy_(torch.where(keep_mask(x.shape, key, threshold, x.device), x.float() * factor, 0.0))
 
 
 def add_dropped_(total: torch.Tensor, x: torch.Tensor, key: int, threshold: int, factor: float) -> None:
-    """total (T, D) += x factor where `stays` says so, rounded once; the rest as in `dropped`."""
-    total.copy_(total.float() + torch.where(stays(x.shape, key, threshold, x.device), x.float() * factor, 0.0))
+    """Adds x factor where `keep_mask` is True to total (T, D), rounding once; arguments as in `dropped`."""
+    total.copy_(total.float() + torch.where(keep_mask(x.shape, key, threshold, x.device), x.float() * factor, 0.0))
 
 
-def stays(shape: Sequence[int], key: int, threshold: int, device: torch.device) -> torch.Tensor:
-    """Which elements a dropout leaves: a function of the key and of their place alone.
+def keep_mask(shape: Sequence[int], key: int, threshold: int, device: torch.device) -> torch.Tensor:
+    """Computes a dropout's mask, a function of the key and the element's index alone.
 
-    A row's elements draw in groups of 64, 16 bits each. A group is eight blocks of Philox, whose counter is
+    The elements of a row draw 16 bits each, in groups of 64. A group is eight blocks of Philox, whose counter is
     (block of the row, row, 0, 0). Their first two words are draws for 32 elements, their last two for the next 32.
 
     Args:
-        shape: T, D.
-        key: 64 bits.
-        threshold: -2^15 to 2^15: a draw, read as a signed number, stays if it reaches this.
+        shape: (T, D).
+        key: Key of the generator, 64 bits.
+        threshold: -2^15 to 2^15: an element is kept if its draw, read as a signed integer, is at least this.
         device: Where to compute.
 
     Returns:
-        (T, D), bool.
+        (T, D), bool: True for kept elements.
     """
     rows, width = shape
     groups = -(-width // DROPOUT_GROUP)
@@ -143,7 +143,7 @@ def stays(shape: Sequence[int], key: int, threshold: int, device: torch.device) 
 
 
 def philox(counter: tuple[torch.Tensor, ...], key: int) -> tuple[torch.Tensor, ...]:
-    """Philox4x32 with seven rounds: random words from counters and a key.
+    """Computes Philox4x32 with seven rounds: random words from counters and a key.
 
     Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011, where seven rounds are the
     fewest that pass BigCrush.
@@ -159,7 +159,7 @@ def philox(counter: tuple[torch.Tensor, ...], key: int) -> tuple[torch.Tensor, .
     a, b, c, d = counter
     first, second = key & word, key >> 32 & word
     for _ in range(PHILOX_ROUNDS):
-        p, q = a * 0xD2511F53, c * 0xCD9E8D57  # these may go round, beyond the 64 bits that count
+        p, q = a * 0xD2511F53, c * 0xCD9E8D57  # may overflow, which leaves the lower 64 bits right
         a, b = (q >> 32 & word) ^ b ^ first, q & word
         c, d = (p >> 32 & word) ^ d ^ second, p & word
         first, second = first + 0x9E3779B9 & word, second + 0xBB67AE85 & word
@@ -167,15 +167,15 @@ def philox(counter: tuple[torch.Tensor, ...], key: int) -> tuple[torch.Tensor, .
 
 
 def narrow_product(narrow: torch.Tensor, wide: torch.Tensor, out: torch.Tensor, factor: float) -> None:
-    """out = factor narrow^T wide: the gradient of a low-rank factor.
+    """Computes out = factor narrow^T wide, the gradient of a low-rank factor.
 
     Args:
-        narrow: (T, R), of a few columns.
-        wide: (T, D), in its dtype.
-        out: (R, D) with any strides, written; float32 for a bfloat16 product that is not rounded.
-        factor: Multiplied in.
+        narrow: (T, R), with few columns.
+        wide: (T, D), in the same dtype.
+        out: Output, (R, D), any strides; with float32, a bfloat16 product is not rounded.
+        factor: What the product is multiplied by.
     """
-    # The narrow factor first and turned beforehand: the other order takes up to twice as long on a CPU.
+    # The narrow factor is transposed first: the other order takes up to twice as long on a CPU.
     out.copy_(narrow.T.contiguous() @ wide)
     if factor != 1.0:
         out.mul_(factor)
@@ -184,28 +184,28 @@ def narrow_product(narrow: torch.Tensor, wide: torch.Tensor, out: torch.Tensor, 
 def cross_entropy_(
     logits: torch.Tensor, targets: torch.Tensor, multiplier: float, softcap: float | None, wants_grad: bool
 ) -> torch.Tensor:
-    """-log softmax of the targets, with the logits' products replaced by their gradient.
+    """Computes -log softmax of the targets, and overwrites the head's product by its gradient.
 
     Args:
-        logits: (T, V), the head's product, contiguous. A logit is softcap tanh(multiplier product / softcap).
+        logits: The head's product, (T, V), contiguous. A logit is softcap tanh(multiplier product / softcap).
         targets: (T,), int64.
-        multiplier: See above.
-        softcap: See above; None for none.
-        wants_grad: Whether to write the gradient; otherwise the content of `logits` is left undefined.
+        multiplier: Factor of the product.
+        softcap: Cap of the logits; None for none.
+        wants_grad: Whether to write the gradient; otherwise the content of `logits` is undefined afterwards.
 
     Returns:
-        (T,), float32.
+        The losses, (T,), float32.
     """
     values = logits.float() * multiplier
     slope = None
     if softcap is not None:
         tanh = torch.tanh(values / softcap)
         values, slope = tanh * softcap, 1.0 - tanh.square()
-    normaliser = values.logsumexp(-1)
-    loss = normaliser - values.gather(1, targets[:, None])[:, 0]
+    normalizer = values.logsumexp(-1)
+    loss = normalizer - values.gather(1, targets[:, None])[:, 0]
     if wants_grad:
         # d loss / d logits = softmax - one-hot
-        grad = values.sub_(normaliser[:, None]).exp_()
+        grad = values.sub_(normalizer[:, None]).exp_()
         grad.scatter_add_(1, targets[:, None], grad.new_full((len(targets), 1), -1.0))
         if slope is not None:
             grad *= slope
@@ -214,7 +214,7 @@ def cross_entropy_(
 
 
 def _activate(x: torch.Tensor, activation: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The activation and its derivative, float32."""
+    """Computes the activation and its derivative, float32."""
     if activation == SILU:
         sigmoid = torch.sigmoid(x)
         return x * sigmoid, sigmoid * (1.0 + x * (1.0 - sigmoid))

@@ -1,13 +1,13 @@
-// Everything between two matrix products of a decoder layer, in one pass over memory each, forward and backward.
+// The pointwise operations between the matrix products of a decoder layer, forward and backward, each in one pass over memory.
 //
-// Rows are tokens (or heads of tokens), split over threads; all arithmetic is float32, whatever is stored.
-// `plain.py` says the same in torch and is what these are tested against.
+// Rows are tokens (or heads of tokens) and are split over threads. All arithmetic is float32, whatever the stored dtype.
+// `plain.py` computes the same in torch; the tests compare these with it.
 
 #include "numbers.h"
 
 namespace {
 
-// Activations with their derivatives. 0: SiLU, 1: GELU by tanh.
+// Activations and their derivatives. 0: SiLU, 1: GELU (tanh approximation).
 template <int KIND>
 inline void activate(Floats x, Floats* value, Floats* slope) {
     if (KIND == 0) {
@@ -29,18 +29,18 @@ void rms_norm(const T* x, int64_t x_row, T* y, int64_t y_row, const T* weight, f
         const T* xi = x + i * x_row;
         T* yi = y + i * y_row;
         Floats squares = {};
-        along(width, [&](int64_t j, auto at) {
+        for_each_vector(width, [&](int64_t j, auto at) {
             const Floats a = at.take(xi + j);
             squares += a * a;
         });
         const float r = 1.0f / std::sqrt(sum_of(squares) / static_cast<float>(width) + eps);
         scale[i] = r;
-        if (offset == 0.0f)  // Llama rounds before the weight
-            along(width, [&](int64_t j, auto at) {
+        if (offset == 0.0f)  // Llama rounds before it multiplies by the weight
+            for_each_vector(width, [&](int64_t j, auto at) {
                 at.put(yi + j, rounded<T>(at.take(xi + j) * r) * at.take(weight + j));
             });
-        else  // Gemma after it
-            along(width, [&](int64_t j, auto at) {
+        else  // Gemma rounds after
+            for_each_vector(width, [&](int64_t j, auto at) {
                 at.put(yi + j, at.take(xi + j) * r * (offset + at.take(weight + j)));
             });
     }
@@ -59,11 +59,11 @@ void rms_norm_backward(const T* g, int64_t g_row, const T* x, int64_t x_row, con
         T* di = dx + i * dx_row;
         const float r = scale[i];
         Floats products = {};
-        along(width, [&](int64_t j, auto at) {
+        for_each_vector(width, [&](int64_t j, auto at) {
             products += at.take(gi + j) * (offset + at.take(weight + j)) * at.take(xi + j);
         });
         const float c = sum_of(products) * r * r / static_cast<float>(width);
-        along(width, [&](int64_t j, auto at) {
+        for_each_vector(width, [&](int64_t j, auto at) {
             const Floats d = r * (at.take(gi + j) * (offset + at.take(weight + j)) - at.take(xi + j) * c);
             at.put(di + j, ri ? d + at.take(ri + j) : d);
         });
@@ -77,7 +77,7 @@ void gated(const T* gate, int64_t gate_row, const T* up, int64_t up_row, T* out,
     for (int64_t i = 0; i < rows; ++i) {
         const T *gi = gate + i * gate_row, *ui = up + i * up_row;
         T* oi = out + i * out_row;
-        along(width, [&](int64_t j, auto at) {
+        for_each_vector(width, [&](int64_t j, auto at) {
             Floats value, slope;
             activate<KIND>(at.take(gi + j), &value, &slope);
             at.put(oi + j, rounded<T>(value) * at.take(ui + j));
@@ -85,14 +85,14 @@ void gated(const T* gate, int64_t gate_row, const T* up, int64_t up_row, T* out,
     }
 }
 
-// In place: gate and up become their gradients, and d of the product becomes the product itself.
+// In place: gate and up are overwritten by their gradients, and d, the gradient of the product, by the product itself.
 template <typename T, int KIND>
 void gated_backward(T* gate, int64_t gate_row, T* up, int64_t up_row, T* d, int64_t d_row, int64_t rows,
                     int64_t width) {
 #pragma omp parallel for
     for (int64_t i = 0; i < rows; ++i) {
         T *gi = gate + i * gate_row, *ui = up + i * up_row, *di = d + i * d_row;
-        along(width, [&](int64_t j, auto at) {
+        for_each_vector(width, [&](int64_t j, auto at) {
             Floats value, slope;
             activate<KIND>(at.take(gi + j), &value, &slope);
             const Floats grad = at.take(di + j), u = at.take(ui + j);
@@ -103,7 +103,7 @@ void gated_backward(T* gate, int64_t gate_row, T* up, int64_t up_row, T* d, int6
     }
 }
 
-// Turns the two halves of the first `rotated` elements of every head, in place; direction -1 turns back.
+// Rotates the two halves of the first `rotated` elements of every head, in place; direction -1 is the inverse rotation.
 template <typename T>
 void rotary(T* x, int64_t x_row, const T* cosine, int64_t cosine_row, const T* sine, int64_t sine_row, int64_t tokens,
             int64_t heads, int64_t head_size, int64_t rotated, float direction) {
@@ -114,7 +114,7 @@ void rotary(T* x, int64_t x_row, const T* cosine, int64_t cosine_row, const T* s
         for (int64_t h = 0; h < heads; ++h) {
             T* first = x + i * x_row + h * head_size;
             T* second = first + half;
-            along(half, [&](int64_t j, auto at) {
+            for_each_vector(half, [&](int64_t j, auto at) {
                 const Floats c = at.take(ci + j), s = direction * at.take(si + j);
                 const Floats a = at.take(first + j), b = at.take(second + j);
                 at.put(first + j, a * c - b * s);
@@ -129,11 +129,11 @@ void scale_columns(T* y, int64_t y_row, const float* scale, int64_t rows, int64_
 #pragma omp parallel for
     for (int64_t i = 0; i < rows; ++i) {
         T* yi = y + i * y_row;
-        along(width, [&](int64_t j, auto at) { at.put(yi + j, at.take(yi + j) * at.take(scale + j)); });
+        for_each_vector(width, [&](int64_t j, auto at) { at.put(yi + j, at.take(yi + j) * at.take(scale + j)); });
     }
 }
 
-// out = g scale, and sums[j] = the sum of g y over column j. Threads share columns, so that sums have one order.
+// out = g scale, and sums[j] = the sum of g y over column j. One thread sums a column, so the order of summation is fixed.
 template <typename T>
 void scale_columns_backward(const T* g, int64_t g_row, const T* y, int64_t y_row, const float* scale, T* out,
                             int64_t out_row, float* sums, int64_t rows, int64_t width) {
@@ -145,13 +145,13 @@ void scale_columns_backward(const T* g, int64_t g_row, const T* y, int64_t y_row
         for (int64_t i = 0; i < rows; ++i) {
             const T *gi = g + i * g_row + first, *yi = y + i * y_row + first;
             T* oi = out + i * out_row + first;
-            along(columns, [&](int64_t j, auto at) {
+            for_each_vector(columns, [&](int64_t j, auto at) {
                 const Floats grad = at.take(gi + j);
                 sum[j / LANES] += grad * at.take(yi + j);
                 at.put(oi + j, grad * at.take(scale + first + j));
             });
         }
-        along(columns, [&](int64_t j, auto at) { at.put(sums + first + j, sum[j / LANES]); });
+        for_each_vector(columns, [&](int64_t j, auto at) { at.put(sums + first + j, sum[j / LANES]); });
     }
 }
 
@@ -165,22 +165,23 @@ void cross_entropy(T* logits, int64_t logits_row, const int64_t* target, float* 
 #pragma omp parallel for
     for (int64_t i = 0; i < rows; ++i) {
         T* row = logits + i * logits_row;
-        const Floats hit = splat(load(row + target[i]));
+        const Floats hit = broadcast(load(row + target[i]));
         const float at_target = cap(hit * inner)[0];
-        Floats most = splat(-INFINITY), sums = {};
-        along(width, [&](int64_t j, auto at) { most = larger(at.take(row + j, load(row)) * inner, most); });
-        const Floats largest = cap(splat(largest_of(most)));
-        along(width, [&](int64_t j, auto at) { sums += at.only(fast_exp(cap(at.take(row + j) * inner) - largest)); });
-        const float normaliser = largest[0] + std::log(sum_of(sums));
-        // A NaN among the logits must not be lost to the comparisons above.
-        loss[i] = normaliser - at_target;
+        Floats most = broadcast(-INFINITY), sums = {};
+        for_each_vector(width, [&](int64_t j, auto at) { most = larger(at.take(row + j, load(row)) * inner, most); });
+        const Floats largest = cap(broadcast(largest_of(most)));
+        for_each_vector(
+            width, [&](int64_t j, auto at) { sums += at.only(fast_exp(cap(at.take(row + j) * inner) - largest)); });
+        const float normalizer = largest[0] + std::log(sum_of(sums));
+        // Computed from the sum, so that a NaN in the logits, which the comparisons above drop, still reaches the loss.
+        loss[i] = normalizer - at_target;
         if (!wants_gradient) continue;
         const auto gradient = [=](Floats product, float one) {
             const Floats value = cap(product * inner), t = CAPPED ? value / softcap : Floats{};
-            return (fast_exp(value - normaliser) - one) * (1.0f - t * t) * multiplier;
+            return (fast_exp(value - normalizer) - one) * (1.0f - t * t) * multiplier;
         };
         const float d_hit = gradient(hit, 1.0f)[0];
-        along(width, [&](int64_t j, auto at) { at.put(row + j, gradient(at.take(row + j), 0.0f)); });
+        for_each_vector(width, [&](int64_t j, auto at) { at.put(row + j, gradient(at.take(row + j), 0.0f)); });
         store(row + target[i], d_hit);
     }
 }

@@ -1,11 +1,11 @@
-"""What each kernel in C++ takes, in one table, `KERNELS`: of each tensor the dtype, shape and layout; numbers; sizes.
+"""`KERNELS`, the parameters of every C++ kernel: dtype, shape and layout of each tensor; numbers; sizes.
 
-Shapes are in letters, one for each size, the same in all tensors of a kernel: T tokens or rows, D width or head size,
-H query heads, J key heads, R rotated elements or rank, V vocabulary, N documents, M rows to multiply, O and I the
-out_features and in_features of a weight. Every size is at least 1. Tensors lie on the CPU, and each begins at a
-multiple of the size of its elements; no kernel asks for more alignment than that.
+Shapes are written in letters. A letter means the same size in all tensors of a kernel: T tokens or rows, D width or
+head size, H query heads, J key heads, R rotated elements or rank, V vocabulary, N documents, M rows to multiply, O and
+I the out_features and in_features of a weight. Every size is at least 1. Tensors are on the CPU and aligned to the size
+of their elements; no kernel needs more alignment than that.
 
-`contract.py` holds every call to it, and a test holds it to the declarations in C++.
+`contract.py` checks every call against this table, and a test checks the table against the declarations in C++.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _bytes(name: str, shape: str, written: bool = False, optional: bool = False)
 
 
 def _quotient(a: int, b: int) -> int:
-    """a / b, rounded up."""
+    """Divides a by b, rounding up."""
     return -(-a // b)
 
 
@@ -36,7 +36,7 @@ _ROWS = (Size("rows", "T"), Size("width", "D"))
 _DROPOUT = (*_ROWS, Whole("key", -(2**63), 2**64 - 1), Whole("threshold", -(2**15), 2**15), Real("factor"))
 _ACTIVATION = Whole("kind", 0, 1)
 
-# Queries, keys, values; what both of attention's kernels end with; what they ask of the heads.
+# Shared by both attention kernels: queries, keys and values; the last parameters; the rules for heads.
 _HEADS = (_rows("q", "THD"), _rows("k", "TJD"), _rows("v", "TJD"))
 _DOCUMENTS = (
     Tensor("lengths", "N", torch.int64),
@@ -58,8 +58,8 @@ _ATTENTION_RULES = (
     Rule("the query heads H are a multiple of the key heads J", lambda sizes: sizes["H"] % sizes["J"] == 0),
 )
 
-# A weight in 4 bits, (O, I): two a byte in P; C numbers that they stand for; B scales, or Q bytes of the K numbers in
-# `nested_code` times the G scales in `nested_absmax`, each for 256 of them.
+# A weight (O, I) in 4 bits: P bytes of two weights each; a table of C values; and B scales. With double quantization,
+# instead of B scales, Q bytes that index the K values of `nested_code`, times G scales in `nested_absmax`, one per 256.
 WEIGHT_STEP, NESTED_BLOCK, MOST_ROWS = 32, 256, 8
 _BLOCKSIZE = Whole("blocksize", WEIGHT_STEP, 2**31 - 1)
 _FOUR_BITS = (
@@ -73,7 +73,7 @@ _FOUR_BITS = (
     Real("nested_offset"),
 )
 _WHOLE_VECTORS = Rule(f"in_features I are a multiple of {WEIGHT_STEP}", lambda sizes: sizes["I"] % WEIGHT_STEP == 0)
-_SIXTEEN = Rule("there are C = 16 numbers", lambda sizes: sizes["C"] == 16)
+_SIXTEEN = Rule("there are C = 16 values", lambda sizes: sizes["C"] == 16)
 _WHOLE_BLOCKS = Rule(
     f"the blocksize is a multiple of {WEIGHT_STEP}", lambda sizes: sizes["blocksize"] % WEIGHT_STEP == 0
 )
@@ -81,7 +81,7 @@ _FOUR_BIT_RULES = (
     _WHOLE_VECTORS,
     _SIXTEEN,
     _WHOLE_BLOCKS,
-    Rule("O I weights lie two a byte in P", lambda sizes: sizes["O"] * sizes["I"] == 2 * sizes["P"]),
+    Rule("P bytes hold two of the O I weights each", lambda sizes: sizes["O"] * sizes["I"] == 2 * sizes["P"]),
     Rule(
         "each block of O I weights has a scale, in B or in Q",
         lambda sizes: (
@@ -90,14 +90,14 @@ _FOUR_BIT_RULES = (
         ),
     ),
     Rule(
-        f"scales in Q go with K = 256 numbers, and G scales of {NESTED_BLOCK} each",
+        f"scales in Q come with K = 256 values, and with one of G scales per {NESTED_BLOCK}",
         lambda sizes: (
             "Q" not in sizes or (sizes.get("K"), sizes.get("G")) == (256, _quotient(sizes["Q"], NESTED_BLOCK))
         ),
     ),
 )
 _EIGHT_BITS = (Tensor("packed", "OI", torch.int8), _floats("scales", "O"), Real("step"))
-_LAID = (_rows("out", "OI", written=True), Size("rows", "O"), Size("columns", "I"))
+_DEQUANTIZED = (_rows("out", "OI", written=True), Size("rows", "O"), Size("columns", "I"))
 _MULTIPLIED = (
     _floats("x", "MI"),
     Size("count", "M"),
@@ -105,7 +105,7 @@ _MULTIPLIED = (
     Size("rows", "O"),
     Size("columns", "I"),
 )
-_FEW_ROWS = Rule(f"there are M = {MOST_ROWS} rows at most", lambda sizes: sizes["M"] <= MOST_ROWS)
+_FEW_ROWS = Rule(f"there are at most M = {MOST_ROWS} rows", lambda sizes: sizes["M"] <= MOST_ROWS)
 
 _ALL = (
     Kernel(
@@ -211,7 +211,7 @@ _ALL = (
         (
             *_ATTENTION_RULES,
             Rule(
-                "S holds two of all query heads",
+                "S holds dk and dv of all query heads",
                 lambda sizes: "S" not in sizes or sizes["S"] == 2 * sizes["H"] * sizes["T"] * sizes["D"],
             ),
         ),
@@ -232,12 +232,12 @@ _ALL = (
             _SIXTEEN,
             Rule("there are L = 15 bounds between them", lambda sizes: sizes["L"] == 15),
             Rule("W weights are B blocks", lambda sizes: sizes["W"] == sizes["B"] * sizes["blocksize"]),
-            Rule("they lie two a byte in P", lambda sizes: sizes["W"] == 2 * sizes["P"]),
+            Rule("P bytes hold two weights each", lambda sizes: sizes["W"] == 2 * sizes["P"]),
         ),
     ),
-    Kernel("lay_4bit", (*_FOUR_BITS, *_LAID), _FOUR_BIT_RULES),
+    Kernel("dequantize_4bit", (*_FOUR_BITS, *_DEQUANTIZED), _FOUR_BIT_RULES),
     Kernel("multiply_4bit", (*_FOUR_BITS, *_MULTIPLIED), (*_FOUR_BIT_RULES, _FEW_ROWS)),
-    Kernel("lay_8bit", (*_EIGHT_BITS, *_LAID), (_WHOLE_VECTORS,)),
+    Kernel("dequantize_8bit", (*_EIGHT_BITS, *_DEQUANTIZED), (_WHOLE_VECTORS,)),
     Kernel("multiply_8bit", (*_EIGHT_BITS, *_MULTIPLIED), (_WHOLE_VECTORS, _FEW_ROWS)),
 )
 KERNELS = {kernel.name: kernel for kernel in _ALL}

@@ -1,6 +1,6 @@
-"""What a method puts into a model: modules with an adapter in them, whatever the method.
+"""The modules that a method puts into a model: the interface of an adapter, whatever its method.
 
-Everything that runs a model, folds an adapter in or looks for its tensors knows these classes alone.
+Code that runs a model, merges an adapter or looks for its tensors uses only these classes.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from lamina.compute.weights import FrozenLinear
 
 
 class AdapterModule(nn.Module, ABC):
-    """What a method puts into a model: in the place of one of its modules, around it, or before the whole model.
+    """A module of an adapter: it replaces or wraps a module of the model, or acts on the model as a whole.
 
     Attributes:
-        enabled: Whether it takes part; without it the model is the bare base.
-        merges: Whether it can be folded into the base's weights.
+        enabled: Whether the adapter is applied; if not, the module computes what the base does.
+        merges: Whether the adapter can be merged into the base's weights.
     """
 
     merges: ClassVar[bool] = True
@@ -32,18 +32,18 @@ class AdapterModule(nn.Module, ABC):
 
     @abstractmethod
     def adapter_tensors(self) -> dict[str, nn.Parameter]:
-        """The trained tensors, by their names in the HF PEFT format, such as `lora_A.weight`."""
+        """Returns the trained tensors, by their names in the HF PEFT format, such as `lora_A.weight`."""
 
     def fixed_tensors(self) -> dict[str, torch.Tensor]:
-        """Tensors that are saved with the adapter and not trained, named alike."""
+        """Returns tensors that are saved with the adapter but not trained, by their names in the HF PEFT format."""
         return {}
 
     def fast_tensors(self) -> list[str]:
-        """Which of the trained tensors LoRA+ gives a larger learning rate: those named B."""
+        """Names the trained tensors that LoRA+ gives a larger learning rate: the B's."""
         return []
 
     def embedding_tensors(self) -> list[str]:
-        """Which of the trained tensors hold embeddings, one a row, rather than a matrix that multiplies."""
+        """Names the trained tensors whose rows are embeddings, rather than a matrix that multiplies."""
         return []
 
     def row_forms(self) -> tuple[RowForm, ...]:
@@ -56,7 +56,7 @@ class AdapterModule(nn.Module, ABC):
 
     @abstractmethod
     def fold_in(self, model: PreTrainedModel, name: str) -> None:
-        """Puts what it adds into the base's weights, and the base's own module back at `name`."""
+        """Merges the adapter into the base's weights, and puts the base's own module back at `name`."""
 
     @property
     def virtual_tokens(self) -> int:
@@ -65,12 +65,12 @@ class AdapterModule(nn.Module, ABC):
 
     @property
     def base_module(self) -> nn.Module | None:
-        """The module whose weights `fold_in` replaces, by new tensors of the same dtype; None if there is none."""
+        """The module whose weights `fold_in` replaces by new tensors of the same dtype; None if there is none."""
         return None
 
 
 class AdapterLinear(AdapterModule):
-    """A frozen linear layer with an adapter beside it.
+    """A frozen linear layer with an adapter.
 
     Attributes:
         frozen: The base weight.
@@ -86,7 +86,7 @@ class AdapterLinear(AdapterModule):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The base weight, for code that looks at a layer's dtype or device."""
+        """The base weight, for code that reads a layer's dtype or device from it."""
         return self.frozen.base.weight
 
     @property
@@ -105,10 +105,10 @@ class AdapterLinear(AdapterModule):
 
     @abstractmethod
     def delta_weight(self) -> torch.Tensor:
-        """What the adapter adds to W: (out_features, in_features), float32."""
+        """Computes what merging adds to W: (out_features, in_features), float32."""
 
     def delta_bias(self) -> torch.Tensor | None:
-        """What the adapter adds to the bias: (out_features,), float32; None for nothing."""
+        """Computes what merging adds to the bias: (out_features,), float32; None for nothing."""
         return None
 
     def row_forms(self) -> tuple[RowForm, ...]:
@@ -129,6 +129,6 @@ class AdapterLinear(AdapterModule):
 
 
 def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Puts `module` at the dotted `name`."""
+    """Replaces the submodule with the dotted `name` by `module`."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)

@@ -1,16 +1,16 @@
-"""Exact attention over documents laid end to end, through transformers' attention interface.
+"""Exact attention over packed documents, through transformers' attention interface.
 
-Registered as `lamina_packed`. Each document attends to itself alone, causally, within a sliding window where the layer
-has one; nothing is padded and no mask of the whole sequence exists. A model is switched to it for training by
-`packed_attention(model)`, and back to its own implementation afterwards.
+Registered as `lamina_packed`. Each document attends only to itself, causally, within a sliding window if the layer has
+one. There is no padding and no mask over the whole sequence. `packed_attention(model)` switches a model to this
+implementation, and back to its own afterwards.
 
-What a layer gives to the interface is computed here or refused with `Unsupported`, never ignored. Whether a model then
-gives its own numbers is for the caller to find out (`compute/fusion/exactness.py`).
+Every argument that a layer passes to the interface is either honored or refused with `Unsupported`, never ignored. The
+caller tests whether the model's outputs stay the same (`compute/fusion/exactness.py`).
 
-On the CPU the kernels of `compute/kernels/attention.cpp` do it, on CUDA FlashAttention (`compute/ops/flash.py`). What
-they cannot take goes document by document through torch's own kernels; there the backward is ours on CUDA, where
-torch's adds up in any order, and for short documents on the CPU, where torch's takes several milliseconds however short
-a document is.
+On the CPU the kernels of `compute/kernels/attention.cpp` compute it, on CUDA FlashAttention (`compute/ops/flash.py`).
+What they do not support runs document by document through torch's own kernels. There we use our own backward on CUDA,
+because torch's adds up in any order, and for short documents on the CPU, because torch's takes several milliseconds
+however short a document is.
 """
 
 from __future__ import annotations
@@ -34,37 +34,37 @@ from lamina.structure.layers import text_decoder
 
 NAME = "lamina_packed"
 
-# Up to this many tokens our own backward is the faster one on the CPU (docs/benchmarks.md).
+# Up to this many tokens our own backward is faster on the CPU (docs/benchmarks.md).
 SHORT_DOCUMENT = 160
 
-# Rows of queries handled at once in it: bounds the scores in memory, and skips the keys that lie ahead of them.
+# Queries that our own backward handles at once: bounds the scores in memory, and skips the keys after the block.
 QUERY_BLOCK = 256
 
-# Arguments of other implementations that change nothing for packed documents without a cache: what is returned or
-# kept, positions that the queries and keys have been rotated by already, and the layer's number.
+# Arguments of other implementations that have no effect on packed documents without a cache: what is returned or
+# cached, position ids (queries and keys are already rotated), and the layer's index.
 _HARMLESS = frozenset(
     {"position_ids", "layer_idx", "use_cache", "output_attentions", "output_hidden_states", "output_router_logits"}
 )
 
 
 class Unsupported(Exception):
-    """A layer asks the attention interface for something that is not implemented here; the text says what."""
+    """A layer asks the attention interface for something that is not implemented here; the message says what."""
 
 
 @dataclass
 class _Call:
-    """Documents of the forward that is running, for layers that do not hand `document_lengths` on."""
+    """The document lengths of the running forward, for layers that do not pass `document_lengths` on."""
 
     lengths: list[int] | None = None
 
 
-# One for the process: a decoder's attention runs inside its forward, also where a checkpoint runs it again.
+# One for the process: attention runs inside the decoder's forward, also when checkpointing recomputes it.
 _call = _Call()
 
 
 @contextlib.contextmanager
 def packed_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Switches `model` to packed attention inside the block. A backward that recomputes layers must lie inside too.
+    """Switches `model` to packed attention inside the block. A backward that recomputes layers must run inside it too.
 
     Raises:
         ModelError: The model does not go through transformers' attention interface.
@@ -106,25 +106,24 @@ def packed_attention_forward(
     attention_prefix: Sequence[tuple[torch.Tensor, torch.Tensor]] | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each document.
+    """Computes causal attention within each document.
 
     Args:
-        module: The attention layer; it knows which one of the model it is.
+        module: The attention layer; its `layer_idx` selects the prefix.
         query: (1, query heads, T, head size).
         key: (1, key heads, T, head size); query heads are a multiple of key heads.
         value: Like `key`; its head size may be another.
         attention_mask: Must be None; packed sequences have none.
         dropout: Probability for the attention weights.
         scaling: Factor on query key^T; by default 1 / sqrt(head size).
-        sliding_window: A token sees so many tokens, itself included; None for all.
+        sliding_window: How many tokens a token sees, itself included; None for all.
         softcap: Attention scores become softcap * tanh(scores / softcap) (Gemma 2).
-        s_aux: (query heads,), attention sinks: a score for each head that takes part in the softmax and stands for no
-            token (GPT-OSS).
-        is_causal: Must be true, or None and the layer's own `is_causal` true.
+        s_aux: (query heads,), attention sinks: for each head a score in the softmax that belongs to no token (GPT-OSS).
+        is_causal: Must be true; or None, if the layer's own `is_causal` is true.
         document_lengths: Tokens of each document; by default those that the decoder was called with, or one document.
-        attention_prefix: For each layer, keys and values (1, key heads, n, head size) that every document begins with;
-            they count in the window.
-        others: What other implementations take and changes nothing here.
+        attention_prefix: For each layer, keys and values (1, key heads, n, head size) that are put before every
+            document; they count toward the window.
+        others: Arguments of other implementations, which must have no effect here.
 
     Returns:
         (1, T, query heads, value's head size), and None for the weights.
@@ -178,7 +177,7 @@ def _check_call(
 
 
 def _each_begins_with(rows_1HND: torch.Tensor, x_1HTD: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-    """`rows` before each document; in memory a token's heads stay beside each other, as the kernels want them."""
+    """Puts `rows` before each document. The heads of a token stay contiguous in memory, as the kernels require."""
     rows = rows_1HND.transpose(1, 2)
     documents = x_1HTD.transpose(1, 2).split(lengths, 1)
     return torch.cat([part for document in documents for part in (rows, document)], 1).transpose(1, 2)
@@ -192,7 +191,7 @@ class AttentionSettings:
     softcap: float | None
 
     def as_arguments(self) -> tuple[list[int], float, int | None, float | None]:
-        """In the kernels' order."""
+        """Lists the settings in the kernels' order."""
         return self.lengths, self.scale, self.window, self.softcap
 
     def as_flash_call(self) -> FlashCall:
@@ -201,7 +200,7 @@ class AttentionSettings:
 
 
 def _native(q_THD: torch.Tensor, k_TJD: torch.Tensor, v_TJD: torch.Tensor) -> bool:
-    return kernels_for(q_THD) is native and native.attends(q_THD, k_TJD, v_TJD)
+    return kernels_for(q_THD) is native and native.can_attend(q_THD, k_TJD, v_TJD)
 
 
 def _attend(
@@ -212,7 +211,7 @@ def _attend(
     dropout: float,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """One document through torch's own kernels: (1, H, L, D) in and out, sinks (H,)."""
+    """Computes one document with torch's own kernels: (1, H, L, D) in and out, sinks (H,)."""
     length, softcap, scale = query.shape[2], settings.softcap, settings.scale
     window = length if settings.window is None else min(settings.window, length)
     grouped = query.shape[1] != key.shape[1]
@@ -241,11 +240,11 @@ def _attend(
 
 
 class _PackedAttention(torch.autograd.Function):
-    """Every document of a packed sequence, without dropout. Tensors are (1, heads, T, head size).
+    """Attention over a packed sequence, without dropout. Tensors are (1, heads, T, head size).
 
-    Sinks (heads,) join the softmax of the native kernel afterwards: with the log of its sum, lse, they take the share
-    exp(sink - lse') of it, where exp(lse') = exp(lse) + exp(sink), and the rest shrinks by exp(lse - lse'). With lse'
-    in the place of lse, the backward of queries, keys and values is the same.
+    Sinks (heads,) are added to the native kernel's softmax afterwards. With lse the kernel's logsumexp, and
+    exp(lse') = exp(lse) + exp(sink), a sink gets the weight exp(sink - lse'), and the output is scaled by
+    exp(lse - lse'). The backward of queries, keys and values is the kernel's own, with lse' in place of lse.
     """
 
     @staticmethod
@@ -286,7 +285,7 @@ def _all_tokens_first(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def _tokens_first(x_1HTD: torch.Tensor) -> torch.Tensor:
-    """(1, heads, T, D) -> (T, heads, D) with a token's heads beside each other, as the kernels want them."""
+    """Reshapes (1, heads, T, D) to (T, heads, D) with the heads of a token contiguous, as the kernels require."""
     x_THD = x_1HTD[0].transpose(0, 1)
     return x_THD if x_THD.stride()[1:] == (x_THD.shape[2], 1) else x_THD.contiguous()
 
@@ -294,19 +293,19 @@ def _tokens_first(x_1HTD: torch.Tensor) -> torch.Tensor:
 def attention_forward(
     q_THD: torch.Tensor, k_TJD: torch.Tensor, v_TJD: torch.Tensor, settings: AttentionSettings, out_THD: torch.Tensor
 ) -> torch.Tensor | FlashState | None:
-    """Attention of every document, without autograd.
+    """Computes attention over every document, without autograd.
 
     Args:
         q_THD: Queries, (T, query heads, head size).
         k_TJD: Keys, (T, key heads, head size).
         v_TJD: Values, like the keys.
-        settings: Documents and scores.
-        out_THD: Written.
+        settings: Document lengths, scale, window and softcap.
+        out_THD: Output.
 
     Returns:
-        What `attention_backward` wants to know besides.
+        The state that `attention_backward` needs.
     """
-    if flash.takes(q_THD, v_TJD, settings.softcap):
+    if flash.supports(q_THD, v_TJD, settings.softcap):
         out, state = flash.forward(q_THD, k_TJD, v_TJD, settings.as_flash_call())
         out_THD.copy_(out)
         return state
@@ -328,7 +327,7 @@ def attention_backward(
     state: torch.Tensor | FlashState | None,
     results: tuple[torch.Tensor, ...],
 ) -> None:
-    """Gradients of queries, keys and values, written into `results`; arguments as in `attention_forward`."""
+    """Writes the gradients of queries, keys and values into `results`; other arguments as in `attention_forward`."""
     if isinstance(state, FlashState):
         parts = flash.backward(q_THD, k_TJD, v_TJD, out_THD, grad_THD, settings.as_flash_call(), state)
         for result, part in zip(results, parts, strict=True):
@@ -357,7 +356,7 @@ def _documents(settings: AttentionSettings) -> Iterator[slice]:
 def _backward_of_torch(
     q_HLD: torch.Tensor, k_JLD: torch.Tensor, v_JLD: torch.Tensor, grad_HLD: torch.Tensor, settings: AttentionSettings
 ) -> tuple[torch.Tensor, ...]:
-    """torch's own backward, after its forward once more."""
+    """Recomputes torch's forward and runs its backward."""
     with torch.enable_grad():
         inputs = [tensor[None].detach().requires_grad_() for tensor in (q_HLD, k_JLD, v_JLD)]
         output = _attend(inputs[0], inputs[1], inputs[2], settings, dropout=0.0)
@@ -372,10 +371,10 @@ def _backward_in_blocks(
     grad_HLD: torch.Tensor,
     settings: AttentionSettings,
 ) -> tuple[torch.Tensor, ...]:
-    """Batched products over blocks of queries.
+    """Computes the backward with batched products over blocks of queries.
 
-    In shapes: H query heads, J key heads, G = H / J, L tokens, Q queries of a block, S keys that they see, D head size.
-    The G query heads of a key head are laid below each other, (J, G Q, D), so keys and values are never repeated.
+    Shapes: H query heads, J key heads, G = H / J, L tokens, Q queries of a block, S keys that they see, D head size.
+    The G query heads of a key head are stacked along the tokens, (J, G Q, D), so keys and values are never repeated.
     """
     heads, key_heads, length = q_HLD.shape[0], k_JLD.shape[0], q_HLD.shape[1]
     keys_JLD, values_JLD = k_JLD.float(), v_JLD.float()
@@ -384,7 +383,7 @@ def _backward_in_blocks(
     for first in range(0, length, QUERY_BLOCK):
         last = min(first + QUERY_BLOCK, length)
         start = 0 if settings.window is None else max(0, first - settings.window + 1)
-        q, out, grad = (_below_each_other(x[:, first:last], key_heads) for x in (q_HLD, out_HLD, grad_HLD))
+        q, out, grad = (_stacked_heads(x[:, first:last], key_heads) for x in (q_HLD, out_HLD, grad_HLD))
         k, v = keys_JLD[:, start:last], values_JLD[:, start:last]
 
         hidden_NS = _hidden(first, last, start, settings.window, device=q.device).repeat(heads // key_heads, 1)
@@ -404,12 +403,12 @@ def _backward_in_blocks(
 
 
 def _hidden(first: int, last: int, start: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """(queries, keys) bool: True where query `first + i` must not see key `start + j`."""
+    """Builds the mask (queries, keys), bool: True where query `first + i` must not see key `start + j`."""
     everything = torch.ones(last - first, last - start, dtype=torch.bool, device=device)
     hidden = everything.triu(first - start + 1)
     return hidden if window is None else hidden | everything.tril(first - start - window)
 
 
-def _below_each_other(x_HQD: torch.Tensor, key_heads: int) -> torch.Tensor:
-    """(H, Q, D) -> (J, G Q, D), float32."""
+def _stacked_heads(x_HQD: torch.Tensor, key_heads: int) -> torch.Tensor:
+    """Stacks the query heads of each key head: (H, Q, D) -> (J, G Q, D), float32."""
     return x_HQD.float().reshape(key_heads, -1, x_HQD.shape[-1])

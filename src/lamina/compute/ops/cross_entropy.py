@@ -1,7 +1,8 @@
-"""Cross entropy over supervised tokens only, in chunks, with its gradient computed in the forward.
+"""Cross entropy over supervised tokens only, in chunks, with the gradient computed in the forward.
 
-The logits of the whole batch never exist: for each chunk of hidden states they are made, turned into the loss and into
-the gradient of the hidden states, and dropped. What the backward needs is one tensor of the size of the hidden states.
+The logits of the whole batch never exist at once. For each chunk of hidden states they are computed, reduced to the
+loss and to the gradient of the hidden states, and freed. The backward needs one tensor of the size of the hidden
+states.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from torch.utils.checkpoint import checkpoint
 from lamina.compute.kernels import checkpoint_contexts, kernels_for
 from lamina.structure.head import LogitTransform
 
-# Logits of a chunk: 2**25 elements are 64 MiB in bfloat16.
+# Elements of a chunk's logits: 2**25 are 64 MiB in bfloat16.
 CHUNK_ELEMENTS = 2**25
 
-# Rows of a chunk on a CPU: a multiple of 16 where there are so many, and not more than this. A row of 49,152 logits and
-# their gradient takes 0.22 ms with 336 rows, 0.26 with 341, and 0.32 with 360, where the gradient's product halves its
-# rate; with few rows both products are slow, 0.30 ms with 128. What is left for the last chunk is filled up to a
-# multiple of a seventh of that: seven shapes in all, where oneDNN would keep code and room for each other one.
+# Rows of a chunk on a CPU: at most this many, and a multiple of 16 from 16 rows on. A row of 49,152 logits and their
+# gradient takes 0.22 ms with 336 rows, 0.26 with 341, and 0.32 with 360, where the gradient's product drops to half its
+# speed; with few rows both products are slow, 0.30 ms with 128. The last chunk is padded to a multiple of a seventh of
+# the maximum. This makes seven shapes in all; oneDNN would cache code and memory for every other one.
 _ROWS_STEP, _MOST_ROWS, _LAST_ROWS_STEP = 16, 336, 48
 
 
@@ -33,14 +34,14 @@ def chunked_cross_entropy(
     transform: LogitTransform,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> torch.Tensor:
-    """Sum of -log p(target) for a frozen head.
+    """Computes the sum of -log p(target) for a frozen head.
 
     Args:
         hidden: (N, D), in the compute dtype.
         targets: (N,), int64.
-        linear: The head, weight (V, D); it gets no gradient.
-        transform: What follows the head's product.
-        chunk_elements: Bound on the elements of one chunk's logits.
+        linear: The head, with weight (V, D); it gets no gradient.
+        transform: The transform of the head's product into logits.
+        chunk_elements: Upper bound on the elements of one chunk's logits.
 
     Returns:
         A float32 scalar.
@@ -57,16 +58,16 @@ def chunked_cross_entropy_autograd(
     vocabulary: int,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> torch.Tensor:
-    """The same sum for a head that is trained or carries an adapter: chunks are recomputed in the backward.
+    """Computes the same sum for a head that is trained or has an adapter; the backward recomputes each chunk.
 
-    Slower than `chunked_cross_entropy` by one more head product, with the same memory.
+    Takes one head product more than `chunked_cross_entropy`, with the same memory.
     """
     rows = _rows_of_a_chunk(hidden, vocabulary, chunk_elements)
 
     def chunk_loss(hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
         count = len(hidden_ND)
-        if hidden_ND.device.type == "cpu":  # filled up with zeros, so that its shape comes again
-            hidden_ND = F.pad(hidden_ND, (0, 0, 0, _filled(count, rows) - count))
+        if hidden_ND.device.type == "cpu":  # padded with zeros to a shape that repeats
+            hidden_ND = F.pad(hidden_ND, (0, 0, 0, _padded_rows(count, rows) - count))
         logits_NV = linear(hidden_ND)[:count]
         return F.cross_entropy(transform(logits_NV).float(), targets_N, reduction="sum")
 
@@ -85,8 +86,8 @@ def _rows_of_a_chunk(hidden: torch.Tensor, vocabulary: int, chunk_elements: int)
     return rows
 
 
-def _filled(count: int, rows: int) -> int:
-    """Rows of a chunk that `count` tokens are left for."""
+def _padded_rows(count: int, rows: int) -> int:
+    """Rounds `count`, the tokens of the last chunk, up to one of the chunk sizes that repeat."""
     return min(rows, -(-count // _LAST_ROWS_STEP) * _LAST_ROWS_STEP)
 
 
@@ -104,12 +105,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wants_grad = ctx.needs_input_grad[0]
         grad_ND = torch.empty_like(hidden) if wants_grad else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        kernels, logits = kernels_for(hidden), hidden.new_empty(_filled(len(hidden), rows), len(weight))
+        kernels, logits = kernels_for(hidden), hidden.new_empty(_padded_rows(len(hidden), rows), len(weight))
         for first in range(0, hidden.shape[0], rows):
             chunk = slice(first, first + rows)
             hidden_CD, count = hidden[chunk], hidden[chunk].shape[0]
-            if count < rows:  # filled up with zeros, so that its shape comes again
-                hidden_CD = F.pad(hidden_CD, (0, 0, 0, _filled(count, rows) - count))
+            if count < rows:  # padded with zeros to a shape that repeats
+                hidden_CD = F.pad(hidden_CD, (0, 0, 0, _padded_rows(count, rows) - count))
             logits_CV = torch.mm(hidden_CD, weight.T, out=logits[: len(hidden_CD)])
             if bias is not None:
                 logits_CV += bias
@@ -118,7 +119,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             )
             total += losses_C.sum()
             if grad_ND is not None:
-                grad_ND[chunk] = torch.mm(logits_CV, weight)[:count]  # the logits are their gradient by now
+                grad_ND[chunk] = torch.mm(logits_CV, weight)[
+                    :count
+                ]  # the kernel has replaced the logits by their gradient
         ctx.save_for_backward(grad_ND)
         return total
 

@@ -1,12 +1,12 @@
-"""A frozen linear layer and a matrix of few parameters beside it, forward and backward in one autograd function.
+"""A frozen linear layer plus a weight update of few parameters, forward and backward in one autograd function.
 
     y = x W^T + b + x D^T
 
-D (out, in) is made of a few small factors. Saved for the backward are x, once and in its own dtype, and the factors.
-How D is applied is for the kind of D to say: `Hadamard` makes it, in the forward and again in the backward, where its
-gradient exists for one layer at a time; `Kronecker` never does.
+The update D (out, in) is built from a few small factors. Only x, once and in its own dtype, and the factors are saved
+for the backward. Each kind of D applies it differently: `Hadamard` builds D in the forward and again in the backward,
+where its gradient exists for one layer at a time; `Kronecker` never builds it.
 
-Factors are float32; what is multiplied with x is rounded to x's dtype.
+Factors are float32 and are rounded to x's dtype before they are multiplied with x.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lamina.compute.weights.frozen import FrozenLinear
 
 
 class Delta(ABC):
-    """A kind of D."""
+    """A kind of weight update D."""
 
     @staticmethod
     @abstractmethod
@@ -33,11 +33,11 @@ class Delta(ABC):
     def backward(
         g_TO: torch.Tensor, x_TI: torch.Tensor, grad_x_TI: torch.Tensor | None, *factors: torch.Tensor
     ) -> list[torch.Tensor]:
-        """Adds g D to the input's gradient, if there is one, and gives those of the factors, in their dtype."""
+        """Adds g D to the input's gradient unless that is None, and returns the factors' gradients in their dtype."""
 
 
 class Hadamard(Delta):
-    """D = (A1 B1) * (A2 B2): factors A1 (out, r), B1 (r, in), A2 (out, r), B2 (r, in)."""
+    """D = (A1 B1) * (A2 B2), elementwise (LoHa); factors A1 (out, r), B1 (r, in), A2 (out, r), B2 (r, in)."""
 
     @staticmethod
     def add(y_TO: torch.Tensor, x_TI: torch.Tensor, *factors: torch.Tensor) -> None:
@@ -58,7 +58,7 @@ class Hadamard(Delta):
 
 
 class Kronecker(Delta):
-    """D = C (x) B: factors C (l, m), B (k, n), for out = l k and in = m n.
+    """D = C (x) B, a Kronecker product (LoKr); factors C (l, m), B (k, n), for out = l k and in = m n.
 
     With x as (T, m, n) and y as (T, l, k), y[t] = C x[t] B^T, which is two small products instead of one with D.
     """
@@ -84,7 +84,7 @@ class Kronecker(Delta):
 
 
 def _right(x_TI: torch.Tensor, C: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
-    """x[t] B^T, turned: (T, k, m)."""
+    """Computes (x[t] B^T)^T: (T, k, m)."""
     return (x_TI.reshape(-1, C.shape[1], B.shape[1]) @ B.T).transpose(1, 2).contiguous()
 
 
@@ -97,7 +97,7 @@ def delta_linear(
         x: (..., in), in the compute dtype.
         frozen: W and b.
         delta: The kind of D.
-        factors: What D is made of, float32, with their scale in one of them.
+        factors: The factors of D, float32; one of them includes the scaling.
 
     Returns:
         (..., out), in x's dtype.
@@ -122,7 +122,7 @@ class _DeltaLinear(torch.autograd.Function):
         x, *factors = ctx.saved_tensors
         x_TI = x.reshape(-1, x.shape[-1])
         g_TO = grads[0].reshape(-1, grads[0].shape[-1])
-        # Nothing flows below the lowest adapter.
+        # Below the lowest adapter no gradient is needed.
         grad_x = ctx.frozen.matmul_t(g_TO) if ctx.needs_input_grad[0] else None
         factor_grads = ctx.delta.backward(g_TO, x_TI, grad_x, *factors)
         return None if grad_x is None else grad_x.view(x.shape), None, None, *factor_grads

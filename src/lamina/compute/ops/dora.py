@@ -1,4 +1,4 @@
-"""DoRA's norm without the weight: the row norms of W + s B A from rank-sized products.
+"""DoRA's norms without forming the merged weight: the row norms of W + s B A from rank-sized products.
 
     ||W + s B A||^2 = ||W||^2 + 2 s rowsum((W A^T) * B) + s^2 rowsum((B (A A^T)) * B)
 
@@ -11,15 +11,15 @@ import torch
 
 from lamina.compute.weights.frozen import FrozenLinear
 
-# Rows of W that are widened to float32 at once.
+# Rows of W that are converted to float32 at once.
 _ROWS = 4096
 
 
 @torch.no_grad()
 def row_squares(frozen: FrozenLinear) -> torch.Tensor:
-    """||W||^2 by row: (out,), float32."""
+    """Computes ||W||^2 for each row: (out,), float32."""
     weight = frozen.weight(frozen.base.weight.dtype)
-    if weight.is_meta:  # no weights, and no reason to follow each product's shape
+    if weight.is_meta:  # a model without weights: the result's shape is all there is
         return torch.empty(len(weight), device="meta")
     return torch.cat([rows.float().square().sum(1) for rows in weight.split(_ROWS)])
 
@@ -28,7 +28,7 @@ def row_squares(frozen: FrozenLinear) -> torch.Tensor:
 def row_norms(
     frozen: FrozenLinear, squares: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scaling: float
 ) -> torch.Tensor:
-    """||W + s B A|| by row; no gradient flows through it, as the paper proposes (section 4.3).
+    """Computes ||W + s B A|| for each row, without gradients, as the paper proposes (section 4.3).
 
     Args:
         frozen: W.

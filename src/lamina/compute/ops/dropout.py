@@ -1,4 +1,4 @@
-"""Dropout of a path's input, with a mask that the backward uses again."""
+"""Dropout on the input of a low-rank path, with a mask that the backward uses again."""
 
 from __future__ import annotations
 
@@ -8,63 +8,63 @@ import torch
 
 from lamina.compute.kernels import kernels_for, native, plain
 
-# Sixteen random bits decide about an element.
+# An element is dropped or kept by sixteen random bits.
 _STEPS = 2**16
 
 
 @dataclass(frozen=True)
-class CountedDropout:
-    """A dropout whose mask is a function of a key: it is drawn anew wherever it is used, and takes no memory.
+class CounterDropout:
+    """A dropout whose mask is a function of a key: it is recomputed wherever it is used, and takes no memory.
 
     Attributes:
-        key: 64 bits.
-        threshold: As in `lamina.compute.kernels.plain.stays`.
-        factor: Of what stays.
+        key: Key of the counter-based generator, 64 bits.
+        threshold: See `lamina.compute.kernels.plain.keep_mask`.
+        factor: What the kept elements are multiplied by.
     """
 
     key: int
     threshold: int
     factor: float
 
-    def of(self, x: torch.Tensor) -> torch.Tensor:
-        """x (T, in) with what is dropped as 0 and the rest times the factor."""
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """Applies the dropout: x (T, in) with dropped elements set to 0 and the others times the factor."""
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         kernels_for(x).dropped(x, self.key, self.threshold, self.factor, out)
         return out
 
     def add_(self, total: torch.Tensor, x: torch.Tensor) -> None:
-        """total (T, in) += `of(x)`."""
+        """Adds `apply(x)` to total (T, in), in place."""
         kernels_for(x, total).add_dropped_(total, x, self.key, self.threshold, self.factor)
 
 
 @dataclass(frozen=True)
 class MaskedDropout:
-    """A dropout that keeps its mask.
+    """A dropout that stores its mask.
 
     Attributes:
-        mask: (T, in), bool: what stays.
-        factor: Of what stays.
+        mask: (T, in), bool: True for kept elements.
+        factor: What the kept elements are multiplied by.
     """
 
     mask: torch.Tensor
     factor: float
 
-    def of(self, x: torch.Tensor) -> torch.Tensor:
-        """As `CountedDropout.of`."""
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """See `CounterDropout.apply`."""
         return torch.where(self.mask, x * self.factor, 0.0)
 
     def add_(self, total: torch.Tensor, x: torch.Tensor) -> None:
-        """As `CountedDropout.add_`."""
-        total.add_(self.of(x))
+        """See `CounterDropout.add_`."""
+        total.add_(self.apply(x))
 
 
-Dropout = CountedDropout | MaskedDropout
+Dropout = CounterDropout | MaskedDropout
 
 
 def draw_dropout(x: torch.Tensor, p: float) -> Dropout:
-    """A dropout for x, drawn by torch's generator of x's device.
+    """Draws a dropout for x from torch's generator for x's device.
 
-    On the CPU a mask is a function of a 64-bit key, the same with compiled kernels and without.
+    On the CPU the mask is a function of a 64-bit key, the same with compiled kernels and without.
 
     Args:
         x: (T, in), float16, bfloat16 or float32.
@@ -73,11 +73,11 @@ def draw_dropout(x: torch.Tensor, p: float) -> Dropout:
     steps = min(round(p * _STEPS), _STEPS - 1)
     threshold, factor = steps - _STEPS // 2, _STEPS / (_STEPS - steps)
     if x.device.type != "cpu":
-        # Four elements share a draw of 64 bits.
+        # One draw of 64 bits serves four elements.
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
         draws = words.view(torch.int16)[: x.numel()].view(x.shape)
         return MaskedDropout(draws >= threshold, factor)
     key = int(torch.empty((), dtype=torch.int64).random_(-(2**63), None))
     if kernels_for(x) is native:
-        return CountedDropout(key, threshold, factor)
-    return MaskedDropout(plain.stays(x.shape, key, threshold, x.device), factor)
+        return CounterDropout(key, threshold, factor)
+    return MaskedDropout(plain.keep_mask(x.shape, key, threshold, x.device), factor)

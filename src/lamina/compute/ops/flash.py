@@ -1,8 +1,8 @@
-"""Attention of packed documents by FlashAttention, on CUDA: torch's own kernel for sequences of different lengths.
+"""FlashAttention over packed documents, on CUDA, with torch's kernel for variable-length sequences.
 
-`torch.nn.attention.varlen.varlen_attn` is its public face, whose backward only autograd can ask for. A fused layer is
-an autograd function itself, so both operations behind that face are called here, with the arguments that it gives them
-(a test holds their signatures).
+`torch.nn.attention.varlen.varlen_attn` is its public interface, whose backward only autograd can call. A fused layer is
+an autograd function itself, so both operations behind that interface are called here, with the arguments that it passes
+to them (a test checks their signatures).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ OLDEST_GPU = (8, 0)
 
 @dataclass(frozen=True)
 class FlashState:
-    """What a backward needs besides its forward's input and output.
+    """What a backward needs in addition to its forward's input and output.
 
     Attributes:
-        lse: (H, T), float32: the log of the sum of exponentials of each softmax.
-        rng: Two tensors of the kernel's random state, which go unread without dropout.
+        lse: Logsumexp of the scores, (H, T), float32.
+        rng: Two tensors of the kernel's random state, which are not read without dropout.
     """
 
     lse: torch.Tensor
@@ -35,25 +35,25 @@ class FlashState:
 
 @dataclass(frozen=True)
 class FlashCall:
-    """The arguments beside tensors: documents in order, the factor on scores, the window (its own token included)."""
+    """Arguments other than tensors: document lengths, the scale of scores, the window (the token itself included)."""
 
     lengths: list[int]
     scale: float
     window: int | None
 
     def arguments(self, device: torch.device) -> tuple[Any, ...]:
-        """In the order of the operations: ends twice, longest document twice, dropout, whether causal."""
+        """Lists them in the operations' order: ends twice, longest document twice, dropout, whether causal."""
         ends, longest = _ends(tuple(self.lengths), device), max(self.lengths)
         return ends, ends, longest, longest, 0.0, self.window is None
 
     def options(self) -> dict[str, Any]:
-        """The kernel counts the tokens seen besides one's own."""
+        """Returns the keyword arguments. The kernel's window does not count the token itself."""
         seen = -1 if self.window is None else self.window - 1
         return {"scale": self.scale, "window_size_left": seen, "window_size_right": 0}
 
 
-def takes(q: torch.Tensor, v: torch.Tensor, softcap: float | None) -> bool:
-    """Whether the kernel can take queries (..., D), keys like them, and values (..., E)."""
+def supports(q: torch.Tensor, v: torch.Tensor, softcap: float | None) -> bool:
+    """Whether the kernel supports queries (..., D), keys like them, and values (..., E)."""
     head = q.shape[-1]
     return (
         q.device.type == "cuda"
@@ -112,6 +112,6 @@ def _same_bits() -> Iterator[None]:
 
 @functools.lru_cache(maxsize=16)
 def _ends(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Where documents begin and end, int32 on the device; every layer of a step asks for the same."""
+    """Computes the documents' boundaries, int32 on the device; cached, since every layer of a step needs the same."""
     ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     return ends.pin_memory().to(device, non_blocking=True)

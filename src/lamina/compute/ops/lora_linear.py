@@ -1,15 +1,15 @@
-"""A frozen linear layer with a low-rank path, forward and backward in one autograd function.
+"""A frozen linear layer with a LoRA adapter, forward and backward in one autograd function.
 
     y = x W^T + b + s (drop(x) A^T) B^T
 
-or, where columns are scaled by factors c (DoRA), y = c (x W^T + s (drop(x) A^T) B^T) + b.
+or, with column factors c (DoRA), y = c (x W^T + s (drop(x) A^T) B^T) + b.
 
-Saved for the backward are x, once and in its own dtype, the rank-sized h = s drop(x) A^T, and with c the result that it
-scales. The gradient of W is never formed, and every other intermediate of the path is rank-sized:
+Saved for the backward: x, once and in its own dtype; the rank-sized h = s drop(x) A^T; and, with c, the output before
+scaling. The gradient of W is never formed, and every other intermediate of the low-rank path is rank-sized:
 
     gh = s (g B)          dB = g^T h          dA = gh^T drop(x)          dx = g W + drop'(gh A)
 
-A and B are float32 masters; they are rounded to x's dtype for the products, as autocast would do.
+A and B are float32 master weights; they are rounded to x's dtype for the products, as autocast would do.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ def lora_linear(
     dropout: float = 0.0,
     columns: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Computes the layer.
+    """Computes y = x W^T + b + s (drop(x) A^T) B^T, with column factors where they are given.
 
     Args:
-        x: (..., in), in the compute dtype.
+        x: Input, (..., in), in the compute dtype.
         frozen: W and b.
         A: (r, in), float32.
         B: (out, r), float32.
         scaling: s.
-        dropout: Probability of dropping an element of the path's input (torch's generator draws); 0 at evaluation.
-        columns: c, (out,), float32, or None for 1.
+        dropout: Probability of dropping an element of the adapter's input (drawn by torch's generator); 0 in
+            evaluation.
+        columns: c, (out,), float32; None for 1.
 
     Returns:
-        (..., out), in x's dtype.
+        y, (..., out), in x's dtype.
     """
     drawn = draw_dropout(_rows(x), dropout) if dropout > 0.0 else None
     return _LoraLinear.apply(x, A, B, columns, frozen, scaling, drawn)
@@ -65,19 +66,19 @@ class _LoraLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         x_TI = _rows(x)
         y_TO = frozen.matmul(x_TI)
-        h_TR = (x_TI if dropout is None else dropout.of(x_TI)) @ A.to(x.dtype).T
+        h_TR = (x_TI if dropout is None else dropout.apply(x_TI)) @ A.to(x.dtype).T
         h_TR = h_TR * scaling
         y_TO.addmm_(h_TR, B.to(x.dtype).T)
-        # Only A's gradient asks for x: with a frozen A (LoRA-FA), what is kept is rank-sized.
+        # Only A's gradient needs x: with a frozen A (LoRA-FA), what is saved is rank-sized.
         kept_x, product = x if ctx.needs_input_grad[1] else None, None if columns is None else y_TO
-        # A mask goes with the tensors, so that checkpointing sees it and lets it go.
+        # A stored mask is saved as a tensor, so that checkpointing sees it and frees it.
         mask, ctx.counted = None, dropout
         if isinstance(dropout, MaskedDropout):
             mask, ctx.counted, ctx.factor = dropout.mask, None, dropout.factor
         ctx.save_for_backward(kept_x, A, B, h_TR, columns, product, mask)
         ctx.frozen, ctx.scaling, ctx.backend = frozen, scaling, chosen_backend()
         if columns is not None:
-            # c (y - b) + b, in a form that leaves y as it is where c is 1.
+            # c (y - b) + b, written so that y is unchanged where c is 1.
             y_TO = (y_TO * columns + (1.0 - columns) * _bias(frozen)).to(x.dtype)
         return in_shape(y_TO, *x.shape[:-1], frozen.out_features)
 
@@ -94,10 +95,10 @@ class _LoraLinear(torch.autograd.Function):
         kernels, grad_A, grad_B = kernels_for(g_TO), None, torch.empty_like(B)
         if x is not None:
             grad_A, x_TI = torch.empty_like(A), _rows(x)
-            kernels.narrow_product(gh_TR, x_TI if dropout is None else dropout.of(x_TI), grad_A, 1.0)
+            kernels.narrow_product(gh_TR, x_TI if dropout is None else dropout.apply(x_TI), grad_A, 1.0)
         kernels.narrow_product(h_TR, g_TO, grad_B.T, 1.0)
         grad_x = None
-        if ctx.needs_input_grad[0]:  # nothing flows below the lowest adapter
+        if ctx.needs_input_grad[0]:  # below the lowest adapter no gradient is needed
             grad_x = ctx.frozen.matmul_t(g_TO)
             if dropout is None:
                 grad_x.addmm_(gh_TR, A.to(g_TO.dtype))
@@ -113,5 +114,5 @@ def _bias(frozen: FrozenLinear) -> torch.Tensor | float:
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
-    """(..., width) -> (T, width)."""
+    """Flattens (..., width) to (T, width)."""
     return x.reshape(-1, x.shape[-1])

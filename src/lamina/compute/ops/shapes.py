@@ -1,7 +1,7 @@
-"""Shapes of results, and sizes that come again.
+"""Reshaping results, and rounding sizes up to a few that repeat.
 
-On the CPU oneDNN generates code for each new shape of a matrix product and keeps it: several milliseconds and hundreds
-of kilobytes a shape. Were every step to have its own number of tokens, memory would grow with every step
+On the CPU oneDNN generates and caches code for each new shape of a matrix product: several milliseconds and hundreds of
+kilobytes per shape. If every step had another number of tokens, memory would grow with every step
 (docs/decisions/0022-shapes-that-repeat.md). So sizes are rounded up to a few that repeat.
 """
 
@@ -11,16 +11,16 @@ import torch
 
 
 def in_shape(fresh: torch.Tensor, *shape: int) -> torch.Tensor:
-    """A fresh tensor in another shape, which autograd takes for a fresh one too.
+    """Reshapes a new tensor without making it a view for autograd.
 
-    What an autograd function returns as a view must not be written into, and model code adds to results in place. The
-    tensor given is not to be used any more.
+    Autograd forbids writing into a view that an autograd function returned, and model code adds to results in place.
+    The caller must not use `fresh` afterwards.
     """
     return torch.ops.aten._unsafe_view(fresh, shape)
 
 
 def repeating_size(size: int) -> int:
-    """The next of the sizes that repeat: sixteen between a power of two and the next, so at most 6% larger.
+    """Rounds up to the next size that repeats: sixteen between a power of two and the next, so at most 6% larger.
 
     >>> [repeating_size(size) for size in (5, 33, 1000, 1024, 1025)]
     [5, 34, 1024, 1024, 1088]

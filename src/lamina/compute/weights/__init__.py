@@ -1,4 +1,4 @@
-"""How a frozen weight is stored (dense, packed in 4 or 8 bits, mapped from its file), behind one interface."""
+"""Storage of frozen weights (dense, packed in 4 or 8 bits, memory-mapped from a file), behind one interface."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STORAGES: tuple[type[FrozenLinear], ...] = (DenseLinear, PackedFrozen)
 
 
 def freeze_linear(module: nn.Module) -> FrozenLinear | None:
-    """The `FrozenLinear` for a linear module, or None if no storage knows its class."""
+    """Wraps a linear module in its `FrozenLinear`; returns None if no storage supports its class."""
     for storage in STORAGES:
         if storage.stores(module):
             return storage(module)

@@ -1,4 +1,4 @@
-"""What makes up for the rounding of a quantized weight: a low-rank product that lies in a file beside it."""
+"""LoftQ's low-rank correction of a quantized weight, stored in a file next to it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from safetensors import safe_open
 
 @dataclass(frozen=True)
 class Correction:
-    """Where the A and B lie that belong to a split weight.
+    """Where the A and B of a weight that LoftQ split are stored.
 
     Attributes:
-        path: A safetensors file.
-        module: The weight's module.
+        path: The safetensors file.
+        module: Name of the weight's module.
     """
 
     path: Path
     module: str
 
     def read(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A (r, in_features) and B (out_features, r), float32, on the CPU."""
+        """Reads A (r, in_features) and B (out_features, r), float32, to the CPU."""
         with safe_open(self.path, "pt") as file:
             return file.get_tensor(f"{self.module}.A"), file.get_tensor(f"{self.module}.B")

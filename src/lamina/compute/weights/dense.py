@@ -1,4 +1,4 @@
-"""A weight held as an ordinary tensor: torch's `nn.Linear`, or GPT-2's `Conv1D`, which holds it transposed."""
+"""A weight stored as an ordinary tensor: torch's `nn.Linear`, or GPT-2's `Conv1D`, which stores it transposed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lamina.compute.weights.frozen import FrozenLinear
 
 
 class DenseLinear(FrozenLinear):
-    """An `nn.Linear` or `Conv1D`, frozen; or of a class made from `nn.Linear` that computes the same, as Falcon's."""
+    """A frozen `nn.Linear` or `Conv1D`, or a subclass of `nn.Linear` that computes the same, such as Falcon's."""
 
     base: nn.Linear | Conv1D
 
@@ -43,7 +43,7 @@ class DenseLinear(FrozenLinear):
     @torch.no_grad()
     def set_weight(self, weight: torch.Tensor) -> None:
         stored = weight.to(self.base.weight.dtype)
-        # A new tensor, not a copy into the old one: an embedding may share the old one's memory.
+        # A new tensor rather than a copy into the old one, whose memory an embedding may share.
         self.base.weight = nn.Parameter((stored.T if self._transposed else stored).contiguous(), requires_grad=False)
 
     @torch.no_grad()
@@ -57,9 +57,9 @@ class DenseLinear(FrozenLinear):
 @cache
 @torch.no_grad()
 def _computes_as_linear(kind: type[nn.Linear]) -> bool:
-    """Whether a class made from `nn.Linear` computes x W^T + b, of weight and bias alone. A bare module is tried."""
+    """Whether a subclass of `nn.Linear` computes x W^T + b from weight and bias alone, tested on a small module."""
     if kind is nn.modules.linear.NonDynamicallyQuantizableLinear:
-        return False  # its owner reads its weight, and never calls it
+        return False  # nn.MultiheadAttention reads its weight and never calls it
     generator = torch.Generator().manual_seed(0)
     for has_bias in (False, True):
         module = kind.__new__(kind)
@@ -70,7 +70,7 @@ def _computes_as_linear(kind: type[nn.Linear]) -> bool:
             x = torch.randn(shape, dtype=torch.float64, generator=generator)
             try:
                 found = module(x)
-            except Exception:  # it needs more than an nn.Linear has
+            except Exception:  # it needs attributes that an nn.Linear does not have
                 return False
             if not isinstance(found, torch.Tensor) or found.shape != (*shape[:-1], 5):
                 return False

@@ -1,4 +1,4 @@
-"""Memory pages of weights that are mapped from their file."""
+"""Memory pages of weights that are memory-mapped from their file."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lamina.machine.pages import page_out
 
 
 def drop_pages(tensor: torch.Tensor) -> None:
-    """Takes out of memory what of `tensor` is mapped from a file, once it was copied elsewhere.
+    """Evicts the pages of a memory-mapped `tensor` from memory, after it was copied elsewhere.
 
-    A file is mapped as a whole, and stays so as long as one of its tensors is in use: without this, each page that was
-    ever read would count beside its copy. Reading the tensor again brings its pages back, so nothing can be lost.
-    Does nothing for memory that is not mapped, nor on systems other than Linux.
+    A file is mapped as a whole, and stays mapped as long as one of its tensors is in use. Without this, every page that
+    was read would stay in memory in addition to its copy. Reading the tensor again loads its pages again, so no data is
+    lost. Does nothing for memory that is not mapped, nor on systems other than Linux.
     """
-    # Torch can resize the memory that it allocated itself, and no other.
+    # Only memory that torch allocated itself is resizable.
     allocated = tensor.untyped_storage().resizable()
     if tensor.device.type != "cpu" or allocated or not sys.platform.startswith("linux"):
         return

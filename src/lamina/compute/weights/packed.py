@@ -1,8 +1,9 @@
-"""Weights in 4 or 8 bits, in tensors of our own: packed by bitsandbytes, turned back by its kernels or by ours.
+"""Weights in 4 or 8 bits, in lamina's own modules: quantized by bitsandbytes, dequantized by its kernels or ours.
 
-Its modules are not used: on the CPU they repack a weight when they evaluate, after which it can neither be trained on
-nor turned back. Here a weight is only ever read: a product turns the one that it needs back into the compute dtype, and
-the backward does so again instead of keeping it.
+The modules of bitsandbytes are not used: on the CPU they repack a weight in evaluation mode, after which it can neither
+    be
+trained on nor dequantized. Here a packed weight is never changed: a product dequantizes it into the compute dtype, and
+the backward dequantizes it again instead of keeping it.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from lamina.compute.weights.correction import Correction
 from lamina.compute.weights.frozen import FrozenLinear
 from lamina.errors import ConfigError, Problem
 
-# Scales that belong together when they are quantized themselves.
+# Scales per block when the scales are quantized too (double quantization).
 NESTED_BLOCK = 256
 
-# 1 / 127, rounded as bitsandbytes rounds it: LLM.int8's whole numbers reach from -127 to 127.
+# 1 / 127, rounded as bitsandbytes rounds it: the integers of LLM.int8 range from -127 to 127.
 INT8_STEP = 7.874015718698502e-3
 
 
 def bitsandbytes() -> Any:
-    """`bitsandbytes.functional`.
+    """Imports `bitsandbytes.functional`.
 
     Raises:
-        ConfigError: It is not installed, or cannot be loaded.
+        ConfigError: bitsandbytes is not installed, or cannot be imported.
     """
     try:
         return importlib.import_module("bitsandbytes.functional")
@@ -47,19 +48,19 @@ def bitsandbytes() -> Any:
 def quantize_4bit(
     weight: torch.Tensor, quant_type: str, double_quant: bool, blocksize: int
 ) -> tuple[torch.Tensor, Any]:
-    """What `bitsandbytes.functional.quantize_4bit` gives, by our own kernel where it runs.
+    """Computes the same as `bitsandbytes.functional.quantize_4bit`, with our own kernel if it supports the weight.
 
     Args:
-        weight: Contiguous.
+        weight: Contiguous weight.
         quant_type: `nf4` or `fp4`.
         double_quant: Whether the scales are quantized too.
         blocksize: Weights that share a scale.
 
     Returns:
-        uint8 (elements / 2, 1), and the `QuantState` that belongs to it.
+        The packed weight, uint8 (elements / 2, 1), and its `QuantState`.
     """
     functional = bitsandbytes()
-    if not kernels.packs(weight, blocksize):
+    if not kernels.can_pack(weight, blocksize):
         return functional.quantize_4bit(
             weight, blocksize=blocksize, compress_statistics=double_quant, quant_type=quant_type
         )
@@ -82,9 +83,9 @@ class PackedLinear(nn.Module, ABC):
     Attributes:
         in_features: Width of the input.
         out_features: Width of the output.
-        dtype: What W is turned back to.
-        bias: (out_features,), frozen, or None.
-        correction: Where LoftQ's A and B for it lie; None without LoftQ.
+        dtype: The dtype that W is dequantized to.
+        bias: Frozen bias (out_features,), or None.
+        correction: Where LoftQ's A and B for this weight are stored; None without LoftQ.
     """
 
     packed: torch.Tensor
@@ -97,34 +98,34 @@ class PackedLinear(nn.Module, ABC):
         self.bias = None if bias is None else nn.Parameter(bias.detach().to(dtype), requires_grad=False)
 
     def dense(self, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """W as (out_features, in_features), by default in the compute dtype."""
+        """Dequantizes W to a new tensor (out_features, in_features), by default in the compute dtype."""
         out = torch.empty(self.out_features, self.in_features, dtype=dtype or self.dtype, device=self.packed.device)
-        self.lay(out)
+        self.dequantize_into(out)
         return out
 
     @abstractmethod
-    def lay(self, out: torch.Tensor) -> None:
-        """Writes W into `out` (out_features, in_features), whose rows may lie apart, in its dtype."""
+    def dequantize_into(self, out: torch.Tensor) -> None:
+        """Dequantizes W into `out` (out_features, in_features), in the dtype of `out`, whose rows may be strided."""
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        """x W^T, for x (T, in_features)."""
+        """Computes x W^T, for x (T, in_features)."""
         return F.linear(x, self.dense(x.dtype))
 
     @property
     def weight(self) -> torch.Tensor:
-        """An empty tensor in the compute dtype, for code that looks at a layer's dtype or device."""
+        """An empty tensor in the compute dtype, for code that reads a layer's dtype or device from its weight."""
         return torch.empty(0, dtype=self.dtype, device=self.packed.device)
 
     def packed_bytes(self) -> int:
-        """What the weight and its scales take."""
+        """Bytes of the packed weight and its scales."""
         return sum(buffer.nbytes for buffer in self.buffers())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: (..., in_features) -> (..., out_features); for the backward no dense weight is kept."""
+        """Computes (..., in_features) -> (..., out_features), without keeping a dense weight for the backward."""
         return packed_matmul(x, self, self.bias)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PackedLinear:
-        # A change of dtype concerns what W is turned back to; scales are part of the stored numbers.
+        # A change of dtype changes the dtype that W is dequantized to, not the stored scales.
         exact = dict(self.named_buffers())
         super()._apply(fn, recurse)
         for name, buffer in exact.items():
@@ -134,13 +135,14 @@ class PackedLinear(nn.Module, ABC):
 
 
 class FourBitLinear(PackedLinear):
-    """Two weights a byte, each one of sixteen numbers times its block's scale (NF4 or FP4).
+    """A weight in 4 bits, NF4 or FP4: two weights per byte, each one of sixteen values times its block's scale.
 
     Attributes:
-        packed: uint8, (in_features * out_features / 2, 1).
-        absmax: A scale a block: float32, or uint8 where the scales are quantized too.
-        code: (16,), float32: the numbers.
-        nested_absmax, nested_code, nested_offset: Of quantized scales, float32; else None.
+        packed: The packed weight, uint8, (in_features * out_features / 2, 1).
+        absmax: One scale per block: float32, or uint8 with double quantization.
+        code: The sixteen values, (16,), float32.
+        nested_absmax, nested_code, nested_offset: How the scales are quantized, float32; None without double
+            quantization.
         blocksize: Weights that share a scale.
         quant_type: `nf4` or `fp4`.
     """
@@ -165,9 +167,9 @@ class FourBitLinear(PackedLinear):
             in_features: Width of the input.
             out_features: Width of the output.
             bias: (out_features,), or None.
-            dtype: What W is turned back to.
-            packed: uint8.
-            state: The `QuantState` of bitsandbytes that belongs to it.
+            dtype: The dtype that W is dequantized to.
+            packed: The packed weight, uint8.
+            state: Its `QuantState` from bitsandbytes.
         """
         super().__init__(in_features, out_features, bias, dtype)
         self.blocksize, self.quant_type = state.blocksize, state.quant_type
@@ -187,38 +189,38 @@ class FourBitLinear(PackedLinear):
         packed, state = quantize_4bit(linear.weight.detach().contiguous(), quant_type, double_quant, blocksize)
         return cls(linear.in_features, linear.out_features, linear.bias, linear.weight.dtype, packed, state)
 
-    def lay(self, out: torch.Tensor) -> None:
-        if kernels.takes(self, out.dtype):
-            kernels.lay_4bit(self, out)
+    def dequantize_into(self, out: torch.Tensor) -> None:
+        if kernels.can_read(self, out.dtype):
+            kernels.dequantize_4bit(self, out)
         else:
-            out.copy_(self._turned_back(out.dtype))
+            out.copy_(self._dequantized_by_bitsandbytes(out.dtype))
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        if kernels.multiplies(x, self):
+        if kernels.can_multiply(x, self):
             return kernels.multiply_4bit(x, self)
         return super().product(x)
 
     def scales(self) -> torch.Tensor:
-        """What each block's numbers are multiplied by, (blocks,), float32."""
+        """Computes the scale of each block, (blocks,), float32."""
         if self.nested_absmax is None:
             return self.absmax
         nested = {"absmax": self.nested_absmax, "code": self.nested_code, "blocksize": NESTED_BLOCK}
         return bitsandbytes().dequantize_blockwise(self.absmax, **nested) + self.nested_offset
 
     def choose(self, numbers: torch.Tensor) -> None:
-        """Replaces the choice of each weight's number.
+        """Replaces the packed weight, and keeps the scales.
 
         Args:
-            numbers: (out_features, in_features), uint8: indices into `code`.
+            numbers: Indices into `code`, (out_features, in_features), uint8.
         """
         flat = numbers.flatten()
         self.packed = (flat[0::2] << 4 | flat[1::2]).view(self.packed.shape)
 
-    def _turned_back(self, dtype: torch.dtype) -> torch.Tensor:
-        """W by the kernels of bitsandbytes."""
+    def _dequantized_by_bitsandbytes(self, dtype: torch.dtype) -> torch.Tensor:
+        """Dequantizes W with the kernels of bitsandbytes."""
         absmax = self.scales()
-        # As rows of one block each, for on the CPU the kernel lets every row of what it is given begin a block: weights
-        # whose rows are no whole number of blocks would be turned back with the scales of other blocks.
+        # Reshaped to one block per row: on the CPU the kernel starts a new block at every row, so a weight whose rows
+        # are not a whole number of blocks would be dequantized with the scales of other blocks.
         weights = self.out_features * self.in_features
         shape = (1, weights) if weights % self.blocksize else (weights // self.blocksize, self.blocksize)
         flat = torch.ops.bitsandbytes.dequantize_4bit.default(
@@ -228,11 +230,11 @@ class FourBitLinear(PackedLinear):
 
 
 class EightBitLinear(PackedLinear):
-    """A byte a weight and a scale a row: W = packed * scales / 127.
+    """A weight in 8 bits (LLM.int8), with one scale per row: W = packed * scales / 127.
 
     Attributes:
-        packed: int8, (out_features, in_features).
-        scales: float32, (out_features,): the largest magnitude of each row.
+        packed: The packed weight, int8, (out_features, in_features).
+        scales: The largest magnitude of each row, float32, (out_features,).
     """
 
     scales: torch.Tensor
@@ -256,23 +258,23 @@ class EightBitLinear(PackedLinear):
         packed, scales, _ = bitsandbytes().int8_vectorwise_quant(linear.weight.detach().to(torch.float16))
         return cls(linear.in_features, linear.out_features, linear.bias, linear.weight.dtype, packed, scales)
 
-    def lay(self, out: torch.Tensor) -> None:
-        if kernels.takes(self, out.dtype):
-            kernels.lay_8bit(self, INT8_STEP, out)
+    def dequantize_into(self, out: torch.Tensor) -> None:
+        if kernels.can_read(self, out.dtype):
+            kernels.dequantize_8bit(self, INT8_STEP, out)
         else:
             out.copy_(self.packed * self.scales[:, None] * INT8_STEP)
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        if kernels.multiplies(x, self):
+        if kernels.can_multiply(x, self):
             return kernels.multiply_8bit(x, self, INT8_STEP)
         return super().product(x)
 
 
 def unpack(model: nn.Module) -> int:
-    """Replaces every packed linear layer by an ordinary one with the weight that it stands for, in its compute dtype.
+    """Replaces every packed linear layer by an ordinary one with the dequantized weight, in its compute dtype.
 
     Returns:
-        How many were replaced.
+        The number of replaced layers.
     """
     packed = [(name, module) for name, module in model.named_modules() if isinstance(module, PackedLinear)]
     for name, module in packed:
@@ -284,13 +286,13 @@ def unpack(model: nn.Module) -> int:
 
 
 def count_weights(model: nn.Module) -> int:
-    """Parameters of a model, packed weights included; one that two modules share counts once."""
+    """Counts the parameters of a model, including packed weights; shared parameters count once."""
     packed = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, PackedLinear))
     return packed + sum(parameter.numel() for parameter in model.parameters())
 
 
 def packed_matmul(x: torch.Tensor, base: PackedLinear, bias: torch.Tensor | None) -> torch.Tensor:
-    """x W^T + bias, with W turned back for the product if need be, and once more for the backward."""
+    """Computes x W^T + bias. W is dequantized for the product where needed, and again for the backward."""
     y: Any = _PackedMatmul.apply(x, base)
     return y if bias is None else y + bias
 
@@ -307,7 +309,7 @@ class _PackedMatmul(torch.autograd.Function):
 
 
 class PackedFrozen(FrozenLinear):
-    """A `PackedLinear` as methods see it."""
+    """The `FrozenLinear` of a `PackedLinear`."""
 
     is_exact = False
     base: PackedLinear | nn.Linear
@@ -342,7 +344,7 @@ class PackedFrozen(FrozenLinear):
 
     @torch.no_grad()
     def set_weight(self, weight: torch.Tensor) -> None:
-        """From now on the layer is an ordinary one in the compute dtype: a changed weight is not quantized again."""
+        """Replaces the packed layer by an ordinary one in the compute dtype: a merged weight is not quantized again."""
         dense: Any = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
         dtype = self.base.dtype if isinstance(self.base, PackedLinear) else self.base.weight.dtype
         dense.weight = nn.Parameter(weight.to(dtype), requires_grad=False)

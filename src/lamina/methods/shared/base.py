@@ -1,7 +1,7 @@
-"""What a method is, and what it leaves in a model.
+"""`Method`, the interface of a PEFT method, and `Injection`, an adapter attached to a model.
 
-A method's file defines `METHOD`, an instance of a `Method` subclass; discovery finds it by the file's name, which is
-also the name of its configuration in `config/methods/`.
+A method's file defines `METHOD`, an instance of a `Method` subclass. It is discovered by the file's name, which is also
+the name of its configuration in `config/methods/`.
 """
 
 from __future__ import annotations
@@ -24,46 +24,46 @@ from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.errors import ConfigError, Problem
 from lamina.quantization.loftq import LoftqPlan
 
-# HF peft saves an adapter's tensors under this prefix, and so does lamina, in checkpoints too.
+# The prefix of tensor names in HF peft's adapter files; lamina uses it too, also in checkpoints.
 PEFT_PREFIX = "base_model.model."
 
 
 class Hooks:
-    """What a method does around a step of the training loop. These do nothing."""
+    """What a method does around each step of the training loop. The defaults do nothing."""
 
     def penalty(self) -> torch.Tensor | None:
-        """A scalar that is added to the loss, once a step."""
+        """Returns a scalar that is added to the loss, once per step."""
         return None
 
     def before_update(self, step: int) -> None:
-        """The gradients of step `step` (from 1) are there, clipped; the optimizer follows."""
+        """Called after the gradients of step `step` (from 1) are clipped, and before the optimizer's update."""
 
     def after_update(self, step: int) -> None:
-        """The optimizer has moved the tensors; their gradients are still there."""
+        """Called after the optimizer's update, while the gradients still exist."""
 
     def is_settled(self) -> bool:
-        """Whether the adapter has the form that the method promises; before that, no evaluation makes it the best."""
+        """Whether the adapter has its final form, such as its target rank; until then no evaluation counts as best."""
         return True
 
     def figures(self) -> dict[str, Any]:
-        """What the run's summary says of the method; JSON values."""
+        """Returns the method's entries for the run's summary, as JSON values."""
         return {}
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Everything that a resumed run needs to go on alike."""
+        """Returns the state that a resumed run needs to continue exactly."""
         return {}
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Puts back what `state` gave."""
+        """Restores what `state` returned."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """An adapter as it is written.
+    """An adapter in the form in which it is saved.
 
     Attributes:
-        config: The configuration that it is to be loaded with.
-        tensors: By their names in the HF PEFT format.
+        config: The configuration to load it with.
+        tensors: Its tensors, by their names in the HF PEFT format.
     """
 
     config: MethodConfig
@@ -75,12 +75,12 @@ class Injection:
     """An adapter attached to a model.
 
     Attributes:
-        model: The model it is attached to.
+        model: The model that the adapter is attached to.
         config: The method's configuration.
-        layers: What was put in, by the names of the modules that it replaced, in the model's order. What belongs to the
-            model as a whole has the name "", and its tensors no prefix.
-        left_out: Modules that the method goes on by itself, but for that a text does not call them.
-        useless: Sentences about settings that select nothing. An adapter is not begun with them, but it can be loaded.
+        layers: The adapter's modules, by the names of the modules that they replaced, in the model's order. A module
+            for the model as a whole has the name "", and its tensors have no prefix.
+        left_out: Modules that the method would adapt, but that do not run on a text.
+        useless: Sentences about settings that select nothing. They are errors for a new adapter, but not in loading.
     """
 
     model: PreTrainedModel
@@ -90,7 +90,7 @@ class Injection:
     useless: Sequence[str] = ()
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """All trained tensors, by their names in the HF PEFT format. One that two layers share is there once."""
+        """Returns all trained tensors, by their names in the HF PEFT format; a shared tensor appears once."""
         named: dict[str, nn.Parameter] = {}
         seen: set[int] = set()
         for name, layer in self.layers.items():
@@ -101,7 +101,7 @@ class Injection:
         return named
 
     def saved_tensors(self) -> dict[str, torch.Tensor]:
-        """The trained tensors, and those that are saved beside them."""
+        """Returns the trained tensors and the fixed tensors that are saved with them."""
         fixed = {
             tensor_name(name, key): tensor
             for name, layer in self.layers.items()
@@ -118,11 +118,11 @@ class Injection:
         return {name: forms for name, layer in self.layers.items() if (forms := layer.row_forms())}
 
     def fast_tensors(self) -> set[str]:
-        """Names of the tensors that LoRA+ gives a larger learning rate."""
+        """Names the tensors that LoRA+ gives a larger learning rate."""
         return {tensor_name(name, key) for name, layer in self.layers.items() for key in layer.fast_tensors()}
 
     def vocabulary_tensors(self) -> set[str]:
-        """Names of the tensors that are embeddings, or belong to the input embedding or to the output head."""
+        """Names the tensors that are embeddings, or belong to the input embedding or the output head."""
         ends = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
         return {
             tensor_name(name, key)
@@ -132,7 +132,7 @@ class Injection:
 
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Copies tensors in, the trained ones or all saved ones; `adapter.check_tensors` checks names and shapes."""
+        """Loads trained tensors, or all saved ones; `adapter.check_tensors` checks names and shapes."""
         trained = self.tensors()
         for name, tensor in self.saved_tensors().items():
             if name in trained or name in tensors:
@@ -140,7 +140,7 @@ class Injection:
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
-        """The bare base, inside the block."""
+        """Disables the adapter inside the block, so that the model is the bare base."""
         states = {name: layer.enabled for name, layer in self.layers.items()}
         for layer in self.layers.values():
             layer.enabled = False
@@ -152,7 +152,7 @@ class Injection:
 
 
 def tensor_name(module: str, key: str) -> str:
-    """The name of a module's tensor in the HF PEFT format; what belongs to the whole model has no prefix."""
+    """Builds a tensor's name in the HF PEFT format; tensors of the model as a whole have no prefix."""
     return f"{PEFT_PREFIX}{module}.{key}" if module else key
 
 
@@ -160,12 +160,12 @@ class Method(ABC):
     """One PEFT method.
 
     Attributes:
-        in_peft: Whether HF peft knows the method, so that it can load what is saved.
-        peft_takes_conv1d: Whether HF peft has it for GPT-2's `Conv1D` too, which holds its weight transposed.
-        starts_as_base: Whether a fresh adapter leaves the model's output as it is.
-        draws: Whether a fresh adapter depends on the seed.
-        needs_biases: Whether it only fits models that have biases.
-        fallback: Whether it reads the peft configurations that no other method reads, and so is asked last.
+        in_peft: Whether HF peft has the method, so that it can load what is saved.
+        peft_takes_conv1d: Whether HF peft supports it on GPT-2's `Conv1D` too, which stores its weight transposed.
+        starts_as_base: Whether a new adapter leaves the model's output unchanged.
+        draws: Whether a new adapter depends on the seed.
+        needs_biases: Whether it works only on models with biases.
+        fallback: Whether it reads the peft configurations that no other method reads, and so is tried last.
     """
 
     in_peft: ClassVar[bool] = True
@@ -176,87 +176,86 @@ class Method(ABC):
     fallback: ClassVar[bool] = False
 
     def check(self, model: PreTrainedModel, config: Any) -> None:
-        """Checks what only matters where an adapter is begun, and not where one is loaded, before `attach`.
+        """Runs the checks for a new adapter that do not apply to loading one, before `attach`.
 
         Raises:
-            ConfigError: No adapter should be begun with this configuration on this model.
+            ConfigError: A new adapter cannot have this configuration on this model.
         """
         return
 
     @abstractmethod
     def attach(self, model: PreTrainedModel, config: Any, seed: int) -> Injection:
-        """Puts a fresh adapter into `model`, initialised from `seed`.
+        """Attaches a new adapter to `model`, initialized from `seed`.
 
         Raises:
             ConfigError: The configuration does not fit the model.
         """
 
     def leaves_out(self, config: Any, name: str) -> bool:
-        """Whether settings of the user's leave a module out of those that `target_modules: all-linear` selects."""
+        """Whether the user's settings exclude a module from those that `target_modules: all-linear` selects."""
         return False
 
     def plan_loftq(self, config: Any) -> Callable[[PreTrainedModel], LoftqPlan] | None:
-        """What LoftQ splits of a base that is quantized for this adapter, given the model without weights.
+        """Returns a function from a model without weights to the `LoftqPlan` of its quantization; None without LoftQ.
 
-        Raises:
-            ConfigError: When it is called: the configuration does not fit the model.
+        The function raises ConfigError if the configuration does not fit the model.
         """
         return None
 
     def prepare(self, injection: Injection, documents: Sequence[torch.Tensor]) -> Injection:
-        """Fits a fresh adapter to the training data, before anything is trained.
+        """Prepares a new adapter for training, for example by initializing it from the training data.
 
         Args:
-            injection: From `attach`.
-            documents: Token ids (1, T) of each training document, made when it is asked for.
+            injection: The result of `attach`.
+            documents: Token ids (1, T) of each training document, encoded on access.
 
         Returns:
-            The adapter to train: the same one, or one in its place.
+            The adapter to train: the same one, or a replacement.
         """
         return injection
 
     def hooks(self, injection: Injection, total_steps: int) -> Hooks:
-        """What the method does around each of `total_steps` steps."""
+        """Returns what the method does around each of `total_steps` steps."""
         return Hooks()
 
     def saved(self, injection: Injection) -> Saved:
-        """The adapter as it is to be written; the model is left as it is."""
+        """Returns the adapter in the form to save, without changing the model."""
         return Saved(injection.config, injection.saved_tensors())
 
     def begun(self, config: Any) -> Any:
-        """The configuration of an adapter whose tensors are there, so that it matters no more how they began."""
+        """Returns the configuration of an adapter that has its tensors, without the settings of initialization."""
         return config
 
     @abstractmethod
     def peft_config(self, config: Any, target_modules: list[str], base_ref: str) -> dict[str, Any]:
-        """The content of HF peft's `adapter_config.json`."""
+        """Builds the content of HF peft's `adapter_config.json`."""
 
     @abstractmethod
     def reads_peft(self, peft_config: Mapping[str, Any]) -> bool:
-        """Whether a peft configuration is of this method."""
+        """Whether a peft configuration belongs to this method."""
 
     @abstractmethod
     def from_peft(self, peft_config: Mapping[str, Any]) -> MethodConfig:
-        """The configuration that a peft one stands for.
+        """Converts a peft configuration to this method's.
 
         Raises:
-            AdapterError: It uses a feature of peft that would change the result and is not supported.
+            AdapterError: It uses a feature of peft that would change the output and is not supported.
         """
 
 
 def find_method(name: str) -> Method:
-    """The method of that name (a key of `METHOD_CONFIGS`)."""
+    """Returns the method with this name (a key of `METHOD_CONFIGS`)."""
     assert name in METHOD_CONFIGS, name
     return plugins.load_member("methods", name).METHOD
 
 
 def all_methods() -> dict[str, Method]:
-    """Every method by its name."""
+    """Returns every method by its name."""
     return {name: find_method(name) for name in METHOD_CONFIGS}
 
 
 def inject(model: PreTrainedModel, config: MethodConfig, seed: int) -> Injection:
-    """Attaches a fresh adapter of the configured method. Only the adapter's tensors ask for gradients afterwards.
+    """Attaches a new adapter of the configured method. Afterwards only the adapter's tensors require gradients.
 
     Raises:
         ConfigError: The configuration does not fit the model.

@@ -1,4 +1,4 @@
-"""Which of a model's weights lie in layers that an adapter changes, and what `all-linear` leaves out."""
+"""Reports which share of a model's weights is in adapted layers, and which layers `all-linear` leaves out."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from lamina.structure.reach import modules_out_of_reach
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of a model an adapter reaches. Weights are counted outside of embeddings and output head.
+    """How much of a model an adapter covers. Embeddings and output head are not counted.
 
     Attributes:
-        weights: Of the model.
-        adapted: Of the modules that the adapter changes.
-        stacked: Of those without an adapter that hold several matrices in one tensor, by parameter.
-        narrow: Linear layers that `all-linear` leaves out because the rank is larger than their smaller side.
-        uncalled: What is left out because a text does not call it (`structure/reach.py`): by the outermost module
-            without an adapter, how many linear layers there are; or other modules, where the method is on others.
-        way: A `method:` that adapts the stacked weights too; empty without any.
-        everywhere: Whether all linear layers were asked for.
+        weights: Number of weights in the model.
+        adapted: Number of weights in the modules that the adapter changes.
+        stacked: Number of weights in each unadapted parameter that stacks several matrices in one tensor.
+        narrow: Linear layers that `all-linear` leaves out because their smaller side is below the rank.
+        uncalled: Linear layers (or other modules, where the method adapts those) that are left out because they do not
+            run on a text (`structure/reach.py`): their number by outermost module without an adapter.
+        way: A `method:` that adapts the stacked weights too; empty if there are none.
+        everywhere: Whether `target_modules` is `all-linear`.
     """
 
     weights: int
@@ -50,29 +50,29 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """Of the weights, those in modules that the adapter changes."""
+        """The share of weights in modules that the adapter changes."""
         return self.adapted / max(self.weights, 1)
 
     def notes(self) -> list[str]:
-        """What a user should know of what `all-linear` leaves out; nothing if that is the output head alone."""
+        """Lists notes for the user on what `all-linear` leaves out; empty if it is only the output head."""
         notes = []
         if self.stacked and self.everywhere:
             share = sum(self.stacked.values()) / self.weights
             notes.append(
-                f"target_modules: all-linear leaves out weights that are stacked in one tensor, as a mixture's experts "
-                f"are: {listed(summed_up(self.stacked), 'weight')}. They are {share:.1%} of the weights {OUTSIDE}, and "
-                f"the adapter is on {self.share:.1%}. To adapt them too: {self.way}."
+                f"target_modules: all-linear leaves out weights that are stacked in one tensor, such as a mixture's "
+                f"experts: {listed(summed_up(self.stacked), 'weight')}. They are {share:.1%} of the weights {OUTSIDE}; "
+                f"the adapter covers {self.share:.1%}. To adapt them too: {self.way}."
             )
         if self.narrow:
             what = listed(summed_up(dict.fromkeys(self.narrow, 1)), "layer", most=20)
-            notes.append(f"target_modules: all-linear leaves out what is narrower than the rank: {what}.")
+            notes.append(f"target_modules: all-linear leaves out layers that are narrower than the rank: {what}.")
         if self.uncalled:
             what = listed(summed_up(self.uncalled), "module")
             notes.append(f"Left out, since they are not called when the model runs over a text: {what}.")
         return notes
 
     def as_json(self) -> dict[str, Any]:
-        """As plain data, layers summed up."""
+        """Converts to plain data, with layers summarized."""
         return {
             "outside_embeddings_and_head": self.weights,
             "adapted": self.adapted,
@@ -85,7 +85,7 @@ class Coverage:
 
 
 def find_coverage(injection: Injection) -> Coverage:
-    """Looks at an adapter in its place."""
+    """Computes the coverage of an attached adapter."""
     model, config = injection.model, injection.config
     adapters = {id(t) for layer in injection.layers.values() for t in layer.parameters() if t.requires_grad}
     adapters |= {id(tensor) for tensor in injection.saved_tensors().values()}
@@ -106,13 +106,13 @@ def find_coverage(injection: Injection) -> Coverage:
 
 
 def check_reach(injection: Injection) -> None:
-    """Checks that a text calls every linear layer with an adapter; others would never be trained.
+    """Checks that every linear layer with an adapter runs on a text; others would never be trained.
 
     Raises:
-        ConfigError: It does not; the layers are named, and what leaves them out.
+        ConfigError: A layer does not; the message names such layers, and how to exclude them.
     """
     linears = [name for name, layer in injection.layers.items() if isinstance(layer, AdapterLinear)]
-    if not linears or injection.config.everywhere:  # which has looked at it
+    if not linears or injection.config.everywhere:  # `all-linear` selects only layers that run
         return
     silent = modules_out_of_reach(injection.model)
     found = [name for name in linears if name in silent]
@@ -128,7 +128,7 @@ def check_reach(injection: Injection) -> None:
 
 
 def left_out_linears(injection: Injection) -> dict[str, FrozenLinear]:
-    """Linear layers that `all-linear` did not select, besides the head and what the user left out."""
+    """Finds the linear layers that `all-linear` did not select, without the head and those the user excluded."""
     model, config = injection.model, injection.config
     method, head = find_method(config.type), model.get_output_embeddings()
     found: dict[str, FrozenLinear] = {}
@@ -141,14 +141,14 @@ def left_out_linears(injection: Injection) -> dict[str, FrozenLinear]:
 
 
 def with_names(injection: Injection, config: MethodConfig) -> MethodConfig:
-    """The configuration to save: with the modules' names where `all-linear` might select others when it is loaded.
+    """Returns the configuration to save, with module names if `all-linear` could select other modules on loading.
 
     Args:
         injection: The adapter.
-        config: What it would be saved with.
+        config: The configuration that it would be saved with.
     """
     if not config.everywhere or find_method(config.type).plan_loftq(config) is not None:
-        return config  # a base that was quantized with LoftQ is found by the settings as they were
+        return config  # the cache finds a base quantized with LoftQ by the original settings
     linears = {name: layer for name, layer in injection.layers.items() if isinstance(layer, AdapterLinear)}
     wider = any(config.narrowest(name) > width(layer.frozen) for name, layer in linears.items())
     if not wider and not left_out_linears(injection):
@@ -157,7 +157,7 @@ def with_names(injection: Injection, config: MethodConfig) -> MethodConfig:
 
 
 def _outermost(names: Iterable[str], changed: Iterable[str]) -> dict[str, int]:
-    """How many of the names are in each of the outermost modules that hold no changed one."""
+    """Counts the names by the outermost module around them that contains no changed module."""
     holders = {prefix for name in changed for prefix in itertools.accumulate(name.split("."), "{}.{}".format)}
     found: dict[str, int] = {}
     for name in names:
@@ -167,10 +167,10 @@ def _outermost(names: Iterable[str], changed: Iterable[str]) -> dict[str, int]:
 
 
 def _top(name: str, silent: set[str]) -> str:
-    """The outermost module around one that is out of reach as well."""
+    """Finds the outermost module around a silent one that is silent too."""
     return next(prefix for prefix in itertools.accumulate(name.split("."), "{}.{}".format) if prefix in silent)
 
 
 def _in(name: str, modules: Container[str]) -> bool:
-    """Whether a name is that of one of the modules, or of something in one of them."""
+    """Whether a name is one of the modules, or inside one of them."""
     return any(prefix in modules for prefix in itertools.accumulate(name.split("."), "{}.{}".format))

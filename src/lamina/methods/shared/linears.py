@@ -1,4 +1,4 @@
-"""What the methods on linear layers share: initial tensors, a rank that fits, and peft's common fields."""
+"""Helpers of the methods on linear layers: initial tensors, checks of the rank, and peft's common fields."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lamina.methods.shared.targets import width
 
 Config = TypeVar("Config", bound=MethodConfig)
 
-# Fields of every peft configuration that say where an adapter came from, or how training began, and change no result.
+# Fields of every peft configuration that describe an adapter's origin or initialization, and do not change its output.
 _NO_EFFECT_FIELDS = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -36,40 +36,40 @@ _NO_EFFECT_FIELDS = {
 
 
 def uniform(shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
-    """A float32 tensor, uniform in +-1/sqrt(shape[1]), which is Kaiming's with a = sqrt(5).
+    """Draws a float32 tensor, uniform in +-1/sqrt(shape[1]), which is Kaiming's with a = sqrt(5).
 
-    On the CPU: the same generator gives the same tensor whatever the device.
+    It is drawn on the CPU, so that a seed gives the same tensor for every device.
     """
     bound = shape[1] ** -0.5
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
 def zeros(shape: tuple[int, ...], device: torch.device) -> nn.Parameter:
-    """A float32 tensor of zeros."""
+    """Makes a float32 parameter of zeros."""
     return nn.Parameter(torch.zeros(shape, device=device))
 
 
 def frozen_linears(model: PreTrainedModel, names: Iterable[str]) -> dict[str, FrozenLinear]:
-    """The model's linear layers of these names, which `find_targets` gave; nothing is replaced."""
+    """Wraps the model's linear layers with these names (from `find_targets`), without replacing them in the model."""
     frozen = {name: freeze_linear(model.get_submodule(name)) for name in names}
     return {name: linear for name, linear in frozen.items() if linear is not None}
 
 
 def adapted_linears(injection: Injection) -> dict[str, FrozenLinear]:
-    """The frozen layers under an adapter's layers, by name."""
+    """Returns the frozen base layers of an adapter's linear layers, by name."""
     return {name: layer.frozen for name, layer in injection.layers.items() if isinstance(layer, AdapterLinear)}
 
 
 def check_rank(field: str, config: MethodConfig, linears: Mapping[str, FrozenLinear]) -> None:
-    """Checks that no layer is narrower than the rank that it gets. `all-linear` selects none such.
+    """Checks that no layer is narrower than its rank. `all-linear` does not select such layers.
 
     Args:
-        field: Where the rank is set.
-        config: Of the method.
+        field: The field that sets the rank.
+        config: The method's configuration.
         linears: The layers that get an adapter, by name.
 
     Raises:
-        ConfigError: Some are; the first is named, with what leaves them out.
+        ConfigError: A layer is narrower; the message names the first one, and how to exclude such layers.
     """
     narrow = [name for name, linear in linears.items() if config.rank_of(name) > width(linear)]
     if not narrow:
@@ -87,7 +87,7 @@ def check_rank(field: str, config: MethodConfig, linears: Mapping[str, FrozenLin
 
 
 def _end_of(name: str, narrow: Iterable[str], linears: Iterable[str]) -> str:
-    """The shortest end of a name that no layer has which is wide enough."""
+    """Finds the shortest suffix of a name that no sufficiently wide layer has."""
     wide, parts = set(linears) - set(narrow), name.split(".")
     ends = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
     return next(end for end in ends if not any(other.endswith(f".{end}") for other in wide))
@@ -96,13 +96,13 @@ def _end_of(name: str, narrow: Iterable[str], linears: Iterable[str]) -> str:
 def peft_fields(
     peft_type: str, configured: str | list[str] | None, target_modules: list[str], base_ref: str
 ) -> dict[str, Any]:
-    """The fields that every peft configuration has.
+    """Builds the fields that every peft configuration has.
 
     Args:
-        peft_type: peft's name of the method.
-        configured: The configuration's `target_modules`; a regular expression is written as it is.
+        peft_type: peft's name for the method.
+        configured: The configuration's `target_modules`; a regular expression is saved unchanged.
         target_modules: Names that select the adapted modules.
-        base_ref: Where peft finds the base.
+        base_ref: Where peft finds the base model.
     """
     is_regex = isinstance(configured, str) and configured != "all-linear"
     return {
@@ -116,15 +116,15 @@ def peft_fields(
 
 
 def read_peft_fields(cls: type[Config], peft_config: Mapping[str, Any], no_effect: Iterable[str] = ()) -> Config:
-    """A method's configuration from peft's, whose fields have the same names.
+    """Builds a method's configuration from peft's, whose fields have the same names.
 
     Args:
-        cls: The method's configuration.
-        peft_config: As read from `adapter_config.json`.
-        no_effect: Fields of peft's, beside those of every method, that change no result.
+        cls: The method's configuration class.
+        peft_config: The content of `adapter_config.json`.
+        no_effect: More of peft's fields that do not change the output.
 
     Raises:
-        AdapterError: A field is missing or wrong, or others are set, which would be lost; they are named.
+        AdapterError: A field is missing or wrong, or an unsupported field is set; the message names it.
     """
     fields = [name for name in cls.model_fields if name != "type"]
     refuse_unknown(cls.title, peft_config, {*fields, *no_effect, *_NO_EFFECT_FIELDS})
@@ -137,10 +137,10 @@ def read_peft_fields(cls: type[Config], peft_config: Mapping[str, Any], no_effec
 
 
 def refuse_unknown(title: str, peft_config: Mapping[str, Any], known: Collection[str]) -> None:
-    """Checks that a peft configuration sets nothing beside `known`.
+    """Checks that a peft configuration sets no fields other than `known`.
 
     Raises:
-        AdapterError: It does; what would be lost is named.
+        AdapterError: It does; the message names the unsupported settings.
     """
     unknown = sorted(key for key, value in peft_config.items() if key not in known and not _is_off(key, value))
     if unknown:
@@ -149,10 +149,10 @@ def refuse_unknown(title: str, peft_config: Mapping[str, Any], known: Collection
 
 
 def with_defaults(peft_config: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
-    """A peft configuration with the installed peft's defaults for those of the fields that it lacks, as peft reads it.
+    """Completes a peft configuration with the installed peft's defaults for missing `fields`, as peft itself does.
 
     Raises:
-        AdapterError: It lacks some that peft does not know, or that peft is not there to tell.
+        AdapterError: A missing field has no default in peft, or peft is not installed.
     """
     missing = [name for name in fields if name not in peft_config]
     try:

@@ -1,12 +1,12 @@
-"""EVA: A begins as the directions in which a layer's inputs vary most, and ranks go where they explain most.
+"""EVA: initializes A with the principal components of a layer's inputs, and distributes ranks by explained variance.
 
-Paischer et al. 2024, "Parameter Efficient Fine-tuning via Explained Variance Adaptation", arXiv:2410.07170. Inputs
-X (T, in) of each adapted layer are collected over training documents, and their principal directions V (k, in) kept up
-to date by incremental singular value decomposition:
+Paischer et al. 2024, "Parameter Efficient Fine-tuning via Explained Variance Adaptation", arXiv:2410.07170. The inputs
+X (T, in) of each adapted layer are collected over training documents, and their principal components V (k, in) are
+updated by incremental singular value decomposition:
 
     [S V; X - mean; correction of the mean] = U S' V'          explained = S'^2 / total variance
 
-Of all directions of all layers, the best explaining ones are taken, as many as all ranks together; A = V[:rank].
+The components of all layers that explain most are selected, as many as the sum of all ranks; A = V[:rank].
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from lamina.config.methods.lora import EvaConfig
 from lamina.machine.seeding import seeded
 from lamina.structure.inputs import run_once, with_same_input
 
-# The data comes round again until all directions are found, but not for ever: ranks that are still moving by then
+# Documents are repeated until all components converge, but at most this many steps: ranks that still change by then
 # differ by little.
 MAX_STEPS = 256
 
-# Of the random first guess in a truncated decomposition; peft's, so that both find the same to rounding.
+# Seed of the random start of the truncated decomposition; peft's, so that both results agree up to rounding.
 _SEED = 42
 
 
 class IncrementalPca:
-    """Principal directions of data that comes in parts.
+    """Incremental principal component analysis, over data that arrives in batches.
 
     Attributes:
-        directions: (k, in), float32, orthonormal rows in the order of their singular values.
+        directions: Principal components, (k, in), float32: orthonormal rows in the order of their singular values.
         singular_values: (k,), float32.
-        explained: (k,), each direction's share of the total variance.
-        change: (k,), cosine of each direction with that of the part before; -1 before the second part.
+        explained: Each component's share of the total variance, (k,).
+        change: Cosine of each component with its value before the last update, (k,); -1 before the second update.
     """
 
     def __init__(self, k: int) -> None:
@@ -48,11 +48,11 @@ class IncrementalPca:
         self._mean = self._squares = torch.zeros((), dtype=torch.float64)
 
     def update(self, x_TI: torch.Tensor) -> None:
-        """Takes in another part, T >= k rows."""
+        """Adds a batch of T >= k rows."""
         x, new, old = x_TI.double(), x_TI.shape[0], self._rows
         mean, total = x.mean(0), old + new
         centred = (x_TI - mean).float()
-        # Squared distances from the common mean: those within the parts, and that between their means.
+        # Squared deviations from the common mean: those within the batches, plus that between their means.
         shift = self._mean.to(mean) - mean if old else torch.zeros_like(mean)
         squares = centred.double().square().sum(0) + shift.square() * (old * new / total)
         self._squares = squares if not old else self._squares + squares
@@ -65,19 +65,19 @@ class IncrementalPca:
             self.change = torch.nn.functional.cosine_similarity(V, self.directions).cpu()
         self.directions, self.singular_values = V, S
         share = S.double().square() / self._squares.sum()
-        self.explained = share.nan_to_num(0.0).cpu()  # an input that never changes has no variance to explain
+        self.explained = share.nan_to_num(0.0).cpu()  # 0 / 0 for a constant input, which has no variance
         self._mean = (mean * new + self._mean.to(mean) * old) / total
         self._rows = total
 
 
 @dataclass
 class _Group:
-    """Layers with the same input, which is looked at once.
+    """Layers with the same input, which share one analysis.
 
     Attributes:
-        names: The layers.
-        pca: Of their input.
-        waiting: Inputs of documents that were too short for a step of their own.
+        names: Names of the layers.
+        pca: The analysis of their input.
+        waiting: Inputs of documents that were too short for an update.
     """
 
     names: list[str]
@@ -99,17 +99,17 @@ def eva_factors(
     config: EvaConfig,
     documents: Sequence[torch.Tensor],
 ) -> dict[str, torch.Tensor]:
-    """The first A of every layer.
+    """Computes the initial A of every layer.
 
     Args:
-        model: With the layers in it; their adapters are not looked at.
-        layers: By name.
-        ranks: Of each layer before ranks are moved; their sum stays.
-        config: How to look.
-        documents: Token ids (1, T) of each, asked for one at a time, in turn and again where they are few.
+        model: The model that contains the layers.
+        layers: The layers by name.
+        ranks: Each layer's rank before ranks are redistributed; their sum stays the same.
+        config: Settings of EVA.
+        documents: Token ids (1, T) of each document, accessed one at a time and repeated if there are few.
 
     Returns:
-        (new rank, in_features) for each layer, float32; the new rank may be 0.
+        For each layer A, (new rank, in_features), float32; the new rank may be 0.
     """
     training = model.training
     model.eval()
@@ -146,8 +146,8 @@ def eva_factors(
 
 
 def _distribute(groups: list[_Group], limits: Mapping[str, int], budget: int) -> dict[str, int]:
-    """How many of all layers' best explaining directions each layer has, `budget` in all."""
-    # Among equals, one layer of each group comes first, as in peft.
+    """Distributes `budget` ranks: each layer's number among the components that explain most."""
+    # On ties, the first layer of each group precedes the others, as in peft.
     order = [(group, group.names[0]) for group in groups]
     order += [(group, name) for group in groups for name in group.names[1:]]
     owners = [name for _, name in order for _ in range(limits[name])]
@@ -159,7 +159,7 @@ def _distribute(groups: list[_Group], limits: Mapping[str, int], budget: int) ->
 
 
 def _truncated_svd(matrix: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest `k` singular values, and their right vectors (k, columns) with a fixed sign."""
+    """Computes the `k` largest singular values, and their right vectors (k, columns) with a fixed sign."""
     if 2 * k > min(matrix.shape):
         _, S, V = torch.linalg.svd(matrix, full_matrices=False)
     else:

@@ -1,17 +1,17 @@
-"""How LoRA's factors A (r, in) and B (out, r) begin.
+"""Initializes LoRA's factors A (r, in) and B (out, r).
 
 * true: A uniform in +-1/sqrt(in), which is Kaiming's with a = sqrt(5), B zero (Hu et al. 2021, arXiv:2106.09685).
 * gaussian: A normal with deviation 1/r, B zero.
-* orthogonal: A and B random, with row spaces at right angles in the middle, so that B A = 0
+* orthogonal: A and B random, with orthogonal inner spaces, so that B A = 0
   (https://datta0.github.io/posts/rethink-lora-init).
 * pissa: s B A is the best approximation of W of rank r: W = U S V^T, A = sqrt(S_r / s) V_r^T, B = U_r sqrt(S_r / s)
   (Meng et al. 2024, arXiv:2404.02948); pissa_niter_N finds it by N subspace iterations.
 * olora: B A is the first r columns and rows of W = Q R (Büyükakyüz 2024, arXiv:2406.01775).
-* loftq: s B A makes up for what quantizing took from W (`quantization/loftq.py`); found when the base is quantized. A
-  layer that was left as it is begins like true: there is nothing to make up for.
-* false: both uniform, as torch begins a linear layer.
+* loftq: s B A approximates the quantization error of W (`quantization/loftq.py`), computed when the base is quantized.
+  A layer that is not quantized is initialized as with true.
+* false: both uniform, as torch initializes a linear layer.
 
-EVA's A comes from the data, see `lora_eva.py`; until then it begins like true.
+EVA computes A from the data, see `lora_eva.py`; until then it is initialized as with true.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from lamina.methods.shared.linears import uniform
 def initial_factors(
     init: bool | str, frozen: FrozenLinear, r: int, scaling: float, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A (r, in_features) and B (out_features, r), float32, on the weight's device.
+    """Initializes A (r, in_features) and B (out_features, r), float32, on the weight's device.
 
-    What is random is drawn on the CPU: the same seed gives the same adapter whatever the device.
+    Random numbers are drawn on the CPU, so that a seed gives the same adapter for every device.
 
     Args:
-        init: As `init_lora_weights`.
-        frozen: The layer.
-        r: The rank.
+        init: The value of `init_lora_weights`.
+        frozen: The base layer.
+        r: Rank.
         scaling: s, which PiSSA divides by.
-        generator: On the CPU.
+        generator: Generator on the CPU.
 
     Raises:
-        ConfigError: LoftQ, but the base was not quantized with it.
+        ConfigError: `init` is loftq, but the base was not quantized with LoftQ.
     """
     inputs, outputs, device = frozen.in_features, frozen.out_features, frozen.base.weight.device
     if isinstance(init, str) and init.startswith("pissa"):
@@ -64,7 +64,9 @@ def initial_factors(
 def _correction(frozen: FrozenLinear) -> tuple[torch.Tensor, torch.Tensor]:
     factors = frozen.correction()
     if factors is None:
-        message = "'loftq' begins with what quantizing found, but the base was not quantized with LoftQ."
+        message = (
+            "'loftq' needs the factors from quantizing the base with LoftQ, but the base was quantized without it."
+        )
         raise ConfigError(Problem("method.init_lora_weights", message, "load the base with its quantization"))
     return factors
 
@@ -75,7 +77,7 @@ def _pissa(
     _, _, iterations = init.partition("_niter_")
     if iterations:
         seed = int(torch.randint(2**31, (), generator=generator))
-        # torch draws the first guess from its global generator.
+        # svd_lowrank draws its start from torch's global generator.
         with seeded(seed, weight.device):
             U, S, V = torch.svd_lowrank(weight, r, niter=int(iterations))
         Vh = V.T

@@ -1,6 +1,6 @@
-"""Which modules of a model LoRA goes on, which are trained beside it, and whether every setting has a use.
+"""Selects the modules that get LoRA and those that are trained as a whole, and finds settings without effect.
 
-Names are matched as HF peft matches them, so that a saved configuration selects the same modules there.
+Names are matched as HF peft matches them, so that a saved configuration selects the same modules in peft.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from lamina.structure.reach import modules_out_of_reach
 
 
 def lora_modules(model: PreTrainedModel, config: LoraConfig) -> list[str]:
-    """Names of the linear modules that get a low-rank product, in the model's order.
+    """Selects the linear modules that get LoRA: their names, in the model's order.
 
     Raises:
-        ConfigError: A pattern selects nothing or no linear layer, or what it selects is left out again.
+        ConfigError: A pattern selects nothing, or a module that is not linear, or all that it selects is excluded.
     """
     found = find_targets(model, config.target_modules, config.narrowest)
     chosen = [name for name in found if is_wanted(name, config)]
@@ -38,21 +38,21 @@ def lora_modules(model: PreTrainedModel, config: LoraConfig) -> list[str]:
 
 
 def is_wanted(name: str, config: LoraConfig) -> bool:
-    """Whether the settings leave a module in that `target_modules` selects."""
+    """Whether the other settings keep a module that `target_modules` selects."""
     exact = config.target_modules if isinstance(config.target_modules, list) else []
     return not _is_excluded(name, config) and (name in exact or layer_index(name, config) in _layers(config))
 
 
 def trained_modules(model: PreTrainedModel, config: LoraConfig, adapted: Collection[str]) -> list[str]:
-    """Names of the modules that `modules_to_save` selects, in the model's order.
+    """Selects the modules of `modules_to_save`: their names, in the model's order.
 
     Args:
         model: A model without adapters.
         config: The configuration.
-        adapted: What `lora_modules` gave.
+        adapted: The result of `lora_modules`.
 
     Raises:
-        ConfigError: One of them has no weights, or packed ones, lies inside another one, or holds an adapted module.
+        ConfigError: A module has no weights or packed weights, is inside another one, or contains an adapted module.
     """
     ends = tuple(config.modules_to_save or ())
     chosen = [name for name, _ in model.named_modules() if name and name.endswith(ends)] if ends else []
@@ -74,7 +74,7 @@ def trained_modules(model: PreTrainedModel, config: LoraConfig, adapted: Collect
 
 
 def bias_modules(model: PreTrainedModel, others: Collection[str]) -> list[str]:
-    """Names of the modules with a bias, apart from `others`, what is inside them, and what a text does not call."""
+    """Finds the modules with a bias, except `others`, modules inside them, and modules that do not run on a text."""
     silent = modules_out_of_reach(model)
     return [
         name
@@ -86,23 +86,23 @@ def bias_modules(model: PreTrainedModel, others: Collection[str]) -> list[str]:
 
 
 def layer_index(name: str, config: LoraConfig) -> int | None:
-    """The number of the decoder layer that a module is in; None outside of them, or if no layers are to be chosen."""
+    """Finds the index of a module's decoder layer: -1 outside of layers, None if `layers_to_transform` is not set."""
     if config.layers_to_transform is None:
         return None
     patterns = [config.layers_pattern] if isinstance(config.layers_pattern, str) else config.layers_pattern
-    # Lazy: the first number counts, not that of an expert inside a layer.
+    # A lazy match, for the first number rather than that of an expert inside a layer.
     starts = [rf"(?:.*?\.)?{pattern}" for pattern in patterns] if patterns else [r".*?\.[^.]*"]
     matches = (re.match(rf"{start}\.(\d+)\.", name) for start in starts)
     return next((int(match.group(1)) for match in matches if match), -1)
 
 
 def useless_settings(model: PreTrainedModel, config: LoraConfig, adapted: Collection[str]) -> list[Problem]:
-    """Settings that select nothing, each with its problem.
+    """Finds settings that select nothing, each with its problem.
 
     Args:
         model: The model, with or without its adapter.
         config: The configuration.
-        adapted: Names of the modules with a low-rank product.
+        adapted: Names of the modules with LoRA.
     """
     problems = []
     last_names = sorted({name.rpartition(".")[2] for name in adapted})
@@ -114,7 +114,7 @@ def useless_settings(model: PreTrainedModel, config: LoraConfig, adapted: Collec
     if config.layers_to_transform is not None:
         there = {layer_index(name, config) for name in adapted} - {-1}
         for index in sorted(_layers(config) - there, key=str):
-            message = f"{index} is no layer with a module that target_modules selects."
+            message = f"layer {index} has no module that target_modules selects, or does not exist."
             problems.append(Problem("method.layers_to_transform", message, "count from 0, and check layers_pattern"))
     names = [name for name, _ in model.named_modules() if name]
     excluded = config.exclude_modules
@@ -129,7 +129,7 @@ def useless_settings(model: PreTrainedModel, config: LoraConfig, adapted: Collec
 
 
 def no_bias(model: PreTrainedModel, config: LoraConfig) -> Problem:
-    """What is wrong with `bias` where there is none to train."""
+    """Describes the error that `bias` asks to train biases and there are none."""
     where = type(model).__name__ if config.bias == "all" else "the adapted layers"
     return Problem("method.bias", f"{config.bias!r} trains biases, but {where} have none.", "set it to none")
 

@@ -1,8 +1,8 @@
-"""Linear layers whose adapter is a low-rank path: what LoRA, DoRA, AdaLoRA and VeRA share.
+"""The base class of low-rank adapters on linear layers: LoRA, DoRA, AdaLoRA and VeRA.
 
     y = c (x W^T + s (drop(x) A^T) B^T) + b
 
-The methods differ in what A and B are made of, and in whether there are factors c of the outputs.
+The methods differ in how they compute A and B, and in whether they scale the outputs by c.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class LowRankLinear(AdapterLinear):
 
     Attributes:
         scaling: s.
-        dropout: Probability of dropping an element of the path's input while training.
+        dropout: Probability of dropping an element of the low-rank path's input in training.
     """
 
     def __init__(self, frozen: FrozenLinear, scaling: float, dropout: float) -> None:
@@ -32,22 +32,22 @@ class LowRankLinear(AdapterLinear):
 
     @abstractmethod
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A (rank, in_features) and B (out_features, rank) as they are now, float32."""
+        """Computes the current A (rank, in_features) and B (out_features, rank), float32."""
 
     def columns(self) -> torch.Tensor | None:
-        """Factors of the outputs, (out_features,) float32; None for 1."""
+        """Computes c, the factors of the outputs, (out_features,) float32; None for 1."""
         return None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (..., in_features) -> (..., out_features)."""
         if not self.enabled:
             return self.frozen.matmul(x)
-        return lora_linear(x, self.frozen, *self.factors(), self.scaling, self._dropout(), self.columns())
+        return lora_linear(x, self.frozen, *self.factors(), self.scaling, self.current_dropout(), self.columns())
 
     def low_rank_path(self) -> LowRank | None:
         if not self.enabled:
             return None
-        return LowRank(*self.factors(), self.scaling, self._dropout(), self.columns())
+        return LowRank(*self.factors(), self.scaling, self.current_dropout(), self.columns())
 
     def row_forms(self) -> tuple[RowForm, ...]:
         return (LowRank(*self.factors(), self.scaling, columns=self.columns()), *self.bias_form())
@@ -56,5 +56,6 @@ class LowRankLinear(AdapterLinear):
         A, B = self.factors()
         return self.scaling * (B @ A)
 
-    def _dropout(self) -> float:
+    def current_dropout(self) -> float:
+        """Returns the probability of dropout: 0 outside of training."""
         return self.dropout if self.training else 0.0

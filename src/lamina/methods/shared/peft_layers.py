@@ -1,4 +1,4 @@
-"""peft's own layers in a model, and the small modules of `base.py`'s contract that stand for them."""
+"""Wraps peft's own layers in modules with the interface of `AdapterModule`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lamina.config.methods.peft import PeftConfig
 
 
 class PeftLayer(AdapterModule):
-    """Stands for one of the layers that peft has put into the model, and for those inside it."""
+    """Wraps one of the layers that peft put into the model, and the layers inside it."""
 
     def __init__(
         self,
@@ -25,12 +25,12 @@ class PeftLayer(AdapterModule):
     ) -> None:
         """
         Args:
-            layer: peft's `BaseTunerLayer` or `AuxiliaryTrainingWrapper`, in its place in the model.
-            trained: Its trained tensors, by the names that peft saves them under.
-            fixed: What peft saves beside them.
+            layer: peft's `BaseTunerLayer` or `AuxiliaryTrainingWrapper` in the model.
+            trained: The layer's trained tensors, by the names that peft saves them under.
+            fixed: The tensors that peft saves but does not train.
         """
-        # In tuples and dictionaries, because these belong to peft's layer and not to this module; and before
-        # `enabled` is set, which is passed on to that layer.
+        # Stored in a tuple and in dictionaries, so that torch does not register them with this module: they belong to
+        # peft's layer. And set before `enabled`, which is forwarded to that layer.
         self._layer = (layer,)
         super().__init__()
         self._trained = dict(trained)
@@ -38,14 +38,14 @@ class PeftLayer(AdapterModule):
 
     @property
     def enabled(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether peft's layer takes part."""
+        """Whether peft's layer is applied."""
         return not self._layer[0].disable_adapters
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
-        # peft asks for gradients again whenever it switches a layer on, also where nothing is trained.
+        # peft sets requires_grad whenever it enables a layer, also for tensors that are not trained.
         asked = [(parameter, parameter.requires_grad) for parameter in self._layer[0].parameters()]
-        for module in self._layer[0].modules():  # of several parameters of one module, each has a layer around the last
+        for module in self._layer[0].modules():  # for several parameters of one module, peft nests a layer for each
             if _is_layer(module):
                 module.enable_adapters(value)
         for parameter, requires_grad in asked:
@@ -53,7 +53,7 @@ class PeftLayer(AdapterModule):
 
     @property
     def is_target(self) -> bool:
-        """Whether `target_modules` selects the module, rather than a field for whole modules or bare parameters."""
+        """Whether `target_modules` selected the module, rather than `modules_to_save` or `target_parameters`."""
         from peft.tuners.lora.layer import ParamWrapper
         from peft.utils import AuxiliaryTrainingWrapper
 
@@ -69,7 +69,7 @@ class PeftLayer(AdapterModule):
         return (NotMixable("`type: peft` runs peft's own layers, which act on a whole batch"),)
 
     def fast_tensors(self) -> list[str]:
-        """Those that peft calls B: `lora_B.weight`, `hira_B`, ..."""
+        """Names the tensors that peft calls B: `lora_B.weight`, `hira_B`, ..."""
         return [key for key in self._trained if any(part.endswith("_B") for part in key.split("."))]
 
     @property
@@ -84,14 +84,14 @@ class PeftLayer(AdapterModule):
         set_module(model, name, _folded(self._layer[0]).requires_grad_(False))
 
 
-class PeftLayerApart(PeftLayer):
-    """The same, of a method whose layers peft cannot merge."""
+class UnmergeablePeftLayer(PeftLayer):
+    """A layer of a method whose layers peft cannot merge."""
 
     merges = False
 
 
 class PeftShared(AdapterModule):
-    """Tensors that belong to all of peft's layers together, such as a bank of vectors."""
+    """Tensors that all of peft's layers share, such as a bank of vectors."""
 
     def __init__(self, trained: Mapping[str, nn.Parameter], fixed: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
@@ -105,11 +105,11 @@ class PeftShared(AdapterModule):
         return self._fixed
 
     def row_forms(self) -> tuple[RowForm, ...]:
-        """Nothing: the layers that use the tensors say so."""
+        """Returns nothing: the layers that use the tensors have the forms."""
         return ()
 
     def fold_in(self, model: PreTrainedModel, name: str) -> None:
-        """Nothing: the layers that use the tensors fold them in."""
+        """Does nothing: the layers that use the tensors merge them."""
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -120,7 +120,7 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _chain(layer: Any) -> list[Any]:
-    """A layer of peft, the one it stands around, and so on."""
+    """Lists a layer of peft and the layers nested in it, from the outside in."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     chain, inner = [layer], layer
@@ -130,7 +130,7 @@ def _chain(layer: Any) -> list[Any]:
 
 
 def _folded(layer: Any) -> nn.Module:
-    """The base's module with what a layer of peft, and those inside it, add to its weights."""
+    """Merges a layer of peft, and the layers inside it, into the base's module, and returns that module."""
     from peft.utils import AuxiliaryTrainingWrapper
 
     if isinstance(layer, AuxiliaryTrainingWrapper):
@@ -138,18 +138,18 @@ def _folded(layer: Any) -> nn.Module:
     module = layer.get_base_layer()
     for name, inner in outermost_layers(module).items():
         set_module(module, name, _folded(inner))
-    # peft adds in the base's dtype; in float32 the sum is rounded once, as for lamina's own methods.
+    # peft would add in the base's dtype; in float32 the sum is rounded once, as for lamina's own methods.
     dtypes = {key: parameter.dtype for key, parameter in module.named_parameters()}
     _retype(module, dict.fromkeys(dtypes, torch.float32))
     for each in _chain(layer):
         each.merge()
-    module = layer.get_base_layer()  # may be another one now
+    module = layer.get_base_layer()  # merging may have replaced it
     _retype(module, dtypes)
     return module
 
 
 def outermost_layers(model: nn.Module) -> dict[str, Any]:
-    """peft's layers in a module, by name, but for those inside others."""
+    """Finds peft's layers in a module, by name, without layers inside other layers."""
     places: dict[str, Any] = {}
     for name, module in model.named_modules():
         if _is_layer(module) and not any(name.startswith(f"{outer}.") for outer in places):
@@ -158,7 +158,7 @@ def outermost_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def merges(layer: Any, config: PeftConfig) -> bool:
-    """Whether peft can fold a layer in, which it does not say before it tries."""
+    """Whether peft can merge a layer, which peft itself reports only by failing."""
     from peft.utils import AuxiliaryTrainingWrapper
 
     if isinstance(layer, AuxiliaryTrainingWrapper):
@@ -169,7 +169,7 @@ def merges(layer: Any, config: PeftConfig) -> bool:
 
 
 def _retype(module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
-    """Puts new parameters of other dtypes in the place of a module's; they may share their memory with others."""
+    """Replaces a module's parameters by new ones of other dtypes, since the old ones may share memory with others."""
     for name, dtype in dtypes.items():
         owner, _, leaf = name.rpartition(".")
         value = getattr(module.get_submodule(owner), leaf).detach().to(dtype, copy=True)

@@ -1,6 +1,6 @@
-"""What the installed HF peft offers: its methods, their fields, and which of them cannot be had through lamina's loop.
+"""The methods of the installed HF peft: their names, their fields, and which of them lamina does not support.
 
-The one place where peft itself is imported, apart from the modules that handle its layers once it is there.
+Only this file and the modules that handle peft's layers import peft.
 """
 
 from __future__ import annotations
@@ -24,41 +24,41 @@ from lamina.errors import AdapterError, ConfigError, Problem, nearest
 
 FIELD = "method.peft_type"
 
-# Fields of every peft configuration that say where an adapter came from, or what it is used for.
+# Fields of every peft configuration that describe an adapter's origin or use; lamina sets them.
 SET_BY_LAMINA = frozenset(
     ("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode")
 )
 
-# peft's name -> why its method cannot be trained in this loop. An adapter of it can be loaded.
+# peft's name -> why the method cannot be trained in lamina's loop. Its adapters can be loaded.
 _REFUSED_IN_TRAINING = {
-    "ADALORA": "its budget, its penalty and its pruned ranks live in peft's model and not in its layers",
+    "ADALORA": "its budget, its penalty and its pruned ranks are in peft's model and not in its layers",
 }
 
-# peft's name -> why its method can neither be trained nor loaded, where lamina has none of the same name.
+# peft's name -> why the method can neither be trained nor loaded through peft.
 _REFUSED = {
-    "ADAPTION_PROMPT": "it replaces whole attention modules, by code that does not know packed documents",
-    "CARTRIDGE": "its prefix is distilled from a text corpus by a training loop of its own",
-    "CPT": "its loss weighs tokens by a mask that comes with each example",
-    "MULTITASK_PROMPT_TUNING": "it asks for a task number with each example",
-    "POLY": "it asks for a task number with each example",
+    "ADAPTION_PROMPT": "it replaces whole attention modules by code that does not support packed documents",
+    "CARTRIDGE": "its prefix is distilled from a text corpus by its own training loop",
+    "CPT": "its loss weights tokens by a mask that comes with each example",
+    "MULTITASK_PROMPT_TUNING": "it needs a task number with each example",
+    "POLY": "it needs a task number with each example",
     "PREFIX_TUNING": "it puts tokens before the prompt, in peft's model and not in its layers",
     "PROMPT_TUNING": "it puts tokens before the prompt, in peft's model and not in its layers",
     "P_TUNING": "it puts tokens before the prompt, in peft's model and not in its layers",
-    "SHADOW": "it runs a second network beside the model, in hooks around the whole of it",
+    "SHADOW": "it runs a second network in parallel with the model, in hooks around the whole model",
     "XLORA": "it mixes LoRA adapters that were trained before",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class _Setting:
-    """A value that cannot be honoured.
+    """Values of a field that are not supported.
 
     Attributes:
         key: The field.
-        refused: Whether a value of it is meant.
-        reason: Why it cannot be trained; empty where it can, which is found out on the model.
-        types: Of which of peft's methods; empty for all.
-        unloadable: Why an adapter that was trained with it cannot be loaded; empty where it can.
+        refused: Whether a value of the field is unsupported.
+        reason: Why it cannot be trained; empty if it can, or if only the model shows whether it can.
+        types: Names of peft's methods that this concerns; empty for all.
+        unloadable: Why an adapter that was trained with it cannot be loaded; empty if it can.
         fix: What to do with such an adapter.
     """
 
@@ -70,11 +70,11 @@ class _Setting:
     fix: str = ""
 
 
-# Beginnings of LoRA that leave no trace in what is saved.
+# Initializations of LoRA that leave the base unchanged, so that an adapter loads without knowing them.
 PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", "mica")
 
 _PEFT = "use it with peft's own `PeftModel`"
-_MERGE = "fold it in with peft (`merge_and_unload`, then `save_pretrained`) and use that folder as a model"
+_MERGE = "merge it with peft (`merge_and_unload`, then `save_pretrained`) and use that folder as a model"
 
 _SETTINGS = (
     _Setting(
@@ -85,14 +85,14 @@ _SETTINGS = (
     _Setting(
         "use_asa",
         bool,
-        "its importance scores are kept by a callback of transformers' Trainer and not saved, so that no run could be "
+        "its importance scores are kept by a callback of transformers' Trainer and not saved, so a run could not be "
         "resumed",
         ("ADAMSS",),
     ),
     _Setting(
         "init_lora_weights",
         lambda v: v in ("eva", "lora_ga", "corda"),
-        "this initialisation reads data through functions of peft's own before training",
+        "this initialization reads data through peft's own functions before training",
         ("LORA",),
     ),
     _Setting(
@@ -100,16 +100,16 @@ _SETTINGS = (
         lambda v: v not in PLAIN_INITS,
         "",
         ("LORA",),
-        "training began by moving a part of the base's weights into the adapter, and the file does not say which",
+        "its initialization moved a part of the base's weights into the adapter, and the file does not say which part",
         "save it again where it was trained, by peft's `save_pretrained(..., path_initial_model_for_weight_conversion="
-        "...)`, which makes a plain LoRA of it",
+        "...)`, which converts it to a plain LoRA",
     ),
     _Setting(
         "alora_invocation_tokens",
         bool,
-        "peft's model applies it, not its layers",
+        "peft applies it in its model, not in its layers",
         ("LORA",),
-        "it acts on the tokens after these alone, which peft's model sees to and not its layers",
+        "the adapter acts only on the tokens after these, which peft does in its model and not in its layers",
         _PEFT,
     ),
     _Setting("layer_replication", bool, "it adds layers to the base", ("LORA",), "it adds layers to the base", _PEFT),
@@ -118,27 +118,27 @@ _SETTINGS = (
         bool,
         "",
         ("LORA",),
-        "it cuts the smallest singular values off the base's own weights, so that the bare base would be lost",
+        "it removes the smallest singular values from the base's own weights, so the original base would be lost",
         _MERGE,
     ),
     _Setting(
         "save_only_topk_weights",
         bool,
-        "what is saved then are not the trained tensors, and no run goes on",
+        "with it peft does not save the trained tensors, so a run could not be resumed",
         ("VBLORA",),
-        "what was saved are the largest of the trained numbers and not the trained tensors",
+        "the file holds the largest of the trained values and not the trained tensors",
         _MERGE,
     ),
 )
 
 
 def build_peft_config(config: PeftConfig) -> Any:
-    """peft's own configuration object.
+    """Builds peft's own configuration object.
 
     Raises:
         ConfigError: The method or a field is unknown, peft refuses a value, or peft is not installed.
     """
-    # A copy, because peft changes lists of its configuration in place.
+    # A copy, because peft changes lists in its configuration in place.
     peft_type, given = config.peft_type, copy.deepcopy(config.fields)
     if peft_type in _REFUSED:
         raise ConfigError(Problem(FIELD, f"{peft_type} cannot be used here: {_REFUSED[peft_type]}."))
@@ -156,7 +156,7 @@ def build_peft_config(config: PeftConfig) -> Any:
 
 
 def peft_fields(peft_type: str) -> dict[str, Any]:
-    """The fields of a method's configuration class in peft, with their defaults.
+    """Lists the fields of a method's configuration class in peft, with their defaults.
 
     Raises:
         ConfigError: There is no such method, or peft is not installed.
@@ -169,7 +169,7 @@ def peft_fields(peft_type: str) -> dict[str, Any]:
 
 
 def peft_types() -> list[str]:
-    """The names of all methods of the installed peft.
+    """Lists the names of all methods of the installed peft.
 
     Raises:
         ConfigError: peft is not installed.
@@ -178,15 +178,15 @@ def peft_types() -> list[str]:
 
 
 def has_layers(peft_type: str) -> bool:
-    """Whether a method is all in peft's layers, or in such as can be loaded through lamina."""
+    """Whether a method is implemented in peft's layers alone, so that its adapters can be loaded."""
     return peft_type not in _REFUSED
 
 
 def check_trainable(config: PeftConfig) -> None:
-    """Checks that a method can be trained with these fields, and that these are of peft's types.
+    """Checks that a method can be trained with these fields, and that their values have peft's types.
 
     Raises:
-        ConfigError: It cannot, or they are not.
+        ConfigError: The method or a field is not supported, or a value has the wrong type.
     """
     peft_type, given = config.peft_type, config.fields
     reason = (_REFUSED | _REFUSED_IN_TRAINING).get(peft_type)
@@ -206,7 +206,7 @@ def check_loadable(peft_type: str, given: Mapping[str, Any]) -> None:
     """Checks that an adapter of a method with these fields can be loaded through peft.
 
     Raises:
-        AdapterError: It cannot.
+        AdapterError: The method or a field is not supported.
     """
     if peft_type in _REFUSED:
         raise AdapterError(f"the adapter's peft_type {peft_type} cannot be loaded: {_REFUSED[peft_type]}.")
@@ -229,9 +229,10 @@ def _concerned(peft_type: str, given: Mapping[str, Any]) -> list[_Setting]:
 
 
 def converted_tensors(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """An adapter's tensors as transformers lays out this model now, if it was trained on an earlier layout.
+    """Converts an adapter's tensors to transformers' current layout of this model, if they have an earlier layout.
 
-    So does peft, for LoRA alone. Without peft, or where nothing is known of an earlier layout, they stay as they are.
+    This is peft's own conversion, which exists for LoRA only. Without peft, or without a known earlier layout, the
+    tensors are returned unchanged.
     """
     if importlib.util.find_spec("peft") is None or not any(".lora_" in name for name in tensors):
         return dict(tensors)
@@ -239,12 +240,12 @@ def converted_tensors(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor
 
     try:
         return convert_peft_adapter_state_dict_for_transformers(model, _config_class("LORA")(), dict(tensors))
-    except (ValueError, KeyError, RuntimeError):  # no such layout after all
+    except (ValueError, KeyError, RuntimeError):  # not an earlier layout after all
         return dict(tensors)
 
 
 def plain(value: Any) -> Any:
-    """A value of peft's configuration as JSON holds it."""
+    """Converts a value of peft's configuration to its JSON form."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, set | frozenset):
@@ -258,13 +259,13 @@ def plain(value: Any) -> Any:
 
 def _unknown(peft_type: str, key: str, value: Any, known: Collection[str]) -> Problem:
     if key in SET_BY_LAMINA:
-        return Problem(f"method.{key}", f"{value!r} is not for you to choose.", "remove it")
-    message = f"unknown key; {peft_type} has in peft: {', '.join(sorted(known))}."
+        return Problem(f"method.{key}", f"{value!r}: lamina sets this field itself.", "remove it")
+    message = f"unknown key; the fields of {peft_type} in peft are: {', '.join(sorted(known))}."
     return Problem(f"method.{key}", message, nearest(key, known))
 
 
 def _mistyped(peft_type: str, key: str, value: Any) -> Problem | None:
-    """What is wrong with a value's type: peft checks no types, and fails far from the cause."""
+    """Checks a value's type, since peft checks no types and fails far from the cause."""
     hint = typing.get_type_hints(_config_class(peft_type))[key]
     try:
         TypeAdapter(hint).validate_python(_nested(peft_type, key, value), strict=True)
@@ -275,7 +276,7 @@ def _mistyped(peft_type: str, key: str, value: Any) -> Problem | None:
 
 
 def _nested(peft_type: str, key: str, value: Any) -> Any:
-    """A field's value, with a mapping made the configuration object that peft wants there."""
+    """Converts a mapping to the configuration object that peft expects in this field; other values are unchanged."""
     hint = typing.get_type_hints(_config_class(peft_type))[key]
     members = (hint, *typing.get_args(hint))
     kinds = [member for member in members if dataclasses.is_dataclass(member)]
@@ -284,11 +285,11 @@ def _nested(peft_type: str, key: str, value: Any) -> Any:
     try:
         return typing.cast("type[Any]", kinds[0])(**value)
     except (TypeError, ValueError):
-        return value  # what is wrong with it is said by the check of its type
+        return value  # `_mistyped` reports the error
 
 
 def _instead(peft_type: str, given: Mapping[str, Any]) -> str:
-    """What to do in the place of a method that cannot be trained through peft; lamina's own only where it has all."""
+    """Suggests a replacement for a method that cannot be trained through peft."""
     own = METHOD_CONFIGS.get(peft_type.lower())
     if own is not None:
         more = sorted(given.keys() - own.model_fields.keys() - SET_BY_LAMINA)

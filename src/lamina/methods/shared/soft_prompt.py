@@ -1,4 +1,4 @@
-"""A soft prompt: embeddings before every sequence, trained as they are or made by a network."""
+"""A soft prompt: embeddings before every sequence, which are trained directly or computed by a network."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SoftPrompt(VirtualTokens):
 
     @abstractmethod
     def rows(self) -> torch.Tensor:
-        """(n, D), float32."""
+        """Computes the embeddings, (n, D), float32."""
 
     def row_forms(self) -> tuple[row_forms.RowForm, ...]:
         return (row_forms.SoftPrompt(self.final_rows()),)
@@ -49,10 +49,10 @@ class SoftPrompt(VirtualTokens):
 
 
 class TrainedRows(SoftPrompt):
-    """Embeddings that are trained as they are.
+    """Embeddings that are trained directly.
 
     Attributes:
-        prompt_embeddings: (n, D), float32.
+        prompt_embeddings: The embeddings, (n, D), float32.
     """
 
     def __init__(self, model: PreTrainedModel, rows: torch.Tensor) -> None:
@@ -67,16 +67,16 @@ class TrainedRows(SoftPrompt):
 
 
 def embedding_width(model: PreTrainedModel) -> int:
-    """Elements of one embedding."""
+    """Returns the width of an embedding."""
     embeddings = find_decoder(model).get_input_embeddings()
     with torch.no_grad():
         return embeddings(torch.zeros(1, dtype=torch.long, device=model.device)).shape[-1]
 
 
 def prompt_config(peft_type: str, count: int, base_ref: str) -> dict[str, Any]:
-    """What the `adapter_config.json` of every method with virtual tokens holds.
+    """Builds the common content of `adapter_config.json` for the methods with virtual tokens.
 
-    Sizes of the model are left to peft, which reads them off the base.
+    The model's sizes are left empty; peft reads them from the base.
     """
     return {
         "peft_type": peft_type,
@@ -93,10 +93,10 @@ def prompt_config(peft_type: str, count: int, base_ref: str) -> dict[str, Any]:
 
 
 def read_count(peft_config: Mapping[str, Any]) -> int:
-    """How many virtual tokens a peft configuration has.
+    """Reads the number of virtual tokens from a peft configuration.
 
     Raises:
-        AdapterError: It does not say.
+        AdapterError: The configuration has no such field.
     """
     if peft_config.get("num_virtual_tokens") is None:
         raise AdapterError("its adapter_config.json lacks num_virtual_tokens. Fix: copy the adapter again.")
@@ -104,10 +104,10 @@ def read_count(peft_config: Mapping[str, Any]) -> int:
 
 
 def refuse_unknown(peft_config: Mapping[str, Any], known: set[str], title: str) -> None:
-    """Checks that a peft configuration sets nothing that would change the result and is not known here.
+    """Checks that a peft configuration sets no unsupported field that would change the output.
 
     Raises:
-        AdapterError: It does; the message names it.
+        AdapterError: It does; the message names the field.
     """
     submodules = peft_config.get("num_transformer_submodules")
     unknown = sorted(
@@ -120,12 +120,12 @@ def refuse_unknown(peft_config: Mapping[str, Any], known: set[str], title: str) 
     if unknown:
         settings = ", ".join(f"{key}={peft_config[key]!r}" for key in unknown)
         raise AdapterError(
-            f"the adapter has settings of peft that lamina's {title} does not have: {settings}. Loading it without "
-            "them could give another model. Fix: use it with peft."
+            f"the adapter has settings of peft that lamina's {title} does not have: {settings}. Without them its "
+            "output could differ. Fix: use it with peft."
         )
 
 
-# Fields of peft's configurations that say where an adapter came from, or repeat what the tensors' shapes say.
+# Fields of peft's configurations that describe an adapter's origin, or repeat the tensors' shapes.
 _COMMON_FIELDS = {
     "auto_mapping",
     "base_model_name_or_path",

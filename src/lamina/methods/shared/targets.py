@@ -1,4 +1,4 @@
-"""Which modules of a model an adapter goes on, and putting adapter layers in their places."""
+"""Selects the modules of a model that get an adapter, and replaces them by adapter layers."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ FIELD = "method.target_modules"
 
 LINEAR = "linear layer"
 
-_STACKED = "Weights that are stacked in one tensor, as those of experts, are adapted by `type: peft` alone."
+_STACKED = "Only `type: peft` adapts weights that are stacked in one tensor, such as those of experts."
 
 
 def find_targets(
     model: PreTrainedModel, target_modules: str | list[str], narrowest: Callable[[str], int] = lambda name: 1
 ) -> list[str]:
-    """Names of the linear modules that the patterns select, in the model's order.
+    """Finds the linear modules that the patterns select: their names, in the model's order.
 
     Args:
         model: A model without adapters.
         target_modules: A list of names (a module matches if its name is one of them or ends in `.` and one of them), a
-            regular expression over whole names, or `all-linear`: every linear layer but the output head, those that
-            are not called when the model runs over a text, and those that are too narrow.
-        narrowest: How wide the layer of a name must be at both sides, for `all-linear`.
+            regular expression over whole names, or `all-linear`: every linear layer except the output head, layers that
+            do not run on a text, and layers that are too narrow.
+        narrowest: For `all-linear`: the minimum of in_features and out_features that the layer of a name must have.
 
     Raises:
-        ConfigError: A pattern matches nothing, or something that is no linear layer; or nothing is left.
+        ConfigError: A pattern matches nothing, or a module that is not a linear layer; or no layer is left.
     """
     linears = _linears(model)
     if target_modules != "all-linear":
@@ -47,24 +47,24 @@ def find_targets(
 
 
 def width(linear: FrozenLinear) -> int:
-    """The smaller side of a layer's weight."""
+    """Returns the smaller of a layer's in_features and out_features."""
     return min(linear.in_features, linear.out_features)
 
 
 def match_targets(
     model: PreTrainedModel, target_modules: str | list[str], candidates: Mapping[str, nn.Module], kind: str, fix: str
 ) -> list[str]:
-    """Names of the candidates that the patterns select, in the model's order.
+    """Finds the candidates that the patterns select: their names, in the model's order.
 
     Args:
         model: A model without adapters.
         target_modules: A list of names, or a regular expression, as for `find_targets`.
         candidates: The modules that may be selected, by name, in the model's order.
-        kind: What they are, in a word or two, for messages.
-        fix: What to do where a pattern matches nothing, for messages.
+        kind: What the candidates are, for messages, such as "linear layer".
+        fix: What to do if a pattern matches nothing, for messages.
 
     Raises:
-        ConfigError: A pattern matches nothing, or something that is no candidate.
+        ConfigError: A pattern matches nothing, or a module that is not a candidate.
     """
     if isinstance(target_modules, str):
         matched = [name for name, _ in model.named_modules() if re.fullmatch(target_modules, name)]
@@ -75,7 +75,7 @@ def match_targets(
             and not matched
             and all(any(_ends_with(candidate, name) for candidate in candidates) for name in names)
         ):
-            message = f"{target_modules!r} is one string, and so a regular expression over whole names; none is so."
+            message = f"{target_modules!r} is one string, so it is a regular expression over whole names; none matches."
             raise ConfigError(Problem(FIELD, message, f"write a list of names: [{', '.join(names)}]"))
         if not chosen:
             raise ConfigError(_no_match(model, target_modules, candidates, matched, kind, fix))
@@ -95,7 +95,7 @@ def match_targets(
 def replace_linears(
     model: PreTrainedModel, names: Iterable[str], build: Callable[[FrozenLinear], AdapterLinear]
 ) -> dict[str, AdapterLinear]:
-    """Puts an adapter layer in the place of each named module.
+    """Replaces each named module by an adapter layer.
 
     Returns:
         The new layers by name.
@@ -110,7 +110,7 @@ def replace_linears(
 
 
 def short_targets(model: PreTrainedModel, names: list[str]) -> list[str]:
-    """The last parts of the names where they select just these modules (as peft matches them), else the whole names."""
+    """Shortens names to their last parts if these select exactly the same modules (in peft's matching)."""
     short = sorted({name.rpartition(".")[2] for name in names})
     selected = {name for name, _ in model.named_modules() if any(_ends_with(name, part) for part in short)}
     return short if selected == set(names) else names
@@ -132,7 +132,7 @@ def _nothing_left(
     widest = max(called, key=lambda name: width(called[name]), default=None)
     if widest is None:
         fix = f"use {way_to_stacked(model, [])}" if stacked_weights(model) else "use a method without target_modules"
-        return Problem(FIELD, f"{type(model).__name__} has no linear layer besides its output head.", fix)
+        return Problem(FIELD, f"{type(model).__name__} has no linear layer except its output head.", fix)
     message = f"every linear layer is narrower than the rank {narrowest(widest)}; the widest is {widest} ("
     return Problem(FIELD, f"{message}{width(called[widest])}).", f"use a rank of at most {width(called[widest])}")
 
@@ -148,7 +148,7 @@ def _no_match(
     stacked = stacked_weights(model) if kind == LINEAR else {}
     if others:
         found = type(model.get_submodule(others[0])).__name__
-        message = f"{pattern!r} matches {others[0]}, a {found}, which is no {kind}."
+        message = f"{pattern!r} matches {others[0]}, a {found}, which is not a {kind}."
         if any(name.startswith(f"{other}.") for other in others for name in stacked):
             return Problem(
                 FIELD, f"{message} {_STACKED}", f"use {way_to_stacked(model, _called(model, _linears(model)))}"
@@ -161,6 +161,6 @@ def _no_match(
     way = way_to_stacked(model, _called(model, _linears(model)))
     return Problem(
         FIELD,
-        f"{message} It also has {where}, which are no modules. {_STACKED}",
+        f"{message} It also has {where}, which are not modules. {_STACKED}",
         f"for these, {way}; for a linear layer, {fix}",
     )

@@ -1,6 +1,6 @@
-"""Parameters of the base that are trained: a float32 copy takes their place, and the base itself stays as it is.
+"""Trains parameters of the base through float32 copies, so that the base itself is unchanged.
 
-For everything that trains weights rather than adding to them: `modules_to_save`, biases, norms, full fine-tuning.
+Used wherever weights are trained rather than added to: `modules_to_save`, biases, norms, full fine-tuning.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class TrainedCopy(AdapterModule):
 
     Attributes:
         base: The module, unchanged.
-        copies: The trained parameters, float32; they are rounded to the base's dtype when the module computes.
+        copies: The trained parameters, float32; the forward rounds them to the base's dtype.
     """
 
     def __init__(
@@ -33,8 +33,8 @@ class TrainedCopy(AdapterModule):
         """
         Args:
             base: A module of the model.
-            names: Its parameters to train, as in `base.named_parameters()`.
-            shared: For parameters of the base that another module has too (a tied head): the copy they share.
+            names: Names of its parameters to train, as in `base.named_parameters()`.
+            shared: For parameters of the base that another module also has (a tied head): their shared copy.
         """
         super().__init__()
         self.base = base
@@ -49,7 +49,7 @@ class TrainedCopy(AdapterModule):
         )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the base module computes, with the copies in place of its own parameters."""
+        """Runs the base module with the copies in place of its own parameters."""
         if not self.enabled:
             return self.base(*args, **kwargs)
         own = dict(self.base.named_parameters())
@@ -57,7 +57,7 @@ class TrainedCopy(AdapterModule):
         return functional_call(self.base, values, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        # Model code looks at a module's weight for its dtype, at an embedding's padding index, and so on.
+        # Model code reads a module's weight for its dtype, an embedding's padding index, and so on.
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -65,7 +65,7 @@ class TrainedCopy(AdapterModule):
 
     @property
     def replaced(self) -> list[nn.Parameter]:
-        """The parameters of the base that its copies stand in for."""
+        """The parameters of the base that the copies replace."""
         own = dict(self.base.named_parameters())
         return [own[name] for name in self._names]
 
@@ -84,21 +84,20 @@ class TrainedCopy(AdapterModule):
         for key, copy in zip(self._names, self.copies, strict=True):
             owner, _, leaf = key.rpartition(".")
             module = self.base.get_submodule(owner)
-            # A new tensor, not a copy into the old one: another module may share the old one's memory.
+            # A new tensor rather than a copy into the old one, whose memory another module may share.
             value = copy.detach().to(getattr(module, leaf).dtype)
             setattr(module, leaf, nn.Parameter(value.clone(), requires_grad=False))
         set_module(model, name, self.base)
 
 
 def without_uncalled(model: PreTrainedModel, chosen: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
-    """Of `chosen`, as `train_parameters` takes it, what is called when the model runs over a text: copies of others
-    would have no effect."""
+    """Drops modules that do not run on a text from `chosen` (see `train_parameters`): their copies would do nothing."""
     silent = modules_out_of_reach(model)
     return {name: keys for name, keys in chosen.items() if name not in silent}
 
 
 def count_replaced(model: nn.Module) -> int:
-    """Elements of the base's parameters that trained copies stand in for; one that is shared counts once."""
+    """Counts the elements of the base's parameters that trained copies replace; shared parameters count once."""
     copies = [module for module in model.modules() if isinstance(module, TrainedCopy)]
     return sum({id(parameter): parameter.numel() for copy in copies for parameter in copy.replaced}.values())
 
@@ -108,27 +107,27 @@ def train_parameters(
     chosen: Mapping[str, Sequence[str]],
     wrap: type[TrainedCopy] = TrainedCopy,
 ) -> dict[str, TrainedCopy]:
-    """Puts trained copies into `model`. A parameter that several modules have, such as a tied head's, gets one copy.
+    """Wraps modules of `model` in trained copies. A shared parameter, such as a tied head's, gets one copy.
 
     Args:
         model: A model without adapters.
-        chosen: By module, in the model's order, the names of its own parameters to train.
+        chosen: Module name -> names of its own parameters to train, in the model's order.
         wrap: `TrainedCopy`, or a subclass with other names for its tensors.
 
     Returns:
-        What was put in, by module.
+        The wrappers by module name.
 
     Raises:
-        ConfigError: A parameter is stored in a form that cannot be trained.
+        ConfigError: A parameter is quantized, so it cannot be trained.
     """
     shared: dict[torch.Tensor, nn.Parameter] = {}
     layers: dict[str, TrainedCopy] = {}
-    for name in reversed(list(chosen)):  # what a module holds goes in before the module itself is wrapped
+    for name in reversed(list(chosen)):  # inner modules are wrapped before the module that contains them
         module = model.get_submodule(name)
         own = dict(module.named_parameters(recurse=False))
         packed = [key for key in chosen[name] if not own[key].is_floating_point()]
         if packed:
-            message = f"{name}.{packed[0]} is stored quantized ({own[packed[0]].dtype}), and so cannot be trained."
+            message = f"{name}.{packed[0]} is stored quantized ({own[packed[0]].dtype}), so it cannot be trained."
             raise ConfigError(Problem("method.type", message, "load the base unquantized, or train an adapter"))
         layers[name] = wrap(module, chosen[name], shared)
         shared |= {own[key]: copy for key, copy in zip(chosen[name], layers[name].copies, strict=True)}

@@ -1,14 +1,14 @@
-"""Virtual tokens: rows before every sequence that the caller never sees.
+"""Virtual tokens: n rows that are inserted before every sequence, invisibly to the caller.
 
-What prompt tuning, P-tuning and prefix tuning share. Hooks on the decoder (the model without its head) make the call
-longer by n rows a sequence, and cut the output back:
+Shared by prompt tuning, P-tuning and prefix tuning. Hooks on the decoder (the model without its head) insert n rows per
+sequence into a call, and remove them from the output:
 
     plain call         [padding | document]             ->  [padding | n rows | document]
     packed call        [document | document | ...]      ->  [n rows | document | n rows | document | ...]
-    with a full cache  the rows are in the cache; masks and positions count them
+    with a filled cache  the rows are in the cache; masks and positions count them
 
-Rows stand after a sequence's padding, so that a padded sequence gives what it gives alone. They take the first n
-positions.
+The rows are inserted after a sequence's padding, so that a padded sequence has the same output as alone. They take the
+first n positions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lamina.compute.ops.attention import NAME as PACKED
 from lamina.compute.ops.shapes import repeating_size
 from lamina.errors import AdapterError, ConfigError, ModelError, Problem
 from lamina.structure.layers import text_decoder
-from lamina.structure.probe_tokens import probe_tokens
+from lamina.structure.plain_tokens import plain_tokens
 
 # The one tensor that peft saves.
 SAVED_NAME = "prompt_embeddings"
@@ -40,7 +40,7 @@ class VirtualTokens(AdapterModule):
     """Rows before every sequence of a model.
 
     Attributes:
-        count: How many rows, n.
+        count: Number of rows, n.
     """
 
     merges: ClassVar[bool] = False
@@ -62,7 +62,7 @@ class VirtualTokens(AdapterModule):
         return self.count
 
     def hook_into(self, model: PreTrainedModel) -> None:
-        """Takes part in the model's forward from now on."""
+        """Registers the hooks on the model's decoder."""
         model.add_module("virtual_tokens", self.train(model.training))
         decoder = find_decoder(model)
         decoder.register_forward_pre_hook(self._before, with_kwargs=True)
@@ -70,17 +70,17 @@ class VirtualTokens(AdapterModule):
 
     @abstractmethod
     def pack(self, decoder: PreTrainedModel, call: dict[str, Any], lengths: list[int]) -> Finish:
-        """Changes a packed call of documents of these lengths; what it returns is applied to the output."""
+        """Changes the arguments of a packed call of documents of these lengths. The result is applied to the output."""
 
     @abstractmethod
     def begin(self, decoder: PreTrainedModel, call: dict[str, Any]) -> Finish:
-        """Changes a plain call with no cache, or an empty one."""
+        """Changes the arguments of a plain call without a cache or with an empty one."""
 
     def embedding_tensors(self) -> list[str]:
         return [key for key in self.adapter_tensors() if key in (SAVED_NAME, "embedding.weight")]
 
     def fold_in(self, model: PreTrainedModel, name: str) -> None:
-        raise AdapterError("virtual tokens cannot be folded into weights. Fix: use the adapter as it is.")
+        raise AdapterError("virtual tokens cannot be merged into weights. Fix: use them as an adapter.")
 
     def _before(self, decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._finish = None
@@ -107,10 +107,10 @@ class VirtualTokens(AdapterModule):
 
 
 def find_decoder(model: PreTrainedModel) -> PreTrainedModel:
-    """The model without its head.
+    """Finds the decoder, the model without its head.
 
     Raises:
-        ConfigError: It has none that can be called with embeddings.
+        ConfigError: The model has no decoder that accepts embeddings.
     """
     decoder = text_decoder(model)
     takes = inspect.signature(decoder.forward).parameters
@@ -118,7 +118,7 @@ def find_decoder(model: PreTrainedModel) -> PreTrainedModel:
         raise ConfigError(
             Problem(
                 "method.type",
-                f"{type(model).__name__} has no decoder that takes embeddings, so nothing can be put before a text.",
+                f"{type(model).__name__} has no decoder that accepts embeddings, so no rows can be put before a text.",
                 "use a method that adapts layers, such as lora",
             )
         )
@@ -127,11 +127,11 @@ def find_decoder(model: PreTrainedModel) -> PreTrainedModel:
 
 @torch.no_grad()
 def _check_masks(model: PreTrainedModel, decoder: PreTrainedModel) -> None:
-    """A model with other inputs than text may make its masks itself, by what it was given."""
-    if model.device.type == "meta":  # the structure of one that was looked at
+    """Checks that the model does not build its decoder's masks itself, as some multimodal models do."""
+    if model.device.type == "meta":  # a skeleton of a model that was already checked
         return
     calls: list[dict[str, Any]] = []
-    tokens = probe_tokens(model, 4)
+    tokens = plain_tokens(model, 4)
     handle = decoder.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
     training = model.training
     try:
@@ -140,7 +140,7 @@ def _check_masks(model: PreTrainedModel, decoder: PreTrainedModel) -> None:
         model.train(training)
         handle.remove()
     if not all(_is_plain(call.get("attention_mask")) for call in calls):
-        message = f"{type(model).__name__} makes the masks of its decoder itself, so nothing can be put before a text."
+        message = f"{type(model).__name__} builds its decoder's masks itself, so no rows can be put before a text."
         raise ConfigError(Problem("method.type", message, "use a method that adapts layers, such as lora"))
     try:
         # Some look up which tokens they are.
@@ -151,21 +151,22 @@ def _check_masks(model: PreTrainedModel, decoder: PreTrainedModel) -> None:
 
 
 def embed(decoder: PreTrainedModel, call: dict[str, Any]) -> torch.Tensor:
-    """The call's embeddings, (B, T, D), scaled as the model scales its own."""
+    """Computes the call's embeddings, (B, T, D), scaled as the model scales its own."""
     embeddings = call.get("inputs_embeds")
     return decoder.get_input_embeddings()(call["input_ids"]) if embeddings is None else embeddings
 
 
 def insert_rows(decoder: PreTrainedModel, call: dict[str, Any], rows_ND: torch.Tensor) -> tuple[torch.Tensor, Finish]:
-    """Puts rows into a plain call, after each sequence's padding.
+    """Inserts rows into a plain call, after each sequence's padding.
 
     Args:
         decoder: The model without its head.
-        call: Its arguments; embeddings, mask and positions are replaced.
+        call: The call's arguments; embeddings, mask and positions are replaced.
         rows_ND: The rows, of any dtype.
 
     Returns:
-        The order of the longer sequences, (B, n + T): indices into [rows | sequence]. And what cuts the output back.
+        The order of the longer sequences, (B, n + T), as indices into [rows | sequence]; and a function that removes
+        the rows from the output.
     """
     x_BTD = embed(decoder, call)
     (batch, tokens, _), count = x_BTD.shape, rows_ND.shape[0]
@@ -187,16 +188,16 @@ def insert_rows(decoder: PreTrainedModel, call: dict[str, Any], rows_ND: torch.T
 
 
 def pack_rows(decoder: PreTrainedModel, call: dict[str, Any], lengths: Sequence[int], rows_ND: torch.Tensor) -> Finish:
-    """Puts rows before each document of a packed call; embeddings, positions and lengths are replaced.
+    """Inserts rows before each document of a packed call; embeddings, positions and lengths are replaced.
 
     Args:
         decoder: The model without its head.
-        call: Its arguments.
+        call: The call's arguments.
         lengths: Tokens of each document.
         rows_ND: The rows, of any dtype.
 
     Returns:
-        What cuts the output back.
+        A function that removes the rows from the output.
     """
     x_1TD, count = embed(decoder, call), rows_ND.shape[0]
     rows = rows_ND.to(x_1TD.dtype)[None]
@@ -206,7 +207,7 @@ def pack_rows(decoder: PreTrainedModel, call: dict[str, Any], lengths: Sequence[
     places = [piece for document in positions.split(list(lengths), 1) for piece in (first, document + count)]
     total = sum(longer)
     filler = repeating_size(total) - total if x_1TD.device.type == "cpu" else 0
-    if filler:  # a last document that nobody asks for; see `compute/ops/shapes.py`
+    if filler:  # a filler document rounds the length up to one that repeats; see `compute/ops/shapes.py`
         pieces.append(x_1TD.new_zeros(1, filler, x_1TD.shape[2]))
         places.append(torch.arange(filler, device=x_1TD.device)[None])
     call["input_ids"] = None
@@ -217,14 +218,14 @@ def pack_rows(decoder: PreTrainedModel, call: dict[str, Any], lengths: Sequence[
 
 
 def packed_positions(call: dict[str, Any], lengths: Sequence[int], device: torch.device) -> torch.Tensor:
-    """(1, T): the positions of a packed call, which start again at each document."""
+    """Returns the positions of a packed call, (1, T), which restart at each document."""
     if call.get("position_ids") is not None:
         return call["position_ids"]
     return torch.cat([torch.arange(length, device=device) for length in lengths])[None]
 
 
 def without_rows(hidden_1TD: torch.Tensor, longer: Sequence[int], count: int) -> torch.Tensor:
-    """A packed output without the first `count` rows of each document."""
+    """Removes the first `count` rows of each document from a packed output."""
     return torch.cat([document[:, count:] for document in hidden_1TD.split(list(longer), 1)], 1)
 
 
@@ -236,25 +237,25 @@ def _tokens(call: dict[str, Any]) -> int:
 def _check_plain(call: dict[str, Any]) -> None:
     if not _is_plain(call.get("attention_mask")):
         raise ModelError(
-            "virtual tokens need an attention mask of shape (batch, tokens), which they can make longer; a static "
-            "cache, or the caller, made a finished one. Fix: use the default (dynamic) cache, and such a mask."
+            "virtual tokens need an attention mask of shape (batch, tokens), which they can extend, but a static cache "
+            "or the caller passed a mask of another shape. Fix: use the default (dynamic) cache, and such a mask."
         )
     if call.get("token_type_ids") is not None:
-        raise ModelError("virtual tokens have no token types. Fix: leave token_type_ids out.")
+        raise ModelError("virtual tokens have no token types. Fix: do not pass token_type_ids.")
 
 
 def _is_plain(mask: Any) -> bool:
-    """Whether a mask is none, or says of each token alone whether it is there."""
+    """Whether a mask is None or has the shape (batch, tokens)."""
     return mask is None or (isinstance(mask, torch.Tensor) and mask.ndim == 2)
 
 
 def _leading_zeros(mask_BT: torch.Tensor) -> torch.Tensor:
-    """(B, 1): how much padding a sequence begins with."""
+    """Counts the padding at the start of each sequence: (B, 1)."""
     return (mask_BT.long().cumsum(1) == 0).sum(1, keepdim=True)
 
 
 def _order(padding_B1: torch.Tensor, count: int, tokens: int) -> torch.Tensor:
-    """(B, n + T): indices into [n rows | T tokens] that put the rows after the padding."""
+    """Computes indices into [n rows | T tokens] that move the rows after the padding: (B, n + T)."""
     column = torch.arange(count + tokens, device=padding_B1.device)
     after_padding = torch.where(column < padding_B1 + count, column - padding_B1, column)
     return torch.where(column < padding_B1, column + count, after_padding)

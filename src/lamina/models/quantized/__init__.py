@@ -1,1 +1,1 @@
-"""Loads a base model in 4 or 8 bits."""
+"""Loads base models in 4 or 8 bits."""

@@ -1,11 +1,11 @@
-"""Loads a base in 4 or 8 bits, weight by weight, so that it never exists in 16 bits as a whole, and keeps what it made.
+"""Loads a base in 4 or 8 bits, weight by weight, so that it is never in memory in 16 bits as a whole, and caches it.
 
-transformers' own loader does the work, with its quantizers for bitsandbytes (`quantizers.py`). What they leave, modules
-of bitsandbytes, is taken over into ours (`compute/weights/packed.py`) as it is, without a copy.
+transformers' own loader does this, with its quantizers for bitsandbytes (`quantizers.py`). The modules of bitsandbytes
+that it creates are then replaced by ours (`compute/weights/packed.py`) with the same tensors, without a copy.
 
     CACHE/quantized/KEY/   a folder in the format of transformers and bitsandbytes, and
         lamina_quantization.json   digest of the packed weights, and the error of each
-        loftq.safetensors          with LoftQ: the factors that belong to them
+        loftq.safetensors          with LoftQ: the factors of each weight
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from lamina.models.read import read_model, skeleton
 from lamina.progress import Notify
 from lamina.quantization.loftq import LoftqPlan
 
-# Given a model without weights, which of its weights to split.
+# Maps a model without weights to the plan of which weights LoftQ splits.
 PlanLoftq = Callable[[PreTrainedModel], LoftqPlan]
 
 ABOUT_FILE = "lamina_quantization.json"
 LOFTQ_FILE = "loftq.safetensors"
 
-# Of the form in which quantized bases are kept. Shards are small, because writing one takes its size in memory.
+# Version of the cached format. Shards are small, because writing a shard takes its size in memory.
 _VERSION = "2"
 _SHARD = "500MB"
 _PLAIN = (
@@ -57,14 +57,14 @@ _PLAIN = (
 
 @dataclass(frozen=True)
 class Quantized:
-    """A base whose linear layers, but for the head, are packed.
+    """A base whose linear layers, except the head, are packed.
 
     Attributes:
-        model: It.
-        files: Where its weights were read from.
-        digest: Of the packed weights; None where they lie in the model's own folder, whose digest covers them.
-        errors: Module -> |W - Q| / |W| (Frobenius norms); with LoftQ then the same with s B A, after each round. Empty
-            where the weights from before are not known.
+        model: The model.
+        files: The files that its weights were read from.
+        digest: Digest of the packed weights; None if they are in the model's own folder, whose digest covers them.
+        errors: Module -> |W - Q| / |W| (Frobenius norms), and with LoftQ |W - Q - s B A| / |W| after each round. Empty
+            if the original weights are not known.
     """
 
     model: PreTrainedModel
@@ -82,21 +82,21 @@ def load_packed(
     notify: Notify,
     plan_loftq: PlanLoftq | None = None,
 ) -> Quantized:
-    """Loads a base packed.
+    """Loads a base with packed weights.
 
     Args:
-        folder: The model's.
-        config: How to quantize, or how it is.
-        stored: Whether it is quantized already. If not, its quantized form is kept in the user's cache.
-        dtype: Of products, and of what is not quantized.
-        device: Where to put it.
-        notify: Told before anything that takes a while.
-        plan_loftq: What LoftQ splits, if it is to; not for a base that is quantized already.
+        folder: The model folder.
+        config: How to quantize the base, or how it is quantized.
+        stored: Whether the base is already quantized. If not, its quantized form is saved in the user's cache.
+        dtype: The dtype of products, and of weights that are not quantized.
+        device: The device to load it on.
+        notify: Called with a message before anything that takes a while.
+        plan_loftq: Computes which weights LoftQ splits; None without LoftQ or for an already quantized base.
 
     Raises:
         ConfigError: bitsandbytes is missing, or the settings do not fit the model.
-        ModelError: The model cannot be read.
-        StorageError: The quantized form cannot be kept; nothing of it is.
+        ModelError: The model cannot be loaded.
+        StorageError: The quantized form cannot be saved; no part of it is.
     """
     bitsandbytes()
     settings: dict[str, Any] = {"device_map": {"": device}}
@@ -113,16 +113,16 @@ def load_packed(
         with writing_cache(cached, "quantizing the base"):
             cached.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{cached}.lock"):
-                if not cached.is_dir():  # another process may have made it while this one waited
+                if not cached.is_dir():  # another process may have quantized it while this one waited
                     notify(f"Quantizing the base to {config.bits} bits, once ...")
                     streaming = StreamingConfig(config, dtype, weight_files(folder), loftq)
-                    with files.new_folder(cached) as aside:
-                        _quantize(folder, streaming, dtype, settings, aside)
-                    gc.collect()  # the model that was written is read back, so that every start is alike
+                    with files.new_folder(cached) as new:
+                        _quantize(folder, streaming, dtype, settings, new)
+                    gc.collect()  # frees the model: it is loaded from the cache, so that every run starts the same way
     model = take_over(read_model(cached, dtype, **settings), dtype)
     for name in loftq.modules if loftq else ():
         packed = model.get_submodule(name)
-        if isinstance(packed, PackedLinear):  # others are left as they are, with nothing to make up for
+        if isinstance(packed, PackedLinear):  # others are not quantized, so they have no error
             packed.correction = Correction(cached / LOFTQ_FILE, name)
     about = json.loads((cached / ABOUT_FILE).read_text(encoding="utf-8"))
     for note in about.get("notes", []):
@@ -131,36 +131,36 @@ def load_packed(
 
 
 def write_quantized(folder: Path, config: QuantizationConfig, dtype: torch.dtype, chosen: Path, out: Path) -> None:
-    """Writes a base in 4 bits as transformers and bitsandbytes keep it, with numbers that were chosen for it.
+    """Writes a base in 4 bits in the format of transformers and bitsandbytes, with given packed weights.
 
     Args:
         folder: The model in 16 bits.
-        config: How to quantize; 4 bits.
-        dtype: Of what is not quantized.
-        chosen: A folder with packed weights, MODULE.safetensors; others are rounded to the nearest.
-        out: A folder to write to.
+        config: How to quantize, with 4 bits.
+        dtype: The dtype of weights that are not quantized.
+        chosen: A folder with packed weights, MODULE.safetensors; other weights are rounded to nearest.
+        out: The folder to write to.
 
     Raises:
         ConfigError: The settings do not fit the model.
-        ModelError: The model cannot be read.
+        ModelError: The model cannot be loaded.
     """
     streaming = StreamingConfig(config, dtype, weight_files(folder), None, chosen)
     _quantize(folder, streaming, dtype, {"device_map": {"": torch.device("cpu")}}, out)
 
 
 def _quantize(
-    folder: Path, streaming: StreamingConfig, dtype: torch.dtype, settings: dict[str, Any], aside: Path
+    folder: Path, streaming: StreamingConfig, dtype: torch.dtype, settings: dict[str, Any], out: Path
 ) -> None:
-    """Reads the model, packing weight by weight, and writes what came of it."""
+    """Loads the model, quantizing weight by weight, and saves the result in `out`."""
     notes: list[str] = []
     model = read_model(folder, dtype, notes.append, quantization_config=streaming, **settings)
     quantizer: Any = model.hf_quantizer
-    _save(model, aside)
-    _save_record(take_over(model, dtype), quantizer.record, notes, aside)
+    _save(model, out)
+    _save_record(take_over(model, dtype), quantizer.record, notes, out)
 
 
 def _key(folder: Path, config: QuantizationConfig, dtype: torch.dtype, loftq: LoftqPlan | None) -> str:
-    """Names a quantized base by all that it is made of."""
+    """Computes the cache key of a quantized base, from everything that determines it."""
     fingerprint = fingerprint_base(folder)
     made_of = [fingerprint.tensors, fingerprint.config, config.model_dump(), str(dtype), _VERSION]
     made_of += [loftq.as_json()] if loftq else []
@@ -168,9 +168,9 @@ def _key(folder: Path, config: QuantizationConfig, dtype: torch.dtype, loftq: Lo
 
 
 def _save(model: PreTrainedModel, folder: Path) -> None:
-    """Writes it as bitsandbytes and transformers keep such models, with their own settings in config.json."""
+    """Saves the model in the format of bitsandbytes and transformers, with their own settings in config.json."""
     quantizer: Any = model.hf_quantizer
-    # The quantizer's own copy of the settings, which knows what was left as it is.
+    # From the quantizer's own copy of the settings, which has the modules that were not quantized.
     plain = BitsAndBytesConfig(**{name: getattr(quantizer.quantization_config, name) for name in _PLAIN})
     model.config.quantization_config = quantizer.quantization_config = plain  # pyright: ignore[reportAttributeAccessIssue]
     with quiet_transformers():
@@ -178,7 +178,7 @@ def _save(model: PreTrainedModel, folder: Path) -> None:
 
 
 def _save_record(model: PreTrainedModel, record: Record, notes: list[str], folder: Path) -> None:
-    """Writes what is known of the quantized weights beside them."""
+    """Saves the digest, the errors and LoftQ's factors next to the quantized weights."""
     files.write_json(folder / ABOUT_FILE, {"digest": _digest(model), "errors": record.errors, "notes": notes})
     if record.factors:
         tensors = {
@@ -190,7 +190,7 @@ def _save_record(model: PreTrainedModel, record: Record, notes: list[str], folde
 
 
 def _digest(model: PreTrainedModel) -> str:
-    """SHA-256 over the packed weights and their scales."""
+    """Computes the SHA-256 of the packed weights and their scales."""
     digest = hashlib.sha256()
     for name, module in model.named_modules():
         if isinstance(module, PackedLinear):

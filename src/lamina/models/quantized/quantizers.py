@@ -1,4 +1,4 @@
-"""transformers' quantizers for bitsandbytes, which here split weights for LoftQ, record errors and give pages back."""
+"""transformers' quantizers for bitsandbytes, with LoftQ, a record of the errors, and file pages freed early."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ FIELD = "quantization"
 
 @dataclass
 class Record:
-    """What came of quantizing a model's weights.
+    """Results of quantizing a model's weights.
 
     Attributes:
-        errors: Module -> |W - Q| / |W| (Frobenius norms); with LoftQ then the same with s B A, after each round.
+        errors: Module -> |W - Q| / |W| (Frobenius norms), and with LoftQ |W - Q - s B A| / |W| after each round.
         factors: Module -> LoftQ's A and B.
     """
 
@@ -44,7 +44,7 @@ class Record:
 
 
 class StreamingConfig(BitsAndBytesConfig):
-    """The settings of bitsandbytes, with what transformers has no field for."""
+    """The settings of bitsandbytes, plus those that transformers has no field for."""
 
     def __init__(
         self,
@@ -57,11 +57,11 @@ class StreamingConfig(BitsAndBytesConfig):
         """
         Args:
             config: How to quantize.
-            dtype: What everything else is held in.
-            files: Where the weights come from.
-            loftq: What to split before.
-            chosen: A folder with packed 4-bit weights, MODULE.safetensors, to take in the place of those that rounding
-                to the nearest would give, at the same scales.
+            dtype: The dtype of weights that are not quantized.
+            files: The files that the weights are read from.
+            loftq: Which weights LoftQ splits before they are quantized.
+            chosen: A folder with packed 4-bit weights, MODULE.safetensors, to use instead of rounding to nearest, with
+                the same scales.
         """
         super().__init__(
             load_in_4bit=config.bits == 4,
@@ -71,7 +71,7 @@ class StreamingConfig(BitsAndBytesConfig):
             bnb_4bit_use_double_quant=config.double_quant,
         )
         self.quant_method: Any = f"lamina_{config.bits}bit"
-        # Plain data, as transformers prints and copies such settings.
+        # Plain data, because transformers prints and copies these settings.
         self.lamina = config.model_dump()
         self.files = [str(path) for path in files]
         self.loftq = loftq.as_json() if loftq else None
@@ -79,7 +79,7 @@ class StreamingConfig(BitsAndBytesConfig):
 
 
 class _Streaming:
-    """What both quantizers do besides."""
+    """The extensions that both quantizers share."""
 
     quantization_config: Any  # a StreamingConfig
     record: Record
@@ -104,16 +104,16 @@ class _Streaming:
             ((key, given),) = input_dict.items()
             name = key.rpartition(".")[0]
             module: Any = model.get_submodule(name)
-            turned = issubclass(module.source_cls, Conv1D)  # which is turned into a linear layer's by `convert`
+            transposed = issubclass(module.source_cls, Conv1D)  # `convert` transposes it for a linear layer
             weight = given[0] if isinstance(given, list) else given
-            rest = self._split(name, weight.T if turned else weight)
+            rest = self._split(name, weight.T if transposed else weight)
             packed = self._pack(name, rest, module, model.get_parameter_or_buffer(key))
             result = {key: packed} if packed is not None else None
             if result is None:
-                result = convert({key: rest.T if turned else rest}, model=model, **kwargs)
+                result = convert({key: rest.T if transposed else rest}, model=model, **kwargs)
             if name not in self.record.errors:
-                self.record.errors[name] = [_error(weight.T if turned else weight, module, result[key])]
-            # The pages of the file that were read would count beside what was made of them.
+                self.record.errors[name] = [_error(weight.T if transposed else weight, module, result[key])]
+            # Otherwise the pages of the file that were read would stay in memory in addition to the packed weights.
             drop_file_pages(map(Path, self.quantization_config.files))
             return result
 
@@ -121,7 +121,7 @@ class _Streaming:
         return operation
 
     def _split(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """What of a weight is to be quantized."""
+        """Returns the part of a weight to quantize: all of it without LoftQ."""
         loftq = self.quantization_config.loftq
         if loftq is None or name not in loftq["modules"]:
             return weight
@@ -133,7 +133,7 @@ class _Streaming:
         return parts.rest
 
     def _pack(self, name: str, weight: torch.Tensor, module: Any, empty: Any) -> Any:
-        """The parameter of bitsandbytes for a weight, where it is not left to transformers to make it."""
+        """Makes bitsandbytes' parameter for a weight; None to let transformers make it."""
         return None
 
 
@@ -158,8 +158,8 @@ def take_over(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Replaces every linear module of bitsandbytes by one of ours with the same tensors.
 
     Args:
-        model: As transformers' quantizer for bitsandbytes loaded it.
-        dtype: What weights are turned back to.
+        model: The model as loaded by transformers' quantizer for bitsandbytes.
+        dtype: The dtype that weights are dequantized to.
 
     Returns:
         The same model.
@@ -169,13 +169,13 @@ def take_over(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         model.set_submodule(name, _TAKERS[type(module).__name__](module, module.weight, dtype))
     quantizer: Any = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
-        # What makes transformers refuse to move, train or save a model whose modules it takes for those of others.
+        # With these, transformers would refuse to move, train or save the model.
         quantizer.remove_quantization_config(model)
         for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
             if hasattr(model, flag):
                 setattr(model, flag, False)
     conversions: Any = getattr(model, "_weight_conversions", None)
-    if conversions:  # saving would undo what reading did, and what made tensors of bitsandbytes cannot be undone
+    if conversions:  # saving would revert the conversions of loading, but quantization cannot be reverted
         loaded_otherwise = [c for c in conversions if not any(hasattr(op, "hf_quantizer") for op in _operations(c))]
         model._weight_conversions = loaded_otherwise  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
     return model
@@ -186,7 +186,7 @@ def _operations(conversion: Any) -> Sequence[Any]:
 
 
 def _error(weight: torch.Tensor, module: Any, quantized: Any) -> float:
-    """|W - Q| / |W| of a weight and what a module of bitsandbytes is to hold of it."""
+    """Computes |W - Q| / |W| for a weight and its quantized form in a module of bitsandbytes."""
     packed = _TAKERS[type(module).__name__](module, quantized, weight.dtype)
     difference = packed.dense().float().sub_(weight)
     return float(difference.norm()) / max(float(weight.float().norm()), torch.finfo(torch.float32).tiny)
@@ -208,13 +208,13 @@ _TAKERS: dict[str, Callable[[Any, Any, torch.dtype], PackedLinear]] = {
 
 
 def converted_modules(model: PreTrainedModel, config: QuantizationConfig) -> Mapping[str, nn.Module]:
-    """The linear layers of a model in 16 bits that `config` would quantize, by name.
+    """Finds the linear layers of a model in 16 bits that `config` would quantize, by name.
 
     Raises:
-        ConfigError: `modules_to_not_convert` names what the model has not, or `blocksize` does not divide a weight.
+        ConfigError: `modules_to_not_convert` matches no module, or `blocksize` does not divide a weight.
     """
     kept = _kept_modules(model, config)
-    # A class that is made from nn.Linear's stays as it is, as in transformers.
+    # Subclasses of nn.Linear are not quantized, as in transformers.
     found = {
         name: module
         for name, module in model.named_modules()
@@ -231,16 +231,16 @@ def converted_modules(model: PreTrainedModel, config: QuantizationConfig) -> Map
 
 
 def check_packs_enough(model: PreTrainedModel, config: QuantizationConfig) -> None:
-    """Checks that most of a model in 16 bits is in linear layers, which alone can be packed.
+    """Checks that most weights of a model in 16 bits are in linear layers, since only these can be packed.
 
-    What `modules_to_not_convert` names was left out knowingly and counts as packed.
+    Modules that `modules_to_not_convert` names were excluded on purpose and count as packed.
 
     Args:
-        model: In 16 bits; its weights need not be there.
+        model: A model in 16 bits; may be on the meta device.
         config: How to quantize it.
 
     Raises:
-        ConfigError: Less than half of it would be packed; what would not is named.
+        ConfigError: Less than half of the weights would be packed; the message names the other modules.
     """
     packing = find_packing(model, converted_modules(model, config))
     known = config.modules_to_not_convert or []
@@ -250,18 +250,18 @@ def check_packs_enough(model: PreTrainedModel, config: QuantizationConfig) -> No
     large = [name for name, count in packing.left.items() if count > 0.01 * packing.weights]
     names = ", ".join(sorted({inside_layer(name.replace("*", "0")) for name in large}))
     message = (
-        f"bits: {config.bits} packs linear layers alone. Of {type(model).__name__}, {packing.line()}. So it would take "
-        "nearly as much memory as without."
+        f"bits: {config.bits} packs only linear layers. Of {type(model).__name__}, {packing.line()}. So it would take "
+        "nearly as much memory as without quantization."
     )
     fix = (
-        "remove `quantization` (`offload: true` leaves a base that is too large for memory on disk); to pack no more "
-        f"than that all the same, say so: `quantization.modules_to_not_convert: [{names}]`"
+        "remove `quantization` (`offload: true` leaves a base that is too large for memory on disk); or, to pack only "
+        f"that much, set `quantization.modules_to_not_convert: [{names}]`"
     )
     raise ConfigError(Problem(f"{FIELD}.bits", message, fix))
 
 
 def _is_under(name: str, pattern: str) -> bool:
-    """Whether a module is one that the pattern selects, or in one."""
+    """Whether a module is selected by the pattern, or inside one that is."""
     return re.search(rf"(^|\.){re.escape(pattern)}(\.|$)", name) is not None
 
 
@@ -273,7 +273,7 @@ def _check_blocksize(name: str, shape: torch.Size, config: QuantizationConfig) -
 
 
 def _kept_modules(model: PreTrainedModel, config: QuantizationConfig) -> list[str]:
-    """Patterns of the names of linear modules that stay as they are."""
+    """Builds patterns for the names of linear modules that are not quantized."""
     head = model.get_output_embeddings()
     kept = [name for name, module in model.named_modules() if module is head]
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]

@@ -1,1 +1,1 @@
-"""Predicts the memory and the time of a run."""
+"""Estimates the memory and the time of a run before it starts."""

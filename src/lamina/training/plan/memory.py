@@ -1,4 +1,4 @@
-"""Whether the activations of a micro-batch fit, which decides `gradient_checkpointing: auto`."""
+"""Estimates whether the activations of a micro-batch fit in memory, which decides `gradient_checkpointing: auto`."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from lamina.compute.fusion import Recompute
 from lamina.machine.memory import available_bytes
 from lamina.structure.layers import decoder_layers
 
-# Tensors that a decoder layer saves for its backward, in units of the hidden and of the intermediate width. Counted on
-# Llama's layer run by transformers (whose norms keep a float32 copy), and on fused ones with every norm that there is
-# (Gemma 3), both rounded up; and on these with gate and up left out.
+# What a decoder layer saves for its backward, in units of (hidden width, intermediate width) per token. Counted on
+# Llama's layer in transformers (whose norms keep a float32 copy), on fused layers with all possible norms (Gemma 3),
+# both rounded up, and on the latter without gate and up.
 _WIDTHS = {"unfused": (20, 6), "fused": (10, 2), "selective": (10, 0)}
 
-# The rest is for the base, the logits of a chunk, and whatever else runs on the machine.
+# The share of available memory for activations; the rest is for the base, the logits of a chunk, and other programs.
 _SHARE_FOR_ACTIVATIONS = 0.6
 
 
 def activation_bytes(model: PreTrainedModel, tokens: int, layers: Literal["unfused", "fused", "selective"]) -> int:
-    """About how many bytes the layers save for the backward of one micro-batch of so many tokens.
+    """Estimates the bytes that the layers save for the backward of one micro-batch.
 
     Args:
-        model: It.
-        tokens: Of the micro-batch.
-        layers: How they run: not fused, fused, or fused with gate and up recomputed.
+        model: The model.
+        tokens: Number of tokens in the micro-batch.
+        layers: How the layers run: not fused, fused, or fused with gate and up recomputed.
     """
     config = model.config.get_text_config()
     hidden_widths, intermediate_widths = _WIDTHS[layers]
@@ -35,8 +35,8 @@ def activation_bytes(model: PreTrainedModel, tokens: int, layers: Literal["unfus
 
 
 def _intermediate(config: PreTrainedConfig, hidden: int) -> float:
-    """The intermediate width that a token passes, on average over the layers; of a mixture, that of all its experts."""
-    # GPT-2 calls it n_inner, and leaves it out when it is four times the hidden width; so do others with other names.
+    """Computes the intermediate width per token, averaged over the layers and summed over a token's experts."""
+    # GPT-2 calls it n_inner, which is None if it is four times the hidden width; other families use yet other names.
     dense = _mean(getattr(config, "intermediate_size", None)) or _mean(getattr(config, "n_inner", None)) or 4 * hidden
     experts = any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
     chosen = _mean(getattr(config, "num_experts_per_tok", None)) if experts else 0.0
@@ -45,24 +45,25 @@ def _intermediate(config: PreTrainedConfig, hidden: int) -> float:
 
 
 def _mean(value: Any) -> float:
-    """Of one number, or of one for each layer; 0 for none."""
+    """Averages one number, or one per layer; 0 for none."""
     numbers = value if isinstance(value, list | tuple) else [value]
     found = [float(number) for number in numbers if isinstance(number, int | float)]
     return sum(found) / len(found) if found else 0.0
 
 
 def choose_checkpointing(setting: bool | str, model: PreTrainedModel, tokens: int, fused: bool) -> Recompute:
-    """Resolves `gradient_checkpointing`: `auto` recomputes only when the activations would not fit, as little as does.
+    """Resolves `gradient_checkpointing`: `auto` recomputes only if activations would not fit, and as little as
+    possible.
 
     Args:
         setting: true, false, `selective` or `auto`.
-        model: With its adapter.
-        tokens: Of the largest micro-batch.
-        fused: Whether every layer is fused; others know no half way.
+        model: The model with its adapter.
+        tokens: Number of tokens in the largest micro-batch.
+        fused: Whether every layer is fused; only fused layers support `selective`.
     """
     if setting == "selective" or isinstance(setting, bool):
         return setting
-    room = _SHARE_FOR_ACTIVATIONS * available_bytes(model.device)
-    if activation_bytes(model, tokens, "fused" if fused else "unfused") <= room:
+    available = _SHARE_FOR_ACTIVATIONS * available_bytes(model.device)
+    if activation_bytes(model, tokens, "fused" if fused else "unfused") <= available:
         return False
-    return "selective" if fused and activation_bytes(model, tokens, "selective") <= room else True
+    return "selective" if fused and activation_bytes(model, tokens, "selective") <= available else True

@@ -1,4 +1,4 @@
-"""About how long a run will take, from one real micro-batch measured on this machine."""
+"""Estimates how long a run takes, from one real micro-batch measured on this machine."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def measured_tokens_per_second(
     examples: Sequence[EncodedExample],
     layout: Layout = PACKED,
 ) -> float:
-    """Real tokens per second of forward and backward over one micro-batch, after one to warm up.
+    """Measures tokens per second of a forward and a backward over one micro-batch, after one to warm up.
 
-    Changes nothing: gradients are cleared, and the random state is put back.
+    Clears the gradients and restores the random state, so that nothing changes.
 
     Args:
-        model: In training mode, inside `fusion.fast_path`.
-        head: The model's parts.
-        loss: What is minimized.
+        model: The model in training mode, inside `fusion.fast_path`.
+        head: Decoder and output head of the model.
+        loss: The loss.
         parameters: The adapter's tensors.
-        examples: A micro-batch as training will see it.
-        layout: How its documents go through the model.
+        examples: A micro-batch as in training.
+        layout: How its documents are batched.
     """
     units = [[batch.to(model.device) for batch in unit] for unit in build_units(examples, layout)]
     count = loss.count(examples)

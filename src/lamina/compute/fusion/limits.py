@@ -1,11 +1,11 @@
-"""What two short documents cannot show of a model, asked of its parts for the longest document there is.
+"""Finds what rules out lamina's attention or packing for long documents, which two short documents cannot show.
 
-* Which tokens may see each other: lamina's attention knows causal attention and the sliding window that a layer names.
-  A model whose mask says something else (attention in chunks, a window that only the mask knows) is found here.
+* Which tokens may see each other: lamina's attention implements causal attention and the sliding window that a layer
+  passes. A model whose mask differs (chunked attention, a window that only the mask knows) is found here.
 * Whether rotary positions depend on the length of the whole sequence (longrope, dynamic NTK), so that a long document
-  would change the positions of the short ones beside it.
-* Whether attention numbers the tokens of the whole sequence by itself (Llama 4's temperature, which two short documents
-  leave at 1), so that a document's numbers depend on what stands before it.
+  would change the positions of the short ones in the same sequence.
+* Whether attention itself numbers the tokens of the whole sequence (Llama 4's temperature, which is 1 for two short
+  documents), so that a document's outputs depend on what comes before it.
 """
 
 from __future__ import annotations
@@ -21,29 +21,30 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from lamina.compute.fusion.exactness import plain_model
-from lamina.compute.fusion.recognise import first_line
+from lamina.compute.fusion.recognize import first_line
 from lamina.compute.ops.attention import packed_attention_forward
 
-_NAME = "lamina_reach"
+_NAME = "lamina_limits"
 _TOKENS = 9
 
-# Queries whose keys are compared, evenly over the longest document, beside the first ones and those around a window.
+# Queries whose keys are compared: so many spread evenly over the longest document, the first ones, and those around a
+# window's end.
 _EVEN, _FIRST = 32, 40
 
-# A place in a sequence that lies behind all others.
+# A position after all others of a sequence.
 _FAR = 2**20
 
-# (batch, head, query, key) -> whether the key is visible, as transformers' masks are built from.
+# (batch, head, query, key) -> whether the key is visible; transformers builds masks from such functions.
 MaskFunction = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Reach:
-    """What stands in the way of a layout, or None.
+class Limits:
+    """Reasons against a layout; None where there is none.
 
     Attributes:
-        attention: Of lamina's attention.
-        together: Of several documents in one sequence.
+        attention: Why lamina's attention cannot be used.
+        together: Why several documents cannot share a sequence.
     """
 
     attention: str | None = None
@@ -52,31 +53,31 @@ class Reach:
 
 @dataclass
 class _Seen:
-    """What one forward over a short document showed."""
+    """What one forward over a short document called."""
 
-    masks: dict[int, tuple[MaskFunction, torch.Tensor]] = field(default_factory=dict)  # by the memory of the mask
+    masks: dict[int, tuple[MaskFunction, torch.Tensor]] = field(default_factory=dict)  # by the mask's data pointer
     calls: list[tuple[torch.Tensor | None, int | None]] = field(default_factory=list)  # mask and window of a layer
     rotary: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
     numbers_tokens: list[str] = field(default_factory=list)  # attention that does so by itself
 
 
-def find_reach(model: PreTrainedModel, longest: int) -> Reach:
-    """Asks the model's masks and rotary positions about a document of `longest` tokens.
+def find_limits(model: PreTrainedModel, longest: int) -> Limits:
+    """Evaluates the model's mask functions and rotary positions for a document of `longest` tokens.
 
-    A model that cannot be asked is not trusted with either.
+    If that fails, both are ruled out.
     """
     try:
         seen = _look(model)
-    except Exception as error:  # a model of any make may fail in any way
-        reason = f"it cannot be asked what its attention sees ({first_line(error)})"
-        return Reach(reason, reason)
+    except Exception as error:  # of any kind: a model of unknown code may fail in any way
+        reason = f"what its attention sees cannot be determined ({first_line(error)})"
+        return Limits(reason, reason)
     attention = next((reason for call in seen.calls if (reason := _mask_differs(seen, *call, longest))), None)
     together = None
     if any(_depends_on_length(module, *call, longest) for module, call in seen.rotary.items()):
         together = f"its rotary positions depend on the longest document of a sequence (here up to {longest} tokens)"
     elif seen.numbers_tokens:
         together = f"{seen.numbers_tokens[0]} numbers the tokens of the whole sequence, not of each document"
-    return Reach(attention, together)
+    return Limits(attention, together)
 
 
 @torch.no_grad()
@@ -115,13 +116,13 @@ def _look(model: PreTrainedModel) -> _Seen:
                 with _FarOff():
                     module.forward(*args, **kwargs)
                 same = all(torch.equal(a, b) for a, b in zip(asked.pop(module), first, strict=True))
-            except Exception:  # such as a table of places that has no more
+            except Exception:  # of any kind, such as a position table that is too short
                 same = False
             if not same:
                 seen.numbers_tokens.append(type(module).__name__)
             del seen.calls[calls:]
 
-    # Packed weights are no parameters, so a quantized attention has none either; but it has parts.
+    # Packed weights are buffers, so a quantized attention has no parameters either; but it has child modules.
     without_weights = (m for m in model.modules() if not any(m.children()) and next(m.parameters(), None) is None)
     handles = [module.register_forward_hook(rotary, with_kwargs=True) for module in without_weights]
     with_parts = (m for m in model.modules() if any(m.children()))
@@ -143,7 +144,7 @@ def _look(model: PreTrainedModel) -> _Seen:
 
 def _mask_differs(seen: _Seen, mask: Any, window: int | None, longest: int) -> str | None:
     known = seen.masks.get(mask.untyped_storage().data_ptr()) if isinstance(mask, torch.Tensor) else None
-    if known is None:  # none, or one that the model made by itself, which lamina's attention is given and refuses
+    if known is None:  # no mask, or one that the model made itself: lamina's attention is called with it and refuses it
         return None
     queries = {*range(min(longest, _FIRST)), *torch.linspace(0, longest - 1, _EVEN).long().tolist()}
     if window is not None:
@@ -154,7 +155,7 @@ def _mask_differs(seen: _Seen, mask: Any, window: int | None, longest: int) -> s
     zero = torch.zeros((), dtype=torch.long, device=mask.device)
     try:
         visible = known[0](zero, zero, rows, columns).expand_as(expected)
-    except Exception:  # a mask of the document's own tokens, which knows no longer ones
+    except Exception:  # a mask made for this document's tokens, which cannot be evaluated for a longer one
         return "its attention has a mask of its own"
     if torch.equal(visible, expected):
         return None
@@ -180,7 +181,7 @@ def _is_positions(value: Any) -> bool:
 
 @torch.no_grad()
 def _depends_on_length(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], longest: int) -> bool:
-    """Whether the first positions are rotated otherwise where others follow."""
+    """Whether the angles of the first positions change if more positions follow."""
 
     def angles(length: int) -> list[torch.Tensor]:
         def longer(value: Any) -> Any:
@@ -188,7 +189,7 @@ def _depends_on_length(module: nn.Module, args: tuple[Any, ...], kwargs: dict[st
                 return value
             return torch.arange(length, device=value.device).expand(*value.shape[:-1], length)
 
-        fresh = copy.deepcopy(module)  # such a module remembers the longest sequence
+        fresh = copy.deepcopy(module)  # such modules cache the longest sequence
         output = fresh(*map(longer, args), **{name: longer(value) for name, value in kwargs.items()})
         output = output if isinstance(output, tuple) else (output,)
         return [angle[..., :_TOKENS, :] for angle in output]

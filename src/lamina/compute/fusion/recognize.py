@@ -1,9 +1,9 @@
-"""Which decoder layers can be fused: recognised by their parts, then checked by their numbers.
+"""Finds the decoder layers that can be fused: recognizes them by their parts, then compares outputs.
 
-Nothing is decided by a model's name. A layer whose parts are those of a pre-norm or sandwich-norm transformer block is
-taken apart, run on a few tokens, and compared with what transformers' own code gave on the same ones. What does not
-agree, or has parts that are not known here, is not fused, with the reason; those of its parts that are known are
-replaced one by one (`parts.py`), which is compared in the same way.
+Nothing is decided by a model's name. A layer with the parts of a pre-norm or sandwich-norm transformer block is turned
+into a `LayerSpec`, run on a few tokens, and compared with the output of transformers' own code on the same tokens. A
+layer that does not agree, or has unknown parts, is not fused, and the reason is reported. Its known parts are replaced
+one by one (`parts.py`), and the result is compared in the same way.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from lamina.compute.fusion.layer import Surroundings, run_layer
+from lamina.compute.fusion.layer import LayerContext, run_layer
 from lamina.compute.fusion.parts import Forward, attention_forward, gated_forward, norm_forward
-from lamina.compute.fusion.plan import LayerPlan, Linears, Norm
+from lamina.compute.fusion.spec import LayerSpec, Linears, Norm
 from lamina.compute.kernels import GELU_TANH, SILU
 from lamina.compute.ops.adapter import AdapterLinear, AdapterModule
 from lamina.compute.ops.attention import packed_attention_forward
@@ -27,29 +27,29 @@ from lamina.compute.ops.pool import Pool, Scratch
 from lamina.compute.weights import DenseLinear, PackedFrozen, PackedLinear
 from lamina.machine.seeding import kept_generators, seeded
 
-# How far our layer's change of its input may be from transformers', in spacings of the dtype (L2, relative). Layers of
-# the families that are fused are within 0.44 in bfloat16 and 1.5 in float32, where sums round too; the nearest wrong
-# one, a norm over all heads instead of each, is 0.88 off.
+# How far the fused layer's change of its input may be from transformers', in units of the dtype's eps (L2, relative).
+# Layers of the families that are fused are within 0.44 in bfloat16 and 1.5 in float32, where sums round too. The
+# nearest wrong layer, with a norm over all heads instead of each head, is off by 0.88.
 _SPACINGS = {torch.float32: 4.0}
 _SPACINGS_OF_SHORT_DTYPES = 0.7
 
-_PROBE = "lamina_probe"
-_PROBE_LENGTHS = [9, 7]
+_TRIAL = "lamina_trial"
+_TRIAL_LENGTHS = [9, 7]
 
 Reason = str
 
 
 @dataclass(frozen=True)
 class Observed:
-    """One layer's own forward on the probe: what went in, what came out, and how it called the attention.
+    """One layer's own forward on the trial input: its input, its output, and how it called the attention interface.
 
     Attributes:
-        x, y: (T, D).
-        cosine, sine: (T, R).
-        attention: What the attention interface was given besides tensors.
-        lengths: Of the documents, which an adapter may have made longer than the probe's.
-        positional: The layer's own arguments after its input.
-        arguments: Those that it was given by name.
+        x, y: Input and output, (T, D).
+        cosine, sine: Cosine and sine of the rotary angles, (T, R).
+        attention: Keyword arguments that the layer passed to the attention interface.
+        lengths: Tokens of each document; an adapter may have made them longer than the trial documents.
+        positional: The layer's positional arguments after its input.
+        arguments: The layer's keyword arguments.
     """
 
     x: torch.Tensor
@@ -63,7 +63,7 @@ class Observed:
 
 
 def observe(model: PreTrainedModel, layers: list[nn.Module]) -> dict[nn.Module, Observed | Reason]:
-    """Runs the model once on two short documents, and looks into every layer while it does."""
+    """Runs the model once on two short documents, and records every layer's forward."""
     calls: dict[nn.Module, dict[str, Any]] = {}
     inputs: dict[nn.Module, tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]] = {}
     results: dict[nn.Module, Observed | Reason] = {}
@@ -92,12 +92,12 @@ def observe(model: PreTrainedModel, layers: list[nn.Module]) -> dict[nn.Module, 
     handles += [layer.register_forward_hook(after, with_kwargs=True) for layer in layers]
     adapters = [module for module in model.modules() if isinstance(module, AdapterLinear) and module.enabled]
     own = model.config._attn_implementation
-    AttentionInterface.register(_PROBE, attention)
-    model.set_attn_implementation(_PROBE)
+    AttentionInterface.register(_TRIAL, attention)
+    model.set_attn_implementation(_TRIAL)
     try:
-        for adapter in adapters:  # their dropout would make the comparison a matter of luck
+        for adapter in adapters:  # their dropout would make the comparison random
             adapter.enabled = False
-        _run_probe(model)
+        _run_trial(model)
     finally:
         for adapter in adapters:
             adapter.enabled = True
@@ -112,46 +112,46 @@ def _are_angles(value: Any) -> TypeGuard[tuple[torch.Tensor, torch.Tensor]]:
 
 
 @torch.no_grad()
-def _run_probe(model: PreTrainedModel) -> None:
+def _run_trial(model: PreTrainedModel) -> None:
     device = model.device
-    ids = torch.arange(1, sum(_PROBE_LENGTHS) + 1, device=device)[None] % model.config.get_text_config().vocab_size
-    positions = torch.cat([torch.arange(length, device=device) for length in _PROBE_LENGTHS])[None]
+    ids = torch.arange(1, sum(_TRIAL_LENGTHS) + 1, device=device)[None] % model.config.get_text_config().vocab_size
+    positions = torch.cat([torch.arange(length, device=device) for length in _TRIAL_LENGTHS])[None]
     with kept_generators(device):
-        model(input_ids=ids, position_ids=positions, document_lengths=_PROBE_LENGTHS, use_cache=False)
+        model(input_ids=ids, position_ids=positions, document_lengths=_TRIAL_LENGTHS, use_cache=False)
 
 
-def take_apart(layer: nn.Module, observed: Observed, scratch: Scratch) -> LayerPlan | Reason:
-    """Recognises a layer and checks its numbers; whatever goes wrong on the way is a reason not to fuse it.
+def recognize(layer: nn.Module, observed: Observed, scratch: Scratch) -> LayerSpec | Reason:
+    """Builds a layer's spec and compares its output; returns the reason if it cannot be fused, including any exception.
 
     Args:
-        layer: A decoder layer. Its weights belong to the plan's groups afterwards (see `release`).
-        observed: Its own forward.
-        scratch: Where packed weights are laid out.
+        layer: A decoder layer. Its weights belong to the spec's groups afterwards (see `release`).
+        observed: The layer's own forward.
+        scratch: Buffers that packed weights are dequantized into.
     """
-    plan: LayerPlan | Reason = "it was not tried"
+    spec: LayerSpec | Reason = "it was not tried"
     try:
-        plan = recognise(layer, observed, scratch)
-        reason = plan if isinstance(plan, str) else disagreement(plan, observed)
-    except Exception as error:  # a trial is there to find out; a layer of any make may fail in any way
+        spec = build_spec(layer, observed, scratch)
+        reason = spec if isinstance(spec, str) else disagreement(spec, observed)
+    except Exception as error:  # of any kind: a layer of unknown code may fail in any way
         reason = f"fused, it fails ({first_line(error)})"
-    if reason is not None and not isinstance(plan, str):
-        release(plan)
-    return plan if reason is None else reason
+    if reason is not None and not isinstance(spec, str):
+        release(spec)
+    return spec if reason is None else reason
 
 
 def first_line(error: Exception) -> str:
-    """An exception's type and the first line of its text."""
+    """Formats an exception as its type and the first line of its text."""
     text = str(error).strip().split("\n")[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def recognise(layer: Any, observed: Observed, scratch: Scratch) -> LayerPlan | Reason:
-    """Takes a layer apart. Its weights belong to the plan's groups afterwards (see `release`).
+def build_spec(layer: Any, observed: Observed, scratch: Scratch) -> LayerSpec | Reason:
+    """Reads a layer's weights and settings; returns the reason if it has unknown parts.
 
     Args:
-        layer: A decoder layer.
-        observed: Its own forward.
-        scratch: Where packed weights are laid out.
+        layer: A decoder layer. Its weights belong to the spec's groups afterwards (see `release`).
+        observed: The layer's own forward.
+        scratch: Buffers that packed weights are dequantized into.
     """
     inside = next((adapter for adapter in _adapters(layer) if not isinstance(adapter, AdapterLinear)), None)
     if inside is not None:
@@ -186,7 +186,7 @@ def recognise(layer: Any, observed: Observed, scratch: Scratch) -> LayerPlan | R
     if activation is None:
         return f"it has another activation ({type(mlp.act_fn).__name__})"
     call, head_size = observed.attention, attention.head_dim
-    return LayerPlan(
+    return LayerSpec(
         input_norm=rms[0],
         attention_norm=rms[1] if sandwich else None,
         mlp_norm=rms[2] if sandwich else rms[1],
@@ -207,18 +207,18 @@ def recognise(layer: Any, observed: Observed, scratch: Scratch) -> LayerPlan | R
 
 
 @torch.no_grad()
-def disagreement(plan: LayerPlan, observed: Observed) -> Reason | None:
-    """Runs the plan on the probe without adapters, and says so if it does not give what transformers' layer gave."""
-    bare = replace(plan, **{name: _bare(getattr(plan, name)) for name in ("qkv", "o", "gate_up", "down")})
-    around = Surroundings(observed.cosine, observed.sine, observed.lengths, False, Pool())
+def disagreement(spec: LayerSpec, observed: Observed) -> Reason | None:
+    """Runs the spec on the trial input without adapters; returns the reason if its output is not transformers'."""
+    bare = replace(spec, **{name: _bare(getattr(spec, name)) for name in ("qkv", "o", "gate_up", "down")})
+    context = LayerContext(observed.cosine, observed.sine, observed.lengths, False, Pool())
     with torch.no_grad():
-        ours = run_layer(bare, observed.x, around)
+        ours = run_layer(bare, observed.x, context)
     return _difference(observed.x, ours, observed.y)
 
 
 def _difference(x: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor) -> Reason | None:
-    """Says so if two outputs of a layer with the input x differ by more than rounding."""
-    # The sum with the residual stream is rounded too, which may be much larger than what is added to it.
+    """Compares two outputs of a layer with the input x; returns the reason if they differ by more than rounding."""
+    # The residual stream may be much larger than what the layer adds to it, and their sum is rounded too.
     change, whole = float((theirs.float() - x.float()).norm()), float(theirs.float().norm())
     allowed = _SPACINGS.get(x.dtype, _SPACINGS_OF_SHORT_DTYPES) * torch.finfo(x.dtype).eps * (change + whole)
     distance = float((ours.float() - theirs.float()).norm())
@@ -228,10 +228,10 @@ def _difference(x: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor) -> Re
 
 
 def replace_parts(layer: nn.Module, observed: Observed) -> list[nn.Module]:
-    """Replaces the forwards of those of the layer's parts that are known, if the layer then gives the same numbers.
+    """Replaces the forwards of a layer's known parts, if the layer's output stays the same.
 
     Returns:
-        The parts; `restore` gives them their own forwards back.
+        The replaced parts; `restore` gives them their own forwards back.
     """
     forwards: dict[nn.Module, Forward] = {}
     right = False
@@ -244,7 +244,7 @@ def replace_parts(layer: nn.Module, observed: Observed) -> list[nn.Module]:
         for module, forward in forwards.items():
             module.forward = forward
         right = _difference(observed.x, _run_as_it_is(layer, observed), theirs) is None
-    except Exception:  # as in `take_apart`: then its parts stay as they are
+    except Exception:  # as in `recognize`: the parts stay as they are
         right = False
     finally:
         if not right:
@@ -253,14 +253,14 @@ def replace_parts(layer: nn.Module, observed: Observed) -> list[nn.Module]:
 
 
 def restore(modules: Iterable[nn.Module]) -> None:
-    """Gives modules their own forwards again."""
+    """Restores the modules' own forwards."""
     for module in modules:
         module.__dict__.pop("forward", None)
 
 
 @torch.no_grad()
 def _run_as_it_is(layer: nn.Module, observed: Observed) -> torch.Tensor:
-    """With its adapters; their dropout draws the same numbers each time."""
+    """Runs the layer with its adapters; a seed makes their dropout the same each time."""
     with seeded(0, observed.x.device):
         arguments = {name: value for name, value in observed.arguments.items() if name != "hidden_states"}
         return layer(observed.x[None], *observed.positional, **arguments)[0]
@@ -279,9 +279,9 @@ def _part_forward(module: Any, observed: Observed) -> Forward | None:
     return None if norm is None else norm_forward(module, norm.eps, norm.offset)
 
 
-def release(plan: LayerPlan) -> None:
-    """Gives the layer's linears weights of their own again."""
-    for linears in plan.all_linears():
+def release(spec: LayerSpec) -> None:
+    """Gives the layer's linear modules separate weights again."""
+    for linears in spec.all_linears():
         linears.group.release()
 
 
@@ -290,7 +290,7 @@ def _bare(linears: Linears) -> Linears:
 
 
 def _adapters(module: nn.Module) -> Iterator[AdapterModule]:
-    """The adapters in a module, without what they themselves consist of."""
+    """Iterates over the adapters in a module, without descending into them."""
     for child in module.children():
         if isinstance(child, AdapterModule):
             yield child
@@ -323,14 +323,14 @@ def _obstacle(layer: nn.Module, linears: list[nn.Module], norms: list[nn.Module]
         return "its attention has sinks"
     if observed.positional:
         return "its forward takes more than a decoder layer's input"
-    inside = (module for module in layer.modules() if module is not layer)  # hooks of the layer itself run all the same
+    inside = (module for module in layer.modules() if module is not layer)  # the layer's own hooks still run
     if any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in inside):
-        return "something is hooked into it"
+        return "a hook is registered on one of its modules"
     return None
 
 
 def _stored(module: nn.Module) -> nn.Linear | PackedLinear | None:
-    """The linear layer that holds a module's weight, if it is of a kind that a group can take."""
+    """Finds the linear layer that stores a module's weight; None if a `LinearGroup` cannot take it."""
     frozen = module.frozen if isinstance(module, AdapterLinear) else None
     if isinstance(frozen, DenseLinear | PackedFrozen):
         module = frozen.base
@@ -351,7 +351,7 @@ def _out_features(module: nn.Module) -> int:
 
 @torch.no_grad()
 def _norm(module: nn.Module, like: torch.Tensor) -> Norm | None:
-    """The norm's formula, found by trying both on a row of numbers."""
+    """Finds the formula of an RMS norm by trying both on a row of numbers; None if neither matches."""
     weight = getattr(module, "weight", None)
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if not isinstance(weight, torch.Tensor) or weight.dim() != 1 or not isinstance(eps, float):

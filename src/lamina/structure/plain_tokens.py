@@ -1,4 +1,4 @@
-"""A few tokens to run a model on, in order to see what it does."""
+"""Ordinary tokens to run a model on, in order to observe what it does."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from transformers import PreTrainedModel
 
 
-def probe_tokens(model: PreTrainedModel, count: int, seed: int = 0) -> torch.Tensor:
-    """Token ids (1, count) on the model's device, always the same for a seed, none of which means something special.
+def plain_tokens(model: PreTrainedModel, count: int, seed: int = 0) -> torch.Tensor:
+    """Draws token ids (1, count) on the model's device from a seed, without special tokens.
 
-    Those that the configuration names end a text, pad it, or stand for an image that is not there.
+    Special tokens are those that the configuration names: they end a text, pad it, or stand for an image.
     """
     text = model.config.get_text_config()
     special = {*_named(model.config.to_dict()), *_named(text.to_dict())}

@@ -1,4 +1,4 @@
-"""A decoder layer, taken apart into what `layer.py` computes it from."""
+"""`LayerSpec`: the weights and settings of a decoder layer, from which `layer.py` computes it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Linears:
-    """Linear modules with the same input, bare or adapted, and their group."""
+    """Linear modules with the same input, with or without an adapter, and the group that computes them."""
 
     modules: list[nn.Module]
     group: LinearGroup
@@ -34,19 +34,19 @@ class Linears:
 
 
 @dataclass(frozen=True)
-class LayerPlan:
-    """A decoder layer, taken apart.
+class LayerSpec:
+    """The weights and settings of a decoder layer.
 
     Attributes:
-        input_norm: Before attention.
-        attention_norm: After attention, before the residual is added (Gemma), or None.
-        mlp_norm: Before the gated unit.
-        output_norm: After it (Gemma), or None.
-        head_norms: On each query and each key head (Qwen 3, Gemma 3), or None.
-        qkv, o, gate_up, down: The linears.
-        heads: Query heads.
-        key_heads: Key and value heads.
-        head_size: Elements of a head.
+        input_norm: The norm before attention.
+        attention_norm: The norm after attention, before the residual is added (Gemma), or None.
+        mlp_norm: The norm before the gated MLP.
+        output_norm: The norm after the gated MLP (Gemma), or None.
+        head_norms: The norms of each query head and each key head (Qwen 3, Gemma 3), or None.
+        qkv, o, gate_up, down: The linear layers.
+        heads: Number of query heads.
+        key_heads: Number of key and value heads.
+        head_size: Width of a head.
         scale, window, softcap: See `AttentionSettings`.
         activation: `kernels.SILU` or `kernels.GELU_TANH`.
     """
@@ -69,5 +69,5 @@ class LayerPlan:
     activation: int
 
     def all_linears(self) -> tuple[Linears, ...]:
-        """In the order in which their gradients are returned."""
+        """Lists the linear layers in the order in which their gradients are returned."""
         return (self.qkv, self.o, self.gate_up, self.down)
