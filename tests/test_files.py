@@ -1,4 +1,4 @@
-"""Writing that is never seen half done: killed at every step, with every umask, on file systems old and new."""
+"""Atomic writes: killed at every step, with every umask, on old and new file systems."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from lamina import files
 from lamina.errors import StorageError
 
-# Replaces a folder in a child that dies, without a word, at the k-th thing that it asks of the system, for every k.
+# Replaces a folder in a child process that is killed at its k-th system call, for every k.
 KILLED = """
 import json, os, sys
 from pathlib import Path
@@ -91,7 +91,7 @@ def test_a_folder_replaced_by_a_process_that_is_killed_is_the_old_one_or_the_new
     assert states == sorted(states, reverse=True), "old, up to a moment, and new from then on"
     assert set(states) == {"old", "new"}
     assert all(kept and clean for _, _, kept, clean in found)
-    # One step leaves no moment without either; two renames do, and what is missing then is recovered.
+    # Swapping in one step leaves no moment without a folder; two renames do, and `recover` fixes that.
     assert any(missing for _, missing, _, _ in found) == (way == "two renames")
 
 
@@ -146,7 +146,7 @@ def test_another_folder_is_not_recovered_in_the_place_of_this_one(tmp_path: Path
     assert not (tmp_path / "run").exists()
     files.recover(tmp_path / "run-1")
     assert (tmp_path / "run-1").is_dir()
-    files.recover(tmp_path / "nowhere" / "run")  # which is nothing to recover, and no error
+    files.recover(tmp_path / "nowhere" / "run")  # nothing to recover, and no error
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o002, 0o077])
@@ -157,7 +157,7 @@ def umask(request: pytest.FixtureRequest) -> Any:
 
 
 def modes(folder: Path, umask: int) -> dict[str, str]:
-    """What has another mode than the umask asks for."""
+    """Returns what has permissions other than the umask asks for."""
     wrong = {}
     for path in [folder, *folder.rglob("*")]:
         mode = stat.S_IMODE(path.lstat().st_mode)
@@ -167,7 +167,7 @@ def modes(folder: Path, umask: int) -> dict[str, str]:
 
 
 def test_a_new_folder_has_the_modes_of_the_umask(umask: int, tmp_path: Path) -> None:
-    """Whatever wrote into it: safetensors makes files that nobody else can read, tempfile folders of that kind."""
+    """Whoever wrote into it: safetensors writes files that only their owner can read, and so does tempfile."""
     outside = tmp_path / "outside"
     outside.touch(mode=0o600)
     with files.new_folder(tmp_path / "made" / "out") as folder:

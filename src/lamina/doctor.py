@@ -1,4 +1,4 @@
-"""`doctor`: what this machine offers for fine-tuning, measured; what is slow on it, and why."""
+"""`lamina doctor`: measures what this machine offers for fine-tuning, and reports what is slow and why."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's report.
+    """One line of the report.
 
     Attributes:
-        name: What was looked at.
+        name: What was checked.
         value: What was found.
         level: `ok`, `slow` (works, but slower than it could) or `missing`.
-        advice: What to do about it; empty if nothing.
+        advice: What to do about it; may be empty.
     """
 
     name: str
@@ -45,12 +45,12 @@ class Finding:
     advice: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Returns the finding as plain data."""
         return asdict(self)
 
 
 def diagnose() -> list[Finding]:
-    """Looks at machine, packages and caches, and measures matrix products for about a second."""
+    """Checks machine, packages and caches, and measures matrix products for about a second."""
     device = default_device()
     return [
         Finding("lamina", f"{__version__}, Python {platform.python_version()}, {platform.platform()}"),
@@ -70,7 +70,7 @@ def diagnose() -> list[Finding]:
 
 
 def gemm_rate(dtype: torch.dtype, device: torch.device, size: int = 1024, seconds: float = 0.3) -> float:
-    """FLOP/s of a square matrix product: the machine's own limit for training."""
+    """Returns the rate of a square matrix product in FLOP/s: the machine's upper limit for training."""
     a = torch.randn(size, size, device=device).to(dtype)
     b = torch.randn(size, size, device=device).to(dtype)
     for _ in range(3):
@@ -97,7 +97,7 @@ def _device(device: torch.device) -> Finding:
         "device",
         "CPU",
         "slow",
-        "a CUDA device would be used if torch saw one; models up to about 1B train well without",
+        "torch sees no CUDA device; models up to about 1B train well without one",
     )
 
 
@@ -116,7 +116,7 @@ def _threads() -> Finding:
             "threads",
             str(threads),
             "slow",
-            f"{cores} cores are there; unset OMP_NUM_THREADS or set it to {cores}",
+            f"{cores} cores are available; unset OMP_NUM_THREADS or set it to {cores}",
         )
     return Finding("threads", str(threads))
 
@@ -125,7 +125,7 @@ def _memory() -> Finding:
     memory = psutil.virtual_memory()
     value = f"{memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB free"
     if memory.available < 4 * _GIB:
-        return Finding("memory", value, "slow", "less than 4 GiB free: expect gradient checkpointing to switch on")
+        return Finding("memory", value, "slow", "less than 4 GiB free: gradient checkpointing will probably be enabled")
     return Finding("memory", value)
 
 
@@ -140,7 +140,7 @@ def _dtype(device: torch.device) -> Finding:
         "matrix products",
         f"{value}; dtype auto is float32",
         "slow",
-        "this machine does not multiply bfloat16 in hardware, so float32 is used, with twice the memory",
+        "this machine has no bfloat16 hardware, so float32 is used, with twice the memory",
     )
 
 
@@ -148,7 +148,7 @@ def _attention(device: torch.device) -> Finding:
     if device.type == "cuda":
         return Finding("attention", "FlashAttention in bfloat16; scaled_dot_product_attention per document in float32")
     if kernel_state(device).backend == "native":
-        return Finding("attention", "C++ kernels; scaled_dot_product_attention per document where they do not fit")
+        return Finding("attention", "C++ kernels; scaled_dot_product_attention per document where they do not apply")
     return Finding(
         "attention",
         "scaled_dot_product_attention per document, on the CPU",
@@ -176,7 +176,7 @@ def _extra(package: str, extra: str) -> Finding:
 
 
 def _plugins() -> list[Finding]:
-    """What other packages add to lamina, and what of that cannot be used."""
+    """Reports the plug-ins of other packages, and those that cannot be used."""
     findings = []
     for family, facts in plugins.FAMILIES.items():
         for name, member in plugins.members(family).items():

@@ -1,9 +1,9 @@
-"""One small tree of errors, each with the exit code that the command line gives for it.
+"""lamina's exceptions, each with the exit code that the command line returns for it.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 75 (EX_TEMPFAIL) interrupted, and may be taken up again.
+Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 75 (EX_TEMPFAIL) interrupted, and can be resumed.
 
-Every error that a user can cause names the field or file, the value that was found, what is allowed, and the fix.
-Errors also inherit the standard exception of their kind, so that Python callers can catch `ValueError` or `OSError`.
+Every error that a user can cause names the field or file, the value found, what is allowed, and the fix. Each error
+also inherits the matching standard exception, so that Python callers can catch `ValueError` or `OSError`.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from lamina.version import __version__, is_newer
 
 
 class LaminaWarning(UserWarning):
-    """Something a user should know that does not stop the work."""
+    """Warns about something that a user should know but that does not stop the command."""
 
 
 class LaminaError(Exception):
-    """Base of every error that lamina raises on purpose.
+    """Base class of every error that lamina raises on purpose.
 
     Attributes:
-        exit_code: What a command exits with.
+        exit_code: Exit code of a command that fails with this error.
     """
 
     exit_code = 1
 
     def details(self) -> dict[str, object]:
-        """The error as plain data, for `--json`."""
+        """Returns the error as plain data, for `--json`."""
         return {"type": type(self).__name__, "message": str(self)}
 
 
@@ -43,7 +43,7 @@ class Problem:
     Attributes:
         field: Dotted path, such as `train.learning_rate`.
         message: What is wrong, with the value found and what is allowed.
-        fix: What to do about it; empty where the message already says it.
+        fix: How to fix it; empty if the message already says so.
     """
 
     field: str
@@ -56,7 +56,7 @@ class Problem:
 
 
 class ConfigError(LaminaError, ValueError):
-    """The configuration is wrong; all of its problems are reported at once."""
+    """The configuration is invalid. The error reports all of its problems at once."""
 
     exit_code = 2
 
@@ -88,14 +88,14 @@ class AdapterError(LaminaError, ValueError):
 
 
 class BaseMismatchError(AdapterError):
-    """The adapter is locked to another base than the one it is being loaded on."""
+    """The adapter is locked to a different base model than the one it is being loaded onto."""
 
 
 class NewerVersionError(LaminaError, ValueError):
-    """What lies on disk was written by a lamina that knows more than this one.
+    """A file on disk was written by a newer lamina, in a format that this version does not know.
 
     Attributes:
-        written_by: The version that wrote it; empty where that is not recorded.
+        written_by: The version that wrote it; empty if it was not recorded.
     """
 
     def __init__(self, path: Path | str, written_by: str, reason: str) -> None:
@@ -113,29 +113,31 @@ class NewerVersionError(LaminaError, ValueError):
 
 
 def check_format(path: Path | str, found: object, known: int, written_by: str) -> None:
-    """Checks that a file on disk has a format that this version reads: any from 1 up to the one that it writes.
+    """Checks that this version can read the format of a file on disk: any format from 1 up to the newest it knows.
 
     Args:
-        path: The file, for the error.
-        found: The number in it.
-        known: The newest that this version reads.
-        written_by: The version that wrote it; empty where that is not recorded.
+        path: The file, to name in the error.
+        found: The format number in the file.
+        known: The newest format that this version reads.
+        written_by: The version that wrote the file; empty if it was not recorded.
 
     Raises:
-        NewerVersionError: It is a later one.
-        ValueError: It is no format at all.
+        NewerVersionError: The format is newer than `known`.
+        ValueError: `found` is not a format number.
     """
     if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        raise ValueError(f"its format is {found!r}, which is no number from 1 up")
+        raise ValueError(f"its format is {found!r}, which is not an integer of at least 1")
     if found > known:
-        raise NewerVersionError(path, written_by, f"it has format {found}, and up to {known} is known here")
+        raise NewerVersionError(
+            path, written_by, f"its format is {found}, and this version reads formats up to {known}"
+        )
 
 
 class CertificateError(LaminaError):
-    """The probes show that the adapter is not applied as it was trained.
+    """The certificate's prompts show that the adapter does not act as it did in training.
 
     Attributes:
-        certificate: The `Certificate` with the figures.
+        certificate: The `Certificate` with the measurements.
     """
 
     def __init__(self, message: str, certificate: Any) -> None:
@@ -144,18 +146,18 @@ class CertificateError(LaminaError):
 
 
 class RunError(LaminaError):
-    """A run directory is in use, already filled, or not what the command needs."""
+    """A run directory is in use, is not empty, or is not what the command needs."""
 
 
 class TrainingError(LaminaError):
-    """Training cannot go on, for instance because the loss is not finite."""
+    """Training cannot continue, for example because the loss is not finite."""
 
 
 class Interrupted(LaminaError):
-    """Training was asked to stop, saved a checkpoint and left; the message says how to resume.
+    """Training was asked to stop, saved a checkpoint and exited. The message says how to resume.
 
     Attributes:
-        facts: What there is to know about it, as plain data: the signal, the step, the command that goes on.
+        facts: Details as plain data: the signal, the step, the command that resumes.
     """
 
     exit_code = 75
@@ -173,30 +175,30 @@ class BenchError(LaminaError):
 
 
 class KernelError(LaminaError, ValueError):
-    """A kernel was given what it does not take: a fault of lamina's own, found before it made a wrong number."""
+    """A kernel got an input that it does not support: a bug in lamina, caught before it gave a wrong result."""
 
 
 class StorageError(LaminaError, OSError):
-    """A file could not be written or read: no space, no permission, read-only."""
+    """A file could not be written or read, for example because the disk is full, read-only or not permitted."""
 
     @classmethod
     def wrap(cls, error: OSError, path: Path | str, doing: str) -> StorageError:
-        """Turns an `OSError` into one sentence with the path, the cause and the fix."""
+        """Turns an `OSError` into a one-line message with the path, the cause and the fix."""
         reasons = {
             errno.ENOSPC: ("the disk is full", "free some space or choose another folder, then run again"),
             errno.EDQUOT: ("the disk quota is used up", "free some space or choose another folder"),
-            errno.EROFS: ("the file system is read-only", "choose a folder that can be written"),
+            errno.EROFS: ("the file system is read-only", "choose a writable folder"),
             errno.EACCES: (
                 "permission denied",
-                "choose a folder that you may write, or change its permissions",
+                "choose a folder that you can write to, or change its permissions",
             ),
-            errno.EPERM: ("operation not permitted", "choose a folder that you may write"),
+            errno.EPERM: ("operation not permitted", "choose a folder that you can write to"),
             errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another path"),
-            errno.EEXIST: ("a file is where a folder has to be", "choose another path, or move the file away"),
+            errno.EEXIST: ("a file is in the place of a folder", "choose another path, or move the file"),
             errno.ENAMETOOLONG: ("a part of the path is too long", "choose a shorter name"),
             errno.EMFILE: ("too many files are open", "raise the limit (`ulimit -n`)"),
             errno.EFBIG: (
-                "the file is larger than is allowed here",
+                "the file exceeds the size limit",
                 "raise the file-size limit or choose another disk",
             ),
         }
@@ -205,7 +207,7 @@ class StorageError(LaminaError, OSError):
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """A hint with the nearest allowed name, or two that are as near; an empty string when none is.
+    """Returns a hint with the closest allowed name, or two if they are equally close; an empty string if none is close.
 
     >>> nearest("learning_rat", ["learning_rate", "seed"])
     "Did you mean 'learning_rate'?"

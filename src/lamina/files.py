@@ -1,8 +1,8 @@
-"""Writing to disk so that a reader sees the old content or the new, never half of one.
+"""Writes files and folders atomically: a reader sees the old content or the new content, never a mix.
 
-Files and folders are written aside, flushed to the disk, and renamed into place. Every `OSError` on the way becomes a
-`StorageError` that names the path and the fix, and what was written aside is removed. What is written has the mode that
-the process's umask asks for, whoever wrote it: safetensors alone would give files that nobody else can read.
+Files and folders are written under a temporary name next to the target, flushed to disk, and renamed into place. Every
+`OSError` becomes a `StorageError` that names the path and the fix, and the temporary file is removed. The result has
+the permissions that the process's umask asks for; safetensors alone would write files that only their owner can read.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from typing import IO, Any
 
 from lamina.errors import StorageError
 
-# All marks begin with a dot and carry a random part, so that two processes never share one. What is being written; what
-# is whole and about to replace something; what is being replaced.
-ASIDE_PREFIX = ".writing-"
+# Every temporary name starts with a dot and has a random part, so that two processes never share one. The prefixes
+# mark: a file or folder being written; a complete folder about to replace the old one; an old folder being replaced.
+TEMPORARY_PREFIX = ".writing-"
 READY_PREFIX = ".complete-"
 OLD_PREFIX = ".replaced-"
 _MARK = re.compile(r"\.(?:complete|replaced)-(?P<name>.+)-[0-9a-f]{12}", re.DOTALL)
 
-# renameat2: paths are relative to the working directory, and both must be there, and change places.
+# renameat2: paths are relative to the working directory. Both paths must exist, and they are swapped.
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
@@ -51,91 +51,93 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Writes `content` to `path` atomically and durably.
 
     Raises:
-        StorageError: The folder cannot be made or the file cannot be written; `path` is as it was.
+        StorageError: The folder cannot be created or the file cannot be written. `path` is unchanged.
     """
-    aside = path.parent / f"{ASIDE_PREFIX}{uuid.uuid4().hex[:12]}"
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:12]}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        temporary.replace(path)
         fsync_folder(path.parent)
     except OSError as error:
-        _forget(aside)
+        _delete(temporary)
         raise StorageError.wrap(error, path, "writing") from error
 
 
 @contextlib.contextmanager
 def new_text_file(path: Path) -> Iterator[IO[str]]:
-    """A file to write from start to end, which is at `path` as a whole if the block ends well, and else not at all.
+    """Yields a temporary text file, which replaces `path` if the block succeeds and is deleted if it fails.
 
-    Half of a surrogate pair is written as JSON's escape for it.
+    An unpaired surrogate is written as its JSON escape.
 
     Raises:
-        StorageError: It cannot be written; `path` is as it was.
+        StorageError: The file cannot be written. `path` is unchanged.
     """
-    aside = path.parent / f"{ASIDE_PREFIX}{uuid.uuid4().hex[:12]}"
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:12]}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        temporary.replace(path)
         fsync_folder(path.parent)
     except StorageError:
         raise
     except OSError as error:
         raise StorageError.wrap(error, path, "writing") from error
     finally:
-        _forget(aside)
+        _delete(temporary)
 
 
 @contextlib.contextmanager
 def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
-    """Gives a folder to fill, and puts it at `path` as a whole when the block ends well.
+    """Yields a temporary folder to fill, which replaces `path` as a whole if the block succeeds.
 
-    A folder already at `path` changes places with the new one in one step. Where the file system cannot do that, it
-    takes two renames; after a crash between them, `recover` puts the new content in its place. All that is in the
-    folder gets the modes that a file and a folder just made have here.
+    If there is already a folder at `path`, the two are swapped in one step. Where the file system cannot swap, it takes
+    two renames; after a crash between them, `recover` puts the new content in place. Everything in the folder gets the
+    default permissions of new files and folders.
 
     Args:
-        path: Where it is to be.
-        replace: Whether what is at `path` by then gives way. If not, the new folder is put beside it.
+        path: The final path.
+        replace: Whether to replace what exists at `path` when the block ends. If not, the new folder is put next to it,
+            under another name.
 
     Raises:
-        StorageError: Something could not be written, or has a place of its own beside `path`; `path` is as it was.
+        StorageError: Something could not be written, or `path` exists and `replace` is false. `path` is unchanged.
     """
-    aside = path.parent / f"{ASIDE_PREFIX}{path.name}-{uuid.uuid4().hex[:12]}"
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:12]}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.mkdir()
-        yield aside
-        _settle_modes(aside)
-        for entry in aside.rglob("*"):
+        temporary.mkdir()
+        yield temporary
+        _settle_modes(temporary)
+        for entry in temporary.rglob("*"):
             if entry.is_dir():
                 fsync_folder(entry)
             elif entry.is_file():
                 _fsync_file(entry)
-        fsync_folder(aside)
+        fsync_folder(temporary)
         if path.exists() and not replace:
-            beside = path.with_name(f"{path.name}-{uuid.uuid4().hex[:12]}")
-            aside.rename(beside)
+            neighbor = path.with_name(f"{path.name}-{uuid.uuid4().hex[:12]}")
+            temporary.rename(neighbor)
             raise StorageError(
-                f"{path}: something else was put there meanwhile. What was written is in {beside} instead."
+                f"{path}: something else was created there in the meantime. The new content was written to "
+                f"{neighbor} instead."
             )
-        _put_in_place(aside, path)
+        _put_in_place(temporary, path)
         fsync_folder(path.parent)
     except StorageError:
-        _forget(aside)
+        _delete(temporary)
         raise
     except OSError as error:
-        _forget(aside)
+        _delete(temporary)
         raise StorageError.wrap(error, path, "writing") from error
     except BaseException as error:
-        _forget(aside)
+        _delete(temporary)
         # safetensors reports a full disk as its own error, with the system's message inside.
         if type(error).__name__ == "SafetensorError" and "os error" in str(error).lower():
             raise StorageError(f"{path}: writing failed: {error}. Fix: free some space, then run again.") from error
@@ -143,14 +145,14 @@ def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
 
 
 def recover(path: Path) -> None:
-    """Puts back what belongs at `path`, where a crash in the middle of replacing it left nothing there.
+    """Restores `path` if a crash during its replacement left nothing there.
 
-    That is the new content, or if there is none, the old. Also while another process is about to do the same.
+    Restores the new content if it is complete, and the old content otherwise. Safe while another process does the same.
     """
     if path.exists():
         return
     entries: list[Path] = []
-    with contextlib.suppress(OSError):  # there is no such folder, or none that may be read
+    with contextlib.suppress(OSError):  # the folder does not exist, or is not readable
         entries = sorted(path.parent.iterdir())
     for prefix in (READY_PREFIX, OLD_PREFIX):
         for entry in entries:
@@ -164,9 +166,9 @@ def recover(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Recovers what interrupted writes left in `folder`, and removes the rest of it.
+    """Recovers what interrupted writes left in `folder`, and deletes the remaining temporary files.
 
-    Only for a folder that this process alone writes to.
+    Only for a folder that no other process writes to.
     """
     if not folder.is_dir():
         return
@@ -174,12 +176,12 @@ def remove_leftovers(folder: Path) -> None:
         if mark := _MARK.fullmatch(entry.name):
             recover(folder / mark["name"])
     for entry in folder.iterdir():
-        if entry.name.startswith((ASIDE_PREFIX, READY_PREFIX, OLD_PREFIX)):
-            _forget(entry)
+        if entry.name.startswith((TEMPORARY_PREFIX, READY_PREFIX, OLD_PREFIX)):
+            _delete(entry)
 
 
 def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, as hexadecimal digits."""
+    """Returns the SHA-256 of a file's bytes as a hexadecimal string."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -199,43 +201,43 @@ def _fsync_file(path: Path) -> None:
 
 
 def _settle_modes(folder: Path) -> None:
-    """Gives all that is in a folder the modes that `folder` itself was made with: those of the umask."""
+    """Gives everything in a folder the default permissions, which `folder` itself was created with."""
     mode = stat.S_IMODE(folder.stat().st_mode)
     for entry in folder.rglob("*"):
         if entry.is_symlink():
             continue
         wanted = mode if entry.is_dir() else mode & 0o666
         if stat.S_IMODE(entry.stat().st_mode) != wanted:
-            with contextlib.suppress(OSError):  # on a file system that keeps no modes, all are alike already
+            with contextlib.suppress(OSError):  # a file system without permissions needs none set
                 entry.chmod(wanted)
 
 
-def _put_in_place(aside: Path, path: Path) -> None:
+def _put_in_place(temporary: Path, path: Path) -> None:
     if not path.exists():
-        aside.rename(path)
+        temporary.rename(path)
         return
-    if _exchange(aside, path):
+    if _exchange(temporary, path):
         fsync_folder(path.parent)
-        _forget(aside)
+        _delete(temporary)
         return
     mark = f"{path.name}-{uuid.uuid4().hex[:12]}"
     ready, old = path.parent / f"{READY_PREFIX}{mark}", path.parent / f"{OLD_PREFIX}{mark}"
-    aside.rename(ready)
+    temporary.rename(ready)
     try:
         path.rename(old)
         ready.rename(path)
     except OSError:
-        if ready.exists():  # else a reader has recovered it in the meantime
+        if ready.exists():  # otherwise a reader has recovered it in the meantime
             if not path.exists():
                 old.rename(path)
-            _forget(ready)
+            _delete(ready)
             raise
     fsync_folder(path.parent)
-    _forget(old)
+    _delete(old)
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Lets two folders change places in one step; gives False where system or file system cannot."""
+    """Swaps two folders in one step. Returns False if the system or the file system cannot."""
     renameat2 = _renameat2()
     if renameat2 is None:
         return False
@@ -249,7 +251,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 @functools.cache
 def _renameat2() -> Callable[..., int] | None:
-    """Linux's system call, where the C library has it."""
+    """Returns Linux's system call, if the C library has it."""
     try:
         function = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError, TypeError):
@@ -259,7 +261,7 @@ def _renameat2() -> Callable[..., int] | None:
     return function
 
 
-def _forget(path: Path) -> None:
+def _delete(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

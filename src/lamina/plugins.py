@@ -1,13 +1,13 @@
-"""Finds the members of a family: methods, losses, optimizers, data formats and scorers.
+"""Finds plug-ins by family: methods, losses, optimizers, data formats and scorers.
 
-A member is a Python module whose name is its name in the configuration. lamina's own lie in one folder a family;
-another package adds one by an entry point, in its pyproject.toml:
+A plug-in ("member") is a Python module; the configuration refers to it by the module's name. lamina's own members are
+in one folder per family. Another package adds one with an entry point in its pyproject.toml:
 
     [project.entry-points."lamina.formats"]
     chatlog = "my_package.chatlog"
 
-Methods, losses and optimizers are pairs of modules: what the configuration must know, which imports no torch so that
-`lamina --help` stays quick, and the mathematics. They take two entry points of one name:
+Methods, losses and optimizers are pairs of modules: one for the configuration, which does not import torch so that
+`lamina --help` stays fast, and one for the math. A pair needs two entry points with the same name:
 
     [project.entry-points."lamina.losses.config"]
     focal = "my_package.focal_config"
@@ -15,8 +15,8 @@ Methods, losses and optimizers are pairs of modules: what the configuration must
     [project.entry-points."lamina.losses"]
     focal = "my_package.focal"
 
-A package that cannot be used is left out, so that it stops nothing that does not need it: `problems` has the reason,
-`lamina doctor` prints it, and so does the error of a configuration that names it.
+A plug-in that cannot be imported is skipped, so that it breaks nothing that does not need it. `problems` returns the
+reason; `lamina doctor` prints it, and so does the error for a configuration that names the plug-in.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from lamina.errors import ConfigError, Problem
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
-# Modules in a family's folder that are no members, beside those whose names begin with an underscore.
+# Modules in a family's folder that are not members, in addition to those whose names start with an underscore.
 _NO_MEMBER = "base"
 
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family's members are found.
+    """The places where a family's members are found.
 
     Attributes:
-        what: One of them in prose, such as `a method`.
-        package: Where lamina's own lie.
-        config: Where the other halves of pairs lie; empty for a family of single modules.
+        what: A singular noun for messages, such as `a method`.
+        package: The package of lamina's own members.
+        config: The package of the configuration halves; empty for a family of single modules.
     """
 
     what: str
@@ -69,10 +69,10 @@ class Member:
     """A member of a family.
 
     Attributes:
-        name: What the configuration calls it.
-        module: Its module; of a pair the one with the mathematics.
-        config: Of a pair, the module for the configuration; else empty.
-        package: The distribution that adds it, with its version; empty for lamina's own.
+        name: Its name in the configuration.
+        module: Its module; for a pair, the module with the math.
+        config: For a pair, the module for the configuration; otherwise empty.
+        package: The distribution that adds it, with its version; empty for lamina's own members.
     """
 
     name: str
@@ -81,13 +81,13 @@ class Member:
     package: str = ""
 
 
-# By family and name: why a package's member is left out.
+# (family, name) -> why a plug-in is skipped.
 _problems: dict[tuple[str, str], str] = {}
 
 
 @functools.cache
 def members(family: str) -> Mapping[str, Member]:
-    """All members of a family by name, lamina's own first; none of them is imported."""
+    """Returns all members of a family by name, lamina's own first, without importing them."""
     facts = FAMILIES[family]
     own = {
         name: Member(name, f"{facts.package}.{name}", f"{facts.config}.{name}" if facts.config else "")
@@ -104,12 +104,12 @@ def members(family: str) -> Mapping[str, Member]:
 
 
 def config_halves(family: str, attribute: str, kind: type) -> dict[str, Any]:
-    """What the configuration modules of a family define.
+    """Returns what the configuration modules of a family define, by member name.
 
     Args:
         family: A family of pairs.
         attribute: The name that each module defines.
-        kind: What it must be: an instance of that class, or a subclass of it.
+        kind: The required type: the value must be an instance or a subclass of it.
     """
     found: dict[str, Any] = {}
     for name, member in members(family).items():
@@ -128,14 +128,14 @@ def config_halves(family: str, attribute: str, kind: type) -> dict[str, Any]:
 
 
 def load_member(family: str, name: str) -> ModuleType:
-    """Imports a member; of a pair, the half with the mathematics.
+    """Imports a member; for a pair, the half with the math.
 
     Raises:
-        ConfigError: There is none of that name, or its package cannot be imported.
+        ConfigError: There is no member with that name, or it cannot be imported.
     """
     member = members(family).get(name)
     if member is None:
-        reason = problems(family).get(name) or f"there is no such member; there are {', '.join(members(family))}"
+        reason = problems(family).get(name) or f"there is no such member; available: {', '.join(members(family))}"
         raise ConfigError(Problem(family, f"{name!r} cannot be used: {reason}"))
     if not member.package:
         return importlib.import_module(member.module)
@@ -149,13 +149,13 @@ def load_member(family: str, name: str) -> ModuleType:
 
 
 def problems(family: str) -> dict[str, str]:
-    """Of the members that other packages add and that cannot be used, why."""
+    """Returns why each unusable plug-in of a family cannot be used, by name."""
     members(family)
     return {name: reason for (of, name), reason in _problems.items() if of == family}
 
 
 def _files(package: str) -> list[str]:
-    """Names of the members in a folder of lamina's."""
+    """Returns the names of lamina's own members in a package."""
     folder = Path(__file__).parent.joinpath(*package.split(".")[1:])
     names = (module.name for module in pkgutil.iter_modules([str(folder)]))
     return sorted(name for name in names if name != _NO_MEMBER and not name.startswith("_"))
@@ -167,7 +167,7 @@ def _points(group: str) -> importlib.metadata.EntryPoints:
 
 
 def _entry_points(family: str) -> dict[str, dict[str, list[importlib.metadata.EntryPoint]]]:
-    """By name, the entry points of each half."""
+    """Returns the entry points of a family: name -> half -> entry points."""
     found: dict[str, dict[str, list[importlib.metadata.EntryPoint]]] = {}
     for half in ("", ".config") if FAMILIES[family].config else ("",):
         for point in _points(f"lamina.{family}{half}"):
@@ -178,20 +178,20 @@ def _entry_points(family: str) -> dict[str, dict[str, list[importlib.metadata.En
 def _outside(
     family: str, name: str, points: Mapping[str, list[importlib.metadata.EntryPoint]], found: Mapping[str, Member]
 ) -> tuple[Member | None, str]:
-    """The member that a package adds, or why it is none."""
+    """Returns the member that a package adds, or None and the reason why it cannot be used."""
     packages = sorted({_package(point) for half in points.values() for point in half})
     by = " and ".join(packages)
     what = FAMILIES[family].what.partition(" ")[2]
     if not _NAME.fullmatch(name):
-        return None, f"{by} names {what} {name!r}; a name has lower case letters, digits and underscores"
+        return None, f"{by} names {what} {name!r}; a name must consist of lowercase letters, digits and underscores"
     if name in found:
-        return None, f"{by} names {what} {name!r}, which lamina has itself"
+        return None, f"{by} names {what} {name!r}, which is the name of one of lamina's own"
     if len(packages) > 1:
         return None, f"{by} both add {what} {name!r}; uninstall one of them"
     halves = [f"lamina.{family}{half}" for half in (("", ".config") if FAMILIES[family].config else ("",))]
     missing = [group for group in halves if group.removeprefix(f"lamina.{family}") not in points]
     if missing:
-        return None, f"{by} adds {what} {name!r} without an entry point of that name in {missing[0]!r}"
+        return None, f"{by} adds {what} {name!r}, but has no entry point with that name in {missing[0]!r}"
     config = points[".config"][0].value if ".config" in points else ""
     return Member(name, points[""][0].value, config, packages[0]), ""
 

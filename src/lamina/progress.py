@@ -1,11 +1,11 @@
-"""How long work tells of itself: a sentence, or how much of it is done."""
+"""Callback types through which long-running functions report progress."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-# Is told a sentence for people.
+# Called with a sentence for the user.
 Notify = Callable[[str], None]
 
-# Is told what is being done, how much of it is done, and how much there is.
+# Called with the name of the task, the amount done and the total amount.
 Progress = Callable[[str, int, int], None]

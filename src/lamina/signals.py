@@ -1,6 +1,6 @@
-"""SIGINT, SIGTERM and SIGHUP ask training to stop at a safe point; a second one stops it at once.
+"""Turns SIGINT, SIGTERM and SIGHUP into a request to stop at a safe point. A second signal stops the process at once.
 
-A hang-up is the exception: terminal and shell both send one, so that it comes twice, and it only ever asks.
+SIGHUP is the exception: the terminal and the shell both send it, so it arrives twice, and it is only ever a request.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from types import FrameType
 
 @dataclass
 class StopRequest:
-    """Whether a signal came.
+    """Whether a signal has arrived.
 
     Attributes:
-        signal: Its name, such as `SIGINT`; `SIGPIPE` where nobody reads any more what is said; None while none came.
+        signal: Its name, such as `SIGINT`; `SIGPIPE` if nobody reads the output any more; None if none has arrived.
     """
 
     signal: str | None = None
@@ -26,17 +26,17 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turns the first of these signals into a request inside the block; the handlers are put back after it.
+    """Turns the first of these signals into a request inside the block, and restores the handlers afterwards.
 
-    A hang-up that is ignored (`nohup`) stays so. Outside the main thread, where Python allows no handlers, the request
-    never comes.
+    An ignored SIGHUP (`nohup`) stays ignored. Outside the main thread, where Python does not allow handlers, a request
+    never arrives.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
     names = [signal.SIGINT, signal.SIGTERM]
-    hang_up = getattr(signal, "SIGHUP", None)  # which Windows does not have
+    hang_up = getattr(signal, "SIGHUP", None)  # not on Windows
     if hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN:
         names.append(hang_up)
     before = {name: signal.getsignal(name) for name in names}

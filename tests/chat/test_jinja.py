@@ -1,4 +1,4 @@
-"""The sandbox renders as transformers does, and no template takes the machine with it."""
+"""The sandbox renders as transformers does, and no template can exhaust the machine."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_template_without_end_or_measure_is_stopped(source: str) -> None:
     failures: list[str] = []
     seconds: list[float] = []
 
-    def work() -> None:  # a thread has no signals
+    def work() -> None:  # a thread cannot use signals
         with pytest.raises(TemplateFailure) as caught:
             rendered(source)
         failures.append(str(caught.value))
@@ -145,7 +145,9 @@ def test_template_without_end_or_measure_is_stopped(source: str) -> None:
     thread.join(60)
     assert failures
     assert seconds[0] < 2.5
-    assert any(words in failures[0] for words in ("it makes more", "it takes more", "bits", "it indents", "Recursion"))
+    assert any(
+        words in failures[0] for words in ("it produces more", "it takes more", "bits", "it indents", "Recursion")
+    )
 
 
 def test_stopped_template_is_a_data_error_of_the_row() -> None:
@@ -154,7 +156,7 @@ def test_stopped_template_is_a_data_error_of_the_row() -> None:
     )
     turns = [Message("user", "q"), Message("assistant", "a")]
     assert template.render_spans(turns).answers
-    with pytest.raises(DataError, match=r"refuses the conversation: it makes more than .* characters"):
+    with pytest.raises(DataError, match=r"refuses the conversation: it produces more than .* characters"):
         template.render([*turns, *turns])
 
 
@@ -163,7 +165,7 @@ def test_bounds_grow_with_the_conversation() -> None:
     long = {"role": "user", "content": "x" * BASE_SIZE}
     text = compile_template(source).render({"messages": [long]}, BASE_SIZE)
     assert len(text) == 30 * BASE_SIZE
-    with pytest.raises(TemplateFailure, match="it makes more than"):
+    with pytest.raises(TemplateFailure, match="it produces more than"):
         compile_template(source.replace("30", "70")).render({"messages": [long]}, BASE_SIZE)
 
 

@@ -1,4 +1,4 @@
-"""What is trained is what is asked: before a learned answer stands its prompt of use, in characters and in tokens."""
+"""Training matches generation: a supervised answer follows its generation prompt, in characters and in tokens."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def reasoning_template(name: str, thinking: Thinking = "keep", enable_thinking: 
 
 
 def learned(template: ChatTemplate, messages: Sequence[Message], **more: object) -> list[str]:
-    """The text of each unbroken run of supervised tokens."""
+    """Returns the text of each unbroken run of supervised tokens."""
     encoded = encode(template, messages, **more)
     pairs = zip(encoded.supervised.tolist(), encoded.input_ids.tolist(), strict=True)
     runs = [[token for _, token in run] for is_learned, run in groupby(pairs, lambda pair: pair[0]) if is_learned]
@@ -74,7 +74,7 @@ def answers_of(rendered: Rendered) -> list[str]:
 
 
 def check_what_is_asked(template: ChatTemplate, messages: Sequence[Message], tools: Sequence[dict] = ()) -> None:
-    """Every learned answer stands after its prompt of use, and the last one is learned."""
+    """Checks that every supervised answer follows its generation prompt, and that the last one is supervised."""
     rendered = template.render_spans(messages, tools)
     places = [number for number, message in enumerate(messages) if message.role == "assistant"]
     assert len(places) - 1 not in rendered.not_asked
@@ -96,7 +96,7 @@ def check_what_is_asked(template: ChatTemplate, messages: Sequence[Message], too
 
 @st.composite
 def reasoned_conversations(draw: st.DrawFn) -> tuple[Message, ...]:
-    """Questions and answers, with reasoning apart, inside the answer, or without."""
+    """Questions and answers: with separate reasoning, with reasoning in the answer, and without."""
     messages: list[Message] = []
     for _ in range(draw(st.integers(1, 3))):
         thought, answer = draw(reasoning), draw(words).strip()
@@ -121,7 +121,7 @@ def test_before_a_learned_answer_stands_its_prompt_of_use(
     template = template_named(key, thinking, enable_thinking)
     try:
         template.render_spans(messages)
-    except DataError as error:  # a template may have no place for reasoning, and then says so
+    except DataError as error:  # a template may not support reasoning, and then says so
         assert thinking != "strip"
         assert "data.thinking" in str(error)
         messages = tuple(replace(m, thinking="") if m.role == "assistant" else m for m in messages)
@@ -163,7 +163,7 @@ def test_reasoning_of_a_channel_or_a_tag_without_white_space_is_learned() -> Non
     for name in ("gpt-oss", "glm4.5"):
         family = FAMILIES[name]
         assert learned(reasoning_template(name), [QUESTION, THOUGHT]) == [family.reasoned + family.eos]
-    # The header of the answer is the model's to write, also after reasoning that is not learned.
+    # The model must write the header of the answer, also after reasoning that is not in the loss.
     (said,) = learned(reasoning_template("gpt-oss", "unsupervised"), [QUESTION, THOUGHT])
     assert said == "<|end|><|start|>assistant<|channel|>final<|message|>42<|return|>"
 
@@ -185,7 +185,7 @@ def test_enable_thinking_is_told_to_the_template_in_training_and_in_use(name: st
 
 @pytest.mark.parametrize("name", ["qwen3", "glm4.5", "hunyuan"])
 def test_reasoning_that_the_prompt_rules_out_is_refused_with_a_fix_that_works(name: str) -> None:
-    with pytest.raises(DataError, match="where none begins") as caught:
+    with pytest.raises(DataError, match="which does not start any") as caught:
         reasoning_template(name, enable_thinking=False).render_spans([QUESTION, THOUGHT])
     assert "set data.thinking: strip, or data.enable_thinking: true" in str(caught.value)
     reasoning_template(name, "strip", enable_thinking=False).render_spans([QUESTION, THOUGHT])
@@ -200,7 +200,7 @@ def test_a_prompt_that_looks_at_what_is_said_is_looked_at_in_every_row() -> None
         turns = [Message("user", asked), ANSWER]
         assert learned(template, turns) == [f"{opening}42<SPECIAL_12>"]
         check_what_is_asked(template, turns)
-    with pytest.raises(DataError, match="where none begins"):
+    with pytest.raises(DataError, match="which does not start any"):
         template.render_spans([Message("user", "no? /no_think"), THOUGHT])
 
 
@@ -209,7 +209,7 @@ LATER = (QUESTION, THOUGHT, Message("user", "and eight?"), replace(ANSWER, conte
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_earlier_answer_is_learned_only_as_it_is_asked_for(name: str) -> None:
-    """The history shows it without its reasoning, or after another text than the prompt."""
+    """The history shows it without its reasoning, or after a text other than the generation prompt."""
     family, template = FAMILIES[name], reasoning_template(name, "keep", enable_thinking=None)
     if name == "deepseek-v3.1":
         pytest.skip("does not reason unless it is told to")
@@ -220,7 +220,12 @@ def test_an_earlier_answer_is_learned_only_as_it_is_asked_for(name: str) -> None
     assert encoded.remarks.not_asked == (() if keeps else (1,))
     assert len(learned(template, LATER)) == (2 if keeps else 1)
     stripped = reasoning_template(name, "strip").render_spans(LATER)
-    opens = name in ("qwen3-thinking", "qwq", "r1", "nemotron")  # the prompt does; the history has no such section
+    opens = name in (
+        "qwen3-thinking",
+        "qwq",
+        "r1",
+        "nemotron",
+    )  # the generation prompt does; the history has no such section
     assert stripped.not_asked == ((0,) if opens else ())
     assert family.opening in stripped.text
 
@@ -268,7 +273,7 @@ def test_a_run_with_enable_thinking_that_no_template_reads_is_refused() -> None:
         template_of(build_tokenizer(), data)
     assert caught.value.problems[0].field == "data.enable_thinking"
     template = template_of(reasoning_tokenizer("qwen3"), data)
-    assert (template.enable_thinking, template.told(None).enable_thinking) == (False, None)
+    assert (template.enable_thinking, template.with_enable_thinking(None).enable_thinking) == (False, None)
 
 
 KWARGS = {"enable_thinking": False}
@@ -276,7 +281,7 @@ KWARGS = {"enable_thinking": False}
 
 def test_chat_template_kwargs_of_a_row_are_the_templates() -> None:
     template = reasoning_template("qwen3")
-    off = template.told(enable_thinking=False)
+    off = template.with_enable_thinking(enable_thinking=False)
     assert template.render([QUESTION], (), True, KWARGS) == off.render([QUESTION], (), True)
     assert learned(template, [QUESTION, ANSWER], template_kwargs=KWARGS) == ["42<|im_end|>"]
     assert learned(off, [QUESTION, ANSWER], template_kwargs={"enable_thinking": True}) == learned(
@@ -291,7 +296,7 @@ def test_chat_template_kwargs_that_are_not_read_or_forge_a_turn_are_named() -> N
     template = reasoning_template("qwen3")
     encoded = encode(template, [QUESTION, ANSWER], template_kwargs={"enable_thinking": False, "thinkign": True})
     assert encoded.remarks.unread_kwargs == ("thinkign",)
-    with pytest.raises(DataError, match=r"chat_template_kwargs hold '<\|im_end\|>', a special token"):
+    with pytest.raises(DataError, match=r"chat_template_kwargs contain '<\|im_end\|>', a special token"):
         template.render([QUESTION], (), True, {"custom": ["x<|im_end|>"]})
 
 
@@ -312,7 +317,9 @@ def test_a_saved_template_tells_itself_what_it_was_told(name: str, value: bool) 
         )
         assert by_transformers == told.render(turns, (), True)
     other = {told.switch: not value}
-    assert saved.render([QUESTION], (), True, other) == told.told(not value).render([QUESTION], (), True)
+    assert saved.render([QUESTION], (), True, other) == told.with_enable_thinking(not value).render(
+        [QUESTION], (), True
+    )
 
 
 def test_a_template_that_was_told_nothing_is_saved_as_it_is() -> None:

@@ -1,4 +1,4 @@
-"""For random conversations and every template: what is supervised is the assistant's own text and its stop token."""
+"""For random conversations and every template: exactly the assistant's text and its stop token are supervised."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def template_of(kind: str, name: str) -> ChatTemplate:
 
 
 def supervised_runs(example: EncodedExample, tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """The text of each unbroken run of supervised tokens."""
+    """Returns the text of each unbroken run of supervised tokens."""
     pairs = zip(example.supervised.tolist(), example.input_ids.tolist(), strict=True)
     runs = [[token for _, token in run] for supervised, run in groupby(pairs, lambda pair: pair[0]) if supervised]
     return [tokenizer.decode(run, skip_special_tokens=False, clean_up_tokenization_spaces=False) for run in runs]
@@ -92,7 +92,7 @@ def test_a_second_chat_of_the_same_roles_needs_a_rendering_and_its_prompt(
     monkeypatch.setattr(JinjaTemplate, "render", lambda *args: renderings.append(1) or original(*args))
     template.render_spans(chats[1])
     assert len(renderings) == 2
-    # White space that a template takes away or keeps: the marks tell where the answer is.
+    # White space that a template strips or keeps: the marks show where the answer is.
     spaced = template.render_spans([chats[2][0], Message("assistant", "  said  ")])
     assert "said" in spaced.text[spaced.answers[0].start : spaced.answers[0].end]
 
@@ -163,7 +163,7 @@ def test_calls_and_reasoning_are_taught_as_the_model_would_write_them(
         replace(m, thinking="") if family.drops_thinking or (m.tool_calls and family.drops_beside_calls) else m
         for m in messages
     )
-    assert (template.probe.tools, template.probe.thinking) == (family.tools, family.thinking)
+    assert (template.support.tools, template.support.thinking) == (family.tools, family.thinking)
     rendered = template.render_spans(messages, [TOOL])
     spoken = [message for message in messages if message.role == "assistant"]
     said = [rendered.text[span.start : span.end] for span in rendered.answers]

@@ -49,7 +49,7 @@ def test_stop_tokens_set_between_turns_only_are_taught_too() -> None:
     rendered = template_of(source).render_spans(
         [Message("user", "q"), Message("assistant", "a"), Message("user", "r"), Message("assistant", "b")]
     )
-    # A question that comes last gets no stop token, and no role is asked for: the model writes both.
+    # After a last question, there is no stop token and no generation prompt: the model writes both.
     taught = [rendered.text[s.start : s.end] for s in rendered.answers]
     assert taught == ["<|im_end|>assistant: a<|im_end|>", "<|im_end|>assistant: b<|im_end|>"]
 
@@ -289,7 +289,7 @@ def test_stop_token_that_a_row_would_not_teach_is_refused() -> None:
     source = CHATML.replace("<|im_end|>", "{% if message.content | length < 9 %}<|im_end|>{% endif %}")
     template = template_of(source)
     assert answers_of(template, QUESTION, ANSWER) == ["a<|im_end|>"]
-    with pytest.raises(DataError, match=r"does not put the stop token <\|im_end\|> after the last answer"):
+    with pytest.raises(DataError, match=r"does not write the stop token <\|im_end\|> after the last answer"):
         template.render_spans([QUESTION, Message("assistant", "a long answer")])
 
 
@@ -299,14 +299,14 @@ def test_special_token_in_a_row_is_refused(name: str) -> None:
     stop = FIXTURES[name].stop
     with pytest.raises(DataError) as caught:
         template.render_spans([QUESTION, ANSWER, Message("user", f"x{stop}y"), ANSWER])
-    assert f"the user turn (turn 3) holds {stop!r}" in str(caught.value)
+    assert f"the user turn (turn 3) contains {stop!r}" in str(caught.value)
     with pytest.raises(DataError, match="the assistant turn"):
         template.render([QUESTION, Message("assistant", f"x{stop}y")])
 
 
 def test_special_token_in_the_tools_is_refused() -> None:
     template = template_of(CHATML)
-    with pytest.raises(DataError, match="the tools hold"):
+    with pytest.raises(DataError, match="the tools contain"):
         template.render([QUESTION, ANSWER], [{"name": "f", "description": "<|im_start|>"}])
 
 

@@ -1,4 +1,4 @@
-"""`TextTokenizer` and `supervised`: which tokens lie in a span, whatever kind the tokenizer is of."""
+"""`TextTokenizer` and `supervised`: which tokens are in a span, with any kind of tokenizer."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
 
 
 def asked_for_all(name: str, text: str) -> tuple[list[int], np.ndarray]:
-    """Ids, and for each token first and past-the-last character, from the tokenizer itself."""
+    """Returns the ids, and the start and end of each token in characters, from the tokenizer itself."""
     (encoding,) = tokenizer_of(name).backend_tokenizer.encode_batch([text], add_special_tokens=False)
     return encoding.ids, np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
 
@@ -68,7 +68,7 @@ def test_tokens_of_a_span_are_those_that_the_tokenizer_places_there(name: str, t
 @pytest.mark.parametrize("name", [*BY_BYTES, *OTHERS])
 @pytest.mark.parametrize("text", [f"  {STOP}\nu+e", f"the cat{STOP}A mat", "A", "é", f"{STOP}é{STOP}"])
 def test_every_character_alone_has_all_of_its_tokens(name: str, text: str) -> None:
-    """Where a tokenizer puts a space before a text, two tokens have the place of one character."""
+    """If a tokenizer adds a space in front of a text, two tokens have the offset of one character."""
     ours = TextTokenizer(tokenizer_of(name))
     (encoding,) = ours.encode([text])
     tokens = ours.read(encoding, text)
@@ -88,12 +88,12 @@ def test_a_text_is_cut_where_its_beginning_alone_has_other_tokens(name: str, tex
     ours = TextTokenizer(tokenizer_of(name))
     tokens = ours.read(ours.encode([text])[0], text)
     alone, rest = asked_for_all(name, text[:place])[0], asked_for_all(name, text[place:])[0]
-    if ours.ends_alike(tokens, text, 0, place):
+    if ours.ends_equal(tokens, text, 0, place):
         last = (len(alone) + 1) // 2
         count = tokens.before(text, place)
         assert count is not None
         assert tokens.ids[:count].tolist()[count - last :] == alone[len(alone) - last :]
-    apart = ours.read_apart(tokens, text, [place])
+    apart = ours.read_split(tokens, text, [place])
     if apart is not tokens:
         assert apart.ids.tolist() == alone + rest
         learned = supervised(apart, text, [Span(place, len(text))])
@@ -108,10 +108,10 @@ def test_tokens_that_cross_a_place_or_look_ahead_of_it_are_seen() -> None:
     ours = TextTokenizer(tokenizer_of("gpt2"))
 
     def alike(text: str, place: int) -> bool:
-        return ours.ends_alike(ours.read(ours.encode([text])[0], text), text, 0, place)
+        return ours.ends_equal(ours.read(ours.encode([text])[0], text), text, 0, place)
 
     assert alike("the mat, the cat", 8)
-    assert not alike("the mat, the cat", 9)  # the token " the" goes across
+    assert not alike("the mat, the cat", 9)  # the token " the" spans it
     assert not alike("mat\n\nindeed", 5)  # at the end of a text, both line ends are one token
 
 
@@ -171,9 +171,9 @@ def test_white_space_left_out_of_the_offsets_belongs_to_the_token_after_it() -> 
     # "Q: hi  you": the tokens " hi" and "  you" are reported as (3, 5) and (7, 10).
     offsets = [(0, 2), (3, 5), (7, 10)]
     assert mask(offsets, (2, 10)) == [False, True, True]
-    assert mask(offsets, (2, 3)) == [False, True, False]  # the answer is the space alone
+    assert mask(offsets, (2, 3)) == [False, True, False]  # the answer is only the space
     assert mask(offsets, (5, 7)) == [False, False, True]
-    assert mask(offsets, (3, 5)) == [False, True, False]  # what follows the answer is not in it
+    assert mask(offsets, (3, 5)) == [False, True, False]  # text after the answer is not part of it
 
 
 def test_several_tokens_of_one_character_are_all_in_its_span() -> None:

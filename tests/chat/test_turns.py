@@ -1,4 +1,4 @@
-"""Tools, calls, reasoning and marked parts: where a template has a place for them, and where it has none."""
+"""Tools, calls, reasoning and marked parts, in templates that support them and in templates that do not."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_tools_as_text_join_the_system_turn_the_words_and_one_another() -> None:
 
 def test_words_beside_calls_that_the_template_drops_are_refused() -> None:
     turns = (QUESTION, Message("assistant", "Let me see.", (CALL,)), RESULT, ANSWER)
-    with pytest.raises(DataError, match="leaves out what an assistant turn says beside its tool calls"):
+    with pytest.raises(DataError, match="drops the text of an assistant turn with tool calls"):
         template_of("llama3.1").render_spans(turns, [TOOL])
     assert answers_of(template_of("qwen2.5").render_spans(turns, [TOOL]))[0].startswith("Let me see.\n<tool_call>")
 
@@ -153,7 +153,7 @@ def test_reasoning_is_kept_stripped_or_left_out_of_the_loss(name: str, answer: M
 
 def test_reasoning_written_as_text_is_noted() -> None:
     (note,) = template_of("smollm2").notes_on(tools=False, thinking=True)
-    assert "no place for reasoning" in note
+    assert "does not support reasoning" in note
     assert template_of("smollm2", "strip").notes_on(tools=False, thinking=True) == []
     assert template_of("qwen3").notes_on(tools=False, thinking=True) == []
 
@@ -184,7 +184,7 @@ MARKED = Message("assistant", "  no, yes and maybe ", marked=((6, 9), (14, 19)))
 def test_marked_parts_are_found(name: str) -> None:
     template = template_of(name)
     rendered = template.render_spans([QUESTION, MARKED, QUESTION, ANSWER])
-    # A part that goes to the end of what the template keeps of the answer has its stop token in it.
+    # A part that ends where the template ends the answer includes the stop token.
     family = FIXTURES[name]
     assert cut(rendered, rendered.marked) == ["yes", family.taught("maybe ").removeprefix(family.opening)]
 

@@ -1,4 +1,4 @@
-"""Reading what a model wrote: the same answer whatever the template writes around it, whole or piece by piece."""
+"""Parsing a model's output: the same answer whatever the template writes around it, whole or streamed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ said = words.map(str.strip).filter(lambda text: "think>" not in text)
 @fast
 @given(answer=said, reasoning=st.just("") | said, thinking=st.sampled_from(["keep", "strip", "unsupervised"]))
 def test_what_is_learned_is_read_as_the_answer(name: str, answer: str, reasoning: str, thinking: Thinking) -> None:
-    if name == "deepseek-v3.1":  # does not reason unless it is told to
+    if name == "deepseek-v3.1":  # does not reason by default
         reasoning = ""
     template = build_template(reasoning_tokenizer(name), None, thinking)
     question = template.question((QUESTION, Message("assistant", answer, (), reasoning)))
@@ -43,7 +43,8 @@ VOICES = {
 
 @st.composite
 def written(draw: st.DrawFn, voice: Voice) -> list[str]:
-    """What a model might write, in the template's way, nearly in it, or in none; cut anywhere but inside a token."""
+    """What a model might write: in the template's format, nearly in it, or not at all; cut anywhere but inside a
+    token."""
     parts = [voice.opening, voice.before or "", voice.after, "<|end|>", "\n", "<think>", "</think>", "so", "42"]
     text = "".join(draw(st.lists(st.sampled_from(parts), max_size=7)))
     letters = re.findall(r"<\|end\|>|<s>|.", text, re.DOTALL)
@@ -74,11 +75,11 @@ def test_reasoning_is_given_as_rows_have_it() -> None:
         assert VOICES[name].read(text) == expected
         assert list(VOICES[name].stream(list(text.partition("42")))) != [expected]  # the reasoning comes first
     for name, text in {"empty section": "<think>\nhm", "opened": "hm", "channel": "<c>analysis<m>hm"}.items():
-        assert VOICES[name].read(text) == "<think>\nhm"  # cut short
+        assert VOICES[name].read(text) == "<think>\nhm"  # truncated
     for voice in VOICES.values():
         assert voice.read(f"{voice.opening}42<|end|>") == "42"
     for name in ("plain", "empty section", "channel", "reasoning in the text"):
-        assert VOICES[name].read("42<|end|>") == "42"  # not written in the template's way
+        assert VOICES[name].read("42<|end|>") == "42"  # not in the template's format
 
 
 def test_a_plain_template_has_nothing_around_its_answers() -> None:

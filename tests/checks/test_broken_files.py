@@ -1,4 +1,4 @@
-"""Broken files: each ends in what must be said of it, at its line, and the rows around the damage are still there."""
+"""Broken files: each gets the right finding at the right line, and the rows around the damage are still read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rows_of(broken: Broken, folder: Path) -> list[CheckedRow]:
 
 
 def says(row: CheckedRow) -> str:
-    """All that is said of a row."""
+    """Returns all messages about a row."""
     fault = (row.read.fault.code, row.read.fault.message) if row.read.fault else ()
     return " ".join((*fault, *row.read.remarks, row.read.drop_reason, row.read.misfit))
 
@@ -57,7 +57,7 @@ def test_broken_file(name: str, tmp_path: Path) -> None:
 
 
 def test_data_set_of_the_hub_that_cannot_be_had() -> None:
-    with pytest.raises(LaminaError, match=r"nobody/nothing: is no file here, and cannot be had from the hub"):
+    with pytest.raises(LaminaError, match=r"nobody/nothing: is not a local file, and could not be loaded from the hub"):
         list(Rows(Target(DataConfig(train="nobody/nothing", eval=None), None), None))
 
 
@@ -82,4 +82,4 @@ def test_data_set_of_the_hub_that_breaks_off(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(datasets, "load_dataset", broken_off)
     rows = list(Rows(Target(DataConfig(train="somebody/chats", eval=None), None), None))
-    assert [says(row).strip() for row in rows] == ["", "unreadable_rest cannot be had from the hub: gone"]
+    assert [says(row).strip() for row in rows] == ["", "unreadable_rest cannot be loaded from the hub: gone"]

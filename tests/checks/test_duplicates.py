@@ -1,4 +1,4 @@
-"""Rows that repeat others: exact and near-duplicates, leaks into the evaluation side, and the signatures."""
+"""Rows that repeat others: exact and near-duplicates, leaks into the evaluation data, and the signatures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datasketch import MinHash
 
 from lamina.chat.message import Message
 from lamina.checks.findings import Severity
-from lamina.checks.minhash import COMMON_SHARE, LEARN_AT_LEAST, Signatures, likeness, normal, shingles
+from lamina.checks.minhash import COMMON_SHARE, LEARN_AT_LEAST, Signatures, normal, shingles, similarity
 from lamina.data.example import Kind
 from tests.support.checks import chat, check, found, row, text
 
@@ -21,7 +21,7 @@ ANSWER = "They carried granite up the cliff by hand, and in the beginning the la
 
 
 def other(number: int) -> str:
-    """Words that stand in no other text."""
+    """Words that occur in no other text."""
     letters = np.random.default_rng(number).choice(list("abcdefghijklmnopqrstuvwxyz"), (30, 7))
     return " ".join("".join(word) for word in letters)
 
@@ -31,7 +31,7 @@ def estimate(left: str, right: str) -> float:
     signatures.add(left, "")
     signatures.add(right, "")
     signatures.finish()
-    return float(likeness(signatures.rows[:1], signatures.rows[1:])[0])
+    return float(similarity(signatures.rows[:1], signatures.rows[1:])[0])
 
 
 def true_likeness(left: str, right: str) -> float:
@@ -116,7 +116,7 @@ def test_another_question_on_the_same_passage_is_no_near_duplicate() -> None:
 
 def test_an_instruction_that_all_rows_share_does_not_make_them_alike() -> None:
     few = [row(f"{PASSAGE} {PASSAGE.upper()} {other(n)[:40]}", "Yes.") for n in range(LEARN_AT_LEAST // 4)]
-    assert len(found(check(few, examples=1000), "near_duplicate")) > 0  # too few rows to tell what is common
+    assert len(found(check(few, examples=1000), "near_duplicate")) > 0  # too few rows to determine what is common
     many = [row(f"{PASSAGE} {PASSAGE.upper()} {other(n)[:40]}", "Yes.") for n in range(LEARN_AT_LEAST)]
     assert check(many).find("near_duplicate") is None
     system = [

@@ -1,4 +1,4 @@
-"""A cleaned file: what is left out, what is repaired, and that every row is accounted for."""
+"""A cleaned file: what is removed, what is repaired, and that every row is accounted for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECRET = "ghp_Zk3mQ9xT2bLw8RfY5nVc7HgJ4pDs6Ae1Uo0i"
 
 
 def fix(rows: list[CheckedRow], out: Path) -> tuple[FixLog, list[dict[str, Any]], list[dict[str, Any]]]:
-    """The log, the rows written and the lines of the log file."""
+    """Returns the log, the rows written and the lines of the log file."""
     log = fix_rows(iter(rows), examine(iter(rows), settings()), out)
     read = [[json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] for path in (out, log.log)]
     return log, read[0], read[1]
@@ -88,7 +88,7 @@ def test_evaluation_rows_of_the_training_file_are_kept(tmp_path: Path) -> None:
         ("half_a_character", "hello \ud83d", "hello "),
         ("mojibake", "Gr\u00c3\u00bc\u00c3\u009fe", "Grüße"),
         ("mojibake", "donâ€™t", "don’t"),
-        ("mojibake", "Ã© and €", "Ã© and €"),  # cannot be proven
+        ("mojibake", "Ã© and €", "Ã© and €"),  # cannot be decided
         ("mojibake", "café", "café"),
         ("not_a_number", float("nan"), None),
         ("replacement_character", "he\ufffdllo", "he\ufffdllo"),
@@ -134,7 +134,7 @@ def test_repairs_are_counted_and_logged(tmp_path: Path) -> None:
 
 def test_a_file_that_is_read_is_not_overwritten(tmp_path: Path) -> None:
     rows = [row("a", "b", file=str(tmp_path / "data.jsonl"))]
-    with pytest.raises(DataError, match="being read"):
+    with pytest.raises(DataError, match="this file is an input"):
         fix_rows(rows, examine(rows, settings()), tmp_path / "data.jsonl")
 
 

@@ -1,4 +1,4 @@
-"""Faults that are planted in real rows are found, and little else is."""
+"""Faults planted in real rows are found, and little else is."""
 
 from __future__ import annotations
 

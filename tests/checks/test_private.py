@@ -1,4 +1,4 @@
-"""Personal data and secrets: what is one, what only looks like one, and that none is ever shown."""
+"""Personal data and secrets: what is found, what only looks similar, and that none is ever shown."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_personal_data_is_found_and_masked(kind: str, text: str) -> None:
     [
         "user@example.com and git@github.com",
         "npm install left-pad@1.3.0",
-        "4539 1488 0343 6468",  # the check digit is wrong
+        "4539 1488 0343 6468",  # wrong check digit
         "DE89 3704 0044 0532 0130 01",
         "000-22-8726 and 536-00-8726",
         "127.0.0.1 and 192.168.100.200 and 1.2.3.4",

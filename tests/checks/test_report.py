@@ -1,4 +1,4 @@
-"""What a report says, as JSON and as a page."""
+"""A report, as JSON and as an HTML page."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_page_escapes_what_the_data_says(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page and "<b>" not in page and "<i>" not in page and "<train>" not in page
     assert (
-        "&lt;script&gt;" in page and "train.jsonl:31" in page and "<svg" in page and "tokens of a training row" in page
+        "&lt;script&gt;" in page and "train.jsonl:31" in page and "<svg" in page and "tokens per training row" in page
     )
     assert page.count("<details>") == sum(bool(finding.examples) for finding in result.findings)
 
@@ -62,4 +62,4 @@ def test_half_a_character_can_be_reported(tmp_path: Path) -> None:
 
 def test_the_page_of_nothing(tmp_path: Path) -> None:
     write_html(check([]), tmp_path / "report.html")
-    assert "no row is left" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "there is no row to train on" in (tmp_path / "report.html").read_text(encoding="utf-8")

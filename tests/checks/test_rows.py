@@ -1,4 +1,4 @@
-"""Faults of single rows: what each check finds, and what it leaves alone."""
+"""Faults of single rows: what each check finds, and what it does not."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_other_languages() -> None:
     numbers = "12 * 34 = 408, 408 + 17 = 425, 425 / 5 = 85. " * 5
     rows = [row(f"{n} {english}", "Yes.") for n in range(98)] + [row(code, code), row(numbers, numbers)]
     rows[40] = row(german, "Ja.")
-    rows[50] = row("Bonjour mes amis", "Salut !")  # too short to tell
+    rows[50] = row("Bonjour mes amis", "Salut !")  # too short to identify
     report = check(rows)
     assert found(report, "other_language") == [41] and report.find("other_language").examples[0].detail == "de"
     half = [row(f"{n} {english if n % 2 else german}", "Yes.") for n in range(100)]
@@ -285,7 +285,7 @@ def test_packing_efficiency() -> None:
 
 
 def test_words_that_the_tokenizer_shatters() -> None:
-    rows = [row("a", f"word{n}", encoded=encoded(40, 10)) for n in range(8)]  # the tokenizer knows bytes alone
+    rows = [row("a", f"word{n}", encoded=encoded(40, 10)) for n in range(8)]  # a byte-level tokenizer
     report = check(rows, tokenizer=build_tokenizer())
     assert report.find("shattered_words") and report.facts["shattered_words"]["word"] == {"count": 8, "pieces": 5}
     rare = [row("a", word, encoded=encoded(40, 10)) for word in ("one", "two", "six")]

@@ -16,7 +16,7 @@ from tests.support.cli import ROWS, Cli, Result, write_rows
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
-    """Runs a command in an empty working folder."""
+    """Runs a command in an empty working directory."""
 
     def run(*arguments: object, stdin: str = "") -> Result:
         monkeypatch.setattr("sys.argv", ["lamina", *map(str, arguments)])
@@ -39,7 +39,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    """A small data file that is in order."""
+    """A small valid data file."""
     return write_rows(tmp_path / "rows.jsonl", ROWS)
 
 
@@ -61,7 +61,7 @@ def config(tmp_path: Path, model_folder: Path, rows: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Run:
-    """A run whose adapter answers unlike its base. Not to be changed."""
+    """A run whose adapter answers differently from its base model. Do not change it."""
     folder = tmp_path_factory.mktemp("trained")
     return lamina.train(
         {

@@ -1,4 +1,4 @@
-"""Bad input: each ends in one clear error without a traceback, and in the right exit code."""
+"""Bad input: each case ends with one clear error, without a traceback, and with the right exit code."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def row_17_not_json(path: Path) -> Path:
 DATA: dict[str, tuple[Callable[[Path], Path], int, tuple[str, ...]]] = {
     "missing file": (lambda path: path, USAGE, ("data.train", "does not exist")),
     "folder": (empty_folder, USAGE, ("data.train", "is a folder without data files")),
-    "empty file": (lambda path: write_text(path, ""), FAILED, ("holds no rows",)),
+    "empty file": (lambda path: write_text(path, ""), FAILED, ("has no rows",)),
     "row 17 not JSON": (row_17_not_json, FAILED, ("row 17 (line 17) is not JSON",)),
     "row that is no object": (
         lambda path: write_text(path, "[1, 2]"),
@@ -58,7 +58,7 @@ DATA: dict[str, tuple[Callable[[Path], Path], int, tuple[str, ...]]] = {
     "only empty answers": (
         lambda path: write_rows(path, [{"prompt": "q", "completion": ""}]),
         FAILED,
-        ("no row is left to use", "1 rows: an answer is empty"),
+        ("there is no usable row", "1 rows: an answer is empty"),
     ),
 }
 
@@ -81,7 +81,11 @@ def test_bad_data(name: str, cli: Cli, config: Path, tmp_path: Path) -> None:
         (["method.r=big", "seed=-1"], USAGE, ("2 problems", "method.r", "'big'", "seed")),
         (["seed"], USAGE, ("seed", "key.sub=value")),
         (["data.columns={prompt: question, completion: answer}"], FAILED, ("'question'", "'prompt', 'completion'")),
-        (["data.max_length=16", "data.overlong=cut"], FAILED, ("no row is left", "no token of the row is in the loss")),
+        (
+            ["data.max_length=16", "data.overlong=cut"],
+            FAILED,
+            ("there is no usable row", "no token of the row is in the loss"),
+        ),
         (["data.max_length=26", "data.overlong=cut"], FAILED, ("teaches the stop token <|im_end|>", "data.max_length")),
         (["data.chat_template=chatlm"], USAGE, ("data.chat_template", "'chatml'")),
         (["data.eval=nope.jsonl"], USAGE, ("data.eval", "nope.jsonl does not exist")),
@@ -171,7 +175,7 @@ def test_merge_to_a_folder_that_exists(cli: Cli, trained: Run, tmp_path: Path) -
         (["eval", "--column", "prompt"], ("--column", "'prompt' is not FIELD=COLUMN", "prompt=question")),
         (["eval", "--predictions", "p.jsonl"], ("--predictions", "--exact-match")),
         (["eval", "--data", "nope.jsonl"], ("--data", "nope.jsonl does not exist")),
-        (["eval", "--exact-match", "--predictions", "."], ("--predictions", "is a folder", "name a file")),
+        (["eval", "--exact-match", "--predictions", "."], ("--predictions", "is a folder", "give a file name")),
         (["eval", "--exact-match", "--predictions", "file/x"], ("--predictions", "file is a file")),
         (["eval", "--data", ""], ("--data", "is empty")),
         (["eval", "--data="], ("--data", "is empty")),

@@ -1,4 +1,4 @@
-"""`lamina bench train`, with processes as it really starts them."""
+"""`lamina bench train`, with real processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lamina cache`: what is there is listed, what is used stays, and nothing of anybody else's is touched."""
+"""`lamina cache`: lists the entries, keeps those in use, and touches no other files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NAMES = {
     "errors": "error-20260101-120000-42.txt",
 }
 FOLDERS = ("models", "quantized", "tokens", "shapes")
-# Whoever has the entry for itself, in another process, until its stdin ends.
+# A process that holds an entry exclusively until its stdin is closed.
 HOLDER = """
 import sys
 from pathlib import Path
@@ -109,7 +109,7 @@ def test_a_kind_is_pruned_alone(kind: str, folder: Path, cli: Cli) -> None:
     assert (tried["dry_run"], tried["bytes"], len(tried["removed"])) == (True, 1000, 1)
     assert (folder / kind / NAMES[kind]).exists()
     age(folder / kind / NAMES[kind], 3)
-    tried = cli("cache", "prune", kind, "--dry-run", "--json").json()  # to look is no use
+    tried = cli("cache", "prune", kind, "--dry-run", "--json").json()  # checking is not using
     done = cli("cache", "prune", kind, "--older-than", "2", "--json").json()
     assert {**done, "dry_run": True} == tried
     gone = {f"{kind}/{NAMES[kind]}"}
@@ -120,7 +120,7 @@ def test_a_kind_is_pruned_alone(kind: str, folder: Path, cli: Cli) -> None:
 def test_only_what_is_old_is_pruned(folder: Path, cli: Cli) -> None:
     for kind in ("tokens", "files", "models"):
         age(folder / kind / NAMES[kind], 31)
-    hold(folder / "models" / NAMES["models"])  # which is a use of it
+    hold(folder / "models" / NAMES["models"])  # which uses it
     removed = cli("cache", "prune", "--older-than", "30", "--json").json()["removed"]
     assert [entry["kind"] for entry in removed] == ["tokens", "files"]
 

@@ -1,4 +1,4 @@
-"""The commands at work on a small trained adapter: each renders what the library gives."""
+"""The commands, with a small trained adapter: each renders what the library returns."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_answers_with_colons_are_shown_as_they_stand(cli: Cli, trained: Run, mon
 
 
 def stand_in_for_generate(monkeypatch: pytest.MonkeyPatch, answers: list[str]) -> dict[str, Any]:
-    """Lets the library answer `answers`, and gives what it was asked with."""
+    """Makes the library return `answers`, and records its arguments."""
     seen: dict[str, Any] = {}
 
     def generate(generator: object, prompts: list[str], sampling: Sampling, **options: Any) -> list[str]:
@@ -281,7 +281,7 @@ def test_eval_for_people(cli: Cli, trained: Run, tmp_path: Path) -> None:
     result = cli("eval", trained.path, "--data", path, "--max-rows", "4")
     figures = lamina.evaluate(trained.path, path)
     assert result.code == 0
-    for words in (f"{figures.loss:.4f}", f"{figures.base_loss:.4f}", "bare base", "3 rows; left out 1: empty_answer"):
+    for words in (f"{figures.loss:.4f}", f"{figures.base_loss:.4f}", "base model", "3 rows; dropped 1: empty_answer"):
         assert words in result.out
 
 

@@ -1,4 +1,4 @@
-"""`lamina compare`, with processes as it really starts them."""
+"""`lamina compare`, with real processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lamina data`: one JSON object, exit codes, and files that are written whole or not at all."""
+"""`lamina data`: one JSON object, exit codes, and files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.cli import Cli, write_rows
 from tests.support.models_zoo import build_model
 from tests.support.reasoning_families import reasoning_tokenizer
 
-# Rows that are not alike: their words are digests.
+# Rows that are not similar: their words are digests.
 DIGESTS = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(30)]
 ROWS = [{"prompt": f"What is {text[:30]}?", "completion": f"It is {text[30:]}."} for text in DIGESTS]
 
@@ -61,7 +61,7 @@ def test_fix_writes_a_file_that_checks_clean(cli: Cli, rows: Path, tmp_path: Pat
     assert cli("data", "check", cleaned, "--model", model_folder).code == 0
     again = cli("data", "check", rows, "--model", model_folder, "--fix", cleaned)
     assert again.code == 2
-    assert "exists already" in again.error()
+    assert "already exists" in again.error()
 
 
 def test_check_of_a_run_finds_what_leaks_into_its_evaluation(cli: Cli, tmp_path: Path, model_folder: Path) -> None:
@@ -75,10 +75,10 @@ def test_check_of_a_run_finds_what_leaks_into_its_evaluation(cli: Cli, tmp_path:
     assert leak["count"] == 1
 
 
-def test_show_tells_what_is_learnt_from_what_is_not(cli: Cli, rows: Path, model_folder: Path) -> None:
+def test_show_tells_what_is_in_the_loss(cli: Cli, rows: Path, model_folder: Path) -> None:
     (row,) = cli("data", "show", rows, "--model", model_folder, "--row", "2", "--json").json()["rows"]
-    learnt = "".join(piece["text"] for piece in row["pieces"] if piece["supervised"])
-    assert learnt.startswith(ROWS[1]["completion"])
+    supervised = "".join(piece["text"] for piece in row["pieces"] if piece["supervised"])
+    assert supervised.startswith(ROWS[1]["completion"])
     assert (row["row"], row["line"], row["left_out"]) == (2, 2, "")
     (empty,) = cli("data", "show", rows, "--model", model_folder, "--row", "32", "--json").json()["rows"]
     assert "empty" in empty["left_out"]
@@ -111,9 +111,9 @@ def test_nothing_but_an_older_page_is_overwritten(cli: Cli, rows: Path, tmp_path
     content, page, fixed = rows.read_bytes(), tmp_path / "page.html", tmp_path / "fixed.jsonl"
     (tmp_path / "fixed.jsonl.log.jsonl").write_bytes(content)
     for options, words in (
-        (["--html", rows], "--html: .*is no page of lamina's"),
-        (["--html", fixed, "--fix", fixed], "--fix: .*fixed.jsonl.log.jsonl exists already"),
-        (["--html", page, "--fix", page], "--html: .*is written by --fix as well"),
+        (["--html", rows], "--html: .*is not a page written by lamina"),
+        (["--html", fixed, "--fix", fixed], "--fix: .*fixed.jsonl.log.jsonl already exists"),
+        (["--html", page, "--fix", page], "--html: .*is also written by --fix"),
     ):
         result = cli("data", "check", rows, "--model", "none", "--json", *options)
         assert result.code == 2
@@ -129,7 +129,7 @@ def test_nothing_but_an_older_page_is_overwritten(cli: Cli, rows: Path, tmp_path
     ("tool", "words"),
     [
         ({"type": "function", "function": "get_weather"}, "is not a function schema"),
-        ({"name": "f", "parameters": "not json"}, "parameters is text that should be a JSON schema"),
+        ({"name": "f", "parameters": "not json"}, "parameters must be a JSON schema in JSON"),
         ({"name": "f", "parameters": {"properties": {}, "required": True}}, "required is bool, not a list of names"),
     ],
 )
@@ -157,9 +157,9 @@ def test_paths_that_are_no_files_are_one_clear_error(cli: Cli, tmp_path: Path) -
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "cr.csv").write_bytes(b"prompt,completion\ra,b\r")
     for path, code, words in (
-        (tmp_path / "pipe", 2, "is no regular file"),
+        (tmp_path / "pipe", 2, "is not a regular file"),
         (tmp_path / ("x" * 300), 2, "too long"),
-        (tmp_path / "cr.csv", 1, "the first line is no header"),
+        (tmp_path / "cr.csv", 1, "the first line is not a header"),
     ):
         result = cli("data", "check", path, "--model", "none", "--json")
         assert result.code == code
@@ -246,7 +246,7 @@ def test_fix_says_where_the_rest_of_a_file_is_left_out(cli: Cli, tmp_path: Path)
     path = tmp_path / "a.json"
     path.write_bytes(bytes(BROKEN["elements that begin in different ways"].content))  # type: ignore[arg-type]
     result = cli("data", "check", path, "--model", "none", "--fix", tmp_path / "fixed.jsonl")
-    assert "1 left out: unreadable_rest, each with all that follows it in its file" in result.out
+    assert "1 removed: unreadable_rest, each with everything after it in its file" in result.out
 
 
 def test_special_tokens_in_plain_text(cli: Cli, tmp_path: Path, model_folder: Path) -> None:
@@ -254,7 +254,7 @@ def test_special_tokens_in_plain_text(cli: Cli, tmp_path: Path, model_folder: Pa
     result = cli("data", "check", path, "--model", model_folder, "--json")
     (refused,) = [finding for finding in result.json()["findings"] if finding["code"] == "template_refusal"]
     assert (result.code, refused["examples"][0]["place"]["row"]) == (1, 2)
-    assert "holds '<|im_end|>', a special token" in refused["examples"][0]["detail"]
+    assert "contains '<|im_end|>', a special token" in refused["examples"][0]["detail"]
 
 
 def test_rejected_answers_are_looked_at_too(cli: Cli, tmp_path: Path, model_folder: Path) -> None:
@@ -301,8 +301,8 @@ def test_show_and_check_tell_what_the_template_does_to_answers(cli: Cli, tmp_pat
     learned = ["".join(piece["text"] for piece in row["pieces"] if piece["supervised"]) for row in shown]
     assert learned == ["<think>\n\n</think>\n\na<|im_end|>", f"{thought}<|im_end|>", "a<|im_end|>"]
     assert [len(row["notes"]) for row in shown] == [1, 1, 1]
-    assert "left to the model by its prompt" in shown[0]["notes"][0]
-    assert "not learned: answer 1" in shown[1]["notes"][0]
+    assert "is not part of its generation prompt" in shown[0]["notes"][0]
+    assert "not in the loss: answer 1" in shown[1]["notes"][0]
     assert "does not read 'nope'" in shown[2]["notes"][0]
     assert "note: '<think>" in cli("data", "show", path, "--model", thinking_model).out
     report = cli("data", "check", path, "--model", thinking_model, "--json").json()
@@ -328,8 +328,8 @@ def test_enable_thinking_that_does_nothing_is_one_clear_error(cli: Cli, tmp_path
     path = write_rows(tmp_path / "rows.jsonl", ROWS[:3])
     result = cli("data", "check", path, "data.enable_thinking=true", "--model", model_folder)
     assert result.code == 2
-    assert "data.enable_thinking" in result.error() and "leave it out" in result.error()
+    assert "data.enable_thinking" in result.error() and "remove it" in result.error()
     assert (
-        "data.enable_thinking does nothing"
+        "data.enable_thinking has no effect"
         in cli("data", "check", path, "data.enable_thinking=true", "--model", "none").error()
     )

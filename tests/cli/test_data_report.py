@@ -25,14 +25,14 @@ def test_the_view_names_rows_figures_and_findings(capsys: pytest.CaptureFixture[
     ]
     print_report(report)
     shown = capsys.readouterr().out
-    assert "train.jsonl: 21 rows (text); columns not used: id" in shown and "21 to train on" in shown and "█" in shown
+    assert "train.jsonl: 21 rows (text); columns not used: id" in shown and "21 for training" in shown and "█" in shown
     assert "exact_duplicate" in shown and "train.jsonl:21" in shown and "[red]3" in shown
     assert shown.rstrip().endswith("0 infos") or "1 info" in shown.splitlines()[-1]
 
 
 def test_the_view_says_that_tokens_were_not_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
     print_report(check([row("a", "b")]))
-    assert "for want of a model" in capsys.readouterr().out
+    assert "not counted without a model" in capsys.readouterr().out
 
 
 def test_bars() -> None:

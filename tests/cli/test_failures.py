@@ -1,4 +1,4 @@
-"""However a command ends: one message, one exit code, one JSON object, and no traceback but in a file."""
+"""However a command ends: one message, one exit code, one JSON object, and tracebacks only in files."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ ENDS: dict[str, Callable[[], object]] = {
 
 @pytest.fixture
 def ending(monkeypatch: pytest.MonkeyPatch, cli: Cli, tmp_path: Path) -> Callable[..., Result]:
-    """Runs a command whose work is replaced by something that fails."""
+    """Runs a command whose library call is replaced by one that fails."""
     monkeypatch.setenv("LAMINA_CACHE", str(tmp_path / "cache"))
 
     def run(name: str, act: Callable[[], object], *options: str) -> Result:
@@ -191,7 +191,7 @@ def test_what_cannot_be_told_is_an_error_all_the_same(
 
 def test_memory_that_ran_out_is_called_so(ending: Callable[..., Result]) -> None:
     for kind in ("MemoryError", "OutOfMemoryError", "RuntimeError of torch's allocator"):
-        assert "memory ran out" in ending("eval", ENDS[kind]).error()
+        assert "out of memory" in ending("eval", ENDS[kind]).error()
 
 
 def test_training_leaves_the_traceback_in_its_run(

@@ -1,4 +1,4 @@
-"""The command line as a whole: what every command has, what needs no torch, and how errors come out."""
+"""The command line as a whole: what every command has, what does not need torch, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lamina.version import __version__
 from tests.support.cli import Cli
 from tests.support.commands import COMMANDS
 
-# Runs commands one after the other in one process, and writes how each ended and what was imported by then.
+# Runs commands in sequence in one process, and writes how each ended and what had been imported by then.
 CALLS = """
 import json, sys
 from lamina.cli.app import main
@@ -152,7 +152,7 @@ def test_interrupted_command_exits_with_1(as_json: bool, cli: Cli, monkeypatch: 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    # Inside of the command, where typer takes the exception before lamina sees it.
+    # Inside the command, where typer gets the exception before lamina does.
     monkeypatch.setattr("lamina.checks.target.find_target", interrupted)
     result = cli("data", "check", "rows.jsonl", *["--json"] * as_json)
     assert result.code == 1

@@ -1,4 +1,4 @@
-"""`lamina verify`: one JSON object or a table on stdout, progress on stderr, and an exit code that scripts can use."""
+"""`lamina verify`: one JSON object or a table on stdout, progress on stderr, and an exit code for scripts."""
 
 from __future__ import annotations
 

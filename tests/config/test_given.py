@@ -1,4 +1,4 @@
-"""What was given and what was filled in stay apart, however a configuration is passed on."""
+"""Given and filled-in settings stay distinguishable, however a configuration is passed on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lamina.errors import ConfigError
 from lamina.quickstart.settings import quickstart_settings
 from lamina.runs import start_run
 
-# Ways in which a configuration reaches `load_config` a second time.
+# Ways in which `load_config` reads a configuration again.
 Again = Callable[[Config, Path], Any]
 WAYS: dict[str, Again] = {
     "as it is": lambda config, folder: config,
@@ -26,7 +26,7 @@ WAYS: dict[str, Again] = {
     "as a run's config.yaml": lambda config, folder: _run_of(config, folder),
 }
 
-# What a method cannot do without, and an optimizer.
+# The required settings of a method and of an optimizer.
 NEEDS: dict[str, list[str]] = {
     "peft": ["method.peft_type=OFT"],
     "galore_adamw": ["method.type=full"],
@@ -118,7 +118,7 @@ def test_an_edit_by_hand_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", ["data.train", [1], {"data": 1}])
 def test_a_record_of_what_was_given_that_is_none(given: object) -> None:
-    with pytest.raises(ConfigError, match=r"given: got .*; it lists the names"):
+    with pytest.raises(ConfigError, match=r"given: got .*; must be the list of the settings"):
         load_config({**values(), "given": given})
 
 

@@ -1,4 +1,4 @@
-"""`load_config`: sources, overrides, and what each mistake is answered with."""
+"""`load_config`: sources, overrides, and the error for each mistake."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WriteYaml = Callable[..., Path]
 
 @pytest.fixture
 def write_yaml(tmp_path: Path) -> WriteYaml:
-    """Writes text to a YAML file and gives its path."""
+    """Writes text to a YAML file and returns its path."""
 
     def write(text: str, name: str = "config.yaml") -> Path:
         path = tmp_path / name
@@ -32,7 +32,7 @@ def write_yaml(tmp_path: Path) -> WriteYaml:
 
 
 def problems_of(source: Any, overrides: list[str] | None = None) -> dict[str, Problem]:
-    """The problems that `load_config` reports, by field."""
+    """Returns the problems that `load_config` reports, by field."""
     with pytest.raises(ConfigError) as caught:
         load_config(source, overrides or [])
     by_field = {problem.field: problem for problem in caught.value.problems}
@@ -96,7 +96,7 @@ def test_override(override: str, read: Callable[[Config], Any], expected: Any) -
 
 
 def text_fields(model: type[BaseModel] = Config, at: str = "") -> Iterator[str]:
-    """Keys whose value is a text and nothing else."""
+    """Keys whose value can only be a string."""
     for name, field in model.model_fields.items():
         if field.annotation is str:
             yield f"{at}{name}"
@@ -137,7 +137,7 @@ def test_an_override_of_a_text_is_taken_as_it_stands(key: str, text: str) -> Non
         ("method.unknown=[1, 2]", [1, 2]),
         ("offload=auto", "auto"),
         ("offload=true", True),
-        ("seed=1 #b", "1 #b"),  # which is no number, and no comment to be left out
+        ("seed=1 #b", "1 #b"),  # not a number, and not a comment to drop
     ],
 )
 def test_an_override_is_read_by_the_type_of_its_field(override: str, expected: Any) -> None:
@@ -371,7 +371,7 @@ def test_yaml_merge_key(write_yaml: WriteYaml) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("", "is empty"), ("# only a comment\n", "is empty"), ("- a\n- b\n", "holds a list"), ("just text\n", "a str")],
+    [("", "is empty"), ("# only a comment\n", "is empty"), ("- a\n- b\n", "contains a list"), ("just text\n", "a str")],
 )
 def test_file_that_is_no_mapping(write_yaml: WriteYaml, text: str, words: str) -> None:
     (problem,) = problems_of(write_yaml(text)).values()
@@ -466,7 +466,7 @@ NOT_SO: list[tuple[str, str, Any]] = [
 
 @pytest.mark.parametrize(("method", "fields"), SO)
 def test_fields_of_peft_that_say_what_is_so_are_taken(method: str, fields: dict[str, Any]) -> None:
-    """As tutorials have them; the configuration is the same as without."""
+    """As in tutorials; the configuration is the same without them."""
     given = load_config({"data": {"train": "x"}, "method": {"type": method, **fields}})
     assert given == load_config({"data": {"train": "x"}, "method": {"type": method}})
 
@@ -493,6 +493,6 @@ def test_fields_of_peft_that_say_something_else_are_unknown(method: str, field: 
     ],
 )
 def test_a_text_that_no_path_can_be_names_its_field(write_yaml: WriteYaml, field: str, text: str) -> None:
-    with pytest.raises(ConfigError, match="it holds NUL, which no path or name can have") as caught:
+    with pytest.raises(ConfigError, match="it contains a NUL character, which a path or name cannot have") as caught:
         load_config(write_yaml(text.replace("A", r"a\0b")))
     assert [problem.field for problem in caught.value.problems] == [field]

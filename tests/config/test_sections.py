@@ -1,4 +1,4 @@
-"""What holds for every section and field: closed, strict, described, and free of torch."""
+"""What applies to every section and field: closed, strict, described, and free of torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEAVY = ("torch", "transformers", "numpy", "tokenizers")
 
 
 def sections(model: type[BaseModel] = Config) -> Iterator[type[BaseModel]]:
-    """A section and those below it; every method's section instead of the default one."""
+    """Yields a section and its subsections; every method's section instead of the default one."""
     yield model
     for field in model.model_fields.values():
         for annotation in parts_of(field.annotation):
@@ -27,7 +27,7 @@ def sections(model: type[BaseModel] = Config) -> Iterator[type[BaseModel]]:
 
 
 def parts_of(annotation: Any) -> Iterator[Any]:
-    """A type, and at any depth those that it is put together from."""
+    """Returns a type, and all types that it is composed of."""
     yield annotation
     for part in get_args(annotation):
         yield from parts_of(part)
@@ -37,7 +37,7 @@ SECTIONS = sorted({*sections(), *METHOD_CONFIGS.values()}, key=lambda section: s
 
 
 def schema_fields(schema: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every field of a JSON Schema by `Section.field`."""
+    """Returns every field of a JSON Schema as `Section.field`."""
     named = {schema["title"]: schema, **schema.get("$defs", {})}
     return {f"{name}.{key}": value for name, part in named.items() for key, value in part["properties"].items()}
 

@@ -1,4 +1,4 @@
-"""`build_batch`: documents laid end to end, each with its own positions and targets."""
+"""`build_batch`: concatenated documents, each with its own positions and targets."""
 
 from __future__ import annotations
 

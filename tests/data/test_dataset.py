@@ -23,7 +23,7 @@ from tests.support.reasoning_families import reasoning_tokenizer
 Row = dict[str, Any]
 Build = Callable[..., Dataset]
 
-# "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n" without Q and A, one token a byte.
+# "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n" without Q and A, one token per byte.
 OVERHEAD = len("user\n" + "\n" + "assistant\n" + "\n") + 4
 
 
@@ -42,7 +42,7 @@ def template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., str]:
-    """Writes rows to a file and gives its path."""
+    """Writes rows to a file and returns its path."""
 
     def write_rows(rows: list[Row], name: str = "rows.jsonl") -> str:
         path = tmp_path / name
@@ -54,7 +54,7 @@ def write(tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture
 def build(write: Callable[..., str], template: ChatTemplate) -> Build:
-    """Builds a dataset from rows, without an evaluation side unless one is asked for."""
+    """Builds a dataset from rows, without evaluation data by default."""
 
     def build_rows(rows: list[Row], seed: int = 0, batch_size: int = 2, **settings: Any) -> Dataset:
         config = DataConfig(train=write(rows), **{"eval": None, **settings})
@@ -64,13 +64,13 @@ def build(write: Callable[..., str], template: ChatTemplate) -> Build:
 
 
 def dropped(file: FileReport) -> dict[str, list[int]]:
-    """The rows left out, by reason, where all of them are listed."""
+    """Returns the dropped rows, by reason, if all of them are listed."""
     assert all(rows.count == len(rows.first) for rows in file.dropped.values())
     return {reason: rows.first for reason, rows in file.dropped.items()}
 
 
 def report_of(dataset: Dataset) -> FileReport:
-    """The report of the only file, in which every row is accounted for."""
+    """Returns the report of the only file, after checking that it accounts for every row."""
     (file,) = dataset.report.files
     accounted = file.train_rows + file.eval_rows + file.rows_dropped
     assert file.rows == accounted
@@ -97,7 +97,7 @@ def test_row_that_cannot_be_used_is_dropped_by_number_and_reason(
     file = report_of(dataset)
     assert dropped(file) == {reason: [2, 4]}
     assert [example.row for example in dataset.train] == [1, 3]
-    (line,) = [line for line in dataset.report.lines() if "dropped" in line]
+    (line,) = [line for line in dataset.report.lines() if "  dropped" in line]
     assert DROP_REASONS[reason] in line
     assert line.endswith("(rows 2, 4)")
 
@@ -145,15 +145,17 @@ def test_cut_rows_lose_their_end_and_are_named(build: Build, tokenizer: PreTrain
     assert len(cut) == OVERHEAD + 3
     assert tokenizer.decode(cut.input_ids[cut.supervised]) == "abcd"
     assert tokenizer.decode(whole.input_ids[whole.supervised]) == "ab<|im_end|>"
-    assert "  cut 1 to max_length (rows 1)" in dataset.report.lines()
-    assert any("1 of 2 training examples do not teach the stop token" in note for note in dataset.report.notes)
+    assert "  truncated 1 to max_length (rows 1)" in dataset.report.lines()
+    assert any(
+        "1 of 2 training examples do not have the stop token in the loss" in note for note in dataset.report.notes
+    )
 
 
 def test_turns_after_the_last_answer_are_trimmed_and_named(build: Build, tokenizer: PreTrainedTokenizerBase) -> None:
     dataset = build([chat(("user", "q"), ("assistant", "a"), ("user", "thanks"), ("system", "x"))])
     assert report_of(dataset).trimmed.first == [1]
     assert "thanks" not in str(tokenizer.decode(dataset.train[0].input_ids))
-    assert any("1 lost turns after the last answer (rows 1)" in line for line in dataset.report.lines())
+    assert any("removed turns after the last answer of 1 (rows 1)" in line for line in dataset.report.lines())
 
 
 def test_bare_tool_call_is_taught_as_a_call(build: Build, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -242,7 +244,7 @@ def test_evaluation_file_with_prompts_that_are_trained_on_is_noted(build: Build,
     path = write([pair("new", "a"), pair(" q ", "other answer"), pair("r", "a")], "eval.jsonl")
     dataset = build([pair("q", "a"), pair("r", "a")], eval=path)
     (note,) = dataset.report.notes
-    assert note == "2 evaluation rows have a prompt that is also trained on (first: row 2)"
+    assert note == "2 evaluation rows have a prompt that is also in the training data (first: row 2)"
     assert len(dataset.eval) == 3
 
 
@@ -257,7 +259,7 @@ def test_nothing_left_to_train_on_gives_file_and_every_reason(build: Build, tmp_
     with pytest.raises(DataError) as caught:
         build([pair("q", ""), pair("q" * 99, "a"), pair("r", " ")], max_length=50)
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path / 'rows.jsonl'}: no row is left to use")
+    assert message.startswith(f"{tmp_path / 'rows.jsonl'}: there is no usable row")
     assert f"2 rows: {DROP_REASONS['empty_answer']}" in message
     assert f"1 rows: {DROP_REASONS['longer_than_max_length']}" in message
     assert "data.max_length" in message
@@ -265,7 +267,7 @@ def test_nothing_left_to_train_on_gives_file_and_every_reason(build: Build, tmp_
 
 def test_nothing_left_to_evaluate_on_names_the_evaluation_file(build: Build, write: Callable[..., str]) -> None:
     path = write([pair("q", "")], "eval.jsonl")
-    with pytest.raises(DataError, match="no row is left to use") as caught:
+    with pytest.raises(DataError, match="there is no usable row") as caught:
         build([pair("q", "a")], eval=path)
     assert str(caught.value).startswith(path)
 
@@ -312,13 +314,13 @@ def test_wrapped_packing_names_rows_of_which_nothing_is_left(build: Build) -> No
     length = int(build([row], train_on="marked").train.lengths[0])
     dataset = build([row] * 3 * length, 0, 1, max_length=length + 1, packing_strategy="wrapped", train_on="marked")
     (report,) = dataset.report.files
-    gone = report.dropped["no_supervised_tokens"].count  # rows that are cut right before the marked token
+    gone = report.dropped["no_supervised_tokens"].count  # rows that are truncated right before the marked token
     assert gone and report.train_rows + gone == 3 * length
     assert all(example.supervised.any() for example in dataset.train)
 
 
 def test_wrapped_without_packing_is_refused(build: Build) -> None:
-    with pytest.raises(ValueError, match="does nothing without packing"):
+    with pytest.raises(ValueError, match="has no effect without packing"):
         build([pair("q", "a")], packing=False, packing_strategy="wrapped")
 
 
@@ -334,22 +336,22 @@ def of_qwen3(write: Callable[..., str], rows: list[Row], **settings: Any) -> Dat
 def test_the_report_says_what_the_template_does_to_answers(write: Callable[..., str]) -> None:
     rows: list[Row] = [pair("q", "a"), pair("r", "b")]
     (note,) = of_qwen3(write, [{"messages": [ASKED, {"role": "assistant", "content": "a"}]}] * 2).report.notes
-    assert "before 2 answers stands '<think>\\n\\n</think>\\n\\n'" in note
+    assert "'<think>\\n\\n</think>\\n\\n' before 2 answers" in note
     assert "data.enable_thinking: false puts it into the prompt" in note
     assert of_qwen3(write, rows, enable_thinking=False).report.notes == []
     (given,) = of_qwen3(write, [{"messages": [ASKED, THOUGHT]}], thinking="unsupervised").report.notes
-    assert "1 rows are learned after their own reasoning" in given
+    assert "1 rows have answers after their own reasoning" in given
     (unread,) = of_qwen3(write, [{**rows[0], "chat_template_kwargs": {"enable_thinking": False, "x": 1}}]).report.notes
-    assert unread == "chat_template_kwargs of 1 rows give 'x', which the chat template does not read"
+    assert unread == "chat_template_kwargs of 1 rows set 'x', which the chat template does not read"
 
 
 def test_the_report_names_rows_with_answers_that_are_not_learned(write: Callable[..., str]) -> None:
     rows = [{"messages": [ASKED, THOUGHT]}, {"messages": [ASKED, THOUGHT, {"role": "user", "content": "r"}, THOUGHT]}]
-    for _ in range(2):  # from the cache the second time
+    for _ in range(2):  # from the cache, the second time
         report = of_qwen3(write, rows).report
         (file,) = report.files
         assert (file.not_asked.count, file.not_asked.first) == (1, [2])
-        (line,) = [line for line in report.lines() if "not learned" in line]
+        (line,) = [line for line in report.lines() if "not in the loss" in line]
         assert "1 have earlier answers" in line and "(rows 2)" in line
     assert not of_qwen3(write, rows, thinking="strip").report.files[0].not_asked.count
 
@@ -369,4 +371,4 @@ def test_rows_that_only_call_teach_the_token_that_ends_a_call(write: Callable[..
         config = DataConfig(train=write(rows), eval=None)
         dataset = build_dataset(config, template_of(reasoning_tokenizer(name), config), 2, 0)
         assert dataset.train.pieces.teaches_stop.all()
-        assert not [note for note in dataset.report.notes if "do not teach" in note]
+        assert not [note for note in dataset.report.notes if "do not have the stop token" in note]

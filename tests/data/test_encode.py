@@ -1,4 +1,4 @@
-"""`encode_examples`: from examples to tokens, and which of them are in the loss."""
+"""`encode_examples`: from examples to tokens, and which tokens are in the loss."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_padding_and_truncation_that_others_asked_for_do_not_count() -> None:
 
 def test_slow_tokenizer_is_refused() -> None:
     slow = cast(Any, SimpleNamespace(is_fast=False))
-    with pytest.raises(ModelError, match=r"SimpleNamespace is a slow one.*tokenizer\.json"):
+    with pytest.raises(ModelError, match=r"SimpleNamespace is a slow tokenizer.*tokenizer\.json"):
         list(encode_examples([], ChatTemplate(slow, "model", ""), "assistant"))
 
 
@@ -123,7 +123,7 @@ def test_answers_of_a_prompt_are_learned_where_they_are_asked_for_alone(template
 
 
 def test_an_answer_that_is_not_asked_for_is_left_out_whatever_is_learned() -> None:
-    """The history shows the first answer without the section that its prompt opens."""
+    """The history shows the first answer without the section that its generation prompt opens."""
     source = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
     template = build_template(build_tokenizer(source))
     for train_on, number in (("assistant", (1,)), ("completions", ()), ("all", ())):

@@ -1,4 +1,4 @@
-"""Rows that are lost: told of at the top where they are many, an error where they are most, and every fix works."""
+"""Lost rows: a warning if there are many, an error if most are lost, and every suggested fix works."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lamina.errors import DataError
 
 Row = dict[str, Any]
 GOOD = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
-# Rows that are lost, each for a reason of its own.
+# Rows that are lost, one per reason.
 LOST = {
     "no_assistant_turn": {"messages": GOOD["messages"][:1]},
     "empty_answer": {"messages": [GOOD["messages"][0], {"role": "assistant", "content": " "}]},
@@ -60,7 +60,7 @@ def build(template: ChatTemplate) -> Callable[..., Dataset]:
 
 
 def mixed(good: int, lost: int, reason: str) -> list[Row]:
-    """Rows in which those that are lost are not all at one end."""
+    """Mixes lost rows among good ones."""
     rows = [LOST[reason]] * lost + [GOOD] * good
     return rows[::2] + rows[1::2]
 
@@ -74,8 +74,8 @@ def test_a_tenth_is_a_warning_and_a_half_an_error(
     if lost > good:
         with pytest.raises(DataError) as caught:
             build(path)
-        assert f"{path}: {lost} of {good + lost} rows ({lost / (good + lost):.0%}) are left out" in str(caught.value)
-        allowed = re.search(r"data\.max_dropped=0\.\d+ goes on", str(caught.value))
+        assert f"{path}: {lost} of {good + lost} rows ({lost / (good + lost):.0%}) are dropped" in str(caught.value)
+        allowed = re.search(r"data\.max_dropped=0\.\d+ accepts", str(caught.value))
         assert allowed
         dataset = build(path, allowed[0].split()[0])
     else:
@@ -165,16 +165,16 @@ def test_check_finds_what_training_stops_on(
 
 def test_nothing_left_names_a_way_for_its_reason(build: Callable[..., Dataset], write: Callable[..., str]) -> None:
     long = write([LOST["longer_than_max_length"]] * 3)
-    with pytest.raises(DataError, match="no row is left") as caught:
+    with pytest.raises(DataError, match="there is no usable row") as caught:
         build(long)
     named = re.search(r"data\.max_length=\d+", str(caught.value))
     assert named and len(build(long, named[0]).train) == 3
-    with pytest.raises(DataError, match=r"no row is left .* Fix: `lamina data check") as caught:
+    with pytest.raises(DataError, match=r"there is no usable row.* Fix: `lamina data check") as caught:
         build(write([LOST["empty_answer"]] * 3))
     assert "max_length" not in str(caught.value).partition("Fix:")[2]
 
 
-# What evaluation leaves out.
+# Rows that evaluation drops.
 
 
 def test_evaluation_tells_of_all_of_its_own_rows(
@@ -187,7 +187,7 @@ def test_evaluation_tells_of_all_of_its_own_rows(
     assert dataset.eval_dropped == {"empty_answer": 2, "no_assistant_turn": 1} and len(dataset.eval) == 17
     (warning,) = dataset.report.warnings
     assert "3 of 20 rows" in warning
-    # Most of them are lost: evaluation goes on, and says so.
+    # Most rows are lost: evaluation continues, and says so.
     most = build_evaluation(data, write(mixed(1, 9, "empty_answer"), "most.jsonl"), "--data", None, template)
     assert most.eval_dropped == {"empty_answer": 9} and "9 of 10 rows (90%)" in most.report.warnings[0]
 
@@ -211,7 +211,7 @@ def test_examples_to_score_are_not_most_of_them_lost(write: Callable[..., str]) 
         load_examples(data, write(mixed(4, 6, "empty_answer")), "--test", None)
 
 
-# Rows that there is no loss for.
+# Rows without a loss.
 
 ASK, CHOSEN, REJECTED = (
     {"role": r, "content": c} for r, c in (("user", "q"), ("assistant", "yes"), ("assistant", "no"))
@@ -237,7 +237,7 @@ def said(example: Example) -> list[tuple[str, str]]:
 
 
 def follow(error: DataError) -> list[str]:
-    """The settings that an error names as its fix."""
+    """Returns the settings that an error names as its fix."""
     return re.findall(r"data\.columns=\{.*?\}|data\.format=\w+", str(error).partition("Fix:")[2])
 
 
@@ -247,7 +247,7 @@ def test_the_fix_for_preferences_learns_the_chosen_answers(
     build: Callable[..., Dataset], write: Callable[..., str], template: ChatTemplate, shape: str, form: str
 ) -> None:
     path = write([PREFERENCES[shape]] * 3)
-    with pytest.raises(DataError, match="has no loss for") as caught:
+    with pytest.raises(DataError, match="has no loss") as caught:
         build(path, format=form, max_length=256)
     fix = follow(caught.value)
     dataset = build(path, *fix, format=form, max_length=256)
@@ -264,7 +264,7 @@ def test_the_fix_keeps_a_mapping_and_is_not_made_up(build: Callable[..., Dataset
     with pytest.raises(DataError) as caught:
         build(path, columns={"prompt": "question", "chosen": "good", "rejected": "bad"})
     assert len(build(path, *follow(caught.value)).train) == 3
-    # Where the rows are not alike, no mapping would give them all.
+    # If the rows have different forms, no mapping fits all of them.
     with pytest.raises(DataError, match="write each row as `messages`") as caught:
         build(write([PREFERENCES["texts"], PREFERENCES["conversations"]]))
     assert not follow(caught.value)
@@ -283,7 +283,7 @@ def test_the_fix_for_judged_answers_says_how_many_are_wanted(
 def test_what_is_printed_for_real_files_trains_on_most_of_their_rows(
     build: Callable[..., Dataset], shared_data: Path, name: str, max_length: int
 ) -> None:
-    """Whatever is tried as it is printed, no more than is allowed is lost in silence."""
+    """Applying a printed fix literally never loses more than is allowed."""
     path, overrides = str(shared_data / name), [f"data.max_length={max_length}"]
     for _ in range(3):
         try:

@@ -1,4 +1,4 @@
-"""Several sources: weights, replayed text, documents that are split, and rows that are accounted for all the same."""
+"""Several sources: weights, replayed text, documents that are split, and an account of every row."""
 
 from __future__ import annotations
 
@@ -100,10 +100,10 @@ def test_sources_may_have_columns_and_formats_of_their_own(build: Build, write: 
 def test_replayed_text_makes_up_its_share_of_the_tokens(build: Build, write: Callable[..., str], share: float) -> None:
     task, general = write("task.jsonl", pairs("p", 50)), write("general.jsonl", texts(100, 60))
     dataset = build(train=task, replay={"path": general, "share": share})
-    learnt, replayed = dataset.report.files
-    assert replayed.train_tokens / (replayed.train_tokens + learnt.train_tokens) == pytest.approx(share, abs=0.03)
+    trained, replayed = dataset.report.files
+    assert replayed.train_tokens / (replayed.train_tokens + trained.train_tokens) == pytest.approx(share, abs=0.03)
     assert replayed.counts_dropped() == {"beyond_replay_share": 100 - replayed.train_rows}
-    assert any("replayed against forgetting" in line for line in dataset.report.lines())
+    assert any("replayed to reduce forgetting" in line for line in dataset.report.lines())
 
 
 def test_too_little_text_to_replay_is_said(build: Build, write: Callable[..., str]) -> None:
@@ -162,12 +162,12 @@ def test_strata_are_kept_in_proportion(build: Build, write: Callable[..., str]) 
     ("settings", "words"),
     [
         ({"train": []}, "names no data"),
-        ({"train": "x", "stratify_by": "a", "eval": None}, "stratify_by does nothing"),
-        ({"train": "x", "group_by_length": True}, "group_by_length does nothing with packing"),
+        ({"train": "x", "stratify_by": "a", "eval": None}, "stratify_by has no effect"),
+        ({"train": "x", "group_by_length": True}, "group_by_length has no effect with packing"),
         ({"train": [{"path": "x", "weight": 0.0}]}, "weight"),
         ({"train": [{"path": "x", "wieght": 2.0}]}, "wieght"),
         ({"train": "x", "replay": {"path": "y", "share": 1.5}}, "share"),
-        ({"train": [{"path": "x", "columns": {"question": "q"}}]}, "unknown fields 'question'"),
+        ({"train": [{"path": "x", "columns": {"question": "q"}}]}, "unknown fields: 'question'"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], words: str) -> None:
@@ -193,10 +193,10 @@ def test_what_is_not_read_in_a_folder_is_named(build: Build, write: Callable[...
     write("many/one.jsonl", pairs("p", 3))
     (tmp_path / "many" / "README.md").write_text("words")
     notes = build(train=str(tmp_path / "many")).report.notes
-    assert any("left out README.md (no data)" in note for note in notes)
+    assert any("skipped README.md (not data)" in note for note in notes)
 
 
-def test_turn_weights_and_marked_parts_decide_what_is_learnt(
+def test_turn_weights_and_marked_parts_decide_what_is_in_the_loss(
     build: Build, write: Callable[..., str], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     def turn(role: str, content: Any, **more: Any) -> dict[str, Any]:

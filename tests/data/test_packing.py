@@ -1,4 +1,4 @@
-"""`plan_epoch`: each example once an epoch, within the budget, by seed and epoch alone."""
+"""`plan_epoch`: each example once per epoch, within the budget, in an order that depends only on seed and epoch."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ CASES = [(1, 1), (1, 50), (4, 3), (4, 97), (8, 500)]  # batch size, number of ex
 
 
 def random_lengths(count: int, seed: int = 0) -> list[int]:
-    """Mostly short ones, as in real data, with a few of the longest allowed."""
+    """Mostly short examples, as in real data, with a few of maximum length."""
     rng = random.Random(seed)
     return [min(MAX_LENGTH, 1 + int(rng.expovariate(1 / 80))) for _ in range(count)]
 
 
 def next_fit(lengths: Sequence[int], budget: int) -> int:
-    """Bins needed by filling one after the other in the order given."""
+    """Returns the number of bins that next fit needs in the given order."""
     bins, left = 0, 0
     for length in lengths:
         if length > left:
@@ -127,7 +127,7 @@ def test_wrapped_examples_fill_every_micro_batch_but_the_last(batch_size: int, c
     assert (tokens[:-1] == budget).all() and 0 < tokens[-1] <= budget
     pieces = sorted(zip(parts.example.tolist(), parts.begin.tolist(), parts.length.tolist(), strict=True))
     at = dict.fromkeys(range(count), 0)
-    for example, begin, length in pieces:  # each example whole, without a gap
+    for example, begin, length in pieces:  # each example whole and without gaps
         assert begin == at[example]
         at[example] += length
     assert list(at.values()) == lengths.tolist()

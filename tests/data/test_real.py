@@ -1,4 +1,4 @@
-"""Real data files with the byte-level tokenizer: every row accounted for, and the answers taught to the letter."""
+"""Real data files with the byte-level tokenizer: every row is accounted for, and exactly the answers are supervised."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ FILES: dict[str, dict[str, Any]] = {
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows, read without lamina."""
+    """Returns the rows, read without lamina."""
     text = path.read_text(encoding="utf-8")
     return json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
 
 
 def answers_of(row: dict[str, Any]) -> list[str]:
-    """The assistant's texts of a row, read without lamina; calls as a template without a place for them gets them."""
+    """Returns the assistant's texts in a row, read without lamina; calls as text, as for a template without tools."""
     if "conversations" in row:
         texts = {
             "gpt": lambda text: text,

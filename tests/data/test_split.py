@@ -84,7 +84,7 @@ def test_groups_stay_together_and_so_do_prompts_that_link_them(seed: int) -> Non
     assert not set(prompts[held_out]) & set(prompts[~held_out])
     assert 60 <= held_out.sum() <= 120
     alone = hold_out(prompts, 0.2, seed)
-    assert set(groups[alone]) & set(groups[~alone])  # without groups they are torn apart
+    assert set(groups[alone]) & set(groups[~alone])  # without groups, they are separated
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -93,4 +93,4 @@ def test_strata_keep_their_proportions(seed: int) -> None:
     held_out = hold_out(digests(range(1000)), 0.2, seed, strata=digests(values))
     assert [int(held_out[values == value].sum()) for value in range(3)] == [180, 18, 2]
     counts = {int(hold_out(digests(range(1000)), 0.2, seed)[values == 2].sum()) for seed in range(30)}
-    assert len(counts) > 1  # without strata chance decides
+    assert len(counts) > 1  # without strata, it is left to chance

@@ -1,4 +1,4 @@
-"""The cache of encoded rows: found when everything is the same, made anew when anything is not, whole or not there."""
+"""The cache of encoded rows: used if everything is the same, encoded again otherwise, and never incomplete."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def fills(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files that were encoded and not taken from the cache."""
+    """Returns the files that were encoded rather than read from the cache."""
     names: list[str] = []
     real = encoded_file._fill
 
@@ -144,7 +144,7 @@ def test_without_a_cache_folder_rows_are_encoded_for_this_process(
     path = write(tmp_path / "rows.jsonl")
     wanted = content(build(path))
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("LAMINA_CACHE", str(tmp_path / "file"))  # a file cannot hold folders
+    monkeypatch.setenv("LAMINA_CACHE", str(tmp_path / "file"))  # a file cannot contain folders
     assert content(build(path)) == wanted
     assert len(fills) == 2
 

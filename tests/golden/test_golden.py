@@ -148,7 +148,10 @@ def with_digest(path: Path, change: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda about: about.update(format=FORMAT + 1), f"it has format {FORMAT + 1}, and up to {FORMAT} is known"),
+        (
+            lambda about: about.update(format=FORMAT + 1),
+            f"its format is {FORMAT + 1}, and this version reads formats up to {FORMAT}",
+        ),
         (lambda about: about["method"].update(new_setting=1), r"settings are not known here \(new_setting\)"),
         (lambda about: about["method"].update(bias="some"), r"settings are not known here \(bias\)"),
         (lambda about: about["method"].update(type="novel"), "its method 'novel' is not known here"),
@@ -196,7 +199,7 @@ def test_settings_changed_by_hand_are_still_found(adapter: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format": checkpoint.FORMAT + 1}, f"it has format {checkpoint.FORMAT + 1}"),
+        ({"format": checkpoint.FORMAT + 1}, f"its format is {checkpoint.FORMAT + 1}"),
         ({"state": {"step": 5, "novelty": 1}}, "its state has novelty, not known here"),
     ],
 )

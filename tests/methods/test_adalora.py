@@ -283,9 +283,9 @@ def test_training_does_not_begin_with_cut_ranks() -> None:
     ("method", "message"),
     [
         ({"target_r": 9, "init_r": 8}, r"target_r \(9\) is above init_r \(8\)"),
-        ({"tinit": 3, "tfinal": 2, "total_step": 5}, "leave none of the 5 steps of total_step"),
+        ({"tinit": 3, "tfinal": 2, "total_step": 5}, "leave no steps for pruning out of the 5 steps of total_step"),
         ({"use_dora": True}, "AdaLoRA has no DoRA form"),
-        ({"r": 8}, "init_r at the start, target_r on average at the end"),
+        ({"r": 8}, "init_r at the start, and target_r on average at the end"),
         ({"beta1": 1.0}, "beta1"),
     ],
 )

@@ -70,8 +70,8 @@ def test_rows_without_a_network_are_not_trained() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"encoder_num_layers": 3}, "encoder_num_layers does nothing in an MLP"),
-        ({"encoder_dropout": 0.1}, "encoder_dropout does nothing in an MLP"),
+        ({"encoder_num_layers": 3}, "encoder_num_layers has no effect with an MLP"),
+        ({"encoder_dropout": 0.1}, "encoder_dropout has no effect with an MLP"),
         (
             {"encoder_reparameterization_type": "LSTM", "encoder_num_layers": 1, "encoder_dropout": 0.1},
             "encoder_num_layers of 2 or more",

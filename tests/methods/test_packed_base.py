@@ -83,5 +83,5 @@ def test_methods_that_need_the_bases_own_layers_refuse_packed_ones(config: Metho
     packed, _ = packed_and_dense("llama", 4, torch.float32)
     with pytest.raises(ConfigError, match=rf"method.type: '{config.type}' needs .*q_proj is stored packed"):
         inject(packed, config, seed=0)
-    with pytest.raises(ConfigError, match=rf"method '{config.type}' needs the base's own layers"):
+    with pytest.raises(ConfigError, match=rf"method '{config.type}' needs the base model's own layers"):
         load_config({"data": {"train": "x"}, "method": config.model_dump(), "quantization": {"bits": 4}})

@@ -140,7 +140,7 @@ def test_a_model_without_a_cache_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_width_without_its_network_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="encoder_hidden_size does nothing without prefix_projection"):
+    with pytest.raises(ConfigError, match="encoder_hidden_size has no effect without prefix_projection"):
         load_config({"data": {"train": "x.jsonl"}, "method": {"type": "prefix_tuning", "encoder_hidden_size": 8}})
 
 

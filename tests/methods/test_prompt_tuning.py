@@ -118,8 +118,8 @@ def test_starts_from_a_text_cut_or_repeated(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"prompt_tuning_init": "TEXT"}, "needs prompt_tuning_init_text"),
-        ({"prompt_tuning_init_text": "a"}, "prompt_tuning_init_text does nothing without"),
-        ({"tokenizer_name_or_path": "a"}, "tokenizer_name_or_path does nothing without"),
+        ({"prompt_tuning_init_text": "a"}, "prompt_tuning_init_text has no effect without"),
+        ({"tokenizer_name_or_path": "a"}, "tokenizer_name_or_path has no effect without"),
         ({"num_virtual_tokens": 0}, "greater than or equal to 1"),
     ],
 )

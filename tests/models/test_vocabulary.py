@@ -158,7 +158,7 @@ def test_rows_of_a_nested_configuration_and_of_none(tmp_path: Path) -> None:
 
 
 def test_the_first_token_beyond_is_found_wherever_it_is() -> None:
-    """Against a search through all ids: rows of several stores, cut rows, learnt tokens or all."""
+    """Against a search through all ids: rows of several stores, cut rows, tokens in the loss or all."""
     generator = np.random.default_rng(0)
     for trial in range(40):
         stores, limit = [], int(generator.integers(1, 40))
@@ -177,23 +177,23 @@ def test_the_first_token_beyond_is_found_wherever_it_is() -> None:
         pieces = type(chosen[0]).join(chosen)
         pieces.length[:] = generator.integers(0, pieces.length + 1)
         side = Side(stores, pieces)
-        for learnt in (False, True):
+        for in_loss in (False, True):
             wanted = [
                 (example.source, example.row, int(token))
                 for example in side
-                for token in (example.input_ids[example.supervised] if learnt else example.input_ids)
+                for token in (example.input_ids[example.supervised] if in_loss else example.input_ids)
                 if token >= limit
             ]
-            found = side.first_beyond(limit, learnt)
+            found = side.first_beyond(limit, in_loss)
             assert (found and (found.source, found.row, found.token)) == (wanted[0] if wanted else None)
 
 
 def _store(examples: list[EncodedExample], generator: np.random.Generator, key: str) -> TokenStore:
     def build(writer: Any) -> None:
         for example in examples:
-            learnt = generator.random(len(example.input_ids)) < 0.5
-            learnt[:1] = False
-            writer.add(StoredRow(EncodedExample(example.input_ids, learnt, example.row), 0, 0, 0, False))
+            in_loss = generator.random(len(example.input_ids)) < 0.5
+            in_loss[:1] = False
+            writer.add(StoredRow(EncodedExample(example.input_ids, in_loss, example.row), 0, 0, 0, False))
 
     return cached_store({"test": key}, build)
 

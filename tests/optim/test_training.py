@@ -117,7 +117,7 @@ def config_error(**train: Any) -> str:
     ],
 )
 def test_a_setting_that_the_optimizer_does_not_read_is_an_error(optim: str, setting: dict[str, Any]) -> None:
-    assert f"{next(iter(setting))} does nothing with optim '{optim}'" in config_error(optim=optim, **setting)
+    assert f"{next(iter(setting))} has no effect with optim '{optim}'" in config_error(optim=optim, **setting)
 
 
 def test_layerwise_needs_whole_steps_and_no_clipping() -> None:

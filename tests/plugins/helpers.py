@@ -1,4 +1,4 @@
-"""Packages that extend lamina, as if pip had installed them: a folder with their modules and their metadata."""
+"""Packages that extend lamina, as if installed by pip: a folder with their modules and their metadata."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def install(site: Path, name: str, points: Mapping[str, Mapping[str, str]], vers
 
     Args:
         site: A folder that will be on `sys.path`.
-        name: Of the distribution.
+        name: Name of the distribution.
         points: Entry points, by group and name.
         version: Of the distribution.
     """
@@ -33,13 +33,13 @@ def install(site: Path, name: str, points: Mapping[str, Mapping[str, str]], vers
 
 
 def install_example(site: Path) -> None:
-    """The package in `package/`."""
+    """Returns the path of the package in `package/`."""
     project = tomllib.loads((PACKAGE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     install(site, project["name"], project["entry-points"], project["version"])
 
 
 def run_python(site: Path, code: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Runs code in a process of its own, in which those distributions are installed."""
+    """Runs code in a separate process, in which those distributions are installed."""
     path = os.pathsep.join([str(site), str(PACKAGE), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path}
     command = [sys.executable, "-c", code, *arguments]
@@ -47,6 +47,6 @@ def run_python(site: Path, code: str, *arguments: str, check: bool = True) -> su
 
 
 def run_lamina(site: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
-    """A command of lamina's with `--json`: exit code, object and what went to stderr."""
+    """Runs a lamina command with `--json`; returns its exit code, its object and its stderr."""
     result = run_python(site, "from lamina.cli.app import main; main()", *arguments, "--json", check=False)
     return result.returncode, json.loads(result.stdout), result.stderr

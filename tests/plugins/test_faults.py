@@ -1,4 +1,4 @@
-"""A package that cannot be used stops nothing that does not need it, and its reason is told where it is named."""
+"""A package that cannot be used breaks nothing that does not need it, and errors that name it give the reason."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LOSS = "lamina.losses"
 FAULTS: dict[str, tuple[str, list[Mapping[str, Mapping[str, str]]], list[str]]] = {
     "no module": ("x", [{CONFIG: {"x": "nowhere_at_all"}, LOSS: {"x": "nowhere_at_all"}}], ["cannot be imported"]),
     "no attribute": ("x", [{CONFIG: {"x": "json"}, LOSS: {"x": "json"}}], ["cannot be imported", "CONFIG"]),
-    "one half": ("x", [{CONFIG: {"x": "json"}}], ["without an entry point", LOSS]),
+    "one half": ("x", [{CONFIG: {"x": "json"}}], ["has no entry point", LOSS]),
     "lamina's own name": ("cross_entropy", [{CONFIG: {"cross_entropy": "json"}, LOSS: {"cross_entropy": "json"}}], []),
     "two packages": ("x", [{CONFIG: {"x": "json"}, LOSS: {"x": "json"}}] * 2, ["both add", "first 1.0", "second 1.0"]),
-    "a name": ("X-1", [{CONFIG: {"X-1": "json"}, LOSS: {"X-1": "json"}}], ["lower case"]),
+    "a name": ("X-1", [{CONFIG: {"X-1": "json"}, LOSS: {"X-1": "json"}}], ["lowercase"]),
 }
 
 
@@ -45,7 +45,7 @@ print(json.dumps([said, plugins.problems("losses")]))
     assert name in problems
     if name == "cross_entropy":
         assert not said, "lamina's own is used"
-        assert "which lamina has itself" in problems[name]
+        assert "which is the name of one of lamina's own" in problems[name]
         return
     assert "loss.type" in said
     assert name in said

@@ -1,4 +1,4 @@
-"""A package adds a method, a loss, an optimizer, a data format and a scorer, and they work as lamina's own do."""
+"""A package adds a method, a loss, an optimizer, a data format and a scorer, and they work like lamina's own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAIRS = [
     for number in range(24)
 ]
 
-# What a user would do, in one process, since importing takes longest. Prints what the tests look at.
+# What a user would do, in one process, since importing takes longest. Prints what the tests check.
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -76,7 +76,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def used(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> dict[str, Any]:
-    """What the script prints."""
+    """Returns what the script prints."""
     folder = tmp_path_factory.mktemp("outside")
     install_example(folder / "site")
     for name, rows in (("log", ROWS), ("pairs", PAIRS)):

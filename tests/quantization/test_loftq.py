@@ -180,9 +180,9 @@ def test_from_training_to_a_merged_model(folder: Path, tmp_path: Path) -> None:
 def test_bad_input(folder: Path) -> None:
     data = {"train": "rows.jsonl"}
     method = {"type": "lora", "init_lora_weights": "loftq"}
-    with pytest.raises(ConfigError, match=r"loftq makes up for what quantizing takes.*set quantization"):
+    with pytest.raises(ConfigError, match=r"loftq compensates for quantization error.*set quantization"):
         load_config({"data": data, "method": method})
-    with pytest.raises(ConfigError, match="loftq_config does nothing without init_lora_weights: loftq"):
+    with pytest.raises(ConfigError, match="loftq_config has no effect without init_lora_weights: loftq"):
         load_config({"data": data, "method": {"type": "lora", "loftq_config": {}}, "quantization": {}})
     with pytest.raises(ConfigError, match=r"loftq_iter: got 0; .* greater than or equal to 1"):
         load_config({"data": data, "method": {**method, "loftq_config": {"loftq_iter": 0}}, "quantization": {}})

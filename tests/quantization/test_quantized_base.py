@@ -156,9 +156,9 @@ def test_a_full_disk_leaves_nothing_in_the_cache(folder: Path, monkeypatch: pyte
     [
         ({"quantization": {"bits": 3}}, "quantization.bits"),
         ({"quantization": {"blocksize": 100}}, "blocksize 100 has no kernel; use one of 32, 64"),
-        ({"quantization": {"bits": 8, "quant_type": "fp4"}}, "quant_type belongs to 4 bits"),
+        ({"quantization": {"bits": 8, "quant_type": "fp4"}}, "quant_type applies to 4 bits only"),
         ({"quantization": {"quant_type": "nf3"}}, "quantization.quant_type"),
-        ({"quantization": {"compute_dtype": "float32"}, "dtype": "bfloat16"}, "set one of them"),
+        ({"quantization": {"compute_dtype": "float32"}, "dtype": "bfloat16"}, "set only one of them"),
         ({"quantization": {}, "method": {"type": "full"}}, "stored packed and frozen"),
         ({"quantization": {"double_quants": True}}, "double_quant"),
     ],

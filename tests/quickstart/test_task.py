@@ -1,4 +1,4 @@
-"""The quickstart task: its rows are repeatable, balanced and rightly labelled, and eval wording is new."""
+"""The quickstart task: its rows are reproducible, balanced and correctly labeled, and the evaluation wording is new."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def task() -> Task:
 
 
 def words_of(text: str) -> list[str]:
-    """Lower-case words without punctuation; `-` is dropped too, so `mix-up` is one word."""
+    """Returns lower-case words without punctuation; `-` is dropped too, so `mix-up` is one word."""
     return text.lower().translate(str.maketrans("", "", string.punctuation)).split()
 
 
@@ -66,7 +66,7 @@ def grams_of(words: list[str]) -> set[tuple[str, ...]]:
 
 
 def request_grams(rows: Iterable[Request]) -> set[tuple[str, ...]]:
-    """All 6-grams of the requests, with product and order id replaced by placeholders."""
+    """Returns all 6-grams of the requests, with product and order id replaced by placeholders."""
     grams: set[tuple[str, ...]] = set()
     for row in rows:
         text = row.text
@@ -84,7 +84,7 @@ def pools(wording: Wording) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def all_possible_grams(wording: Wording) -> set[tuple[str, ...]]:
-    """All 6-grams that any seed can give: inside a sentence, and over the seams between sentences."""
+    """Returns all 6-grams that any seed can produce: inside a sentence, and across sentence boundaries."""
     groups: dict[str, set[tuple[str, ...]]] = {}
     inline = ["", *(f" {phrase}" for phrase in wording.order if phrase.startswith("("))]
     for name, pool in pools(wording):
@@ -96,7 +96,7 @@ def all_possible_grams(wording: Wording) -> set[tuple[str, ...]]:
                 filled = phrase.replace("{product}", "productslot" + extra).replace("{order}", "orderslot")
                 group.add(tuple(words_of(filled)))
     grams = set().union(*(grams_of(list(s)) for sentences in groups.values() for s in sentences))
-    # Sentences between two others have three words or more, so no 6-gram touches more than three sentences.
+    # Sentences between two others have at least three words, so no 6-gram spans more than three sentences.
     assert min(len(s) for n in ("order", "high", "low", "small_talk") for s in groups[n]) >= GRAM // 2
     for names in itertools.chain(itertools.permutations(groups, 2), itertools.permutations(groups, 3)):
         if "greeting" in names[1:] or "sign_off" in names[:-1] or {"high", "low"} <= set(names):
@@ -155,7 +155,7 @@ def test_asking_for_more_rows_than_the_wording_gives_fails(monkeypatch: pytest.M
 def test_no_eval_wording_occurs_in_training(seed: int) -> None:
     task = build_task(seed)
     train, evaluation = request_grams(task.train), request_grams(task.eval)
-    assert len(train) > 3000 and len(evaluation) > 1000  # The check below is not passed by empty sets.
+    assert len(train) > 3000 and len(evaluation) > 1000  # Empty sets must not pass the check below.
     assert train & evaluation == set()
 
 
@@ -238,7 +238,7 @@ def test_half_of_eval_products_and_all_eval_ids_are_unseen(task: Task) -> None:
     assert trained == set(TRAIN_PRODUCTS)
     asked = [row.record["product"] for row in task.eval if row.record["product"]]
     assert sum(product not in trained for product in asked) == len(asked) // 2 == 40
-    # Order numbers are split by a rule, so that no seed can put an eval id into training.
+    # A rule separates order numbers, so that no seed can put an evaluation id into training.
     by_seven = [
         {int(str(row.record["order"])[3:]) % 7 == 0 for row in rows if row.record["order"]}
         for rows in (task.train, task.eval)
@@ -254,7 +254,7 @@ def test_balance(task: Task, split: str) -> None:
     shares = {p: sum(row.record["priority"] == p for row in rows) / count for p in PRIORITIES}
     assert shares == pytest.approx({"high": 0.35, "normal": 0.40, "low": 0.25})
     assert sum(row.record["order"] is not None for row in rows) / count == pytest.approx(0.6)
-    # No intent gives the priority away.
+    # No intent reveals the priority.
     if split == "train":
         pairs = Counter((row.record["intent"], row.record["priority"]) for row in rows)
         assert min(pairs[pair] for pair in itertools.product(INTENTS, PRIORITIES)) >= 6

@@ -155,24 +155,24 @@ BROKEN = {
         "x.csv", (CSV + 'q,"a\nq7,a7\nq8,"a8"\nq9,a9\n').encode(), "ends in line 9", 7, 6
     ),
     "text after a quote": Broken("x.csv", (CSV + 'q,"a"b\nq7,a7\n').encode(), "wrong_cells", 7, 6),
-    "column twice": Broken("x.csv", b"prompt,prompt\na,b\n", "names the column 'prompt' twice", 0, None),
-    "csv without a header": Broken("x.csv", b",,\na,b,c\n", "no header", 0, None),
-    "header alone": Broken("x.csv", b"prompt,completion\n", "holds no rows", 0, None),
-    "empty file": Broken("x.jsonl", b"", "holds no rows", 0, None),
-    "white space alone": Broken("x.jsonl", b"\n \n\t\n", "holds no rows", 0, None),
-    "empty array": Broken("x.json", b"[]", "holds no rows", 0, None),
+    "column twice": Broken("x.csv", b"prompt,prompt\na,b\n", "contains the column 'prompt' twice", 0, None),
+    "csv without a header": Broken("x.csv", b",,\na,b,c\n", "not a header", 0, None),
+    "header alone": Broken("x.csv", b"prompt,completion\n", "has no rows", 0, None),
+    "empty file": Broken("x.jsonl", b"", "has no rows", 0, None),
+    "white space alone": Broken("x.jsonl", b"\n \n\t\n", "has no rows", 0, None),
+    "empty array": Broken("x.json", b"[]", "has no rows", 0, None),
     "empty parquet": Broken(
-        "x.parquet", parquet(pa.table({"prompt": pa.array([], pa.string())})), "holds no rows", 0, None
+        "x.parquet", parquet(pa.table({"prompt": pa.array([], pa.string())})), "has no rows", 0, None
     ),
-    "cut parquet": Broken("x.parquet", cut_parquet, "not a whole parquet file", 0, None),
-    "parquet that is none": Broken("x.parquet", lines(*LINES), "not a whole parquet file", 0, None),
+    "cut parquet": Broken("x.parquet", cut_parquet, "not a complete Parquet file", 0, None),
+    "parquet that is none": Broken("x.parquet", lines(*LINES), "not a complete Parquet file", 0, None),
     "null cells in parquet": Broken(
         "x.parquet",
         parquet(pa.Table.from_pylist([*GOOD, {"prompt": "q", "completion": None}])),
         "is NoneType, not text",
     ),
-    "empty arrow": Broken("x.arrow", arrow, "holds no rows", 0, None),
-    "arrow that is none": Broken("x.arrow", lines(*LINES), "not a whole arrow file", 0, None),
+    "empty arrow": Broken("x.arrow", arrow, "has no rows", 0, None),
+    "arrow that is none": Broken("x.arrow", lines(*LINES), "not a complete Arrow file", 0, None),
     "array that is cut off": Broken("x.json", array(*LINES)[:-12], "truncated", 6, 4),
     "array without its end": Broken("x.json", array(*LINES)[:-2], "truncated", 7),
     "broken element of an array": Broken("x.json", array(*LINES[:2], '{"prompt": "a" "b"}', *LINES[2:]), "not_json", 4),
@@ -188,15 +188,15 @@ BROKEN = {
     "elements that begin in different ways": Broken(
         "x.json",
         f'[{{"completion": "a", "prompt": "b"}}, {{"prompt": "a" "b"}}, {", ".join(LINES[1:])}]'.encode(),
-        "where the next row begins cannot be told",
+        "the start of the next row cannot be found",
         1,
         1,
     ),
     "bracket between elements": Broken("x.json", array(*LINES).replace(b"},\n", b"}],\n", 1), "has ended", 2),
     "text after an array": Broken("x.json", array(*LINES) + b"{}", "unreadable_rest", 8),
     "mixed schemas": Broken("x.jsonl", with_third(json.dumps(CHAT)), "field 'prompt' is missing", 3),
-    "half and half": Broken("x.jsonl", lines(*LINES, *[json.dumps(CHAT)] * 5), "different shapes", 0, None),
-    "unknown columns": Broken("x.jsonl", lines('{"foo": "a", "bar": "b"}'), "no known format", 0, None),
+    "half and half": Broken("x.jsonl", lines(*LINES, *[json.dumps(CHAT)] * 5), "different formats", 0, None),
+    "unknown columns": Broken("x.jsonl", lines('{"foo": "a", "bar": "b"}'), "unknown format", 0, None),
     "row without a mapped column": Broken(
         "x.jsonl",
         lines(*['{"question": "q", "answer": "a"}'] * 5, '{"question": "q", "reply": "a"}'),
@@ -215,7 +215,7 @@ BROKEN = {
     "image part": Broken(
         "x.jsonl",
         chats_with_third(messages({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, ANSWER)),
-        "only text can be learnt",
+        "only text is supported",
         3,
     ),
     "arguments that are no json": Broken(
@@ -223,7 +223,7 @@ BROKEN = {
         chats_with_third(
             messages(USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{x"}}]})
         ),
-        "should be an object of arguments in JSON",
+        "must be an object of arguments in JSON",
         3,
     ),
     "no answer": Broken("x.jsonl", chats_with_third(messages(USER)), "no_assistant_turn", 3),
@@ -237,5 +237,5 @@ BROKEN = {
     "link to itself": Broken("x.jsonl", link_to_itself, "a link that leads nowhere or to itself", 0, None),
     "folder with a loop of links": Broken("x", folder_with_loop, "not_json", 3),
     "folder without data": Broken("x", empty_folder, "a folder without data files", 0, None),
-    "unknown kind": Broken("x.xyz", b"some words", "of no known kind", 0, None),
+    "unknown kind": Broken("x.xyz", b"some words", "has an unknown suffix", 0, None),
 }

@@ -119,7 +119,7 @@ def test_leftovers_of_a_cut_save_are_removed(model_folder: Path, tmp_path: Path)
     with pytest.raises(PulledPlug):
         lamina.train(values, cut_at("step", 4))
     folder = Path(values["output_dir"]) / "checkpoints"
-    (folder / f"{files.ASIDE_PREFIX}step-00000006-abc").mkdir()
+    (folder / f"{files.TEMPORARY_PREFIX}step-00000006-abc").mkdir()
     run = lamina.train(values, resume=True)
     assert not [path for path in run.checkpoints.iterdir() if path.name.startswith(".")]
 

@@ -1,1 +1,1 @@
-"""The user's cache folder: what is kept there, and how to clear it."""
+"""The user's cache folder: what is in it, and how to clear it."""

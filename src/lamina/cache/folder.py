@@ -1,7 +1,7 @@
-"""The user's cache folder: converted models, encoded rows, digests and more. Nothing in it is needed for correctness.
+"""The user's cache folder: converted models, encoded rows, digests and more. Results never depend on it.
 
-What is in it is made under a lock beside it (`NAME.lock`), and marked while a process uses it (`NAME.used`), so that
-pruning (`prune.py`) takes nothing away that somebody makes or needs.
+An entry is created under a lock next to it (`NAME.lock`), and marked while a process uses it (`NAME.used`), so that
+pruning (`prune.py`) never deletes what somebody is creating or using.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from lamina.errors import StorageError
 
 try:
     import fcntl
-except ImportError:  # on Windows, where a file that is open cannot be removed anyway
+except ImportError:  # on Windows, where an open file cannot be deleted anyway
     fcntl = None
 
 USED_MARK = ".used"
 
-# What this process holds: its marks, open and locked until it ends.
+# Entries in use by this process: entry -> file descriptor of its mark, locked until the process ends.
 _held: dict[Path, int] = {}
 
 
 def cache_folder() -> Path:
-    """`$LAMINA_CACHE`, else the platform's own cache folder for lamina."""
+    """Returns `$LAMINA_CACHE` if set, and the platform's cache folder for lamina otherwise."""
     return Path(os.environ.get("LAMINA_CACHE") or platformdirs.user_cache_dir("lamina"))
 
 
 @contextlib.contextmanager
 def writing_cache(path: Path, doing: str) -> Iterator[None]:
-    """Turns an `OSError` inside the block into one that says how to have another cache folder.
+    """Turns an `OSError` inside the block into an error that says how to use another cache folder.
 
     Raises:
         StorageError: `path`, which is in the cache, could not be written.
@@ -48,16 +48,16 @@ def writing_cache(path: Path, doing: str) -> Iterator[None]:
         wrapped = error if isinstance(error, StorageError) else StorageError.wrap(error, path, doing)
         what = str(wrapped).partition(" Fix: ")[0]
         raise StorageError(
-            f"{what} Fix: set LAMINA_CACHE to a folder that can be written and has room (the cache is in "
-            f"{cache_folder()} now), or make room with `lamina cache prune`."
+            f"{what} Fix: set LAMINA_CACHE to a writable folder with enough free space (the cache is now in "
+            f"{cache_folder()}), or make room with `lamina cache prune`."
         ) from error
 
 
 def hold(entry: Path) -> None:
-    """Marks an entry of the cache as used now, and as in use until this process ends.
+    """Marks a cache entry as in use from now until this process ends.
 
-    To be called before it is looked whether the entry is there. Where nothing can be written nothing happens; nothing
-    can be pruned there either.
+    Call it before checking whether the entry exists. If the cache is not writable, it does nothing, and nothing can be
+    pruned either.
     """
     if entry in _held:
         return
@@ -68,10 +68,11 @@ def hold(entry: Path) -> None:
 
 
 def lock_mark(entry: Path, *, shared: bool) -> int | None:
-    """Locks the mark of an entry: shared to use it, once those are done who remove it; else alone, to remove it.
+    """Locks an entry's mark: shared, to use the entry (waits while it is being removed); or exclusive, to remove it.
 
     Returns:
-        The mark, open; None if it is to be removed and others use it, or where files cannot be locked.
+        The open file descriptor of the mark. None if the lock is to be exclusive and others use the entry, or if files
+        cannot be locked.
 
     Raises:
         OSError: The mark cannot be written.
@@ -87,10 +88,10 @@ def lock_mark(entry: Path, *, shared: bool) -> int | None:
                 if shared:
                     os.utime(mark)
                 elif is_new:
-                    os.utime(mark, (0, 0))  # to look is no use
+                    os.utime(mark, (0, 0))  # checking is not using
                 return mark
         except FileNotFoundError:
-            pass  # somebody removed it, with the entry, while this waited; a new one is made
+            pass  # the entry and its mark were removed while this call waited; create a new mark
         except BlockingIOError:
             os.close(mark)
             return None
@@ -102,26 +103,27 @@ def lock_mark(entry: Path, *, shared: bool) -> int | None:
 
 
 class IdentityCache:
-    """Remembers what was computed from a file for as long as the file is the same one.
+    """Remembers a value computed from a file until the file changes.
 
-    "The same" means equal path, size, modification time and inode. A cache that cannot be read or written is only slow.
+    A file counts as unchanged if its path, size, modification time and inode are the same. If the cache cannot be read
+    or written, the value is computed again.
     """
 
     def __init__(self, name: str) -> None:
         self._folder = cache_folder() / name
 
     def get(self, path: Path) -> Any | None:
-        """What was stored for this very file, or None."""
+        """Returns the value stored for this file, or None if there is none or the file has changed."""
         with contextlib.suppress(OSError, ValueError, KeyError):
             entry = json.loads(self._entry(path).read_text(encoding="utf-8"))
             if entry["identity"] == _identity(path):
                 with contextlib.suppress(OSError):
-                    os.utime(self._entry(path))  # used now
+                    os.utime(self._entry(path))  # marks it as used now
                 return entry["value"]
         return None
 
     def put(self, path: Path, value: Any) -> None:
-        """Stores a JSON value for the file as it is now."""
+        """Stores a JSON value for the file in its present state."""
         with contextlib.suppress(StorageError, OSError):
             files.write_json(self._entry(path), {"identity": _identity(path), "value": value})
 

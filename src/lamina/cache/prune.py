@@ -1,7 +1,7 @@
-"""What is in the cache folder, and how to take out of it what nobody uses.
+"""Lists the cache folder, and removes entries that nobody uses.
 
-Only what lamina wrote is looked at, by its kind's folder and the form of its name: a LAMINA_CACHE that names a folder
-with other things in it loses none of them.
+Only entries that lamina wrote are considered, recognized by their folder and the pattern of their names. If
+LAMINA_CACHE is a folder with other files, those are never removed.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from filelock import FileLock, Timeout
 
 from lamina.cache.folder import USED_MARK, cache_folder, lock_mark
 from lamina.errors import ConfigError, Problem, StorageError, nearest
-from lamina.files import ASIDE_PREFIX, OLD_PREFIX
+from lamina.files import OLD_PREFIX, TEMPORARY_PREFIX
 
 _HEX = "[0-9a-f]{32}"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A folder of the cache.
+    """A kind of cache entry, which has a folder of its own.
 
     Attributes:
         name: The folder's name.
-        what: What is in it.
-        pattern: The form of its entries' names.
+        what: What the folder holds.
+        pattern: Regular expression for the names of its entries.
     """
 
     name: str
@@ -45,10 +45,10 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("models", "models converted from GGUF files", r".+-[0-9a-f]{12}-v\w+"),
-        Kind("quantized", "bases in 4 or 8 bits", _HEX),
+        Kind("quantized", "base models in 4 or 8 bits", _HEX),
         Kind("tokens", "encoded rows", _HEX),
         Kind("kernels", "compiled kernels", rf"{_HEX}\.so"),
-        Kind("shapes", "models with random weights, of `lamina bench`", r".+-\d+-v\w+"),
+        Kind("shapes", "models with random weights, for `lamina bench`", r".+-\d+-v\w+"),
         Kind("fingerprints", "digests of weight files", rf"{_HEX}\.json"),
         Kind("gguf", "digests of GGUF files", rf"{_HEX}\.json"),
         Kind("files", "digests of data files", rf"{_HEX}\.json"),
@@ -56,21 +56,21 @@ KINDS = {
     )
 }
 
-# What a write that was cut off left behind, once it is so old that nobody can be at it any more.
-_LEFTOVER = re.compile(rf"(?:{re.escape(ASIDE_PREFIX)}|{re.escape(OLD_PREFIX)}).+|tmp[a-z0-9_]{{8}}")
+# Files and folders left behind by interrupted writes, once they are too old to still be in progress.
+_LEFTOVER = re.compile(rf"(?:{re.escape(TEMPORARY_PREFIX)}|{re.escape(OLD_PREFIX)}).+|tmp[a-z0-9_]{{8}}")
 _LEFTOVER_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One thing in the cache.
+    """An entry of the cache.
 
     Attributes:
         kind: Name of its `Kind`.
         path: The file or folder.
-        bytes: What it takes on the disk.
-        last_used: Seconds since 1970.
-        is_leftover: Whether it was never finished.
+        bytes: Size on disk.
+        last_used: Time of last use, in seconds since 1970.
+        is_leftover: Whether it was left behind by an interrupted write.
     """
 
     kind: str
@@ -80,18 +80,18 @@ class CacheEntry:
     is_leftover: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """As plain data, with the time in ISO 8601."""
+        """Returns the entry as plain data, with the time in ISO 8601."""
         used = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.last_used))
         return {"kind": self.kind, "path": str(self.path), "bytes": self.bytes, "last_used": used}
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """What became of a pruning.
+    """The result of pruning.
 
     Attributes:
-        removed: What is gone; or would be, if it was only tried.
-        in_use: What was to go, but is in use or being made.
+        removed: Entries removed; with `dry_run`, entries that would be removed.
+        in_use: Entries kept because a process is using or creating them.
     """
 
     removed: list[CacheEntry]
@@ -99,23 +99,23 @@ class Pruned:
 
     @property
     def bytes(self) -> int:
-        """What was made free."""
+        """Space freed, in bytes."""
         return sum(entry.bytes for entry in self.removed)
 
     def as_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Returns the result as plain data."""
         lists = {"removed": self.removed, "in_use": self.in_use}
         return {"bytes": self.bytes, **{name: [e.as_json() for e in entries] for name, entries in lists.items()}}
 
 
 def cache_entries(kinds: Sequence[str] = ()) -> list[CacheEntry]:
-    """What is in the cache, by kind and then by last use, the latest first.
+    """Returns the cache's entries, by kind and then by last use, most recent first.
 
     Args:
-        kinds: Of these only; all if there are none.
+        kinds: The kinds to include; all if empty.
 
     Raises:
-        ConfigError: There is no such kind.
+        ConfigError: A kind does not exist.
         StorageError: The cache cannot be read.
     """
     for name in kinds:
@@ -126,16 +126,16 @@ def cache_entries(kinds: Sequence[str] = ()) -> list[CacheEntry]:
 
 
 def prune(kinds: Sequence[str] = (), *, older_than_days: float = 0.0, dry_run: bool = False) -> Pruned:
-    """Removes entries of the cache, but for those that a process uses or makes.
+    """Removes entries of the cache, except those that a process is using or creating.
 
     Args:
-        kinds: Of these only; all if there are none.
-        older_than_days: Only those that were last used so long ago.
-        dry_run: Remove nothing, and say what would go.
+        kinds: The kinds to remove; all if empty.
+        older_than_days: Only remove entries that have not been used for this many days.
+        dry_run: Remove nothing, and report what would be removed.
 
     Raises:
-        ConfigError: There is no such kind.
-        StorageError: Something cannot be removed.
+        ConfigError: A kind does not exist.
+        StorageError: An entry cannot be removed.
     """
     latest = time.time() - older_than_days * 24 * 3600
     pruned = Pruned([], [])
@@ -153,7 +153,7 @@ def _entries(kind: Kind) -> Iterator[CacheEntry]:
     except OSError as error:
         raise StorageError.wrap(error, folder, "reading") from error
     for path in paths:
-        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+        with contextlib.suppress(FileNotFoundError):  # removed in the meantime
             used = path.lstat().st_mtime
             if re.fullmatch(kind.pattern, path.name):
                 yield CacheEntry(kind.name, path, _size(path), max(used, *_other_uses(path)))
@@ -162,7 +162,7 @@ def _entries(kind: Kind) -> Iterator[CacheEntry]:
 
 
 def _other_uses(path: Path) -> Iterator[float]:
-    """When an entry was marked as used; and when a file was read, as far as the disk keeps that."""
+    """Yields when an entry was marked as used and, for a file, when it was last read, if the file system records it."""
     yield 0.0
     with contextlib.suppress(OSError):
         yield _mark_of(path).stat().st_mtime
@@ -182,34 +182,34 @@ def _size(path: Path) -> int:
 
 
 def _remove(entry: CacheEntry) -> bool:
-    """Whether it is gone: taken out of its place as a whole, while nobody uses or makes it, then removed."""
-    with _alone(entry) as alone:
-        if not alone:
+    """Removes an entry: renames it while nobody uses it, then deletes it. Returns False if it is in use."""
+    with _exclusive(entry) as is_free:
+        if not is_free:
             return False
-        aside = entry.path.with_name(f"{OLD_PREFIX}{entry.path.name}-{uuid.uuid4().hex[:12]}")
+        renamed = entry.path.with_name(f"{OLD_PREFIX}{entry.path.name}-{uuid.uuid4().hex[:12]}")
         try:
-            entry.path.rename(aside)
+            entry.path.rename(renamed)
             _mark_of(entry.path).unlink(missing_ok=True)
-            if aside.is_dir() and not aside.is_symlink():
-                shutil.rmtree(aside)
+            if renamed.is_dir() and not renamed.is_symlink():
+                shutil.rmtree(renamed)
             else:
-                aside.unlink()
+                renamed.unlink()
         except FileNotFoundError:
-            return True  # somebody else removed it
+            return True  # another process removed it
         except OSError as error:
             raise StorageError.wrap(error, entry.path, "removing") from error
     return True
 
 
 def _removable(entry: CacheEntry) -> bool:
-    with _alone(entry) as alone:
-        return alone
+    with _exclusive(entry) as is_free:
+        return is_free
 
 
 @contextlib.contextmanager
-def _alone(entry: CacheEntry) -> Iterator[bool]:
-    """Keeps others from using or making an entry inside the block; False where somebody does."""
-    # A file is read as a whole or mapped, and goes on being there for those who have it.
+def _exclusive(entry: CacheEntry) -> Iterator[bool]:
+    """Keeps others from using or creating an entry inside the block. Yields False if somebody already does."""
+    # A file is read whole or mapped, so it stays available to those who have it open.
     if entry.is_leftover or not entry.path.is_dir():
         yield True
         return

@@ -1,9 +1,10 @@
 """Finds the assistant's turns in a rendered conversation.
 
-By the words around them, where these are as in other chats with the same roles (`scaffold`); else by marks around the
-answers' text, two renderings in all. An answer with tool calls or reasoning has parts that no mark
-can enclose: it begins where the prompt before it ends and goes to its stop token. That token is the template's own,
-because rows that hold one of the template's special tokens are refused before.
+Answers are found by the template's text around them, if it is the same as in other chats with the same roles
+(`scaffold`). Otherwise, they are found by marks around the answers' text, with two renderings in all. An answer with
+tool calls or reasoning has parts that no mark can enclose: it starts where the prompt before it ends, and extends to
+its stop token. That token is always the template's own, because rows with one of the template's special tokens have
+been refused earlier.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any
 
 from lamina.chat.bounds import TemplateFailure
 from lamina.chat.message import Message
-from lamina.chat.probe import Render
 from lamina.chat.scaffold import Scaffolds
 from lamina.chat.spans import Marks, Places, Span, shared_length
+from lamina.chat.support import Render
 from lamina.chat.turns import THINK, as_turn
 from lamina.errors import DataError
 
@@ -30,10 +31,10 @@ class Conversation:
     """A conversation and its text.
 
     Attributes:
-        messages: The turns as they are rendered.
-        turns: The same as dicts.
-        schemas: Of the tools; None without any.
-        text: The rendering.
+        messages: The turns as rendered.
+        turns: The same turns as dicts.
+        schemas: Schemas of the tools; None without tools.
+        text: The rendered text.
     """
 
     messages: Sequence[Message]
@@ -44,7 +45,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the assistant wrote: answers in order (stop tokens included), marked parts, reasoning."""
+    """What the assistant wrote: answers in order (with their stop tokens), marked parts, and reasoning."""
 
     answers: list[Span]
     parts: list[Span]
@@ -52,11 +53,11 @@ class Found:
 
 
 class AnswerFinder:
-    """Finds answers in what one template renders.
+    """Finds the answers in the renderings of one template.
 
     Args:
-        name: Of the template, for messages.
-        render: The template.
+        name: The template's name, for messages.
+        render: Renders turns with the template.
         stop: The token that ends an answer.
         call_stop: The token that ends a turn of tool calls.
     """
@@ -70,10 +71,10 @@ class AnswerFinder:
         self._scaffolds = Scaffolds(render, self._gap_and_stop)
 
     def find(self, conversation: Conversation) -> Found:
-        """The places of the answers.
+        """Finds the spans of the answers.
 
         Raises:
-            DataError: The template changes, drops or repeats an answer so that it cannot be found.
+            DataError: The template changes, drops or repeats an answer, so that it cannot be found.
         """
         messages, text = conversation.messages, conversation.text
         if _is_plain(conversation) and (plain := self._scaffolds.find(messages, text)) is not None:
@@ -107,7 +108,7 @@ class AnswerFinder:
     def _whole_answer(
         self, conversation: Conversation, index: int, earliest: int, words: Span | None, places: Places | None
     ) -> Span:
-        """From the end of the prompt to the stop token."""
+        """Returns the span from the end of the prompt to the end of the stop token."""
         message, text = conversation.messages[index], conversation.text
         if _is_structured(message) and places is None:
             raise self._lost()
@@ -143,10 +144,10 @@ class AnswerFinder:
         return all(m.role != "user" or conversation.text.find(m.content.strip(), end) >= 0 for m in following)
 
     def _prompts(self, conversation: Conversation, index: int) -> Iterator[str]:
-        """What may stand before the turn: the prompt that a model would get, else what stands before other words.
+        """Yields candidates for the text before a turn: the generation prompt, then the text before another answer.
 
-        The second serves templates that look ahead, for instance to put the tools before the last question; what both
-        texts begin with, those that write nothing in the place of reasoning that is not there.
+        The second kind is for templates that look ahead, for example to put the tools before the last question. The
+        prefix that both texts share is for templates that write nothing in place of missing reasoning.
         """
         turns, schemas = conversation.turns, conversation.schemas
         with contextlib.suppress(TemplateFailure):
@@ -176,8 +177,8 @@ class AnswerFinder:
                 thinking.append(Span(answer.start, match.end() if match else inside[-1].end))
             elif message.thinking and index == last:
                 raise DataError(
-                    f"the {self._name} chat template leaves out the reasoning of the last answer. Fix: set "
-                    "data.thinking to strip, or data.chat_template to a template that has a place for it."
+                    f"the {self._name} chat template drops the reasoning of the last answer. Fix: set data.thinking "
+                    "to strip, or data.chat_template to a template that supports reasoning."
                 )
             else:
                 thinking += inside
@@ -185,14 +186,14 @@ class AnswerFinder:
 
     def _lost(self) -> DataError:
         return DataError(
-            f"the {self._name} chat template changes or drops an assistant turn, so its tokens cannot be told apart. "
-            "Fix: set data.chat_template to a built-in template; if the answer holds reasoning (<think>), "
-            "data.thinking: strip leaves it out."
+            f"the {self._name} chat template changes or drops an assistant turn, so lamina cannot find its tokens. "
+            "Fix: set data.chat_template to a built-in template; if the answer contains reasoning (<think>), "
+            "data.thinking: strip removes it."
         )
 
 
 def find_places(render: Render, conversation: Conversation) -> Places | None:
-    """Where the marks end up: those of answers, of the parts that the data marks, and of reasoning; None if nowhere."""
+    """Returns the places of the marks (around answers, marked parts and reasoning); None if they cannot be found."""
     messages = conversation.messages
     marks = Marks.unlike(conversation.text)
     touched = [message for message in messages if message.role == "assistant" or message.marked]
@@ -213,11 +214,11 @@ def find_places(render: Render, conversation: Conversation) -> Places | None:
 
 
 def find_stop(render: Render, try_render: Render, special: Iterable[str]) -> str:
-    """The special token that a template writes after an answer; empty if there is none.
+    """Returns the special token that a template writes after an answer; empty if it writes none.
 
     Args:
-        render: The template, raising `DataError` where it refuses a conversation.
-        try_render: The template, raising `TemplateFailure`.
+        render: The template; raises `DataError` if it refuses a conversation.
+        try_render: The template; raises `TemplateFailure`.
         special: The tokenizer's special tokens.
     """
     messages = [Message("user", "ping"), Message("assistant", "pong")]
@@ -233,7 +234,7 @@ def find_stop(render: Render, try_render: Render, special: Iterable[str]) -> str
 
 
 def _are_of(places: Places, conversation: Conversation) -> bool:
-    """Whether the answers that were found are the answers, in order and word by word."""
+    """Returns whether the spans found are exactly the answers, in order and verbatim."""
     expected = [m.content for m in conversation.messages if m.role == "assistant" and _has_marks(m)]
     return len(expected) == len(places.answers) and all(
         conversation.text[span.start : span.end].strip() == content.strip()
@@ -254,7 +255,7 @@ def _marked_turn(message: Message, marks: Marks, trim: bool) -> dict[str, Any]:
 
 
 def _is_plain(conversation: Conversation) -> bool:
-    """Whether it is roles and contents alone, with no part of an answer to be told apart."""
+    """Returns whether the conversation has only roles and contents, and no marked parts or reasoning."""
     if conversation.schemas is not None:
         return False
     for turn, message in zip(conversation.turns, conversation.messages, strict=True):

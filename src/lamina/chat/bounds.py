@@ -1,6 +1,6 @@
-"""The bounds that a chat template renders within: sizes and processor time, counted as it goes.
+"""Limits on what a chat template may compute: sizes and processor time, counted while it renders.
 
-Bounds grow with the conversation, hold for one thread each, and need no signals.
+The limits grow with the conversation, apply to each thread separately, and need no signals.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ MAX_BITS = 4096
 STEPS_BETWEEN_CLOCKS = 1024
 SHORT_LOOP = 64
 MAX_INDENT = 64
-# Texts up to this length are not counted: the limit on time keeps their number down.
+# Strings up to this length are not counted; the time limit bounds their number.
 SMALL = 4096
 
 
 class TemplateFailure(Exception):
-    """A template cannot be compiled, refuses a conversation, or goes past its bounds; the message says which."""
+    """A template cannot be compiled, refuses a conversation, or exceeds its limits; the message says which."""
 
 
 class Budget(threading.local):
@@ -51,13 +51,13 @@ class Budget(threading.local):
         if self.deadline is None:
             self.deadline = now + MAX_SECONDS
         elif now > self.deadline:
-            raise TemplateFailure(f"it takes more than {MAX_SECONDS:g} s of computing (does it loop without end?)")
+            raise TemplateFailure(f"it takes more than {MAX_SECONDS:g} s to compute (is there an endless loop?)")
 
     def spend(self, size: int) -> None:
         self.left -= size
         if size > self.size or self.left < 0:
             raise TemplateFailure(
-                f"it makes more than {self.size:,} characters out of a text of "
+                f"it produces more than {self.size:,} characters from a text of "
                 f"{(self.size - BASE_SIZE) // SIZE_PER_CHARACTER:,}"
             )
 
@@ -66,7 +66,7 @@ budget = Budget()
 
 
 def weigh(value: Any) -> int:
-    """About how many characters the value is as text; what is in it twice counts twice. Stops past the bound."""
+    """Returns about how many characters the value has as text, repeated values included. Stops past the limit."""
     if isinstance(value, (str, bytes)):
         return len(value)
     weight = 0
@@ -78,7 +78,7 @@ def weigh(value: Any) -> int:
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """The value and all that is in it."""
+    """Yields the value and everything nested in it."""
     rest = [value]
     while rest:
         item = rest.pop()
@@ -92,7 +92,7 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def guard(name: str, subject: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuses a call of a filter or method whose result would be too large, before it is made."""
+    """Refuses a call of a filter or method whose result would be too large, before the call."""
     values = [*args, *kwargs.values()]
     numbers = [abs(value) for value in values if isinstance(value, int)]
     if numbers and (largest := max(numbers)) > SHORT_LOOP:
@@ -121,7 +121,7 @@ def guard(name: str, subject: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def formatted_size(text: str, values: Any) -> int:
-    """No less than the length of a text with its fields filled in: widths in the text and in the values count."""
+    """Returns an upper bound on the length of a formatted string, including widths in the text and in the values."""
     widths = sum(int(digits) for digits in re.findall(r"\d{1,12}", text))
     largest = max((abs(item) for item in leaves(values) if isinstance(item, int)), default=0)
     fields = text.count("{") + text.count("%")

@@ -1,11 +1,11 @@
-"""Runs chat templates: a sandboxed Jinja environment that renders as transformers' does, within bounds.
+"""Renders chat templates like transformers does: in a sandboxed Jinja environment, with resource limits.
 
-A chat template is code that came with somebody's weights. The sandbox keeps it from the interpreter's internals; the
-bounds keep it from the machine: no value may grow much larger than the conversation, all values together and the
-processor time are limited, and everything that repeats (loops, calls, operators, filters) is counted. Nothing here
-needs a signal or a second process, so it works in any thread.
+A chat template is code that comes with someone else's model. The sandbox keeps it away from the interpreter's
+internals. The limits protect the machine: no value may become much larger than the conversation, the total size of all
+values and the processor time are limited, and everything that repeats (loops, calls, operators, filters) is counted.
+None of it needs a signal or a second process, so it works in any thread.
 
-`apply_chat_template` is not used: it copies and checks every conversation, which costs more than the rendering.
+`apply_chat_template` is not used, because it copies and checks every conversation, which costs more than the rendering.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from lamina.chat.bounds import (
     weigh,
 )
 
-# What today is for a template that insists on a date: a run must render tomorrow as it did today.
+# The date that templates get: a run must render tomorrow as it did today.
 FIXED_DATE = datetime(2025, 1, 1)
 
 MAX_SOURCE = 1_000_000
@@ -45,7 +45,7 @@ MAX_SOURCE = 1_000_000
 _DICT_ATTRIBUTES = frozenset(dir(dict))
 _LOOP_ATTRIBUTES = frozenset(["first", "last", "index", "index0", "length", "previtem", "nextitem"])
 
-# `random` and `lipsum` give another text each time; the others can be slow and no chat template has a use for them.
+# `random` and `lipsum` produce a different text each time. The others can be slow, and no chat template needs them.
 _REMOVED_FILTERS = ("random", "urlize", "xmlattr", "pprint", "wordwrap", "striptags")
 
 
@@ -67,18 +67,18 @@ class JinjaTemplate:
         except TemplateError as error:
             line = getattr(error, "lineno", None)
             raise TemplateFailure(f"{error}" + (f" (line {line})" if line else "")) from None
-        except Exception as error:  # deep nesting and the like end in the Python compiler
+        except Exception as error:  # deep nesting, for example, fails in the Python compiler
             raise TemplateFailure(f"it cannot be compiled: {type(error).__name__}: {error}") from None
 
     def render(self, variables: dict[str, Any], characters: int) -> str:
-        """The text.
+        """Renders the template.
 
         Args:
-            variables: What the template sees: plain JSON values only.
-            characters: How long the conversation is; the bounds grow with it.
+            variables: The template's variables, as plain JSON values.
+            characters: The length of the conversation; the limits grow with it.
 
         Raises:
-            TemplateFailure: The template raises an error, or goes past its bounds.
+            TemplateFailure: The template raises an error or exceeds its limits.
         """
         template = self._template
         # `template.new_context` copies the globals key by key, which takes as long as a short conversation.
@@ -96,13 +96,13 @@ class JinjaTemplate:
             raise
         except TemplateError as error:
             raise TemplateFailure(str(error)) from None
-        except Exception as error:  # a template's own mistake can be any exception
+        except Exception as error:  # an error in a template can raise any exception
             raise TemplateFailure(f"{type(error).__name__}: {error}") from None
         return "".join(parts)
 
 
 class RowTemplate(JinjaTemplate):
-    """A template over the columns of a row, as Jinja itself renders it: no block is trimmed, and what is absent fails.
+    """A template over the columns of a row, with Jinja's default whitespace handling. A missing column is an error.
 
     Attributes:
         names: The columns that it reads.
@@ -114,10 +114,10 @@ class RowTemplate(JinjaTemplate):
         self.names = frozenset(meta.find_undeclared_variables(environment.parse(source)))
 
     def render_row(self, row: dict[str, Any]) -> str:
-        """The text for a row.
+        """Renders the template for a row.
 
         Raises:
-            TemplateFailure: The row lacks a column, or the template raises an error or goes past its bounds.
+            TemplateFailure: The row lacks a column, or the template raises an error or exceeds its limits.
         """
         columns = {name: row[name] for name in self.names if name in row}
         return self.render(columns, len(json.dumps(columns, ensure_ascii=False, default=str)))
@@ -125,20 +125,20 @@ class RowTemplate(JinjaTemplate):
 
 @functools.lru_cache(maxsize=64)
 def compile_template(source: str) -> JinjaTemplate:
-    """The template of this text, compiled once.
+    """Returns the compiled template; compiles each text only once.
 
     Raises:
-        TemplateFailure: The text is no valid template.
+        TemplateFailure: The text is not a valid template.
     """
     return JinjaTemplate(source)
 
 
 @functools.lru_cache(maxsize=64)
 def variables_of(source: str) -> frozenset[str]:
-    """What the template reads beside what it sets itself.
+    """Returns the variables that the template reads and does not set itself.
 
     Raises:
-        TemplateFailure: The text is no valid template.
+        TemplateFailure: The text is not a valid template.
     """
     try:
         return frozenset(meta.find_undeclared_variables(_environment().parse(source)))
@@ -147,17 +147,17 @@ def variables_of(source: str) -> frozenset[str]:
 
 
 def mentions_date(source: str) -> bool:
-    """Whether the template asks for the current date."""
+    """Returns whether the template asks for the current date."""
     return "strftime_now" in source
 
 
 def needs_date(source: str) -> bool:
-    """Whether the template asks for the date without a value of its own for when there is none."""
+    """Returns whether the template asks for the date and has no fallback for when it is not available."""
     return mentions_date(source) and not re.search(r"strftime_now\s+is\s+(not\s+)?defined", source)
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """The environment: what repeats or grows passes through a method of this class."""
+    """The environment. Everything that repeats or grows goes through a method of this class."""
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
@@ -186,7 +186,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return self.binop_table[operator](left, right)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        # As the sandbox does, without the exception that each key of a message would cost.
+        # As in the base class, but without the exception that it raises internally for each key of a message.
         if type(obj) is dict and attribute in obj and attribute not in _DICT_ATTRIBUTES:
             return obj[attribute]
         if type(obj) is LoopContext and attribute in _LOOP_ATTRIBUTES:
@@ -217,7 +217,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 class _Bounds(NodeTransformer):
-    """Puts checks where a template loops, keeps a value, or joins some; the names hold a space so that none clashes."""
+    """Adds checks where a template loops, stores or joins values, as filters whose names have a space to be unique."""
 
     def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
         super().generic_visit(node, *args, **kwargs)
@@ -231,18 +231,18 @@ class _Bounds(NodeTransformer):
             case nodes.Concat():
                 return _filter(nodes.List(node.nodes, lineno=node.lineno), "join values")
             case nodes.List() | nodes.Dict() | nodes.Tuple() if getattr(node, "ctx", "load") == "load":
-                # Of constants alone it is no longer than the template.
+                # A literal of constants only is no longer than the template.
                 if next(node.find_all((nodes.Name, nodes.Call, nodes.Filter)), None) is not None:
                     return _filter(node, "keep value")
             case nodes.ScopedEvalContextModifier():
-                raise TemplateFailure("{% autoescape %} has no place in a chat template")
+                raise TemplateFailure("{% autoescape %} is not allowed in a chat template")
         return node
 
 
 class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}`, with which some templates mark what the assistant writes."""
+    """`{% generation %}...{% endgeneration %}`, with which some templates mark the assistant's text."""
 
-    tags = {"generation"}  # noqa: RUF012  as the class above declares it
+    tags = {"generation"}  # noqa: RUF012  as declared in the base class
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -251,7 +251,7 @@ class _Generation(Extension):
 
 
 class _Namespace(Namespace):
-    """As Jinja's, without names that begin with an underscore."""
+    """Jinja's namespace, without names that start with an underscore."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, *rest = args
@@ -269,7 +269,7 @@ class _Namespace(Namespace):
 
 
 class _Dict:
-    """`dict` in templates: what makes one, and no more of the type."""
+    """`dict` in templates: its constructors only."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -325,7 +325,7 @@ def _tojson(
 
 def _check_name(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace cannot hold the name {name!r}, which begins with an underscore")
+        raise SecurityError(f"a namespace cannot contain the name {name!r}, which starts with an underscore")
 
 
 def _filter(node: nodes.Node, name: str) -> nodes.Filter:
@@ -349,7 +349,7 @@ def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _loop_over(values: Any) -> Any:
-    """What a loop runs over; long ones are counted as they go, short ones at once."""
+    """Returns the values of a loop, and counts its iterations: one by one in a long loop, at once in a short one."""
     budget.step()
     if (type(values) is list or isinstance(values, Sized)) and len(values) <= SHORT_LOOP:
         return values

@@ -1,4 +1,4 @@
-"""One turn of a conversation, and the calls of functions in it."""
+"""A turn of a conversation, and the function calls in it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 ROLES = ("system", "user", "assistant", "tool")
 
-# The names that other tools give to the same roles.
+# Other tools' names for the same roles.
 ROLE_ALIASES = {
     "human": "user",
     "gpt": "assistant",
@@ -25,12 +25,12 @@ ROLE_ALIASES = {
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A function that an assistant turn calls.
+    """A function call in an assistant turn.
 
     Attributes:
-        name: Of the function.
-        arguments: By name.
-        id: What the answering `tool` turn refers to; empty if the data has none.
+        name: The function's name.
+        arguments: The arguments by name.
+        id: The id that the answering `tool` turn refers to; empty if the data has none.
     """
 
     name: str
@@ -44,14 +44,14 @@ class Message:
 
     Attributes:
         role: One of `ROLES`.
-        content: Its text; may be empty where there are tool calls.
-        tool_calls: Functions that an assistant turn calls.
-        thinking: An assistant's reasoning that stands apart from its content.
-        name: Of the function whose result a `tool` turn holds.
-        tool_call_id: The call that a `tool` turn answers.
-        supervised: Whether an assistant turn is in the loss: False (left out), True (asked for), or None (as
-            `data.train_on` says).
-        marked: Character ranges of `content` that are asked for, where the data marks parts of a turn.
+        content: The text; may be empty if there are tool calls.
+        tool_calls: The function calls of an assistant turn.
+        thinking: The assistant's reasoning, if it is separate from the content.
+        name: For a `tool` turn, the name of the function that returned the result.
+        tool_call_id: For a `tool` turn, the id of the call that it answers.
+        supervised: Whether an assistant turn is in the loss: False (left out), True (requested), or None
+            (`data.train_on` decides).
+        marked: Character ranges of `content` to put in the loss, if the data marks parts of a turn.
     """
 
     role: str
@@ -65,10 +65,10 @@ class Message:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the turn says nothing at all."""
+        """Whether the turn has neither text nor calls."""
         return not (self.content.strip() or self.tool_calls)
 
     def words(self) -> str:
-        """Everything that the turn says, calls included, as one text."""
+        """Returns all text of the turn, calls included, as one string."""
         calls = (f"{call.name} {call.arguments}" for call in self.tool_calls)
         return "\n".join(part for part in (self.thinking, self.content, *calls) if part)

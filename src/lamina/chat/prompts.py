@@ -1,13 +1,14 @@
-"""Holds what is trained to what is asked: before an answer stands the prompt of use, to the letter.
+"""Trains each answer after the prompt that the model gets in generation, character for character.
 
-In use a model gets the turns so far, rendered with `add_generation_prompt`, and goes on from there. So
+In generation, the model gets the turns so far, rendered with `add_generation_prompt`, and continues from there: the
+generation prompt. Therefore:
 
-* what a template writes between that prompt and an answer (an empty reasoning section, the header of a channel, a
-  space) is left to the model, and is learned with the answer;
-* where a conversation does not go on as the prompt ends, its last answer is put behind the prompt itself. If the prompt
-  opens a reasoning section, the answer closes it: after its reasoning, or at once;
-* an earlier answer that the conversation shows after another text than its prompt, or without its reasoning, is read
-  but not learned.
+* Text that a template writes between that prompt and an answer (an empty reasoning section, a channel header, a space)
+  is for the model to write. It is in the loss with the answer.
+* If a rendered conversation does not continue from the generation prompt, its last answer is appended to the prompt
+  itself. If the prompt opens a reasoning section, the answer closes it: after its reasoning, or at once.
+* An earlier answer that the conversation shows after a text other than its generation prompt, or without its reasoning,
+  stays in the context but out of the loss.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from functools import cached_property
 from lamina.chat.answers import THINK_END, AnswerFinder, Conversation, Found
 from lamina.chat.bounds import TemplateFailure
 from lamina.chat.message import Message
-from lamina.chat.probe import ANSWER, ASK, THINKING, Probe, Render
 from lamina.chat.spans import Span, shared_length
-from lamina.chat.turns import as_turn, thinking_apart
+from lamina.chat.support import ANSWER, ASK, THINKING, Render, TemplateSupport
+from lamina.chat.turns import as_turn, separate_thinking
 from lamina.errors import DataError
 
 _OPENED = "<think>"
@@ -30,13 +31,14 @@ _CLOSED = "</think>"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A conversation's text with its answers, as they are asked for.
+    """A conversation's text, with each answer after its generation prompt.
 
     Attributes:
-        text: The conversation.
-        found: Its answers, each from the end of its prompt on.
-        not_asked: Which of them (places in `found.answers`) stand after another text than their prompt.
-        opening: What the template writes between the last prompt and the words of an answer without reasoning.
+        text: The text of the conversation.
+        found: Its answers, each starting at the end of its generation prompt.
+        not_asked: Which answers (indices into `found.answers`) follow a text other than their generation prompt.
+        opening: What the template writes between the last generation prompt and the content of an answer without
+            reasoning.
     """
 
     text: str
@@ -46,16 +48,16 @@ class Asked:
 
 
 class Prompts:
-    """The prompts of use of one template's conversations.
+    """The generation prompts in the conversations of one template.
 
     Args:
-        name: Of the template, for errors.
-        render: The template, raising `DataError` where it refuses a conversation.
-        try_render: The template, raising `TemplateFailure`.
-        finder: Finds answers in what it renders.
-        probe: What it has a place for.
-        added_stop: The stop token that has to be added to a last answer; empty where the template writes it.
-        fix: What to do where a row reasons and the prompt does not let it.
+        name: The template's name, for errors.
+        render: The template; raises `DataError` if it refuses a conversation.
+        try_render: The template; raises `TemplateFailure`.
+        finder: Finds the answers in its renderings.
+        support: What the template supports.
+        added_stop: The stop token to append to a last answer; empty if the template writes it.
+        fix: The fix to suggest if a row has reasoning and the generation prompt does not allow it.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class Prompts:
         render: Render,
         try_render: Render,
         finder: AnswerFinder,
-        probe: Probe,
+        support: TemplateSupport,
         added_stop: str,
         fix: str,
     ) -> None:
@@ -72,16 +74,16 @@ class Prompts:
         self._render = render
         self._try_render = try_render
         self._finder = finder
-        self._probe = probe
+        self._support = support
         self._added_stop = added_stop
         self._fix = fix
 
     def ask(self, conversation: Conversation) -> Asked:
-        """The conversation with each answer beginning where its prompt ends.
+        """Returns the conversation with each answer starting at the end of its generation prompt.
 
         Raises:
-            DataError: An answer cannot be found, the template refuses to ask for the last one, or its prompt leaves
-                no place for the reasoning.
+            DataError: An answer cannot be found, the template cannot render the last generation prompt, or that prompt
+                leaves no place for the reasoning.
         """
         earlier = self._earlier(conversation)
         if conversation.messages[-1].role != "assistant":
@@ -90,7 +92,7 @@ class Prompts:
         return self._ask_for_last(conversation, [*earlier, prompt], prompt)
 
     def _earlier(self, conversation: Conversation) -> list[str | None]:
-        """The prompts of all answers but the last; None where the template refuses to ask."""
+        """Returns the generation prompts of all answers except the last; None where the template refuses one."""
         prompts: list[str | None] = []
         for index, message in enumerate(conversation.messages[:-1]):
             if message.role == "assistant":
@@ -103,28 +105,28 @@ class Prompts:
     def _ask_for_last(self, conversation: Conversation, prompts: Sequence[str | None], prompt: str) -> Asked:
         last, style = conversation.messages[-1], self._style
         opened = style.is_opened_by(prompt, conversation.text)
-        apart = last if self._probe.thinking else thinking_apart(last)
-        if apart.thinking and not opened and self._probe.drops_thinking and not self._probe.thinking:
+        separate = last if self._support.thinking else separate_thinking(last)
+        if separate.thinking and not opened and self._support.drops_thinking and not self._support.thinking:
             raise self._rules_out_reasoning(prompt)
-        if opened and not self._probe.thinking:
-            conversation = self._with_last(conversation, replace(apart, thinking=""))
+        if opened and not self._support.thinking:
+            conversation = self._with_last(conversation, replace(separate, thinking=""))
         found, conversation = self._find(conversation)
         asked = _begin_where_asked(conversation, found, prompts)
         is_there = len(prompts) - 1 not in asked.not_asked
         own = found.answers[-1].start
-        if is_there and (self._probe.thinking or not (opened and apart.thinking)):
+        if is_there and (self._support.thinking or not (opened and separate.thinking)):
             return replace(asked, opening=conversation.text[asked.found.answers[-1].start : own])
         head = ""
-        if apart.thinking:
+        if separate.thinking:
             head = self._head_of_reasoning(prompt, opened)
-            found, conversation = self._find(self._with_last(conversation, replace(apart, thinking="")))
+            found, conversation = self._find(self._with_last(conversation, replace(separate, thinking="")))
             own = found.answers[-1].start
         begun = self._asked_before(conversation, prompts[:-1], prompt)
-        between = style.after if apart.thinking or opened else ""
-        return _put_behind_prompt(begun, conversation, found, own, (head, apart.thinking.strip("\n"), between))
+        between = style.after if separate.thinking or opened else ""
+        return _put_behind_prompt(begun, conversation, found, own, (head, separate.thinking.strip("\n"), between))
 
     def _asked_before(self, conversation: Conversation, prompts: Sequence[str | None], prompt: str) -> Asked:
-        """The prompt of the last answer, with the answers before it."""
+        """Returns the generation prompt of the last answer, with the answers before it."""
         if not prompts:
             return Asked(prompt, Found([], [], []), frozenset())
         turns, schemas = conversation.turns[:-1], conversation.schemas
@@ -142,10 +144,10 @@ class Prompts:
         )
 
     def _head_of_reasoning(self, prompt: str, opened: bool) -> str:
-        """What the model writes after a prompt before it reasons.
+        """Returns what the model writes between the generation prompt and its reasoning.
 
         Raises:
-            DataError: The prompt does not let it reason.
+            DataError: The generation prompt does not allow reasoning.
         """
         style = self._style
         if style.before is not None and prompt.endswith(style.generation_prompt):
@@ -156,22 +158,23 @@ class Prompts:
 
     def _rules_out_reasoning(self, prompt: str) -> DataError:
         return DataError(
-            f"the answer has reasoning, but the prompt of the {self._name} chat template ends in {prompt[-40:]!r}, "
-            f"where none begins, so it would be trained on what it is never asked. Fix: {self._fix}."
+            f"the answer has reasoning, but the generation prompt of the {self._name} chat template ends with "
+            f"{prompt[-40:]!r}, which does not start any, so the model would be trained on output that it is never "
+            f"asked for. Fix: {self._fix}."
         )
 
     def _with_last(self, conversation: Conversation, last: Message) -> Conversation:
-        """The conversation with another last turn."""
+        """Returns the conversation with another last turn."""
         turns = [*conversation.turns[:-1], as_turn(last)]
         text = self._render(turns, conversation.schemas)
         return Conversation([*conversation.messages[:-1], last], turns, conversation.schemas, text)
 
     def _find(self, conversation: Conversation) -> tuple[Found, Conversation]:
-        """The answers of a conversation that ends in one; where that has no stop token, with one."""
-        found, probe = self._finder.find(conversation), self._probe
+        """Returns the answers of a conversation that ends with one, and appends the stop token if it is missing."""
+        found, support = self._finder.find(conversation), self._support
         added = self._added_stop
         if conversation.messages[-1].tool_calls:
-            added = probe.call_stop if probe.adds_call_stop else ""
+            added = support.call_stop if support.adds_call_stop else ""
         if not added:
             return found, conversation
         start, end = found.answers[-1].start, found.answers[-1].end
@@ -182,7 +185,7 @@ class Prompts:
 
     @cached_property
     def _style(self) -> _Style:
-        return _find_style(self._try_render, self._probe)
+        return _find_style(self._try_render, self._support)
 
 
 @dataclass(frozen=True)
@@ -190,10 +193,11 @@ class _Style:
     """How a template writes a last answer's reasoning.
 
     Attributes:
-        prompt: The prompt of use of the conversation that it was tried with.
-        generation_prompt: What of it is not there without `add_generation_prompt`.
-        before: What stands between the prompt and the reasoning; None where the text does not begin with the prompt.
-        after: What stands between the reasoning and the answer.
+        prompt: The generation prompt of the sample conversation.
+        generation_prompt: The part of it that `add_generation_prompt` adds.
+        before: The text between the generation prompt and the reasoning; None if the rendered text does not start with
+            the prompt.
+        after: The text between the reasoning and the answer.
     """
 
     prompt: str
@@ -202,7 +206,7 @@ class _Style:
     after: str
 
     def is_opened_by(self, prompt: str, text: str) -> bool:
-        """Whether a prompt of use ends inside a reasoning section; `text` is the conversation that it leads up to."""
+        """Returns whether a generation prompt ends inside a reasoning section; `text` is the whole conversation."""
         if prompt.rstrip().endswith(_OPENED):
             return True
         if self.before is None or self.before.strip() or text.startswith(prompt):
@@ -210,26 +214,26 @@ class _Style:
         return self.prompt.endswith(prompt[shared_length(prompt, text) :])
 
 
-def _find_style(render: Render, probe: Probe) -> _Style:
-    asked, answer = as_turn(Message("user", ASK)), Message("assistant", ANSWER, thinking=THINKING * probe.thinking)
+def _find_style(render: Render, support: TemplateSupport) -> _Style:
+    asked, answer = as_turn(Message("user", ASK)), Message("assistant", ANSWER, thinking=THINKING * support.thinking)
     try:
         question, prompt = render([asked], None), render([asked], None, True)
         text = render([asked, as_turn(answer)], None)
     except TemplateFailure:
         return _Style("", "", None, f"\n{_CLOSED}\n\n")
     added = prompt[shared_length(question, prompt) :]
-    if probe.thinking:
+    if support.thinking:
         head, _, rest = text.partition(THINKING)
         before = head[len(prompt) :] if head.startswith(prompt) else None
         return _Style(prompt, added, before, rest.partition(ANSWER)[0])
-    # A template without a place for reasoning may still close the section that its prompt opens.
+    # A template that does not render reasoning may still close the section that its prompt opens.
     between = text[shared_length(prompt, text) :].partition(ANSWER)[0]
     after = between[between.index(_CLOSED) :] if _CLOSED in between else f"\n{_CLOSED}\n\n"
     return _Style(prompt, added, None, after)
 
 
 def _begin_where_asked(conversation: Conversation, found: Found, prompts: Sequence[str | None]) -> Asked:
-    """Lets each answer begin where its prompt ends, if it stands after it."""
+    """Moves the start of each answer to the end of its generation prompt, if the prompt precedes it."""
     text, answers, not_asked, earliest = conversation.text, list(found.answers), [], 0
     begins: dict[int, int] = {}
     for number, (answer, prompt) in enumerate(zip(found.answers, prompts, strict=True)):
@@ -246,14 +250,14 @@ def _begin_where_asked(conversation: Conversation, found: Found, prompts: Sequen
 def _put_behind_prompt(
     begun: Asked, conversation: Conversation, found: Found, own: int, reasoning: tuple[str, str, str]
 ) -> Asked:
-    """Puts the last answer behind its prompt, where the conversation does not go on as the prompt ends.
+    """Appends the last answer to its generation prompt, for a conversation that does not continue from that prompt.
 
     Args:
-        begun: The prompt of use of the last answer.
-        conversation: The conversation, its last answer without reasoning.
+        begun: The generation prompt of the last answer.
+        conversation: The conversation, with a last answer without reasoning.
         found: Its answers.
-        own: Where the last one's own words begin.
-        reasoning: What stands before the reasoning, the reasoning, and what stands behind it.
+        own: Where the last answer's own text starts.
+        reasoning: The text before the reasoning, the reasoning, and the text after it.
     """
     begin, last = len(begun.text), found.answers[-1]
     text = begun.text + "".join(reasoning) + conversation.text[own:]
@@ -269,12 +273,12 @@ def _put_behind_prompt(
 
 
 def without_reasoning(messages: Sequence[Message], asked: Asked) -> set[int]:
-    """Which earlier answers (places among the answers) the text shows without the reasoning that the row gives them."""
+    """Returns the indices of earlier answers that the text shows without the reasoning that the row has."""
     spoken = [message for message in messages if message.role == "assistant"]
     bare = set()
     for number, (message, span) in enumerate(zip(spoken[:-1], asked.found.answers, strict=False)):
         if message.thinking or _OPENED in message.content:
-            reasoning = thinking_apart(message).thinking.strip()
+            reasoning = separate_thinking(message).thinking.strip()
             if reasoning and reasoning not in asked.text[span.start : span.end]:
                 bare.add(number)
     return bare

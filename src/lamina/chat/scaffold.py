@@ -1,9 +1,9 @@
-"""What a template writes around the turns of a chat, learnt once for each order of roles.
+"""The text that a template writes around the turns of a chat, learned once for each sequence of roles.
 
-Rendering a chat a second time, with marks in it (`spans`), would take a third of all that is done with a row in Python.
-Most rows do not need it: if the template put the same words around the same roles before, and these words with this
-row's contents between them are this row's rendering, letter by letter, then the contents lie where they were put. Where
-they are not (a template that trims, or looks at what is said), the marks tell.
+Rendering every chat a second time, with marks in it (`spans`), would take a third of the Python time per row. Most rows
+do not need it. If the template has put the same text around the same roles before, and that text with this row's
+contents inserted equals this row's rendering, character for character, then the contents are where they were inserted.
+Otherwise (for a template that trims, or depends on the contents), the marks are used.
 """
 
 from __future__ import annotations
@@ -14,31 +14,33 @@ from dataclasses import dataclass
 
 from lamina.chat.bounds import TemplateFailure
 from lamina.chat.message import Message
-from lamina.chat.probe import Render
 from lamina.chat.spans import Span
+from lamina.chat.support import Render
 
-# Orders of roles that are remembered; conversations of many turns may have any number of them.
+# Maximum number of role sequences to remember; long conversations can have arbitrarily many.
 MOST = 1024
 
-# Stand for the contents, as letters that no template writes; from a private-use plane, past the marks of `spans`.
+# Placeholders for the contents: characters that no template writes, from a private-use plane, after the marks of
+# `spans`.
 _FIRST = 0xF8000
 _LONGEST = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Scaffold:
-    """The words around the contents of the turns, for one order of roles.
+    """The text around the contents of the turns, for one sequence of roles.
 
     Attributes:
-        words: One more than there are turns.
-        answers: Of each assistant turn its number, and how far past its content the stop token ends.
+        words: The pieces of text; one more than there are turns.
+        answers: For each assistant turn, its index and the distance from the end of its content to the end of the stop
+            token.
     """
 
     words: tuple[str, ...]
     answers: tuple[tuple[int, int], ...]
 
     def find(self, messages: Sequence[Message], text: str) -> list[Span] | None:
-        """Each answer with its stop token; None if the text is not made in this way."""
+        """Returns each answer with its stop token; None if the text does not have this structure."""
         pieces = [self.words[0]]
         for message, after in zip(messages, self.words[1:], strict=True):
             pieces += (message.content, after)
@@ -46,7 +48,7 @@ class Scaffold:
             return None
         spans, place, done = [], 0, 0
         for turn, past in self.answers:
-            first = 2 * turn + 1  # of its content among the pieces
+            first = 2 * turn + 1  # index of its content among the pieces
             place += sum(map(len, pieces[done:first]))
             end = place + len(pieces[first])
             spans.append(Span(place, end + past))
@@ -55,11 +57,11 @@ class Scaffold:
 
 
 class Scaffolds:
-    """Those of one template.
+    """The scaffolds of one template.
 
     Args:
         render: The template.
-        stop: Matches what may stand between an answer and its stop token, and the token.
+        stop: Matches whatever is between an answer and its stop token, and the token.
     """
 
     def __init__(self, render: Render, stop: re.Pattern[str]) -> None:
@@ -68,7 +70,7 @@ class Scaffolds:
         self._known: dict[tuple[str, ...], Scaffold | None] = {}
 
     def find(self, messages: Sequence[Message], text: str) -> list[Span] | None:
-        """Each answer's place in the rendering of a chat of nothing but roles and contents; None if the marks must."""
+        """Returns the span of each answer in a chat of only roles and contents; None if marks are needed."""
         roles = tuple([message.role for message in messages])
         if roles not in self._known:
             if len(self._known) == MOST:
@@ -89,7 +91,7 @@ class Scaffolds:
         words = re.split(f"[{contents[0]}-{contents[-1]}]", rendered)
         between = [*contents, ""]
         if len(words) != len(between) or "".join(map("".join, zip(words, between, strict=True))) != rendered:
-            return None  # a content is missing, is there twice, or stands elsewhere
+            return None  # a content is missing, repeated or moved
         past = [match.end() if (match := self._stop.match(after)) else 0 for after in words[1:]]
         answers = tuple((number, past[number]) for number, role in enumerate(roles) if role == "assistant")
         return Scaffold(tuple(words), answers)

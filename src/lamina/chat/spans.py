@@ -1,7 +1,8 @@
-"""Finds places in a rendered conversation by invisible marks: rendered with them, taken out again, places remembered.
+"""Finds spans in a rendered conversation with invisible marks: renders with marks, removes them, and remembers their
+places.
 
-If the rendering without its marks is the rendering of the conversation, then the places of the marks are the places of
-what stood between them, whatever the template does. No token id is ever searched for.
+If the rendering without the marks equals the rendering of the conversation, then the places of the marks are the places
+of the text between them, whatever the template does. No token id is ever searched for.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from dataclasses import dataclass
 
 from lamina.chat.message import Message
 
-# Marks are characters of a private-use plane: hardly any text has them, and no `strip` or `trim` touches them.
+# Marks are characters of a private-use plane: very few texts contain them, and neither `strip` nor `trim` removes them.
 _FIRST_MARK = 0xF1E00
 _BLOCKS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Characters `start` to `end` (exclusive) of a rendered text."""
+    """The characters `start` to `end` (exclusive) of a rendered text."""
 
     start: int
     end: int
@@ -28,15 +29,16 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A conversation as text, with what the assistant wrote in it.
+    """A conversation as text, with the spans of what the assistant wrote.
 
     Attributes:
-        text: What is tokenized, without any further special tokens.
-        answers: One span for each assistant turn, in order: from the end of the prompt of use to past the stop token.
-        marked: What `Message.marked` asks for; a range that ends where an answer ends has the stop token in it.
-        thinking: Reasoning that stays out of the loss; empty unless that is wanted.
-        not_asked: Which answers (places in `answers`) stand after another text than the prompt of use.
-        opening: What the template writes between the prompt of use and a last answer without reasoning.
+        text: The text to tokenize, without adding special tokens.
+        answers: One span per assistant turn, in order: from the end of the generation prompt to the end of the stop
+            token.
+        marked: Spans of `Message.marked`; a span that ends where an answer ends includes the stop token.
+        thinking: Spans of reasoning that stay out of the loss; empty unless requested.
+        not_asked: Which answers (indices into `answers`) follow a text other than their generation prompt.
+        opening: What the template writes between the generation prompt and a last answer without reasoning.
     """
 
     text: str
@@ -49,7 +51,7 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the marks of each kind were found, in the order of the text."""
+    """The places of the marks of each kind, in text order."""
 
     answers: list[Span]
     parts: list[Span]
@@ -57,10 +59,10 @@ class Places:
 
 
 class Marks:
-    """Six characters that some text does not have: what opens and what closes an answer, a part, a piece of reasoning.
+    """Six characters that a text does not contain: the start and end marks of answers, parts and reasoning.
 
     Args:
-        block: Which six.
+        block: Index of the block of six characters.
     """
 
     def __init__(self, block: int) -> None:
@@ -68,29 +70,29 @@ class Marks:
         self.characters = [chr(first + place) for place in range(6)]
         self._answer, self._part, self._thinking = (tuple(self.characters[i : i + 2]) for i in (0, 2, 4))
         self._kinds = {mark: kind for kind in (self._answer, self._part, self._thinking) for mark in kind}
-        # Of marks at one place, those that close come first, but for the answer's own, which stay outermost.
+        # Among marks at the same place, closing marks come first, except that the answer's own stay outermost.
         order = (self._answer[0], self._part[1], self._thinking[1], self._thinking[0], self._part[0], self._answer[1])
         self._rank = {mark: rank for rank, mark in enumerate(order)}
         self._any = re.compile(f"([{self.characters[0]}-{self.characters[5]}])")
 
     @staticmethod
     def unlike(text: str) -> Marks:
-        """Marks that the text does not have."""
+        """Returns marks that the text does not contain."""
         if text.isascii():
             return _marks(0)
         return next(marks for marks in map(_marks, range(_BLOCKS)) if not marks._any.search(text))
 
     def around_thinking(self, text: str) -> str:
-        """The text between two marks, white space at its ends outside of them."""
+        """Returns the text between two marks, with white space at its ends outside of them."""
         lead, core, tail = split_space(text)
         return f"{lead}{self._thinking[0]}{core}{self._thinking[1]}{tail}"
 
     def in_content(self, message: Message, trim: bool, thinking: Sequence[tuple[int, int]] = ()) -> str:
-        """The content of a turn with marks: around all of an answer, the ranges that the data marks, and reasoning.
+        """Returns the content of a turn with marks around the whole answer, the marked ranges, and the reasoning.
 
         Args:
             message: The turn.
-            trim: Whether the marks stay inside the white space at the ends, for a template that removes it.
+            trim: Whether to put the marks inside the white space at the ends, for a template that strips it.
             thinking: Ranges of the content that are reasoning.
         """
         content = message.content
@@ -113,7 +115,7 @@ class Marks:
         return "".join([*pieces, content[done:]])
 
     def read(self, marked: str, text: str) -> Places | None:
-        """The places of the marks in the text without them, or None if the marks changed the text."""
+        """Returns the places of the marks in the text without them, or None if the marks changed the text."""
         pieces = self._any.split(marked)
         if "".join(pieces[::2]) != text:
             return None
@@ -124,7 +126,7 @@ class Marks:
             place += len(piece)
             kind = self._kinds[mark]
             if (mark == kind[0]) == (kind in opened):
-                return None  # the template took it apart
+                return None  # the template separated a pair of marks
             if mark == kind[0]:
                 opened[kind] = place
             else:
@@ -133,16 +135,16 @@ class Marks:
 
 
 def split_space(text: str) -> tuple[str, str, str]:
-    """White space at the front, the rest, white space at the end."""
+    """Returns the leading white space, the rest, and the trailing white space."""
     rest = text.lstrip()
     core = rest.rstrip()
     return text[: len(text) - len(rest)], core, rest[len(core) :]
 
 
 def shared_length(one: str, other: str) -> int:
-    """How many characters two texts have in common at the front."""
+    """Returns the length of the common prefix of two texts."""
     low, high = 0, min(len(one), len(other))
-    while low < high:  # by halves, for the texts are long and their comparison is quick
+    while low < high:  # binary search, since texts are long and comparing them is fast
         middle = (low + high + 1) // 2
         low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle - 1)
     return low

@@ -1,8 +1,8 @@
-"""Renders a conversation to text and knows which characters the assistant wrote, whatever the template.
+"""Renders a conversation to text and finds the characters that the assistant wrote, with any chat template.
 
-One renderer serves training, evaluation, chat and generation. What the template has no place for (tools, reasoning) is
-found out by trial (`probe`) and written as text (`turns`); answers are found by marks (`answers`, `spans`). Rendering
-runs in a sandbox with bounds (`jinja`).
+Training, evaluation, chat and generation share this renderer. What the template does not support (tools, reasoning) is
+determined with sample conversations (`support`) and written as text (`turns`). Answers are found with marks (`answers`,
+`spans`). Rendering runs in a sandbox with resource limits (`jinja`).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from lamina.chat.answers import AnswerFinder, Conversation, find_stop
 from lamina.chat.bounds import TemplateFailure
 from lamina.chat.jinja import FIXED_DATE, compile_template, mentions_date, needs_date, variables_of
 from lamina.chat.message import Message
-from lamina.chat.probe import Probe, probe_template
 from lamina.chat.prompts import Prompts, without_reasoning
 from lamina.chat.shape import Thinking, check_text, shape_turns
 from lamina.chat.spans import Rendered, Span
 from lamina.chat.special import TokenSearch, refuse_special_tokens, special_tokens
+from lamina.chat.support import TemplateSupport, find_support
 from lamina.chat.template_source import BUILTIN_TEMPLATES, find_source, template_error
 from lamina.chat.tokenizer import adds_bos, fingerprint_tokenizer
 from lamina.chat.tokens import TextTokenizer
@@ -34,10 +34,10 @@ from lamina.errors import ConfigError, DataError, ModelError, Problem
 
 __all__ = ["BUILTIN_TEMPLATES", "ChatTemplate", "Rendered", "Span", "Thinking", "build_template", "template_of"]
 
-# The names under which templates take whether the model is to reason.
+# The template variables that switch reasoning on and off.
 _SWITCHES = ("enable_thinking", "thinking")
 
-# Sets of `chat_template_kwargs` whose templates are remembered.
+# Maximum number of cached templates with different `chat_template_kwargs`.
 _MOST_KWARGS = 64
 
 
@@ -45,13 +45,13 @@ class ChatTemplate:
     """A chat template bound to a tokenizer.
 
     Attributes:
-        tokenizer: Whose special tokens the template writes.
-        name: `model` for the model's own template, else the name of a built-in one or the path of a file.
+        tokenizer: The tokenizer whose special tokens the template writes.
+        name: `model` for the model's own template, or the name of a built-in template, or the path of a file.
         source: The Jinja text.
-        tool_source: The Jinja text for rows with tools, where the model has one of its own for them.
-        thinking: What becomes of reasoning: `keep` (taught), `strip` (removed) or `unsupervised` (shown, not taught).
-        enable_thinking: Whether the template is told to let the model reason; None leaves it to the template.
-        kwargs: What else it is given beside the conversation.
+        tool_source: The Jinja text for rows with tools, if the model has a separate one.
+        thinking: What to do with reasoning: `keep` (in the loss), `strip`, or `unsupervised` (not in the loss).
+        enable_thinking: Value of `enable_thinking` for the template; None leaves the default to the template.
+        kwargs: Other template variables, in addition to the conversation.
     """
 
     def __init__(
@@ -76,26 +76,26 @@ class ChatTemplate:
 
     @cached_property
     def adds_bos(self) -> bool:
-        """Whether the tokenizer begins every plain text with its BOS token."""
+        """Whether the tokenizer adds its BOS token at the start of plain text."""
         return adds_bos(self.tokenizer)
 
     @cached_property
     def text_tokenizer(self) -> TextTokenizer:
-        """The tokenizer, for rendered texts.
+        """The tokenizer for rendered texts.
 
         Raises:
-            ModelError: It is not a fast one.
+            ModelError: The tokenizer is not a fast one.
         """
         return TextTokenizer(self.tokenizer)
 
     @cached_property
     def tokenizer_digest(self) -> str:
-        """SHA-256 over what decides the tokenizer's ids; it takes a tenth of a second, so it is computed once."""
+        """SHA-256 of everything that determines the tokenizer's ids (cached, since it takes a tenth of a second)."""
         return fingerprint_tokenizer(self.tokenizer)
 
     @property
     def is_file(self) -> bool:
-        """Whether it was read from a file of the user's."""
+        """Whether the template was read from a user's file."""
         return self.name != "model" and self.name not in BUILTIN_TEMPLATES
 
     @property
@@ -111,17 +111,17 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        """The conversation as text.
+        """Renders the conversation to text.
 
         Args:
             messages: The turns.
             tools: JSON schemas of functions that the assistant may call.
-            add_generation_prompt: Whether the text goes on to where an answer begins: the prompt of use.
-            kwargs: What the template is given beside the conversation, over its own.
+            add_generation_prompt: Whether to end with the start of an answer (the generation prompt).
+            kwargs: Template variables for this conversation; they override the template's own.
 
         Raises:
-            DataError: The template refuses the conversation (its own words are quoted), drops its system turn or
-                repeats BOS; or a turn holds one of the template's special tokens.
+            DataError: The template refuses the conversation (the error quotes its message), drops the system turn or
+                repeats BOS; or a turn contains one of the template's special tokens.
         """
         template = self._for(tools, kwargs)
         return template._conversation(messages, tools, add_generation_prompt).text
@@ -132,13 +132,13 @@ class ChatTemplate:
         tools: Sequence[dict[str, Any]] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Rendered:
-        """The conversation as text, with the span of each assistant turn.
+        """Renders the conversation to text, and finds the span of each assistant turn.
 
-        Before the last answer stands its prompt of use, as `render` gives it with `add_generation_prompt`.
+        The last answer follows its generation prompt exactly as `render` returns it with `add_generation_prompt`.
 
         Raises:
-            DataError: As `render`; or the template changes, drops or repeats an answer so that it cannot be found in
-                the text, leaves out its stop token, or asks for it where its reasoning has no place.
+            DataError: As for `render`; or the template changes, drops or repeats an answer, so that it cannot be found;
+                or it omits the stop token; or its generation prompt leaves no place for the reasoning.
         """
         template = self._for(tools, kwargs)
         return template._spans(messages, template._conversation(messages, tools))
@@ -149,10 +149,10 @@ class ChatTemplate:
         tools: Sequence[dict[str, Any]] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Question:
-        """What a model is asked for a conversation's last answer, and what it learns to write.
+        """Returns the prompt for a conversation's last answer, and the text that the model learns to write.
 
         Raises:
-            DataError: As `render_spans`.
+            DataError: As for `render_spans`.
         """
         rendered = self.render_spans(messages, tools, kwargs)
         answer, voice = rendered.answers[-1], self._for(tools, kwargs).voice
@@ -163,40 +163,42 @@ class ChatTemplate:
 
     @cached_property
     def voice(self) -> Voice:
-        """How the template writes answers, for reading what a model wrote."""
+        """How the template writes answers, for parsing a model's output."""
         return find_voice(self.render_spans, self._like(thinking="keep").render_spans, special_tokens(self.tokenizer))
 
     @cached_property
     def switch(self) -> str:
-        """The name under which the template takes whether the model is to reason; empty if it reads none."""
+        """The variable that switches the template's reasoning on and off; empty if it reads none."""
         read = self.variables
         return next((name for name in _SWITCHES if name in read), "")
 
     @cached_property
     def variables(self) -> frozenset[str]:
-        """What the template reads beside what it sets itself."""
+        """The variables that the template reads and does not set itself."""
         return frozenset().union(*map(variables_of, filter(None, (self.source, self.tool_source))))
 
     def unread(self, kwargs: Mapping[str, Any]) -> tuple[str, ...]:
-        """Which of a row's kwargs the template does not read."""
+        """Returns which of a row's kwargs the template does not read."""
         return tuple(name for name in kwargs if name not in self.variables)
 
     def _for(self, tools: Sequence[dict[str, Any]], kwargs: Mapping[str, Any] | None) -> ChatTemplate:
-        """The template for rows with such tools and kwargs."""
+        """Returns the template for rows with these tools and kwargs."""
         template = self._for_tools if tools and self._for_tools else self
         if not kwargs:
             return template
         key = json.dumps(kwargs, sort_keys=True, ensure_ascii=False)
         if key not in template._given:
             if found := template.control_tokens.first_in(key):
-                raise DataError(f"chat_template_kwargs hold {found!r}, a special token. Fix: remove it from the row.")
+                raise DataError(
+                    f"chat_template_kwargs contain {found!r}, a special token. Fix: remove it from the row."
+                )
             if len(template._given) == _MOST_KWARGS:
                 template._given.clear()
             template._given[key] = template._like(kwargs={**template.kwargs, **kwargs})
         return template._given[key]
 
-    def told(self, enable_thinking: bool | None) -> ChatTemplate:
-        """The same template, told otherwise whether to let the model reason."""
+    def with_enable_thinking(self, enable_thinking: bool | None) -> ChatTemplate:
+        """Returns the same template with another value of `enable_thinking`."""
         return self._like(tool_source=self.tool_source, enable_thinking=enable_thinking)
 
     def _like(self, **changes: Any) -> ChatTemplate:
@@ -207,11 +209,11 @@ class ChatTemplate:
         asked, last = self._prompts.ask(conversation), conversation.messages[-1]
         answers = asked.found.answers
         if last.role == "assistant":
-            stop = self.probe.call_stop if last.tool_calls else self.stop_token
+            stop = self.support.call_stop if last.tool_calls else self.stop_token
             if not asked.text.endswith(stop, answers[-1].start, answers[-1].end):
                 raise DataError(
-                    f"the {self.name} chat template does not put the stop token {stop} after the last answer, so the "
-                    "model would not learn to stop. Fix: set data.chat_template to a built-in template."
+                    f"the {self.name} chat template does not write the stop token {stop} after the last answer, so "
+                    "the model would not learn to stop. Fix: set data.chat_template to a built-in template."
                 )
         bare = set() if self.thinking == "strip" else without_reasoning(messages, asked)
         return Rendered(
@@ -225,7 +227,7 @@ class ChatTemplate:
 
     @cached_property
     def stop_token(self) -> str:
-        """The token that ends an answer: what the template puts after a final one, else the tokenizer's EOS."""
+        """The token that ends an answer: what the template writes after the last one, or the tokenizer's EOS."""
         return self._template_stop or str(self.tokenizer.eos_token)
 
     @property
@@ -235,54 +237,52 @@ class ChatTemplate:
 
     @property
     def stop_token_ids(self) -> list[int]:
-        """Ids of all that an assistant turn may end with: `stop_token`, and what ends one that calls tools."""
-        call_stop = (self._for_tools or self).probe.call_stop
+        """Ids of the tokens that may end an assistant turn: `stop_token`, and the token after tool calls."""
+        call_stop = (self._for_tools or self).support.call_stop
         stops = dict.fromkeys([self.stop_token, *filter(None, [call_stop])])
         return [int(self.tokenizer.convert_tokens_to_ids(token)) for token in stops]  # pyright: ignore[reportArgumentType]
 
     @property
     def saved_source(self) -> str | dict[str, str] | None:
-        """What to save beside a model that is asked through this template; None where that is the model's own text.
+        """The template to save with a merged model; None if it is the model's own.
 
-        It tells itself what `enable_thinking` told it, where nobody says otherwise.
+        It sets `enable_thinking` itself, to the value used in training, unless the caller sets it.
         """
         if self.enable_thinking is None or not self.switch:
             return None if self.name == "model" else self.source
         told = f"{{%- set {self.switch} = {self.switch} if {self.switch} is defined else {self.enable_thinking} %}}"
-        # What follows the block is not to be taken for the end of its line.
+        # Otherwise, the newline after the block would be trimmed.
         source, tool_source = (f"{told}{{{{ '' }}}}{text}" for text in (self.source, self.tool_source))
         return {"default": source, "tool_use": tool_source} if self.tool_source else source
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know about how this template is used."""
+        """Messages to the user about how this template is used."""
         notes = []
         if self.name in BUILTIN_TEMPLATES:
-            notes.append(f"the built-in chat template '{self.name}' is used")
+            notes.append(f"uses the built-in chat template '{self.name}'")
         elif self.is_file:
-            notes.append(f"the chat template of the file {self.name} is used")
+            notes.append(f"uses the chat template in {self.name}")
         if self._appends_stop:
-            notes.append(f"the chat template ends an answer with no stop token, so {self.stop_token} is added")
+            notes.append(f"the chat template writes no stop token after an answer, so {self.stop_token} is added")
         if mentions_date(self.source):
-            given = (
-                f"{FIXED_DATE:%Y-%m-%d}" if needs_date(self.source) else "none, and writes what it has for that case"
-            )
+            given = f"{FIXED_DATE:%Y-%m-%d}" if needs_date(self.source) else "none, so that it uses its fallback"
             notes.append(f"the chat template asks for today's date and gets {given}: rows must be the same every day")
         return notes
 
     def notes_on(self, tools: bool, thinking: bool) -> list[str]:
-        """What a user should know about data with tools, or with reasoning that stands apart from the answers."""
+        """Returns messages to the user about data with tools, or with reasoning separate from the answers."""
         notes = []
-        if tools and not (self._for_tools or self).probe.tools:
-            notes.append("the chat template has no place for tools: they are written as text, in the Hermes shape")
-        if thinking and self.thinking != "strip" and not self.probe.thinking:
-            notes.append("the chat template has no place for reasoning: it is written between <think> and </think>")
+        if tools and not (self._for_tools or self).support.tools:
+            notes.append("the chat template does not support tools: they are written as text, in the Hermes format")
+        if thinking and self.thinking != "strip" and not self.support.thinking:
+            notes.append("the chat template does not support reasoning: it is written between <think> and </think>")
         return notes
 
     @cached_property
-    def probe(self) -> Probe:
-        """What the template has a place for."""
-        return probe_template(self._render_turns, special_tokens(self.tokenizer))
+    def support(self) -> TemplateSupport:
+        """What the template supports."""
+        return find_support(self._render_turns, special_tokens(self.tokenizer))
 
     @property
     def _appends_stop(self) -> bool:
@@ -294,7 +294,7 @@ class ChatTemplate:
 
     @cached_property
     def _finder(self) -> AnswerFinder:
-        return AnswerFinder(self.name, self._render_turns, self.stop_token, self.probe.call_stop)
+        return AnswerFinder(self.name, self._render_turns, self.stop_token, self.support.call_stop)
 
     @cached_property
     def _prompts(self) -> Prompts:
@@ -302,17 +302,14 @@ class ChatTemplate:
         told = self._variables.get(self.switch)
         fix = "set data.thinking: strip"
         if self.switch and told is not True:
-            where = (
-                f"the row's chat_template_kwargs: {self.switch}"
-                if self.switch in self.kwargs
-                else "data.enable_thinking"
-            )
+            of_row = f"the row's chat_template_kwargs: {self.switch}"
+            where = of_row if self.switch in self.kwargs else "data.enable_thinking"
             fix += f", or {where}: true"
-        return Prompts(self.name, self._text, self._render_turns, self._finder, self.probe, added, fix)
+        return Prompts(self.name, self._text, self._render_turns, self._finder, self.support, added, fix)
 
     @cached_property
     def _variables(self) -> dict[str, Any]:
-        """What every rendering sees; special tokens under transformers' names, such as `bos_token`."""
+        """The variables of every rendering; special tokens have transformers' names, such as `bos_token`."""
         told = {self.switch: self.enable_thinking} if self.enable_thinking is not None and self.switch else {}
         return {"documents": None, **self.tokenizer.special_tokens_map, **told, **self.kwargs}
 
@@ -348,20 +345,21 @@ class ChatTemplate:
     ) -> Conversation:
         schemas = as_tools(tools) if tools else None
         refuse_special_tokens(messages, schemas, self.control_tokens)
-        messages, schemas = shape_turns(messages, schemas, self.probe, self.thinking, self.name)
+        messages, schemas = shape_turns(messages, schemas, self.support, self.thinking, self.name)
         turns = [as_turn(message) for message in messages]
         text = self._text(turns, schemas, add_generation_prompt)
-        check_text(messages, text, self.probe, self.name, str(self.tokenizer.bos_token or ""))
+        check_text(messages, text, self.support, self.name, str(self.tokenizer.bos_token or ""))
         return Conversation(messages, turns, schemas, text)
 
     @cached_property
     def control_tokens(self) -> TokenSearch:
-        """Special tokens that mean something in this template.
+        """The special tokens that have a meaning in this template.
 
-        The unknown token and those that the template never writes are words like others: they cannot forge a turn.
+        The unknown token, and tokens that the template never writes, are treated as ordinary text: they cannot forge a
+        turn.
         """
         tokenizer = self.tokenizer
-        seen = f"{self.source}\0{self.probe.text}"
+        seen = f"{self.source}\0{self.support.text}"
         named = {str(token) for token in (tokenizer.bos_token, tokenizer.eos_token, self.stop_token) if token}
         unknown = getattr(tokenizer, "unk_token", None)
         return TokenSearch({t for t in special_tokens(tokenizer) if t != unknown and t.strip() and t in seen} | named)
@@ -374,45 +372,47 @@ def build_template(
     text: str = "",
     enable_thinking: bool | None = None,
 ) -> ChatTemplate:
-    """The template to use: the one asked for, else the model's own, else the built-in `plain` one.
+    """Returns the template to use: the requested one, or otherwise the model's own, or otherwise the built-in `plain`.
 
     Args:
         tokenizer: A fast tokenizer.
         wanted: Name of a built-in template, or the path of a Jinja file (it ends in .jinja or .j2, or has a slash).
-        thinking: What becomes of reasoning: `keep` (taught), `strip` (removed) or `unsupervised` (shown, not taught).
-        text: The Jinja text of the file that `wanted` names, where it is known already.
-        enable_thinking: Whether the template is told to let the model reason; None leaves it to the template.
+        thinking: What to do with reasoning: `keep` (in the loss), `strip`, or `unsupervised` (not in the loss).
+        text: The Jinja text of the file that `wanted` names, if it is already known.
+        enable_thinking: Value of `enable_thinking` for the template; None leaves the default to the template.
 
     Raises:
-        ConfigError: `wanted` is unknown, cannot be read, is no valid template, or does not fit the tokenizer.
-        ModelError: The tokenizer has no stop token to teach.
+        ConfigError: `wanted` is unknown, cannot be read, is not a valid template, or does not fit the tokenizer.
+        ModelError: The tokenizer has no stop token that the model could learn.
     """
     source = find_source(tokenizer, wanted, text)
     return _checked(ChatTemplate(tokenizer, source.name, source.text, source.tool_text, thinking, enable_thinking))
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> ChatTemplate:
-    """The template that a `data:` section asks for.
+    """Returns the template that a `data:` section specifies.
 
     Raises:
-        ConfigError: As `build_template`; or `enable_thinking` is set, but the template does not read it.
-        ModelError: The tokenizer has no stop token to teach.
+        ConfigError: As for `build_template`; or `enable_thinking` is set, but the template does not read it.
+        ModelError: The tokenizer has no stop token that the model could learn.
     """
     template = build_template(tokenizer, data.chat_template, data.thinking, enable_thinking=data.enable_thinking)
     if data.enable_thinking is not None and not template.switch:
-        message = f"the {template.name} chat template reads neither {' nor '.join(_SWITCHES)}, so it would do nothing"
-        raise ConfigError(Problem("data.enable_thinking", message, "leave it out"))
+        message = (
+            f"the {template.name} chat template reads neither {' nor '.join(_SWITCHES)}, so it would have no effect"
+        )
+        raise ConfigError(Problem("data.enable_thinking", message, "remove it"))
     return template
 
 
 def _checked(template: ChatTemplate) -> ChatTemplate:
     if not template.stop_token or template.stop_token == "None":
         raise ModelError(
-            "the model's tokenizer has no EOS token and its chat template ends an answer with none, so the model could "
+            "the model's tokenizer has no EOS token and its chat template writes no stop token, so the model could "
             "not learn to stop. Fix: give the tokenizer an eos_token."
         )
     bos = template.tokenizer.bos_token
-    if bos and template.probe.repeats(str(bos)):
+    if bos and template.support.repeats(str(bos)):
         raise template_error(
             f"the {template.name} chat template writes {bos} more than once before the first turn", "correct it"
         )

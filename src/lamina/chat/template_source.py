@@ -1,4 +1,5 @@
-"""Which Jinja text is a run's chat template: the one asked for, else the model's own, else a built-in one."""
+"""Selects the Jinja text of a run's chat template: the requested one, or otherwise the model's own, or a built-in
+one."""
 
 from __future__ import annotations
 
@@ -20,18 +21,18 @@ BUILTIN_TEMPLATES = {
 }
 FALLBACK_TEMPLATE = "plain"
 
-# The first line of a built-in template names the tokens that it cannot do without.
+# The first line of a built-in template lists the tokens that it requires.
 _NEEDS = re.compile(r"\{#- needs:(.*?)-#\}")
 
 
 @dataclass(frozen=True)
 class TemplateSource:
-    """A template's text.
+    """The text of a template, with its name.
 
     Attributes:
-        name: `model` for the model's own template, else the name of a built-in one or the path of a file.
+        name: `model` for the model's own template, or the name of a built-in template, or the path of a file.
         text: The Jinja text.
-        tool_text: The Jinja text for rows with tools, where the model has one of its own for them.
+        tool_text: The Jinja text for rows with tools, if the model has a separate one.
     """
 
     name: str
@@ -40,15 +41,15 @@ class TemplateSource:
 
 
 def find_source(tokenizer: PreTrainedTokenizerBase, wanted: str | None = None, text: str = "") -> TemplateSource:
-    """The text to use.
+    """Returns the template text to use.
 
     Args:
-        tokenizer: The model's.
+        tokenizer: The model's tokenizer.
         wanted: Name of a built-in template, or the path of a Jinja file (it ends in .jinja or .j2, or has a slash).
-        text: The Jinja text of the file that `wanted` names, where it is known already.
+        text: The Jinja text of the file that `wanted` names, if it is already known.
 
     Raises:
-        ConfigError: `wanted` is unknown, cannot be read, is no valid template, or does not fit the tokenizer.
+        ConfigError: `wanted` is unknown, cannot be read, is not a valid template, or does not fit the tokenizer.
     """
     source = _choose(tokenizer, wanted, text)
     for part in filter(None, (source.text, source.tool_text)):
@@ -62,7 +63,7 @@ def find_source(tokenizer: PreTrainedTokenizerBase, wanted: str | None = None, t
 
 
 def template_error(message: str, fix: str) -> ConfigError:
-    """What is wrong with `data.chat_template`."""
+    """Returns an error about `data.chat_template`."""
     return ConfigError(Problem("data.chat_template", message, fix))
 
 
@@ -85,8 +86,8 @@ def _choose(tokenizer: PreTrainedTokenizerBase, wanted: str | None, text: str) -
         return TemplateSource(name, text or _read(Path(name)))
     if name not in BUILTIN_TEMPLATES:
         raise template_error(
-            f"{name!r} is not a built-in template; they are {', '.join(BUILTIN_TEMPLATES)}.",
-            nearest(name, BUILTIN_TEMPLATES) or "leave it out to use the model's own template, or give a .jinja file",
+            f"{name!r} is not a built-in template; available: {', '.join(BUILTIN_TEMPLATES)}.",
+            nearest(name, BUILTIN_TEMPLATES) or "remove it to use the model's own template, or give a .jinja file",
         )
     source = BUILTIN_TEMPLATES[name]
     needed = match.group(1).split() if (match := _NEEDS.match(source)) else []

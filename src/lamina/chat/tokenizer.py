@@ -1,4 +1,4 @@
-"""What the data side asks of a tokenizer beside ids: its digest, and which tokens it puts around a text."""
+"""Facts about a tokenizer that the data code needs: its digest, and whether it adds BOS."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 
 def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 over what decides the tokenizer's ids; its padding and truncation settings do not count."""
+    """Returns the SHA-256 of everything that determines the tokenizer's ids (not padding and truncation)."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     state = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
     state = {name: value for name, value in state.items() if backend is None or name not in ("padding", "truncation")}
@@ -19,6 +19,6 @@ def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer begins every text with its BOS token."""
+    """Returns whether the tokenizer adds its BOS token at the start of every text."""
     ids: list[int] = tokenizer("a").input_ids
     return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]

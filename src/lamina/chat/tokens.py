@@ -1,9 +1,9 @@
-"""Tokenizes texts, many at once, and tells which tokens lie in a span of characters.
+"""Tokenizes texts in batches, and maps character spans to tokens.
 
-A tokenizer that is asked where its tokens lie spends a sixth of its time on that. One of the byte-level kind (GPT-2's,
-Llama 3's, Qwen's, SmolLM2's) need not be asked: each of its tokens stands for the same bytes wherever it is, so their
-lengths added up are the places. They must add up to the text; where they do not (a token that swallows the white space
-beside it), and with every other kind of tokenizer, it is asked.
+Asking a tokenizer for its tokens' offsets takes a sixth of its time. For byte-level tokenizers (GPT-2, Llama 3, Qwen,
+SmolLM2), it is unnecessary: each token stands for the same bytes everywhere, so the cumulative sum of their lengths
+gives the offsets. The lengths must add up to the length of the text. If they do not (a token that swallows adjacent
+white space), or if the tokenizer is of another kind, it is asked.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from transformers import PreTrainedTokenizerBase
 from lamina.chat.spans import Span
 from lamina.errors import ModelError
 
-# Normalizers that leave most texts as they are, and can be foreseen.
+# Normalizers that leave most texts unchanged, in a way that can be predicted.
 _UNICODE_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 
-# Short texts whose ids are remembered.
+# Maximum number of short texts whose ids are cached.
 _MOST_KNOWN = 4096
 
-# Steps before the model that only cut.
+# Pre-tokenizers that only split.
 _CUTS = ("ByteLevel", "Digits", "Split")
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A text's tokens.
+    """The tokens of a text.
 
     Attributes:
         ids: int32, shape (tokens,).
-        ends: int64, shape (tokens,): past the last byte of each; None where only the tokenizer can tell.
-        encoding: The tokenizer's own answer.
+        ends: int64, shape (tokens,): the byte offset of each token's end; None if only the tokenizer knows it.
+        encoding: The tokenizer's own encoding.
     """
 
     ids: np.ndarray
@@ -47,7 +47,7 @@ class Tokens:
     encoding: Any
 
     def before(self, text: str, place: int) -> int | None:
-        """How many tokens the text has up to a place; None if one reaches across it."""
+        """Returns how many tokens are before a character offset; None if a token spans it."""
         if self.ends is not None:
             first = _bytes_before(text, place)
             count = int(self.ends.searchsorted(first, "right"))
@@ -59,17 +59,17 @@ class Tokens:
 
 
 class TextTokenizer:
-    """A fast tokenizer, for texts that hold every special token already.
+    """A fast tokenizer for texts that already contain all special tokens.
 
     Raises:
-        ModelError: It is not a fast one.
+        ModelError: The tokenizer is not a fast one.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if not tokenizer.is_fast:
             raise ModelError(
-                f"the tokenizer {type(tokenizer).__name__} is a slow one and cannot tell where a token lies in the "
-                "text. Fix: use a model with a tokenizer.json."
+                f"{type(tokenizer).__name__} is a slow tokenizer, which does not report the offsets of its tokens. "
+                "Fix: use a model with a tokenizer.json."
             )
         self._backend: Any = tokenizer.backend_tokenizer
         self._lengths = token_bytes(self._backend)
@@ -77,17 +77,17 @@ class TextTokenizer:
         self._forms = [step["type"] for step in _steps(self._backend.normalizer, "normalizers")]
 
     def reset(self) -> None:
-        """Switches padding and truncation off, which others may have switched on. To be called before `encode`."""
+        """Disables padding and truncation, which other code may have enabled. Call it before `encode`."""
         self._backend.no_truncation()
         self._backend.no_padding()
 
     def encode(self, texts: Sequence[str]) -> list[Any]:
-        """What `read` takes, for each text; the tokenizer's own threads do it, and Python's others run meanwhile."""
+        """Encodes texts for `read`. The tokenizer uses its own threads, and other Python threads run meanwhile."""
         run = self._backend.encode_batch if self._lengths is None else self._backend.encode_batch_fast
         return run(texts, add_special_tokens=False)
 
     def read(self, encoding: Any, text: str) -> Tokens:
-        """The tokens of a text, from what `encode` gave for it."""
+        """Returns the tokens of a text from the result of `encode`."""
         ids = np.array(encoding.ids, dtype=np.int32)
         if self._lengths is None:
             return Tokens(ids, None, encoding)
@@ -98,41 +98,41 @@ class TextTokenizer:
         (asked,) = self._backend.encode_batch([text], add_special_tokens=False)
         return Tokens(np.array(asked.ids, dtype=np.int32), None, asked)
 
-    def ends_alike(self, tokens: Tokens, text: str, begin: int, place: int) -> bool:
-        """Whether a text's tokens up to a place are those that it would have if it ended there.
+    def ends_equal(self, tokens: Tokens, text: str, begin: int, place: int) -> bool:
+        """Returns whether the tokens before an offset are the same as if the text ended there.
 
         Args:
             tokens: The text's tokens.
             text: The text.
-            begin: Where to look from: far enough before `place`, for tokens depend on what is near.
-            place: The place.
+            begin: Offset to start from; far enough before `place`, since tokens depend on the text around them.
+            place: The character offset.
         """
         count = tokens.before(text, place)
         if count is None:
             return False
         alone = self._alone(text[begin:place])
-        last = (len(alone) + 1) // 2  # the first ones may be cut by `begin`
+        last = (len(alone) + 1) // 2  # `begin` may cut through the first ones
         return last == 0 or tokens.ids[max(0, count - last) : count].tolist() == alone[-last:]
 
     def _alone(self, text: str) -> list[int]:
-        """The ids of a short text, remembered: prompts end in the same words."""
+        """Returns the ids of a short text, cached because prompts end with the same words."""
         if text not in self._known:
             if len(self._known) == _MOST_KNOWN:
                 self._known.clear()
             self._known[text] = self._backend.encode(text, add_special_tokens=False).ids
         return self._known[text]
 
-    def read_apart(self, tokens: Tokens, text: str, places: Sequence[int]) -> Tokens:
-        """The tokens of a text that is cut at some places; `tokens` themselves where that would be another text."""
+    def read_split(self, tokens: Tokens, text: str, places: Sequence[int]) -> Tokens:
+        """Returns the tokens of a text split at some offsets; `tokens` itself if that would decode to another text."""
         bounds = [0, *places, len(text)]
         pieces = [text[start:end] for start, end in pairwise(bounds)]
-        apart = self._backend.encode_batch(pieces, add_special_tokens=False)
-        ids = np.concatenate([np.array(piece.ids, dtype=np.int32) for piece in apart])
+        separate = self._backend.encode_batch(pieces, add_special_tokens=False)
+        ids = np.concatenate([np.array(piece.ids, dtype=np.int32) for piece in separate])
         if self._decoded(ids) != self._decoded(tokens.ids):
             return tokens
         shifted = [
             (start + first, start + last)
-            for start, piece in zip(bounds, apart, strict=False)
+            for start, piece in zip(bounds, separate, strict=False)
             for first, last in piece.offsets
         ]
         return Tokens(ids, None, _Joined(shifted))
@@ -143,20 +143,20 @@ class TextTokenizer:
 
 @dataclass(frozen=True, slots=True)
 class _Joined:
-    """Encodings of pieces of a text as one."""
+    """The encodings of the pieces of a text, as one."""
 
     offsets: list[tuple[int, int]]
 
     def char_to_token(self, place: int) -> int | None:
-        """Left to the offsets."""
+        """Returns None: the offsets decide."""
         return None
 
 
 def supervised(tokens: Tokens, text: str, spans: Iterable[Span]) -> np.ndarray:
-    """Which tokens lie in a span of a text's characters, if only in part.
+    """Returns which tokens are, at least partly, in one of the character spans.
 
     Returns:
-        bool, shape (tokens,). The first token is never supervised: nothing comes before it to predict it from.
+        bool, shape (tokens,). The first token is never supervised, because nothing precedes it.
     """
     mask = np.zeros(len(tokens.ids), dtype=bool)
     for span in spans:
@@ -172,45 +172,46 @@ def supervised(tokens: Tokens, text: str, spans: Iterable[Span]) -> np.ndarray:
 
 
 def overlapping(offsets: np.ndarray, span: Span) -> np.ndarray:
-    """Which tokens lie in a span, by the places that a tokenizer gave.
+    """Returns which tokens overlap a span, given the tokenizer's offsets.
 
     Args:
-        offsets: int64, shape (tokens, 2): first and past-the-last character of each token.
+        offsets: int64, shape (tokens, 2): start and end (exclusive) of each token, in characters.
         span: A range of characters.
 
     Returns:
         bool, shape (tokens,).
     """
     starts, ends = offsets[:, 0], offsets[:, 1]
-    # Byte-level tokenizers leave leading white space out of a token's offsets; it belongs to the token all the same.
+    # Byte-level tokenizers exclude leading white space from a token's offsets, although it belongs to the token.
     starts = np.minimum(starts, np.concatenate(([0], ends[:-1])))
     return (starts < span.end) & (ends > span.start)
 
 
 def token_bytes(backend: Any) -> np.ndarray | None:
-    """How many bytes of text each token of a byte-level tokenizer stands for.
+    """Returns how many bytes of text each token of a byte-level tokenizer stands for.
 
     Args:
         backend: A `tokenizers.Tokenizer`.
 
     Returns:
-        int64, shape (highest id + 1,); None if the tokenizer is not known to be of that kind.
+        int64, shape (highest id + 1,); None if the tokenizer is not known to be byte-level.
     """
     vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=False)
     whole = vocabulary.keys() >= set(pre_tokenizers.ByteLevel.alphabet())
-    # A byte that the vocabulary lacks would be the unknown token, of whatever length; without one it is missing.
+    # A byte missing from the vocabulary would become the unknown token, of unknown length; without an unknown token, it
+    # would be dropped.
     if not (_splits_bytes(backend) and (whole or backend.model.unk_token is None)):
         return None
     added = {number: len(token.content.encode()) for number, token in backend.get_added_tokens_decoder().items()}
     lengths = np.zeros(max([*vocabulary.values(), *added], default=0) + 1, dtype=np.int64)
-    # A letter of the vocabulary is a byte of text.
+    # Each character of a vocabulary entry is one byte of text.
     lengths[list(vocabulary.values())] = list(map(len, vocabulary))
     lengths[list(added)] = list(added.values())
     return lengths
 
 
 def _splits_bytes(backend: Any) -> bool:
-    """Whether texts become tokens byte by byte, with nothing put in, taken away or written otherwise before."""
+    """Returns whether texts are tokenized byte by byte, and nothing is added, removed or rewritten before."""
     steps = _steps(backend.pre_tokenizer, "pretokenizers")
     model = backend.model
     return (
@@ -224,7 +225,7 @@ def _splits_bytes(backend: Any) -> bool:
 
 
 def _steps(part: Any, list_name: str) -> list[dict[str, Any]]:
-    """What a tokenizer's normalizer or pre-tokenizer does, step by step, as in its file."""
+    """Returns the steps of a tokenizer's normalizer or pre-tokenizer, as in tokenizer.json."""
     if part is None:
         return []
     state = json.loads(part.__getstate__())
@@ -232,14 +233,14 @@ def _steps(part: Any, list_name: str) -> list[dict[str, Any]]:
 
 
 def _mark(mask: np.ndarray, encoding: Any, text: str, span: Span) -> None:
-    """Sets the tokens of a span, fetching every token's offsets only where the span's edges do not tell enough."""
-    # A token that ends in an ASCII character is the only one that holds it; of others several may.
+    """Marks the tokens of a span. Fetches every token's offsets only if the span's ends are not sufficient."""
+    # An ASCII character belongs to exactly one token; other characters may be split among several tokens.
     first = encoding.char_to_token(span.start)
     last = encoding.char_to_token(span.end - 1) if text[span.end - 1].isascii() else None
     if first is None or last is None:
         mask |= overlapping(np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2), span)
         return
-    # A space that the tokenizer puts before a text has the place of the text's first character, too.
+    # A space that the tokenizer adds in front of a text has the offset of the text's first character, too.
     while last + 1 < len(mask) and encoding.token_to_chars(last + 1)[0] < span.end:
         last += 1
     mask[first : last + 1] = True

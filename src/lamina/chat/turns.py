@@ -1,9 +1,9 @@
-"""From messages to what chat templates take: dicts in transformers' shape, or text where a template knows no tools.
+"""Turns messages into the input of chat templates: dicts in transformers' format, or text if a template has no tools.
 
-A template that has no place for tools gets them as text in the Hermes shape, which many models have seen: schemas
-between <tools> and </tools> in the system turn, a call between <tool_call> and </tool_call> in the answer, a result
-between <tool_response> and </tool_response> in a user turn. Reasoning that it has no place for is written between
-<think> and </think> in front of the answer.
+A template that does not support tools gets them as text in the Hermes format, which many models have seen: schemas
+between <tools> and </tools> in the system turn, a call between <tool_call> and </tool_call> in the answer, and a result
+between <tool_response> and </tool_response> in a user turn. Reasoning that a template does not support is written
+between <think> and </think> in front of the answer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TOOLS_INTRODUCTION = (
 
 
 def as_turn(message: Message) -> dict[str, Any]:
-    """The message as a dict that chat templates take."""
+    """Returns the message as a dict for chat templates."""
     turn: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.thinking:
         turn |= {"reasoning_content": message.thinking, "thinking": message.thinking}
@@ -42,7 +42,7 @@ def as_turn(message: Message) -> dict[str, Any]:
 
 
 def as_tools(tools: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Tools as OpenAI's schemas; a bare function is wrapped.
+    """Returns tools as OpenAI schemas, and wraps bare functions.
 
     Raises:
         DataError: A tool has no name.
@@ -58,13 +58,13 @@ def as_tools(tools: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def without_thinking(message: Message) -> Message:
-    """The message without its reasoning, wherever it stands."""
+    """Returns the message without its reasoning, in `thinking` or in the content."""
     cuts = [match.span() for match in THINK.finditer(message.content)]
     return dataclasses.replace(_cut(message, cuts), thinking="")
 
 
-def thinking_apart(message: Message) -> Message:
-    """The message with the reasoning that its content begins with in `thinking`."""
+def separate_thinking(message: Message) -> Message:
+    """Returns the message with the reasoning at the start of its content moved to `thinking`."""
     match = None if message.thinking else _LEADING_THINK.match(message.content)
     if match is None:
         return message
@@ -72,7 +72,7 @@ def thinking_apart(message: Message) -> Message:
 
 
 def thinking_in_content(message: Message) -> Message:
-    """The message with its reasoning in front of its content."""
+    """Returns the message with its reasoning moved to the start of its content."""
     if not message.thinking:
         return message
     head = f"<think>\n{message.thinking}\n</think>\n\n"
@@ -83,12 +83,12 @@ def thinking_in_content(message: Message) -> Message:
 def tools_in_content(
     messages: Sequence[Message], tools: Sequence[dict[str, Any]], has_system: bool
 ) -> tuple[Message, ...]:
-    """The conversation with tools, calls and results as text in the Hermes shape.
+    """Returns the conversation with tools, calls and results as text in the Hermes format.
 
     Args:
         messages: The conversation.
         tools: Schemas of the functions.
-        has_system: Whether the template takes a system turn; if not, the schemas open the first user turn.
+        has_system: Whether the template supports a system turn; if not, the schemas go in front of the first user turn.
     """
     written: list[Message] = []
     for message in messages:
@@ -126,9 +126,9 @@ def tools_in_content(
 
 
 def with_short_ids(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """The conversation with ids of nine letters and digits for its calls, the only ones that some templates take.
+    """Returns the conversation with call ids of nine letters and digits, which some templates require.
 
-    Calls without an id get one; results without an id are given to the calls in their order.
+    Calls without an id get one. Results without an id are assigned to the calls in order.
     """
     written: list[Message] = []
     open_calls: list[str] = []
@@ -162,7 +162,7 @@ def _short_id(name: str) -> str:
 
 
 def _cut(message: Message, cuts: Sequence[tuple[int, int]]) -> Message:
-    """The message without these ranges of its content; marked ranges move along."""
+    """Returns the message without some ranges of its content, and shifts the marked ranges."""
     if not cuts:
         return message
 

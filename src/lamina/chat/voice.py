@@ -1,7 +1,7 @@
-"""Reads what a model wrote: which of it is the answer, and which the template's own words around it.
+"""Parses a model's output into the answer and the text that the template writes around it.
 
-A model writes what it was trained on, which for some templates begins with an empty reasoning section or a channel's
-header. These are taken off; reasoning is given between <think> and </think> in front of the answer, as rows have it.
+A model writes what it was trained on; for some templates, that starts with an empty reasoning section or a channel
+header. These are removed. Reasoning is returned between <think> and </think> in front of the answer, as in rows.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from lamina.chat.message import Message
-from lamina.chat.probe import ANSWER, ASK, THINKING
 from lamina.chat.spans import Rendered
+from lamina.chat.support import ANSWER, ASK, THINKING
 from lamina.errors import DataError
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a model is asked, and what it learns to write.
+    """A prompt, and the text that the model learns to write after it.
 
     Attributes:
-        prompt: The text before the answer. Where reasoning is shown but not learned, the row's own is part of it.
-        written: What the model is to write, its stop token included.
-        voice: Reads what it writes.
+        prompt: The text before the answer. If reasoning is in the text but not in the loss, the prompt includes the
+            row's own.
+        written: The text that the model should write, including its stop token.
+        voice: Parses the model's output.
     """
 
     prompt: str
@@ -34,7 +35,7 @@ class Question:
 
     @property
     def answer(self) -> str:
-        """What it is to say."""
+        """The answer in `written`."""
         return self.voice.read(self.written)
 
 
@@ -43,9 +44,9 @@ class Voice:
     """How a template writes answers.
 
     Attributes:
-        opening: What stands before an answer without reasoning.
-        before: What stands before reasoning; None where it has no place.
-        after: What stands between reasoning and answer; empty where it has no place.
+        opening: Text in front of an answer without reasoning.
+        before: Text in front of reasoning; None if the template does not support it.
+        after: Text between reasoning and answer; empty if the template does not support reasoning.
         special: The tokenizer's special tokens.
     """
 
@@ -55,7 +56,7 @@ class Voice:
     special: frozenset[str]
 
     def read(self, written: str) -> str:
-        """What was said in a text as the model wrote it, special tokens included."""
+        """Returns the answer in a model's output (special tokens included), with its reasoning."""
         if self.opening and written.startswith(self.opening):
             return self._plain(written.removeprefix(self.opening))
         if self.before is None or not self.after or not written.startswith(self.before):
@@ -63,17 +64,17 @@ class Voice:
         reasoning, closed, answer = written.removeprefix(self.before).partition(self.after)
         if closed:
             return f"<think>\n{self._plain(reasoning)}\n</think>\n\n{self._plain(answer)}"
-        # Without a sign that it is reasoning, only its end can tell.
+        # If nothing marks the start of reasoning, only its end shows that it was reasoning.
         is_reasoning = bool(self.before or self.opening) and bool(self._plain(reasoning))
         return f"<think>\n{self._plain(reasoning)}" if is_reasoning else self._plain(written)
 
     def after_reasoning(self, written: str) -> Voice:
-        """How it goes on where reasoning is part of the prompt, of which `written` is an example."""
+        """Returns the `Voice` for prompts that end with reasoning; `written` is an example of the text that follows."""
         ends = (self.after[start:] for start in range(len(self.after)))
         return replace(self, opening=next(filter(written.startswith, ends), ""), before=None, after="")
 
     def stream(self, pieces: Iterable[str]) -> Iterator[str]:
-        """The same piece by piece, each as soon as it is sure what it is."""
+        """Parses output as it arrives, and yields each piece of the answer as soon as it is certain."""
         written = told = ""
         for piece in pieces:
             written += piece
@@ -86,7 +87,7 @@ class Voice:
             yield said[len(told) :]
 
     def _sure(self, written: str) -> int:
-        """How much of what was written so far can be read, whatever comes next."""
+        """Returns how many characters can be parsed, no matter what follows."""
         if any(begin and begin.startswith(written) for begin in (self.opening, self.before)):
             return 0
         if self.after and self.after not in written:
@@ -96,7 +97,7 @@ class Voice:
         return len(written)
 
     def _plain(self, text: str) -> str:
-        """The text without special tokens."""
+        """Returns the text without special tokens."""
         return self._special.sub("", text) if self.special else text
 
     @cached_property
@@ -109,11 +110,11 @@ def find_voice(
     kept: Callable[[Sequence[Message]], Rendered],
     special: Iterable[str],
 ) -> Voice:
-    """Finds out how a template writes answers.
+    """Determines how a template writes answers.
 
     Args:
-        render: Renders a conversation as the run does.
-        kept: Renders it with its reasoning.
+        render: Renders a conversation as in the run.
+        kept: Renders it with its reasoning kept.
         special: The tokenizer's special tokens.
     """
     asked, opening = Message("user", ASK), ""

@@ -1,5 +1,5 @@
-"""Checks a data file before anything is trained on it: `lamina data check` and `lamina data show`.
+"""Checks data before training: `lamina data check` and `lamina data show`.
 
-`examine.py` is the way in: one streaming pass over the rows, each shown to every check in `kinds/`; `fix.py` writes a
-cleaned copy. Nothing here keeps a row's text: a million rows are examined in a few hundred bytes each.
+`examine.py` is the entry point: one streaming pass that shows each row to every check in `kinds/`. `fix.py` writes a
+cleaned copy. Nothing here keeps the text of all rows: each row takes a few hundred bytes, even with a million of them.
 """

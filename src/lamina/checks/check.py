@@ -1,4 +1,4 @@
-"""`lamina data check`: every check over every row of a file or of a run's data."""
+"""`lamina data check`: runs every check over every row of a file or of a run's data."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from lamina.progress import Notify
 def check_data(
     target: Target, notify: Notify, progress: Callable[[int], None], fixed: Path | None = None
 ) -> tuple[CheckReport, FixLog | None]:
-    """Examines data, and writes a cleaned copy if asked to.
+    """Checks data, and writes a cleaned copy if requested.
 
     Args:
-        target: Which data, for which run.
-        notify: Told what is being done.
-        progress: Called with the number of rows seen so far.
-        fixed: Where a cleaned file goes; its log goes beside it.
+        target: The data, and the run it is for.
+        notify: Reports progress.
+        progress: Called with the number of rows checked so far.
+        fixed: Path of the cleaned file; its log goes next to it.
 
     Returns:
-        The report, and what was changed in the cleaned file.
+        The report, and the log of changes in the cleaned file.
 
     Raises:
-        ConfigError: A file does not exist, or `fixed` would have to hold rows of several shapes.
+        ConfigError: A file does not exist, or `fixed` would need to contain rows in several formats.
         DataError: None of the files has rows.
         StorageError: The cleaned file cannot be written.
     """
@@ -63,13 +63,13 @@ def check_data(
 
 
 def _check_shapes(rows: Rows) -> None:
-    """A cleaned file holds the rows of all training files, so they must be read alike."""
+    """Checks that all training files have the same format and columns, since they go into one cleaned file."""
     shapes = list(rows.shapes())
     first = shapes[0] if shapes else None
     other = next((shape for shape in shapes if shape[1:] != shapes[0][1:]), None)
     if first and other:
         told = " and ".join(f"{name} ({_told(format_name, columns)})" for name, format_name, columns in (first, other))
-        message = f"writes one file, but the training files are not of one shape: {told}"
+        message = f"writes one file, but the training files have different formats: {told}"
         raise ConfigError(Problem("--fix", message, "clean them one at a time"))
 
 

@@ -1,4 +1,4 @@
-"""The way into the checks: one pass over the rows, each shown to every check, then what each of them found."""
+"""Runs the checks: one pass that shows each row to every check, and then the findings of each."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ PROGRESS_ROWS = 500
 
 
 def examine(rows: Iterable[CheckedRow], settings: CheckSettings) -> CheckReport:
-    """Runs every check over the rows, which are taken once and not kept.
+    """Runs every check over the rows, in a single pass.
 
     Args:
-        rows: The training side, then the evaluation side.
+        rows: The training side, followed by the evaluation side.
         settings: The run that the data is for.
     """
     ledger = Ledger(settings.has_eval)
@@ -37,7 +37,7 @@ def examine(rows: Iterable[CheckedRow], settings: CheckSettings) -> CheckReport:
     findings = []
     facts = {"tokens_checked": settings.tokenizer is not None}
     for name in CHECKS:
-        check = checks.pop(name)  # what it held is given back before the next one sorts
+        check = checks.pop(name)  # frees its memory before the next check sorts
         findings += check.finish()
         facts |= check.facts()
     return CheckReport(in_order(findings), facts, ledger)

@@ -1,4 +1,4 @@
-"""What the checks found: findings with a severity each, and facts that are neither good nor bad."""
+"""The result of the checks: findings with a severity, and neutral facts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lamina.checks.row import Offender
 
 
 class Severity(StrEnum):
-    """How much a finding matters, worst first.
+    """Severity of a finding, worst first.
 
-    An error makes training wrong or impossible, and `lamina train` stops on it. A warning is a matter of quality that
-    is worth a look before training; an info is worth knowing.
+    An error makes training wrong or impossible, and stops `lamina train`. A warning concerns quality and is worth a
+    look before training. An info is worth knowing.
     """
 
     ERROR = "error"
@@ -25,16 +25,16 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that the checks found.
+    """A finding of a check.
 
     Attributes:
-        code: Its name in JSON, tests and docs.
-        severity: How much it matters.
-        title: What was found, for people.
+        code: Its identifier in JSON, tests and docs.
+        severity: Its severity.
+        title: What was found, for display.
         advice: What to do about it.
-        count: Rows that it is about; 0 where it is about the data as a whole.
-        share: Those as a share of the rows that were looked at; None where it is about the data as a whole.
-        examples: Some of the rows.
+        count: Number of rows concerned; 0 if it concerns the data as a whole.
+        share: Share of the rows that the check looked at; None if it concerns the data as a whole.
+        examples: Some of the rows concerned.
     """
 
     code: str
@@ -48,13 +48,13 @@ class Finding:
 
 @dataclass
 class CheckReport:
-    """Everything that is known about the data.
+    """The result of all checks.
 
     Attributes:
-        findings: Worst first; among equals, those about more rows first.
-        facts: Figures by name (`docs/data.md` explains them); plain data.
-        files: What the driver says of each file: path, format, rows.
-        ledger: One compact entry a row, with what a cleaned file leaves out; no part of the JSON.
+        findings: Worst first; with equal severity, those that concern more rows first.
+        facts: Figures by name (explained in `docs/data.md`), as plain data.
+        files: Facts about each file: path, format, number of rows.
+        ledger: One compact entry per row, with what a cleaned file leaves out. Not part of the JSON.
     """
 
     findings: list[Finding]
@@ -68,11 +68,11 @@ class CheckReport:
         return [finding for finding in self.findings if finding.severity is Severity.ERROR]
 
     def find(self, code: str) -> Finding | None:
-        """The finding with this code, if there is one."""
+        """Returns the finding with this code, or None."""
         return next((finding for finding in self.findings if finding.code == code), None)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Returns the report as plain data."""
         return {
             "files": self.files,
             "severities": {severity.value: self.count(severity) for severity in Severity},
@@ -81,11 +81,11 @@ class CheckReport:
         }
 
     def count(self, severity: Severity) -> int:
-        """How many findings are of a severity."""
+        """Returns the number of findings with a severity."""
         return sum(finding.severity is severity for finding in self.findings)
 
 
 def in_order(findings: Sequence[Finding]) -> list[Finding]:
-    """Worst first; among equals, those about more rows first."""
+    """Sorts findings: worst first; with equal severity, those that concern more rows first."""
     rank = list(Severity)
     return sorted(findings, key=lambda finding: (rank.index(finding.severity), -finding.count, finding.code))

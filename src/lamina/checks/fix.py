@@ -1,6 +1,6 @@
-"""`--fix`: a cleaned copy of the rows, and a log with a line for each change.
+"""`--fix`: writes a cleaned copy of the rows, and a log with one line per change.
 
-The rows are gone through a second time. The first pass, `examine`, has left a verdict on each in its ledger.
+Reads the rows a second time. The first pass, `examine`, has stored a verdict on each row in its ledger.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from lamina.errors import DataError
 
 @dataclass
 class FixLog:
-    """What became of the rows. They add up: `rows` is `written` and `left_alone` and all of `removed`.
+    """What happened to the rows. `rows` is the sum of `written`, `left_alone` and all of `removed`.
 
     Attributes:
         path: The cleaned file.
-        log: The file with a line for each change.
-        rows: Rows that were gone through.
-        written: Rows in the cleaned file.
-        left_alone: Rows of evaluation and of replayed files, which are not written.
-        removed: Rows that were left out, by reason.
-        repaired: Rows that were changed, by what was done; a row may be counted under several.
-        noted: Rows with secrets, which are not changed.
+        log: The file with one line per change.
+        rows: Number of rows read.
+        written: Number of rows in the cleaned file.
+        left_alone: Number of rows for evaluation or replay, which are not written.
+        removed: Number of rows removed, by reason.
+        repaired: Number of rows repaired, by repair; a row may count for several.
+        noted: Number of rows with secrets, which are not changed.
     """
 
     path: Path
@@ -55,53 +55,53 @@ class FixLog:
         assert self.rows == self.written + self.left_alone + self.removed.total(), f"rows lost: {self}"
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Returns the log as plain data."""
         return vars(self) | {"path": str(self.path), "log": str(self.log)}
 
     def lines(self) -> list[str]:
-        """For people, a line each."""
+        """Returns lines for display."""
         rows = self.rows - self.left_alone
         told = [f"{self.path}: {self.written:,} of {rows:,} rows written"]
         if self.removed.total() > MUCH * rows:
-            told.append(f"  warning: {self.removed.total() / rows:.0%} of the rows are left out")
+            told.append(f"  warning: {self.removed.total() / rows:.0%} of the rows are removed")
         told += [
-            f"  {count:,} left out: {reason}{_MORE.get(reason, '')}" for reason, count in self.removed.most_common()
+            f"  {count:,} removed: {reason}{_MORE.get(reason, '')}" for reason, count in self.removed.most_common()
         ]
         told += [f"  {count:,} repaired: {what}" for what, count in self.repaired.most_common()]
         if self.noted:
-            told.append(f"  {self.noted:,} hold secrets and are as they were")
+            told.append(f"  {self.noted:,} contain secrets and are unchanged")
         return [*told, f"  every change is in {self.log}"]
 
 
-# What a count of rows does not say.
-_MORE = {"unreadable_rest": ", each with all that follows it in its file"}
+# What the number of rows alone does not say.
+_MORE = {"unreadable_rest": ", each with everything after it in its file"}
 
 
 def log_of(out: Path) -> Path:
-    """Where the changes of a cleaned file are written down."""
+    """Returns the path of the log of changes for a cleaned file."""
     return out.with_name(f"{out.name}.log.jsonl")
 
 
 def fix_rows(rows: Iterable[CheckedRow], report: CheckReport, out: Path) -> FixLog:
-    """Writes the rows that are worth keeping to `out`, as JSON lines with their own columns.
+    """Writes the rows worth keeping to `out`, as JSON lines with their original columns.
 
-    Left out are rows that cannot be read, do not fit, are refused by the template or empty, exact and near-duplicates
-    (all but the first) and training rows that give away an evaluation prompt. Repaired are byte-order marks, NULs,
-    halves of surrogate pairs, NaN (which becomes null), and text that was decoded as Latin-1 where decoding it again as
-    UTF-8 leaves no doubt. Rows of files that are for evaluation alone are not written.
+    Removes rows that are unreadable, do not fit their format, are refused by the template, or are empty; exact and
+    near-duplicates (except the first); and training rows that leak an evaluation prompt. Repairs byte-order marks,
+    NULs, halves of surrogate pairs, NaN (which becomes null), and text that was decoded as Latin-1 if decoding it again
+    as UTF-8 succeeds. Does not write rows of files that are only for evaluation.
 
     Args:
-        rows: The same rows in the same order as `examine` had them.
-        report: What `examine` gave.
-        out: The cleaned file; the log is beside it, as `NAME.log.jsonl`.
+        rows: The same rows in the same order as for `examine`.
+        report: The result of `examine`.
+        out: Path of the cleaned file; the log goes next to it, as `NAME.log.jsonl`.
 
     Raises:
-        DataError: `out` is one of the files that are read, or the rows are not those of the report.
+        DataError: `out` is one of the input files, or the rows are not those of the report.
         StorageError: A file cannot be written.
     """
     ledger = report.ledger
     if any(Path(name).resolve() == out.resolve() for name in ledger.files):
-        raise DataError(f"{out}: this file is being read. Fix: write to another one.")
+        raise DataError(f"{out}: this file is an input. Fix: write to another file.")
     log = FixLog(out, log_of(out))
     with files.new_text_file(out) as cleaned, files.new_text_file(log.log) as changes:
 
@@ -111,7 +111,9 @@ def fix_rows(rows: Iterable[CheckedRow], report: CheckReport, out: Path) -> FixL
 
         for index, row in enumerate(rows):
             if index >= len(ledger) or row.place != ledger.place(index):
-                raise DataError(f"{row.place}: the rows are not those that were checked. Fix: run the check again.")
+                raise DataError(
+                    f"{row.place}: the rows have changed since they were checked. Fix: run the check again."
+                )
             log.rows += 1
             if row.side == "replay" or row.place.file not in ledger.train_files:
                 log.left_alone += 1
@@ -135,24 +137,24 @@ def fix_rows(rows: Iterable[CheckedRow], report: CheckReport, out: Path) -> FixL
             log.noted += bool(secrets)
         if log.rows != len(ledger):
             raise DataError(
-                f"{out}: {len(ledger) - log.rows} rows that were checked are gone. Fix: run the check again."
+                f"{out}: {len(ledger) - log.rows} of the checked rows are missing. Fix: run the check again."
             )
         log.check()
     return log
 
 
 def _reason(row: CheckedRow, verdict: Verdict) -> str:
-    """Why a row is left out: a fault's code, a drop reason, or the verdict."""
+    """Returns why a row is removed: the code of a fault, a drop reason, or the verdict."""
     if verdict is Verdict.UNREADABLE and row.read.fault is not None:
         return row.read.fault.code
     return row.read.drop_reason if verdict is Verdict.LEFT_OUT else verdict.name.lower()
 
 
 def repaired(row: CheckedRow) -> tuple[str, list[str]]:
-    """The columns of a row as they should be, as a line of JSON; and what was done, as codes of `REMARKS`.
+    """Returns the repaired columns of a row as a line of JSON, and the repairs as codes of `REMARKS`.
 
-    Only what the reader remarked on is touched, and what JSON has no place for: numbers that are not finite become
-    null, and bytes, dates and the like become text (`made_text`; bytes that are not UTF-8 in base64).
+    Only repairs what the reader remarked on, and what JSON cannot represent: non-finite numbers become null, and bytes,
+    dates and the like become text (`made_text`; bytes that are not UTF-8 in base64).
     """
     done: dict[str, None] = {}
 
@@ -171,7 +173,7 @@ def repaired(row: CheckedRow) -> tuple[str, list[str]]:
         done["duplicate_key"] = None  # the reader has kept the last one
     try:
         line = json.dumps(value, ensure_ascii=False, default=as_text, allow_nan=False)
-    except ValueError:  # deep in a table's cell, where the reader does not look
+    except ValueError:  # nested in a table's cell, where the reader does not look
         line = json.dumps(_repair(value, remarks, done), ensure_ascii=False, default=as_text)
     return line, list(done)
 
@@ -195,7 +197,7 @@ def _repair(value: Any, remarks: tuple[str, ...], done: dict[str, None]) -> Any:
 
 
 def _decoded_again(text: str) -> str:
-    """Text that was UTF-8 and was decoded as Latin-1 or its Windows variant; itself where that cannot be proven."""
+    """Decodes text that was UTF-8 but was decoded as Latin-1 or Windows-1252; returns it unchanged if that fails."""
     for encoding in ("latin-1", "cp1252"):
         with contextlib.suppress(UnicodeError):
             return text.encode(encoding).decode("utf-8")

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else."""
+"""Writes the report as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ details { margin: .6rem 0 } summary { cursor: pointer } td.place { white-space: 
 .plots { display: flex; flex-wrap: wrap; gap: 1rem; margin-top: 1.5rem } svg text { font: 12px system-ui, sans-serif }
 """
 
-# Facts that are drawn, or told of by a finding.
+# Facts that are plotted, or described by a finding.
 _DRAWN = ("train_tokens", "eval_tokens", "row_characters", "answer_characters", "languages", "labels", "private")
 
 _BEGINNING = "<!doctype html><html lang=en><meta charset=utf-8><title>lamina data check</title>"
 
 
 def is_page(path: Path) -> bool:
-    """Whether a file was written by `write_html`, so that a new page may take its place."""
+    """Returns whether a file was written by `write_html`, so that a new page may replace it."""
     with path.open("rb") as file:
         return file.read(len(_BEGINNING)) == _BEGINNING.encode()
 
 
 def write_html(report: CheckReport, path: Path) -> None:
-    """Writes the files, the findings with their rows, the figures and the plots as one page."""
+    """Writes the files, the findings with example rows, the figures and the plots as one page."""
     counts = ", ".join(f"{report.count(severity)} {severity.value}s" for severity in Severity)
     page = (
         f"{_BEGINNING}<style>{_STYLE}</style><h1>lamina data check</h1><p>{counts}.</p>{_files(report)}"
@@ -63,7 +63,7 @@ def _files(report: CheckReport) -> str:
 
 def _findings(report: CheckReport) -> str:
     if not report.findings:
-        return "<p>Nothing was found.</p>"
+        return "<p>No findings.</p>"
     rows = []
     for finding in report.findings:
         share = "" if finding.share is None else f"{finding.share:.1%}"
@@ -112,16 +112,16 @@ def _plots(facts: Mapping[str, Any]) -> list[str]:
     plots = [
         _histogram(title, facts[name])
         for name, title in (
-            ("train_tokens", "tokens of a training row"),
-            ("eval_tokens", "tokens of an evaluation row"),
-            ("row_characters", "characters of a row"),
-            ("answer_characters", "characters of an answer"),
+            ("train_tokens", "tokens per training row"),
+            ("eval_tokens", "tokens per evaluation row"),
+            ("row_characters", "characters per row"),
+            ("answer_characters", "characters per answer"),
         )
         if name in facts
     ]
     if "supervised_share" in facts:
         share = facts["supervised_share"]
-        plots.append(_bars("tokens", {"in the loss": share, "read only": 1 - share}, "{:.1%}"))
+        plots.append(_bars("tokens", {"in the loss": share, "context only": 1 - share}, "{:.1%}"))
     for name in ("languages", "labels", "private"):
         if name in facts:
             plots.append(_bars({"private": "rows with private data"}.get(name, name), facts[name], "{:,}"))

@@ -1,7 +1,7 @@
-"""One compact entry a row: where it stands, what makes it equal to another, and whether a cleaned file keeps it.
+"""One compact entry per row: its place, digests to compare it with others, and whether a cleaned file keeps it.
 
-About 270 bytes a row, and 130 more where there is an evaluation side, in plain arrays: a million rows are examined in
-the memory of a small model.
+About 270 bytes per row, and 130 more if there is evaluation data, in plain arrays: checking a million rows takes the
+memory of a small model.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from lamina.data.example import Example
 
 EXCERPT_BYTES = 80
 
-# Stands alone between two texts, so that white space at their ends does not count.
+# Cannot occur in a text whose white space is normalized, so that white space at the ends of texts does not matter.
 _SEPARATOR = " \0 "
 
 
 class Verdict(IntEnum):
-    """Why a cleaned file leaves a row out. Where several reasons hold, the lowest counts."""
+    """Why a cleaned file removes a row. If there are several reasons, the lowest counts."""
 
     UNREADABLE = 1
     MISFIT = 2
@@ -38,12 +38,12 @@ class Verdict(IntEnum):
 
 
 class Ledger:
-    """The entries, in the order in which the rows came.
+    """The entries, in the order of the rows.
 
     Attributes:
-        signatures: What makes rows nearly equal to others; complete once `finish` was called.
+        signatures: MinHash signatures of the rows; complete after `finish`.
         files: Every file, in order of appearance.
-        train_files: Those that hold rows of the training side.
+        train_files: The files with training rows.
     """
 
     def __init__(self, has_eval: bool) -> None:
@@ -61,7 +61,7 @@ class Ledger:
         return len(self._row)
 
     def add(self, seen: Seen) -> None:
-        """Takes down a row."""
+        """Adds a row."""
         row, example = seen.row, seen.usable
         if row.file not in self._numbers:
             self._numbers[row.file] = len(self.files)
@@ -88,28 +88,28 @@ class Ledger:
         self._prompt.append(_digest(_SEPARATOR.join(part for pair in example.prompt_key() for part in pair)))
 
     def finish(self) -> None:
-        """Ends the rows."""
+        """Completes the signatures, after the last row."""
         self.signatures.finish()
 
     def place(self, index: int) -> Place:
-        """Where a row stands."""
+        """Returns the place of a row."""
         return Place(self.files[self._file[index]], self._row[index], self._line[index])
 
     def excerpt(self, index: int) -> str:
-        """How a row begins, with everything private masked."""
+        """Returns the start of a row, with everything private masked."""
         first = index * EXCERPT_BYTES
         return self._excerpts[first : first + EXCERPT_BYTES].rstrip(b"\0").decode("utf-8", "ignore")
 
     def verdict(self, index: int) -> Verdict:
-        """Whether a cleaned file keeps the row."""
+        """Returns whether and why a cleaned file removes the row."""
         return Verdict(self._verdict[index])
 
     def other(self, index: int) -> Place | None:
-        """The row that a duplicate repeats, or that a leaking row gives away."""
+        """Returns the row that a duplicate repeats, or the evaluation row that a row leaks."""
         return self.place(self._other[index]) if self._other[index] >= 0 else None
 
     def mark(self, rows: np.ndarray, others: np.ndarray, verdict: Verdict) -> None:
-        """Notes that each of `rows` is to be left out because of the row in `others`."""
+        """Records that each of `rows` is to be removed because of the row in `others`."""
         verdicts, known = np.frombuffer(self._verdict, np.uint8), np.frombuffer(self._other, np.int32)
         weaker = verdicts[rows] > verdict
         verdicts[rows[weaker]] = verdict
@@ -117,17 +117,17 @@ class Ledger:
 
     @property
     def groups(self) -> np.ndarray:
-        """uint8, (rows,): 0 for rows that are not usable; only rows of equal side and label are duplicates."""
+        """uint8, (rows,): 0 for unusable rows; only rows with the same side and label can be duplicates."""
         return np.frombuffer(self._group, np.uint8)
 
     @property
     def digests(self) -> np.ndarray:
-        """uint64, (rows,): equal for rows with equal words, white space apart."""
+        """uint64, (rows,): equal for rows with the same text, ignoring white space."""
         return np.frombuffer(self._digest, np.uint64)
 
     @property
     def prompts(self) -> np.ndarray:
-        """uint64, (rows,): equal for rows with equal prompts, white space apart."""
+        """uint64, (rows,): equal for rows with the same prompt, ignoring white space."""
         return np.frombuffer(self._prompt, np.uint64)
 
     @property

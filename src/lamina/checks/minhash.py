@@ -1,16 +1,18 @@
-"""Near-duplicates of a million texts: MinHash signatures by datasketch's permutations, bands, and sorted arrays.
+"""Finds near-duplicates among millions of texts: MinHash signatures with datasketch's permutations, bands, and sorted
+arrays.
 
-A text is the set of its 5-grams of characters (lower case; punctuation and white space as one space). MinHash (Broder
-1997) makes 128 numbers of the set, such that two sets agree in each with the probability of their Jaccard likeness. As
-in b-bit minwise hashing (Li and Koenig 2010) one byte of each is kept: 128 bytes a text, and numbers that differ agree
-by chance in 1 of 256, which the estimate takes out. Texts that agree in all four bytes of one of 32 bands are looked
-at, 98.8% of those with a likeness of 0.6; it is then estimated over the 128 bytes (standard deviation 0.04).
+A text is represented by the set of its character 5-grams (in lower case; punctuation and white space become one space).
+MinHash (Broder 1997) computes 128 numbers from the set; each number agrees between two sets with a probability equal to
+their Jaccard similarity. As in b-bit minwise hashing (Li and Koenig 2010), one byte of each is kept: 128 bytes per
+text. Different numbers agree by chance in 1 of 256 cases, which the estimate corrects for. Texts that agree in all four
+bytes of one of 32 bands are compared, which includes 98.8% of those with a similarity of 0.6. Their similarity is then
+estimated from the 128 bytes (standard deviation 0.04).
 
-The numbers are those of `datasketch.MinHash(128)`, bit for bit; its own loop over shingles takes twenty times as long,
-and its `MinHashLSH` holds Python sets that take gigabytes for a million rows.
+The numbers are identical to those of `datasketch.MinHash(128)`. Its own loop over shingles takes twenty times as long,
+and its `MinHashLSH` keeps Python sets that take gigabytes for a million rows.
 
-Words that many rows share (one instruction in front of every row) would make all of them near-duplicates. So 5-grams
-that stand in a large share of the first rows are left out of every set.
+Text that many rows share (the same instruction in front of every row) would make all of them near-duplicates.
+Therefore, 5-grams that occur in a large share of the first rows are excluded from every set.
 """
 
 from __future__ import annotations
@@ -30,31 +32,31 @@ ANSWER_BYTES = 32
 BAND_BYTES = 4
 SHINGLE = 5
 
-# Below so many 5-grams one word is too much of a text to say that two texts are nearly the same.
+# With fewer 5-grams, a single word is too large a part of a text to call two texts nearly the same.
 FEWEST_SHINGLES = 16
 
-# 5-grams are common if they stand in this share of the rows they are learnt from; fewer rows than LEARN_AT_LEAST teach
-# nothing, as two copies of one text would make its words common.
+# 5-grams are common if they occur in this share of the first rows. With fewer rows than LEARN_AT_LEAST, none are
+# common, since two copies of a text would make its words common.
 COMMON_SHARE = 0.2
 LEARN_AT_LEAST = 200
 LEARN_ROWS = 2000
 LEARN_SHINGLES = 4_000_000
 
 _COMMON_BITS = 18
-_BLOCK = 255  # 5-grams at once: the products stay in the cache, and are just too few for torch to split over threads
-_PAIRS = 200_000  # compared at once
+_BLOCK = 255  # 5-grams per block: the products stay in the cache, and are too few for torch to use several threads
+_PAIRS = 200_000  # pairs per comparison
 
 
 class Signatures:
-    """Takes rows one after another and gives signatures of each row, of its prompt and of its answer.
+    """Computes the signatures of each row, of its prompt and of its answer.
 
-    A row is the set of its prompt's and its answer's 5-grams, so that its numbers are the smaller ones of the two.
-    The first rows wait until there are enough of them to tell which 5-grams are common.
+    A row is the union of its prompt's and its answer's 5-grams, so its numbers are the minima of theirs. The first rows
+    are held back until there are enough of them to determine the common 5-grams.
 
     Attributes:
-        rows: uint8, (rows, 128); zeros alone where too little is said to compare. From `finish` on, like the others.
-        prompts: uint8, (rows, 128), likewise; no rows if prompts are not wanted.
-        answers: uint8, (rows, 32); those of short answers agree only if the words are the same.
+        rows: uint8, (rows, 128); zeros if a row is too short to compare. Available after `finish`, like the others.
+        prompts: uint8, (rows, 128), likewise; empty if prompts are not compared.
+        answers: uint8, (rows, 32); those of short answers only agree if the words are the same.
     """
 
     def __init__(self, prompts: bool) -> None:
@@ -66,14 +68,14 @@ class Signatures:
         self._held = 0
         self._common: np.ndarray | None = None
         permutations = np.asarray(MinHash(PERMUTATIONS).permutations, np.uint32)
-        # Signed numbers are in the order of unsigned ones once half of the range is added; the low byte is the same.
+        # Adding half of the range makes signed numbers sort like unsigned ones; the low byte does not change.
         self._factors = torch.from_numpy(permutations[0].view(np.int32)[:, None])
         self._offsets = torch.from_numpy((permutations[1] + np.uint32(1 << 31)).view(np.int32)[:, None])
         self._products = torch.empty((PERMUTATIONS, _BLOCK), dtype=torch.int32)
         self._nothing = torch.full((PERMUTATIONS,), torch.iinfo(torch.int32).max, dtype=torch.int32)
 
     def add(self, prompt: str, answer: str) -> None:
-        """Takes the next row; one without words is like nothing."""
+        """Adds the next row; a row without words is similar to no other."""
         said = normal(answer)
         row = _Hashed(_mix(shingles(normal(prompt))), _mix(shingles(said)), said)
         if self._waiting is None:
@@ -85,7 +87,7 @@ class Signatures:
             self._learn()
 
     def finish(self) -> None:
-        """Ends the rows."""
+        """Completes the signatures, after the last row."""
         self._learn()
         self.rows = np.frombuffer(self._rows, np.uint8).reshape(-1, PERMUTATIONS)
         self.prompts = np.frombuffer(self._prompts or b"", np.uint8).reshape(-1, PERMUTATIONS)
@@ -116,7 +118,7 @@ class Signatures:
         return hashes if self._common is None else hashes[~self._common[hashes >> (32 - _COMMON_BITS)]]
 
     def _smallest(self, hashes: np.ndarray) -> torch.Tensor:
-        """int32, (128,): the smallest value of any hash under each permutation."""
+        """Returns the smallest value of all hashes under each permutation: int32, (128,)."""
         smallest = self._nothing
         for first in range(0, len(hashes), _BLOCK):
             block = torch.from_numpy(hashes[first : first + _BLOCK].view(np.int32))
@@ -129,7 +131,7 @@ class Signatures:
 
 @dataclass(frozen=True, slots=True)
 class _Hashed:
-    """A row whose signatures are still to be made: hashes of its 5-grams, and its answer's characters."""
+    """A row whose signatures are not computed yet: hashes of its 5-grams, and its answer's characters."""
 
     prompt: np.ndarray
     answer: np.ndarray
@@ -137,12 +139,12 @@ class _Hashed:
 
 
 def _bytes(numbers: torch.Tensor, of: int) -> bytes:
-    """The low byte of each number, or zeros if they are those of too few 5-grams."""
+    """Returns the low byte of each number, or zeros if there are too few 5-grams."""
     return bytes(len(numbers)) if of < FEWEST_SHINGLES else numbers.numpy().astype(np.uint8).tobytes()
 
 
 def shingles(characters: np.ndarray) -> np.ndarray:
-    """uint32, a number for each 5-gram in order, equal ones included; nearby texts have nearby numbers."""
+    """Returns a number for each 5-gram, in order and with repeats: uint32. Similar 5-grams have nearby numbers."""
     count = max(0, len(characters) - SHINGLE + 1)
     numbers = characters[:count].copy()
     for place in range(1, SHINGLE):
@@ -151,12 +153,12 @@ def shingles(characters: np.ndarray) -> np.ndarray:
     return numbers
 
 
-# Odd, so that no character is lost; otherwise any number.
+# Any odd number, so that no character is lost.
 _FACTOR = np.uint32(0x9E3779B1)
 
 
 def _mix(hashes: np.ndarray) -> np.ndarray:
-    """MurmurHash3's finalizer, which datasketch applies to every number before its permutations."""
+    """Applies MurmurHash3's finalizer, as datasketch does to every number before its permutations."""
     hashes ^= hashes >> np.uint32(16)
     hashes *= np.uint32(0x85EBCA6B)
     hashes ^= hashes >> np.uint32(13)
@@ -166,7 +168,7 @@ def _mix(hashes: np.ndarray) -> np.ndarray:
 
 
 def normal(text: str) -> np.ndarray:
-    """uint32 code points of the text in lower case, with a single space for all that is neither letter nor digit."""
+    """Returns the lower-case text as code points (uint32), with one space per run of other characters."""
     text = text.lower()
     if text.isascii():
         return np.frombuffer(b" ".join(text.encode().translate(_ASCII_WORDS).split()), np.uint8).astype(np.uint32)
@@ -181,33 +183,32 @@ _ASCII_WORDS = bytes(point if chr(point).isalnum() else 32 for point in range(25
 
 @cache
 def _spoken() -> np.ndarray:
-    """bool, (65536,): the characters that words are made of, marks on letters included; past them, all."""
+    """Returns which characters belong to words, combining marks included: bool, (65536,); all beyond do."""
     spoken = np.array([unicodedata.category(chr(point))[0] in "LNM" for point in range(0x10000)])
     spoken[0xFFFF] = True
     return spoken
 
 
-def likeness(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The estimated Jaccard likeness of pairs of signatures, each of shape (pairs, numbers)."""
+def similarity(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Estimates the Jaccard similarity of pairs of signatures, each of shape (pairs, numbers)."""
     agreeing = np.count_nonzero(left == right, axis=1) / left.shape[1]
     return (agreeing - 1 / 256) / (1 - 1 / 256)
 
 
-def alike(signatures: np.ndarray, left: np.ndarray, right: np.ndarray, threshold: float) -> np.ndarray:
-    """bool, (pairs,): whether the texts `left` and `right` (row numbers) are at least so alike."""
+def similar(signatures: np.ndarray, left: np.ndarray, right: np.ndarray, threshold: float) -> np.ndarray:
+    """Returns which texts `left` and `right` (row numbers) are at least this similar: bool, (pairs,)."""
     found = np.zeros(len(left), dtype=bool)
     for first in range(0, len(left), _PAIRS):
         part = slice(first, first + _PAIRS)
-        found[part] = likeness(signatures[left[part]], signatures[right[part]]) >= threshold
+        found[part] = similarity(signatures[left[part]], signatures[right[part]]) >= threshold
     return found
 
 
 def bands(signatures: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each band: the rows, those that agree in it next to each other, and for each the number of its run.
+    """Yields, for each band, the rows sorted so that those that agree in it are adjacent, and the run number of each.
 
-    Rows with nothing to compare are left out. In a million rows a run may hold some that agree by chance, so within a
-    run rows are sorted by further bytes: those that are alike then stand next to each other. Equal ones keep their
-    order.
+    Rows without a signature are excluded. With a million rows, a run may contain rows that agree by chance; therefore,
+    rows in a run are sorted by further bytes, so that similar rows are adjacent. Equal rows keep their order.
     """
     rows = rows[signatures[rows].any(axis=1)]
     if not len(rows):

@@ -1,7 +1,8 @@
-"""Personal data and secrets in a text: where they are, and the text with them masked.
+"""Finds and masks personal data and secrets in a text.
 
-Precision comes before recall: a pattern alone is not enough where a check digit, a country's length, a header or the
-look of random characters can tell. Cheap substring tests come first, so that most rows never meet a regular expression.
+Precision is more important than recall: beyond the pattern, a check digit, a country's length, a header or the
+randomness of the characters is verified where possible. Cheap substring tests come first, so that most rows need no
+regular expression.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Private:
-    """A stretch of text that should not be shown.
+    """A private span of text.
 
     Attributes:
-        kind: Such as `email address` or `AWS access key`.
-        start: Its first character.
-        end: Past its last one.
-        secret: Whether it opens something, rather than telling of a person.
+        kind: A kind such as `email address` or `AWS access key`.
+        start: First character.
+        end: End, exclusive.
+        secret: Whether it is a secret (it grants access) rather than personal data.
     """
 
     kind: str
@@ -33,7 +34,7 @@ class Private:
 
 
 def scan(text: str) -> list[Private]:
-    """Everything private in a text, in order and without overlaps; of two that overlap, a secret or the first."""
+    """Returns all private spans in a text, in order; of overlapping spans, only a secret or the first."""
     found = [*_secrets(text), *_personal(text)]
     if len(found) < 2:
         return found
@@ -45,7 +46,7 @@ def scan(text: str) -> list[Private]:
 
 
 def mask(text: str, found: list[Private] | None = None) -> str:
-    """The text with the middle of everything private left out, and without halves of characters.
+    """Returns the text with the middle of all private spans removed, and without halves of surrogate pairs.
 
     >>> mask("write to jane.doe@mail-provider.net")
     'write to jane…et'
@@ -54,7 +55,7 @@ def mask(text: str, found: list[Private] | None = None) -> str:
         value = text[item.start : item.end]
         head, tail = min(4, len(value) // 5), min(2, len(value) // 10)
         text = f"{text[: item.start]}{value[:head]}…{value[len(value) - tail :]}{text[item.end :]}"
-    return text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair cannot be written anywhere
+    return text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair cannot be encoded
 
 
 # ---- secrets
@@ -68,7 +69,7 @@ _PLACEHOLDER = re.compile(
 
 
 def _looks_random(value: str) -> bool:
-    """Whether a token is made of many different characters and is no example out of a manual."""
+    """Returns whether a token has many different characters and is not an example from a manual."""
     return len(set(value)) >= 10 and not re.search(r"(?i)example|xxxx|your|abcdefgh|(.)\1{4}", value)
 
 
@@ -89,7 +90,7 @@ def _is_jwt(value: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Pattern:
-    """A secret's shape. `marks` are substrings, one of which every match holds; group 1 is the secret itself."""
+    """The pattern of a secret. Every match contains one of the substrings `marks`; group 1 is the secret itself."""
 
     kind: str
     marks: tuple[str, ...]
@@ -164,7 +165,7 @@ def _secrets(text: str) -> Iterator[Private]:
 _EMAIL = re.compile(r"(?<![\w.+/-])[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}(?![\w@])")
 _NOBODY = re.compile(r"(?i)^(?:no-?reply|git)@|@(?:[\w-]+\.)*(?:example|test|invalid|localhost)(?:\.\w+)?$")
 
-# Every number below, and every IBAN, has a stretch of digits and marks as long as this.
+# Every number below, and every IBAN, contains digits and separators of this length.
 _ANY_NUMBER = re.compile(r"\d[\d ().\-]{7}")
 _CARD = re.compile(r"(?<![\w.-])(?<![-+*/=] )\d(?:[ -]?\d){14,15}(?![\w-]|\.\d| ?[-+*/=]| \d)")
 _PHONE = re.compile(
@@ -225,14 +226,14 @@ def _luhn(digits: str) -> bool:
 
 def _is_phone(match: re.Match[str]) -> bool:
     digits = re.sub(r"\D", "", match[0])
-    if re.search(r"\d\s*$", match.string[max(0, match.start() - 5) : match.start()]):  # a sum
+    if re.search(r"\d\s*$", match.string[max(0, match.start() - 5) : match.start()]):  # an arithmetic expression
         return False
-    # 555-0100 to 555-0199 are kept for fiction.
+    # 555-0100 to 555-0199 are reserved for fiction.
     return 9 <= len(digits) <= 15 and digits[-7:-2] != "55501"
 
 
 def _is_public_ip(match: re.Match[str]) -> bool:
-    # Shorter ones are as often the number of a version or a section.
+    # Shorter ones are as often version or section numbers.
     if len(match[0]) < 9 or re.search(
         r"(?i)(?:version|release|section|v)\W{0,2}$", match.string[: match.start()][-12:]
     ):

@@ -1,4 +1,4 @@
-"""What a check sees: one row of one file, as far as it could be read, understood and encoded."""
+"""What a check gets: one row of one file, as far as it could be read, parsed and encoded."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lamina.data.source import ReadRow
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row stands.
+    """The place of a row.
 
     Attributes:
-        file: Path as the user named it.
-        row: Counted from 1.
-        line: Counted from 1; 0 in files without lines.
+        file: Path as the user gave it.
+        row: Number of the row, from 1.
+        line: Line, from 1; 0 in files without lines.
     """
 
     file: str
@@ -29,16 +29,16 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class CheckedRow:
-    """One row as the checks see it.
+    """A row as the checks see it.
 
     Attributes:
-        file: Path as the user named it.
+        file: Path as the user gave it.
         side: `train`, `eval` or `replay`.
-        read: What could be read and understood of it.
-        encoded: Its tokens, uncut; None without a model, or if the row is not used.
-        refusal: Why the chat template does not render it; empty if it does.
-        rejected: Of a preference: the tokens with the rejected answer.
-        source: Where the configuration names the file.
+        read: The row, as far as it could be read and parsed.
+        encoded: Its tokens, not truncated; None without a model, or if the row is not used.
+        refusal: Why the chat template refuses it; empty if it does not.
+        rejected: For a preference, the tokens with the rejected answer.
+        source: The source that the file belongs to.
     """
 
     file: str
@@ -51,23 +51,23 @@ class CheckedRow:
 
     @property
     def tokens(self) -> int:
-        """How many tokens it has; of a preference, with the longer answer. 0 where they are not known."""
+        """Number of tokens; for a preference, of the longer sequence. 0 if unknown."""
         return max(len(side) if side is not None else 0 for side in (self.encoded, self.rejected))
 
     @property
     def place(self) -> Place:
-        """Where it stands."""
+        """The place of the row."""
         return Place(self.file, self.read.number, self.read.line)
 
 
 @dataclass(frozen=True, slots=True)
 class Offender:
-    """A row that a finding is about.
+    """An example row of a finding.
 
     Attributes:
-        place: Where it stands.
-        excerpt: How it begins, or the text around the matter; secrets and personal data are masked.
-        detail: What it is about this row.
+        place: The place of the row.
+        excerpt: Its start, or the text around the problem; secrets and personal data are masked.
+        detail: What is wrong with this row.
     """
 
     place: Place

@@ -1,4 +1,4 @@
-"""The rows of a target, one after another, as the checks and the preview see them: nothing ends at a bad row."""
+"""The rows of a target, one after another, for the checks and for `lamina data show`. A bad row does not end them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Rows:
     """Every row of a target. Iterating again reads the files again.
 
     Attributes:
-        target: Which data.
-        template: Renders conversations; None leaves tokens out.
-        numbers: Rows that are wanted, counted from 1 in each file; the others are not encoded. Empty for all.
-        files: What was seen of each file, once it was read: path, side, format, columns that are mapped, rows, columns
-            that nothing reads.
+        target: The data.
+        template: Renders conversations; without it, rows are not encoded.
+        numbers: Rows to encode, by their number in each file, from 1; the others are yielded without tokens. Empty for
+            all.
+        files: Facts about each file that has been read: path, side, format, mapped columns, rows, unused columns.
     """
 
     target: Target
@@ -36,7 +36,7 @@ class Rows:
     files: list[dict[str, Any]] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[CheckedRow]:
-        """The training side, then the evaluation side, then replayed text.
+        """Yields the training side, then replayed text, then the evaluation side.
 
         Raises:
             ConfigError: A file does not exist.
@@ -72,7 +72,7 @@ class Rows:
 
     @property
     def has_eval(self) -> bool:
-        """Whether rows of an evaluation side follow those of training."""
+        """Whether evaluation rows follow the training rows."""
         return isinstance(self.target.data.eval, str)
 
     def _listed(self) -> list[tuple[str, SourceConfig, DataFile]]:
@@ -80,7 +80,7 @@ class Rows:
         return [(each.side, each.source, file) for each in opened for file in each.files]
 
     def shapes(self) -> Iterator[tuple[str, str, dict[str, str]]]:
-        """Name, format and mapped columns of each training file that has a format, by its first rows."""
+        """Yields name, format and mapped columns of each training file whose format is known, from its first rows."""
         for side, source, file in self._listed():
             reader = SourceReader(file, source, self.target.data.text_unit)
             with contextlib.suppress(DataError):
@@ -109,14 +109,14 @@ class Rows:
                 yield CheckedRow(name, side, row, chosen, "", rejected, source)
 
     def _with_columns(self, row: ReadRow) -> ReadRow:
-        """The row, as a misfit where it lacks a column that the split asks for."""
+        """Returns the row, as a misfit if it lacks a column that the split needs."""
         for name in (self.target.data.stratify_by, self.target.data.group_by):
             if name is not None and row.example is not None and not row.drop_reason and name not in (row.value or {}):
                 return replace(row, example=None, misfit=lacks_column(name))
         return row
 
     def _to_encode(self, rows: Iterable[ReadRow]) -> Iterator[tuple[ReadRow, Example | None]]:
-        """Each row with its example if that is wanted; a preference is followed by its rejected answer."""
+        """Yields each row with its example, if requested; a preference is followed by its rejected answer."""
         for row in rows:
             wanted = not row.drop_reason and (not self.numbers or row.number in self.numbers)
             example = row.example if wanted else None

@@ -1,4 +1,4 @@
-"""A row as the checks share it: its texts are put together once, however many checks read them."""
+"""A row that all checks share: its texts are only assembled once."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from lamina.data.report import CHOSEN_REASONS
 
 EXCERPT_CHARACTERS = 200
 
-# A row that is left out for one of these is a good row all the same; other settings would train on it.
+# A row dropped for one of these reasons is a good row: other settings would train on it.
 SETTINGS_REASONS = CHOSEN_REASONS | {"longer_than_max_length", "no_supervised_tokens"}
 
 
 class Seen:
-    """One row on its way past the checks.
+    """One row, for all checks.
 
     Attributes:
         row: The row.
-        index: Its number among all rows, both sides and all files, counted from 0.
+        index: Its index among all rows of both sides and all files.
     """
 
     def __init__(self, row: CheckedRow, index: int) -> None:
@@ -32,7 +32,7 @@ class Seen:
 
     @property
     def example(self) -> Example | None:
-        """What the row means, if it could be told."""
+        """The parsed example, if the row could be parsed."""
         return self.row.read.example
 
     @property
@@ -42,7 +42,7 @@ class Seen:
 
     @cached_property
     def empty(self) -> bool:
-        """Whether there is nothing in the row to learn from, under any settings."""
+        """Whether the row has nothing to train on, whatever the settings."""
         return bool(self.row.read.drop_reason) and self.row.read.drop_reason not in SETTINGS_REASONS
 
     @cached_property
@@ -51,18 +51,18 @@ class Seen:
         return None if self.empty or self.row.refusal else self.row.read.example
 
     def left_out(self, settings: CheckSettings) -> str:
-        """Why training leaves the row out (a key of `DROP_REASONS`), by its tokens where they are known; else empty."""
+        """Returns why training drops the row (a key of `DROP_REASONS`, by its tokens if known); empty if kept."""
         encoded, fate = self.row.encoded, settings.fate(self.example)
         if self.row.read.drop_reason or encoded is None:
             return self.row.read.drop_reason
         if fate == "drop" and self.row.tokens > settings.max_length:
             return "longer_than_max_length"
-        learnt = encoded.supervised[: None if fate == "split" else settings.max_length]
-        return "" if learnt.any() else "no_supervised_tokens"
+        in_loss = encoded.supervised[: None if fate == "split" else settings.max_length]
+        return "" if in_loss.any() else "no_supervised_tokens"
 
     @cached_property
     def text(self) -> str:
-        """All of the row's words; of a row that does not fit its format, the text in its columns."""
+        """All of the row's text; for a row that does not fit its format, the text in its columns."""
         if self.example is not None:
             return self.example.words()
         if self.row.read.fault is not None:
@@ -71,9 +71,9 @@ class Seen:
 
     @cached_property
     def prompt(self) -> str:
-        """What the final answer answers; of plain text, the text.
+        """The text that the final answer responds to; for plain text, the text itself.
 
-        System turns are left out: they are alike in many rows, and would make all of them alike.
+        System turns are excluded, since many rows share them, and would all be similar.
         """
         example = self.example
         if example is None:
@@ -84,7 +84,7 @@ class Seen:
 
     @cached_property
     def reply(self) -> str:
-        """The final turn and, of a preference, the rejected one; empty in plain text."""
+        """The final turn and, for a preference, the rejected one; empty for plain text."""
         example = self.example
         if example is None:
             return ""
@@ -92,7 +92,7 @@ class Seen:
 
     @cached_property
     def answers(self) -> list[str]:
-        """The text of each assistant turn; of a preference the chosen one only."""
+        """The text of each assistant turn; for a preference, only of the chosen answer."""
         if self.example is None:
             return []
         return [message.content for message in self.example.messages if message.role == "assistant"]
@@ -108,7 +108,7 @@ class Seen:
         return scan(self.text)
 
     def excerpt(self, at: int = 0, length: int = EXCERPT_CHARACTERS) -> str:
-        """The text from a little before character `at`, on one line, with everything private masked."""
+        """Returns the text starting a little before character `at`, on one line, with everything private masked."""
         first = max(0, at - length // 4)
         last = first + 2 * length
         inside = [item for item in self.private if item.start < last and item.end > first]
@@ -119,7 +119,7 @@ class Seen:
         return line if len(line) <= length else line[: length - 1] + "…"
 
     def offender(self, detail: str = "", at: int = 0) -> Offender:
-        """The row as an example of a finding. A detail that quotes the row is masked too."""
+        """Returns the row as an example of a finding. The detail is masked too, since it may quote the row."""
         return Offender(self.row.place, self.excerpt(at), mask(detail))
 
 

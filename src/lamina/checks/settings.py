@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CheckSettings:
-    """The run, as far as the checks depend on it.
+    """The settings of the run that the checks depend on.
 
     Attributes:
-        max_length: Longest example in tokens.
-        overlong: What becomes of a longer one: `drop`, `cut`, `split`, or `auto` (text is split, the rest dropped).
-        tokenizer: Of the model; None leaves out every check of tokens.
+        max_length: Maximum length of an example in tokens.
+        overlong: What to do with a longer example: `drop`, `cut`, `split`, or `auto` (split plain text, drop the rest).
+        tokenizer: The model's tokenizer; None skips every check of tokens.
         batch_size: `per_device_train_batch_size`.
-        packing: Whether micro-batches are filled by tokens.
+        packing: Whether micro-batches are filled by token count.
         wrapped: Whether packing cuts rows wherever a micro-batch is full.
-        seed: Decides what packing does.
-        progress: Called with the number of rows seen so far, now and then and at the end.
-        kinds: What the run has a loss for; None where the data is for no run in particular.
-        has_eval: Whether eval rows follow the train rows; without any, prompts are not compared.
-        embedding_rows: Of the base; None leaves out the check of token ids against them.
-        max_dropped: Largest share of a source's rows that may be left out.
-        examples: Most offending rows that a finding shows.
+        seed: Seed of packing.
+        progress: Called with the number of rows checked so far, periodically and at the end.
+        kinds: Kinds of rows that the run's loss supports; None if the data is not for a particular run.
+        has_eval: Whether evaluation rows follow the training rows; if not, prompts are not compared.
+        embedding_rows: Rows of the base model's embedding; None skips the check of token ids.
+        max_dropped: Largest share of a source's rows that may be dropped.
+        examples: Maximum number of example rows per finding.
     """
 
     max_length: int
@@ -47,7 +47,7 @@ class CheckSettings:
     examples: int = 20
 
     def fate(self, example: Example | None) -> str:
-        """What becomes of a row that is too long: `drop`, `cut` or `split`."""
+        """Returns what happens to an overlong row: `drop`, `cut` or `split`."""
         if self.overlong != "auto":
             return self.overlong
         return "split" if example is not None and example.kind is Kind.TEXT else "drop"

@@ -1,4 +1,4 @@
-"""`lamina data show`: rows as the model sees them, with what is learnt told apart from what is not."""
+"""`lamina data show`: rows as the model sees them, with the tokens in the loss highlighted."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from lamina.progress import Notify
 
 @dataclass(frozen=True)
 class Piece:
-    """Text between two changes of what it is.
+    """A piece of text with the same properties throughout.
 
     Attributes:
-        text: Decoded from its tokens, special ones included.
+        text: Text decoded from its tokens, including special tokens.
         supervised: Whether it is in the loss.
         special: Whether it is a special token.
     """
@@ -40,17 +40,17 @@ class Shown:
     """A row as the model sees it.
 
     Attributes:
-        file: Path as the user named it.
-        row: Counted from 1.
-        line: Counted from 1; 0 in files without lines.
-        kind: `conversation`, `text`, `preference` or `unpaired_preference`; empty if the row cannot be understood.
-        tokens: Of the whole row.
-        supervised_tokens: Of those, in the loss.
+        file: Path as the user gave it.
+        row: Number of the row, from 1.
+        line: Line, from 1; 0 in files without lines.
+        kind: `conversation`, `text`, `preference` or `unpaired_preference`; empty if the row cannot be parsed.
+        tokens: Number of tokens.
+        supervised_tokens: Number of tokens in the loss.
         pieces: The row's text.
-        rejected: Of a preference: the text with the rejected answer.
-        label: Of an unpaired preference: whether the answer is wanted.
-        left_out: Why training leaves the row out or stops at it; empty if it does not.
-        notes: What else to know about how it is rendered.
+        rejected: For a preference, the text with the rejected answer.
+        label: For an unpaired preference, whether the answer is desirable.
+        left_out: Why training drops the row or stops on it; empty if it does not.
+        notes: Other notes on how it is rendered.
     """
 
     file: str
@@ -66,21 +66,21 @@ class Shown:
     notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Returns the row as plain data."""
         return asdict(self)
 
 
 def show_data(target: Target, notify: Notify, count: int = 3, numbers: Sequence[int] = ()) -> Iterator[Shown]:
-    """The first rows, or those with the numbers asked for, in file order.
+    """Yields the first rows, or those with the given numbers, in file order.
 
     Args:
-        target: Which data, for which model.
-        notify: Told what is being done.
-        count: How many rows from the start, where no numbers are given.
-        numbers: Rows of the first file, counted from 1.
+        target: The data, and the model.
+        notify: Reports progress.
+        count: Number of rows from the start, if no numbers are given.
+        numbers: Numbers of rows of the first file, from 1.
 
     Raises:
-        ConfigError: There is no model, or a row asked for is not there.
+        ConfigError: There is no model, or a requested row does not exist.
         DataError: The data has no rows.
     """
     template = target.template(notify)
@@ -100,7 +100,7 @@ def show_data(target: Target, notify: Notify, count: int = 3, numbers: Sequence[
             return
     if wanted:
         missing = ", ".join(map(str, sorted(wanted)))
-        raise ConfigError(Problem("--row", f"{first_file} has no row {missing}", "ask for rows that are there"))
+        raise ConfigError(Problem("--row", f"{first_file} has no row {missing}", "choose rows that exist"))
 
 
 def _shown(row: CheckedRow, template: ChatTemplate, target: Target) -> Shown:

@@ -1,4 +1,4 @@
-"""What `lamina data` is pointed at: a data file with a few options, or the configuration of a run."""
+"""The target of `lamina data`: a data file with a few options, or the configuration of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lamina.models.source import find_model, packaged_gguf
 from lamina.models.vocabulary import declared_rows
 from lamina.progress import Notify
 
-# Of the model whose tokens are counted where a data file alone is given, and of its micro-batches.
+# Model whose tokens are counted if only a data file is given, and the batch size.
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_BATCH_SIZE = 4
 _NO_MODEL = "none"
@@ -25,14 +25,14 @@ _NO_MODEL = "none"
 
 @dataclass(frozen=True)
 class Target:
-    """Data with the run that it is for.
+    """Data, with the run that it is for.
 
     Attributes:
         data: The `data:` section.
-        model: The base, as the user names it; None if tokens are not looked at.
+        model: The base model, as the user names it; None skips tokens.
         batch_size: `per_device_train_batch_size`.
-        seed: Of the run.
-        is_run: Whether a run's configuration named the data, so that what stops the run is an error.
+        seed: Seed of the run.
+        is_run: Whether a run's configuration specifies the data, so that anything that stops the run is an error.
         loss: What the run minimizes.
     """
 
@@ -44,7 +44,7 @@ class Target:
     loss: LossConfig = field(default_factory=CrossEntropyConfig)
 
     def template(self, notify: Notify) -> ChatTemplate | None:
-        """The model's chat template with its tokenizer; None without a model.
+        """Returns the model's chat template with its tokenizer; None without a model.
 
         Raises:
             LaminaError: The model or the template cannot be used.
@@ -55,7 +55,7 @@ class Target:
         return template_of(tokenizer, self.data)
 
     def embedding_rows(self, notify: Notify, template: ChatTemplate | None) -> int | None:
-        """Rows of the model's embedding; None without a model, or where it does not tell."""
+        """Returns the number of rows of the model's embedding; None without a model, or if its config does not say."""
         if self.model is None or template is None:
             return None
         return declared_rows(find_model(self.model, notify).folder, template.tokenizer)
@@ -69,22 +69,22 @@ def find_target(
     columns: Mapping[str, str] | None = None,
     evaluation: str | None = None,
 ) -> Target:
-    """The data that a user names.
+    """Returns the data that a user names.
 
     Args:
-        named: A YAML file with a run's configuration; or a data file, a folder, a glob or a data set of the hub.
+        named: A YAML file with a run's configuration; or a data file, a folder, a glob or a data set on the hub.
         overrides: KEY=VALUE, as for `lamina train`.
-        model: Another base than the configuration's; `none` leaves tokens out.
+        model: A base model to use instead of the configuration's; `none` skips tokens.
         columns: `data.columns`.
         evaluation: `data.eval`, a file.
 
     Raises:
-        ConfigError: The configuration is wrong.
+        ConfigError: The configuration is invalid.
     """
     is_run = Path(named).suffix in (".yaml", ".yml")
     given = {override.partition("=")[0].strip() for override in overrides}
     if "data.train" in given and not is_run:
-        raise ConfigError(Problem("data.train", f"is given beside the file {named}", "name the data once"))
+        raise ConfigError(Problem("data.train", f"is given in addition to the file {named}", "give the data once"))
     config = load_config(named if is_run else {"data": {"train": named, "eval": None}}, overrides)
     changes = {"columns": dict(columns) if columns else None, "eval": evaluation}
     changes = {name: value for name, value in changes.items() if value is not None}
@@ -100,6 +100,6 @@ def find_target(
     data = config.data
     for name in ("chat_template", "enable_thinking"):
         if chosen == _NO_MODEL and getattr(data, name) is not None:
-            raise ConfigError(Problem("--model", f"is none, so data.{name} does nothing", "name a model"))
+            raise ConfigError(Problem("--model", f"is none, so data.{name} has no effect", "name a model"))
     batch_size = config.train.per_device_train_batch_size
     return Target(data, None if chosen == _NO_MODEL else chosen, batch_size, config.seed, is_run, config.loss)

@@ -1,6 +1,7 @@
-"""`lamina`: the commands. Each parses, makes one library call, and renders; torch is imported inside the call only.
+"""`lamina`: the commands. Each parses its arguments, makes one library call, and renders the result. Only the call
+imports torch.
 
-Exit codes: 0 done, 1 failed, 2 usage or configuration, 75 interrupted (the message says how to go on).
+Exit codes: 0 done; 1 failed; 2 usage or configuration error; 75 interrupted (the message says how to resume).
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def train(
 def evaluate(
     source: Source,
     data: Annotated[
-        str | None, typer.Option("--data", help="A data file; by default the run's evaluation data.")
+        str | None, typer.Option("--data", help="Data file to evaluate on; by default the run's evaluation data.")
     ] = None,
     columns: Annotated[
         list[str] | None,
@@ -104,14 +105,17 @@ def evaluate(
     ] = None,
     exact_match: Annotated[
         bool,
-        typer.Option("--exact-match", help="Also generate answers and compare them with the expected ones."),
+        typer.Option("--exact-match", help="Also generate answers and compare them with the expected answers."),
     ] = False,
     score: Annotated[
         list[str] | None,
         typer.Option("--score", metavar="NAME", help="Score generated answers, such as final_answer; may be repeated."),
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest generated answer, with --score; by default 256.")
+        int | None,
+        typer.Option(
+            min=1, help="Maximum length of a generated answer in tokens, with --score or --exact-match; by default 256."
+        ),
     ] = None,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write the generated answers to this .jsonl file.")] = None,
@@ -119,13 +123,17 @@ def evaluate(
     allow_base_mismatch: MismatchFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Loss, perplexity and scores of an adapter's answers, with the bare base beside it."""
+    """Compute loss, perplexity and scores of an adapter, next to those of the base model without it."""
     generates = exact_match or bool(score)
     if predictions is not None and not generates:
-        raise ConfigError(Problem("--predictions", "has nothing to write without --exact-match", "add --exact-match"))
+        raise ConfigError(
+            Problem("--predictions", "has nothing to write without --exact-match or --score", "add --exact-match")
+        )
     check_target("--predictions", predictions)
     if max_new_tokens is not None and not generates:
-        raise ConfigError(Problem("--max-new-tokens", "does nothing without --exact-match", "add --exact-match"))
+        raise ConfigError(
+            Problem("--max-new-tokens", "has no effect without --exact-match or --score", "add --exact-match")
+        )
     mapping = column_mapping(columns)
     if mapping and data is None:
         raise ConfigError(Problem("--column", "maps the columns of --data, which is not given", "add --data FILE"))
@@ -153,7 +161,7 @@ def evaluate(
     if as_json:
         print_json(result.as_json())
         return
-    table = Table("", "bare base", "adapter")
+    table = Table("", "base model", "adapter")
     table.add_row("loss", f"{result.base_loss:.4f}", f"{result.loss:.4f}")
     if result.perplexity is not None:
         table.add_row("perplexity", f"{result.base_perplexity:.2f}", f"{result.perplexity:.2f}")
@@ -162,19 +170,19 @@ def evaluate(
     for name, scores in result.scores.items():
         table.add_row(name.replace("_", " "), f"{scores.base:.1%}", f"{scores.adapter:.1%}")
     out.print(table)
-    left_out = "".join(f"; left out {count}: {reason}" for reason, count in result.dropped.items())
+    left_out = "".join(f"; dropped {count}: {reason}" for reason, count in result.dropped.items())
     out.print(f"{result.rows} rows{left_out}")
 
 
 @app.command()
 def generate(
     source: Source,
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A user turn; may be repeated.")] = None,
-    system: Annotated[str | None, typer.Option(help="A system turn before each prompt.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="For sampling.")] = 0,
-    base: Annotated[bool, typer.Option("--base", help="Let the bare base answer.")] = False,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A user message; may be repeated.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system message before each prompt.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 decodes greedily.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed for sampling.")] = 0,
+    base: Annotated[bool, typer.Option("--base", help="Answer with the base model, without the adapter.")] = False,
     model: ModelOption = None,
     allow_base_mismatch: MismatchFlag = False,
     as_json: JsonFlag = False,
@@ -203,17 +211,17 @@ def generate(
 @app.command()
 def chat(
     source: Source,
-    system: Annotated[str | None, typer.Option(help="A system turn to begin with.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    system: Annotated[str | None, typer.Option(help="A system message at the start of the conversation.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer in tokens.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 decodes greedily.")] = 0.0,
     seed: Annotated[
-        int | None, typer.Option(min=0, max=MAX_SEED, help="For sampling; by default new answers each time.")
+        int | None, typer.Option(min=0, max=MAX_SEED, help="Seed for sampling; by default answers differ each time.")
     ] = None,
     model: ModelOption = None,
     allow_base_mismatch: MismatchFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Talk to an adapter in the terminal; /base and /adapter switch between it and the bare base."""
+    """Chat with an adapter in the terminal; /base and /adapter switch between the base model and the adapter."""
     from lamina.adapters.load import load
     from lamina.cli.chat import run_chat
     from lamina.engine.generate import build_generator
@@ -231,22 +239,24 @@ def chat(
 @app.command()
 def merge(
     source: Source,
-    destination: Annotated[Path, typer.Option("--out", help="Folder to write; must not exist yet.")],
-    dtype: Annotated[str, typer.Option(help="bfloat16, float32, or auto: what the adapter was trained on.")] = "auto",
+    destination: Annotated[Path, typer.Option("--out", help="Folder to write; must not exist.")],
+    dtype: Annotated[
+        str, typer.Option(help="bfloat16, float32, or auto: the dtype that the adapter was trained in.")
+    ] = "auto",
     model: ModelOption = None,
     allow_base_mismatch: MismatchFlag = False,
     original_base: Annotated[
         bool,
         typer.Option(
-            "--original-base", help="Merge into the weights that a quantized base had before it was quantized."
+            "--original-base", help="Merge into the weights from before quantization, if the base model is quantized."
         ),
     ] = False,
     allow_difference: Annotated[
-        bool, typer.Option("--allow-difference", help="Keep the merged model even if its probes do not pass.")
+        bool, typer.Option("--allow-difference", help="Keep the merged model even if its certificate does not pass.")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Merge an adapter into its base, write a plain transformers folder, and prove that it is the same model."""
+    """Merge an adapter into its base model, write a transformers folder, and certify that it is the same model."""
     if dtype not in ("auto", "bfloat16", "float32"):
         raise ConfigError(Problem("--dtype", f"{dtype!r} is not one of auto, bfloat16, float32"))
     from lamina.export.merge import merge as merge_adapter
@@ -271,14 +281,15 @@ def merge(
 @app.command()
 def quantize(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file with the model and the data.")],
-    destination: Annotated[Path, typer.Option("--out", help="Folder to write; must not exist yet.")],
+    destination: Annotated[Path, typer.Option("--out", help="Folder to write; must not exist.")],
     overrides: Overrides = None,
     tokens: Annotated[
-        int | None, typer.Option(min=1, help="Of training documents to run the base over; by default 32768.")
+        int | None,
+        typer.Option(min=1, help="Number of tokens of training documents to calibrate on; by default 32768."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Quantize a base to 4 bits, rounded for the inputs that its layers see on your data (GPTQ)."""
+    """Quantize a base model to 4 bits, calibrated on your data (GPTQ)."""
     from lamina.config import load_config
 
     checked = load_config(config, overrides or [])
@@ -292,7 +303,7 @@ def quantize(
     if as_json:
         print_json(result.as_json())
         return
-    out.print(f"quantized base: {result.path}", markup=False)
+    out.print(f"quantized base model: {result.path}", markup=False)
     out.print(result.line(), markup=False)
     given = [config, *(overrides or []), f"model={result.path}", "quantization=null"]
     err.print(f"  next    lamina train {escape(shlex.join(given))}", soft_wrap=True)
@@ -307,7 +318,7 @@ def verify(
     overrides: Overrides = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Prove on your own model and data that packing, accumulation, resuming, merging and the like change nothing."""
+    """Verify on your own model and data that packing, accumulation, resuming, merging and other shortcuts are exact."""
     from lamina.config import load_config
 
     changes = overrides or []
@@ -346,29 +357,30 @@ def doctor(as_json: JsonFlag = False) -> None:
 @app.command()
 def quickstart(
     folder: Annotated[
-        Path | None, typer.Option("--out", help="Where to put everything; by default runs/quickstart.")
+        Path | None, typer.Option("--out", help="Folder for all files; by default runs/quickstart.")
     ] = None,
-    model: Annotated[str, typer.Option(help="The base.")] = "smollm2-135m",
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of data and training.")] = 0,
+    model: Annotated[str, typer.Option(help="The base model.")] = "smollm2-135m",
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the data and the training.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train a small real model, compare it with its base, and merge it with a certificate. Takes minutes, offline."""
+    """Train a small real model, compare it with its base model, and merge it with a certificate. Takes minutes,
+    offline."""
     from lamina.cli.quickstart import run_quickstart
 
     run_quickstart(folder, model, seed, as_json)
 
 
 def main() -> None:
-    """Runs the command line; every error becomes one message and an exit code."""
+    """Runs the command line. Every error becomes one message and an exit code."""
     open_standard_streams()
-    listen_for_signals()  # training puts handlers of its own in the place of these
+    listen_for_signals()  # training replaces these handlers with its own
     for stream, errors in (
         (sys.stdin, "surrogateescape"),
         (sys.stdout, "backslashreplace"),
         (sys.stderr, "backslashreplace"),
     ):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=errors)  # data may hold what no encoding can write, and what is no text
+            stream.reconfigure(errors=errors)  # data may contain characters that the encoding cannot represent
     arguments = sys.argv[1:]
     command = get_command(app)
 
@@ -377,4 +389,4 @@ def main() -> None:
         return app(args=arguments or ["--help"], standalone_mode=False)
 
     code = run_command(run, asks_for_json(command, arguments))
-    leave(code if arguments else 2)  # the help was shown, but nothing was asked for
+    leave(code if arguments else 2)  # this shows the help, but without a command it is a usage error

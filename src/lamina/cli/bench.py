@@ -1,4 +1,4 @@
-"""`lamina bench`: lamina beside its peers, and its table."""
+"""`lamina bench`: compares lamina with its peers, and prints the table."""
 
 from __future__ import annotations
 
@@ -32,31 +32,40 @@ def train(
     columns: Annotated[
         list[str] | None, typer.Option("--column", help="FIELD=COLUMN, such as prompt=question; may be repeated.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The base; by default smollm2-135m.")] = None,
+    model: Annotated[str | None, typer.Option(help="The base model; by default smollm2-135m.")] = None,
     shape: Annotated[
-        str | None, typer.Option(help="A shape with random weights instead: gemma-3-270m, tinyllama-1.1b or tiny.")
+        str | None,
+        typer.Option(help="A model shape with random weights instead: gemma-3-270m, tinyllama-1.1b or tiny."),
     ] = None,
     peers: Annotated[
         str | None, typer.Option(help="Peers to compare with, separated by commas; by default all that are installed.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Timed steps of each process, after two to warm up.")] = 6,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each side runs, in turns.")] = 3,
-    tokens_per_step: Annotated[int, typer.Option(min=16, help="Real tokens in an optimizer step, at most.")] = 2048,
-    max_length: Annotated[int, typer.Option(min=16, help="Longer rows are dropped.")] = 1024,
-    dtype: Annotated[str, typer.Option(help="bfloat16, float32, or auto: bfloat16 where it is native.")] = "auto",
-    rank: Annotated[int, typer.Option("--rank", min=1, help="LoRA's r, on every linear layer.")] = 16,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Constant over the steps.")] = 2e-4,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of order, adapters and random weights.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps per process, after two warmup steps.")] = 6,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of runs of each side, in turns.")] = 3,
+    tokens_per_step: Annotated[
+        int, typer.Option(min=16, help="Maximum number of tokens per optimizer step, without padding.")
+    ] = 2048,
+    max_length: Annotated[
+        int, typer.Option(min=16, help="Maximum length of a row in tokens; longer rows are dropped.")
+    ] = 1024,
+    dtype: Annotated[
+        str, typer.Option(help="bfloat16, float32, or auto: bfloat16 if the hardware supports it natively.")
+    ] = "auto",
+    rank: Annotated[int, typer.Option("--rank", min=1, help="Rank r of LoRA, on every linear layer.")] = 16,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Learning rate, constant over the steps.")] = 2e-4,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Seed of the order, the adapters and random weights.")
+    ] = 0,
     python: Annotated[
         list[str] | None,
-        typer.Option(help="SIDE=INTERPRETER for a peer in an environment of its own; may be repeated."),
+        typer.Option(help="SIDE=INTERPRETER for a peer in its own environment; may be repeated."),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also draw the comparison to this .png, .svg or .pdf.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also plot the comparison to this .png, .svg or .pdf file.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Measure training speed, memory and losses of lamina and its peers on the same rows."""
     if model is not None and shape is not None:
-        raise ConfigError(Problem("--shape", "is a model of its own, and --model names another", "give one of them"))
+        raise ConfigError(Problem("--shape", "selects a model, and --model selects another", "give one of them"))
     if columns and data is None:
         raise ConfigError(Problem("--column", "maps the columns of --data, which is not given", "add --data FILE"))
     mapping = column_mapping(columns)
@@ -116,9 +125,17 @@ def _print(report: BenchReport) -> None:
     out.print(table)
     for side in report.sides:
         if side.disturbed:
-            notify(f"{side.side}: other processes kept {side.other_cores:.1f} cores busy, so its figures say little")
+            notify(
+                f"{side.side}: other processes kept {side.other_cores:.1f} cores busy, so its figures are unreliable"
+            )
     if report.ratios:
-        ratios = Table("lamina / peer", "speed", "speed, machine's rate taken out", "peak memory", "training memory")
+        ratios = Table(
+            "lamina / peer",
+            "speed",
+            "speed, machine's rate taken out",
+            "speed, relative to the machine's rate",
+            "training memory",
+        )
         for ratio in report.ratios:
             ratios.add_row(
                 ratio.peer,
@@ -131,6 +148,6 @@ def _print(report: BenchReport) -> None:
     total = sum(report.flops.values())
     parts = ", ".join(f"{name.replace('_', ' ')} {value / total:.0%}" for name, value in report.flops.items())
     out.print(
-        f"a step needs {total / 1e9:,.1f} GFLOP ({escape(parts)}); plain products ran at {report.gemm_rate / 1e9:,.0f} "
-        "GFLOP/s"
+        f"a step needs {total / 1e9:,.1f} GFLOP ({escape(parts)}); plain matrix products ran at "
+        f"{report.gemm_rate / 1e9:,.0f} GFLOP/s"
     )

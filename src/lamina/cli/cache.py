@@ -1,4 +1,4 @@
-"""`lamina cache`: what the cache folder holds, and taking out of it what nobody uses."""
+"""`lamina cache`: lists the cache folder, and removes entries that nobody uses."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from rich.table import Table
 from lamina.cli.output import JsonFlag, notify, out, print_json
 from lamina.errors import ConfigError, Problem
 
-cache = typer.Typer(help="Look at the cache folder, and prune it.", no_args_is_help=False)
+cache = typer.Typer(help="List and prune the cache folder.", no_args_is_help=False)
 
 Kinds = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[KIND]...",
-        help="Only these: models, quantized, tokens, kernels, shapes, fingerprints, gguf, files, errors.",
+        help="Only these kinds: models, quantized, tokens, kernels, shapes, fingerprints, gguf, files, errors.",
     ),
 ]
 
 
 @cache.command(name="ls")
 def show(kinds: Kinds = None, as_json: JsonFlag = False) -> None:
-    """List what is in the cache by kind; the entries themselves where kinds are named."""
+    """List the cache by kind, or the entries of the given kinds."""
     from lamina.cache.folder import cache_folder
     from lamina.cache.prune import KINDS, cache_entries
 
@@ -51,20 +51,20 @@ def show(kinds: Kinds = None, as_json: JsonFlag = False) -> None:
 @cache.command()
 def prune(
     kinds: Kinds = None,
-    older_than: Annotated[
-        float | None, typer.Option(min=0.0, help="Only what was last used at least N days ago.")
-    ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Whatever its kind and age.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")] = False,
+    older_than: Annotated[float | None, typer.Option(min=0.0, help="Only entries not used for N days.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Remove entries of every kind and age.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Report what would be removed, and remove nothing.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Remove entries of the cache that no process uses; each is made anew where it is needed again."""
+    """Remove cache entries that no process is using. They are created again when needed."""
     if not kinds and older_than is None and not everything:
         raise ConfigError(
-            Problem("prune", "is not told what to remove", "name kinds, or add --older-than DAYS, or --all")
+            Problem("prune", "needs to know what to remove", "name kinds, or add --older-than DAYS, or --all")
         )
     if everything and (kinds or older_than is not None):
-        raise ConfigError(Problem("--all", "is everything, and something else is named too", "leave one of them out"))
+        raise ConfigError(Problem("--all", "cannot be combined with kinds or --older-than", "remove one of them"))
     from lamina.cache.prune import prune as prune_cache
 
     pruned = prune_cache(kinds or [], older_than_days=older_than or 0.0, dry_run=dry_run)
@@ -74,13 +74,13 @@ def prune(
     for entry in pruned.removed:
         out.print(f"{entry.kind}/{entry.path.name}  {_size(entry.bytes)}", markup=False)
     for entry in pruned.in_use:
-        notify(f"{entry.kind}/{entry.path.name} is in use, and stays")
+        notify(f"{entry.kind}/{entry.path.name} is in use, so it is kept")
     done = "would be removed" if dry_run else "removed"
     out.print(f"{len(pruned.removed)} {done}, {_size(pruned.bytes)}")
 
 
 def _size(count: int) -> str:
-    """`2500` -> `2.4 KiB`."""
+    """Formats a number of bytes: `2500` -> `2.4 KiB`."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:,.0f} B" if unit == "B" else f"{count:,.1f} {unit}"

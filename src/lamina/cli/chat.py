@@ -1,4 +1,4 @@
-"""Answers in the terminal: those to prompts, and a chat, which reads a line, streams an answer, and takes commands."""
+"""Prints answers in the terminal, and runs a chat: reads a line, streams the answer, and handles commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HELP = "/base and /adapter switch, /reset forgets the conversation, /exit leaves
 
 
 def print_answers(prompts: Sequence[str], answers: Sequence[str | DataError], as_json: bool) -> bool:
-    """Prints answers, in the order of their prompts, and what kept others from one. Whether all were answered."""
+    """Prints answers, and the errors of those that failed, in order. Returns whether all were answered."""
     for number, answer in enumerate(answers, start=1):
         if isinstance(answer, DataError):
             err.print(f"[bold red]error:[/bold red] prompt {number}: {escape(str(answer))}")
@@ -33,19 +33,19 @@ def print_answers(prompts: Sequence[str], answers: Sequence[str | DataError], as
 
 
 def run_chat(generator: Generator, sampling: Sampling, system: str | None, quiet: bool) -> list[dict[str, str]]:
-    """Chats until the input ends. A line that cannot be asked is told of, and the chat goes on without it.
+    """Chats until the input ends. A line that causes an error is reported and skipped.
 
     Args:
-        generator: Answers for `ADAPTER` and for the bare base.
-        sampling: How answers are drawn; each has the next seed.
-        system: A system turn to begin with.
+        generator: Generates answers with `ADAPTER`, and without an adapter.
+        sampling: How to sample answers; the seed increases by one for each answer.
+        system: A system message at the start; may be None.
         quiet: Print nothing on stdout.
 
     Returns:
-        What was said: `from` (`user`, `adapter` or `base`) and `text` of each turn.
+        The turns: each has `from` (`user`, `adapter` or `base`) and `text`.
 
     Raises:
-        ConfigError: The template has no place for the system turn.
+        ConfigError: The chat template does not support the system message.
     """
     if system:
         check_system(generator, system)
@@ -71,7 +71,7 @@ def run_chat(generator: Generator, sampling: Sampling, system: str | None, quiet
             generator.check(Request(messages=asked))
         except DataError as error:
             err.print(f"[bold red]error:[/bold red] {escape(str(error))}")
-            err.print("[dim]The line was left out; /reset forgets the conversation[/dim]")
+            err.print("[dim]The line was skipped; /reset forgets the conversation[/dim]")
             continue
         pieces, drawn = [], replace(sampling, seed=_nth(sampling.seed, len(said)))
         for piece in stream(generator, asked, drawn, adapter=ADAPTER if speaker == "adapter" else None):

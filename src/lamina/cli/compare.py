@@ -1,4 +1,4 @@
-"""`lamina compare`: candidates side by side, under one budget."""
+"""`lamina compare`: compares candidates under one budget."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TASKS = ("exact_match",)
 
-# Of the table where it goes to a file or a pipe, so that no figure is cut.
+# Width of the table in a file or a pipe, so that no figure is truncated.
 _FILE_WIDTH = 180
 
 
@@ -28,34 +28,42 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE[,VALUE]...]...",
-            help="Overrides; a key with several values is varied, each combination being a candidate.",
+            help="Overrides; a key with several values is varied, and each combination is a candidate.",
         ),
     ] = None,
     methods: Annotated[
-        str | None, typer.Option(help="Methods, separated by commas; by default the configuration's own.")
+        str | None, typer.Option(help="Methods, separated by commas; by default the configuration's.")
     ] = None,
     grid: Annotated[
-        list[str] | None, typer.Option(help="The same as KEY=VALUE[,VALUE]... without it; may be repeated.")
+        list[str] | None, typer.Option(help="The same as a positional KEY=VALUE[,VALUE]...; may be repeated.")
     ] = None,
     candidates: Annotated[
         list[str] | None,
-        typer.Option("--candidate", help='One more: "NAME KEY=VALUE ...", in quotes; may be repeated.'),
+        typer.Option("--candidate", help='Another candidate: "NAME KEY=VALUE ...", in quotes; may be repeated.'),
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option("--out", help="Where to put everything; by default runs/compare-CONFIG.")
+        Path | None, typer.Option("--out", help="Folder for all files; by default runs/compare-CONFIG.")
     ] = None,
-    task: Annotated[str, typer.Option(help="How answers to --test are scored: exact_match.")] = "exact_match",
-    test: Annotated[str | None, typer.Option(help="Rows to answer and score, which nothing is trained on.")] = None,
-    max_test_rows: Annotated[int | None, typer.Option(min=1, help="Use only the first N of them.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; by default 256.")] = None,
+    task: Annotated[str, typer.Option(help="How to score answers to --test: exact_match.")] = "exact_match",
+    test: Annotated[
+        str | None, typer.Option(help="Test rows to answer and score; they must not be in the training data.")
+    ] = None,
+    max_test_rows: Annotated[int | None, typer.Option(min=1, help="Use only the first N test rows.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Maximum length of an answer in tokens; by default 256.")
+    ] = None,
     general: Annotated[
-        str | None, typer.Option(help="General text (.txt, or .jsonl with text), to measure forgetting.")
+        str | None, typer.Option(help="General text (.txt, or .jsonl with text) to measure forgetting on.")
     ] = None,
     general_pieces: Annotated[
-        int | None, typer.Option(min=1, help="Pieces of it, each of data.max_length tokens at most; by default 64.")
+        int | None,
+        typer.Option(min=1, help="Number of pieces of it, each at most data.max_length tokens; by default 64."),
     ] = None,
     screen: Annotated[
-        bool, typer.Option("--screen", help="Successive halving: only the best go on to all of the steps.")
+        bool,
+        typer.Option(
+            "--screen", help="Successive halving: only the best candidates continue to the full number of steps."
+        ),
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -69,7 +77,7 @@ def compare(
     values = read_yaml(Path(config))
     where = folder or Path("runs") / f"compare-{Path(config).stem}"
     if where.exists() and not where.is_dir():
-        raise ConfigError(Problem("--out", f"{where} is a file", "name a folder"))
+        raise ConfigError(Problem("--out", f"{where} is a file", "give a folder"))
     choices = dict(split_choices(text) for text in [*(settings or []), *(grid or [])])
     built = build_candidates(
         values,
@@ -105,7 +113,7 @@ def _check_pairs(
     general_pieces: int | None,
 ) -> None:
     problems = [
-        Problem(option, f"does nothing without {needed}", f"add {needed} FILE")
+        Problem(option, f"has no effect without {needed}", f"add {needed} FILE")
         for option, value, needed, file in (
             ("--max-test-rows", max_test_rows, "--test", test),
             ("--max-new-tokens", max_new_tokens, "--test", test),
@@ -123,7 +131,7 @@ def _check_pairs(
 def _named(text: str) -> tuple[str, list[str]]:
     try:
         name, *changes = shlex.split(text)
-    except ValueError:  # nothing in it, or a quote that is not closed
+    except ValueError:  # nothing in it, or an unclosed quote
         name, changes = "=", []
     if "=" in name or not all("=" in change for change in changes):
         raise ConfigError(Problem("--candidate", f"{text!r} is not NAME KEY=VALUE ...", 'write "small method.r=4"'))

@@ -1,4 +1,4 @@
-"""`lamina data`: what is in a data file, and what is wrong with it, before a model is trained on it."""
+"""`lamina data`: shows what is in a data file and what is wrong with it, before training."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lamina.errors import ConfigError, Problem
 if TYPE_CHECKING:
     from lamina.checks.show import Piece, Shown
 
-# Seconds between two lines on how far a check has got, where no terminal shows it all the time.
+# Seconds between progress messages when stderr is not a terminal.
 WORD_EVERY = 10.0
 
-data = typer.Typer(help="Look at data before training on it.", no_args_is_help=False)
+data = typer.Typer(help="Check and show data before training on it.", no_args_is_help=False)
 
 Target = Annotated[
-    str, typer.Argument(metavar="FILE|CONFIG", help="A data file, a folder, a glob, a hub id; or a run's YAML file.")
+    str, typer.Argument(metavar="FILE|CONFIG", help="A data file, folder, glob or hub id; or a run's YAML file.")
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as data.max_length=2048.")
@@ -30,7 +30,8 @@ Columns = Annotated[
     list[str] | None, typer.Option("--column", help="FIELD=COLUMN, such as prompt=question; may be repeated.")
 ]
 Model = Annotated[
-    str | None, typer.Option("--model", help="The base whose tokens and template are used; `none` for neither.")
+    str | None,
+    typer.Option("--model", help="Base model whose tokenizer and chat template to use; `none` to use neither."),
 ]
 
 
@@ -41,13 +42,13 @@ def check(
     columns: Columns = None,
     model: Model = None,
     evaluation: Annotated[str | None, typer.Option("--eval", help="A file that is kept for evaluation.")] = None,
-    page: Annotated[Path | None, typer.Option("--html", help="Write the report as a page, with plots.")] = None,
+    page: Annotated[Path | None, typer.Option("--html", help="Write the report as an HTML page with plots.")] = None,
     fixed: Annotated[
-        Path | None, typer.Option("--fix", help="Write a cleaned .jsonl file, and a log of each change next to it.")
+        Path | None, typer.Option("--fix", help="Write a cleaned .jsonl file, and a log of every change next to it.")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Say what is wrong with data: faults, duplicates, leakage, secrets, lengths and more. Exits with 1 on errors."""
+    """Check data for faults, duplicates, leakage, secrets, odd lengths and more. Exits with 1 on errors."""
     mapping = column_mapping(columns)
     for option, path in (("--html", page), ("--fix", fixed)):
         check_target(option, path)
@@ -65,7 +66,9 @@ def check(
         def progress(rows: int) -> None:
             nonlocal last_word
             status.update(f"Checking: {rows:,} rows ...")
-            if not err.is_terminal and time.monotonic() - last_word > WORD_EVERY:  # a status is for terminals alone
+            if (
+                not err.is_terminal and time.monotonic() - last_word > WORD_EVERY
+            ):  # a status is only visible on terminals
                 last_word = time.monotonic()
                 notify(f"Checking: {rows:,} rows ...")
 
@@ -86,20 +89,22 @@ def check(
 
 
 def _check_outputs(page: Path | None, fixed: Path | None) -> None:
-    """What is written takes the place of nothing but an older page."""
+    """Refuses to overwrite anything but an older page."""
     from lamina.checks.fix import log_of
     from lamina.checks.html import is_page
 
     written = [] if fixed is None else [fixed, log_of(fixed)]
     for path in written:
         if path.exists():
-            raise ConfigError(Problem("--fix", f"{path} exists already", "name a new file, or remove that one"))
+            raise ConfigError(Problem("--fix", f"{path} already exists", "give a new file name, or remove the file"))
     if page is None:
         return
     if page.resolve() in [path.resolve() for path in written]:
-        raise ConfigError(Problem("--html", f"{page} is written by --fix as well", "name another file"))
+        raise ConfigError(Problem("--html", f"{page} is also written by --fix", "give another file name"))
     if page.exists() and not is_page(page):
-        raise ConfigError(Problem("--html", f"{page} exists already and is no page of lamina's", "name another file"))
+        raise ConfigError(
+            Problem("--html", f"{page} already exists and is not a page written by lamina", "give another file name")
+        )
 
 
 @data.command()
@@ -108,8 +113,10 @@ def show(
     overrides: Overrides = None,
     columns: Columns = None,
     model: Model = None,
-    rows: Annotated[list[int] | None, typer.Option("--row", min=1, help="A row by number; may be repeated.")] = None,
-    count: Annotated[int, typer.Option("--rows", min=1, help="How many rows from the start.")] = 3,
+    rows: Annotated[
+        list[int] | None, typer.Option("--row", min=1, help="Number of a row to show; may be repeated.")
+    ] = None,
+    count: Annotated[int, typer.Option("--rows", min=1, help="How many rows to show from the start.")] = 3,
     as_json: JsonFlag = False,
 ) -> None:
     """Print rows as the model sees them: special tokens visible, tokens in the loss in green."""
@@ -128,11 +135,11 @@ def show(
 
 def _print_row(row: Shown) -> None:
     place = f"{row.file}:{row.line}" if row.line else row.file
-    judged = {True: ", wanted", False: ", not wanted", None: ""}[row.label]
-    counts = f"{row.tokens} tokens, {row.supervised_tokens} learnt" if row.pieces else "not encoded"
-    out.print(Text(f"{place} row {row.row} ({row.kind or 'not understood'}{judged}): {counts}", style="bold"))
+    judged = {True: ", desirable", False: ", undesirable", None: ""}[row.label]
+    counts = f"{row.tokens} tokens, {row.supervised_tokens} in the loss" if row.pieces else "not encoded"
+    out.print(Text(f"{place} row {row.row} ({row.kind or 'not parsed'}{judged}): {counts}", style="bold"))
     if row.left_out:
-        out.print(Text(f"left out: {row.left_out}", style="yellow"))
+        out.print(Text(f"dropped: {row.left_out}", style="yellow"))
     for note in row.notes:
         out.print(Text(f"note: {note}", style="yellow"))
     if row.pieces:
@@ -144,14 +151,14 @@ def _print_row(row: Shown) -> None:
 
 
 def _text(pieces: tuple[Piece, ...]) -> Text:
-    """Learnt text is green (on a terminal) and stands between brackets elsewhere; special tokens are in reverse."""
-    text, learnt = Text(), False
+    """Formats text in the loss in green (in brackets without a terminal), and special tokens in reverse video."""
+    text, in_loss = Text(), False
     for piece in pieces:
-        if piece.supervised != learnt and not out.is_terminal:
+        if piece.supervised != in_loss and not out.is_terminal:
             text.append("⟦" if piece.supervised else "⟧")
-        learnt = piece.supervised
+        in_loss = piece.supervised
         style = " ".join(part for part, on in (("green", piece.supervised), ("reverse", piece.special)) if on)
         text.append(piece.text, style=style)
-    if learnt and not out.is_terminal:
+    if in_loss and not out.is_terminal:
         text.append("⟧")
     return text

@@ -1,4 +1,5 @@
-"""The terminal view of a data check: figures with small plots, then the findings, worst last where the eye is."""
+"""The terminal view of a data check: figures with small plots, then the findings, with the worst last, where users look
+first."""
 
 from __future__ import annotations
 
@@ -13,13 +14,13 @@ from lamina.cli.output import out
 if TYPE_CHECKING:
     from lamina.checks.findings import CheckReport, Finding
 
-_COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+_COLORS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _EXAMPLES = 3
 
 
 def print_report(report: CheckReport) -> None:
-    """Prints the report: files, figures, findings with some of their rows, and a last line that sums up."""
+    """Prints the report: files, figures, findings with some of their rows, and a summary line."""
     for file in report.files:
         out.print(_file_line(file), markup=False)
         for note in file["notes"]:
@@ -27,12 +28,12 @@ def print_report(report: CheckReport) -> None:
     _print_facts(report.facts)
     for finding in reversed(report.findings):
         _print_finding(finding)
-    counts = {name: sum(finding.severity.value == name for finding in report.findings) for name in _COLOURS}
-    out.print(", ".join(f"[{_COLOURS[name]}]{n} {name}{'' if n == 1 else 's'}[/]" for name, n in counts.items()))
+    counts = {name: sum(finding.severity.value == name for finding in report.findings) for name in _COLORS}
+    out.print(", ".join(f"[{_COLORS[name]}]{n} {name}{'' if n == 1 else 's'}[/]" for name, n in counts.items()))
 
 
 def _file_line(file: Mapping[str, Any]) -> str:
-    line = f"{file['path']}: {file['rows']:,} rows ({file['format'] or 'of no format'})"
+    line = f"{file['path']}: {file['rows']:,} rows ({file['format'] or 'unknown format'})"
     if file["side"] == "eval":
         line += ", for evaluation"
     if file["ignored_columns"]:
@@ -41,7 +42,7 @@ def _file_line(file: Mapping[str, Any]) -> str:
 
 
 def bars(counts: list[int]) -> str:
-    """A histogram in a line of text; a bar that is not empty can be seen.
+    """Returns a histogram as a line of text; a bar that is not empty is always visible.
 
     >>> bars([0, 1, 4, 8, 100])
     ' ▁▁▁█'
@@ -52,27 +53,27 @@ def bars(counts: list[int]) -> str:
 
 def _print_facts(facts: Mapping[str, Any]) -> None:
     table = Table.grid(padding=(0, 2))
-    sides = f"{facts['train_rows']:,} to train on"
+    sides = f"{facts['train_rows']:,} for training"
     if facts["eval_rows"]:
-        sides += f", {facts['eval_rows']:,} to evaluate on"
+        sides += f", {facts['eval_rows']:,} for evaluation"
     table.add_row("rows", f"{facts['rows']:,}: {sides}")
     for name, title in (
-        ("train_tokens", "tokens a training row"),
-        ("eval_tokens", "tokens an evaluation row"),
-        ("row_characters", "characters a row"),
-        ("answer_characters", "characters an answer"),
+        ("train_tokens", "tokens per training row"),
+        ("eval_tokens", "tokens per evaluation row"),
+        ("row_characters", "characters per row"),
+        ("answer_characters", "characters per answer"),
     ):
         if name in facts:
             table.add_row(title, _spread(facts[name]))
     if not facts["tokens_checked"]:
-        table.add_row("tokens", "not looked at, for want of a model: give a configuration, or --model")
+        table.add_row("tokens", "not counted without a model: give a configuration, or --model")
     if "supervised_share" in facts:
         table.add_row("in the loss", f"{facts['supervised_share']:.1%} of the tokens")
     if "packing_efficiency" in facts:
         table.add_row("packing", f"{facts['micro_batches']:,} micro-batches, {facts['packing_efficiency']:.1%} full")
     if "tokens_per_word" in facts:
-        words = f"{facts['tokens_per_word']:.2f} tokens a common word"
-        table.add_row("vocabulary", f"{words}, {facts['characters_per_token']:.1f} characters a token")
+        words = f"{facts['tokens_per_word']:.2f} tokens per frequent word"
+        table.add_row("vocabulary", f"{words}, {facts['characters_per_token']:.1f} characters per token")
     for name in ("languages", "unpaired_preference", "labels"):
         if name in facts:
             shown = list(facts[name].items())
@@ -95,7 +96,7 @@ def _print_finding(finding: Finding) -> None:
     if finding.count:
         share = "" if finding.share is None else f", {finding.share:.1%}"
         rows = f" ({finding.count:,} row{'' if finding.count == 1 else 's'}{share})"
-    out.print(f"[{_COLOURS[severity]}]{severity}[/] {escape(finding.title)}{rows} [dim]{finding.code}[/dim]")
+    out.print(f"[{_COLORS[severity]}]{severity}[/] {escape(finding.title)}{rows} [dim]{finding.code}[/dim]")
     out.print(f"  {escape(finding.advice)}")
     for offender in finding.examples[:_EXAMPLES]:
         detail = f"  ({escape(offender.detail)})" if offender.detail else ""

@@ -1,4 +1,4 @@
-"""What there is: `lamina methods`, `lamina schema` and `lamina version`."""
+"""Commands that print facts: `lamina methods`, `lamina schema` and `lamina version`."""
 
 from __future__ import annotations
 

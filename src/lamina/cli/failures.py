@@ -1,7 +1,7 @@
 """Runs a command, and turns whatever ends it into one message, an exit code and, with `--json`, one JSON object.
 
-Errors that lamina raises on purpose say all there is to say. Any other exception is told in one line too; its traceback
-goes to a file, in the run's folder where there is one, else in the cache's `errors/`.
+The messages of errors that lamina raises on purpose are complete. Any other exception is also reported in one line, and
+its traceback goes to a file: in the run's folder if there is one, or else in the cache's `errors/`.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ from lamina.version import __version__
 ERRORS_FOLDER = "errors"
 _SOURCE = Path(lamina.__file__).parent
 _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "bitsandbytes", "datasets", "numpy", "typer", "rich")
-# Of another library's message, which may be pages long; the file has all of it.
+# Maximum length of another library's message, which may be pages long; the file has the full message.
 _MOST_LETTERS = 400
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 
 
 class UnexpectedError(LaminaError):
-    """Something that lamina did not foresee.
+    """An error that lamina did not foresee.
 
     Args:
-        error: What was raised.
-        folder: Where the file with the traceback goes, if it can be written there.
-        advice: A sentence on what to do now.
+        error: The exception.
+        folder: Folder for the file with the traceback, if it is writable.
+        advice: A sentence on what to do next.
 
     Attributes:
-        path: That file; None where no place could be written to.
+        path: The file with the traceback; None if it could not be written.
     """
 
     def __init__(self, error: BaseException, folder: Path, advice: str = "") -> None:
         self.cause = type(error).__name__
         self.path = _write_details(error, folder)
-        where = f"The traceback is in {self.path}" if self.path else "Its traceback could not be written anywhere"
+        where = f"The traceback is in {self.path}" if self.path else "Its traceback could not be written to a file"
         super().__init__(f"{_reason(error)}. {where}.{f' {advice}' if advice else ''}")
 
     def details(self) -> dict[str, object]:
@@ -65,7 +65,7 @@ class UnexpectedError(LaminaError):
 
 @contextlib.contextmanager
 def tracebacks_in(run: Path) -> Iterator[None]:
-    """Inside the block, what was not foreseen leaves its traceback in the run's folder, if there is one by then."""
+    """Writes the traceback of an unforeseen error inside the block to the run's folder, if it exists by then."""
     try:
         yield
     except LaminaError:
@@ -74,14 +74,16 @@ def tracebacks_in(run: Path) -> Iterator[None]:
         folder = run / ERRORS_FOLDER if run.is_dir() else cache_folder() / ERRORS_FOLDER
         kept = any((run / "checkpoints").glob("*"))
         command = shlex.join(["lamina", "train", str(run / "config.yaml"), "--resume"])
-        raise UnexpectedError(error, folder, f"A checkpoint is kept; go on with: {command}" if kept else "") from error
+        raise UnexpectedError(
+            error, folder, f"A checkpoint was kept; resume with: {command}" if kept else ""
+        ) from error
 
 
 class Commands(TyperGroup):
-    """A group of commands whose exceptions reach `run_command` as they were raised.
+    """A command group that passes exceptions on to `run_command` unchanged.
 
-    typer by itself makes an exit code of Ctrl-C, a question of the user's of a file that ends too early, and silence of
-    every closed pipe.
+    By itself, typer turns Ctrl-C into an exit code, an unexpected end of a file into an abort of the user's, and a
+    broken pipe into silence.
     """
 
     def invoke(self, ctx: Any) -> Any:
@@ -94,7 +96,7 @@ class Commands(TyperGroup):
 
 
 class _Raised(BaseException):
-    """Carries an exception past typer."""
+    """Carries an exception through typer."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(error)
@@ -102,32 +104,32 @@ class _Raised(BaseException):
 
 
 def run_command(command: Callable[[], object], as_json: bool) -> int:
-    """Runs a command, reports what ended it, and gives the exit code.
+    """Runs a command, reports the error that ended it, and returns the exit code.
 
     Args:
-        command: Parses and runs; what it returns is the exit code, None for 0.
-        as_json: Whether stdout gets exactly one JSON object.
+        command: Parses the arguments and runs; returns the exit code, or None for 0.
+        as_json: Whether stdout must get exactly one JSON object.
     """
     with json_on_stdout(as_json):
         try:
             try:
                 code = command()
-                sys.stdout.flush()  # at the interpreter's end, nobody would be told that the disk is full
+                sys.stdout.flush()  # when the interpreter exits, nobody would be told that the disk is full
             except _Raised as raised:
                 raise raised.error from None
         except BaseException as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE and _nobody_reads():
-                return 1  # `| head` has seen enough
+                return 1  # `| head` has read enough
             return _report(error, as_json)
     return code if isinstance(code, int) else 0
 
 
 def _report(error: BaseException, as_json: bool) -> int:
-    """Says what ended a command, as far as anybody listens, and gives the exit code."""
+    """Reports the error that ended a command, as far as the streams are open, and returns the exit code."""
     try:
         code, details, message = _describe(error)
-    except Exception as failure:  # to tell of it failed as well, for want of memory perhaps
-        code, text = 1, f"{type(error).__name__}, and {type(failure).__name__} on telling of it"
+    except Exception as failure:  # reporting failed as well, perhaps for lack of memory
+        code, text = 1, f"{type(error).__name__}, and {type(failure).__name__} while reporting it"
         details, message = {"type": "UnexpectedError", "message": text}, f"error: {text}"
     with contextlib.suppress(OSError, ValueError):
         err.print(message, soft_wrap=True)
@@ -138,7 +140,7 @@ def _report(error: BaseException, as_json: bool) -> int:
 
 
 def _describe(error: BaseException) -> tuple[int, dict[str, object], str]:
-    """Exit code, what JSON says, and the message in rich's markup."""
+    """Returns the exit code, the details for JSON, and the message in rich's markup."""
     match error:
         case KeyboardInterrupt():
             return 1, {"type": "Interrupted", "message": "interrupted"}, "[bold red]interrupted[/bold red]"
@@ -155,28 +157,29 @@ def _describe(error: BaseException) -> tuple[int, dict[str, object], str]:
 
 
 def _reason(error: BaseException) -> str:
-    """One sentence, without its full stop, on what was raised and where."""
+    """Returns a sentence, without a period, on what was raised and where."""
     name, said = type(error).__name__, ""
-    with contextlib.suppress(Exception):  # some exceptions cannot even be printed
+    with contextlib.suppress(Exception):  # some exceptions cannot even be converted to text
         said = " ".join(str(error).split())
     said = f"{said[:_MOST_LETTERS]} ..." if len(said) > _MOST_LETTERS else said
     if isinstance(error, MemoryError) or any(words in said.lower() for words in _MEMORY_WORDS):
-        cause = f"memory ran out ({said})" if said else "memory ran out"
+        cause = f"out of memory ({said})" if said else "out of memory"
         return (
-            f"{cause}. Fix: end other programs, or ask for less at once: shorter rows, smaller batches, a smaller base"
+            f"{cause}. Fix: close other programs, or use less memory: shorter rows, smaller batches, a smaller "
+            "base model"
         )
     if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
-        # Without a name it is a stream, such as stdout.
+        # Without a name, it is a stream, such as stdout.
         where = "output" if error.filename is None else str(error.filename)
         return str(StorageError.wrap(error, where, "reading or writing")).removesuffix(".")
     if isinstance(error, SystemExit):
-        name, said = "end of the process", f"a library asked for it (exit code {error.code})"
+        name, said = "exit of the process", f"a library requested it (exit code {error.code})"
     place = _place(error)
     return f"unexpected {name}{f': {said}' if said else ''}{f' (in {place})' if place else ''}".rstrip(".")
 
 
 def _place(error: BaseException) -> str:
-    """The innermost line of lamina's that the exception passed."""
+    """Returns the innermost line of lamina's code in the traceback."""
     frames = [
         frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(_SOURCE)
     ]
@@ -184,7 +187,7 @@ def _place(error: BaseException) -> str:
 
 
 def _write_details(error: BaseException, folder: Path) -> Path | None:
-    with contextlib.suppress(Exception):  # even to put it together may take memory that is not there
+    with contextlib.suppress(Exception):  # even formatting it may take memory that is not available
         text = _details(error)
         for place in (folder, cache_folder() / ERRORS_FOLDER, Path(gettempdir())):
             path = place / f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
@@ -207,11 +210,11 @@ def _working_folder() -> str:
     try:
         return str(Path.cwd())
     except OSError:
-        return "a folder that is gone"
+        return "a deleted folder"
 
 
 def _nobody_reads() -> bool:
-    """Whether stdout or stderr is a pipe whose other end was closed."""
+    """Returns whether stdout or stderr is a pipe whose other end is closed."""
     if not hasattr(select, "poll"):
         return True
     poll = select.poll()

@@ -19,16 +19,16 @@ from lamina.errors import ConfigError, Problem, nearest
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
 ModelOption = Annotated[
-    str | None, typer.Option("--model", help="The base; by default the one that the adapter names.")
+    str | None, typer.Option("--model", help="The base model; by default the one that the adapter records.")
 ]
 MismatchFlag = Annotated[
-    bool, typer.Option("--allow-base-mismatch", help="Go on although the adapter is locked to another base.")
+    bool, typer.Option("--allow-base-mismatch", help="Continue even if the adapter is locked to another base model.")
 ]
 
-# What a generator of random numbers takes.
+# The largest seed that a random generator accepts.
 MAX_SEED = 2**63 - 1
 
-# Options that take a pair: how it is written, and an example.
+# Options that take a pair: its format, and an example.
 PAIRS = {
     "--column": ("FIELD=COLUMN", "prompt=question"),
     "--python": ("SIDE=INTERPRETER", "litgpt=/path/to/python"),
@@ -37,21 +37,22 @@ PAIRS = {
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Lets the error through: rich would end the process, and training has a checkpoint to save first."""
+        """Re-raises the error: rich would exit, but training must save a checkpoint first."""
         raise
 
 
-# Results; and everything else.
+# The consoles for results, and for everything else.
 out = _Console(highlight=False, soft_wrap=True, emoji=False)
 err = _Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 class _JsonStream:
-    """Where the one JSON object of a command goes, and whether it went there.
+    """The stream for a command's JSON object.
 
     Attributes:
-        file: stdout, while everything else that is written there goes to stderr; None while nobody asked for JSON.
-        used: Whether it was written.
+        file: The original stdout, while everything else written to stdout goes to stderr; None unless JSON was
+            requested.
+        used: Whether the object has been written.
     """
 
     file: TextIO | None = None
@@ -63,7 +64,7 @@ _json = _JsonStream()
 
 @contextlib.contextmanager
 def json_on_stdout(asked: bool) -> Iterator[None]:
-    """Keeps stdout for the one JSON object inside the block, if asked for; what libraries print goes to stderr."""
+    """Reserves stdout for one JSON object inside the block, if requested; other output goes to stderr."""
     _json.file, _json.used = (sys.stdout if asked else None), False
     try:
         with contextlib.redirect_stdout(sys.stderr) if asked else contextlib.nullcontext():
@@ -73,25 +74,25 @@ def json_on_stdout(asked: bool) -> Iterator[None]:
 
 
 def print_json(value: dict[str, Any], *, only_if_nothing_was_printed: bool = False) -> None:
-    """Prints the one JSON object of a command.
+    """Prints the JSON object of a command.
 
     Args:
-        value: It.
-        only_if_nothing_was_printed: Whether an earlier one stays the only one.
+        value: The object, as plain data.
+        only_if_nothing_was_printed: Whether to do nothing if an object has already been printed.
     """
     if _json.used and only_if_nothing_was_printed:
         return
     file = _json.file or sys.stdout
     is_utf8 = (file.encoding or "utf-8").lower().replace("-", "") == "utf8"
     text = json.dumps(_finite(value), ensure_ascii=not is_utf8, allow_nan=False)
-    # Half a surrogate pair, which no encoding can write, becomes the escape that JSON has for it.
+    # Half of a surrogate pair, which no encoding can represent, becomes a JSON escape.
     file.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
     file.flush()
     _json.used = True
 
 
 def _finite(value: Any) -> Any:
-    """The same, with null for what JSON has no number for."""
+    """Replaces non-finite numbers by null, since JSON cannot represent them."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -100,28 +101,28 @@ def _finite(value: Any) -> Any:
 
 
 def print_text(text: str) -> None:
-    """Prints what a model or a file holds as it is; rich would expand tabs and take the space from line ends."""
+    """Prints text from a model or a file unchanged; rich would expand tabs and strip trailing white space."""
     sys.stdout.write(f"{text}\n")
 
 
 def pair(option: str, text: str) -> tuple[str, str]:
-    """Takes the value of an option that is in `PAIRS` apart at its `=`.
+    """Splits the value of an option in `PAIRS` at its `=`.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: The value is not a pair.
     """
     name, equals, value = text.partition("=")
     if not (name and equals and value):
         form, example = PAIRS[option]
-        raise ConfigError(Problem(option, f"{text!r} is not {form}", f"write it such as {example}"))
+        raise ConfigError(Problem(option, f"{text!r} is not {form}", f"write a pair such as {example}"))
     return name, value
 
 
 def column_mapping(texts: list[str] | None) -> dict[str, str] | None:
-    """What `--column` maps, each given as FIELD=COLUMN; None where it is not given.
+    """Returns the column mapping given with `--column`, each as FIELD=COLUMN; None if the option is not given.
 
     Raises:
-        ConfigError: One is not of that form, or names no field.
+        ConfigError: A value does not have that form, or its field does not exist.
     """
     if not texts:
         return None
@@ -136,24 +137,24 @@ def column_mapping(texts: list[str] | None) -> dict[str, str] | None:
 
 
 def check_target(option: str, path: Path | None) -> None:
-    """Finds out before any work whether a file can be written where an option wants it.
+    """Checks, before any work, that an option's output file can be written.
 
     Raises:
-        ConfigError: It cannot.
+        ConfigError: It cannot be written.
     """
     if path is None:
         return
     if path.is_dir():
-        raise ConfigError(Problem(option, f"{path} is a folder", "name a file"))
+        raise ConfigError(Problem(option, f"{path} is a folder", "give a file name"))
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir():
         raise ConfigError(Problem(option, f"{path} cannot be written: {above} is a file", "choose another path"))
     if not os.access(path if path.exists() else above, os.W_OK):
-        raise ConfigError(Problem(option, f"{path} may not be written by you", "choose another path"))
+        raise ConfigError(Problem(option, f"you have no permission to write {path}", "choose another path"))
 
 
 def notify(message: str) -> None:
-    """Says what is being done."""
+    """Prints a progress message."""
     err.print(f"[dim]{_plain(message)}[/dim]")
 
 
@@ -162,13 +163,13 @@ def _plain(text: str) -> str:
 
 
 def stop(progress: Progress) -> None:
-    """Ends bars that are on the screen; of others rich would print an empty line."""
+    """Stops progress bars if they are on the screen; otherwise, rich would print an empty line."""
     if progress.live.is_started:
         progress.stop()
 
 
 class Bars:
-    """Progress bars by what is being done, on stderr; on no terminal a line at the start of each."""
+    """Progress bars by task name, on stderr; without a terminal, a line at the start of each task."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -188,7 +189,7 @@ class Bars:
         stop(self._progress)
 
     def update(self, what: str, done: int, total: int) -> None:
-        """Moves the bar of `what`."""
+        """Updates the bar of the task `what`."""
         if what not in self._tasks:
             if err.is_terminal:
                 self._progress.start()

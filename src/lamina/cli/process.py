@@ -1,4 +1,4 @@
-"""A command as a process: the signals that end it in good order, and streams that nobody reads any more."""
+"""A command as a process: signals that end it cleanly, and output streams that are closed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import NoReturn
 
 
 def open_standard_streams() -> None:
-    """Opens those of stdin, stdout and stderr that were closed on us (`2>&-`), as empty ones.
+    """Opens any of stdin, stdout and stderr that are closed (`2>&-`), as empty streams.
 
-    A file that is opened later would get the number of a closed one, and whatever a library prints.
+    Otherwise, a file opened later would get the descriptor of a closed stream, and receive whatever a library prints.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -23,26 +23,26 @@ def open_standard_streams() -> None:
 
 
 def listen_for_signals() -> None:
-    """Lets a plain `kill` and a hang-up end a command as Ctrl-C does, so that what is half-written is removed.
+    """Makes SIGTERM and SIGHUP end a command like Ctrl-C, so that half-written files are removed.
 
-    A hang-up that is ignored, which is how `nohup` asks for it, stays so.
+    An ignored SIGHUP, as set by `nohup`, stays ignored.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    hang_up = getattr(signal, "SIGHUP", None)  # which Windows does not have
+    hang_up = getattr(signal, "SIGHUP", None)  # not on Windows
     if hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN:
         signal.signal(hang_up, signal.default_int_handler)
 
 
 def drop_closed_streams() -> None:
-    """Leads what is left for a closed pipe, or for a terminal that has gone, to nowhere.
+    """Redirects output left for a closed pipe or a closed terminal to /dev/null.
 
-    Else Python tries to write it once more when the process ends, and makes that the exit code.
+    Otherwise, Python would try to write it again on exit, and change the exit code.
     """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError):
-            with contextlib.suppress(OSError, ValueError):  # a stream that has no descriptor
+            with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

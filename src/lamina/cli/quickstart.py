@@ -1,4 +1,4 @@
-"""Shows the quickstart: the training as it goes, then what it brought."""
+"""Shows the quickstart: the training as it runs, then its results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lamina.quickstart.run import EVAL_ROWS, Quickstart, quickstart
 
 def run_quickstart(folder: Path | None, model: str, seed: int, as_json: bool) -> None:
     """Runs the quickstart and prints its result."""
-    err.print("[bold]lamina quickstart[/bold]: teach a small model to turn support requests into strict JSON records")
+    err.print("[bold]lamina quickstart[/bold]: trains a small model to turn support requests into strict JSON records")
     with TrainingView() as view, Bars() as bars:
         result = quickstart(folder, model=model, seed=seed, on_event=view, notify=notify, progress=bars.update)
     if as_json:
@@ -24,7 +24,7 @@ def run_quickstart(folder: Path | None, model: str, seed: int, as_json: bool) ->
 
 
 def _print(result: Quickstart) -> None:
-    table = Table("on 100 unseen requests" if EVAL_ROWS == 100 else "on unseen requests", "bare base", "adapter")
+    table = Table("on 100 unseen requests" if EVAL_ROWS == 100 else "on unseen requests", "base model", "adapter")
     table.add_row("exact match", f"{result.base_exact_match:.0%}", f"{result.exact_match:.0%}")
     table.add_row("valid records", f"{result.base_valid_json:.0%}", f"{result.valid_json:.0%}")
     out.print(table)

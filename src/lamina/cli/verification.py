@@ -1,4 +1,4 @@
-"""Shows a verification: each line as it is made, then all of them with their tolerances."""
+"""Shows a verification: each check as it finishes, then all of them with their tolerances."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lamina.cli.training import duration
 from lamina.runs.events import Event, Note
 from lamina.verification.report import Verification, VerifyCheck
 
-_COLOURS = {True: "green", False: "bold red", None: "yellow"}
+_COLORS = {True: "green", False: "bold red", None: "yellow"}
 _WORDS = {True: "passed", False: "failed", None: "skipped"}
 _VERDICTS = {True: "pass", False: "FAIL", None: "skipped"}
 
 
 def print_event(event: Event) -> None:
-    """Shows on stderr what is being done, and each check as it is made."""
+    """Prints progress and each finished check to stderr."""
     if isinstance(event, Note):
         notify(event.message)
     elif isinstance(event, VerifyCheck):
@@ -28,8 +28,8 @@ def print_event(event: Event) -> None:
 
 
 def print_verification(result: Verification) -> None:
-    """The lines, for people."""
-    table = Table("", "check", "worst", "allowed", "compared, and why so much is allowed", box=None, padding=(0, 1))
+    """Prints the checks as a table."""
+    table = Table("", "check", "worst", "allowed", "compared, and why this much is allowed", box=None, padding=(0, 1))
     for check in result.checks:
         why = [escape(check.compared), f"[dim]{escape(check.why)}[/dim]"]
         if check.worst:
@@ -47,7 +47,7 @@ def print_verification(result: Verification) -> None:
 
 
 def _verdict(passed: bool | None) -> str:
-    return f"[{_COLOURS[passed]}]{_VERDICTS[passed]}[/]"
+    return f"[{_COLORS[passed]}]{_VERDICTS[passed]}[/]"
 
 
 def _figure(difference: float | None) -> str:

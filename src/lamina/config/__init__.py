@@ -1,7 +1,7 @@
 """The typed, strict configuration of a run.
 
-It imports neither torch nor transformers. `load_config` is the one way in, for YAML files, dictionaries and
-command-line overrides alike.
+Importing it does not import torch or transformers. `load_config` is the only entry point, for YAML files, dictionaries
+and command-line overrides.
 """
 
 from lamina.config.data import DataConfig, ReplayConfig, SourceConfig

@@ -1,4 +1,4 @@
-"""Short names of models. Each stands for one file, bit for bit, on every machine: one name, one digest."""
+"""Short names of models. Each name stands for exactly one file, with one digest, on every machine."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Alias:
-    """What a short name stands for.
+    """The model that a short name stands for.
 
     Attributes:
-        package: The installed package that ships the model as a GGUF file, as Python imports it.
-        sha256: Of that file.
-        hub_id: The model of the hub that the file was made of. Its weights are others, since those of the file are
-            rounded; an adapter names it to software that knows only the hub.
+        package: The installed package that ships the model as a GGUF file, by its import name.
+        sha256: Digest of that file.
+        hub_id: The model on the hub that the file was converted from. Its weights differ slightly, because those in the
+            file are rounded. An adapter records this id for software that only knows the hub.
     """
 
     package: str
@@ -22,7 +22,7 @@ class Alias:
 
     @property
     def distribution(self) -> str:
-        """The package, as pip installs it."""
+        """The package's name on PyPI."""
         return self.package.replace("_", "-")
 
 

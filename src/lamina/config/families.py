@@ -1,4 +1,4 @@
-"""Sections that a `type` chooses: methods, losses."""
+"""Sections whose class depends on their `type`: methods and losses."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from lamina.config.section import Section
 
 
 def any_of(classes: Mapping[str, type[Section]], default: str) -> Any:
-    """The annotation of a section that is of one of several classes, by its `type`.
+    """Returns the annotation of a section that has one of several classes, chosen by its `type`.
 
     Args:
-        classes: By the value of `type`.
-        default: The `type` of a section that names none.
+        classes: The class for each value of `type`.
+        default: The `type` of a section that does not give one.
     """
 
     def with_type(value: Any) -> Any:
         return {"type": default, **value} if isinstance(value, dict) and "type" not in value else value
 
-    if len(classes) == 1:  # pydantic's discriminator wants at least two
+    if len(classes) == 1:  # a pydantic discriminator requires at least two
         return next(iter(classes.values()))
     return Annotated[reduce(or_, classes.values()), Field(discriminator="type"), BeforeValidator(with_type)]

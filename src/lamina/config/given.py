@@ -1,9 +1,9 @@
-"""What of a configuration was given and what was filled in: the two stay apart when it is changed and read again.
+"""Tracks which settings were given and which were filled in, so that defaults follow when a configuration changes.
 
-A default may depend on the rest: the learning rate is the method's and the optimizer's own. So a configuration that was
-filled in once, such as a run's config.yaml, says beside its values which of them were given (`given:`, dotted names).
-If it is read with overrides, the others are filled in anew, unless they are no defaults (any more), as after an edit by
-hand or in another version.
+A default may depend on other settings: the default learning rate depends on the method and the optimizer. Therefore, a
+configuration with defaults filled in, such as a run's config.yaml, also lists which settings were given (`given:`,
+dotted names). When it is read with overrides, the other settings are filled in again, unless their values differ from
+the defaults, as after an edit by hand or in another version.
 """
 
 from __future__ import annotations
@@ -25,42 +25,44 @@ _LEARNING_RATE = "train.learning_rate"
 
 
 def resolved_values(config: Config) -> dict[str, Any]:
-    """The whole configuration as plain data, with what was given; `load_config` reads it."""
+    """Returns the whole configuration as plain data, with the list of given settings; `load_config` reads it."""
     given = {*_given(config, ""), "output_dir"}
     return {**config.model_dump(mode="json"), GIVEN: sorted(given)}
 
 
 def only_given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what was filled in and would be again, if the values say what was given; else all of them.
+    """Removes filled-in settings that would be filled in again. Without a list of given settings, keeps all.
 
     Raises:
-        ConfigError: `given` is no list of names.
+        ConfigError: `given` is not a list of names.
     """
     if GIVEN not in values:
         return dict(values)
     given = values[GIVEN]
     if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
-        message = f"got {given!r}; it lists the names of the settings that were given."
-        raise ConfigError(Problem(GIVEN, message, "remove it, and every setting counts as given"))
+        message = f"got {given!r}; must be the list of the settings that were given."
+        raise ConfigError(Problem(GIVEN, message, "remove it, so that every setting counts as given"))
     return _kept(Config, {key: value for key, value in values.items() if key != GIVEN}, "", set(given), values)
 
 
 def section_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """The class of a section's field that is a section itself; below `method` and `loss`, also by their `type`."""
+    """Returns the class of a field that is a section itself; for `method` and `loss`, also by their `type`."""
     field = model.model_fields.get(name)
     if field is None:
-        return METHOD_CONFIGS.get(name) or LOSS_CONFIGS.get(name)  # below a union by `type`, pydantic names the member
+        return METHOD_CONFIGS.get(name) or LOSS_CONFIGS.get(
+            name
+        )  # for a union by `type`, pydantic puts the type's name into the location
     candidates = [field.annotation, *get_args(field.annotation)]
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
 
 
 def _given(section: BaseModel, prefix: str) -> list[str]:
-    """Dotted names of the fields that were set, those of sections within too."""
+    """Returns the dotted names of the fields that were set, including those of nested sections."""
     names = []
     for name in section.model_fields_set:
         value = getattr(section, name)
         inner = _given(value, f"{prefix}{name}.") if isinstance(value, BaseModel) else []
-        # A section without anything set says something where there is none by default, as `quantization: {}` does.
+        # An empty section has a meaning if the default is null, as with `quantization: {}`.
         names += inner or [f"{prefix}{name}"]
     return names
 
@@ -74,7 +76,9 @@ def _kept(
         section = _chosen_class(path, value) if path in _CHOSEN else section_of(cls, name)
         if isinstance(value, Mapping) and section is not None:
             inner = _kept(section, value, f"{path}.", given, whole)
-            if inner or _default(cls, name, path, whole) is None:  # an empty one says something where there is none
+            if (
+                inner or _default(cls, name, path, whole) is None
+            ):  # an empty section has a meaning if the default is null
                 kept[name] = inner
         elif path in given or (path in _TYPES and value != _TYPES[path]) or value != _default(cls, name, path, whole):
             kept[name] = value
@@ -82,7 +86,7 @@ def _kept(
 
 
 def _default(cls: type[BaseModel], name: str, path: str, whole: Mapping[str, Any]) -> Any:
-    """What a field would be filled in with, as plain data."""
+    """Returns the default of a field, as plain data."""
     if path == _LEARNING_RATE:
         return _own_learning_rate(whole)
     field = cls.model_fields.get(name)
@@ -99,19 +103,20 @@ def _own_learning_rate(whole: Mapping[str, Any]) -> Any:
 
 
 def _chosen_class(name: str, section: Any) -> Any:
-    """The class of a section that its `type` chooses."""
+    """Returns the class of a section that its `type` chooses."""
     classes, default = _CHOSEN[name]
     return classes.get(section.get("type", default)) if isinstance(section, Mapping) else None
 
 
-# Sections that are of one of several classes, by their `type`.
+# Sections that have one of several classes, chosen by their `type`.
 _CHOSEN: dict[str, tuple[Mapping[str, type[BaseModel]], str]] = {
     "method": (METHOD_CONFIGS, DEFAULT_METHOD),
     "loss": (LOSS_CONFIGS, DEFAULT_LOSS),
 }
 
-# What chooses a section's class, and the choice that says nothing; a method's decides other defaults, so it stays.
+# The `type` that is the default and need not be kept. A method's type is always kept, since other defaults depend on
+# it.
 _TYPES = {"method.type": None, "loss.type": DEFAULT_LOSS}
 
-# What no value is equal to.
+# A marker that equals no value.
 _NOTHING = object()

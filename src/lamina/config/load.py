@@ -1,6 +1,6 @@
-"""`load_config`: the one way from YAML, a dictionary or command-line overrides to a checked `Config`.
+"""`load_config`: reads a checked `Config` from YAML, a dictionary or command-line overrides.
 
-All problems are reported at once, each with the field, the value, what is allowed, and the nearest right name.
+It reports all problems at once, each with the field, the value, what is allowed, and the closest valid name.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from lamina.config.yaml_text import parse_yaml
 from lamina.errors import ConfigError, NewerVersionError, Problem, nearest
 from lamina.version import is_newer
 
-# Sections that are of one of several classes, and the `type` that one may name.
+# Sections that have one of several classes, and an example of a `type`.
 _MEMBERS: dict[str, Mapping[str, type[BaseModel]]] = {"method": METHOD_CONFIGS, "loss": LOSS_CONFIGS}
 _TYPES = {"method": "type: lora", "loss": "type: cross_entropy"}
 
-# Fields that name members of a family (`lamina/plugins.py`).
+# Fields whose value is the name of a plug-in (`lamina/plugins.py`).
 _FAMILIES = {"method.type": "methods", "loss.type": "losses", "train.optim": "optimizers", "data.format": "formats"}
 
 
@@ -36,17 +36,18 @@ def load_config(source: str | Path | Mapping[str, Any] | Config, overrides: Iter
     """Reads and checks a configuration.
 
     Args:
-        source: A YAML file, a mapping with the same structure, or a `Config`. A run's own `config.yaml` is of the run
-            that it lies in, wherever that was moved, and its relative paths lead where they led when it was started.
-        overrides: `key.sub=value` strings; see `read_value` for how the value is read. What was given before stays, and
-            what was filled in follows: the learning rate of another method or optimizer is that one's own.
+        source: A YAML file, a mapping with the same structure, or a `Config`. A run's own `config.yaml` belongs to the
+            run directory that it is in, even after that was moved, and its relative paths are resolved as they were
+            when the run started.
+        overrides: `key.sub=value` strings; see `read_value` for how the value is parsed. Given settings stay; filled-in
+            settings follow the overrides, for example the default learning rate of another method or optimizer.
 
     Returns:
-        The configuration, with every default filled in.
+        The configuration with all defaults filled in.
 
     Raises:
-        ConfigError: With all problems at once.
-        NewerVersionError: It is of a run that was started by a version which knows settings that this one does not.
+        ConfigError: The configuration is invalid; the error lists all problems.
+        NewerVersionError: The run was started by a newer version, with settings that this version does not know.
     """
     started_by = ""
     if isinstance(source, Config):
@@ -76,18 +77,20 @@ def load_config(source: str | Path | Mapping[str, Any] | Config, overrides: Iter
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Reads a YAML mapping; a duplicate key is an error, and `2e-4` is a number."""
+    """Reads a YAML mapping. A duplicate key is an error, and `2e-4` is a number."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(Problem("config", f"{path} does not exist", "check the path")) from None
     except IsADirectoryError:
-        raise ConfigError(Problem("config", f"{path} is a folder, not a YAML file", "name the file in it")) from None
+        raise ConfigError(
+            Problem("config", f"{path} is a folder, not a YAML file", "give the path of a file")
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(Problem("config", f"{path} cannot be read ({error})", "save it as UTF-8 text")) from None
     value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
-        found = "is empty" if value is None else f"holds a {type(value).__name__}"
+        found = "is empty" if value is None else f"contains a {type(value).__name__}"
         raise ConfigError(
             Problem("config", f"{path} {found}; it must be a mapping of keys", "start with `data: {train: FILE}`")
         )
@@ -95,14 +98,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def merge_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Lays `key.sub=value` strings over a mapping; the mapping passed in is not changed."""
+    """Applies `key.sub=value` overrides to a copy of a mapping."""
     merged = _deep_copy(values)
     problems = []
     for override in overrides:
         key, equals, text = override.partition("=")
         path = key.strip().split(".")
         if not equals or not all(path):
-            problems.append(Problem(override, "is not an override", "write key.sub=value, such as train.seed=1"))
+            problems.append(Problem(override, "is not a valid override", "write key.sub=value, such as train.seed=1"))
             continue
         node = merged
         for part in path[:-1]:
@@ -110,7 +113,7 @@ def merge_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
             if child is None:
                 child = node[part] = {}
             if not isinstance(child, dict):
-                problems.append(Problem(key, f"{part!r} holds {child!r}, which has no keys below it"))
+                problems.append(Problem(key, f"{part!r} has the value {child!r}, so it has no keys below it"))
                 break
             node = child
         else:
@@ -124,7 +127,7 @@ def merge_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
 
 
 def _unusable_texts(value: Any, field: str = "") -> Iterator[Problem]:
-    """A problem for each text in a configuration that no path, name or token can be."""
+    """Yields a problem for each string that cannot be a path, a name or a token."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _unusable_texts(item, f"{field}.{key}" if field else str(key))
@@ -132,12 +135,12 @@ def _unusable_texts(value: Any, field: str = "") -> Iterator[Problem]:
         for item in value:
             yield from _unusable_texts(item, field)
     elif isinstance(value, str) and "\0" in value:
-        message = f"got {_short(value)}; it holds NUL, which no path or name can have."
+        message = f"got {_short(value)}; it contains a NUL character, which a path or name cannot have."
         yield Problem(field, message, r"remove it; in double quotes, YAML reads \0 as NUL")
 
 
 def _problem(detail: ErrorDetails) -> Problem:
-    """Turns one of pydantic's findings into a sentence of ours."""
+    """Turns a pydantic error into a `Problem`."""
     location = [str(part) for part in detail["loc"] if not _is_union_tag(part)]
     field = ".".join(_as_written(location)) or "config"
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
@@ -166,7 +169,7 @@ def _problem(detail: ErrorDetails) -> Problem:
 
 
 def _no_such(field: str, value: object, expected: str) -> Problem:
-    """A value that is not among those that there are; one that another package should give has a reason for that."""
+    """Returns the problem of an unknown value, with the reason if it is a plug-in that cannot be imported."""
     family = _FAMILIES.get(field)
     reason = plugins.problems(family).get(str(value)) if family is not None else None
     if reason is not None:
@@ -176,13 +179,13 @@ def _no_such(field: str, value: object, expected: str) -> Problem:
 
 
 def _as_written(location: list[str]) -> list[str]:
-    """Below `method` and `loss`, pydantic names the chosen one too, which is not a key."""
+    """Removes the chosen type, which pydantic adds below `method` and `loss`, from a location."""
     named = location[1:2] and location[1] in _MEMBERS.get(location[0], ())
     return [location[0], *location[2:]] if named else location
 
 
 def _one_per_field(problems: list[Problem]) -> list[Problem]:
-    """Joins what the members of a union say about one value: `must be less than 1, or must be a valid string`."""
+    """Joins the errors of a union's members for one value: `must be less than 1, or must be a valid string`."""
     joined: dict[str, Problem] = {}
     for problem in problems:
         earlier = joined.get(problem.field)
@@ -199,7 +202,7 @@ def _one_per_field(problems: list[Problem]) -> list[Problem]:
 
 
 def _is_union_tag(part: object) -> bool:
-    """Whether pydantic put a union member's name, not a key, into a location."""
+    """Returns whether a part of a location is a union member's name from pydantic, not a key."""
     return isinstance(part, str) and bool(
         re.match(r"^(constrained-|function-|literal\[|nullable|list\[|str$|bool$)", part)
     )

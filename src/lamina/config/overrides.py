@@ -1,7 +1,7 @@
-"""How the value of a `key.sub=value` override is read: by the type that the schema has for the key.
+"""Parses the value of a `key.sub=value` override by the type of the key in the schema.
 
-Where the schema wants a text, the value is taken as it stands, whatever it means in YAML: `output_dir=runs/a #b` and
-`output_dir=o: 4` are folders. YAML is read where structure is expected.
+Where the schema expects a string, the value is taken literally, whatever it would mean in YAML: `output_dir=runs/a #b`
+and `output_dir=o: 4` are folders. The value is parsed as YAML where a structure is expected.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _CLOSING = {"[": "]", "{": "}"}
 
 
 def read_value(path: Sequence[str], text: str, override: str) -> Any:
-    """The value of an override.
+    """Parses the value of an override.
 
     Args:
-        path: The key's parts.
-        text: The value as it was written.
-        override: All of it, for messages.
+        path: The parts of the key.
+        text: The value as written.
+        override: The whole override, for messages.
 
     Raises:
-        ConfigError: Structure is expected, and it is no YAML, or a part of it would be lost as a comment.
+        ConfigError: A structure is expected, and the value is not valid YAML, or part of it would be lost as a comment.
     """
     kinds = _kinds(Config, path)
     if dict in kinds and (str not in kinds or _is_bracketed(text)):
@@ -36,8 +36,8 @@ def read_value(path: Sequence[str], text: str, override: str) -> Any:
             raise ConfigError(
                 Problem(
                     ".".join(path),
-                    f"{override!r} holds {comment!r}, which YAML leaves out as a comment",
-                    f"put quotes around what holds it, such as {{prompt: 'a {comment}'}}, or leave it out",
+                    f"{override!r} contains {comment!r}, which YAML drops as a comment",
+                    f"put quotes around the value that contains it, such as {{prompt: 'a {comment}'}}, or remove it",
                 )
             )
         return parse_yaml(text, override)
@@ -57,7 +57,7 @@ def _quoted(text: str) -> Any:
 
 
 def _is_bracketed(text: str) -> bool:
-    """Whether brackets are around all of it, or are not closed; `[ab]*.jsonl` is a text."""
+    """Returns whether the text is enclosed in brackets, or has an unclosed one; `[ab]*.jsonl` is a string."""
     text = text.strip()
     opening = text[:1]
     if opening not in _CLOSING:
@@ -71,7 +71,7 @@ def _is_bracketed(text: str) -> bool:
 
 
 def _kinds(annotation: Any, path: Sequence[str]) -> set[type]:
-    """Which of str, int, float, bool, NoneType and dict (any structure) a field may hold; all where it is not known."""
+    """Returns which of str, int, float, bool, NoneType and dict (any structure) a field may have; all if unknown."""
     found = set().union(*(_kinds_of(each, path) for each in _alternatives(annotation)))
     return found or {str, int, float, bool, types.NoneType, dict}
 
@@ -90,7 +90,7 @@ def _kinds_of(annotation: Any, path: Sequence[str]) -> set[type]:
 
 
 def _alternatives(annotation: Any) -> list[Any]:
-    """The members of a union, however deep, without what is said beside them."""
+    """Returns the members of a union, flattened, without their annotations."""
     if get_origin(annotation) is Annotated:
         return _alternatives(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):

@@ -1,9 +1,9 @@
-"""Where the paths in a configuration lead: those in a run's own `config.yaml` do so from anywhere.
+"""Resolves the paths in a configuration; those in a run's own `config.yaml` work from any working directory.
 
-A run keeps its paths as they were given, often relative, so that a project may move as a whole. Its manifest says which
-folder they start from, and where the run lay then; so they are found from another working directory, and after run and
-project have moved together. What is found is checked by digest where it counts (`training/setup.py`,
-`adapters/load.py`).
+A run keeps its paths as they were given, often relative, so that a project can be moved as a whole. Its manifest
+records the folder that they start from and where the run directory was. The paths can therefore be found from another
+working directory, and after run and project have been moved together. Where it matters, what is found is verified by
+digest (`training/setup.py`, `adapters/load.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Origin:
     Attributes:
         lamina: The version that trained it last.
         directory: The folder that its relative paths start from; None if that was not recorded.
-        path: Where the run lay then.
+        path: Path of the run directory then.
     """
 
     lamina: str
@@ -39,7 +39,7 @@ class Origin:
 
 
 def read_origin(run: Path) -> Origin | None:
-    """What the manifest in that folder says of the run's origin; None if it is no run."""
+    """Returns the origin of the run in a folder, from its manifest; None if there is no run."""
     try:
         manifest = json.loads((run / MANIFEST_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -51,18 +51,18 @@ def read_origin(run: Path) -> Origin | None:
 
 
 def own_run(config: Path) -> Origin | None:
-    """The origin of the run whose own configuration `config` is; None if it is no run's own."""
+    """Returns the origin of the run whose own configuration `config` is; None if it belongs to no run."""
     return read_origin(config.parent) if config.name == CONFIG_FILE else None
 
 
 def at_home(values: Mapping[str, Any], run: Path, origin: Origin) -> dict[str, Any]:
-    """A run's own configuration, with the places that it names as they are seen from here."""
+    """Returns a run's own configuration with its paths resolved from the current working directory."""
     folders = start_folders(run, origin)
     return {**map_paths(values, lambda field, path: find_from(path, folders)), "output_dir": str(run)}
 
 
 def start_folders(run: Path, origin: Origin | None) -> list[Path]:
-    """The folders that a run's relative paths may start from, the likeliest first; none if it has no origin."""
+    """Returns the folders that a run's relative paths may start from, most likely first; empty without an origin."""
     if origin is None or origin.directory is None or origin.path is None:
         return []
     moved_along = os.path.normpath(run.resolve() / os.path.relpath(origin.directory, origin.path))
@@ -70,7 +70,7 @@ def start_folders(run: Path, origin: Origin | None) -> list[Path]:
 
 
 def find_from(path: str, folders: Sequence[Path]) -> str:
-    """The path, from the first of the folders where something is there; as it is if nothing is, or if it needs none."""
+    """Returns the path below the first folder in which it exists; unchanged if it exists in none, or is absolute."""
     if Path(path).is_absolute() or path.startswith("~"):
         return path
     for folder in folders:
@@ -80,22 +80,22 @@ def find_from(path: str, folders: Sequence[Path]) -> str:
 
 
 def made_absolute(path: str) -> str:
-    """What is there by that name, in a way that holds everywhere on this machine; a name of nothing as it is."""
-    return os.path.abspath(path) if _is_there(path) else path  # noqa: PTH100 - a link stays one
+    """Returns the absolute path of an existing file or folder; any other name unchanged."""
+    return os.path.abspath(path) if _is_there(path) else path  # noqa: PTH100 - keeps symbolic links
 
 
 def _is_there(path: str) -> bool:
     try:
         return Path(path).exists() or bool(_MAGIC & set(path) and glob.glob(path, recursive=True))  # noqa: PTH207
-    except (OSError, ValueError):  # what no file can be called
+    except (OSError, ValueError):  # not a valid file name
         return False
 
 
 def map_paths(values: Mapping[str, Any], change: Callable[[str, str], str]) -> dict[str, Any]:
-    """A configuration with each of its paths put through `change`, which is given the field's name and the path.
+    """Returns a copy of a configuration with `change(field, path)` applied to each of its paths.
 
-    Names that are no paths stay as they are: aliases of models, built-in templates. Names of the hub cannot be told
-    from paths, and `change` is given them too.
+    Names that are not paths stay unchanged: model aliases, built-in templates. Hub ids look like paths, so `change`
+    gets them too.
     """
     mapped = {**values}
     if isinstance(model := mapped.get("model"), str) and model not in ALIASES:
@@ -114,7 +114,7 @@ def map_paths(values: Mapping[str, Any], change: Callable[[str, str], str]) -> d
 
 
 def is_template_file(name: str) -> bool:
-    """Whether `data.chat_template` names a file, and not a built-in template."""
+    """Returns whether `data.chat_template` is a file rather than a built-in template."""
     return "/" in name or "\\" in name or name.endswith((".jinja", ".j2"))
 
 

@@ -18,32 +18,32 @@ from lamina.config.train import TrainConfig
 
 
 class Config(Section):
-    """Everything that decides a run's result, apart from the machine and the installed versions."""
+    """Everything that determines a run's result, other than the machine and the installed versions."""
 
     model: Annotated[str, Field(min_length=1)] = "smollm2-135m"
-    """The base: an alias, a folder, a hub id, or a `.gguf` file."""
+    """The base model: an alias, a folder, a hub id, or a `.gguf` file."""
 
     data: DataConfig
     """What to train on."""
 
     method: AnyMethodConfig = LoraConfig()
-    """Which adapter to train."""
+    """The adapter method."""
 
     loss: AnyLossConfig = CrossEntropyConfig()
     """What training minimizes."""
 
     quantization: QuantizationConfig | None = None
-    """How to hold the frozen base in 4 or 8 bits (QLoRA); null holds it unquantized."""
+    """Store the frozen base model in 4 or 8 bits (QLoRA); null leaves it unquantized."""
 
     train: TrainConfig = TrainConfig()
-    """How to train it."""
+    """How to train."""
 
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Dtype of the frozen base; `auto` takes bfloat16 where the machine multiplies it natively."""
+    """Dtype of the frozen base model; `auto` takes bfloat16 if the hardware supports it natively."""
 
     offload: bool | Literal["auto"] = "auto"
-    """Leave the frozen layers' weights in their files: read each layer ahead, and free it once it has run;
-    `auto` does so where the base does not fit in memory. On CPUs under Linux."""
+    """Leave the frozen layers' weights on disk: read each layer ahead of time, and free it after use; `auto` does so if
+    the base model does not fit in memory. Only on CPUs under Linux."""
 
     output_dir: Annotated[str, Field(min_length=1)] = "runs/lamina"
     """The run directory."""
@@ -61,34 +61,34 @@ class Config(Section):
                     "set data.eval to a file or a share"
                 )
             if self.train.eval_steps is not None:
-                wrong.append("train.eval_steps does nothing while data.eval is null; set data.eval or remove it")
+                wrong.append("train.eval_steps has no effect if data.eval is null; set data.eval or remove it")
         if "galore" in OPTIMIZERS[self.train.optim].reads and self.method.type != "full":
             wrong.append(
-                f"train.optim '{self.train.optim}' projects the gradients of whole weight matrices on a subspace, but "
-                f"method '{self.method.type}' trains an adapter, whose tensors are small already; use "
-                "`method: {type: full}` or another optim"
+                f"train.optim '{self.train.optim}' projects the gradients of whole weight matrices onto a subspace, "
+                f"but method '{self.method.type}' trains an adapter, whose tensors are already small; use `method: "
+                "{type: full}` or another optim"
             )
         loftq = isinstance(self.method, LoraConfig) and self.method.init_lora_weights == "loftq"
         if loftq and self.quantization is None:
             wrong.append(
-                "method.init_lora_weights: loftq makes up for what quantizing takes from the base, but the base is not "
-                "quantized; set quantization, such as `quantization: {bits: 4}`, or another beginning"
+                "method.init_lora_weights: loftq compensates for quantization error, but the base model is not "
+                "quantized; set quantization, such as `quantization: {bits: 4}`, or another initialization"
             )
         if self.offload is True and not self.method.base_is_read_only:
             wrong.append(
-                f"method '{self.method.type}' needs the base's own layers, and `offload` has others in their place, "
-                "which read files; set offload to false, or use a method such as lora"
+                f"method '{self.method.type}' needs the base model's own layers, but `offload` replaces them with "
+                "layers that read from disk; set offload to false, or use a method such as lora"
             )
         if self.quantization is not None:
             compute = self.quantization.compute_dtype
             if "auto" not in (compute, self.dtype) and compute != self.dtype:
                 wrong.append(
-                    f"quantization.compute_dtype is {compute} and dtype is {self.dtype}; set one of them, since what "
-                    "is not quantized is held in the dtype of the products"
+                    f"quantization.compute_dtype is {compute} and dtype is {self.dtype}; set only one of them, "
+                    "since unquantized weights are stored in the dtype of the matrix products"
                 )
             if not self.method.base_is_read_only:
                 wrong.append(
-                    f"method '{self.method.type}' needs the base's own layers, but with `quantization` they are stored "
+                    f"method '{self.method.type}' needs the base model's own layers, but `quantization` stores them "
                     "packed and frozen; remove quantization, or use a method such as lora"
                 )
         if wrong:
@@ -100,11 +100,13 @@ class Config(Section):
         if self.train.learning_rate is None:
             own = default_learning_rate(type(self.method), self.train.optim)
             train = self.train.model_copy(update={"learning_rate": own})
-            train.model_fields_set.discard("learning_rate")  # it was not given, and follows if method or optim change
+            train.model_fields_set.discard(
+                "learning_rate"
+            )  # it was not given, so it follows when method or optim changes
             object.__setattr__(self, "train", train)  # the class is frozen for everyone else
         return self
 
 
 def default_learning_rate(method: type[MethodConfig], optim: str) -> float:
-    """What `train.learning_rate` is for a method and an optimizer unless it is given."""
+    """Returns the default of `train.learning_rate` for a method and an optimizer."""
     return method.learning_rate * OPTIMIZERS[optim].learning_rate_factor

@@ -1,4 +1,4 @@
-"""The base of every configuration section: strict, closed to unknown keys, and unchangeable once made."""
+"""The base class of every configuration section: strict, without unknown keys, and immutable."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 class Section(BaseModel):
     """A section of the configuration.
 
-    Strict: a number in quotes is not a number and `1` is not `true`. Closed: an unknown key is an error.
+    Strict: a quoted number is not a number, and `1` is not `true`. An unknown key is an error.
     """
 
     model_config = ConfigDict(

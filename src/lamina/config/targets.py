@@ -1,4 +1,4 @@
-"""`target_modules` as a method's section has it."""
+"""The type of a method's `target_modules` field."""
 
 from __future__ import annotations
 
@@ -18,4 +18,4 @@ def _check_pattern(value: str | list[str]) -> str | list[str]:
 
 
 TargetModules = Annotated[str | Annotated[list[str], Field(min_length=1)], AfterValidator(_check_pattern)]
-"""`all-linear`, a list of names (each must match a module's last names), or one regular expression."""
+"""`all-linear`, a list of names (each must match the end of a module's name), or one regular expression."""

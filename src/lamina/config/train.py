@@ -1,4 +1,4 @@
-"""`train:` how to train. The names are those of transformers' and TRL's training arguments."""
+"""`train:` section: how to train. The names are those of transformers' and TRL's training arguments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 DEFAULT_EPOCHS = 3.0
 
-# The value that the authors of LoRA+ recommend.
+# The value that the LoRA+ authors recommend.
 LORAPLUS_RATIO = 16.0
 
 
@@ -30,83 +30,85 @@ class TrainConfig(Section):
     """Optimizer steps, instead of epochs."""
 
     per_device_train_batch_size: PositiveInt = 4
-    """Micro-batch: this many examples, or with packing this many times `max_length` tokens."""
+    """Micro-batch size: this many examples or, with packing, this many times `max_length` tokens."""
 
     gradient_accumulation_steps: PositiveInt = 1
-    """Micro-batches in an optimizer step; the loss is divided by the supervised tokens of the whole step."""
+    """Micro-batches per optimizer step. The loss is divided by the number of supervised tokens in the whole step."""
 
     per_device_eval_batch_size: PositiveInt = 8
-    """Examples in one evaluation batch."""
+    """Examples per evaluation batch."""
 
     learning_rate: Annotated[float, Field(gt=0.0)] | None = None
-    """Peak learning rate; null means the method's own (see `lamina methods`), for lion a tenth of it."""
+    """Peak learning rate; null means the method's default (see `lamina methods`), and a tenth of it for lion."""
 
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
-    """Shape of the learning rate after the warm-up."""
+    """Shape of the learning rate after the warmup."""
 
     warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of all steps over which the learning rate rises from zero."""
 
     warmup_steps: NonNegativeInt = 0
-    """Number of steps over which it rises, instead of a share."""
+    """Number of steps of the warmup, as an alternative to `warmup_ratio`."""
 
     optim: OptimizerName = "adamw_torch"
-    """Optimizer (docs/optimizers.md). `adamw_torch` is torch's own AdamW, fused where the device has it."""
+    """Optimizer (docs/optimizers.md). `adamw_torch` is torch's own AdamW, fused where the device supports it."""
 
     weight_decay: NonNegative = 0.0
-    """Decoupled weight decay, on matrices only."""
+    """Decoupled weight decay, applied only to matrices."""
 
     adam_beta1: Beta | None = None
-    """Decay of the gradient's mean; null means 0.9."""
+    """Decay rate of the gradient's moving average; null means 0.9."""
 
     adam_beta2: Beta | None = None
-    """AdamW's decay of the gradient's square, null means 0.999; Lion's decay of the mean, null means 0.99."""
+    """AdamW: decay rate of the squared gradient's moving average, null means 0.999. Lion: decay rate of the momentum,
+    null means 0.99."""
 
     adam_epsilon: Annotated[float, Field(gt=0.0)] | None = None
-    """AdamW's term against division by zero; null means 1e-8."""
+    """AdamW's epsilon, which prevents division by zero; null means 1e-8."""
 
     loraplus_lr_ratio: Annotated[float, Field(gt=0.0)] | Literal[True] | None = None
-    """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): learning rate of the B matrices, as a multiple of that of the
-    others; true means 16."""
+    """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): ratio of the learning rate of the B matrices to that of all other
+    parameters; true means 16."""
 
     galore: GaloreConfig | None = None
     """Settings of the galore optimizers; null means their defaults."""
 
     max_grad_norm: NonNegative = 1.0
-    """Gradients are scaled down to this norm; 0 switches clipping off."""
+    """Gradients are clipped to this norm; 0 disables clipping."""
 
     gradient_checkpointing: Literal["auto", "selective"] | bool = "auto"
-    """Recompute layers in the backward to save memory: true all of them (fused ones but for attention), `selective`
-    only the inputs of the gated unit, which take half of the memory, for a fifth more time (layers that are not fused
-    as a whole); `auto` as little as makes the activations fit."""
+    """Recompute activations in the backward to save memory. true: all layers (fused layers except attention).
+    `selective`: only the inputs of the gated unit, which are half of the memory, for a fifth more time (layers that are
+    not fused as a whole). `auto`: as little as needed for the activations to fit."""
 
     compile: Literal["auto"] | bool = "auto"
-    """How the work between matrix products is compiled: `auto` uses C++ kernels on a CPU (built once, in seconds) and
-    torch.compile on CUDA; true torch.compile everywhere (it warms up for a minute), false plain torch."""
+    """How to compile the work between matrix products. `auto`: C++ kernels on a CPU (built once, in seconds) and
+    torch.compile on CUDA. true: torch.compile everywhere (it warms up for a minute). false: plain torch."""
 
     eval_steps: PositiveInt | None = None
-    """Steps between evaluations; null means at the end of every epoch. The end of training always evaluates."""
+    """Steps between evaluations; null means at the end of every epoch. There is always an evaluation at the end of
+    training."""
 
     early_stopping_patience: PositiveInt | None = None
     """Stop after this many evaluations without a better loss."""
 
     early_stopping_threshold: NonNegative = 0.0
-    """How much lower the evaluation loss must be to count as better."""
+    """Minimum decrease of the evaluation loss that counts as better."""
 
     load_best_model_at_end: bool = True
-    """Keep the adapter of the best evaluation rather than the last one (needs evaluation data)."""
+    """Keep the adapter of the best evaluation instead of the last one (needs evaluation data)."""
 
     save_steps: PositiveInt = 100
-    """Steps between checkpoints; the end of training always saves."""
+    """Steps between checkpoints; there is always a checkpoint at the end of training."""
 
     save_total_limit: PositiveInt = 2
-    """How many checkpoints to keep, not counting the best one."""
+    """Number of checkpoints to keep, not counting the best one."""
 
     logging_steps: PositiveInt = 1
     """Steps between two lines of metrics."""
 
     report_to: list[Literal["tensorboard"]] = Field(default_factory=list)
-    """Trackers to feed besides `metrics.jsonl`."""
+    """Experiment trackers to log to, in addition to `metrics.jsonl`."""
 
     @model_validator(mode="after")
     def _check_combinations(self) -> TrainConfig:
@@ -114,14 +116,14 @@ class TrainConfig(Section):
         if self.max_steps is not None and self.num_train_epochs is not None:
             wrong.append("max_steps and num_train_epochs both set the length of training; keep one of them")
         if self.warmup_ratio and self.warmup_steps:
-            wrong.append("warmup_ratio and warmup_steps both set the warm-up; keep one of them")
+            wrong.append("warmup_ratio and warmup_steps both set the warmup; keep one of them")
         if self.lr_scheduler_type == "constant" and (self.warmup_ratio or self.warmup_steps):
             wrong.append(
-                "lr_scheduler_type 'constant' has no warm-up, so warmup_ratio and warmup_steps would do nothing; "
-                "use 'constant_with_warmup' or remove the warm-up"
+                "lr_scheduler_type 'constant' has no warmup, so warmup_ratio and warmup_steps would have no "
+                "effect; use 'constant_with_warmup' or remove the warmup"
             )
         if self.early_stopping_threshold and self.early_stopping_patience is None:
-            wrong.append("early_stopping_threshold does nothing without early_stopping_patience; set both")
+            wrong.append("early_stopping_threshold has no effect without early_stopping_patience; set both")
         wrong += self._wrong_for_the_optimizer()
         if wrong:
             raise ValueError(". ".join(wrong))
@@ -131,23 +133,23 @@ class TrainConfig(Section):
         facts, wrong = OPTIMIZERS[self.optim], []
         for name in SPECIAL_SETTINGS:
             if getattr(self, name) is not None and name not in facts.reads:
-                wrong.append(f"{name} does nothing with optim '{self.optim}'; remove it or choose another optim")
+                wrong.append(f"{name} has no effect with optim '{self.optim}'; remove it or choose another optim")
         if facts.layerwise and self.gradient_accumulation_steps > 1:
             wrong.append(
-                f"optim '{self.optim}' moves each tensor as soon as its gradient is there, so gradients of several "
-                "micro-batches cannot be added up; set gradient_accumulation_steps to 1 and raise "
+                f"optim '{self.optim}' updates each parameter as soon as its gradient is ready, so it cannot "
+                "accumulate gradients over several micro-batches; set gradient_accumulation_steps to 1 and raise "
                 f"per_device_train_batch_size, or use '{self.optim.removesuffix('_layerwise')}'"
             )
         if facts.layerwise and self.max_grad_norm:
             wrong.append(
-                f"optim '{self.optim}' moves each tensor before the other gradients are there, so the norm of the "
-                "whole gradient is not known in time to clip it; set max_grad_norm to 0, or use "
+                f"optim '{self.optim}' updates each parameter before the other gradients are ready, so the norm of "
+                "the whole gradient is not known in time to clip it; set max_grad_norm to 0, or use "
                 f"'{self.optim.removesuffix('_layerwise')}'"
             )
         return wrong
 
     def betas(self, beta1: float = 0.9, beta2: float = 0.999) -> tuple[float, float]:
-        """Decays of the moments: those that are set, else an optimizer's own."""
+        """Returns the decay rates of the moments: those that are set, and the optimizer's own defaults otherwise."""
         return (
             beta1 if self.adam_beta1 is None else self.adam_beta1,
             beta2 if self.adam_beta2 is None else self.adam_beta2,
@@ -155,25 +157,25 @@ class TrainConfig(Section):
 
     @property
     def epsilon(self) -> float:
-        """AdamW's term against division by zero."""
+        """AdamW's epsilon, which prevents division by zero."""
         return 1e-8 if self.adam_epsilon is None else self.adam_epsilon
 
     @property
     def loraplus_ratio(self) -> float:
-        """By how much the learning rate of the B matrices is larger; 1 without LoRA+."""
+        """Ratio of the B matrices' learning rate to that of the others; 1 without LoRA+."""
         if self.loraplus_lr_ratio is None:
             return 1.0
         return LORAPLUS_RATIO if self.loraplus_lr_ratio is True else self.loraplus_lr_ratio
 
     @property
     def peak_learning_rate(self) -> float:
-        """The learning rate of a whole configuration, where it has been filled in."""
+        """The learning rate of a complete configuration, in which it has been filled in."""
         assert self.learning_rate is not None
         return self.learning_rate
 
     @property
     def epochs(self) -> float | None:
-        """Epochs to train for, or None when `max_steps` decides."""
+        """Number of epochs, or None if `max_steps` decides."""
         if self.max_steps is not None:
             return None
         return DEFAULT_EPOCHS if self.num_train_epochs is None else self.num_train_epochs

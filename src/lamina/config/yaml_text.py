@@ -1,4 +1,4 @@
-"""Reads YAML as plain data: `2e-4` is a number, and a key that comes twice is an error."""
+"""Reads YAML as plain data: `2e-4` is a number, and a duplicate key is an error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _Loader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain scalar", key_node.start_mark)
             if key in seen:
                 line = key_node.start_mark.line + 1
                 raise ConfigError(Problem(str(key), f"appears twice (again on line {line})", "keep one of them"))
@@ -38,10 +38,10 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """What a YAML text holds, as plain data.
+    """Parses YAML into plain data.
 
     Raises:
-        ConfigError: It is no YAML, or has a key twice; `source` is named.
+        ConfigError: The text is not valid YAML, or has a duplicate key; the error names `source`.
     """
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain data only
@@ -55,17 +55,17 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def parse_scalar(text: str) -> Any:
-    """What YAML makes of a single word or number, whatever else is in it: `a #b` and `a: b` stay as they are."""
+    """Parses a single YAML scalar, and takes all other syntax literally: `a #b` and `a: b` stay unchanged."""
     loader = _Loader("")
     tag = loader.resolve(yaml.ScalarNode, text, (True, False))
     try:
         return loader.construct_object(yaml.ScalarNode(tag, text))
-    except (ValueError, yaml.YAMLError):  # such as the 31st of February, or `=`
+    except (ValueError, yaml.YAMLError):  # such as February 31, or `=`
         return text
 
 
 def comment_in(text: str) -> str:
-    """The first comment of a YAML text; empty where there is none."""
+    """Returns the first comment in a YAML text; empty if there is none."""
     try:
         for before, after in itertools.pairwise(yaml.scan(text)):
             between = text[before.end_mark.index : after.start_mark.index]

@@ -1,7 +1,7 @@
-"""A `Batch`: documents of one forward, end to end, each with its own positions, and no padding.
+"""A `Batch`: the documents of one forward pass, concatenated without padding, each with its own positions.
 
-A `Layout` says how the documents of a micro-batch become batches. `PACKED` is the fast one, and which one is right for
-a model is found out before training (`compute/fusion/exactness.py`).
+A `Layout` says how the documents of a micro-batch become batches. `PACKED` is the fastest; training determines
+beforehand which layouts are exact for a model (`compute/fusion/exactness.py`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from lamina.data.example import EncodedExample
 
 @dataclass(frozen=True)
 class Layout:
-    """How documents go through a model.
+    """How documents are run through a model.
 
     Attributes:
-        together: All documents of a micro-batch in one sequence; else each in a forward of its own.
-        own_attention: In the attention implementation that the model was loaded with; else in lamina's.
+        together: Whether all documents of a micro-batch are one sequence; otherwise, each has its own forward pass.
+        own_attention: Whether to use the attention implementation that the model was loaded with; otherwise, lamina's.
     """
 
     together: bool
@@ -34,17 +34,17 @@ PACKED = Layout(together=True, own_attention=False)
 
 @dataclass(frozen=True)
 class Batch:
-    """Documents of one forward as a single sequence of T tokens.
+    """The documents of one forward pass as a single sequence of T tokens.
 
     Attributes:
         input_ids: int64, shape (1, T).
-        position_ids: int64, shape (1, T); starts again from 0 at each document.
-        document_lengths: Tokens of each document, on the host; they sum to T.
+        position_ids: int64, shape (1, T); restarts at 0 for each document.
+        document_lengths: Tokens in each document, on the host; they sum to T.
         predicting: int64, shape (N,): positions whose hidden state predicts a supervised token.
-        targets: int64, shape (N,): those supervised tokens.
-        layout: How the model is to be called.
-        examples: What the documents are of, in order; an example may have several documents, and in a layout that runs
-            them one at a time, each has batches of its own.
+        targets: int64, shape (N,): the supervised tokens.
+        layout: How to run the model.
+        examples: The examples that the documents belong to, in order. An example may have several documents; a layout
+            that runs them one at a time makes separate batches of them.
     """
 
     input_ids: torch.Tensor
@@ -57,21 +57,21 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Real tokens; there are no others."""
+        """Number of tokens; there is no padding."""
         return self.input_ids.shape[1]
 
     @property
     def supervised_tokens(self) -> int:
-        """Tokens in the loss."""
+        """Number of tokens in the loss."""
         return self.targets.shape[0]
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`."""
+        """Returns the batch on `device`."""
         if device.type == "cpu":
             return self
 
         def moved(tensor: torch.Tensor) -> torch.Tensor:
-            # Pinned, so that the copy runs beside the device's work.
+            # Pinned, so that the copy overlaps with the device's work.
             return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
         return Batch(
@@ -86,7 +86,7 @@ class Batch:
 
 
 class Documents(Sequence[torch.Tensor]):
-    """Token ids of examples, int64 (1, T) each, made when they are asked for; of several sequences the first."""
+    """Token ids of examples, int64 (1, T) each, created on access; for an example with several sequences, the first."""
 
     def __init__(self, examples: Sequence[EncodedExample], device: torch.device) -> None:
         self._examples = examples
@@ -108,11 +108,11 @@ class Documents(Sequence[torch.Tensor]):
 
 
 def build_units(examples: Sequence[EncodedExample], layout: Layout = PACKED) -> list[list[Batch]]:
-    """Turns a micro-batch into the batches that its layout asks for.
+    """Turns a micro-batch into batches, as its layout requires.
 
     Returns:
-        Lists of batches, each with the documents of whole examples, whose loss is computed at once; the sum of their
-        losses is the micro-batch's. An example with nothing to learn is left out where it would be alone.
+        Lists of batches. Each list has the documents of whole examples, whose loss is computed together; the sum of the
+        losses is the micro-batch's loss. An example without supervised tokens is skipped if it would be alone.
     """
     if layout.together:
         return [[build_batch(examples, layout)]]
@@ -120,12 +120,12 @@ def build_units(examples: Sequence[EncodedExample], layout: Layout = PACKED) -> 
 
 
 def build_batches(examples: Sequence[EncodedExample], layout: Layout = PACKED) -> list[Batch]:
-    """The batches of `build_units`, one after the other."""
+    """Returns the batches of `build_units` as one list."""
     return [batch for unit in build_units(examples, layout) for batch in unit]
 
 
 def build_batch(examples: Sequence[EncodedExample], layout: Layout = PACKED) -> Batch:
-    """Lays examples end to end.
+    """Concatenates examples into one batch.
 
     >>> example = EncodedExample(np.array([5, 6, 7], np.int32), np.array([False, False, True]), row=1)
     >>> batch = build_batch([example, example])
@@ -139,7 +139,7 @@ def build_batch(examples: Sequence[EncodedExample], layout: Layout = PACKED) -> 
 
 
 def _one_at_a_time(example: EncodedExample, layout: Layout) -> list[Batch]:
-    """A batch for each sequence of an example."""
+    """Returns one batch per sequence of an example."""
     if not example.several:
         return [build_batch([example], layout)]
     cuts = np.cumsum(example.several)[:-1]

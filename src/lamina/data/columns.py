@@ -1,4 +1,4 @@
-"""`data.columns`: a format's fields from other columns, or from Jinja templates over a row."""
+"""`data.columns`: fills a format's fields from other columns, or from Jinja templates over a row."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lamina.errors import ConfigError, Problem
 
 
 class ColumnMapping:
-    """Field -> column, or a template; `mapping.apply(row)` is the row under the fields' names.
+    """Maps fields to columns or templates; `mapping.apply(row)` returns the row under the fields' names.
 
     Attributes:
-        fields: The fields that it gives.
+        fields: The mapped fields.
     """
 
     def __init__(self, columns: Mapping[str, str]) -> None:
@@ -32,10 +32,10 @@ class ColumnMapping:
                     raise ConfigError(Problem(f"data.columns.{field}", message, "correct it")) from None
 
     def apply(self, row: Row) -> Row:
-        """The row under the fields' names.
+        """Returns the row under the fields' names.
 
         Raises:
-            RowError: It lacks a column, or a template fails on it.
+            RowError: The row lacks a column, or a template fails on it.
         """
         for field, column in self._columns.items():
             if column not in row:
@@ -52,7 +52,7 @@ class ColumnMapping:
         return values
 
     def used(self, columns: Iterable[str]) -> set[str]:
-        """Which of the columns are read."""
+        """Returns which of the columns are read."""
         named = {name for template in self._templates.values() for name in template.names}
         return {*self._columns.values(), *(column for column in columns if column in named)}
 

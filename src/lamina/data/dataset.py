@@ -1,4 +1,4 @@
-"""Builds the data of a run: reads, encodes, splits, cuts and mixes, and accounts for every row on the way."""
+"""Builds the data of a run: reads, encodes, splits, truncates and mixes rows, and accounts for every one of them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ class Dataset:
     """The encoded data of a run.
 
     Attributes:
-        train: Training examples, in file order, each source as often as its weight says.
-        eval: Evaluation examples; empty when there are none.
-        report: What became of every row.
-        eval_files: The files that evaluation examples come from, by the number of their source.
-        train_blocks: int64, shape (training examples,): the micro-batch of each, where that is settled for all epochs.
-        eval_dropped: Rows of the evaluation side that are left out, by reason.
+        train: Training examples, in file order, each source repeated by its weight.
+        eval: Evaluation examples; may be empty.
+        report: What happened to every row.
+        eval_files: The files that evaluation examples come from: source index -> file.
+        train_blocks: int64, shape (training examples,): the micro-batch of each example, if it is the same in every
+            epoch.
+        eval_dropped: Number of dropped evaluation rows, by reason.
     """
 
     train: Side
@@ -49,7 +50,7 @@ class Dataset:
     eval_dropped: dict[str, int] = field(default_factory=dict)
 
     def eval_examples(self) -> list[Example]:
-        """The evaluation examples as conversations, for generation; their files are read again."""
+        """Returns the evaluation examples as conversations, for generation. Reads their files again."""
         found: list[Example] = []
         for source, file in self.eval_files.items():
             wanted = set(self.eval.rows(source).tolist())
@@ -65,19 +66,19 @@ def build_dataset(
     notify: Notify | None = None,
     sequences: Sequences = ANSWERS,
 ) -> Dataset:
-    """Reads and encodes a run's data; what was encoded before is taken from the cache.
+    """Reads and encodes a run's data; rows that are already encoded come from the cache.
 
     Args:
         config: The `data:` section.
         template: Renders conversations.
-        batch_size: `per_device_train_batch_size`, for the packing figures of the report.
-        seed: Decides split, mix and replay.
-        notify: Told what is being done with large files.
-        sequences: What is made of each row.
+        batch_size: `per_device_train_batch_size`, for the packing statistics of the report.
+        seed: Seed of the split, the mix and the replay.
+        notify: Reports progress on large files.
+        sequences: How rows become sequences.
 
     Raises:
-        ConfigError: A file does not exist, or what belongs together would be cut.
-        DataError: A row is not what its format asks for, or nothing is left to train on.
+        ConfigError: A file does not exist, or the packing strategy would cut sequences that belong together.
+        DataError: A row does not fit its format, or there is nothing left to train on.
     """
     every = _encode(open_sources(config, "train", "eval", "replay"), config, template, sequences, notify)
     training, held_out_files, replayed = (
@@ -99,9 +100,9 @@ def build_dataset(
         rows = fit(file, source, np.flatnonzero(~held_out), config, stop)
         train_parts.append(weigh(rows, file, seed) if file.report.role == "train" else rows)
     if config.replay is not None:
-        learnt = sum(int(part.length.sum()) for part in train_parts[: len(training)])
+        in_loss = sum(int(part.length.sum()) for part in train_parts[: len(training)])
         first = len(training) + len(held_out_files)
-        train_parts[first:] = draw_replay(train_parts[first:], replayed, config.replay.share, learnt, seed)
+        train_parts[first:] = draw_replay(train_parts[first:], replayed, config.replay.share, in_loss, seed)
     train, evaluation = Side(stores, Pieces.join(train_parts)), Side(stores, Pieces.join(eval_parts))
     blocks = None
     if config.packing_strategy == "wrapped":
@@ -140,19 +141,19 @@ def build_evaluation(
     template: ChatTemplate,
     sequences: Sequences = ANSWERS,
 ) -> Dataset:
-    """Encodes a file to evaluate on, with a run's settings for data.
+    """Encodes a file for evaluation, with a run's data settings.
 
     Args:
         config: The `data:` section.
-        path: What the user named.
-        field: The option that named it, for errors.
-        max_rows: Use only so many rows from the start.
+        path: The path from the user.
+        field: The option it was given with, for errors.
+        max_rows: Use only the first `max_rows` rows.
         template: Renders conversations.
-        sequences: What is made of each row.
+        sequences: How rows become sequences.
 
     Raises:
         ConfigError: The file does not exist.
-        DataError: A row is not what its format asks for, or none can be used.
+        DataError: A row does not fit its format, or no row can be used.
     """
     source = config.source_of(path).model_copy(update={"max_rows": max_rows})
     opened = _encode([OpenSource("eval", source, find_files(path, field, "test"))], config, template, sequences, None)
@@ -179,16 +180,16 @@ def build_evaluation(
 
 
 def load_examples(config: DataConfig, path: str, field: str, max_rows: int | None) -> list[Example]:
-    """The usable examples of a file as conversations, without encoding them.
+    """Returns the usable examples of a file as conversations, without encoding them.
 
     Args:
         config: The `data:` section, for format and columns.
-        path: What the user named.
-        field: The option that named it, for errors.
-        max_rows: Use only so many rows from the start.
+        path: The path from the user.
+        field: The option it was given with, for errors.
+        max_rows: Use only the first `max_rows` rows.
 
     Raises:
-        DataError: A row cannot be read, or more of them are left out than `data.max_dropped` allows.
+        DataError: A row cannot be read, or `data.max_dropped` does not allow so many dropped rows.
     """
     source, usable, lost = config.source_of(path), list[Example](), Counter[str]()
     for file in find_files(path, field, "test"):
@@ -204,13 +205,13 @@ def load_examples(config: DataConfig, path: str, field: str, max_rows: int | Non
 
 
 def fit(file: EncodedFile, source: int, rows: np.ndarray, config: DataConfig, stop: Sequence[int]) -> Pieces:
-    """Rows of a file within `max_length`: longer ones are left out, cut or split, as the config says.
+    """Fits rows of a file into `max_length`: drops, truncates or splits longer rows, as configured.
 
-    A row of several sequences is left out as a whole where one of them is longer.
+    A row with several sequences is dropped as a whole if one of them is too long.
 
     Args:
-        file: The file, whose report takes in what becomes of them.
-        source: Its number.
+        file: The file; its report records what happens to the rows.
+        source: The file's index among the sources.
         rows: int64: which of its stored rows.
         config: The `data:` section.
         stop: Ids of the stop tokens.
@@ -235,10 +236,10 @@ def fit(file: EncodedFile, source: int, rows: np.ndarray, config: DataConfig, st
             parts.append(parts_of(store, row, ends, stop))
         pieces = Pieces.join(parts)
         pieces = pieces.take(np.lexsort((pieces.begin, pieces.index)))
-    learnt = pieces.supervised > 0
-    if learnt.all():
+    in_loss = pieces.supervised > 0
+    if in_loss.all():
         return pieces
-    kept = pieces.take(learnt)
+    kept = pieces.take(in_loss)
     report.drop_all("no_supervised_tokens", store.rows[np.setdiff1d(pieces.index, kept.index)])
     return kept
 
@@ -263,26 +264,28 @@ def _encode(
 def _check_uncut(files: Sequence[EncodedFile]) -> None:
     several = next((file for file in files if file.store.facts.several), None)
     if several is not None:
-        message = f"'wrapped' cuts rows anywhere, and those of {several.file.name} have sequences that belong together"
+        message = (
+            f"'wrapped' cuts rows anywhere, but the rows of {several.file.name} have sequences that belong together"
+        )
         raise ConfigError(Problem("data.packing_strategy", message, "use 'bfd'"))
 
 
 def _not_trainable(file: EncodedFile, kind: str, sequences: Sequences) -> str:
     facts = file.store.facts
-    what = f"{file.file.name}: its rows are of the format {facts.format!r}, which this loss does not learn from"
+    what = f"{file.file.name}: its rows have the format {facts.format!r}, which this loss does not support"
     if sequences is not ANSWERS:
-        return f"{what}; it learns {sequences.learns}. Fix: choose another `loss`, or rows of that kind."
+        return f"{what}; it supports {sequences.learns}. Fix: choose another `loss`, or rows of that kind."
     first = islice(file.reader(), TRIED)
     rows = [(row.value, row.example) for row in first if row.value is not None and row.example is not None]
     fix = no_loss_fix(kind, rows, file.source, facts.wanted, facts.kinds[kind])
     return (
-        f"{file.file.name}: its rows are of the format {facts.format!r}, which `lamina train` has no loss for; it "
-        f"learns answers and plain text. Fix: {fix}."
+        f"{file.file.name}: its rows have the format {facts.format!r}, for which `lamina train` has no loss; it "
+        f"supports answers and plain text. Fix: {fix}."
     )
 
 
 def _split(config: DataConfig, training: Sequence[EncodedFile], seed: int) -> list[np.ndarray]:
-    """Of each training file, which stored rows are held out for evaluation."""
+    """Returns, for each training file, which stored rows are held out for evaluation."""
     stores = [file.store for file in training]
     if not isinstance(config.eval, float):
         return [np.zeros(len(store), dtype=bool) for store in stores]
@@ -299,7 +302,7 @@ def _split(config: DataConfig, training: Sequence[EncodedFile], seed: int) -> li
 def _wrapped(
     train: Side, every: Sequence[EncodedFile], budget: int, seed: int, stop: Sequence[int]
 ) -> tuple[Side, np.ndarray]:
-    """The training side, cut wherever a micro-batch is full; what that leaves nothing of is named in the reports."""
+    """Returns the training side, cut wherever a micro-batch is full; reports rows of which nothing remains."""
     pieces, blocks = wrapped_pieces(train, budget, seed, stop)
     cut = Side(train.stores, pieces)
     for source, file in enumerate(every):
@@ -309,7 +312,7 @@ def _wrapped(
 
 
 def _account(every: Sequence[EncodedFile], train: Side, evaluation: Side) -> None:
-    """Completes the files' reports, and asserts that no row was lost on the way."""
+    """Completes the files' reports, and asserts that every row is accounted for."""
     for source, file in enumerate(every):
         file.report.train_rows = len(train.rows(source))
         file.report.eval_rows = len(evaluation.rows(source))
@@ -318,7 +321,7 @@ def _account(every: Sequence[EncodedFile], train: Side, evaluation: Side) -> Non
 
 
 def _add(totals: dict[str, int], counts: Mapping[str, int], before: Mapping[str, int]) -> None:
-    """Adds what has come to the counts by reason."""
+    """Adds the increase of each count to the totals by reason."""
     for reason, count in counts.items():
         if count > before.get(reason, 0):
             totals[reason] = totals.get(reason, 0) + count - before.get(reason, 0)
@@ -340,34 +343,36 @@ def _notes(
         notes += file.notes
     if isinstance(config.eval, float):
         notes += [
-            f"{file.file.within} keeps a validation split: data.eval={file.file.own_eval} evaluates on it, instead of "
+            f"{file.file.within} has a validation split: data.eval={file.file.own_eval} evaluates on it, instead of "
             "on a share of the training rows"
             for file in every
             if file.file.own_eval
         ]
         if not any(mask.any() for mask in held_out):
-            notes.append("all rows have the same prompt, so no evaluation side could be split off without leakage")
+            notes.append("all rows have the same prompt, so no evaluation data could be split off without leakage")
         elif not len(evaluation):
-            notes.append("every row of the evaluation side was dropped, so nothing will be evaluated")
+            notes.append("every evaluation row was dropped, so nothing will be evaluated")
     elif isinstance(config.eval, str):
         notes += _leaks(every, train, evaluation)
     conversations = np.array([not file.is_text for file in every])[train.pieces.source]
     untaught = int((conversations & ~train.pieces.teaches_stop).sum())
     if untaught:
-        notes.append(f"{untaught} of {int(conversations.sum())} training examples do not teach the stop token")
+        notes.append(
+            f"{untaught} of {int(conversations.sum())} training examples do not have the stop token in the loss"
+        )
     return notes
 
 
 def _read_twice(training: Sequence[EncodedFile]) -> list[str]:
-    """Files that are there a second time, under the same name or another."""
+    """Returns a warning for each file that is read twice, under the same name or another."""
     first: dict[str, EncodedFile] = {}
     twice = []
     for file in training:
         same = first.setdefault(file.report.sha256 or str(id(file)), file)
         if same is not file:
-            what = "is read twice" if same.report.path == file.report.path else f"is the same as {same.report.path}"
+            what = "is read twice" if same.report.path == file.report.path else f"is identical to {same.report.path}"
             twice.append(
-                f"{file.report.path} {what}, so its rows count twice in an epoch (a `weight` says so on purpose)"
+                f"{file.report.path} {what}, so its rows count twice in an epoch (use `weight` to do that on purpose)"
             )
     return twice
 
@@ -377,9 +382,11 @@ def _leaks(every: Sequence[EncodedFile], train: Side, evaluation: Side) -> list[
     notes = []
     for source, file in enumerate(every):
         index = evaluation.indices(source)
-        # By a table, numpy 2.0 fails on numbers of 64 bits that lie close together.
+        # With kind="table", numpy 2.0 fails on 64-bit numbers that are close to each other.
         leaked = index[np.isin(file.store.prompts[index], trained, kind="sort")]
         if len(leaked):
             first = int(file.store.rows[leaked[0]])
-            notes.append(f"{len(leaked)} evaluation rows have a prompt that is also trained on (first: row {first})")
+            notes.append(
+                f"{len(leaked)} evaluation rows have a prompt that is also in the training data (first: row {first})"
+            )
     return notes

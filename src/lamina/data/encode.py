@@ -1,4 +1,4 @@
-"""From an `Example` to an `EncodedExample`: render, tokenize once, and carry the answers' spans over to tokens."""
+"""From an `Example` to an `EncodedExample`: renders it, tokenizes it once, and maps the answers' spans to tokens."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lamina.errors import DataError
 
 T = TypeVar("T")
 
-# Rows handed to the tokenizer at once, which runs them over its own threads, and how many such chunks may be with it.
+# Rows per call of the tokenizer, which uses its own threads; and the maximum number of such chunks in progress.
 TOKENIZE_ROWS = 1024
 IN_FLIGHT = 2
 
-# Characters before the end of a prompt that its last tokens depend on at most.
+# A prompt's last tokens depend on at most this many characters before its end.
 _NEAR = 128
 
 
@@ -31,12 +31,12 @@ def encode_examples(examples: Iterable[Example], template: ChatTemplate, train_o
 
     Args:
         examples: What to encode.
-        template: The renderer, with its tokenizer.
+        template: The chat template, with its tokenizer.
         train_on: `assistant` (every answer), `completions` (the last answer), `marked` (what the data marks) or `all`.
 
     Raises:
-        ModelError: The tokenizer is not a fast one, so it cannot tell where a token lies in the text.
-        DataError: The template cannot render an example; the message begins with its row.
+        ModelError: The tokenizer is not a fast one, so it does not report offsets.
+        DataError: The template cannot render an example; the message starts with its row.
     """
     for _, encoded in encode_stream(examples, lambda example: (example,), template, train_on):
         if isinstance(encoded, DataError):
@@ -48,18 +48,18 @@ def encode_examples(examples: Iterable[Example], template: ChatTemplate, train_o
 def encode_stream(
     items: Iterable[T], sequences_of: Callable[[T], Sequence[Example]], template: ChatTemplate, train_on: str
 ) -> Iterator[tuple[T, EncodedExample | DataError | None]]:
-    """Gives each item with the encoding of its sequences, in order, a chunk of items at a time.
+    """Yields each item with the encoding of its sequences, in order, one chunk of items at a time.
 
-    While the tokenizer works on a chunk in its own threads, the ones before it are finished and the next one rendered.
+    While the tokenizer works on a chunk in its own threads, earlier chunks are finished and the next one is rendered.
 
     Args:
-        items: Whatever holds examples.
-        sequences_of: The sequences of an item, none where it has nothing to encode.
-        template: The renderer, with its tokenizer.
+        items: Objects that contain examples.
+        sequences_of: Returns the sequences of an item; empty if there is nothing to encode.
+        template: The chat template, with its tokenizer.
         train_on: See `encode_examples`.
 
     Yields:
-        The item, and its encoding; or why it has none (a template's refusal); or None where there was nothing.
+        The item, and its encoding; or a `DataError` if the template refused it; or None if it has no sequences.
 
     Raises:
         ModelError: The tokenizer is not a fast one.
@@ -77,7 +77,7 @@ def encode_stream(
 
 
 class _Chunk(Generic[T]):
-    """Items whose texts are with the tokenizer."""
+    """Items whose texts are being tokenized."""
 
     def __init__(
         self, items: list[T], sequences: list[tuple[Example, ...]], pool: ThreadPoolExecutor, template: ChatTemplate
@@ -106,9 +106,9 @@ class _Chunk(Generic[T]):
     def _encoded(self, example: Example, rendered: Rendered, encoding: Any, train_on: str) -> EncodedExample:
         text, chosen = rendered.text, choose_spans(rendered, example, train_on)
         tokens = self.tokenizer.read(encoding, text)
-        # In use, the prompt is tokenized by itself: no token reaches into the answer, or looks ahead at it.
-        unlike = [place for place in sorted(chosen.prompts) if not self._ends_alike(tokens, text, place)]
-        separate = self.tokenizer.read_apart(tokens, text, unlike) if unlike else tokens
+        # In generation, the prompt is tokenized on its own: no token extends into the answer or depends on it.
+        unlike = [place for place in sorted(chosen.prompts) if not self._ends_equal(tokens, text, place)]
+        separate = self.tokenizer.read_split(tokens, text, unlike) if unlike else tokens
         remarks = Remarks(
             chosen.opening if chosen.opening.strip() else "",
             chosen.reasoning_given,
@@ -118,22 +118,22 @@ class _Chunk(Generic[T]):
         )
         return EncodedExample(separate.ids, supervised(separate, text, chosen.spans), example.row, remarks=remarks)
 
-    def _ends_alike(self, tokens: Tokens, text: str, place: int) -> bool:
+    def _ends_equal(self, tokens: Tokens, text: str, place: int) -> bool:
         begin = max(0, place - _NEAR)
         begin += self.template.control_tokens.last_in(text[begin:place])
-        return self.tokenizer.ends_alike(tokens, text, begin, place)
+        return self.tokenizer.ends_equal(tokens, text, begin, place)
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What of a rendering is in the loss.
+    """The parts of a rendering that are in the loss.
 
     Attributes:
-        spans: Its characters, in order.
-        prompts: Places where a prompt of use ends.
-        not_asked: Numbers of answers, counted from 1, that would be in the loss if they stood after their prompts.
-        opening: What the template writes between the last prompt and an answer that is in the loss.
-        reasoning_given: Whether reasoning is left out of the loss.
+        spans: Character spans in the loss, in order.
+        prompts: The offsets at which a generation prompt ends.
+        not_asked: Numbers of answers, from 1, that would be in the loss if they followed their generation prompts.
+        opening: What the template writes between the last generation prompt and an answer that is in the loss.
+        reasoning_given: Whether reasoning is excluded from the loss.
     """
 
     spans: list[Span]
@@ -144,7 +144,7 @@ class Chosen:
 
 
 def choose_spans(rendered: Rendered, example: Example, train_on: str) -> Chosen:
-    """The characters of the rendering that are in the loss."""
+    """Selects the characters of the rendering that are in the loss."""
     if example.kind is Kind.TEXT:
         return Chosen([Span(0, len(rendered.text))])
     if train_on == "all":
@@ -174,9 +174,9 @@ def choose_spans(rendered: Rendered, example: Example, train_on: str) -> Chosen:
 
 
 def _end_to_end(sequences: Sequence[EncodedExample]) -> EncodedExample:
-    """The sequences of one row as one example. What is remarked of one is remarked of the row."""
+    """Joins the sequences of one row into one example. A remark on one sequence applies to the row."""
     for sequence in sequences:
-        sequence.supervised[:1] = False  # nothing before it predicts it
+        sequence.supervised[:1] = False  # no token before it predicts it
     remarks = [sequence.remarks for sequence in sequences]
     first = sequences[0]
     return EncodedExample(
@@ -195,7 +195,7 @@ def _end_to_end(sequences: Sequence[EncodedExample]) -> EncodedExample:
 
 
 def _try_render(examples: Sequence[Example], template: ChatTemplate) -> list[Rendered] | DataError:
-    """The texts of a row's sequences, or why one of them has none."""
+    """Returns the texts of a row's sequences, or the error of the first that cannot be rendered."""
     rendered = []
     for example in examples:
         try:
@@ -216,17 +216,18 @@ def _check_characters(text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(
-            f"its text holds half of a surrogate pair (near {error.object[max(0, error.start - 20) : error.start]!r}), "
-            "which is not text. Fix: correct the row."
+            "its text contains half of a surrogate pair (near "
+            f"{error.object[max(0, error.start - 20) : error.start]!r}), which is not a character. Fix: correct the "
+            "row."
         ) from None
 
 
 def _render_text(text: str, template: ChatTemplate) -> Rendered:
-    """A document between the tokens that begin and end one, where the tokenizer has them."""
+    """Returns a document between the tokens that start and end a text, if the tokenizer has them."""
     if found := template.control_tokens.first_in(text):
         raise DataError(
-            f"the text holds {found!r}, a special token, so it would end there, or another begin. Fix: remove "
-            "or rewrite it in the data; documents that it parts belong into rows of their own."
+            f"the text contains {found!r}, a special token, which would end the document or start another. Fix: "
+            "remove or rewrite it in the data; if it separates documents, give each document its own row."
         )
     tokenizer = template.tokenizer
     begin = str(tokenizer.bos_token) if template.adds_bos else ""
@@ -234,13 +235,13 @@ def _render_text(text: str, template: ChatTemplate) -> Rendered:
 
 
 def text_end(template: ChatTemplate) -> str:
-    """The token that ends a plain text."""
+    """Returns the token that ends a plain text."""
     eos = template.tokenizer.eos_token
     return str(eos) if eos is not None else template.stop_token
 
 
 def _without(spans: Sequence[Span], removed: Sequence[Span]) -> list[Span]:
-    """The spans less what others cover; both in order."""
+    """Returns the spans minus other spans; both are in order."""
     left = list(spans)
     for hole in removed:
         parts = [

@@ -1,4 +1,4 @@
-"""One file of a run's data, encoded: from the cache, or read, rendered and tokenized into it."""
+"""One encoded file of a run's data: from the cache, or read, rendered, tokenized and added to it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lamina.errors import DataError
 from lamina.machine.garbage import few_collections
 from lamina.progress import Notify
 
-# Seconds between words on a large file.
+# Seconds between progress messages on a large file.
 _WORD_EVERY = 10.0
 
 
@@ -34,11 +34,11 @@ class EncodedFile:
 
     Attributes:
         file: The file.
-        source: How it was read.
-        text_unit: What a document is, in a plain text file.
-        store: Its rows' tokens.
-        report: What became of its rows; filled in as the data is put together.
-        notes: What else a user should know.
+        source: The settings it was read with.
+        text_unit: The unit that becomes a document, for a plain text file.
+        store: The tokens of its rows.
+        report: What happened to its rows; completed while the data is assembled.
+        notes: Other messages to the user.
     """
 
     file: DataFile
@@ -50,11 +50,11 @@ class EncodedFile:
 
     @property
     def is_text(self) -> bool:
-        """Whether its rows are plain documents."""
+        """Whether its rows are plain text documents."""
         return Kind.TEXT in self.store.facts.kinds
 
     def reader(self) -> SourceReader:
-        """Reads the file once more."""
+        """Reads the file again."""
         return SourceReader(self.file, self.source, self.text_unit)
 
 
@@ -71,12 +71,12 @@ def encode_file(
 
     Args:
         file: The file.
-        source: How to read it.
+        source: The settings to read it with.
         config: The `data:` section.
         role: `train`, `eval` or `replay`.
         template: Renders conversations.
-        notify: Told how far it has got with a large file.
-        sequences: What is made of each row; rows of kinds that it does not take are read, and stored as one sequence.
+        notify: Reports progress on a large file.
+        sequences: How rows become sequences. Rows of kinds that it does not support are stored as one sequence.
 
     Raises:
         DataError: A row cannot be read, does not fit the format, or is refused by the template.
@@ -100,7 +100,7 @@ def encode_file(
         with few_collections():
             _fill(writer, reader, config.train_on, template, sequences, stratify, group, notify)
 
-    # What a data set of the hub holds may change under its name.
+    # The content of a data set on the hub can change under the same name.
     store = cached_store(key if sha256 else None, build)
     report = store.facts.report(file.name, sha256, role, source.weight if role == "train" else 1.0)
     return EncodedFile(file, source, config.text_unit, store, report, list(file.notes))
@@ -159,7 +159,7 @@ def _column(row: ReadRow, name: str | None, reader: SourceReader) -> int:
 
 
 def _digest(file: DataFile) -> str:
-    """SHA-256 of the file, remembered for as long as it is the same file; empty for one of the hub."""
+    """Returns the SHA-256 of the file, cached until the file changes; empty for a data set on the hub."""
     if file.path is None:
         return ""
     cache = IdentityCache("files")

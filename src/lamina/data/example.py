@@ -1,4 +1,4 @@
-"""The nouns of the data side: a `Message`, an `Example` (one row), and an `EncodedExample` (its tokens)."""
+"""The central types of the data code: a `Message`, an `Example` (one row), and an `EncodedExample` (its tokens)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lamina.chat.message import Message
 
 
 class Kind(StrEnum):
-    """What a row is for, and so what may be trained on it."""
+    """The kind of a row, which determines the losses that can train on it."""
 
     CONVERSATION = "conversation"
     TEXT = "text"
@@ -24,18 +24,18 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Example:
-    """One row of a data file, whatever its format was.
+    """One row of a data file, whatever its format.
 
     Attributes:
-        messages: The conversation; of a preference the prompt and the chosen answer. Empty for plain text.
-        row: Its number in the file, counted from 1.
-        kind: What the row is for.
+        messages: The conversation; for a preference, the prompt and the chosen answer. Empty for plain text.
+        row: Number of the row in the file, from 1.
+        kind: The kind of row.
         tools: Functions that the assistant may call, as JSON schemas.
-        text: The document, where the row is plain text.
-        rejected: Of a preference: the turns that stand in place of the chosen answer.
-        label: Of an unpaired preference: whether the answer is wanted.
-        margin: Of a preference: by how much the chosen answer is better, where the data says so.
-        template_kwargs: What the row gives the chat template beside its turns (`chat_template_kwargs`), as plain JSON.
+        text: The document, for plain text.
+        rejected: For a preference, the turns of the rejected answer.
+        label: For an unpaired preference, whether the answer is desirable.
+        margin: For a preference, how much better the chosen answer is, if the data says so.
+        template_kwargs: The row's variables for the chat template (`chat_template_kwargs`), as plain JSON.
     """
 
     messages: tuple[Message, ...]
@@ -60,24 +60,24 @@ class Example:
 
     @cached_property
     def alternatives(self) -> tuple[tuple[Message, ...], ...]:
-        """Every conversation that the row holds: one, or the chosen and the rejected one."""
+        """Every conversation in the row: one, or the chosen and the rejected one."""
         if self.kind is Kind.PREFERENCE:
             return self.messages, (*self.prompt, *self.rejected)
         return (self.messages,)
 
     @property
     def has_tools(self) -> bool:
-        """Whether there are functions to call, calls, or results of calls."""
+        """Whether the row has tools, tool calls, or results of calls."""
         return bool(self.tools) or any(message.tool_calls or message.role == "tool" for message in self.messages)
 
     def prompt_key(self) -> tuple[tuple[str, str], ...]:
-        """What makes two prompts equal: roles and words, white space apart. Of plain text, the text."""
+        """Returns a key that is equal for equal prompts (for plain text, for equal texts), ignoring white space."""
         if self.kind is Kind.TEXT:
             return (("text", " ".join(self.text.split())),)
         return tuple((message.role, " ".join(message.words().split())) for message in self.prompt)
 
     def words(self) -> str:
-        """All of the row's text, turn by turn."""
+        """Returns all of the row's text, turn by turn."""
         return self.text or "\n".join(message.words() for message in (*self.messages, *self.rejected))
 
 
@@ -86,12 +86,12 @@ class Remarks:
     """What a user should know about how an example was rendered.
 
     Attributes:
-        opening: What the template writes between the prompt of use and a last answer without reasoning, white space
-            aside; it is learned with the answer.
-        reasoning_given: Whether an answer is learned after reasoning that is not.
-        not_asked: Numbers of answers, counted from 1, that are left out of the loss because the conversation shows them
-            otherwise than the prompt of use asks for them.
-        cut_token: Whether a token reaches from the prompt into the answer, and could not be cut there.
+        opening: What the template writes between the generation prompt and a last answer without reasoning, ignoring
+            white space; it is in the loss with the answer.
+        reasoning_given: Whether an answer follows reasoning that is not in the loss.
+        not_asked: Numbers of answers, from 1, that are excluded from the loss because the conversation shows them in
+            another form than after their generation prompt.
+        cut_token: Whether a token spans the end of the prompt and the start of the answer, and could not be split.
         unread_kwargs: Names in `chat_template_kwargs` that the template does not read.
     """
 
@@ -107,17 +107,17 @@ NO_REMARKS = Remarks()
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """An example as the model sees it: one sequence, or several that belong together, end to end.
+    """An example as the model sees it: one sequence, or several that belong together, concatenated.
 
     Attributes:
         input_ids: int32, shape (tokens,).
-        supervised: bool, shape (tokens,): whether the token is in the loss, predicted from the ones before it in its
+        supervised: bool, shape (tokens,): whether the token is in the loss, predicted from the tokens before it in its
             sequence.
-        row: Its number in the file, counted from 1.
-        source: Which of the data's files, counted from 0.
-        remarks: On its rendering, where it was just made.
-        several: Tokens of each sequence, where there are several; they sum to all tokens.
-        values: Numbers that the loss takes along with the row, by name.
+        row: Number of the row in the file, from 1.
+        source: Index of its file among the data's files.
+        remarks: Remarks on its rendering, if it was just encoded.
+        several: Tokens per sequence, if there are several; they sum to all tokens.
+        values: Numbers of the row that the loss uses, by name.
     """
 
     input_ids: np.ndarray
@@ -133,15 +133,15 @@ class EncodedExample:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each of its sequences."""
+        """Tokens in each of its sequences."""
         return self.several or (len(self.input_ids),)
 
     @property
     def longest(self) -> int:
-        """Tokens of its longest sequence."""
+        """Tokens in its longest sequence."""
         return max(self.lengths)
 
     @property
     def supervised_tokens(self) -> int:
-        """How many tokens count in the loss."""
+        """Number of tokens in the loss."""
         return int(self.supervised.sum())

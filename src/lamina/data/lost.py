@@ -1,6 +1,6 @@
-"""Rows that a source loses on the way: a warning where they are many, an error where they are more than is allowed.
+"""Rows that a source loses: a warning if there are many, an error if there are more than allowed.
 
-What the configuration itself leaves out (`max_rows`, a weight below 1, a share of replay) is not lost.
+Rows that the configuration itself excludes (`max_rows`, a weight below 1, a share of replay) do not count.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from lamina.data.encoded_file import EncodedFile
 from lamina.data.report import CHOSEN_REASONS, DROP_REASONS
 from lamina.errors import DataError
 
-# A source that loses more than this is warned of.
+# A source that loses a larger share than this gets a warning.
 MUCH = 0.1
 
-# A suggested `max_length` is a multiple of this.
+# Suggested values of `max_length` are multiples of this.
 _STEP = 64
 
 
 def lost_rows(files: Sequence[EncodedFile], config: DataConfig) -> list[str]:
-    """A sentence on each source that loses more than a tenth of its rows.
+    """Returns a warning for each source that loses more than a tenth of its rows.
 
     Args:
-        files: With reports that are complete; those of a source follow one another.
+        files: Files with complete reports; those of the same source are consecutive.
         config: The `data:` section.
 
     Raises:
-        DataError: A source loses more of its rows than `data.max_dropped`.
+        DataError: A source loses a larger share of its rows than `data.max_dropped`.
     """
     warnings = []
     for _, group in groupby(files, key=lambda file: id(file.source)):
@@ -43,7 +43,7 @@ def lost_rows(files: Sequence[EncodedFile], config: DataConfig) -> list[str]:
         what = f"{of_source[0].source.path}: {lost_line(counts, rows)}"
         advice = list(_advice(of_source, counts, config))
         if lost > config.max_dropped * rows:
-            allowed = f"data.max_dropped={np.ceil(100 * lost / rows) / 100:g} goes on with the rows that are left"
+            allowed = f"data.max_dropped={np.ceil(100 * lost / rows) / 100:g} accepts the loss"
             message = (
                 f"{what}, and data.max_dropped={config.max_dropped:g} allows no more than {config.max_dropped:.0%}"
             )
@@ -53,14 +53,14 @@ def lost_rows(files: Sequence[EncodedFile], config: DataConfig) -> list[str]:
 
 
 def lost_line(counts: Mapping[str, int], rows: int) -> str:
-    """What is lost of so many rows, by reason, most first."""
+    """Returns a summary of the lost rows, by reason, most frequent first."""
     lost, in_order = sum(counts.values()), sorted(counts.items(), key=lambda each: -each[1])
     reasons = (f"{count:,}: {DROP_REASONS[reason]}" for reason, count in in_order)
-    return f"{lost:,} of {rows:,} rows ({lost / rows:.0%}) are left out ({'; '.join(reasons)})"
+    return f"{lost:,} of {rows:,} rows ({lost / rows:.0%}) are dropped ({'; '.join(reasons)})"
 
 
 def lost_by_reason(files: Sequence[EncodedFile]) -> dict[str, int]:
-    """How many rows are lost, by reason."""
+    """Returns the number of lost rows, by reason."""
     counts: dict[str, int] = {}
     for file in files:
         for reason, rows in file.report.counts_dropped().items():
@@ -70,13 +70,13 @@ def lost_by_reason(files: Sequence[EncodedFile]) -> dict[str, int]:
 
 
 def _looked_at(files: Sequence[EncodedFile]) -> int:
-    """Rows that the configuration asks for."""
+    """Returns the number of rows that the configuration includes."""
     chosen = sum(file.report.counts_dropped().get(reason, 0) for file in files for reason in CHOSEN_REASONS)
     return sum(file.report.rows for file in files) - chosen
 
 
 def _advice(files: Sequence[EncodedFile], counts: dict[str, int], config: DataConfig) -> Iterator[str]:
-    """What to do about it, the most frequent reason first."""
+    """Yields what to do about lost rows, for the most frequent reason first."""
     by_cause: dict[str, int] = {}
     for reason, count in counts.items():
         cause = reason if reason in ("longer_than_max_length", "no_supervised_tokens") else "incomplete"
@@ -87,20 +87,23 @@ def _advice(files: Sequence[EncodedFile], counts: dict[str, int], config: DataCo
             enough = int(np.ceil(np.quantile(lengths, 1 - MUCH, method="higher") / _STEP)) * _STEP
             room = f"data.max_length={enough} has room for nine rows in ten"
             uncut = any(file.store.facts.several for file in files)  # their sequences belong together
-            yield room if uncut else f"{room}; data.overlong=split makes several of each"
+            yield room if uncut else f"{room}; data.overlong=split divides long rows into several examples"
         elif cause == "no_supervised_tokens":
-            yield f"data.train_on={config.train_on} and data.max_length={config.max_length} decide what is learnt"
+            yield (
+                f"data.train_on={config.train_on} and data.max_length={config.max_length} decide which tokens are "
+                "in the loss"
+            )
         else:
             path = shlex.quote(files[0].source.path)
             yield f"`lamina data check {path}` lists the incomplete rows; complete them, or correct data.columns"
 
 
 def nothing_left(files: Sequence[EncodedFile], config: DataConfig) -> str:
-    """What to say where no row of a source can be used."""
+    """Returns the error message for a source without usable rows."""
     counts = {reason: 0 for file in files for reason in file.report.dropped}
     for file in files:
         for reason, rows in file.report.counts_dropped().items():
             counts[reason] += rows
     reasons = "; ".join(f"{count} rows: {DROP_REASONS[reason]}" for reason, count in counts.items())
-    fix = "; ".join(_advice(files, lost_by_reason(files), config)) or "leave out the settings that leave the rows out"
-    return f"{files[0].source.path}: no row is left to use: {reasons}. Fix: {fix}."
+    fix = "; ".join(_advice(files, lost_by_reason(files), config)) or "remove the settings that exclude the rows"
+    return f"{files[0].source.path}: there is no usable row: {reasons}. Fix: {fix}."

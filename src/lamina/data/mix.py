@@ -1,4 +1,4 @@
-"""Mixing: how often each source is seen in an epoch, and general text that is replayed against forgetting."""
+"""Mixing: how often each source is seen per epoch, and general text that is replayed to reduce forgetting."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lamina.data.side import Pieces
 
 
 def weigh(pieces: Pieces, file: EncodedFile, seed: int) -> Pieces:
-    """The pieces as often as the weight of their source says.
+    """Repeats or drops pieces by the weight of their source.
 
-    A weight of 2.5 takes every row twice and half of the rows once more; one of 0.5 leaves half of the rows out, which
-    the file's report names. Which rows is drawn by seed and file, once: every epoch has the same.
+    A weight of 2.5 uses every row twice and half of the rows a third time; a weight of 0.5 drops half of the rows,
+    which the file's report lists. The rows are drawn once by seed and file, so every epoch has the same ones.
     """
     weight = file.report.weight
     if weight == 1.0:
@@ -24,24 +24,24 @@ def weigh(pieces: Pieces, file: EncodedFile, seed: int) -> Pieces:
     rows = np.unique(pieces.index)
     drawn = _generator(file, seed).permutation(rows)[: round(rest * len(rows))]
     if times == 0:
-        drawn = drawn if len(drawn) else rows[:1]  # a source that is asked for is never left out whole
+        drawn = drawn if len(drawn) else rows[:1]  # a requested source always keeps at least one row
         file.report.drop_all("not_drawn", file.store.rows[np.setdiff1d(rows, drawn)])
     return Pieces.join([*([pieces] * int(times)), pieces.take(np.isin(pieces.index, drawn))])
 
 
 def draw_replay(
-    parts: Sequence[Pieces], replayed: Sequence[EncodedFile], share: float, learnt_tokens: int, seed: int
+    parts: Sequence[Pieces], replayed: Sequence[EncodedFile], share: float, task_tokens: int, seed: int
 ) -> list[Pieces]:
-    """Rows of general text that make up a share of the tokens.
+    """Draws rows of general text that make up a share of the tokens.
 
     Args:
         parts: The pieces of each file of general text.
-        replayed: Those files, whose reports take in what is not drawn.
-        share: Of all tokens that an epoch trains on.
-        learnt_tokens: Tokens of the task, repeats included.
-        seed: Decides which rows.
+        replayed: Those files; their reports record the rows that are not drawn.
+        share: Share of all training tokens of an epoch.
+        task_tokens: Training tokens of the task, including repeats.
+        seed: Seed of the draw.
     """
-    wanted = share / (1.0 - share) * learnt_tokens
+    wanted = share / (1.0 - share) * task_tokens
     joined = Pieces.join(parts)
     order = _generator(replayed[0], seed).permutation(len(joined))
     before = np.concatenate(([0], np.cumsum(joined.length[order])[:-1])) if len(order) else order
@@ -54,9 +54,9 @@ def draw_replay(
         file.report.drop_all("beyond_replay_share", file.store.rows[left_out])
         chosen.append(part.take(mask))
     if joined.length.sum() < wanted:
-        got = joined.length.sum() / (joined.length.sum() + learnt_tokens)
+        got = joined.length.sum() / (joined.length.sum() + task_tokens)
         replayed[0].notes.append(
-            f"data.replay has too little text: it makes up {got:.1%} of the tokens, not {share:.1%}"
+            f"data.replay has too little text: it provides {got:.1%} of the tokens, not {share:.1%}"
         )
     return chosen
 

@@ -1,4 +1,4 @@
-"""What to do with rows that `lamina train` has no loss for: columns that make examples of them, tried on the rows."""
+"""Suggests what to do with rows that `lamina train` has no loss for: a column mapping, verified on the rows."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from lamina.data.formats._fields import RowError
 from lamina.data.read import Row
 from lamina.errors import DataError
 
-# Rows that a mapping is tried on.
+# Maximum number of rows to try a mapping on.
 TRIED = 200
 
 
 def no_loss_fix(kind: str, rows: Sequence[tuple[Row, Example]], source: SourceConfig, wanted: int, judged: int) -> str:
-    """How to learn the answers that are wanted by heart.
+    """Returns a fix that trains on the desirable answers with cross entropy.
 
     Args:
         kind: `preference` or `unpaired_preference`.
-        rows: Some of the rows, with what they mean.
-        source: How they were read.
-        wanted: Of rows that are judged, how many have an answer that is wanted.
-        judged: How many are judged.
+        rows: Some of the rows, with their examples.
+        source: The settings they were read with.
+        wanted: Number of labeled rows whose answer is desirable.
+        judged: Number of labeled rows.
     """
     if kind == Kind.UNPAIRED_PREFERENCE:
         return (
-            f"to learn the wanted answers by heart, write the rows whose label is true ({wanted:,} of {judged:,}) to a "
-            "file of their own, without the label"
+            f"to train on the desirable answers, write the rows whose label is true ({wanted:,} of {judged:,}) to a "
+            "separate file, without the label"
         )
     found = chosen_columns(rows, source.columns)
     if found is None:
-        return "to learn the chosen answers by heart, write each row as `messages`, the prompt with the chosen answer"
+        return "to train on the chosen answers, write each row as `messages`: the prompt with the chosen answer"
     mapping = ", ".join(f"{field}: {column}" for field, column in found.items())
     named = "" if source.format in (None, "auto") else " data.format=auto"
-    return f"to learn the chosen answers by heart, map them: data.columns={{{mapping}}}{named}"
+    return f"to train on the chosen answers, map them: data.columns={{{mapping}}}{named}"
 
 
 def chosen_columns(rows: Sequence[tuple[Row, Example]], columns: Mapping[str, str] | None) -> dict[str, str] | None:
-    """Columns with which each row is read as its prompt with the chosen answer; None if none of the usual ones do."""
+    """Returns a column mapping that reads each row as its prompt and chosen answer; None if no usual one does."""
     return next((mapping for mapping in _candidates(rows, columns) if _agrees(rows, mapping)), None)
 
 
@@ -52,10 +52,10 @@ def _candidates(rows: Sequence[tuple[Row, Example]], columns: Mapping[str, str] 
         return {field: field for field in fields if any(row.get(field) for row, _ in rows)}
 
     chosen = (columns or {}).get("chosen", "chosen")
-    beside = given("system", "tools")
-    yield {"messages": chosen, **beside}
+    others = given("system", "tools")
+    yield {"messages": chosen, **others}
     for source in given("prompt", "conversations", "messages").values():
-        yield {"prompt": source, "completion": chosen, **beside}
+        yield {"prompt": source, "completion": chosen, **others}
     yield {**given("instruction", "input", "history", "system"), "output": chosen}
 
 

@@ -1,4 +1,4 @@
-"""Which examples go together in a micro-batch, in which order: decided by seed and epoch alone, so resume is exact."""
+"""Assigns examples to micro-batches, in an order that only depends on seed and epoch, so that resume is exact."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def plan_epoch(
     group_by_length: bool = False,
     blocks: np.ndarray | None = None,
 ) -> list[list[int]]:
-    """The micro-batches of one epoch, as lists of example indices.
+    """Returns the micro-batches of one epoch, as lists of example indices.
 
-    With packing, a micro-batch is filled up to `batch_size * max_length` tokens (best fit, longest first); without,
-    it is `batch_size` examples. Either way the documents are later laid end to end, with no padding.
+    With packing, a micro-batch is filled up to `batch_size * max_length` tokens (best fit, longest first); without, it
+    has `batch_size` examples. Either way, the documents are later concatenated without padding.
 
     Args:
-        lengths: Tokens of each example.
+        lengths: Tokens in each example.
         batch_size: `per_device_train_batch_size`.
-        max_length: Longest sequence in tokens.
-        packing: Whether to count tokens rather than examples.
-        seed: Decides the order.
-        epoch: From 0; every epoch has an order of its own and the same number of micro-batches.
-        group_by_length: Without packing, put examples of like length together.
-        blocks: int64, shape (examples,), not falling: the micro-batch that each example belongs to, where that is
-            settled for all epochs (see `wrap`); only their order is drawn then.
+        max_length: Maximum length of a sequence in tokens.
+        packing: Whether to count tokens instead of examples.
+        seed: Seed of the order.
+        epoch: Epoch, from 0. Every epoch has its own order and the same number of micro-batches.
+        group_by_length: Without packing, whether to group examples of similar length.
+        blocks: int64, shape (examples,), non-decreasing: the micro-batch of each example, if it is the same in every
+            epoch (see `wrap`); only the order of the micro-batches is then random.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     generator = np.random.default_rng([seed, epoch])
@@ -41,7 +41,7 @@ def plan_epoch(
     if blocks is not None:
         batches = [part.tolist() for part in np.split(np.arange(len(blocks)), 1 + np.flatnonzero(np.diff(blocks)))]
     elif packing:
-        # An example of several sequences may be longer than `max_length`, and has a micro-batch all the same.
+        # An example with several sequences may be longer than `max_length`, and still gets a micro-batch.
         batches = _best_fit(order, lengths, max(batch_size * max_length, int(lengths.max(initial=1))))
     else:
         if group_by_length:
@@ -54,13 +54,13 @@ def plan_epoch(
 
 @dataclass(frozen=True)
 class Parts:
-    """Parts of examples, one entry each.
+    """Parts of examples, one entry per part.
 
     Attributes:
-        example: int64: which example.
-        begin: int64: first token, counted from the example's first one.
+        example: int64: index of the example.
+        begin: int64: first token, as an offset within the example.
         length: int64: number of tokens.
-        block: int64: the micro-batch that it belongs to.
+        block: int64: its micro-batch.
     """
 
     example: np.ndarray
@@ -70,7 +70,7 @@ class Parts:
 
 
 def wrap(lengths: np.ndarray, budget: int, seed: int) -> Parts:
-    """Lays examples end to end, in an order drawn by `seed`, and cuts them wherever `budget` tokens are full."""
+    """Concatenates examples in an order drawn by `seed`, and cuts them after every `budget` tokens."""
     order = np.random.default_rng([seed, len(lengths)]).permutation(len(lengths))
     ends = np.cumsum(lengths[order])
     starts = ends - lengths[order]
@@ -81,16 +81,16 @@ def wrap(lengths: np.ndarray, budget: int, seed: int) -> Parts:
 
 
 def _best_fit(order: np.ndarray, lengths: np.ndarray, budget: int) -> list[list[int]]:
-    """Best fit decreasing: each example goes into the fullest bin that still holds it. Ties follow `order`.
+    """Best fit decreasing: puts each example into the fullest bin that has room for it. Ties follow `order`.
 
-    Examples of one length are placed together, and so are bins with as much space left, so that the work grows with
-    the number of distinct lengths and not of examples.
+    Examples of the same length are placed together, as are bins with the same free space, so that the work grows with
+    the number of distinct lengths, not of examples.
     """
     examples = order[np.argsort(-lengths[order], kind="stable")].tolist()
     values, counts = np.unique(lengths, return_counts=True)
     bins: list[list[int]] = []
-    by_space: dict[int, list[int]] = {}  # space left -> the bins that have it
-    spaces: list[int] = []  # its keys, sorted
+    by_space: dict[int, list[int]] = {}  # free space -> the bins that have it
+    spaces: list[int] = []  # the keys, sorted
     at = 0
 
     def add(space: int, chosen: list[int]) -> None:
@@ -112,7 +112,7 @@ def _best_fit(order: np.ndarray, lengths: np.ndarray, budget: int) -> list[list[
                 bins += [[] for _ in group]
                 add(space, group)
                 group = by_space[space]
-            # A bin that took one is the fullest that takes the next, for as long as there is room in it.
+            # A bin that received one example is the fullest for the next one, as long as it has room.
             each = space // length
             used = min(len(group), -(-left // each))
             taken, by_space[space] = group[:used], group[used:]

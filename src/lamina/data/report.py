@@ -1,4 +1,4 @@
-"""The data report: what became of every row."""
+"""The data report: what happened to every row."""
 
 from __future__ import annotations
 
@@ -9,47 +9,47 @@ from typing import Any
 
 import numpy as np
 
-# Why a row is not trained on. The key is what the report counts under, the value what it says to people.
+# Why a row is not trained on: key in the report -> message.
 DROP_REASONS = {
-    "no_assistant_turn": "there is no assistant turn to learn from",
+    "no_assistant_turn": "there is no assistant turn",
     "empty_answer": "an answer is empty or has no text",
     "empty_text": "the document is empty",
     "same_answers": "the chosen and the rejected answer are the same",
     "nothing_before_the_answer": "there is no turn before the answer",
     "longer_than_max_length": "the row has more tokens than data.max_length and data.overlong is 'drop'",
-    "no_supervised_tokens": "no token of the row is in the loss (after cutting, if it was cut)",
+    "no_supervised_tokens": "no token of the row is in the loss (after truncation, if it was truncated)",
     "after_max_rows": "the row comes after data.max_rows",
     "not_drawn": "the source's weight is below 1 and the row was not drawn",
     "beyond_replay_share": "data.replay.share is reached without the row",
 }
 
-# A row that is left out for one of these is a good one all the same: the configuration asks for it.
+# Rows dropped for these reasons are good rows: the configuration excludes them.
 CHOSEN_REASONS = frozenset({"after_max_rows", "not_drawn", "beyond_replay_share"})
 
-# Rows of a reason that are listed; the count is of all.
+# Maximum number of rows to list per reason; the count includes all.
 _LISTED = 100
 
 
 @dataclass
 class RowList:
-    """Rows that share a fate.
+    """Rows that had the same thing happen to them.
 
     Attributes:
-        count: How many.
-        first: Numbers of the first of them, counted from 1.
+        count: Number of rows.
+        first: Numbers of the first rows, from 1.
     """
 
     count: int = 0
     first: list[int] = field(default_factory=list)
 
     def add(self, row: int) -> None:
-        """Takes in a row."""
+        """Adds a row."""
         self.count += 1
         if len(self.first) < _LISTED:
             self.first.append(row)
 
     def extend(self, rows: np.ndarray) -> None:
-        """Takes in many, in order."""
+        """Adds several rows, in order."""
         self.count += len(rows)
         self.first += [int(row) for row in rows[: _LISTED - len(self.first)]]
 
@@ -60,24 +60,24 @@ class RowList:
 
 @dataclass
 class FileReport:
-    """What became of the rows of one file.
+    """What happened to the rows of one file.
 
     Attributes:
-        path: The file as the config names it.
+        path: The file, as given in the configuration.
         sha256: Digest of its bytes.
-        format: The format its rows were read with.
-        rows: Rows in the file.
+        format: The format its rows were parsed with.
+        rows: Number of rows in the file.
         role: `train`, `eval` or `replay`.
-        weight: How often its training rows are seen in an epoch.
-        train_rows: Rows used for training.
-        eval_rows: Rows used for evaluation.
-        train_tokens: Of an epoch, repeats included.
-        dropped: Rows left out, by reason (see `DROP_REASONS`).
-        cut: Rows that lost their end, because data.overlong is 'cut'.
-        split: Rows made into several examples, because they are longer than data.max_length.
-        trimmed: Rows that lost turns after the last answer.
-        not_asked: Rows with answers that are read but not learned, because the chat template shows them otherwise than
-            it asks for them.
+        weight: How often its training rows are seen per epoch.
+        train_rows: Number of rows used for training.
+        eval_rows: Number of rows used for evaluation.
+        train_tokens: Tokens per epoch, including repeats.
+        dropped: Dropped rows, by reason (see `DROP_REASONS`).
+        cut: Rows that were truncated, because data.overlong is 'cut'.
+        split: Rows that were divided into several examples, because they are longer than data.max_length.
+        trimmed: Rows whose turns after the last answer were removed.
+        not_asked: Rows with earlier answers that are in the context but not in the loss, because the chat template
+            shows them in another form than after their generation prompt.
         ignored_columns: Columns that the format does not read.
     """
 
@@ -99,50 +99,50 @@ class FileReport:
 
     @property
     def rows_dropped(self) -> int:
-        """Rows left out, for whatever reason."""
+        """Number of dropped rows, for any reason."""
         return sum(rows.count for rows in self.dropped.values())
 
     def counts_dropped(self) -> dict[str, int]:
-        """How many rows are left out, by reason."""
+        """Returns the number of dropped rows, by reason."""
         return {reason: rows.count for reason, rows in self.dropped.items()}
 
     def drop(self, reason: str, row: int) -> None:
-        """Records that a row is left out."""
+        """Records a dropped row."""
         self.dropped.setdefault(reason, RowList()).add(row)
 
     def drop_all(self, reason: str, rows: np.ndarray) -> None:
-        """Records that several rows are left out."""
+        """Records several dropped rows."""
         if len(rows):
             self.dropped.setdefault(reason, RowList()).extend(rows)
 
     def settle(self) -> None:
-        """Puts the listed rows in order, and asserts that every row is accounted for."""
+        """Sorts the listed rows, and asserts that every row is accounted for."""
         for rows in (self.cut, self.split, self.trimmed, self.not_asked, *self.dropped.values()):
             rows.first.sort()
         assert self.rows == self.train_rows + self.eval_rows + self.rows_dropped, f"rows lost in {self.path}: {self}"
 
     def lines(self, name: str = "") -> list[str]:
-        """For people, a line each; the file is called by its last name, unless another is given."""
+        """Returns lines for display. `name` replaces the file's name."""
         parts = [f"{self.rows} rows ({self.format})"]
         parts += [f"{n} {side}" for n, side in ((self.train_rows, "train"), (self.eval_rows, "eval")) if n]
         if self.role == "replay":
-            parts.append("replayed against forgetting")
+            parts.append("replayed to reduce forgetting")
         if self.weight != 1.0:
             parts.append(f"weight {self.weight:g}")
         lines = [f"{name or Path(self.path).name}: " + ", ".join(parts)]
         for reason, rows in self.dropped.items():
             lines.append(f"  dropped {rows.count}: {DROP_REASONS[reason]} (rows {rows})")
         if self.cut.count:
-            lines.append(f"  cut {self.cut.count} to max_length (rows {self.cut})")
+            lines.append(f"  truncated {self.cut.count} to max_length (rows {self.cut})")
         if self.split.count:
             lines.append(f"  split {self.split.count} that are longer than max_length (rows {self.split})")
         if self.trimmed.count:
-            lines.append(f"  {self.trimmed.count} lost turns after the last answer (rows {self.trimmed})")
+            lines.append(f"  removed turns after the last answer of {self.trimmed.count} (rows {self.trimmed})")
         if self.not_asked.count:
             lines.append(
-                f"  {self.not_asked.count} have earlier answers that are not learned, because the chat template shows "
-                f"them otherwise than it asks for them (rows {self.not_asked}); as the last of rows of their own they "
-                "would be"
+                f"  {self.not_asked.count} have earlier answers that are not in the loss, because the chat template "
+                f"shows them in another form than after their generation prompt (rows {self.not_asked}); as the "
+                "last answers of separate rows, they would be"
             )
         if self.ignored_columns:
             lines.append(f"  columns not used: {', '.join(self.ignored_columns)}")
@@ -151,15 +151,15 @@ class FileReport:
 
 @dataclass
 class TokenReport:
-    """Tokens of one side, training or evaluation.
+    """Token counts of the training or the evaluation side.
 
     Attributes:
-        examples: Sequences; a row that is split or seen twice makes several.
-        tokens: Of all of them.
-        supervised_tokens: Those in the loss.
-        shortest: Tokens of the shortest example.
-        median: Of the one in the middle.
-        longest: Of the longest.
+        examples: Number of sequences; a row that is split or repeated has several.
+        tokens: Total number of tokens.
+        supervised_tokens: Number of tokens in the loss.
+        shortest: Tokens in the shortest example.
+        median: Tokens in the median example.
+        longest: Tokens in the longest example.
     """
 
     examples: int
@@ -174,8 +174,8 @@ class TokenReport:
         """Counts tokens.
 
         Args:
-            lengths: Tokens of each example, shape (examples,).
-            supervised: Those of them that are in the loss, shape (examples,).
+            lengths: Tokens in each example, shape (examples,).
+            supervised: Tokens in the loss in each example, shape (examples,).
         """
         lengths = lengths if len(lengths) else np.zeros(1, dtype=np.int64)
         return cls(
@@ -190,17 +190,17 @@ class TokenReport:
 
 @dataclass
 class DataReport:
-    """Everything a run says about its data; written to `data_report.json`.
+    """Everything that a run reports about its data; written to `data_report.json`.
 
     Attributes:
-        files: One entry for each file read.
-        train: Tokens of the training side.
-        eval: Tokens of the evaluation side, or None.
-        chat_template: `model`, the name of the built-in template, or the path of a file.
+        files: One entry per file.
+        train: Token counts of the training side.
+        eval: Token counts of the evaluation side, or None.
+        chat_template: `model`, the name of a built-in template, or the path of a file.
         stop_token: The token that answers end with.
-        micro_batches: Micro-batches in an epoch.
-        packing_efficiency: Real tokens as a share of the budget of an epoch's micro-batches; None without packing.
-        notes: What else a user should know.
+        micro_batches: Micro-batches per epoch.
+        packing_efficiency: Tokens as a share of the token budget of an epoch's micro-batches; None without packing.
+        notes: Other messages to the user.
         warnings: What a user should look at before training.
     """
 
@@ -215,11 +215,11 @@ class DataReport:
     warnings: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Returns the report as plain data."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """For people, a line each."""
+        """Returns lines for display."""
         names = self._names()
         lines = [f"warning: {warning}" for warning in self.warnings]
         lines += [line for file, name in zip(self.files, names, strict=True) for line in file.lines(name)]
@@ -240,7 +240,7 @@ class DataReport:
         return lines + [f"note: {note}" for note in self.notes]
 
     def _names(self) -> list[str]:
-        """What each file is called: its last name, or its whole path where others have that name too."""
+        """Returns each file's name for display: its base name, or its full path if the base name is not unique."""
         short = [Path(file.path).name for file in self.files]
         times = Counter(short)
         return [name if times[name] == 1 else file.path for file, name in zip(self.files, short, strict=True)]

@@ -1,8 +1,8 @@
-"""What is made of a row before it is trained on: which rows are taken, and which sequences each becomes.
+"""How rows become sequences for training: which rows are accepted, and what sequences each becomes.
 
-A loss decides it (`losses/base.py`). Cross entropy takes a conversation or a text as one sequence; a loss over pairs
-takes a preference as two, the prompt with either answer. The sequences of a row are rendered and encoded each by
-itself, and stay together: they are dropped, drawn, split off for evaluation and packed as one.
+The loss decides it (`losses/base.py`). Cross entropy takes a conversation or a text as one sequence; a loss over pairs
+takes a preference as two: the prompt with either answer. The sequences of a row are rendered and encoded separately,
+and stay together: they are dropped, drawn, split off for evaluation and packed as one.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from lamina.data.example import Example, Kind
 
 
 def itself(example: Example) -> Sequence[Example]:
-    """The row as one sequence."""
+    """Returns the row as one sequence."""
     return (example,)
 
 
 def nothing(example: Example) -> Mapping[str, float]:
-    """No numbers."""
+    """Returns no values."""
     return {}
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """What a loss makes of rows.
+    """How a loss turns rows into sequences.
 
     Attributes:
-        kinds: Kinds of rows that it takes.
-        of: The sequences of a row, each an example of its own, always as many; they have the row's number.
-        values: Numbers that go along with a row, such as its label, by name; always the same names.
-        key: All that decides what `of` and `values` give, as plain data; None for `itself` without values. Encoded rows
-            are cached under it.
-        learns: The kinds in prose, for errors.
+        kinds: Kinds of rows that it accepts.
+        of: Returns the sequences of a row, each an example with the row's number; always the same number of them.
+        values: Returns numbers that go with a row, such as its label, by name; always the same names.
+        key: Everything that determines the results of `of` and `values`, as plain data; None for `itself` without
+            values. It is part of the cache key of encoded rows.
+        learns: The supported kinds in words, for errors.
 
     Raises:
-        ValueError: There is no key where one is needed, and the cache would give what others make of the same rows.
+        ValueError: A key is required and missing, so that the cache could return another loss's sequences.
     """
 
     kinds: frozenset[Kind]
@@ -47,8 +47,8 @@ class Sequences:
 
     def __post_init__(self) -> None:
         if self.key is None and not (self.of is itself and self.values is nothing):
-            raise ValueError("sequences of one's own need a `key`, under which encoded rows are cached")
+            raise ValueError("custom sequences need a `key`, under which encoded rows are cached")
 
 
 ANSWERS = Sequences(frozenset({Kind.CONVERSATION, Kind.TEXT}), learns="answers and plain text")
-"""Conversations and texts, a sequence each."""
+"""Conversations and texts, one sequence each."""

@@ -1,4 +1,4 @@
-"""One side of a run's data, training or evaluation: pieces of stored rows, chosen by number."""
+"""One side of a run's data, training or evaluation: pieces of stored rows, by index."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from lamina.data.store import TokenStore
 
 @dataclass(frozen=True)
 class Pieces:
-    """Which tokens of which stored rows make a side's examples, one entry each.
+    """The tokens of stored rows that form a side's examples, one entry per example.
 
     Attributes:
-        source: int64, shape (examples,): which of the stores.
-        index: int64, shape (examples,): which of its rows.
-        begin: int64, shape (examples,): first token of the row.
+        source: int64, shape (examples,): index of the store.
+        index: int64, shape (examples,): index of the row in the store.
+        begin: int64, shape (examples,): first token in the row.
         length: int64, shape (examples,): number of tokens.
-        supervised: int64, shape (examples,): how many of them are in the loss.
-        teaches_stop: bool, shape (examples,): whether the stop token is one of those.
+        supervised: int64, shape (examples,): number of tokens in the loss.
+        teaches_stop: bool, shape (examples,): whether a stop token is in the loss.
     """
 
     source: np.ndarray
@@ -38,12 +38,12 @@ class Pieces:
         return len(self.index)
 
     def take(self, chosen: np.ndarray) -> Pieces:
-        """Some of the pieces: those at the numbers, or where the mask is True."""
+        """Returns some of the pieces, by index or mask."""
         return Pieces(*(column[chosen] for column in vars(self).values()))
 
     @classmethod
     def join(cls, parts: Sequence[Pieces]) -> Pieces:
-        """All pieces of several, in order."""
+        """Concatenates several groups of pieces, in order."""
         if not parts:
             empty = np.zeros(0, dtype=np.int64)
             return cls(empty, empty, empty, empty, empty, empty.astype(bool))
@@ -56,9 +56,9 @@ class Found:
     """A token of a side.
 
     Attributes:
-        source: Number of the source that it is in.
-        row: Of its file, counted from 1.
-        token: Its id.
+        source: Index of its source.
+        row: Number of the row in its file, from 1.
+        token: The token id.
     """
 
     source: int
@@ -67,11 +67,11 @@ class Found:
 
 
 class Side(Sequence[EncodedExample]):
-    """Examples in file order, read from their stores as they are asked for.
+    """Examples in file order, read from their stores on access.
 
     Attributes:
-        stores: Where the rows lie, by the number of their source.
-        pieces: Which tokens of which rows they are.
+        stores: The stores of the rows, by source.
+        pieces: Which tokens of which rows the examples are.
     """
 
     def __init__(self, stores: Sequence[TokenStore], pieces: Pieces) -> None:
@@ -80,12 +80,12 @@ class Side(Sequence[EncodedExample]):
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64, shape (examples,): tokens of each."""
+        """int64, shape (examples,): tokens in each example."""
         return self.pieces.length
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence; 0 without any."""
+        """Tokens in the longest sequence; 0 if there is none."""
         longest = 0
         for source, store in enumerate(self.stores):
             chosen = self.pieces.source == source
@@ -108,38 +108,40 @@ class Side(Sequence[EncodedExample]):
         return self.stores[source].example(int(self.pieces.index[place]), begin, length, source)
 
     def indices(self, source: int) -> np.ndarray:
-        """int64: which stored rows of a source are here, each once, in order."""
-        present = np.zeros(len(self.stores[source]), dtype=bool)  # a million in milliseconds; np.unique takes 0.4 s
+        """Returns the indices of a source's stored rows that are here, sorted and unique (int64)."""
+        present = np.zeros(
+            len(self.stores[source]), dtype=bool
+        )  # milliseconds for a million rows; np.unique takes 0.4 s
         present[self.pieces.index[self.pieces.source == source]] = True
         return np.flatnonzero(present)
 
     def rows(self, source: int) -> np.ndarray:
-        """int64: numbers of the rows of a source that are here, each once, in order."""
+        """Returns the numbers of a source's rows that are here, sorted and unique (int64)."""
         return self.stores[source].rows[self.indices(source)]
 
-    def first_beyond(self, limit: int, learnt: bool = False) -> Found | None:
-        """The first token whose id is `limit` or higher; only one that is in the loss, where `learnt` says so."""
+    def first_beyond(self, limit: int, in_loss: bool = False) -> Found | None:
+        """Returns the first token with an id of at least `limit`; with `in_loss`, only among tokens in the loss."""
         for source, store in enumerate(self.stores):
             places = np.flatnonzero(self.pieces.source == source)
             for place in places[store.highest[self.pieces.index[places]] >= limit]:
-                example = self[int(place)]  # of a row that is cut, the token may be in what is left out
-                ids = example.input_ids[example.supervised] if learnt else example.input_ids
+                example = self[int(place)]  # in a truncated row, the token may be in the part that was removed
+                ids = example.input_ids[example.supervised] if in_loss else example.input_ids
                 if (ids >= limit).any():
                     return Found(source, example.row, int(ids[ids >= limit][0]))
         return None
 
     def report(self) -> TokenReport:
-        """Its tokens."""
+        """Returns the token counts of the side."""
         return TokenReport.of(self.pieces.length, self.pieces.supervised)
 
 
 def whole_rows(store: TokenStore, source: int, chosen: np.ndarray) -> Pieces:
-    """Stored rows as they are, one piece each.
+    """Returns whole stored rows, one piece each.
 
     Args:
-        store: Where they lie.
-        source: Its number.
-        chosen: int64: which rows.
+        store: The store with the rows.
+        source: Its index.
+        chosen: int64: indices of the rows.
     """
     return Pieces(
         np.full(len(chosen), source, dtype=np.int64),
@@ -152,12 +154,12 @@ def whole_rows(store: TokenStore, source: int, chosen: np.ndarray) -> Pieces:
 
 
 def parts_of(store: TokenStore, piece: Pieces, ends: Sequence[int], stop: Sequence[int]) -> Pieces:
-    """One whole row in parts.
+    """Divides one whole row into parts.
 
     Args:
-        store: Where it lies.
-        piece: The row, a single piece.
-        ends: Where each part ends, in tokens; the first one begins at 0.
+        store: The store with the row.
+        piece: The row, as a single piece.
+        ends: The end of each part, in tokens; the first part starts at 0.
         stop: Ids of the stop tokens.
     """
     index, source = int(piece.index[0]), int(piece.source[0])
@@ -174,18 +176,18 @@ def parts_of(store: TokenStore, piece: Pieces, ends: Sequence[int], stop: Sequen
 
 
 def wrapped_pieces(side: Side, budget: int, seed: int, stop: Sequence[int]) -> tuple[Pieces, np.ndarray]:
-    """A side's examples end to end, cut wherever a micro-batch is full (see `wrap`).
+    """Concatenates a side's examples and cuts them wherever a micro-batch is full (see `wrap`).
 
-    Parts of which nothing is in the loss are left out.
+    Parts without supervised tokens are dropped.
 
     Args:
         side: The examples.
-        budget: Tokens of a micro-batch.
-        seed: Decides the order.
+        budget: Tokens per micro-batch.
+        seed: Seed of the order.
         stop: Ids of the stop tokens.
 
     Returns:
-        The parts, and of each the number of its micro-batch.
+        The parts, and the micro-batch of each.
     """
     parts = wrap(side.lengths, budget, seed)
     pieces = side.pieces.take(parts.example)
@@ -196,12 +198,12 @@ def wrapped_pieces(side: Side, budget: int, seed: int, stop: Sequence[int]) -> t
         facts = store.piece_facts(index, int(begin[place]), int(parts.length[place]), stop)
         supervised[place], teaches_stop[place] = facts
     cut = Pieces(pieces.source, pieces.index, begin, parts.length, supervised, teaches_stop)
-    learnt = supervised > 0
-    return cut.take(learnt), parts.block[learnt]
+    in_loss = supervised > 0
+    return cut.take(in_loss), parts.block[in_loss]
 
 
 class Batches(Sequence[list[EncodedExample]]):
-    """Micro-batches by a plan; each is read from its stores when it is asked for."""
+    """Micro-batches of an epoch's plan, each read from its stores on access."""
 
     def __init__(self, side: Side, plan: Sequence[Sequence[int]]) -> None:
         self._side = side

@@ -1,4 +1,4 @@
-"""From the rows of a file to examples: columns mapped, format found, and every row that cannot be used named."""
+"""From the rows of a file to examples: maps columns, finds the format, and reports every unusable row."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from lamina.errors import ConfigError, DataError, Problem
 
 @dataclass(frozen=True)
 class OpenSource:
-    """A source of a run's data, with the files that it stands for.
+    """A source of a run's data, with its files.
 
     Attributes:
         side: `train`, `eval` or `replay`.
-        source: How its rows are read.
-        files: In order.
+        source: The settings its rows are read with.
+        files: Its files, in order.
     """
 
     side: str
@@ -33,10 +33,10 @@ class OpenSource:
 
 
 def open_sources(config: DataConfig, *sides: str) -> list[OpenSource]:
-    """What a run's data is read from: each source of the sides, in their order.
+    """Returns the sources of the given sides of a run's data, in order.
 
     Raises:
-        ConfigError: A source does not exist, or does not tell which of its files the side is to have.
+        ConfigError: A source does not exist, or it is unclear which of its files to use for the side.
     """
     listed = {"train": [(source, "data.train") for source in config.sources], "eval": [], "replay": []}
     if isinstance(config.eval, str):
@@ -54,18 +54,18 @@ def open_sources(config: DataConfig, *sides: str) -> list[OpenSource]:
 
 @dataclass(frozen=True, slots=True)
 class ReadRow:
-    """A row as far as it could be read and understood.
+    """A row, as far as it could be read and parsed.
 
     Attributes:
-        number: In its file, counted from 1.
-        line: Of its file, counted from 1; 0 in files without lines.
-        value: Its columns as they stand in the file; None if it cannot be read.
-        fault: Why it cannot be read, else None.
-        remarks: What is odd about its bytes.
-        example: What it means; None if it does not fit the format or cannot be read.
+        number: Number of the row in its file, from 1.
+        line: Line of its file, from 1; 0 in files without lines.
+        value: Its columns as they are in the file; None if it is unreadable.
+        fault: Why it is unreadable; None if it is readable.
+        remarks: Codes of what is odd about it.
+        example: The parsed example; None if the row does not fit the format or is unreadable.
         misfit: Why it does not fit the format; empty if it does.
-        drop_reason: Why it is left out although it fits (a key of `DROP_REASONS`); empty if it is not.
-        trimmed: Whether turns after the last answer are left out.
+        drop_reason: Why it is dropped although it fits the format (a key of `DROP_REASONS`); empty if it is kept.
+        trimmed: Whether turns after the last answer were removed.
     """
 
     number: int
@@ -80,15 +80,15 @@ class ReadRow:
 
 
 class SourceReader:
-    """The rows of one file, with what is learnt about them on the way.
+    """Reads the rows of one file, and collects facts about them.
 
     Attributes:
         file: The file.
-        source: How it is to be read.
-        format: Its format's name, once the first row was read.
+        source: The settings to read it with.
+        format: The name of its format, once the first row has been read.
         columns: Columns seen so far, in order.
-        rows: Rows seen so far, those that cannot be read included.
-        refusal: Why no format could be chosen, where that did not end the reading.
+        rows: Number of rows seen so far, including unreadable ones.
+        refusal: Why no format could be chosen, if reading continued anyway.
     """
 
     def __init__(self, file: DataFile, source: SourceConfig, text_unit: str = "auto") -> None:
@@ -102,24 +102,24 @@ class SourceReader:
         self.refusal: DataError | None = None
 
     def __iter__(self) -> Iterator[ReadRow]:
-        """Every row of the file, in order, used or not; see `rows_up_to`."""
+        """Yields every row of the file, in order, used or not; see `rows_up_to`."""
         return self.rows_up_to(None)
 
     def rows_up_to(self, max_rows: int | None, of_any_shape: bool = False) -> Iterator[ReadRow]:
-        """Every row of the file, in order; those after `max_rows` are counted, but not looked at.
+        """Yields every row of the file, in order; rows after `max_rows` are counted, but not parsed.
 
         Args:
-            max_rows: See above; None for all.
-            of_any_shape: Where no format fits the file, go on, with every row as a misfit and `refusal` set.
+            max_rows: The last row to parse; None for all.
+            of_any_shape: If no format matches the file, continue with every row as a misfit, and set `refusal`.
 
         Raises:
             ConfigError: `data.columns` maps a field that the format does not read.
-            DataError: The file has no rows, or no format fits them.
+            DataError: The file has no rows, or no format matches them.
         """
         rows = self._counted()
         begun = list(islice(rows, DETECT_ROWS))
         if not begun:
-            raise DataError(f"{self.file.name}: the file holds no rows. Fix: give a file with at least one row.")
+            raise DataError(f"{self.file.name}: the file has no rows. Fix: give a file with at least one row.")
         module = None
         try:
             module = self._find_format(begun)
@@ -142,7 +142,7 @@ class SourceReader:
 
     @property
     def ignored_columns(self) -> list[str]:
-        """Columns that nothing reads."""
+        """Columns that are not used."""
         if not self.format:
             return []
         module = FORMATS[self.format]
@@ -169,15 +169,15 @@ class SourceReader:
         except DataError as error:
             if not self.file.within:
                 raise
-            raise DataError(f"{error} If it holds no rows, name those files of {self.file.within} that do.") from None
+            raise DataError(
+                f"{error} If this file is not data, give the paths of the files in {self.file.within} that are."
+            ) from None
         name = name_of(module)
         read = (*module.FIELDS, *module.OPTIONAL_FIELDS)
         unread = [field for field in self._mapping.fields if field not in read] if self._mapping else []
         if unread:
-            message = f"is mapped, but rows of the format {name!r} have no such field; theirs are {', '.join(read)}"
-            raise ConfigError(
-                Problem(f"data.columns.{unread[0]}", message, "leave it out, or map fields of one format")
-            )
+            message = f"is mapped, but rows in the format {name!r} have no such field; they have {', '.join(read)}"
+            raise ConfigError(Problem(f"data.columns.{unread[0]}", message, "remove it, or map fields of one format"))
         self.format = name
         return module
 
@@ -198,14 +198,14 @@ class SourceReader:
 
 
 def used_examples(reader: SourceReader, max_rows: int | None = None) -> Iterator[ReadRow]:
-    """The rows of a reader for training or evaluation: what cannot be read or does not fit ends the work.
+    """Yields the rows of a reader for training or evaluation. A row that is unreadable or a misfit is an error.
 
     Args:
         reader: The file.
-        max_rows: Rows after so many have the drop reason `after_max_rows`.
+        max_rows: Rows after this one get the drop reason `after_max_rows`.
 
     Raises:
-        DataError: A row cannot be read or does not fit the format; the message names it.
+        DataError: A row is unreadable or does not fit the format; the message names it.
     """
     for row in reader.rows_up_to(max_rows):
         if row.fault is not None:
@@ -216,7 +216,7 @@ def used_examples(reader: SourceReader, max_rows: int | None = None) -> Iterator
 
 
 def misfit_message(reader: SourceReader, row: ReadRow) -> str:
-    """What a row that does not fit its format is answered with where it ends the work."""
+    """Returns the error message for a row that does not fit its format, where it stops the command."""
     return (
         f"{reader.file.name}: {place_of(row)} does not fit the format {reader.format!r}: {row.misfit}. Its columns are "
         f"{column_names(row.value or {})}. Fix: correct the row, or set data.format or data.columns."
@@ -224,12 +224,12 @@ def misfit_message(reader: SourceReader, row: ReadRow) -> str:
 
 
 def lacks_column(name: str) -> str:
-    """Why a row cannot be split off by a column that it does not have."""
-    return f"it has no column {name!r}, which data.stratify_by or data.group_by names"
+    """Returns why a row cannot be split by a column that it does not have."""
+    return f"it has no column {name!r}, which data.stratify_by or data.group_by refers to"
 
 
 def usable_part(example: Example) -> tuple[Example, str]:
-    """The example up to its last answer, and why it is left out (empty if it is not)."""
+    """Returns the example up to its last answer, and why it is dropped (empty if it is kept)."""
     if example.kind is Kind.TEXT:
         return example, "" if example.text.strip() else "empty_text"
     messages = example.messages

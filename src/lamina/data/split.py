@@ -1,4 +1,4 @@
-"""Splits a share of the rows off for evaluation, with equal prompts (and equal groups) on one side only."""
+"""Splits off a share of the rows for evaluation, with equal prompts (and equal groups) on one side only."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ def hold_out(
 ) -> np.ndarray:
     """Chooses the rows of the evaluation side.
 
-    Rows whose prompts are equal go to the same side, so the evaluation never asks a question that was trained on; so
-    do rows of one group.
+    Rows with equal prompts go to the same side, so that no evaluation prompt occurs in training; so do rows of the same
+    group.
 
     Args:
         prompts: uint64, shape (rows,): digest of each row's prompt.
-        share: The share that should go to evaluation, between 0 and 1.
-        seed: Decides which ones.
-        strata: uint64, shape (rows,): the share is taken of the rows of each value.
-        groups: uint64, shape (rows,): rows of one value stay together.
+        share: The share for evaluation, between 0 and 1.
+        seed: Seed of the choice.
+        strata: uint64, shape (rows,): take the share separately from the rows with each value.
+        groups: uint64, shape (rows,): keep rows with the same value together.
 
     Returns:
-        bool, shape (rows,). With fewer than two distinct prompts (or groups) it is False throughout; otherwise both
-        sides hold at least one row.
+        bool, shape (rows,). With fewer than two distinct prompts (or groups), it is False everywhere; otherwise, both
+        sides have at least one row.
     """
     clusters = _clusters(prompts, groups)
     held_out = np.zeros(len(prompts), dtype=bool)
     sizes = np.bincount(clusters)
     if len(sizes) < 2:
         return held_out
-    # Of the clusters, shuffled; a cluster counts to the stratum of its first row.
+    # Per cluster, shuffled. A cluster belongs to the stratum of its first row.
     order = np.random.default_rng([seed, len(prompts)]).permutation(len(sizes))
     first_row = np.unique(clusters, return_index=True)[1]
     stratum_of = np.zeros(len(sizes), dtype=np.uint64) if strata is None else np.asarray(strata)[first_row]
@@ -47,19 +47,19 @@ def hold_out(
 
 
 def _choose(members: np.ndarray, sizes: np.ndarray, share: float, chosen: np.ndarray, at_least: int) -> None:
-    """Marks clusters until their rows make up the share."""
+    """Marks clusters until their rows reach the share."""
     wanted = max(at_least, round(share * int(sizes[members].sum())))
     taken = 0
     for cluster in members[:-1] if at_least else members:  # one cluster always stays for training
         if taken >= wanted:
             break
-        if taken + sizes[cluster] <= 2 * wanted:  # a prompt repeated very often would swallow the other side
+        if taken + sizes[cluster] <= 2 * wanted:  # a prompt repeated very often would take most of the other side
             chosen[cluster] = True
             taken += int(sizes[cluster])
 
 
 def _clusters(prompts: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-    """int64, shape (rows,): rows that must stay together have equal numbers, counted from 0 without gaps."""
+    """Numbers the clusters of rows that must stay together, from 0 without gaps: int64, shape (rows,)."""
     by_prompt = np.unique(prompts, return_inverse=True)[1]
     if groups is None:
         return by_prompt

@@ -1,8 +1,8 @@
-"""Encoded rows on disk, mapped into memory: a second run on the same data starts from them at once.
+"""Encoded rows on disk, memory-mapped: a second run on the same data starts from them at once.
 
-A store is kept under the digest of everything that decides its content (the file's bytes, how they are read, the
-tokenizer, the template and what is supervised), so a stale one is never found. It is written aside and renamed, under
-a lock, so that two processes that want the same one make it once.
+A store is kept under the digest of everything that determines its content (the file's bytes, how they are read, the
+tokenizer, the template, and what is supervised), so a stale store is never used. It is written under a temporary name
+and renamed, under a lock, so that two processes that need the same store create it once.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from lamina.data.example import NO_REMARKS, EncodedExample, Example, Remarks
 from lamina.data.report import FileReport, RowList
 from lamina.errors import StorageError
 
-# Stores of another version are not read; raise it with every change of what is stored, or of how rows are encoded.
+# Stores of other versions are not read. Increase it with every change to what is stored, or to how rows are encoded.
 VERSION = 7
 
 
-# The lists of rows among the facts.
+# The facts that are lists of rows.
 _LISTS = ("trimmed", "not_asked")
 
-# Texts that are counted each by itself; a template has one or two, and rows of their own making are no news.
+# Maximum number of texts to count separately. A template has one or two; texts specific to a row are not worth
+# counting.
 _MOST_COUNTED = 32
 
 
@@ -45,11 +46,11 @@ class StoredRow:
 
     Attributes:
         encoded: Its tokens.
-        prompt: Digest of its prompt, 0 to 2**64 - 1; equal prompts have equal ones.
-        stratum: Digest of the value to stratify by; 0 without one.
-        group: Digest of the value to group by; 0 without one.
-        teaches_stop: Whether a stop token is among the supervised ones.
-        values: Numbers that the loss takes along with the row, by name; every row of a file has the same names.
+        prompt: Digest of its prompt, 0 to 2**64 - 1; equal prompts have equal digests.
+        stratum: Digest of the value to stratify by; 0 if there is none.
+        group: Digest of the value to group by; 0 if there is none.
+        teaches_stop: Whether a stop token is in the loss.
+        values: Numbers of the row that the loss uses, by name; every row of a file has the same names.
     """
 
     encoded: EncodedExample
@@ -62,25 +63,25 @@ class StoredRow:
 
 @dataclass
 class Facts:
-    """What is known of a file beside its tokens; stored as JSON.
+    """What is known about a file besides its tokens; stored as JSON.
 
     Attributes:
-        format: The format its rows were read with.
-        rows: Rows in the file.
+        format: The format its rows were parsed with.
+        rows: Number of rows in the file.
         dropped: Rows that are not stored, by reason.
-        trimmed: Rows that lost turns after the last answer.
-        ignored_columns: Columns that nothing reads.
-        kinds: Rows stored, by kind.
-        with_tools: Rows stored that have tools, calls or results.
-        with_thinking: Rows stored with reasoning that stands apart from the answer.
-        wanted: Rows stored whose answer is judged, and wanted.
-        not_asked: Rows stored with answers that are left out of the loss (see `Remarks`).
-        openings: Rows stored, by what is learned before the words of their last answers.
-        reasoning_given: Rows stored whose reasoning is left out of the loss.
-        cut_tokens: Rows stored with a token that reaches from a prompt into its answer.
-        unread_kwargs: Rows stored, by names in their `chat_template_kwargs` that the template does not read.
-        several: Whether a row stored has several sequences.
-        values: Names of the numbers that the loss takes along with each row.
+        trimmed: Rows whose turns after the last answer were removed.
+        ignored_columns: Columns that are not used.
+        kinds: Number of stored rows, by kind.
+        with_tools: Number of stored rows with tools, calls or results.
+        with_thinking: Number of stored rows with reasoning separate from the answer.
+        wanted: Number of stored rows with a label that says that the answer is desirable.
+        not_asked: Stored rows with answers that are excluded from the loss (see `Remarks`).
+        openings: Number of stored rows, by the template's text in the loss before their last answer.
+        reasoning_given: Number of stored rows whose reasoning is excluded from the loss.
+        cut_tokens: Number of stored rows with a token that spans a prompt and its answer.
+        unread_kwargs: Number of stored rows, by names in their `chat_template_kwargs` that the template does not read.
+        several: Whether a stored row has several sequences.
+        values: Names of the numbers of each row that the loss uses.
     """
 
     format: str = ""
@@ -101,7 +102,7 @@ class Facts:
     values: list[str] = field(default_factory=list)
 
     def remark(self, row: int, remarks: Remarks) -> None:
-        """Takes in what there is to know about the rendering of a stored row."""
+        """Records the remarks on a stored row."""
         if remarks is NO_REMARKS:
             return
         if remarks.not_asked:
@@ -113,7 +114,7 @@ class Facts:
             _count(self.unread_kwargs, name)
 
     def report(self, path: str, sha256: str, role: str, weight: float = 1.0) -> FileReport:
-        """The beginning of a report on the file."""
+        """Returns the initial report on the file."""
         return FileReport(
             path,
             sha256,
@@ -137,13 +138,13 @@ class TokenStore:
     """The encoded rows of one file.
 
     Attributes:
-        facts: What became of its rows.
-        lengths: int64, shape (rows stored,): tokens of each.
-        longest: int64, shape (rows stored,): tokens of the longest sequence of each.
-        supervised_counts: int64, shape (rows stored,): how many of them are in the loss.
-        rows: int64, shape (rows stored,): number of the row in the file.
-        highest: int64, shape (rows stored,): the highest token id of each; -1 of one without tokens.
-        prompts: uint64, shape (rows stored,): see `StoredRow`; so are `strata` and `groups`.
+        facts: What happened to its rows.
+        lengths: int64, shape (rows stored,): tokens in each row.
+        longest: int64, shape (rows stored,): tokens in the longest sequence of each row.
+        supervised_counts: int64, shape (rows stored,): tokens in the loss in each row.
+        rows: int64, shape (rows stored,): number of each row in the file.
+        highest: int64, shape (rows stored,): highest token id in each row; -1 for a row without tokens.
+        prompts: uint64, shape (rows stored,): see `StoredRow`; likewise `strata` and `groups`.
         teaches_stop: bool, shape (rows stored,).
     """
 
@@ -173,9 +174,9 @@ class TokenStore:
         return len(self.lengths)
 
     def example(self, index: int, begin: int = 0, length: int | None = None, source: int = 0) -> EncodedExample:
-        """A row, or `length` tokens of it from `begin`; the first token is never supervised.
+        """Returns a row, or `length` tokens of it from `begin`; the first token is never supervised.
 
-        A row with several sequences is only given as a whole.
+        A row with several sequences can only be returned whole.
         """
         start = int(self._starts[index]) + begin
         end = int(self._starts[index + 1]) if length is None else start + length
@@ -192,7 +193,7 @@ class TokenStore:
         )
 
     def piece_facts(self, index: int, begin: int, length: int, stop: Sequence[int]) -> tuple[int, bool]:
-        """Supervised tokens of a piece, and whether it teaches one of the tokens `stop`."""
+        """Returns the number of supervised tokens of a piece, and whether a token in `stop` is among them."""
         start = int(self._starts[index]) + begin
         supervised = np.array(self._supervised[start : start + length])
         supervised[:1] = False
@@ -200,12 +201,12 @@ class TokenStore:
 
 
 def cached_store(key: dict[str, Any] | None, build: Callable[[StoreWriter], None]) -> TokenStore:
-    """The store of `key`, made by `build` if there is none yet.
+    """Returns the store of `key`, and creates it with `build` if necessary.
 
-    Where the cache folder cannot be written, the store is made in a temporary folder, which goes with the process.
+    If the cache folder is not writable, the store is created in a temporary folder, which is deleted with the process.
 
     Args:
-        key: Everything that decides the store's content, as plain data; None if that is not known.
+        key: Everything that determines the store's content, as plain data; None if unknown.
         build: Fills a new store.
 
     Raises:
@@ -223,25 +224,25 @@ def cached_store(key: dict[str, Any] | None, build: Callable[[StoreWriter], None
         return TokenStore(folder) if (folder / "facts.json").is_file() else _temporary_store(build)
     try:
         if not (folder / "facts.json").is_file():
-            with files.new_folder(folder) as aside:
-                _write(aside, build)
+            with files.new_folder(folder) as temporary:
+                _write(temporary, build)
         with contextlib.suppress(OSError):
-            os.utime(folder)  # used now
-        return TokenStore(folder)  # which has it mapped: it may be pruned once the lock is released
+            os.utime(folder)  # marks it as used now
+        return TokenStore(folder)  # it is now mapped, so it may be pruned once the lock is released
     finally:
         lock.release()
 
 
 def digest_of(value: object) -> int:
-    """64 bits of a value's text; a million distinct values collide with a probability of 3e-8."""
+    """Returns a 64-bit digest of a value's text; a million distinct values collide with a probability of 3e-8."""
     return int.from_bytes(hashlib.blake2b(repr(value).encode("utf-8", "replace"), digest_size=8).digest(), "little")
 
 
 class StoreWriter:
-    """Takes rows in order and writes them to a folder as they come.
+    """Writes rows to a folder as they arrive, in order.
 
     Attributes:
-        facts: To be filled in along the way.
+        facts: Facts about the file, filled in by the caller.
     """
 
     def __init__(self, columns: Mapping[str, IO[bytes]]) -> None:
@@ -271,7 +272,7 @@ class StoreWriter:
         self.facts.dropped.setdefault(reason, RowList()).add(row)
 
     def table(self) -> np.ndarray:
-        """What is known of each row."""
+        """Returns the table of facts about each row."""
         self._close_part()
         return np.concatenate(self._table)
 
@@ -280,7 +281,7 @@ class StoreWriter:
         self._part = []
 
 
-# Rows that are held as Python tuples before they become an array.
+# Number of rows to hold as Python tuples before they become an array.
 _PART = 4096
 _ROW = np.dtype(
     [
@@ -299,7 +300,7 @@ _ROW = np.dtype(
 
 
 def prompt_digest(example: Example) -> int:
-    """Equal for examples whose prompts are equal, white space apart."""
+    """Returns a digest that is equal for equal prompts, ignoring white space."""
     return digest_of(example.prompt_key())
 
 

@@ -1,1 +1,1 @@
-"""What lamina runs on: devices, dtypes, memory, random generators, and other libraries kept quiet."""
+"""What lamina runs on: devices, dtypes, memory, random generators, and the log output of other libraries."""

@@ -1,4 +1,4 @@
-"""Python's search for reference cycles, while rows are read."""
+"""Python's garbage collector, while rows are read."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import contextlib
 import gc
 from collections.abc import Iterator
 
-# New objects between two searches; a chunk of rows makes that many.
+# New objects between two collections; a chunk of rows creates about this many.
 _OBJECTS = 50_000
 
 
 @contextlib.contextmanager
 def few_collections() -> Iterator[None]:
-    """Lets the search for cycles come less often inside the block.
+    """Makes garbage collection less frequent inside the block.
 
-    By default it comes after every 700 new objects. Rows are made of tens of objects without cycles, and several
-    thousand rows are alive at once, so searching them took a sixth of all that Python did.
+    By default, a collection runs after every 700 new objects. Rows consist of dozens of objects without cycles, and
+    several thousand rows are alive at once, so collections took a sixth of Python's time.
     """
     before = gc.get_threshold()
     if 0 < before[0] < _OBJECTS:

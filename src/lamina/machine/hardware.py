@@ -1,4 +1,4 @@
-"""What the machine can do, as far as loading a model depends on it."""
+"""What the hardware supports, as far as loading a model depends on it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 
 import torch
 
-# Shapes of matrix products that are kept ready, with their code and work space: by oneDNN, and once more by torch's
-# layer over it. Their own default, 1,024 each, lets memory grow for hundreds of steps: by 2.4 GiB in 196 steps of
-# SmolLM2-135M with AMX. A step over layers of one kind has about 30 shapes.
+# Number of matrix-product shapes whose code and workspace oneDNN caches, and torch's layer on top of it caches again.
+# Their default of 1,024 each lets memory grow for hundreds of steps: by 2.4 GiB in 196 steps of SmolLM2-135M with AMX.
+# A step over layers of the same kind has about 30 shapes.
 _CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 _KEPT_PRODUCTS = 32
 
@@ -16,38 +16,38 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def default_device() -> torch.device:
-    """CUDA where it is there, else the CPU."""
+    """Returns CUDA if available, and the CPU otherwise."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def bound_product_cache() -> None:
-    """Bounds for how many shapes products are kept ready, in the whole process, unless the user has set it.
+    """Limits how many matrix-product shapes the process caches, unless the user has set a limit.
 
-    The settings are read at the first product, so this comes before a base is loaded.
+    torch reads the settings at the first product, so call this before loading a base model.
     """
     for cache in _CACHES:
         os.environ.setdefault(cache, str(_KEPT_PRODUCTS))
 
 
 def multiplies_bf16_natively(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products run in hardware rather than by conversion to float32."""
+    """Returns whether bfloat16 matrix products run in hardware rather than by conversion to float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return any(cpu_features().get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
 
 
 def cpu_features() -> dict[str, bool]:
-    """The CPU's instruction sets that matter for training, as torch sees them."""
+    """Returns the CPU's instruction sets that matter for training, as torch sees them."""
     capabilities = torch.cpu.get_capabilities()
     return {name: value for name, value in capabilities.items() if isinstance(value, bool)}
 
 
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """The dtype to hold the frozen base in. Never float16.
+    """Returns the dtype in which to hold the frozen base model. It is never float16.
 
     Args:
         wanted: `auto`, `bfloat16` or `float32`.
-        device: Where the base will be.
+        device: The device that the base model will be on.
     """
     if wanted == "auto":
         return torch.bfloat16 if multiplies_bf16_natively(device) else torch.float32
@@ -55,5 +55,5 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """`torch.bfloat16` -> `bfloat16`."""
+    """Returns the name of a dtype without its prefix: `torch.bfloat16` -> `bfloat16`."""
     return str(dtype).removeprefix("torch.")

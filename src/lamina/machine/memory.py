@@ -1,4 +1,4 @@
-"""Memory of this process, or of the GPU where the model is on one."""
+"""Memory of this process, or of the GPU if the model is on one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory so far: allocated on CUDA, else the resident size of this process (VmHWM).
+    """Returns the peak memory so far, in bytes: allocated memory on CUDA, and otherwise this process's VmHWM.
 
-    Linux keeps `ru_maxrss` across exec, so a child that is started by a larger process reports its parent's size;
-    VmHWM belongs to the program that runs. Where there is no /proc, `ru_maxrss` has to do.
+    Linux keeps `ru_maxrss` across exec, so a process started by a larger one would report its parent's size. VmHWM
+    belongs to the current program. `ru_maxrss` is used where there is no /proc.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -27,14 +27,14 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def current_bytes(device: torch.device) -> int:
-    """Memory right now, counted in the same way."""
+    """Returns the memory in use now, in bytes, measured in the same way."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return psutil.Process().memory_info().rss
 
 
 def available_bytes(device: torch.device) -> int:
-    """Free memory where the model is."""
+    """Returns the free memory of the device, in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available

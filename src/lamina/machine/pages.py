@@ -1,4 +1,4 @@
-"""Memory pages of weight files, which count as this process's own for as long as they are mapped and were read."""
+"""Memory pages of weight files. Once read, mapped pages count as this process's memory until they are unmapped."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-# <linux/mman.h>; the second since Linux 5.4.
+# From <linux/mman.h>; MADV_PAGEOUT exists since Linux 5.4.
 _MADV_WILLNEED = 3
 _MADV_PAGEOUT = 21
 
 
 def mapped_spans(files: Iterable[Path]) -> list[tuple[int, int]]:
-    """Addresses, start and end, at which this process has the files mapped; none on systems other than Linux."""
+    """Returns the (start, end) addresses at which this process has mapped the files; empty except on Linux."""
     if not sys.platform.startswith("linux"):
         return []
     paths = {str(path.resolve()) for path in files}
@@ -27,18 +27,18 @@ def mapped_spans(files: Iterable[Path]) -> list[tuple[int, int]]:
 
 
 def drop_file_pages(files: Iterable[Path]) -> None:
-    """Takes out of memory what of these files is mapped; reading it again brings it back, so nothing can be lost."""
+    """Drops the mapped pages of these files from memory. They are read from disk again when needed."""
     for start, end in mapped_spans(files):
         page_out(start, end)
 
 
 def page_out(start: int, end: int) -> None:
-    """Takes the pages between two addresses out of memory, on Linux; an older kernel refuses, and then they stay."""
+    """Drops the pages between two addresses from memory, on Linux. Older kernels refuse, and the pages stay."""
     _advise(start, end, _MADV_PAGEOUT)
 
 
 def page_in(start: int, end: int) -> None:
-    """Has the pages between two addresses read while this goes on, on Linux."""
+    """Starts reading the pages between two addresses in the background, on Linux."""
     _advise(start, end, _MADV_WILLNEED)
 
 

@@ -1,4 +1,4 @@
-"""Keeps other libraries' progress bars, load reports and advice out of lamina's output."""
+"""Keeps other libraries' progress bars, load reports and hints out of lamina's output."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 from transformers.utils import logging
 
-# When it is imported, by whomever, it warns of kernels that nothing here uses.
+# On import, no matter who imports it, bitsandbytes warns about kernels that lamina does not use.
 python_logging.getLogger("bitsandbytes.backends").setLevel(python_logging.ERROR)
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Only errors are logged, and no progress bar is drawn, inside the block; the settings are put back after it."""
+    """Silences everything but errors inside the block, progress bars included; restores the settings after it."""
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

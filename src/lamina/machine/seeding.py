@@ -1,6 +1,6 @@
-"""Seeds torch's global generators where its functions draw from no other, and touches none but those.
+"""Seeds torch's global random generators, for torch functions that accept no generator, and leaves all others alone.
 
-`torch.manual_seed` would reseed the generators of every GPU of the process, the caller's as well.
+`torch.manual_seed` would also reseed the generators of every other GPU, including those that the caller uses.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _CPU = torch.device("cpu")
 
 @contextmanager
 def seeded(seed: int, device: torch.device = _CPU) -> Iterator[None]:
-    """Seeds the global generators of the CPU and of `device`; at the end both are as they were."""
+    """Seeds the global generators of the CPU and of `device` inside the block, and restores their state afterwards."""
     with kept_generators(device):
         seed_generators(seed, device)
         yield
@@ -23,13 +23,13 @@ def seeded(seed: int, device: torch.device = _CPU) -> Iterator[None]:
 
 @contextmanager
 def kept_generators(device: torch.device = _CPU) -> Iterator[None]:
-    """Lets the global generators of the CPU and of `device` be at the end as they were."""
+    """Restores the global generators of the CPU and of `device` after the block."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 
 def seed_generators(seed: int, device: torch.device = _CPU) -> None:
-    """Seeds the global generators of the CPU and of `device`, as `torch.manual_seed` does, and no others."""
+    """Seeds the global generators of the CPU and of `device`, as `torch.manual_seed` does, but no others."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):

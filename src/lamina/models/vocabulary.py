@@ -76,7 +76,7 @@ def check_vocabulary(dataset: Dataset, model: PreTrainedModel, template: ChatTem
     rows, learnt = embedding_rows(model), head_rows(model)
     for side in (dataset.train, dataset.eval):
         for limit, what in ((rows, "embedding"), (learnt, "head")):
-            if limit is not None and (found := side.first_beyond(limit, learnt=what == "head")) is not None:
+            if limit is not None and (found := side.first_beyond(limit, in_loss=what == "head")) is not None:
                 file = dataset.report.files[found.source].path
                 where = f"{file}: row {found.row}"
                 raise DataError(_message(where, found.token, limit, what, template.tokenizer, _fixes(template, limit)))

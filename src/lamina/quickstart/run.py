@@ -1,6 +1,6 @@
-"""`quickstart`: the whole way of an adapter on the embedded model, with a task that lamina brings along.
+"""`lamina quickstart`: from data to a merged adapter on the embedded model, with a bundled task.
 
-Generates the data, trains, lets base and adapter answer 100 unseen requests, merges, and says where everything lies.
+Generates the data, trains, answers 100 unseen requests with and without the adapter, merges, and lists the files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DEFAULT_FOLDER = "runs/quickstart"
 TRAIN_ROWS = 680
 EVAL_ROWS = 100
 
-# The base may say what it likes; a record has at most about 45 tokens.
+# Enough for a record, which has at most about 45 tokens; the base model's answers may be cut off.
 ANSWER_TOKENS = 72
 
 
@@ -47,19 +47,19 @@ class Sample:
 
 @dataclass(frozen=True)
 class Quickstart:
-    """What the quickstart found.
+    """The result of the quickstart.
 
     Attributes:
-        folder: Where all its files lie.
+        folder: The folder with all files.
         run: The training run.
         merged: The merged model's folder.
-        certificate: That the merged model is the adapter's.
-        base_exact_match: Share of the unseen requests that the bare base answers exactly.
-        exact_match: The same of the adapter.
-        base_valid_json: Share of the bare base's answers that are records of the schema.
-        valid_json: The same of the adapter.
-        training_seconds: Time of the training steps.
-        samples: Three answers before and after.
+        certificate: The certificate of the merged model.
+        base_exact_match: Share of the unseen requests that the base model answers exactly.
+        exact_match: The same share with the adapter.
+        base_valid_json: Share of the base model's answers that are records of the schema.
+        valid_json: The same share with the adapter.
+        training_seconds: Duration of the training steps, in seconds.
+        samples: Three requests with both answers.
     """
 
     folder: Path
@@ -74,7 +74,7 @@ class Quickstart:
     samples: list[Sample]
 
     def as_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Returns the result as plain data."""
         summary = self.run.summary
         assert summary is not None, "the run is finished"
         return {
@@ -107,18 +107,18 @@ def quickstart(
     """Runs the quickstart.
 
     Args:
-        folder: Where to put everything; by default `runs/quickstart`, or the next free name like it.
-        model: The base.
-        seed: Of the data and of the training: the same seed gives the same adapter digest.
-        train_rows: Requests to train on.
-        eval_rows: Unseen requests to answer.
-        overrides: Further configuration, as `key.sub=value`.
+        folder: Folder for all files; by default `runs/quickstart`, with a number added if it exists.
+        model: The base model.
+        seed: Seed of the data and the training; the same seed gives the same adapter digest.
+        train_rows: Number of training requests.
+        eval_rows: Number of unseen requests.
+        overrides: More settings, as `key.sub=value`.
         on_event: Called with each training event.
-        notify: Called with a sentence at each stage.
-        progress: Called while answers are generated.
+        notify: Called with a message at each stage.
+        progress: Called while generating answers.
 
     Raises:
-        LaminaError: As `train` and `merge` do.
+        LaminaError: As for `train` and `merge`.
     """
     root = Path(folder) if folder else free_name(Path(DEFAULT_FOLDER))
     task = build_task(seed, train_rows, eval_rows)
@@ -133,7 +133,7 @@ def quickstart(
     run = train(config, on_event)
     training_seconds = max(e.time for e in run.events(CheckpointSaved)) - next(run.events(Started)).time
 
-    notify("Answering the unseen requests, first with the bare base, then with the adapter ...")
+    notify("Answering the unseen requests, first with the base model, then with the adapter ...")
     generator = build_generator(load(run.path), batch_size=len(task.eval))
     conversations = [[Message(m["role"], m["content"]) for m in r.messages()[:-1]] for r in task.eval]
 
@@ -141,7 +141,7 @@ def quickstart(
         report = lambda done: progress(what, done, len(conversations))  # noqa: E731
         return answer(generator, conversations, Sampling(max_tokens=ANSWER_TOKENS), adapter=adapter, progress=report)
 
-    base_answers = say("bare base", None)
+    base_answers = say("base model", None)
     adapter_answers = say("adapter", ADAPTER)
     merged = merge(run.path, root / "merged", notify=notify)
     return Quickstart(
@@ -162,7 +162,7 @@ def quickstart(
 
 
 def free_name(path: Path) -> Path:
-    """`path`, or `path-2`, `path-3`, ... whichever is not there yet."""
+    """Returns `path`, or the first of `path-2`, `path-3`, ... that does not exist."""
     number, candidate = 1, path
     while candidate.exists():
         number += 1

@@ -1,4 +1,4 @@
-"""The quickstart's configuration and data file, which `verify` uses too where it is given nothing else."""
+"""The quickstart's configuration and data file, which `lamina verify` also uses by default."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ _LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 def quickstart_settings(
     model: str, train_file: Path, out: Path, seed: int, overrides: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """The configuration, as `load_config` takes it; with overrides of the method or the optimizer, without the learning
-    rate that suits this one."""
+    """Returns the configuration for `load_config`.
+
+    With overrides of the method or the optimizer, it has no learning rate, since the quickstart's would not suit them.
+    """
     keys = {override.partition("=")[0].strip() for override in overrides}
     another = keys & {"method", "method.type", "train.optim"}
     return {
         "model": model,
-        # The unseen requests are answered after training, which says more than their loss.
+        # The unseen requests are answered after training, which is more informative than their loss.
         "data": {"train": str(train_file), "eval": None, "max_length": 256, "packing": False},
         "method": {"type": "lora", **({} if another else _LORA)},
         "train": {

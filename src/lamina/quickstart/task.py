@@ -1,12 +1,12 @@
 """The bundled quickstart task: turn a customer-support request into one JSON routing record.
 
-First station of `lamina quickstart`: this module makes the training requests and the unseen eval requests
-(wording in `wording.py`); the quickstart then trains a LoRA adapter on `Request.messages()` and counts how
-many eval answers equal `Request.answer()` exactly. It needs no data files and no network.
+First stage of `lamina quickstart`: this module composes the training requests and the unseen evaluation requests
+(wording in `wording.py`). The quickstart then trains a LoRA adapter on `Request.messages()` and counts how many answers
+equal `Request.answer()` exactly. It needs no data files and no network.
 
-A record has a queue (set by the intent), an intent, the product and the order id copied from the text, and a
-priority (set by a phrase on urgency, `normal` without one). Eval requests are composed from other sentences
-than training requests, half of their products are new, and so are all of their order ids.
+A record has a queue (determined by the intent), an intent, the product and the order id copied from the text, and a
+priority (determined by a phrase about urgency; `normal` without one). Evaluation requests are composed from other
+sentences than training requests; half of their products and all of their order ids are new.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ ORDER_PATTERN = re.compile(r"[B-DF-HJ-NP-TV-Z]{2}-[1-9][0-9]{4}")
 SYSTEM = "Route this support request as one JSON record."
 
 _ORDER_LETTERS = "BCDFGHJKLMNPRSTVWXYZ"
-_EVAL_ORDER_STEP = 7  # Eval requests use order numbers divisible by this, training requests all others.
+_EVAL_ORDER_STEP = 7  # Evaluation requests use order numbers divisible by this, training requests all others.
 _PRIORITY_MIX = ("high",) * 7 + ("normal",) * 8 + ("low",) * 5
-_ORDER_MIX = (True, True, True, False)  # Of the requests about a product; account requests never have an id.
+_ORDER_MIX = (True, True, True, False)  # For requests about a product; account requests never have an id.
 _GREETING_SHARE = 0.4
 _SMALL_TALK_SHARE = 0.2
 _SIGN_OFF_SHARE = 0.3
 _BEFORE_CORE_SHARE = 0.3
 _MIN_WORDS = 12  # Shorter requests get a sentence of small talk.
-_MAX_TRIES = 1000  # Draws of one row before build_task says that the wording is used up.
+_MAX_TRIES = 1000  # Maximum number of draws of one row before build_task reports that the wording is exhausted.
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Request:
-    """One customer request and the record that it must be turned into.
+    """A customer request, and its expected record.
 
     Attributes:
-        text: What the customer wrote, on one line.
+        text: The customer's message, on one line.
         record: The expected values, in the order of `KEYS`.
     """
 
@@ -70,11 +70,11 @@ class Request:
     record: dict[str, str | None]
 
     def answer(self) -> str:
-        """Return the record as the one JSON line that a model has to produce."""
+        """Returns the record as the line of JSON that the model must produce."""
         return json.dumps(self.record)
 
     def messages(self) -> list[dict[str, str]]:
-        """Return the request as a chat of a system, a user and an assistant message."""
+        """Returns the request as a system, a user and an assistant message."""
         return [
             {"role": "system", "content": SYSTEM},
             {"role": "user", "content": self.text},
@@ -84,40 +84,40 @@ class Request:
 
 @dataclass(frozen=True)
 class Task:
-    """The rows to train on and the rows to measure on, which share no wording."""
+    """The training rows and the evaluation rows, which share no wording."""
 
     train: list[Request]
     eval: list[Request]
 
 
 def build_task(seed: int = 0, train_rows: int = 560, eval_rows: int = 100) -> Task:
-    """Compose the task; the same arguments give the same rows on every machine.
+    """Composes the task; the same arguments give the same rows on every machine.
 
-    The eval rows depend on `seed` and `eval_rows` only: a larger training set is measured on the same ones.
+    The evaluation rows depend only on `seed` and `eval_rows`: a larger training set is evaluated on the same ones.
 
     Args:
-        seed: Picks other requests from the same wording.
-        train_rows: How many training requests to make.
-        eval_rows: How many eval requests to make.
+        seed: Seed of the choice of wording.
+        train_rows: Number of training requests.
+        eval_rows: Number of evaluation requests.
 
     Returns:
-        Both splits: distinct requests, intents balanced, 35/40/25 per cent high/normal/low priority.
+        Both splits: distinct requests with balanced intents, and 35/40/25 percent high/normal/low priority.
 
     Raises:
-        ValueError: If the wording cannot give that many distinct requests.
+        ValueError: The wording does not allow that many distinct requests.
     """
     return Task(train=_Composer(seed, "train").rows(train_rows), eval=_Composer(seed, "eval").rows(eval_rows))
 
 
 def is_valid_record(text: str) -> bool:
-    """Say whether a text is a record of the house schema, be it the right one or not.
+    """Returns whether a text is a valid record of the schema, correct or not.
 
     Args:
-        text: A model's answer. Space around the JSON is allowed, anything else around it is not.
+        text: A model's answer. White space around the JSON is allowed, but nothing else.
 
     Returns:
         True for a JSON object with exactly `KEYS`, in that order, an intent in its own queue, a known product
-        (null exactly for account intents), an order id or null, and a known priority.
+        (null if and only if the intent is about an account), an order id or null, and a known priority.
     """
     try:
         pairs = json.loads(text, object_pairs_hook=tuple)  # Pairs, since a dict would hide a repeated key.
@@ -136,7 +136,7 @@ def is_valid_record(text: str) -> bool:
 
 
 class _Deck(Generic[T]):
-    """Deals the items of a pool in random order, all of them once before any of them again."""
+    """Deals the items of a pool in random order; all of them once before any is repeated."""
 
     def __init__(self, items: Sequence[T], rng: random.Random) -> None:
         self._items = items
@@ -144,18 +144,18 @@ class _Deck(Generic[T]):
         self._left: list[T] = []
 
     def deal(self) -> T:
-        """Return the next item."""
+        """Returns the next item."""
         if not self._left:
             self._left = _shuffled(self._items, self._rng)
         return self._left.pop()
 
 
 class _Composer:
-    """Composes the requests of one split, drawing every phrase of its wording equally often."""
+    """Composes the requests of one split, using every phrase of its wording equally often."""
 
     def __init__(self, seed: int, split: str) -> None:
         words: Wording = TRAIN if split == "train" else EVAL
-        # A text seed goes through SHA-512, so it does not depend on the process.
+        # A string seed is hashed with SHA-512, so it does not depend on the process.
         self._rng = rng = random.Random(f"lamina quickstart {split} {seed}")
         self._is_eval = split == "eval"
         self._core = {intent: _Deck(words.core[intent], rng) for intent in INTENTS}
@@ -164,17 +164,17 @@ class _Composer:
         self._greeting = _Deck(words.greeting, rng)
         self._small_talk = _Deck(words.small_talk, rng)
         self._sign_off = _Deck(words.sign_off, rng)
-        # Eval takes turns between products that training never names and products that it does name.
+        # Evaluation alternates between products that training never names and products that it does.
         pools = (UNSEEN_PRODUCTS, TRAIN_PRODUCTS) if self._is_eval else (TRAIN_PRODUCTS,)
         self._products = [_Deck(pool, rng) for pool in pools]
 
     def rows(self, count: int) -> list[Request]:
-        """Compose `count` distinct requests."""
+        """Composes `count` distinct requests."""
         intents = _Deck(INTENTS, self._rng)
         priorities = _Deck(_PRIORITY_MIX, self._rng)
         has_order = _Deck(_ORDER_MIX, self._rng)
         rows: list[Request] = []
-        seen: set[str] = set()  # Only asked for membership, so its order does not matter.
+        seen: set[str] = set()  # Only used for membership, so its order does not matter.
         for _ in range(count):
             intent, priority = intents.deal(), priorities.deal()
             product = order = None
@@ -199,7 +199,7 @@ class _Composer:
         )
 
     def _text(self, record: dict[str, str | None]) -> str:
-        """Write one request: greeting, core sentence with extras before or behind it, sign-off."""
+        """Composes one request: greeting, core sentence with extras before or after it, sign-off."""
         core = self._core[str(record["intent"])].deal()
         extras: list[str] = []
         if record["order"] is not None:
@@ -223,7 +223,7 @@ class _Composer:
         return " ".join(sentences).format(product=record["product"], order=record["order"])
 
     def _order_id(self) -> str:
-        """Draw an id such as KT-48213, from the numbers of this split."""
+        """Draws an id such as KT-48213, from the numbers of this split."""
         letters = "".join(_ORDER_LETTERS[_below(len(_ORDER_LETTERS), self._rng)] for _ in range(2))
         while True:
             number = 10_000 + _below(90_000, self._rng)
@@ -232,12 +232,12 @@ class _Composer:
 
 
 def _below(limit: int, rng: random.Random) -> int:
-    """Draw from range(limit) by `random()`, the one method whose sequence Python promises to keep."""
+    """Draws from range(limit) with `random()`, the only method whose sequence Python guarantees."""
     return int(rng.random() * limit)
 
 
 def _shuffled(items: Sequence[T], rng: random.Random) -> list[T]:
-    """Return the items in random order, by `random()` only (see `_below`)."""
+    """Returns the items in random order, using only `random()` (see `_below`)."""
     result = list(items)
     for last in range(len(result) - 1, 0, -1):
         other = _below(last + 1, rng)

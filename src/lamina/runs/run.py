@@ -1,10 +1,9 @@
-"""The run directory: where everything about one run lies, who may write there, and how the run ended.
+"""The run directory: everything about one run, who may write to it, and how the run ended.
 
     manifest.json   `format` of the directory; where it was started; versions, hardware, digests; and `status`:
-                    running, finished, interrupted (a signal), failed (an error), or killed (running, and nobody does)
+                    running, finished, interrupted (a signal), failed (an error), or killed (no process runs it)
 
-A run knows its own folder: all that is recorded of places is where they were when it was started, so that it may be
-moved (`config/places.py`).
+A run directory can be moved: recorded paths are those at the time it was started (`config/places.py`).
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ FORMAT = 1
 
 E = TypeVar("E", bound=Event)
 
-# Somebody who only looks whether a run is held has it for a moment.
+# A process that only checks whether a run is locked holds the lock for a moment.
 _LOCK_SECONDS = 0.5
 
 
@@ -55,39 +54,39 @@ class Run:
     """A run on disk.
 
     Attributes:
-        path: Its directory.
+        path: The run directory.
     """
 
     path: Path
 
     @property
     def config_path(self) -> Path:
-        """The resolved configuration."""
+        """The resolved configuration, with all defaults filled in."""
         return self.path / CONFIG_FILE
 
     @property
     def manifest_path(self) -> Path:
-        """Versions, hardware, digests, and how the run ended."""
+        """The manifest: versions, hardware, digests, and how the run ended."""
         return self.path / MANIFEST_FILE
 
     @property
     def metrics_path(self) -> Path:
-        """One event a line."""
+        """The event log, one event per line."""
         return self.path / "metrics.jsonl"
 
     @property
     def data_report_path(self) -> Path:
-        """What became of every row."""
+        """The data report: what happened to every row."""
         return self.path / "data_report.json"
 
     @property
     def quantization_report_path(self) -> Path:
-        """How far each quantized weight is from what it was; only there with `quantization`."""
+        """The error of each quantized weight; only with `quantization`."""
         return self.path / "quantization_report.json"
 
     @property
     def checkpoints(self) -> Path:
-        """Checkpoints, each a folder that is whole or not there."""
+        """The checkpoints; each folder is complete or absent."""
         return self.path / "checkpoints"
 
     @property
@@ -97,7 +96,7 @@ class Run:
 
     @property
     def config(self) -> Config:
-        """The configuration that the run was started with; its paths lead where they did then."""
+        """The configuration that the run was started with, with its paths resolved."""
         return load_config(self.config_path)
 
     @property
@@ -105,8 +104,8 @@ class Run:
         """What is recorded of the run; nothing before it was started.
 
         Raises:
-            RunError: It is damaged.
-            NewerVersionError: It has a format that this version does not know.
+            RunError: The manifest is damaged.
+            NewerVersionError: The manifest has a format that this version does not know.
         """
         content = self._read_manifest()
         try:
@@ -116,34 +115,34 @@ class Run:
 
     @property
     def begun(self) -> bool:
-        """Whether model, data and adapter were found to fit, so that there is something to go on with."""
+        """Whether the run got past its start-up checks (model, data and adapter fit), so that it can be resumed."""
         return self.manifest.base is not None
 
     @property
     def summary(self) -> Summary | None:
-        """The figures of a finished run (what `lamina train --json` prints); None before that."""
+        """The figures of a finished run (the output of `lamina train --json`); None for other runs."""
         summary = self.manifest.summary
         return summary and replace(summary, run=str(self.path), adapter=str(self.adapter))
 
     @property
     def status(self) -> str | None:
-        """`running`, `finished`, `interrupted`, `failed` or `killed`; None before it was started."""
+        """`running`, `finished`, `interrupted`, `failed` or `killed`; None before the start."""
         status = self.manifest.status
         return "killed" if status == "running" and not _is_held(self) else status
 
     @property
     def resume_command(self) -> str:
-        """The command that goes on with the run, from any working directory."""
+        """The command that resumes the run, from any working directory."""
         return f"lamina train {shlex.quote(os.path.abspath(self.config_path))} --resume"  # noqa: PTH100
 
     def record(self, **facts: Any) -> None:
-        """Puts facts into the manifest, in the place of those of the same name; None takes one out.
+        """Writes facts to the manifest, and replaces those with the same name; None removes one.
 
         Args:
             facts: Plain data, as `Manifest.as_json` gives it.
 
         Raises:
-            StorageError: It cannot be written.
+            StorageError: The manifest cannot be written.
         """
         manifest = {**self._read_manifest(), **facts}
         files.write_json(self.manifest_path, {name: fact for name, fact in manifest.items() if fact is not None})
@@ -153,15 +152,15 @@ class Run:
     @overload
     def events(self, kind: type[E]) -> Iterator[E]: ...
     def events(self, kind: type[Event] = Event) -> Iterator[Event]:
-        """The events written so far, from the whole lines of `metrics.jsonl`; of one kind, if it is given.
+        """Returns the events written so far, from the complete lines of `metrics.jsonl`; of one kind, if given.
 
         Raises:
-            RunError: A line is no event.
+            RunError: A line is not an event.
         """
         return (event for _, event in event_lines(self.metrics_path) if isinstance(event, kind))
 
     def _read_manifest(self) -> dict[str, Any]:
-        """The manifest as plain data, with what only a newer version knows; empty if there is none."""
+        """Returns the manifest as plain data, including unknown fields of newer versions; empty if there is none."""
         try:
             manifest = json.loads(self.manifest_path.read_text(encoding="utf-8"))
             check_format(self.manifest_path, manifest.get("format", 1), FORMAT, str(manifest.get("lamina", "")))
@@ -178,27 +177,27 @@ class Run:
 
 
 def open_run(path: str | Path) -> Run:
-    """A run that exists. One that died without a word is recorded as killed.
+    """Opens an existing run. A run whose process was killed is recorded as killed.
 
     Raises:
-        RunError: There is none at `path`.
+        RunError: There is no run at `path`.
     """
     run = Run(Path(path))
     if not run.config_path.is_file():
         raise RunError(f"{path}: is no run directory (it has no config.yaml). Fix: check the path.")
     if run.status == "killed":
-        with contextlib.suppress(RunError, StorageError), exclusive(run):  # RunError: somebody has taken it up
+        with contextlib.suppress(RunError, StorageError), exclusive(run):  # RunError: another process has resumed it
             if run.manifest.status == "running":
                 run.record(status="killed")
     return run
 
 
 def check_start(config: Config, resume: bool) -> None:
-    """Checks that a run can be started in `output_dir`, or taken up there. Writes nothing.
+    """Checks that a run can be started or resumed in `output_dir`. Writes nothing.
 
     Raises:
-        RunError: A run is there already and `resume` is false, or it was started with another configuration.
-        ConfigError: There is none, and `resume` is true.
+        RunError: There already is a run and `resume` is false, or it was started with another configuration.
+        ConfigError: There is no run, and `resume` is true.
     """
     run = Run(Path(config.output_dir))
     if _is_run(run):
@@ -222,10 +221,10 @@ def check_start(config: Config, resume: bool) -> None:
 
 
 def start_run(config: Config, resume: bool) -> Run:
-    """Starts a run in `output_dir`, or takes up the one that is there. `exclusive` keeps others out meanwhile.
+    """Starts a run in `output_dir`, or resumes the run there. Hold `exclusive` meanwhile.
 
     Raises:
-        RunError, ConfigError: See `check_start`.
+        RunError, ConfigError: As for `check_start`.
         StorageError: The directory cannot be written.
     """
     check_start(config, resume)
@@ -238,12 +237,12 @@ def start_run(config: Config, resume: bool) -> Run:
 
 
 def moved_places(run: Run, config: Config) -> list[str]:
-    """The fields by which a run that goes on is given other places than it was started with.
+    """Returns the fields whose paths differ from those that the run was started with.
 
-    That the same is there is checked by digest, once it has been read.
+    Whether their content is the same is checked by digest after reading it.
 
     Raises:
-        RunError: Something else is not as it was.
+        RunError: Another setting differs.
     """
     before, now = run.config, config
     (rest_before, places_before), (rest_now, places_now) = _taken_apart(before), _taken_apart(now)
@@ -261,7 +260,7 @@ def moved_places(run: Run, config: Config) -> list[str]:
 
 
 def keep_places(run: Run, config: Config) -> dict[str, str]:
-    """Lets a run that goes on know where it now is, and what it was given new places for.
+    """Records where a resumed run is now, and its new paths.
 
     Returns:
         Facts for the manifest.
@@ -275,7 +274,7 @@ def keep_places(run: Run, config: Config) -> dict[str, str]:
 
 
 def _places(run: Run, origin: Origin | None) -> dict[str, str]:
-    """Where a run is, and where its relative paths start from."""
+    """Returns where a run is, and the folder that its relative paths start from."""
     folders = start_folders(run.path, origin) or [Path.cwd()]
     directory = next((folder for folder in folders if folder.is_dir()), folders[0])
     return {"path": str(run.path.resolve()), "directory": str(directory)}
@@ -283,11 +282,11 @@ def _places(run: Run, origin: Origin | None) -> dict[str, str]:
 
 @contextlib.contextmanager
 def exclusive(run: Run) -> Iterator[None]:
-    """Keeps other processes from training into the same run. The lock goes with the process, however it ends.
+    """Keeps other processes from training in the run directory. The lock is released when this process ends.
 
     Raises:
-        RunError: Another process holds it.
-        StorageError: The directory cannot be made or written.
+        RunError: Another process holds the lock.
+        StorageError: The directory cannot be created or written.
     """
     lock = FileLock(run.path / LOCK_FILE)
     try:
@@ -305,7 +304,7 @@ def exclusive(run: Run) -> Iterator[None]:
 
 @contextlib.contextmanager
 def recorded(run: Run) -> Iterator[None]:
-    """Records in the manifest that the run is under way, and if the block does not end well, how it ended."""
+    """Records in the manifest that the run is running and, if the block fails, how it ended."""
     run.record(status="running", ended=None, error=None)
     try:
         yield
@@ -318,13 +317,13 @@ def recorded(run: Run) -> Iterator[None]:
 
 
 def timestamp() -> str:
-    """The time now, as manifests have it."""
+    """Returns the present time in the format of manifests."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def _record_end(run: Run, status: str, **facts: Any) -> None:
     if run.manifest.status != "finished":
-        with contextlib.suppress(StorageError):  # on a full disk; what ended the run is the news
+        with contextlib.suppress(StorageError):  # on a full disk; the error that ended the run matters more
             run.record(status=status, ended=timestamp(), **facts)
 
 
@@ -333,7 +332,7 @@ def _write_config(run: Run, values: Mapping[str, Any]) -> None:
 
 
 def _is_held(run: Run) -> bool:
-    """Whether a process has the run; also for those who may only read it."""
+    """Returns whether a process holds the lock of the run; works with read permission."""
     try:
         file = (run.path / LOCK_FILE).open("rb")
     except OSError:
@@ -343,7 +342,7 @@ def _is_held(run: Run) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except OSError:  # a file system without locks, where nobody can train
+        except OSError:  # a file system without locks, on which nobody can train
             return False
     return False
 
@@ -353,15 +352,15 @@ def _is_run(run: Run) -> bool:
 
 
 def _foreign_files(run: Run) -> bool:
-    """Whether the folder holds anything that a run which never began would not have left."""
+    """Returns whether the folder contains anything other than what a run leaves that stopped during start-up."""
     own = {run.metrics_path.name, run.checkpoints.name, "tensorboard"}
     if run.manifest.lamina is not None:
-        own.add(run.manifest_path.name)  # and no configuration yet
+        own.add(run.manifest_path.name)  # and there is no configuration yet
     return any(entry.name not in own and not entry.name.startswith(".") for entry in run.path.iterdir())
 
 
 def _taken_apart(config: Config) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """A run's settings by their dotted names, and the places that it names, which may be others on resuming."""
+    """Returns a run's settings by dotted name, without its paths; and its paths, which may differ on resuming."""
     places = [("model", made_absolute(config.model))]
 
     def take(field: str, path: str) -> str:

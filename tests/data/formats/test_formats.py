@@ -1,4 +1,4 @@
-"""Formats: which one a file has, what a row means, and what a row that does not fit is answered with."""
+"""Formats: detecting them, parsing rows, and the error for a row that does not fit."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_odd_row_is_named_with_its_columns(tmp_path: Path, common: dict[str, Any
         (PAIR, ASKED),
         ({**PAIR, "system": "s"}, [Message("system", "s"), *ASKED]),
         ({**PAIR, "system": None}, ASKED),
-        # Answers in a prompt are context, unless the data asks for them.
+        # Answers in a prompt are context, unless the data marks them.
         ({"prompt": TURNS * 2, "completion": "end"}, [*CONTEXT, *CONTEXT, Message("assistant", "end")]),
         (
             {"prompt": [TURNS[0], {**TURNS[1], "weight": 1}], "completion": "end"},
@@ -130,14 +130,18 @@ def test_chat_template_kwargs_of_a_row_are_kept(name: str) -> None:
         "preference": {"prompt": "q", "chosen": "a", "rejected": "b"},
         "unpaired_preference": {"messages": TURNS, "label": True},
     }
-    given = {"enable_thinking": False, "xml_tools": ["a"], "python_tools": None}  # null is what a table has for nothing
+    given = {
+        "enable_thinking": False,
+        "xml_tools": ["a"],
+        "python_tools": None,
+    }  # null is how a table represents a missing value
     assert "chat_template_kwargs" in FORMATS[name].OPTIONAL_FIELDS
     for value in (given, json.dumps(given)):
         example = FORMATS[name].parse({**rows[name], "chat_template_kwargs": value}, 1)
         assert example.template_kwargs == {"enable_thinking": False, "xml_tools": ["a"]}
     for value in ({}, None, ""):
         assert FORMATS[name].parse({**rows[name], "chat_template_kwargs": value}, 1).template_kwargs == {}
-    for value, words in (([1], "is list, not an object"), ({"tools": []}, "gives 'tools'"), ("{", "JSON")):
+    for value, words in (([1], "is list, not an object"), ({"tools": []}, "sets 'tools'"), ("{", "JSON")):
         with pytest.raises(RowError, match=words):
             FORMATS[name].parse({**rows[name], "chat_template_kwargs": value}, 1)
 
@@ -174,7 +178,7 @@ def test_assistant_turn_without_text_is_empty() -> None:
         ("prompt_completion", {"prompt": 3, "completion": "a"}, "field 'prompt' is int, not text"),
         ("prompt_completion", {"prompt": None, "completion": "a"}, "field 'prompt' is NoneType, not text"),
         ("alpaca", {"instruction": "q", "output": "a", "input": ["x"]}, "field 'input' is list, not text"),
-        ("messages", {"messages": "hi"}, "messages is text that should be a list of messages in JSON, but is not"),
+        ("messages", {"messages": "hi"}, "messages must be a list of messages in JSON, but cannot be parsed"),
         ("messages", {}, "field 'messages' is NoneType"),
         ("messages", {"messages": [TURNS[0], "hi"]}, r"messages\[2\] is not an object"),
         ("messages", {"messages": [{"content": "hi"}]}, r"messages\[1\] is not an object with 'role'"),
@@ -356,10 +360,10 @@ def test_preference_wherever_its_prompt_stands(row: dict[str, Any]) -> None:
     ("row", "words"),
     [
         ({"prompt": "q", "chosen": None, "rejected": "b"}, "'chosen' is missing or null"),
-        ({"prompt": "other", "chosen": PAIR_TURNS[0], "rejected": PAIR_TURNS[1]}, "do not both begin with the prompt"),
+        ({"prompt": "other", "chosen": PAIR_TURNS[0], "rejected": PAIR_TURNS[1]}, "do not both start with the prompt"),
         (
             {"prompt": "q", "chosen": "a", "rejected": [turn("user", "b")]},
-            "rejected ends with a turn of the role 'user'",
+            "rejected ends with a turn with the role 'user'",
         ),
         ({"chosen": PAIR_TURNS[0], "rejected": [*PAIR_TURNS[0], *PAIR_TURNS[1]]}, "rejected has 3 turns after"),
         ({"prompt": "q", "instruction": "q", "chosen": "a", "rejected": "b"}, "'prompt' and in 'instruction'"),
@@ -389,7 +393,7 @@ def test_system_field_beside_messages() -> None:
     assert asked == ["be brief", "q", "a"]
     row["messages"] = [turn("system", "be brief"), *row["messages"]]
     assert [message.content for message in FORMATS["messages"].parse(row, 1).messages] == asked
-    with pytest.raises(RowError, match="with other words"):
+    with pytest.raises(RowError, match="with different text"):
         FORMATS["messages"].parse(row | {"system": "be long"}, 1)
 
 
@@ -434,7 +438,7 @@ def test_turns_written_as_json_text_in_a_table() -> None:
 def test_mapped_field_that_the_format_does_not_read(tmp_path: Path) -> None:
     columns = {"messages": "messages", "label": "judged", "margin": "judged"}
     with pytest.raises(
-        ConfigError, match=r"data.columns.margin: is mapped, but rows of the format 'unpaired_pref.*tools"
+        ConfigError, match=r"data.columns.margin: is mapped, but rows in the format 'unpaired_pref.*tools"
     ):
         load(tmp_path, [{**CHAT, "judged": True}], columns=columns)
 
@@ -443,7 +447,7 @@ def test_mapped_field_that_the_format_does_not_read(tmp_path: Path) -> None:
     ("template", "words"),
     [
         ("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", "it takes more than 1 s"),
-        ("{{ question * 10000000 }}", "it makes more than"),
+        ("{{ question * 10000000 }}", "it produces more than"),
         ("{{ [1, 2, 3] | random }}", "No filter named 'random'"),
         ("{{ question.__class__.__mro__ }}", "unsafe"),
         ("{{ answer }}", "'answer' is undefined"),
@@ -459,7 +463,7 @@ def test_column_template_renders_as_jinja_itself(tmp_path: Path) -> None:
     row = {"question": "q", "hint": True, "options": ["a", "b"], "on": 1}
     examples, reader = load(tmp_path, [row], columns={"prompt": template, "completion": "question"})
     assert examples[0].messages[0].content == "\nq\n\n  a, b\n"
-    assert reader.ignored_columns == ["on"]  # a column is not read because its name is part of a word
+    assert reader.ignored_columns == ["on"]  # a column is not used because its name is part of a word
 
 
 def test_a_call_in_a_turn_of_its_own_leaves_what_is_marked() -> None:

@@ -1,4 +1,4 @@
-"""`read_rows`: what can be read, and the file and row that every error names."""
+"""`read_rows`: what can be read, and that every error names file and row."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_byte_order_mark_is_skipped(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize("content", ["", "\n  \n", "[]", "\ufeff"])
 def test_file_without_rows(tmp_path: Path, content: str) -> None:
     path = write(tmp_path, content)
-    with pytest.raises(DataError, match="holds no rows") as caught:
+    with pytest.raises(DataError, match="has no rows") as caught:
         read_rows(str(path))
     assert str(path) in str(caught.value)
 
@@ -88,7 +88,7 @@ def test_row_that_is_no_object(tmp_path: Path, content: str, row: int, kind: str
 
 def test_bytes_that_are_not_utf8_are_placed(tmp_path: Path) -> None:
     path = write(tmp_path, b'{"a": "z\xfcrich"}\n')
-    with pytest.raises(DataError, match="not UTF-8, its byte 8") as caught:
+    with pytest.raises(DataError, match="not UTF-8, at byte 8") as caught:
         read_rows(str(path))
     assert str(path) in str(caught.value)
 
@@ -130,7 +130,7 @@ def test_a_link_that_leads_nowhere_is_not_passed_over(tmp_path: Path, place: str
 
 
 def test_tables_put_no_nulls_into_tools_and_calls(tmp_path: Path) -> None:
-    """Each row has a function of its own, and the columns' structs have the fields of both."""
+    """Each row calls a different function, and the columns' structs have the fields of both."""
     rows = [
         {
             "messages": [
@@ -150,7 +150,8 @@ def test_tables_put_no_nulls_into_tools_and_calls(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["parquet", "arrow"])
 def test_columns_of_json_are_read_as_what_they_hold(tmp_path: Path, ending: str) -> None:
-    """`datasets` writes what fits no table, such as turns of which some have calls, as JSON of arrow's own type."""
+    """`datasets` writes values that do not fit a table, such as turns of which some have calls, with Arrow's JSON
+    type."""
     call = {"type": "function", "function": {"name": "wait", "arguments": {"seconds": 600, "until": None}}}
     turns = [{"role": "user", "content": "go"}, {"role": "assistant", "tool_calls": [call]}, {"role": "tool"}]
     rows = [{"messages": turns, "source": {"name": "a", "facts": {"n": 1}}}, {"messages": turns[:1], "source": None}]

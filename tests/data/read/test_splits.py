@@ -1,4 +1,4 @@
-"""Folders with splits: what is kept for evaluation is never trained on unasked, and what was left out is said."""
+"""Folders with splits: evaluation data is never trained on unless named, and the report says what was skipped."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write(path: Path, split: str) -> None:
 
 
 def named(*patterns: str, **calls: str) -> Callable[[Path], None]:
-    """Makes a folder with a file of each split by each pattern; `calls` are other words for splits."""
+    """Returns a function that fills a folder with a file per split and pattern; `calls` are other words for splits."""
 
     def make(folder: Path) -> None:
         for pattern in patterns:
@@ -53,7 +53,7 @@ def dataset_dict(folder: Path) -> None:
 
 
 def dataset_dict_that_was_mapped(folder: Path) -> None:
-    """`datasets` leaves what `map` and `filter` gave beside the files that were saved."""
+    """`datasets` leaves the results of `map` and `filter` next to the saved files."""
     dataset_dict(folder)
     loaded = datasets.load_from_disk(folder)
     assert isinstance(loaded, datasets.DatasetDict)
@@ -63,7 +63,7 @@ def dataset_dict_that_was_mapped(folder: Path) -> None:
 
 
 def declared(folder: Path) -> None:
-    """Names that tell nothing, or the wrong thing, and a README.md that tells."""
+    """Names without information, or with the wrong one, and a README.md with the right one."""
     places = {"train": "first/test.jsonl", "validation": "b.jsonl", "test": "train.jsonl"}
     files = "\n".join(f"  - split: {split}\n    path: {path}" for split, path in places.items())
     for split, path in places.items():
@@ -74,7 +74,7 @@ def declared(folder: Path) -> None:
 
 
 def snapshot(folder: Path) -> None:
-    """The hub's cache: an old version, the newest one, and blobs that its files are links to."""
+    """The hub's cache: an old version, the newest version, and blobs that its files are links to."""
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("new")
     write(folder / "snapshots" / "old" / "train.jsonl", "test")
@@ -133,7 +133,7 @@ def build(template: ChatTemplate) -> Callable[..., Dataset]:
 
 
 def text_of(template: ChatTemplate, dataset: Dataset, side: str = "train") -> set[str]:
-    """The splits that a side's rows come from, by their words."""
+    """Returns the splits that a side's rows come from, judging by their text."""
     found = set()
     for example in getattr(dataset, side):
         match = re.search(r"(\w+) question", str(template.tokenizer.decode(example.input_ids.tolist())))
@@ -151,11 +151,11 @@ def test_a_folder_trains_on_its_train_split_alone_and_says_so(
     dataset = build(str(folder))
     assert text_of(template, dataset) == {"train"}
     assert len(dataset.train) % COUNTS["train"] == 0
-    (note,) = [note for note in dataset.report.notes if "left out" in note]
+    (note,) = [note for note in dataset.report.notes if "skipped" in note]
     assert "read the split train" in note and re.search(r"the split test", note)
     assert note in [line.removeprefix("note: ") for line in dataset.report.lines()]
 
-    for split in COUNTS:  # any can be named
+    for split in COUNTS:  # each can be named
         chosen = build(f"{folder}:{split}")
         assert text_of(template, chosen) == {split} and len(chosen.train) % COUNTS[split] == 0
     assert text_of(template, build(f"{folder}:all")) == set(COUNTS)
@@ -190,14 +190,14 @@ def test_a_glob_leaves_out_what_is_kept_for_evaluation(
     (tmp_path / "ds" / "dataset_info.json").write_text('{"citation": "x"}')
     dataset = build(str(tmp_path / "ds" / pattern))
     assert text_of(template, dataset) == {"train"}
-    assert any("left out the split test (test.jsonl), the split validation" in note for note in dataset.report.notes)
+    assert any("skipped the split test (test.jsonl), the split validation" in note for note in dataset.report.notes)
 
 
 def test_a_glob_names_the_folders_that_it_does_not_go_into(build: Callable[..., Dataset], tmp_path: Path) -> None:
     write(tmp_path / "ds" / "a.jsonl", "train")
     write(tmp_path / "ds" / "more" / "b.jsonl", "train")
     dataset = build(str(tmp_path / "ds" / "*"))
-    assert len(dataset.report.files) == 1 and any("left out the folders more;" in n for n in dataset.report.notes)
+    assert len(dataset.report.files) == 1 and any("skipped the folders more;" in n for n in dataset.report.notes)
     dataset = build(str(tmp_path / "ds" / "**"))
     assert len(dataset.report.files) == 2 and not dataset.report.notes
 
@@ -212,7 +212,7 @@ def test_a_file_that_is_there_twice_is_warned_of(build: Callable[..., Dataset], 
     assert warning.startswith(f"{folder / 'a.jsonl'} is read twice")
     (folder / "c.jsonl").symlink_to(folder / "b.jsonl")
     (warning,) = build(str(folder)).report.warnings
-    assert warning.startswith(f"{folder / 'c.jsonl'} is the same as {folder / 'b.jsonl'}")
+    assert warning.startswith(f"{folder / 'c.jsonl'} is identical to {folder / 'b.jsonl'}")
 
 
 @pytest.mark.parametrize("named_as", ["ds/test.jsonl", "ds/te*.jsonl", "ds:test", "ds/test", "ds/{}"])
@@ -303,7 +303,7 @@ def test_a_share_is_split_off_the_train_split_and_the_folders_own_is_named(
     named("{}.jsonl")(tmp_path / "ds")
     dataset = build(str(tmp_path / "ds"), eval=0.4)
     assert text_of(template, dataset) == text_of(template, dataset, "eval") == {"train"}
-    (note,) = [note for note in dataset.report.notes if "keeps a validation split" in note]
+    (note,) = [note for note in dataset.report.notes if "has a validation split" in note]
     named_there = re.search(r"data\.eval=(\S+)", note)
     assert named_there
     assert text_of(template, build(str(tmp_path / "ds"), eval=named_there[1]), "eval") == {"validation"}
@@ -320,7 +320,7 @@ def test_a_file_of_a_folder_that_holds_no_rows_is_told_from_the_others(
 ) -> None:
     write(tmp_path / "ds" / "rows.jsonl", "train")
     (tmp_path / "ds" / "figures.json").write_text('{"figures": [1, 2]}')
-    with pytest.raises(DataError, match=r"figures\.json.* name those files of \S*ds that do"):
+    with pytest.raises(DataError, match=r"figures\.json.* the files in \S*ds that are"):
         build(str(tmp_path / "ds"))
     assert len(build(str(tmp_path / "ds" / "*.jsonl")).train) == COUNTS["train"]
 

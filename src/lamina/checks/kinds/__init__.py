@@ -1,6 +1,6 @@
-"""The checks, one file each, found by discovery: to add one is to add a file.
+"""The checks, one file each, found by discovery: to add a check, add a file.
 
-A check's file defines `Check`, a `BaseCheck` of `_base.py`.
+A check's file defines `Check`, a subclass of `BaseCheck` in `_base.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every check has, and what several of them need to stay small however many rows come."""
+"""The base class of all checks, and helpers with bounded memory for any number of rows."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lamina.checks.settings import CheckSettings
 
 
 class BaseCheck:
-    """One thing to look for.
+    """One check.
 
     Attributes:
         settings: The run that the data is for.
-        ledger: An entry for each row, the current one included.
+        ledger: An entry for each row, including the current one.
     """
 
     def __init__(self, settings: CheckSettings, ledger: Ledger) -> None:
@@ -29,18 +29,18 @@ class BaseCheck:
         self.ledger = ledger
 
     def see(self, seen: Seen) -> None:
-        """Takes notice of a row. What is kept of it must be small."""
+        """Processes a row. What it keeps of the row must be small."""
 
     def finish(self) -> list[Finding]:
-        """What was found, after the last row."""
+        """Returns the findings, after the last row."""
         return []
 
     def facts(self) -> dict[str, Any]:
-        """Figures for the report, as plain data; asked for after `finish`."""
+        """Returns figures for the report, as plain data; called after `finish`."""
         return {}
 
     def shown(self, rows: np.ndarray, details: Callable[[int], str]) -> list[Offender]:
-        """The first of `rows` (indices) as examples; `details` tells of each by its place in `rows`."""
+        """Returns the first of `rows` (indices) as examples; `details` maps a position in `rows` to its detail."""
         return [
             Offender(self.ledger.place(int(row)), self.ledger.excerpt(int(row)), mask(details(number)))
             for number, row in enumerate(rows[: self.settings.examples])
@@ -48,7 +48,7 @@ class BaseCheck:
 
 
 class Tally:
-    """Counts offending rows and keeps the first of them as examples."""
+    """Counts offending rows, and keeps the first of them as examples."""
 
     def __init__(self, settings: CheckSettings) -> None:
         self.count = 0
@@ -56,23 +56,23 @@ class Tally:
         self._most = settings.examples
 
     def add(self, seen: Seen, detail: str = "", at: int = 0) -> None:
-        """Counts a row; `at` is the character of its text that the matter is at."""
+        """Counts a row; `at` is the offset of the problem in its text."""
         self.count += 1
         if len(self._examples) < self._most:
             self._examples.append(seen.offender(detail, at))
 
     def finding(self, code: str, severity: Severity, title: str, advice: str, rows: int) -> list[Finding]:
-        """The finding, as a list that is empty where there was nothing; `rows` are those that were looked at."""
+        """Returns the finding in a list, which is empty if no row was counted; `rows` is the number of rows seen."""
         if not self.count:
             return []
         return [Finding(code, severity, title, advice, self.count, self.count / max(1, rows), self._examples)]
 
 
 class Frequent:
-    """Counts strings in bounded memory: those that come often are surely there, rare ones may be forgotten.
+    """Counts strings in bounded memory: frequent strings are certain to be included, rare ones may be forgotten.
 
-    Manku and Motwani's lossy counting: whenever too many keys are held, the rarest go, and `lost` says how often
-    a key may have been seen beyond its count.
+    Manku and Motwani's lossy counting: whenever there are too many keys, the rarest are dropped. `lost` is the maximum
+    number of occurrences missing from a count.
     """
 
     def __init__(self, most: int) -> None:
@@ -89,14 +89,14 @@ class Frequent:
 
 
 class Sample:
-    """Which rows to look at where looking at all would take too long: all at first, then ever fewer of them."""
+    """Selects rows for a check that is too slow for all rows: all at first, then a decreasing share."""
 
     def __init__(self, most: int) -> None:
         self.taken = 0
         self._most, self._step, self._turn, self._left = most, 1, 0, most
 
     def take(self) -> bool:
-        """Whether to look at the next row: at all of the first `most`, half of the next, and so on."""
+        """Returns whether to check the next row: all of the first `most`, half of the next, and so on."""
         self._turn += 1
         if self._turn % self._step:
             return False

@@ -1,4 +1,4 @@
-"""How a figure is spread over the rows: what a report says of it, and draws."""
+"""The distribution of a figure over the rows, for the report and its plots."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ BARS = 30
 
 
 def spread_of(lengths: np.ndarray) -> dict[str, Any]:
-    """Shortest, median, 95th percentile and longest, and a histogram of about `BARS` bars with round edges."""
+    """Returns minimum, median, 95th percentile and maximum, and a histogram of about `BARS` bars with round edges."""
     low, high = int(lengths.min()), int(lengths.max())
-    # A few giants would squeeze all others into one bar: what is past the 99th percentile shares the last one.
+    # A few extreme values would squeeze all others into one bar, so everything above the 99th percentile is in the last
+    # one.
     top = max(low + 1, int(np.percentile(lengths, 99)))
     step = _round_step((top - low) / BARS)
     edges = np.arange(low // step * step, top + step, step)

@@ -1,4 +1,4 @@
-"""Whether there are enough examples."""
+"""Checks whether there are enough examples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FLOOR = 200
 
 
 class Check(BaseCheck):
-    """Fewer than the guides' floor is a warning."""
+    """Warns if there are fewer examples than common guides recommend."""
 
     def finish(self) -> list[Finding]:
         count = len(self.ledger.train_rows)
@@ -19,7 +19,8 @@ class Check(BaseCheck):
             return []
         title = f"{count} examples to train on"
         advice = (
-            "Guides ask for a few hundred to a few thousand good ones; better ones help more than many of one kind."
+            "Guides recommend a few hundred to a few thousand good examples; better examples help more than "
+            "many similar ones."
         )
         return [Finding("few_examples", Severity.WARNING, title, advice)]
 

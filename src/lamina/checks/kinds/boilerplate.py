@@ -1,4 +1,4 @@
-"""Sentences that a large share of the answers begin or end with."""
+"""Finds sentences that a large share of the answers start or end with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FEWEST_ANSWERS = 20
 FEWEST_CHARACTERS = 15
 LONGEST = 200
 
-# Sentences in memory; one that stands in a twentieth of the answers cannot be crowded out of so many.
+# Maximum number of sentences in memory; a sentence in a twentieth of the answers cannot be evicted with this many.
 MOST_SENTENCES = 20_000
 
 _END = re.compile(r"(?<=[.!?。！？])\s|\n")
@@ -37,7 +37,7 @@ class Check(BaseCheck):
         if seen.usable is None or not answer:
             return
         self._answers += 1
-        # An answer of one sentence is no boilerplate, however often it comes: it may be a label.
+        # An answer of one sentence is not boilerplate, however frequent: it may be a label.
         first = _END.split(answer[: LONGEST + 1], maxsplit=1)[0].strip()
         if FEWEST_CHARACTERS <= len(first) <= LONGEST and len(first) < len(answer):
             self._sentences["begin"].add(first)
@@ -57,7 +57,7 @@ class Check(BaseCheck):
                         f"boilerplate_{where}",
                         Severity.WARNING,
                         f"answers {where} with the same sentence: {mask(sentence)!r}",
-                        "Take it out, unless every answer is to say it.",
+                        "Remove it, unless every answer should say it.",
                         count,
                         count / self._answers,
                     )

@@ -1,4 +1,4 @@
-"""Conversations whose turns do not follow each other as a chat does."""
+"""Finds conversations whose turns are not in the order of a chat."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from lamina.checks.settings import CheckSettings
 from lamina.data.example import Example, Kind
 
 _FAULTS = {
-    "two_user_turns": ("two user turns stand next to each other", "Look for an answer that was lost between them."),
-    "two_assistant_turns": ("two assistant turns stand next to each other", "Join them, or look for a lost question."),
-    "no_answer": ("there is no answer", "Complete the conversation, or leave it out."),
-    "empty_turn": ("a turn says nothing", "Complete the turn, or leave the conversation out."),
-    "system_not_first": ("a system turn is not the first", "Put it first; few templates show it anywhere else."),
-    "assistant_first": ("an assistant turn comes first", "Look for the question; there is nothing that it answers."),
-    "tool_without_call": ("a tool's result stands without a call", "Look for the call that was lost before it."),
+    "two_user_turns": ("two user turns follow each other", "Look for a missing answer between them."),
+    "two_assistant_turns": ("two assistant turns follow each other", "Join them, or look for a missing question."),
+    "no_answer": ("there is no answer", "Complete the conversation, or remove it."),
+    "empty_turn": ("a turn is empty", "Complete the turn, or remove the conversation."),
+    "system_not_first": ("a system turn is not first", "Move it to the start; few templates render it anywhere else."),
+    "assistant_first": ("an assistant turn is first", "Look for the missing question."),
+    "tool_without_call": ("a tool result has no call", "Look for the missing call before it."),
     "call_without_result": (
-        "a call has no result, but the chat goes on",
-        "Look for the result that was lost after it.",
+        "a call has no result, but the chat continues",
+        "Look for the missing result after it.",
     ),
     "unknown_tool": ("a call names a tool that the row does not offer", "Correct the name, or add the tool."),
-    "wrong_arguments": ("a call's arguments are not the tool's", "Correct the arguments, or the tool's schema."),
+    "wrong_arguments": ("a call's arguments do not match the tool", "Correct the arguments, or the tool's schema."),
 }
 
 
 class Check(BaseCheck):
-    """All of these are warnings: a template may refuse such a row, which is then an error of its own."""
+    """All findings are warnings. If a template refuses such a row, that is a separate error."""
 
     def __init__(self, settings: CheckSettings, ledger: Ledger) -> None:
         super().__init__(settings, ledger)
@@ -107,4 +107,4 @@ def _wrong_arguments(call: ToolCall, schema: dict[str, Any]) -> str:
     if parameters.get("additionalProperties"):
         return ""
     unknown = [name for name in call.arguments if name not in properties]
-    return f"{unknown[0]} is not known" if unknown else ""
+    return f"{unknown[0]} is unknown" if unknown else ""

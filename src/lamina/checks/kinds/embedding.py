@@ -1,4 +1,4 @@
-"""Tokens that the tokenizer knows and the base has no row for."""
+"""Finds tokens that the tokenizer can produce but that are beyond the base model's embedding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lamina.checks.settings import CheckSettings
 
 
 class Check(BaseCheck):
-    """An error: training stops on them."""
+    """Such tokens are an error: training stops on them."""
 
     def __init__(self, settings: CheckSettings, ledger: Ledger) -> None:
         super().__init__(settings, ledger)
@@ -34,7 +34,8 @@ class Check(BaseCheck):
         return self._beyond.finding(
             "beyond_embedding",
             Severity.ERROR,
-            f"a token of the row has no row in the base's embedding, which has {self.settings.embedding_rows}",
-            "Leave the token out, choose a data.chat_template that does not write it, or resize the base's embedding.",
+            f"a token of the row is beyond the base model's embedding, which has {self.settings.embedding_rows} rows",
+            "Remove the token, choose a data.chat_template that does not write it, or resize the base model's "
+            "embedding.",
             self._rows,
         )

@@ -1,4 +1,4 @@
-"""Rows that say the same as an earlier one, white space apart."""
+"""Finds rows with the same text as an earlier row, ignoring white space."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lamina.checks.ledger import Ledger, Verdict
 
 
 class Check(BaseCheck):
-    """Duplicates are warnings: they weigh a row twice, and a split puts one on each side."""
+    """Duplicates are warnings: they count a row twice, and a random split puts copies on both sides."""
 
     _count = 0
 
@@ -26,7 +26,7 @@ class Check(BaseCheck):
             Finding(
                 "exact_duplicate",
                 Severity.WARNING,
-                "the row says the same as an earlier one",
+                "the row has the same text as an earlier one",
                 "Keep one of them; `--fix` keeps the first.",
                 self._count,
                 self._count / len(self.ledger),
@@ -39,9 +39,9 @@ class Check(BaseCheck):
 
 
 def exact_duplicates(ledger: Ledger) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that repeat an earlier one of their side, and for each the first that says it."""
+    """Returns the rows that repeat an earlier row of the same side, and the first row with that text for each."""
     rows = np.flatnonzero(ledger.groups)
-    # The side is part of what must be equal; a digest that another side's digest meets by this is one in 2**64.
+    # The side is part of the key. The probability that this makes digests of different sides collide is 2**-64.
     keys = ledger.digests[rows] + ledger.groups[rows].astype(np.uint64)
     _, first, group = np.unique(keys, return_index=True, return_inverse=True)
     originals = rows[first[group]]

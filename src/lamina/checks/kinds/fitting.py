@@ -1,4 +1,4 @@
-"""Rows that do not fit their format, that the chat template refuses, and that training leaves out."""
+"""Finds rows that do not fit their format, rows that the chat template refuses, and rows that training drops."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lamina.config import SourceConfig
 from lamina.data.no_loss import TRIED, no_loss_fix
 from lamina.data.report import CHOSEN_REASONS, DROP_REASONS
 
-# These are told of with the token lengths.
+# Reported with the token lengths.
 _BY_LENGTH = "longer_than_max_length"
 
 
 class Check(BaseCheck):
     """Misfits, refusals and rows without a loss are errors: training stops on them.
 
-    Rows that are left out are warnings, unless all are.
+    Dropped rows are warnings, unless all rows are dropped.
     """
 
     def __init__(self, settings: CheckSettings, ledger: Ledger) -> None:
@@ -55,12 +55,12 @@ class Check(BaseCheck):
     def finish(self) -> list[Finding]:
         rows = len(self.ledger)
         found = self._misfits.finding(
-            "misfit", Severity.ERROR, "the row does not fit its format", "Correct the row, or name the format.", rows
+            "misfit", Severity.ERROR, "the row does not fit its format", "Correct the row, or set the format.", rows
         )
         found += self._refusals.finding(
             "template_refusal",
             Severity.ERROR,
-            "the chat template does not render the row",
+            "the chat template refuses the row",
             "Correct the row, or set data.chat_template to a built-in template.",
             rows,
         )
@@ -72,24 +72,24 @@ class Check(BaseCheck):
             rows,
         )
         found += self._trimmed.finding(
-            "trimmed", Severity.INFO, "turns after the last answer are left out", "Nothing is learnt from them.", rows
+            "trimmed", Severity.INFO, "turns after the last answer are removed", "They are not trained on.", rows
         )
         for reason, tally in self._dropped.items():
             chosen = reason in CHOSEN_REASONS
             found += tally.finding(
                 reason,
                 Severity.INFO if chosen else Severity.WARNING,
-                f"left out: {DROP_REASONS.get(reason, reason)}",
-                "The configuration asks for it." if chosen else "Complete the row, or leave it out with `--fix`.",
+                f"dropped: {DROP_REASONS.get(reason, reason)}",
+                "The configuration excludes it." if chosen else "Complete the row, or remove it with `--fix`.",
                 rows,
             )
         if not self._trained_on:
-            advice = "See the other findings for why each row is left out."
-            found.append(Finding("no_usable_row", Severity.ERROR, "no row is left to train on", advice))
+            advice = "The other findings say why each row is dropped."
+            found.append(Finding("no_usable_row", Severity.ERROR, "there is no row to train on", advice))
         return found
 
     def _fix(self) -> str:
-        """What to do with rows that have no loss, by the first of them."""
+        """Returns the fix for rows without a loss, based on the first of them."""
         if not self._of_no_loss:
             return ""
         first = self._of_no_loss[0]

@@ -1,4 +1,5 @@
-"""Labels: wanted and unwanted answers of feedback, and answers that are labels because there are only a few of them."""
+"""Checks labels: those of unpaired preferences, and answers that are labels because there are only a few different
+ones."""
 
 from __future__ import annotations
 
@@ -15,21 +16,22 @@ from lamina.checks.seen import Seen
 from lamina.checks.settings import CheckSettings
 from lamina.data.example import Kind
 
-# Answers are labels if there are at most so many different ones, none longer than this, and each comes often.
+# Answers count as labels if there are at most this many different ones, none is longer than this, and each is frequent
+# enough.
 MOST_LABELS = 100
 LONGEST_LABEL = 60
 ROWS_A_LABEL = 5
 FEWEST_ROWS = 50
 
-# A label may be a slip for another one that comes at least so many times as often.
+# A label may be a typo for another label that is at least this many times as frequent.
 SLIP_FACTOR = 20
 
-# A side of feedback, or a class, that has less than this has little to learn from.
+# A class, or a side of unpaired preferences, with a smaller share than this is too small to learn from.
 SMALL_SHARE = 0.1
 
 
 class Check(BaseCheck):
-    """Slips and lopsided labels are warnings."""
+    """Typos and imbalanced labels are warnings."""
 
     def __init__(self, settings: CheckSettings, ledger: Ledger) -> None:
         super().__init__(settings, ledger)
@@ -53,7 +55,7 @@ class Check(BaseCheck):
         if answer not in self._answers:
             self._answers[answer] = _Answer(self.settings)
         self._answers[answer].add(seen)
-        if len(self._answers) > 2 * MOST_LABELS:  # slips count too, before they are known as such
+        if len(self._answers) > 2 * MOST_LABELS:  # typos also count, before they are recognized
             self._answers = None
 
     def finish(self) -> list[Finding]:
@@ -65,7 +67,7 @@ class Check(BaseCheck):
         if slips:
             rows = sum(labels[label].count for label, _ in slips)
             examples = [
-                Offender(offender.place, offender.excerpt, mask(f"{label!r}, where {right!r} is common"))
+                Offender(offender.place, offender.excerpt, mask(f"{label!r}, but {right!r} is frequent"))
                 for label, right in slips
                 for offender in labels[label].examples
             ]
@@ -73,8 +75,8 @@ class Check(BaseCheck):
                 Finding(
                     "label_slip",
                     Severity.WARNING,
-                    "a rare label reads like a slip for a common one",
-                    "Correct the label, or the model learns both.",
+                    "a rare label looks like a typo for a frequent one",
+                    "Correct the label; otherwise the model learns both.",
                     rows,
                     rows / self._rows,
                     examples[: self.settings.examples],
@@ -84,7 +86,7 @@ class Check(BaseCheck):
         share = labels[common].count / self._rows
         if share > 1 - SMALL_SHARE:
             title = f"{share:.0%} of the answers are {mask(common)!r}"
-            advice = "Add examples of the other answers; always saying the same is nearly right here."
+            advice = "Add examples of the other answers; here, always giving the same answer is nearly always correct."
             found.append(Finding("label_imbalance", Severity.WARNING, title, advice))
         return found
 
@@ -110,13 +112,13 @@ class Check(BaseCheck):
         if not rows or small >= SMALL_SHARE * rows:
             return []
         kind = "wanted" if self._feedback[True] == small else "unwanted"
-        title = f"only {small} of {rows} answers with feedback are {kind}"
-        advice = "Add examples of that kind, or weigh them (TRL's guide asks for 1:1 to 4:3 by weight)."
+        title = f"only {small} of {rows} labeled answers are {kind}"
+        advice = "Add examples of that kind, or weight them (TRL's guide recommends 1:1 to 4:3 by weight)."
         return [Finding("unpaired_imbalance", Severity.WARNING, title, advice, small, small / rows)]
 
 
 class _Answer:
-    """How often an answer came, and the first rows that gave it."""
+    """The number of occurrences of an answer, and the first rows that have it."""
 
     def __init__(self, settings: CheckSettings) -> None:
         self.count = 0
@@ -130,7 +132,7 @@ class _Answer:
 
 
 def _slip_of(label: str, labels: dict[str, _Answer]) -> str:
-    """The common label that a rare one is a slip for, or an empty text."""
+    """Returns the frequent label that a rare one is a typo for, or an empty string."""
     common = [other for other in labels if labels[other].count >= SLIP_FACTOR * labels[label].count]
     return next((other for other in common if _reads_like(label, other)), "")
 
@@ -148,12 +150,12 @@ def _reads_like(label: str, other: str) -> bool:
 
 
 def _letters(label: str) -> str:
-    """The label without case, punctuation and white space; itself if there is nothing else in it."""
+    """Returns the label without case, punctuation and white space; unchanged if nothing would be left."""
     return re.sub(r"[\W_]+", "", label.casefold()) or label
 
 
 def _edits(left: str, right: str) -> int:
-    """Letters to insert, delete, replace or swap with their neighbour (optimal string alignment)."""
+    """Returns the number of letters to insert, delete, replace or swap with a neighbor (optimal string alignment)."""
     rows = [list(range(len(right) + 1))]
     for i, a in enumerate(left, start=1):
         row = [i]

@@ -1,4 +1,4 @@
-"""Rows in another language than the rest."""
+"""Finds rows in a different language than most."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from lamina.checks.ledger import Ledger
 from lamina.checks.seen import Seen
 from lamina.checks.settings import CheckSettings
 
-# Identifying a language takes 0.1 ms, so it is done for all of the first rows and then for ever fewer.
+# Identifying a language takes 0.1 ms, so it is done for all of the first rows, and then for a decreasing share.
 MOST_ROWS = 20_000
 CHARACTERS = 240
 
-# Less text than this, or less certainty, is no evidence. Chinese says as much in a quarter of the characters.
+# Less text, or a lower probability, is not enough. Chinese needs only a quarter of the characters for the same content.
 FEWEST_LETTERS = 80
 FEWEST_WIDE_LETTERS = 20
 CERTAIN = 0.97
 
-# A language is an outlier if it has less than this share, where another one has most of the rows.
+# A language is an outlier if its share is below this, and another language has most of the rows.
 RARE_SHARE = 0.02
 MAIN_SHARE = 0.8
 FEWEST_ROWS = 50
@@ -39,7 +39,7 @@ _LOOKS_LIKE_CODE = re.compile(
 
 
 class Check(BaseCheck):
-    """Outliers are infos: a task may well be to translate."""
+    """Outliers are infos, since the task may be translation."""
 
     def __init__(self, settings: CheckSettings, ledger: Ledger) -> None:
         super().__init__(settings, ledger)
@@ -73,13 +73,13 @@ class Check(BaseCheck):
             return []
         count = sum(self._languages[language] for language in rare)
         rows = sorted((row, language) for language in rare for row in self._rows[language])
-        part = "" if self._sample.taken == self._usable else f" (in {self._sample.taken:,} rows looked at)"
+        part = "" if self._sample.taken == self._usable else f" (of {self._sample.taken:,} rows sampled)"
         return [
             Finding(
                 "other_language",
                 Severity.INFO,
-                f"the row is not in {main}, the language of most{part}",
-                "Look whether it belongs here.",
+                f"the row is not in {main}, the language of most rows{part}",
+                "Check whether it belongs here.",
                 count,
                 count / known,
                 self.shown(np.array([row for row, _ in rows]), lambda number: rows[number][1]),
@@ -93,7 +93,7 @@ class Check(BaseCheck):
 
 
 def identify(text: str) -> str:
-    """The language of a text as an ISO 639 code, or an empty text where it cannot be told."""
+    """Returns the language of a text as an ISO 639 code, or an empty string if it is uncertain."""
     prose = _CODE.sub(" ", text[: 4 * CHARACTERS])
     if len(_LOOKS_LIKE_CODE.findall(prose)) >= 3:
         return ""

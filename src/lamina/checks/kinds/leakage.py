@@ -1,4 +1,4 @@
-"""Prompts of the evaluation side that training sees too."""
+"""Finds evaluation prompts that also occur in training."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 from lamina.checks.findings import Finding, Severity
 from lamina.checks.kinds._base import BaseCheck
 from lamina.checks.ledger import Ledger, Verdict
-from lamina.checks.minhash import alike, bands
+from lamina.checks.minhash import bands, similar
 from lamina.checks.settings import CheckSettings
 
-# Estimated Jaccard likeness of the prompts' distinctive 5-grams; see `minhash.py` and `near_duplicates.py`.
-LIKE_PROMPTS = 0.6
+# Estimated Jaccard similarity of the prompts' distinctive 5-grams; see `minhash.py` and `near_duplicates.py`.
+MIN_PROMPT_SIMILARITY = 0.6
 
-_ADVICE = "The evaluation will look better than it is. Take the training rows out; `--fix` does."
+_ADVICE = "The evaluation will look better than it is. Remove the training rows; `--fix` does."
 
 
 class Check(BaseCheck):
-    """A leak is a warning, not an error: training goes as it should, and it is the evaluation that says too much."""
+    """A leak is a warning, not an error: training works, but the evaluation overestimates quality."""
 
     def __init__(self, settings: CheckSettings, ledger: Ledger) -> None:
         super().__init__(settings, ledger)
@@ -33,9 +33,12 @@ class Check(BaseCheck):
         near = self._near(train[exact[train] < 0], evaluation)
         self._facts = {"exact_leaks": int((exact >= 0).sum()), "near_leaks": int((near >= 0).sum())}
         return [
-            *self._finding("exact_leak", "a prompt of the evaluation side is trained on", exact, Verdict.EXACT_LEAK),
+            *self._finding("exact_leak", "an evaluation prompt occurs in training", exact, Verdict.EXACT_LEAK),
             *self._finding(
-                "near_leak", "nearly a prompt of the evaluation side is trained on", near, Verdict.NEAR_LEAK
+                "near_leak",
+                "nearly the same prompt as an evaluation prompt occurs in training",
+                near,
+                Verdict.NEAR_LEAK,
             ),
         ]
 
@@ -52,7 +55,7 @@ class Check(BaseCheck):
         return [Finding(code, Severity.WARNING, title, _ADVICE, len(rows), share, examples)]
 
     def _exact(self, train: np.ndarray, evaluation: np.ndarray) -> np.ndarray:
-        """int64, (rows,): for each training row an evaluation row with the same prompt, else -1."""
+        """Returns for each training row an evaluation row with the same prompt, or -1: int64, (rows,)."""
         found = np.full(len(self.ledger), -1)
         prompts, first = np.unique(self.ledger.prompts[evaluation], return_index=True)
         places = np.minimum(np.searchsorted(prompts, self.ledger.prompts[train]), len(prompts) - 1)
@@ -61,13 +64,13 @@ class Check(BaseCheck):
         return found
 
     def _near(self, train: np.ndarray, evaluation: np.ndarray) -> np.ndarray:
-        """int64, (rows,): for each training row an evaluation row with nearly the same prompt, else -1."""
+        """Returns for each training row an evaluation row with nearly the same prompt, or -1: int64, (rows,)."""
         signatures = self.ledger.signatures.prompts
         found = np.full(len(self.ledger), -1)
         is_eval = np.zeros(len(self.ledger), dtype=bool)
         is_eval[evaluation] = True
         for members, runs in bands(signatures, np.sort(np.concatenate((evaluation, train)))):
-            # Each training row is compared with the evaluation rows next to it on either side.
+            # Each training row is compared with the nearest evaluation row on either side.
             positions, end = np.arange(len(members)), len(members) - 1
             marked = is_eval[members]
             before = np.maximum.accumulate(np.where(marked, positions, 0))
@@ -75,6 +78,6 @@ class Check(BaseCheck):
             for partners in (before, after):
                 pairs = np.flatnonzero(~marked & marked[partners] & (runs[partners] == runs) & (found[members] < 0))
                 left, right = members[partners[pairs]], members[pairs]
-                same = alike(signatures, left, right, LIKE_PROMPTS)
+                same = similar(signatures, left, right, MIN_PROMPT_SIMILARITY)
                 found[right[same]] = left[same]
         return found

@@ -1,4 +1,4 @@
-"""Rows that are far shorter or longer than the others."""
+"""Finds rows that are much shorter or longer than the others."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from lamina.checks.ledger import Ledger
 from lamina.checks.seen import Seen
 from lamina.checks.settings import CheckSettings
 
-# In robust standard deviations (1.4826 MAD) of the logarithm: the lengths of texts are nearly log-normal.
+# In robust standard deviations (1.4826 MAD) of the logarithm, since text lengths are nearly log-normal.
 FAR = 5.0
 
-# Lengths that hardly vary would make outliers of rows that are 10% longer.
+# If lengths hardly vary, rows that are 10% longer would otherwise be outliers.
 LEAST_SPREAD = 0.2
 FEWEST_ROWS = 50
 
 
 class Check(BaseCheck):
-    """Outliers are infos: a long row may be the best one. Rows of both sides are looked at together."""
+    """Outliers are infos: a long row may be the best one. Training and evaluation rows are compared together."""
 
     def __init__(self, settings: CheckSettings, ledger: Ledger) -> None:
         super().__init__(settings, ledger)
@@ -64,8 +64,8 @@ class Check(BaseCheck):
         return Finding(
             f"{side}_{what}",
             Severity.INFO,
-            f"the {what} is far {side}er than the others",
-            "Look whether it is cut off." if side == "short" else "Look whether it is one row.",
+            f"the {what} is much {side}er than the others",
+            "Check whether it is truncated." if side == "short" else "Check whether it is a single row.",
             len(rows),
             len(rows) / of,
             self.shown(rows, lambda number: f"{lengths[rows[number]]:,} characters"),

@@ -1,4 +1,4 @@
-"""Sources that lose many of their rows on the way to training."""
+"""Finds sources that lose many of their rows on the way to training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lamina.data.report import CHOSEN_REASONS
 
 
 class Check(BaseCheck):
-    """More than a tenth of a source's rows is a warning, more than `data.max_dropped` an error."""
+    """Losing more than a tenth of a source's rows is a warning, and more than `data.max_dropped` an error."""
 
     def __init__(self, settings: CheckSettings, ledger: Ledger) -> None:
         super().__init__(settings, ledger)
@@ -37,9 +37,9 @@ class Check(BaseCheck):
             too_many = lost > self.settings.max_dropped * rows
             if too_many or lost > MUCH * rows:
                 severity = Severity.ERROR if too_many else Severity.WARNING
-                advice = "See the other findings for the rows."
+                advice = "The other findings list the rows."
                 if too_many:
-                    advice += f" data.max_dropped={self.settings.max_dropped:g} allows no more than that share."
+                    advice += f" data.max_dropped={self.settings.max_dropped:g} allows at most that share."
                 title = f"{key[1]}: {lost_line(counts, rows)}"
                 found.append(Finding("rows_lost", severity, title, advice, lost, lost / rows))
         return found

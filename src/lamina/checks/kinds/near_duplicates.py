@@ -1,4 +1,4 @@
-"""Rows that say nearly the same as an earlier one: nearly the same question, and nearly the same answer."""
+"""Finds near-duplicates of an earlier row: nearly the same prompt and nearly the same answer."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from lamina.checks.findings import Finding, Severity
 from lamina.checks.kinds._base import BaseCheck
 from lamina.checks.kinds.exact_duplicates import exact_duplicates
 from lamina.checks.ledger import Verdict
-from lamina.checks.minhash import alike, bands
+from lamina.checks.minhash import bands, similar
 
-# Estimated Jaccard likeness of the rows' distinctive 5-grams (see `minhash.py`). Of GSM8K's rows with a word in thirty
-# replaced, or a sentence added, 99% are more alike than this, and four of its own 7,473 are
-# (`benchmarks/data_check.py`): at 0.7 one in twenty is missed, at 0.5 the first false ones come.
-LIKE_ROWS = 0.6
+# Threshold for the estimated Jaccard similarity of the rows' distinctive 5-grams (see `minhash.py`). 99% of GSM8K's
+# rows with one word in thirty replaced, or a sentence added, are above it, and so are four of its own 7,473 rows
+# (`benchmarks/data_check.py`). At 0.7, one in twenty is missed; at 0.5, false positives appear.
+MIN_ROW_SIMILARITY = 0.6
 
-# Of the final answers. Two questions about one long passage are alike as rows; it is the answers that set them apart.
-LIKE_ANSWERS = 0.5
+# Threshold for the final answers. Two questions about the same long passage are similar as rows, but have different
+# answers.
+MIN_ANSWER_SIMILARITY = 0.5
 
 
 class Check(BaseCheck):
-    """Near-duplicates are warnings, like duplicates."""
+    """Near-duplicates are warnings, as are exact duplicates."""
 
     _count = 0
 
@@ -37,8 +38,8 @@ class Check(BaseCheck):
             Finding(
                 "near_duplicate",
                 Severity.WARNING,
-                "the row says nearly the same as an earlier one",
-                "Keep the better of the two; `--fix` keeps the first.",
+                "the row is nearly the same as an earlier one",
+                "Keep the better one; `--fix` keeps the first.",
                 self._count,
                 self._count / len(self.ledger),
                 self.shown(
@@ -51,15 +52,15 @@ class Check(BaseCheck):
         return {"near_duplicates": self._count}
 
     def _originals(self) -> np.ndarray:
-        """int64, (rows,): for each row the first row that it is nearly the same as, else itself."""
+        """Returns for each row the first row that it nearly equals, or its own index: int64, (rows,)."""
         rows, answers = self.ledger.signatures.rows, self.ledger.signatures.answers
         found = np.arange(len(self.ledger))
         groups = self.ledger.groups.copy()
         groups[exact_duplicates(self.ledger)[0]] = 0
         for group in np.unique(groups[groups > 0]):
             for members, runs in bands(rows, np.flatnonzero(groups == group)):
-                # Each row is compared with the first of its run and with the one before it, so that the work grows
-                # with the rows even where all of them are in one run.
+                # Each row is compared with the first row of its run and with the row before it, so that the work is
+                # linear in the number of rows even if all are in one run.
                 firsts = np.searchsorted(runs, runs)
                 before = np.maximum(np.arange(len(members)) - 1, firsts)
                 for partners in (firsts, before):
@@ -67,19 +68,19 @@ class Check(BaseCheck):
                     left, right = np.minimum(left, right), np.maximum(left, right)
                     new = left < found[right]
                     left, right = left[new], right[new]
-                    same = alike(rows, left, right, LIKE_ROWS)
+                    same = similar(rows, left, right, MIN_ROW_SIMILARITY)
                     left, right = left[same], right[same]
-                    same = alike(answers, left, right, LIKE_ANSWERS)
+                    same = similar(answers, left, right, MIN_ANSWER_SIMILARITY)
                     np.minimum.at(found, right[same], left[same])
         return _without_chains(found, rows)
 
 
 def _without_chains(found: np.ndarray, signatures: np.ndarray) -> np.ndarray:
-    """Replaces an original that is a near-duplicate itself by its own original, or drops it if that is too unlike."""
+    """Replaces originals that are near-duplicates themselves by their own, or drops pairs that are too different."""
     for row in np.flatnonzero(found != np.arange(len(found))):
         original = found[row]
         if found[original] != original:
             original = found[original]
-            same = alike(signatures, np.array([original]), np.array([row]), LIKE_ROWS)[0]
+            same = similar(signatures, np.array([original]), np.array([row]), MIN_ROW_SIMILARITY)[0]
             found[row] = original if same else row
     return found

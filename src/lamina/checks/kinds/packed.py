@@ -1,4 +1,4 @@
-"""How full the micro-batches get."""
+"""Checks how full the micro-batches are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOW = 0.7
 
 
 class Check(BaseCheck):
-    """Micro-batches that packing leaves a third empty are an info; a larger batch fills them better."""
+    """Packing that leaves micro-batches a third empty is an info; a larger batch fills them better."""
 
     def __init__(self, settings: CheckSettings, ledger: Ledger) -> None:
         super().__init__(settings, ledger)

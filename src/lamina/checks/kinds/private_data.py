@@ -1,4 +1,4 @@
-"""Personal data and secrets, which a model may say again to anybody."""
+"""Finds personal data and secrets, which a model could reveal to anybody."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lamina.checks.settings import CheckSettings
 
 
 class Check(BaseCheck):
-    """Both are warnings: only a person can tell an example address from a customer's."""
+    """Both are warnings: only a person can distinguish an example address from a customer's."""
 
     def __init__(self, settings: CheckSettings, ledger: Ledger) -> None:
         super().__init__(settings, ledger)
@@ -34,15 +34,15 @@ class Check(BaseCheck):
             *self._secrets.finding(
                 "secret",
                 Severity.WARNING,
-                "the row holds a secret (shown masked)",
-                "Take it out of the data and withdraw it where it is in force.",
+                "the row contains a secret (shown masked)",
+                "Remove it from the data, and revoke it if it is still valid.",
                 rows,
             ),
             *self._personal.finding(
                 "personal_data",
                 Severity.WARNING,
-                "the row holds personal data (shown masked)",
-                "Replace it by made-up data, unless it is made up already.",
+                "the row contains personal data (shown masked)",
+                "Replace it with fictitious data, unless it is already fictitious.",
                 rows,
             ),
         ]

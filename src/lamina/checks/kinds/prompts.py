@@ -1,4 +1,4 @@
-"""Whether answers stand after the prompts that ask for them in use."""
+"""Checks whether answers follow the prompts that the model gets in generation."""
 
 from __future__ import annotations
 
@@ -11,35 +11,37 @@ from lamina.checks.settings import CheckSettings
 _FINDINGS = {
     "not_asked": (
         Severity.WARNING,
-        "the chat template shows an earlier answer otherwise than it asks for it, so the answer is not learned",
-        "Make each of these answers the last of a row of its own; or set data.thinking: strip, if it is reasoning that "
-        "the template drops.",
+        "the chat template shows an earlier answer in another form than after its generation prompt, so the "
+        "answer is not in the loss",
+        "Put each of these answers at the end of a separate row; or set data.thinking: strip, if it is reasoning "
+        "that the template drops.",
     ),
     "cut_token": (
         Severity.WARNING,
-        "the first token of an answer reaches into its prompt, and in use another one comes first",
-        "Set data.chat_template to a template whose prompt does not end in white space.",
+        "the first token of an answer overlaps its prompt, so generation starts with another token",
+        "Set data.chat_template to a template whose generation prompt does not end with white space.",
     ),
     "reasoning_given": (
         Severity.INFO,
-        "an answer is learned after reasoning that is not, so in use the model reasons by itself",
-        "data.thinking: unsupervised asks for it.",
+        "an answer follows reasoning that is not in the loss; in generation, the model writes its own reasoning",
+        "This is the effect of data.thinking: unsupervised.",
     ),
     "template_opening": (
         Severity.INFO,
-        "the chat template's own words before an answer are left to the model by its prompt, so they are learned",
+        "text that the chat template writes before an answer is not part of the generation prompt, so it is in "
+        "the loss",
         "data.enable_thinking: false puts an empty reasoning section into the prompt, if the template reads it.",
     ),
     "unread_kwargs": (
         Severity.WARNING,
-        "chat_template_kwargs give what the chat template does not read",
-        "Look at the name, or leave it out.",
+        "chat_template_kwargs set a variable that the chat template does not read",
+        "Check the name, or remove it.",
     ),
 }
 
 
 class Check(BaseCheck):
-    """What the rendering of a row has to tell (see `Remarks`)."""
+    """Reports the remarks on the rendering of rows (see `Remarks`)."""
 
     def __init__(self, settings: CheckSettings, ledger: Ledger) -> None:
         super().__init__(settings, ledger)

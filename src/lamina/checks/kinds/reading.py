@@ -1,4 +1,4 @@
-"""Rows that cannot be read, and rows whose bytes are odd."""
+"""Finds rows that cannot be read, and rows with odd bytes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from lamina.data.read.rows import FAULTS, REMARKS
 _REPAIRED = "`--fix` repairs it."
 _ADVICE = {
     "byte_order_mark": f"Save the file as UTF-8 without a byte-order mark. {_REPAIRED}",
-    "nul": f"NUL is no character of any language; find out what wrote it. {_REPAIRED}",
-    "duplicate_key": "Find out which of the two values is meant; the last one is used.",
-    "not_a_number": "Write null, or leave the value out.",
-    "half_a_character": f"Half an emoji is no text; look at what cut it. {_REPAIRED}",
-    "replacement_character": "What stood there is lost; take the text from its source again, decoded as what it is.",
+    "nul": f"NUL is not a character of any language; find out what wrote it. {_REPAIRED}",
+    "duplicate_key": "Find out which of the two values is correct; the last one is used.",
+    "not_a_number": "Write null, or remove the value.",
+    "half_a_character": f"Half an emoji is not text; find out what cut it. {_REPAIRED}",
+    "replacement_character": "The original character is lost; read the source again with the correct encoding.",
     "mojibake": f"Take the text from its source again, decoded as UTF-8. {_REPAIRED}",
-    "missing_value_word": "Find out whether a value is missing there; the model would learn to say the word.",
+    "missing_value_word": "Find out whether a value is missing; the model would learn to say the word.",
 }
 
 
 class Check(BaseCheck):
-    """Faults are errors: training stops on them. A byte-order mark does no harm; the other remarks are warnings."""
+    """Faults are errors: training stops on them. A byte-order mark is harmless; the other remarks are warnings."""
 
     def __init__(self, settings: CheckSettings, ledger: Ledger) -> None:
         super().__init__(settings, ledger)
@@ -40,7 +40,7 @@ class Check(BaseCheck):
         rows = len(self.ledger)
         found = []
         for code, tally in self._faults.items():
-            advice = "Correct the row, or leave it out with `--fix`."
+            advice = "Correct the row, or remove it with `--fix`."
             found += tally.finding(code, Severity.ERROR, f"cannot be read: the row {FAULTS[code]}", advice, rows)
         for code, tally in self._remarks.items():
             severity = Severity.INFO if code == "byte_order_mark" else Severity.WARNING

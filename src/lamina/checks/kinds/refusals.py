@@ -1,4 +1,4 @@
-"""Answers that refuse, or in which an assistant speaks of being a language model."""
+"""Finds answers that refuse, or that mention being a language model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lamina.checks.ledger import Ledger
 from lamina.checks.seen import Seen
 from lamina.checks.settings import CheckSettings
 
-# A refusal stands at the beginning of an answer; later on, the same words are mostly somebody's in a story.
+# A refusal is at the start of an answer; later on, the same words are usually spoken by a character in a story.
 BEGINNING = 250
 
 _CANNOT = r"(?:can['’]?t|can ?not|could ?n['’]t|am (?:not able|unable)(?: to)?|won['’]?t(?: be able to)?|will not)"
@@ -33,7 +33,7 @@ _SELF = re.compile(
     r"|\bmy (?:knowledge|training) (?:cut-?off|data (?:ends|only goes))|\b(?:trained|developed|created) by OpenAI\b",
     re.IGNORECASE,
 )
-# Most answers hold none of these and need no regular expression.
+# Most answers contain none of these, and need no regular expression.
 _REFUSAL_MARKS = (
     "orry",
     "polog",
@@ -52,7 +52,7 @@ _SELF_MARKS = ("AI", " ai", "anguage model", "rtificial intell", "my knowledge",
 
 
 class Check(BaseCheck):
-    """Both are warnings: what is in the answers is what the model will say, be it wanted or a left-over."""
+    """Both are warnings: the model will say what is in the answers, whether it is intended or a leftover."""
 
     def __init__(self, settings: CheckSettings, ledger: Ledger) -> None:
         super().__init__(settings, ledger)
@@ -77,14 +77,14 @@ class Check(BaseCheck):
                 "refusal",
                 Severity.WARNING,
                 "the answer refuses",
-                "Take it out, unless the model is to refuse such requests.",
+                "Remove it, unless the model should refuse such requests.",
                 self._answers,
             ),
             *self._selves.finding(
                 "speaks_of_itself",
                 Severity.WARNING,
-                "the answer speaks of being a language model",
-                "Rewrite or take out the phrase; it is mostly a left-over of the model that wrote the data.",
+                "the answer mentions being a language model",
+                "Rewrite or remove the phrase; it is usually a leftover from the model that wrote the data.",
                 self._answers,
             ),
         ]

@@ -1,4 +1,4 @@
-"""Which share of the tokens is learnt from, and rows of which none is."""
+"""Checks what share of the tokens is in the loss, and finds rows without any."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LITTLE = 0.05
 
 
 class Check(BaseCheck):
-    """Nothing supervised is an error; very little of it a warning, as most of the work goes into reading prompts."""
+    """No token in the loss is an error; a very small share is a warning, since prompts then take most compute."""
 
     def __init__(self, settings: CheckSettings, ledger: Ledger) -> None:
         super().__init__(settings, ledger)
@@ -29,21 +29,21 @@ class Check(BaseCheck):
         fate = self.settings.fate(seen.example)
         if fate == "drop" and seen.row.tokens > self.settings.max_length:
             return
-        learnt = encoded.supervised[: None if fate == "split" else self.settings.max_length]
-        supervised = int(learnt.sum())
+        in_loss = encoded.supervised[: None if fate == "split" else self.settings.max_length]
+        supervised = int(in_loss.sum())
         self._rows += 1
         if not supervised:
-            self._nothing.add(seen, "none in what is left of it" if len(learnt) < len(encoded) else "")
+            self._nothing.add(seen, "none after truncation" if len(in_loss) < len(encoded) else "")
         if seen.trains:
-            self._tokens += len(learnt)
+            self._tokens += len(in_loss)
             self._supervised += supervised
 
     def finish(self) -> list[Finding]:
-        advice = "Look at data.train_on and data.max_length."
+        advice = "Check data.train_on and data.max_length."
         found = self._nothing.finding(
             "no_supervised_tokens",
             Severity.WARNING,
-            f"left out: {DROP_REASONS['no_supervised_tokens']}",
+            f"dropped: {DROP_REASONS['no_supervised_tokens']}",
             advice,
             self._rows,
         )
@@ -53,7 +53,7 @@ class Check(BaseCheck):
             found.append(Finding("nothing_supervised", Severity.ERROR, title, advice))
         elif self._tokens and share < LITTLE:
             title = f"only {share:.1%} of the tokens are in the loss"
-            advice = "Shorten the prompts, or look at data.train_on."
+            advice = "Shorten the prompts, or check data.train_on."
             found.append(Finding("little_supervised", Severity.WARNING, title, advice))
         return found
 

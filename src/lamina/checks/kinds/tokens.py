@@ -1,4 +1,4 @@
-"""How many tokens the rows have, and which are longer than `max_length`."""
+"""Counts the tokens of rows, and finds rows longer than `max_length`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from lamina.checks.seen import Seen
 from lamina.checks.settings import CheckSettings
 
 _WHAT = {
-    "drop": "is left out",
-    "cut": "loses its end",
-    "split": "is split into several",
+    "drop": "is dropped",
+    "cut": "is truncated",
+    "split": "is split into several examples",
 }
 
-# Fewer rows than this that are too long are as it should be: one giant need not decide over memory.
+# A smaller share of overlong rows than this is normal: a single huge row should not determine memory use.
 FEW = 0.01
 
 
 class Check(BaseCheck):
-    """Rows past `max_length` are a warning where more than a few are dropped or cut, else an info."""
+    """Overlong rows are a warning if more than a few are dropped or truncated, and otherwise an info."""
 
     def __init__(self, settings: CheckSettings, ledger: Ledger) -> None:
         super().__init__(settings, ledger)

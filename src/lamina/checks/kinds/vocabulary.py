@@ -1,4 +1,4 @@
-"""Words of the data that the tokenizer breaks into many pieces, and tokens that it does not know."""
+"""Finds words that the tokenizer breaks into many pieces, and unknown tokens."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ CHARACTERS = 2_000
 MOST_WORDS = 50_000
 COMMON_WORDS = 3_000
 
-# A word is shattered if its pieces have fewer than two characters each, and there are at least four of them.
+# A word is shattered if its pieces have fewer than two characters on average, and there are at least four of them.
 FEWEST_PIECES = 4
 FEWEST_CHARACTERS_A_PIECE = 2.0
 OFTEN = 5
 MUCH = 0.05
 UNKNOWN = 0.001
 
-# Words of scripts that are written with spaces between words; others are not cut into words here.
+# Words in scripts that separate words with spaces; other scripts are not segmented here.
 _WORD = re.compile(r"[^\W\d_\u0e00-\u0eff\u1000-\u109f\u3040-\u9fff]{2,40}")
 
 
@@ -37,7 +37,7 @@ class Check(BaseCheck):
         self._sample = Sample(MOST_ROWS)
         self._characters = self._tokens = self._unknown = 0
         tokenizer = settings.tokenizer
-        # Some tokenizers name another special token as the unknown one, which then is in every row.
+        # Some tokenizers declare another special token as the unknown one, and it is then in every row.
         others = () if tokenizer is None else (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
         unknown = None if tokenizer is None else tokenizer.unk_token_id
         self._unknown_id = None if unknown in others else unknown
@@ -62,7 +62,7 @@ class Check(BaseCheck):
         self._facts["characters_per_token"] = self._characters / self._tokens
         found = []
         if common:
-            # A word mostly stands after a space, which many tokenizers keep with it.
+            # A word usually follows a space, which many tokenizers keep with it.
             pieces = tokenizer([f" {word}" for word, _ in common], add_special_tokens=False)["input_ids"]
             rows = [(word, count, len(ids)) for (word, count), ids in zip(common, pieces, strict=True)]
             found += self._shattered(rows)
@@ -71,14 +71,14 @@ class Check(BaseCheck):
             self._facts["unknown_tokens_share"] = share
         if share > UNKNOWN:
             title = f"{share:.1%} of the tokens are unknown to the tokenizer"
-            found.append(Finding("unknown_tokens", Severity.WARNING, title, "Take a model that knows the script."))
+            found.append(Finding("unknown_tokens", Severity.WARNING, title, "Use a model that supports the script."))
         return found
 
     def facts(self) -> dict[str, Any]:
         return self._facts
 
     def _shattered(self, words: list[tuple[str, int, int]]) -> list[Finding]:
-        """`words`: each with how often it comes and into how many pieces it breaks."""
+        """Reports shattered words; `words` has each word with its count and its number of pieces."""
         total = sum(count for _, count, _ in words)
         self._facts["tokens_per_word"] = sum(count * pieces for _, count, pieces in words) / total
         broken = [
@@ -93,6 +93,6 @@ class Check(BaseCheck):
         share = sum(count for _, count, _ in broken) / total
         some = ", ".join(f"{mask(word)} ({pieces} pieces, {count} times)" for word, count, pieces in broken[:5])
         severity = Severity.WARNING if share > MUCH else Severity.INFO
-        title = f"{share:.1%} of the common words break into many pieces: {some}"
-        advice = "The model has to spell them; a model whose tokenizer knows them learns faster."
+        title = f"{share:.1%} of the frequent words break into many pieces: {some}"
+        advice = "The model has to spell them; a model with a better tokenizer for them learns faster."
         return [Finding("shattered_words", severity, title, advice)]

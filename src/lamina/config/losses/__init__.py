@@ -1,7 +1,7 @@
 """The configuration half of every loss, found by discovery.
 
-A loss is two files with one name: `config/losses/NAME.py` holds its fields (and must not import torch, so that a config
-error answers at once), `losses/NAME.py` its mathematics. Other packages add losses by entry points
+A loss is two files with the same name: `config/losses/NAME.py` has its fields (and must not import torch, so that a
+configuration error is reported at once), and `losses/NAME.py` its math. Other packages add losses with entry points
 (`lamina/plugins.py`).
 """
 
@@ -14,7 +14,7 @@ from lamina.config.families import any_of
 from lamina.config.losses.base import LossConfig
 
 LOSS_CONFIGS: dict[str, type[LossConfig]] = plugins.config_halves("losses", "CONFIG", LossConfig)
-"""Every loss's configuration class by its name, which is the value of `loss.type`."""
+"""Each loss's configuration class, by name (the value of `loss.type`)."""
 
 DEFAULT_LOSS = "cross_entropy"
 

@@ -1,4 +1,4 @@
-"""What every loss's configuration has."""
+"""The base class of every loss's configuration."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from lamina.config.section import Section
 
 
 class LossConfig(Section):
-    """The `loss:` section. A loss's own class adds its fields, with TRL's names."""
+    """The `loss:` section. Each loss's own class adds its fields, with TRL's names."""
 
     title: ClassVar[str]
-    """The loss's name in prose, such as `cross entropy`."""
+    """The loss's name in messages, such as `cross entropy`."""
 
     paper: ClassVar[str] = ""
-    """Where it comes from."""
+    """The paper that introduced it."""
 
     summary: ClassVar[str]
-    """One sentence on what it teaches."""
+    """One sentence on what the loss optimizes."""
 
     type: str
-    """The loss's name, which is the name of its file."""
+    """The loss's name, which is also the name of its file."""

@@ -1,4 +1,4 @@
-"""`loss: {type: cross_entropy}`: supervised fine-tuning. The mathematics is in `losses/cross_entropy.py`."""
+"""`loss: {type: cross_entropy}`: supervised fine-tuning. The math is in `losses/cross_entropy.py`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lamina.config.losses.base import LossConfig
 
 
 class CrossEntropyConfig(LossConfig):
-    """Cross entropy over the supervised tokens: learn the answers by heart."""
+    """Cross entropy over the supervised tokens."""
 
     title: ClassVar[str] = "cross entropy"
     summary: ClassVar[str] = "makes the supervised tokens of answers and plain text more probable"

@@ -1,7 +1,7 @@
 """The configuration half of every method, found by discovery.
 
-A method is two files with one name: `config/methods/NAME.py` holds its fields (and must not import torch, so that a
-config error answers at once), `methods/NAME.py` its mathematics. Other packages add methods by entry points
+A method is two files with the same name: `config/methods/NAME.py` has its fields (and must not import torch, so that a
+configuration error is reported at once), and `methods/NAME.py` its math. Other packages add methods with entry points
 (`lamina/plugins.py`).
 """
 
@@ -14,7 +14,7 @@ from lamina.config.families import any_of
 from lamina.config.methods.base import MethodConfig
 
 METHOD_CONFIGS: dict[str, type[MethodConfig]] = plugins.config_halves("methods", "CONFIG", MethodConfig)
-"""Every method's configuration class by its name, which is the value of `method.type`."""
+"""Each method's configuration class, by name (the value of `method.type`)."""
 
 DEFAULT_METHOD = "lora"
 

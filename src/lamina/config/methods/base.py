@@ -1,4 +1,4 @@
-"""What every method's configuration has."""
+"""The base class of every method's configuration."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pydantic import model_validator
 
 from lamina.config.section import Section
 
-# Fields of peft's configurations, as tutorials have them, with values that say what is so for all methods of lamina's.
+# Fields of peft's configurations that tutorials often set, with the values that describe what lamina's methods always
+# do.
 ALWAYS_SO: dict[str, tuple[Any, ...]] = {
     "alpha_pattern": (None, {}),
     "auto_mapping": (None,),
     "exclude_modules": (None, []),
-    "fan_in_fan_out": (True, False),  # seen from the layer itself
+    "fan_in_fan_out": (True, False),  # as seen from the layer itself
     "inference_mode": (False,),
     "layer_replication": (None,),
     "layers_pattern": (None,),
@@ -32,37 +33,39 @@ ALWAYS_SO: dict[str, tuple[Any, ...]] = {
 
 
 class MethodConfig(Section):
-    """The `method:` section. A method's own class adds its fields, with peft's names."""
+    """The `method:` section. Each method's own class adds its fields, with peft's names."""
 
     title: ClassVar[str]
-    """The method's name in prose, such as `LoRA`."""
+    """The method's name in messages, such as `LoRA`."""
 
     paper: ClassVar[str]
-    """Where it comes from."""
+    """The paper that introduced it."""
 
     summary: ClassVar[str]
     """One sentence for `lamina methods`."""
 
     learning_rate: ClassVar[float] = 1e-3
-    """What `train.learning_rate` is unless it is given: the smallest of a sweep with a loss within 2% of the best one's
-    (docs/benchmarks.md), where the method was in it."""
+    """Default of `train.learning_rate`: the smallest value of a sweep whose loss is within 2% of the best
+    (docs/benchmarks.md), if the method was part of the sweep."""
 
     base_is_read_only: ClassVar[bool] = True
-    """Whether the base's layers may be others than the model's own, which only read their weights."""
+    """Whether the method only reads the base layers' weights, so that lamina may replace the layers (quantized,
+    offloaded)."""
 
     absent: ClassVar[Mapping[str, str]] = {}
-    """Fields of other methods that one may look for here, and what to do instead."""
+    """Fields of other methods that users may look for here, and what to do instead."""
 
     so: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    """Fields of peft's that the method does not have, with the values that say what it does; see `ALWAYS_SO`."""
+    """Fields of peft that the method does not have, with the values that describe what it does anyway; see
+    `ALWAYS_SO`."""
 
     type: str
-    """The method's name, which is the name of its file."""
+    """The method's name, which is also the name of its file."""
 
     @model_validator(mode="before")
     @classmethod
     def _take_what_is_so(cls, values: Any) -> Any:
-        """Takes fields of peft's that the method does not have, where they ask for what happens anyway."""
+        """Drops fields of peft that the method does not have, if their values ask for what happens anyway."""
         if not isinstance(values, Mapping):
             return values
         return {key: value for key, value in values.items() if key in cls.model_fields or not cls._is_so(key, value)}
@@ -73,23 +76,23 @@ class MethodConfig(Section):
         return any(value == each and type(value) is type(each) for each in said)
 
     def shortened(self, share: float) -> Self:
-        """The same for a run over that share of the steps (0 to 1), where the method has a schedule of its own."""
+        """Returns the configuration for a run with that share of the steps (0 to 1), for methods with a schedule."""
         return self
 
     def rank_of(self, module: str) -> int:
-        """The rank that the linear layer of that name gets, which its smaller side must have; 1 where any will do."""
+        """Returns the adapter's rank on the linear layer `module`, whose smaller side must be at least this (or 1)."""
         return 1
 
     def narrowest(self, module: str) -> int:
-        """How wide the layer of that name must be at both sides for `all-linear` to select it."""
+        """Returns the smallest in_features and out_features with which `all-linear` selects the layer `module`."""
         return self.rank_of(module)
 
     @property
     def everywhere(self) -> bool:
-        """Whether it goes on every linear layer that it can go on (`target_modules: all-linear`)."""
-        return getattr(self, "target_modules", None) == "all-linear"  # also among peft's fields
+        """Whether it adapts every linear layer that it can (`target_modules: all-linear`)."""
+        return getattr(self, "target_modules", None) == "all-linear"  # also if it is one of peft's fields
 
     @classmethod
     def takes(cls, field: str) -> bool:
-        """Whether the section may have a field of that name."""
+        """Returns whether the section may have a field with that name."""
         return field in cls.model_fields

@@ -1,4 +1,4 @@
-"""`method: {type: full}`: every parameter is trained. The mathematics is in `methods/full.py`."""
+"""`method: {type: full}`: trains every parameter. The math is in `methods/full.py`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from lamina.config.methods.base import MethodConfig
 
 
 class FullConfig(MethodConfig):
-    """Full fine-tuning: every parameter of the base is trained."""
+    """Full fine-tuning: trains every parameter of the base model."""
 
     title: ClassVar[str] = "Full fine-tuning"
     paper: ClassVar[str] = "no paper of its own; with GaLore, Zhao et al. 2024, arXiv:2403.03507"
-    summary: ClassVar[str] = "every parameter of the base is trained: the ceiling, and the most memory"
+    summary: ClassVar[str] = "trains every parameter of the base model: the upper bound on quality, and the most memory"
     learning_rate: ClassVar[float] = 1e-4
     base_is_read_only: ClassVar[bool] = False
 

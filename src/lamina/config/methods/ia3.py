@@ -1,4 +1,4 @@
-"""`method: {type: ia3}`: the fields of IA3. The mathematics is in `methods/ia3.py`."""
+"""`method: {type: ia3}`: the fields of IA3. The math is in `methods/ia3.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lamina.config.targets import TargetModules
 
 
 class IA3Config(MethodConfig):
-    """Scales on keys, values and the feed-forward's inner activations."""
+    """Trained scales on keys, values and the inner activations of the feed-forward."""
 
     title: ClassVar[str] = "IA3"
     paper: ClassVar[str] = (
@@ -18,24 +18,24 @@ class IA3Config(MethodConfig):
         "arXiv:2205.05638"
     )
     summary: ClassVar[str] = (
-        "a trained scale for each key, value and inner feed-forward feature; folds into the weights"
+        "a trained scale for each key, value and inner feed-forward feature; can be merged into the weights"
     )
     learning_rate: ClassVar[float] = 3e-2
-    absent: ClassVar[Mapping[str, str]] = {"r": "IA3 has no rank: it trains one number a feature"}
+    absent: ClassVar[Mapping[str, str]] = {"r": "IA3 has no rank: it trains one number per feature"}
 
     type: Literal["ia3"] = "ia3"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Method name."""
 
     target_modules: TargetModules | None = None
-    """Which linear layers are scaled: `all-linear`, a list of names, or one regular expression. Null takes those that
-    make keys and values, and the last one of each feed-forward."""
+    """Linear layers to scale: `all-linear`, a list of names, or one regular expression. Null takes the key and value
+    projections, and the last linear layer of each feed-forward."""
 
     feedforward_modules: str | list[str] | None = None
-    """Which of them are scaled at their input instead of their output: a list of names or one regular expression. Null
-    takes the last one of each feed-forward, [] none."""
+    """Which of these are scaled at the input instead of the output: a list of names or one regular expression. Null
+    takes the last linear layer of each feed-forward, [] takes none."""
 
     init_ia3_weights: bool = True
-    """Start with scales of 1, which leave the model as it is; false draws them from a normal distribution."""
+    """Start with scales of 1, which leave the model unchanged; false draws them from a normal distribution."""
 
 
 CONFIG = IA3Config

@@ -1,4 +1,4 @@
-"""`method: {type: ln_tuning}`: the norms are trained. The mathematics is in `methods/ln_tuning.py`."""
+"""`method: {type: ln_tuning}`: trains the norms. The math is in `methods/ln_tuning.py`."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from lamina.config.methods.base import MethodConfig
 
 
 class LnTuningConfig(MethodConfig):
-    """LayerNorm tuning: weights (and biases) of the norm layers are trained, and nothing else."""
+    """LayerNorm tuning: trains only the weights (and biases) of the norm layers."""
 
     title: ClassVar[str] = "LayerNorm tuning"
     paper: ClassVar[str] = (
         "Zhao et al. 2023, Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning, "
         "arXiv:2312.11420"
     )
-    summary: ClassVar[str] = "the base's own norm layers are trained: very few parameters, on any model"
+    summary: ClassVar[str] = "trains the base model's own norm layers: very few parameters, on any model"
     learning_rate: ClassVar[float] = 1e-3
 
     type: Literal["ln_tuning"] = "ln_tuning"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Method name."""
 
     target_modules: str | Annotated[list[str], Field(min_length=1)] | None = None
-    """The norm layers: null for all of them, a list of names (each must match a module's last names), or one regular
+    """Norm layers to train: null for all, a list of names (each must match the end of a module's name), or one regular
     expression."""
 
 

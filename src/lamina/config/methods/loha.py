@@ -1,4 +1,4 @@
-"""`method: {type: loha}`: the fields of LoHa. The mathematics is in `methods/loha.py`."""
+"""`method: {type: loha}`: the fields of LoHa. The math is in `methods/loha.py`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LoHaConfig(MethodConfig):
         "Hyeon-Woo et al. 2021, FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning, "
         "arXiv:2108.06098"
     )
-    summary: ClassVar[str] = "the elementwise product of two low-rank products: rank r^2 for the parameters of 2r"
+    summary: ClassVar[str] = "the elementwise product of two low-rank products: rank r^2 for the parameters of rank 2r"
     learning_rate: ClassVar[float] = 1e-3
     so: ClassVar[Mapping[str, tuple[Any, ...]]] = {"init_weights": (True,)}
 
@@ -27,20 +27,20 @@ class LoHaConfig(MethodConfig):
     """Method name."""
 
     r: Annotated[int, Field(ge=1)] = 8
-    """Rank of each of the two products; theirs together is up to r^2."""
+    """Rank of each of the two products; their elementwise product has a rank of up to r^2."""
 
     alpha: Annotated[float, Field(gt=0.0)] = 8
     """The product is scaled by alpha / r."""
 
     target_modules: TargetModules = "all-linear"
-    """`all-linear`, a list of names (each must match a module's last names), or one regular expression."""
+    """`all-linear`, a list of names (each must match the end of a module's name), or one regular expression."""
 
     def rank_of(self, module: str) -> int:
         return self.r
 
     @property
     def scaling(self) -> float:
-        """The factor s."""
+        """The scaling factor s."""
         return self.alpha / self.r
 
 

@@ -1,4 +1,4 @@
-"""`method: {type: lokr}`: the fields of LoKr. The mathematics is in `methods/lokr.py`."""
+"""`method: {type: lokr}`: the fields of LoKr. The math is in `methods/lokr.py`."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ class LoKrConfig(MethodConfig):
     """Method name."""
 
     r: Annotated[int, Field(ge=1)] = 8
-    """Rank of W2; from half of W2's larger side on, W2 is one full matrix instead of two factors."""
+    """Rank of W2. If it is at least half of W2's larger side, W2 is one full matrix instead of two factors."""
 
     alpha: Annotated[float, Field(gt=0.0)] = 8
     """The product is scaled by alpha / r."""
 
     decompose_both: bool = False
-    """Make W1 of two factors as well, where r is below half of its larger side."""
+    """Factorize W1 as well, if r is below half of its larger side."""
 
     decompose_factor: int = -1
-    """Side of W1, where it divides the layer's; -1 makes W1 and W2 as alike in size as can be."""
+    """Side of W1, if it divides the layer's side; -1 makes W1 and W2 as close in size as possible."""
 
     target_modules: TargetModules = "all-linear"
-    """`all-linear`, a list of names (each must match a module's last names), or one regular expression."""
+    """`all-linear`, a list of names (each must match the end of a module's name), or one regular expression."""
 
     @field_validator("decompose_factor")
     @classmethod
     def _check_factor(cls, value: int) -> int:
         if value != -1 and value < 1:
-            raise ValueError(f"{value} is neither -1 nor a number of at least 1")
+            raise ValueError(f"{value} is neither -1 nor at least 1")
         return value
 
     @property
     def scaling(self) -> float:
-        """The factor s."""
+        """The scaling factor s."""
         return self.alpha / self.r
 
 

@@ -1,4 +1,4 @@
-"""`method: {type: lora}`: the fields of LoRA. The mathematics is in `methods/lora.py`."""
+"""`method: {type: lora}`: the fields of LoRA. The math is in `methods/lora.py`."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ _NAMED_INIT = re.compile(r"gaussian|orthogonal|pissa|pissa_niter_\d+|olora|eva|l
 
 
 class EvaConfig(Section):
-    """How `init_lora_weights: eva` looks at the training data."""
+    """Settings of `init_lora_weights: eva`, which derives A from the training data."""
 
     rho: Annotated[float, Field(ge=1.0)] = 2.0
-    """A layer's rank becomes at most rho times what it was; 1 leaves all ranks as they are."""
+    """A layer's rank becomes at most rho times the configured rank; 1 leaves all ranks unchanged."""
 
     tau: Annotated[float, Field(ge=0.0, le=1.0)] = 0.99
-    """A direction is found when its cosine with that of the step before is at least this."""
+    """A direction has converged when its cosine similarity with that of the previous step is at least this."""
 
     whiten: bool = False
-    """Divide each direction by the root of its singular value."""
+    """Divide each direction by the square root of its singular value."""
 
     adjust_scaling_factors: bool = True
-    """Change a layer's lora_alpha in proportion to its rank, so that alpha / r stays."""
+    """Change a layer's lora_alpha in proportion to its rank, so that alpha / r stays the same."""
 
 
 class LoftqConfig(Section):
-    """How `init_lora_weights: loftq` splits each weight into a quantized one and B A."""
+    """Settings of `init_lora_weights: loftq`, which splits each weight into a quantized part and B A."""
 
     loftq_iter: Annotated[int, Field(ge=1)] = 5
-    """Rounds of quantizing and fitting A and B, at most; a weight stops when a round gains nothing."""
+    """Maximum number of rounds of quantizing and fitting A and B; a weight stops early when a round no longer helps."""
 
 
 class LoraConfig(MethodConfig):
@@ -48,10 +48,12 @@ class LoraConfig(MethodConfig):
 
     title: ClassVar[str] = "LoRA"
     paper: ClassVar[str] = "Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, arXiv:2106.09685"
-    summary: ClassVar[str] = "a trained low-rank product beside each frozen linear layer; folds into the weights"
+    summary: ClassVar[str] = (
+        "a trained low-rank product parallel to each frozen linear layer; can be merged into the weights"
+    )
     absent: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("ensure_weight_tying", "lora_bias", "target_parameters", "trainable_token_indices", "use_bdlora"),
-        "peft's own LoRA has it: `type: peft` and `peft_type: LORA`, with peft's fields and defaults",
+        "peft's own LoRA supports it: `type: peft` and `peft_type: LORA`, with peft's fields and defaults",
     )
 
     type: Literal["lora"] = "lora"  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -67,32 +69,34 @@ class LoraConfig(MethodConfig):
     """Dropout on the adapter's input."""
 
     target_modules: str | Names = "all-linear"
-    """`all-linear`, a list of names (each must match a module's last names), or one regular expression."""
+    """`all-linear`, a list of names (each must match the end of a module's name), or one regular expression."""
 
     exclude_modules: str | Names | None = None
-    """Modules to leave out of those: a list of names, or one regular expression."""
+    """Modules to exclude from those: a list of names, or one regular expression."""
 
     layers_to_transform: LayerIndex | Annotated[list[LayerIndex], Field(min_length=1)] | None = None
-    """Only the decoder layers with these indices (from 0); modules that `target_modules` names in full stay."""
+    """Adapt only the decoder layers with these indices (from 0), and modules that `target_modules` gives by full
+    name."""
 
     layers_pattern: str | Names | None = None
-    """Name of the list that those indices refer to, such as `layers` or `h`; null takes the first numbered one."""
+    """Name of the module list that those indices refer to, such as `layers` or `h`; null takes the first numbered
+    list."""
 
     rank_pattern: dict[str, Rank] = Field(default_factory=dict)
-    """Other ranks for some modules: last names or a regular expression, and the rank. The first match counts."""
+    """Other ranks for some modules: module name (its end or a regular expression) -> rank. The first match counts."""
 
     alpha_pattern: dict[str, Alpha] = Field(default_factory=dict)
-    """Other values of lora_alpha, in the same way."""
+    """Other values of lora_alpha for some modules, in the same form."""
 
     use_rslora: bool = False
     """Scale by lora_alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732)."""
 
     use_dora: bool = False
-    """Scale the outputs to trained magnitudes: DoRA (Liu et al. 2024, arXiv:2402.09353)."""
+    """Train the magnitude of the outputs separately: DoRA (Liu et al. 2024, arXiv:2402.09353)."""
 
     init_lora_weights: bool | str = True
-    """How A and B begin: true (A uniform, B zero), gaussian, orthogonal, pissa, pissa_niter_N, olora, eva, loftq
-    (with `quantization`), or false (both random, so that training does not begin at the base)."""
+    """Initialization of A and B: true (A uniform, B zero), gaussian, orthogonal, pissa, pissa_niter_N, olora, eva,
+    loftq (with `quantization`), or false (both random, so that training does not start at the base model)."""
 
     eva_config: EvaConfig | None = None
     """Settings of `init_lora_weights: eva`."""
@@ -101,13 +105,13 @@ class LoraConfig(MethodConfig):
     """Settings of `init_lora_weights: loftq`."""
 
     lora_fa: bool = False
-    """Train B alone, with A frozen as it was drawn (Zhang et al. 2023, LoRA-FA, arXiv:2308.03303)."""
+    """Train only B, with A frozen at its random initial value (Zhang et al. 2023, LoRA-FA, arXiv:2308.03303)."""
 
     bias: Literal["none", "all", "lora_only"] = "none"
-    """Which biases of the model are trained too: none, all, or those of the adapted layers."""
+    """Which of the model's biases to train too: none, all, or those of the adapted layers."""
 
     modules_to_save: Names | None = None
-    """Modules that are trained whole and saved with the adapter: every one whose name ends so, such as `lm_head`."""
+    """Modules to train in full and save with the adapter: all whose names end with one of these, such as `lm_head`."""
 
     @field_validator("target_modules", "exclude_modules")
     @classmethod
@@ -141,24 +145,30 @@ class LoraConfig(MethodConfig):
         wrong = []
         for init, settings in (("eva", self.eva_config), ("loftq", self.loftq_config)):
             if settings is not None and self.init_lora_weights != init:
-                wrong.append(f"{init}_config does nothing without init_lora_weights: {init}; set both or remove it")
+                wrong.append(f"{init}_config has no effect without init_lora_weights: {init}; set both or remove it")
         if self.lora_fa and self.starts_in_the_base:
             wrong.append(
-                f"lora_fa freezes A, but init_lora_weights: {self.init_lora_weights} is there to train the part of the "
-                "base that A and B begin with; use one of the two"
+                f"lora_fa freezes A, but init_lora_weights: {self.init_lora_weights} moves a part of the base "
+                "weight into A and B in order to train it; use one of the two"
             )
         if self.use_dora and self.starts_in_the_base:
             wrong.append(
-                f"use_dora scales the base and what is added together, and init_lora_weights: {self.init_lora_weights} "
-                "takes a part out of the base first; use one of the two"
+                "use_dora rescales the sum of the base weight and B A, but init_lora_weights: "
+                f"{self.init_lora_weights} subtracts a part from the base weight first; use one of the two"
             )
         odd = sorted({r for r in (self.r, *self.rank_pattern.values()) if r % 2})
         if odd and self.init_lora_weights == "orthogonal":
-            wrong.append(f"init_lora_weights: orthogonal gives half of the rank to each factor, so {odd[0]} is no rank")
+            wrong.append(
+                "init_lora_weights: orthogonal gives half of the rank to each factor, so the rank cannot be odd "
+                f"({odd[0]}); use an even rank"
+            )
         if self.layers_to_transform is not None and self._targets_regex:
-            wrong.append("layers_to_transform does nothing beside a regular expression in target_modules; say it there")
+            wrong.append(
+                "layers_to_transform has no effect with a regular expression in target_modules; select the layers "
+                "in the expression"
+            )
         if self.layers_pattern is not None and self.layers_to_transform is None:
-            wrong.append("layers_pattern does nothing without layers_to_transform; set both or remove it")
+            wrong.append("layers_pattern has no effect without layers_to_transform; set both or remove it")
         if wrong:
             raise ValueError(". ".join(wrong))
         return self
@@ -169,30 +179,30 @@ class LoraConfig(MethodConfig):
 
     @property
     def starts_in_the_base(self) -> bool:
-        """Whether A and B begin as a part of W, which is then left out of W."""
+        """Whether A and B start as a part of W, which is then subtracted from W."""
         return isinstance(self.init_lora_weights, str) and self.init_lora_weights.startswith(("pissa", "olora"))
 
     @property
     def scaling(self) -> float:
-        """The factor s in front of B A, for modules that no pattern matches."""
+        """The scaling factor s of B A, for modules that no pattern matches."""
         return self.lora_alpha / self._divisor(self.r)
 
     def rank_of(self, module: str) -> int:
-        """The rank of the module of that name."""
+        """Returns the rank of the adapter on the given module."""
         key = matching_key(self.rank_pattern, module)
         return self.r if key is None else self.rank_pattern[key]
 
     def narrowest(self, module: str) -> int:
-        # A rank that is given for a module by name is an error where it does not fit, and no reason to leave it out.
+        # An explicit rank that does not fit a module is an error; `all-linear` must not skip the module silently.
         return self.r if matching_key(self.rank_pattern, module) is None else 1
 
     def alpha_of(self, module: str) -> float:
-        """The lora_alpha of the module of that name."""
+        """Returns lora_alpha for the given module."""
         key = matching_key(self.alpha_pattern, module)
         return self.lora_alpha if key is None else self.alpha_pattern[key]
 
     def scaling_of(self, module: str) -> float:
-        """The factor s of the module of that name."""
+        """Returns the scaling factor s for the given module."""
         return self.alpha_of(module) / self._divisor(self.rank_of(module))
 
     def _divisor(self, r: int) -> float:
@@ -200,7 +210,7 @@ class LoraConfig(MethodConfig):
 
 
 def matching_key(patterns: Iterable[str], module: str) -> str | None:
-    """The first of the patterns that fits a module's name, or the last parts of it; None if there is none.
+    """Returns the first pattern that matches a module's name or the end of it; None if there is none.
 
     >>> matching_key(["q_proj", r"layers\\.0\\..*"], "model.layers.0.mlp.up_proj")
     'layers\\\\.0\\\\..*'

@@ -1,7 +1,7 @@
 """`method: {type: peft, peft_type: ...}`: any method of the installed HF peft, with peft's own fields.
 
-The mathematics is peft's. Its fields are not known here, because knowing them takes an import of torch: they are
-checked against peft's own configuration class when the adapter is attached (`methods/peft.py`).
+The math is peft's. Its fields are not known here, because looking them up imports torch; they are checked against
+peft's own configuration class when the adapter is attached (`methods/peft.py`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ class PeftConfig(MethodConfig):
 
     title: ClassVar[str] = "HF peft"
     paper: ClassVar[str] = "Mangrulkar et al. 2022, PEFT, https://github.com/huggingface/peft; each method has its own"
-    summary: ClassVar[str] = "any other method of the installed HF peft, with peft's fields beside peft_type"
-    # Most of peft's methods are low-rank relatives of LoRA. docs/methods/peft.md names those that need another one.
+    summary: ClassVar[str] = "any other method of the installed HF peft, with peft's fields next to peft_type"
+    # Most of peft's methods are low-rank relatives of LoRA. docs/methods/peft.md lists those that need another learning
+    # rate.
     learning_rate: ClassVar[float] = 1e-3
     base_is_read_only: ClassVar[bool] = False
 
@@ -29,21 +30,22 @@ class PeftConfig(MethodConfig):
     """Method name."""
 
     peft_type: Annotated[str, StringConstraints(to_upper=True, min_length=1)]
-    """Which of peft's methods, by peft's name for it. All other keys here are the fields of its configuration class."""
+    """peft's name for the method. All other keys in this section are fields of that method's peft configuration
+    class."""
 
     @property
     def fields(self) -> dict[str, Any]:
-        """peft's own fields, as they were given."""
+        """peft's own fields, as given."""
         return dict(self.model_extra or {})
 
     @classmethod
     def _is_so(cls, key: str, value: Any) -> bool:
-        """Of what is not peft's own to honour: lamina trains causal language models."""
+        """Returns whether lamina handles a field itself: it always trains causal language models."""
         return key in ("task_type", "inference_mode") and super()._is_so(key, value)
 
     @classmethod
     def takes(cls, field: str) -> bool:
-        """Any field: peft's own are known when the adapter is attached."""
+        """Returns True for every field: peft's own fields are only known when the adapter is attached."""
         return True
 
 

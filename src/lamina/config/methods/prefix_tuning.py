@@ -1,4 +1,4 @@
-"""`method: {type: prefix_tuning}`: the fields of prefix tuning. The mathematics is in `methods/prefix_tuning.py`."""
+"""`method: {type: prefix_tuning}`: the fields of prefix tuning. The math is in `methods/prefix_tuning.py`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from lamina.config.methods.base import MethodConfig
 
 
 class PrefixTuningConfig(MethodConfig):
-    """Prefix tuning: learned keys and values before every sequence, in every attention layer."""
+    """Prefix tuning: trained keys and values in front of every sequence, in every attention layer."""
 
     title: ClassVar[str] = "Prefix tuning"
     paper: ClassVar[str] = (
         "Li & Liang 2021, Prefix-Tuning: Optimizing Continuous Prompts for Generation, arXiv:2101.00190"
     )
-    summary: ClassVar[str] = "learned keys and values before every sequence, in every attention layer"
+    summary: ClassVar[str] = "trained keys and values in front of every sequence, in every attention layer"
     learning_rate: ClassVar[float] = 1e-1
 
     type: Literal["prefix_tuning"] = "prefix_tuning"  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -26,19 +26,19 @@ class PrefixTuningConfig(MethodConfig):
     """Length of the prefix."""
 
     prefix_projection: bool = False
-    """Train a two-layer network that makes the prefix, rather than the prefix itself; only the prefix is saved."""
+    """Train a two-layer network that produces the prefix, instead of the prefix itself; only the prefix is saved."""
 
     encoder_hidden_size: Annotated[int, Field(ge=1)] | None = None
-    """Width of that network; null means that of the keys."""
+    """Width of that network; null means the width of the keys."""
 
     init_weights: Literal["zero"] | None = None
-    """`zero` starts from keys and values of zero; null from random ones."""
+    """`zero` starts with keys and values of zero; null starts with random ones."""
 
     @model_validator(mode="after")
     def _check_encoder(self) -> PrefixTuningConfig:
         if self.encoder_hidden_size is not None and not self.prefix_projection:
             raise ValueError(
-                "encoder_hidden_size does nothing without prefix_projection; set prefix_projection: true or remove it"
+                "encoder_hidden_size has no effect without prefix_projection; set prefix_projection: true or remove it"
             )
         return self
 

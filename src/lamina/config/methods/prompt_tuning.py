@@ -1,4 +1,4 @@
-"""`method: {type: prompt_tuning}`: the fields of prompt tuning. The mathematics is in `methods/prompt_tuning.py`."""
+"""`method: {type: prompt_tuning}`: the fields of prompt tuning. The math is in `methods/prompt_tuning.py`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from lamina.config.methods.base import MethodConfig
 
 
 class PromptTuningConfig(MethodConfig):
-    """Prompt tuning: learned embeddings before every sequence."""
+    """Prompt tuning: trained embeddings in front of every sequence."""
 
     title: ClassVar[str] = "Prompt tuning"
     paper: ClassVar[str] = (
         "Lester et al. 2021, The Power of Scale for Parameter-Efficient Prompt Tuning, arXiv:2104.08691"
     )
-    summary: ClassVar[str] = "learned embeddings before every sequence"
+    summary: ClassVar[str] = "trained embeddings in front of every sequence"
     learning_rate: ClassVar[float] = 3e-1
 
     type: Literal["prompt_tuning"] = "prompt_tuning"  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -26,13 +26,13 @@ class PromptTuningConfig(MethodConfig):
     """Number of embeddings."""
 
     prompt_tuning_init: Literal["RANDOM", "SAMPLE_VOCAB", "TEXT"] = "RANDOM"
-    """Start from normal random numbers, from the embeddings of random tokens, or from those of a text."""
+    """Start from normally distributed random numbers, from the embeddings of random tokens, or from those of a text."""
 
     prompt_tuning_init_text: Annotated[str, Field(min_length=1)] | None = None
-    """That text; it is cut, or repeated, to `num_virtual_tokens` tokens."""
+    """The initial text; it is truncated or repeated to `num_virtual_tokens` tokens."""
 
     tokenizer_name_or_path: Annotated[str, Field(min_length=1)] | None = None
-    """Folder of the tokenizer for that text; null means the base's own."""
+    """Folder of the tokenizer for that text; null means the base model's own."""
 
     @model_validator(mode="after")
     def _check_text(self) -> PromptTuningConfig:
@@ -41,7 +41,7 @@ class PromptTuningConfig(MethodConfig):
         if self.prompt_tuning_init != "TEXT":
             for name in ("prompt_tuning_init_text", "tokenizer_name_or_path"):
                 if getattr(self, name) is not None:
-                    raise ValueError(f"{name} does nothing without prompt_tuning_init: TEXT; set that or remove it")
+                    raise ValueError(f"{name} has no effect without prompt_tuning_init: TEXT; set that or remove it")
         return self
 
 

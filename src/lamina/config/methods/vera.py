@@ -1,4 +1,4 @@
-"""`method: {type: vera}`: the fields of VeRA. The mathematics is in `methods/vera.py`."""
+"""`method: {type: vera}`: the fields of VeRA. The math is in `methods/vera.py`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class VeraConfig(MethodConfig):
 
     title: ClassVar[str] = "VeRA"
     paper: ClassVar[str] = "Kopiczko et al. 2023, VeRA: Vector-based Random Matrix Adaptation, arXiv:2310.11454"
-    summary: ClassVar[str] = "two trained vectors a layer, around one pair of random matrices that all layers share"
+    summary: ClassVar[str] = "two trained vectors per layer, around one pair of random matrices shared by all layers"
     learning_rate: ClassVar[float] = 4e-3
     so: ClassVar[Mapping[str, tuple[Any, ...]]] = {"bias": ("none",), "init_weights": (True,)}
 
@@ -24,7 +24,7 @@ class VeraConfig(MethodConfig):
     """Method name."""
 
     r: Annotated[int, Field(ge=1)] = 256
-    """Rank of the shared matrices, and length of d."""
+    """Rank of the shared matrices, and the length of d."""
 
     d_initial: float = 0.1
     """Initial value of d."""
@@ -36,10 +36,10 @@ class VeraConfig(MethodConfig):
     """Seed of the shared matrices."""
 
     save_projection: bool = True
-    """Save the shared matrices with the adapter, rather than draw them again from their seed at every load."""
+    """Save the shared matrices with the adapter instead of drawing them again from their seed at every load."""
 
     target_modules: TargetModules = "all-linear"
-    """`all-linear`, a list of names (each must match a module's last names), or one regular expression."""
+    """`all-linear`, a list of names (each must match the end of a module's name), or one regular expression."""
 
 
 CONFIG = VeraConfig

@@ -1,7 +1,7 @@
 """The configuration half of every optimizer, found by discovery.
 
-An optimizer is two files with one name: `config/optimizers/NAME.py` says which settings it reads, `optim/NAME.py`
-builds it. Other packages add optimizers by entry points (`lamina/plugins.py`).
+An optimizer is two files with the same name: `config/optimizers/NAME.py` says which settings it reads, and
+`optim/NAME.py` builds it. Other packages add optimizers with entry points (`lamina/plugins.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from lamina import plugins
 from lamina.config.optimizers.base import SPECIAL_SETTINGS, GaloreConfig, OptimizerFacts
 
 OPTIMIZERS: dict[str, OptimizerFacts] = plugins.config_halves("optimizers", "FACTS", OptimizerFacts)
-"""What is known of every optimizer by its name, which is the value of `train.optim`."""
+"""The facts about each optimizer, by name (the value of `train.optim`)."""
 
 if TYPE_CHECKING:
     OptimizerName = str

@@ -1,6 +1,6 @@
-"""What the configuration must know of every optimizer.
+"""What the configuration must know about every optimizer.
 
-A setting that the chosen optimizer does not read is an error wherever it is set.
+Setting a field that the chosen optimizer does not read is an error.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from lamina.config.section import Section
 
 @dataclass(frozen=True)
 class OptimizerFacts:
-    """What the configuration must know of an optimizer.
+    """What the configuration must know about an optimizer.
 
     Attributes:
-        reads: Those of `SPECIAL_SETTINGS` that it reads.
-        layerwise: Whether it moves each tensor during the backward, so that gradients are never there all at once.
-        learning_rate_factor: What the method's own learning rate, which is AdamW's, is multiplied by.
-        unpaged: Of a paged optimizer, the one with the same numbers whose state stays where it is.
+        reads: Which of `SPECIAL_SETTINGS` it reads.
+        layerwise: Whether it updates each parameter during the backward, so that all gradients never exist at once.
+        learning_rate_factor: Multiplies the method's default learning rate, which is tuned for AdamW.
+        unpaged: For a paged optimizer, the optimizer with the same results whose state is not paged.
     """
 
     reads: frozenset[str]
@@ -34,20 +34,20 @@ ADAM = frozenset({"adam_beta1", "adam_beta2", "adam_epsilon"})
 GALORE = ADAM | {"galore"}
 
 SPECIAL_SETTINGS = ("adam_beta1", "adam_beta2", "adam_epsilon", "galore")
-"""Fields of `train:` that some optimizers read and others do not; null in a configuration that leaves them alone."""
+"""Fields of `train:` that only some optimizers read; null unless set."""
 
 
 class GaloreConfig(Section):
     """`train.galore`: the subspace in which GaLore keeps the moments. The names are those of galore-torch."""
 
     rank: Annotated[int, Field(ge=1)] = 128
-    """Rank of the subspace that each matrix's gradient is projected on."""
+    """Rank of the subspace that each matrix's gradient is projected onto."""
 
     update_proj_gap: Annotated[int, Field(ge=1)] = 200
-    """Steps between two singular value decompositions, each of which gives a new subspace."""
+    """Steps between two singular value decompositions, each of which determines a new subspace."""
 
     scale: Annotated[float, Field(gt=0.0)] = 0.25
-    """Factor of the projected update: the learning rate of projected matrices is `scale * learning_rate`."""
+    """Scale of the projected update: the learning rate of projected matrices is `scale * learning_rate`."""
 
     proj_type: Literal["std", "reverse_std", "left", "right", "full"] = "std"
     """Which side is projected: `std` the shorter one, `reverse_std` the longer one, `left` the rows (out_features),

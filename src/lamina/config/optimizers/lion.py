@@ -2,5 +2,5 @@
 
 from lamina.config.optimizers.base import OptimizerFacts
 
-# Its steps are signs, larger than AdamW's; the paper takes 3 to 10 times smaller learning rates.
+# Its updates are signs, larger than AdamW's. The paper uses learning rates 3 to 10 times smaller.
 FACTS = OptimizerFacts(frozenset({"adam_beta1", "adam_beta2"}), learning_rate_factor=0.1)

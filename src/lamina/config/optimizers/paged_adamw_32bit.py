@@ -1,4 +1,4 @@
-"""`optim: paged_adamw_32bit`, AdamW whose moments are paged: which settings it reads."""
+"""`optim: paged_adamw_32bit`, AdamW with paged moments: which settings it reads."""
 
 from lamina.config.optimizers.base import ADAM, OptimizerFacts
 

@@ -1,4 +1,4 @@
-"""What the formats share: reading a field of a row as text or as turns, with an error that names the field."""
+"""Helpers that the formats share: they read a field of a row as text or as turns, with errors that name the field."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 from lamina.chat.message import ROLE_ALIASES, ROLES, Message, ToolCall
 
-# In the ShareGPT shape a call is a turn of its own.
+# In the ShareGPT format, a call is a turn of its own.
 _CALL_ROLES = ("function_call", "tool_call")
 
-# What a chat template is given of the conversation itself.
+# Variables of a chat template that come from the conversation itself.
 _OWN_KWARGS = ("messages", "tools", "add_generation_prompt")
 
 
 class RowError(ValueError):
-    """A row does not have the shape of its format; the reader adds file and row."""
+    """A row does not fit its format. The reader adds the file and the row."""
 
 
 def text_field(row: Mapping[str, Any], name: str, required: bool = True) -> str:
-    """A text field of the row; an absent or null optional one is empty."""
+    """Returns a text field of the row; an optional field that is missing or null is empty."""
     value = row.get(name)
     if value is None and not required:
         return ""
@@ -32,17 +32,17 @@ def text_field(row: Mapping[str, Any], name: str, required: bool = True) -> str:
 
 
 def system_message(row: Mapping[str, Any], messages: Sequence[Message] = ()) -> list[Message]:
-    """The row's `system` field as a turn to begin with, where there is one that the turns do not begin with already."""
+    """Returns the row's `system` field as a first turn, unless the turns already start with it."""
     system = text_field(row, "system", required=False)
     if system and messages and messages[0].role == "system":
         if messages[0].content.strip() == system.strip():
             return []
-        raise RowError("there is a field 'system' and a system turn with other words as well")
+        raise RowError("the row has both a 'system' field and a system turn, with different text")
     return [Message("system", system)] if system else []
 
 
 def answer_turns(value: Any, name: str) -> list[Message]:
-    """An answer given as text, as one turn, or as a list of turns."""
+    """Returns an answer, given as text, as one turn, or as a list of turns."""
     if isinstance(value, str) and not _looks_like_turns(value):
         return [Message("assistant", value)]
     if isinstance(value, dict):
@@ -53,7 +53,7 @@ def answer_turns(value: Any, name: str) -> list[Message]:
 
 
 def prompt_turns(value: Any, name: str) -> list[Message]:
-    """A prompt given as text or as a list of turns."""
+    """Returns a prompt, given as text or as a list of turns."""
     if isinstance(value, list) or (isinstance(value, str) and _looks_like_turns(value)):
         return message_list(value, name)
     if not isinstance(value, str):
@@ -62,9 +62,9 @@ def prompt_turns(value: Any, name: str) -> list[Message]:
 
 
 def message_list(value: Any, name: str) -> list[Message]:
-    """A list of turns: `{role, content}` as OpenAI has them, or `{from, value}` as ShareGPT has them.
+    """Parses a list of turns: `{role, content}` (OpenAI) or `{from, value}` (ShareGPT).
 
-    An assistant turn without text and without a call becomes an empty message, which the reader drops by name.
+    An assistant turn without text or calls becomes an empty message, which the reader drops with a reason.
     """
     if isinstance(value, str):
         value = _json(value, name, "a list of messages")
@@ -73,7 +73,7 @@ def message_list(value: Any, name: str) -> list[Message]:
     messages: list[Message] = []
     for position, item in enumerate(value, start=1):
         message = _message(item, f"{name}[{position}]")
-        # Calls that stand in turns of their own, one after another, belong to one turn of the assistant.
+        # Consecutive turns that each hold a call belong to one assistant turn.
         last = messages[-1] if messages else None
         if message.tool_calls and last and not message.content and last.role == "assistant" and _is_call(item):
             messages[-1] = dataclasses.replace(last, tool_calls=(*last.tool_calls, *message.tool_calls))
@@ -83,7 +83,7 @@ def message_list(value: Any, name: str) -> list[Message]:
 
 
 def tool_list(row: Mapping[str, Any], *names: str) -> tuple[dict[str, Any], ...]:
-    """The functions that the row lets the assistant call, from the first of the fields that is there."""
+    """Returns the tools that the assistant may call, from the first of the fields that is present."""
     for name in names:
         value = row.get(name)
         if isinstance(value, str) and value.strip():
@@ -97,7 +97,7 @@ def tool_list(row: Mapping[str, Any], *names: str) -> tuple[dict[str, Any], ...]
 
 
 def _tool(tool: Any, where: str) -> dict[str, Any]:
-    """A function schema, bare or inside `{type: function, function: ...}`, with its parameters as an object."""
+    """Checks a function schema, bare or inside `{type: function, function: ...}`, and parses its parameters."""
     inner = tool.get("function", tool) if isinstance(tool, dict) else None
     if not isinstance(inner, dict):
         raise RowError(f"{where} is not a function schema: it needs a 'name' and 'parameters'")
@@ -115,7 +115,7 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
 
 
 def template_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What the row gives the chat template beside its turns; null values, which tables have, count as not given."""
+    """Returns the row's variables for the chat template. Null values, which tables contain, count as missing."""
     name = "chat_template_kwargs"
     value = row.get(name)
     if isinstance(value, str) and value.strip():
@@ -125,12 +125,12 @@ def template_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RowError(f"field {name!r} is {type(value).__name__}, not an object")
     if taken := [key for key in _OWN_KWARGS if key in value]:
-        raise RowError(f"field {name!r} gives {taken[0]!r}, which is the conversation's own")
+        raise RowError(f"field {name!r} sets {taken[0]!r}, which is reserved for the conversation itself")
     return {str(key): given for key, given in value.items() if given is not None}
 
 
 def as_context(turns: Iterable[Message]) -> list[Message]:
-    """The turns of a prompt: answers in it are not learned, unless the data asks for them."""
+    """Returns the turns of a prompt, with answers excluded from the loss unless the data includes them."""
     return [
         dataclasses.replace(turn, supervised=False) if turn.role == "assistant" and turn.supervised is None else turn
         for turn in turns
@@ -138,7 +138,7 @@ def as_context(turns: Iterable[Message]) -> list[Message]:
 
 
 def label_field(row: Mapping[str, Any], name: str = "label") -> bool:
-    """A field that says yes or no."""
+    """Parses a yes-or-no field."""
     value = _yes_or_no(row.get(name))
     if value is None:
         raise RowError(f"field {name!r} is {row.get(name)!r}, not true or false")
@@ -146,24 +146,24 @@ def label_field(row: Mapping[str, Any], name: str = "label") -> bool:
 
 
 def has_label(row: Mapping[str, Any]) -> bool:
-    """Whether the row judges its answer, which makes it a preference and no example to learn by heart."""
+    """Returns whether the row has a label for its answer, which makes it an unpaired preference."""
     return _yes_or_no(row.get("label")) is not None
 
 
 def _yes_or_no(value: Any) -> bool | None:
-    """A judgement as tables have it: true or false, 1 or 0, or the same as text; None for anything else."""
+    """Parses a yes-or-no value: true or false, 1 or 0, or the same as text; None for anything else."""
     if isinstance(value, str):
         return {"true": True, "1": True, "false": False, "0": False}.get(value.strip().lower())
     return bool(value) if isinstance(value, (bool, int, float)) and value in (0, 1) else None
 
 
 def has_pair(row: Mapping[str, Any]) -> bool:
-    """Whether the row sets one answer against another."""
+    """Returns whether the row has a chosen and a rejected answer."""
     return "chosen" in row and "rejected" in row
 
 
 def is_turns(value: Any, key: str) -> bool:
-    """Whether a field holds a list of turns with `key`, as such or as JSON text (which tables have)."""
+    """Returns whether a field is a list of turns with `key`, or JSON text of one (as in tables)."""
     if isinstance(value, str):
         if not _looks_like_turns(value):
             return False
@@ -197,8 +197,8 @@ def _message(item: Any, where: str) -> Message:
     role = ROLE_ALIASES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         others = ", ".join(ROLE_ALIASES)
-        raise RowError(f"{where} has the role {role!r}; roles are {', '.join(ROLES)} (or {others})")
-    if len(item) == 2 and isinstance(content, str):  # nearly all turns are nothing but a role and a text
+        raise RowError(f"{where} has the role {role!r}; allowed roles are {', '.join(ROLES)} (or {others})")
+    if len(item) == 2 and isinstance(content, str):  # nearly all turns have only a role and a text
         return Message(role, content)
     calls = _tool_calls(item, where)
     text, marked = _content(content, where, may_be_null=role == "assistant")
@@ -215,7 +215,7 @@ def _message(item: Any, where: str) -> Message:
 
 
 def _content(content: Any, where: str, may_be_null: bool) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """The text of a turn, joined from its parts where it has any, and the parts that are marked to be learnt."""
+    """Returns the text of a turn, with its parts joined, and the ranges of the parts that are marked for the loss."""
     if content is None and may_be_null:
         return "", ()
     if isinstance(content, str):
@@ -226,7 +226,7 @@ def _content(content: Any, where: str, may_be_null: bool) -> tuple[str, tuple[tu
     for part in content:
         if not isinstance(part, dict) or not isinstance(part.get("text"), str):
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise RowError(f"{where} has content of type list with a part of type {kind!r}; only text can be learnt")
+            raise RowError(f"{where} has content of type list with a part of type {kind!r}; only text is supported")
         if part.get("train") is True:
             marked.append((len(text), len(text) + len(part["text"])))
         text += part["text"]
@@ -234,12 +234,12 @@ def _content(content: Any, where: str, may_be_null: bool) -> tuple[str, tuple[tu
 
 
 def _supervised(item: Mapping[str, Any], where: str) -> bool | None:
-    """OpenAI's `weight` (0 or 1) or a `train` of true or false; None where the turn has neither."""
+    """Returns OpenAI's `weight` (0 or 1) or `train` (true or false) as a boolean; None if the turn has neither."""
     train, weight = item.get("train"), item.get("weight")
     if train is not None and not isinstance(train, bool):
         raise RowError(f"{where} has train {train!r}, not true or false")
     if weight is not None and weight not in (0, 1):
-        raise RowError(f"{where} has the weight {weight!r}; it may be 0 or 1")
+        raise RowError(f"{where} has the weight {weight!r}; must be 0 or 1")
     if train is None and weight is None:
         return None
     return bool(weight) if train is None else train
@@ -255,7 +255,7 @@ def _tool_calls(item: Mapping[str, Any], where: str) -> tuple[ToolCall, ...]:
 
 
 def _called(content: Any, where: str) -> tuple[ToolCall, ...]:
-    """The calls of a turn that is nothing but calls, written as JSON."""
+    """Parses the calls of a turn that contains only calls, as JSON."""
     value = _json(content, where, "a call") if isinstance(content, str) else content
     return tuple(_tool_call(call, where) for call in (value if isinstance(value, list) else [value]))
 
@@ -263,7 +263,7 @@ def _called(content: Any, where: str) -> tuple[ToolCall, ...]:
 def _tool_call(call: Any, where: str) -> ToolCall:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise RowError(f"{where} is no call: it needs a 'name' and 'arguments'")
+        raise RowError(f"{where} is not a call: it needs a 'name' and 'arguments'")
     arguments = function.get("arguments", function.get("parameters"))
     if isinstance(arguments, str):
         arguments = _json(arguments or "{}", f"{where}.arguments", "an object of arguments")
@@ -286,4 +286,4 @@ def _json(text: str, where: str, what: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise RowError(f"{where} is text that should be {what} in JSON, but is not: {reason}") from None
+        raise RowError(f"{where} must be {what} in JSON, but cannot be parsed: {reason}") from None

@@ -14,18 +14,18 @@ OPTIONAL_FIELDS: tuple[str, ...] = ("input", "system", "history")
 
 
 def detect(row: Mapping[str, Any]) -> bool:
-    """Whether the row has an instruction and an output."""
+    """Returns whether the row has an instruction and an output."""
     return "instruction" in row and "output" in row and not has_label(row) and not has_pair(row)
 
 
 def parse(row: Mapping[str, Any], number: int) -> Example:
-    """Instruction and input become the user's turn, with an empty line between them."""
+    """Parses the row; instruction and input become the user's turn, separated by an empty line."""
     answer = Message("assistant", text_field(row, "output"))
     return Example((*system_message(row), *instruction_turns(row), answer), number)
 
 
 def instruction_turns(row: Mapping[str, Any]) -> list[Message]:
-    """Earlier turns and the instruction with its input."""
+    """Returns the earlier turns, and the instruction with its input."""
     instruction, extra = text_field(row, "instruction"), text_field(row, "input", required=False)
     question = f"{instruction}\n\n{extra}" if extra.strip() else instruction
     return [*_history(row), Message("user", question)]
@@ -38,6 +38,6 @@ def _history(row: Mapping[str, Any]) -> list[Message]:
         raise RowError(f"field 'history' is {type(history).__name__}, not a list of pairs")
     for number, pair in enumerate(history, start=1):
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise RowError(f"history[{number}] is not a pair of texts, a question and its answer")
+            raise RowError(f"history[{number}] is not a pair of texts (a question and its answer)")
         turns += [Message("user", pair[0]), Message("assistant", pair[1])]
     return turns

@@ -1,4 +1,4 @@
-"""`messages`: a conversation in the OpenAI chat shape, tool calls and their functions included."""
+"""`messages`: a conversation in the OpenAI chat format, including tool calls and tools."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ OPTIONAL_FIELDS: tuple[str, ...] = ("system", "tools", "functions", "chat_templa
 
 
 def detect(row: Mapping[str, Any]) -> bool:
-    """Whether the row has a list of messages, and neither a judgement of them nor a second answer."""
+    """Returns whether the row has a list of messages, without a label or a second answer."""
     return is_turns(row.get("messages"), "role") and not has_label(row) and not has_pair(row)
 
 
 def parse(row: Mapping[str, Any], number: int) -> Example:
-    """The conversation, with the `system` field before it."""
+    """Parses the conversation, preceded by the `system` field."""
     turns = message_list(row.get("messages"), "messages")
     turns, tools = (*system_message(row, turns), *turns), tool_list(row, "tools", "functions")
     return Example(turns, number, tools=tools, template_kwargs=template_kwargs(row))

@@ -1,9 +1,9 @@
 """`preference`: two answers, `chosen` and `rejected`, to one prompt.
 
-The prompt stands in `prompt`, in `conversations` or `messages`, in Alpaca's `instruction`, or in neither: then both
-answers are whole conversations, and the turns that they begin with alike are the prompt. Both may be so beside a
-prompt too (UltraFeedback's shape), which must then be part of what they begin with. Reward pairs have that shape as
-well, with a `margin`. An answer is a text, a turn, or a list of turns.
+The prompt is in `prompt`, in `conversations` or `messages`, or in Alpaca's `instruction`. Without any of these, both
+answers are whole conversations, and the turns that they share at the start are the prompt. Both may also be whole
+conversations in addition to a prompt (UltraFeedback), which must then be part of the shared turns. Data for reward
+models has the same format, with a `margin`. An answer is a text, a turn, or a list of turns.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ OPTIONAL_FIELDS: tuple[str, ...] = (
 
 
 def detect(row: Mapping[str, Any]) -> bool:
-    """Whether the row has two answers."""
+    """Returns whether the row has a chosen and a rejected answer."""
     return has_pair(row)
 
 
 def parse(row: Mapping[str, Any], number: int) -> Example:
-    """Prompt and chosen answer as the conversation, the rejected answer beside it."""
+    """Parses the row: prompt and chosen answer as the conversation, and the rejected answer separately."""
     prompt = _prompt(row)
     chosen = answer_turns(row.get("chosen"), "chosen")
     rejected = answer_turns(row.get("rejected"), "rejected")
@@ -56,15 +56,17 @@ def parse(row: Mapping[str, Any], number: int) -> Example:
         shared = _shared_beginning(chosen, rejected)
         if not _is_part(prompt, shared):
             raise RowError(
-                f"chosen has {len(chosen)} turns and rejected {len(rejected)}, but they do not both begin with the "
-                "prompt; an answer is one turn, or a conversation that does"
+                f"chosen has {len(chosen)} turns and rejected {len(rejected)}, but they do not both start with the "
+                "prompt; an answer is one turn, or a conversation that starts with the prompt"
             )
         prompt, chosen, rejected = shared, chosen[len(shared) :], rejected[len(shared) :]
     for name, turns in (("chosen", chosen), ("rejected", rejected)):
         if len(turns) != 1:
-            raise RowError(f"{name} has {len(turns)} turns after the prompt; an answer is one turn")
+            raise RowError(f"{name} has {len(turns)} turns after the prompt; an answer must be one turn")
         if turns[0].role != "assistant":
-            raise RowError(f"{name} ends with a turn of the role {turns[0].role!r}; an answer is the assistant's")
+            raise RowError(
+                f"{name} ends with a turn with the role {turns[0].role!r}; an answer must be an assistant turn"
+            )
     turns = (*system_message(row, prompt), *as_context(prompt), *chosen)
     return Example(
         turns,
@@ -78,23 +80,23 @@ def parse(row: Mapping[str, Any], number: int) -> Example:
 
 
 def _shared_beginning(chosen: Sequence[Message], rejected: Sequence[Message]) -> list[Message]:
-    """The turns that both conversations begin with, short of their last ones."""
+    """Returns the turns that both conversations start with, excluding their last ones."""
     pairs = zip(chosen[:-1], rejected[:-1], strict=False)
     return [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
 
 def _is_part(prompt: Sequence[Message], shared: Sequence[Message]) -> bool:
-    """Whether the turns of a prompt that is given apart stand one after another in the shared beginning."""
+    """Returns whether the turns of a separate prompt occur consecutively in the shared turns."""
     size = len(prompt)
     return any(list(shared[at : at + size]) == list(prompt) for at in range(len(shared) - size + 1))
 
 
 def _prompt(row: Mapping[str, Any]) -> list[Message]:
     given = [name for name in ("prompt", "conversations", "messages", "instruction") if row.get(name)]
-    if "messages" in given and row["messages"] == row.get("chosen"):  # the chosen conversation once more
+    if "messages" in given and row["messages"] == row.get("chosen"):  # a copy of the chosen conversation
         given.remove("messages")
     if len(given) > 1:
-        raise RowError(f"the prompt stands in {given[0]!r} and in {given[1]!r}")
+        raise RowError(f"the row has a prompt in {given[0]!r} and in {given[1]!r}; keep one")
     if not given:
         return []
     if given == ["instruction"]:

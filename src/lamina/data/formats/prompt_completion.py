@@ -1,4 +1,4 @@
-"""`prompt_completion`: one question and one answer, each as text or as a list of messages (TRL's shape)."""
+"""`prompt_completion`: a prompt and a completion, each as text or as a list of messages (TRL's format)."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ OPTIONAL_FIELDS: tuple[str, ...] = ("system", "tools", "chat_template_kwargs")
 
 
 def detect(row: Mapping[str, Any]) -> bool:
-    """Whether the row has both fields."""
+    """Returns whether the row has both fields."""
     return "prompt" in row and "completion" in row and not has_label(row) and not has_pair(row)
 
 
 def parse(row: Mapping[str, Any], number: int) -> Example:
-    """The prompt as the user's turn (or its turns), the completion as the assistant's."""
+    """Parses the prompt as the user's turn (or its turns) and the completion as the assistant's."""
     turns, tools = tuple(question_and_answer(row)), tool_list(row, "tools")
     return Example(turns, number, tools=tools, template_kwargs=template_kwargs(row))
 
 
 def question_and_answer(row: Mapping[str, Any]) -> list[Message]:
-    """The row's turns; only those of the completion are learned."""
+    """Returns the row's turns; only those of the completion are in the loss."""
     prompt = as_context(prompt_turns(_present(row, "prompt"), "prompt"))
     return [*system_message(row, prompt), *prompt, *answer_turns(_present(row, "completion"), "completion")]
 

@@ -1,4 +1,4 @@
-"""`sharegpt`: `conversations`, a list of turns with `from` and `value`; calls and results are turns of their own."""
+"""`sharegpt`: `conversations`, a list of turns with `from` and `value`; calls and results are separate turns."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ OPTIONAL_FIELDS: tuple[str, ...] = ("system", "tools", "chat_template_kwargs")
 
 
 def detect(row: Mapping[str, Any]) -> bool:
-    """Whether the row has a list of turns, and neither a judgement of them nor a second answer."""
+    """Returns whether the row has a list of turns, without a label or a second answer."""
     value = row.get("conversations")
     return (is_turns(value, "from") or is_turns(value, "role")) and not has_label(row) and not has_pair(row)
 
 
 def parse(row: Mapping[str, Any], number: int) -> Example:
-    """The conversation, with the `system` field before it."""
+    """Parses the conversation, preceded by the `system` field."""
     turns = message_list(row.get("conversations"), "conversations")
     turns, tools = (*system_message(row, turns), *turns), tool_list(row, "tools")
     return Example(turns, number, tools=tools, template_kwargs=template_kwargs(row))

@@ -1,4 +1,4 @@
-"""`text`: plain documents, for continued pre-training; every token is learnt."""
+"""`text`: plain documents, for continued pretraining; every token is in the loss."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from lamina.data.formats._fields import text_field
 FIELDS = ("text",)
 OPTIONAL_FIELDS: tuple[str, ...] = ()
 
-# Columns that say that a `text` beside them is not all there is to the row.
+# Columns that show that a `text` column is not the row's whole content.
 _OF_OTHERS = ("messages", "conversations", "prompt", "completion", "instruction", "output", "chosen", "rejected")
 
 
 def detect(row: Mapping[str, Any]) -> bool:
-    """Whether the row has a text, and no field of another format."""
+    """Returns whether the row has a text, and no field of another format."""
     return isinstance(row.get("text"), str) and not any(name in row for name in _OF_OTHERS)
 
 
 def parse(row: Mapping[str, Any], number: int) -> Example:
-    """The document as it stands."""
+    """Parses the document."""
     return Example((), number, Kind.TEXT, text=text_field(row, "text"))

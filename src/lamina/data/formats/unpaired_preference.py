@@ -1,4 +1,5 @@
-"""`unpaired_preference`: an answer with a `label`, whether it is wanted (KTO's shape); turns as in any other format."""
+"""`unpaired_preference`: an answer with a `label` that says whether it is desirable (KTO's format); turns as in the
+other formats."""
 
 from __future__ import annotations
 
@@ -31,14 +32,14 @@ OPTIONAL_FIELDS: tuple[str, ...] = (
 
 
 def detect(row: Mapping[str, Any]) -> bool:
-    """Whether the row has a label of true or false and a conversation that it judges."""
+    """Returns whether the row has a true-or-false label, and a conversation that it applies to."""
     return (
         has_label(row) and not has_pair(row) and (_turns_field(row) is not None or {"prompt", "completion"} <= {*row})
     )
 
 
 def parse(row: Mapping[str, Any], number: int) -> Example:
-    """The conversation with its label."""
+    """Parses the conversation with its label."""
     label, name = label_field(row), _turns_field(row)
     if name is not None:
         turns = message_list(row[name], name)
@@ -46,7 +47,7 @@ def parse(row: Mapping[str, Any], number: int) -> Example:
     elif "prompt" in row:
         turns = question_and_answer(row)
     else:
-        raise RowError("there is a 'label', but nothing that it judges: 'messages', or 'prompt' and 'completion'")
+        raise RowError("there is a 'label', but no answer: add 'messages', or 'prompt' and 'completion'")
     tools, kwargs = tool_list(row, "tools"), template_kwargs(row)
     return Example(tuple(turns), number, Kind.UNPAIRED_PREFERENCE, tools, label=label, template_kwargs=kwargs)
 

@@ -1,6 +1,6 @@
-"""From a path, a folder, a glob or a hub id to rows, one at a time, whatever the file's shape; one module a kind.
+"""From a path, a folder, a glob or a hub id to rows, one at a time, in any file format; one module per kind of file.
 
-A row that cannot be read does not end the reading: it becomes a `Fault` with its line, and the rows after it follow.
+An unreadable row does not stop the reading: it becomes a `Fault` with its line, and the rows after it follow.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`.arrow` and `.feather`: the IPC file or stream format, batch by batch from a mapped file."""
+"""Reads `.arrow` and `.feather`: the IPC file or stream format, batch by batch from a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lamina.errors import DataError
 
 
 def read(file: DataFile) -> Iterator[RawRow | Fault]:
-    """The rows of the file, in order.
+    """Yields the rows of the file, in order.
 
     Raises:
-        DataError: It is not in an arrow format.
+        DataError: The file is not in an Arrow format.
     """
     try:
         mapped = pa.memory_map(str(file.path))
@@ -27,5 +27,5 @@ def read(file: DataFile) -> Iterator[RawRow | Fault]:
             mapped.seek(0)
             batches = iter(pa.ipc.open_stream(mapped))
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file.name}: is not a whole arrow file ({error}). Fix: write it again.") from None
+        raise DataError(f"{file.name}: is not a complete Arrow file ({error}). Fix: write it again.") from None
     return rows_of_batches(batches)

@@ -1,4 +1,4 @@
-"""What parquet and arrow share: rows from batches of columns."""
+"""What Parquet and Arrow share: rows from batches of columns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lamina.data.read.stream import remarks_on
 
 
 def rows_of_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[RawRow | Fault]:
-    """Rows in order; a batch that cannot be read ends them with a fault."""
+    """Yields rows in order; a batch that cannot be read ends them with a fault."""
     number = 0
     try:
         for batch in batches:
@@ -25,7 +25,7 @@ def rows_of_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[RawRow | Faul
                 try:
                     row |= {name: decode(row[name]) for name, decode in decoders.items()}
                 except ValueError as error:
-                    yield Fault("not_json", number, 0, f"a column of JSON holds something else: {error}")
+                    yield Fault("not_json", number, 0, f"a JSON column contains something else: {error}")
                     continue
                 yield RawRow(number, 0, row, tuple(_remarks(row)))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
@@ -33,18 +33,19 @@ def rows_of_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[RawRow | Faul
 
 
 def without_gaps(row: dict[str, Any]) -> dict[str, Any]:
-    """The row without the nulls that a table puts into its tools and calls.
+    """Returns the row without the nulls that a table adds to its tools and calls.
 
-    All structs of a column have the same fields, so a call to one function has the arguments of all others too, as
-    nulls, which would be learnt.
+    All structs in a column have the same fields. A call to one function therefore also has the arguments of all others,
+    as nulls, and the model would learn them.
     """
     return {key: _compact(cell, key in _CALLS) if isinstance(cell, (dict, list)) else cell for key, cell in row.items()}
 
 
 def _json_decoder(kind: pa.DataType) -> Callable[[Any], Any] | None:
-    """Gives values of a column the JSON that they hold as text, at any depth, as `datasets` writes what is no table.
+    """Returns a function that parses JSON text in a column at any depth, where `datasets` stores values that do not fit
+    a table.
 
-    None where a column of that type holds none.
+    Returns None for columns without such text.
     """
     if isinstance(kind, pa.JsonType):
         return lambda text: None if text is None else json.loads(text)
@@ -55,7 +56,7 @@ def _json_decoder(kind: pa.DataType) -> Callable[[Any], Any] | None:
         return inner and (lambda items: None if items is None else [inner(item) for item in items])
     if isinstance(kind, pa.StructType):
         parts = {field.name: decoder for field in kind if (decoder := _json_decoder(field.type))}
-        # A field that was null may have been left out as a gap.
+        # A null field may have been removed already.
         decode = lambda value: value | {key: parts[key](value[key]) for key in parts.keys() & value.keys()}  # noqa: E731
         return (lambda value: None if value is None else decode(value)) if parts else None
     return None
@@ -63,7 +64,7 @@ def _json_decoder(kind: pa.DataType) -> Callable[[Any], Any] | None:
 
 _LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.ListViewType, pa.LargeListViewType)
 
-# Where functions and their arguments lie, in a row or in a turn.
+# The columns and keys that contain tools and their arguments, in a row or in a turn.
 _CALLS = frozenset(["tools", "functions", "tool_calls", "function_call"])
 
 

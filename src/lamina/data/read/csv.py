@@ -1,4 +1,4 @@
-"""`.csv` and `.tsv`: a header line, then a row of cells; every cell is text."""
+"""Reads `.csv` and `.tsv`: a header line, then rows of cells; every cell is text."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ _DELIMITERS = ",;\t|"
 
 
 def read(file: DataFile) -> Iterator[RawRow | Fault]:
-    """The rows below the header.
+    """Yields the rows below the header.
 
     Raises:
-        DataError: There is no header, or it is not CSV, or it names a column twice.
+        DataError: There is no header, the file is not CSV, or the header repeats a column.
     """
     text = _Text(file)
     first = next(text, None)
     if first is None:
         return
     delimiter = "\t" if ".tsv" in file.name else max(_DELIMITERS, key=first.count)
-    # The limit is one of the process; the default is 128 kB, less than a long document.
+    # The limit is global to the process. Its default is 128 kB, less than a long document.
     csv.field_size_limit(ROW_BYTES)
     try:
         cells = next(csv.reader([first], delimiter=delimiter), [])
     except csv.Error as error:
         raise DataError(
-            f"{file.name}: the first line is no header: {error}. Fix: end lines with \\n or \\r\\n, not with \\r alone."
+            f"{file.name}: the first line is not a header: {error}. Fix: end lines with \\n or \\r\\n, not with "
+            "\\r alone."
         ) from None
     header = _header(cells, file)
     reader = csv.reader(text, delimiter=delimiter, strict=True)
@@ -58,10 +59,10 @@ def read(file: DataFile) -> Iterator[RawRow | Fault]:
 def _header(cells: list[str], file: DataFile) -> list[str]:
     names = [cell.strip() for cell in cells]
     if not any(names):
-        raise DataError(f"{file.name}: the first line is no header. Fix: name the columns in the first line.")
+        raise DataError(f"{file.name}: the first line is not a header. Fix: name the columns in the first line.")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise DataError(f"{file.name}: the header names the column {twice!r} twice. Fix: rename one of them.")
+        raise DataError(f"{file.name}: the header contains the column {twice!r} twice. Fix: rename one of them.")
     return names
 
 
@@ -72,7 +73,9 @@ def _broken_row(error: csv.Error, number: int, begun: int, text: _Text) -> Fault
         return Fault("truncated", number, begun, "a quoted cell is never closed", beginning)
     reason = f"is not CSV: {error}"
     if text.line > begun:
-        reason += f"; a quoted cell that begins here ends in line {text.line}, and all between is left out with it"
+        reason += (
+            f"; a quoted cell that starts here ends in line {text.line}, and everything up to there is skipped with it"
+        )
     return Fault("wrong_cells", number, begun, reason, beginning)
 
 
@@ -91,13 +94,13 @@ def _row(cells: list[str], header: list[str], number: int, line: int, text: _Tex
 
 
 class _Text:
-    """The file's lines as text for the csv module, remembering what could not be decoded on the way.
+    """The file's lines as text for the csv module, which remembers lines that could not be decoded.
 
     Attributes:
-        line: The number of the last line given.
-        broken: A line that is not UTF-8, since `next_row`.
-        cut: Why the file's end could not be read.
-        after_mark: Whether it began with a byte-order mark.
+        line: Number of the last line returned.
+        broken: A line since `next_row` that is not UTF-8.
+        cut: Why the end of the file could not be read.
+        after_mark: Whether the file started with a byte-order mark.
     """
 
     def __init__(self, file: DataFile) -> None:
@@ -130,17 +133,17 @@ class _Text:
 
     @property
     def first_line(self) -> bytes:
-        """The line that the row begins with."""
+        """The first line of the row."""
         return self._row[0].content
 
     def next_row(self) -> int:
-        """A row has ended: the number of the line that the next one begins with."""
+        """Ends the row, and returns the number of the next row's first line."""
         self.broken = None
         self._row = []
         return self.line + 1
 
     def go_back(self) -> None:
-        """All lines of the row but its first one will be given again."""
+        """Puts back all lines of the row except the first."""
         self._again.extendleft(reversed(self._row[1:]))
         self._row = self._row[:1]
         self.line = self._row[0].number

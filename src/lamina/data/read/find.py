@@ -1,4 +1,4 @@
-"""Which files a user means: a file, a folder or one of its splits, a glob, or a data set of the hub."""
+"""Finds the files that a path stands for: a file, a folder or one of its splits, a glob, or a data set on the hub."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from lamina.data.read.splits import Choice, choose, declares, is_no_data, kind_of, layout_of, saved_split
 from lamina.errors import ConfigError, Problem
 
-# Suffix -> kind. A file's own beginning decides where the suffix says nothing.
+# Suffix -> kind. If the suffix is unknown, the start of the file decides.
 KINDS = {
     ".json": "json",
     ".jsonl": "json",
@@ -30,7 +30,7 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _GLOB = re.compile(r"[*?\[]")
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[\w\[\]%:-]+))?")
 _SPLIT = re.compile(r"(?P<path>.+?):(?P<split>[\w.\[\]%:-]+)")
-# How a file begins that `git lfs` has not fetched.
+# How a Git LFS pointer starts: a file that `git lfs` has not fetched.
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _SHOWN = 3
 
@@ -40,17 +40,17 @@ class DataFile:
     """One file of rows.
 
     Attributes:
-        name: As the user named it, or as it was found under what the user named.
-        path: Where it lies; None for a data set of the hub.
-        kind: One of `KINDS`' values, or `hub`.
+        name: The name as the user gave it, or as found below the folder or glob that the user gave.
+        path: Path of the file; None for a data set on the hub.
+        kind: One of the values of `KINDS`, or `hub`.
         compression: `gzip`, `zstd`, or empty.
-        split: Of a data set of the hub.
-        hub_id: Its id there.
-        hub_config: Which of its configurations, where it has several.
-        skipped: Files beside it that are not read; on the first file of a folder or a glob.
-        notes: What a user should know of how the files were chosen; on the first of them.
-        own_eval: What to name to evaluate on the validation split that the folder keeps for it; empty if it has none.
-        within: The folder or the glob that it was found by; empty if the user named the file itself.
+        split: Split of a data set on the hub.
+        hub_id: Its id on the hub.
+        hub_config: Its configuration on the hub, if it has several.
+        skipped: Files next to it that are not read; on the first file of a folder or a glob.
+        notes: Messages to the user about how the files were chosen; on the first file.
+        own_eval: The path that evaluates on the folder's own validation split; empty if it has none.
+        within: The folder or glob in which it was found; empty if the user named the file itself.
     """
 
     name: str
@@ -67,30 +67,30 @@ class DataFile:
 
 
 def find_files(wanted: str, field: str = "data.train", role: str = "train") -> list[DataFile]:
-    """The files that `wanted` stands for, in order of their names.
+    """Returns the files that `wanted` stands for, sorted by name.
 
-    Of a folder with splits (see `data/read/splits.py`), those of the split that the role is for: `train` never reads
-    what is kept for evaluation unless that is named.
+    In a folder with splits (see `data/read/splits.py`), it returns the split for the role: `train` never reads what is
+    kept for evaluation, unless the user names it.
 
     Args:
-        wanted: A file, a folder (searched through, hidden files apart), `folder:split`, a glob, or
-            `user/dataset[/configuration][:split]` of the hub.
-        field: The configuration field that named it, for errors.
-        role: `train`, `eval` (to evaluate on while training) or `test` (on what is done).
+        wanted: A file, a folder (searched recursively, without hidden files), `folder:split`, a glob, or
+            `user/dataset[/configuration][:split]` on the hub.
+        field: The configuration field it comes from, for errors.
+        role: `train`, `eval` (during training) or `test` (after training).
 
     Raises:
-        ConfigError: There is no such file, a folder or glob has none of a known kind, or it does not tell which of its
-            splits the role is for.
+        ConfigError: There is no such file, a folder or glob has no data files, or it is unclear which of its splits to
+            use.
     """
     path = Path(wanted)
     try:
         exists = path.exists()
-    except OSError as error:  # such as a name that is too long for any file
+    except OSError as error:  # such as a file name that is too long
         raise ConfigError(Problem(field, f"{wanted}: {error.strerror}", "check the path")) from None
     if path.is_dir():
         return _in_folder(path, "", "", field, role)
     if exists and not path.is_file():
-        message = f"{wanted} is no regular file, and data is read more than once"
+        message = f"{wanted} is not a regular file, and data is read more than once"
         raise ConfigError(Problem(field, message, "save it to a file first"))
     if exists:
         return [_data_file(path, field)]
@@ -102,7 +102,7 @@ def find_files(wanted: str, field: str = "data.train", role: str = "train") -> l
         return _by_pattern(wanted, field, role)
     if hub and not _suffixes(path)[0]:
         if role != "train" and not hub["split"]:
-            message = f"{wanted} is no file here, and of a data set of the hub the split to evaluate on has to be named"
+            message = f"{wanted} is not a local file; for a data set on the hub, the split to evaluate on must be named"
             fix = f"name it, such as {wanted}:validation or {wanted}:test, or check the path"
             raise ConfigError(Problem(field, message, fix))
         config = hub["config"] or ""
@@ -111,7 +111,7 @@ def find_files(wanted: str, field: str = "data.train", role: str = "train") -> l
 
 
 def _by_split(wanted: str, field: str, role: str) -> list[DataFile] | None:
-    """The files of `folder:split`, `folder/configuration` or both; None where `wanted` is neither."""
+    """Returns the files of `folder:split`, `folder/configuration` or both; None if `wanted` is neither."""
     parted = _SPLIT.fullmatch(wanted)
     path, split = (Path(parted["path"]), parted["split"]) if parted else (Path(wanted), "")
     if split and path.is_dir():
@@ -119,7 +119,9 @@ def _by_split(wanted: str, field: str, role: str) -> list[DataFile] | None:
     if declares(path.parent, path.name):
         return _in_folder(path.parent, path.name, split, field, role)
     if split and path.is_file():
-        raise ConfigError(Problem(field, f"{path} is a file, which has no splits", f"name it alone: {path}"))
+        raise ConfigError(
+            Problem(field, f"{path} is a file, which has no splits", f"give the file without a split: {path}")
+        )
     return None
 
 
@@ -132,7 +134,7 @@ def _in_folder(folder: Path, configuration: str, split: str, field: str, role: s
     if not layout.splits:
         kinds = ", ".join(KINDS)
         message = f"{wanted} is a folder without data files"
-        raise ConfigError(Problem(field, message, f"put files of a known kind there: {kinds}"))
+        raise ConfigError(Problem(field, message, f"put files of a supported kind there: {kinds}"))
     choice = choose(layout, split, role, wanted, field)
     notes = list(_told(wanted, folder, choice, layout.others, unknown))
     if kind_of(saved_split(folder)) not in ("", "train") and role == "train" and not split:
@@ -153,11 +155,13 @@ def _by_pattern(pattern: str, field: str, role: str) -> list[DataFile]:
     root = Path(*takewhile(lambda part: not _GLOB.search(part), Path(pattern).parts))
     layout = layout_of(found, root, field=field)
     if not layout.splits:
-        raise ConfigError(Problem(field, f"no file fits the pattern {pattern}", "check the pattern"))
+        raise ConfigError(Problem(field, f"no file matches the pattern {pattern}", "check the pattern"))
     choice = choose(layout, "", role, pattern, field, by_pattern=True)
     notes = list(_told(pattern, root, choice, layout.others, ()))
     if folders:
-        notes.append(f"{pattern}: left out the folders {', '.join(folders[:_SHOWN])}; `**` in a pattern goes into them")
+        notes.append(
+            f"{pattern}: skipped the folders {', '.join(folders[:_SHOWN])}; use `**` in a pattern to include subfolders"
+        )
     return _data_files(choice, layout.others, notes, pattern, "", field)
 
 
@@ -173,23 +177,23 @@ def _data_files(
 
 
 def _told(wanted: str, root: Path, choice: Choice, others: Sequence[Path], unknown: Sequence[Path]) -> Iterator[str]:
-    """What was taken of a folder or a pattern and what was left; nothing where all that is there was taken."""
+    """Yields which files of a folder or pattern are read and which are skipped; nothing if all are read."""
 
     def names(paths: Sequence[Path]) -> str:
         more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
         return ", ".join(str(path.relative_to(root)) for path in paths[:_SHOWN]) + more
 
     left = [f"the split {name} ({names(files)})" if name else names(files) for name, files in choice.left.items()]
-    left += [f"{names(others)} (no data)"] if others else []
-    left += [f"{names(unknown)} (of no known kind)"] if unknown else []
+    left += [f"{names(others)} (not data)"] if others else []
+    left += [f"{names(unknown)} (unknown kind)"] if unknown else []
     if not left and not choice.names:
         return
     taken = f"the split {' and '.join(choice.names)}" if choice.names else "its files"
-    yield f"{wanted}: read {taken} ({names(choice.files)})" + (f"; left out {', '.join(left)}" if left else "")
+    yield f"{wanted}: read {taken} ({names(choice.files)})" + (f"; skipped {', '.join(left)}" if left else "")
 
 
 def _snapshot(folder: Path, field: str) -> Path:
-    """The newest snapshot, where the folder is one of the hub's cache, which holds several versions of a data set."""
+    """Returns the newest snapshot if the folder is in the hub's cache, which stores several versions of a data set."""
     snapshots = folder / "snapshots"
     if not (snapshots.is_dir() and (folder / "refs").is_dir()):
         return folder
@@ -199,12 +203,12 @@ def _snapshot(folder: Path, field: str) -> Path:
         there = [path for path in there if path.name == main.read_text(encoding="utf-8").strip()] or there
     if len(there) == 1:
         return there[0]
-    message = f"{folder} is of the hub's cache and holds {len(there)} snapshots, none of them marked as its newest"
-    raise ConfigError(Problem(field, message, f"name one below {snapshots}"))
+    message = f"{folder} is in the hub's cache and has {len(there)} snapshots, none of which is marked as the newest"
+    raise ConfigError(Problem(field, message, f"give the path of one of the folders in {snapshots}"))
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files below a folder, links followed, no folder twice (a link may lead back up)."""
+    """Yields the files below a folder. Follows links, but visits no folder twice (a link may lead back up)."""
     seen: set[str] = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
@@ -223,7 +227,7 @@ def _is_file_or_link(path: Path) -> bool:
 
 
 def _check_link(path: Path, field: str) -> None:
-    """A link that leads nowhere stands for rows that somebody meant to be there."""
+    """Refuses a dangling link, which stands for rows that are supposed to be there."""
     if path.is_symlink() and not path.exists():
         raise ConfigError(Problem(field, f"{path} is a link that leads nowhere or to itself", "correct the link"))
 
@@ -232,13 +236,14 @@ def _data_file(path: Path, field: str) -> DataFile:
     kind, compression = _suffixes(path)
     kind = kind or _sniff(path)
     if _begin(path).startswith(_POINTER):
-        message = f"{path} is not the file itself, but Git LFS's pointer to it"
+        message = f"{path} is not the file itself, but a Git LFS pointer to it"
         raise ConfigError(Problem(field, message, "fetch the file: run `git lfs pull` in the clone"))
     if not kind:
         raise ConfigError(
             Problem(
                 field,
-                f"{path} is of no known kind; known are {', '.join(KINDS)}, and the text ones with .gz or .zst",
+                f"{path} has an unknown suffix; supported are {', '.join(KINDS)}, and the text formats with .gz "
+                "or .zst",
                 "rename or convert the file",
             )
         )
@@ -246,7 +251,7 @@ def _data_file(path: Path, field: str) -> DataFile:
 
 
 def _suffixes(path: Path) -> tuple[str, str]:
-    """Kind and compression by the name; the kind is empty if the name does not tell."""
+    """Returns kind and compression by the file name; the kind is empty if the name does not tell."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     compression = COMPRESSIONS.get(suffixes[-1], "") if suffixes else ""
     last = suffixes[:-1] if compression else suffixes
@@ -254,7 +259,7 @@ def _suffixes(path: Path) -> tuple[str, str]:
 
 
 def _sniff(path: Path) -> str:
-    """The kind by how the file begins; empty if that does not tell."""
+    """Returns the kind by the start of the file; empty if unknown."""
     begin = _begin(path).lstrip(b"\xef\xbb\xbf \t\r\n")
     marks = {b"PAR1": "parquet", b"ARROW1": "arrow", b"{": "json", b"[": "json"}
     return next((kind for mark, kind in marks.items() if begin.startswith(mark)), "")

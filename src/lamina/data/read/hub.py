@@ -1,4 +1,4 @@
-"""A data set of the Hugging Face hub, streamed by `datasets`, which keeps what it fetched in its own cache."""
+"""Reads a data set on the Hugging Face hub, streamed by `datasets`, which caches what it downloads."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lamina.errors import DataError
 
 
 def read(file: DataFile) -> Iterator[RawRow | Fault]:
-    """The rows of one split.
+    """Yields the rows of one split.
 
     Raises:
-        DataError: It cannot be reached, or has no such split.
+        DataError: The data set cannot be reached, or has no such split.
     """
-    # Takes a second to import, and only this kind needs it.
+    # The import takes a second, and only this kind needs it.
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -25,16 +25,16 @@ def read(file: DataFile) -> Iterator[RawRow | Fault]:
         rows = datasets.load_dataset(file.hub_id, file.hub_config or None, split=file.split, streaming=True)
     except failures as error:
         raise DataError(
-            f"{file.hub_id}: is no file here, and cannot be had from the hub as split {file.split!r}: "
+            f"{file.hub_id}: is not a local file, and could not be loaded from the hub as split {file.split!r}: "
             f"{_reason(error)}. Fix: check the path or the id (user/name, user/name:split or "
-            "user/name/configuration:split), or download the data and name its files."
+            "user/name/configuration:split), or download the data and give the path of its files."
         ) from None
     try:
         for row in rows:
             number += 1
             yield RawRow(number, 0, without_gaps(dict(row)))
     except failures as error:
-        yield Fault("unreadable_rest", number + 1, 0, f"cannot be had from the hub: {_reason(error)}")
+        yield Fault("unreadable_rest", number + 1, 0, f"cannot be loaded from the hub: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,5 @@
-"""`.json` and `.jsonl`: an object a line, one array of objects, or objects one after another; seen from the content."""
+"""Reads `.json` and `.jsonl`: an object per line, one array of objects, or consecutive objects; determined from the
+content."""
 
 from __future__ import annotations
 
@@ -17,16 +18,16 @@ _MARK = "\ufeff"
 _SPACE = re.compile(r"\s*")
 _BETWEEN = re.compile(r"[\s,]*")
 _FIRST_KEY = re.compile(r'\{\s*(?P<key>"(?:[^"\\]|\\.)*")\s*:')
-# Text of elements that are done is let go in pieces of this many characters.
+# Parsed text is freed in pieces of this many characters.
 _DROP = 2**18
-# No element's beginning, with the white space before it, has more characters.
+# Maximum length of an element's start, including the white space before it.
 _LONG_BEGINNING = 2**12
-# Faults after which nothing tells where the element ends.
+# Faults after which the end of the element is unknown.
 _LOST = ("not_json", "truncated", "too_long")
 
 
 def read(file: DataFile) -> Iterator[RawRow | Fault]:
-    """The rows of the file, in order."""
+    """Yields the rows of the file, in order."""
     assert file.path is not None
     if _spans_lines(next(chunks_of(file.path, file.compression), "")):
         return _Values(chunks_of(file.path, file.compression)).rows()
@@ -34,31 +35,31 @@ def read(file: DataFile) -> Iterator[RawRow | Fault]:
 
 
 def _spans_lines(begin: str | Fault) -> bool:
-    """Whether the file is an array or has objects over several lines, judged by its first line that says anything."""
+    """Returns whether the file is an array or has objects that span lines, judging by its first line with content."""
     if isinstance(begin, Fault):
         return False
     start = begin.removeprefix(_MARK).lstrip().split("\n", 1)[0].strip()
-    # A first line that is a whole object, or a broken one, begins JSON lines; one that is left open goes on below.
+    # A first line that is a complete or a broken object means JSON lines; an object left open continues below.
     return start.startswith("[") or (start.startswith("{") and start.endswith(("{", "[", ",")))
 
 
 class _Decoder:
-    """json's own decoder, with remarks on what it would let pass."""
+    """json's own decoder, with remarks on what it would accept silently."""
 
     def __init__(self) -> None:
         self.remarks: set[str] = set()
-        # Control characters inside of strings are let in: the remark on NUL says more than a refusal would.
+        # Control characters inside strings are accepted: the remark on NUL is more helpful than an error.
         self._decoder = json.JSONDecoder(
             object_pairs_hook=self._object, parse_float=self._float, parse_constant=self._constant, strict=False
         )
 
     def whole(self, text: str) -> Any:
-        """The value of a text that holds nothing else."""
+        """Parses a text that contains a single value."""
         self.remarks.clear()
         return self._decoder.decode(text)
 
     def first(self, text: str, start: int) -> tuple[Any, int]:
-        """The value that begins at `start`, and where it ends."""
+        """Parses the value at `start`, and returns it with its end."""
         self.remarks.clear()
         return self._decoder.raw_decode(text, start)
 
@@ -115,8 +116,8 @@ def _row(value: Any, number: int, line: int, text: str, decoder: _Decoder, after
 
 
 def _with_the_rest(fault: Fault) -> Fault:
-    """The fault of an element after which no other was found, though there is more."""
-    return replace(fault, code="unreadable_rest", message=f"{fault.message}; where the next row begins cannot be told")
+    """Returns the fault for an element after which no other was found, although the file continues."""
+    return replace(fault, code="unreadable_rest", message=f"{fault.message}; the start of the next row cannot be found")
 
 
 def _is_text(value: Any) -> bool:
@@ -128,24 +129,24 @@ def _is_text(value: Any) -> bool:
 
 
 class _Values:
-    """The elements of one array, or objects one after another; no more than one of them and a piece is in memory.
+    """The elements of one array, or consecutive objects. Keeps at most one of them and a chunk in memory.
 
-    After an element that cannot be read, reading goes on where the next one seems to begin: at a line that begins as
-    the first element's did, with `{` after the same white space; where that did not begin a line, at a comma and an
-    object with the same first key. Where no such place is found, but there is more, the fault says so.
+    After an unreadable element, reading continues where the next one appears to start: at a line that starts like the
+    first element's line, with `{` after the same white space; or, if the first element did not start a line, at a comma
+    and an object with the same first key. If there is no such place although the file continues, the fault says so.
     """
 
     def __init__(self, chunks: Iterator[str | Fault]) -> None:
         self._chunks = chunks
         self._text, self._at = "", 0
-        self._line = 1  # of the text's first character
+        self._line = 1  # line of the text's first character
         self._cut: Fault | None = None
         self._cut_told = False
         self._element: re.Pattern[str] | None = None
         self._broken_at = 0  # where the last fault was noticed
 
     def rows(self) -> Iterator[RawRow | Fault]:
-        """The elements, in order."""
+        """Yields the elements, in order."""
         decoder, number = _Decoder(), 0
         self._fill()
         after_mark = self._text.startswith(_MARK)
@@ -159,7 +160,7 @@ class _Values:
                 if not self._skip(_SPACE):
                     return
                 number += 1
-                fault = self._fault("not_json", number, "the array has ended, but the file goes on")
+                fault = self._fault("not_json", number, "the array has ended, but the file continues")
                 if not self._find_next():
                     yield replace(fault, code="unreadable_rest")
                     return
@@ -182,14 +183,15 @@ class _Values:
             yield self._fault("truncated", number + 1, "the file ends before its array does")
 
     def _next(self, decoder: _Decoder, number: int, after_mark: bool) -> RawRow | Fault:
-        """The element that begins here, reading on for as long as it is not whole."""
+        """Parses the element that starts here, reading more text until it is complete."""
         while True:
             end_of_text = len(self._text)
             try:
                 value, end = decoder.first(self._text, self._at)
             except json.JSONDecodeError as error:
                 open_string = error.msg.startswith("Unterminated")
-                # More text helps where the decoder came to the end of it; an open string is named by its beginning.
+                # More text may help if the decoder reached the end; for an open string, the error position is the
+                # string's start.
                 if (open_string or error.pos >= end_of_text - 8) and self._more():
                     continue
                 if open_string or error.pos >= len(self._text.rstrip()):
@@ -204,16 +206,16 @@ class _Values:
                 self._at = self._broken_at = self._at + 1
                 return fault
             if end == end_of_text and not isinstance(value, dict) and self._more():
-                continue  # a number may go on
+                continue  # a number may continue
             text, line = self._text[self._at : end], self._line_of(self._at)
-            # A bracket too many makes a list of the elements that follow.
+            # An extra bracket turns the following elements into a list.
             inside = self._element.search(text) if self._element and isinstance(value, list) else None
             self._at = self._at + inside.start("element") if inside else end
             fault = not_utf8(text, line)
             return replace(fault, number=number) if fault else _row(value, number, line, text, decoder, after_mark)
 
     def _never_ends(self, number: int) -> Fault:
-        """The fault of an element that goes on to the end of the text."""
+        """Returns the fault for an element that continues to the end of the text."""
         if len(self._text) - self._at > ROW_BYTES:
             fault = self._fault("too_long", number, f"is longer than {ROW_BYTES // 2**20} MiB, or is never closed")
         else:
@@ -223,7 +225,7 @@ class _Values:
         return replace(fault, number=number)
 
     def _beginning(self) -> re.Pattern[str] | None:
-        """What elements begin with, if they all begin as the one here; None if that is nothing that can be found."""
+        """Returns a pattern for the start of every element, derived from the element here; None if there is none."""
         before = self._text[self._text.rfind("\n", 0, self._at) + 1 : self._at].removeprefix(_MARK)
         if not before.strip():
             return re.compile(rf"\n{re.escape(before)}(?P<element>\{{)")
@@ -231,7 +233,7 @@ class _Values:
         return re.compile(rf",\s*(?P<element>\{{\s*{re.escape(key['key'])}\s*:)") if key else None
 
     def _find_next(self) -> bool:
-        """Moves to where the next element seems to begin, after one that could not be read; whether there is one."""
+        """Moves to where the next element appears to start, after an unreadable one. Returns False if there is none."""
         while self._element is not None:
             for found in self._element.finditer(self._text, max(0, self._at - _LONG_BEGINNING)):
                 if found.start("element") >= self._at:
@@ -243,7 +245,7 @@ class _Values:
         return False
 
     def _skip(self, pattern: re.Pattern[str]) -> bool:
-        """Moves past what the pattern takes; whether anything follows."""
+        """Moves past whatever the pattern matches. Returns whether anything follows."""
         while True:
             found = pattern.match(self._text, self._at)
             self._at = found.end() if found else self._at
@@ -253,7 +255,7 @@ class _Values:
                 return False
 
     def _more(self) -> bool:
-        """Reads as much again as the element has so far, so that it takes time in proportion to its size."""
+        """Doubles the text read for the element, so that the total time is proportional to its size."""
         have = len(self._text) - self._at
         if have > ROW_BYTES:
             return False

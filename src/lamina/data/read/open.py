@@ -34,15 +34,15 @@ _READERS: dict[str, Reader] = {
 
 
 def rows_of(file: DataFile, text_unit: str = "auto") -> Iterator[RawRow | Fault]:
-    """The rows of a file, in order, a fault in place of each that cannot be read.
+    """Yields the rows of a file, in order, with a fault in place of each unreadable row.
 
     Args:
-        file: Which.
-        text_unit: What a document is in a plain text file.
+        file: The file.
+        text_unit: The unit that becomes a document, for a plain text file.
 
     Raises:
-        DataError: Nothing at all can be read of it.
-        StorageError: The system refuses to read it.
+        DataError: The file cannot be read at all.
+        StorageError: The operating system refuses to read it.
     """
     if file.kind == "text":
         return text.read(file, text_unit)
@@ -50,15 +50,15 @@ def rows_of(file: DataFile, text_unit: str = "auto") -> Iterator[RawRow | Fault]
 
 
 def read_rows(path: str, field: str = "data.train") -> list[Row]:
-    """All rows of a file, a folder or a glob, for callers that need them at once.
+    """Returns all rows of a file, a folder or a glob, for callers that need them at once.
 
     Args:
-        path: What the user named.
-        field: The configuration field or option that named it.
+        path: The path from the user.
+        field: The configuration field or option it was given with.
 
     Raises:
         ConfigError: There is no such file.
-        DataError: It holds no rows, or one that cannot be read.
+        DataError: It has no rows, or one that cannot be read.
     """
     rows = []
     for file in find_files(path, field):
@@ -67,14 +67,14 @@ def read_rows(path: str, field: str = "data.train") -> list[Row]:
                 raise DataError(fault_message(file, row))
             rows.append(row.value)
     if not rows:
-        raise DataError(f"{path}: the file holds no rows. Fix: give a file with at least one row.")
+        raise DataError(f"{path}: the file has no rows. Fix: give a file with at least one row.")
     return rows
 
 
 def fault_message(file: DataFile, fault: Fault) -> str:
-    """What a row that cannot be read is answered with where it ends the work."""
-    begins = f" It begins {fault.excerpt!r}." if fault.excerpt else ""
+    """Returns the error message for an unreadable row, where it stops the command."""
+    begins = f" It starts with {fault.excerpt!r}." if fault.excerpt else ""
     return (
-        f"{file.name}: {place_of(fault)} {fault.message}.{begins} Fix: correct or remove it; "
-        f"`lamina data check {file.name}` lists every row that cannot be used, and --fix writes a file without them."
+        f"{file.name}: {place_of(fault)} {fault.message}.{begins} Fix: correct or remove it; `lamina data check "
+        f"{file.name}` lists every unusable row, and --fix writes a file without them."
     )

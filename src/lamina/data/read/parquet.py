@@ -1,4 +1,4 @@
-"""`.parquet`, a batch of rows at a time."""
+"""Reads `.parquet`, a batch of rows at a time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _BATCH_ROWS = 1024
 
 
 def read(file: DataFile) -> Iterator[RawRow | Fault]:
-    """The rows of the file, in order.
+    """Yields the rows of the file, in order.
 
     Raises:
-        DataError: It is not a parquet file.
+        DataError: The file is not a Parquet file.
     """
     try:
         parquet = pq.ParquetFile(str(file.path), memory_map=True)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file.name}: is not a whole parquet file ({error}). Fix: write it again.") from None
+        raise DataError(f"{file.name}: is not a complete Parquet file ({error}). Fix: write it again.") from None
     return rows_of_batches(parquet.iter_batches(batch_size=_BATCH_ROWS))

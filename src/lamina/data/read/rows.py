@@ -1,4 +1,4 @@
-"""What a reader gives: a `RawRow` for each row that can be read, and a `Fault` for each that cannot."""
+"""What a reader yields: a `RawRow` for each readable row, and a `Fault` for each unreadable one."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """A row as it stands in its file.
+    """A row as it is in its file.
 
     Attributes:
-        number: Counted from 1; rows that cannot be read count too.
-        line: Of the file, counted from 1, where the row begins; 0 in files that have no lines (parquet, arrow, hub).
+        number: Number of the row, from 1; unreadable rows count too.
+        line: Line of the file, from 1, on which the row starts; 0 in files without lines (Parquet, Arrow, hub).
         value: Column -> value.
-        remarks: Codes of what is odd about the row but does not keep it from being read; see `REMARKS`.
+        remarks: Codes of what is odd about the row but does not make it unreadable; see `REMARKS`.
     """
 
     number: int
@@ -27,14 +27,14 @@ class RawRow:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A row that cannot be read. It counts as a row of the file.
+    """An unreadable row. It counts as a row of the file.
 
     Attributes:
-        code: A name for the cause, one of `FAULTS`.
-        number: The row, counted from 1.
-        line: Of the file, counted from 1; 0 in files that have no lines.
+        code: Code of the cause, one of `FAULTS`.
+        number: Number of the row, from 1.
+        line: Line of the file, from 1; 0 in files without lines.
         message: What is wrong, without file and line.
-        excerpt: How the row begins.
+        excerpt: The start of the row.
     """
 
     code: str
@@ -44,27 +44,27 @@ class Fault:
     excerpt: str = ""
 
 
-# Why a row cannot be read.
+# Why a row is unreadable.
 FAULTS = {
     "not_json": "is not JSON",
     "not_an_object": "is JSON, but not an object with columns",
-    "not_utf8": "holds bytes that are not UTF-8",
-    "too_long": "is larger than any row may be",
+    "not_utf8": "contains bytes that are not UTF-8",
+    "too_long": "is larger than the maximum size of a row",
     "wrong_cells": "has more or fewer cells than the header has columns",
-    "truncated": "is cut off: the file ends, or its compression breaks, in the middle of it",
-    "unreadable_rest": "and all that follows cannot be told apart into rows",
+    "truncated": "is truncated: the file ends, or its compression breaks, in the middle of it",
+    "unreadable_rest": "and everything after it cannot be divided into rows",
 }
 
-# What is odd about a row that can be read.
+# What is odd about a readable row.
 REMARKS = {
-    "byte_order_mark": "the file begins with a byte-order mark",
-    "nul": "the row holds NUL characters",
-    "duplicate_key": "a key stands twice in an object; the last one counts",
+    "byte_order_mark": "the file starts with a byte-order mark",
+    "nul": "the row contains NUL characters",
+    "duplicate_key": "a key occurs twice in an object; the last one counts",
     "not_a_number": "a value is NaN or infinite, which is not JSON",
-    "half_a_character": "a text holds half of a surrogate pair, which is no character",
-    "replacement_character": "a text holds U+FFFD, so it was decoded wrongly before",
-    "mojibake": "a text reads like UTF-8 that was decoded as Latin-1",
-    "missing_value_word": "a cell reads NaN, null, None or N/A, which is text here",
+    "half_a_character": "a text contains half of a surrogate pair, which is not a character",
+    "replacement_character": "a text contains U+FFFD, a sign that it was decoded wrongly earlier",
+    "mojibake": "a text looks like UTF-8 that was decoded as Latin-1",
+    "missing_value_word": "a cell contains NaN, null, None or N/A, which is text here",
 }
 
 
@@ -76,5 +76,5 @@ class _Placed(Protocol):
 
 
 def place_of(row: _Placed) -> str:
-    """Where a row or a fault stands in its file, for messages: `row 3 (line 4)`."""
+    """Returns the place of a row or a fault in its file, for messages: `row 3 (line 4)`."""
     return f"row {row.number}" + (f" (line {row.line})" if row.line else "")

@@ -1,7 +1,7 @@
-"""The splits of a folder of data: what is to be trained on, what is kept for evaluation, and what is no data at all.
+"""The splits of a folder of data: what to train on, what is kept for evaluation, and which files are not data.
 
-What tells, in this order: the `configs` in the head of a README.md, as data sets of the hub have them; what `datasets`
-writes down beside its own files (`state.json`); names of files and folders, by the words that `datasets` goes by.
+Sources, in this order: the `configs` in the metadata of a README.md, as in data sets on the hub; what `datasets` writes
+next to its own files (`state.json`); and names of files and folders, with the keywords that `datasets` uses.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import yaml
 
 from lamina.errors import ConfigError, Problem
 
-# The splits that a name may stand for, and the words that stand for them.
+# The splits, and the keywords for each.
 _WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev", "development"),
@@ -28,43 +28,44 @@ _LETTERS = re.compile(r"[a-z]+")
 _SHARD = re.compile(r"(?P<split>\w[\w.-]*?)-\d{5,}-of-\d{5,}")
 _SUFFIXES = re.compile(r"(\.(json|jsonl|ndjson|csv|tsv|parquet|arrow|feather|txt|text|gz|zst))+$", re.IGNORECASE)
 
-# Files that tell of the data, and hold none.
+# Files that describe the data but contain none.
 _DESCRIPTIONS = {f"{name}.json" for name in ("dataset_info", "dataset_infos", "dataset_dict", "state", "croissant")}
 _DESCRIPTIONS |= {"metadata.json", "meta.json"}
 _PAPERS = {"readme", "license", "licence", "notice", "citation", "changelog", "authors", "contributing", "requirements"}
-# `datasets` keeps what `map` and `filter` gave beside the files themselves; `lamina data check --fix` a log of changes.
+# `datasets` keeps the results of `map` and `filter` next to the files; `lamina data check --fix` keeps a log of
+# changes.
 _BY_PRODUCT = re.compile(r"(cache-[0-9a-f]{16}.*\.arrow|.*\.log\.jsonl)", re.IGNORECASE)
 
-# Which split is meant where none is named.
+# The splits to use for a role if the user names none, in order of preference.
 _WANTED = {"train": ("train",), "eval": ("validation", "test"), "test": ("test", "validation")}
 ALL = "all"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The files of a folder, or those that a pattern fits.
+    """The files of a folder, or those that match a pattern.
 
     Attributes:
-        splits: Split, as its names have it -> its files. Those that nothing tells a split of are under "".
-        others: Files that hold no data, or none of the configuration that is read.
+        splits: Split name -> its files. Files without a recognizable split are under "".
+        others: Files that are not data, or do not belong to the configuration that is read.
     """
 
     splits: Mapping[str, Sequence[Path]]
     others: Sequence[Path]
 
     def kind(self, kind: str) -> list[str]:
-        """The splits that are for `train`, `validation` or `test`."""
+        """Returns the splits that are for `train`, `validation` or `test`."""
         return [name for name in self.splits if kind_of(name) == kind]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What is read of a layout.
+    """The files of a layout to read.
 
     Attributes:
-        files: In order.
-        names: The splits that they are of.
-        left: Split -> its files, of those that are not read.
+        files: The files, in order.
+        names: Their splits.
+        left: Split -> its files, for files that are not read.
     """
 
     files: Sequence[Path]
@@ -73,7 +74,7 @@ class Choice:
 
 
 def kind_of(name: str) -> str:
-    """What a name says that its rows are for: `train`, `validation`, `test`, or nothing; the last such word counts.
+    """Returns the split that a name indicates: `train`, `validation`, `test`, or ''. The last keyword counts.
 
     >>> kind_of("gsm8k_test-v2"), kind_of("train_sft"), kind_of("latest")
     ('test', 'train', '')
@@ -83,16 +84,16 @@ def kind_of(name: str) -> str:
 
 
 def layout_of(files: Iterable[Path], root: Path, configuration: str = "", field: str = "data.train") -> Layout:
-    """Sorts files by their splits.
+    """Sorts files into splits.
 
     Args:
-        files: All that were found below `root`, in order.
-        root: Names above it tell nothing.
-        configuration: Which of the configurations that a README.md declares; by default the one it has, or its default.
-        field: The configuration field that named the folder, for errors.
+        files: All files found below `root`, in order.
+        root: Only names below this folder count.
+        configuration: Which configuration of a README.md to use; by default the only one, or the default one.
+        field: The configuration field that the folder comes from, for errors.
 
     Raises:
-        ConfigError: There are several configurations, none of them the default, or not the one that is asked for.
+        ConfigError: There are several configurations and none is the default, or the requested one does not exist.
     """
     found = list(files)
     declared = _declared(root)
@@ -116,24 +117,24 @@ def layout_of(files: Iterable[Path], root: Path, configuration: str = "", field:
 
 
 def choose(layout: Layout, split: str, role: str, wanted: str, field: str, *, by_pattern: bool = False) -> Choice:
-    """The files that a role is to have.
+    """Selects the files for a role.
 
     Args:
-        layout: What there is.
-        split: The one that the user names; empty for none, `all` for every file.
-        role: `train`, `eval` (to evaluate on while training) or `test` (when done).
-        wanted: The folder or pattern, as the user named it.
-        field: The configuration field that named it.
-        by_pattern: Whether `wanted` is a pattern, so that what it fits is asked for where nothing else is there.
+        layout: The available files.
+        split: The split that the user named; empty for none, `all` for every file.
+        role: `train`, `eval` (during training) or `test` (after training).
+        wanted: The folder or pattern, as the user gave it.
+        field: The configuration field it comes from.
+        by_pattern: Whether `wanted` is a pattern, so that everything it matches is used if there is nothing else.
 
     Raises:
-        ConfigError: There is no such split, none that may be taken unasked, or several.
+        ConfigError: There is no such split, or none that may be used without naming it, or several.
     """
     if split:
         names = _named(layout, split)
         if not names:
             there = ", ".join(filter(None, layout.splits)) or "none that its names tell"
-            fix = f"name one that is there, {wanted}:{ALL} for every file, or the files themselves"
+            fix = f"name an existing split, {wanted}:{ALL} for every file, or the files themselves"
             raise ConfigError(Problem(field, f"{wanted} has no split {split!r}; it has {there}", fix))
     else:
         names = _meant(layout, role)
@@ -161,7 +162,11 @@ def _named(layout: Layout, split: str) -> list[str]:
 
 
 def _meant(layout: Layout, role: str) -> list[str]:
-    """The splits for a role; files of no split are for training, unless others say that they are, and test as well."""
+    """Returns the splits for a role.
+
+    Files without a split are for training, unless there are both a train and an evaluation split. They are for
+    evaluation if there is neither.
+    """
     held_out = layout.kind("validation") + layout.kind("test")
     unnamed = [name for name in layout.splits if not kind_of(name)]
     if role == "train":
@@ -177,16 +182,17 @@ def _not_named(layout: Layout, role: str, wanted: str, field: str) -> Problem:
     there = ", ".join(filter(None, layout.splits))
     first = next(filter(None, layout.splits))
     if role == "train":
-        message = f"{wanted} has no split to train on, only {there}, which evaluation is kept for"
-        return Problem(field, message, f"to train on it all the same, name it: {wanted}:{first}")
+        message = f"{wanted} has no split to train on, only {there}, which is kept for evaluation"
+        return Problem(field, message, f"to train on it anyway, name it: {wanted}:{first}")
     message = f"{wanted} has no split to evaluate on, only {there}"
-    return Problem(field, message, f"name another file, or, to use that one, {wanted}:{first}")
+    return Problem(field, message, f"give another file or, to use that split, {wanted}:{first}")
 
 
 def _split_of(path: Path, root: Path) -> str:
-    """The split that the names of a file and of the folders down to it tell; empty if they tell none.
+    """Returns the split that the names of a file and its folders indicate; empty if none.
 
-    A name that is nothing but a split's goes before one that has its word somewhere, and a file's before a folder's.
+    A name that is exactly a split takes precedence over one that contains its keyword, and a file's name over a
+    folder's.
     """
     stem = _SUFFIXES.sub("", path.name)
     shard = _SHARD.fullmatch(stem)
@@ -200,21 +206,21 @@ def _split_of(path: Path, root: Path) -> str:
 
 
 def is_no_data(path: Path) -> bool:
-    """Whether a file of a folder is known to tell of the data, or to have come with it, and to hold no rows."""
+    """Returns whether a file is known to describe the data or accompany it, and to contain no rows."""
     name = path.name.lower()
     return name in _DESCRIPTIONS or name.partition(".")[0] in _PAPERS or bool(_BY_PRODUCT.fullmatch(name))
 
 
 @dataclass(frozen=True)
 class _Saved:
-    """What `Dataset.save_to_disk` wrote down: its files, and the split that it was."""
+    """What `Dataset.save_to_disk` recorded: its files, and the split that it was."""
 
     files: frozenset[str]
     split: str
 
 
 def _saved(folder: Path) -> _Saved | None:
-    """What `state.json` says; None where there is none of `datasets`."""
+    """Returns the content of `state.json`; None if there is none from `datasets`."""
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         files = frozenset(str(entry["filename"]) for entry in state["_data_files"])
@@ -224,19 +230,19 @@ def _saved(folder: Path) -> _Saved | None:
 
 
 def declares(folder: Path, configuration: str) -> bool:
-    """Whether the folder's README.md has such a configuration."""
+    """Returns whether the folder's README.md has such a configuration."""
     return any(config.name == configuration for config in _declared(folder))
 
 
 def saved_split(folder: Path) -> str:
-    """The split that a folder of `Dataset.save_to_disk` was taken from, if it says so."""
+    """Returns the split that a folder of `Dataset.save_to_disk` was saved from, if recorded."""
     state = _saved(folder)
     return state.split if state is not None else ""
 
 
 @dataclass(frozen=True)
 class _Configuration:
-    """One of the `configs` in the head of a README.md: split -> patterns of its files, below the README's folder."""
+    """One of the `configs` in the metadata of a README.md: split -> patterns of its files, relative to the README."""
 
     name: str
     default: bool
@@ -265,7 +271,7 @@ def _configurations(configs: Sequence[Any]) -> Iterator[_Configuration]:
 
 
 def _patterns(data_files: Any) -> dict[str, list[str]]:
-    """`data_files` as `datasets` takes it: a pattern, a list of them, or split -> such."""
+    """Normalizes `data_files`, which may be a pattern, a list of patterns, or a mapping of splits to patterns."""
     if isinstance(data_files, list) and all(isinstance(entry, dict) for entry in data_files):
         data_files = {entry.get("split"): entry.get("path") for entry in data_files}
     if not isinstance(data_files, dict):
@@ -278,14 +284,14 @@ def _patterns(data_files: Any) -> dict[str, list[str]]:
 
 
 def _configuration(declared: Sequence[_Configuration], root: Path, wanted: str, field: str) -> _Configuration | None:
-    """The configuration that is meant; None where nothing of any is there."""
+    """Returns the configuration to use; None if no configuration has files here."""
     present = [config for config in declared if any(_matches(root, each) for each in config.patterns.values())]
     names = ", ".join(config.name for config in present)
     if wanted:
         found = next((config for config in present if config.name == wanted), None)
         if found is None:
             message = f"{root} has no configuration {wanted!r}; it has {names or 'none'}"
-            raise ConfigError(Problem(field, message, "name one that is there, or a folder"))
+            raise ConfigError(Problem(field, message, "name an existing one, or a folder"))
         return found
     if len(present) < 2:
         return next(iter(present), None)

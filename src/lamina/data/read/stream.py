@@ -1,4 +1,4 @@
-"""A file's bytes, line by line, decompressed on the way; and what may be odd about a line of text."""
+"""Reads a file line by line, decompressing it; and detects what is odd about a line of text."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ import zstandard
 from lamina.data.read.rows import Fault
 from lamina.errors import DataError, StorageError
 
-# No row of text is this large; what is, is a file without line ends.
+# Maximum size of a row of text; anything larger is a file without line ends.
 ROW_BYTES = 64 * 2**20
-# Of a row that cannot be read, for people.
+# Length of the excerpt of an unreadable row, for messages.
 EXCERPT = 80
 _BOM = b"\xef\xbb\xbf"
 _CHUNK = 2**18
-# What the decompressors raise on data that is cut off or damaged.
+# What the decompressors raise on truncated or damaged data.
 _BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 # UTF-8 of two bytes that was decoded as Latin-1 or Windows-1252 and encoded again: "Ã©", "â€™".
 _MOJIBAKE = re.compile("[\u00c2\u00c3][\u0080-\u00bf]|\u00e2(?:\u20ac|\u0080)[\u0080-\u00bf\u2018-\u2122]")
-# A byte that `surrogateescape` let pass.
+# A byte that `surrogateescape` accepted.
 _ESCAPED = re.compile("[\udc80-\udcff]")
 _MISSING = {"nan", "null", "none", "n/a", "#n/a", "<na>"}
 
@@ -39,9 +39,9 @@ class Line:
     """A line of a text file.
 
     Attributes:
-        number: Counted from 1.
-        content: Its bytes, without the line's end.
-        after_mark: Whether a byte-order mark stood before it.
+        number: Number of the line, from 1.
+        content: Its bytes, without the line ending.
+        after_mark: Whether it follows a byte-order mark.
     """
 
     number: int
@@ -50,10 +50,10 @@ class Line:
 
 
 def open_bytes(path: Path, compression: str) -> IO[bytes]:
-    """The file's bytes, decompressed.
+    """Opens the file's bytes, decompressed.
 
     Raises:
-        StorageError: It cannot be opened.
+        StorageError: The file cannot be opened.
     """
     try:
         raw = path.open("rb")
@@ -67,11 +67,11 @@ def open_bytes(path: Path, compression: str) -> IO[bytes]:
 
 
 def lines_of(path: Path, compression: str) -> Iterator[Line | Fault]:
-    """The lines of a file, empty ones too; a fault where no further line can be read.
+    """Yields the lines of a file, including empty ones, and a fault if no further line can be read.
 
     Raises:
         DataError: The file is UTF-16.
-        StorageError: It cannot be opened or read.
+        StorageError: The file cannot be opened or read.
     """
     number = 0
     with open_bytes(path, compression) as file:
@@ -97,13 +97,13 @@ def lines_of(path: Path, compression: str) -> Iterator[Line | Fault]:
 
 
 def chunks_of(path: Path, compression: str) -> Iterator[str | Fault]:
-    """The text of a file in pieces, for files whose rows may span lines or whose lines may hold many rows.
+    """Yields the text of a file in chunks, for files whose rows may span lines or whose lines may contain many rows.
 
-    A byte that is not UTF-8 becomes half of a surrogate pair, as Python's `surrogateescape` has it; see `not_utf8`.
+    A byte that is not UTF-8 becomes half of a surrogate pair, by Python's `surrogateescape`; see `not_utf8`.
 
     Raises:
         DataError: The file is UTF-16.
-        StorageError: It cannot be opened or read.
+        StorageError: The file cannot be opened or read.
     """
     decoder, first, line = codecs.getincrementaldecoder("utf-8")("surrogateescape"), True, 1
     with open_bytes(path, compression) as file:
@@ -125,7 +125,7 @@ def chunks_of(path: Path, compression: str) -> Iterator[str | Fault]:
 
 
 def decoded(line: Line) -> str | Fault:
-    """The text of a line, or why it has none."""
+    """Returns the text of a line, or the fault if it is not UTF-8."""
     try:
         return line.content.decode("utf-8")
     except UnicodeDecodeError:
@@ -135,45 +135,45 @@ def decoded(line: Line) -> str | Fault:
 
 
 def not_utf8(text: str, line: int) -> Fault | None:
-    """The fault of a text that holds bytes which are not UTF-8, decoded with `surrogateescape`."""
+    """Returns the fault of a text with bytes that are not UTF-8, decoded with `surrogateescape`."""
     found = None if text.isascii() else _ESCAPED.search(text)
     if not found:
         return None
     whole = text.encode("utf-8", "surrogateescape")
     around = text[max(0, found.start() - 20) : found.start() + 20].encode("utf-8", "surrogateescape").decode("latin-1")
     place = len(text[: found.start()].encode("utf-8", "surrogateescape"))
-    message = f"holds a byte that is not UTF-8, its byte {place} (as Latin-1 it reads {around!r})"
+    message = f"contains a byte that is not UTF-8, at byte {place} (as Latin-1, it reads {around!r})"
     return Fault("not_utf8", 0, line, message, excerpt(whole))
 
 
 def remarks_on(text: str) -> list[str]:
-    """Codes of what is odd about a text, in quick scans."""
+    """Returns codes of what is odd about a text, using fast scans."""
     found = []
     if "\x00" in text or "\\u0000" in text:
         found.append("nul")
     if not text.isascii():
         if "\ufffd" in text:
             found.append("replacement_character")
-        # Most text is decided by a search for single characters, which takes a tenth of the pattern's time.
+        # Searching for single characters settles most texts, in a tenth of the pattern's time.
         if ("\u00c3" in text or "\u00c2" in text or "\u00e2" in text) and _MOJIBAKE.search(text):
             found.append("mojibake")
     return found
 
 
 def is_missing_word(cell: str) -> bool:
-    """Whether a cell of a table says that there is no value."""
+    """Returns whether a cell of a table is a word for a missing value."""
     return len(cell) <= 4 and cell.strip().lower() in _MISSING
 
 
 def excerpt(content: bytes | str) -> str:
-    """How a row begins, for people."""
+    """Returns the start of a row, for messages."""
     text = content[: 4 * EXCERPT].decode("utf-8", "replace") if isinstance(content, bytes) else content
     text = " ".join(text.split())
     return text if len(text) <= EXCERPT else f"{text[:EXCERPT]}..."
 
 
 class _Zstd(io.RawIOBase):
-    """The content of a zstd file. Unlike the library's own reader, it does not take a file's early end for its end."""
+    """The content of a zstd file. Unlike the library's own reader, it detects a truncated file."""
 
     def __init__(self, raw: IO[bytes]) -> None:
         self._raw = raw

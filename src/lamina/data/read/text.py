@@ -1,4 +1,4 @@
-"""`.txt`: plain documents. What one document is, a line, a paragraph or the file, is asked for or seen."""
+"""Reads `.txt`: plain documents. Whether a document is a line, a paragraph or the file is configured or detected."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from lamina.data.read.find import DataFile
 from lamina.data.read.rows import Fault, RawRow
 from lamina.data.read.stream import Line, decoded, lines_of, remarks_on
 
-# Lines that are looked at to see what a document is, and how long a line is that holds a whole one.
+# Number of lines to inspect to detect the unit, and the length from which a line counts as a whole document.
 _LOOKED_AT = 1000
 _LONG_LINE = 200
 
 
 def read(file: DataFile, unit: str = "auto") -> Iterator[RawRow | Fault]:
-    """Documents as rows with the one column `text`.
+    """Yields documents as rows with a single column, `text`.
 
     Args:
         file: The file.
-        unit: `line`, `paragraph` (between empty lines), `file`, or `auto`: see `seen_unit`.
+        unit: `line`, `paragraph` (separated by empty lines), `file`, or `auto`: see `seen_unit`.
     """
     assert file.path is not None
     unit = seen_unit(file) if unit == "auto" else unit
@@ -48,9 +48,9 @@ def read(file: DataFile, unit: str = "auto") -> Iterator[RawRow | Fault]:
 
 
 def seen_unit(file: DataFile) -> str:
-    """What one document is: a line where most lines are long, else a paragraph where there are empty lines.
+    """Detects the unit of a document: a line if most lines are long, or else a paragraph if there are empty lines.
 
-    Neither: the file. Prose that is broken into short lines has its paragraphs between empty ones.
+    Otherwise, it is the file. Prose with short lines has empty lines between its paragraphs.
     """
     assert file.path is not None
     lines = [line for line in islice(lines_of(file.path, file.compression), _LOOKED_AT) if isinstance(line, Line)]

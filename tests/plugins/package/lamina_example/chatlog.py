@@ -1,4 +1,4 @@
-"""`chatlog`: one field `log` with a line a turn, such as `Q: hello` and `A: hi`."""
+"""`chatlog`: one field `log` with one line per turn, such as `Q: hello` and `A: hi`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,11 +13,11 @@ _ROLES = {"Q": "user", "A": "assistant"}
 
 
 def detect(row: Mapping[str, Any]) -> bool:
-    """Whether the row has a log."""
+    """Returns whether the row has a log."""
     return "log" in row
 
 
 def parse(row: Mapping[str, Any], number: int) -> Example:
-    """A turn for each line."""
+    """Parses one turn per line."""
     turns = (line.partition(": ") for line in row["log"].splitlines())
     return Example(tuple(Message(_ROLES[role], text) for role, _, text in turns), number)

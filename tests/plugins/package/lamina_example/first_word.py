@@ -1,4 +1,4 @@
-"""`first_word`: 1 where answer and expected answer begin with the same word."""
+"""`first_word`: 1 if the answer and the expected answer start with the same word."""
 
 TITLE = "first word"
 

@@ -1,4 +1,4 @@
-"""Gain: y = g (x W^T + b) with one trained number g a layer, 1 at the start."""
+"""Gain: y = g (x W^T + b) with one trained number g per layer, 1 at the start."""
 
 from __future__ import annotations
 

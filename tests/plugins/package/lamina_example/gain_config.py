@@ -7,7 +7,7 @@ from lamina.config.targets import TargetModules
 
 
 class GainConfig(MethodConfig):
-    """One trained factor a layer."""
+    """Trains one factor per layer."""
 
     title: ClassVar[str] = "Gain"
     paper: ClassVar[str] = "none"
@@ -17,7 +17,7 @@ class GainConfig(MethodConfig):
     """Method name."""
 
     target_modules: TargetModules = "all-linear"
-    """Which linear layers it goes on."""
+    """The linear layers to adapt."""
 
 
 CONFIG = GainConfig

@@ -19,19 +19,19 @@ from lamina_example.pairs_config import PairsConfig
 
 
 def both_answers(example: Example) -> list[Example]:
-    """The prompt with the chosen answer, and with the rejected one."""
+    """Returns the prompt with the chosen answer, and with the rejected one."""
     return [
         replace(example, messages=messages, rejected=(), kind=Kind.CONVERSATION) for messages in example.alternatives
     ]
 
 
 def margin_of(example: Example) -> Mapping[str, float]:
-    """By how much the chosen answer is to be better."""
+    """Returns how much better the chosen answer should be."""
     return {"margin": example.margin or 0.0}
 
 
 class Pairs(Loss):
-    """See the file's top."""
+    """Computes the loss; see the top of the file."""
 
     sequences = Sequences(frozenset({Kind.PREFERENCE}), both_answers, margin_of, {"pairs": 1}, "pairs of answers")
 
@@ -64,7 +64,7 @@ class Pairs(Loss):
 
 
 def _log_probabilities(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """Log-probability of the supervised tokens of each document, (documents,)."""
+    """Returns the log-probability of the supervised tokens of each document, (documents,)."""
     logits_NV = model(**model_inputs(batch)).logits[0].index_select(0, batch.predicting).float()
     each_N = -F.cross_entropy(logits_NV, batch.targets, reduction="none")
     lengths = torch.tensor(batch.document_lengths, device=each_N.device)
@@ -73,5 +73,5 @@ def _log_probabilities(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
 
 
 def build(config: PairsConfig) -> Pairs:
-    """The loss of a `loss:` section."""
+    """Builds the loss of a `loss:` section."""
     return Pairs(config.beta)

@@ -8,7 +8,7 @@ from lamina.config.losses.base import LossConfig
 
 
 class PairsConfig(LossConfig):
-    """The chosen answer of a pair becomes more probable than the rejected one."""
+    """Makes the chosen answer of a pair more probable than the rejected one."""
 
     title: ClassVar[str] = "pairs"
     summary: ClassVar[str] = "makes chosen answers more probable than rejected ones"
@@ -17,7 +17,7 @@ class PairsConfig(LossConfig):
     """Loss name."""
 
     beta: Annotated[float, Field(gt=0.0)] = 0.1
-    """Factor on the difference of log-probabilities."""
+    """Factor of the difference of log-probabilities."""
 
 
 CONFIG = PairsConfig

@@ -1,4 +1,4 @@
-"""Sign descent: every number moves by the learning rate, against the sign of its gradient."""
+"""Sign descent: every parameter moves by the learning rate, against the sign of its gradient."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,5 +20,5 @@ class Signs(torch.optim.Optimizer):
 
 
 def build(config: TrainConfig, groups: list[dict[str, Any]]) -> Signs:
-    """The optimizer of a `train:` section."""
+    """Builds the optimizer of a `train:` section."""
     return Signs(groups, {"lr": config.peak_learning_rate})

@@ -1,4 +1,4 @@
-"""Finds out by trial what a chat template has a place for, with small conversations of words found nowhere else."""
+"""Finds out what a chat template supports, by rendering small conversations of words found nowhere else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lamina.chat.turns import as_turn, with_short_ids
 ASK, ANSWER = "lamina-ping", "lamina-pong"
 _ASK, _ANSWER, _OTHER = Message("user", ASK), Message("assistant", ANSWER), Message("assistant", "lamina-pang")
 _SYSTEM, THINKING, _RESULT = "lamina-system", "lamina-thinking", "lamina-result"
-_ARGUMENT, _BESIDE = "lamina-argument", "lamina-beside"
+_ARGUMENT, _TEXT = "lamina-argument", "lamina-text"
 _TOOL = {
     "type": "function",
     "function": {
@@ -30,7 +30,7 @@ _TOOL = {
 
 
 class Render(Protocol):
-    """Renders turns as dicts, raising `TemplateFailure`."""
+    """Renders turns given as dicts. Raises `TemplateFailure`."""
 
     def __call__(
         self, turns: list[dict[str, Any]], schemas: list[dict[str, Any]] | None, add_generation_prompt: bool = False
@@ -38,20 +38,20 @@ class Render(Protocol):
 
 
 @dataclass(frozen=True)
-class Probe:
-    """What a template does.
+class TemplateSupport:
+    """What a template supports.
 
     Attributes:
-        system: Whether a system turn is in the text.
-        drops_system: Whether a system turn is left out without an error.
-        thinking: Whether the reasoning of an answer has a place.
-        drops_thinking: Whether reasoning in the text of an earlier answer is left out.
-        tools: Whether tools, calls and results have a place, each call turn with a token that ends it or comes next.
-        text_beside_calls: Whether the words of a turn with calls are kept.
-        short_ids: Whether calls need ids of nine letters and digits.
+        system: Whether the text includes a system turn.
+        drops_system: Whether a system turn is dropped without an error.
+        thinking: Whether the template renders an answer's reasoning.
+        drops_thinking: Whether reasoning in the content of an earlier answer is dropped.
+        tools: Whether the template renders tools, calls and results, with a token after each turn of calls.
+        text_with_calls: Whether the text of a turn with calls is kept.
+        short_ids: Whether call ids must have nine letters and digits.
         call_stop: The token that ends a turn of calls.
-        adds_call_stop: Whether it opens the result's turn, so that a last turn of calls has none.
-        text: All that was rendered.
+        adds_call_stop: Whether that token opens the result's turn, so that calls in the last turn have no stop token.
+        text: All renderings, concatenated.
     """
 
     system: bool
@@ -59,14 +59,14 @@ class Probe:
     thinking: bool
     drops_thinking: bool
     tools: bool
-    text_beside_calls: bool
+    text_with_calls: bool
     short_ids: bool
     call_stop: str
     adds_call_stop: bool
     text: str
 
     def repeats(self, bos: str) -> bool:
-        """Whether BOS stands twice before the first words; a token that opens every turn may."""
+        """Returns whether BOS occurs twice before the first words. A token that opens every turn may."""
         for text in self.text.split("\0"):
             before, asked, after = text.partition(ASK)
             opens_turns = bos in after.partition(ANSWER)[0]
@@ -75,8 +75,8 @@ class Probe:
         return False
 
 
-def probe_template(render: Render, special: Iterable[str]) -> Probe:
-    """Tries the template out.
+def find_support(render: Render, special: Iterable[str]) -> TemplateSupport:
+    """Renders sample conversations to find out what the template supports.
 
     Args:
         render: The template.
@@ -97,13 +97,13 @@ def probe_template(render: Render, special: Iterable[str]) -> Probe:
         tools, call_stop, added = _try_tools(attempt, tuple(special), short_ids)
         if call_stop:
             break
-    return Probe(
+    return TemplateSupport(
         system=_SYSTEM in system,
         drops_system=bool(system) and _SYSTEM not in system,
         thinking=THINKING in thinking,
         drops_thinking=THINKING not in earlier and ANSWER in earlier,
         tools=bool(call_stop),
-        text_beside_calls=_BESIDE in tools,
+        text_with_calls=_TEXT in tools,
         short_ids=bool(call_stop) and short_ids,
         call_stop=call_stop,
         adds_call_stop=added,
@@ -112,21 +112,21 @@ def probe_template(render: Render, special: Iterable[str]) -> Probe:
 
 
 def _try_tools(attempt: Any, special: Sequence[str], short_ids: bool) -> tuple[str, str, bool]:
-    """A rendering with tools, the token that ends a call in it, and whether that is the result's.
+    """Returns a rendering with tools, the token after a call, and whether that token belongs to the result's turn.
 
-    The token is empty where the template has no place for tools.
+    The token is empty if the template does not support tools.
     """
-    text = call_stop = beside = ""
+    text = call_stop = with_text = ""
     is_results = False
     token = "(" + "|".join(map(re.escape, sorted(special, key=len, reverse=True))) + ")"
-    for number in ("", "call_lamina_probe"):  # without and with ids, as rows have them
+    for number in ("", "call_lamina_probe"):  # without and with ids, as in rows
         call = Message("assistant", "", (ToolCall("lamina_probe", {"word": _ARGUMENT}, number),))
         result = Message("tool", _RESULT, name="lamina_probe", tool_call_id=number)
         messages = (_ASK, call, result, _ANSWER)
         if short_ids:
             messages = with_short_ids(messages)
         ended = attempt(*messages[:2], tools=[_TOOL])
-        beside = attempt(_ASK, replace(messages[1], content=_BESIDE), tools=[_TOOL])
+        with_text = attempt(_ASK, replace(messages[1], content=_TEXT), tools=[_TOOL])
         text = attempt(*messages, tools=[_TOOL])
         match = re.search(token + r"\s*\Z", ended)
         is_results = match is None
@@ -139,4 +139,4 @@ def _try_tools(attempt: Any, special: Sequence[str], short_ids: bool) -> tuple[s
         call_stop = match.group(1)
         if call_stop not in answered.partition(_RESULT)[0]:
             return text, "", False
-    return f"{text}\0{beside}", call_stop, is_results
+    return f"{text}\0{with_text}", call_stop, is_results
