@@ -129,7 +129,7 @@ def test_a_model_without_a_cache_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
     own = decoder.forward
 
     def forgetful(*args: object, inputs_embeds: object = None, **kwargs: object) -> object:
-        return own(*args, **{**kwargs, "use_cache": False})
+        return own(*args, **{**kwargs, "inputs_embeds": inputs_embeds, "use_cache": False})
 
     monkeypatch.setattr(decoder, "forward", forgetful)
     with pytest.raises(ConfigError, match="does not keep keys and values of one shape"):
