@@ -92,7 +92,7 @@ def test_bad_data(name: str, cli: Cli, config: Path, tmp_path: Path) -> None:
         (["method.target_modules=[q_porj]"], USAGE, ("method.target_modules", "'q_porj'", "'q_proj'")),
         (["method.target_modules=[q_proj, nope]"], USAGE, ("'nope' matches no module", "v_proj")),
         (["method.target_modules=.*nope"], USAGE, ("'.*nope' matches no module", "v_proj")),
-        (["method.target_modules=[input_layernorm]"], USAGE, ("no linear layer",)),
+        (["method.target_modules=[input_layernorm]"], USAGE, ("not a linear layer",)),
         (["model=./no-such-folder"], USAGE, ("model", "no-such-folder")),
         (["model=no-such.gguf"], USAGE, ("model", "no-such.gguf does not exist")),
         (["model=smollm2-135"], USAGE, ("model", "'smollm2-135m'")),

@@ -85,7 +85,7 @@ def test_every_file_that_is_evaluated_is_accounted_for(loaded: Loaded, tmp_path:
     result = lamina.evaluate(loaded, tmp_path / "ds")
     assert (result.rows, result.dropped) == (10, {"empty_answer": 3})
     lost, read = result.notes
-    assert "3 of 13 rows (23%) are left out" in lost and "read the split test" in read
+    assert "3 of 13 rows (23%) are dropped" in lost and "read the split test" in read
     assert result.as_json()["notes"] == result.notes
 
 

@@ -78,7 +78,7 @@ def test_initial_tensors() -> None:
 
 
 def test_a_factor_below_one_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="0 is neither -1 nor a number of at least 1"):
+    with pytest.raises(ConfigError, match="0 is neither -1 nor at least 1"):
         load_config({"data": {"train": "x"}, "method": {"type": "lokr", "decompose_factor": 0}})
 
 

@@ -85,7 +85,7 @@ def test_packed_weights_are_not_trained_in_part(modules: list[str], reason: str)
 USELESS: list[tuple[dict[str, Any], str]] = [
     ({"rank_pattern": {"q_prj": 3}}, r"method.rank_pattern: 'q_prj' matches no module .* Did you mean 'q_proj'"),
     ({"alpha_pattern": {"lm_head": 3}}, "method.alpha_pattern: 'lm_head' matches no module with LoRA"),
-    ({"layers_to_transform": [0, 2]}, "method.layers_to_transform: 2 is no layer"),
+    ({"layers_to_transform": [0, 2]}, "method.layers_to_transform: layer 2 has no module"),
     ({"layers_to_transform": [0], "layers_pattern": "h"}, "leave none"),
     ({"exclude_modules": ["q_prj"]}, "method.exclude_modules: 'q_prj' matches no module"),
     ({"exclude_modules": ".*z_proj"}, "method.exclude_modules: '.*z_proj' matches no module"),

@@ -63,7 +63,7 @@ def test_only_the_rows_are_saved_and_without_dropout() -> None:
 
 def test_rows_without_a_network_are_not_trained() -> None:
     injection = ours("llama", PTuningConfig(inference_mode=True))
-    with pytest.raises(ConfigError, match=r"method.inference_mode: true is for an adapter in use"):
+    with pytest.raises(ConfigError, match=r"method.inference_mode: true is for a trained adapter"):
         METHOD.prepare(injection, [])
 
 

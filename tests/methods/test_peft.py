@@ -283,7 +283,7 @@ def test_a_whole_run(peft_type: str, tmp_path: Path) -> None:
         ({"peft_type": "HIRA", "r": 4, **QV, "rank_pattern": {"nope": 2}}, ("rank_pattern", "did not match")),
         ({"peft_type": "HRA", **QV, "bias": "all"}, ("method.bias: 'all'", "the base would be lost")),
         ({"peft_type": "HRA", **QV, "task_type": "SEQ_CLS"}, ("method.task_type", "remove it")),
-        ({"peft_type": "VBLORA", **QV, "save_only_topk_weights": True}, ("not the trained tensors",)),
+        ({"peft_type": "VBLORA", **QV, "save_only_topk_weights": True}, ("does not save the trained tensors",)),
         ({"peft_type": "LORA", **QV, "init_lora_weights": "eva"}, ("reads data",)),
         ({"peft_type": "LORA", **QV, "init_lora_weights": "pissa"}, ("changes the base's own weights",)),
         ({"peft_type": "LORA", **QV, "init_lora_weights": "olora"}, ("changes the base's own weights",)),
@@ -409,7 +409,7 @@ def test_it_is_asked_last_for_peft_adapters() -> None:
     [
         ({"peft_type": "MULTITASK_PROMPT_TUNING"}, "a task number"),
         ({"peft_type": "NOPE"}, "'NOPE' is not one of"),
-        ({"from_the_future": 1}, "does not know: from_the_future=1"),
+        ({"from_the_future": 1}, "does not have: from_the_future=1"),
     ],
 )
 def test_adapters_that_cannot_be_honoured_are_refused(changes: dict[str, Any], words: str) -> None:

@@ -132,7 +132,7 @@ def test_a_model_without_a_cache_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
         return own(*args, **{**kwargs, "inputs_embeds": inputs_embeds, "use_cache": False})
 
     monkeypatch.setattr(decoder, "forward", forgetful)
-    with pytest.raises(ConfigError, match="does not keep keys and values of one shape"):
+    with pytest.raises(ConfigError, match="does not cache keys and values of the same shape"):
         inject(model, CONFIG, seed=0)
     monkeypatch.setattr(model, "get_decoder", lambda: nn.Identity())
     with pytest.raises(ConfigError, match="has no decoder that accepts embeddings"):

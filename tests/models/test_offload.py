@@ -186,7 +186,7 @@ def test_bad_input(folder: Path) -> None:
         wants_offload(True, weight_files(folder), torch.device("cuda"))
     assert wants_offload("auto", weight_files(folder), torch.device("cuda")) is False
     for method in ({"type": "full"}, {"type": "peft", "peft_type": "LORA", "target_modules": ["q_proj"]}):
-        with pytest.raises(ConfigError, match=r"needs the base's own layers.*set offload to false"):
+        with pytest.raises(ConfigError, match=r"needs the base model's own layers.*set offload to false"):
             load_config({"data": {"train": "rows.jsonl"}, "method": method, "offload": True})
     with pytest.raises(ConfigError, match="offload"):
         load_config({"data": {"train": "rows.jsonl"}, "offload": "disk"})

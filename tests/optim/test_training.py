@@ -128,7 +128,7 @@ def test_layerwise_needs_whole_steps_and_no_clipping() -> None:
 
 
 def test_galore_needs_the_method_full() -> None:
-    with pytest.raises(ConfigError, match="method 'lora' trains an adapter, whose tensors are small already"):
+    with pytest.raises(ConfigError, match="method 'lora' trains an adapter, whose tensors are already small"):
         load_config({"data": {"train": "x"}, "train": {"optim": "galore_adamw"}})
 
 

@@ -305,7 +305,7 @@ def test_what_appears_at_the_place_meanwhile_is_left_alone(
         real(*given)
 
     monkeypatch.setattr(exporting, "write_quantized", write)
-    with pytest.raises(StorageError, match=r"out: something else was put there meanwhile. What was written is in "):
+    with pytest.raises(StorageError, match=r"out: something else was created there in the meantime\. The new content"):
         lamina.quantize(settings_for(folder, tmp_path), out)
     assert (out / "precious.txt").read_text() == "mine"
     (beside,) = tmp_path.glob("out-*")
@@ -331,7 +331,7 @@ def test_a_layer_that_runs_twice_is_in_one_group() -> None:
 def test_bad_input(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_for(folder, tmp_path)
     out = tmp_path / "out"
-    with pytest.raises(ConfigError, match=r"quantization.bits: rounding to 8 bits takes next to nothing.*set it to 4"):
+    with pytest.raises(ConfigError, match=r"quantization.bits: rounding to 8 bits loses almost nothing.*set it to 4"):
         lamina.quantize({**settings, "quantization": {"bits": 8}}, out)
     with pytest.raises(ConfigError, match=r"modules_to_not_convert: 'nothing' matches no module"):
         lamina.quantize({**settings, "quantization": {"modules_to_not_convert": ["nothing"]}}, out)
@@ -339,7 +339,7 @@ def test_bad_input(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         lamina.quantize({**settings, "quantization": {"blocksize": 4096}}, out)
     with pytest.raises(ConfigError, match=r"--out: .*rows.jsonl already exists"):
         lamina.quantize(settings, tmp_path / "rows.jsonl")
-    with pytest.raises(ConfigError, match=r"--tokens: 0 are too few"):
+    with pytest.raises(ConfigError, match=r"--tokens: 0 is too few"):
         lamina.quantize(settings, out, tokens=0)
     with pytest.raises(ConfigError, match=r"modules_to_not_convert: it leaves no linear layer"):
         lamina.quantize({**settings, "quantization": {"modules_to_not_convert": ["layers"]}}, out)

@@ -108,7 +108,7 @@ def test_a_folder_that_is_quantized_already_loads_as_it_is(folder: Path, tmp_pat
     assert kept() == []
     with pytest.raises(ConfigError, match=r"quantization.bits: .* already quantized with bits 4, but 8 was requested"):
         load_base(str(tmp_path / "small"), quantization=QuantizationConfig(bits=8))
-    with pytest.raises(ConfigError, match="quant_type nf4, and fp4"):
+    with pytest.raises(ConfigError, match="quant_type nf4, but fp4"):
         load_base(str(tmp_path / "small"), quantization=QuantizationConfig(quant_type="fp4"))
 
 
@@ -155,11 +155,11 @@ def test_a_full_disk_leaves_nothing_in_the_cache(folder: Path, monkeypatch: pyte
     ("changes", "message"),
     [
         ({"quantization": {"bits": 3}}, "quantization.bits"),
-        ({"quantization": {"blocksize": 100}}, "blocksize 100 has no kernel; use one of 32, 64"),
+        ({"quantization": {"blocksize": 100}}, "blocksize 100 is not supported; use one of 32, 64"),
         ({"quantization": {"bits": 8, "quant_type": "fp4"}}, "quant_type applies to 4 bits only"),
         ({"quantization": {"quant_type": "nf3"}}, "quantization.quant_type"),
         ({"quantization": {"compute_dtype": "float32"}, "dtype": "bfloat16"}, "set only one of them"),
-        ({"quantization": {}, "method": {"type": "full"}}, "stored packed and frozen"),
+        ({"quantization": {}, "method": {"type": "full"}}, "stores them packed and frozen"),
         ({"quantization": {"double_quants": True}}, "double_quant"),
     ],
 )

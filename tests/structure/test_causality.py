@@ -28,7 +28,7 @@ def test_causal_models_pass(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", BIDIRECTIONAL)
 def test_models_that_see_later_tokens_do_not(architecture: str) -> None:
-    with pytest.raises(ModelError, match=r"is not causal: another token changes the logits of the tokens before it"):
+    with pytest.raises(ModelError, match=r"is not causal: a token changes the logits of the tokens before it"):
         check_causal(build_architecture(architecture))
 
 

@@ -322,7 +322,7 @@ def test_a_run_without_an_adapter_says_how_it_ended_and_how_to_go_on(project: Pa
 
 
 @pytest.mark.parametrize(
-    ("change", "words"), [({"format": 2}, "it has format 2"), ({"lamina": "9.9.0"}, "new_setting: unknown key")]
+    ("change", "words"), [({"format": 2}, "its format is 2"), ({"lamina": "9.9.0"}, "new_setting: unknown key")]
 )
 def test_a_run_of_a_newer_version(change: dict[str, Any], words: str, project: Path) -> None:
     run = Run(Path("runs/mine"))

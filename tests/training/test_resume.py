@@ -213,12 +213,12 @@ def test_resumed_with_other_kernels(model_folder: Path, tmp_path: Path, monkeypa
         pytest.skip("there are no compiled kernels here")
     notes: list[str] = []
     monkeypatch.setenv("LAMINA_KERNELS", "plain")
-    native.load.cache_clear()
+    native.load_kernels.cache_clear()
     try:
         lamina.train(values, notes_into(notes), resume=True)
     finally:
         monkeypatch.undo()
-        native.load.cache_clear()
+        native.load_kernels.cache_clear()
     (said,) = [note for note in notes if "not quite where the run was started" in note]
     assert "its kernels (compiled, now plain) changed" in said
 

@@ -105,9 +105,8 @@ Patch = pytest.MonkeyPatch
 
 def break_adapter_scale(patch: Patch) -> None:
     real = lora_linear.lora_linear
-    patch.setattr(
-        "lamina.methods.shared.low_rank.lora_linear", lambda x, f, A, B, s, p, c: real(x, f, A, B, 1.1 * s, p, c)
-    )
+    for module in ("lamina.methods.shared.low_rank", "lamina.methods.lora"):
+        patch.setattr(f"{module}.lora_linear", lambda x, f, A, B, s, p=0.0, c=None: real(x, f, A, B, 1.1 * s, p, c))
 
 
 def break_adapter_gradient(patch: Patch) -> None:

@@ -27,6 +27,7 @@ ASK_FOR_NONE = {
     "_DeltaLinear",
     "_PackedMatmul",
     "_BackwardDone",
+    "_Moved",
     "_Perturbed",
     "_PackedAttention",
 }

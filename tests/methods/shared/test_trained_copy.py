@@ -114,7 +114,7 @@ def test_bitfit_trains_all_biases_and_nothing_else() -> None:
 
 
 def test_bitfit_says_why_where_there_are_no_biases() -> None:
-    with pytest.raises(ConfigError, match="BitFit trains the biases that a model has, and LlamaForCausalLM has none"):
+    with pytest.raises(ConfigError, match="BitFit trains the biases of a model, and LlamaForCausalLM has none"):
         inject(build_model("llama"), BitfitConfig(), seed=0)
 
 

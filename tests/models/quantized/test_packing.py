@@ -96,7 +96,7 @@ def test_a_mixture_in_4_bits_is_refused_before_anything_is_made_and_both_ways_wo
     with pytest.raises(ConfigError, match=reason):
         lamina.train(settings(model, tmp_path, quantization={"bits": 4}))
     assert {path.name for path in kept.glob("*")} == before
-    with pytest.raises(ConfigError, match="bits: 4 packs linear layers alone"):
+    with pytest.raises(ConfigError, match="bits: 4 packs only linear layers"):
         quantize(settings(model, tmp_path), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
