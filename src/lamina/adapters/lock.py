@@ -84,7 +84,7 @@ def build_lock(base: Base, template: ChatTemplate, data: list[dict[str, Any]], o
         base_tensors=base.fingerprint.tensors,
         base_config=base.fingerprint.config,
         base_dtype=dtype_name(base.dtype),
-        tokenizer=fingerprint_tokenizer(base.tokenizer),
+        tokenizer=template.tokenizer_digest,
         chat_template=template.name,
         chat_template_digest=template.digest,
         chat_template_text=template.source if template.is_file else None,

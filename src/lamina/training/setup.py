@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 from lamina import files
 from lamina.adapters.reload import check_before_training
 from lamina.chat.template import ChatTemplate, template_of
-from lamina.chat.tokenizer import fingerprint_tokenizer
 from lamina.compute.kernels import kernel_state, prepare_kernels
 from lamina.compute.weights import count_weights
 from lamina.config import Config
@@ -299,7 +298,7 @@ def _facts(session: Session) -> Manifest:
     base = session.base
     return Manifest(
         base=BaseFacts(base.source.ref, base.fingerprint.tensors, base.fingerprint.config),
-        tokenizer=fingerprint_tokenizer(base.tokenizer),
+        tokenizer=session.template.tokenizer_digest,
         chat_template=session.template.digest,
         data=_data_files(session.dataset),
         threads=torch.get_num_threads(),
