@@ -395,7 +395,7 @@ def test_the_largest_of_the_trained_numbers_alone_are_refused(bases: Path, tmp_p
     )
     expected = saved("llama", tmp_path / "a", config)
     with pytest.raises(
-        AdapterError, match=r"save_only_topk_weights=True .* does not save the trained tensors.*merge it with peft"
+        AdapterError, match=r"save_only_topk_weights=True .* not the trained tensors.*merge it with peft"
     ):
         load(tmp_path / "a", base_folder("llama", bases))
     merged = peft.PeftModel.from_pretrained(build("llama"), tmp_path / "a").merge_and_unload()
