@@ -38,7 +38,7 @@ test: $(STAMP)
 
 QUICK := -n auto --maxprocesses 8 --dist worksteal -p tools.fast_tests -m 'not real and not slow and not gpu'
 
-# A verdict in under two minutes on two cores, by the rule of tools/fast_tests.py.
+# A verdict in two to three minutes on two cores, by the rule of tools/fast_tests.py.
 fast: $(STAMP) lint types
 	$(BIN)/python -m pytest $(QUICK)
 
