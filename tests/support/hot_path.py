@@ -24,10 +24,11 @@ from tests.support.models_zoo import build_model
 LENGTHS = (31, 5, 18)
 
 
-def documents() -> list[EncodedExample]:
+def documents(lengths: tuple[int, ...] = LENGTHS) -> list[EncodedExample]:
+    """Random tokens, most of them in the loss."""
     rng = np.random.default_rng(0)
     made = []
-    for row, length in enumerate(LENGTHS, start=1):
+    for row, length in enumerate(lengths, start=1):
         supervised = rng.random(length) < 0.6
         supervised[0], supervised[-1] = False, True
         made.append(EncodedExample(rng.integers(3, 150, length).astype(np.int32), supervised, row))

@@ -11,19 +11,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-COMMON: dict[str, Any] = {
-    "vocab_size": 264,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 1024,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+from tests.support import architectures
+
+COMMON = architectures.COMMON | {"max_position_embeddings": 1024}
 
 # The names that GPT-2 and its descendants have for the same sizes.
 _N = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
+from tests.support.hot_path import documents
 from tests.support.models_zoo import build_model
 from tools.gpu.parts import distance, dtypes, name
 from tools.gpu.worker import Here
@@ -20,7 +20,6 @@ from lamina.compute.ops.attention import packed_attention
 from lamina.compute.weights.packed import EightBitLinear, FourBitLinear
 from lamina.config.methods import METHOD_CONFIGS
 from lamina.data.batch import build_batch
-from lamina.data.example import EncodedExample
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.machine.seeding import seed_generators
 from lamina.methods.shared.base import Injection, inject
@@ -31,17 +30,6 @@ LENGTHS, SMALL_LENGTHS = (131, 5, 300, 64), (31, 5, 70)
 FAMILIES = ("llama", "qwen3", "gemma3", "gemma2", "mistral")
 # Of the whole gradient (L2, relative), both sides rounded on their own.
 ALLOWED = {torch.bfloat16: 3e-2, torch.float16: 5e-3, torch.float32: 1e-4}
-
-
-def documents(lengths: tuple[int, ...]) -> list[EncodedExample]:
-    """Random tokens, most of them in the loss."""
-    rng = np.random.default_rng(0)
-    made = []
-    for row, length in enumerate(lengths, start=1):
-        supervised = rng.random(length) < 0.6
-        supervised[0], supervised[-1] = False, True
-        made.append(EncodedExample(rng.integers(3, 150, length).astype(np.int32), supervised, row))
-    return made
 
 
 def adapted(

@@ -69,11 +69,7 @@ class Peft(Method):
                 return True
             # The same settings may select more modules in peft, such as the experts of a mixture.
             return self.attach(build_skeleton(model), config, seed=0).layers.keys() == begun.layers.keys()
-        except (
-            ValidationError,
-            LaminaError,
-            NotImplementedError,
-        ):  # the last: it needs the weights themselves
+        except (ValidationError, LaminaError, NotImplementedError):  # the last where it needs the weights themselves
             return False
 
     def attach(self, model: PreTrainedModel, config: PeftConfig, seed: int) -> Injection:
