@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -496,3 +499,23 @@ def test_a_text_that_no_path_can_be_names_its_field(write_yaml: WriteYaml, field
     with pytest.raises(ConfigError, match="it contains a NUL character, which a path or name cannot have") as caught:
         load_config(write_yaml(text.replace("A", r"a\0b")))
     assert [problem.field for problem in caught.value.problems] == [field]
+
+
+@pytest.mark.parametrize("field", ["model", "output_dir", "data.train", "data.eval"])
+def test_a_path_that_the_process_cannot_encode_is_one_error(field: str) -> None:
+    """In the C locale without UTF-8 mode, Python encodes paths as ASCII."""
+    code = f"""
+import sys
+from lamina.config import load_config
+from lamina.errors import ConfigError
+assert sys.getfilesystemencoding() == "ascii"
+try:
+    load_config({{"data": {{"train": "a.jsonl"}}}}, ["{field}=runs/\\xfc"])
+except ConfigError as error:
+    print(ascii(str(error)))
+"""
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert f"{field}: got " in done.stdout, done.stderr
+    assert "encodes paths as ascii" in done.stdout
+    assert "PYTHONUTF8=1" in done.stdout

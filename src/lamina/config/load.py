@@ -5,7 +5,9 @@ It reports all problems at once, each with the field, the value, what is allowed
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,10 @@ _TYPES = {"method": "type: lora", "loss": "type: cross_entropy"}
 
 # Fields whose value is the name of a plug-in (`lamina/plugins.py`).
 _FAMILIES = {"method.type": "methods", "loss.type": "losses", "train.optim": "optimizers", "data.format": "formats"}
+
+
+# Fields that name files and folders.
+_PATHS = ("model", "output_dir", "data.train", "data.eval", "data.replay")
 
 
 def load_config(source: str | Path | Mapping[str, Any] | Config, overrides: Iterable[str] = ()) -> Config:
@@ -137,6 +143,18 @@ def _unusable_texts(value: Any, field: str = "") -> Iterator[Problem]:
     elif isinstance(value, str) and "\0" in value:
         message = f"got {_short(value)}; it contains a NUL character, which a path or name cannot have."
         yield Problem(field, message, r"remove it; in double quotes, YAML reads \0 as NUL")
+    elif isinstance(value, str) and field.startswith(_PATHS) and not _can_name_a_file(value):
+        encoding = sys.getfilesystemencoding()
+        message = f"got {_short(value)}; this process encodes paths as {encoding}, which lacks some of its characters."
+        yield Problem(field, message, "set PYTHONUTF8=1, or a UTF-8 locale such as LC_ALL=C.UTF-8")
+
+
+def _can_name_a_file(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _problem(detail: ErrorDetails) -> Problem:
