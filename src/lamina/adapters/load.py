@@ -78,7 +78,8 @@ class Loaded:
         )
 
 
-def _template_of(adapter: Adapter, base: Base) -> ChatTemplate:
+def template_of(adapter: Adapter, base: Base) -> ChatTemplate:
+    """The chat template that an adapter was trained with; the model's own without a lock."""
     lock = adapter.lock
     if lock is None:
         return build_template(base.tokenizer)
@@ -214,7 +215,7 @@ def load(
         )
     offload = "auto" if adapter.config.base_is_read_only else False
     base = load_base(ref, dtype, device, notify, QuantizationConfig(**packed) if packed else None, loftq, offload)
-    template = _template_of(adapter, base)
+    template = template_of(adapter, base)
     if adapter.lock:
         notes = check_lock(adapter.lock, base, template, allow_base_mismatch)
     else:

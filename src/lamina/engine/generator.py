@@ -1,15 +1,16 @@
 """The contract of generating: requests in, pieces out, whoever computes them.
 
-Everything that needs a model's answers (evaluation, comparison, chat, probes, the certificate of a merged folder) knows
-these classes alone; `transformers_backend.py` is the one implementation.
+Everything that needs a model's answers (evaluation, comparison, chat, probes, the certificate of a merged folder, the
+server) knows these classes alone. `Engine` and `LocalGenerator` implement it; `transformers_backend.py` is the oracle
+that tests compare them with.
 """
 
 from __future__ import annotations
 
 from collections import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from lamina.chat.message import Message
 from lamina.chat.template import ChatTemplate
@@ -32,6 +33,10 @@ class Request:
         token_ids: A prompt's tokens.
         adapter: The name of the adapter that answers; None is the bare base.
         sampling: How the answer is drawn.
+        choice: Which of several answers to the same this is; each has draws of its own.
+        tools: JSON schemas of functions that the conversation offers to the model.
+        template_kwargs: Variables of the template for this conversation.
+        salt: Cached prefixes are shared only with requests of the same salt.
     """
 
     messages: Sequence[Message] | None = None
@@ -39,6 +44,10 @@ class Request:
     token_ids: Sequence[int] | None = None
     adapter: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    choice: int = 0
+    tools: Sequence[dict[str, Any]] = ()
+    template_kwargs: Mapping[str, Any] | None = None
+    salt: str = ""
 
     def __post_init__(self) -> None:
         """
@@ -52,6 +61,36 @@ class Request:
 
 
 @dataclass(frozen=True)
+class TokenLogprobs:
+    """What the model thought of a token, before bias, penalties and temperature.
+
+    Attributes:
+        token_id: The token.
+        logprob: Its log-probability.
+        top: The most probable tokens with theirs, the best first, as many as were asked for.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class PromptFacts:
+    """What became of a prompt.
+
+    Attributes:
+        token_ids: Its tokens.
+        cached: How many of them were in the cache.
+        logprobs: Of each token after the first, if they were asked for.
+    """
+
+    token_ids: tuple[int, ...]
+    cached: int = 0
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+@dataclass(frozen=True)
 class Piece:
     """A part of an answer, or a whole one.
 
@@ -60,11 +99,19 @@ class Piece:
         token_ids: Its tokens, with the one that ended the answer. In a stream, text may come later than its tokens.
         finish_reason: Why the answer ends here: at a token that ends it, or because there is room for no more. None
             where more pieces follow.
+        logprobs: Of its tokens, if they were asked for.
+        prompt: Of the first piece.
+        stopped_by: The string of `Sampling.stop`, or the token, that ended the answer.
+        digest: Of the adapter that answers; None for the bare base.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt: PromptFacts | None = field(default=None, compare=False)
+    stopped_by: str | int | None = None
+    digest: str | None = None
 
 
 # Pieces of one answer in turn. Closing it ends the generating.

@@ -28,7 +28,9 @@ def prompt_ids(request: Request, template: ChatTemplate, model: PreTrainedModel,
     else:
         text = request.prompt
         if text is None:
-            text = template.render(request.messages or [], add_generation_prompt=True)
+            text = template.render(
+                request.messages or [], request.tools, add_generation_prompt=True, kwargs=request.template_kwargs
+            )
         ids = _text_ids(text, template)
     if not ids:
         raise DataError("the prompt has no tokens, so there is nothing to answer. Fix: write something.")

@@ -145,13 +145,54 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def build_spec(layer: Any, observed: Observed, scratch: Scratch) -> LayerSpec | Reason:
-    """Reads a layer's weights and settings; returns the reason if it has unknown parts.
+@dataclass(frozen=True)
+class Parts:
+    """The modules and settings of a decoder layer: a `LayerSpec` before its weights are grouped.
+
+    Attributes:
+        projections: Query, key and value projection.
+        o, down: The projections back to the residual stream.
+        gates: Gate and up projection.
+        norms: The modules of its norms, in the order of `formulas`.
+        formulas: Their formulas: input, then attention and MLP as in `sandwich`, then queries and keys.
+        sandwich: Whether there are norms after attention and MLP too.
+        has_head_norms: Whether queries and keys have norms.
+        head_size, scale, window, softcap, activation: As in `LayerSpec`.
+    """
+
+    projections: list[nn.Module]
+    o: nn.Module
+    gates: list[nn.Module]
+    down: nn.Module
+    norms: list[nn.Module]
+    formulas: list[Norm]
+    sandwich: bool
+    has_head_norms: bool
+    head_size: int
+    scale: float
+    window: int | None
+    softcap: float | None
+    activation: int
+
+    @property
+    def linears(self) -> list[nn.Module]:
+        """All linear modules: q, k, v, o, gate, up, down."""
+        return [*self.projections, self.o, *self.gates, self.down]
+
+    @property
+    def placed_norms(self) -> list[Norm | None]:
+        """The norms of the input, after attention, of the MLP, after it, of queries and of keys; None for none."""
+        first, second, *others = self.formulas
+        sandwich = [second, *others[:2]] if self.sandwich else [None, second, None]
+        return [first, *sandwich, *(self.formulas[-2:] if self.has_head_norms else [None, None])]
+
+
+def read_parts(layer: Any, observed: Observed) -> Parts | Reason:
+    """Reads a layer's modules and settings; returns the reason if it has unknown parts.
 
     Args:
-        layer: A decoder layer. Its weights belong to the spec's groups afterwards (see `release`).
+        layer: A decoder layer.
         observed: The layer's own forward.
-        scratch: Buffers that packed weights are dequantized into.
     """
     inside = next((adapter for adapter in _adapters(layer) if not isinstance(adapter, AdapterLinear)), None)
     if inside is not None:
@@ -162,47 +203,64 @@ def build_spec(layer: Any, observed: Observed, scratch: Scratch) -> LayerSpec | 
         attention, mlp = layer.self_attn, layer.mlp
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
         gates = [mlp.gate_proj, mlp.up_proj]
-        o, down = [attention.o_proj], [mlp.down_proj]
-        input_norm, second_norm = layer.input_layernorm, layer.post_attention_layernorm
+        o, down = attention.o_proj, mlp.down_proj
+        norms = [layer.input_layernorm, layer.post_attention_layernorm]
     except AttributeError as error:
         return f"it has other parts ({error})"
     sandwich = hasattr(layer, "pre_feedforward_layernorm")
-    norms = [input_norm, second_norm]
     if sandwich:
         norms += [layer.pre_feedforward_layernorm, layer.post_feedforward_layernorm]
     has_head_norms = hasattr(attention, "q_norm")
     if has_head_norms:
         norms += [attention.q_norm, attention.k_norm]
-    reason = _obstacle(layer, [*projections, *gates, *o, *down], norms, observed)
+    reason = _obstacle(layer, [*projections, *gates, o, down], norms, observed)
     if reason:
         return reason
-    rms: list[Norm] = []
+    formulas: list[Norm] = []
     for module in norms:
-        norm = _norm(module, observed.x)
+        norm = read_norm(module, observed.x)
         if norm is None:
             return f"it has a norm of another kind ({type(module).__name__})"
-        rms.append(norm)
+        formulas.append(norm)
     activation = _activation(mlp.act_fn)
     if activation is None:
         return f"it has another activation ({type(mlp.act_fn).__name__})"
     call, head_size = observed.attention, attention.head_dim
+    scale = head_size**-0.5 if call.get("scaling") is None else call["scaling"]
+    settings = (head_size, scale, call.get("sliding_window"), call.get("softcap"), activation)
+    return Parts(projections, o, gates, down, norms, formulas, sandwich, has_head_norms, *settings)
+
+
+def build_spec(layer: Any, observed: Observed, scratch: Scratch) -> LayerSpec | Reason:
+    """Builds a layer's spec; returns the reason if it has unknown parts.
+
+    Args:
+        layer: A decoder layer. Its weights belong to the spec's groups afterwards (see `release`).
+        observed: The layer's own forward.
+        scratch: Buffers that packed weights are dequantized into.
+    """
+    parts = read_parts(layer, observed)
+    if isinstance(parts, str):
+        return parts
+    first, attention_norm, mlp_norm, output_norm, query_norm, key_norm = parts.placed_norms
+    assert first is not None and mlp_norm is not None
     return LayerSpec(
-        input_norm=rms[0],
-        attention_norm=rms[1] if sandwich else None,
-        mlp_norm=rms[2] if sandwich else rms[1],
-        output_norm=rms[3] if sandwich else None,
-        head_norms=(rms[-2], rms[-1]) if has_head_norms else None,
-        qkv=_linears(projections, scratch),
-        o=_linears(o, scratch),
-        gate_up=_linears(gates, scratch),
-        down=_linears(down, scratch),
-        heads=_out_features(projections[0]) // head_size,
-        key_heads=_out_features(projections[1]) // head_size,
-        head_size=head_size,
-        scale=head_size**-0.5 if call.get("scaling") is None else call["scaling"],
-        window=call.get("sliding_window"),
-        softcap=call.get("softcap"),
-        activation=activation,
+        input_norm=first,
+        attention_norm=attention_norm,
+        mlp_norm=mlp_norm,
+        output_norm=output_norm,
+        head_norms=None if query_norm is None or key_norm is None else (query_norm, key_norm),
+        qkv=_linears(parts.projections, scratch),
+        o=_linears([parts.o], scratch),
+        gate_up=_linears(parts.gates, scratch),
+        down=_linears([parts.down], scratch),
+        heads=_out_features(parts.projections[0]) // parts.head_size,
+        key_heads=_out_features(parts.projections[1]) // parts.head_size,
+        head_size=parts.head_size,
+        scale=parts.scale,
+        window=parts.window,
+        softcap=parts.softcap,
+        activation=parts.activation,
     )
 
 
@@ -213,10 +271,10 @@ def disagreement(spec: LayerSpec, observed: Observed) -> Reason | None:
     context = LayerContext(observed.cosine, observed.sine, observed.lengths, False, Pool())
     with torch.no_grad():
         ours = run_layer(bare, observed.x, context)
-    return _difference(observed.x, ours, observed.y)
+    return layer_difference(observed.x, ours, observed.y)
 
 
-def _difference(x: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor) -> Reason | None:
+def layer_difference(x: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor) -> Reason | None:
     """Compares two outputs of a layer with the input x; returns the reason if they differ by more than rounding."""
     # The residual stream may be much larger than what the layer adds to it, and their sum is rounded too.
     change, whole = float((theirs.float() - x.float()).norm()), float(theirs.float().norm())
@@ -243,7 +301,7 @@ def replace_parts(layer: nn.Module, observed: Observed) -> list[nn.Module]:
                 forwards[module] = forward
         for module, forward in forwards.items():
             module.forward = forward
-        right = _difference(observed.x, _run_as_it_is(layer, observed), theirs) is None
+        right = layer_difference(observed.x, _run_as_it_is(layer, observed), theirs) is None
     except Exception:  # as in `recognize`: the parts stay as they are
         right = False
     finally:
@@ -275,7 +333,7 @@ def _part_forward(module: Any, observed: Observed) -> Forward | None:
     if all(hasattr(module, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim")):
         known = not observed.attention.get("dropout") and observed.attention.get("s_aux") is None
         return attention_forward(module, observed.attention) if known else None
-    norm = None if next(module.children(), None) else _norm(module, observed.x)
+    norm = None if next(module.children(), None) else read_norm(module, observed.x)
     return None if norm is None else norm_forward(module, norm.eps, norm.offset)
 
 
@@ -302,13 +360,13 @@ def _obstacle(layer: nn.Module, linears: list[nn.Module], norms: list[nn.Module]
     for module in linears:
         if isinstance(module, AdapterLinear) and module.rank is None:
             return f"{type(module).__name__} cannot join a fused layer"
-        if _stored(module) is None:
+        if stored_linear(module) is None:
             return f"{type(module).__name__} holds its weight in another way"
     adapters = {id(t) for m in linears if isinstance(m, AdapterLinear) for t in m.parameters() if t.requires_grad}
     for name, parameter in layer.named_parameters():
         if parameter.requires_grad and id(parameter) not in adapters:
             return f"its {name} is trained"
-    stored = [_stored(module) for module in linears]
+    stored = [stored_linear(module) for module in linears]
     weights = [linear.weight for linear in stored if linear is not None]
     if {(w.dtype, w.device) for w in weights} != {(observed.x.dtype, observed.x.device)}:
         return "its weights have another dtype or device than its input"
@@ -329,7 +387,7 @@ def _obstacle(layer: nn.Module, linears: list[nn.Module], norms: list[nn.Module]
     return None
 
 
-def _stored(module: nn.Module) -> nn.Linear | PackedLinear | None:
+def stored_linear(module: nn.Module) -> nn.Linear | PackedLinear | None:
     """Finds the linear layer that stores a module's weight; None if a `LinearGroup` cannot take it."""
     frozen = module.frozen if isinstance(module, AdapterLinear) else None
     if isinstance(frozen, DenseLinear | PackedFrozen):
@@ -339,18 +397,18 @@ def _stored(module: nn.Module) -> nn.Linear | PackedLinear | None:
 
 def _linears(modules: list[nn.Module], scratch: Scratch) -> Linears:
     ranks = [module.rank or 0 if isinstance(module, AdapterLinear) else 0 for module in modules]
-    stored = [_stored(module) for module in modules]
+    stored = [stored_linear(module) for module in modules]
     return Linears(modules, LinearGroup([linear for linear in stored if linear is not None], ranks, scratch))
 
 
 def _out_features(module: nn.Module) -> int:
-    stored = _stored(module)
+    stored = stored_linear(module)
     assert stored is not None
     return stored.out_features
 
 
 @torch.no_grad()
-def _norm(module: nn.Module, like: torch.Tensor) -> Norm | None:
+def read_norm(module: nn.Module, like: torch.Tensor) -> Norm | None:
     """Finds the formula of an RMS norm by trying both on a row of numbers; None if neither matches."""
     weight = getattr(module, "weight", None)
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))

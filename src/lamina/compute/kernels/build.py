@@ -35,8 +35,8 @@ from lamina.compute.kernels.contract import SUFFIX
 from lamina.compute.kernels.table import KERNELS
 from lamina.errors import ConfigError, Problem
 
-SOURCES = ("pointwise.cpp", "dropout.cpp", "attention.cpp", "narrow.cpp", "packed.cpp")
-HEADERS = ("numbers.h", "memory.h", "blocks.h")
+SOURCES = ("pointwise.cpp", "dropout.cpp", "attention.cpp", "narrow.cpp", "packed.cpp", "decode.cpp", "choose.cpp")
+HEADERS = ("numbers.h", "memory.h", "blocks.h", "packed.h", "rows.h", "products.h", "adapted.h", "cached.h")
 FLAGS = (
     "-O3",
     "-march=native",

@@ -20,7 +20,13 @@ Argument = torch.Tensor | float | None  # whole numbers are floats to a type che
 
 SUFFIX = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
-_C_TYPE = {torch.float32: "float", torch.int64: "int64_t", torch.uint8: "uint8_t", torch.int8: "int8_t"}
+_C_TYPE = {
+    torch.float32: "float",
+    torch.int64: "int64_t",
+    torch.int32: "int32_t",
+    torch.uint8: "uint8_t",
+    torch.int8: "int8_t",
+}
 _MASK = {dtype: dtype.itemsize - 1 for dtype in (*SUFFIX, *_C_TYPE)}
 _KINDS = {"float": ctypes.c_float, "int64_t": ctypes.c_int64}
 

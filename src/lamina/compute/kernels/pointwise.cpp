@@ -3,47 +3,15 @@
 // Rows are tokens (or heads of tokens) and are split over threads. All arithmetic is float32, whatever the stored dtype.
 // `plain.py` computes the same in torch; the tests compare these with it.
 
-#include "numbers.h"
+#include "rows.h"
 
 namespace {
-
-// Activations and their derivatives. 0: SiLU, 1: GELU (tanh approximation).
-template <int KIND>
-inline void activate(Floats x, Floats* value, Floats* slope) {
-    if (KIND == 0) {
-        const Floats sigmoid = inverse(1.0f + fast_exp(-x));
-        *value = x * sigmoid;
-        *slope = sigmoid * (1.0f + x * (1.0f - sigmoid));
-    } else {
-        const Floats t = fast_tanh(0.7978845608f * (x + 0.044715f * x * x * x));
-        *value = 0.5f * x * (1.0f + t);
-        *slope = 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.7978845608f * (1.0f + 0.134145f * x * x);
-    }
-}
 
 template <typename T>
 void rms_norm(const T* x, int64_t x_row, T* y, int64_t y_row, const T* weight, float* scale, int64_t rows, int64_t width,
               float eps, float offset) {
 #pragma omp parallel for
-    for (int64_t i = 0; i < rows; ++i) {
-        const T* xi = x + i * x_row;
-        T* yi = y + i * y_row;
-        Floats squares = {};
-        for_each_vector(width, [&](int64_t j, auto at) {
-            const Floats a = at.take(xi + j);
-            squares += a * a;
-        });
-        const float r = 1.0f / std::sqrt(sum_of(squares) / static_cast<float>(width) + eps);
-        scale[i] = r;
-        if (offset == 0.0f)  // Llama rounds before it multiplies by the weight
-            for_each_vector(width, [&](int64_t j, auto at) {
-                at.put(yi + j, rounded<T>(at.take(xi + j) * r) * at.take(weight + j));
-            });
-        else  // Gemma rounds after
-            for_each_vector(width, [&](int64_t j, auto at) {
-                at.put(yi + j, at.take(xi + j) * r * (offset + at.take(weight + j)));
-            });
-    }
+    for (int64_t i = 0; i < rows; ++i) scale[i] = norm_row(x + i * x_row, y + i * y_row, weight, width, eps, offset);
 }
 
 // dx = scale (g w - x scale^2 mean(g w x)) + residual
@@ -74,15 +42,7 @@ template <typename T, int KIND>
 void gated(const T* gate, int64_t gate_row, const T* up, int64_t up_row, T* out, int64_t out_row, int64_t rows,
            int64_t width) {
 #pragma omp parallel for
-    for (int64_t i = 0; i < rows; ++i) {
-        const T *gi = gate + i * gate_row, *ui = up + i * up_row;
-        T* oi = out + i * out_row;
-        for_each_vector(width, [&](int64_t j, auto at) {
-            Floats value, slope;
-            activate<KIND>(at.take(gi + j), &value, &slope);
-            at.put(oi + j, rounded<T>(value) * at.take(ui + j));
-        });
-    }
+    for (int64_t i = 0; i < rows; ++i) gated_row<KIND>(gate + i * gate_row, up + i * up_row, out + i * out_row, width);
 }
 
 // In place: gate and up are overwritten by their gradients, and d, the gradient of the product, by the product itself.
@@ -103,25 +63,14 @@ void gated_backward(T* gate, int64_t gate_row, T* up, int64_t up_row, T* d, int6
     }
 }
 
-// Rotates the two halves of the first `rotated` elements of every head, in place; direction -1 is the inverse rotation.
+// Rotates the first `rotated` elements of every head, in place; direction -1 is the inverse rotation.
 template <typename T>
 void rotary(T* x, int64_t x_row, const T* cosine, int64_t cosine_row, const T* sine, int64_t sine_row, int64_t tokens,
             int64_t heads, int64_t head_size, int64_t rotated, float direction) {
-    const int64_t half = rotated / 2;
 #pragma omp parallel for
-    for (int64_t i = 0; i < tokens; ++i) {
-        const T *ci = cosine + i * cosine_row, *si = sine + i * sine_row;
-        for (int64_t h = 0; h < heads; ++h) {
-            T* first = x + i * x_row + h * head_size;
-            T* second = first + half;
-            for_each_vector(half, [&](int64_t j, auto at) {
-                const Floats c = at.take(ci + j), s = direction * at.take(si + j);
-                const Floats a = at.take(first + j), b = at.take(second + j);
-                at.put(first + j, a * c - b * s);
-                at.put(second + j, b * c + a * s);
-            });
-        }
-    }
+    for (int64_t i = 0; i < tokens; ++i)
+        for (int64_t h = 0; h < heads; ++h)
+            rotate_head(x + i * x_row + h * head_size, cosine + i * cosine_row, sine + i * sine_row, rotated / 2, direction);
 }
 
 template <typename T>

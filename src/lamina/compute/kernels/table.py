@@ -196,6 +196,33 @@ _ALL = (
         _ATTENTION_RULES,
     ),
     Kernel(
+        "choose",
+        (
+            _rows("logits", "TV"),
+            _floats("temperatures", "T"),
+            Tensor("top_ks", "T", torch.int64),
+            _floats("top_ps", "T"),
+            _floats("min_ps", "T"),
+            Tensor("uniforms", "T", torch.int64),
+            Tensor("mask", "TW", torch.int32, Layout.ROWS, optional=True),
+            Tensor("tokens", "T", torch.int64, written=True),
+            Size("rows", "T"),
+            Size("width", "V"),
+        ),
+        (
+            Rule(
+                "a mask has W words of 32 bits for V tokens",
+                lambda sizes: sizes.get("W", _quotient(sizes["V"], 32)) * 32 >= sizes["V"],
+            ),
+        ),
+        dtypes=(torch.float32,),
+    ),
+    Kernel(
+        "log_normalizer",
+        (_rows("logits", "TV"), _floats("out", "T", written=True), Size("rows", "T"), Size("width", "V")),
+        dtypes=(torch.float32,),
+    ),
+    Kernel(
         "attention_backward",
         (
             *_HEADS,

@@ -1,0 +1,143 @@
+"""`Core`: runs the steps of one or more runners, and hands out what they answer. For one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+
+import torch
+
+from lamina.engine.runner import Chunk, Runner
+from lamina.engine.sampler import sample, token_logprobs
+from lamina.engine.scheduler import Scheduler
+from lamina.engine.sequence import Sequence
+from lamina.errors import DataError
+
+
+@dataclass
+class Counters:
+    """What was done since the start."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    answer_tokens: int = 0
+    preemptions: int = 0
+
+
+class Core:
+    """Runs sequences to their end.
+
+    Attributes:
+        counters: What was done.
+    """
+
+    def __init__(self, runners: Many[Runner], shares_prefixes: bool = True) -> None:
+        """
+        Args:
+            runners: One or more, each for the sequences that it is given.
+            shares_prefixes: Whether a beginning that was computed before is taken from the cache.
+        """
+        self._lanes = {id(runner): (runner, Scheduler(runner, shares_prefixes)) for runner in runners}
+        self.counters = Counters()
+
+    def schedulers(self) -> list[Scheduler]:
+        """The scheduler of each runner."""
+        return [scheduler for _, scheduler in self._lanes.values()]
+
+    def add(self, sequence: Sequence, runner: Runner) -> None:
+        """Lets a sequence join."""
+        self._lanes[id(runner)][1].add(sequence)
+
+    def add_runner(self, runner: Runner) -> None:
+        """Takes one more runner."""
+        self._lanes.setdefault(id(runner), (runner, Scheduler(runner)))
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to compute."""
+        return all(scheduler.is_idle for scheduler in self.schedulers())
+
+    def step(self) -> bool:
+        """Computes one step of each runner that has work.
+
+        Returns:
+            Whether there was any.
+        """
+        worked = False
+        for runner, scheduler in list(self._lanes.values()):
+            chunks = scheduler.plan()
+            if chunks:
+                worked = True
+                self.counters.steps += 1
+                self._run(runner, scheduler, chunks)
+        self.counters.preemptions = sum(scheduler.preemptions for scheduler in self.schedulers())
+        return worked
+
+    def drop_all(self, error: BaseException) -> None:
+        """Ends every sequence with an error."""
+        for scheduler in self.schedulers():
+            for sequence in [*scheduler.running, *scheduler.waiting]:
+                sequence.give_up(error)
+                scheduler.leave(sequence)
+            scheduler.waiting.clear()
+
+    def _run(self, runner: Runner, scheduler: Scheduler, chunks: list[Chunk]) -> None:
+        try:
+            logits = runner.run(chunks)
+        except Exception as error:
+            if len(chunks) == 1:
+                chunks[0].sequence.give_up(error)
+                scheduler.leave(chunks[0].sequence)
+                return
+            for chunk in chunks:  # whose fault it is shows when each runs alone
+                self._run(runner, scheduler, [chunk])
+            return
+        ready: list[Sequence] = []
+        rows: list[torch.Tensor] = []
+        for chunk, own in zip(chunks, logits, strict=True):
+            sequence = chunk.sequence
+            before = sequence.voice.virtual_tokens + sequence.prompt_tokens
+            self.counters.prompt_tokens += max(0, min(chunk.end, before) - chunk.begin)
+            if chunk.is_last and not sequence.preempted:
+                self.counters.cached_tokens += sequence.cached if sequence.answer_tokens == 0 else 0
+            scheduler.computed(chunk)
+            if sequence.wants is not None:
+                sequence.logits += [own] if len(own) else []
+                if chunk.is_last:
+                    sequence.finish_logits()
+                    scheduler.leave(sequence)
+                continue
+            if sequence.sampling.prompt_logprobs is not None and chunk.begin < before and not sequence.answer_tokens:
+                _note_prompt(chunk, own)
+            if chunk.is_last:
+                ready.append(sequence)
+                rows.append(own[-1:])
+        if ready:
+            self._choose(scheduler, ready, rows)
+
+    def _choose(self, scheduler: Scheduler, sequences: list[Sequence], rows: list[torch.Tensor]) -> None:
+        tokens, thoughts = sample(sequences, rows[0] if len(rows) == 1 else torch.cat(rows))
+        self.counters.answer_tokens += len(tokens)
+        for sequence, token, thought in zip(sequences, tokens, thoughts, strict=True):
+            try:
+                if token < 0:
+                    raise DataError(
+                        "no token may follow: what the request asks for forbids all of them, or the logits are not "
+                        "finite. Fix: ask for less with logit_bias, min_tokens or structured output."
+                    )
+                if not sequence.is_over:
+                    sequence.take(token, thought)
+            except Exception as error:  # of any kind: it ends this request alone
+                sequence.give_up(error)
+            if sequence.is_over:
+                scheduler.leave(sequence)
+
+
+def _note_prompt(chunk: Chunk, logits: torch.Tensor) -> None:
+    """The log-probabilities of the prompt's tokens that follow the positions of a chunk."""
+    sequence = chunk.sequence
+    first = max(chunk.begin - sequence.voice.virtual_tokens, 0)
+    following = sequence.tokens[first + 1 : min(first + 1 + len(logits), sequence.prompt_tokens)]
+    tops = [sequence.sampling.prompt_logprobs or 0] * len(following)
+    sequence.prompt_logprobs += token_logprobs(logits[: len(following)], following, tops)

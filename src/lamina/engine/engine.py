@@ -1,0 +1,483 @@
+"""`Engine`: one base and many adapters, answering requests of many threads in one batch.
+
+A thread of the engine's own runs the steps. All else happens in the caller's thread: rendering, reading an adapter,
+checking it. The two meet in `_inbox`, between two steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import queue
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lamina.adapters.adapter import Adapter, read_adapter
+from lamina.adapters.certificate import Certificate, replay_probes
+from lamina.adapters.fit import fit
+from lamina.adapters.load import adapter_folder, template_of
+from lamina.adapters.lock import check_lock
+from lamina.chat.template import ChatTemplate, build_template
+from lamina.config.quantization import QuantizationConfig
+from lamina.engine.asking import Asker, build_asker, default_sampling, ignored_settings, joined_logits
+from lamina.engine.core import Core, Counters
+from lamina.engine.generator import Piece, Pieces, Request
+from lamina.engine.sampling import Sampling
+from lamina.engine.sequence import Sequence as Asked
+from lamina.engine.sequence import Voice
+from lamina.engine.store import AdapterFacts, AdapterStore, Handle, Ready
+from lamina.engine.voices import Part, build_runners
+from lamina.errors import CertificateError, LaminaError
+from lamina.models.copies import shared_copy
+from lamina.models.load import Base, load_base
+from lamina.models.vocabulary import embedding_rows
+from lamina.progress import Notify
+from lamina.version import __version__
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """How an engine is doing.
+
+    Attributes:
+        running: Requests that are being answered.
+        waiting: Requests that wait to be.
+        cache_blocks: Blocks of the cache; 0 where the kernels do not run the base.
+        used_blocks: Those that requests hold.
+        counters: What was done since the start.
+    """
+
+    running: int
+    waiting: int
+    cache_blocks: int
+    used_blocks: int
+    counters: Counters
+
+
+class Ticket:
+    """A request on its way."""
+
+    def __init__(self, engine: Engine, sequence: Asked) -> None:
+        self._engine, self._sequence = engine, sequence
+
+    def cancel(self) -> None:
+        """Ends it without another piece; nothing if it is over."""
+        self._engine._tell(self._sequence.end)
+
+
+class Engine:
+    """One base and many adapters, answering requests.
+
+        with lamina.Engine("smollm2-135m", {"support": "runs/support"}) as engine:
+            pieces = engine.generate([lamina.Request(messages=[...], adapter="support")])
+
+    Attributes:
+        base: The base.
+        template: Renders conversations.
+    """
+
+    def __init__(
+        self,
+        base: str | Path | Base,
+        adapters: Mapping[str, str | Path] | None = None,
+        *,
+        dtype: str = "auto",
+        quantization: QuantizationConfig | None = None,
+        template: ChatTemplate | None = None,
+        cache_bytes: int | None = None,
+        adapter_bytes: int | None = None,
+        most_running: int | None = None,
+        allow_base_mismatch: bool = False,
+        use_kernels: bool = True,
+        shares_prefixes: bool = True,
+        notify: Notify = lambda message: None,
+    ) -> None:
+        """
+        Args:
+            base: An alias, a folder, a `.gguf` file or a hub id; or a base that is loaded.
+            adapters: Runs or adapter folders by the names that requests call them by.
+            dtype: `bfloat16` or `float32` for the base; `auto` as the machine multiplies best.
+            quantization: Holds the base in 4 or 8 bits.
+            template: Renders conversations; by default that of the first adapter that names one, else the model's own.
+            cache_bytes: Memory for keys and values; by default a share of what is free.
+            adapter_bytes: Memory for adapters that nobody uses; None for no limit.
+            most_running: Requests that are answered at once.
+            allow_base_mismatch: Load adapters although their lock names another base.
+            use_kernels: Whether to use lamina's kernels where they run the base.
+            shares_prefixes: Whether a beginning that was computed before is taken from the cache.
+            notify: Called with a sentence before anything that takes a while.
+
+        Raises:
+            AdapterError, CertificateError, ConfigError, ModelError: The base or an adapter cannot be used.
+        """
+        self.base = (
+            base if isinstance(base, Base) else load_base(str(base), dtype, notify=notify, quantization=quantization)
+        )
+        model = self.base.model
+        rows = embedding_rows(model)
+        self.template = template or _template(self.base, adapters or {})
+        stop = self.template.stop_token_id
+        self._runners = build_runners(
+            model,
+            cache_bytes=cache_bytes,
+            most_running=most_running,
+            filler=stop if rows is None or stop < rows else 0,
+            use_kernels=use_kernels,
+        )
+        fused = self._runners.fused
+        capacity = None if fused is None else fused.blocks.count * fused.block_size
+        self._ask: Asker = build_asker(model, self.template, capacity)
+        self._core = Core(self._runners.all, shares_prefixes)
+        self._allow_base_mismatch = allow_base_mismatch
+        self._store = AdapterStore(self._read, adapter_bytes)
+        self._twins: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(
+            target=_work, args=(weakref.ref(self), self._wake), daemon=True, name="lamina-engine"
+        )
+        self._thread.start()
+        try:
+            for name, path in (adapters or {}).items():
+                notify(f"Loading the adapter {name} ...")
+                self.load(name, path)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names that a request may ask for; the bare base is always there."""
+        return self._store.names()
+
+    @property
+    def slow_because(self) -> str | None:
+        """Why the base runs by transformers' code instead of the kernels; None where it does not."""
+        return self._runners.reason
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens that a prompt and its answer may have together; None for no limit."""
+        return self._ask.room(0)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what an answer depends on beside adapter and sampling: lamina, base, template, runner."""
+        base = self.base
+        parts = {
+            "lamina": __version__,
+            "base": base.fingerprint.tensors,
+            "config": base.fingerprint.config,
+            "packed": base.packed_digest,
+            "dtype": str(base.dtype),
+            "tokenizer": self.template.tokenizer_digest,
+            "template": self.template.digest,
+            "kernels": self._runners.fused is not None,
+        }
+        return "sha256:" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def default_sampling(self) -> Sampling:
+        """How the model's own generation_config.json draws."""
+        return default_sampling(self.base.model)
+
+    def notes(self, sampling: Sampling) -> list[str]:
+        """As the contract says."""
+        return ignored_settings(self.base.model, sampling)
+
+    def tokenize(self, request: Request) -> list[int]:
+        """The tokens of a request's prompt.
+
+        Raises:
+            ConfigError, DataError: As `check` says.
+        """
+        with closing(_Use(self, request.adapter)) as use:
+            return self._ask.tokens(request, use.part.virtual_tokens)
+
+    def check(self, request: Request) -> None:
+        """As the contract says."""
+        self.tokenize(request)
+
+    def generate(self, requests: Sequence[Request], progress: Callable[[int], None] = lambda done: None) -> list[Piece]:
+        """As the contract says."""
+        for request in requests:
+            self.check(request)
+        results: queue.SimpleQueue[tuple[int, Piece | BaseException]] = queue.SimpleQueue()
+        tickets = [self._submit(request, _numbered(results, number), False) for number, request in enumerate(requests)]
+        found: dict[int, Piece] = {}
+        try:
+            while len(found) < len(requests):
+                number, result = self._next(results)
+                if isinstance(result, BaseException):
+                    raise result
+                found[number] = result
+                progress(len(found))
+        except BaseException:
+            for ticket in tickets:
+                ticket.cancel()
+            raise
+        return [found[number] for number in range(len(requests))]
+
+    def stream(self, request: Request) -> Pieces:
+        """As the contract says."""
+        pieces: queue.SimpleQueue[Piece | BaseException] = queue.SimpleQueue()
+        ticket = self.submit(request, pieces.put)
+        try:
+            while True:
+                piece = self._next(pieces)
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece
+                if piece.finish_reason is not None:
+                    return
+        finally:
+            ticket.cancel()
+
+    def submit(self, request: Request, deliver: Callable[[Piece | BaseException], None]) -> Ticket:
+        """Begins to answer a request.
+
+        Args:
+            request: What is asked.
+            deliver: Called in the engine's thread with each piece, the last of which has a finish reason, or with an
+                error, which ends it. It must return at once, and raise nothing.
+
+        Raises:
+            ConfigError, DataError: As `check` says.
+        """
+        return self._submit(request, deliver, True)
+
+    def load(self, name: str, path: str | Path, *, pin: bool = False) -> AdapterFacts:
+        """Loads an adapter, checks its lock, replays its probes, and lets it answer under a name.
+
+        If the name is taken, new requests get the new adapter at once, and running ones finish with the old one.
+
+        Raises:
+            AdapterError: It is missing, damaged, or does not fit the base.
+            BaseMismatchError: It is locked to another base.
+            CertificateError: It does not give the logits that it gave at the end of training.
+        """
+        folder = adapter_folder(path)
+        adapter = read_adapter(folder)
+        notes = self._check_lock(adapter)
+        ready, more = self._prepared(adapter)
+        certificate = self._certify(adapter, ready.part)
+        return self._store.add(name, folder, ready, certificate, (*notes, *more), pin)
+
+    def unload(self, name: str, wait: float | None = None) -> AdapterFacts:
+        """Takes an adapter away; what it is answering is finished. With `wait`, for that many seconds at most.
+
+        Raises:
+            ConfigError: There is no such adapter.
+        """
+        return self._store.remove(name, wait)
+
+    def pin(self, name: str, pinned: bool = True) -> AdapterFacts:
+        """Keeps an adapter in memory, or no longer.
+
+        Raises:
+            ConfigError: There is no such adapter.
+        """
+        return self._store.pin(name, pinned)
+
+    def loaded(self) -> list[AdapterFacts]:
+        """What is known of each adapter."""
+        return self._store.facts()
+
+    def logits(self, ids: Sequence[int], positions: Sequence[int], adapter: str | None = None) -> torch.Tensor:
+        """An adapter's logits at `positions` of the sequence `ids`, float32 (positions, vocabulary)."""
+        with closing(_Use(self, adapter)) as use:
+            return self._logits(ids, positions, use.part, use.digest)
+
+    def stats(self) -> EngineStats:
+        """How the engine is doing now."""
+        schedulers = self._core.schedulers()
+        fused = self._runners.fused
+        return EngineStats(
+            running=sum(len(scheduler.running) for scheduler in schedulers),
+            waiting=sum(len(scheduler.waiting) for scheduler in schedulers) + len(self._inbox),
+            cache_blocks=0 if fused is None else fused.blocks.count,
+            used_blocks=0 if fused is None else fused.blocks.used,
+            counters=self._core.counters,
+        )
+
+    def close(self, drain: float = 0.0) -> None:
+        """Ends the engine, after `drain` seconds at most in which requests may be finished."""
+        if self._closing.is_set():
+            return
+        if drain > 0:
+            done = threading.Event()
+            self._tell(lambda: self._when_idle(done))
+            done.wait(drain)
+        self._closing.set()
+        self._wake.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join(60)
+
+    def _when_idle(self, done: threading.Event) -> None:
+        if self._core.is_idle:
+            done.set()
+        else:
+            threading.Timer(0.02, lambda: self._tell(lambda: self._when_idle(done))).start()
+
+    def _submit(self, request: Request, deliver: Callable[[Piece | BaseException], None], streams: bool) -> Ticket:
+        use = _Use(self, request.adapter)
+        try:
+            voice = Voice(use.digest, use.part.weights, use.part.virtual_tokens, use.close)
+            sequence = self._ask.sequence(request, voice, deliver, deliver, streams=streams)
+        except BaseException:
+            use.close()
+            raise
+        runner = use.part.runner
+        self._tell(lambda: self._core.add(sequence, runner), sequence)
+        return Ticket(self, sequence)
+
+    def _logits(self, ids: Sequence[int], positions: Sequence[int], part: Part, digest: str | None) -> torch.Tensor:
+        results: queue.SimpleQueue[Piece | BaseException] = queue.SimpleQueue()
+        voice = Voice(digest, part.weights, part.virtual_tokens)
+        sequence = self._ask.probe(list(ids), list(positions), voice, results.put, results.put)
+        self._tell(lambda: self._core.add(sequence, part.runner), sequence)
+        result = self._next(results)
+        if isinstance(result, BaseException):
+            raise result
+        return joined_logits(sequence, list(positions))
+
+    def _next(self, results: queue.SimpleQueue[Any]) -> Any:
+        """The next result; an engine that was closed meanwhile gives none."""
+        while True:
+            try:
+                return results.get(timeout=1.0)
+            except queue.Empty:
+                if not self._thread.is_alive():
+                    raise LaminaError("the engine was closed before it had answered.") from None
+
+    def _tell(self, message: Callable[[], None], sequence: Asked | None = None) -> None:
+        """Lets the engine's thread call `message` before its next step."""
+        if self._closing.is_set():
+            if sequence is not None:
+                sequence.give_up(LaminaError("the engine is closed."))
+            return
+        self._inbox.append(message)
+        self._wake.set()
+
+    def _work_once(self) -> bool:
+        """Reads the inbox and computes a step; returns whether there may be more to do."""
+        while self._inbox:
+            self._inbox.popleft()()
+        if self._closing.is_set():
+            self._core.drop_all(LaminaError("the engine was closed before it had answered."))
+            return False
+        return self._core.step()
+
+    def _check_lock(self, adapter: Adapter) -> list[str]:
+        if adapter.lock is None:
+            return ["the adapter has no lamina.json, so neither its base nor its numbers could be checked"]
+        return check_lock(adapter.lock, self.base, template_of(adapter, self.base), self._allow_base_mismatch)
+
+    def _read(self, path: Path) -> Ready:
+        return self._prepared(read_adapter(path))[0]
+
+    def _prepared(self, adapter: Adapter) -> tuple[Ready, list[str]]:
+        """Lays an adapter out, attached to a copy of the model that shares its weights."""
+        twin = self._twin()
+        fitted = fit(adapter, twin)
+        twin.eval().requires_grad_(False)
+        part = self._runners.part(fitted.injection.row_forms(), lambda: twin, injection=fitted.injection)
+        if part.reason is None:
+            self._keep_twin_ready()
+        return Ready(part, adapter.digest, adapter.config.type), list(fitted.notes)
+
+    def _twin(self) -> Any:
+        try:
+            return self._twins.get_nowait()
+        except queue.Empty:
+            return shared_copy(self.base.model)
+
+    def _keep_twin_ready(self) -> None:
+        """Makes the copy for the next adapter, so that loading it does not wait for that."""
+        if self._twins.empty():
+            model, twins = self.base.model, self._twins
+            threading.Thread(target=lambda: twins.put(shared_copy(model)), daemon=True).start()
+
+    def _certify(self, adapter: Adapter, part: Part) -> Certificate | None:
+        """Replays an adapter's probes through the engine itself.
+
+        Raises:
+            CertificateError: They do not fit.
+        """
+        if adapter.lock is None or not adapter.probes:
+            return None
+        digest = adapter.digest
+        certificate = replay_probes(
+            lambda ids, positions: self._logits(ids, positions, part, digest),
+            adapter.probes,
+            subject=str(adapter.path),
+            adapter_digest=digest,
+            modules_expected=1,
+            modules_matched=1,
+            trained_dtype=adapter.lock.base_dtype,
+            dtype=str(self.base.dtype).removeprefix("torch."),
+        )
+        if not certificate.passed:
+            fix = "train it again on this base, or load it with the version of lamina that trained it"
+            raise CertificateError(f"{adapter.path}: {certificate.line()}. Fix: {fix}.", certificate)
+        return certificate
+
+
+class _Use:
+    """What answers for an adapter, or for the bare base, until it is closed."""
+
+    def __init__(self, engine: Engine, adapter: str | None) -> None:
+        self._handle: Handle | None = None if adapter is None else engine._store.acquire(adapter)
+        self.part = engine._runners.base() if self._handle is None else self._handle.part
+        self.digest = None if self._handle is None else self._handle.digest
+
+    def close(self) -> None:
+        if self._handle is not None:
+            self._handle.release()
+
+
+def _work(engine: weakref.ref[Engine], wake: threading.Event) -> None:
+    """The engine's thread. It holds no reference while it waits, so that an engine nobody uses ends."""
+    while True:
+        wake.wait(5.0)
+        wake.clear()
+        while True:
+            own = engine()
+            if own is None:
+                return
+            more = own._work_once()
+            over = own._closing.is_set() and not own._inbox
+            del own
+            if over:
+                return
+            if not more:
+                break
+
+
+def _numbered(
+    results: queue.SimpleQueue[tuple[int, Piece | BaseException]], number: int
+) -> Callable[[Piece | BaseException], None]:
+    return lambda result: results.put((number, result))
+
+
+def _template(base: Base, adapters: Mapping[str, str | Path]) -> ChatTemplate:
+    """The template of the first adapter with a lock, else the model's own."""
+    for path in adapters.values():
+        adapter = read_adapter(adapter_folder(path))
+        if adapter.lock is not None:
+            return template_of(adapter, base)
+    return build_template(base.tokenizer)
