@@ -19,7 +19,10 @@ from lamina.version import __version__
 if TYPE_CHECKING:
     from lamina.adapters.load import Loaded, load
     from lamina.config import Config, load_config
+    from lamina.engine.engine import Engine
     from lamina.engine.generate import generate
+    from lamina.engine.generator import Piece, Request
+    from lamina.engine.sampling import Sampling
     from lamina.evaluation.evaluate import evaluate
     from lamina.export.merge import merge
     from lamina.export.quantize import quantize
@@ -31,9 +34,13 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "Config": "lamina.config",
+    "Engine": "lamina.engine.engine",
     "Event": "lamina.runs.events",
     "Loaded": "lamina.adapters.load",
+    "Piece": "lamina.engine.generator",
+    "Request": "lamina.engine.generator",
     "Run": "lamina.runs",
+    "Sampling": "lamina.engine.sampling",
     "Verification": "lamina.verification.report",
     "evaluate": "lamina.evaluation.evaluate",
     "generate": "lamina.engine.generate",
@@ -47,9 +54,13 @@ _LAZY = {
 
 __all__ = [
     "Config",
+    "Engine",
     "Event",
     "Loaded",
+    "Piece",
+    "Request",
     "Run",
+    "Sampling",
     "Verification",
     "__version__",
     "evaluate",

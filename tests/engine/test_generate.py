@@ -18,7 +18,7 @@ import lamina
 from lamina.adapters.load import Loaded
 from lamina.chat.message import Message
 from lamina.chat.template import ChatTemplate
-from lamina.engine import transformers_backend as module
+from lamina.compute.decoding import Decoder
 from lamina.errors import ConfigError, DataError
 from tests.support.answers import answer, generate_each, notes, stream
 from tests.support.models_zoo import build_model, build_tokenizer
@@ -87,26 +87,6 @@ def test_without_a_seed_a_stream_says_something_else_each_time(loaded: Loaded) -
     assert len(answers) > 1
 
 
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
-def test_draws_are_those_of_the_softmax(temperature: float) -> None:
-    scores = torch.tensor([2.0, 1.0, 0.0, -1.0, float("-inf")])
-    draws = 40_000
-    sample = module._Draw(temperature, torch.Generator().manual_seed(0))
-    drawn = sample(None, scores.expand(draws, -1)).argmax(-1)
-    share = torch.bincount(drawn, minlength=5) / draws
-    expected = (scores / temperature).softmax(-1)
-    torch.testing.assert_close(share, expected, rtol=0, atol=4 * 0.5 / draws**0.5)
-    assert share[-1] == 0
-
-
-def test_the_ends_of_temperature_are_greedy_and_uniform() -> None:
-    scores = torch.tensor([[2.0, 1.0, 2.5, float("-inf")]])
-    cold = module._Draw(1e-300, torch.Generator().manual_seed(0))
-    assert {int(cold(None, scores).argmax(-1)) for _ in range(50)} == {2}
-    hot = module._Draw(float("inf"), torch.Generator().manual_seed(0))
-    assert {int(hot(None, scores).argmax(-1)) for _ in range(50)} == {0, 1, 2}
-
-
 @pytest.mark.parametrize("pieces", [0, 1, None])
 def test_a_stream_leaves_no_thread(loaded: Loaded, pieces: int | None) -> None:
     before = threading.active_count()
@@ -129,7 +109,7 @@ def test_what_fails_in_the_stream_reaches_the_caller(loaded: Loaded, monkeypatch
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(loaded.model, "forward", fails)
+    monkeypatch.setattr(Decoder, "step", fails)
     with pytest.raises(RuntimeError, match="no"):
         list(stream(loaded, TURNS, max_tokens=5))
 

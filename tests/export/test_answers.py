@@ -16,7 +16,7 @@ import lamina
 from lamina.adapters.logits import model_logits
 from lamina.engine.generate import build_generator, generate
 from lamina.engine.generator import Piece, Request
-from lamina.engine.transformers_backend import TransformersGenerator
+from lamina.engine.local import LocalGenerator
 from lamina.errors import CertificateError
 from lamina.export import answers, merge
 from lamina.models import folder as folders
@@ -134,7 +134,7 @@ def test_where_rounding_decides_answers_may_go_apart(
 ) -> None:
     """The tokens of the adapter's answer are not clear then; where they are, another answer is a difference."""
 
-    class Other(TransformersGenerator):
+    class Other(LocalGenerator):
         def generate(self, requests: Sequence[Request], *more: Any) -> list[Piece]:
             said = super().generate(requests, *more)
             first = said[0]
@@ -143,7 +143,7 @@ def test_where_rounding_decides_answers_may_go_apart(
                 said[0] = replace(first, token_ids=ids)
             return said
 
-    monkeypatch.setattr(merge, "TransformersGenerator", Other)
+    monkeypatch.setattr(merge, "LocalGenerator", Other)
     monkeypatch.setattr(answers, "_gap", lambda *asked: gap)
     gap = 1e-6
     seen = lamina.merge(run.path, tmp_path / "merged").certificate.answers

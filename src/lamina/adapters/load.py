@@ -174,6 +174,41 @@ def _is_locked_base(adapter: Adapter, place: str) -> bool:
         return False
 
 
+def load_base_for(
+    adapter: Adapter,
+    *,
+    model: str | None = None,
+    dtype: str = "auto",
+    device: torch.device | None = None,
+    original_base: bool = False,
+    notify: Notify = lambda message: None,
+) -> Base:
+    """Loads the base that an adapter was trained on, in the form in which it was then.
+
+    Args:
+        adapter: The adapter, which stays on disk.
+        model: The base to load; by default the one it names.
+        dtype, device, original_base, notify: As for `load`.
+
+    Raises:
+        AdapterError: The base that it names is not there, or it fits the quantized base alone.
+        ModelError: The base cannot be loaded.
+    """
+    ref = _base_of(adapter, notify) if model is None else model
+    device = device or default_device()
+    if dtype == "auto" and adapter.lock and adapter.lock.base_dtype == "float32":
+        dtype = "float32"
+    packed = adapter.lock.quantization if adapter.lock and not original_base else None
+    loftq = find_method(adapter.config.type).plan_loftq(adapter.config)
+    if loftq and packed is None:
+        raise AdapterError(
+            f"{adapter.path}: began with LoftQ, as what quantizing took from its base, so it fits that quantized base "
+            "alone. Fix: use it without --original-base."
+        )
+    offload = "auto" if adapter.config.base_is_read_only else False
+    return load_base(ref, dtype, device, notify, QuantizationConfig(**packed) if packed else None, loftq, offload)
+
+
 def load(
     path: str | Path,
     *,
@@ -202,19 +237,7 @@ def load(
         ModelError: The base cannot be loaded.
     """
     adapter = read_adapter(adapter_folder(path))
-    ref = _base_of(adapter, notify) if model is None else model
-    device = device or default_device()
-    if dtype == "auto" and adapter.lock and adapter.lock.base_dtype == "float32":
-        dtype = "float32"
-    packed = adapter.lock.quantization if adapter.lock and not original_base else None
-    loftq = find_method(adapter.config.type).plan_loftq(adapter.config)
-    if loftq and packed is None:
-        raise AdapterError(
-            f"{path}: began with LoftQ, as what quantizing took from its base, so it fits that quantized base alone."
-            " Fix: use it without --original-base."
-        )
-    offload = "auto" if adapter.config.base_is_read_only else False
-    base = load_base(ref, dtype, device, notify, QuantizationConfig(**packed) if packed else None, loftq, offload)
+    base = load_base_for(adapter, model=model, dtype=dtype, device=device, original_base=original_base, notify=notify)
     template = template_of(adapter, base)
     if adapter.lock:
         notes = check_lock(adapter.lock, base, template, allow_base_mismatch)

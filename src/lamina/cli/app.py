@@ -25,12 +25,14 @@ from lamina.cli.compare import compare
 from lamina.cli.data import data
 from lamina.cli.facts import methods, schema, version
 from lamina.cli.failures import Commands, run_command, tracebacks_in
+from lamina.cli.generation import chat, generate
 from lamina.cli.output import (
     MAX_SEED,
     Bars,
     JsonFlag,
     MismatchFlag,
     ModelOption,
+    Source,
     check_target,
     column_mapping,
     err,
@@ -52,11 +54,9 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.add_typer(cache, name="cache")
 app.add_typer(data, name="data")
-app.command()(compare)
-for listing in (methods, schema, version):
-    app.command()(listing)
+for command in (compare, generate, chat, methods, schema, version):
+    app.command()(command)
 
-Source = Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run directory or an adapter folder.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.learning_rate=1e-4."),
@@ -172,68 +172,6 @@ def evaluate(
     out.print(table)
     left_out = "".join(f"; dropped {count}: {reason}" for reason, count in result.dropped.items())
     out.print(f"{result.rows} rows{left_out}")
-
-
-@app.command()
-def generate(
-    source: Source,
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A user message; may be repeated.")] = None,
-    system: Annotated[str | None, typer.Option(help="A system message before each prompt.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 decodes greedily.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed for sampling.")] = 0,
-    base: Annotated[bool, typer.Option("--base", help="Answer with the base model, without the adapter.")] = False,
-    model: ModelOption = None,
-    allow_base_mismatch: MismatchFlag = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Answer prompts, given with --prompt or as lines on stdin."""
-    prompts = list(prompt or [])
-    if not prompts and not sys.stdin.isatty():
-        prompts = [line.removeprefix("\ufeff").rstrip("\r\n") for line in sys.stdin if line.strip()]
-    if not prompts:
-        raise ConfigError(Problem("--prompt", "is required, or lines on stdin", 'add --prompt "..."'))
-    from lamina.adapters.load import load
-    from lamina.cli.chat import print_answers
-    from lamina.engine.generate import build_generator, generate_each
-    from lamina.engine.generator import ADAPTER
-    from lamina.engine.sampling import Sampling
-
-    loaded = load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
-    generator, sampling = build_generator(loaded), Sampling(temperature, max_new_tokens, seed)
-    for note in (*loaded.notes, *generator.notes(sampling)):
-        notify(note)
-    answers = generate_each(generator, prompts, sampling, system=system, adapter=None if base else ADAPTER)
-    if not print_answers(prompts, answers, as_json):
-        raise typer.Exit(1)
-
-
-@app.command()
-def chat(
-    source: Source,
-    system: Annotated[str | None, typer.Option(help="A system message at the start of the conversation.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer in tokens.")] = 512,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 decodes greedily.")] = 0.0,
-    seed: Annotated[
-        int | None, typer.Option(min=0, max=MAX_SEED, help="Seed for sampling; by default answers differ each time.")
-    ] = None,
-    model: ModelOption = None,
-    allow_base_mismatch: MismatchFlag = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Chat with an adapter in the terminal; /base and /adapter switch between the base model and the adapter."""
-    from lamina.adapters.load import load
-    from lamina.cli.chat import run_chat
-    from lamina.engine.generate import build_generator
-    from lamina.engine.sampling import Sampling
-
-    loaded = load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
-    generator, sampling = build_generator(loaded), Sampling(temperature, max_new_tokens, seed)
-    for note in (*loaded.notes, *generator.notes(sampling)):
-        notify(note)
-    turns = run_chat(generator, sampling, system, quiet=as_json)
-    if as_json:
-        print_json({"turns": turns})
 
 
 @app.command()

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lamina.errors import ConfigError, Problem, nearest
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
+Source = Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run directory or an adapter folder.")]
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="The base model; by default the one that the adapter records.")
 ]

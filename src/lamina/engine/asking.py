@@ -40,7 +40,7 @@ class Asker:
     Attributes:
         model: The base.
         template: Renders conversations.
-        capacity: Positions that the cache holds for one sequence; None for no limit.
+        most_positions: Positions that there are, of a table or in the cache; None where they do not end.
         template_stops: Whether an answer ends where the template ends a turn; else only where the model's own files
             say, as in plain transformers.
         guides: Compiles what answers must be.
@@ -48,7 +48,7 @@ class Asker:
 
     model: PreTrainedModel
     template: ChatTemplate
-    capacity: int | None
+    most_positions: int | None
     template_stops: bool
     guides: Guides
 
@@ -62,9 +62,7 @@ class Asker:
 
     def room(self, virtual_tokens: int) -> int | None:
         """Positions that there are for a prompt and its answer; None where they do not end."""
-        positions = declared_positions(self.model) if has_position_table(self.model) else None
-        limits = [limit for limit in (positions, self.capacity) if limit is not None]
-        return min(limits) - virtual_tokens if limits else None
+        return None if self.most_positions is None else self.most_positions - virtual_tokens
 
     def stop_ids(self, sampling: Sampling) -> frozenset[int]:
         """Tokens that end an answer."""
@@ -142,11 +140,20 @@ class Asker:
 def build_asker(
     model: PreTrainedModel, template: ChatTemplate, capacity: int | None, template_stops: bool = True
 ) -> Asker:
-    """Builds the `Asker` of a base."""
+    """Builds the `Asker` of a base.
+
+    Args:
+        model: The base.
+        template: Renders conversations.
+        capacity: Positions that the cache holds for one sequence; None for no limit.
+        template_stops: See `Asker`.
+    """
+    positions = declared_positions(model) if has_position_table(model) else None
+    limits = [limit for limit in (positions, capacity) if limit is not None]
     vocabulary = head_rows(model) or embedding_rows(model) or len(template.tokenizer)
     stops = stop_tokens(model, template if template_stops else None)
     guides = Guides(template.tokenizer, vocabulary, [token for token in stops if token < vocabulary])
-    return Asker(model, template, capacity, template_stops, guides)
+    return Asker(model, template, min(limits, default=None), template_stops, guides)
 
 
 def stop_tokens(model: PreTrainedModel, template: ChatTemplate | None) -> list[int]:

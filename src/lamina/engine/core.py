@@ -117,7 +117,9 @@ class Core:
             self._choose(scheduler, ready, rows)
 
     def _choose(self, scheduler: Scheduler, sequences: list[Sequence], rows: list[torch.Tensor]) -> None:
-        tokens, thoughts = sample(sequences, rows[0] if len(rows) == 1 else torch.cat(rows))
+        order = sorted(range(len(rows)), key=lambda number: rows[number].data_ptr())
+        sequences = [sequences[number] for number in order]
+        tokens, thoughts = sample(sequences, _stacked([rows[number] for number in order]))
         self.counters.answer_tokens += len(tokens)
         for sequence, token, thought in zip(sequences, tokens, thoughts, strict=True):
             try:
@@ -132,6 +134,14 @@ class Core:
                 sequence.give_up(error)
             if sequence.is_over:
                 scheduler.leave(sequence)
+
+
+def _stacked(rows: list[torch.Tensor]) -> torch.Tensor:
+    """Rows (1, V) as one tensor; without a copy where they lie one after another in memory, as a step leaves them."""
+    first, size = rows[0], rows[0].nbytes
+    if all(row.data_ptr() == first.data_ptr() + number * size for number, row in enumerate(rows)) and len(rows) > 1:
+        return first.as_strided((len(rows), first.shape[1]), (first.shape[1], 1))
+    return first if len(rows) == 1 else torch.cat(rows)
 
 
 def _note_prompt(chunk: Chunk, logits: torch.Tensor) -> None:

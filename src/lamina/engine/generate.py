@@ -9,20 +9,20 @@ from pathlib import Path
 from lamina.adapters.load import Loaded, load
 from lamina.chat.message import Message
 from lamina.engine.generator import ADAPTER, Generator, Request
+from lamina.engine.local import LocalGenerator
 from lamina.engine.prompts import check_system
 from lamina.engine.sampling import DEFAULT_MAX_TOKENS, Sampling
-from lamina.engine.transformers_backend import TransformersGenerator
 from lamina.errors import DataError
 
 
-def build_generator(loaded: Loaded, batch_size: int = 32) -> Generator:
+def build_generator(loaded: Loaded, batch_size: int | None = None) -> Generator:
     """What answers for a loaded adapter, under the name `ADAPTER`, and for its bare base.
 
     Args:
         loaded: Base and adapter.
-        batch_size: Requests that are answered at once.
+        batch_size: Requests that are answered at once; by default as many as the cache has room for.
     """
-    return TransformersGenerator(loaded.model, loaded.template, loaded.injection, batch_size=batch_size)
+    return LocalGenerator(loaded.model, loaded.template, loaded.injection, batch_size=batch_size)
 
 
 def generate(

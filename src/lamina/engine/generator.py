@@ -1,7 +1,7 @@
 """The contract of generating: requests in, pieces out, whoever computes them.
 
 Everything that needs a model's answers (evaluation, comparison, chat, probes, the certificate of a merged folder, the
-server) knows these classes alone. `Engine` and `LocalGenerator` implement it; `transformers_backend.py` is the oracle
+server) knows these classes alone. `Engine` and `LocalGenerator` implement it; transformers' `generate` is the oracle
 that tests compare them with.
 """
 
@@ -110,8 +110,8 @@ class Piece:
     finish_reason: FinishReason | None
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt: PromptFacts | None = field(default=None, compare=False)
-    stopped_by: str | int | None = None
-    digest: str | None = None
+    stopped_by: str | int | None = field(default=None, compare=False)
+    digest: str | None = field(default=None, compare=False)
 
 
 # Pieces of one answer in turn. Closing it ends the generating.

@@ -55,6 +55,7 @@ class LocalGenerator:
         self._model, self._injection = model, injection
         self._batch_size, self._template_stops, self._use_kernels = batch_size, template_stops, use_kernels
         self._runners: Runners | None = None
+        self._asker: Asker | None = None
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -70,7 +71,7 @@ class LocalGenerator:
         """As the contract says."""
         if request.adapter is not None and request.adapter not in self.adapters:
             raise unknown_adapter(request.adapter, list(self.adapters))
-        self._asker().tokens(request, self._virtual_tokens(request.adapter))
+        self._ask().tokens(request, self._virtual_tokens(request.adapter))
 
     def generate(self, requests: Sequence[Request], progress: Callable[[int], None] = lambda done: None) -> list[Piece]:
         """As the contract says."""
@@ -146,15 +147,17 @@ class LocalGenerator:
     ) -> Asked:
         # The digest keys the cache, which lives as long as one call: the adapter may change between calls.
         voice = Voice(request.adapter, part.weights, part.virtual_tokens)
-        return self._asker().sequence(request, voice, deliver, fail, streams=streams)
+        return self._ask().sequence(request, voice, deliver, fail, streams=streams)
 
     def _virtual_tokens(self, adapter: str | None) -> int:
         return 0 if adapter is None else virtual_tokens(self._injection)
 
-    def _asker(self) -> Asker:
-        fused = self._built().fused
-        capacity = None if fused is None else fused.blocks.count * fused.block_size
-        return build_asker(self._model, self.template, capacity, self._template_stops)
+    def _ask(self) -> Asker:
+        if self._asker is None:
+            fused = self._built().fused
+            capacity = None if fused is None else fused.blocks.count * fused.block_size
+            self._asker = build_asker(self._model, self.template, capacity, self._template_stops)
+        return self._asker
 
     def _built(self) -> Runners:
         if self._runners is None:

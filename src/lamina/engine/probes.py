@@ -18,8 +18,8 @@ from lamina.adapters.probes import Probe
 from lamina.chat.message import Message
 from lamina.chat.template import ChatTemplate
 from lamina.engine.generator import ADAPTER, Generator, Request
+from lamina.engine.local import LocalGenerator
 from lamina.engine.sampling import Sampling
-from lamina.engine.transformers_backend import TransformersGenerator
 from lamina.methods.shared.base import Injection
 from lamina.models.vocabulary import embedding_rows
 
@@ -54,7 +54,7 @@ def record_probes(
         prompts: User turns.
         generator: Answers for `ADAPTER`; by default the model itself.
     """
-    generator = generator or TransformersGenerator(injection.model, template, injection)
+    generator = generator or LocalGenerator(injection.model, template, injection)
     rendered = [_prompt_ids(injection.model, template, prompt) for prompt in prompts]
     rows = _trained_rows(injection, {token for ids in rendered for token in ids})
     asked = [*zip(prompts, rendered, strict=True), *([("", rendered[0][:1] + rows + rendered[0][1:])] if rows else [])]

@@ -19,8 +19,8 @@ from lamina.adapters.lock import Lock
 from lamina.adapters.logits import model_logits
 from lamina.adapters.probes import Probe, record_again
 from lamina.engine.generate import build_generator
+from lamina.engine.local import LocalGenerator
 from lamina.engine.probes import record_probes
-from lamina.engine.transformers_backend import TransformersGenerator
 from lamina.errors import AdapterError
 from lamina.export.answers import answer_prompts, check_answers, longest_answer
 from lamina.export.fold import check_merges, fold_and_save
@@ -143,7 +143,7 @@ def merge(
             if lost := folds.lost_in(written):
                 certificate = certificate.failed(f"{len(lost)} weights are not as they were written (first: {lost[0]})")
             if certificate.passed or allow_difference:
-                alone = TransformersGenerator(written, loaded.template, template_stops=False)
+                alone = LocalGenerator(written, loaded.template, template_stops=False, use_kernels=False)
                 seen = check_answers(
                     folder, alone, model_logits(written), loaded.template, expected, certificate.tolerance
                 )

@@ -134,7 +134,7 @@ def quickstart(
     training_seconds = max(e.time for e in run.events(CheckpointSaved)) - next(run.events(Started)).time
 
     notify("Answering the unseen requests, first with the base model, then with the adapter ...")
-    generator = build_generator(load(run.path), batch_size=len(task.eval))
+    generator = build_generator(load(run.path))
     conversations = [[Message(m["role"], m["content"]) for m in r.messages()[:-1]] for r in task.eval]
 
     def say(what: str, adapter: str | None) -> list[str]:

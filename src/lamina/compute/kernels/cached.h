@@ -45,86 +45,141 @@ struct AttentionCall {
     float scale, softcap;
 };
 
-// Scores of one query with the keys of a block.
-template <typename T>
-inline void block_scores(const T* query, const T* keys, int64_t size, float* scores) {
+// Reads memory ahead, while what was read before is computed with.
+inline void read_ahead(const void* from, int64_t bytes) {
+    const char* p = static_cast<const char*>(from);
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at);
+}
+
+// Scores of HEADS queries, `size` elements apart, with the keys of a block; to[h * to_row + token].
+template <int HEADS, typename T>
+inline void block_scores(const T* queries, const T* keys, int64_t size, float* to, int64_t to_row) {
 #ifdef LAMINA_PAIRS
     if constexpr (sizeof(T) == 2) {
-        Floats even = {}, odd = {};
+        Floats even[HEADS] = {}, odd[HEADS] = {};
         int64_t d = 0;
-        for (; d + 4 <= size; d += 4) {
-            even = multiply_add(query + d, keys + d * BLOCK_TOKENS, even);
-            odd = multiply_add(query + d + 2, keys + (d + 2) * BLOCK_TOKENS, odd);
-        }
-        if (d < size) even = multiply_add(query + d, keys + d * BLOCK_TOKENS, even);
-        put(scores, even + odd);
+        for (; d + 4 <= size; d += 4)
+#pragma GCC unroll 4
+            for (int h = 0; h < HEADS; ++h) {
+                even[h] = multiply_add(queries + h * size + d, keys + d * BLOCK_TOKENS, even[h]);
+                odd[h] = multiply_add(queries + h * size + d + 2, keys + (d + 2) * BLOCK_TOKENS, odd[h]);
+            }
+        if (d < size)
+            for (int h = 0; h < HEADS; ++h) even[h] = multiply_add(queries + h * size + d, keys + d * BLOCK_TOKENS, even[h]);
+        for (int h = 0; h < HEADS; ++h) put(to + h * to_row, even[h] + odd[h]);
         return;
     }
 #endif
     for (int64_t lane = 0; lane < BLOCK_TOKENS; lane += LANES) {
-        Floats even = {}, odd = {};
+        Floats even[HEADS] = {}, odd[HEADS] = {};
         for (int64_t d = 0; d + 2 <= size; d += 2) {
-            even = multiply_add(broadcast(load(query + d)), take(keys + d * BLOCK_TOKENS + lane), even);
-            odd = multiply_add(broadcast(load(query + d + 1)), take(keys + (d + 1) * BLOCK_TOKENS + lane), odd);
+            const Floats first = take(keys + d * BLOCK_TOKENS + lane), second = take(keys + (d + 1) * BLOCK_TOKENS + lane);
+#pragma GCC unroll 4
+            for (int h = 0; h < HEADS; ++h) {
+                even[h] = multiply_add(broadcast(load(queries + h * size + d)), first, even[h]);
+                odd[h] = multiply_add(broadcast(load(queries + h * size + d + 1)), second, odd[h]);
+            }
         }
-        put(scores + lane, even + odd);
+        for (int h = 0; h < HEADS; ++h) put(to + h * to_row + lane, even[h] + odd[h]);
     }
+}
+
+// Turns scores into weights exp(score - largest), 0 beyond what is seen. Returns 1 / their sum.
+inline float weigh(float* scores, int64_t width, int64_t start, const AttentionCall& call) {
+    const float inner = call.softcap != 0.0f ? call.scale / call.softcap : call.scale;
+    const auto hidden = [&](int64_t c) { return start + c < call.first || start + c + LANES > call.end; };
+    const auto only_seen = [&](int64_t c, Floats value, float elsewhere) {
+        for (int64_t lane = 0; lane < LANES; ++lane)
+            if (start + c + lane < call.first || start + c + lane >= call.end) value[lane] = elsewhere;
+        return value;
+    };
+    Floats most = broadcast(-INFINITY), total = {};
+    for (int64_t c = 0; c < width; c += LANES) {
+        Floats value = take(scores + c) * inner;
+        if (call.softcap != 0.0f) value = call.softcap * fast_tanh(value);
+        if (hidden(c)) value = only_seen(c, value, -INFINITY);
+        put(scores + c, value);
+        most = larger(value, most);
+    }
+    const float largest = largest_of(most);
+    for (int64_t c = 0; c < width; c += LANES) {
+        Floats e = fast_exp(take(scores + c) - largest);
+        if (hidden(c)) e = only_seen(c, e, 0.0f);  // exactly 0
+        put(scores + c, e);
+        total += e;
+    }
+    return 1.0f / sum_of(total);
+}
+
+// VECTORS vectors from element `d` of the outputs of HEADS queries: the values of all blocks times their weights.
+template <int HEADS, int VECTORS, typename T>
+inline void gather_values(const Cached<T>& cached, const float* weights, int64_t row, const AttentionCall& call, int64_t d,
+                          const float* inverses, T* out) {
+    const int64_t first = call.first / BLOCK_TOKENS, size = cached.size;
+    Floats sums[HEADS * VECTORS] = {};
+    for (int64_t b = first; b * BLOCK_TOKENS < call.end; ++b) {
+        const T* values = cached.values + cached.at(b) + d;
+        const int64_t left = call.end - b * BLOCK_TOKENS, seen = left < BLOCK_TOKENS ? left : BLOCK_TOKENS;
+        if (left > BLOCK_TOKENS) read_ahead(cached.values + cached.at(b + 1), BLOCK_TOKENS * size * static_cast<int64_t>(sizeof(T)));
+        const float* own = weights + (b - first) * BLOCK_TOKENS;
+        for (int64_t t = 0; t < seen; ++t)
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; ++v) {
+                const Floats value = take(values + t * size + v * LANES);
+#pragma GCC unroll 4
+                for (int h = 0; h < HEADS; ++h)
+                    sums[h * VECTORS + v] = multiply_add(broadcast(own[h * row + t]), value, sums[h * VECTORS + v]);
+            }
+    }
+    for (int h = 0; h < HEADS; ++h)
+        for (int v = 0; v < VECTORS; ++v) put(out + h * size + d + v * LANES, sums[h * VECTORS + v] * inverses[h]);
+}
+
+// The elements from `d` that are no whole vector.
+template <typename T>
+inline void gather_rest(const Cached<T>& cached, const float* weights, const AttentionCall& call, int64_t d, float inverse,
+                        T* out) {
+    const int64_t first = call.first / BLOCK_TOKENS;
+    for (; d < cached.size; ++d) {
+        float sum = 0.0f;
+        for (int64_t place = first * BLOCK_TOKENS; place < call.end; ++place)
+            sum = std::fma(weights[place - first * BLOCK_TOKENS],
+                           load(cached.values + cached.at(place / BLOCK_TOKENS) + place % BLOCK_TOKENS * cached.size + d), sum);
+        store(out + d, sum * inverse);
+    }
+}
+
+template <int HEADS, typename T>
+void attend_heads(const Cached<T>& cached, const T* queries, const AttentionCall& call, float* scores, T* out) {
+    const int64_t size = cached.size, first = call.first / BLOCK_TOKENS, last = (call.end + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
+    const int64_t width = (last - first) * BLOCK_TOKENS;
+    for (int64_t b = first; b < last; ++b) {
+        if (b + 1 < last) read_ahead(cached.keys + cached.at(b + 1), BLOCK_TOKENS * size * static_cast<int64_t>(sizeof(T)));
+        block_scores<HEADS>(queries, cached.keys + cached.at(b), size, scores + (b - first) * BLOCK_TOKENS, width);
+    }
+    float inverses[HEADS];
+    for (int h = 0; h < HEADS; ++h) inverses[h] = weigh(scores + h * width, width, first * BLOCK_TOKENS, call);
+    int64_t d = 0;
+    for (; d + 4 * LANES <= size; d += 4 * LANES) gather_values<HEADS, 4>(cached, scores, width, call, d, inverses, out);
+    for (; d + LANES <= size; d += LANES) gather_values<HEADS, 1>(cached, scores, width, call, d, inverses, out);
+    for (int h = 0; h < HEADS; ++h) gather_rest(cached, scores + h * width, call, d, inverses[h], out + h * size);
 }
 
 // out (group, size) = softmax(scale q k) v for the `group` query heads of a key head. The head size is even.
 template <typename T>
 void attend_cached(const Cached<T>& cached, const T* queries, int64_t group, const AttentionCall& call, T* out) {
-    const int64_t size = cached.size, first = call.first / BLOCK_TOKENS, last = (call.end + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
-    const int64_t width = (last - first) * BLOCK_TOKENS;
-    const float inner = call.softcap != 0.0f ? call.scale / call.softcap : call.scale;
-    Buffer<float> scores(group * width), sums(group * ((size + LANES - 1) / LANES) * LANES, true);
-    Buffer<float> inverses(group);
-    for (int64_t b = first; b < last; ++b) {
-        const T* keys = cached.keys + cached.at(b);
-        if (b + 1 < last) __builtin_prefetch(cached.keys + cached.at(b + 1));
-        for (int64_t g = 0; g < group; ++g) block_scores(queries + g * size, keys, size, scores + g * width + (b - first) * BLOCK_TOKENS);
-    }
-    for (int64_t g = 0; g < group; ++g) {
-        float* own = scores + g * width;
-        Floats most = broadcast(-INFINITY), total = {};
-        for (int64_t c = 0; c < width; c += LANES) {
-            Floats value = take(own + c) * inner;
-            if (call.softcap != 0.0f) value = call.softcap * fast_tanh(value);
-            const int64_t place = first * BLOCK_TOKENS + c;
-            if (place < call.first || place + LANES > call.end)
-                for (int64_t lane = 0; lane < LANES; ++lane)
-                    if (place + lane < call.first || place + lane >= call.end) value[lane] = -INFINITY;
-            put(own + c, value);
-            most = larger(value, most);
-        }
-        const float largest = largest_of(most);
-        for (int64_t c = 0; c < width; c += LANES) {
-            Floats e = fast_exp(take(own + c) - largest);
-            const int64_t place = first * BLOCK_TOKENS + c;
-            if (place < call.first || place + LANES > call.end)
-                for (int64_t lane = 0; lane < LANES; ++lane)
-                    if (place + lane < call.first || place + lane >= call.end) e[lane] = 0.0f;  // exactly 0
-            put(own + c, e);
-            total += e;
-        }
-        inverses[g] = 1.0f / sum_of(total);
-    }
-    const int64_t padded = (size + LANES - 1) / LANES * LANES;
-    for (int64_t b = first; b < last; ++b) {
-        const T* values = cached.values + cached.at(b);
-        if (b + 1 < last) __builtin_prefetch(cached.values + cached.at(b + 1));
-        const int64_t begin = b * BLOCK_TOKENS, seen = call.end - begin < BLOCK_TOKENS ? call.end - begin : BLOCK_TOKENS;
-        for (int64_t g = 0; g < group; ++g) {
-            const float* weights = scores + g * width + (b - first) * BLOCK_TOKENS;
-            for_each_vector(size, [&](int64_t d, auto at) {
-                Floats sum = take(sums + g * padded + d);
-                for (int64_t t = 0; t < seen; ++t) sum = multiply_add(broadcast(weights[t]), at.take(values + t * size + d), sum);
-                put(sums + g * padded + d, sum);
-            });
+    const int64_t blocks = (call.end + BLOCK_TOKENS - 1) / BLOCK_TOKENS - call.first / BLOCK_TOKENS;
+    Buffer<float> scores(4 * blocks * BLOCK_TOKENS);
+    for (int64_t g = 0; g < group; g += 4) {
+        const T* own = queries + g * cached.size;
+        T* to = out + g * cached.size;
+        switch (group - g) {
+            case 1: attend_heads<1>(cached, own, call, scores.data, to); break;
+            case 2: attend_heads<2>(cached, own, call, scores.data, to); break;
+            case 3: attend_heads<3>(cached, own, call, scores.data, to); break;
+            default: attend_heads<4>(cached, own, call, scores.data, to); break;
         }
     }
-    for (int64_t g = 0; g < group; ++g)
-        for_each_vector(size, [&](int64_t d, auto at) { at.put(out + g * size + d, take(sums + g * padded + d) * inverses[g]); });
 }
 
 }  // namespace

@@ -28,6 +28,7 @@ int64_t largest_token(const float* logits, const int32_t* mask, int64_t width) {
         for (; j + LANES <= width; j += LANES) most = larger(take(logits + j), most);
         float value = largest_of(most);
         for (; j < width; ++j) value = std::max(value, logits[j]);
+        if (!(value > -INFINITY)) return -1;
         for (j = 0; j < width && best < 0; ++j)
             if (logits[j] == value) best = j;
         return best;

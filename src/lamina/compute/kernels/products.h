@@ -21,12 +21,20 @@ inline Floats multiply_add(Floats a, Floats b, Floats sum) {
 #endif
 }
 
+// Keeps a value that several products use in a register: compilers would load it anew for each of them.
+inline Floats in_register(Floats value) {
+#if defined(__AVX2__)
+    asm("" : "+v"(value));
+#endif
+    return value;
+}
+
 // What a dot product adds up at once: STEP elements of each side.
 template <typename T>
 struct Dot {
     static constexpr int64_t STEP = LANES;
     using Elements = Floats;
-    static Elements load(const T* p) { return take(p); }
+    static Elements load(const T* p) { return in_register(take(p)); }
     static Floats add(Elements a, Elements b, Floats sum) { return multiply_add(a, b, sum); }
 };
 
@@ -35,7 +43,7 @@ template <>
 struct Dot<bf16> {
     static constexpr int64_t STEP = 2 * LANES;
     using Elements = __m512bh;
-    static Elements load(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
+    static Elements load(const bf16* p) { return (__m512bh)in_register((Floats)_mm512_loadu_ps(p)); }
     static Floats add(Elements a, Elements b, Floats sum) { return (Floats)_mm512_dpbf16_ps((__m512)sum, a, b); }
 };
 #endif
@@ -68,9 +76,11 @@ inline Floats merged_all(const Floats* sums) {
         return merged<SPAN>(merged_all<2 * SPAN>(sums), merged_all<2 * SPAN>(sums + LANES / (2 * SPAN)), EACH_LANE);
 }
 
-// to[m * to_row + n] = x[m] . w[n], for M rows of x and OUTPUTS of w.
-template <int M, typename T>
-inline void dot_tile(const T* const* w, const T* x, int64_t x_row, int64_t columns, float* to, int64_t to_row) {
+// to[m * to_row + n] = x[m] . w[n], for M rows of x and OUTPUTS of w. Meanwhile AHEAD rows are fetched into the cache: one line
+// for every step of the sum, since many at once would make the CPU wait for them.
+template <int M, int AHEAD, typename T>
+inline void dot_tile(const T* const* w, const T* const* ahead, const T* x, int64_t x_row, int64_t columns, float* to,
+                     int64_t to_row) {
     using D = Dot<T>;
     Floats sums[M * OUTPUTS] = {};
     int64_t k = 0;
@@ -79,6 +89,8 @@ inline void dot_tile(const T* const* w, const T* x, int64_t x_row, int64_t colum
 #pragma GCC unroll 4
         for (int n = 0; n < OUTPUTS; ++n) weights[n] = D::load(w[n] + k);
 #pragma GCC unroll 4
+        for (int n = 0; n < AHEAD; ++n) __builtin_prefetch(ahead[n] + k);
+#pragma GCC unroll 4
         for (int m = 0; m < M; ++m) {
             const auto seen = D::load(x + m * x_row + k);
 #pragma GCC unroll 4
@@ -86,35 +98,56 @@ inline void dot_tile(const T* const* w, const T* x, int64_t x_row, int64_t colum
         }
     }
     if (k < columns)
+#pragma GCC unroll 4
         for (int n = 0; n < OUTPUTS; ++n) {
             const auto weights = load_part(w[n] + k, columns - k);
+#pragma GCC unroll 4
             for (int m = 0; m < M; ++m)
                 sums[m * OUTPUTS + n] = D::add(weights, load_part(x + m * x_row + k, columns - k), sums[m * OUTPUTS + n]);
         }
     if constexpr (M * OUTPUTS % LANES == 0) {
         float flat[M * OUTPUTS];
+#pragma GCC unroll 4
         for (int i = 0; i < M * OUTPUTS; i += static_cast<int>(LANES)) put(flat + i, merged_all<1>(sums + i));
         for (int m = 0; m < M; ++m) std::memcpy(to + m * to_row, flat + m * OUTPUTS, sizeof(float) * OUTPUTS);
     } else {
+#pragma GCC unroll 4
         for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
             for (int n = 0; n < OUTPUTS; ++n) to[m * to_row + n] = sum_of(sums[m * OUTPUTS + n]);
     }
 }
 
-// The same for any number of rows of x; `count` outputs, at most OUTPUTS, of rows at a stride.
+// The same for any number of rows of x; `count` outputs, at most OUTPUTS, of rows at a stride. `later` is where as many rows
+// are that will be read soon, or null.
 template <typename T>
 inline void dot_rows(const T* w, int64_t w_row, int64_t count, const T* x, int64_t x_row, int64_t rows, int64_t columns,
-                     float* to, int64_t to_row) {
-    const T* each[OUTPUTS];
-    for (int n = 0; n < OUTPUTS; ++n) each[n] = w + (n < count ? n : count - 1) * w_row;
-    int64_t m = 0;
-    for (; m + ROWS <= rows; m += ROWS) dot_tile<ROWS>(each, x + m * x_row, x_row, columns, to + m * to_row, to_row);
+                     float* to, int64_t to_row, const T* later = nullptr) {
+    const T *each[OUTPUTS], *ahead[OUTPUTS];
+    for (int n = 0; n < OUTPUTS; ++n) {
+        each[n] = w + (n < count ? n : count - 1) * w_row;
+        ahead[n] = later + n * w_row;
+    }
+    int64_t m = 0, fetched = later ? 0 : OUTPUTS;
+    const int64_t tiles = rows / ROWS;
+    for (; m + ROWS <= rows; m += ROWS) {
+        const T* const* next = ahead + fetched;
+        if (fetched >= OUTPUTS)
+            dot_tile<ROWS, 0>(each, next, x + m * x_row, x_row, columns, to + m * to_row, to_row);
+        else if (tiles >= OUTPUTS)
+            dot_tile<ROWS, 1>(each, next, x + m * x_row, x_row, columns, to + m * to_row, to_row), ++fetched;
+        else if (tiles >= OUTPUTS / 2)
+            dot_tile<ROWS, 2>(each, next, x + m * x_row, x_row, columns, to + m * to_row, to_row), fetched += 2;
+        else
+            dot_tile<ROWS, 4>(each, next, x + m * x_row, x_row, columns, to + m * to_row, to_row), fetched += 4;
+    }
     x += m * x_row;
     to += m * to_row;
+    const T* const* none = ahead;
     switch (rows - m) {
-        case 3: return dot_tile<3>(each, x, x_row, columns, to, to_row);
-        case 2: return dot_tile<2>(each, x, x_row, columns, to, to_row);
-        case 1: return dot_tile<1>(each, x, x_row, columns, to, to_row);
+        case 3: return dot_tile<3, 0>(each, none, x, x_row, columns, to, to_row);
+        case 2: return dot_tile<2, 0>(each, none, x, x_row, columns, to, to_row);
+        case 1: return dot_tile<1, 0>(each, none, x, x_row, columns, to, to_row);
         default: return;
     }
 }

@@ -1,0 +1,176 @@
+"""`lamina generate` and `lamina chat`: answers to prompts, to a file of them, and in a conversation."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lamina.cli.output import (
+    MAX_SEED,
+    Bars,
+    JsonFlag,
+    MismatchFlag,
+    ModelOption,
+    Source,
+    check_target,
+    notify,
+    out,
+    print_json,
+)
+from lamina.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from lamina.engine.sampling import Sampling
+
+Subject = Annotated[
+    str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="A run directory, an adapter folder, or a base model.")
+]
+
+
+def generate(
+    source: Subject,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A user message; may be repeated.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Answer a .jsonl file instead: a string, or an object with prompt or messages, a line."),
+    ] = None,
+    target: Annotated[
+        Path | None, typer.Option("--out", help="With --prompts: the .jsonl file to write the answers to.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="A system message before each prompt.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 decodes greedily.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Draw from the most probable tokens that reach this probability.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed for sampling.")] = 0,
+    schema: Annotated[Path | None, typer.Option(help="A .json file: every answer is JSON of this schema.")] = None,
+    base: Annotated[bool, typer.Option("--base", help="Answer with the base model, without the adapter.")] = False,
+    model: ModelOption = None,
+    allow_base_mismatch: MismatchFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Answer prompts, given with --prompt, as lines on stdin, or as a file."""
+    _check_options(prompt, prompts, target)
+    check_target("--out", target)
+    from lamina.engine.guides import Guide
+    from lamina.engine.sampling import Sampling
+    from lamina.engine.subject import names_adapter
+
+    guide = None
+    if schema is not None:
+        from lamina.engine.batch import check_schema
+
+        guide = Guide("json_schema", check_schema(schema))
+    sampling = Sampling(temperature, max_new_tokens, seed, top_p=top_p, guide=guide)
+    if prompts is not None and target is not None:
+        _answer_file(source, prompts, target, sampling, system, base, model, allow_base_mismatch, as_json)
+        return
+    asked = list(prompt or [])
+    if not asked and not sys.stdin.isatty():
+        asked = [line.removeprefix("\ufeff").rstrip("\r\n") for line in sys.stdin if line.strip()]
+    if not asked:
+        raise ConfigError(Problem("--prompt", "is required, or lines on stdin", 'add --prompt "..."'))
+    from lamina.adapters.load import load
+    from lamina.cli.chat import print_answers
+    from lamina.engine.generate import build_generator, generate_each
+    from lamina.engine.generator import ADAPTER
+    from lamina.engine.local import LocalGenerator
+
+    if names_adapter(source) or Path(source).is_dir():
+        loaded = load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
+        generator, adapter, notes = build_generator(loaded), None if base else ADAPTER, loaded.notes
+    else:
+        from lamina.chat.template import build_template
+        from lamina.models.load import load_base
+
+        own = load_base(source, notify=notify)
+        generator, adapter, notes = LocalGenerator(own.model, build_template(own.tokenizer)), None, []
+    for note in (*notes, *generator.notes(sampling)):
+        notify(note)
+    answers = generate_each(generator, asked, sampling, system=system, adapter=adapter)
+    if not print_answers(asked, answers, as_json):
+        raise typer.Exit(1)
+
+
+def chat(
+    source: Source,
+    system: Annotated[str | None, typer.Option(help="A system message at the start of the conversation.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer in tokens.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 decodes greedily.")] = 0.0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MAX_SEED, help="Seed for sampling; by default answers differ each time.")
+    ] = None,
+    model: ModelOption = None,
+    allow_base_mismatch: MismatchFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Chat with an adapter in the terminal; /base and /adapter switch between the base model and the adapter."""
+    from lamina.adapters.load import load
+    from lamina.cli.chat import run_chat
+    from lamina.engine.generate import build_generator
+    from lamina.engine.sampling import Sampling
+
+    loaded = load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
+    generator, sampling = build_generator(loaded), Sampling(temperature, max_new_tokens, seed)
+    for note in (*loaded.notes, *generator.notes(sampling)):
+        notify(note)
+    turns = run_chat(generator, sampling, system, quiet=as_json)
+    if as_json:
+        print_json({"turns": turns})
+
+
+def _check_options(prompt: list[str] | None, prompts: Path | None, target: Path | None) -> None:
+    problems = []
+    if prompts is not None and prompt:
+        problems.append(Problem("--prompts", "is given beside --prompt", "give one of them"))
+    if prompts is not None and target is None:
+        problems.append(Problem("--out", "is required with --prompts", "add --out answers.jsonl"))
+    if prompts is None and target is not None:
+        problems.append(Problem("--out", "has no effect without --prompts", "add --prompts FILE.jsonl, or remove it"))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _answer_file(
+    source: str,
+    prompts: Path,
+    target: Path,
+    sampling: Sampling,
+    system: str | None,
+    base: bool,
+    model: str | None,
+    allow_base_mismatch: bool,
+    as_json: bool,
+) -> None:
+    from lamina.engine.batch import answer_rows, read_prompts
+    from lamina.engine.subject import open_engine
+    from lamina.files import write_text
+
+    rows = read_prompts(prompts)
+    engine, adapter = open_engine(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
+    with engine, Bars() as bars:
+        if engine.slow_because is not None:
+            notify(f"The base runs by transformers' own code, which is slower: {engine.slow_because}")
+        for note in engine.notes(sampling):
+            notify(note)
+
+        def progress(done: int) -> None:
+            bars.update("Answering", done, len(rows))
+
+        results = list(
+            answer_rows(engine, rows, sampling, adapter=None if base else adapter, system=system, progress=progress)
+        )
+    write_text(target, "".join(json.dumps(each.as_json(), ensure_ascii=False) + "\n" for each in results))
+    failed = sum(each.error is not None for each in results)
+    facts = {"rows": len(results), "failed": failed, "answer_tokens": sum(each.answer_tokens for each in results)}
+    if as_json:
+        print_json({"out": str(target), **facts})
+    else:
+        out.print(f"{len(results) - failed} of {len(results)} rows answered; wrote {target}")
+    if failed:
+        raise typer.Exit(1)
