@@ -57,7 +57,7 @@ ORDER = [
 INSIDE = {
     "config": ["section", "targets", "families", "methods", "losses", "optimizers", "*"],
     "data": ["example", "read", "formats", "*"],
-    "compute": ["kernels", "weights", "ops", "fusion"],
+    "compute": ["kernels", "weights", "ops", "fusion", "decoding"],
     "models": ["*", "quantized", "load"],
     "checks": ["*", "kinds", "examine", "check"],
     "methods": ["shared", "*"],

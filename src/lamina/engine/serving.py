@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from lamina.engine.engine import EngineStats
 from lamina.engine.generator import Generator, Piece, Request
 from lamina.engine.sampling import Sampling
+from lamina.engine.stats import EngineStats
 from lamina.engine.store import AdapterFacts
 
 
