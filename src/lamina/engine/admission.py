@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from lamina.adapters.certificate import Certificate, replay_probes
 from lamina.adapters.fit import fit
 from lamina.adapters.load import template_of
 from lamina.adapters.lock import check_lock
+from lamina.chat.template import ChatTemplate
 from lamina.engine.store import Ready
 from lamina.engine.voices import Part, Runners
 from lamina.errors import CertificateError
@@ -41,6 +43,8 @@ class Admission:
         """
         self._base, self._runners, self._allow_base_mismatch = base, runners, allow_base_mismatch
         self._twins: queue.SimpleQueue[PreTrainedModel] = queue.SimpleQueue()
+        self._templates: dict[tuple[object, ...], ChatTemplate] = {}
+        self._certified: dict[str, Certificate] = {}
 
     def check_lock(self, adapter: Adapter) -> list[str]:
         """Compares an adapter's lock with the base.
@@ -53,7 +57,11 @@ class Admission:
         """
         if adapter.lock is None:
             return ["the adapter has no lamina.json, so neither its base nor its numbers could be checked"]
-        template = template_of(adapter, self._base)
+        lock = adapter.lock
+        settings = (lock.chat_template, lock.chat_template_text, lock.thinking, lock.enable_thinking)
+        template = self._templates.get(settings)
+        if template is None:
+            template = self._templates[settings] = template_of(adapter, self._base)
         return check_lock(adapter.lock, self._base, template, self._allow_base_mismatch)
 
     def read(self, path: Path) -> Ready:
@@ -78,7 +86,7 @@ class Admission:
         return Ready(part, adapter.digest, adapter.config.type), list(fitted.notes)
 
     def certify(self, adapter: Adapter, part: Part, logits: _Logits) -> Certificate | None:
-        """Replays an adapter's probes.
+        """Replays an adapter's probes, unless they passed before: its digest says that nothing has changed.
 
         Args:
             adapter: The adapter.
@@ -94,6 +102,9 @@ class Admission:
         if adapter.lock is None or not adapter.probes:
             return None
         digest = adapter.digest
+        known = self._certified.get(digest)
+        if known is not None:
+            return replace(known, subject=str(adapter.path))
         certificate = replay_probes(
             lambda ids, positions: logits(ids, positions, part, digest),
             adapter.probes,
@@ -107,6 +118,8 @@ class Admission:
         if not certificate.passed and not self._allow_base_mismatch:
             fix = "train it again on this base, or load it with the version of lamina that trained it"
             raise CertificateError(f"{adapter.path}: {certificate.line()}. Fix: {fix}.", certificate)
+        if certificate.passed:
+            self._certified[digest] = certificate
         return certificate
 
     def _twin(self) -> PreTrainedModel:
