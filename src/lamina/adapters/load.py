@@ -110,7 +110,7 @@ def adapter_folder(path: str | Path) -> Path:
     raise AdapterError(f"{path}: there is no such run or adapter folder. Fix: check the path.")
 
 
-def _base_of(adapter: Adapter, notify: Notify) -> str:
+def base_of(adapter: Adapter, notify: Notify) -> str:
     """The base that an adapter names, by a name that leads to it from here.
 
     Raises:
@@ -202,7 +202,7 @@ def load(
         ModelError: The base cannot be loaded.
     """
     adapter = read_adapter(adapter_folder(path))
-    ref = _base_of(adapter, notify) if model is None else model
+    ref = base_of(adapter, notify) if model is None else model
     device = device or default_device()
     if dtype == "auto" and adapter.lock and adapter.lock.base_dtype == "float32":
         dtype = "float32"

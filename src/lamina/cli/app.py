@@ -39,6 +39,7 @@ from lamina.cli.output import (
     print_json,
 )
 from lamina.cli.process import leave, listen_for_signals, open_standard_streams
+from lamina.cli.serve import replay, serve
 from lamina.errors import ConfigError, Problem
 
 app = typer.Typer(
@@ -53,6 +54,8 @@ app.add_typer(bench, name="bench")
 app.add_typer(cache, name="cache")
 app.add_typer(data, name="data")
 app.command()(compare)
+app.command()(serve)
+app.command()(replay)
 for listing in (methods, schema, version):
     app.command()(listing)
 

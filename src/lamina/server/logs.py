@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -33,6 +34,11 @@ class EventLog:
             stream.flush()
         except (OSError, ValueError):
             return
+
+    def failure(self, event: str, error: BaseException, **values: Any) -> None:
+        """Writes an event with the error that it was, and where that came from."""
+        trace = "".join(traceback.format_exception(error))[-20_000:]
+        self.write(event, **values, error=f"{type(error).__name__}: {error}"[:2000], traceback=trace)
 
 
 class Lines:

@@ -38,7 +38,9 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"lamina:{name}", text, ("model_name",), buckets=buckets, registry=self.registry)
 
-        self._success = counter("request_success", "Answers by the reason of their end", "model_name", "finished_reason")
+        self._success = counter(
+            "request_success", "Answers by the reason of their end", "model_name", "finished_reason"
+        )
         self._prompt = counter("prompt_tokens", "Tokens of prompts", "model_name")
         self._answer = counter("generation_tokens", "Tokens of answers", "model_name")
         self._http = counter("http_requests", "HTTP requests", "route", "status")
@@ -115,7 +117,10 @@ class _Engine(Collector):
         }
         counters = {
             "num_preemptions": ("Requests that were put back", done.preemptions),
-            "prefix_cache_queries": ("Tokens of prompts looked for in the cache", done.prompt_tokens + done.cached_tokens),
+            "prefix_cache_queries": (
+                "Tokens of prompts looked for in the cache",
+                done.prompt_tokens + done.cached_tokens,
+            ),
             "prefix_cache_hits": ("Those that were found there", done.cached_tokens),
             "engine_steps": ("Steps of the engine", done.steps),
         }

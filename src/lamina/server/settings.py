@@ -88,7 +88,7 @@ class ServeSettings(Section):
     name: str | None = None
     """What requests call the base; by default its alias, its hub id or the name of its folder."""
 
-    adapters: dict[str, str] = {}
+    adapters: dict[str, str] = Field(default_factory=dict)
     """Name -> run or adapter folder."""
 
     host: str = "127.0.0.1"
@@ -121,13 +121,13 @@ class ServeSettings(Section):
     isolate_keys: bool = True
     """Share cached prefixes only between requests of one key."""
 
-    limits: LimitSettings = LimitSettings()
+    limits: LimitSettings = Field(default_factory=LimitSettings)
     """Bounds."""
 
-    aliases: dict[str, AliasSettings] = {}
+    aliases: dict[str, AliasSettings] = Field(default_factory=dict)
     """Names that are split over adapters."""
 
-    shadow: list[ShadowSettings] = []
+    shadow: list[ShadowSettings] = Field(default_factory=list)
     """Requests that are answered twice."""
 
     @property

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FailFast, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from lamina.errors import nearest
@@ -15,7 +15,7 @@ from lamina.server.errors import ApiError, bad_request
 T = TypeVar("T")
 
 # A list that is checked up to its first wrong item: its errors must not outgrow the body.
-Items = Annotated[list[T], FailFast()]
+Items = Annotated[list[T], Field(fail_fast=True)]
 
 # Parts of a place in a body that pydantic adds: names of types.
 _TYPE = re.compile(r"str|int|float|bool|none|constrained-\w+|function-.*|.*\[.*|[A-Z]\w*")

@@ -1,0 +1,73 @@
+"""Shadows: a copy of a request is answered by another adapter once the first answer is over, and both are stored."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from lamina.engine.generator import Request
+from lamina.server.answering import Answering
+from lamina.server.fingerprint import fingerprint
+from lamina.server.service import Service
+from lamina.server.settings import ShadowSettings
+
+if TYPE_CHECKING:
+    from lamina.server.job import Job
+
+# Copies that are answered at once; more are left out, since they must not be in the way of requests.
+MOST_AT_ONCE = 16
+
+
+async def send_shadow(service: Service, job: Job, record: dict[str, Any], shadow: ShadowSettings) -> None:
+    """Answers a copy of a request and stores both answers. Whatever goes wrong, only the copy is without an answer.
+
+    Args:
+        service: The server.
+        job: The request, answered.
+        record: Its record.
+        shadow: Who answers the copy, and where both go.
+    """
+    if len(service.tasks) > MOST_AT_ONCE or service.admission.waiting > service.limits.queue // 2:
+        service.metrics.shadow("left_out")
+        return
+    answering = Answering(service.engine, service.pool, service.limits.request_seconds)
+    service.admission.running.add(answering)
+    try:
+        second = await _answer(service, job, shadow, answering)
+        service.metrics.shadow("answered")
+    except Exception as error:
+        second = {"model": shadow.to, "error": str(error)}
+        service.metrics.shadow("failed")
+        service.log.write("shadow_failed", request_id=job.ask.request_id, shadow=shadow.to, error=str(error))
+    finally:
+        answering.cancel()
+        service.admission.running.discard(answering)
+    service.write(service.shadows[shadow.file], {**record, "type": "shadow", "shadow": second})
+
+
+async def _answer(service: Service, job: Job, shadow: ShadowSettings, answering: Answering) -> dict[str, Any]:
+    ask = job.ask
+    adapter = None if shadow.to == service.router.base else shadow.to
+    requests = []
+    for ids in job.prompts:
+        room = service.room
+        longest = ask.sampling.max_tokens if room is None else min(ask.sampling.max_tokens, room - len(ids))
+        sampling = replace(ask.sampling, max_tokens=longest, min_tokens=min(ask.sampling.min_tokens, longest))
+        requests += [
+            Request(token_ids=ids, adapter=adapter, sampling=sampling, choice=choice, salt=ask.salt)
+            for choice in range(ask.n)
+        ]
+    answers = [{"digest": None, "token_ids": [], "text": "", "finish_reason": None} for _ in requests]
+    await answering.start(requests)
+    async with aclosing(answering.pieces()) as pieces:
+        async for number, piece in pieces:
+            answer = answers[number]
+            answer["text"] += piece.text
+            answer["token_ids"] += piece.token_ids
+            answer |= {"digest": piece.digest, "finish_reason": piece.finish_reason}
+    return {
+        "model": shadow.to,
+        "fingerprint": fingerprint(service.digest, answers[0]["digest"], ask.sampling),
+        "answers": answers,
+    }
