@@ -22,7 +22,9 @@ def serve(
         typer.Argument(metavar="[MODEL]", help="A base model, or a run or adapter folder; or in the --config file."),
     ] = None,
     adapter: Adapters = None,
-    config: Annotated[Path | None, typer.Option("--config", help="A YAML file with settings; flags override it.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="A YAML file with settings; flags override it.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="What requests call the base.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen at; by default 127.0.0.1.")] = None,
     port: Annotated[
@@ -31,11 +33,15 @@ def serve(
     api_key_file: Annotated[
         Path | None, typer.Option(help="File of API keys, one a line: KEY, or admin:KEY; or set LAMINA_API_KEY.")
     ] = None,
-    no_auth: Annotated[bool, typer.Option("--no-auth", help="Ask for no API key; on a loopback address alone.")] = False,
+    no_auth: Annotated[
+        bool, typer.Option("--no-auth", help="Ask for no API key; on a loopback address alone.")
+    ] = False,
     adapter_root: Annotated[
         Path | None, typer.Option(help="Folder inside of which adapters may be loaded over HTTP; by default nowhere.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="bfloat16, float32, or auto: as the machine multiplies best.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="bfloat16, float32, or auto: as the machine multiplies best.")
+    ] = None,
     max_running: Annotated[int | None, typer.Option(min=1, help="Answers that are computed at once.")] = None,
     drain_seconds: Annotated[
         float | None, typer.Option(min=0.0, help="Time for running requests after SIGTERM; by default 30.")

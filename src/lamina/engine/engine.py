@@ -123,7 +123,7 @@ class Engine:
         )
         model = self.base.model
         rows = embedding_rows(model)
-        self.template = template or _template(self.base, adapters or {})
+        self.template = template or template_for(self.base, adapters or {})
         stop = self.template.stop_token_id
         self._runners = build_runners(
             model,
@@ -478,8 +478,12 @@ def _numbered(
     return lambda result: results.put((number, result))
 
 
-def _template(base: Base, adapters: Mapping[str, str | Path]) -> ChatTemplate:
-    """The template of the first adapter with a lock, else the model's own."""
+def template_for(base: Base, adapters: Mapping[str, str | Path]) -> ChatTemplate:
+    """The template of the first adapter with a lock, else the model's own.
+
+    Raises:
+        AdapterError: An adapter cannot be read.
+    """
     for path in adapters.values():
         adapter = read_adapter(adapter_folder(path))
         if adapter.lock is not None:

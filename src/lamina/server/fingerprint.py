@@ -11,13 +11,18 @@ from typing import Any
 from lamina.engine.guides import Guide
 from lamina.engine.sampling import Sampling
 
+# What changes no token, but how many there are and what is said of them; and the seed.
+_LEFT_OUT = ("seed", "max_tokens", "logprobs", "prompt_logprobs")
+
 
 def fingerprint(engine: str, adapter: str | None, sampling: Sampling) -> str:
     """`fp_` and 16 hex digits of the engine's digest, the adapter's, and how answers are drawn.
 
-    The seed is not part of it: as with OpenAI, the same seed and the same fingerprint give the same answer.
+    What changes no token is not part of it, nor is the seed: as with OpenAI, the same seed and the same fingerprint
+    give the same answer.
     """
-    parts = [engine, adapter, {**sampling_values(sampling), "seed": None}]
+    chosen = {name: value for name, value in sampling_values(sampling).items() if name not in _LEFT_OUT}
+    parts = [engine, adapter, chosen]
     return "fp_" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -57,7 +57,11 @@ def run(service: Service, listener: socket.socket, ready: Callable[[str], None])
         listener: A socket that is bound.
         ready: Called with the URL once requests are taken.
     """
-    settings = service.settings
+    build_server(service, listener, ready).run(sockets=[listener])
+
+
+def build_server(service: Service, listener: socket.socket, ready: Callable[[str], None]) -> Server:
+    """Builds the server that `run` runs."""
     config = uvicorn.Config(
         build_app(service),
         http="h11",
@@ -70,16 +74,18 @@ def run(service: Service, listener: socket.socket, ready: Callable[[str], None])
         proxy_headers=False,
         timeout_graceful_shutdown=_LAST_SECONDS,
     )
-    server = _Server(config, service, lambda: ready(url_of(listener, settings.host)))
-    server.run(sockets=[listener])
+    url = url_of(listener, service.settings.host)
+    return Server(config, service, url, ready)
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn's, which ends when what is running has been answered, and leaves the process alive."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, service: Service, url: str, ready: Callable[[str], None] = lambda url: None
+    ) -> None:
         super().__init__(config)
-        self._service, self._ready = service, ready
+        self._service, self._url, self._ready = service, url, ready
         self._loop: asyncio.AbstractEventLoop | None = None
         self._hurry = asyncio.Event()
         self._ending: asyncio.Task[None] | None = None
@@ -88,11 +94,11 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._loop = asyncio.get_running_loop()
-        self._service.log.write("ready", url=url_of((sockets or [])[0], self._service.settings.host))
+        self._service.log.write("ready", url=self._url)
         if self._signals:
             self._end()
         else:
-            self._ready()
+            self._ready(self._url)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal ends the server in good order, the second at once."""

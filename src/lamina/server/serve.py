@@ -101,6 +101,7 @@ def build_service(
     if requests is not None:
         packed = None if subject.quantization is None else subject.quantization.model_dump()
         head = {"type": "server", "base": subject.base, "dtype": settings.dtype, "quantization": packed}
+        head["adapters"] = {facts.name: str(facts.path.absolute()) for facts in engine.loaded()}
         requests.add({**head, "created": service.created, "engine": service.digest, "parts": dict(engine.parts)})
     return service
 
