@@ -6,13 +6,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from lamina.server.schemas.base import Body
+from lamina.server.schemas.base import WholeBody
 from lamina.server.settings import NAME
 
 Name = Annotated[str, Field(pattern=rf"^{NAME}$")]
 
 
-class LoadBody(Body):
+class LoadBody(WholeBody):
     """A request to load an adapter."""
 
     name: Name
@@ -20,7 +20,7 @@ class LoadBody(Body):
     pin: bool = False
 
 
-class PinBody(Body):
+class PinBody(WholeBody):
     """A request to keep an adapter in memory, or no longer."""
 
     pin: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
@@ -39,6 +40,22 @@ class Body(BaseModel):
         return value
 
 
+class WholeBody(Body):
+    """The whole body of a request."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        """Refuses halves of surrogate pairs, which JSON can write and UTF-8 cannot."""
+        for name, item in value.items() if isinstance(value, Mapping) else ():
+            try:
+                json.dumps([name, item], ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                message = "holds half of a surrogate pair, which is no character"
+                raise PydanticCustomError("no_text", "{message}", {"name": str(name)[:100], "message": message}) from None
+        return value
+
+
 def as_bad_request(errors: Sequence[Any]) -> ApiError:
     """The first of pydantic's errors as status 400; of the ways to read a value, the one that came the farthest."""
     first = _place(errors[0])
@@ -47,6 +64,8 @@ def as_bad_request(errors: Sequence[Any]) -> ApiError:
     if kind == "unknown_field":
         param = ".".join([*place, context["name"]])
         return bad_request(param, f"is not supported here. {context['hint'] or 'Leave it out'}", "unknown_field")
+    if kind == "no_text":
+        return bad_request(context["name"], f"{context['message']}. Send UTF-8 text")
     param = ".".join(place) or None
     if param and place[0] == "prompt":
         wanted = "must be a text, a list of texts, a list of token ids, or a list of such lists, none of them empty"

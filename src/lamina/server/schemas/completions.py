@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from lamina.server.schemas.base import Body, Items
+from lamina.server.schemas.base import Items, WholeBody
 from lamina.server.schemas.chat import ChatMessage, ChatTemplateKwargs, Tool
 from lamina.server.schemas.sampling import SamplingBody, TokenId
 
@@ -24,7 +24,7 @@ class CompletionBody(SamplingBody):
     add_special_tokens: bool | None = None
 
 
-class TokenizeBody(Body):
+class TokenizeBody(WholeBody):
     """A request for the tokens of a text, or of a conversation's prompt."""
 
     model: Annotated[str, Field(min_length=1, max_length=512)]

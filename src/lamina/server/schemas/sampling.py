@@ -8,7 +8,7 @@ from pydantic import Field
 
 from lamina.engine.guides import MOST_CHARACTERS
 from lamina.engine.sampling import LARGEST_SEED
-from lamina.server.schemas.base import Body, Items
+from lamina.server.schemas.base import Body, Items, WholeBody
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -49,7 +49,7 @@ class StructuredOutputs(Body):
     json_object: Literal[True] | None = None
 
 
-class SamplingBody(Body):
+class SamplingBody(WholeBody):
     """The fields of both."""
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
