@@ -59,6 +59,9 @@ class Gate:
         answer.key = caller.id
         scope.setdefault("state", {}).update(caller=caller, request_id=answer.request_id)
         body = await self._body(headers, receive)
+        if body and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            # Which a page of another origin cannot send without asking first.
+            raise ApiError(400, "the body must be JSON, with the header Content-Type: application/json", code="no_json")
         given = False
 
         async def receive_body() -> Message:
