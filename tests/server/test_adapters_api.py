@@ -93,7 +93,9 @@ def test_without_a_root_nothing_is_loaded() -> None:
     assert "--adapter-root" in refused.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "-a", ".a", "a b", "a\n", "é", "x" * 129, "a\0", 5, None])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../x", "a/b", "-a", ".a", "a b", "a\n", "é", "x" * 129, "a\0", 5, None]
+)
 def test_names_that_are_none(root: Path, name: Any) -> None:
     refused = served(root).post(URL, json={"name": name, "path": "one"})
     assert refused.status_code == 400

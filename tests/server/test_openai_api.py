@@ -287,7 +287,10 @@ def test_tokens_of_texts_and_conversations_are_given() -> None:
     for body, param in (
         ({"model": "a"}, "prompt"),
         ({"model": "a", "prompt": "x", "tools": []}, "tools"),
-        ({"model": "a", "messages": [{"role": "user", "content": "x"}], "add_special_tokens": True}, "add_special_tokens"),
+        (
+            {"model": "a", "messages": [{"role": "user", "content": "x"}], "add_special_tokens": True},
+            "add_special_tokens",
+        ),
         ({"model": "nobody", "prompt": "x"}, "model"),
         ({"model": "a", "prompt": ""}, "prompt"),
     ):

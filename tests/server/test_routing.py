@@ -43,9 +43,7 @@ def test_a_header_or_nothing_may_say_who_stays() -> None:
     assert len({none.router.find("live", ["a", "b"], "u", {}).name for _ in range(100)}) == 2
 
 
-@pytest.mark.parametrize(
-    ("point", "name"), [(0.0, "a"), (0.2499, "a"), (0.25, "b"), (0.99, "b"), (1.0, "b")]
-)
+@pytest.mark.parametrize(("point", "name"), [(0.0, "a"), (0.2499, "a"), (0.25, "b"), (0.99, "b"), (1.0, "b")])
 def test_points_between_weights(point: float, name: str) -> None:
     assert pick({"none": 0, "a": 1, "b": 3, "never": 0}, point) == name
 

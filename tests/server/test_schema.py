@@ -32,7 +32,9 @@ CHECKS = [
 
 
 @DESCRIPTION.parametrize()
-@settings(max_examples=8, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck), database=None)
+@settings(
+    max_examples=8, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck), database=None
+)
 def test_the_application_is_as_described(case: schemathesis.Case) -> None:
     name = case.body.get("model") if isinstance(case.body, dict) else None
     if isinstance(name, str) and len(name) in range(1, 513) and len(name) % 2:

@@ -41,9 +41,7 @@ BASE = "base"
 
 def facts_of(name: str, path: str | Path = "runs/a", digest: str | None = None) -> AdapterFacts:
     """What is known of an adapter that is none."""
-    return AdapterFacts(
-        name, Path(path), digest or f"sha256:{name}", "lora", None, (), False, True, 1024, 0, None
-    )
+    return AdapterFacts(name, Path(path), digest or f"sha256:{name}", "lora", None, (), False, True, 1024, 0, None)
 
 
 @dataclass
@@ -55,7 +53,10 @@ class FakeEngine:
     longest: int | None = 2000
     template: ChatTemplate = field(default_factory=lambda: build_template(build_tokenizer()))
     hold: threading.Event | None = None
-    parts: Mapping[str, str] = field(default_factory=lambda: {"base.tensors": "1", "template": "2", "engine.lamina": "3"})
+    pause: float = 0.0
+    parts: Mapping[str, str] = field(
+        default_factory=lambda: {"base.tensors": "1", "template": "2", "engine.lamina": "3"}
+    )
     digest: str = "sha256:engine"
 
     def __post_init__(self) -> None:
@@ -126,13 +127,17 @@ class FakeEngine:
                 while not self.hold.wait(0.01):
                     if ticket.is_over:
                         return
+            if self.pause:
+                time.sleep(self.pause)
             if ticket.is_over:
                 return
             if isinstance(letter, BaseException):
                 deliver(letter)
                 return
             token = self.template.tokenizer(letter, add_special_tokens=False).input_ids
-            own = tuple(thought(each, sampling.logprobs or 0) for each in token) if sampling.logprobs is not None else ()
+            own = (
+                tuple(thought(each, sampling.logprobs or 0) for each in token) if sampling.logprobs is not None else ()
+            )
             last = ("stop" if len(written) <= sampling.max_tokens else "length") if place == len(letters) else None
             deliver(Piece(letter, tuple(token), last, own, facts, None, digest))
             facts = None

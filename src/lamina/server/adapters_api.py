@@ -16,9 +16,6 @@ from lamina.server.schemas.adapters import LoadBody, PinBody
 from lamina.server.service import Service
 from lamina.server.settings import NAME
 
-# Seconds that taking an adapter away waits for what it is answering.
-_UNLOAD_SECONDS = 0.0
-
 
 def adapter_routes(service: Service) -> APIRouter:
     """The routes of a server."""
@@ -58,7 +55,7 @@ def adapter_routes(service: Service) -> APIRouter:
         _check_loaded(service, name)
         if (user := service.router.uses(name)) is not None:
             raise bad_request("name", f"{user} needs {name!r}. Take it out of the configuration first")
-        facts = await _changed(service, lambda: service.engine.unload(name, _UNLOAD_SECONDS))
+        facts = await _changed(service, lambda: service.engine.unload(name))
         service.log.write("adapter_unloaded", name=name, digest=facts.digest)
         return JSONResponse({**_as_json(facts), "deleted": True})
 

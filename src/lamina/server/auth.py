@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -45,7 +45,7 @@ class Keys:
         Args:
             keys: Key -> scope; None for a server without keys.
         """
-        self._digests = None if keys is None else [(_digest(key), scope) for key, scope in keys.items()]
+        self._digests = None if keys is None else list(_digests(keys))
 
     @property
     def are_needed(self) -> bool:
@@ -114,6 +114,11 @@ def _read_file(path: Path) -> dict[str, Scope]:
     if not keys:
         raise ConfigError(Problem("--api-key-file", f"{path} has no key", "write one a line, `KEY` or `admin:KEY`"))
     return keys
+
+
+def _digests(keys: Mapping[str, Scope]) -> Iterator[tuple[bytes, Scope]]:
+    for key, scope in keys.items():
+        yield _digest(key), scope
 
 
 def _digest(key: str) -> bytes:

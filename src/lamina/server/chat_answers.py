@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from lamina.chat.voice import Listener
@@ -41,19 +42,20 @@ def whole_answer(job: Job, reads_calls: bool) -> dict[str, Any]:
 
 
 async def chunks(
-    job: Job, pieces: AsyncIterator[tuple[int, Piece]], reads_calls: bool, with_usage: bool
+    job: Job, pieces: AsyncGenerator[tuple[int, Piece], None], reads_calls: bool, with_usage: bool
 ) -> AsyncGenerator[dict[str, Any], None]:
     """The same in chunks, as pieces come."""
     voice, usage = job.service.engine.template.voice, {"usage": None} if with_usage else {}
     streams = {index: _Stream(Listener(voice), reads_calls) for index in range(len(job.answers))}
     head: dict[str, Any] = {}
-    async for index, piece in pieces:
-        head = head or _head(job, "chat.completion.chunk")
-        thoughts = chat_logprobs(piece.logprobs, job.service.texts) if piece.logprobs else None
-        for delta, reason in streams[index].deltas(piece):
-            logprobs = thoughts if delta.keys() == {"content"} else None
-            choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-            yield {**head, "choices": [choice], **usage}
+    async with aclosing(pieces):
+        async for index, piece in pieces:
+            head = head or _head(job, "chat.completion.chunk")
+            thoughts = chat_logprobs(piece.logprobs, job.service.texts) if piece.logprobs else None
+            for delta, reason in streams[index].deltas(piece):
+                logprobs = thoughts if delta.keys() == {"content"} else None
+                choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+                yield {**head, "choices": [choice], **usage}
     if with_usage:
         yield {**head, "choices": [], "usage": job.usage()}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,27 +44,28 @@ def whole_completion(job: Job, echo: Echo) -> dict[str, Any]:
 
 
 async def completion_chunks(
-    job: Job, pieces: AsyncIterator[tuple[int, Piece]], echo: Echo, with_usage: bool
+    job: Job, pieces: AsyncGenerator[tuple[int, Piece], None], echo: Echo, with_usage: bool
 ) -> AsyncGenerator[dict[str, Any], None]:
     """The same in chunks, as pieces come."""
     usage: dict[str, Any] = {"usage": None} if with_usage else {}
     begun: dict[int, int] = {}
     head: dict[str, Any] = {}
-    async for index, piece in pieces:
-        head = head or _head(job)
-        part = Answer()
-        part.take(piece)
-        if echo.is_all:
-            part.text, part.token_ids, part.logprobs = "", [], []
-        is_first = index not in begun
-        text = part.text
-        if is_first and echo.prompts is not None:
-            text = echo.prompts[index // job.ask.n] + text
-        logprobs = _logprobs(job, index, part, echo if is_first else Echo(), begun.get(index, 0))
-        begun[index] = begun.get(index, 0) + (sum(map(len, logprobs["tokens"])) if logprobs else 0)
-        if text or part.token_ids or part.finish_reason is not None or is_first:
-            choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": part.finish_reason}
-            yield {**head, "choices": [choice], **usage}
+    async with aclosing(pieces):
+        async for index, piece in pieces:
+            head = head or _head(job)
+            part = Answer()
+            part.take(piece)
+            if echo.is_all:
+                part.text, part.token_ids, part.logprobs = "", [], []
+            is_first = index not in begun
+            text = part.text
+            if is_first and echo.prompts is not None:
+                text = echo.prompts[index // job.ask.n] + text
+            logprobs = _logprobs(job, index, part, echo if is_first else Echo(), begun.get(index, 0))
+            begun[index] = begun.get(index, 0) + (sum(map(len, logprobs["tokens"])) if logprobs else 0)
+            if text or part.token_ids or part.finish_reason is not None or is_first:
+                choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": part.finish_reason}
+                yield {**head, "choices": [choice], **usage}
     if with_usage:
         yield {**head, "choices": [], "usage": job.usage(prompts_alone=echo.is_all)}
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from lamina.engine.generator import Piece, PromptFacts, Request, TokenLogprobs
-from lamina.engine.sampling import Sampling
 from lamina.server.answering import Answering
+from lamina.server.ask import Ask
 from lamina.server.errors import as_api_error
 from lamina.server.fingerprint import fingerprint, sampling_values
 from lamina.server.prompts import check_room
-from lamina.server.routing import Target
 from lamina.server.service import Service
+from lamina.server.shadow import send_shadow
 
 
 @dataclass
@@ -49,37 +48,6 @@ class Answer:
         self.logprobs += piece.logprobs
         self.prompt = piece.prompt or self.prompt
         self.finish_reason, self.digest = piece.finish_reason, piece.digest
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What a body asks, before anything is tokenized.
-
-    Attributes:
-        kind: The beginning of the answer's id.
-        target: Who answers.
-        sampling: How.
-        n: Answers to each prompt.
-        requests: A request for each prompt.
-        param: The field of the prompts, for errors.
-        max_tokens_given: Whether the request says how long answers may be.
-        key: The id of the caller's key.
-        request_id: Of the HTTP request.
-        salt: Cached prefixes are shared within it.
-        told: What else is logged, such as the user.
-    """
-
-    kind: str
-    target: Target
-    sampling: Sampling
-    n: int
-    requests: Sequence[Request]
-    param: str
-    max_tokens_given: bool
-    key: str
-    request_id: str
-    salt: str = ""
-    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Job:
@@ -196,12 +164,7 @@ class Job:
         for ids in self.prompts:
             service.metrics.prompt(ask.target.name, len(ids))
             longest = check_room(ids, ask.sampling.max_tokens, ask.max_tokens_given, service.room, ask.param)
-            least = min(ask.sampling.min_tokens, longest)
-            sampling = replace(ask.sampling, max_tokens=longest, min_tokens=least)
-            requests += [
-                Request(token_ids=ids, adapter=ask.target.adapter, sampling=sampling, choice=choice, salt=ask.salt)
-                for choice in range(ask.n)
-            ]
+            requests += ask.to_engine(ids, longest, ask.target.adapter)
         return requests
 
     def _note(self, answer: Answer, piece: Piece) -> None:
@@ -219,23 +182,15 @@ class Job:
             metrics.answer(name, len(answer.token_ids), piece.finish_reason)
 
     def _finish(self) -> None:
-        from lamina.server.shadow import send_shadow
-
-        service = self.service
-        service.metrics.whole(self.ask.target.name, time.monotonic() - self._answering.began)
-        shadow = service.router.shadow_of(self.ask.target, self.ask.request_id)
+        service, ask = self.service, self.ask
+        service.metrics.whole(ask.target.name, time.monotonic() - self._answering.began)
+        shadow = service.router.shadow_of(ask.target, ask.request_id)
         if service.requests is None and shadow is None:
             return
         record = self.record()
         if service.requests is not None:
             service.write(service.requests, record)
         if shadow is not None and not service.admission.draining:
-            task = asyncio.get_running_loop().create_task(send_shadow(service, self, record, shadow))
+            task = asyncio.get_running_loop().create_task(send_shadow(service, ask, self.prompts, record, shadow))
             service.tasks.add(task)
             task.add_done_callback(service.tasks.discard)
-
-
-def salt_of(key: str, given: str | None, isolate: bool) -> str:
-    """What keeps cached prefixes apart: the caller's key, and what the request says."""
-    own = key if isolate else ""
-    return hashlib.sha256(f"{own}\0{given or ''}".encode()).hexdigest()[:32] if own or given else ""

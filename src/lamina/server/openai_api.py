@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -11,10 +11,11 @@ from starlette.responses import JSONResponse, Response
 
 from lamina.engine.generator import Piece
 from lamina.server import chat_answers
+from lamina.server.ask import Ask, salt_of
 from lamina.server.completion_answers import Echo, completion_chunks, whole_completion
 from lamina.server.draws import answers_wanted, check_stream, sampling_of
 from lamina.server.errors import as_api_error, unknown_model
-from lamina.server.job import Ask, Job, salt_of
+from lamina.server.job import Job
 from lamina.server.prompts import chat_request, completion_requests, prompts_of, tokenize_request
 from lamina.server.routing import Target
 from lamina.server.schemas.chat import ChatBody
@@ -93,7 +94,7 @@ async def _streamed(job: Job, request: Request, chunks: Any) -> Response:
 
 async def _after(
     first: tuple[int, Piece], pieces: AsyncGenerator[tuple[int, Piece], None]
-) -> AsyncIterator[tuple[int, Piece]]:
+) -> AsyncGenerator[tuple[int, Piece], None]:
     async with aclosing(pieces) as rest:
         yield first
         async for piece in rest:

@@ -197,7 +197,7 @@ def _unusable_host(settings: ServeSettings) -> list[Problem]:
 def _problem(detail: Any) -> Problem:
     field = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        known = [*ServeSettings.model_fields, *LimitSettings.model_fields]
+        known = LimitSettings.model_fields if detail["loc"][0] == "limits" else ServeSettings.model_fields
         return Problem(field, "unknown key.", nearest(str(detail["loc"][-1]), known))
     message = detail["msg"].replace("Input should be", "must be").replace("Field required", "is required")
     return Problem(field, f"got {detail['input']!r:.60}; {message}." if detail["type"] != "missing" else f"{message}.")

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lamina.engine.generator import Request
 from lamina.server.answering import Answering
+from lamina.server.ask import Ask
 from lamina.server.fingerprint import fingerprint
 from lamina.server.service import Service
 from lamina.server.settings import ShadowSettings
-
-if TYPE_CHECKING:
-    from lamina.server.job import Job
 
 # Copies that are answered at once; more are left out, since they must not be in the way of requests.
 MOST_AT_ONCE = 16
 
 
-async def send_shadow(service: Service, job: Job, record: dict[str, Any], shadow: ShadowSettings) -> None:
+async def send_shadow(
+    service: Service, ask: Ask, prompts: Sequence[list[int]], record: dict[str, Any], shadow: ShadowSettings
+) -> None:
     """Answers a copy of a request and stores both answers. Whatever goes wrong, only the copy is without an answer.
 
     Args:
         service: The server.
-        job: The request, answered.
+        ask: The request, answered.
+        prompts: Its prompts as tokens.
         record: Its record.
         shadow: Who answers the copy, and where both go.
     """
@@ -34,30 +34,28 @@ async def send_shadow(service: Service, job: Job, record: dict[str, Any], shadow
     answering = Answering(service.engine, service.pool, service.limits.request_seconds)
     service.admission.running.add(answering)
     try:
-        second = await _answer(service, job, shadow, answering)
+        second = await _answer(service, ask, prompts, shadow, answering)
         service.metrics.shadow("answered")
     except Exception as error:
         second = {"model": shadow.to, "error": str(error)}
         service.metrics.shadow("failed")
-        service.log.write("shadow_failed", request_id=job.ask.request_id, shadow=shadow.to, error=str(error))
+        service.log.write("shadow_failed", request_id=ask.request_id, shadow=shadow.to, error=str(error))
     finally:
         answering.cancel()
         service.admission.running.discard(answering)
     service.write(service.shadows[shadow.file], {**record, "type": "shadow", "shadow": second})
 
 
-async def _answer(service: Service, job: Job, shadow: ShadowSettings, answering: Answering) -> dict[str, Any]:
-    ask = job.ask
+async def _answer(
+    service: Service, ask: Ask, prompts: Sequence[list[int]], shadow: ShadowSettings, answering: Answering
+) -> dict[str, Any]:
     adapter = None if shadow.to == service.router.base else shadow.to
-    requests = []
-    for ids in job.prompts:
-        room = service.room
-        longest = ask.sampling.max_tokens if room is None else min(ask.sampling.max_tokens, room - len(ids))
-        sampling = replace(ask.sampling, max_tokens=longest, min_tokens=min(ask.sampling.min_tokens, longest))
-        requests += [
-            Request(token_ids=ids, adapter=adapter, sampling=sampling, choice=choice, salt=ask.salt)
-            for choice in range(ask.n)
-        ]
+    most = ask.sampling.max_tokens
+    requests = [
+        request
+        for ids in prompts
+        for request in ask.to_engine(ids, most if service.room is None else service.room - len(ids), adapter)
+    ]
     answers = [{"digest": None, "token_ids": [], "text": "", "finish_reason": None} for _ in requests]
     await answering.start(requests)
     async with aclosing(answering.pieces()) as pieces:

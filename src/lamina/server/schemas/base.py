@@ -52,7 +52,9 @@ class WholeBody(Body):
                 json.dumps([name, item], ensure_ascii=False).encode()
             except UnicodeEncodeError:
                 message = "holds half of a surrogate pair, which is no character"
-                raise PydanticCustomError("no_text", "{message}", {"name": str(name)[:100], "message": message}) from None
+                raise PydanticCustomError(
+                    "no_text", "{message}", {"name": str(name)[:100], "message": message}
+                ) from None
         return value
 
 
