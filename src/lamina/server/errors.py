@@ -102,7 +102,9 @@ def as_api_error(error: BaseException, param: str | None = None) -> ApiError:
     if isinstance(error, CertificateError):
         return ApiError(400, str(error), param="path", code="certificate_failed")
     if isinstance(error, AdapterError | NewerVersionError):
-        return ApiError(400, str(error), param=param, code="adapter_refused")
+        if param == "path":
+            return ApiError(400, str(error), param=param, code="adapter_refused")
+        return ApiError(500, str(error), code="adapter_unusable", headers={"x-should-retry": "false"})
     if isinstance(error, DataError):
         return ApiError(400, str(error), param=param)
     if isinstance(error, LaminaError):
