@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from lamina.engine.generator import Request
 from lamina.engine.sampling import Sampling
 from lamina.errors import DataError
 from lamina.server.auth import Keys
+from lamina.server.logs import EventLog
 from lamina.server.replay import read_log, replay, replay_on
 from lamina.server.serve import build_service
 from lamina.server.settings import ServeSettings
@@ -41,7 +43,7 @@ def log_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(engine: Engine, log_file: Path, trained: Path, model_folder: Path) -> Iterator[str]:
     """A server before the engine."""
     settings = ServeSettings(port=0, adapter_root=str(trained.parent), log_requests=str(log_file), dtype="float32")
-    service = build_service(engine, Subject(str(model_folder), "tiny"), settings, Keys(KEYS))
+    service = build_service(engine, Subject(str(model_folder), "tiny"), settings, Keys(KEYS), EventLog(io.StringIO()))
     with listening(service) as (url, _):
         yield url
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +80,13 @@ def test_loopback_addresses(host: str, is_loopback: bool) -> None:
 def test_every_setting_is_described() -> None:
     for name, field in ServeSettings.model_fields.items():
         assert field.description, name
+
+
+def test_the_configurations_of_the_page_are_valid(tmp_path: Path) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
+    blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 2
+    (tmp_path / "serve.yaml").write_text("".join(blocks))
+    settings = read_settings(tmp_path / "serve.yaml", {})
+    assert settings.limits == ServeSettings().limits, "the page shows other defaults"
+    assert settings.drain_seconds == ServeSettings().drain_seconds
