@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from lamina.server.replay import read_log, replay, replay_on
 from lamina.server.serve import build_service
 from lamina.server.settings import ServeSettings
 from lamina.server.subject import Subject, find_subject
-from tests.support.serving import ADMIN, KEYS, USER, listening
+from tests.support.serving import ADMIN, KEYS, USER, events_of, listening, wait_for
 
 ASKED: Any = [{"role": "user", "content": "red green 1"}]
 
@@ -169,12 +170,46 @@ def test_an_adapter_comes_and_goes_with_its_certificate(url: str, trained: Path)
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "adapter_refused")
 
 
+def test_clients_that_come_and_leave_at_once_hold_nothing_in_the_end(url: str, engine: Engine) -> None:
+    fields: Any = {"messages": ASKED, "max_tokens": 30, "temperature": 0, "ignore_eos": True}
+    headers = {"authorization": f"Bearer {USER}"}
+
+    def act(number: int) -> str | None:
+        model, stream = ("support", "tiny")[number % 2], number % 3 == 0
+        try:
+            with httpx.stream(
+                "POST",
+                f"{url}/v1/chat/completions",
+                json={**fields, "model": model, "stream": stream},
+                headers=headers,
+                timeout=0.03 if number % 5 == 0 else 30,
+            ) as response:
+                if number % 4 == 0:
+                    next(response.iter_bytes())
+                    return None
+                text = response.read().decode()
+                parts = (
+                    [event["choices"][0]["delta"].get("content", "") for event in events_of(text)] if stream else None
+                )
+                return "".join(parts) if parts else response.json()["choices"][0]["message"]["content"]
+        except httpx.TimeoutException:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(act, range(60)))
+    for number in (0, 1):
+        assert len({text for text in found[number::2] if text is not None}) == 1
+    wait_for(lambda: engine.stats().running == engine.stats().waiting == engine.stats().used_blocks == 0)
+    assert [facts.requests for facts in engine.loaded()] == [0]
+
+
 def test_logged_answers_are_had_again(
     client: openai.OpenAI, log_file: Path, trained: Path, engine: Engine, model_folder: Path
 ) -> None:
     for fields in ({"temperature": 1.2, "n": 2}, {"temperature": 0.0, "stop": "zz", "logit_bias": {"5": 1}}):
         client.chat.completions.create(model="support", messages=ASKED, max_tokens=10, **fields)  # type: ignore[call-overload]
-    client.completions.create(model="tiny", prompt=["a", "b"], max_tokens=5, temperature=1)
+    last = client.completions.create(model="tiny", prompt=["a", "b"], max_tokens=5, temperature=1)
+    wait_for(lambda: last.id in log_file.read_text())
     log = read_log(log_file, 3)
     assert len(log.answers) == 3
     result = replay(log_file, limit=3)

@@ -9,10 +9,13 @@ import socket
 from collections.abc import Callable
 from types import FrameType
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lamina.errors import ConfigError, Problem, StorageError
 from lamina.server.app import build_app
+from lamina.server.errors import ApiError
 from lamina.server.service import Service
 from lamina.server.settings import ServeSettings
 
@@ -64,7 +67,7 @@ def build_server(service: Service, listener: socket.socket, ready: Callable[[str
     """Builds the server that `run` runs."""
     config = uvicorn.Config(
         build_app(service),
-        http="h11",
+        http=_Protocol,
         ws="none",
         lifespan="off",
         loop="asyncio",
@@ -76,6 +79,21 @@ def build_server(service: Service, listener: socket.socket, ready: Callable[[str
     )
     url = url_of(listener, service.settings.host)
     return Server(config, service, url, ready)
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's, which answers what is no HTTP with the same JSON error as everything else."""
+
+    def send_400_response(self, msg: str) -> None:
+        error = ApiError(400, "the request is no valid HTTP", code="invalid_http").response()
+        headers = [*error.raw_headers, (b"connection", b"close")]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=bytes(error.body)),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event))
+        self.transport.close()
 
 
 class Server(uvicorn.Server):
