@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lamina.errors import ConfigError, Problem
 from tests.support.serving import ADMIN, BASE, FakeEngine, build, chat_body, client_of
 
 URL = "/v1/adapters"
@@ -120,3 +121,13 @@ def test_an_adapter_that_is_refused_says_why(root: Path) -> None:
     error = refused.json()["error"]
     assert (error["param"], error["code"]) == ("path", "adapter_refused")
     assert "is no adapter" in error["message"]
+
+
+def test_an_adapter_that_another_took_away_meanwhile() -> None:
+    engine = FakeEngine()
+
+    def gone(name: str, wait: float | None = None) -> Any:
+        raise ConfigError(Problem("request.adapter", f"{name!r} is gone"))
+
+    engine.unload = gone  # type: ignore[method-assign]
+    assert served(None, engine).delete(f"{URL}/a").status_code == 404

@@ -223,6 +223,17 @@ def test_the_first_of_many_errors_is_told_without_collecting_the_rest() -> None:
     assert response.json()["error"]["param"] == "field0"
 
 
+def test_two_fields_that_say_the_same_differently() -> None:
+    both = {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}
+    assert CLIENT.post(CHAT, json={**GOOD[CHAT], **both}).json()["error"]["param"] == "structured_outputs"
+    lengths = {"max_tokens": 5, "max_completion_tokens": 6}
+    assert CLIENT.post(CHAT, json={**GOOD[CHAT], **lengths}).json()["error"]["param"] == "max_tokens"
+    schema = {"type": "object", "description": "x" * 100_001}
+    for path in GOOD:
+        long = CLIENT.post(path, json={**GOOD[path], "structured_outputs": {"json": schema}})
+        assert long.json()["error"]["param"] == "structured_outputs"
+
+
 def test_unknown_fields_have_a_hint() -> None:
     response = CLIENT.post(CHAT, json={**GOOD[CHAT], "max_token": 5})
     assert "Did you mean 'max_tokens'?" in response.json()["error"]["message"]

@@ -336,3 +336,8 @@ def test_an_error_inside_a_request_ends_that_request_alone() -> None:
     assert last["error"]["type"] == "server_error"
     assert "[DONE]" not in streamed.text
     assert service.admission.waiting == 0 and not service.admission.running
+
+
+def test_an_engine_without_an_end_answers_up_to_the_servers_own_limit() -> None:
+    _, engine = asked(CHAT, chat_body(), FakeEngine(longest=None))
+    assert engine.asked[0].sampling.max_tokens == 32_768

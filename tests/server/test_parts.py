@@ -13,13 +13,14 @@ import pytest
 from lamina.engine.generator import TokenLogprobs
 from lamina.engine.guides import Guide
 from lamina.engine.sampling import Sampling
-from lamina.errors import AdapterError, ConfigError, LaminaError, Problem, StorageError
+from lamina.errors import AdapterError, CertificateError, ConfigError, LaminaError, Problem, StorageError
 from lamina.server.errors import ApiError, as_api_error
 from lamina.server.fingerprint import read_sampling, sampling_values
 from lamina.server.logprobs import TokenTexts, chat_logprobs, completion_logprobs
 from lamina.server.logs import EventLog, Lines
 from lamina.server.tool_calls import CallReader, read_calls
 from tests.support.models_zoo import build_tokenizer
+from tests.support.serving import build, chat_body, client_of
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": "é"}}\n</tool_call>'
 
@@ -105,6 +106,7 @@ def test_samplings_are_read_as_they_were_written() -> None:
         (ConfigError(Problem("sampling.guide", "no", "mend it")), None, 400, "response_format"),
         (ConfigError(Problem("request.adapter", "'x' is gone", "load it")), None, 404, "model"),
         (ConfigError(Problem("other", "no")), None, 400, "other"),
+        (CertificateError("did not pass", None), "path", 400, "path"),
         (AdapterError("changed"), None, 500, None),
         (AdapterError("no adapter"), "path", 400, "path"),
         (LaminaError("the engine is closed."), None, 500, None),
@@ -140,3 +142,14 @@ def test_lines_are_for_their_owner_alone(tmp_path: Path) -> None:
         lines.add({})
     with pytest.raises(StorageError, match="opening failed"):
         Lines(tmp_path / "none" / "log.jsonl")
+
+
+def test_a_disk_that_is_full_is_an_event_and_no_error_of_a_request(tmp_path: Path) -> None:
+    log = io.StringIO()
+    service = build(log=log, log_requests=str(tmp_path / "log.jsonl"))
+    assert service.requests is not None
+    service.requests.close()
+    assert client_of(service).post("/v1/chat/completions", json=chat_body()).status_code == 200
+    service.pool.shutdown(wait=True)
+    (failed,) = [line for line in map(json.loads, log.getvalue().splitlines()) if line["event"] == "write_failed"]
+    assert failed["file"] == str(tmp_path / "log.jsonl")
