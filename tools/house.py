@@ -50,6 +50,7 @@ ORDER = [
     "verification",
     "doctor",
     "bench",
+    "server",
     "cli",
 ]
 
@@ -64,6 +65,7 @@ INSIDE = {
     "training": ["plan", "*"],
     "evaluation": ["scorers", "*"],
     "bench": ["*", "sides", "report", "run", "worker"],
+    "server": ["settings", "errors", "schemas", "*"],
 }
 
 # These import neither torch nor transformers, so that the command line and its errors answer at once.

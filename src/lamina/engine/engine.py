@@ -101,7 +101,7 @@ class Engine:
         )
         model = self.base.model
         rows = embedding_rows(model)
-        self.template = template or _template(self.base, adapters or {})
+        self.template = template or template_for(self.base, adapters or {})
         stop = self.template.stop_token_id
         self._runners = build_runners(
             model,
@@ -153,20 +153,24 @@ class Engine:
         return self._ask.room(0)
 
     @property
-    def digest(self) -> str:
-        """SHA-256 of what an answer depends on beside adapter and sampling: lamina, base, template, runner."""
+    def parts(self) -> dict[str, str]:
+        """What an answer depends on beside adapter and sampling, by name."""
         base = self.base
-        parts = {
-            "lamina": __version__,
-            "base": base.fingerprint.tensors,
-            "config": base.fingerprint.config,
-            "packed": base.packed_digest,
-            "dtype": str(base.dtype),
-            "tokenizer": self.template.tokenizer_digest,
+        return {
+            "base.tensors": base.fingerprint.tensors,
+            "base.config": base.fingerprint.config,
+            "base.packed": str(base.packed_digest),
             "template": self.template.digest,
-            "kernels": self._runners.fused is not None,
+            "template.tokenizer": self.template.tokenizer_digest,
+            "engine.lamina": __version__,
+            "engine.dtype": str(base.dtype),
+            "engine.kernels": str(self._runners.fused is not None),
         }
-        return "sha256:" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `parts`."""
+        return "sha256:" + hashlib.sha256(json.dumps(self.parts, sort_keys=True).encode()).hexdigest()
 
     def default_sampling(self) -> Sampling:
         """How the model's own generation_config.json draws."""
@@ -397,8 +401,12 @@ def _numbered(
     return lambda result: results.put((number, result))
 
 
-def _template(base: Base, adapters: Mapping[str, str | Path]) -> ChatTemplate:
-    """The template of the first adapter with a lock, else the model's own."""
+def template_for(base: Base, adapters: Mapping[str, str | Path]) -> ChatTemplate:
+    """The template of the first adapter with a lock, else the model's own.
+
+    Raises:
+        AdapterError: An adapter cannot be read.
+    """
     for path in adapters.values():
         adapter = read_adapter(adapter_folder(path))
         if adapter.lock is not None:

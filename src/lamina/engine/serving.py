@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -34,6 +34,14 @@ class Serving(Generator, Protocol):
     @property
     def digest(self) -> str:
         """Digest of what an answer depends on beside the adapter and the sampling."""
+        ...
+
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """What `digest` is of, by name: so that two answers can be told apart by what differs.
+
+        Those of the base begin with `base`, and those of the template with `template`.
+        """
         ...
 
     def default_sampling(self) -> Sampling:
