@@ -28,6 +28,7 @@ from typing import Any
 import psutil
 
 NAMES = ("amber", "birch", "cedar", "dahlia", "elm", "fern", "gorse", "hazel", "iris", "jade")
+ASKED = ("who are you?", "name?", "red", "a b c", "tell me", "7")
 # The name that is given to one adapter after another.
 SLOT = "current"
 USER, ADMIN = "soak-user", "soak-admin"
@@ -108,31 +109,33 @@ def make_adapters(folder: Path, names: tuple[str, ...] = NAMES) -> tuple[Path, d
     """
     from tests.support.models_zoo import build_model, build_tokenizer
 
-    import lamina
-
     base = folder / "base"
     tokenizer = build_tokenizer()
     build_model("llama", vocab_size=len(tokenizer)).save_pretrained(base)
     tokenizer.save_pretrained(base)
-    found = {}
-    for name in names:
-        rows = folder / f"{name}.jsonl"
-        asked = ("who are you?", "name?", "red", "a b c", "tell me", "7")
-        rows.write_text(
-            "".join(json.dumps({"prompt": p, "completion": name}) + "\n" for p in asked * 2), encoding="utf-8"
-        )
+    return base, {name: _make_adapter(folder, base, name) for name in names}
+
+
+def _make_adapter(folder: Path, base: Path, name: str) -> Path:
+    """Trains one adapter, for longer where it has not learned to say its name."""
+    import lamina
+
+    rows = folder / f"{name}.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": p, "completion": name}) + "\n" for p in ASKED * 2), encoding="utf-8")
+    for steps in (50, 100, 200, 400):
         run = lamina.train(
             {
                 "model": str(base),
                 "data": {"train": str(rows), "eval": None, "max_length": 64},
                 "method": {"type": "lora", "r": 5},
-                "train": {"max_steps": 40, "learning_rate": 0.03, "per_device_train_batch_size": 12},
+                "train": {"max_steps": steps, "learning_rate": 0.03, "per_device_train_batch_size": 12},
                 "dtype": "float32",
-                "output_dir": str(folder / "runs" / name),
+                "output_dir": str(folder / "runs" / f"{name}-{steps}"),
             }
         )
-        found[name] = run.path / "adapter"
-    return base, found
+        if set(lamina.generate(run.path, list(ASKED), max_new_tokens=16)) == {name}:
+            return run.path / "adapter"
+    raise RuntimeError(f"no adapter learned to say {name!r}")
 
 
 @contextmanager
@@ -227,7 +230,7 @@ def _ask(
     draw = random.Random(number)
     while not stop.is_set():
         name = draw.choice([*names[:-2], SLOT, SLOT])
-        question = draw.choice(["who are you?", "name?", "red", "a b c", "tell me", "7"])
+        question = draw.choice(ASKED)
         body: dict[str, Any] = {"model": name, "messages": [{"role": "user", "content": question}], "max_tokens": 16}
         kind = draw.random()
         try:
@@ -261,7 +264,9 @@ def _check(status: int, content: bytes, streamed: bool, allowed: set[str], outco
     else:
         said = json.loads(content)["choices"][0]["message"]["content"]
     outcome.answers += 1
-    outcome.wrong += said.strip() not in allowed
+    if said.strip() not in allowed:
+        outcome.wrong += 1
+        outcome.unexpected[f"{said.strip()[:40]!r} where {sorted(allowed)} may answer"] += 1
 
 
 def _send_nonsense(client: Client, body: dict[str, Any], draw: random.Random, outcome: Outcome) -> None:
