@@ -63,7 +63,7 @@ INSIDE = {
     "methods": ["shared", "*"],
     "training": ["plan", "*"],
     "evaluation": ["scorers", "*"],
-    "bench": ["*", "sides", "report", "run", "worker"],
+    "bench": ["*", "sides", "report", "run", "worker", "serving"],
 }
 
 # These import neither torch nor transformers, so that the command line and its errors answer at once.
