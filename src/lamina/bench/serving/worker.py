@@ -1,4 +1,4 @@
-"""Serves one side's load in a process: `python -m lamina.bench.serving.worker` reads a job, and prints what it measured.
+"""Serves one side's load in a process: `python -m lamina.bench.serving.worker` reads a job and prints a JSON object.
 
 The output of libraries goes to stderr, also that of code which writes to the file descriptor.
 """

@@ -37,7 +37,7 @@ def interpreter() -> str | None:
 
 @contextlib.contextmanager
 def open(job: Job) -> Iterator[tuple[Target, dict[str, Any]]]:
-    """Opens an engine with the job's adapters; of those on disk, it keeps as many in memory as fit beside each other."""
+    """Opens an engine with the job's adapters; of those on disk, it keeps in memory about as many as a batch mixes."""
     from lamina.engine.engine import Engine
 
     budget = None

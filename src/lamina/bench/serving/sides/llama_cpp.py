@@ -1,4 +1,4 @@
-"""llama.cpp through node-llama-cpp's prebuilt binary, whose sequences share batches; the bare base, in the same precision.
+"""llama.cpp through node-llama-cpp's prebuilt binary: the bare base, in the same precision, sequences share batches.
 
     npm install node-llama-cpp    # in a folder that LAMINA_LLAMA_NODE names
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from lamina.bench.optional import optional
 from lamina.bench.serving.job import AdapterFacts, Job
 from lamina.bench.serving.load import Event, Target
 from lamina.bench.serving.traffic import ALIKE, Ask
@@ -59,8 +60,7 @@ def open(job: Job) -> Iterator[tuple[Target, dict[str, Any]]]:
         ("VLLM_LOGGING_LEVEL", "WARNING"),
     ):
         os.environ.setdefault(name, value)
-    from vllm import LLM  # pyright: ignore[reportMissingImports]
-
+    vllm = optional("vllm")
     served = [adapter for adapter in job.adapters if takes(adapter)]
     settings: dict[str, Any] = {
         "model": job.model,
@@ -77,14 +77,15 @@ def open(job: Job) -> Iterator[tuple[Target, dict[str, Any]]]:
             "max_cpu_loras": max(min(len(served), ALIKE), len(served) if not job.on_disk else ALIKE),
             "max_lora_rank": next(known for known in _RANKS if known >= rank),
         }
-    eager, failure = os.environ.get(EAGER) == "1", None
-    if not eager:
+    model, failure = None, None
+    if os.environ.get(EAGER) != "1":
         try:
-            model = LLM(**settings)
+            model = vllm.LLM(**settings)
         except Exception as error:  # of any kind: without a compiler, it fails in many ways
-            eager, failure = True, f"{type(error).__name__}: {error}"[:300]
-    if eager:
-        model = LLM(**settings, enforce_eager=True)
+            failure = f"{type(error).__name__}: {error}"[:300]
+    eager = model is None
+    if model is None:
+        model = vllm.LLM(**settings, enforce_eager=True)
     about = {"vllm": importlib.metadata.version(_distribution()), "enforce_eager": eager, "not_compiled": failure}
     yield _Target(model.llm_engine, served, job.max_new_tokens), {**settings, **about}
 
@@ -95,18 +96,15 @@ def _distribution() -> str:
 
 class _Target:
     def __init__(self, engine: Any, adapters: list[AdapterFacts], tokens: int) -> None:
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
-        from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
-        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
-
         self._engine = engine
-        self._loras = {a.name: LoRARequest(a.name, number, a.path) for number, a in enumerate(adapters, start=1)}
-        self._sampling = SamplingParams(
+        lora, sampling = optional("vllm.lora.request"), optional("vllm.sampling_params")
+        self._loras = {a.name: lora.LoRARequest(a.name, number, a.path) for number, a in enumerate(adapters, start=1)}
+        self._sampling = sampling.SamplingParams(
             temperature=0.0,
             max_tokens=tokens,
             ignore_eos=True,
             detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
+            output_kind=sampling.RequestOutputKind.DELTA,
         )
 
     def ask(self, ask: Ask) -> None:
