@@ -45,10 +45,12 @@ WITHOUT_TORCH: list[tuple[list[str], int]] = [
     (["generate", "run"], 2),
     (["merge", "run", "--out", "x", "--dtype", "int8"], 2),
     (["bench", "train", "--help"], 0),
+    (["bench", "serve", "--help"], 0),
     (["compare", "--help"], 0),
     (["compare", "nope.yaml"], 2),
     (["compare", "bad.yaml", "--methods", "lroa"], 2),
     (["bench", "train", "--model", "x", "--shape", "tiny"], 2),
+    (["bench", "serve", "--model", "x", "--shape", "tiny"], 2),
 ]
 
 
@@ -67,6 +69,7 @@ def test_commands_are_those_of_the_design() -> None:
         "quickstart",
         "compare",
         "bench train",
+        "bench serve",
     }
 
 

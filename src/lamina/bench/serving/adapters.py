@@ -65,7 +65,9 @@ class AdapterMaker:
     @torch.no_grad()
     def _make(self, number: int) -> AdapterFacts:
         kinds = [kind for kind in _KINDS if kind["type"] in self.methods]
-        kind = kinds[number % len(kinds)]
+        kind = dict(kinds[number % len(kinds)])
+        if "r" in kind:  # no layer of a small model may be too narrow for it
+            kind["r"] = min(kind["r"], self.base.model.config.get_text_config().hidden_size)
         injection = self._attached.get(number % len(kinds))
         if injection is None:
             config = METHOD_CONFIGS[kind["type"]].model_validate(kind)

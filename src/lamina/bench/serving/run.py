@@ -144,7 +144,8 @@ class _Comparison:
         settings = self.settings
         prompts = self._write_prompts()
         maker = None
-        names = list(dict.fromkeys([OWN, *(settings.peers or side_names())]))
+        peers = side_names() if settings.peers is None else settings.peers
+        names = list(dict.fromkeys([OWN, *peers]))
         for count in settings.adapters:
             if count and maker is None:
                 self.notify("Making adapters ...")

@@ -5,6 +5,7 @@ The output of libraries goes to stderr, also that of code which writes to the fi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -95,11 +96,12 @@ def main() -> None:
     """Serves the job on stdin. A failure is a message on stderr and exit code 1."""
     threading.Thread(target=leave_with_parent, args=(os.getppid(),), daemon=True).start()
     stdout = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        result = serve_job(Job.from_json(json.load(sys.stdin)))
-    except LaminaError as error:
-        sys.exit(str(error))
+    os.dup2(2, 1)  # and not back: what C code has buffered is written at the end
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            result = serve_job(Job.from_json(json.load(sys.stdin)))
+        except LaminaError as error:
+            sys.exit(str(error))
     with os.fdopen(stdout, "w", encoding="utf-8") as stream:
         stream.write(json.dumps(result.as_json()) + "\n")
 
