@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from lamina.bench.serving.prompts import LONGEST, SHORTEST, built_in_prompts, read_prompts
+from lamina.bench.serving.prompts import LONGEST, SHORTEST, built_in_prompts, rendered_prompts
 from lamina.chat.template import ChatTemplate, build_template
 from lamina.errors import DataError
 
@@ -35,25 +35,14 @@ def test_prompts_of_a_file(template: ChatTemplate, tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     rows = ["one", {"prompt": "one"}, {"messages": [{"role": "user", "content": "one"}]}, {"prompt": "two"}]
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
-    one, same, again, two = read_prompts(path, template, 10_000)
+    one, same, again, two = rendered_prompts(path, template, 10_000)
     assert one == same == again != two
     assert template.tokenizer.decode(one).startswith("<|im_start|>user\none")
 
 
-@pytest.mark.parametrize("line", ["{", '{"text": "a"}', "3", '{"messages": ["a"]}'])
-def test_a_line_that_is_no_prompt(line: str, template: ChatTemplate, tmp_path: Path) -> None:
-    path = tmp_path / "prompts.jsonl"
-    path.write_text(f'"fine"\n{line}\n')
-    with pytest.raises(DataError, match=r"prompts\.jsonl, line 2: is no prompt"):
-        read_prompts(path, template, 100)
-
-
-def test_a_file_without_prompts(template: ChatTemplate, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_asked(template: ChatTemplate, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
-        read_prompts(tmp_path / "no.jsonl", template, 100)
-    (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(DataError, match="has no prompts"):
-        read_prompts(tmp_path / "empty.jsonl", template, 100)
-    (tmp_path / "latin.jsonl").write_bytes(b'"\xff"')
-    with pytest.raises(DataError, match="UTF-8"):
-        read_prompts(tmp_path / "latin.jsonl", template, 100)
+        rendered_prompts(tmp_path / "no.jsonl", template, 100)
+    (tmp_path / "rows.jsonl").write_text('"fine"\n{"text": "a"}\n')
+    with pytest.raises(DataError, match="line 2 has neither"):
+        rendered_prompts(tmp_path / "rows.jsonl", template, 100)

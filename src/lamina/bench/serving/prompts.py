@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from lamina.chat.message import Message
 from lamina.chat.template import ChatTemplate
-from lamina.errors import DataError
+from lamina.engine.batch import read_prompts, turns_of
 from lamina.quickstart.task import build_task
 
 # Lengths of the built-in prompts.
@@ -43,41 +40,15 @@ def built_in_prompts(template: ChatTemplate, count: int, vocabulary: int, seed: 
     ]
 
 
-def read_prompts(path: Path, template: ChatTemplate, vocabulary: int) -> list[list[int]]:
-    """Renders the prompts of a `.jsonl` file: on each line a string, or an object with `prompt` or `messages`.
+def rendered_prompts(path: Path, template: ChatTemplate, vocabulary: int) -> list[list[int]]:
+    """Renders the prompts of a `.jsonl` file, as `lamina generate --prompts` reads it; what it says of adapters is not.
 
     Raises:
-        DataError: The file cannot be read, or a line is none of these; the error names the line.
+        DataError: The file cannot be read, or a line is no prompt; the error names the line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise DataError(f"{path}: cannot be read ({reason}). Fix: name a .jsonl file.") from None
-    prompts = [
-        _render(_turns(f"{path}, line {number}", line), template, vocabulary)
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
-    if not prompts:
-        raise DataError(f'{path}: has no prompts. Fix: write one a line, such as {{"prompt": "Hello"}}.')
+    prompts = []
+    for row in read_prompts(path):
+        text = template.render(turns_of(row), add_generation_prompt=True)
+        ids: list[int] = template.tokenizer(text, add_special_tokens=False).input_ids
+        prompts.append([token % vocabulary for token in ids])
     return prompts
-
-
-def _turns(where: str, line: str) -> list[Message]:
-    try:
-        row: Any = json.loads(line)
-        if isinstance(row, str):
-            return [Message("user", row)]
-        if "messages" in row:
-            return [Message(str(turn["role"]), str(turn["content"])) for turn in row["messages"]]
-        return [Message("user", str(row["prompt"]))]
-    except (ValueError, KeyError, TypeError):
-        fix = 'write a string, {"prompt": "..."} or {"messages": [...]}'
-        raise DataError(f"{where}: is no prompt: {line[:80]!r}. Fix: {fix}.") from None
-
-
-def _render(turns: list[Message], template: ChatTemplate, vocabulary: int) -> list[int]:
-    text = template.render(turns, add_generation_prompt=True)
-    ids: list[int] = template.tokenizer(text, add_special_tokens=False).input_ids
-    return [token % vocabulary for token in ids]

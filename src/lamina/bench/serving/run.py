@@ -28,7 +28,7 @@ from lamina.bench.serving.limit import (
     step_limit,
     step_work,
 )
-from lamina.bench.serving.prompts import built_in_prompts, read_prompts
+from lamina.bench.serving.prompts import built_in_prompts, rendered_prompts
 from lamina.bench.serving.report import Load, Measured, ServeReport, build_report
 from lamina.bench.serving.sides import OWN, find_side, side_names
 from lamina.bench.serving.traffic import ALIKE
@@ -232,7 +232,7 @@ class _Comparison:
         settings, vocabulary = self.settings, self.step.use.vocabulary
         template = build_template(load_tokenizer(ModelSource(str(self.folder), self.folder)))
         if settings.prompts is not None:
-            prompts = read_prompts(Path(settings.prompts), template, vocabulary)
+            prompts = rendered_prompts(Path(settings.prompts), template, vocabulary)
         else:
             # So many that a process asks none twice.
             count = sum(streams * (1 + settings.requests) for streams in settings.concurrency)
