@@ -37,7 +37,7 @@ def test_prompts_of_a_file(template: ChatTemplate, tmp_path: Path) -> None:
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
     one, same, again, two = rendered_prompts(path, template, 10_000)
     assert one == same == again != two
-    assert template.tokenizer.decode(one).startswith("<|im_start|>user\none")
+    assert "user\none" in str(template.tokenizer.decode(one))
 
 
 def test_a_file_that_cannot_be_asked(template: ChatTemplate, tmp_path: Path) -> None:

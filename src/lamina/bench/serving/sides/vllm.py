@@ -52,10 +52,10 @@ def interpreter() -> str | None:
 @contextlib.contextmanager
 def open(job: Job) -> Iterator[tuple[Target, dict[str, Any]]]:
     """Loads the base, compiled unless that fails or LAMINA_VLLM_EAGER is 1."""
+    # In one process, vLLM computes with all of torch's threads; in two, one core is the scheduler's.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     for name, value in (
         ("VLLM_CPU_KVCACHE_SPACE", "2"),
-        ("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, sorted(os.sched_getaffinity(0))[: job.threads]))),
         ("VLLM_NO_USAGE_STATS", "1"),
         ("VLLM_LOGGING_LEVEL", "WARNING"),
     ):
@@ -86,8 +86,9 @@ def open(job: Job) -> Iterator[tuple[Target, dict[str, Any]]]:
     eager = model is None
     if model is None:
         model = vllm.LLM(**settings, enforce_eager=True)
-    about = {"vllm": importlib.metadata.version(_distribution()), "enforce_eager": eager, "not_compiled": failure}
-    yield _Target(model.llm_engine, served, job.max_new_tokens), {**settings, **about}
+    settings |= {"vllm": importlib.metadata.version(_distribution()), "threads": optional("torch").get_num_threads()}
+    settings |= {"enforce_eager": eager, "not_compiled": failure}
+    yield _Target(model.llm_engine, served, job.max_new_tokens), settings
 
 
 def _distribution() -> str:
