@@ -52,9 +52,9 @@ def interpreter() -> str | None:
 @contextlib.contextmanager
 def open(job: Job) -> Iterator[tuple[Target, dict[str, Any]]]:
     """Loads the base, compiled unless that fails or LAMINA_VLLM_EAGER is 1."""
-    # In one process, vLLM computes with all of torch's threads; in two, one core is the scheduler's.
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     for name, value in (
+        # In one process, vLLM computes with all of torch's threads; in two, it binds them as its own settings say.
+        ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
         ("VLLM_CPU_KVCACHE_SPACE", "2"),
         ("VLLM_NO_USAGE_STATS", "1"),
         ("VLLM_LOGGING_LEVEL", "WARNING"),
