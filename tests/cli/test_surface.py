@@ -51,6 +51,11 @@ WITHOUT_TORCH: list[tuple[list[str], int]] = [
     (["compare", "bad.yaml", "--methods", "lroa"], 2),
     (["bench", "train", "--model", "x", "--shape", "tiny"], 2),
     (["bench", "serve", "--model", "x", "--shape", "tiny"], 2),
+    (["serve", "--help"], 0),
+    (["serve"], 2),
+    (["serve", "m", "--no-auth", "--host", "0.0.0.0"], 2),
+    (["serve", "m", "--adapter", "x"], 2),
+    (["replay", "log", "--adapter", "x"], 2),
 ]
 
 
@@ -70,6 +75,8 @@ def test_commands_are_those_of_the_design() -> None:
         "compare",
         "bench train",
         "bench serve",
+        "serve",
+        "replay",
     }
 
 
