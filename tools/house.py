@@ -64,7 +64,7 @@ INSIDE = {
     "methods": ["shared", "*"],
     "training": ["plan", "*"],
     "evaluation": ["scorers", "*"],
-    "bench": ["*", "sides", "report", "run", "worker"],
+    "bench": ["*", "sides", "report", "run", "worker", "serving"],
     "server": ["settings", "errors", "schemas", "*"],
 }
 
