@@ -26,8 +26,8 @@ from lamina.engine.sequence import Sequence
 # Tokens of padded prompts that go through a model at once: bounds its activations.
 _TOKENS_AT_ONCE = 8192
 
-# The layers of transformers' cache that let go of rows; those of recurrent models, and of models' own, do not.
-_SELECTABLE = {"DynamicLayer", "DynamicSlidingWindowLayer"}
+# transformers' caches that let go of rows; those of recurrent models, and models' own, do not.
+_SELECTABLE = {"DynamicCache", "DynamicLayer", "DynamicSlidingWindowLayer"}
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,8 @@ def _take_out(group: _Group) -> None:
         return
     kept = torch.tensor(rows, device=group.mask.device)
     if group.cache is not None:
-        if not {type(layer).__name__ for layer in getattr(group.cache, "layers", [None])} <= _SELECTABLE:
+        kinds = {type(part).__name__ for part in (group.cache, *getattr(group.cache, "layers", ()))}
+        if not kinds <= _SELECTABLE:
             return  # they are computed with the others until the group is over
         group.cache.batch_select_indices(kept)
     group.mask = group.mask[kept]
