@@ -17,13 +17,13 @@ from lamina.chat.message import Message
 from lamina.engine.engine import Engine
 from lamina.engine.generator import Request
 from lamina.engine.sampling import Sampling
+from lamina.engine.subject import Subject, find_subject
 from lamina.errors import DataError
 from lamina.server.auth import Keys
 from lamina.server.logs import EventLog
 from lamina.server.replay import read_log, replay, replay_on
 from lamina.server.serve import build_service
 from lamina.server.settings import ServeSettings
-from lamina.server.subject import Subject, find_subject
 from tests.support.serving import ADMIN, KEYS, USER, events_of, listening, wait_for
 
 ASKED: Any = [{"role": "user", "content": "red green 1"}]

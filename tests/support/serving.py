@@ -23,6 +23,7 @@ from lamina.engine.generator import Piece, PromptFacts, Request, TokenLogprobs
 from lamina.engine.sampling import Sampling
 from lamina.engine.serving import Serving
 from lamina.engine.store import AdapterFacts
+from lamina.engine.subject import Subject
 from lamina.errors import AdapterError, ConfigError, DataError, Problem
 from lamina.server.app import build_app
 from lamina.server.auth import Keys
@@ -31,7 +32,6 @@ from lamina.server.logs import EventLog
 from lamina.server.serve import build_service
 from lamina.server.service import Service
 from lamina.server.settings import ServeSettings
-from lamina.server.subject import Subject
 from tests.support.models_zoo import build_tokenizer
 
 USER, ADMIN = "user-key", "admin-key"

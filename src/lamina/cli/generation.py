@@ -60,7 +60,7 @@ def generate(
     asked = [] if prompts is not None else _asked(prompt)
     from lamina.engine.guides import Guide
     from lamina.engine.sampling import Sampling
-    from lamina.engine.subject import names_adapter
+    from lamina.engine.subject import names_base
 
     guide = None
     if schema is not None:
@@ -72,20 +72,19 @@ def generate(
         _answer_file(source, prompts, target, sampling, system, base, model, allow_base_mismatch, as_json)
         return
     from lamina.adapters.load import load
+    from lamina.chat.template import build_template
     from lamina.cli.chat import print_answers
     from lamina.engine.generate import build_generator, generate_each
     from lamina.engine.generator import ADAPTER
     from lamina.engine.local import LocalGenerator
+    from lamina.models.load import load_base
 
-    if names_adapter(source) or Path(source).is_dir():
-        loaded = load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
-        generator, adapter, notes = build_generator(loaded), None if base else ADAPTER, loaded.notes
-    else:
-        from lamina.chat.template import build_template
-        from lamina.models.load import load_base
-
+    if names_base(source):
         own = load_base(source, notify=notify)
         generator, adapter, notes = LocalGenerator(own.model, build_template(own.tokenizer)), None, []
+    else:
+        loaded = load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
+        generator, adapter, notes = build_generator(loaded), None if base else ADAPTER, loaded.notes
     for note in (*notes, *generator.notes(sampling)):
         notify(note)
     answers = generate_each(generator, asked, sampling, system=system, adapter=adapter)
@@ -154,12 +153,16 @@ def _answer_file(
     as_json: bool,
 ) -> None:
     from lamina.engine.batch import answer_rows, read_prompts
-    from lamina.engine.subject import open_engine
+    from lamina.engine.engine import Engine
+    from lamina.engine.subject import find_subject
     from lamina.files import write_text
 
     rows = read_prompts(prompts)
-    engine, adapter = open_engine(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
-    with engine, Bars() as bars:
+    subject = find_subject(source, notify, model)
+    adapter = None if subject.adapter is None else subject.adapter[0]
+    own = {} if subject.adapter is None else dict([subject.adapter])
+    base_model = subject.load(notify=notify)
+    with Engine(base_model, own, allow_base_mismatch=allow_base_mismatch, notify=notify) as engine, Bars() as bars:
         if engine.slow_because is not None:
             notify(f"The base runs by transformers' own code, which is slower: {engine.slow_because}")
         for note in engine.notes(sampling):

@@ -1,55 +1,107 @@
-"""From what a user names (a run, an adapter, or a base) to an engine that answers for it."""
+"""What a user names: a base, or a run or an adapter folder, which then is an adapter of its own base."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
 
 from lamina.adapters.adapter import read_adapter
-from lamina.adapters.load import adapter_folder, load_base_for, template_of
-from lamina.engine.engine import Engine
-from lamina.engine.generator import ADAPTER
+from lamina.adapters.load import adapter_folder, base_of, load_base_for
+from lamina.config.aliases import ALIASES
+from lamina.config.quantization import QuantizationConfig
+from lamina.models.load import Base, load_base
 from lamina.progress import Notify
+from lamina.runs import ADAPTER_FOLDER
 
 
-def names_adapter(subject: str | Path) -> bool:
-    """Whether a subject is a run or an adapter folder, rather than a base."""
-    path = Path(subject).expanduser()
-    inside = ("adapter_config.json", "adapter/adapter_config.json", "config.yaml", "manifest.json")
-    return path.is_dir() and any((path / name).is_file() for name in inside) and not (path / "config.json").is_file()
+@dataclass(frozen=True)
+class Subject:
+    """A base, and what it is to be held in.
+
+    Attributes:
+        base: An alias, a folder, a `.gguf` file or a hub id.
+        name: What requests call it.
+        adapter: The name and the path of the adapter that was named in its stead; None if it was not.
+        dtype: Of the base, where the adapter was trained in float32; else `auto`.
+        quantization: As the adapter was trained on it.
+    """
+
+    base: str
+    name: str
+    adapter: tuple[str, Path] | None = None
+    dtype: str = "auto"
+    quantization: QuantizationConfig | None = None
+
+    def load(self, dtype: str = "auto", notify: Notify = lambda message: None) -> Base:
+        """Loads the base.
+
+        Args:
+            dtype: `bfloat16` or `float32`; `auto` is what the adapter was trained on.
+            notify: Called with a sentence before anything that takes a while.
+
+        Raises:
+            AdapterError, ModelError: It cannot be loaded.
+        """
+        if self.adapter is None:
+            return load_base(self.base, dtype, notify=notify)
+        adapter = read_adapter(adapter_folder(self.adapter[1]))
+        return load_base_for(adapter, model=self.base, dtype=dtype, notify=notify)
 
 
-def open_engine(
-    subject: str | Path,
-    adapters: Mapping[str, str | Path] | None = None,
-    *,
-    name: str = ADAPTER,
-    model: str | None = None,
-    dtype: str = "auto",
-    notify: Notify = lambda message: None,
-    **settings: Any,
-) -> tuple[Engine, str | None]:
-    """Opens an engine on a run's or an adapter's base, or on a base.
+def find_subject(ref: str, notify: Notify = lambda message: None, model: str | None = None) -> Subject:
+    """Finds out what a reference names.
 
     Args:
-        subject: A run, an adapter folder, or a base (alias, folder, `.gguf` file, hub id).
-        adapters: Further adapters by name.
-        name: What the subject's own adapter is called.
-        model: The base to use for an adapter; by default the one it names.
-        dtype: For the base.
+        ref: An alias, a folder, a `.gguf` file, a hub id, or a run or adapter folder.
         notify: Called with a sentence before anything that takes a while.
-        settings: Further arguments of `Engine`.
-
-    Returns:
-        The engine, and the name of the subject's adapter; None for a base.
+        model: For an adapter: another base than the one that it names.
 
     Raises:
-        AdapterError, BaseMismatchError, CertificateError, ConfigError, ModelError: It cannot be opened.
+        AdapterError: It is an adapter that cannot be read, or whose base is not there.
     """
-    if not names_adapter(subject):
-        return Engine(subject if model is None else model, adapters, dtype=dtype, notify=notify, **settings), None
-    adapter = read_adapter(adapter_folder(subject))
-    base = load_base_for(adapter, model=model, dtype=dtype, notify=notify)
-    own = {name: subject, **(adapters or {})}
-    return Engine(base, own, template=template_of(adapter, base), notify=notify, **settings), name
+    path = Path(ref).expanduser()
+    if ref in ALIASES or not is_adapter(path):
+        return Subject(ref, base_name(ref))
+    folder = adapter_folder(path)
+    adapter = read_adapter(folder)
+    base, lock = model or base_of(adapter, notify), adapter.lock
+    whole = path.resolve()
+    name = as_name(whole.parent.name if whole.name == ADAPTER_FOLDER else whole.name)
+    return Subject(
+        base,
+        base_name(lock.base if lock is not None else base),
+        (name, path),
+        "float32" if lock is not None and lock.base_dtype == "float32" else "auto",
+        QuantizationConfig(**lock.quantization) if lock is not None and lock.quantization else None,
+    )
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a folder is a run, or holds an adapter."""
+    names = ("adapter_config.json", f"{ADAPTER_FOLDER}/adapter_config.json", "manifest.json")
+    return path.is_dir() and any((path / name).is_file() for name in names)
+
+
+def names_base(ref: str) -> bool:
+    """Whether a reference is an alias, a model's folder or file, or a hub id in the local cache; not a run."""
+    path = Path(ref).expanduser()
+    if ref in ALIASES or path.is_file() or (path / "config.json").is_file():
+        return True
+    is_id = not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", ref) is not None
+    return is_id and isinstance(try_to_load_from_cache(ref, "config.json"), str)
+
+
+def base_name(ref: str) -> str:
+    """What requests call a base: an alias or a hub id as it is, a folder or a file by its last name."""
+    if ref in ALIASES:
+        return ref
+    path = Path(ref).expanduser()
+    return as_name(path.resolve().name.removesuffix(".gguf")) if path.exists() else ref
+
+
+def as_name(text: str) -> str:
+    """A text as a name that clients may use."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text).lstrip("._-")[:128] or "model"

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from lamina.engine.engine import Engine
 from lamina.engine.serving import Serving
+from lamina.engine.subject import Subject, find_subject
 from lamina.errors import ConfigError, Problem
 from lamina.progress import Notify
 from lamina.server.auth import Keys, read_keys
@@ -17,7 +18,6 @@ from lamina.server.logs import EventLog, Lines
 from lamina.server.routing import Router
 from lamina.server.service import Service
 from lamina.server.settings import ServeSettings
-from lamina.server.subject import Subject, find_subject
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,8 @@ def open_engine(subject: Subject, settings: ServeSettings, notify: Notify) -> En
             raise ConfigError(Problem("adapters", f"{name!r} is also the name of MODEL", "rename it"))
         adapters = {name: path, **adapters}
     return Engine(
-        subject.base,
+        subject.load(dtype=settings.dtype, notify=notify),
         adapters,
-        dtype=subject.dtype if settings.dtype == "auto" else settings.dtype,
-        quantization=subject.quantization,
         most_running=settings.max_running,
         notify=notify,
     )
