@@ -11,15 +11,19 @@ import torch
 
 from lamina.adapters.logits import model_logits
 from lamina.compute.decoding import AdapterForms, Decoder, NotMixed, build_decoder
+from lamina.config import METHOD_CONFIGS
 from lamina.engine.core import Core
 from lamina.engine.fused_runner import FusedRunner
-from lamina.engine.generator import Piece
+from lamina.engine.generator import ADAPTER, Piece, Request
+from lamina.engine.local import LocalGenerator
 from lamina.engine.sampling import Sampling
 from lamina.engine.sequence import Sequence, Voice
-from lamina.methods.shared.base import Injection
+from lamina.methods.shared.base import Injection, inject
 from lamina.models.copies import bare_copy
+from tests.support.answers import build_template
 from tests.support.method_cases import CASES, attached
 from tests.support.models_zoo import build_model, build_tokenizer
+from tests.support.transformers_generator import TransformersGenerator
 
 TOKENIZER = build_tokenizer()
 FUSED = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3")
@@ -109,6 +113,25 @@ def test_what_cannot_be_mixed_says_why() -> None:
     assert isinstance(decoder, Decoder)
     with pytest.raises(NotMixed, match="peft's own layers"):
         decoder.forms(injection.row_forms())
+
+
+def test_an_input_that_is_scaled_twice_is_not_mixed_and_still_answers_right() -> None:
+    names = ["q_proj", "gate_proj", "up_proj"]
+    config = METHOD_CONFIGS["ia3"].model_validate(
+        {"type": "ia3", "target_modules": names, "feedforward_modules": names}
+    )
+    injection = inject(build_model("llama", vocab_size=259), config, seed=0)
+    with torch.no_grad():
+        for tensor in injection.tensors().values():
+            tensor += 0.3 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(3))
+    injection.model.eval()
+    _, decoder = decoder_of(injection)
+    with pytest.raises(NotMixed, match="scale it"):
+        decoder.forms(injection.row_forms())
+    generator = LocalGenerator(injection.model, build_template(TOKENIZER), injection)
+    request = Request(token_ids=prompts(1, seed=5)[0], adapter=ADAPTER, sampling=Sampling(max_tokens=9))
+    oracle = TransformersGenerator(injection.model, build_template(TOKENIZER), injection)
+    assert generator.generate([request]) == oracle.generate([request])
 
 
 @pytest.fixture(scope="module", params=[(shape, dtype) for shape in FUSED for dtype in (torch.float32, torch.bfloat16)])

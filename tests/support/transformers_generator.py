@@ -1,4 +1,4 @@
-"""The generator that is there today: transformers' `generate`, with draws and stop tokens of lamina's own.
+"""The oracle of generation: transformers' `generate`, with draws and stop tokens of lamina's own.
 
 Answers are the model's own: the most probable token at temperature 0, a draw from all of them above it. What the base's
 generation_config.json adds to that (repetition_penalty, top_k and the like) is left out, so that answers say what

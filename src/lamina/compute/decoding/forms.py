@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from lamina.compute.decoding import layouts
-from lamina.compute.decoding.layouts import OUTPUTS, PANEL, address
+from lamina.compute.decoding.layouts import GATE, OUTPUTS, PANEL, UP, K, Q, V, address
 from lamina.compute.ops import row_forms
 from lamina.compute.ops.row_forms import (
     Bias,
@@ -123,6 +123,10 @@ class _Builder:
             else:
                 for form in each:
                     self._one(name, form)
+        for layer in self._layers:
+            for together in ((Q, K, V), (GATE, UP)):
+                if sum(layer.linears[place].inputs is not None for place in together) > 1:
+                    raise NotMixed("two layers that read the same input scale it")
         return self._result
 
     def _whole(self, forms: Sequence[RowForm]) -> None:

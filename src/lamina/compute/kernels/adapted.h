@@ -120,9 +120,14 @@ struct Adapted {
         for (int64_t m = span.begin; m < span.end; ++m)
             for (int64_t n = 0; n < PANEL; n += LANES) {
                 Floats value = take(sums + m * PANEL + n);
-                if (B)
-                    for (int64_t r = 0; r < form->rank; ++r)
-                        value = multiply_add(broadcast(h[m * h_row + r]), take(B + r * PANEL + n), value);
+                if (B) {  // four sums, so that none waits for the one before
+                    Floats path[OUTPUTS] = {};
+                    for (int64_t r = 0; r < form->rank; r += OUTPUTS)
+#pragma GCC unroll 4
+                        for (int i = 0; i < OUTPUTS; ++i)
+                            path[i] = multiply_add(broadcast(h[m * h_row + r + i]), take(B + (r + i) * PANEL + n), path[i]);
+                    value += (path[0] + path[1]) + (path[2] + path[3]);
+                }
                 const int64_t at = first + n, left = count - n;
                 const auto finished = [&](auto part) {
                     if (columns) value *= part.take(columns + at);
@@ -138,6 +143,12 @@ struct Adapted {
             }
     }
 };
+
+inline bool any_scaled(const Span* spans, int64_t count) {
+    for (int64_t s = 0; s < count; ++s)
+        if (spans[s].form && spans[s].form->inputs) return true;
+    return false;
+}
 
 // x scaled for the rows whose inputs a form scales.
 template <typename T>

@@ -199,11 +199,15 @@ class Run {
             forms |= linears[count++].has_forms();
         }
         const Input<T> input{in, scaled.data, width};
-        // Layers that scale their inputs differently cannot share the copy; the caller sends those one by one.
+        // There is one scaled copy of a row: `decoding/forms.py` refuses adapters that scale it twice.
         if (forms) {
-            for (int64_t slot = 0; slot < count; ++slot)
-                scale_inputs(input, linears[slot].spans, step.segment_count, me.number, me.count);
-            me.wait();
+            bool scales = false;
+            for (int64_t slot = 0; slot < count; ++slot) scales |= any_scaled(linears[slot].spans, step.segment_count);
+            if (scales) {
+                for (int64_t slot = 0; slot < count; ++slot)
+                    scale_inputs(input, linears[slot].spans, step.segment_count, me.number, me.count);
+                me.wait();
+            }
             int64_t seen = 0;
             for (int64_t slot = 0; slot < count; ++slot) linears[slot].narrow(input, &seen, me.number, me.count);
             me.wait();
