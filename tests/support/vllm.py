@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from lamina.config.methods.lora import LoraConfig
 from lamina.engine.probes import record_probes
 from lamina.methods.shared.base import inject
 from lamina.models.copies import shared_copy
-from lamina.models.load import load_base
+from lamina.models.load import Base, load_base
 
 LONGEST = 200
 # Fields of `/v1/completions` that vLLM 0.32 has and lamina uses.
@@ -73,6 +74,11 @@ def write_adapter(folder: Path, model_folder: Path, seed: int = 5, **config: Any
     return folder
 
 
+@cache
+def _base(folder: Path) -> Base:
+    return load_base(str(folder), "float32")
+
+
 @dataclass
 class FakeVllm:
     """One server. Faults may be set while it runs.
@@ -109,8 +115,9 @@ class FakeVllm:
     loads: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        base = load_base(str(self.folder), "float32")
+        base = _base(self.folder)
         self.model, self.tokenizer = base.model, base.tokenizer
+        self.vocabulary: int = base.model.config.vocab_size
         self.adapters: dict[str, PreTrainedModel] = {}
         self.first: dict[str, PreTrainedModel] = {}
         self._lock = threading.Lock()
@@ -139,7 +146,7 @@ class FakeVllm:
                 fake._sockets.discard(self.request)
 
         self.adapters, self.first, self.is_dead = {}, {}, False
-        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self._server = _Server(("127.0.0.1", self.port), Handler)
         self._server.daemon_threads, self._server.block_on_close = True, False
         self._server.handle_error = lambda *given: None  # type: ignore[method-assign]
         self.port = self._server.server_address[1]
@@ -175,6 +182,10 @@ class FakeVllm:
         model = self.model if name == "base" else self.adapters[name]
         with self._lock:
             return model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0].float().log_softmax(-1)
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -226,7 +237,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail(400, f"unknown fields: {unknown}")
         elif body["model"] != "base" and body["model"] not in fake.adapters:
             self._fail(404, f"The model `{body['model']}` does not exist.")
-        elif max(body["prompt"]) >= fake.model.config.vocab_size:
+        elif max(body["prompt"]) >= fake.vocabulary:
             self._fail(400, "token ids are out of the vocabulary")
         else:
             self._generate(body)

@@ -160,7 +160,7 @@ def test_what_cannot_be_asked(opened: Open, written: dict[str, Path]) -> None:
 def test_what_a_server_refuses_is_said_to_the_one_who_asked(opened: Open, fakes: list[FakeVllm]) -> None:
     engine = opened()
     for fake in fakes:
-        fake.model.config.vocab_size = 5  # so that every prompt is refused
+        fake.vocabulary = 5  # so that every prompt is refused
     with pytest.raises(ConfigError, match=r"refused \(400\): token ids are out of the vocabulary"):
         engine.generate([ask()])
     with pytest.raises(ConfigError, match="refused"):

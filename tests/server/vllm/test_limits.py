@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from lamina.adapters.adapter import Adapter, read_adapter
-from lamina.config.methods.ia3 import Ia3Config
-from lamina.config.methods.prefix_tuning import PrefixTuningConfig
+from lamina.config import METHOD_CONFIGS
 from lamina.errors import AdapterError
 from lamina.server.vllm.limits import check_limits, rank_of, refusals, served_rank
 
@@ -69,10 +68,10 @@ def test_a_rank_above_the_servers_has_a_setting(adapter: Adapter) -> None:
 
 
 def test_other_methods_are_named(adapter: Adapter) -> None:
-    ia3 = replace(changed(adapter, peft_type="IA3"), config=Ia3Config())
+    ia3 = replace(changed(adapter, peft_type="IA3"), config=METHOD_CONFIGS["ia3"]())
     with pytest.raises(AdapterError, match=r"it is IA.*, and vLLM serves LoRA alone.*Fix: merge it"):
         check_limits(ia3)
-    prefix = replace(changed(adapter, peft_type="PREFIX_TUNING"), config=PrefixTuningConfig())
+    prefix = replace(changed(adapter, peft_type="PREFIX_TUNING"), config=METHOD_CONFIGS["prefix_tuning"]())
     with pytest.raises(AdapterError, match="Fix: serve it with lamina's own engine") as caught:
         check_limits(prefix)
     assert "merge" not in str(caught.value)

@@ -12,6 +12,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,45 @@ def environment() -> Iterator[None]:
         ):
             patch.setenv(name, value)
         yield
+
+
+def until(holds: Callable[[], bool], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_a_killed_replica_loses_nothing_that_had_not_begun(environment: None, runs: dict[str, Path]) -> None:
+    with open_vllm_engine(
+        BASE, {"one": runs["one"]}, replicas=2, dtype="float32", arguments=ARGUMENTS, check_seconds=0.5
+    ) as engine:
+        (expected,) = engine.generate(asked("one")[:1])
+        got: dict[int, list[Piece | BaseException]] = {number: [] for number in range(24)}
+        done = threading.Semaphore(0)
+
+        def deliver(number: int) -> Callable[[Piece | BaseException], None]:
+            def take(piece: Piece | BaseException) -> None:
+                got[number].append(piece)
+                if isinstance(piece, BaseException) or piece.finish_reason is not None:
+                    done.release()
+
+            return take
+
+        for number in got:
+            engine.submit(asked("one")[0], deliver(number))
+        until(lambda: any(got.values()))
+        begun = {number for number, pieces in got.items() if pieces}
+        victim = next(replica for replica in engine._replicas.all if replica.running)
+        index = engine._replicas.all.index(victim)
+        os.killpg(engine._servers.processes[index].pid, signal.SIGKILL)
+        for _ in got:
+            assert done.acquire(timeout=120)
+        lost = {number for number, pieces in got.items() if isinstance(pieces[-1], BaseException)}
+        print(f"\n{len(got)} requests, {len(begun)} had begun, {len(lost)} lost")
+        assert lost <= begun
+        whole = ["".join(p.text for p in got[n] if isinstance(p, Piece)) for n in got.keys() - lost]
+        assert set(whole) == {expected.text} and len(got) - len(lost) >= 12
 
 
 @pytest.fixture(scope="module")
@@ -184,36 +224,3 @@ def test_a_stale_reload_is_caught_before_traffic(
     print(f"\n{caught.value}")
     (kept,) = [facts for facts in engine.loaded() if facts.name == "one"]
     assert kept.digest == old.digest
-
-
-def test_a_killed_replica_loses_nothing_that_had_not_begun(environment: None, runs: dict[str, Path]) -> None:
-    with open_vllm_engine(
-        BASE, {"one": runs["one"]}, replicas=2, dtype="float32", arguments=ARGUMENTS, check_seconds=0.5
-    ) as engine:
-        (expected,) = engine.generate(asked("one")[:1])
-        got: dict[int, list[Piece | BaseException]] = {number: [] for number in range(24)}
-        done = threading.Semaphore(0)
-
-        def deliver(number: int) -> Callable[[Piece | BaseException], None]:
-            def take(piece: Piece | BaseException) -> None:
-                got[number].append(piece)
-                if isinstance(piece, BaseException) or piece.finish_reason is not None:
-                    done.release()
-
-            return take
-
-        for number in got:
-            engine.submit(asked("one")[0], deliver(number))
-        while not any(got.values()):
-            pass
-        begun = {number for number, pieces in got.items() if pieces}
-        victim = next(replica for replica in engine._replicas.all if replica.running)
-        index = engine._replicas.all.index(victim)
-        os.killpg(engine._servers.processes[index].pid, signal.SIGKILL)
-        for _ in got:
-            assert done.acquire(timeout=120)
-        lost = {number for number, pieces in got.items() if isinstance(pieces[-1], BaseException)}
-        print(f"\n{len(got)} requests, {len(begun)} had begun, {len(lost)} lost")
-        assert lost <= begun
-        whole = ["".join(p.text for p in got[n] if isinstance(p, Piece)) for n in got.keys() - lost]
-        assert set(whole) == {expected.text} and len(got) - len(lost) >= 12

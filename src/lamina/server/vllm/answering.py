@@ -23,6 +23,9 @@ _SILENCE = 120.0
 _WAIT = 30.0
 _STEP = 0.1
 
+# How often a request goes round all servers that live: what one of them fails at may pass.
+_ROUNDS = 3
+
 
 @dataclass(frozen=True)
 class Question:
@@ -89,12 +92,14 @@ class Answering:
             Unreachable: None does.
         """
         failed: list[Replica] = []
+        forgetful: list[Replica] = []
         last: LaminaError = Unreachable("no vLLM server answers. Fix: look at their logs.")
-        until = time.monotonic() + _WAIT
+        until, rounds = time.monotonic() + _WAIT, 0
         while True:
             replica = await self._take(failed)
             if replica is None:
-                if self._replicas.is_any_alive or time.monotonic() > until:
+                rounds += self._replicas.is_any_alive
+                if rounds == _ROUNDS or time.monotonic() > until:
                     raise last
                 failed.clear()
                 await asyncio.sleep(_STEP)
@@ -112,8 +117,11 @@ class Answering:
                 if error.status != 404 or self.has_begun:
                     raise _refused(error) from None
                 last = Unreachable(str(error))
-                failed.append(replica)
-                await self._forgotten(replica)
+                if self._question.entry is None or replica in forgetful:
+                    failed.append(replica)
+                else:  # it was started anew, and gets the adapter once more
+                    forgetful.append(replica)
+                    await asyncio.to_thread(self._replicas.forgot, replica, self._question.entry)
             finally:
                 self._replicas.done(replica)
 
@@ -135,10 +143,6 @@ class Answering:
                 failed = [*failed, spare]
             except LaminaError:
                 continue  # it is refused there from now on
-
-    async def _forgotten(self, replica: Replica) -> None:
-        if self._question.entry is not None:
-            await asyncio.to_thread(self._replicas.forgot, replica, self._question.entry)
 
     async def _at(self, replica: Replica) -> None:
         """Asks one server, and delivers what it says.
