@@ -275,7 +275,7 @@ class _Handler(BaseHTTPRequestHandler):
             token = int(row.argmax())
             ids.append(token)
             stops = token in body.get("stop_token_ids", ())
-            text += "" if stops else self.owner.tokenizer.decode([token])
+            text += "" if stops else str(self.owner.tokenizer.decode([token]))
             stop = next((each for each in body.get("stop", ()) if each in text), None)
             reason = "stop" if stops or stop else "length" if number + 1 == body["max_tokens"] else None
             most, given = body.get("logprobs"), None

@@ -191,3 +191,11 @@ def test_closing_at_once_ends_what_runs_with_an_error(opened: Open, fakes: list[
     until(lambda: bool(got))
     engine.close()
     assert isinstance(got[-1], LaminaError) and "closed" in str(got[-1])
+
+
+def test_a_guided_answer_may_end_with_the_tokenizer_s_end(opened: Open, fakes: list[FakeVllm]) -> None:
+    engine = opened()
+    engine.generate([ask(guide=Guide("choice", '["a", "b"]'), ignore_stop_tokens=True)])
+    (body,) = [body for fake in fakes for body in fake.asked]
+    assert body["structured_outputs"] == {"choice": ["a", "b"]}
+    assert body["stop_token_ids"] == [engine.template.tokenizer.eos_token_id]

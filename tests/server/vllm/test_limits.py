@@ -68,10 +68,12 @@ def test_a_rank_above_the_servers_has_a_setting(adapter: Adapter) -> None:
 
 
 def test_other_methods_are_named(adapter: Adapter) -> None:
-    ia3 = replace(changed(adapter, peft_type="IA3"), config=METHOD_CONFIGS["ia3"]())
+    ia3 = replace(changed(adapter, peft_type="IA3"), config=METHOD_CONFIGS["ia3"](type="ia3"))
     with pytest.raises(AdapterError, match=r"it is IA.*, and vLLM serves LoRA alone.*Fix: merge it"):
         check_limits(ia3)
-    prefix = replace(changed(adapter, peft_type="PREFIX_TUNING"), config=METHOD_CONFIGS["prefix_tuning"]())
+    prefix = replace(
+        changed(adapter, peft_type="PREFIX_TUNING"), config=METHOD_CONFIGS["prefix_tuning"](type="prefix_tuning")
+    )
     with pytest.raises(AdapterError, match="Fix: serve it with lamina's own engine") as caught:
         check_limits(prefix)
     assert "merge" not in str(caught.value)

@@ -15,7 +15,7 @@ from lamina.engine.generator import Piece, Request
 from lamina.engine.sampling import Sampling
 from lamina.errors import AdapterError, CertificateError, LaminaError
 from lamina.server.vllm import answering
-from lamina.server.vllm.client import Served, VllmClient
+from lamina.server.vllm.client import Served, Unreachable, VllmClient
 from lamina.server.vllm.engine import VllmEngine
 from lamina.server.vllm.replicas import Replica, Replicas
 from tests.support.vllm import FakeVllm, _Handler, write_adapter
@@ -334,3 +334,118 @@ def test_one_key_does_not_overload_a_server() -> None:
     some.all[1].held.add("label")
     assert some.choose("same", "label") is some.all[1]
     assert some.choose("same", "label", without=[some.all[1]]) is None
+
+
+def test_a_server_that_is_away_at_loading_gets_its_adapter_later(
+    opened: Open, written: dict[str, Path], fakes: list[FakeVllm]
+) -> None:
+    engine = opened(check_seconds=5.0)
+    fakes[0].kill()  # no look has seen it yet
+    engine.load("a", written["one"])
+    assert len(fakes[1].adapters) == 1
+    replica = next(each for each in engine._replicas.all if each.client.url == fakes[0].url)
+    until(lambda: not replica.is_alive)
+    fakes[0].start()
+    engine._replicas.suspect(replica)
+    until(lambda: replica.is_alive)
+    assert len(fakes[0].adapters) == 1
+
+
+def test_a_server_without_log_probabilities_cannot_be_certified(
+    opened: Open, written: dict[str, Path], fakes: list[FakeVllm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened()
+    monkeypatch.setattr(_Handler, "_of_prompt", lambda self, body: None)
+    with pytest.raises(AdapterError, match="does not take it: its log-probabilities are not as vLLM gives them"):
+        engine.load("a", written["one"])
+    assert not any(fake.adapters for fake in fakes)
+
+
+def test_a_server_that_gives_other_tokens_alone_cannot_be_certified(
+    opened: Open, written: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened()
+    monkeypatch.setattr(VllmClient, "logprobs", lambda self, model, ids: [{-1: -1.0, -2: -2.0}] * len(ids))
+    with pytest.raises(CertificateError, match="too few of the bare base's log-probabilities"):
+        engine.load("a", written["one"])
+
+
+def test_a_server_that_goes_while_it_is_welcomed_stays_away(
+    opened: Open, written: dict[str, Path], fakes: list[FakeVllm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened({"a": written["one"]})
+    replica = next(each for each in engine._replicas.all if each.client.url == fakes[0].url)
+    monkeypatch.setattr(VllmClient, "load", _unreachable)
+    replica.held.clear()
+    assert not engine._replicas._welcome(replica)
+    monkeypatch.setattr(VllmClient, "served", _unreachable)
+    assert not engine._replicas._welcome(replica)
+
+
+def test_what_only_one_server_should_have_is_not_loaded_to_others(
+    opened: Open, written: dict[str, Path], fakes: list[FakeVllm]
+) -> None:
+    engine = opened({"a": written["one"]}, copies=1)
+    for replica in engine._replicas.all:
+        assert engine._replicas._welcome(replica)
+    assert sorted(len(fake.adapters) for fake in fakes) == [0, 1]
+
+
+def test_an_adapter_that_no_other_server_takes_is_had_nowhere_else(
+    opened: Open, written: dict[str, Path], fakes: list[FakeVllm]
+) -> None:
+    engine = opened({"a": written["one"]}, copies=1)
+    holder, other = sorted(fakes, key=lambda fake: not fake.adapters)
+    other.ignores = True
+    holder.fails = True
+    with pytest.raises(LaminaError, match="out of memory"):
+        engine.generate([ask("a")])
+    assert other.loads and not other.adapters and not other.asked
+    holder.fails, other.ignores = False, False
+    monkey = engine._replicas.all[fakes.index(other)]
+    monkey.refused.clear()
+    other.kill()
+    assert engine.generate([ask("a")])[0].token_ids
+
+
+def test_an_error_of_the_front_s_own_ends_its_request_alone(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = opened()
+    monkeypatch.setattr(VllmClient, "chunks", lambda self, body: 1 / 0)
+    with pytest.raises(LaminaError, match=r"the front of vLLM failed: ZeroDivisionError"):
+        engine.generate([ask()])
+
+
+def _unreachable(*given: Any) -> Any:
+    raise Unreachable("gone")
+
+
+def test_a_spare_server_that_is_gone_too_is_passed_by(
+    opened: Open, written: dict[str, Path], fakes: list[FakeVllm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "_WAIT", 0.2)
+    engine = opened({"a": written["one"]}, copies=1, check_seconds=5.0)
+    for fake in fakes:
+        fake.kill()  # no look has seen it yet
+    with pytest.raises(LaminaError, match="vLLM at"):
+        engine.generate([ask("a")])
+
+
+def test_a_stream_that_ends_without_a_reason_is_no_answer(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(self: VllmClient, body: dict[str, Any]) -> Any:
+        yield {"choices": []}
+
+    engine = opened(count=1)
+    monkeypatch.setattr(VllmClient, "chunks", nothing)
+    with pytest.raises(LaminaError, match="ended an answer without a reason"):
+        engine.generate([ask()])
+
+
+def test_what_comes_after_a_cancel_is_not_delivered(opened: Open) -> None:
+    engine = opened(count=1)
+    got: list[Any] = []
+    ticket = engine.submit(ask(), got.append)
+    ticket.cancel()
+    count = len(got)
+    ticket._tell(Piece("late", (1,), "stop"))
+    ticket.give_up(LaminaError("late"))
+    assert len(got) == count
