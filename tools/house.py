@@ -50,6 +50,7 @@ ORDER = [
     "verification",
     "doctor",
     "bench",
+    "server",
     "cli",
 ]
 
@@ -57,13 +58,14 @@ ORDER = [
 INSIDE = {
     "config": ["section", "targets", "families", "methods", "losses", "optimizers", "*"],
     "data": ["example", "read", "formats", "*"],
-    "compute": ["kernels", "weights", "ops", "fusion"],
+    "compute": ["kernels", "weights", "ops", "fusion", "decoding"],
     "models": ["*", "quantized", "load"],
     "checks": ["*", "kinds", "examine", "check"],
     "methods": ["shared", "*"],
     "training": ["plan", "*"],
     "evaluation": ["scorers", "*"],
-    "bench": ["*", "sides", "report", "run", "worker"],
+    "bench": ["*", "sides", "report", "run", "worker", "serving"],
+    "server": ["settings", "errors", "schemas", "*"],
 }
 
 # These import neither torch nor transformers, so that the command line and its errors answer at once.

@@ -45,10 +45,17 @@ WITHOUT_TORCH: list[tuple[list[str], int]] = [
     (["generate", "run"], 2),
     (["merge", "run", "--out", "x", "--dtype", "int8"], 2),
     (["bench", "train", "--help"], 0),
+    (["bench", "serve", "--help"], 0),
     (["compare", "--help"], 0),
     (["compare", "nope.yaml"], 2),
     (["compare", "bad.yaml", "--methods", "lroa"], 2),
     (["bench", "train", "--model", "x", "--shape", "tiny"], 2),
+    (["bench", "serve", "--model", "x", "--shape", "tiny"], 2),
+    (["serve", "--help"], 0),
+    (["serve"], 2),
+    (["serve", "m", "--no-auth", "--host", "0.0.0.0"], 2),
+    (["serve", "m", "--adapter", "x"], 2),
+    (["replay", "log", "--adapter", "x"], 2),
 ]
 
 
@@ -67,6 +74,9 @@ def test_commands_are_those_of_the_design() -> None:
         "quickstart",
         "compare",
         "bench train",
+        "bench serve",
+        "serve",
+        "replay",
     }
 
 

@@ -18,7 +18,7 @@ import lamina
 from lamina.adapters.load import Loaded
 from lamina.chat.message import Message
 from lamina.chat.template import ChatTemplate
-from lamina.compute.decoding import Decoder
+from lamina.engine.fused_runner import FusedRunner
 from lamina.errors import ConfigError, DataError
 from tests.support.answers import answer, generate_each, notes, stream
 from tests.support.models_zoo import build_model, build_tokenizer
@@ -109,7 +109,7 @@ def test_what_fails_in_the_stream_reaches_the_caller(loaded: Loaded, monkeypatch
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(Decoder, "step", fails)
+    monkeypatch.setattr(FusedRunner, "run", fails)
     with pytest.raises(RuntimeError, match="no"):
         list(stream(loaded, TURNS, max_tokens=5))
 

@@ -18,7 +18,7 @@ from lamina.engine.sampling import Sampling
 from lamina.engine.sequence import Sequence, Voice
 from lamina.methods.shared.base import Injection
 from lamina.models.copies import bare_copy
-from tests.compute.ops.test_row_forms import CASES, attached
+from tests.support.method_cases import CASES, attached
 from tests.support.models_zoo import build_model, build_tokenizer
 
 TOKENIZER = build_tokenizer()

@@ -13,6 +13,7 @@ import torch
 import lamina
 from lamina.adapters.load import Loaded
 from lamina.chat.message import Message
+from lamina.engine.fused_runner import FusedRunner
 from lamina.engine.generator import ADAPTER
 from lamina.engine.sampling import Sampling
 from lamina.errors import ConfigError, DataError
@@ -186,10 +187,10 @@ def test_the_head_sees_contiguous_input_and_no_hook_is_left(loaded: Loaded) -> N
     assert not head._forward_pre_hooks
 
 
-def test_errors_of_the_generating_thread_come_through(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_generating_come_through(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **kwargs: object) -> torch.Tensor:
         raise RuntimeError("out of memory, say")
 
-    monkeypatch.setattr(loaded.model, "generate", fail)
+    monkeypatch.setattr(FusedRunner, "run", fail)
     with pytest.raises(RuntimeError, match="out of memory, say"):
         list(stream(loaded, [Message("user", "x")]))

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Adapter:
     probes: list[Probe]
     peft_config: Mapping[str, Any]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Digest of what it computes: method, its settings, and tensors."""
         return adapter_digest(self.settings, self.tensors)

@@ -110,7 +110,7 @@ def adapter_folder(path: str | Path) -> Path:
     raise AdapterError(f"{path}: there is no such run or adapter folder. Fix: check the path.")
 
 
-def _base_of(adapter: Adapter, notify: Notify) -> str:
+def base_of(adapter: Adapter, notify: Notify) -> str:
     """The base that an adapter names, by a name that leads to it from here.
 
     Raises:
@@ -194,7 +194,7 @@ def load_base_for(
         AdapterError: The base that it names is not there, or it fits the quantized base alone.
         ModelError: The base cannot be loaded.
     """
-    ref = _base_of(adapter, notify) if model is None else model
+    ref = base_of(adapter, notify) if model is None else model
     device = device or default_device()
     if dtype == "auto" and adapter.lock and adapter.lock.base_dtype == "float32":
         dtype = "float32"

@@ -17,6 +17,7 @@ INSTALL = {
     "litgpt": "install it with its own dependencies in a separate environment, and name that environment's "
     "interpreter with --python litgpt=PATH (docs/benchmarks.md)",
     "lightning": "see litgpt",
+    "vllm": "install it in an environment of its own, and name its Python in LAMINA_VLLM_PYTHON (docs/benchmarks.md)",
     "unsloth": "pip install unsloth, on a machine with CUDA",
 }
 

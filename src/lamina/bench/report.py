@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
-
 from lamina.bench.job import SideRun, Step
+from lamina.bench.machine import DISTURBED_CORES, machine_facts
 from lamina.bench.optional import is_installed, optional
 from lamina.bench.sides import OWN
 from lamina.errors import ConfigError, Problem
-from lamina.version import __version__
-
-# A quiet machine keeps a few hundredths of a core busy by itself.
-DISTURBED_CORES = 0.15
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -134,7 +126,7 @@ def build_report(
     own = runs[OWN][0].timed
     return BenchReport(
         settings=settings,
-        machine=_machine(),
+        machine=machine_facts(),
         flops={name: statistics.mean(getattr(step.flops, name) for step in own) for name in vars(own[0].flops)},
         gemm_rate=statistics.median(step.flops.total / step.limit_seconds for step in steps if step.limit_seconds),
         sides=[_side(name, found) for name, found in runs.items()],
@@ -179,20 +171,6 @@ def _ratio(peer: str, own_runs: Sequence[SideRun], peer_runs: Sequence[SideRun])
         training_memory=memory(lambda run: run.peak_bytes - run.loaded_bytes),
         loss_difference=max(abs(own.loss - other.loss) for own, other in every),
     )
-
-
-def _machine() -> dict[str, Any]:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "processor": str(torch.cpu.get_capabilities().get("cpu_name", platform.processor())),
-        "cores": psutil.cpu_count(logical=False),
-        "threads": torch.get_num_threads(),
-        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
-        "memory_bytes": psutil.virtual_memory().total,
-        "gpu": gpu,
-        "torch": torch.__version__,
-        "lamina": __version__,
-    }
 
 
 def check_plot(path: Path) -> None:

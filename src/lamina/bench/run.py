@@ -8,18 +8,14 @@ The order rotates from round to round.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import lamina
 from lamina.bench.job import Job, SideRun, write_rows
 from lamina.bench.optional import INSTALL, is_installed
+from lamina.bench.process import run_module
 from lamina.bench.report import BenchReport, build_report
 from lamina.bench.shapes import SHAPES, shape_folder
 from lamina.bench.sides import OWN, find_side, side_names
@@ -38,9 +34,6 @@ from lamina.quickstart.task import build_task
 
 # Steps that are taken before timing starts: the first ones pay for allocations and for kernels' own set-up.
 WARMUP = 2
-
-# Time limit of a side in seconds; a side that hangs has failed.
-SIDE_SECONDS = 3600.0
 
 # Steps that are filled less than this are left out while there are others: sides pay a fixed price for a step.
 FULL = 0.9
@@ -253,37 +246,7 @@ def run_side(job: Job, python: str | None = None) -> SideRun:
     Raises:
         BenchError: It failed; the message is the end of what it wrote.
     """
-    command = [python or sys.executable, "-m", "lamina.bench.worker"]
-    try:
-        done = subprocess.run(
-            command,
-            input=json.dumps(job.as_json()),
-            capture_output=True,
-            text=True,
-            check=False,
-            env=_environment(),
-            timeout=SIDE_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        raise BenchError(f"it took more than {SIDE_SECONDS:.0f} s.") from None
-    except OSError as error:
-        raise BenchError(f"{command[0]} cannot be started: {error}") from None
-    if done.returncode:
-        raise BenchError(_last_words(done.stderr) or f"exit code {done.returncode}")
-    return SideRun.from_json(json.loads(done.stdout.splitlines()[-1]))
-
-
-def _environment() -> Mapping[str, str]:
-    """This environment, in which the worker finds this lamina whatever interpreter runs it, and nothing is fetched."""
-    source = str(Path(lamina.__file__).parents[1])
-    path = os.pathsep.join(part for part in (source, os.environ.get("PYTHONPATH", "")) if part)
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return {**os.environ, **offline, "PYTHONPATH": path}
-
-
-def _last_words(text: str) -> str:
-    lines: Sequence[str] = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:500] if lines else ""
+    return SideRun.from_json(run_module("lamina.bench.worker", job.as_json(), python))
 
 
 def _told(run: SideRun) -> str:

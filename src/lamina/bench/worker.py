@@ -11,13 +11,13 @@ import json
 import os
 import sys
 import threading
-import time
 
 import torch
 
 from lamina.bench.flops import model_use
 from lamina.bench.job import Job, SideRun
 from lamina.bench.meter import Meter
+from lamina.bench.process import leave_with_parent
 from lamina.bench.sides import find_side
 from lamina.config.methods.lora import LoraConfig
 from lamina.errors import LaminaError
@@ -35,20 +35,13 @@ def run_job(job: Job) -> SideRun:
 
 def main() -> None:
     """Runs the job on stdin. A failure is a message on stderr and exit code 1."""
-    threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=leave_with_parent, args=(os.getppid(),), daemon=True).start()
     with contextlib.redirect_stdout(sys.stderr):
         try:
             result = run_job(Job(**json.load(sys.stdin)))
         except LaminaError as error:
             sys.exit(str(error))
     sys.stdout.write(json.dumps(result.as_json()) + "\n")
-
-
-def _leave_with_parent(parent: int) -> None:
-    """Ends this process if its parent has died: nobody would read the result, and it would disturb others."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -75,16 +75,12 @@ class Voice:
 
     def stream(self, pieces: Iterable[str]) -> Iterator[str]:
         """Parses output as it arrives, and yields each piece of the answer as soon as it is certain."""
-        written = told = ""
+        listener = Listener(self)
         for piece in pieces:
-            written += piece
-            said = self.read(written[: self._sure(written)])
-            if len(said) > len(told) and said.startswith(told):
-                yield said[len(told) :]
-                told = said
-        said = self.read(written)
-        if said.startswith(told) and said != told:
-            yield said[len(told) :]
+            if said := listener.hear(piece):
+                yield said
+        if said := listener.end():
+            yield said
 
     def _sure(self, written: str) -> int:
         """Returns how many characters can be parsed, no matter what follows."""
@@ -103,6 +99,49 @@ class Voice:
     @cached_property
     def _special(self) -> re.Pattern[str]:
         return re.compile("|".join(map(re.escape, sorted(self.special, key=len, reverse=True))))
+
+
+class Listener:
+    """Parses one output as it arrives.
+
+    Once nothing that is yet to come can change what has been said, each piece is read by itself, so that a long answer
+    takes no longer for each piece than a short one.
+    """
+
+    def __init__(self, voice: Voice) -> None:
+        self._voice = voice
+        self._written = self._told = ""
+        self._is_plain = False
+
+    def hear(self, piece: str) -> str:
+        """Takes the next piece of the output, and returns what is new and certain of the answer."""
+        voice = self._voice
+        if self._is_plain:
+            return voice._plain(piece)
+        self._written += piece
+        self._is_plain = self._is_decided()
+        sure = len(self._written) if self._is_plain else voice._sure(self._written)
+        return self._new(voice.read(self._written[:sure]))
+
+    def end(self) -> str:
+        """Returns the rest of the answer."""
+        return "" if self._is_plain else self._new(self._voice.read(self._written))
+
+    def _new(self, said: str) -> str:
+        if said.startswith(self._told):
+            new, self._told = said[len(self._told) :], said
+            return new
+        # What had no beginning turns out to have been reasoning.
+        _, closed, answer = said.partition("\n</think>")
+        return closed + answer
+
+    def _is_decided(self) -> bool:
+        voice, written = self._voice, self._written
+        if any(begin and begin.startswith(written) for begin in (voice.opening, voice.before)):
+            return False
+        if voice.opening and written.startswith(voice.opening):
+            return True
+        return voice.before is None or not voice.after or not written.startswith(voice.before) or voice.after in written
 
 
 def find_voice(

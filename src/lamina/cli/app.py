@@ -41,6 +41,7 @@ from lamina.cli.output import (
     print_json,
 )
 from lamina.cli.process import leave, listen_for_signals, open_standard_streams
+from lamina.cli.serve import replay, serve
 from lamina.errors import ConfigError, Problem
 
 app = typer.Typer(
@@ -54,7 +55,7 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.add_typer(cache, name="cache")
 app.add_typer(data, name="data")
-for command in (compare, generate, chat, methods, schema, version):
+for command in (compare, generate, chat, serve, replay, methods, schema, version):
     app.command()(command)
 
 Overrides = Annotated[

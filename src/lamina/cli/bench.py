@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from lamina.cli.bench_serving import serve
 from lamina.cli.output import MAX_SEED, JsonFlag, column_mapping, notify, out, pair, print_json
 from lamina.errors import ConfigError, Problem
 
@@ -24,6 +25,9 @@ _GIB = 2**30
 @bench.callback()
 def _bench() -> None:
     """Measure lamina against its peers."""
+
+
+bench.command()(serve)
 
 
 @bench.command()

@@ -57,6 +57,7 @@ def generate(
     """Answer prompts, given with --prompt, as lines on stdin, or as a file."""
     _check_options(prompt, prompts, target)
     check_target("--out", target)
+    asked = [] if prompts is not None else _asked(prompt)
     from lamina.engine.guides import Guide
     from lamina.engine.sampling import Sampling
     from lamina.engine.subject import names_adapter
@@ -70,11 +71,6 @@ def generate(
     if prompts is not None and target is not None:
         _answer_file(source, prompts, target, sampling, system, base, model, allow_base_mismatch, as_json)
         return
-    asked = list(prompt or [])
-    if not asked and not sys.stdin.isatty():
-        asked = [line.removeprefix("\ufeff").rstrip("\r\n") for line in sys.stdin if line.strip()]
-    if not asked:
-        raise ConfigError(Problem("--prompt", "is required, or lines on stdin", 'add --prompt "..."'))
     from lamina.adapters.load import load
     from lamina.cli.chat import print_answers
     from lamina.engine.generate import build_generator, generate_each
@@ -122,6 +118,16 @@ def chat(
     turns = run_chat(generator, sampling, system, quiet=as_json)
     if as_json:
         print_json({"turns": turns})
+
+
+def _asked(prompt: list[str] | None) -> list[str]:
+    """The prompts of the command line, or of stdin."""
+    asked = list(prompt or [])
+    if not asked and not sys.stdin.isatty():
+        asked = [line.removeprefix("\ufeff").rstrip("\r\n") for line in sys.stdin if line.strip()]
+    if not asked:
+        raise ConfigError(Problem("--prompt", "is required, or lines on stdin", 'add --prompt "..."'))
+    return asked
 
 
 def _check_options(prompt: list[str] | None, prompts: Path | None, target: Path | None) -> None:

@@ -32,6 +32,7 @@ MAX_SEED = 2**63 - 1
 # Options that take a pair: its format, and an example.
 PAIRS = {
     "--column": ("FIELD=COLUMN", "prompt=question"),
+    "--adapter": ("NAME=PATH", "support=runs/support"),
     "--python": ("SIDE=INTERPRETER", "litgpt=/path/to/python"),
 }
 

@@ -88,7 +88,7 @@ def answer_rows(
         own = row.get("seed", None if sampling.seed is None else (sampling.seed + number) % 2**64)
         try:
             request = Request(
-                messages=_turns(row, system),
+                messages=turns_of(row, system),
                 adapter=row.get("adapter", adapter),
                 sampling=replace(sampling, seed=own),
             )
@@ -136,7 +136,12 @@ def _row(path: Path, number: int, line: str) -> dict[str, Any]:
     return row
 
 
-def _turns(row: dict[str, Any], system: str | None) -> list[Message]:
+def turns_of(row: Mapping[str, Any], system: str | None = None) -> list[Message]:
+    """The conversation that a row asks, after a system turn if it has none.
+
+    Raises:
+        DataError: A message has no role or no content.
+    """
     if "messages" in row:
         turns = [_message(turn) for turn in row["messages"]]
     else:

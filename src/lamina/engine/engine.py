@@ -14,52 +14,30 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lamina.adapters.adapter import Adapter, read_adapter
-from lamina.adapters.certificate import Certificate, replay_probes
-from lamina.adapters.fit import fit
+from lamina.adapters.adapter import read_adapter
 from lamina.adapters.load import adapter_folder, template_of
-from lamina.adapters.lock import check_lock
 from lamina.chat.template import ChatTemplate, build_template
 from lamina.config.quantization import QuantizationConfig
+from lamina.engine.admission import Admission
 from lamina.engine.asking import Asker, build_asker, default_sampling, ignored_settings, joined_logits
-from lamina.engine.core import Core, Counters
+from lamina.engine.core import Core
 from lamina.engine.generator import Piece, Pieces, Request
 from lamina.engine.sampling import Sampling
 from lamina.engine.sequence import Sequence as Asked
 from lamina.engine.sequence import Voice
-from lamina.engine.store import AdapterFacts, AdapterStore, Handle, Ready
+from lamina.engine.stats import EngineStats
+from lamina.engine.store import AdapterFacts, AdapterStore, Handle
 from lamina.engine.voices import Part, build_runners
-from lamina.errors import CertificateError, LaminaError
-from lamina.models.copies import shared_copy
+from lamina.errors import LaminaError
 from lamina.models.load import Base, load_base
 from lamina.models.vocabulary import embedding_rows
 from lamina.progress import Notify
 from lamina.version import __version__
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """How an engine is doing.
-
-    Attributes:
-        running: Requests that are being answered.
-        waiting: Requests that wait to be.
-        cache_blocks: Blocks of the cache; 0 where the kernels do not run the base.
-        used_blocks: Those that requests hold.
-        counters: What was done since the start.
-    """
-
-    running: int
-    waiting: int
-    cache_blocks: int
-    used_blocks: int
-    counters: Counters
 
 
 class Ticket:
@@ -123,7 +101,7 @@ class Engine:
         )
         model = self.base.model
         rows = embedding_rows(model)
-        self.template = template or _template(self.base, adapters or {})
+        self.template = template or template_for(self.base, adapters or {})
         stop = self.template.stop_token_id
         self._runners = build_runners(
             model,
@@ -136,9 +114,8 @@ class Engine:
         capacity = None if fused is None else fused.blocks.count * fused.block_size
         self._ask: Asker = build_asker(model, self.template, capacity)
         self._core = Core(self._runners.all, shares_prefixes)
-        self._allow_base_mismatch = allow_base_mismatch
-        self._store = AdapterStore(self._read, adapter_bytes)
-        self._twins: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._admission = Admission(self.base, self._runners, allow_base_mismatch)
+        self._store = AdapterStore(self._admission.read, adapter_bytes)
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._closing = threading.Event()
@@ -176,20 +153,24 @@ class Engine:
         return self._ask.room(0)
 
     @property
-    def digest(self) -> str:
-        """SHA-256 of what an answer depends on beside adapter and sampling: lamina, base, template, runner."""
+    def parts(self) -> dict[str, str]:
+        """What an answer depends on beside adapter and sampling, by name."""
         base = self.base
-        parts = {
-            "lamina": __version__,
-            "base": base.fingerprint.tensors,
-            "config": base.fingerprint.config,
-            "packed": base.packed_digest,
-            "dtype": str(base.dtype),
-            "tokenizer": self.template.tokenizer_digest,
+        return {
+            "base.tensors": base.fingerprint.tensors,
+            "base.config": base.fingerprint.config,
+            "base.packed": str(base.packed_digest),
             "template": self.template.digest,
-            "kernels": self._runners.fused is not None,
+            "template.tokenizer": self.template.tokenizer_digest,
+            "engine.lamina": __version__,
+            "engine.dtype": str(base.dtype),
+            "engine.kernels": str(self._runners.fused is not None),
         }
-        return "sha256:" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `parts`."""
+        return "sha256:" + hashlib.sha256(json.dumps(self.parts, sort_keys=True).encode()).hexdigest()
 
     def default_sampling(self) -> Sampling:
         """How the model's own generation_config.json draws."""
@@ -272,9 +253,9 @@ class Engine:
         """
         folder = adapter_folder(path)
         adapter = read_adapter(folder)
-        notes = self._check_lock(adapter)
-        ready, more = self._prepared(adapter)
-        certificate = self._certify(adapter, ready.part)
+        notes = self._admission.check_lock(adapter)
+        ready, more = self._admission.prepare(adapter)
+        certificate = self._admission.certify(adapter, ready.part, self._logits)
         return self._store.add(name, folder, ready, certificate, (*notes, *more), pin)
 
     def unload(self, name: str, wait: float | None = None) -> AdapterFacts:
@@ -382,60 +363,6 @@ class Engine:
             return False
         return self._core.step()
 
-    def _check_lock(self, adapter: Adapter) -> list[str]:
-        if adapter.lock is None:
-            return ["the adapter has no lamina.json, so neither its base nor its numbers could be checked"]
-        return check_lock(adapter.lock, self.base, template_of(adapter, self.base), self._allow_base_mismatch)
-
-    def _read(self, path: Path) -> Ready:
-        return self._prepared(read_adapter(path))[0]
-
-    def _prepared(self, adapter: Adapter) -> tuple[Ready, list[str]]:
-        """Lays an adapter out, attached to a copy of the model that shares its weights."""
-        twin = self._twin()
-        fitted = fit(adapter, twin)
-        twin.eval().requires_grad_(False)
-        part = self._runners.part(fitted.injection.row_forms(), lambda: twin, injection=fitted.injection)
-        if part.reason is None:
-            self._keep_twin_ready()
-        return Ready(part, adapter.digest, adapter.config.type), list(fitted.notes)
-
-    def _twin(self) -> Any:
-        try:
-            return self._twins.get_nowait()
-        except queue.Empty:
-            return shared_copy(self.base.model)
-
-    def _keep_twin_ready(self) -> None:
-        """Makes the copy for the next adapter, so that loading it does not wait for that."""
-        if self._twins.empty():
-            model, twins = self.base.model, self._twins
-            threading.Thread(target=lambda: twins.put(shared_copy(model)), daemon=True).start()
-
-    def _certify(self, adapter: Adapter, part: Part) -> Certificate | None:
-        """Replays an adapter's probes through the engine itself.
-
-        Raises:
-            CertificateError: They do not fit.
-        """
-        if adapter.lock is None or not adapter.probes:
-            return None
-        digest = adapter.digest
-        certificate = replay_probes(
-            lambda ids, positions: self._logits(ids, positions, part, digest),
-            adapter.probes,
-            subject=str(adapter.path),
-            adapter_digest=digest,
-            modules_expected=1,
-            modules_matched=1,
-            trained_dtype=adapter.lock.base_dtype,
-            dtype=str(self.base.dtype).removeprefix("torch."),
-        )
-        if not certificate.passed and not self._allow_base_mismatch:
-            fix = "train it again on this base, or load it with the version of lamina that trained it"
-            raise CertificateError(f"{adapter.path}: {certificate.line()}. Fix: {fix}.", certificate)
-        return certificate
-
 
 class _Use:
     """What answers for an adapter, or for the bare base, until it is closed."""
@@ -474,8 +401,12 @@ def _numbered(
     return lambda result: results.put((number, result))
 
 
-def _template(base: Base, adapters: Mapping[str, str | Path]) -> ChatTemplate:
-    """The template of the first adapter with a lock, else the model's own."""
+def template_for(base: Base, adapters: Mapping[str, str | Path]) -> ChatTemplate:
+    """The template of the first adapter with a lock, else the model's own.
+
+    Raises:
+        AdapterError: An adapter cannot be read.
+    """
     for path in adapters.values():
         adapter = read_adapter(adapter_folder(path))
         if adapter.lock is not None:

@@ -6,11 +6,12 @@ import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from lamina.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    import torch
 
 Kind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
 

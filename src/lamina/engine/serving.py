@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from lamina.engine.engine import EngineStats
 from lamina.engine.generator import Generator, Piece, Request
 from lamina.engine.sampling import Sampling
+from lamina.engine.stats import EngineStats
 from lamina.engine.store import AdapterFacts
 
 
@@ -34,6 +34,14 @@ class Serving(Generator, Protocol):
     @property
     def digest(self) -> str:
         """Digest of what an answer depends on beside the adapter and the sampling."""
+        ...
+
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """What `digest` is of, by name: so that two answers can be told apart by what differs.
+
+        Those of the base begin with `base`, and those of the template with `template`.
+        """
         ...
 
     def default_sampling(self) -> Sampling:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lamina.engine.blocks import Blocks
 from lamina.engine.runner import Chunk
@@ -25,6 +25,9 @@ from lamina.engine.sequence import Sequence
 
 # Tokens of padded prompts that go through a model at once: bounds its activations.
 _TOKENS_AT_ONCE = 8192
+
+# transformers' caches that let go of rows; those of recurrent models, and models' own, do not.
+_SELECTABLE = {"DynamicCache", "DynamicLayer", "DynamicSlidingWindowLayer"}
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,20 @@ class _Group:
 
     Attributes:
         way: Whose numbers they get.
-        sequences: In the order of the rows.
+        sequences: In the order of the rows; None for a row that is over and could not be taken out.
         mask: (rows, tokens so far), 0 for padding.
-        cache: Keys and values; None where the model keeps none.
+        cache: The model's own; None before its first run, or where it keeps none.
     """
 
     way: Way
-    sequences: list[Sequence]
+    sequences: list[Sequence | None]
     mask: torch.Tensor
-    cache: Any
+    cache: Any = None
+
+    @property
+    def living(self) -> list[Sequence]:
+        """Those that are not over."""
+        return [sequence for sequence in self.sequences if sequence is not None]
 
 
 class TransformersRunner:
@@ -81,14 +89,9 @@ class TransformersRunner:
         """Takes a sequence's row out of its group."""
         for group in self._groups:
             if sequence in group.sequences:
-                kept = [row for row, each in enumerate(group.sequences) if each is not sequence]
-                group.sequences = [group.sequences[row] for row in kept]
-                if kept:
-                    rows = torch.tensor(kept, device=group.mask.device)
-                    group.mask = group.mask[rows]
-                    if group.cache is not None:
-                        group.cache.batch_select_indices(rows)
-        self._groups = [group for group in self._groups if group.sequences]
+                group.sequences = [None if each is sequence else each for each in group.sequences]
+                _take_out(group)
+        self._groups = [group for group in self._groups if group.living]
 
     @torch.no_grad()
     def run(self, chunks: Many[Chunk]) -> list[torch.Tensor]:
@@ -96,10 +99,10 @@ class TransformersRunner:
         of = {id(chunk.sequence): chunk for chunk in chunks}
         found: dict[int, torch.Tensor] = {}
         old = list(self._groups)
-        joined = {id(sequence) for group in old for sequence in group.sequences}
+        joined = {id(sequence) for group in old for sequence in group.living}
         for group in old:
-            if all(id(sequence) in of for sequence in group.sequences):
-                found |= self._next(group, of)
+            if all(id(sequence) in of for sequence in group.living):
+                found |= self._next(group)
         for new in _alike([chunk for chunk in chunks if id(chunk.sequence) not in joined]):
             found |= self._first(new)
         return [found[id(chunk.sequence)] for chunk in chunks]
@@ -114,8 +117,7 @@ class TransformersRunner:
         mask = torch.tensor([[0] * (longest - len(each)) + [1] * len(each) for each in ids], device=device)
         wanted = [[place - longest for place in _places(chunk, longest)] for chunk in chunks]
         last_only = all(each == [-1] or not each for each in wanted)
-        cache = DynamicCache(config=way.model.config) if _keeps_cache(way.model) else None
-        group = _Group(way, [chunk.sequence for chunk in chunks], mask, cache)
+        group = _Group(way, [chunk.sequence for chunk in chunks], mask)
         try:
             logits = self._forward(group, padded, last_only)
         except torch.OutOfMemoryError:
@@ -129,21 +131,26 @@ class TransformersRunner:
             for row, (chunk, places) in enumerate(zip(chunks, wanted, strict=True))
         }
 
-    def _next(self, group: _Group, of: dict[int, Chunk]) -> dict[int, torch.Tensor]:
+    def _next(self, group: _Group) -> dict[int, torch.Tensor]:
         """Runs one more token of a group."""
-        ids = torch.tensor([[sequence.tokens[-1]] for sequence in group.sequences], device=group.mask.device)
+        tokens = [[self._filler] if each is None else each.tokens for each in group.sequences]
+        ids = torch.tensor([own[-1:] for own in tokens], device=group.mask.device)
         group.mask = torch.cat([group.mask, group.mask.new_ones(len(ids), 1)], 1)
         if group.cache is None:
             longest = group.mask.shape[1]
-            every = [[self._filler] * (longest - len(each.tokens)) + each.tokens for each in group.sequences]
+            every = [[self._filler] * (longest - len(own)) + own for own in tokens]
             ids = torch.tensor(every, device=group.mask.device)
         logits = self._forward(group, ids, True)
-        return {id(sequence): logits[row, -1:].float() for row, sequence in enumerate(group.sequences)}
+        rows = enumerate(group.sequences)
+        return {id(sequence): logits[row, -1:].float() for row, sequence in rows if sequence is not None}
 
     def _forward(self, group: _Group, ids: torch.Tensor, last_only: bool) -> torch.Tensor:
         model = group.way.model
         takes = inspect.signature(model.forward).parameters
-        call: dict[str, Any] = {"input_ids": ids, "use_cache": group.cache is not None}
+        keeps = _keeps_cache(model)
+        call: dict[str, Any] = {"input_ids": ids}
+        if "use_cache" in takes:
+            call["use_cache"] = keeps
         if len(group.sequences) > 1 or group.mask.shape[1] > ids.shape[1]:
             call["attention_mask"] = group.mask
         if "position_ids" in takes:
@@ -155,9 +162,23 @@ class TransformersRunner:
             call["logits_to_keep"] = 1
         with group.way.switched(), _contiguous_head_input(model):
             output = model(**call)
-        if group.cache is not None:
-            group.cache = output.past_key_values
+        group.cache = output.get("past_key_values") if keeps else None
         return output.logits
+
+
+def _take_out(group: _Group) -> None:
+    """Takes the rows that are over out of a group, if its cache can let go of them."""
+    rows = [row for row, each in enumerate(group.sequences) if each is not None]
+    if not rows:
+        return
+    kept = torch.tensor(rows, device=group.mask.device)
+    if group.cache is not None:
+        kinds = {type(part).__name__ for part in (group.cache, *getattr(group.cache, "layers", ()))}
+        if not kinds <= _SELECTABLE:
+            return  # they are computed with the others until the group is over
+        group.cache.batch_select_indices(kept)
+    group.mask = group.mask[kept]
+    group.sequences = [group.sequences[row] for row in rows]
 
 
 def _alike(chunks: list[Chunk]) -> list[list[Chunk]]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.machine.seeding import kept_generators
 from lamina.structure.layers import decoder_layers
 from lamina.structure.plain_tokens import plain_tokens
 
@@ -37,19 +38,27 @@ def modules_out_of_reach(model: PreTrainedModel) -> set[str]:
     return silent
 
 
-@torch.no_grad()
 def _modules_that_run(model: PreTrainedModel) -> set[int]:
+    """Those that run in evaluation mode, and in training mode too: Gemma 3n's AltUp reads a weight itself there."""
+    evaluated = _run(model, training=False)
+    return evaluated & (_run(model, training=True) or evaluated)
+
+
+@torch.no_grad()
+def _run(model: PreTrainedModel, training: bool) -> set[int]:
+    """Ids of the modules that run in a mode; empty if the model cannot be run in it."""
     ran: set[int] = set()
-    modules = list(model.modules())
-    handles = [module.register_forward_pre_hook(lambda module, args: ran.add(id(module))) for module in modules]
-    training = model.training
-    model.eval()
+    modes = {module: module.training for module in model.modules()}
+    handles = [module.register_forward_pre_hook(lambda module, args: ran.add(id(module))) for module in modes]
+    model.train(training)
     try:
-        model(input_ids=plain_tokens(model, _TOKENS), use_cache=False)
+        with kept_generators(model.device):
+            model(input_ids=plain_tokens(model, _TOKENS), use_cache=False)
     except Exception:  # of any kind: on the meta device, any code that reads a value
         return set()
     finally:
-        model.train(training)
+        for module, mode in modes.items():
+            module.training = mode
         for handle in handles:
             handle.remove()
     return ran

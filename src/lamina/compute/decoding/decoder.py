@@ -1,46 +1,29 @@
-"""`Decoder`: a bare model whose layers the kernels run, checked layer by layer against the model's own code."""
+"""`Decoder`: a bare model whose layers the kernels run, one step of many sequences at a time."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.compute.decoding import layouts
 from lamina.compute.decoding.angles import Angles
 from lamina.compute.decoding.cache import CacheMemory
 from lamina.compute.decoding.forms import AdapterForms, Places, build_forms
-from lamina.compute.decoding.layouts import BLOCK_TOKENS, KEY, QUERY, address, decode_function
+from lamina.compute.decoding.layouts import BLOCK_TOKENS, address, decode_function
 from lamina.compute.decoding.weights import describe_linear, describe_norm
-from lamina.compute.fusion.recognize import (
-    Observed,
-    Parts,
-    first_line,
-    layer_difference,
-    observe,
-    read_norm,
-    read_parts,
-)
+from lamina.compute.fusion.layer_parts import Parts, read_norm
 from lamina.compute.kernels import native
 from lamina.compute.kernels.contract import SUFFIX
-from lamina.compute.kernels.table import MOST_HEAD_SIZE
-from lamina.compute.ops.adapter import AdapterModule
 from lamina.compute.ops.row_forms import RowForm
 from lamina.errors import KernelError
-from lamina.structure.head import Head, find_head
-from lamina.structure.layers import decoder_layers
-
-Reason = str
-
-# Units of eps times the largest logit by which the head's logits may be off, which sum the same products in another
-# order.
-_HEAD_ROUNDINGS = {torch.float32: 64.0, torch.bfloat16: 2.0}
+from lamina.structure.head import Head
 
 
 @dataclass(frozen=True)
@@ -62,6 +45,10 @@ class Rows:
     blocks: np.ndarray
     segments: Sequence[tuple[int, int, AdapterForms | None]]
     wanted: np.ndarray
+
+
+class Refused(Exception):
+    """Why the kernels do not run a model."""
 
 
 class Decoder:
@@ -86,25 +73,25 @@ class Decoder:
         self._function = decode_function(self.dtype)
         self._layers = (layouts.Layer * len(layers))()
         first = layers[0]
-        self._key_heads = _outputs(first.projections[1]) // first.head_size
+        self._key_heads = outputs_of(first.projections[1]) // first.head_size
         self.head_size = first.head_size
         for layer, parts, kind in zip(self._layers, layers, angles.kind_of, strict=True):
             _fill(layer, parts, kind, self.dtype)
         weight = describe_linear(head.linear, self.dtype)
-        final = read_norm(_final_norm(model, head, places), torch.empty(0, dtype=self.dtype))
+        final = read_norm(model.get_submodule(places.final_norm), torch.empty(0, dtype=self.dtype))
         if isinstance(weight, str) or final is None:
-            raise _Refused(weight if isinstance(weight, str) else "its last norm is of another kind")
+            raise Refused(weight if isinstance(weight, str) else "its last norm is of another kind")
         norm = describe_norm(final, self.dtype)
         if isinstance(norm, str):
-            raise _Refused(norm)
+            raise Refused(norm)
         self._final = final
         self.vocabulary = int(weight.rows)
         self._model = layouts.Model(
             layers=self._layers,
             layer_count=len(layers),
             width=self.width,
-            inner=_outputs(first.gates[0]),
-            attended=_outputs(first.projections[0]),
+            inner=outputs_of(first.gates[0]),
+            attended=outputs_of(first.projections[0]),
             final_norm=norm,
             head=weight,
             multiplier=head.transform.multiplier,
@@ -206,6 +193,17 @@ class Decoder:
                 *(ctypes.c_int64(size) for size in sizes),
             )
 
+    @contextlib.contextmanager
+    def only(self, layer: int | None) -> Iterator[None]:
+        """Runs one layer alone inside the block, or with None no layer: the last norm and the head."""
+        model = self._model
+        try:
+            model.layer_count = 0 if layer is None else 1
+            model.layers = ctypes.cast(ctypes.byref(self._layers[layer or 0]), ctypes.POINTER(layouts.Layer))
+            yield
+        finally:
+            model.layers, model.layer_count = self._layers, len(self._layers)
+
     def _check(self, rows: Rows) -> None:
         count = len(rows.positions)
         x = rows.embeddings
@@ -243,84 +241,8 @@ class Decoder:
             self._model.cosine[kind], self._model.sine[kind] = address(cosine), address(sine)
 
 
-class _Refused(Exception):
-    """Why the kernels do not run a model."""
-
-
-def build_decoder(model: PreTrainedModel) -> Decoder | Reason:
-    """Builds the decoder of a bare model on the CPU, and compares it with the model's own code, layer by layer.
-
-    Args:
-        model: In evaluation mode, without adapters. Its weights stay where they are, and are read in place.
-
-    Returns:
-        The decoder, or why there is none.
-    """
-    if model.device.type != "cpu" or model.dtype not in SUFFIX:
-        return f"it is {str(model.dtype).removeprefix('torch.')} on {model.device.type}"
-    if (unavailable := native.unavailable()) is not None:
-        return unavailable
-    if any(isinstance(module, AdapterModule) for module in model.modules()):
-        return "an adapter is attached to it"
-    layers = decoder_layers(model)
-    if not layers:
-        return f"{type(model).__name__} keeps its decoder layers in no known place"
-    try:
-        return _built(model, layers)
-    except _Refused as refused:
-        return str(refused)
-    except Exception as error:  # of any kind: a model of unknown code may fail in any way
-        return f"its layers could not be read ({first_line(error)})"
-
-
-def _built(model: PreTrainedModel, layers: list[nn.Module]) -> Decoder:
-    head = find_head(model)
-    if head.whole_model:
-        raise _Refused("its logits are not those of a decoder and a head")
-    logits: list[torch.Tensor] = []
-    ids: list[torch.Tensor] = []
-    handles = [
-        model.register_forward_hook(lambda module, args, output: logits.append(output.logits[0].float())),
-        model.register_forward_pre_hook(
-            lambda module, args, kwargs: ids.append(kwargs["input_ids"][0]), with_kwargs=True
-        ),
-    ]
-    try:
-        seen = observe(model, layers)
-    finally:
-        for handle in handles:
-            handle.remove()
-    observed: list[Observed] = []
-    parts: list[Parts] = []
-    for layer in layers:
-        found = seen.get(layer, "it did not run on a text")
-        read = found if isinstance(found, str) else read_parts(layer, found)
-        if isinstance(read, str) or isinstance(found, str):
-            raise _Refused(f"{type(layer).__name__}: {read}")
-        observed.append(found)
-        parts.append(read)
-    _check_alike(parts)
-    angles = Angles(model, layers)
-    if angles.kinds > 2:
-        raise _Refused(f"its layers have {angles.kinds} kinds of rotary angles")
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(longest, int) and angles.depend_on_length(longest):
-        raise _Refused("its rotary angles depend on the length of the sequence")
-    decoder = Decoder(model, parts, angles, head, _places(model, layers, parts, head))
-    _compare(decoder, ids[0], observed, logits[0])
-    return decoder
-
-
-def _check_alike(parts: Sequence[Parts]) -> None:
-    first = parts[0]
-    sizes = [(_outputs(p.projections[0]), _outputs(p.projections[1]), p.head_size, _outputs(p.gates[0])) for p in parts]
-    if len(set(sizes)) > 1:
-        raise _Refused("its layers have different sizes")
-    if first.head_size % 2 or first.head_size > MOST_HEAD_SIZE:
-        raise _Refused(f"its heads have {first.head_size} elements")
-
-
-def _outputs(linear: Any) -> int:
+def outputs_of(linear: Any) -> int:
+    """The output width of a linear layer."""
     return int(linear.out_features)
 
 
@@ -328,116 +250,14 @@ def _fill(layer: layouts.Layer, parts: Parts, kind: int, dtype: torch.dtype) -> 
     for place, module in enumerate(parts.linears):
         weight = describe_linear(module, dtype)
         if isinstance(weight, str):
-            raise _Refused(weight)
+            raise Refused(weight)
         layer.linears[place] = weight
     for place, norm in enumerate(parts.placed_norms):
         described = describe_norm(norm, dtype)
         if isinstance(described, str):
-            raise _Refused(described)
+            raise Refused(described)
         layer.norms[place] = described
-    layer.heads = _outputs(parts.projections[0]) // parts.head_size
-    layer.key_heads = _outputs(parts.projections[1]) // parts.head_size
+    layer.heads = outputs_of(parts.projections[0]) // parts.head_size
+    layer.key_heads = outputs_of(parts.projections[1]) // parts.head_size
     layer.size, layer.scale, layer.softcap = parts.head_size, parts.scale, parts.softcap or 0.0
     layer.window, layer.activation, layer.angles = parts.window or 0, parts.activation, kind
-
-
-def _places(model: PreTrainedModel, layers: list[nn.Module], parts: Sequence[Parts], head: Head) -> Places:
-    names = {module: name for name, module in model.named_modules()}
-    embedding = model.get_input_embeddings()
-    final = _find_final_norm(model, layers, head)
-    linears = {names[m]: (number, place) for number, p in enumerate(parts) for place, m in enumerate(p.linears)}
-    shapes = {names[m]: (_outputs(m), int(m.in_features)) for p in parts for m in (*p.linears, head.linear)}  # pyright: ignore[reportArgumentType]
-    norms: dict[str, tuple[int, int]] = {}
-    for number, each in enumerate(parts):
-        first, second, *others = each.norms
-        places = [(first, layouts.INPUT)]
-        if each.sandwich:
-            places += [(second, layouts.ATTENTION), (others[0], layouts.MLP), (others[1], layouts.OUTPUT)]
-        else:
-            places.append((second, layouts.MLP))
-        if each.has_head_norms:
-            places += [(each.norms[-2], QUERY), (each.norms[-1], KEY)]
-        norms |= {names[module]: (number, place) for module, place in places}
-    sublayers = {
-        names[module]: (number, which)
-        for number, layer in enumerate(layers)
-        for which, module in enumerate((layer.self_attn, layer.mlp))
-    }
-    weight = getattr(embedding, "weight", None)
-    return Places(
-        linears=linears,
-        norms=norms,
-        sublayers=sublayers,
-        shapes=shapes,
-        head=names[head.linear],
-        embedding=names[embedding],
-        final_norm=names[final],
-        layers=len(layers),
-        width=int(parts[0].projections[0].in_features),  # pyright: ignore[reportArgumentType]
-        dtype=model.dtype,
-        tied=weight is not None and getattr(head.linear, "weight", None) is weight,
-    )
-
-
-def _final_norm(model: PreTrainedModel, head: Head, places: Places) -> nn.Module:
-    return model.get_submodule(places.final_norm)
-
-
-def _find_final_norm(model: PreTrainedModel, layers: list[nn.Module], head: Head) -> nn.Module:
-    """The module of the decoder, outside of the layers, that computes what the head reads."""
-    inside = {part for layer in layers for part in layer.modules()}
-    candidates = [
-        module
-        for module in head.decoder.modules()
-        if module not in inside and next(module.children(), None) is None and _is_norm(module, head.linear)
-    ]
-    if len(candidates) != 1:
-        raise _Refused(f"{len(candidates)} modules of its decoder look like its last norm")
-    return candidates[0]
-
-
-def _is_norm(module: nn.Module, head: Any) -> bool:
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, torch.Tensor) and weight.dim() == 1 and weight.shape[0] == head.in_features
-
-
-@torch.no_grad()
-def _compare(decoder: Decoder, ids: torch.Tensor, observed: Sequence[Observed], logits: torch.Tensor) -> None:
-    """Runs every layer on what the model's own got, the embedding and the head too, and refuses what differs."""
-    first = observed[0]
-    if not torch.equal(decoder.embed(ids), first.x):
-        raise _Refused("its embeddings are changed before the first layer")
-    lengths = first.lengths
-    blocks = [-(-length // BLOCK_TOKENS) for length in lengths]
-    table = np.zeros((len(lengths), max(blocks)), dtype=np.int32)
-    used = 0
-    for number, count in enumerate(blocks):
-        table[number, :count] = np.arange(used, used + count)
-        used += count
-    decoder.allocate(used)
-    positions = np.concatenate([np.arange(length) for length in lengths]).astype(np.int64)
-    tables = np.repeat(np.arange(len(lengths)), lengths).astype(np.int64)
-    nothing = np.zeros(0, dtype=np.int64)
-    count = decoder._model.layer_count
-    try:
-        for number, seen in enumerate(observed):
-            decoder._model.layers = ctypes.cast(ctypes.byref(decoder._layers[number]), ctypes.POINTER(layouts.Layer))
-            decoder._model.layer_count = 1
-            x = seen.x.detach().clone().contiguous()
-            decoder.step(Rows(x, positions, tables, table, [(0, len(x), None)], nothing))
-            reason = layer_difference(seen.x, x, seen.y)
-            if reason is not None:
-                raise _Refused(f"layer {number}: {reason}")
-        decoder._model.layer_count = 0
-        x = observed[-1].y.detach().clone().contiguous()
-        everything = np.arange(len(x), dtype=np.int64)
-        ours = decoder.step(Rows(x, positions, tables, table, [(0, len(x), None)], everything))
-    finally:
-        decoder._model.layers, decoder._model.layer_count = decoder._layers, count
-        decoder.cache = None
-    if ours.shape != logits.shape:
-        raise _Refused("its head gives logits of another shape")
-    off = float((ours - logits).abs().max())
-    allowed = _HEAD_ROUNDINGS[decoder.dtype] * torch.finfo(decoder.dtype).eps * float(logits.abs().max())
-    if not off <= allowed:
-        raise _Refused(f"its last norm and head give other logits (off by {off:.2g}, allowed {allowed:.2g})")

@@ -8,6 +8,7 @@
 // phases are divided among the threads and separated by barriers.
 
 #include <omp.h>
+#include <sched.h>
 
 #include <atomic>
 #include <initializer_list>
@@ -98,6 +99,37 @@ inline float exact_activation(float x, int64_t kind) {
     }
 }
 
+// Where the threads of a step wait for each other. They spin for a moment, since a phase takes microseconds, and then let others
+// run: where the machine is busy, the thread that is waited for may be one of those that want to.
+struct Barrier {
+    alignas(64) std::atomic<int64_t> arrived{0};
+    alignas(64) std::atomic<int64_t> round{0};
+
+    void wait(int64_t count) {
+        if (count == 1) return;
+        const int64_t own = round.load(std::memory_order_acquire);
+        if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == count) {
+            arrived.store(0, std::memory_order_relaxed);
+            round.store(own + 1, std::memory_order_release);
+            return;
+        }
+        for (int64_t spins = 0; round.load(std::memory_order_acquire) == own; ++spins) {
+            if (spins < SPINS)
+                pause();
+            else
+                sched_yield();
+        }
+    }
+
+   private:
+    static constexpr int64_t SPINS = 2000;
+    static void pause() {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+    }
+};
+
 template <typename T>
 class Run {
    public:
@@ -111,13 +143,13 @@ class Run {
 #pragma omp parallel
         {
             Buffer<Span> spans(3 * step.segment_count);
-            const Thread me{omp_get_thread_num(), omp_get_num_threads(), spans.data};
+            const Thread me{omp_get_thread_num(), omp_get_num_threads(), &barrier, spans.data};
             // Of the widest weight that may be packed, and the sums of a panel for all rows, two weights at once.
             Buffer<T> scratch(PANEL * widest(model));
             Buffer<float> sums(2 * (rows > step.wanted_count ? rows : step.wanted_count) * PANEL);
             for (int64_t l = 0; l < model.layer_count; ++l) layer(l, me, scratch.data, sums.data);
             if (model.layer_count) end_of_layer(model.layer_count - 1, me, [](int64_t) {});
-#pragma omp barrier
+            me.wait();
             if (step.wanted_count) head(me, scratch.data, sums.data);
         }
     }
@@ -125,9 +157,11 @@ class Run {
    private:
     struct Thread {
         int64_t number, count;
+        Barrier* all;
         Span* spans;  // (3, segments): which adapter acts how on the rows of the linear layers of a phase
         int64_t first(int64_t items) const { return items * number / count; }
         int64_t last(int64_t items) const { return items * (number + 1) / count; }
+        void wait() const { all->wait(count); }
     };
 
     static int64_t heads_width(const Model& model) {
@@ -169,10 +203,10 @@ class Run {
         if (forms) {
             for (int64_t slot = 0; slot < count; ++slot)
                 scale_inputs(input, linears[slot].spans, step.segment_count, me.number, me.count);
-#pragma omp barrier
+            me.wait();
             int64_t seen = 0;
             for (int64_t slot = 0; slot < count; ++slot) linears[slot].narrow(input, &seen, me.number, me.count);
-#pragma omp barrier
+            me.wait();
         }
         if (together) {  // gate and up: the same panel of both
             const int64_t all = panels_of(layer.linears[*places.begin()].rows);
@@ -191,7 +225,7 @@ class Run {
                     body(slot, f, n, sums);
                 });
         }
-#pragma omp barrier
+        me.wait();
     }
 
     static const Form* used(const Form& form) {
@@ -219,20 +253,20 @@ class Run {
         } else {
             end_of_layer(l - 1, me, [&](int64_t m) { norm(l, INPUT, m, x + m * width, normed + m * width, width); });
         }
-#pragma omp barrier
+        me.wait();
         const int64_t starts[3] = {0, layer.heads * size, (layer.heads + layer.key_heads) * size};
         products(l, {Q, K, V}, normed.data, width, me, scratch, sums, false, [&](int64_t slot, int64_t f, int64_t n, float* y) {
             store_panel(y, rows, n, heads + starts[slot] + f, row);
         });
         for (int64_t m = me.first(rows); m < me.last(rows); ++m) begin_attention(l, m, row);
-#pragma omp single
-        next.store(0);
+        if (me.number == 0) next.store(0);
+        me.wait();
         for (;;) {
             const int64_t task = next.fetch_add(1);
             if (task >= rows * layer.key_heads) break;
             attend(layer, task / layer.key_heads, task % layer.key_heads, row);
         }
-#pragma omp barrier
+        me.wait();
         products(l, {O}, attended.data, model.attended, me, scratch, sums, false, [&](int64_t, int64_t f, int64_t n, float* y) {
             store_panel(y, rows, n, out + f, width);
         });
@@ -240,7 +274,7 @@ class Run {
             add_to_stream(l, m, ATTENTION, normed + m * width);
             norm(l, MLP, m, x + m * width, normed + m * width, width);
         }
-#pragma omp barrier
+        me.wait();
         products(l, {GATE, UP}, normed.data, width, me, scratch, sums, true, [&](int64_t, int64_t f, int64_t n, float* y) {
             T gate[PANEL], up[PANEL];
             for (int64_t m = 0; m < rows; ++m) {
@@ -352,16 +386,16 @@ class Run {
             norm_row(x + m * width, chosen + i * width, static_cast<const T*>(own ? own : model.final_norm.weight), width,
                      static_cast<float>(model.final_norm.eps), static_cast<float>(model.final_norm.offset));
         }
-#pragma omp barrier
+        me.wait();
         const Adapted<T> linear = adapted(0, model.head, step.wanted_segments, me,
                                           [](const Adapter& a) { return a.head ? used(*a.head) : nullptr; });
         const Input<T> input{chosen.data, scaled.data, width};
         if (linear.has_forms()) {
             scale_inputs(input, linear.spans, step.segment_count, me.number, me.count);
-#pragma omp barrier
+            me.wait();
             int64_t seen = 0;
             linear.narrow(input, &seen, me.number, me.count);
-#pragma omp barrier
+            me.wait();
         }
         const int64_t all = panels_of(model.head.rows);
         const float multiplier = static_cast<float>(model.multiplier), cap = static_cast<float>(model.softcap);
@@ -384,6 +418,7 @@ class Run {
     Buffer<float> h;
     Buffer<T> chosen;
     std::atomic<int64_t> next{0};
+    Barrier barrier;
 };
 
 }  // namespace

@@ -204,15 +204,15 @@ _ALL = (
             _floats("top_ps", "T"),
             _floats("min_ps", "T"),
             Tensor("uniforms", "T", torch.int64),
-            Tensor("mask", "TW", torch.int32, Layout.ROWS, optional=True),
+            Tensor("mask", "TU", torch.int32, Layout.ROWS, optional=True),
             Tensor("tokens", "T", torch.int64, written=True),
             Size("rows", "T"),
             Size("width", "V"),
         ),
         (
             Rule(
-                "a mask has W words of 32 bits for V tokens",
-                lambda sizes: sizes.get("W", _quotient(sizes["V"], 32)) * 32 >= sizes["V"],
+                "a mask has U words, of 32 tokens each",
+                lambda sizes: "U" not in sizes or sizes["U"] == _quotient(sizes["V"], 32),
             ),
         ),
         dtypes=(torch.float32,),

@@ -1,0 +1,1 @@
+"""What clients send, each field checked; an unknown field is an error."""

@@ -1,0 +1,79 @@
+"""What `lamina serve MODEL` names: a base, or a run or an adapter folder, which then is an adapter of its own base."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamina.adapters.adapter import read_adapter
+from lamina.adapters.load import adapter_folder, base_of
+from lamina.config.aliases import ALIASES
+from lamina.config.quantization import QuantizationConfig
+from lamina.progress import Notify
+from lamina.runs import ADAPTER_FOLDER
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A base, and what it is to be held in.
+
+    Attributes:
+        base: An alias, a folder, a `.gguf` file or a hub id.
+        name: What requests call it.
+        adapter: The name and the path of the adapter that was named in its stead; None if it was not.
+        dtype: Of the base, where the adapter was trained in float32; else `auto`.
+        quantization: As the adapter was trained on it.
+    """
+
+    base: str
+    name: str
+    adapter: tuple[str, Path] | None = None
+    dtype: str = "auto"
+    quantization: QuantizationConfig | None = None
+
+
+def find_subject(ref: str, notify: Notify = lambda message: None) -> Subject:
+    """Finds out what a reference names.
+
+    Args:
+        ref: An alias, a folder, a `.gguf` file, a hub id, or a run or adapter folder.
+        notify: Called with a sentence before anything that takes a while.
+
+    Raises:
+        AdapterError: It is an adapter that cannot be read, or whose base is not there.
+    """
+    path = Path(ref).expanduser()
+    if ref in ALIASES or not is_adapter(path):
+        return Subject(ref, base_name(ref))
+    folder = adapter_folder(path)
+    adapter = read_adapter(folder)
+    base, lock = base_of(adapter, notify), adapter.lock
+    whole = path.resolve()
+    name = as_name(whole.parent.name if whole.name == ADAPTER_FOLDER else whole.name)
+    return Subject(
+        base,
+        base_name(lock.base if lock is not None else base),
+        (name, path),
+        "float32" if lock is not None and lock.base_dtype == "float32" else "auto",
+        QuantizationConfig(**lock.quantization) if lock is not None and lock.quantization else None,
+    )
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a folder is a run, or holds an adapter."""
+    names = ("adapter_config.json", f"{ADAPTER_FOLDER}/adapter_config.json", "manifest.json")
+    return path.is_dir() and any((path / name).is_file() for name in names)
+
+
+def base_name(ref: str) -> str:
+    """What requests call a base: an alias or a hub id as it is, a folder or a file by its last name."""
+    if ref in ALIASES:
+        return ref
+    path = Path(ref).expanduser()
+    return as_name(path.resolve().name.removesuffix(".gguf")) if path.exists() else ref
+
+
+def as_name(text: str) -> str:
+    """A text as a name that clients may use."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text).lstrip("._-")[:128] or "model"
