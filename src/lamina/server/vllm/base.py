@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
 import torch
 from transformers import GenerationConfig
 
-from lamina.adapters.adapter import read_adapter
-from lamina.adapters.load import adapter_folder, template_of
-from lamina.chat.template import ChatTemplate, build_template
 from lamina.errors import ConfigError, Problem
 from lamina.models.architecture import check_architecture
 from lamina.models.fingerprint import weight_files
@@ -47,16 +41,3 @@ def read_base(ref: str, dtype: str, notify: Notify = lambda message: None) -> Ba
     if (source.folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(source.folder, local_files_only=True)
     return Base(model, tokenizer, source, DTYPES[dtype])
-
-
-def template_for(base: Base, adapters: Mapping[str, str | Path]) -> ChatTemplate:
-    """The template of the first adapter with a lock, else the model's own.
-
-    Raises:
-        AdapterError: An adapter cannot be read.
-    """
-    for path in adapters.values():
-        adapter = read_adapter(adapter_folder(path))
-        if adapter.lock is not None:
-            return template_of(adapter, base)
-    return build_template(base.tokenizer)

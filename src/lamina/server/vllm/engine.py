@@ -24,9 +24,9 @@ from lamina.adapters.lock import check_lock
 from lamina.chat.template import ChatTemplate
 from lamina.engine.asking import build_asker, default_sampling, ignored_settings
 from lamina.engine.core import Counters
-from lamina.engine.engine import EngineStats
 from lamina.engine.generator import Piece, Pieces, Request
 from lamina.engine.sampling import Sampling
+from lamina.engine.stats import EngineStats
 from lamina.engine.store import AdapterFacts
 from lamina.errors import ConfigError, LaminaError, Problem
 from lamina.models.load import Base

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from lamina.adapters.adapter import read_adapter
 from lamina.adapters.load import adapter_folder as folder_of
+from lamina.engine.engine import template_for
 from lamina.errors import ConfigError, Problem
 from lamina.machine.hardware import choose_dtype, default_device, dtype_name
 from lamina.models.source import find_model
 from lamina.progress import Notify
-from lamina.server.vllm.base import read_base, template_for
+from lamina.server.vllm.base import read_base
 from lamina.server.vllm.client import VllmClient
 from lamina.server.vllm.engine import VllmEngine
 from lamina.server.vllm.limits import check_limits, rank_of, served_rank
@@ -56,7 +57,8 @@ def open_vllm_engine(
         adapter_folder: Where copies of adapters are made for the servers to read; a folder that servers on other
             machines see under the same path.
         check_seconds: Between two looks at a server.
-        allow_base_mismatch: Load adapters although their lock names another base.
+        allow_base_mismatch: Load adapters although their lock names another base; their certificate has to pass all the
+            same.
         notify: Called with a sentence before anything that takes a while, and when a server goes or comes.
 
     Raises:

@@ -121,12 +121,13 @@ class VllmProcess:
         raise ModelError(f"vLLM was not ready after {seconds:.0f} seconds. Fix: see its lines above.")
 
     def stop(self) -> None:
-        """Ends it, kindly first."""
-        for sign, seconds in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, 5.0)):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, sign)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(seconds)
+        """Ends it, kindly first, and whatever it leaves of its own processes."""
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_STOP_SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
         self._reader.join(5)
 
     def _copy(self) -> None:
