@@ -90,3 +90,19 @@ def test_the_configurations_of_the_page_are_valid(tmp_path: Path) -> None:
     settings = read_settings(tmp_path / "serve.yaml", {})
     assert settings.limits == ServeSettings().limits, "the page shows other defaults"
     assert settings.drain_seconds == ServeSettings().drain_seconds
+
+
+@pytest.mark.parametrize(
+    ("flags", "field"),
+    [
+        ({"vllm": {"replicas": 2}}, "vllm"),
+        ({"engine": "vllm", "max_running": 3}, "max_running"),
+        ({"engine": "vllm", "vllm": {"urls": ["http://127.0.0.1:1"], "replicas": 2}}, "vllm.replicas"),
+        ({"engine": "tgi"}, "engine"),
+        ({"engine": "vllm", "vllm": {"replica": 2}}, "vllm.replica"),
+    ],
+)
+def test_settings_of_another_engine_are_refused(flags: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_settings(None, {"model": "m", **flags})
+    assert [problem.field for problem in caught.value.problems] == [field]

@@ -42,6 +42,16 @@ def serve(
     dtype: Annotated[
         str | None, typer.Option(help="bfloat16, float32, or auto: as the machine multiplies best.")
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="What computes: lamina (the default), or vllm, whose servers are started.")
+    ] = None,
+    vllm_url: Annotated[
+        list[str] | None, typer.Option(help="With vllm: a server that runs, in place of starting one; may be repeated.")
+    ] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, help="With vllm: how many servers to start.")] = None,
+    vllm_arg: Annotated[
+        list[str] | None, typer.Option(help="With vllm: an argument for its servers; may be repeated.")
+    ] = None,
     max_running: Annotated[int | None, typer.Option(min=1, help="Answers that are computed at once.")] = None,
     drain_seconds: Annotated[
         float | None, typer.Option(min=0.0, help="Time for running requests after SIGTERM; by default 30.")
@@ -64,6 +74,13 @@ def serve(
         "no_auth": no_auth or None,
         "adapter_root": adapter_root and str(adapter_root),
         "dtype": dtype,
+        "engine": engine,
+        "vllm": {
+            name: value
+            for name, value in {"urls": vllm_url, "replicas": replicas, "arguments": vllm_arg}.items()
+            if value
+        }
+        or None,
         "max_running": max_running,
         "drain_seconds": drain_seconds,
         "log_requests": log_requests and str(log_requests),

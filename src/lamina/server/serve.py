@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from lamina.engine.engine import Engine
@@ -18,6 +19,8 @@ from lamina.server.logs import EventLog, Lines
 from lamina.server.routing import Router
 from lamina.server.service import Service
 from lamina.server.settings import ServeSettings
+from lamina.server.vllm.engine import VllmEngine
+from lamina.server.vllm.open import open_vllm_engine
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def serve(settings: ServeSettings, ready: Callable[[Ready], None], notify: Notif
         listener.close()
 
 
-def open_engine(subject: Subject, settings: ServeSettings, notify: Notify) -> Engine:
+def open_engine(subject: Subject, settings: ServeSettings, notify: Notify) -> Engine | VllmEngine:
     """Loads a base and its adapters.
 
     Raises:
@@ -73,10 +76,29 @@ def open_engine(subject: Subject, settings: ServeSettings, notify: Notify) -> En
         if name in adapters:
             raise ConfigError(Problem("adapters", f"{name!r} is also the name of MODEL", "rename it"))
         adapters = {name: path, **adapters}
+    if settings.engine == "vllm":
+        return _open_vllm(subject, adapters, settings, notify)
     return Engine(
         subject.load(dtype=settings.dtype, notify=notify),
         adapters,
         most_running=settings.max_running,
+        notify=notify,
+    )
+
+
+def _open_vllm(subject: Subject, adapters: dict[str, Any], settings: ServeSettings, notify: Notify) -> VllmEngine:
+    if subject.quantization is not None:
+        message = "vllm holds no base as this adapter was trained on it, in 4 or 8 bits"
+        raise ConfigError(Problem("engine", message, "use lamina's engine, or serve the adapter merged: lamina merge"))
+    own = settings.vllm
+    return open_vllm_engine(
+        subject.base,
+        adapters,
+        urls=own.urls,
+        replicas=own.replicas,
+        arguments=own.arguments,
+        adapter_folder=None if own.adapter_folder is None else Path(own.adapter_folder),
+        dtype=subject.dtype if settings.dtype == "auto" else settings.dtype,
         notify=notify,
     )
 
@@ -108,10 +130,10 @@ def _names(service: Service) -> list[str]:
     return [service.router.base, *service.engine.adapters, *service.router.aliases]
 
 
-def _tell_defaults(engine: Engine, notify: Notify) -> None:
+def _tell_defaults(engine: Engine | VllmEngine, notify: Notify) -> None:
     own = engine.default_sampling()
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     drawn = ", ".join(f"{name} {getattr(own, name):g}" for name in names)
     notify(f"Requests that do not say are drawn as the model's generation_config.json says: {drawn}")
-    if engine.slow_because is not None:
+    if isinstance(engine, Engine) and engine.slow_because is not None:
         notify(f"The base runs by transformers' own code: {engine.slow_because}")

@@ -79,6 +79,22 @@ class ShadowSettings(Section):
     """Where both answers go."""
 
 
+class VllmSettings(Section):
+    """vLLM's servers, with `engine: vllm`."""
+
+    urls: list[str] = Field(default_factory=list)
+    """Servers that run; by default they are started here. Their key is in LAMINA_VLLM_API_KEY."""
+
+    replicas: Count = 1
+    """Servers to start."""
+
+    arguments: list[str] = Field(default_factory=list)
+    """More of `vllm serve`'s for them."""
+
+    adapter_folder: str | None = None
+    """Folder for copies of adapters, which servers on other machines see under the same path."""
+
+
 class ServeSettings(Section):
     """A server."""
 
@@ -108,6 +124,12 @@ class ServeSettings(Section):
 
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Of the base."""
+
+    engine: Literal["lamina", "vllm"] = "lamina"
+    """What computes: lamina's own engine, or vLLM's servers."""
+
+    vllm: VllmSettings = Field(default_factory=VllmSettings)
+    """Which servers, with `engine: vllm`."""
 
     max_running: Count | None = None
     """Answers that are computed at once."""
@@ -161,6 +183,7 @@ def read_settings(path: str | Path | None, flags: Mapping[str, Any]) -> ServeSet
     except ValidationError as error:
         raise ConfigError([_problem(detail) for detail in error.errors()], str(path or "")) from None
     problems = [*_unusable_names(settings), *_unusable_aliases(settings), *_unusable_host(settings)]
+    problems += _unusable_engine(settings)
     if problems:
         raise ConfigError(problems, str(path or ""))
     return settings
@@ -194,10 +217,22 @@ def _unusable_host(settings: ServeSettings) -> list[Problem]:
     return []
 
 
+def _unusable_engine(settings: ServeSettings) -> list[Problem]:
+    if settings.engine == "lamina" and settings.vllm != VllmSettings():
+        return [Problem("vllm", "has no effect without engine: vllm", "add --engine vllm, or leave it out")]
+    if settings.engine == "vllm" and settings.max_running is not None:
+        fix = "give vLLM its own: --vllm-arg=--max-num-seqs=N"
+        return [Problem("max_running", "is lamina's engine's, and has no effect with engine: vllm", fix)]
+    if settings.vllm.urls and settings.vllm.replicas != 1:
+        return [Problem("vllm.replicas", "starts servers, and vllm.urls names ones that run", "give one of them")]
+    return []
+
+
 def _problem(detail: Any) -> Problem:
     field = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        known = LimitSettings.model_fields if detail["loc"][0] == "limits" else ServeSettings.model_fields
+        inner = {"limits": LimitSettings, "vllm": VllmSettings}
+        known = inner.get(str(detail["loc"][0]), ServeSettings).model_fields
         return Problem(field, "unknown key.", nearest(str(detail["loc"][-1]), known))
     message = detail["msg"].replace("Input should be", "must be").replace("Field required", "is required")
     return Problem(field, f"got {detail['input']!r:.60}; {message}." if detail["type"] != "missing" else f"{message}.")
