@@ -27,7 +27,7 @@ from tests.support.models_zoo import build_model, build_tokenizer
 
 PROMPTS = [[5, 9, 17], [33, 4, 101, 7, 60, 21, 8], [11]]
 # They read and write the file of that name.
-READS_CONFIG = ("models.folder", "engine.asking")
+READS_CONFIG = ("models.folder", "engine.asking", "server.vllm.base")
 
 
 def generator_of(method: MethodConfig | None = None, batch_size: int = 32) -> LocalGenerator:

@@ -26,6 +26,7 @@ WITHOUT_PARTS = {"modernbert-decoder"}
 
 # Linear layers that no text calls: by their weight, or for an encoder that is not there.
 UNCALLED = {
+    "gemma3n_text": {"altup.correction_coefs"},  # called in evaluation, but not in training
     "mamba": {"mixer.dt_proj"},
     "falcon_mamba": {"mixer.dt_proj"},
     "jamba": {"mamba.dt_proj"},

@@ -25,7 +25,7 @@ import bitsandbytes.functional
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lamina.compute.fusion import recognize
+from lamina.compute.fusion import layer_parts, recognize
 from lamina.compute.fusion.spec import Norm
 from lamina.compute.kernels import SILU
 from lamina.compute.ops import flash
@@ -106,10 +106,11 @@ def fake_cuda() -> Iterator[Seen]:
         # What computes numbers, compares them, or asks where they lie in memory.
         mock.patch.object(bitsandbytes.functional, "create_dynamic_map", lambda **settings: torch.empty(256)),
         mock.patch.dict(bitsandbytes.functional.name2qmap, clear=True),
-        mock.patch.object(recognize, "_norm", norm),
-        mock.patch.object(recognize, "_activation", lambda function: SILU),
-        mock.patch.object(recognize, "_obstacle", lambda *arguments: None),
-        mock.patch.object(recognize, "_difference", lambda *arguments: None),
+        mock.patch.object(recognize, "read_norm", norm),
+        mock.patch.object(layer_parts, "read_norm", norm),
+        mock.patch.object(layer_parts, "read_activation", lambda function: SILU),
+        mock.patch.object(layer_parts, "_obstacle", lambda *arguments: None),
+        mock.patch.object(recognize, "layer_difference", lambda *arguments: None),
         mock.patch.object(recognize, "kept_generators", lambda device: contextlib.nullcontext()),
     ]
     flash._ends.cache_clear()

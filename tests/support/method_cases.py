@@ -22,6 +22,7 @@ CASES: dict[str, dict[str, Any]] = {
         "rank_pattern": {"down_proj": 7},
     },
     "lora with whole modules": {"type": "lora", "r": 1, "modules_to_save": ["lm_head"], "lora_fa": True},
+    "lora with a whole embedding": {"type": "lora", "r": 3, "modules_to_save": ["embed_tokens"]},
     "lora that begins in the base": {"type": "lora", "r": 3, "init_lora_weights": "pissa"},
     "lora with magnitudes and biases": {"type": "lora", "r": 3, "use_dora": True, "bias": "lora_only"},
     "dora": {"r": 3},
@@ -63,6 +64,8 @@ def attached(case: str, shape: str) -> Injection:
         pytest.skip("the model has no biases")
     if case == "lora with whole modules" and shape != "llama":
         pytest.skip("the head is tied")
+    if case == "lora with a whole embedding" and shape == "gpt2":
+        pytest.skip("its embedding is called otherwise")
     injection = inject(build_model(shape, vocab_size=259), config, seed=0)
     injection.model.eval()
     generator = torch.Generator().manual_seed(3)

@@ -126,7 +126,6 @@ def _places(model: PreTrainedModel, layers: list[nn.Module], parts: Sequence[Par
         for number, layer in enumerate(layers)
         for which, module in enumerate((layer.self_attn, layer.mlp))
     }
-    weight = getattr(embedding, "weight", None)
     return Places(
         linears=linears,
         norms=norms,
@@ -138,7 +137,6 @@ def _places(model: PreTrainedModel, layers: list[nn.Module], parts: Sequence[Par
         layers=len(layers),
         width=int(parts[0].projections[0].in_features),  # pyright: ignore[reportArgumentType]
         dtype=model.dtype,
-        tied=weight is not None and getattr(head.linear, "weight", None) is weight,
     )
 
 

@@ -47,7 +47,6 @@ class Places:
         layers: How many decoder layers there are.
         width: Of the residual stream.
         dtype: What the base computes in.
-        tied: Whether the head's weight is the embedding.
     """
 
     linears: Mapping[str, tuple[int, int]]
@@ -60,7 +59,6 @@ class Places:
     layers: int
     width: int
     dtype: torch.dtype
-    tied: bool
 
 
 @dataclass
@@ -193,9 +191,8 @@ class _Builder:
         module, _, key = full_name.rpartition(".")
         dtype = places.dtype
         if module == places.embedding and key == "weight":
+            # A head that shares the base's weight keeps it, unless the adapter has a copy for the head too.
             self._result.embedding = self._kept(value, dtype)
-            if places.tied:
-                self._head.weight = address(self._result.embedding)
             return
         if module == places.final_norm and key == "weight":
             self._result.structure.final_norm = address(self._kept(value, dtype))
