@@ -28,7 +28,7 @@ class FusedRunner:
     block_size = BLOCK_TOKENS
     # With answers under way a step takes few tokens of prompts, so that none of them waits much longer than for a step
     # of answers alone. The kernels are as fast for few rows as for many.
-    prompt_chunk = (64, 1024)
+    prompt_chunk = (128, 1024)
 
     def __init__(self, model: PreTrainedModel, decoder: Decoder, cache_bytes: int, most_running: int = 128) -> None:
         """

@@ -6,6 +6,7 @@
 
 namespace {
 
+constexpr int64_t PANELS_AHEAD = 2;    // how far before its turn a panel of weights is fetched
 constexpr int64_t ROWS_AT_ONCE = 64;  // of x, which stay in the cache while a panel is computed
 
 // How one adapter acts on one linear layer; null where it does not. All members have 8 bytes.
@@ -71,7 +72,7 @@ struct Adapted {
     void panel(const Input<T>& in, int64_t first, int64_t count, T* scratch, float* sums) const {
         int64_t row = 0;
         const T* own = weight->panel(first, count, scratch, &row);
-        const bool reads_ahead = weight->storage == 0 && first + 2 * PANEL <= weight->rows;
+        const bool reads_ahead = weight->storage == 0 && first + (PANELS_AHEAD + 1) * PANEL <= weight->rows;
         for (int64_t s = 0; s < span_count;) {  // neighbors that read the same weight and input go together
             const T* x = in.of(spans[s]);
             const Form* form = spans[s].form;
@@ -91,7 +92,7 @@ struct Adapted {
                 for (int64_t n = 0; n < count; n += OUTPUTS)
                     dot_rows(w + n * w_row, w_row, count - n < OUTPUTS ? count - n : OUTPUTS, x + m * in.width, in.width,
                              rows - m < ROWS_AT_ONCE ? rows - m : ROWS_AT_ONCE, in.width, sums + (begin + m) * PANEL + n, PANEL,
-                             m == 0 && w == own && reads_ahead ? own + (n + PANEL) * row : nullptr);
+                             m == 0 && w == own && reads_ahead ? own + (n + PANELS_AHEAD * PANEL) * row : nullptr);
             s = end;
         }
         for (int64_t s = 0; s < span_count; ++s) finish(in, spans[s], first, count, sums);

@@ -122,7 +122,8 @@ struct Barrier {
     }
 
    private:
-    static constexpr int64_t SPINS = 2000;
+    // About 0.3 ms. To let others run takes a call of the system, which a step of 300 phases would notice.
+    static constexpr int64_t SPINS = 20000;
     static void pause() {
 #if defined(__x86_64__)
         __builtin_ia32_pause();
@@ -421,7 +422,7 @@ class Run {
     Buffer<T> normed, out, heads, attended, inner, scaled;
     Buffer<float> h;
     Buffer<T> chosen;
-    std::atomic<int64_t> next{0};
+    alignas(64) std::atomic<int64_t> next{0};
     Barrier barrier;
 };
 

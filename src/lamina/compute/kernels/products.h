@@ -76,8 +76,8 @@ inline Floats merged_all(const Floats* sums) {
         return merged<SPAN>(merged_all<2 * SPAN>(sums), merged_all<2 * SPAN>(sums + LANES / (2 * SPAN)), EACH_LANE);
 }
 
-// to[m * to_row + n] = x[m] . w[n], for M rows of x and OUTPUTS of w. Meanwhile AHEAD rows are fetched into the cache: one line
-// for every step of the sum, since many at once would make the CPU wait for them.
+// to[m * to_row + n] = x[m] . w[n], for M rows of x and OUTPUTS of w. Meanwhile AHEAD rows are fetched into the second-level
+// cache: one line for every step of the sum, since many at once would make the CPU wait for them.
 template <int M, int AHEAD, typename T>
 inline void dot_tile(const T* const* w, const T* const* ahead, const T* x, int64_t x_row, int64_t columns, float* to,
                      int64_t to_row) {
@@ -89,7 +89,7 @@ inline void dot_tile(const T* const* w, const T* const* ahead, const T* x, int64
 #pragma GCC unroll 4
         for (int n = 0; n < OUTPUTS; ++n) weights[n] = D::load(w[n] + k);
 #pragma GCC unroll 4
-        for (int n = 0; n < AHEAD; ++n) __builtin_prefetch(ahead[n] + k);
+        for (int n = 0; n < AHEAD; ++n) __builtin_prefetch(ahead[n] + k, 0, 2);
 #pragma GCC unroll 4
         for (int m = 0; m < M; ++m) {
             const auto seen = D::load(x + m * x_row + k);
@@ -143,11 +143,11 @@ inline void dot_rows(const T* w, int64_t w_row, int64_t count, const T* x, int64
     }
     x += m * x_row;
     to += m * to_row;
-    const T* const* none = ahead;
+    const bool fetches = fetched < OUTPUTS;
     switch (rows - m) {
-        case 3: return dot_tile<3, 0>(each, none, x, x_row, columns, to, to_row);
-        case 2: return dot_tile<2, 0>(each, none, x, x_row, columns, to, to_row);
-        case 1: return dot_tile<1, 0>(each, none, x, x_row, columns, to, to_row);
+        case 3: return (fetches ? dot_tile<3, 4, T> : dot_tile<3, 0, T>)(each, ahead, x, x_row, columns, to, to_row);
+        case 2: return (fetches ? dot_tile<2, 4, T> : dot_tile<2, 0, T>)(each, ahead, x, x_row, columns, to, to_row);
+        case 1: return (fetches ? dot_tile<1, 4, T> : dot_tile<1, 0, T>)(each, ahead, x, x_row, columns, to, to_row);
         default: return;
     }
 }
