@@ -57,15 +57,27 @@ struct Adapted {
 
     // The rank-sized products of a thread, h = x A^T, shared out by groups of OUTPUTS.
     void narrow(const Input<T>& in, int64_t* seen, int64_t thread, int64_t threads) const {
+        const Span* last = nullptr;  // a product waits until the one after it is known, whose rows it fetches
+        const T* last_A = nullptr;
+        int64_t last_r = 0;
+        const auto run = [&](const T* later) {
+            if (last)
+                dot_rows(last_A, in.width, OUTPUTS, in.of(*last), in.width, last->end - last->begin, in.width,
+                         h + last->begin * h_row + last_r, h_row, later);
+        };
         for (int64_t s = 0; s < span_count; ++s) {
             const Form* form = spans[s].form;
             if (!form || !form->is_low_rank()) continue;
-            const T* A = static_cast<const T*>(form->A);
             for (int64_t r = 0; r < form->rank; r += OUTPUTS)
-                if ((*seen)++ % threads == thread)
-                    dot_rows(A + r * in.width, in.width, OUTPUTS, in.of(spans[s]), in.width, spans[s].end - spans[s].begin,
-                             in.width, h + spans[s].begin * h_row + r, h_row);
+                if ((*seen)++ % threads == thread) {
+                    const T* A = static_cast<const T*>(form->A) + r * in.width;
+                    run(A);
+                    last = spans + s;
+                    last_A = A;
+                    last_r = r;
+                }
         }
+        run(nullptr);
     }
 
     // One panel of outputs of all rows: sums (rows, PANEL).
@@ -118,6 +130,9 @@ struct Adapted {
         }
         if (!bias && !form) return;
         const T* B = form && form->is_low_rank() ? static_cast<const T*>(form->B) + first * form->rank : nullptr;
+        if (B && first + PANEL < weight->rows)  // the next panel's, for which the CPU does not read ahead: there are many
+            for (int64_t at = 0; at < form->rank * PANEL; at += 64 / static_cast<int64_t>(sizeof(T)))
+                __builtin_prefetch(B + form->rank * PANEL + at, 0, 2);
         for (int64_t m = span.begin; m < span.end; ++m)
             for (int64_t n = 0; n < PANEL; n += LANES) {
                 Floats value = take(sums + m * PANEL + n);
