@@ -63,7 +63,7 @@ ifeq ($(shell uname -s),Linux)
 	@test -f '$(RUNTIME)' || { echo 'make sanitize: needs g++ with its libasan; install both'; exit 1; }
 	CXX='$(SANITIZED)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  LD_PRELOAD='$(RUNTIME) $(shell g++ -print-file-name=libstdc++.so.6)' $(BIN)/python -m pytest --capture=sys \
-	  tests/compute/kernels --ignore tests/compute/kernels/test_build.py -k 'not compiler and not cpus'
+	  tests/compute/kernels tests/compute/decoding --ignore tests/compute/kernels/test_build.py -k 'not compiler and not cpus'
 else
 	@echo 'make sanitize: runs on Linux alone; nothing was run'
 endif

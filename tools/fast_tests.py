@@ -1,4 +1,4 @@
-"""Chooses the tests of `make fast`: a verdict on the whole house in about a minute.
+"""Chooses the tests of `make fast`: a verdict on the whole house in about two minutes.
 
 A plugin of pytest. Of each test function it takes the first case; of each file as many functions, from its top, as fit
 into its share of seconds. Functions known to be slow are left out: `tests/slow_functions.txt` has their names, which
@@ -33,7 +33,7 @@ _STARTED = pytest.StashKey[float]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the two options."""
-    parser.addoption("--share", type=float, default=1.0, help="seconds that each test file gets")
+    parser.addoption("--share", type=float, default=0.5, help="seconds that each test file gets")
     parser.addoption("--record", action="store_true", help="run all functions, and write down which are slow")
 
 

@@ -126,7 +126,7 @@ inline void dot_rows(const T* w, int64_t w_row, int64_t count, const T* x, int64
     const T *each[OUTPUTS], *ahead[OUTPUTS];
     for (int n = 0; n < OUTPUTS; ++n) {
         each[n] = w + (n < count ? n : count - 1) * w_row;
-        ahead[n] = later + n * w_row;
+        ahead[n] = later ? later + n * w_row : each[n];
     }
     int64_t m = 0, fetched = later ? 0 : OUTPUTS;
     const int64_t tiles = rows / ROWS;
