@@ -100,6 +100,8 @@ def map_paths(values: Mapping[str, Any], change: Callable[[str, str], str]) -> d
     mapped = {**values}
     if isinstance(model := mapped.get("model"), str) and model not in ALIASES:
         mapped["model"] = change("model", model)
+    if isinstance(method := mapped.get("method"), Mapping) and isinstance(method.get("from"), str):
+        mapped["method"] = {**method, "from": change("method.from", method["from"])}
     if isinstance(mapped.get("data"), Mapping):
         data = mapped["data"] = {**mapped["data"]}
         if "train" in data:

@@ -22,10 +22,16 @@ class Summary:
         skipped_steps: Those whose gradient was not finite, and that changed nothing.
         tokens: Real tokens trained on.
         supervised_tokens: Those among them that are in the loss.
+        loss_type: The loss's name; None in runs of the first version.
+        reference: Digest of what the loss compares with: of the base's weights, or of the adapter that training started
+            from; None without a reference.
         train_loss_first: Loss of the first step.
         train_loss_last: Loss of the last step.
-        eval_loss_first: Loss of the bare base on the evaluation rows; None without any.
+        eval_loss_first: Loss on the evaluation rows of the bare base, or of the adapter that training started from;
+            None without any.
         eval_loss: Loss of the adapter on them.
+        eval_metrics_first: The loss's own figures on them at the start; None if it has none.
+        eval_metrics: The same of the adapter.
         tokens_per_second: Over all steps but the first of each process; None if there are no others.
         step_seconds_median: Of the steps' times, each the mean over a line of `metrics.jsonl`.
         peak_memory_bytes: The largest of all processes of the run.
@@ -34,7 +40,7 @@ class Summary:
         adapted_weights_share: Which share of the base's weights, outside of embeddings and head, the adapter is on;
             None in runs of the first version.
         packed_weights_share: Which share of them is held in 4 or 8 bits; None without quantization.
-        figures: What the method adds, such as AdaLoRA's `ranks_kept`.
+        figures: What the method and the loss add, such as AdaLoRA's `ranks_kept`.
     """
 
     run: str
@@ -56,6 +62,10 @@ class Summary:
     total_parameters: int
     adapted_weights_share: float | None = None
     packed_weights_share: float | None = None
+    loss_type: str | None = None
+    reference: str | None = None
+    eval_metrics_first: dict[str, float] | None = None
+    eval_metrics: dict[str, float] | None = None
     figures: dict[str, Any] = field(default_factory=dict, metadata=the_rest(dict))
 
     def as_json(self) -> dict[str, Any]:

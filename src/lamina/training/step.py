@@ -90,6 +90,7 @@ def training_step(
     Raises:
         StepAbandoned: `stop` said so.
     """
+    micro_batches = loss.over_step(model, head, micro_batches, layout, world)
     examples = [example for examples in micro_batches for example in examples]
     count, tally = loss.count(examples), _Tally()
     tokens, supervised = sum(map(len, examples)), sum(example.supervised_tokens for example in examples)
@@ -226,15 +227,17 @@ def evaluate_loss(
     model.eval()
     total, count, tally = torch.zeros((), dtype=torch.float64, device=model.device), 0.0, _Tally()
     try:
-        for first in world.share(range(0, len(examples), batch_size)):
+        firsts = range(0, len(examples), batch_size)
+        batches = loss.over_step(model, head, [examples[first : first + batch_size] for first in firsts], layout, world)
+        for place in world.share(range(len(batches))):
             if stop():
                 raise StepAbandoned
-            chosen = examples[first : first + batch_size]
+            chosen = batches[place]
             for unit in build_units(chosen, layout):
                 result = loss.compute(model, head, [batch.to(model.device) for batch in unit])
                 total += tally.take(result).double()
             count += loss.count(chosen)
-            progress(min(first + batch_size, len(examples)))
+            progress(min((place + 1) * batch_size, len(examples)))
     finally:
         model.train(training)
     mean, counted = world.total(float(total)), world.total(count)

@@ -26,7 +26,8 @@ from lamina.runs import Run
 from lamina.runs.events import CheckpointSaved, Event, Step
 from lamina.training.checkpoint import newest_checkpoint
 from lamina.training.loop import train
-from lamina.training.setup import Session, data_digests
+from lamina.training.record import data_digests
+from lamina.training.session import Session
 from lamina.verification.report import Measure
 from lamina.verification.sample import SAVE_STEPS, STEPS
 

@@ -27,7 +27,7 @@ from lamina.data.example import EncodedExample
 from lamina.machine.hardware import dtype_name
 from lamina.machine.seeding import seed_generators
 from lamina.methods.shared.base import Injection
-from lamina.training.setup import Session
+from lamina.training.session import Session
 from lamina.training.step import training_step
 from lamina.verification.report import Measure, Skipped
 from lamina.verification.rounding import (
