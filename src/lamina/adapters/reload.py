@@ -20,6 +20,7 @@ from lamina.config import MethodConfig
 from lamina.errors import AdapterError, ConfigError, LaminaError, Problem
 from lamina.methods.shared.base import Injection, find_method, inject
 from lamina.methods.shared.coverage import with_names
+from lamina.methods.shared.score import with_saved_score
 from lamina.structure.skeleton import build_skeleton, with_memory
 
 Shapes = dict[str, tuple[int, ...]]
@@ -94,7 +95,7 @@ def _check_fit(model: PreTrainedModel, config: MethodConfig, found: Shapes, file
     # Some of peft's methods begin with numbers that they read off the weights.
     for skeleton in (build_skeleton, lambda model: with_memory(build_skeleton(model))):
         try:
-            fresh = inject(skeleton(model), find_method(config.type).begun(config), seed=0)
+            fresh = with_saved_score(inject(skeleton(model), find_method(config.type).begun(config), seed=0), found)
         except Exception as error:  # whatever it is: it may be for want of weights
             errors.append(error)
             continue

@@ -22,24 +22,14 @@ arXiv:2305.18290.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
-from transformers import PreTrainedModel
 
 from lamina.config.losses.dpo import DpoConfig
-from lamina.data.batch import Layout
-from lamina.data.example import EncodedExample
-from lamina.distributed.world import World
-from lamina.losses.pairs import REFERENCE, PairLoss, PairLosses, Pairs
-from lamina.structure.head import Head
-
-# Pairs of a step for each of its chosen tokens, by which `sft` turns a mean over pairs into one over tokens.
-_PAIRS_PER_TOKEN = "step/pairs_per_chosen_token"
+from lamina.losses.pairs import REFERENCE, ChosenLikelihood, PairLosses, Pairs
 
 
-class Dpo(PairLoss):
+class Dpo(ChosenLikelihood):
     """Direct preference optimization; the formulas are at the top of the file."""
 
     needs_reference = True
@@ -49,6 +39,10 @@ class Dpo(PairLoss):
         self.smoothing = config.label_smoothing
         self.weights = dict(zip(config.loss_type, config.loss_weights or [1.0] * len(config.loss_type), strict=True))
 
+    @property
+    def likelihood_weight(self) -> float:
+        return self.weights.get("sft", 0.0)
+
     def losses(self, pairs: Pairs) -> PairLosses:
         chosen = pairs.chosen - pairs.values(REFERENCE.format(0))
         rejected = pairs.rejected - pairs.values(REFERENCE.format(1))
@@ -56,8 +50,7 @@ class Dpo(PairLoss):
         more = {}
         for name, weight in self.weights.items():
             if name == "sft":
-                each = -pairs.chosen * pairs.values(_PAIRS_PER_TOKEN)
-                more["nll_loss"] = each
+                each = more["nll_loss"] = self.negative_likelihood(pairs)
             else:
                 each = self._of_ratios(name, chosen, rejected, pairs)
             total = total + weight * each
@@ -82,21 +75,6 @@ class Dpo(PairLoss):
             return (per_token - 1 / (2 * beta)) ** 2
         assert name == "sigmoid_norm", name
         return -F.logsigmoid(beta * per_token)
-
-    def over_step(
-        self,
-        model: PreTrainedModel,
-        head: Head,
-        micro_batches: Sequence[Sequence[EncodedExample]],
-        layout: Layout,
-        world: World,
-    ) -> Sequence[Sequence[EncodedExample]]:
-        if "sft" not in self.weights:
-            return micro_batches
-        pairs = [example for examples in micro_batches for example in examples]
-        tokens = sum(example.sequence(0).supervised_tokens for example in pairs)
-        values = {_PAIRS_PER_TOKEN: len(pairs) / tokens}
-        return [[example.with_values(values) for example in examples] for examples in micro_batches]
 
     @property
     def cure(self) -> str:

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from lamina.data.batch import Batch
+from lamina.data.batch import Batch, Layout
 from lamina.data.example import EncodedExample, Example, Kind
 from lamina.data.sequences import Sequences
 from lamina.data.side import Side
+from lamina.distributed.world import World
 from lamina.losses.answers import Answers, answer_log_probs, answers_of
 from lamina.losses.base import Loss, LossSum, Metric
 from lamina.progress import Notify
@@ -21,6 +22,9 @@ from lamina.structure.head import Head
 
 REFERENCE = "reference/{}"
 """Name of the value with the reference's log-probability of the answer in a sequence."""
+
+# Pairs of a step for each of its chosen tokens.
+_PAIRS_PER_TOKEN = "step/pairs_per_chosen_token"
 
 # A share of pairs in which one side is longer that is worth a note: a loss can tell the sides apart by length alone.
 _LOPSIDED = 0.65
@@ -144,14 +148,8 @@ class PairLoss(Loss):
     def formula(self, logits: Sequence[torch.Tensor], example: EncodedExample) -> torch.Tensor:
         return self.losses(Pairs.of(answers_of(logits, example), [example])).losses.sum()
 
-    def study(self, train: Side, notify: Notify) -> None:
-        longer = _longer_rejected(train)
-        side, share = ("rejected", longer) if longer > 0.5 else ("chosen", 1 - longer)
-        if share >= _LOPSIDED:
-            notify(
-                f"Length bias: the {side} answer is the longer one in {share:.0%} of {len(train)} pairs, so length "
-                "alone tells them apart. Compare answers' lengths before and after training, or balance the pairs."
-            )
+    def study(self, train: Side, rows_per_step: float, notify: Notify) -> None:
+        note_length_bias(train, notify)
 
     def remarks(self, first: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
         chosen, before = now["logps/chosen"], first["logps/chosen"]
@@ -169,6 +167,37 @@ class PairLoss(Loss):
         return "A lower train.learning_rate keeps closer to the start."
 
 
+class ChosenLikelihood(PairLoss):
+    """A loss over pairs that may also have the likelihood of the chosen tokens of the whole step, as in fine-tuning.
+
+    TRL takes a mean over the tokens of each micro-batch, and of these means; here, a token counts the same everywhere.
+    """
+
+    @property
+    @abstractmethod
+    def likelihood_weight(self) -> float:
+        """Weight of the likelihood; 0 for none."""
+
+    def negative_likelihood(self, pairs: Pairs) -> torch.Tensor:
+        """Returns -log p of each chosen answer, (P,), in units whose mean over the step's pairs is one over tokens."""
+        return -pairs.chosen * pairs.values(_PAIRS_PER_TOKEN)
+
+    def over_step(
+        self,
+        model: PreTrainedModel,
+        head: Head,
+        micro_batches: Sequence[Sequence[EncodedExample]],
+        layout: Layout,
+        world: World,
+    ) -> Sequence[Sequence[EncodedExample]]:
+        if not self.likelihood_weight:
+            return micro_batches
+        pairs = [example for examples in micro_batches for example in examples]
+        tokens = sum(example.sequence(0).supervised_tokens for example in pairs)
+        values = {_PAIRS_PER_TOKEN: len(pairs) / max(tokens, 1)}
+        return [[example.with_values(values) for example in examples] for examples in micro_batches]
+
+
 def pair_metrics(pairs: Pairs, found: PairLosses) -> dict[str, Metric]:
     """Returns the metrics of some pairs under TRL's names."""
     count = float(len(pairs.chosen))
@@ -183,6 +212,17 @@ def pair_metrics(pairs: Pairs, found: PairLosses) -> dict[str, Metric]:
         **found.more,
     }
     return {name: Metric(each.detach().double().sum(), count) for name, each in figures.items()}
+
+
+def note_length_bias(train: Side, notify: Notify) -> None:
+    """Notes where the answers of one side are mostly the longer ones."""
+    longer = _longer_rejected(train)
+    side, share = ("rejected", longer) if longer > 0.5 else ("chosen", 1 - longer)
+    if share >= _LOPSIDED:
+        notify(
+            f"Length bias: the {side} answer is the longer one in {share:.0%} of {len(train)} pairs, so length alone "
+            "tells them apart. Compare answers' lengths before and after training, or balance the pairs."
+        )
 
 
 def _longer_rejected(train: Side) -> float:

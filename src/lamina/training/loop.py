@@ -24,6 +24,7 @@ from lamina.distributed.world import ALONE, World
 from lamina.errors import Interrupted, LaminaError, TrainingError
 from lamina.machine.memory import peak_bytes
 from lamina.machine.seeding import kept_generators, seed_generators
+from lamina.methods.shared.base import find_method
 from lamina.runs import Run, check_start, events, exclusive, recorded, start_run
 from lamina.runs.events import Note, OnEvent
 from lamina.signals import StopRequest, stop_on_signals
@@ -43,7 +44,7 @@ from lamina.training.finite import check_evaluation, check_gradients
 from lamina.training.plan.memory import choose_checkpointing
 from lamina.training.plan.time import measured_tokens_per_second
 from lamina.training.preview import colored_example
-from lamina.training.reference import check_reference
+from lamina.training.reference import Reference, check_reference
 from lamina.training.session import KERNELS, Session
 from lamina.training.setup import build_session, count_parameters
 from lamina.training.step import (
@@ -168,9 +169,7 @@ class _Loop:
     def _steps(self) -> None:
         session, state = self.session, self.state
         if session.reference is not None and state.step == 0:
-            note = check_reference(session.epoch_plan(0)[0], session.reference, session.base, session.head, self.layout)
-            if note:
-                self._note(note)
+            self._check_reference(session.reference)
         if session.dataset.eval and state.eval_loss_first is None:
             self._evaluate_start()
         epoch, plan = -1, []
@@ -269,6 +268,14 @@ class _Loop:
         result = evaluate_loss(self.model, *parts, examples, size, self._asked_amid_work, progress, self.layout, world)
         check_evaluation(result.loss, what, self.state.step)
         return result
+
+    def _check_reference(self, reference: Reference) -> None:
+        session = self.session
+        as_base = session.start is None and find_method(session.config.method.type).starts_as_base
+        parts = (reference, session.base, session.head, self.layout)
+        is_start = reference.kind == "start" or as_base
+        if note := check_reference(session.epoch_plan(0)[0], *parts, is_start=is_start):
+            self._note(note)
 
     def _evaluate_start(self) -> None:
         """Evaluates what the adapter is compared with: the adapter that training starts from, or the bare base."""

@@ -30,7 +30,7 @@ from lamina.errors import StorageError, TrainingError
 from lamina.losses.answers import answer_log_probs
 from lamina.losses.pairs import REFERENCE
 from lamina.machine.hardware import dtype_name
-from lamina.methods.shared.base import Injection, find_method
+from lamina.methods.shared.base import Injection
 from lamina.models.load import Base
 from lamina.progress import Notify
 from lamina.structure.head import Head
@@ -157,12 +157,25 @@ def reference_log_probs(examples: Sequence[EncodedExample], base: Base, head: He
 
 
 def check_reference(
-    examples: Sequence[EncodedExample], reference: Reference, base: Base, head: Head, layout: Layout
+    examples: Sequence[EncodedExample],
+    reference: Reference,
+    base: Base,
+    head: Head,
+    layout: Layout,
+    is_start: bool = True,
 ) -> str:
     """Checks that the model as training starts gives its reference's log-probabilities.
 
-    So the first step's log-ratios are 0 and its loss is what it must be, such as log 2. Methods whose new adapters
-    change the model's output are not held to it.
+    So the first step's log-ratios are 0 and its loss is what it must be, such as log 2.
+
+    Args:
+        examples: Some training rows.
+        reference: The reference.
+        base: The base model, in `fast_path`.
+        head: The model's parts.
+        layout: How documents go through the model.
+        is_start: Whether the reference is to be the model that training starts from. It is not where an adapter is
+            compared with the base, or where the method's new adapters already change the base's output.
 
     Returns:
         What a user should know; empty if all is as it should be.
@@ -178,9 +191,8 @@ def check_reference(
     if difference <= bound:
         return ""
     what = f"before the first step, the model and its reference differ by {difference:.3g} in log p per token"
-    expected = find_method(reference.injection.config.type).starts_as_base if reference.kind == "base" else True
-    if not expected:
-        return f"{what}: a new adapter of this method already changes the base's output."
+    if not is_start:
+        return f"{what[0].upper()}{what[1:]}, since training does not start from the reference."
     raise TrainingError(
         f"{what}, and rounding explains {bound:.2g}: the reference is not the model that training starts from. Fix: "
         "set loss.reference to auto, or remove the folder `references` of the cache, in case it is damaged."

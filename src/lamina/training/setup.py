@@ -78,7 +78,8 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
     dataset = build_dataset(config.data, template, batch_size, config.seed, notify, loss.sequences)
     _check_stop_token(dataset, template)
     check_vocabulary(dataset, base.model, template)
-    loss.study(dataset.train, notify)
+    steps_per_epoch = math.ceil(dataset.report.micro_batches / config.train.gradient_accumulation_steps)
+    loss.study(dataset.train, len(dataset.train) / steps_per_epoch, notify)
     head = find_head(base.model)
     injection = _adapter(config, base, dataset, start, loss, notify)
     coverage = find_coverage(injection)
@@ -91,7 +92,6 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
     optimizer = build_optimizer(config.train, tensors, injection.fast_tensors(), injection.vocabulary_tensors(), notify)
 
     micro_batches = dataset.report.micro_batches
-    steps_per_epoch = math.ceil(micro_batches / config.train.gradient_accumulation_steps)
     epochs = config.train.epochs
     total = config.train.max_steps or max(1, math.ceil(steps_per_epoch * (epochs or 0.0)))
     longest = max(
@@ -193,7 +193,7 @@ def _adapter(
     check_positions(dataset, base.model, notify, whole.count if isinstance(whole, VirtualTokens) else 0)
     if start is None:
         injection = prepare_new(injection, Documents(dataset.train, base.model.device))
-    injection = loss.attach(injection, config.seed)
+    injection = loss.attach(injection, base, config.seed, notify)
     for note in check_before_training(injection):
         notify(note)
     return injection

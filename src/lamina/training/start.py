@@ -26,6 +26,7 @@ from lamina.progress import Notify
 from lamina.runs import Run
 
 FIELD = "method.from"
+DROPOUT = "lora_dropout"
 
 
 def read_start(config: Config, run: Run) -> Adapter | None:
@@ -43,9 +44,19 @@ def read_start(config: Config, run: Run) -> Adapter | None:
     if adapter.config.type != config.method.type:
         message = f"{config.method.start} is an adapter of method '{adapter.config.type}', not '{config.method.type}'."
         raise ConfigError(Problem(FIELD, message, f"set method.type to {adapter.config.type}"))
-    given = config.method.model_fields_set & {"lora_dropout"}
-    changes = {name: getattr(config.method, name) for name in given}
-    return replace(adapter, config=adapter.config.model_copy(update=changes))
+    return replace(adapter, config=adapter.config.model_copy(update=_dropout(config, adapter)))
+
+
+def _dropout(config: Config, adapter: Adapter) -> dict[str, float]:
+    """The dropout to train the adapter with, where its method has one.
+
+    Dropout makes an adapter differ from its own frozen copy, which is the reference, so it is off beside one.
+    """
+    if not type(adapter.config).takes(DROPOUT):
+        return {}
+    if DROPOUT in config.method.model_fields_set:
+        return {DROPOUT: getattr(config.method, DROPOUT)}
+    return {DROPOUT: 0.0} if config.loss.reference_name is not None else {}
 
 
 def keep_start(adapter: Adapter | None, run: Run) -> None:

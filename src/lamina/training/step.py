@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from lamina.data.batch import PACKED, Layout, build_units
 from lamina.data.example import EncodedExample
 from lamina.distributed.world import ALONE, World
-from lamina.losses.base import Loss, LossSum, Metric
+from lamina.losses.base import Loss, LossSum, Metric, means
 from lamina.methods.shared.base import Hooks
 from lamina.optim import LayerwiseGaloreAdamW
 from lamina.structure.head import Head
@@ -165,11 +165,6 @@ class _Tally:
         return {name: (world.total(float(metric.total)), world.total(metric.count)) for name, metric in found.items()}
 
 
-def _means(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """Without figures of which there was nothing to count."""
-    return {name: total / count for name, (total, count) in sums.items() if count}
-
-
 def _layerwise_step(optimizer: LayerwiseGaloreAdamW, loss: torch.Tensor, check: Callable[[], None]) -> float:
     """Goes backward through a finite loss.
 
@@ -241,4 +236,4 @@ def evaluate_loss(
     finally:
         model.train(training)
     mean, counted = world.total(float(total)), world.total(count)
-    return EvaluationResult(mean / counted if counted else math.nan, _means(tally.everywhere(world)))
+    return EvaluationResult(mean / counted if counted else math.nan, means(tally.everywhere(world)))

@@ -90,7 +90,8 @@ def test_nothing_is_saved_without_a_gradient() -> None:
     with torch.no_grad():
         got = chunked_log_probs(hidden, targets, linear, LogitTransform())
     assert not got.requires_grad
-    torch.testing.assert_close(got.double(), reference(hidden, targets, linear, LogitTransform())[0], rtol=1e-5, atol=1e-5)
+    expected = reference(hidden, targets, linear, LogitTransform())[0]
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_trained_head_gets_its_gradient() -> None:

@@ -18,6 +18,7 @@ from lamina.compute.kernels import checkpoint_contexts, kernels_for
 from lamina.compute.ops.chunks import CHUNK_ELEMENTS, padded_rows, rows_of_a_chunk
 from lamina.structure.head import LogitTransform
 
+
 def chunked_cross_entropy(
     hidden: torch.Tensor,
     targets: torch.Tensor,

@@ -1,8 +1,8 @@
 """Log-probabilities of tokens, one for each row of hidden states, in chunks: the op under every loss over answers.
 
 A loss over answers is a function of the log-probabilities of their tokens. The gradient of -log p with respect to a row
-of hidden states is the same whatever that loss is; the loss only decides the factor of each row. So the forward computes
-these rows once, while the logits of a chunk are there, and the backward scales them:
+of hidden states is the same whatever that loss is; the loss only decides the factor of each row. So the forward
+computes these rows once, while the logits of a chunk are there, and the backward scales them:
 
     d L / d h_n = (d L / d log p_n) (d log p_n / d h_n)
 
