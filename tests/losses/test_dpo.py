@@ -20,7 +20,7 @@ REFERENCE = [(-11.0, -14.5), (-2.0, -1.0), (-30.25, -6.0), (-9.5, -9.75), (-21.0
 CHOSEN = [-10.2, -2.6, -28.0, -9.9, -24.0]
 REJECTED = [-15.0, -0.7, -9.0, -9.2, -30.0]
 
-TYPES = ["sigmoid", "hinge", "ipo", "robust", "apo_zero", "apo_down", "sigmoid_norm"]
+TYPES = ["sigmoid", "hinge", "ipo", "robust", "apo_zero", "apo_down", "sigmoid_norm", "bco_pair"]
 
 
 def answers(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,7 +40,7 @@ def ours(loss: Dpo, chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tenso
 
 
 @pytest.mark.parametrize("beta", [0.05, 0.1, 1.0])
-@pytest.mark.parametrize("loss_type", [[name] for name in TYPES] + [["sigmoid", "sft"], ["sigmoid", "ipo", "sft"]])
+@pytest.mark.parametrize("loss_type", [[name] for name in TYPES] + [["sigmoid", "sft"], ["sigmoid", "bco_pair", "sft"]])
 def test_as_in_trl(loss_type: list[str], beta: float) -> None:
     pytest.importorskip("trl")
     from tests.support.trl_oracle import dpo_loss

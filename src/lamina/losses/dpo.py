@@ -12,9 +12,11 @@ The loss is a mean over the pairs of the whole optimizer step. At the start c = 
     sigmoid_norm  -log sigmoid(beta (c / |chosen| - r / |rejected|))
     apo_zero      1 - sigmoid(beta c) + sigmoid(beta r)                        D'Oosterlinck et al. 2024,
     apo_down      sigmoid(beta c) + 1 - sigmoid(D)                             arXiv:2408.06266
+    bco_pair      -log sigmoid(beta c) - log sigmoid(-beta r)                  Jung et al. 2024, arXiv:2404.04656
     sft           -log p(chosen), a mean over the chosen tokens of the whole step
 
-A list of them is added up with `loss_weights`: [sigmoid, sft] is RPO (Pang et al. 2024, arXiv:2404.19733).
+A list of them is added up with `loss_weights`: [sigmoid, sft] is RPO (Pang et al. 2024, arXiv:2404.19733), and
+[sigmoid, bco_pair, sft] is MPO (Wang et al. 2024, arXiv:2411.10442).
 
 Rafailov et al. 2023, "Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
 arXiv:2305.18290.
@@ -66,6 +68,8 @@ class Dpo(ChosenLikelihood):
                 return ((1 - smoothing) * clean - smoothing * flipped) / (1 - 2 * smoothing)
             case "hinge":
                 return torch.relu(1 - difference)
+            case "bco_pair":
+                return -F.logsigmoid(beta * chosen) - F.logsigmoid(-beta * rejected)
             case "apo_zero":
                 return 1 - torch.sigmoid(beta * chosen) + torch.sigmoid(beta * rejected)
             case "apo_down":

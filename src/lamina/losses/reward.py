@@ -31,6 +31,7 @@ from lamina.methods.shared.score import ScoreHead, attach_score, score_head
 from lamina.models.load import Base
 from lamina.progress import Notify
 from lamina.structure.head import Head, find_head
+from lamina.structure.layers import text_decoder
 
 
 class Reward(Loss):
@@ -62,7 +63,8 @@ class Reward(Loss):
         return LossSum(losses.sum().float(), self._metrics(scores.detach()))
 
     def outputs(self, model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-        hidden_TD = model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[-1][0]
+        # Not `output_hidden_states`, for which transformers leaves hooks on the layers.
+        hidden_TD = text_decoder(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
         return _head(model)(hidden_TD)[:, None]
 
     def formula(self, logits: Sequence[torch.Tensor], example: EncodedExample) -> torch.Tensor:

@@ -199,6 +199,19 @@ def check_reference(
     )
 
 
+def with_live_reference(
+    examples: Sequence[EncodedExample], base: Base, head: Head, layout: Layout
+) -> list[EncodedExample]:
+    """Returns examples with the log-probabilities that the model gives as it is now, in place of precomputed ones."""
+    found = reference_log_probs(examples, base, head, layout).tolist()
+    live, at = [], 0
+    for example in examples:
+        names = _names(example)
+        live.append(example.with_values(dict(zip(names, found[at : at + len(names)], strict=True))))
+        at += len(names)
+    return live
+
+
 def _groups(examples: Sequence[EncodedExample]) -> Iterator[list[EncodedExample]]:
     group: list[EncodedExample] = []
     tokens = 0

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from lamina.config.losses.base import Beta, LossConfig, ReferenceName
 
-DpoLossType = Literal["sigmoid", "hinge", "ipo", "robust", "apo_zero", "apo_down", "sigmoid_norm", "sft"]
+DpoLossType = Literal["sigmoid", "hinge", "ipo", "robust", "apo_zero", "apo_down", "sigmoid_norm", "bco_pair", "sft"]
 
 # The types that read `label_smoothing`.
 _SMOOTHED = ("sigmoid", "robust")
@@ -39,8 +39,8 @@ class DpoConfig(LossConfig):
     """How closely to stay to the reference: larger is closer. In `ipo` it is the paper's tau."""
 
     loss_type: list[DpoLossType] = Field(default_factory=lambda: ["sigmoid"], min_length=1)
-    """One or several of `sigmoid`, `hinge`, `ipo`, `robust`, `apo_zero`, `apo_down`, `sigmoid_norm` and `sft`, which
-    are added up. For example, `[sigmoid, sft]` is RPO."""
+    """One or several of `sigmoid`, `hinge`, `ipo`, `robust`, `apo_zero`, `apo_down`, `sigmoid_norm`, `bco_pair` and
+    `sft`, which are added up. For example, `[sigmoid, sft]` is RPO, and `[sigmoid, bco_pair, sft]` MPO."""
 
     loss_weights: list[Annotated[float, Field(ge=0.0)]] | None = None
     """A weight for each of `loss_type`; null means 1 each."""
