@@ -2,8 +2,8 @@
 
 For each beta, rates are of the series 1, 3, 10, 30, ...: first that next to the default and its two neighbours, then
 further ones for as long as the best is the last on its side. The best is the highest share of exact answers on held-out
-requests of the quickstart's task, and among equals the highest margin. Every run starts from the same fine-tuned adapter
-(ORPO from the base) and sees the same rows in the same order. Runs that were finished are not run again.
+requests of the quickstart's task, and among equals the highest margin. Every run starts from the same fine-tuned
+adapter (ORPO from the base) and sees the same rows in the same order. Runs that were finished are not run again.
 
     python benchmarks/preference_rates.py --out FOLDER [--losses dpo,kto,simpo,orpo,cpo] [--rows 300] [--json]
 """
@@ -16,14 +16,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.learning_rates import FURTHEST, place_of, rate_at
-from benchmarks.preference_shows import preference_settings, scored, start_settings, task_files, train
 from rich.console import Console
 from rich.table import Table
 
 from lamina.config.losses import LOSS_CONFIGS
 from lamina.config.methods.lora import LoraConfig
 from lamina.runs import Run
+from learning_rates import FURTHEST, place_of, rate_at
+from preference_shows import preference_settings, scored, start_settings, task_files, train
 
 BETAS = {
     "dpo": (0.03, 0.1, 0.3),

@@ -1,6 +1,6 @@
 """Shows of the losses over answers on a task whose answers can be checked, and on real prose. Each is one command.
 
-    python benchmarks/preference_shows.py dpo          --out FOLDER   # chosen: the right record; rejected: a field wrong
+    python benchmarks/preference_shows.py dpo          --out FOLDER   # chosen: the right record, rejected: a wrong one
     python benchmarks/preference_shows.py others       --out FOLDER   # KTO, SimPO and ORPO on the same rows
     python benchmarks/preference_shows.py distillation --out FOLDER   # four examples in the teacher's prompt alone
     python benchmarks/preference_shows.py prose --pairs dpo_en_demo.json --labels kto_en_demo.json --out FOLDER
@@ -268,7 +268,7 @@ def scored(name: str, run: Run, files: Mapping[str, Path]) -> dict[str, Any]:
     return {
         "model": name,
         "exact": shown(Score(right, len(requests))),
-        "preferred": "" if accuracy is None else shown(Score(round(accuracy * pairs), pairs)),
+        "preferred": "" if accuracy is None else shown_share(accuracy, pairs),
         "margin": "" if margin is None else f"{margin:.3f}",
         "first loss": f"{summary.train_loss_first:.4f}" if summary and summary.train_loss_first is not None else "",
     }
@@ -296,6 +296,11 @@ def build_requests(file: Path) -> list[tuple[list[Message], str]]:
     """The conversations of a file, each with the answer that is expected."""
     rows = [json.loads(line)["messages"] for line in file.read_text(encoding="utf-8").splitlines()]
     return [([Message(turn["role"], turn["content"]) for turn in row[:-1]], row[-1]["content"]) for row in rows]
+
+
+def shown_share(share: float, rows: int) -> str:
+    """A share of rows with its interval."""
+    return shown(Score(round(share * rows), rows))
 
 
 def shown(score: Score) -> str:

@@ -277,7 +277,7 @@ def _not_trainable(file: EncodedFile, kind: str, sequences: Sequences) -> str:
     rows = [(row.value, row.example) for row in first if row.value is not None and row.example is not None]
     fix = no_loss_fix(kind, rows, file.source, facts.wanted, facts.kinds[kind])
     return (
-        f"{file.file.name}: its rows have the format {facts.format!r}, for which `lamina train` has no loss; it "
+        f"{file.file.name}: its rows have the format {facts.format!r}, which cross entropy does not learn from; it "
         f"supports answers and plain text. Fix: {fix}."
     )
 
