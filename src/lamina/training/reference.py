@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from lamina import files
 from lamina.adapters.adapter import Adapter
@@ -91,6 +92,24 @@ def find_reference(config: LossConfig, injection: Injection, base: Base, start: 
         return Reference("base", base.fingerprint.tensors, injection)
     kept = {name: tensor.detach().clone() for name, tensor in injection.saved_tensors().items()}
     return Reference("start", start.digest, injection, kept)
+
+
+def turn_off_dropout(injection: Injection, notify: Notify) -> None:
+    """Turns the base's own dropout off, and notes the adapter's, which a user has set.
+
+    With dropout, a model differs from itself, and so from its reference before the first step.
+    """
+    own = [module for layer in injection.layers.values() for module in layer.modules()]
+    ids = {id(module) for module in own}
+    for module in injection.model.modules():
+        if isinstance(module, nn.Dropout) and id(module) not in ids:
+            module.p = 0.0
+    rate = dict(injection.config).get("lora_dropout")
+    if rate:
+        notify(
+            f"method.lora_dropout is {rate:g}: with dropout the model differs from its reference, which makes this "
+            "loss noisier. TRL turns it off; so does method.lora_dropout=0."
+        )
 
 
 def with_reference(

@@ -35,7 +35,7 @@ from lamina.runs import Run
 from lamina.structure.head import Head, find_head
 from lamina.structure.positions import declared_positions, has_position_table
 from lamina.training.record import facts_of, write_what_is_known
-from lamina.training.reference import Reference, find_reference, with_reference
+from lamina.training.reference import Reference, find_reference, turn_off_dropout, with_reference
 from lamina.training.session import KERNELS, Session
 from lamina.training.start import check_start_fits, new_adapter, prepare_new, put_on, read_start
 
@@ -87,6 +87,8 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         notify(note)
     head = _head_after_injection(head, injection)
     reference = find_reference(config.loss, injection, base, start)
+    if reference is not None:
+        turn_off_dropout(injection, notify)
     dataset = _arranged(dataset, config, loss, reference, head, base, notify)
     tensors = injection.tensors()
     optimizer = build_optimizer(config.train, tensors, injection.fast_tensors(), injection.vocabulary_tensors(), notify)
