@@ -24,7 +24,6 @@ from lamina.distributed.world import ALONE, World
 from lamina.errors import Interrupted, LaminaError, TrainingError
 from lamina.machine.memory import peak_bytes
 from lamina.machine.seeding import kept_generators, seed_generators
-from lamina.methods.shared.base import find_method
 from lamina.runs import Run, check_start, events, exclusive, recorded, start_run
 from lamina.runs.events import Note, OnEvent
 from lamina.signals import StopRequest, stop_on_signals
@@ -44,7 +43,6 @@ from lamina.training.finite import check_evaluation, check_gradients
 from lamina.training.plan.memory import choose_checkpointing
 from lamina.training.plan.time import measured_tokens_per_second
 from lamina.training.preview import colored_example
-from lamina.training.reference import Reference, check_reference
 from lamina.training.session import KERNELS, Session
 from lamina.training.setup import build_session, count_parameters
 from lamina.training.step import (
@@ -143,7 +141,7 @@ class _Loop:
         self.first_step = state.step + 1
         self.whole = True  # whether tensors, optimizer and method are those of state.step
         self.window = Window()
-        self.remarked: set[str] = set()  # what was said once
+        self.remarked = False
 
     def run(self) -> None:
         self.model.train()
@@ -168,8 +166,8 @@ class _Loop:
 
     def _steps(self) -> None:
         session, state = self.session, self.state
-        if session.reference is not None and state.step == 0:
-            self._check_reference(session.reference)
+        if state.step == 0 and (note := session.check_reference(self.layout)):
+            self._note(note)
         if session.dataset.eval and state.eval_loss_first is None:
             self._evaluate_start()
         epoch, plan = -1, []
@@ -269,22 +267,13 @@ class _Loop:
         check_evaluation(result.loss, what, self.state.step)
         return result
 
-    def _check_reference(self, reference: Reference) -> None:
-        session = self.session
-        as_base = session.start is None and find_method(session.config.method.type).starts_as_base
-        parts = (reference, session.base, session.head, self.layout)
-        is_start = reference.kind == "start" or as_base
-        if note := check_reference(session.epoch_plan(0)[0], *parts, is_start=is_start):
-            self._note(note)
-
     def _evaluate_start(self) -> None:
         """Evaluates what the adapter is compared with: the adapter that training starts from, or the bare base."""
         session, state = self.session, self.state
-        new = session.start is None
-        with session.injection.disabled() if new else nullcontext():
-            first = self._evaluate("bare base" if new else "start")
+        of = "base" if session.start is None else "start"
+        with session.injection.disabled() if of == "base" else nullcontext():
+            first = self._evaluate("bare base" if of == "base" else of)
         state.eval_loss_first, state.eval_metrics_first = first.loss, first.metrics
-        of = "base" if new else "start"
         self.log.emit(events.Evaluation(0, eval_loss=first.loss, of=of, metrics=first.metrics))
 
     def _evaluate_and_keep_best(self) -> None:
@@ -306,10 +295,9 @@ class _Loop:
         self.log.emit(
             events.Evaluation(state.step, eval_loss=loss, of="adapter", best_step=best, metrics=result.metrics)
         )
-        for remark in self.session.loss.remarks(state.eval_metrics_first, result.metrics):
-            if remark.partition(":")[0] not in self.remarked:
-                self.remarked.add(remark.partition(":")[0])
-                self._note(remark)
+        for remark in self.session.loss.remarks(state.eval_metrics_first, result.metrics) if not self.remarked else []:
+            self.remarked = True
+            self._note(remark)
         if self._stopped_early():
             self._note(
                 f"Stopped early: {state.evals_without_gain} evaluations without a better loss than "

@@ -11,18 +11,19 @@ from torch import nn
 from lamina.adapters.adapter import Adapter
 from lamina.chat.template import ChatTemplate
 from lamina.config import Config
+from lamina.data.batch import Layout
 from lamina.data.dataset import Dataset
 from lamina.data.packing import plan_epoch
 from lamina.data.side import Batches
 from lamina.distributed.world import ALONE, World
 from lamina.losses.base import Loss
-from lamina.methods.shared.base import Hooks, Injection
+from lamina.methods.shared.base import Hooks, Injection, find_method
 from lamina.methods.shared.coverage import Coverage
 from lamina.models.load import Base
 from lamina.optim import Schedule
 from lamina.runs import Run
 from lamina.structure.head import Head
-from lamina.training.reference import Reference
+from lamina.training.reference import Reference, check_reference
 
 # `train.compile`, in the kernels' own terms.
 KERNELS: dict[str | bool, str] = {"auto": "auto", True: "compiled", False: "plain"}
@@ -83,6 +84,21 @@ class Session:
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch; the last one may have fewer micro-batches."""
         return math.ceil(self.micro_batches / self.config.train.gradient_accumulation_steps)
+
+    def check_reference(self, layout: Layout) -> str:
+        """Checks that the model as training starts is its reference, where that is so; see `reference.check_reference`.
+
+        Returns:
+            What a user should know; empty if all is as it should be, or there is no reference.
+
+        Raises:
+            TrainingError: It is not.
+        """
+        if self.reference is None:
+            return ""
+        as_base = self.start is None and find_method(self.config.method.type).starts_as_base
+        is_start = self.reference.kind == "start" or as_base
+        return check_reference(self.epoch_plan(0)[0], self.reference, self.base, self.head, layout, is_start)
 
     def epoch_plan(self, epoch: int) -> Batches:
         """The micro-batches of an epoch, in order."""
