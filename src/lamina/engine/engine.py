@@ -6,6 +6,7 @@ checking it. The two meet in `_inbox`, between two steps.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import queue
@@ -20,10 +21,10 @@ from typing import Any
 import torch
 
 from lamina.adapters.adapter import read_adapter
-from lamina.adapters.load import adapter_folder, template_of
-from lamina.chat.template import ChatTemplate, build_template
+from lamina.adapters.load import adapter_folder
+from lamina.chat.template import ChatTemplate
 from lamina.config.quantization import QuantizationConfig
-from lamina.engine.admission import Admission
+from lamina.engine.admission import Admission, template_for
 from lamina.engine.asking import Asker, build_asker, default_sampling, ignored_settings, joined_logits
 from lamina.engine.core import Core
 from lamina.engine.generator import Piece, Pieces, Request
@@ -281,7 +282,7 @@ class Engine:
     def logits(self, ids: Sequence[int], positions: Sequence[int], adapter: str | None = None) -> torch.Tensor:
         """An adapter's logits at `positions` of the sequence `ids`, float32 (positions, vocabulary)."""
         with closing(_Use(self, adapter)) as use:
-            return self._logits(ids, positions, use.part, use.digest)
+            return self._logits([(ids, positions)], use.part, use.digest)[0]
 
     def stats(self) -> EngineStats:
         """How the engine is doing now."""
@@ -326,15 +327,25 @@ class Engine:
         self._tell(lambda: self._core.add(sequence, runner), sequence)
         return Ticket(self, sequence)
 
-    def _logits(self, ids: Sequence[int], positions: Sequence[int], part: Part, digest: str | None) -> torch.Tensor:
-        results: queue.SimpleQueue[Piece | BaseException] = queue.SimpleQueue()
-        voice = Voice(digest, part.weights, part.virtual_tokens)
-        sequence = self._ask.probe(list(ids), list(positions), voice, results.put, results.put)
-        self._tell(lambda: self._core.add(sequence, part.runner), sequence)
-        result = self._next(results)
-        if isinstance(result, BaseException):
-            raise result
-        return joined_logits(sequence, list(positions))
+    def _logits(
+        self, asked: Sequence[tuple[Sequence[int], Sequence[int]]], part: Part, digest: str | None
+    ) -> list[torch.Tensor]:
+        """Logits at positions of several sequences, which are computed together."""
+        results: queue.SimpleQueue[tuple[int, Piece | BaseException]] = queue.SimpleQueue()
+        sequences = []
+        for number, (ids, positions) in enumerate(asked):
+            deliver = _numbered(results, number)
+            voice = Voice(digest, part.weights, part.virtual_tokens)
+            sequences.append(self._ask.probe(list(ids), list(positions), voice, deliver, deliver))
+        for sequence in sequences:
+            self._tell(functools.partial(self._core.add, sequence, part.runner), sequence)
+        found: list[torch.Tensor] = [torch.empty(0)] * len(sequences)
+        for _ in sequences:
+            number, result = self._next(results)
+            if isinstance(result, BaseException):
+                raise result
+            found[number] = joined_logits(sequences[number], list(asked[number][1]))
+        return found
 
     def _next(self, results: queue.SimpleQueue[Any]) -> Any:
         """The next result; an engine that was closed meanwhile gives none."""
@@ -399,16 +410,3 @@ def _numbered(
     results: queue.SimpleQueue[tuple[int, Piece | BaseException]], number: int
 ) -> Callable[[Piece | BaseException], None]:
     return lambda result: results.put((number, result))
-
-
-def template_for(base: Base, adapters: Mapping[str, str | Path]) -> ChatTemplate:
-    """The template of the first adapter with a lock, else the model's own.
-
-    Raises:
-        AdapterError: An adapter cannot be read.
-    """
-    for path in adapters.values():
-        adapter = read_adapter(adapter_folder(path))
-        if adapter.lock is not None:
-            return template_of(adapter, base)
-    return build_template(base.tokenizer)
