@@ -17,6 +17,8 @@ import statistics
 import tempfile
 import threading
 import time
+from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,7 @@ class Streams:
     def __init__(self, engine: Engine, count: int, adapter: str | None) -> None:
         self._engine, self._adapter = engine, adapter
         self._stopped = threading.Event()
-        self.waits: list[tuple[float, float]] = []
+        self.ends, self.waits = array("d"), array("d")
         self._last = [0.0] * count
         self._tickets: list[Any] = [self._begin(number) for number in range(count)]
 
@@ -79,7 +81,8 @@ class Streams:
         def deliver(piece: Piece | BaseException) -> None:
             now = time.perf_counter()
             if self._last[number]:
-                self.waits.append((now, now - self._last[number]))
+                self.ends.append(now)
+                self.waits.append(now - self._last[number])
             self._last[number] = now
             if isinstance(piece, Piece) and piece.finish_reason is not None and not self._stopped.is_set():
                 self._last[number] = 0.0
@@ -94,7 +97,7 @@ class Streams:
             ticket.cancel()
 
 
-def spread(seconds: list[float]) -> dict[str, float]:
+def spread(seconds: Sequence[float]) -> dict[str, float]:
     """Milliseconds: median, 95th and 99th percentile, largest."""
     ordered = sorted(1e3 * value for value in seconds)
     at = lambda share: ordered[min(len(ordered) - 1, int(share * len(ordered)))]  # noqa: E731
@@ -127,10 +130,10 @@ def measure(given: argparse.Namespace, paths: list[Path]) -> dict[str, Any]:
         engine.load("first", paths[0])
         idle = time.perf_counter() - begun
         streams = Streams(engine, given.streams, None)
+        time.sleep(8.0)
+        warm = len(streams.waits)
         time.sleep(3.0)
-        streams.waits.clear()
-        time.sleep(3.0)
-        quiet, streams.waits = streams.waits, []
+        quiet = streams.waits[warm:]
         loads: list[tuple[float, float]] = []
         memory = [current_bytes(CPU)]
         for number in range(given.loads):
@@ -141,7 +144,6 @@ def measure(given: argparse.Namespace, paths: list[Path]) -> dict[str, Any]:
                 engine.unload(f"hot-{number - 1}")
             memory.append(current_bytes(CPU))
             time.sleep(given.gap)
-        waits = streams.waits
         streams.close()
     seconds = [ended - begun for begun, ended in loads]
     new = len(paths) - 1
@@ -154,16 +156,17 @@ def measure(given: argparse.Namespace, paths: list[Path]) -> dict[str, Any]:
         "load_new_ms": spread(seconds[:new]),
         "load_known_ms": spread(seconds[new:]),
         "between_tokens_ms": {
-            "no_load": spread([wait for _, wait in quiet]),
-            "known": spread(_within(waits, loads[new:])),
-            "new": spread(_within(waits, loads[:new])),
+            "no_load": spread(quiet),
+            "known": spread(_within(streams, loads[new:])),
+            "new": spread(_within(streams, loads[:new])),
         },
         "memory_bytes": {"early": early, "end": memory[-1], "ratio": round(memory[-1] / early, 4)},
     }
 
 
-def _within(waits: list[tuple[float, float]], loads: list[tuple[float, float]]) -> list[float]:
+def _within(streams: Streams, loads: list[tuple[float, float]]) -> list[float]:
     """The waits that have a part in common with a load."""
+    waits = zip(streams.ends, streams.waits, strict=True)
     return [wait for at, wait in waits if any(begun < at and at - wait < ended for begun, ended in loads)]
 
 
