@@ -10,11 +10,8 @@ from typing import Any
 
 from lamina.bench.job import SideRun, Step
 from lamina.bench.machine import DISTURBED_CORES, machine_facts
-from lamina.bench.optional import is_installed, optional
+from lamina.bench.plot import new_plot
 from lamina.bench.sides import OWN
-from lamina.errors import ConfigError, Problem
-
-PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -173,21 +170,6 @@ def _ratio(peer: str, own_runs: Sequence[SideRun], peer_runs: Sequence[SideRun])
     )
 
 
-def check_plot(path: Path) -> None:
-    """Finds out before anything is measured whether `plot` will work.
-
-    Raises:
-        BenchError: matplotlib is not installed.
-        ConfigError: The file's folder does not exist, or its suffix is no format.
-    """
-    if not is_installed("matplotlib"):
-        optional("matplotlib")
-    if path.suffix not in PLOT_SUFFIXES:
-        raise ConfigError(Problem("--plot", f"{path.name!r} does not end in {', '.join(PLOT_SUFFIXES)}", "rename it"))
-    if not path.resolve().parent.is_dir():
-        raise ConfigError(Problem("--plot", f"the folder of {path} does not exist", "make it first"))
-
-
 def plot(report: BenchReport, path: Path) -> None:
     """Draws speed, share of the machine's limit, memory, and the losses on top of each other.
 
@@ -198,14 +180,13 @@ def plot(report: BenchReport, path: Path) -> None:
     Raises:
         BenchError: matplotlib is not installed.
     """
-    optional("matplotlib").use("Agg")
-    figure, axes = optional("matplotlib.pyplot").subplots(2, 2, figsize=(11, 7.5), layout="constrained")
+    figure, axes = new_plot(2, 2, size=(11, 7.5))
     names = [side.side for side in report.sides]
-    colours = [f"C{number}" for number in range(len(names))]
+    colors = [f"C{number}" for number in range(len(names))]
     gib = 2.0**30
 
     def bars(axis: Any, title: str, values: Sequence[float], form: str) -> None:
-        drawn = axis.barh(names, values, color=colours)
+        drawn = axis.barh(names, values, color=colors)
         axis.bar_label(drawn, [form.format(value) for value in values], padding=3)
         axis.set(title=title, xlim=(0, max(values) * 1.18))
         axis.invert_yaxis()
@@ -215,11 +196,11 @@ def plot(report: BenchReport, path: Path) -> None:
     bars(axes[1][0], "peak memory in GiB (hatched: model loaded)", [s.peak_bytes / gib for s in report.sides], "{:.2f}")
     loaded = [side.loaded_bytes / gib for side in report.sides]
     axes[1][0].barh(names, loaded, color="none", edgecolor="black", hatch="///", linewidth=0)
-    for side, colour in zip(report.sides, colours, strict=True):
+    for side, color in zip(report.sides, colors, strict=True):
         own = side.side == OWN
         steps = range(1, len(side.losses) + 1)
         axes[1][1].plot(
-            steps, side.losses, color=colour, label=side.side, linewidth=4 if own else 1.5, alpha=0.5 if own else 1
+            steps, side.losses, color=color, label=side.side, linewidth=4 if own else 1.5, alpha=0.5 if own else 1
         )
     axes[1][1].set(title="loss of each step, on the same rows", xlabel="step")
     axes[1][1].legend()
