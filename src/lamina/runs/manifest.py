@@ -62,6 +62,58 @@ class Hardware:
     gpu: str | None
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """The weights that `target_modules` leaves without an adapter.
+
+    Attributes:
+        stacked: Number of weights in parameters that stack several matrices, by name.
+        narrower_than_the_rank: Linear layers whose smaller side is below the rank.
+        not_called: Number of modules that do not run on a text, by the outermost of them.
+    """
+
+    stacked: dict[str, int]
+    narrower_than_the_rank: list[str]
+    not_called: dict[str, int]
+
+
+@dataclass(frozen=True)
+class PackedWeights:
+    """How much of the base is quantized.
+
+    Attributes:
+        weights: Number of weights, without embeddings and head.
+        packed: Number of those that are held in 4 or 8 bits.
+        left: Number of those that are not, by module.
+    """
+
+    weights: int
+    packed: int
+    left: dict[str, int]
+
+
+@dataclass(frozen=True)
+class BaseWeights:
+    """How much of the base the adapter covers.
+
+    Attributes:
+        outside_embeddings_and_head: Number of weights that are counted.
+        adapted: Number of those in modules that the adapter is on.
+        left_out: Those that the adapter leaves out.
+        packing: How much is quantized; None for a base that is not.
+    """
+
+    outside_embeddings_and_head: int
+    adapted: int
+    left_out: LeftOut
+    packing: PackedWeights | None = None
+
+    @classmethod
+    def from_json(cls, coverage: Mapping[str, Any], packing: Mapping[str, Any] | None) -> BaseWeights:
+        """Combines what coverage and quantization report as plain data."""
+        return from_json(cls, {**coverage, "packing": packing})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What is recorded of a run; None or empty for what is not (yet), or was not by an earlier version.
@@ -78,7 +130,7 @@ class Manifest:
         chat_template: Digest of the template that conversations were rendered with.
         data: The data files.
         threads: Of torch.
-        weights: How many of the base's weights the adapter is on, what was left out, and what was packed.
+        weights: How much of the base the adapter covers, and how much of it is quantized.
         dtype: What the base was held in.
         device: Where.
         kernels: Which kind ran.
@@ -100,7 +152,7 @@ class Manifest:
     chat_template: str | None = None
     data: list[DataFile] | None = None
     threads: int | None = None
-    weights: dict[str, Any] | None = None
+    weights: BaseWeights | None = None
     dtype: str | None = None
     device: str | None = None
     kernels: str | None = None
