@@ -1,10 +1,10 @@
-"""The certificate: whether a model that should carry an adapter gives the logits that its probes recorded.
+"""The certificate: checks that a model with an adapter gives the logits that the adapter's probes recorded.
 
-Rounding and absence are told apart by what each can do. How far rounding carries is assumed from the dtype's spacing
-first, and measured on the model itself (`moved.py`) where that is not enough. An effect on the logits that is smaller
-than that shows nothing; then the adapter is looked for in the weights, where `export/fold.py` says how much of it is.
+It tells rounding from a missing adapter. The effect of rounding is first assumed from the dtype's spacing, and measured
+on the model (`moved.py`) if that is not enough. If the adapter changes the logits by less than rounding does, the
+weights decide: `export/fold.py` measures how much of the adapter they contain.
 
-Who computes the logits does not matter (`logits.py`); rounding can be measured on a model in memory alone.
+The logits may come from anywhere (`logits.py`); rounding can be measured only on a model in memory.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ EFFECT_MARGIN = 0.5
 _SPACING = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-23}
 _SPACINGS_ALLOWED = {"bfloat16": 8.0, "float16": 8.0, "float32": 256.0}
 
-# How often the movement that was measured may be seen. Both sides have their own rounding, it happens outside of linear
-# layers too, and merging rounds each weight once more.
+# Allowed multiple of the measured effect of rounding. Both sides round, not only linear layers do, and merging rounds each
+# weight once more.
 _NOISE_ALLOWED = 4.0
 
-# Of a server's few log-probabilities: the share of the recorded tokens that must be among them.
+# Share of the recorded tokens for which a server must return log-probabilities.
 _LEAST_KNOWN = 0.5
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What greedy generation from a written folder alone showed.
+    """The result of greedy generation from a written folder, with its own files only.
 
     Attributes:
-        prompts: Answered by the adapter and by the folder.
-        longest: Tokens that an answer might have.
-        stopped: Answers that ended by themselves before that, in both at the same token.
-        undecided: Answers that went apart at a token where rounding decides.
-        differences: Ways in which the folder asks, answers or stops otherwise than the adapter.
+        prompts: Number of prompts that the adapter and the folder answered.
+        longest: Maximum number of tokens of an answer.
+        stopped: Number of answers that ended earlier, in both at the same token.
+        undecided: Number of answers that differ from a token on where rounding decides.
+        differences: Number of ways in which the folder's prompts, answers or stops differ from the adapter's.
     """
 
     prompts: int
@@ -66,22 +66,21 @@ class Certificate:
         passed: Whether the adapter is applied and gives the recorded logits.
         subject: What was tested, such as a merged folder.
         adapter_digest: Of the adapter that the probes belong to.
-        modules_expected: Modules that the adapter is on.
-        modules_matched: Those found and filled, or folded in.
-        probes: How many prompts were replayed.
+        modules_expected: Number of modules that the adapter is on.
+        modules_matched: Number of those that were found and filled, or merged.
+        probes: Number of prompts that were replayed.
         max_logit_difference: Largest difference from the adapter's recorded logits.
         mean_logit_difference: Mean of the same.
         tolerance: The largest difference allowed, from the dtypes at training and now; or, if that was not enough, from
             what rounding was measured to do to this model.
         top1_agreement: Share of positions whose highest logit is the recorded one.
-        effect: Mean difference between adapter and bare base as recorded: what there is to see.
-        effect_kept: How much of the recorded effect is there: the tested model's change from the base, projected on the
-            recorded change. 1 is all of it, 0 none; rounding, which has no direction, averages out.
-        dtype: What the tested model was held in.
-        update_kept: How much of what the adapter adds to the weights is in them, measured on the weights; None where
-            that is not known.
-        answers: Of a written folder, what generating from it showed.
-        notes: Allowed mismatches and the like.
+        effect: Mean difference between the recorded logits of the adapter and of the bare base.
+        effect_kept: Share of the recorded effect that is present: the tested model's change from the base, projected on
+            the recorded change. 1 is all of it, 0 none; rounding has no direction and averages out.
+        dtype: Dtype of the tested model.
+        update_kept: Share of the adapter's weight update that the weights contain; None if it was not measured.
+        answers: The result of generating from a written folder; None if that was not done.
+        notes: Allowed mismatches and other messages.
         reasons: Why it did not pass.
     """
 
@@ -105,19 +104,19 @@ class Certificate:
 
     @property
     def is_rounded_away(self) -> bool:
-        """Whether the weights hold too little of what the adapter adds to them."""
+        """Whether rounding removed too much of the adapter's weight update."""
         return self.update_kept is not None and self.update_kept < 1.0 - EFFECT_MARGIN
 
     def failed(self, reason: str) -> Certificate:
-        """Itself with one more reason why it did not pass."""
+        """Returns a copy that did not pass, with one more reason."""
         return replace(self, passed=False, reasons=[*self.reasons, reason])
 
     def as_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Converts to plain data."""
         return asdict(self)
 
     def line(self) -> str:
-        """For people."""
+        """Formats one line for the terminal."""
         verdict = "PASSED" if self.passed else "FAILED (" + "; ".join(self.reasons) + ")"
         stops = "" if self.answers is None else f", stops as the adapter does ({_stops(self.answers)})"
         return (
@@ -128,10 +127,10 @@ class Certificate:
         )
 
     def require(self, fix: str = "") -> Certificate:
-        """Itself, if it passed.
+        """Returns the certificate if it passed.
 
         Args:
-            fix: What to do if it did not.
+            fix: What to do if it did not pass.
 
         Raises:
             CertificateError: It did not.
@@ -153,9 +152,9 @@ def replay_on_model(
     notes: Sequence[str] = (),
     update_kept: float | None = None,
 ) -> Certificate:
-    """Runs the probes through a model in memory, in evaluation mode, on which rounding can be measured.
+    """Replays the probes on a model in memory, in evaluation mode, on which rounding can be measured.
 
-    As `replay_probes` for everything else.
+    Otherwise like `replay_probes`.
     """
     return replay_probes(
         model_logits(model),
@@ -187,23 +186,23 @@ def replay_probes(
     notes: Sequence[str] = (),
     update_kept: float | None = None,
 ) -> Certificate:
-    """Asks for the logits of the probes where the adapter should be.
+    """Compares the logits of a model that should have the adapter with the recorded ones.
 
     Args:
-        logits: Gives the tested model's logits, or the few log-probabilities of a server.
-        probes: From the adapter's `lamina.json`.
-        subject: What to call the model in messages.
-        adapter_digest: Of the adapter.
-        modules_expected: Modules that the adapter is on.
-        modules_matched: Those found and filled, or folded in.
-        trained_dtype: What the base was held in when the probes were recorded.
-        dtype: What the tested model is held in.
-        moved: Lets rounding be measured; None where that is not possible, so that it is assumed from the dtypes.
-        notes: To be kept in the certificate.
-        update_kept: How much of the adapter is in the weights; None where that is not known.
+        logits: Returns the tested model's logits, or some log-probabilities of a server.
+        probes: The probes in the adapter's `lamina.json`.
+        subject: Name of the tested model in messages.
+        adapter_digest: Digest of the adapter.
+        modules_expected: Number of modules that the adapter is on.
+        modules_matched: Number of those that were found and filled, or merged.
+        trained_dtype: Dtype of the base when the probes were recorded.
+        dtype: Dtype of the tested model.
+        moved: Perturbs the model to measure rounding; None if that is not possible.
+        notes: Notes for the certificate.
+        update_kept: Share of the adapter's weight update that the weights contain; None if it was not measured.
 
     Raises:
-        AdapterError: There are no probes, what `logits` gives has another shape, or rounding to a dtype is not known.
+        AdapterError: There are no probes, the logits have a wrong shape, or there is no tolerance for a dtype.
     """
     _check_replayable(subject, probes, (trained_dtype, dtype))
     found = compare_with_recorded(logits, probes)
@@ -235,7 +234,7 @@ def _check_replayable(subject: str, probes: Sequence[Probe], dtypes: Sequence[st
         raise AdapterError(f"{subject}: there are no probes to replay.")
     for dtype in dtypes:
         if dtype not in _SPACING:
-            raise AdapterError(f"the dtype {dtype!r} has no tolerance; those that have one are {', '.join(_SPACING)}.")
+            raise AdapterError(f"there is no tolerance for the dtype {dtype!r}, only for {', '.join(_SPACING)}.")
 
 
 @dataclass(frozen=True)
@@ -265,12 +264,12 @@ def _allow_for_rounding(
     rounding, notes = measure(), []
     if found.largest > tolerance:
         tolerance = max(tolerance, _NOISE_ALLOWED * rounding.largest)
-        notes.append(f"rounding alone was measured to move this model's logits by up to {rounding.largest:.3g}")
+        notes.append(f"rounding alone changes this model's logits by up to {rounding.largest:.3g}, as measured")
     if not is_contradicted or found.effect > _NOISE_ALLOWED * rounding.mean:
         return _Allowance(tolerance, in_logits, notes)
     notes.append(
-        f"the adapter moves the probes' logits by {found.effect:.2g}, which rounding can hide, so that its presence "
-        "was decided by the weights"
+        f"the adapter changes the probes' logits by {found.effect:.2g}, which rounding can hide, so the weights "
+        "decided whether it is there"
     )
     return _Allowance(tolerance, in_weights, notes)
 
@@ -283,21 +282,22 @@ def _why_failed(found: Comparison, allowance: _Allowance, update_kept: float | N
     """Returns why the logits are not the adapter's; nothing if they are."""
     top1 = found.top1_agreement(allowance.tolerance)
     faults = {
-        f"log-probabilities of only {found.known:.0%} of the recorded tokens are given": found.known < _LEAST_KNOWN,
+        f"the server returned log-probabilities for only {found.known:.0%} of the recorded tokens": found.known
+        < _LEAST_KNOWN,
         "the logits are not finite": not found.is_finite,
         f"a logit differs from the recorded one by {found.largest:.3g}": found.largest > allowance.tolerance,
         _why_not_shown(found, update_kept, dtype): not allowance.shows_adapter,
-        f"only {top1:.0%} of the clear top-1 tokens agree": top1 < 1.0,
+        f"only {top1:.0%} of the top-1 tokens agree where rounding does not decide": top1 < 1.0,
     }
     return [reason for reason, is_found in faults.items() if is_found]
 
 
 def _why_not_shown(found: Comparison, update_kept: float | None, dtype: str) -> str:
     if update_kept is not None and update_kept < 1.0 - EFFECT_MARGIN:
-        return f"{update_kept:.0%} of what the adapter adds to the weights is left of it in {dtype}"
+        return f"only {update_kept:.0%} of the adapter's weight update is left after rounding to {dtype}"
     if found.effect == 0.0:
-        return "the adapter changed nothing when it was recorded"
-    return f"the output shows {found.kept:.0%} of the adapter's recorded effect"
+        return "the adapter did not change the logits when they were recorded"
+    return f"the logits show {found.kept:.0%} of the adapter's recorded effect"
 
 
 def _coarser(first: str, second: str) -> str:
