@@ -31,8 +31,8 @@ EFFECT_MARGIN = 0.5
 _SPACING = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-23}
 _SPACINGS_ALLOWED = {"bfloat16": 8.0, "float16": 8.0, "float32": 256.0}
 
-# Allowed multiple of the measured effect of rounding. Both sides round, not only linear layers do, and merging rounds each
-# weight once more.
+# Allowed multiple of the measured effect of rounding: both sides round, other parts than linear layers round too, and
+# merging rounds each weight once more.
 _NOISE_ALLOWED = 4.0
 
 # Share of the recorded tokens for which a server must return log-probabilities.
