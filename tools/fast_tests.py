@@ -1,8 +1,9 @@
 """Chooses the tests of `make fast`: a verdict on the whole house in less than two minutes.
 
 A plugin of pytest. Of each test function it takes the first case; of each file as many functions, from its top, as fit
-into its share of seconds. Functions known to be slow are left out: `tests/slow_functions.txt` has their names, which
-`make fast-times` measures and writes. `tests/docs` has no share to keep to, and its `test_structure.py` runs whole.
+into its share of seconds. Functions known to be slow are left out, and files with a slow fixture: they are listed in
+`tests/slow_functions.txt`, which `make fast-times` measures and writes. `tests/docs` has no share to keep to, and its
+`test_structure.py` runs whole.
 
     python -m pytest -p tools.fast_tests                # what `make fast` runs
     python -m pytest -p tools.fast_tests --record       # every function's first case; writes the list of slow ones
@@ -22,12 +23,15 @@ SLOW = Path(__file__).resolve().parents[1] / "tests" / "slow_functions.txt"
 SLOW_SECONDS = 1.0
 # Of the clock: a test that waits, for a server or a signal, keeps a worker from other tests.
 SLOW_WAITING = 4.0
+# Of a fixture: whichever test of the file comes first would pay for it, so the whole file is left out.
+SLOW_FIXTURE = 5.0
 WHOLE = ("tests", "docs")
 ALWAYS = "test_structure.py"
 
 _HEAD = f"""\
 # Test functions whose first case takes more than {SLOW_SECONDS:g} s of a core or {SLOW_WAITING:g} s of waiting,
-# set-up included. Written by `make fast-times`; `make fast` leaves them out, `make test` runs everything.
+# set-up included, and files with a fixture of more than {SLOW_FIXTURE:g} s. Written by `make fast-times`.
+# `make fast` leaves them out; `make test` runs everything.
 """
 _spent: defaultdict[Path, float] = defaultdict(float)
 _seconds: dict[str, float] = {}
@@ -47,7 +51,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept: dict[str, pytest.Item] = {}
     for item in items:
         function = item.nodeid.partition("[")[0]
-        if item.path.name == ALWAYS or function.rpartition("::")[2] not in slow:
+        file, _, name = function.rpartition("::")
+        if item.path.name == ALWAYS or slow.isdisjoint((file, name)):
             kept.setdefault(item.nodeid if _is_whole(item) else function, item)
     chosen = list(kept.values())
     config.hook.pytest_deselected(items=list(set(items) - set(chosen)))
@@ -67,6 +72,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
     """Gives a test's cost to its last report, which also gets from a worker of xdist to the main process."""
+    if call.when == "setup":
+        item.user_properties.append(("fixture_seconds", call.duration))
     if call.when == "teardown":
         waited = time.monotonic() - item.stash[_STARTED]
         cost = max(_core_seconds() - item.stash[_STARTED_CORE], waited * SLOW_SECONDS / SLOW_WAITING)
@@ -85,9 +92,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Notes the cost of each function."""
     if report.when == "teardown":
-        cost = dict(report.user_properties)["cost_seconds"]
-        assert isinstance(cost, float)
-        _seconds[report.nodeid.partition("[")[0].rpartition("::")[2]] = cost
+        costs = dict(report.user_properties)
+        cost, fixture = costs["cost_seconds"], costs["fixture_seconds"]
+        assert isinstance(cost, float) and isinstance(fixture, float)
+        file, _, name = report.nodeid.partition("[")[0].rpartition("::")
+        _seconds[file if fixture > SLOW_FIXTURE else name] = cost
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
