@@ -174,7 +174,7 @@ class TokenStore:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def example(self, index: int, begin: int = 0, length: int | None = None, source: int = 0) -> EncodedExample:
+    def example(self, index: int, begin: int = 0, length: int | None = None, file_index: int = 0) -> EncodedExample:
         """Returns a row, or `length` tokens of it from `begin`; the first token is never supervised.
 
         A row with several sequences can only be returned whole.
@@ -185,12 +185,12 @@ class TokenStore:
         supervised[:1] = False
         ids, row = self._ids[start:end].astype(np.int32), int(self.rows[index])
         if not (self.facts.several or self.facts.values):
-            return EncodedExample(ids, supervised, row, source)
+            return EncodedExample(ids, supervised, row, file_index)
         several = self._sequences[self._first_sequence[index] : self._first_sequence[index + 1]].tolist()
         assert len(several) == 1 or len(ids) == sum(several), "sequences that belong together are not cut"
         values = dict(zip(self.facts.values, self._values[index].tolist(), strict=True)) if self.facts.values else {}
         return EncodedExample(
-            ids, supervised, row, source, several=tuple(several) if len(several) > 1 else (), values=values
+            ids, supervised, row, file_index, several=tuple(several) if len(several) > 1 else (), values=values
         )
 
     def piece_facts(self, index: int, begin: int, length: int, stop: Sequence[int]) -> tuple[int, bool]:
