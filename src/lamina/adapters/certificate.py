@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from lamina.adapters.logits import Logits, TopLogprobs, model_logits
 from lamina.adapters.moved import with_rounding_moved
-from lamina.adapters.probe_logits import Comparison, Moved, Rounding, compare_with_recorded
+from lamina.adapters.probe_logits import Comparison, Rounding, compare_with_recorded
 from lamina.adapters.probes import Probe
 from lamina.errors import AdapterError, CertificateError
 
@@ -156,6 +156,7 @@ def replay_on_model(
 
     Otherwise like `replay_probes`.
     """
+    dtype = str(model.dtype).removeprefix("torch.")
     return replay_probes(
         model_logits(model),
         probes,
@@ -164,11 +165,29 @@ def replay_on_model(
         modules_expected=modules_expected,
         modules_matched=modules_matched,
         trained_dtype=trained_dtype,
-        dtype=str(model.dtype).removeprefix("torch."),
-        moved=partial(with_rounding_moved, model),
+        dtype=dtype,
+        rounding=partial(measure_rounding, model, probes, trained_dtype, dtype),
         notes=notes,
         update_kept=update_kept,
     )
+
+
+@torch.no_grad()
+def measure_rounding(model: PreTrainedModel, probes: Sequence[Probe], trained_dtype: str, dtype: str) -> Rounding:
+    """Measures what rounding alone does to the probes' logits, on a model in memory that has the adapter.
+
+    Args:
+        model: The model, in evaluation mode.
+        probes: The probes in the adapter's `lamina.json`.
+        trained_dtype: Dtype of the base when the probes were recorded.
+        dtype: Dtype of the tested model; the coarser of the two counts.
+
+    Raises:
+        AdapterError: The model's logits do not fit the probes.
+    """
+    logits = model_logits(model)
+    found = compare_with_recorded(logits, probes)
+    return found.measure_rounding(logits, partial(with_rounding_moved, model), _coarser(trained_dtype, dtype))
 
 
 @torch.no_grad()
@@ -182,7 +201,7 @@ def replay_probes(
     modules_matched: int,
     trained_dtype: str,
     dtype: str,
-    moved: Moved | None = None,
+    rounding: Callable[[], Rounding] | None = None,
     notes: Sequence[str] = (),
     update_kept: float | None = None,
 ) -> Certificate:
@@ -197,7 +216,8 @@ def replay_probes(
         modules_matched: Number of those that were found and filled, or merged.
         trained_dtype: Dtype of the base when the probes were recorded.
         dtype: Dtype of the tested model.
-        moved: Perturbs the model to measure rounding; None if that is not possible.
+        rounding: Measures what rounding alone does to the logits, called only if what is assumed of it is not enough;
+            None if that is not possible.
         notes: Notes for the certificate.
         update_kept: Share of the adapter's weight update that the weights contain; None if it was not measured.
 
@@ -206,8 +226,7 @@ def replay_probes(
     """
     _check_replayable(subject, probes, (trained_dtype, dtype))
     found = compare_with_recorded(logits, probes)
-    measure = None if moved is None else partial(found.measure_rounding, logits, moved, _coarser(trained_dtype, dtype))
-    allowance = _allow_for_rounding(found, _tolerance(trained_dtype, dtype, found), update_kept, measure)
+    allowance = _allow_for_rounding(found, _tolerance(trained_dtype, dtype, found), update_kept, rounding)
     reasons = _modules_missing(modules_matched, modules_expected) + _why_failed(found, allowance, update_kept, dtype)
     return Certificate(
         passed=not reasons,

@@ -99,7 +99,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         raise AdapterError(f"{path}: cannot be read ({error.strerror}).") from None
     except (SafetensorError, ValueError) as error:
         raise AdapterError(f"{path}: is damaged ({error}). Fix: copy the adapter again.") from None
-    return {name: tensor.to(_stored_dtype(tensor)) for name, tensor in tensors.items()}
+    return {name: tensor.to(_stored_dtype(tensor)) for name, tensor in sorted(tensors.items())}
 
 
 def method_config(peft_config: Mapping[str, Any]) -> MethodConfig:

@@ -10,9 +10,10 @@ from typing import Protocol
 import torch
 
 from lamina.adapters.adapter import Adapter, read_adapter
-from lamina.adapters.certificate import Certificate, replay_probes
+from lamina.adapters.certificate import Certificate, measure_rounding, replay_probes
 from lamina.adapters.load import adapter_folder, template_of
 from lamina.adapters.lock import check_lock
+from lamina.adapters.probe_logits import Rounding
 from lamina.chat.template import ChatTemplate, build_template
 from lamina.engine.attached import AttachedModels
 from lamina.engine.store import Ready
@@ -99,6 +100,7 @@ class Admission:
         known = self._certified.get(digest)
         if known is not None:
             return replace(known, subject=str(adapter.path))
+        trained_dtype, dtype = adapter.lock.base_dtype, str(self._base.dtype).removeprefix("torch.")
         asked = [(probe.input_ids, probe.positions) for probe in adapter.probes]
         given = {_key(*one): found for one, found in zip(asked, logits(asked, part, digest), strict=True)}
         certificate = replay_probes(
@@ -108,8 +110,9 @@ class Admission:
             adapter_digest=digest,
             modules_expected=1,
             modules_matched=1,
-            trained_dtype=adapter.lock.base_dtype,
-            dtype=str(self._base.dtype).removeprefix("torch."),
+            trained_dtype=trained_dtype,
+            dtype=dtype,
+            rounding=lambda: self._measure_rounding(adapter, trained_dtype, dtype),
         )
         if not certificate.passed and not self._allow_base_mismatch:
             fix = "train it again on this base, or load it with the version of lamina that trained it"
@@ -117,6 +120,14 @@ class Admission:
         if certificate.passed:
             self._certified[digest] = certificate
         return certificate
+
+    def _measure_rounding(self, adapter: Adapter, trained_dtype: str, dtype: str) -> Rounding:
+        """Measures rounding on the model's own code: what the kernels compute cannot be perturbed."""
+        attached = self._attached.attach(adapter)
+        try:
+            return measure_rounding(attached.model, adapter.probes, trained_dtype, dtype)
+        finally:
+            self._attached.give_back(attached)
 
 
 def _key(ids: Sequence[int], positions: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

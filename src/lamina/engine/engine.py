@@ -7,8 +7,6 @@ checking it. The two meet in `_inbox`, between two steps.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import queue
 import threading
 import weakref
@@ -16,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,12 +22,12 @@ from lamina.adapters.load import adapter_folder
 from lamina.chat.template import ChatTemplate
 from lamina.config.quantization import QuantizationConfig
 from lamina.engine.admission import Admission, template_for
-from lamina.engine.asking import Asker, build_asker, default_sampling, ignored_settings, joined_logits
+from lamina.engine.asking import Asker, build_asker, joined_logits
 from lamina.engine.core import Core
-from lamina.engine.generator import Piece, Pieces, Request
-from lamina.engine.sampling import Sampling
+from lamina.engine.generator import Piece, Request
 from lamina.engine.sequence import Sequence as Asked
 from lamina.engine.sequence import Voice
+from lamina.engine.shared import ServingEngine, T, put_numbered
 from lamina.engine.stats import EngineStats
 from lamina.engine.store import AdapterFacts, AdapterStore, Handle
 from lamina.engine.voices import Part, build_runners
@@ -38,7 +35,6 @@ from lamina.errors import LaminaError
 from lamina.models.load import Base, load_base
 from lamina.models.vocabulary import embedding_rows
 from lamina.progress import Notify
-from lamina.version import __version__
 
 
 class Ticket:
@@ -52,7 +48,7 @@ class Ticket:
         self._engine._tell(self._sequence.end)
 
 
-class Engine:
+class Engine(ServingEngine):
     """One base and many adapters, answering requests.
 
         with lamina.Engine("smollm2-135m", {"support": "runs/support"}) as engine:
@@ -132,12 +128,6 @@ class Engine:
             self.close()
             raise
 
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.close()
-
     @property
     def adapters(self) -> list[str]:
         """The names that a request may ask for; the bare base is always there."""
@@ -156,30 +146,12 @@ class Engine:
     @property
     def parts(self) -> dict[str, str]:
         """What an answer depends on beside adapter and sampling, by name."""
-        base = self.base
         return {
-            "base.tensors": base.fingerprint.tensors,
-            "base.config": base.fingerprint.config,
-            "base.packed": str(base.packed_digest),
-            "template": self.template.digest,
-            "template.tokenizer": self.template.tokenizer_digest,
-            "engine.lamina": __version__,
-            "engine.dtype": str(base.dtype),
+            **self._shared_parts(),
+            "base.packed": str(self.base.packed_digest),
+            "engine.dtype": str(self.base.dtype),
             "engine.kernels": str(self._runners.fused is not None),
         }
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of `parts`."""
-        return "sha256:" + hashlib.sha256(json.dumps(self.parts, sort_keys=True).encode()).hexdigest()
-
-    def default_sampling(self) -> Sampling:
-        """How the model's own generation_config.json draws."""
-        return default_sampling(self.base.model)
-
-    def notes(self, sampling: Sampling) -> list[str]:
-        """As the contract says."""
-        return ignored_settings(self.base.model, sampling)
 
     def tokenize(self, request: Request) -> list[int]:
         """The tokens of a request's prompt.
@@ -189,45 +161,6 @@ class Engine:
         """
         with closing(_Use(self, request.adapter)) as use:
             return self._ask.tokens(request, use.part.virtual_tokens)
-
-    def check(self, request: Request) -> None:
-        """As the contract says."""
-        self.tokenize(request)
-
-    def generate(self, requests: Sequence[Request], progress: Callable[[int], None] = lambda done: None) -> list[Piece]:
-        """As the contract says."""
-        for request in requests:
-            self.check(request)
-        results: queue.SimpleQueue[tuple[int, Piece | BaseException]] = queue.SimpleQueue()
-        tickets = [self._submit(request, _numbered(results, number), False) for number, request in enumerate(requests)]
-        found: dict[int, Piece] = {}
-        try:
-            while len(found) < len(requests):
-                number, result = self._next(results)
-                if isinstance(result, BaseException):
-                    raise result
-                found[number] = result
-                progress(len(found))
-        except BaseException:
-            for ticket in tickets:
-                ticket.cancel()
-            raise
-        return [found[number] for number in range(len(requests))]
-
-    def stream(self, request: Request) -> Pieces:
-        """As the contract says."""
-        pieces: queue.SimpleQueue[Piece | BaseException] = queue.SimpleQueue()
-        ticket = self.submit(request, pieces.put)
-        try:
-            while True:
-                piece = self._next(pieces)
-                if isinstance(piece, BaseException):
-                    raise piece
-                yield piece
-                if piece.finish_reason is not None:
-                    return
-        finally:
-            ticket.cancel()
 
     def submit(self, request: Request, deliver: Callable[[Piece | BaseException], None]) -> Ticket:
         """Begins to answer a request.
@@ -240,7 +173,7 @@ class Engine:
         Raises:
             ConfigError, DataError: As `check` says.
         """
-        return self._submit(request, deliver, True)
+        return self._begin(request, deliver, whole=False)
 
     def load(self, name: str, path: str | Path, *, pin: bool = False) -> AdapterFacts:
         """Loads an adapter, checks its lock, replays its probes, and lets it answer under a name.
@@ -315,11 +248,11 @@ class Engine:
         else:
             threading.Timer(0.02, lambda: self._tell(lambda: self._when_idle(done))).start()
 
-    def _submit(self, request: Request, deliver: Callable[[Piece | BaseException], None], streams: bool) -> Ticket:
+    def _begin(self, request: Request, deliver: Callable[[Piece | BaseException], None], *, whole: bool) -> Ticket:
         use = _Use(self, request.adapter)
         try:
             voice = Voice(use.digest, use.part.weights, use.part.virtual_tokens, use.close)
-            sequence = self._ask.sequence(request, voice, deliver, deliver, streams=streams)
+            sequence = self._ask.sequence(request, voice, deliver, deliver, streams=not whole)
         except BaseException:
             use.close()
             raise
@@ -334,7 +267,7 @@ class Engine:
         results: queue.SimpleQueue[tuple[int, Piece | BaseException]] = queue.SimpleQueue()
         sequences = []
         for number, (ids, positions) in enumerate(asked):
-            deliver = _numbered(results, number)
+            deliver = functools.partial(put_numbered, results, number)
             voice = Voice(digest, part.weights, part.virtual_tokens)
             sequences.append(self._ask.probe(list(ids), list(positions), voice, deliver, deliver))
         for sequence in sequences:
@@ -347,7 +280,7 @@ class Engine:
             found[number] = joined_logits(sequences[number], list(asked[number][1]))
         return found
 
-    def _next(self, results: queue.SimpleQueue[Any]) -> Any:
+    def _next(self, results: queue.SimpleQueue[T]) -> T:
         """The next result; an engine that was closed meanwhile gives none."""
         while True:
             try:
@@ -404,9 +337,3 @@ def _work(engine: weakref.ref[Engine], wake: threading.Event) -> None:
                 return
             if not more:
                 break
-
-
-def _numbered(
-    results: queue.SimpleQueue[tuple[int, Piece | BaseException]], number: int
-) -> Callable[[Piece | BaseException], None]:
-    return lambda result: results.put((number, result))

@@ -74,7 +74,7 @@ class ServingEngine(ABC):
             self.check(request)
         results: queue.SimpleQueue[tuple[int, Piece | BaseException]] = queue.SimpleQueue()
         tickets = [
-            self._begin(request, partial(_put_numbered, results, number), whole=True)
+            self._begin(request, partial(put_numbered, results, number), whole=True)
             for number, request in enumerate(requests)
         ]
         found: dict[int, Piece] = {}
@@ -128,7 +128,8 @@ class ServingEngine(ABC):
         }
 
 
-def _put_numbered(
+def put_numbered(
     results: queue.SimpleQueue[tuple[int, Piece | BaseException]], number: int, result: Piece | BaseException
 ) -> None:
+    """Delivers a piece of the answer with that number."""
     results.put((number, result))
