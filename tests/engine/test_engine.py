@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lamina
+from lamina.adapters import certificate
 from lamina.adapters.adapter import adapter_digest
 from lamina.chat.message import Message
 from lamina.engine.engine import Engine
@@ -255,3 +256,16 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_answered(engine: Eng
         with pytest.raises(error, match=words):
             engine.generate([ask(None), bad])
     assert engine.stats().running == 0
+
+
+def test_rounding_is_measured_where_what_is_assumed_of_it_does_not_explain_a_difference(
+    runs: dict[str, Path], model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificate, "_SPACINGS_ALLOWED", {"bfloat16": 0.0, "float16": 0.0, "float32": 0.0})
+    monkeypatch.setattr(certificate, "_NOISE_ALLOWED", 100.0)
+    with Engine(model_folder, dtype="float32") as engine:
+        found = engine.load("lora", runs["lora"]).certificate
+        assert found is not None and found.passed and any("as measured" in note for note in found.notes)
+        monkeypatch.setattr(certificate, "_NOISE_ALLOWED", 0.0)
+        with pytest.raises(CertificateError, match="a logit differs"):
+            engine.load("prefix", runs["prefix"])

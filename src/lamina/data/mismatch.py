@@ -51,7 +51,7 @@ def mismatched(prompt_of: EncodedExample, answer_of: EncodedExample, max_length:
         np.concatenate([ids for ids, _ in parts]),
         np.concatenate([supervised for _, supervised in parts]),
         prompt_of.row,
-        prompt_of.source,
+        prompt_of.file_index,
         several=tuple(len(ids) for ids, _ in parts) if len(parts) > 1 else (),
     )
 

@@ -6,8 +6,7 @@ checking it. The two meet in `_inbox`, between two steps.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import functools
 import queue
 import threading
 import weakref
@@ -15,21 +14,20 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from lamina.adapters.adapter import read_adapter
-from lamina.adapters.load import adapter_folder, template_of
-from lamina.chat.template import ChatTemplate, build_template
+from lamina.adapters.load import adapter_folder
+from lamina.chat.template import ChatTemplate
 from lamina.config.quantization import QuantizationConfig
-from lamina.engine.admission import Admission
-from lamina.engine.asking import Asker, build_asker, default_sampling, ignored_settings, joined_logits
+from lamina.engine.admission import Admission, template_for
+from lamina.engine.asking import Asker, build_asker, joined_logits
 from lamina.engine.core import Core
-from lamina.engine.generator import Piece, Pieces, Request
-from lamina.engine.sampling import Sampling
+from lamina.engine.generator import Piece, Request
 from lamina.engine.sequence import Sequence as Asked
 from lamina.engine.sequence import Voice
+from lamina.engine.shared import ServingEngine, T, put_numbered
 from lamina.engine.stats import EngineStats
 from lamina.engine.store import AdapterFacts, AdapterStore, Handle
 from lamina.engine.voices import Part, build_runners
@@ -37,7 +35,6 @@ from lamina.errors import LaminaError
 from lamina.models.load import Base, load_base
 from lamina.models.vocabulary import embedding_rows
 from lamina.progress import Notify
-from lamina.version import __version__
 
 
 class Ticket:
@@ -51,7 +48,7 @@ class Ticket:
         self._engine._tell(self._sequence.end)
 
 
-class Engine:
+class Engine(ServingEngine):
     """One base and many adapters, answering requests.
 
         with lamina.Engine("smollm2-135m", {"support": "runs/support"}) as engine:
@@ -131,12 +128,6 @@ class Engine:
             self.close()
             raise
 
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.close()
-
     @property
     def adapters(self) -> list[str]:
         """The names that a request may ask for; the bare base is always there."""
@@ -155,30 +146,12 @@ class Engine:
     @property
     def parts(self) -> dict[str, str]:
         """What an answer depends on beside adapter and sampling, by name."""
-        base = self.base
         return {
-            "base.tensors": base.fingerprint.tensors,
-            "base.config": base.fingerprint.config,
-            "base.packed": str(base.packed_digest),
-            "template": self.template.digest,
-            "template.tokenizer": self.template.tokenizer_digest,
-            "engine.lamina": __version__,
-            "engine.dtype": str(base.dtype),
+            **self._shared_parts(),
+            "base.packed": str(self.base.packed_digest),
+            "engine.dtype": str(self.base.dtype),
             "engine.kernels": str(self._runners.fused is not None),
         }
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of `parts`."""
-        return "sha256:" + hashlib.sha256(json.dumps(self.parts, sort_keys=True).encode()).hexdigest()
-
-    def default_sampling(self) -> Sampling:
-        """How the model's own generation_config.json draws."""
-        return default_sampling(self.base.model)
-
-    def notes(self, sampling: Sampling) -> list[str]:
-        """As the contract says."""
-        return ignored_settings(self.base.model, sampling)
 
     def tokenize(self, request: Request) -> list[int]:
         """The tokens of a request's prompt.
@@ -188,45 +161,6 @@ class Engine:
         """
         with closing(_Use(self, request.adapter)) as use:
             return self._ask.tokens(request, use.part.virtual_tokens)
-
-    def check(self, request: Request) -> None:
-        """As the contract says."""
-        self.tokenize(request)
-
-    def generate(self, requests: Sequence[Request], progress: Callable[[int], None] = lambda done: None) -> list[Piece]:
-        """As the contract says."""
-        for request in requests:
-            self.check(request)
-        results: queue.SimpleQueue[tuple[int, Piece | BaseException]] = queue.SimpleQueue()
-        tickets = [self._submit(request, _numbered(results, number), False) for number, request in enumerate(requests)]
-        found: dict[int, Piece] = {}
-        try:
-            while len(found) < len(requests):
-                number, result = self._next(results)
-                if isinstance(result, BaseException):
-                    raise result
-                found[number] = result
-                progress(len(found))
-        except BaseException:
-            for ticket in tickets:
-                ticket.cancel()
-            raise
-        return [found[number] for number in range(len(requests))]
-
-    def stream(self, request: Request) -> Pieces:
-        """As the contract says."""
-        pieces: queue.SimpleQueue[Piece | BaseException] = queue.SimpleQueue()
-        ticket = self.submit(request, pieces.put)
-        try:
-            while True:
-                piece = self._next(pieces)
-                if isinstance(piece, BaseException):
-                    raise piece
-                yield piece
-                if piece.finish_reason is not None:
-                    return
-        finally:
-            ticket.cancel()
 
     def submit(self, request: Request, deliver: Callable[[Piece | BaseException], None]) -> Ticket:
         """Begins to answer a request.
@@ -239,7 +173,7 @@ class Engine:
         Raises:
             ConfigError, DataError: As `check` says.
         """
-        return self._submit(request, deliver, True)
+        return self._begin(request, deliver, whole=False)
 
     def load(self, name: str, path: str | Path, *, pin: bool = False) -> AdapterFacts:
         """Loads an adapter, checks its lock, replays its probes, and lets it answer under a name.
@@ -281,7 +215,7 @@ class Engine:
     def logits(self, ids: Sequence[int], positions: Sequence[int], adapter: str | None = None) -> torch.Tensor:
         """An adapter's logits at `positions` of the sequence `ids`, float32 (positions, vocabulary)."""
         with closing(_Use(self, adapter)) as use:
-            return self._logits(ids, positions, use.part, use.digest)
+            return self._logits([(ids, positions)], use.part, use.digest)[0]
 
     def stats(self) -> EngineStats:
         """How the engine is doing now."""
@@ -314,11 +248,11 @@ class Engine:
         else:
             threading.Timer(0.02, lambda: self._tell(lambda: self._when_idle(done))).start()
 
-    def _submit(self, request: Request, deliver: Callable[[Piece | BaseException], None], streams: bool) -> Ticket:
+    def _begin(self, request: Request, deliver: Callable[[Piece | BaseException], None], *, whole: bool) -> Ticket:
         use = _Use(self, request.adapter)
         try:
             voice = Voice(use.digest, use.part.weights, use.part.virtual_tokens, use.close)
-            sequence = self._ask.sequence(request, voice, deliver, deliver, streams=streams)
+            sequence = self._ask.sequence(request, voice, deliver, deliver, streams=not whole)
         except BaseException:
             use.close()
             raise
@@ -326,17 +260,27 @@ class Engine:
         self._tell(lambda: self._core.add(sequence, runner), sequence)
         return Ticket(self, sequence)
 
-    def _logits(self, ids: Sequence[int], positions: Sequence[int], part: Part, digest: str | None) -> torch.Tensor:
-        results: queue.SimpleQueue[Piece | BaseException] = queue.SimpleQueue()
-        voice = Voice(digest, part.weights, part.virtual_tokens)
-        sequence = self._ask.probe(list(ids), list(positions), voice, results.put, results.put)
-        self._tell(lambda: self._core.add(sequence, part.runner), sequence)
-        result = self._next(results)
-        if isinstance(result, BaseException):
-            raise result
-        return joined_logits(sequence, list(positions))
+    def _logits(
+        self, asked: Sequence[tuple[Sequence[int], Sequence[int]]], part: Part, digest: str | None
+    ) -> list[torch.Tensor]:
+        """Logits at positions of several sequences, which are computed together."""
+        results: queue.SimpleQueue[tuple[int, Piece | BaseException]] = queue.SimpleQueue()
+        sequences = []
+        for number, (ids, positions) in enumerate(asked):
+            deliver = functools.partial(put_numbered, results, number)
+            voice = Voice(digest, part.weights, part.virtual_tokens)
+            sequences.append(self._ask.probe(list(ids), list(positions), voice, deliver, deliver))
+        for sequence in sequences:
+            self._tell(functools.partial(self._core.add, sequence, part.runner), sequence)
+        found: list[torch.Tensor] = [torch.empty(0)] * len(sequences)
+        for _ in sequences:
+            number, result = self._next(results)
+            if isinstance(result, BaseException):
+                raise result
+            found[number] = joined_logits(sequences[number], list(asked[number][1]))
+        return found
 
-    def _next(self, results: queue.SimpleQueue[Any]) -> Any:
+    def _next(self, results: queue.SimpleQueue[T]) -> T:
         """The next result; an engine that was closed meanwhile gives none."""
         while True:
             try:
@@ -393,22 +337,3 @@ def _work(engine: weakref.ref[Engine], wake: threading.Event) -> None:
                 return
             if not more:
                 break
-
-
-def _numbered(
-    results: queue.SimpleQueue[tuple[int, Piece | BaseException]], number: int
-) -> Callable[[Piece | BaseException], None]:
-    return lambda result: results.put((number, result))
-
-
-def template_for(base: Base, adapters: Mapping[str, str | Path]) -> ChatTemplate:
-    """The template of the first adapter with a lock, else the model's own.
-
-    Raises:
-        AdapterError: An adapter cannot be read.
-    """
-    for path in adapters.values():
-        adapter = read_adapter(adapter_folder(path))
-        if adapter.lock is not None:
-            return template_of(adapter, base)
-    return build_template(base.tokenizer)

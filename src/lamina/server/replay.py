@@ -10,7 +10,8 @@ from typing import Any
 
 from lamina.chat.template import ChatTemplate
 from lamina.config.quantization import QuantizationConfig
-from lamina.engine.engine import Engine, template_for
+from lamina.engine.admission import template_for
+from lamina.engine.engine import Engine
 from lamina.engine.generator import Generator, Piece, Request
 from lamina.engine.sampling import Sampling
 from lamina.engine.serving import Serving

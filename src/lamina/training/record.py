@@ -19,7 +19,7 @@ from lamina.machine.hardware import dtype_name
 from lamina.progress import Notify
 from lamina.quantization.report import RoundingReport
 from lamina.runs import keep_places, moved_places
-from lamina.runs.manifest import BaseFacts, DataFile, Hardware, Manifest
+from lamina.runs.manifest import BaseFacts, BaseWeights, DataFile, Hardware, Manifest
 from lamina.training.session import Session
 from lamina.training.start import keep_start
 from lamina.version import __version__
@@ -69,7 +69,7 @@ def _write_manifest(session: Session, notify: Notify) -> None:
     now = dataclasses.replace(
         facts,
         lamina=__version__,
-        weights=session.coverage.as_json() | ({"packing": base.packing.as_json()} if base.packing else {}),
+        weights=BaseWeights.from_json(session.coverage.as_json(), base.packing and base.packing.as_json()),
         dtype=dtype_name(base.dtype),
         device=str(base.model.device),
         kernels=kernel_state(base.model.device, session.config.train.compile).name,
