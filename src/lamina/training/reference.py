@@ -43,8 +43,8 @@ VERSION = 1
 # Tokens of a forward pass over several rows.
 _TOKENS = 4096
 
-# A model that is its own reference gives the same log-probabilities up to rounding, which depends on the batch that a row
-# is in: at most this per token on average. A wrong reference differs by tenths.
+# A model that is its own reference gives the same log-probabilities up to rounding, which depends on the batch that a
+# row is in: at most this per token on average. A wrong reference differs by tenths.
 _ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 
 # Seconds between messages on long computations.
