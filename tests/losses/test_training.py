@@ -36,7 +36,7 @@ def preference_settings(folder: Path, model: Path, loss: dict[str, Any], name: s
     values = settings(folder, model, name, loss=loss, data={"train": str(rows)}, method={"lora_dropout": 0.0})
     values["train"] = {**values["train"], "max_steps": 8, "learning_rate": 2e-2, "gradient_accumulation_steps": 2}
     for section, change in changes.items():
-        values[section] = {**values[section], **change} if isinstance(change, dict) else change
+        values[section] = {**values.get(section, {}), **change} if isinstance(change, dict) else change
     return values
 
 

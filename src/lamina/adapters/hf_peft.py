@@ -59,6 +59,12 @@ def peft_content(injection: Injection, config: MethodConfig, base_ref: str) -> d
     return content
 
 
+def without_score(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the content for the adapter without a reward model's head, as a method reads it."""
+    kept = [name for name in content.get("modules_to_save") or [] if name != SCORE]
+    return {**content, "task_type": "CAUSAL_LM", "modules_to_save": kept or None}
+
+
 def read_peft_config(folder: Path) -> dict[str, Any]:
     """Reads `adapter_config.json`.
 
