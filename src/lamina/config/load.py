@@ -193,7 +193,8 @@ def _no_such(field: str, value: object, expected: str) -> Problem:
     if reason is not None:
         return Problem(field, f"{value!r} cannot be used: {reason}.")
     if field == "loss.type" and str(value).lower() in NO_LOSSES:
-        return Problem(field, f"{value!r} is not one of {expected}.", NO_LOSSES[str(value).lower()])
+        why, fix = NO_LOSSES[str(value).lower()]
+        return Problem(field, f"{value!r} is not one of {expected}: {why}.", fix)
     hint = nearest(str(value), re.findall(r"'([^']*)'", expected))
     return Problem(field, f"{value!r} is not one of {expected}.", hint)
 

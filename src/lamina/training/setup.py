@@ -56,7 +56,7 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         LaminaError: Model, data or configuration cannot be used; see the parts' own functions.
     """
     prepare_kernels(default_device(), config.train.compile, notify)
-    start = read_start(config, run)
+    start, loss = read_start(config, run), build_loss(config.loss)
     notify(f"Loading {config.model} ...")
     method = config.method if start is None else start.config
     loftq = find_method(method.type).plan_loftq(method)
@@ -74,7 +74,6 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         check_start_fits(start, base, template, notify)
     notify("Reading the data ...")
     batch_size = config.train.per_device_train_batch_size
-    loss = build_loss(config.loss)
     dataset = build_dataset(config.data, template, batch_size, config.seed, notify, loss.sequences)
     _check_stop_token(dataset, template)
     check_vocabulary(dataset, base.model, template)

@@ -19,19 +19,22 @@ LOSS_CONFIGS: dict[str, type[LossConfig]] = plugins.config_halves("losses", "CON
 
 DEFAULT_LOSS = "cross_entropy"
 
-NO_LOSSES: Mapping[str, str] = {
-    "ppo": "PPO is not here: it trains a second model for its value estimates, and TRL removed it for want of use. "
-    "Where there are pairs of answers, dpo replaced it, and kto where there are labels; where answers are generated, "
-    "GRPO and RLOO did, which are not here yet",
-    "grpo": "GRPO learns from answers that the model generates, which training does not do yet. What is here learns "
-    "from pairs of answers (dpo, simpo, orpo), from labels (kto), or from a teacher (distillation)",
-    "rloo": "RLOO learns from answers that the model generates, which training does not do yet. What is here learns "
-    "from pairs of answers (dpo, simpo, orpo), from labels (kto), or from a teacher (distillation)",
-    "ipo": "IPO is a form of dpo: `loss: {type: dpo, loss_type: [ipo]}`",
-    "gkd": "GKD is distillation on answers that the model generates; on given answers, it is distillation",
-    "sft": "SFT is cross_entropy, the default",
+_GENERATED = "learns from answers that the model generates, which training does not do yet"
+_GIVEN = "use dpo, simpo or orpo with pairs of answers, kto with labels, or distillation with a teacher"
+
+NO_LOSSES: Mapping[str, tuple[str, str]] = {
+    "ppo": (
+        "PPO trains a second model for its value estimates, and TRL removed it for want of use; GRPO and RLOO replaced it "
+        "where answers are generated (they are not here yet), DPO and KTO where there are pairs or labels",
+        _GIVEN,
+    ),
+    "grpo": (f"GRPO {_GENERATED}", _GIVEN),
+    "rloo": (f"RLOO {_GENERATED}", _GIVEN),
+    "gkd": (f"GKD {_GENERATED}", "use distillation, which learns on given answers"),
+    "ipo": ("IPO is a form of DPO", "write `loss: {type: dpo, loss_type: [ipo]}`"),
+    "sft": ("supervised fine-tuning has another name here", "use cross_entropy, the default"),
 }
-"""What users may look for as `loss.type`, and what there is instead."""
+"""What users may look for as `loss.type`: why it is not there, and what to do instead."""
 
 if TYPE_CHECKING:
     AnyLossConfig = LossConfig
