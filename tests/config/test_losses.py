@@ -1,4 +1,4 @@
-"""The `loss:` section: fields of the chosen loss alone, combinations that mean something, and starting from an adapter."""
+"""The `loss:` section: fields of the chosen loss alone, combinations that mean something; and `method.from`."""
 
 from __future__ import annotations
 

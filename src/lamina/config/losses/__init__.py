@@ -24,8 +24,8 @@ _GIVEN = "use dpo, simpo or orpo with pairs of answers, kto with labels, or dist
 
 NO_LOSSES: Mapping[str, tuple[str, str]] = {
     "ppo": (
-        "PPO trains a second model for its value estimates, and TRL removed it for want of use; GRPO and RLOO replaced it "
-        "where answers are generated (they are not here yet), DPO and KTO where there are pairs or labels",
+        "PPO trains a second model for its value estimates, and TRL removed it for want of use; GRPO and RLOO "
+        "replaced it where answers are generated (they are not here yet), DPO and KTO where there are pairs or labels",
         _GIVEN,
     ),
     "grpo": (f"GRPO {_GENERATED}", _GIVEN),
