@@ -110,6 +110,8 @@ def show_distillation(args: argparse.Namespace) -> list[dict[str, Any]]:
             for request, text in zip(requests, said, strict=True)
             if text
         ]
+        if not rows:
+            raise SystemExit("the teacher answered nothing")
         write(taught, rows)
     values = {
         "data": {"train": str(taught), "eval": 0.1, "max_length": 1024},

@@ -21,7 +21,7 @@ from lamina.config import MethodConfig
 from lamina.errors import AdapterError, ConfigError, LaminaError, Problem
 from lamina.methods.shared.base import Injection, find_method, inject
 from lamina.methods.shared.coverage import with_names
-from lamina.methods.shared.score import SCORE, with_saved_score
+from lamina.methods.shared.score import SCORE, saved_form, with_saved_score
 from lamina.structure.skeleton import build_skeleton, with_memory
 
 Shapes = dict[str, tuple[int, ...]]
@@ -36,8 +36,7 @@ def check_before_training(injection: Injection) -> list[str]:
     Raises:
         ConfigError: It could not be loaded.
     """
-    method = find_method(injection.config.type)
-    saved = method.saved(injection)
+    saved = saved_form(injection)
     config = with_names(injection, saved.config)
     content = json.loads(json.dumps(peft_content(injection, config, "")))
     try:

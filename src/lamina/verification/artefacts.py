@@ -21,8 +21,7 @@ from lamina.engine.probes import record_probes
 from lamina.errors import CertificateError
 from lamina.export.merge import merge
 from lamina.machine.hardware import dtype_name
-from lamina.methods.shared.base import find_method
-from lamina.methods.shared.score import score_head
+from lamina.methods.shared.score import saved_form, score_head
 from lamina.runs import Run
 from lamina.runs.events import CheckpointSaved, Event, Step
 from lamina.structure.layers import text_decoder
@@ -62,7 +61,7 @@ def save(session: Session, path: Path) -> Saved:
     lock = build_lock(session.base, session.template, data_digests(session.dataset))
     save_adapter(path, session.injection, session.base, lock, record_probes(session.injection, session.template))
     ids = torch.from_numpy(session.dataset.train[0].input_ids).long()[None]
-    written = find_method(session.config.method.type).saved(session.injection).tensors
+    written = saved_form(session.injection).tensors
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in written.items()}
     merges = all(layer.merges for layer in session.injection.layers.values())
     return Saved(path, tensors, ids, _logits(model, ids), dtype_name(session.base.dtype), merges)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from lamina.compute.ops.adapter import AdapterModule
 from lamina.compute.ops.row_forms import RowForm
 from lamina.errors import ConfigError, Problem
-from lamina.methods.shared.base import Injection, tensor_name
+from lamina.methods.shared.base import Injection, Saved, find_method, tensor_name
 
 SCORE = "score"
 SCORE_TENSOR = tensor_name(SCORE, "weight")
@@ -79,6 +79,15 @@ def attach_score(injection: Injection, seed: int) -> Injection:
 def with_saved_score(injection: Injection, names: Collection[str]) -> Injection:
     """Adds the head to an adapter whose saved tensors have one."""
     return attach_score(injection, 0) if SCORE_TENSOR in names else injection
+
+
+def saved_form(injection: Injection) -> Saved:
+    """Returns an adapter in the form in which it is saved, with a reward model's head whatever its method saves."""
+    saved = find_method(injection.config.type).saved(injection)
+    head = injection.layers.get(SCORE)
+    if not isinstance(head, ScoreHead):
+        return saved
+    return replace(saved, tensors={**saved.tensors, SCORE_TENSOR: head.weight.detach()})
 
 
 def score_head(model: nn.Module) -> ScoreHead | None:
