@@ -1,4 +1,4 @@
-"""Candidates with different losses: each keeps the fields that mean the same in it, and evaluation losses have no best."""
+"""Candidates with different losses: fields that mean the same are kept, and evaluation losses have no best."""
 
 from __future__ import annotations
 
