@@ -79,7 +79,7 @@ def test_a_wrong_reference_is_red(loss: str, tmp_path: Path, monkeypatch: pytest
 
     def wrong(side: Any, *rest: Any) -> Any:
         found = real(side, *rest)
-        return found.with_values({"reference/0": found.values["reference/0"] - 0.5})
+        return found.with_values({name: column - 0.5 for name, column in found.values.items() if name.endswith("/0")})
 
     monkeypatch.setattr(setup, "with_reference", wrong)
     assert REFERENCE_LINE in failed(verified(tmp_path, {"type": loss}))
