@@ -28,6 +28,7 @@ NAMES = {
     "models": "a.Q4_1-0123456789ab-v1",
     "quantized": HEX,
     "tokens": HEX,
+    "references": f"{HEX}.npy",
     "kernels": f"{HEX}.so",
     "shapes": "tiny-0-v1",
     "fingerprints": f"{HEX}.json",

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -312,6 +313,7 @@ def _cached(key: str, size: int, compute: Callable[[], np.ndarray]) -> np.ndarra
     with contextlib.suppress(OSError, ValueError):
         found = np.load(path)
         if found.shape == (size,) and np.isfinite(found).all():
+            os.utime(path)  # marks it as used now
             return found
     found = compute()
     content = io.BytesIO()
