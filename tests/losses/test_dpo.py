@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def ours(loss: Dpo, chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tenso
     """The mean over all pairs as one step computes it."""
     pairs = pairs_of(chosen, rejected, LENGTHS, REFERENCE)
     (examples,) = loss.over_step(None, None, [pairs.examples], PACKED, ALONE)  # pyright: ignore[reportArgumentType]
-    pairs = type(pairs)(*(getattr(pairs, name) for name in list(vars(pairs))[:4]), examples)
+    pairs = replace(pairs, examples=examples)
     return loss.losses(pairs).losses.sum() / loss.count(examples)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -36,20 +37,21 @@ def averages(chosen: torch.Tensor, rejected: torch.Tensor) -> tuple[torch.Tensor
 def ours(loss: PairLoss, chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
     pairs = pairs_of(chosen, rejected, LENGTHS)
     (examples,) = loss.over_step(None, None, [pairs.examples], PACKED, ALONE)  # pyright: ignore[reportArgumentType]
-    pairs = type(pairs)(*(getattr(pairs, name) for name in list(vars(pairs))[:4]), examples)
+    pairs = replace(pairs, examples=examples)
     return loss.losses(pairs).losses.sum() / loss.count(examples)
 
 
-def assert_same(got: torch.Tensor, theirs: torch.Tensor, of: tuple[torch.Tensor, ...], **close: float) -> None:
-    close = close or {"rtol": 1e-10, "atol": 1e-12}
-    torch.testing.assert_close(got, theirs.to(got.dtype), **close)
+def assert_same(
+    got: torch.Tensor, theirs: torch.Tensor, of: tuple[torch.Tensor, ...], rtol: float = 1e-10, atol: float = 1e-12
+) -> None:
+    torch.testing.assert_close(got, theirs.to(got.dtype), rtol=rtol, atol=atol)
     pairs = zip(
         torch.autograd.grad(got, of, retain_graph=True),
         torch.autograd.grad(theirs, of, retain_graph=True),
         strict=True,
     )
     for gradient, expected in pairs:
-        torch.testing.assert_close(gradient, expected, **close)
+        torch.testing.assert_close(gradient, expected, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])

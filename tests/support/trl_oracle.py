@@ -32,7 +32,7 @@ def per_token(sums: torch.Tensor, lengths: Sequence[int]) -> tuple[torch.Tensor,
     return log_probs, mask
 
 
-def stub(trainer: type, **attributes: Any) -> Any:
+def stub(trainer: Any, **attributes: Any) -> Any:
     """A trainer without its `__init__`, in a single process."""
     made = trainer.__new__(trainer)
     identity = lambda tensor: tensor  # noqa: E731
@@ -138,7 +138,7 @@ def orpo_ratio(chosen: torch.Tensor, rejected: torch.Tensor, beta: float) -> tup
     """TRL's odds ratio term of each pair, from averages; its loss is the likelihood minus their mean."""
     from trl.experimental.orpo.orpo_trainer import ORPOTrainer
 
-    return ORPOTrainer.odds_ratio_loss(stub(ORPOTrainer, beta=beta), chosen, rejected)
+    return stub(ORPOTrainer, beta=beta).odds_ratio_loss(chosen, rejected)
 
 
 def cpo_losses(chosen: torch.Tensor, rejected: torch.Tensor, **settings: Any) -> tuple[torch.Tensor, ...]:
@@ -146,7 +146,7 @@ def cpo_losses(chosen: torch.Tensor, rejected: torch.Tensor, **settings: Any) ->
     from trl.experimental.cpo.cpo_trainer import CPOTrainer
 
     own = {"loss_type": "sigmoid", "beta": 0.1, "simpo_gamma": 0.5, "label_smoothing": 0.0, "alpha": 0.0} | settings
-    return CPOTrainer.cpo_loss(stub(CPOTrainer, **own), chosen, rejected)
+    return stub(CPOTrainer, **own).cpo_loss(chosen, rejected)
 
 
 def reward_loss(

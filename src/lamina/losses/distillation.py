@@ -228,8 +228,8 @@ def _with_and_without(example: Example, turns: tuple[Message, ...]) -> list[Exam
 def _unlike_answers(encoded: EncodedExample) -> str:
     """Why student and teacher cannot be compared: their answers are not the same tokens."""
     student, teacher = (encoded.sequence(number) for number in range(2))
-    answers = [part.input_ids[part.supervised] for part in (student, teacher)]
-    return "" if np.array_equal(*answers) else "answer_changed"
+    ours, theirs = student.input_ids[student.supervised], teacher.input_ids[teacher.supervised]
+    return "" if np.array_equal(ours, theirs) else "answer_changed"
 
 
 def _teacher_logits(teacher: Teacher, hidden_CD: torch.Tensor) -> torch.Tensor:

@@ -18,8 +18,8 @@ V, D = 31, 12
 def case(rows: int) -> tuple[torch.Tensor, torch.Tensor, nn.Linear, nn.Linear]:
     """Hidden states of a student, and of a teacher of another width, with their heads."""
     torch.manual_seed(rows)
-    heads = [nn.Linear(width, V, bias=True).requires_grad_(False) for width in (D, 7)]
-    return (2 * torch.randn(rows, D)).requires_grad_(), 2 * torch.randn(rows, 7), *heads
+    student, teacher = (nn.Linear(width, V, bias=True).requires_grad_(False) for width in (D, 7))
+    return (2 * torch.randn(rows, D)).requires_grad_(), 2 * torch.randn(rows, 7), student, teacher
 
 
 def plain(
