@@ -138,6 +138,7 @@ def test_multiple_choice_is_normalized_as_lm_eval_does() -> None:
         ({"type": "number", "absolute": -1}, "absolute: -1 is not allowed"),
         ({"type": "json_valid", "schema": {"type": "objekt"}}, "schema: is no JSON schema"),
         ({"type": "json_valid", "schema": {"$ref": "https://example.org/x"}}, "schema: is no JSON schema"),
+        ({"type": "json_valid", "schema": 5}, r"^scorers\[0\]\.schema: 5 is not allowed"),
         ({"type": "json_valid", "schema": "nowhere.json"}, "nowhere.json cannot be read"),
         ({"pattern": "x"}, "type: None is not the type of a scorer"),
         ({"type": "exact_match", "name": ""}, "name: '' is not the name"),

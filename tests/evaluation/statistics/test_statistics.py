@@ -140,6 +140,8 @@ def test_what_rows_cannot_say() -> None:
     assert (estimate([2.5]).low, estimate([2.5]).high) == (None, None)
     assert estimate([3.0] * 5).low is None and estimate([3.0] * 6).low == 3.0
     assert estimate([3.0, 4.0], ["a", "a"]).low is None
+    with np.errstate(over="ignore"):
+        assert estimate([1e300, -1e300, 5.0]).low is None
     always = estimate([0.7] * 20)
     assert always.low is not None and always.high is not None and always.low < 0.6 and always.high > 0.8
     one = compare([1.0], [0.0])

@@ -125,11 +125,12 @@ def _options(section: type[Section], kind: str, given: Mapping[str, Any], field:
         return section.model_validate(dict(given))
     except ValidationError as error:
         known = [info.alias or key for key, info in section.model_fields.items()]
-        raise ConfigError([_problem(each, kind, known, field) for each in error.errors()]) from None
+        problems = {each["loc"][:1]: _problem(each, kind, known, field) for each in reversed(error.errors())}
+        raise ConfigError(list(problems.values())) from None
 
 
 def _problem(error: Any, kind: str, known: list[str], field: str) -> Problem:
-    key = ".".join(map(str, error["loc"]))
+    key = str(error["loc"][0])  # of a value of several kinds, the rest says which kind it is not
     if error["type"] == "extra_forbidden":
         allowed = f"its options are {', '.join(known)}" if known else "it has none"
         return Problem(f"{field}.{key}", f"{kind} has no such option; {allowed}.", nearest(key, known))

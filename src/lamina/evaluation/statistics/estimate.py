@@ -64,6 +64,6 @@ def open_interval(of: Sums, confidence: float) -> tuple[float | None, float | No
     low, high = (float(end[0]) for end in mean_interval(of, confidence))
     means = of.values[0] / of.sizes
     alike = bool(np.ptp(means) <= 1e-12 * np.abs(means).max())
-    if of.count < 2 or (alike and 2.0 * 0.5**of.count > 1 - confidence + 1e-12):
+    if not np.isfinite([low, high]).all() or (alike and 2.0 * 0.5**of.count > 1 - confidence + 1e-12):
         return None, None
     return low, high
