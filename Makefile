@@ -38,8 +38,8 @@ test: $(STAMP)
 
 QUICK := -n auto --maxprocesses 8 --dist worksteal -p tools.fast_tests -m 'not real and not slow and not gpu'
 
-# A verdict in two to three minutes on two cores, by the rule of tools/fast_tests.py.
-fast: $(STAMP) lint types
+# A verdict in less than two minutes on two cores, by the rule of tools/fast_tests.py; types are `make types`.
+fast: $(STAMP) lint
 	$(BIN)/python -m pytest $(QUICK)
 
 # Measures anew which test functions are too slow for `make fast`.

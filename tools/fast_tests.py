@@ -1,8 +1,9 @@
-"""Chooses the tests of `make fast`: a verdict on the whole house in about two minutes.
+"""Chooses the tests of `make fast`: a verdict on the whole house in less than two minutes.
 
 A plugin of pytest. Of each test function it takes the first case; of each file as many functions, from its top, as fit
-into its share of seconds. Functions known to be slow are left out: `tests/slow_functions.txt` has their names, which
-`make fast-times` measures and writes. `tests/docs`, which holds the structure of the house, has no limit.
+into its share of seconds. Functions known to be slow are left out, and files with a slow fixture: they are listed in
+`tests/slow_functions.txt`, which `make fast-times` measures and writes. `tests/docs` has no share to keep to, and its
+`test_structure.py` runs whole.
 
     python -m pytest -p tools.fast_tests                # what `make fast` runs
     python -m pytest -p tools.fast_tests --record       # every function's first case; writes the list of slow ones
@@ -19,21 +20,28 @@ from pathlib import Path
 import pytest
 
 SLOW = Path(__file__).resolve().parents[1] / "tests" / "slow_functions.txt"
-SLOW_SECONDS = 2.0
+SLOW_SECONDS = 1.0
+# Of the clock: a test that waits, for a server or a signal, keeps a worker from other tests.
+SLOW_WAITING = 4.0
+# Of a fixture: whichever test of the file comes first would pay for it, so the whole file is left out.
+SLOW_FIXTURE = 5.0
 WHOLE = ("tests", "docs")
+ALWAYS = "test_structure.py"
 
 _HEAD = f"""\
-# Test functions whose first case takes more than {SLOW_SECONDS:g} s of a core, set-up included. Written by
-# `make fast-times`; `make fast` leaves them out, `make test` runs everything.
+# Test functions whose first case takes more than {SLOW_SECONDS:g} s of a core or {SLOW_WAITING:g} s of waiting,
+# set-up included, and files with a fixture of more than {SLOW_FIXTURE:g} s. Written by `make fast-times`.
+# `make fast` leaves them out; `make test` runs everything.
 """
 _spent: defaultdict[Path, float] = defaultdict(float)
 _seconds: dict[str, float] = {}
 _STARTED = pytest.StashKey[float]()
+_STARTED_CORE = pytest.StashKey[float]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the two options."""
-    parser.addoption("--share", type=float, default=0.5, help="seconds that each test file gets")
+    parser.addoption("--share", type=float, default=0.3, help="seconds that each test file gets")
     parser.addoption("--record", action="store_true", help="run all functions, and write down which are slow")
 
 
@@ -43,7 +51,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept: dict[str, pytest.Item] = {}
     for item in items:
         function = item.nodeid.partition("[")[0]
-        if function.rpartition("::")[2] not in slow:
+        file, _, name = function.rpartition("::")
+        if item.path.name == ALWAYS or slow.isdisjoint((file, name)):
             kept.setdefault(item.nodeid if _is_whole(item) else function, item)
     chosen = list(kept.values())
     config.hook.pytest_deselected(items=list(set(items) - set(chosen)))
@@ -53,18 +62,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Counts the seconds of each file, and what each test cost."""
-    start, item.stash[_STARTED] = time.monotonic(), _core_seconds()
+    item.stash[_STARTED], item.stash[_STARTED_CORE] = time.monotonic(), _core_seconds()
     try:
         return (yield)
     finally:
-        _spent[item.path] += time.monotonic() - start
+        _spent[item.path] += time.monotonic() - item.stash[_STARTED]
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
     """Gives a test's cost to its last report, which also gets from a worker of xdist to the main process."""
+    if call.when == "setup":
+        item.user_properties.append(("fixture_seconds", call.duration))
     if call.when == "teardown":
-        item.user_properties.append(("core_seconds", _core_seconds() - item.stash[_STARTED]))
+        waited = time.monotonic() - item.stash[_STARTED]
+        cost = max(_core_seconds() - item.stash[_STARTED_CORE], waited * SLOW_SECONDS / SLOW_WAITING)
+        item.user_properties.append(("cost_seconds", cost))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -79,9 +92,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Notes the cost of each function."""
     if report.when == "teardown":
-        cost = dict(report.user_properties)["core_seconds"]
-        assert isinstance(cost, float)
-        _seconds[report.nodeid.partition("[")[0].rpartition("::")[2]] = cost
+        costs = dict(report.user_properties)
+        cost, fixture = costs["cost_seconds"], costs["fixture_seconds"]
+        assert isinstance(cost, float) and isinstance(fixture, float)
+        file, _, name = report.nodeid.partition("[")[0].rpartition("::")
+        _seconds[file if fixture > SLOW_FIXTURE else name] = cost
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -9,6 +9,7 @@ the code. A room is a package or a module right under `src/lamina`; its size is 
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,15 +109,16 @@ def files() -> dict[str, Path]:
     return found
 
 
-def imports(path: Path) -> set[str]:
-    """Full names of what a file imports, at any depth."""
+@functools.cache
+def imports(path: Path) -> frozenset[str]:
+    """Returns the full names of what a file imports, at any depth."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    return frozenset(names)
 
 
 def graph() -> dict[str, set[str]]:

@@ -162,10 +162,10 @@ def test_a_few_log_probabilities_are_enough(count: int, probes: list[Probe]) -> 
 def test_too_few_log_probabilities_certify_nothing(probes: list[Probe]) -> None:
     right = model_logits(trained().model)
     few = replay(top(right, 3), probes)
-    assert not few.passed and "log-probabilities of only 38% of the recorded tokens are given" in few.reasons
+    assert not few.passed and "the server returned log-probabilities for only 38% of the recorded tokens" in few.reasons
     for nothing in (top(right, 1), TopLogprobs(lambda ids, positions: [{} for _ in positions])):
         certificate = replay(nothing, probes)
-        assert not certificate.passed and "log-probabilities of only 0%" in certificate.line()
+        assert not certificate.passed and "log-probabilities for only 0%" in certificate.line()
 
 
 def test_numbers_that_are_none_are_caught(probes: list[Probe]) -> None:
@@ -190,5 +190,5 @@ def test_logits_of_another_shape_are_named(probes: list[Probe]) -> None:
             replay(logits, probes)
     with pytest.raises(AdapterError, match="no probes"):
         replay(right, [])
-    with pytest.raises(AdapterError, match="'int8' has no tolerance"):
+    with pytest.raises(AdapterError, match="no tolerance for the dtype 'int8'"):
         replay(right, probes, "int8")

@@ -97,7 +97,7 @@ def test_fails_for_an_adapter_that_never_did_anything() -> None:
     injection = trained(scale=0.0)
     certificate = replay(injection, record(injection))
     assert not certificate.passed
-    assert "changed nothing" in certificate.reasons[0]
+    assert "did not change the logits" in certificate.reasons[0]
 
 
 def test_fails_on_another_base() -> None:

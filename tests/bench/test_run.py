@@ -13,7 +13,8 @@ from lamina.bench import run as run_module
 from lamina.bench import worker
 from lamina.bench.job import Job, SideRun
 from lamina.bench.optional import is_installed, optional
-from lamina.bench.report import build_report, check_plot, plot
+from lamina.bench.plot import check_plot
+from lamina.bench.report import build_report, plot
 from lamina.bench.run import WARMUP, BenchSettings, bench_train, build_batches, check_settings, choose_sides, run_side
 from lamina.errors import BenchError, ConfigError, DataError
 from tests.support.bench import job, measured, write_file

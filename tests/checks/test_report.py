@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lamina.checks.findings import Severity
+from lamina.checks.findings import CheckedFile, Severity
 from lamina.checks.html import write_html
 from tests.support.checks import chat, check, encoded, row
 from tests.support.models_zoo import build_tokenizer
@@ -25,12 +25,12 @@ def test_findings_are_worst_first() -> None:
 
 def test_json_is_plain_and_names_each_row() -> None:
     result = report()
-    result.files = [{"path": "train.jsonl", "format": "messages", "rows": 34}]
+    result.files = [CheckedFile("train.jsonl", "train", "messages", {"prompt": "q"}, 34, [], ["a.md"], [])]
     read = json.loads(json.dumps(result.as_json()))
     duplicates = next(finding for finding in read["findings"] if finding["code"] == "exact_duplicate")
     assert duplicates["severity"] == "warning" and duplicates["count"] == 2
     assert duplicates["examples"][0]["place"] == {"file": "train.jsonl", "row": 31, "line": 31}
-    assert read["severities"]["error"] == 1 and read["files"] == result.files and read["facts"]["rows"] == 34
+    assert read["severities"]["error"] == 1 and read["files"] == [vars(result.files[0])] and read["facts"]["rows"] == 34
 
 
 def test_only_so_many_rows_are_shown() -> None:
@@ -41,7 +41,7 @@ def test_only_so_many_rows_are_shown() -> None:
 
 def test_the_page_escapes_what_the_data_says(tmp_path: Path) -> None:
     result = report()
-    result.files = [{"path": "<train>.jsonl", "rows": 34}]
+    result.files = [CheckedFile("<train>.jsonl", "train", "messages", {}, 34, [], [], ["<b>"])]
     write_html(result, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page and "<b>" not in page and "<i>" not in page and "<train>" not in page

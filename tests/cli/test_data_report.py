@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from lamina.checks.findings import CheckedFile
 from lamina.cli.data_report import bars, print_report
 from tests.support.checks import check, encoded, row
 from tests.support.models_zoo import build_tokenizer
@@ -12,21 +13,13 @@ from tests.support.models_zoo import build_tokenizer
 def test_the_view_names_rows_figures_and_findings(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [row(f"[red]{n}", f"answer {n}", encoded=encoded(20 + n, 5)) for n in range(20)]
     report = check([*rows, rows[3]], tokenizer=build_tokenizer())
-    report.files = [
-        {
-            "path": "train.jsonl",
-            "side": "train",
-            "format": "text",
-            "rows": 21,
-            "ignored_columns": ["id"],
-            "skipped": [],
-            "notes": [],
-        }
-    ]
+    report.files = [CheckedFile("train.jsonl", "train", "text", {}, 21, ["id"], [], ["it is short"])]
     print_report(report)
     shown = capsys.readouterr().out
     assert "train.jsonl: 21 rows (text); columns not used: id" in shown and "21 for training" in shown and "█" in shown
-    assert "exact_duplicate" in shown and "train.jsonl:21" in shown and "[red]3" in shown
+    assert (
+        "note: it is short" in shown and "exact_duplicate" in shown and "train.jsonl:21" in shown and "[red]3" in shown
+    )
     assert shown.rstrip().endswith("0 infos") or "1 info" in shown.splitlines()[-1]
 
 

@@ -51,7 +51,7 @@ def texts(count: int, length: int) -> list[dict[str, Any]]:
 
 
 def seen(dataset: Dataset) -> Counter[tuple[int, int]]:
-    return Counter((example.source, example.row) for example in dataset.train)
+    return Counter((example.file_index, example.row) for example in dataset.train)
 
 
 def test_a_list_a_folder_and_a_glob_are_the_same_files(build: Build, write: Callable[..., str], tmp_path: Path) -> None:

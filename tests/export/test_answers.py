@@ -87,7 +87,7 @@ def with_other_template(content: Any) -> Any:
     [
         (without_stop, "continues after <|im_end|>"),
         (with_early_stop, "stops at"),
-        (with_other_template, "its chat template renders other prompts"),
+        (with_other_template, "its chat template renders different prompts"),
     ],
 )
 def test_a_folder_that_does_otherwise_is_refused(

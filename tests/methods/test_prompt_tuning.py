@@ -145,8 +145,8 @@ def test_settings_of_peft_that_change_the_result_are_refused() -> None:
 
 
 def test_a_model_that_wants_tokens_beside_embeddings_is_told_of() -> None:
-    model = build_architecture("gemma4_text")
+    model = build_architecture("gemma4_text+per_layer_inputs")
     with pytest.raises(ConfigError, match="does not run on embeddings alone"):
         inject(model, PromptTuningConfig(num_virtual_tokens=3), 0)
-    without = build_architecture("gemma4_text", hidden_size_per_layer_input=0)
+    without = build_architecture("gemma4_text")
     inject(without, PromptTuningConfig(num_virtual_tokens=3), 0)

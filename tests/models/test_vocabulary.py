@@ -179,13 +179,13 @@ def test_the_first_token_beyond_is_found_wherever_it_is() -> None:
         side = Side(stores, pieces)
         for in_loss in (False, True):
             wanted = [
-                (example.source, example.row, int(token))
+                (example.file_index, example.row, int(token))
                 for example in side
                 for token in (example.input_ids[example.supervised] if in_loss else example.input_ids)
                 if token >= limit
             ]
             found = side.first_beyond(limit, in_loss)
-            assert (found and (found.source, found.row, found.token)) == (wanted[0] if wanted else None)
+            assert (found and (found.file_index, found.row, found.token)) == (wanted[0] if wanted else None)
 
 
 def _store(examples: list[EncodedExample], generator: np.random.Generator, key: str) -> TokenStore:

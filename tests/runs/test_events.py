@@ -137,7 +137,7 @@ def test_a_kind_of_a_newer_version_is_kept_as_it_is() -> None:
 def test_a_figure_may_not_take_the_name_of_a_field(name: str) -> None:
     step = next(event for event in EVENTS if isinstance(event, events.Step))
     values = {field.name: getattr(step, field.name) for field in fields(step)}
-    with pytest.raises(TrainingError, match=f"figure the name '{name}'.*such as 'loss/{name}'"):
+    with pytest.raises(TrainingError, match=f"metric named '{name}'.*for example to 'loss/{name}'"):
         events.Step(**{**values, "metrics": {name: 1.0}})
     events.Step(**{**values, "metrics": {f"loss/{name}": 1.0}})
 
@@ -159,7 +159,7 @@ def test_lines(tmp_path: Path) -> None:
     assert [line for line, _ in event_lines(path)] == good
     for wrong, words in (("5", "'int' object"), ('{"step": 3}', "event: None"), ('{"event": "note"}', "step: ")):
         path.write_text(f"{good[0]}\n{wrong}\n")
-        with pytest.raises(RunError, match=rf"metrics\.jsonl: line 2 is no event \({words}.*Fix: delete that line"):
+        with pytest.raises(RunError, match=rf"metrics\.jsonl: line 2 is not an event \({words}.*Fix: delete that line"):
             list(event_lines(path))
 
 

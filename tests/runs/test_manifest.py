@@ -10,7 +10,7 @@ import pytest
 
 from lamina.errors import RunError
 from lamina.runs import Run
-from lamina.runs.manifest import BaseFacts, DataFile, Hardware, Manifest
+from lamina.runs.manifest import BaseFacts, BaseWeights, DataFile, Hardware, LeftOut, Manifest, PackedWeights
 from lamina.runs.summary import Summary
 from tests.support.runs import SUMMARY
 
@@ -20,6 +20,7 @@ MANIFEST = Manifest(
     base=BaseFacts("base", "sha256:1", "sha256:2"),
     data=[DataFile("rows.jsonl", "3", 16)],
     threads=1,
+    weights=BaseWeights(9, 6, LeftOut({"experts": 3}, ["router"], {}), PackedWeights(9, 5, {"experts": 4})),
     versions={"torch": "2.13"},
     hardware=Hardware("x86_64", "a", None, 5, None),
     summary=SUMMARY,

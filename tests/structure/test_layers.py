@@ -14,12 +14,7 @@ from lamina.structure import head
 from lamina.structure.head import find_head
 from lamina.structure.layers import decoder_layers, text_decoder
 from lamina.structure.reach import modules_out_of_reach
-from tests.support.architectures import (
-    ARCHITECTURES,
-    BIDIRECTIONAL,
-    build_architecture,
-    build_vision_language,
-)
+from tests.support.architectures import ARCHITECTURES, BIDIRECTIONAL, build_architecture, build_vision_language
 
 # Parts of their logits are made by more than a linear layer, so that the whole model is asked for them.
 WITHOUT_PARTS = {"modernbert-decoder"}
@@ -47,7 +42,7 @@ def test_decoder_layers_are_all_in_order_and_nothing_else(architecture: str) -> 
     names = names_of(model, layers)
     (parent,) = {name.rpartition(".")[0] for name in names}
     assert names == [f"{parent}.{number}" for number in range(len(layers))]
-    assert len(layers) == (3 if architecture == "recurrent_gemma" else 2)
+    assert len(layers) == (3 if architecture in ("recurrent_gemma", "zamba2") else 2)
     decoder = text_decoder(model)
     assert decoder is not model and decoder is not model.get_output_embeddings()
     assert all(any(layer is module for module in decoder.modules()) for layer in layers)

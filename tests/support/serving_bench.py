@@ -8,7 +8,7 @@ from pathlib import Path
 from lamina.bench.serving.job import AdapterFacts, Answer, Job, Window
 from lamina.bench.serving.limit import StepLimit
 from lamina.bench.serving.load import Event
-from lamina.bench.serving.report import Measured
+from lamina.bench.serving.reduce import Measured
 from lamina.bench.serving.traffic import Ask
 
 

@@ -14,8 +14,8 @@ from lamina.data.example import EncodedExample
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.shared.base import Injection, inject
 from lamina.structure.head import find_head
-from tests.support.zoo import ARCHITECTURES, LONGEST, build_architecture
-from tests.support.zoo_page import PAGE, row
+from tests.support.architectures import ARCHITECTURES, build_architecture
+from tests.support.zoo_page import LONGEST, PAGE, row
 
 OWN = Layout(together=False, own_attention=True)
 

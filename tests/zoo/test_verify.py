@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import lamina
+from tests.support.architectures import ARCHITECTURES, build_architecture
 from tests.support.models_zoo import build_tokenizer
-from tests.support.zoo import ARCHITECTURES, build_architecture
 
 WORDS = ["river", "stone", "blue", "seven", "walks", "quickly", "under", "bridge", "and", "then", "lamp", "salt"]
 

@@ -13,7 +13,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +46,7 @@ class Adapter:
         lock: What it is bound to; None for an adapter that lamina did not train.
         probes: Empty for an adapter that lamina did not train.
         peft_config: The content of `adapter_config.json`.
+        digest: Of what it computes: method, its settings, and tensors.
     """
 
     path: Path
@@ -57,11 +57,7 @@ class Adapter:
     lock: Lock | None
     probes: list[Probe]
     peft_config: Mapping[str, Any]
-
-    @cached_property
-    def digest(self) -> str:
-        """Digest of what it computes: method, its settings, and tensors."""
-        return adapter_digest(self.settings, self.tensors)
+    digest: str
 
 
 def adapter_digest(settings: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
@@ -69,7 +65,7 @@ def adapter_digest(settings: Mapping[str, Any], tensors: Mapping[str, torch.Tens
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
     return "sha256:" + digest.hexdigest()
 
 
@@ -118,20 +114,22 @@ def read_adapter(path: Path) -> Adapter:
         except AdapterError as error:
             raise AdapterError(f"{path}: {error}") from None
         settings = config.model_dump(mode="json")
-        return Adapter(path, config, settings, base_ref, tensors, None, [], peft_config)
+        digest = adapter_digest(settings, tensors)
+        return Adapter(path, config, settings, base_ref, tensors, None, [], peft_config, digest)
     try:
         about = json.loads(about_path.read_text(encoding="utf-8"))
         written_by = str(about["lock"].get("lamina", ""))
         check_format(about_path, about["format"], FORMAT, written_by)
         settings: dict[str, Any] = about["method"]
-        _check_digest(path, about["digest"], adapter_digest(settings, tensors))
+        digest = adapter_digest(settings, tensors)
+        _check_digest(path, about["digest"], digest)
         config = _config_of(settings, about_path, written_by)
         lock, probes = Lock.from_json(about["lock"]), [Probe.from_json(probe) for probe in about["probes"]]
     except LaminaError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise AdapterError(f"{about_path}: is not readable ({error}). Fix: copy the adapter again.") from None
-    return Adapter(path, config, settings, base_ref, tensors, lock, probes, peft_config)
+    return Adapter(path, config, settings, base_ref, tensors, lock, probes, peft_config, digest)
 
 
 def _check_digest(path: Path, recorded: str, found: str) -> None:

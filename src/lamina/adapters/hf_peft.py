@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from lamina.config import MethodConfig
 from lamina.errors import AdapterError
@@ -93,9 +93,13 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
             )
         raise AdapterError(f"{folder}: holds no {TENSORS_FILE}. Fix: copy the adapter again.")
     try:
-        return {name: tensor.to(_stored_dtype(tensor)) for name, tensor in load_file(path).items()}
+        # Read as a whole, not mapped into memory: a file that is overwritten later changes nothing that was checked.
+        tensors = load(path.read_bytes())
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be read ({error.strerror}).") from None
     except (SafetensorError, ValueError) as error:
         raise AdapterError(f"{path}: is damaged ({error}). Fix: copy the adapter again.") from None
+    return {name: tensor.to(_stored_dtype(tensor)) for name, tensor in tensors.items()}
 
 
 def method_config(peft_config: Mapping[str, Any]) -> MethodConfig:

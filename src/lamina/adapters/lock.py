@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from lamina.chat.template import ChatTemplate
-from lamina.chat.tokenizer import fingerprint_tokenizer
 from lamina.data.encode import text_end
 from lamina.errors import AdapterError, BaseMismatchError, NewerVersionError
 from lamina.machine.hardware import dtype_name
@@ -103,7 +102,7 @@ def check_lock(lock: Lock, base: Base, template: ChatTemplate, allow_mismatch: b
     Args:
         lock: From the adapter.
         base: The base it is being loaded on.
-        template: The template that will render its prompts.
+        template: The template that will render its prompts, with the base's tokenizer.
         allow_mismatch: Go on all the same.
 
     Returns:
@@ -115,7 +114,7 @@ def check_lock(lock: Lock, base: Base, template: ChatTemplate, allow_mismatch: b
     pairs = (
         ("base model's weights", lock.base_tensors, base.fingerprint.tensors),
         ("base model's config", lock.base_config, base.fingerprint.config),
-        ("tokenizer", lock.tokenizer, fingerprint_tokenizer(base.tokenizer)),
+        ("tokenizer", lock.tokenizer, template.tokenizer_digest),
         ("chat template", lock.chat_template_digest, template.digest),
         # Only where both are known: the adapter may be going on the weights from before quantization.
         ("quantized weights", lock.packed_weights or base.packed_digest, base.packed_digest or lock.packed_weights),

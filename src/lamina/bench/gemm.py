@@ -1,12 +1,11 @@
-"""The machine's own rate at a model's matrix products, and the time that a step would take at that rate.
+"""Measures how fast this machine computes a model's matrix products, and how long a step would take at that speed.
 
-The limit of a step is (operations that its mathematics needs) / (rate of plain products), layer shape by layer shape:
-x W^T for the forward and g W for the backward, in the run's dtype, at the step's number of tokens. Adapter and
-attention products are charged at the average of those rates, which they cannot reach: the limit is one that nobody
-meets.
+The limit of a step is its required operations divided by the speed of plain products of the same shapes: x W^T for the
+forward and g W for the backward, in the run's dtype, with the step's number of tokens. Adapter and attention products
+count with the average of these speeds. They cannot reach it, so no implementation reaches the limit.
 
-Rates of one machine move within seconds (shared cores, clock), so they are taken in the same process right before and
-right after each step, and a step is held against the mean of both.
+The speed of a machine changes within seconds (shared cores, clock). It is therefore measured in the same process right
+before and right after each step, and a step is compared with the mean of both.
 """
 
 from __future__ import annotations
@@ -20,26 +19,26 @@ import torch
 
 from lamina.bench.flops import ModelUse
 
-# Enough for the full rate, and little enough that probing does not become the peak of memory. A GPU reaches its rate
-# with more rows than a CPU; at fewer, the limit would be one that a step could beat.
+# Enough rows for full speed, but so few that this measurement does not determine the peak memory. A GPU needs more rows
+# than a CPU to reach full speed; with fewer, a step could be faster than the limit.
 MAX_ROWS = {"cpu": 2048, "cuda": 16384}
 MAX_HEAD_ROWS = {"cpu": 512, "cuda": 4096}
 MAX_HEAD_COLUMNS = 2**15
 
-# Products of a shape are repeated for so long; the median counts.
+# How long products of a shape are repeated; the result is the median.
 SECONDS_PER_SHAPE = 0.03
 MIN_REPEATS = 3
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Measured rates of plain products, in floating-point operations per second.
+    """Measured speeds of plain products, in floating-point operations per second.
 
     Attributes:
-        forward: By (in, out) of the layer: x W^T.
-        backward: The same of g W.
-        head_forward: Of the output head.
-        head_backward: The same of its input gradient.
+        forward: Speed of x W^T, by (in, out) of the layer.
+        backward: Speed of g W, by (in, out) of the layer.
+        head_forward: Speed of the output head.
+        head_backward: Speed of the output head's input gradient.
     """
 
     forward: dict[tuple[int, int], float]
@@ -48,7 +47,7 @@ class Rates:
     head_backward: float
 
     def limit_seconds(self, use: ModelUse, lengths: Sequence[int], supervised: int) -> float:
-        """The time of a step that does nothing but needed products, at these rates."""
+        """Computes the time of a step of nothing but required products, at these speeds."""
         flops = use.step(lengths, supervised)
         tokens = sum(lengths)
         seconds = 0.0
@@ -64,14 +63,14 @@ class Rates:
 
 
 def measure_rates(use: ModelUse, tokens: int, supervised: int, dtype: torch.dtype, device: torch.device) -> Rates:
-    """Multiplies matrices of the model's shapes for a moment.
+    """Measures the speed of products with matrices of the model's shapes.
 
     Args:
-        use: The model's shapes.
-        tokens: Rows of the layers' products.
-        supervised: Rows of the head's.
-        dtype: Of all matrices.
-        device: Where to multiply.
+        use: The model's linear layers.
+        tokens: Number of rows of the layers' products.
+        supervised: Number of rows of the head's product.
+        dtype: Dtype of all matrices.
+        device: Device to measure.
     """
     rows = min(tokens, MAX_ROWS.get(device.type, MAX_ROWS["cpu"]))
     head_rows = min(supervised, MAX_HEAD_ROWS.get(device.type, MAX_HEAD_ROWS["cpu"]))
@@ -88,7 +87,7 @@ def _rates(rows: int, inner: int, outer: int, dtype: torch.dtype, device: torch.
     w_OI = torch.randn(outer, inner, dtype=dtype, device=device)
     y_TO = torch.empty(rows, outer, dtype=dtype, device=device)
     operations = 2.0 * rows * inner * outer
-    # Written in place: the limit is the product's alone, without what a fresh result costs in page faults.
+    # Results are written in place, so that the limit does not include the page faults of new memory.
     forward = _seconds(lambda: torch.mm(x_TI, w_OI.T, out=y_TO), device)
     backward = _seconds(lambda: torch.mm(y_TO, w_OI, out=x_TI), device)
     return operations / forward, operations / backward
@@ -108,6 +107,6 @@ def _seconds(product: Callable[[], torch.Tensor], device: torch.device) -> float
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what it was given, so that a clock can be read."""
+    """Waits until the device is idle, so that a clock can be read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""What a side is asked to do, and what it answers: plain data that travels between processes as JSON."""
+"""The job of a side and its result, which are passed between processes as JSON."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Job:
     """One side's work in one process.
 
     Attributes:
-        side: Which contestant; the name of its file in `sides/`.
-        model: Folder of the base's config, safetensors and tokenizer.
+        side: Name of the side.
+        model: Folder with the base's config, safetensors and tokenizer.
         rows: File written by `write_rows`.
-        dtype: What the base is held in: `bfloat16` or `float32`.
-        max_length: Longest document in tokens; a step holds a whole number of these.
-        warmup: Steps at the start that are taken but not timed; at least 1.
-        rank: LoRA's r, on every linear layer but the head.
+        dtype: Dtype of the base: `bfloat16` or `float32`.
+        max_length: Maximum length of a document in tokens.
+        warmup: Number of steps at the start that are not timed; at least 1.
+        rank: LoRA's r, on every linear layer except the head.
         alpha: LoRA's alpha.
-        learning_rate: Constant over the steps.
-        max_grad_norm: Gradients are clipped to it.
-        seed: Of the adapter's random start.
+        learning_rate: Learning rate, constant over the steps.
+        max_grad_norm: Maximum norm for gradient clipping.
+        seed: Seed of the adapter's random initialization.
     """
 
     side: str
@@ -50,7 +50,7 @@ class Job:
 
     @cached_property
     def batches(self) -> list[list[EncodedExample]]:
-        """The examples of each optimizer step, in order: the same for every side."""
+        """The examples of each optimizer step, in order; they are the same for every side."""
         content = json.loads(Path(self.rows).read_text(encoding="utf-8"))
         examples = [
             EncodedExample(np.array(ids, np.int32), np.array(supervised, bool), row)
@@ -59,12 +59,12 @@ class Job:
         return [[examples[index] for index in step] for step in content["steps"]]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Converts to plain data."""
         return dataclasses.asdict(self)
 
 
 def write_rows(path: Path, batches: Sequence[Sequence[EncodedExample]]) -> None:
-    """Writes tokenised rows and the steps that they go into, for the sides' processes."""
+    """Writes tokenized rows, grouped by step, for the sides' processes."""
     examples = [example for batch in batches for example in batch]
     first = np.cumsum([0, *(len(batch) for batch in batches)]).tolist()
     content = {
@@ -76,18 +76,18 @@ def write_rows(path: Path, batches: Sequence[Sequence[EncodedExample]]) -> None:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step as it was measured.
+    """The measurements of one optimizer step.
 
     Attributes:
-        seconds: Wall time of forward, backward, clipping and update, and of making the batch.
-        loss: Mean over the step's supervised tokens.
-        tokens: Real tokens; padding does not count.
-        supervised_tokens: Those in the loss.
-        flops: What the step's mathematics needs (see `flops.py`).
-        limit_seconds: What that takes at the rate of plain matrix products measured around the step; None for a
-            warm-up step.
-        other_cores: Cores that other processes kept busy meanwhile; two threads of a side wait for each other, so even
-            half a core taken away slows it down several times over.
+        seconds: Wall time of the step, including building the batch, clipping and the update.
+        loss: Mean loss over the step's supervised tokens.
+        tokens: Number of tokens, without padding.
+        supervised_tokens: Number of tokens in the loss.
+        flops: Operations that the step requires (see `flops.py`).
+        limit_seconds: Time of these operations at the speed of plain matrix products, measured around the step; None
+            for a warmup step.
+        other_cores: Number of cores that other processes kept busy. The threads of a side wait for each other, so
+            losing half a core slows it down several times.
     """
 
     seconds: float
@@ -100,30 +100,30 @@ class Step:
 
     @property
     def share(self) -> float | None:
-        """Of the machine's limit: 1 would be a step that does nothing but needed products, at full rate."""
+        """Share of the machine's limit: 1 would be a step of nothing but required products, at full speed."""
         return None if self.limit_seconds is None else self.limit_seconds / self.seconds
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Converts to plain data."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Step:
-        """The inverse of `as_json`."""
+        """Reads what `as_json` wrote."""
         return cls(**{**value, "flops": StepFlops(**value["flops"])})
 
 
 @dataclass(frozen=True)
 class SideRun:
-    """What one process of one side measured.
+    """The measurements of one process of one side.
 
     Attributes:
-        side: Its name.
-        settings: What the side chose, and the version of its library.
-        warmup: How many of the steps are not timed.
-        steps: Every step, warm-up included.
-        loaded_bytes: Memory once model, adapter and optimizer were there.
-        peak_bytes: The most memory until the end.
+        side: Name of the side.
+        settings: The side's settings, and the version of its library.
+        warmup: Number of steps that are not timed.
+        steps: All steps, including warmup.
+        loaded_bytes: Memory after model, adapter and optimizer were created.
+        peak_bytes: Peak memory.
     """
 
     side: str
@@ -135,14 +135,14 @@ class SideRun:
 
     @property
     def timed(self) -> list[Step]:
-        """The steps that count."""
+        """The timed steps."""
         return self.steps[self.warmup :]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Converts to plain data."""
         return {**vars(self), "steps": [step.as_json() for step in self.steps]}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> SideRun:
-        """The inverse of `as_json`."""
+        """Reads what `as_json` wrote."""
         return cls(**{**value, "steps": [Step.from_json(step) for step in value["steps"]]})

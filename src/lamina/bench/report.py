@@ -1,4 +1,4 @@
-"""From measured processes to figures: medians, ratios against lamina, JSON, and a plot."""
+"""Reduces what the processes measured to medians and ratios, as JSON and as a plot."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from typing import Any
 
 from lamina.bench.job import SideRun, Step
 from lamina.bench.machine import DISTURBED_CORES, machine_facts
-from lamina.bench.optional import is_installed, optional
+from lamina.bench.plot import new_plot
 from lamina.bench.sides import OWN
-from lamina.errors import ConfigError, Problem
-
-PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -22,16 +19,16 @@ class SideReport:
     """One side over all rounds. Figures of a step are medians over every timed step of every round.
 
     Attributes:
-        side: Its name.
-        settings: What it chose, and the version of its library.
-        tokens_per_second: Real tokens.
-        supervised_tokens_per_second: Tokens in the loss.
-        step_seconds: An optimizer step.
-        gemm_share: Time at the rate of plain products over time taken (see `gemm.py`).
-        peak_bytes: Of its process, or of CUDA; the median of the rounds.
-        loaded_bytes: Of that, what was there before the first step.
-        losses: Of each step of the first round, warm-up included.
-        other_cores: Cores that other processes kept busy while it ran: the mean over its timed steps.
+        side: Name of the side.
+        settings: The side's settings, and the version of its library.
+        tokens_per_second: Tokens per second, without padding.
+        supervised_tokens_per_second: Tokens in the loss per second.
+        step_seconds: Seconds of an optimizer step.
+        gemm_share: Share of the machine's GEMM limit (see `gemm.py`).
+        peak_bytes: Peak memory of the process, or of CUDA; the median of the rounds.
+        loaded_bytes: Memory before the first step, included in `peak_bytes`.
+        losses: Loss of each step of the first round, including warmup.
+        other_cores: Number of cores that other processes kept busy: the mean over the timed steps.
     """
 
     side: str
@@ -47,21 +44,21 @@ class SideReport:
 
     @property
     def disturbed(self) -> bool:
-        """Whether so much else was running that its figures say little."""
+        """Whether other processes used so much of the machine that the figures are unreliable."""
         return self.other_cores > DISTURBED_CORES
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """lamina against one peer: medians over rounds and steps of lamina's figure divided by the peer's.
+    """lamina compared with one peer: medians, over rounds and steps, of lamina's figure divided by the peer's.
 
     Attributes:
-        peer: The peer.
-        speed: Tokens per second, on the same tokens. Above 1, lamina is faster.
-        gemm_share: The same with the machine's rate at that moment taken out.
-        peak_memory: Below 1, lamina needs less.
-        training_memory: The same without what was there before the first step.
-        loss_difference: The largest difference of the two losses of a step, over all steps.
+        peer: Name of the peer.
+        speed: Ratio of tokens per second on the same tokens. Above 1, lamina is faster.
+        gemm_share: The same, relative to the machine's speed at the time of each step.
+        peak_memory: Ratio of peak memory. Below 1, lamina needs less.
+        training_memory: The same without the memory before the first step.
+        loss_difference: Largest difference between the two losses of a step.
     """
 
     peer: str
@@ -74,18 +71,18 @@ class Ratio:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """The whole comparison.
+    """The result of `lamina bench train`.
 
     Attributes:
-        settings: What was compared, and on what.
-        machine: Where.
-        flops: What a timed step needs, by component: the mean over the steps.
-        gemm_rate: Median rate of plain products, in operations per second.
-        sides: Each side's figures, lamina first.
-        ratios: lamina against each peer.
+        settings: Settings of the comparison.
+        machine: Facts about the machine.
+        flops: Operations that a timed step requires, by component: the mean over the steps.
+        gemm_rate: Median speed of plain matrix products, in operations per second.
+        sides: Figures of each side, lamina first.
+        ratios: lamina compared with each peer.
         failed: Sides that failed, with the error.
         left_out: Sides that were not tried, with the reason.
-        rounds: Every process as it was measured.
+        rounds: Measurements of every process, by side.
     """
 
     settings: dict[str, Any]
@@ -99,7 +96,7 @@ class BenchReport:
     rounds: dict[str, list[SideRun]]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Converts to plain data."""
         return {
             **vars(self),
             "sides": [vars(side) for side in self.sides],
@@ -117,8 +114,8 @@ def build_report(
     """Reduces what the processes measured.
 
     Args:
-        settings: What was compared, and on what.
-        runs: Of each side, its processes; a side that failed in a later round has fewer.
+        settings: Settings of the comparison.
+        runs: Measurements of each side's processes; a side that failed in a later round has fewer.
         failed: Sides that failed, with the error.
         left_out: Sides that were not tried, with the reason.
     """
@@ -173,39 +170,23 @@ def _ratio(peer: str, own_runs: Sequence[SideRun], peer_runs: Sequence[SideRun])
     )
 
 
-def check_plot(path: Path) -> None:
-    """Finds out before anything is measured whether `plot` will work.
-
-    Raises:
-        BenchError: matplotlib is not installed.
-        ConfigError: The file's folder does not exist, or its suffix is no format.
-    """
-    if not is_installed("matplotlib"):
-        optional("matplotlib")
-    if path.suffix not in PLOT_SUFFIXES:
-        raise ConfigError(Problem("--plot", f"{path.name!r} does not end in {', '.join(PLOT_SUFFIXES)}", "rename it"))
-    if not path.resolve().parent.is_dir():
-        raise ConfigError(Problem("--plot", f"the folder of {path} does not exist", "make it first"))
-
-
 def plot(report: BenchReport, path: Path) -> None:
-    """Draws speed, share of the machine's limit, memory, and the losses on top of each other.
+    """Plots speed, share of the machine's limit, memory, and the losses of all sides.
 
     Args:
-        report: What to draw.
-        path: Where to; the suffix decides the format (`.png`, `.svg`, `.pdf`).
+        report: The report to plot.
+        path: File to write; the suffix selects the format (`.png`, `.svg`, `.pdf`).
 
     Raises:
         BenchError: matplotlib is not installed.
     """
-    optional("matplotlib").use("Agg")
-    figure, axes = optional("matplotlib.pyplot").subplots(2, 2, figsize=(11, 7.5), layout="constrained")
+    figure, axes = new_plot(2, 2, size=(11, 7.5))
     names = [side.side for side in report.sides]
-    colours = [f"C{number}" for number in range(len(names))]
+    colors = [f"C{number}" for number in range(len(names))]
     gib = 2.0**30
 
     def bars(axis: Any, title: str, values: Sequence[float], form: str) -> None:
-        drawn = axis.barh(names, values, color=colours)
+        drawn = axis.barh(names, values, color=colors)
         axis.bar_label(drawn, [form.format(value) for value in values], padding=3)
         axis.set(title=title, xlim=(0, max(values) * 1.18))
         axis.invert_yaxis()
@@ -215,11 +196,11 @@ def plot(report: BenchReport, path: Path) -> None:
     bars(axes[1][0], "peak memory in GiB (hatched: model loaded)", [s.peak_bytes / gib for s in report.sides], "{:.2f}")
     loaded = [side.loaded_bytes / gib for side in report.sides]
     axes[1][0].barh(names, loaded, color="none", edgecolor="black", hatch="///", linewidth=0)
-    for side, colour in zip(report.sides, colours, strict=True):
+    for side, color in zip(report.sides, colors, strict=True):
         own = side.side == OWN
         steps = range(1, len(side.losses) + 1)
         axes[1][1].plot(
-            steps, side.losses, color=colour, label=side.side, linewidth=4 if own else 1.5, alpha=0.5 if own else 1
+            steps, side.losses, color=color, label=side.side, linewidth=4 if own else 1.5, alpha=0.5 if own else 1
         )
     axes[1][1].set(title="loss of each step, on the same rows", xlabel="step")
     axes[1][1].legend()

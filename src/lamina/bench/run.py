@@ -32,10 +32,10 @@ from lamina.models.source import ModelSource, find_model
 from lamina.progress import Notify
 from lamina.quickstart.task import build_task
 
-# Steps that are taken before timing starts: the first ones pay for allocations and for kernels' own set-up.
+# Steps before timing starts: the first ones include allocations and the set-up of kernels.
 WARMUP = 2
 
-# Steps that are filled less than this are left out while there are others: sides pay a fixed price for a step.
+# Steps that fill less of their token budget are left out if there are enough others, since a step has fixed costs.
 FULL = 0.9
 
 _QUICKSTART_ROWS = 680
@@ -44,7 +44,7 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What to compare, and on what.
+    """Settings of `lamina bench train`.
 
     Attributes:
         model: The base: an alias, a folder, a hub id, or a `.gguf` file.
@@ -82,11 +82,11 @@ class BenchSettings:
 
 
 def bench_train(settings: BenchSettings, notify: Notify = lambda message: None) -> BenchReport:
-    """Trains with lamina and with its peers, and compares.
+    """Trains with lamina and its peers, and compares them.
 
     Args:
-        settings: What to compare, and on what.
-        notify: Told which side runs in which round, and what it gave.
+        settings: Settings of the comparison.
+        notify: Called with a message when a side starts a round, and with its result.
 
     Raises:
         ConfigError: A side or a shape does not exist.
@@ -128,20 +128,20 @@ def bench_train(settings: BenchSettings, notify: Notify = lambda message: None) 
 
 
 def check_settings(settings: BenchSettings) -> None:
-    """Finds what is wrong before anything is loaded.
+    """Checks the settings before anything is loaded.
 
     Raises:
-        ConfigError: With all of it.
+        ConfigError: There are problems; it lists all of them.
     """
     known, problems = side_names(), []
     for option, names in (("--peers", settings.peers or []), ("--python", settings.python)):
         for name in names:
             if name not in known:
                 hint = nearest(name, known) or f"use {', '.join(known)}"
-                problems.append(Problem(option, f"{name!r} is no side", hint))
+                problems.append(Problem(option, f"{name!r} is not a side", hint))
     if settings.shape is not None and settings.shape not in SHAPES:
         hint = nearest(settings.shape, SHAPES) or f"use {', '.join(SHAPES)}"
-        problems.append(Problem("--shape", f"{settings.shape!r} is no shape", hint))
+        problems.append(Problem("--shape", f"{settings.shape!r} is not a shape", hint))
     if settings.dtype not in ("auto", "bfloat16", "float32"):
         problems.append(Problem("--dtype", f"{settings.dtype!r} is not one of auto, bfloat16, float32"))
     if problems:
@@ -149,7 +149,7 @@ def check_settings(settings: BenchSettings) -> None:
 
 
 def choose_sides(settings: BenchSettings) -> tuple[list[str], dict[str, str]]:
-    """The sides that run, lamina first, and those that are left out with the reason.
+    """Returns the sides that run, lamina first, and those that are left out, with the reason.
 
     Raises:
         BenchError: A peer was asked for by name and cannot run here.
@@ -170,7 +170,7 @@ def _missing(name: str, settings: BenchSettings) -> str | None:
     side = find_side(name)
     if side.NEEDS_CUDA and default_device().type != "cuda":
         return "it needs a CUDA device."
-    if name in settings.python:  # what that environment holds is found out when the side runs
+    if name in settings.python:  # the packages of that environment are checked when the side runs
         return None
     for package in side.REQUIRES:
         if not is_installed(package):
@@ -185,12 +185,12 @@ def _model_folder(settings: BenchSettings, notify: Notify) -> Path:
 
 
 def build_batches(settings: BenchSettings, folder: Path, notify: Notify) -> list[list[EncodedExample]]:
-    """The examples of each optimizer step, warm-up included.
+    """Returns the examples of each optimizer step, including warmup.
 
     Raises:
-        DataError: The rows do not fill so many steps.
+        DataError: There are too few rows for the steps.
     """
-    notify("Tokenising the rows ...")
+    notify("Tokenizing the rows ...")
     tokenizer = load_tokenizer(ModelSource(str(folder), folder))
     with tempfile.TemporaryDirectory() as work:
         path = settings.data
@@ -240,11 +240,11 @@ def run_side(job: Job, python: str | None = None) -> SideRun:
     """Runs one side in a separate process.
 
     Args:
-        job: What to do.
+        job: The side's job.
         python: The interpreter; by default this one.
 
     Raises:
-        BenchError: It failed; the message is the end of what it wrote.
+        BenchError: The process failed; the message has the end of its output.
     """
     return SideRun.from_json(run_module("lamina.bench.worker", job.as_json(), python))
 

@@ -1,4 +1,4 @@
-"""Models of real shapes with random weights: what a step costs does not depend on what the weights know."""
+"""Creates models of real shapes with random weights; the cost of a step does not depend on their values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lamina.machine.seeding import seeded
 from lamina.models.source import find_model
 from lamina.progress import Notify
 
-# Their tokenizer stands in for every shape's; token ids are taken modulo the shape's vocabulary.
+# The tokenizer for all shapes; token ids are taken modulo the shape's vocabulary size.
 TOKENIZER = "smollm2-135m"
 
 _VERSION = "1"
@@ -66,7 +66,7 @@ def _tiny() -> PreTrainedConfig:
     )
 
 
-# `tiny` is there to see the command at work in seconds; its figures mean nothing.
+# `tiny` runs in seconds, to try the command; its figures are meaningless.
 SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
     "gemma-3-270m": _gemma_3_270m,
     "tinyllama-1.1b": _tinyllama,
@@ -75,12 +75,12 @@ SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
 
 
 def shape_folder(name: str, seed: int, notify: Notify) -> Path:
-    """A model folder of that shape in the user's cache, made once.
+    """Returns the folder of a model of a shape in the user's cache; the model is created on first use.
 
     Args:
         name: One of `SHAPES`.
-        seed: Of the weights.
-        notify: Told before anything that takes a while.
+        seed: Seed of the weights.
+        notify: Called with a message before anything that takes a while.
     """
     folder = cache_folder() / "shapes" / f"{name}-{seed}-v{_VERSION}"
     hold(folder)
@@ -96,7 +96,7 @@ def shape_folder(name: str, seed: int, notify: Notify) -> Path:
 
 
 def write_model(folder: Path, config: PreTrainedConfig, seed: int) -> None:
-    """Writes a model with random weights, in bfloat16 whatever it will be run in, and a tokenizer, as a whole.
+    """Writes a model with random weights in bfloat16, and a tokenizer, atomically.
 
     Raises:
         StorageError: Nothing was written.

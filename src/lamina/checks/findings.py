@@ -46,6 +46,31 @@ class Finding:
     examples: Sequence[Offender] = ()
 
 
+@dataclass(frozen=True)
+class CheckedFile:
+    """A file that was checked.
+
+    Attributes:
+        path: Its name, as given in the configuration.
+        side: `train`, `replay` or `eval`.
+        format: The format that its rows were parsed with; empty if that is not known.
+        columns: Its mapped columns, by field.
+        rows: Number of rows read.
+        ignored_columns: Columns that the format does not read.
+        skipped: Files beside it that were not read.
+        notes: Messages to the user.
+    """
+
+    path: str
+    side: str
+    format: str
+    columns: dict[str, str]
+    rows: int
+    ignored_columns: list[str]
+    skipped: list[str]
+    notes: list[str]
+
+
 @dataclass
 class CheckReport:
     """The result of all checks.
@@ -53,14 +78,14 @@ class CheckReport:
     Attributes:
         findings: Worst first; with equal severity, those that concern more rows first.
         facts: Figures by name (explained in `docs/data.md`), as plain data.
-        files: Facts about each file: path, format, number of rows.
+        files: The files, in the order in which they were read.
         ledger: One compact entry per row, with what a cleaned file leaves out. Not part of the JSON.
     """
 
     findings: list[Finding]
     facts: dict[str, Any]
     ledger: Ledger
-    files: list[dict[str, Any]] = field(default_factory=list)
+    files: list[CheckedFile] = field(default_factory=list)
 
     @property
     def errors(self) -> list[Finding]:
@@ -74,7 +99,7 @@ class CheckReport:
     def as_json(self) -> dict[str, Any]:
         """Returns the report as plain data."""
         return {
-            "files": self.files,
+            "files": [asdict(file) for file in self.files],
             "severities": {severity.value: self.count(severity) for severity in Severity},
             "findings": [asdict(finding) | {"severity": finding.severity.value} for finding in self.findings],
             "facts": self.facts,

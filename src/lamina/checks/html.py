@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lamina import files
-from lamina.checks.findings import CheckReport, Finding, Severity
+from lamina.checks.findings import CheckedFile, CheckReport, Finding, Severity
 
 _WIDTH, _HEIGHT, _MARGIN = 520, 240, 44
 _STYLE = """
@@ -52,10 +53,9 @@ def _table(head: tuple[str, ...], rows: list[str]) -> str:
 def _files(report: CheckReport) -> str:
     if not report.files:
         return ""
-    names = tuple(report.files[0])
-    head = tuple(name.replace("_", " ") for name in names)
+    head = tuple(field.name.replace("_", " ") for field in dataclasses.fields(CheckedFile))
     rows = [
-        "<tr>" + "".join(f"<td>{html.escape(_text(file.get(name, '')))}</td>" for name in names) + "</tr>"
+        "<tr>" + "".join(f"<td>{html.escape(_text(value))}</td>" for value in vars(file).values()) + "</tr>"
         for file in report.files
     ]
     return _table(head, rows)

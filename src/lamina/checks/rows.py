@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from lamina.chat.template import ChatTemplate
+from lamina.checks.findings import CheckedFile
 from lamina.checks.row import CheckedRow
 from lamina.checks.target import Target
 from lamina.config import SourceConfig
@@ -27,13 +27,13 @@ class Rows:
         template: Renders conversations; without it, rows are not encoded.
         numbers: Rows to encode, by their number in each file, from 1; the others are yielded without tokens. Empty for
             all.
-        files: Facts about each file that has been read: path, side, format, mapped columns, rows, unused columns.
+        files: The files that have been read.
     """
 
     target: Target
     template: ChatTemplate | None
     numbers: frozenset[int] = frozenset()
-    files: list[dict[str, Any]] = field(default_factory=list)
+    files: list[CheckedFile] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[CheckedRow]:
         """Yields the training side, then replayed text, then the evaluation side.
@@ -56,18 +56,18 @@ class Rows:
                 fault = Fault("unreadable_rest", reader.rows + 1, 0, message)
                 yield CheckedRow(file.name, side, ReadRow(reader.rows + 1, 0, None, fault))
             self.files.append(
-                {
-                    "path": file.name,
-                    "side": side,
-                    "format": reader.format,
-                    "columns": source.columns or {},
-                    "rows": reader.rows,
-                    "ignored_columns": reader.ignored_columns,
-                    "skipped": list(file.skipped),
-                    "notes": list(file.notes),
-                }
+                CheckedFile(
+                    path=file.name,
+                    side=side,
+                    format=reader.format,
+                    columns=source.columns or {},
+                    rows=reader.rows,
+                    ignored_columns=reader.ignored_columns,
+                    skipped=list(file.skipped),
+                    notes=list(file.notes),
+                )
             )
-        if refused is not None and not any(file["format"] for file in self.files):
+        if refused is not None and not any(file.format for file in self.files):
             raise refused
 
     @property

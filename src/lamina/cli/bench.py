@@ -77,7 +77,7 @@ def train(
     for side, interpreter in interpreters.items():
         if shutil.which(interpreter) is None:
             raise ConfigError(Problem("--python", f"{interpreter}, for {side}, cannot be run", "check the path"))
-    from lamina.bench.report import check_plot
+    from lamina.bench.plot import check_plot
     from lamina.bench.report import plot as draw
     from lamina.bench.run import BenchSettings, bench_train
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -13,7 +13,7 @@ from lamina.cli.output import MAX_SEED, JsonFlag, notify, out, print_json
 from lamina.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from lamina.bench.serving.report import ServeReport
+    from lamina.bench.serving.report import Percentiles, ServeReport
 
 
 def serve(
@@ -60,8 +60,8 @@ def serve(
         raise ConfigError(Problem("--out", f"the folder of {target} does not exist", "make it first"))
     counts, streams = _numbers("--adapters", adapters), _numbers("--concurrency", concurrency)
     from lamina import files
-    from lamina.bench.report import check_plot
-    from lamina.bench.serving.report import plot as draw
+    from lamina.bench.plot import check_plot
+    from lamina.bench.serving.plot import plot as draw
     from lamina.bench.serving.run import ServeSettings, bench_serve
 
     settings = ServeSettings(
@@ -108,37 +108,40 @@ def _numbers(option: str, text: str) -> list[int]:
 def _print(report: ServeReport) -> None:
     table = Table("", "adapters", "load", "tokens/s", "first token, ms", "between tokens, ms", "decoding / limit")
     for side in report.sides:
-        load = f"{side['concurrency']} streams" if side["rate"] is None else f"{side['rate']:g} requests/s"
-        share = side["limit_share"]
-        served = str(side["adapters"])
-        if side["adapters_served"] != side["adapters"]:
-            served = f"{side['adapters_served']} of {served}"
+        served = str(side.load.adapters)
+        if side.adapters_served != side.load.adapters:
+            served = f"{side.adapters_served} of {served}"
         table.add_row(
-            side["side"],
+            side.side,
             served,
-            load,
-            f"{side['tokens_per_second']:,.0f}",
-            _percentiles(side["ttft_ms"]),
-            _percentiles(side["itl_ms"]),
-            "" if share is None else f"{share:.0%}",
+            side.load.requests_line(),
+            f"{side.tokens_per_second:,.0f}",
+            _percentiles(side.waits.ttft_ms),
+            _percentiles(side.waits.itl_ms),
+            "" if side.limit_share is None else f"{side.limit_share:.0%}",
         )
     table.caption = "times: the 50th, 95th and 99th percentile"
     out.print(table)
     for failure in report.failed:
-        notify(f"{failure['side']}, {failure['adapters']} adapters, failed: {failure['error']}")
+        notify(f"{failure.side}, {failure.adapters} adapters, failed: {failure.error}")
     for line in report.disturbed():
         notify(f"{line}, so its figures are unreliable")
     if report.ratios:
         ratios = Table("", "adapters", "load", "over", "tokens/s", "decoding", "the limits'")
         for ratio in report.ratios:
-            load = f"{ratio['concurrency']} streams" if ratio["rate"] is None else f"{ratio['rate']:g} requests/s"
-            over = ratio["over"] if ratio["peer"] in (ratio["over"], ratio["side"]) else f"best peer, {ratio['peer']}"
-            figures = (_times(ratio[f"{name}tokens_per_second"]) for name in ("", "decode_", "limit_"))
-            ratios.add_row(ratio["side"], str(ratio["adapters"]), load, escape(over), *figures)
+            over = ratio.over if ratio.peer in (ratio.over, ratio.side) else f"best peer, {ratio.peer}"
+            figures = (ratio.tokens_per_second, ratio.decode_tokens_per_second, ratio.limit_tokens_per_second)
+            ratios.add_row(
+                ratio.side,
+                str(ratio.load.adapters),
+                ratio.load.requests_line(),
+                escape(over),
+                *(_times(figure) for figure in figures),
+            )
         out.print(ratios)
 
 
-def _percentiles(values: dict[str, Any]) -> str:
+def _percentiles(values: Percentiles) -> str:
     return " / ".join("" if value is None else f"{value:,.1f}" for value in values.values())
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from lamina.cli.output import out
 
 if TYPE_CHECKING:
-    from lamina.checks.findings import CheckReport, Finding
+    from lamina.checks.findings import CheckedFile, CheckReport, Finding
 
 _COLORS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -23,7 +23,7 @@ def print_report(report: CheckReport) -> None:
     """Prints the report: files, figures, findings with some of their rows, and a summary line."""
     for file in report.files:
         out.print(_file_line(file), markup=False)
-        for note in file["notes"]:
+        for note in file.notes:
             out.print(f"note: {note}", markup=False)
     _print_facts(report.facts)
     for finding in reversed(report.findings):
@@ -32,12 +32,12 @@ def print_report(report: CheckReport) -> None:
     out.print(", ".join(f"[{_COLORS[name]}]{n} {name}{'' if n == 1 else 's'}[/]" for name, n in counts.items()))
 
 
-def _file_line(file: Mapping[str, Any]) -> str:
-    line = f"{file['path']}: {file['rows']:,} rows ({file['format'] or 'unknown format'})"
-    if file["side"] == "eval":
+def _file_line(file: CheckedFile) -> str:
+    line = f"{file.path}: {file.rows:,} rows ({file.format or 'unknown format'})"
+    if file.side == "eval":
         line += ", for evaluation"
-    if file["ignored_columns"]:
-        line += f"; columns not used: {', '.join(file['ignored_columns'])}"
+    if file.ignored_columns:
+        line += f"; columns not used: {', '.join(file.ignored_columns)}"
     return line
 
 

@@ -1,4 +1,4 @@
-"""Shows a training run as its events come in."""
+"""Displays a training run from its events."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from lamina.runs import Run, events
 from lamina.runs.events import Event
 from lamina.runs.summary import Summary
 
-# Between two lines of progress where stderr is no terminal, such as in a log file.
+# Minimum time between two lines of progress if stderr is not a terminal, such as in a log file.
 LINE_SECONDS = 15.0
 _GIB = 2**30
 
 
 class TrainingView:
-    """Turns events into a report, a progress bar and lines. Used as a context, so that the bar always ends."""
+    """Displays events as a report, a progress bar and lines. As a context manager, it always ends the bar."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -51,7 +51,7 @@ class TrainingView:
             stop(self._progress)
 
     def __call__(self, event: Event) -> None:
-        """Shows one event."""
+        """Displays one event."""
         match event:
             case events.Note():
                 err.print(f"[dim]{escape(event.message)}[/dim]")
@@ -89,7 +89,7 @@ class TrainingView:
             f"{event.modules} modules; base in {event.dtype} on {event.device}{checkpointing}"
         )
         left = event.total_steps - event.step
-        err.print(f"  {left} steps to go, about {duration(event.estimated_seconds)} at the speed just measured")
+        err.print(f"  {left} steps to go, about {duration(event.estimated_seconds)} at the measured speed")
         self._total = event.total_steps
         if err.is_terminal:
             self._progress.start()
@@ -115,22 +115,22 @@ def _show_example(event: events.FirstExample) -> None:
     text = Text("  ")
     for segment in event.segments:
         text.append(segment.text.replace("\n", "\n  "), "green" if segment.supervised else "dim")
-    err.print(Text("Example (").append("green", "green").append(" is learned, the rest is only read)"))
+    err.print(Text("Example (").append("green", "green").append(" is in the loss, the rest is only context)"))
     err.print(text)
 
 
 def stopped_at_once(config: Config) -> Interrupted:
-    """What a second Ctrl-C, or one before the first step, is for the user."""
+    """Returns the error for a second Ctrl-C, or for one before the first step."""
     run = Run(Path(config.output_dir))
     if not run.begun:
-        return Interrupted("stopped before the run began. Go on with: the same command again")
+        return Interrupted("stopped before the run started. Go on with: the same command again")
     command = run.resume_command
-    message = f"stopped at once. Go on from the last checkpoint with: {command}"
+    message = f"stopped immediately. Go on from the last checkpoint with: {command}"
     return Interrupted(message, run=str(run.path), resume=command)
 
 
 def print_summary(summary: Summary) -> None:
-    """The figures of a finished run, for people."""
+    """Prints the summary of a finished run."""
     s = summary
     err.print("[bold green]Done[/bold green]")
     if s.eval_loss is not None and s.eval_loss_first is not None:
@@ -139,7 +139,7 @@ def print_summary(summary: Summary) -> None:
     err.print(f"  train loss {s.train_loss_first:.4f} -> {s.train_loss_last:.4f} in {s.steps} steps")
     ranks = [s.figures.get(f"ranks_{which}") for which in ("at_start", "kept", "target")]
     if None not in ranks:
-        err.print("  ranks {:,} -> {:,}, the budget being {:,}".format(*ranks))
+        err.print("  ranks {:,} -> {:,} (budget {:,})".format(*ranks))
     speed = f"{s.tokens_per_second:,.0f} tokens/s, " if s.tokens_per_second else ""
     err.print(f"  {s.tokens:,} tokens, {speed}peak memory {s.peak_memory_bytes / _GIB:.1f} GiB")
     err.print(f"  adapter {escape(s.adapter)}")
@@ -147,7 +147,7 @@ def print_summary(summary: Summary) -> None:
 
 
 def duration(seconds: float) -> str:
-    """`95` -> `1 min 35 s`.
+    """Formats a duration.
 
     >>> duration(95.2), duration(7260), duration(0.4)
     ('1 min 35 s', '2 h 1 min', '0 s')

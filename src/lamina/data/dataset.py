@@ -36,7 +36,7 @@ class Dataset:
         train: Training examples, in file order, each source repeated by its weight.
         eval: Evaluation examples; may be empty.
         report: What happened to every row.
-        eval_files: The files that evaluation examples come from: source index -> file.
+        eval_files: The files that evaluation examples come from: index of the file -> file.
         train_blocks: int64, shape (training examples,): the micro-batch of each example, if it is the same in every
             epoch.
         eval_dropped: Number of dropped evaluation rows, by reason.
@@ -52,8 +52,8 @@ class Dataset:
     def eval_examples(self) -> list[Example]:
         """Returns the evaluation examples as conversations, for generation. Reads their files again."""
         found: list[Example] = []
-        for source, file in self.eval_files.items():
-            wanted = set(self.eval.rows(source).tolist())
+        for file_index, file in self.eval_files.items():
+            wanted = set(self.eval.rows(file_index).tolist())
             found += [row.example for row in used_examples(file.reader()) if row.example and row.number in wanted]
         return found
 
@@ -89,15 +89,15 @@ def build_dataset(
 
     chosen = _split(config, training, seed)
     train_parts, eval_parts, eval_dropped = [], [], dict[str, int]()
-    for source, file in enumerate(every):
+    for file_index, file in enumerate(every):
         held_out = (
-            chosen[source] if file.report.role == "train" else np.full(len(file.store), file.report.role == "eval")
+            chosen[file_index] if file.report.role == "train" else np.full(len(file.store), file.report.role == "eval")
         )
         before = file.report.counts_dropped() if file.report.role == "train" else {}
-        eval_parts.append(fit(file, source, np.flatnonzero(held_out), config, stop))
+        eval_parts.append(fit(file, file_index, np.flatnonzero(held_out), config, stop))
         if file.report.role != "replay":
             _add(eval_dropped, file.report.counts_dropped(), before)
-        rows = fit(file, source, np.flatnonzero(~held_out), config, stop)
+        rows = fit(file, file_index, np.flatnonzero(~held_out), config, stop)
         train_parts.append(weigh(rows, file, seed) if file.report.role == "train" else rows)
     if config.replay is not None:
         in_loss = sum(int(part.length.sum()) for part in train_parts[: len(training)])
@@ -129,7 +129,7 @@ def build_dataset(
     report.micro_batches = len(plan)
     if config.packing:
         report.packing_efficiency = int(train.lengths.sum()) / (len(plan) * batch_size * config.max_length)
-    eval_files = {source: file for source, file in enumerate(every) if file.report.eval_rows}
+    eval_files = {file_index: file for file_index, file in enumerate(every) if file.report.eval_rows}
     return Dataset(train, evaluation, report, eval_files, blocks, eval_dropped)
 
 
@@ -204,20 +204,20 @@ def load_examples(config: DataConfig, path: str, field: str, max_rows: int | Non
     return usable
 
 
-def fit(file: EncodedFile, source: int, rows: np.ndarray, config: DataConfig, stop: Sequence[int]) -> Pieces:
+def fit(file: EncodedFile, file_index: int, rows: np.ndarray, config: DataConfig, stop: Sequence[int]) -> Pieces:
     """Fits rows of a file into `max_length`: drops, truncates or splits longer rows, as configured.
 
     A row with several sequences is dropped as a whole if one of them is too long.
 
     Args:
         file: The file; its report records what happens to the rows.
-        source: The file's index among the sources.
+        file_index: Index of the file among all files.
         rows: int64: which of its stored rows.
         config: The `data:` section.
         stop: Ids of the stop tokens.
     """
     store, report = file.store, file.report
-    pieces = whole_rows(store, source, rows)
+    pieces = whole_rows(store, file_index, rows)
     long = store.longest[rows] > config.max_length
     how = "drop" if store.facts.several else config.overlong
     if how == "auto":
@@ -305,18 +305,18 @@ def _wrapped(
     """Returns the training side, cut wherever a micro-batch is full; reports rows of which nothing remains."""
     pieces, blocks = wrapped_pieces(train, budget, seed, stop)
     cut = Side(train.stores, pieces)
-    for source, file in enumerate(every):
-        gone = np.setdiff1d(train.indices(source), cut.indices(source))
+    for file_index, file in enumerate(every):
+        gone = np.setdiff1d(train.indices(file_index), cut.indices(file_index))
         file.report.drop_all("no_supervised_tokens", file.store.rows[gone])
     return cut, blocks
 
 
 def _account(every: Sequence[EncodedFile], train: Side, evaluation: Side) -> None:
     """Completes the files' reports, and asserts that every row is accounted for."""
-    for source, file in enumerate(every):
-        file.report.train_rows = len(train.rows(source))
-        file.report.eval_rows = len(evaluation.rows(source))
-        file.report.train_tokens = int(train.pieces.length[train.pieces.source == source].sum())
+    for file_index, file in enumerate(every):
+        file.report.train_rows = len(train.rows(file_index))
+        file.report.eval_rows = len(evaluation.rows(file_index))
+        file.report.train_tokens = int(train.pieces.length[train.pieces.file_index == file_index].sum())
         file.report.settle()
 
 
@@ -354,7 +354,7 @@ def _notes(
             notes.append("every evaluation row was dropped, so nothing will be evaluated")
     elif isinstance(config.eval, str):
         notes += _leaks(every, train, evaluation)
-    conversations = np.array([not file.is_text for file in every])[train.pieces.source]
+    conversations = np.array([not file.is_text for file in every])[train.pieces.file_index]
     untaught = int((conversations & ~train.pieces.teaches_stop).sum())
     if untaught:
         notes.append(
@@ -378,10 +378,10 @@ def _read_twice(training: Sequence[EncodedFile]) -> list[str]:
 
 
 def _leaks(every: Sequence[EncodedFile], train: Side, evaluation: Side) -> list[str]:
-    trained = np.concatenate([file.store.prompts[train.indices(source)] for source, file in enumerate(every)])
+    trained = np.concatenate([file.store.prompts[train.indices(file_index)] for file_index, file in enumerate(every)])
     notes = []
-    for source, file in enumerate(every):
-        index = evaluation.indices(source)
+    for file_index, file in enumerate(every):
+        index = evaluation.indices(file_index)
         # With kind="table", numpy 2.0 fails on 64-bit numbers that are close to each other.
         leaked = index[np.isin(file.store.prompts[index], trained, kind="sort")]
         if len(leaked):

@@ -114,7 +114,7 @@ class EncodedExample:
         supervised: bool, shape (tokens,): whether the token is in the loss, predicted from the tokens before it in its
             sequence.
         row: Number of the row in the file, from 1.
-        source: Index of its file among the data's files.
+        file_index: Index of its file among the data's files.
         remarks: Remarks on its rendering, if it was just encoded.
         several: Tokens per sequence, if there are several; they sum to all tokens.
         values: Numbers of the row that the loss uses, by name.
@@ -123,7 +123,7 @@ class EncodedExample:
     input_ids: np.ndarray
     supervised: np.ndarray
     row: int
-    source: int = 0
+    file_index: int = 0
     remarks: Remarks = NO_REMARKS
     several: tuple[int, ...] = ()
     values: Mapping[str, float] = field(default_factory=dict)

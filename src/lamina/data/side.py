@@ -19,7 +19,7 @@ class Pieces:
     """The tokens of stored rows that form a side's examples, one entry per example.
 
     Attributes:
-        source: int64, shape (examples,): index of the store.
+        file_index: int64, shape (examples,): index of the file, and of its store.
         index: int64, shape (examples,): index of the row in the store.
         begin: int64, shape (examples,): first token in the row.
         length: int64, shape (examples,): number of tokens.
@@ -27,7 +27,7 @@ class Pieces:
         teaches_stop: bool, shape (examples,): whether a stop token is in the loss.
     """
 
-    source: np.ndarray
+    file_index: np.ndarray
     index: np.ndarray
     begin: np.ndarray
     length: np.ndarray
@@ -56,12 +56,12 @@ class Found:
     """A token of a side.
 
     Attributes:
-        source: Index of its source.
+        file_index: Index of its file.
         row: Number of the row in its file, from 1.
         token: The token id.
     """
 
-    source: int
+    file_index: int
     row: int
     token: int
 
@@ -70,7 +70,7 @@ class Side(Sequence[EncodedExample]):
     """Examples in file order, read from their stores on access.
 
     Attributes:
-        stores: The stores of the rows, by source.
+        stores: The stores of the rows, by the index of their file.
         pieces: Which tokens of which rows the examples are.
     """
 
@@ -87,8 +87,8 @@ class Side(Sequence[EncodedExample]):
     def longest(self) -> int:
         """Tokens in the longest sequence; 0 if there is none."""
         longest = 0
-        for source, store in enumerate(self.stores):
-            chosen = self.pieces.source == source
+        for file_index, store in enumerate(self.stores):
+            chosen = self.pieces.file_index == file_index
             of_rows = store.longest[self.pieces.index[chosen]]
             longest = max(longest, int(np.minimum(self.pieces.length[chosen], of_rows).max(initial=0)))
         return longest
@@ -103,31 +103,31 @@ class Side(Sequence[EncodedExample]):
     def __getitem__(self, place: int | slice) -> EncodedExample | Side:
         if isinstance(place, slice):
             return Side(self.stores, self.pieces.take(np.arange(len(self))[place]))
-        source = int(self.pieces.source[place])
+        file_index = int(self.pieces.file_index[place])
         begin, length = int(self.pieces.begin[place]), int(self.pieces.length[place])
-        return self.stores[source].example(int(self.pieces.index[place]), begin, length, source)
+        return self.stores[file_index].example(int(self.pieces.index[place]), begin, length, file_index)
 
-    def indices(self, source: int) -> np.ndarray:
-        """Returns the indices of a source's stored rows that are here, sorted and unique (int64)."""
+    def indices(self, file_index: int) -> np.ndarray:
+        """Returns the indices of a file's stored rows that are here, sorted and unique (int64)."""
         present = np.zeros(
-            len(self.stores[source]), dtype=bool
+            len(self.stores[file_index]), dtype=bool
         )  # milliseconds for a million rows; np.unique takes 0.4 s
-        present[self.pieces.index[self.pieces.source == source]] = True
+        present[self.pieces.index[self.pieces.file_index == file_index]] = True
         return np.flatnonzero(present)
 
-    def rows(self, source: int) -> np.ndarray:
-        """Returns the numbers of a source's rows that are here, sorted and unique (int64)."""
-        return self.stores[source].rows[self.indices(source)]
+    def rows(self, file_index: int) -> np.ndarray:
+        """Returns the numbers of a file's rows that are here, sorted and unique (int64)."""
+        return self.stores[file_index].rows[self.indices(file_index)]
 
     def first_beyond(self, limit: int, in_loss: bool = False) -> Found | None:
         """Returns the first token with an id of at least `limit`; with `in_loss`, only among tokens in the loss."""
-        for source, store in enumerate(self.stores):
-            places = np.flatnonzero(self.pieces.source == source)
+        for file_index, store in enumerate(self.stores):
+            places = np.flatnonzero(self.pieces.file_index == file_index)
             for place in places[store.highest[self.pieces.index[places]] >= limit]:
                 example = self[int(place)]  # in a truncated row, the token may be in the part that was removed
                 ids = example.input_ids[example.supervised] if in_loss else example.input_ids
                 if (ids >= limit).any():
-                    return Found(source, example.row, int(ids[ids >= limit][0]))
+                    return Found(file_index, example.row, int(ids[ids >= limit][0]))
         return None
 
     def report(self) -> TokenReport:
@@ -135,16 +135,16 @@ class Side(Sequence[EncodedExample]):
         return TokenReport.of(self.pieces.length, self.pieces.supervised)
 
 
-def whole_rows(store: TokenStore, source: int, chosen: np.ndarray) -> Pieces:
+def whole_rows(store: TokenStore, file_index: int, chosen: np.ndarray) -> Pieces:
     """Returns whole stored rows, one piece each.
 
     Args:
         store: The store with the rows.
-        source: Its index.
+        file_index: Its index.
         chosen: int64: indices of the rows.
     """
     return Pieces(
-        np.full(len(chosen), source, dtype=np.int64),
+        np.full(len(chosen), file_index, dtype=np.int64),
         np.asarray(chosen, dtype=np.int64),
         np.zeros(len(chosen), dtype=np.int64),
         store.lengths[chosen],
@@ -162,11 +162,11 @@ def parts_of(store: TokenStore, piece: Pieces, ends: Sequence[int], stop: Sequen
         ends: The end of each part, in tokens; the first part starts at 0.
         stop: Ids of the stop tokens.
     """
-    index, source = int(piece.index[0]), int(piece.source[0])
+    index, file_index = int(piece.index[0]), int(piece.file_index[0])
     begins = [0, *ends[:-1]]
     facts = [store.piece_facts(index, begin, end - begin, stop) for begin, end in zip(begins, ends, strict=True)]
     return Pieces(
-        np.full(len(ends), source, dtype=np.int64),
+        np.full(len(ends), file_index, dtype=np.int64),
         np.full(len(ends), index, dtype=np.int64),
         np.array(begins, dtype=np.int64),
         np.diff([0, *ends]).astype(np.int64),
@@ -194,10 +194,10 @@ def wrapped_pieces(side: Side, budget: int, seed: int, stop: Sequence[int]) -> t
     whole = parts.length == pieces.length
     begin, supervised, teaches_stop = pieces.begin + parts.begin, pieces.supervised.copy(), pieces.teaches_stop.copy()
     for place in np.flatnonzero(~whole):
-        store, index = side.stores[int(pieces.source[place])], int(pieces.index[place])
+        store, index = side.stores[int(pieces.file_index[place])], int(pieces.index[place])
         facts = store.piece_facts(index, int(begin[place]), int(parts.length[place]), stop)
         supervised[place], teaches_stop[place] = facts
-    cut = Pieces(pieces.source, pieces.index, begin, parts.length, supervised, teaches_stop)
+    cut = Pieces(pieces.file_index, pieces.index, begin, parts.length, supervised, teaches_stop)
     in_loss = supervised > 0
     return cut.take(in_loss), parts.block[in_loss]
 

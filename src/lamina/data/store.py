@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,10 +30,6 @@ from lamina.errors import StorageError
 
 # Stores of other versions are not read. Increase it with every change to what is stored, or to how rows are encoded.
 VERSION = 7
-
-
-# The facts that are lists of rows.
-_LISTS = ("trimmed", "not_asked")
 
 # Maximum number of texts to count separately. A template has one or two; texts specific to a row are not worth
 # counting.
@@ -101,6 +97,14 @@ class Facts:
     several: bool = False
     values: list[str] = field(default_factory=list)
 
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Facts:
+        """Reads what `asdict` and JSON made of the facts."""
+        facts = cls(**content)
+        facts.dropped = {reason: RowList(**rows) for reason, rows in content["dropped"].items()}
+        facts.trimmed, facts.not_asked = RowList(**content["trimmed"]), RowList(**content["not_asked"])
+        return facts
+
     def remark(self, row: int, remarks: Remarks) -> None:
         """Records the remarks on a stored row."""
         if remarks is NO_REMARKS:
@@ -149,10 +153,7 @@ class TokenStore:
     """
 
     def __init__(self, folder: Path) -> None:
-        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-        lists = {name: RowList(**value) for name, value in facts.pop("dropped").items()}
-        more = {name: RowList(**facts[name]) for name in _LISTS}
-        self.facts = Facts(**{**facts, "dropped": lists, **more})
+        self.facts = Facts.from_json(json.loads((folder / "facts.json").read_text(encoding="utf-8")))
         table: np.ndarray = np.load(folder / "rows.npy", mmap_mode="r")
         self.lengths: np.ndarray = table["length"]
         self.longest: np.ndarray = table["longest"]
@@ -173,7 +174,7 @@ class TokenStore:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def example(self, index: int, begin: int = 0, length: int | None = None, source: int = 0) -> EncodedExample:
+    def example(self, index: int, begin: int = 0, length: int | None = None, file_index: int = 0) -> EncodedExample:
         """Returns a row, or `length` tokens of it from `begin`; the first token is never supervised.
 
         A row with several sequences can only be returned whole.
@@ -184,12 +185,12 @@ class TokenStore:
         supervised[:1] = False
         ids, row = self._ids[start:end].astype(np.int32), int(self.rows[index])
         if not (self.facts.several or self.facts.values):
-            return EncodedExample(ids, supervised, row, source)
+            return EncodedExample(ids, supervised, row, file_index)
         several = self._sequences[self._first_sequence[index] : self._first_sequence[index + 1]].tolist()
         assert len(several) == 1 or len(ids) == sum(several), "sequences that belong together are not cut"
         values = dict(zip(self.facts.values, self._values[index].tolist(), strict=True)) if self.facts.values else {}
         return EncodedExample(
-            ids, supervised, row, source, several=tuple(several) if len(several) > 1 else (), values=values
+            ids, supervised, row, file_index, several=tuple(several) if len(several) > 1 else (), values=values
         )
 
     def piece_facts(self, index: int, begin: int, length: int, stop: Sequence[int]) -> tuple[int, bool]:
@@ -310,9 +311,7 @@ def _write(folder: Path, build: Callable[[StoreWriter], None]) -> None:
         writer = StoreWriter({name: stack.enter_context((folder / f"{name}.bin").open("wb")) for name in names})
         build(writer)
     np.save(folder / "rows.npy", writer.table())
-    facts = {**vars(writer.facts), **{name: vars(getattr(writer.facts, name)) for name in _LISTS}}
-    facts["dropped"] = {reason: vars(rows) for reason, rows in writer.facts.dropped.items()}
-    files.write_json(folder / "facts.json", facts)
+    files.write_json(folder / "facts.json", asdict(writer.facts))
 
 
 def _temporary_store(build: Callable[[StoreWriter], None]) -> TokenStore:

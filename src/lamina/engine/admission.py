@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from transformers import PreTrainedModel
 
 from lamina.adapters.adapter import Adapter, read_adapter
 from lamina.adapters.certificate import Certificate, replay_probes
-from lamina.adapters.fit import fit
-from lamina.adapters.load import template_of
+from lamina.adapters.load import adapter_folder, template_of
 from lamina.adapters.lock import check_lock
-from lamina.chat.template import ChatTemplate
+from lamina.chat.template import ChatTemplate, build_template
+from lamina.engine.attached import AttachedModels
 from lamina.engine.store import Ready
 from lamina.engine.voices import Part, Runners
 from lamina.errors import CertificateError
-from lamina.models.copies import shared_copy
 from lamina.models.load import Base
 
 
 class _Logits(Protocol):
     def __call__(
-        self, ids: Sequence[int], positions: Sequence[int], part: Part, digest: str | None
-    ) -> torch.Tensor: ...
+        self, asked: Sequence[tuple[Sequence[int], Sequence[int]]], part: Part, digest: str | None
+    ) -> list[torch.Tensor]: ...
 
 
 class Admission:
@@ -42,7 +38,7 @@ class Admission:
             allow_base_mismatch: Let in what is locked to another base.
         """
         self._base, self._runners, self._allow_base_mismatch = base, runners, allow_base_mismatch
-        self._twins: queue.SimpleQueue[PreTrainedModel] = queue.SimpleQueue()
+        self._attached = AttachedModels(base.model)
         self._templates: dict[tuple[object, ...], ChatTemplate] = {}
         self._certified: dict[str, Certificate] = {}
 
@@ -77,13 +73,11 @@ class Admission:
         Raises:
             AdapterError: It does not fit the base.
         """
-        twin = self._twin()
-        fitted = fit(adapter, twin)
-        twin.eval().requires_grad_(False)
-        part = self._runners.part(fitted.injection.row_forms(), lambda: twin, injection=fitted.injection)
+        attached = self._attached.attach(adapter)
+        part = self._runners.part(attached.injection.row_forms(), lambda: attached.model, injection=attached.injection)
         if part.reason is None:
-            self._keep_twin_ready()
-        return Ready(part, adapter.digest, adapter.config.type), list(fitted.notes)
+            self._attached.give_back(attached)
+        return Ready(part, adapter.digest, adapter.config.type), list(attached.notes)
 
     def certify(self, adapter: Adapter, part: Part, logits: _Logits) -> Certificate | None:
         """Replays an adapter's probes, unless they passed before: its digest says that nothing has changed.
@@ -91,7 +85,7 @@ class Admission:
         Args:
             adapter: The adapter.
             part: What answers for it.
-            logits: Gives the logits of a part.
+            logits: Gives the logits of a part, at positions of several sequences.
 
         Returns:
             The certificate; None for an adapter without probes.
@@ -105,8 +99,10 @@ class Admission:
         known = self._certified.get(digest)
         if known is not None:
             return replace(known, subject=str(adapter.path))
+        asked = [(probe.input_ids, probe.positions) for probe in adapter.probes]
+        given = {_key(*one): found for one, found in zip(asked, logits(asked, part, digest), strict=True)}
         certificate = replay_probes(
-            lambda ids, positions: logits(ids, positions, part, digest),
+            lambda ids, positions: given[_key(ids, positions)],
             adapter.probes,
             subject=str(adapter.path),
             adapter_digest=digest,
@@ -122,14 +118,19 @@ class Admission:
             self._certified[digest] = certificate
         return certificate
 
-    def _twin(self) -> PreTrainedModel:
-        try:
-            return self._twins.get_nowait()
-        except queue.Empty:
-            return shared_copy(self._base.model)
 
-    def _keep_twin_ready(self) -> None:
-        """Makes the copy for the next adapter, so that loading it does not wait for that."""
-        if self._twins.empty():
-            model, twins = self._base.model, self._twins
-            threading.Thread(target=lambda: twins.put(shared_copy(model)), daemon=True).start()
+def _key(ids: Sequence[int], positions: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(ids), tuple(positions)
+
+
+def template_for(base: Base, adapters: Mapping[str, str | Path]) -> ChatTemplate:
+    """The template of the first adapter with a lock, else the model's own.
+
+    Raises:
+        AdapterError: An adapter cannot be read.
+    """
+    for path in adapters.values():
+        adapter = read_adapter(adapter_folder(path))
+        if adapter.lock is not None:
+            return template_of(adapter, base)
+    return build_template(base.tokenizer)

@@ -22,10 +22,10 @@ import torch
 from transformers import PreTrainedModel
 
 from lamina.adapters.adapter import read_adapter
-from lamina.adapters.load import adapter_folder, template_for
+from lamina.adapters.load import adapter_folder
 from lamina.chat.template import ChatTemplate
 from lamina.config.quantization import QuantizationConfig
-from lamina.engine.admission import Admission
+from lamina.engine.admission import Admission, template_for
 from lamina.engine.asking import Asker, build_asker, default_sampling, ignored_settings, joined_logits, reading_order
 from lamina.engine.core import Core
 from lamina.engine.generator import Piece, Pieces, Reading, Request, TokenLogprobs
@@ -240,11 +240,7 @@ class Engine:
             for number in reading_order(readings):
                 sequence, part = begun[number]
                 self._tell(partial(self._core.add, sequence, part.runner), sequence)
-            for done in range(1, len(readings) + 1):
-                result = self._next(results)
-                if isinstance(result, BaseException):
-                    raise result
-                progress(done)
+            self._wait(results, len(readings), progress)
         except BaseException:
             for sequence, _ in begun:
                 self._tell(sequence.end)
@@ -319,7 +315,7 @@ class Engine:
     def logits(self, ids: Sequence[int], positions: Sequence[int], adapter: str | None = None) -> torch.Tensor:
         """An adapter's logits at `positions` of the sequence `ids`, float32 (positions, vocabulary)."""
         with closing(_Use(self, adapter)) as use:
-            return self._logits(ids, positions, use.part, use.digest)
+            return self._logits([(ids, positions)], use.part, use.digest)[0]
 
     def stats(self) -> EngineStats:
         """How the engine is doing now."""
@@ -364,15 +360,27 @@ class Engine:
         self._tell(lambda: self._core.add(sequence, runner), sequence)
         return Ticket(self, sequence)
 
-    def _logits(self, ids: Sequence[int], positions: Sequence[int], part: Part, digest: str | None) -> torch.Tensor:
+    def _logits(
+        self, asked: Sequence[tuple[Sequence[int], Sequence[int]]], part: Part, digest: str | None
+    ) -> list[torch.Tensor]:
+        """Logits at positions of several sequences, which are computed together."""
         results: queue.SimpleQueue[Piece | BaseException] = queue.SimpleQueue()
         voice = Voice(digest, part.weights, part.virtual_tokens)
-        sequence = self._ask.probe(list(ids), list(positions), voice, results.put, results.put)
-        self._tell(lambda: self._core.add(sequence, part.runner), sequence)
-        result = self._next(results)
-        if isinstance(result, BaseException):
-            raise result
-        return joined_logits(sequence, list(positions))
+        sequences = [self._ask.probe(list(ids), list(at), voice, results.put, results.put) for ids, at in asked]
+        for sequence in sequences:
+            self._tell(partial(self._core.add, sequence, part.runner), sequence)
+        self._wait(results, len(sequences))
+        return [joined_logits(sequence, list(at)) for sequence, (_, at) in zip(sequences, asked, strict=True)]
+
+    def _wait(
+        self, results: queue.SimpleQueue[Any], count: int, progress: Callable[[int], None] = lambda done: None
+    ) -> None:
+        """Waits for so many results; the first that is an error is raised."""
+        for done in range(1, count + 1):
+            result = self._next(results)
+            if isinstance(result, BaseException):
+                raise result
+            progress(done)
 
     def _next(self, results: queue.SimpleQueue[Any]) -> Any:
         """The next result; an engine that was closed meanwhile gives none."""

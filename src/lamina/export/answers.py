@@ -116,12 +116,12 @@ def check_answers(
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     notes, reasons = [], []
     if fingerprint_tokenizer(tokenizer) != template.tokenizer_digest:
-        reasons.append("its tokenizer gives other ids than in training")
+        reasons.append("its tokenizer gives different ids than in training")
     if _rendered(tokenizer, expected.prompts) != expected.rendered:
         if mentions_date(template.source):
-            notes.append("the chat template writes today's date, which was fixed or left out in training")
+            notes.append("the chat template writes the current date, which was fixed or left out in training")
         else:
-            reasons.append("its chat template renders other prompts than in training")
+            reasons.append("its chat template renders different prompts than in training")
     answers = _greedy(generator, expected.rendered, Sampling(max_tokens=expected.longest))
     stopped = undecided = 0
     for number, (answer, wanted) in enumerate(zip(answers, expected.answers, strict=True)):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -15,15 +16,14 @@ from lamina import files
 from lamina.adapters.adapter import read_adapter
 from lamina.adapters.certificate import Certificate, replay_on_model
 from lamina.adapters.load import Loaded, adapter_folder, load
-from lamina.adapters.lock import Lock
 from lamina.adapters.logits import model_logits
 from lamina.adapters.probes import Probe, record_again
 from lamina.engine.generate import build_generator
 from lamina.engine.local import LocalGenerator
 from lamina.engine.probes import record_probes
 from lamina.errors import AdapterError
-from lamina.export.answers import answer_prompts, check_answers, longest_answer
-from lamina.export.fold import check_merges, fold_and_save
+from lamina.export.answers import AdapterAnswers, answer_prompts, check_answers, longest_answer
+from lamina.export.fold import Folds, check_merges, fold_and_save
 from lamina.machine.hardware import dtype_name
 from lamina.machine.pages import drop_file_pages
 from lamina.machine.quiet import quiet_transformers
@@ -86,77 +86,118 @@ def merge(
         CertificateError: The merged model does not have the adapter's logits; nothing is left at `out`.
         StorageError: The folder could not be written.
     """
-    out = Path(out)
-    if out.exists():
-        raise AdapterError(f"{out}: already exists. Fix: choose another --out, or delete it.")
-    lock = read_adapter(adapter_folder(path)).lock
-    if dtype == "auto" and lock is not None:
-        dtype = lock.base_dtype  # also if the machine's default is another one
+    out = _require_free(Path(out))
     loaded = load(
         path,
         model=model,
-        dtype=dtype,
+        dtype=_dtype_of_training(path) if dtype == "auto" else dtype,
         allow_base_mismatch=allow_base_mismatch,
         original_base=original_base,
         notify=notify,
     )
     check_merges(loaded.injection)
-    probes = _probes(loaded, lock, allow_difference)
-    prompts = [probe.prompt for probe in probes if probe.prompt]
-    expected = answer_prompts(build_generator(loaded), prompts, longest_answer(loaded.model))
-
-    device, ends, tied = loaded.model.device, Ends.of(loaded.model), _is_tied(loaded.model)
+    expected = _expect(loaded, allow_difference)
     with files.new_folder(out, replace=False) as folder:
-        notify("Merging the adapter ...")
-        folds = fold_and_save(loaded.injection, folder)
-        changes: dict[str, Any] = {"dtype": dtype_name(loaded.base.dtype), "quantization_config": None}
-        if tied and not _is_tied(loaded.model):
-            changes["tie_word_embeddings"] = False
-        complete_folder(
-            folder,
-            loaded.base.source.folder,
-            ends,
-            loaded.template,
-            changes,
-            own_template=True,
-            own_stop=lock is not None and lock.stop_token == loaded.template.stop_token,
-            notify=notify,
-        )
+        folds = _write_merged(loaded, folder, notify)
         notify("Replaying the probes on the saved folder ...")
-        with quiet_transformers():
-            written: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=loaded.base.dtype, local_files_only=True, trust_remote_code=False
-            )
-        written = written.to(device).eval()
-        with _layer_by_layer(written, folder), quiet_transformers():
-            certificate = replay_on_model(
-                written,
-                probes,
-                subject=f"merged model {out}",
-                adapter_digest=loaded.adapter.digest,
-                modules_expected=len(loaded.injection.layers),
-                modules_matched=folds.modules,
-                trained_dtype=dtype_name(loaded.base.dtype),
-                notes=loaded.notes,
-                update_kept=folds.kept,
-            )
-            if lost := folds.lost_in(written):
-                certificate = certificate.failed(f"{len(lost)} weights are not as they were written (first: {lost[0]})")
-            if certificate.passed or allow_difference:
-                alone = LocalGenerator(written, loaded.template, template_stops=False, use_kernels=False)
-                seen = check_answers(
-                    folder, alone, model_logits(written), loaded.template, expected, certificate.tolerance
-                )
-                certificate = seen.added_to(certificate)
-        del written
-        if not allow_difference:
-            certificate.require(_fix(certificate))
+        certificate = _certify(f"merged model {out}", folder, loaded, folds, expected, allow_difference)
         files.write_json(folder / CERTIFICATE_FILE, certificate.as_json())
     return Merged(out, certificate)
 
 
-def _probes(loaded: Loaded, lock: Lock | None, allow_difference: bool) -> list[Probe]:
+def _require_free(out: Path) -> Path:
+    if out.exists():
+        raise AdapterError(f"{out}: already exists. Fix: choose another --out, or delete it.")
+    return out
+
+
+def _dtype_of_training(path: str | Path) -> str:
+    """Returns the base's dtype when the adapter was trained, also if the machine's default is another one."""
+    lock = read_adapter(adapter_folder(path)).lock
+    return "auto" if lock is None else lock.base_dtype
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What the adapter gives before it is merged.
+
+    Attributes:
+        probes: With its logits.
+        answers: To the probes' prompts.
+        device: Where both were computed; merging may leave parts of the model without one.
+    """
+
+    probes: list[Probe]
+    answers: AdapterAnswers
+    device: torch.device
+
+
+def _expect(loaded: Loaded, allow_difference: bool) -> _Expected:
+    probes = _probes(loaded, allow_difference)
+    prompts = [probe.prompt for probe in probes if probe.prompt]
+    answers = answer_prompts(build_generator(loaded), prompts, longest_answer(loaded.model))
+    return _Expected(probes, answers, loaded.model.device)
+
+
+def _write_merged(loaded: Loaded, folder: Path, notify: Notify) -> Folds:
+    """Merges the adapter into the model in memory, and writes all of a plain transformers folder."""
+    lock, ends, was_tied = loaded.adapter.lock, Ends.of(loaded.model), _is_tied(loaded.model)
+    notify("Merging the adapter ...")
+    folds = fold_and_save(loaded.injection, folder)
+    changes: dict[str, Any] = {"dtype": dtype_name(loaded.base.dtype), "quantization_config": None}
+    if was_tied and not _is_tied(loaded.model):
+        changes["tie_word_embeddings"] = False
+    complete_folder(
+        folder,
+        loaded.base.source.folder,
+        ends,
+        loaded.template,
+        changes,
+        own_template=True,
+        own_stop=lock is not None and lock.stop_token == loaded.template.stop_token,
+        notify=notify,
+    )
+    return folds
+
+
+def _certify(
+    subject: str, folder: Path, loaded: Loaded, folds: Folds, expected: _Expected, allow_difference: bool
+) -> Certificate:
+    """Loads the folder with transformers alone, and compares its logits and answers with the adapter's.
+
+    Raises:
+        CertificateError: They differ, and no difference is allowed.
+    """
+    with quiet_transformers():
+        written: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=loaded.base.dtype, local_files_only=True, trust_remote_code=False
+        )
+    written = written.to(expected.device).eval()
+    with _layer_by_layer(written, folder), quiet_transformers():
+        certificate = replay_on_model(
+            written,
+            expected.probes,
+            subject=subject,
+            adapter_digest=loaded.adapter.digest,
+            modules_expected=len(loaded.injection.layers),
+            modules_matched=folds.modules,
+            trained_dtype=dtype_name(loaded.base.dtype),
+            notes=loaded.notes,
+            update_kept=folds.kept,
+        )
+        if lost := folds.lost_in(written):
+            certificate = certificate.failed(f"{len(lost)} weights are not as they were written (first: {lost[0]})")
+        if certificate.passed or allow_difference:
+            alone = LocalGenerator(written, loaded.template, template_stops=False, use_kernels=False)
+            logits, tolerance = model_logits(written), certificate.tolerance
+            seen = check_answers(folder, alone, logits, loaded.template, expected.answers, tolerance)
+            certificate = seen.added_to(certificate)
+    return certificate if allow_difference else certificate.require(_fix(certificate))
+
+
+def _probes(loaded: Loaded, allow_difference: bool) -> list[Probe]:
     """Returns the adapter's probes in the dtype it is loaded in, which may differ from that of the recording."""
+    lock = loaded.adapter.lock
     if lock is None:
         return record_probes(loaded.injection, loaded.template)
     if lock.base_dtype == dtype_name(loaded.base.dtype):

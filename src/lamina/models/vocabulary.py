@@ -78,7 +78,7 @@ def check_vocabulary(dataset: Dataset, model: PreTrainedModel, template: ChatTem
     for side in (dataset.train, dataset.eval):
         for limit, what in ((rows, "embedding"), (learnt, "head")):
             if limit is not None and (found := side.first_beyond(limit, in_loss=what == "head")) is not None:
-                file = dataset.report.files[found.source].path
+                file = dataset.report.files[found.file_index].path
                 where = f"{file}: row {found.row}"
                 raise DataError(_message(where, found.token, limit, what, template.tokenizer, _fixes(template, limit)))
 
@@ -97,7 +97,7 @@ def check_side(side: Side, names: Sequence[str], model: PreTrainedModel, tokeniz
     """
     rows = embedding_rows(model)
     if rows is not None and (found := side.first_beyond(rows)) is not None:
-        where = f"{names[found.source]}: row {found.row}"
+        where = f"{names[found.file_index]}: row {found.row}"
         raise DataError(_message(where, found.token, rows, "embedding", tokenizer, ["leave the row out"]))
 
 

@@ -1,10 +1,10 @@
-"""Events: what happens in a run, a class a kind; the one stream that `metrics.jsonl`, views and trackers all read.
+"""Events of a run, one class for each kind. `metrics.jsonl`, views and trackers all read the same stream of events.
 
-A line of `metrics.jsonl` is an event's `as_json`: `event` (its kind), `step`, `time`, and its own fields beside them.
-`event_from_json` reads strictly what this version wrote. A log has lines of every version that took part in its run,
-and nothing in it decides how the run goes on, so that other versions' lines stop nobody: what an earlier version did
-not write has a default, a kind that only a newer one knows is `Unknown`, and a newer one's fields are passed over.
-Whether the directory as a whole can be read, `format` in its manifest says.
+A line of `metrics.jsonl` is an event's `as_json`: `event` (its kind), `step`, `time`, and the fields of its kind.
+`event_from_json` is strict about what this version writes. A log may have lines from several versions of lamina, and
+does not affect how a run continues, so lines from other versions are no error: fields that an earlier version did not
+write have defaults, a kind that only a newer version has becomes `Unknown`, and a newer version's fields are ignored.
+`format` in the manifest says whether the directory as a whole can be read.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def _now() -> float:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened.
+    """An event.
 
     Attributes:
-        kind: The name of its class in `metrics.jsonl`.
-        step: Optimizer steps taken by then.
+        kind: Name of the kind in `metrics.jsonl`.
+        step: Number of optimizer steps taken so far.
         time: Seconds since the epoch.
     """
 
@@ -42,7 +42,7 @@ class Event:
     time: float = field(default_factory=_now, kw_only=True)
 
     def as_json(self) -> dict[str, Any]:
-        """As plain data, the way it stands in `metrics.jsonl`."""
+        """Converts to plain data, as in `metrics.jsonl`."""
         return {"event": self.kind, **to_json(self)}
 
 
@@ -51,11 +51,11 @@ OnEvent = Callable[[Event], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Note(Event):
-    """Something that a user should know.
+    """A message to the user.
 
     Attributes:
         message: A sentence.
-        rows: The rows of data that it is about, if it is about some.
+        rows: Numbers of the rows of data that it concerns, if any.
     """
 
     kind: ClassVar[str] = "note"
@@ -66,20 +66,20 @@ class Note(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Started(Event):
-    """Everything is there, and the first step comes next.
+    """Setup is complete, and the first step follows.
 
     Attributes:
-        total_steps: Of the whole run, also when it goes on in the middle.
+        total_steps: Optimizer steps of the whole run, including those before a resume.
         steps_per_epoch: Optimizer steps in an epoch.
-        modules: How many the adapter is on.
-        trainable_parameters: Of the adapter.
-        total_parameters: Of base and adapter.
-        dtype: What the base is held in, such as `bfloat16`.
-        device: Where.
-        gradient_checkpointing: Which layers are recomputed in the backward: all, none, or the cheap parts of each.
-        fused_layers: How many decoder layers run as one forward and one backward.
-        estimated_seconds: For the steps that are left.
-        data_report: What became of the data, in lines.
+        modules: Number of modules that the adapter is on.
+        trainable_parameters: Number of parameters of the adapter.
+        total_parameters: Number of parameters of base and adapter.
+        dtype: Dtype of the base, such as `bfloat16`.
+        device: Device of the base.
+        gradient_checkpointing: What is recomputed in the backward: all layers, none, or the cheap parts of each.
+        fused_layers: Number of decoder layers that run as one fused operation.
+        estimated_seconds: Estimated time of the remaining steps.
+        data_report: The data report, in lines.
     """
 
     kind: ClassVar[str] = "start"
@@ -99,10 +99,10 @@ class Started(Event):
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of an example.
+    """A part of an example.
 
     Attributes:
-        text: As the tokenizer decodes it.
+        text: Text of its tokens.
         supervised: Whether its tokens are in the loss.
     """
 
@@ -115,7 +115,7 @@ class FirstExample(Event):
     """The first training example as the model sees it.
 
     Attributes:
-        segments: It, split where the loss begins and ends.
+        segments: The example, split where tokens in the loss begin and end.
     """
 
     kind: ClassVar[str] = "example"
@@ -129,10 +129,10 @@ def _numbers(content: dict[str, Any]) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured(Event):
-    """An event with a loss and the loss's own figures beside it.
+    """An event with a loss and the loss's own metrics.
 
     Raises:
-        TrainingError: A figure has the name of a field, so that `metrics.jsonl` could hold only one of the two.
+        TrainingError: A metric has the same name as a field, so `metrics.jsonl` could hold only one of them.
     """
 
     metrics: dict[str, float] = field(default_factory=dict, metadata=the_rest(_numbers))
@@ -142,30 +142,30 @@ class Measured(Event):
         if taken:
             name = min(taken)
             raise TrainingError(
-                f"the loss gives a figure the name {name!r}, which events have themselves. Fix: let the loss call it "
-                f"otherwise, such as 'loss/{name}'."
+                f"the loss has a metric named {name!r}, which is a field of events. Fix: rename it in the loss, for "
+                f"example to 'loss/{name}'."
             )
 
     def scalars(self) -> dict[str, float]:
-        """What a tracker draws over the steps: every figure by its name in `metrics.jsonl`."""
+        """Returns what trackers plot over the steps: every number, by its name in `metrics.jsonl`."""
         return _numbers({name: value for name, value in to_json(self).items() if name not in ("step", "time")})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Measured):
-    """The steps since the last event of this kind: one or, with `train.logging_steps`, some.
+    """The steps since the last event of this kind: one, or `train.logging_steps` of them.
 
     Attributes:
-        loss: Their mean, by what each was divided by.
-        metrics: The loss's own figures, such as `rewards/accuracies`.
-        learning_rate: Of the last of them.
-        grad_norm: Norm of the last one's gradient before clipping.
-        tokens: Real tokens.
-        supervised_tokens: Those in the loss.
-        seconds: All of them together.
-        step_seconds: Each of them, in the mean.
-        epoch: How far the run is.
-        memory_bytes: Largest so far, over all processes of the run.
+        loss: Their mean loss, weighted by each step's normalizer.
+        metrics: The loss's own metrics, such as `rewards/accuracies`.
+        learning_rate: Learning rate of the last step.
+        grad_norm: Norm of the last step's gradient before clipping.
+        tokens: Number of tokens, without padding.
+        supervised_tokens: Number of tokens in the loss.
+        seconds: Total time of the steps.
+        step_seconds: Mean time of a step.
+        epoch: Number of epochs so far, with a fraction.
+        memory_bytes: Peak memory so far, over all processes of the run.
     """
 
     kind: ClassVar[str] = "step"
@@ -183,13 +183,13 @@ class Step(Measured):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Measured):
-    """A pass over the evaluation rows.
+    """An evaluation on the evaluation rows.
 
     Attributes:
-        eval_loss: Over their supervised tokens.
+        eval_loss: Mean loss over their supervised tokens.
         of: What was evaluated.
-        best_step: Step of the best adapter so far, -1 before the first; None of the bare base.
-        metrics: The loss's own figures.
+        best_step: Step of the best adapter so far, -1 before the first; None for the bare base.
+        metrics: The loss's own metrics.
     """
 
     kind: ClassVar[str] = "eval"
@@ -201,7 +201,7 @@ class Evaluation(Measured):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSaved(Event):
-    """The run can go on from here.
+    """A checkpoint was saved, from which the run can be resumed.
 
     Attributes:
         path: The checkpoint's folder.
@@ -214,12 +214,12 @@ class CheckpointSaved(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress(Event):
-    """How far an evaluation is; shown and never written.
+    """The progress of an evaluation; it is displayed, but not written to the log.
 
     Attributes:
         what: What is evaluated.
-        done: Rows that are.
-        total: All rows.
+        done: Number of rows that were evaluated.
+        total: Number of all rows.
     """
 
     kind: ClassVar[str] = "progress"
@@ -231,11 +231,11 @@ class Progress(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Interrupted(Event):
-    """A signal came; there is a checkpoint of the last whole step.
+    """The run was stopped by a signal; there is a checkpoint of the last complete step.
 
     Attributes:
-        signal: Such as `SIGINT`; None where it came to another process of the run.
-        resume: The command that goes on.
+        signal: Name of the signal, such as `SIGINT`; None if another process of the run received it.
+        resume: The command that resumes the run.
     """
 
     kind: ClassVar[str] = "interrupted"
@@ -246,7 +246,7 @@ class Interrupted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Finished(Event):
-    """The adapter is saved.
+    """The run is finished and the adapter saved.
 
     Attributes:
         summary: The figures of the run.
@@ -259,10 +259,10 @@ class Finished(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Unknown(Event):
-    """An event of a kind that only a newer version knows.
+    """An event of a kind that only a newer version has.
 
     Attributes:
-        content: All of it, as it was written.
+        content: The whole line, as plain data.
     """
 
     kind: ClassVar[str] = "unknown"
@@ -273,33 +273,33 @@ class Unknown(Event):
         return dict(self.content)
 
 
-# Those that are written. Other parts of lamina have further kinds of their own, such as `verify`.
+# The kinds that are written to the log. Other parts of lamina, such as `verify`, define more kinds.
 KINDS: dict[str, type[Event]] = {
     each.kind: each for each in (Note, Started, FirstExample, Step, Evaluation, CheckpointSaved, Interrupted, Finished)
 }
 
 
 def event_from_json(content: Mapping[str, Any]) -> Event:
-    """The event that `as_json` made the content of, in this version or another.
+    """Reads what `as_json` wrote, in this version or another.
 
     Raises:
-        ValueError: It is none, or lacks what every version writes; the message names the field.
+        ValueError: It is not an event, or lacks a field that every version writes; the message names the field.
     """
     name = content.get("event")
     if not isinstance(name, str):
-        raise ValueError(f"event: {name!r} is no kind of event")
+        raise ValueError(f"event: {name!r} is not a kind of event")
     if name not in KINDS:
         return from_json(Unknown, {**content, "content": dict(content)})
     return from_json(KINDS[name], {field: value for field, value in content.items() if field != "event"})
 
 
 def event_lines(path: Path) -> Iterator[tuple[str, Event]]:
-    """The whole lines of a `metrics.jsonl`, each with its event; none if there is no such file.
+    """Yields the complete lines of a `metrics.jsonl`, each with its event; nothing if there is no such file.
 
-    What is no JSON, such as the rest of a line that a crash cut off, is passed over.
+    Lines that are not JSON, such as one that a crash truncated, are skipped.
 
     Raises:
-        RunError: A line is JSON and no event.
+        RunError: A line is JSON, but not an event.
     """
     with suppress(FileNotFoundError):
         for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
@@ -310,5 +310,5 @@ def event_lines(path: Path) -> Iterator[tuple[str, Event]]:
             try:
                 yield line, event_from_json(content)
             except (ValueError, AttributeError) as error:
-                message = f"{path}: line {number} is no event ({error}). Fix: delete that line."
+                message = f"{path}: line {number} is not an event ({error}). Fix: delete that line."
                 raise RunError(message) from None

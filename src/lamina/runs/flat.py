@@ -1,8 +1,8 @@
-"""Records of a run as one flat JSON object each, and back.
+"""Converts records of a run to flat JSON objects, and back.
 
-A record is a dataclass. Its JSON has a key a field, in order; a field whose default is None is left out while it has
-none. One field of a record may take `the_rest`: its content stands behind the other fields, not below a key of its own,
-such as the figures that a loss or a method adds to those of every run.
+A record is a dataclass. Its JSON has one key for each field, in order; a field that is None and has None as its default
+is left out. One field of a record may take `the_rest`: its content follows the other fields at the same level, such as
+the metrics that a loss or a method adds to those of every run.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ R = TypeVar("R", bound=Record)
 
 
 def the_rest(read: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
-    """Metadata of the dataclass field for all that has no field of its own.
+    """Returns metadata for the dataclass field that takes all keys without a field of their own.
 
     Args:
-        read: Makes the field's value of those keys and values.
+        read: Converts these keys and values to the field's value.
     """
     return {_READ: read}
 
 
 def to_json(record: Record) -> dict[str, Any]:
-    """The record as plain data."""
+    """Converts a record to plain data."""
     content: dict[str, Any] = {}
     rest: Mapping[str, Any] = {}
     for each in fields(record):
@@ -49,9 +49,9 @@ def to_json(record: Record) -> dict[str, Any]:
 
 
 def from_json(kind: type[R], content: Mapping[str, Any]) -> R:
-    """The record that `to_json` made the content of.
+    """Reads what `to_json` wrote.
 
-    What has no field, and no place in `the_rest`, comes from a newer version and is passed over.
+    Keys without a field come from a newer version and are ignored, unless the record has `the_rest`.
 
     Raises:
         ValueError: A field without a default is missing, or a value has another type; the message names it.

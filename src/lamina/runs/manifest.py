@@ -1,6 +1,6 @@
-"""The manifest of a run: what it was started with, on what, where, and how it ended.
+"""The manifest of a run: its inputs, versions and hardware, and how it ended.
 
-`Run.manifest` reads it, and `Run.record` writes parts of it; what a newer version put there stays.
+`Run.manifest` reads it, and `Run.record` writes parts of it. Fields of a newer version are kept.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from lamina.runs.summary import Summary
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """Which base model.
+    """Identifies the base model.
 
     Attributes:
-        ref: As others know it: a hub id, an alias or a path.
+        ref: A hub id, an alias or a path.
         tensors: Digest of its weights.
         config: Digest of its `config.json`.
     """
@@ -30,12 +30,12 @@ class BaseFacts:
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file of rows.
+    """A data file.
 
     Attributes:
         file: Its name, without folders.
         sha256: Its digest.
-        rows: How many it has.
+        rows: Number of its rows.
     """
 
     file: str
@@ -48,11 +48,11 @@ class Hardware:
     """The machine.
 
     Attributes:
-        machine: Its architecture, such as `x86_64`.
-        cpu: Its processor.
-        cores: Physical ones; None where they cannot be counted.
-        memory_bytes: Main memory.
-        gpu: The one that is used; None without.
+        machine: Architecture, such as `x86_64`.
+        cpu: Name of the processor.
+        cores: Number of physical cores; None if it is unknown.
+        memory_bytes: Size of the main memory.
+        gpu: Name of the GPU that is used; None without one.
     """
 
     machine: str
@@ -62,29 +62,81 @@ class Hardware:
     gpu: str | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What is recorded of a run; None or empty for what is not (yet), or was not by an earlier version.
+@dataclass(frozen=True)
+class LeftOut:
+    """The weights that `target_modules` leaves without an adapter.
 
     Attributes:
-        lamina: The version that trained it last.
-        status: `running`, `finished`, `interrupted`, `failed` or `killed`, as it was last recorded.
-        started, finished, ended: Times: of the start, of the end, and of an end that was none.
-        error: What a failed run ended with.
-        path: Where the run was.
-        directory: Where its relative paths start from.
+        stacked: Number of weights in parameters that stack several matrices, by name.
+        narrower_than_the_rank: Linear layers whose smaller side is below the rank.
+        not_called: Number of modules that do not run on a text, by the outermost of them.
+    """
+
+    stacked: dict[str, int]
+    narrower_than_the_rank: list[str]
+    not_called: dict[str, int]
+
+
+@dataclass(frozen=True)
+class PackedWeights:
+    """How much of the base is quantized.
+
+    Attributes:
+        weights: Number of weights, without embeddings and head.
+        packed: Number of those that are held in 4 or 8 bits.
+        left: Number of those that are not, by module.
+    """
+
+    weights: int
+    packed: int
+    left: dict[str, int]
+
+
+@dataclass(frozen=True)
+class BaseWeights:
+    """How much of the base the adapter covers.
+
+    Attributes:
+        outside_embeddings_and_head: Number of weights that are counted.
+        adapted: Number of those in modules that the adapter is on.
+        left_out: Those that the adapter leaves out.
+        packing: How much is quantized; None for a base that is not.
+    """
+
+    outside_embeddings_and_head: int
+    adapted: int
+    left_out: LeftOut
+    packing: PackedWeights | None = None
+
+    @classmethod
+    def from_json(cls, coverage: Mapping[str, Any], packing: Mapping[str, Any] | None) -> BaseWeights:
+        """Combines what coverage and quantization report as plain data."""
+        return from_json(cls, {**coverage, "packing": packing})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The manifest; fields that are not recorded yet, or were not by an earlier version, are None.
+
+    Attributes:
+        lamina: The version that last trained the run.
+        status: The last recorded status: `running`, `finished`, `interrupted`, `failed` or `killed`.
+        started, finished, ended: Times of the start, of the regular end, and of an interruption or failure.
+        error: The error of a failed run.
+        path: Path of the run.
+        directory: Folder to which relative paths refer.
         base: The base model.
         tokenizer: Digest of the base's tokenizer.
-        chat_template: Digest of the template that conversations were rendered with.
+        chat_template: Digest of the chat template.
         data: The data files.
-        threads: Of torch.
-        weights: How many of the base's weights the adapter is on, what was left out, and what was packed.
-        dtype: What the base was held in.
-        device: Where.
-        kernels: Which kind ran.
-        versions: Of Python and of packages.
+        threads: Number of torch's threads.
+        weights: How much of the base the adapter covers, and how much of it is quantized.
+        dtype: Dtype of the base.
+        device: Device of the base.
+        kernels: Kind of kernels that was used.
+        versions: Versions of Python and of packages.
         hardware: The machine.
-        summary: The figures of a finished run.
+        summary: Summary of a finished run.
     """
 
     lamina: str | None = None
@@ -100,7 +152,7 @@ class Manifest:
     chat_template: str | None = None
     data: list[DataFile] | None = None
     threads: int | None = None
-    weights: dict[str, Any] | None = None
+    weights: BaseWeights | None = None
     dtype: str | None = None
     device: str | None = None
     kernels: str | None = None
@@ -109,15 +161,15 @@ class Manifest:
     summary: Summary | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """What is recorded, as plain data."""
+        """Converts to plain data, without fields that are not recorded."""
         return to_json(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Manifest:
-        """The manifest with that content.
+        """Reads what `as_json` wrote.
 
         Raises:
-            ValueError: Something in it is missing or wrong; the message names it.
+            ValueError: A value is missing or wrong; the message names it.
         """
         summary = content.get("summary")
         return from_json(cls, {**content, "summary": summary and Summary.from_json(summary)})

@@ -11,30 +11,30 @@ from lamina.runs.flat import from_json, the_rest, to_json
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
-        run: Its directory.
-        adapter: The adapter's folder.
-        adapter_digest: Over the adapter's settings and tensors.
-        adapter_step: The step that the adapter is of.
-        steps: Optimizer steps taken.
-        skipped_steps: Those whose gradient was not finite, and that changed nothing.
-        tokens: Real tokens trained on.
-        supervised_tokens: Those among them that are in the loss.
+        run: Directory of the run.
+        adapter: Folder of the adapter.
+        adapter_digest: Digest of the adapter's settings and tensors.
+        adapter_step: The step after which the adapter was saved.
+        steps: Number of optimizer steps.
+        skipped_steps: Number of steps that were skipped because the gradient was not finite.
+        tokens: Number of tokens trained on, without padding.
+        supervised_tokens: Number of those in the loss.
         train_loss_first: Loss of the first step.
         train_loss_last: Loss of the last step.
-        eval_loss_first: Loss of the bare base on the evaluation rows; None without any.
-        eval_loss: Loss of the adapter on them.
-        tokens_per_second: Over all steps but the first of each process; None if there are no others.
-        step_seconds_median: Of the steps' times, each the mean over a line of `metrics.jsonl`.
-        peak_memory_bytes: The largest of all processes of the run.
-        trainable_parameters: Of the adapter.
-        total_parameters: Of base and adapter.
-        adapted_weights_share: Which share of the base's weights, outside of embeddings and head, the adapter is on;
-            None in runs of the first version.
-        packed_weights_share: Which share of them is held in 4 or 8 bits; None without quantization.
-        figures: What the method adds, such as AdaLoRA's `ranks_kept`.
+        eval_loss_first: Loss of the bare base on the evaluation rows; None without evaluation rows.
+        eval_loss: Loss of the adapter on the evaluation rows.
+        tokens_per_second: Speed over all steps except the first of each process; None if there are no others.
+        step_seconds_median: Median time of a step; with `train.logging_steps`, of the means that were logged.
+        peak_memory_bytes: Peak memory over all processes of the run.
+        trainable_parameters: Number of parameters of the adapter.
+        total_parameters: Number of parameters of base and adapter.
+        adapted_weights_share: Share of the base's weights that the adapter covers, without embeddings and head; None
+            in runs of the first version.
+        packed_weights_share: Share of those weights that are in 4 or 8 bits; None without quantization.
+        figures: Figures of the method, such as AdaLoRA's `ranks_kept`.
     """
 
     run: str
@@ -59,14 +59,14 @@ class Summary:
     figures: dict[str, Any] = field(default_factory=dict, metadata=the_rest(dict))
 
     def as_json(self) -> dict[str, Any]:
-        """As plain data, the figures of the method beside the others."""
+        """Converts to plain data, with the method's figures at the same level."""
         return to_json(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Summary:
-        """The summary that `as_json` made the content of, in this version or an earlier one.
+        """Reads what `as_json` wrote, in this version or an earlier one.
 
         Raises:
-            ValueError: It is none; the message names the first field that is missing or wrong.
+            ValueError: It is not a summary; the message names the first field that is missing or wrong.
         """
         return from_json(cls, content)

@@ -5,6 +5,8 @@ A vision tower, an audio tower or cross attention to an encoder does not run, so
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -15,6 +17,11 @@ from lamina.structure.plain_tokens import plain_tokens
 
 _TOKENS = 8
 
+# What was found, by the classes and names of a model's modules and its configuration: loading one adapter after the
+# other asks for the same again.
+_MOST_FOUND = 16
+_found: dict[str, frozenset[str]] = {}
+
 
 def modules_out_of_reach(model: PreTrainedModel) -> set[str]:
     """Finds the modules that do not run on a text, and contain no module that does.
@@ -22,9 +29,27 @@ def modules_out_of_reach(model: PreTrainedModel) -> set[str]:
     An expert of a mixture counts as run if any expert in its list runs, since routing depends on the input. Returns an
     empty set if the model cannot be run, because it has no weights.
     """
+    structure = _structure(model)
+    if structure in _found:
+        return set(_found[structure])
     ran = _modules_that_run(model)
     if not ran:
         return set()
+    silent = _silent(model, ran)
+    while len(_found) >= _MOST_FOUND:
+        _found.pop(next(iter(_found)), None)
+    _found[structure] = frozenset(silent)
+    return silent
+
+
+def _structure(model: PreTrainedModel) -> str:
+    """A digest of everything that determines which modules run."""
+    modules = "\n".join(f"{name} {type(module).__qualname__}" for name, module in model.named_modules())
+    return hashlib.sha256(f"{model.config.to_json_string(use_diff=False)}\n{modules}".encode()).hexdigest()
+
+
+def _silent(model: PreTrainedModel, ran: set[int]) -> set[str]:
+    """The modules that contain none that ran."""
     layers = {id(layer) for layer in decoder_layers(model)}
     silent: set[str] = set()
     for name, module in model.named_modules():

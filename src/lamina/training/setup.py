@@ -42,7 +42,7 @@ from lamina.optim import Schedule, build_optimizer, build_schedule
 from lamina.progress import Notify
 from lamina.quantization.report import RoundingReport
 from lamina.runs import Run, keep_places, moved_places
-from lamina.runs.manifest import BaseFacts, DataFile, Hardware, Manifest
+from lamina.runs.manifest import BaseFacts, BaseWeights, DataFile, Hardware, Manifest
 from lamina.structure.head import Head, find_head
 from lamina.structure.positions import declared_positions, has_position_table
 from lamina.version import __version__
@@ -316,7 +316,7 @@ def _write_manifest(session: Session, notify: Notify) -> None:
     now = dataclasses.replace(
         facts,
         lamina=__version__,
-        weights=session.coverage.as_json() | ({"packing": base.packing.as_json()} if base.packing else {}),
+        weights=BaseWeights.from_json(session.coverage.as_json(), base.packing and base.packing.as_json()),
         dtype=dtype_name(base.dtype),
         device=str(base.model.device),
         kernels=kernel_state(base.model.device, session.config.train.compile).name,

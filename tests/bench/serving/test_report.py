@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lamina.bench.serving.job import AdapterFacts, SideRun
-from lamina.bench.serving.report import Load, Measured, ServeReport, build_report, milliseconds, plot
+from lamina.bench.serving.plot import plot
+from lamina.bench.serving.reduce import Measured, build_report, milliseconds
+from lamina.bench.serving.report import Failure, LeftOut, Load, ServeReport, SideRatio
 from tests.support.serving_bench import measured, window
 
 BARE, MIXED, OPEN = Load(0, 2, None), Load(1, 2, None), Load(0, None, 5.0)
@@ -26,8 +28,8 @@ def report() -> ServeReport:
             ("lamina", MIXED): [measured(2.0, [LORA]), measured(2.0, [LORA])],
             ("lamina", OPEN): [Measured(window(1.0, None, rate=5.0), [], None, 1, {})],
         },
-        [{"side": "vllm", "adapters": 0, "error": "gone"}],
-        [{"side": "llama.cpp", "adapters": 0, "reason": "not there"}],
+        [Failure("vllm", 0, "gone")],
+        [LeftOut("llama.cpp", 0, "not there")],
     )
 
 
@@ -39,49 +41,49 @@ def test_percentiles() -> None:
 
 def test_figures_of_a_side() -> None:
     side = report().sides[0]
-    assert (side["side"], side["adapters"], side["concurrency"], side["rate"]) == ("lamina", 0, 2, None)
-    assert side["tokens_per_second"] == pytest.approx((10 / 1.0 + 10 / 2.0) / 2)
-    assert side["ttft_ms"]["p50"] == pytest.approx(300)  # of 200, 200, 400 and 400
-    assert side["itl_ms"]["p50"] == pytest.approx(300)
+    assert (side.side, side.load) == ("lamina", Load(0, 2, None))
+    assert side.tokens_per_second == pytest.approx((10 / 1.0 + 10 / 2.0) / 2)
+    assert side.waits.ttft_ms["p50"] == pytest.approx(300)  # of 200, 200, 400 and 400
+    assert side.waits.itl_ms["p50"] == pytest.approx(300)
     # Two streams, 0.2 and 0.4 seconds a token: 10 and 5 tokens a second, where the limit is 100.
-    assert side["decode_tokens_per_second"] == pytest.approx(7.5)
-    assert side["limit_tokens_per_second"] == 100
-    assert side["limit_share"] == pytest.approx(0.075)
-    assert (side["limit_read_ms"], side["limit_product_ms"]) == (20, 10)
+    assert side.decode_tokens_per_second == pytest.approx(7.5)
+    assert side.limit_tokens_per_second == 100
+    assert side.limit_share == pytest.approx(0.075)
+    assert (side.limit_read_ms, side.limit_product_ms) == (20, 10)
 
 
 def test_an_open_loop_has_no_limit() -> None:
     side = report().sides[-1]
-    assert side["rate"] == 5.0
-    assert side["limit_share"] is side["limit_tokens_per_second"] is side["decode_tokens_per_second"] is None
-    assert side["tokens_per_second"] == 10
+    assert side.load.rate == 5.0
+    assert side.limit_share is side.limit_tokens_per_second is side.decode_tokens_per_second is None
+    assert side.tokens_per_second == 10
 
 
 def test_figures_by_adapter() -> None:
     bare, mixed = report().sides[0], report().sides[3]
-    assert bare["by_adapter"] == []
-    (own,) = mixed["by_adapter"]
-    assert (own["adapter"], own["method"], own["rank"], own["requests"]) == ("000-lora", "lora", 16, 4)
-    assert own["tokens_per_second"] == pytest.approx(2.5)
-    assert own["ttft_ms"]["p50"] == pytest.approx(400)
+    assert bare.by_adapter == []
+    (own,) = mixed.by_adapter
+    assert (own.adapter, own.method, own.rank, own.requests) == ("000-lora", "lora", 16, 4)
+    assert own.tokens_per_second == pytest.approx(2.5)
+    assert own.waits.ttft_ms["p50"] == pytest.approx(400)
 
 
-def ratio(found: ServeReport, side: str, adapters: int, over: str) -> dict[str, Any]:
-    (one,) = [r for r in found.ratios if (r["side"], r["adapters"], r["over"]) == (side, adapters, over)]
+def ratio(found: ServeReport, side: str, adapters: int, over: str) -> SideRatio:
+    (one,) = [r for r in found.ratios if (r.side, r.load.adapters, r.over) == (side, adapters, over)]
     return one
 
 
 def test_ratios_are_medians_of_those_of_the_rounds() -> None:
     found = report()
     best = ratio(found, "lamina", 0, "best peer")
-    assert best["peer"] == "vllm" and best["tokens_per_second"] == 2  # of its one round
-    assert ratio(found, "lamina", 0, "transformers")["tokens_per_second"] == 3  # of 4 and 2
-    assert ratio(found, "vllm", 0, "transformers")["tokens_per_second"] == 2
+    assert best.peer == "vllm" and best.tokens_per_second == 2  # of its one round
+    assert ratio(found, "lamina", 0, "transformers").tokens_per_second == 3  # of 4 and 2
+    assert ratio(found, "vllm", 0, "transformers").tokens_per_second == 2
     mixed = ratio(found, "lamina", 1, "no adapters")
-    assert mixed["tokens_per_second"] == 0.75  # of 0.5 and 1
-    assert mixed["limit_tokens_per_second"] == 1
-    assert best["limit_tokens_per_second"] is None
-    assert not [r for r in found.ratios if r["side"] == "transformers"]
+    assert mixed.tokens_per_second == 0.75  # of 0.5 and 1
+    assert mixed.limit_tokens_per_second == 1
+    assert best.limit_tokens_per_second is None
+    assert not [r for r in found.ratios if r.side == "transformers"]
 
 
 def test_the_json_is_the_contract() -> None:
@@ -91,13 +93,17 @@ def test_the_json_is_the_contract() -> None:
         assert side.keys() >= {"side", "adapters", "concurrency", "tokens_per_second", "limit_share"}
         assert side["ttft_ms"].keys() == side["itl_ms"].keys() == {"p50", "p95", "p99"}
     assert value["left_out"] == [{"side": "llama.cpp", "adapters": 0, "reason": "not there"}]
+    assert value["failed"] == [{"side": "vllm", "adapters": 0, "error": "gone"}]
+    (own,) = value["sides"][3]["by_adapter"]
+    assert own.keys() == {"adapter", "method", "rank", "requests", "tokens_per_second", "ttft_ms", "itl_ms"}
+    assert value["ratios"][0].keys() >= {"side", "adapters", "concurrency", "rate", "over", "peer"}
     assert value["rounds"][1]["round"] == 2 and value["rounds"][1]["seconds"] == 2.0
 
 
 def test_a_disturbed_side_is_named() -> None:
     found = report()
     assert found.disturbed() == []
-    found.sides[0]["other_cores"] = 0.9
+    found.sides[0] = dataclasses.replace(found.sides[0], other_cores=0.9)
     assert found.disturbed() == ["lamina (0 adapters, 2 streams): other processes kept 0.9 cores busy"]
 
 

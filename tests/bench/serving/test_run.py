@@ -10,6 +10,7 @@ import pytest
 from lamina.bench.serving import run as run_module
 from lamina.bench.serving.job import Job, SideRun
 from lamina.bench.serving.limit import Rates
+from lamina.bench.serving.report import Failure
 from lamina.bench.serving.run import ServeSettings, bench_serve, check_settings
 from lamina.errors import BenchError, ConfigError
 from tests.support.serving_bench import window
@@ -54,14 +55,14 @@ def test_sides_take_turns_under_each_load(quick: list[Job], model_folder: Path) 
         ("vllm", 2),
         ("lamina", 2),
     ]
-    assert report.failed == [{"side": "vllm", "adapters": count, "error": "no such model"} for count in (0, 2)]
-    assert [(one["side"], one["adapters"]) for one in report.left_out] == [
+    assert report.failed == [Failure("vllm", count, "no such model") for count in (0, 2)]
+    assert [(one.side, one.adapters) for one in report.left_out] == [
         ("llama.cpp", 0),
         ("llama.cpp", 2),
         ("transformers", 2),
     ]
-    assert all(one["reason"] for one in report.left_out)
-    assert [(side["side"], side["adapters"], side["concurrency"]) for side in report.sides] == [
+    assert all(one.reason for one in report.left_out)
+    assert [(side.side, side.load.adapters, side.load.concurrency) for side in report.sides] == [
         ("lamina", 0, 1),
         ("lamina", 0, 3),
         ("transformers", 0, 1),
@@ -69,14 +70,14 @@ def test_sides_take_turns_under_each_load(quick: list[Job], model_folder: Path) 
         ("lamina", 2, 1),
         ("lamina", 2, 3),
     ]
-    assert all(side["limit_share"] > 0 for side in report.sides)
+    assert all(side.limit_share > 0 for side in report.sides)
     assert any("round 2/2  lamina: 10, 10 tokens/s" in line for line in told)
     assert report.settings["peers"] == ["llama.cpp", "transformers", "vllm"]
 
 
 def test_an_open_loop_takes_the_place_of_the_closed_ones(quick: list[Job], model_folder: Path) -> None:
     report = bench_serve(settings(model_folder, adapters=[0], rate=4.0, peers=["transformers"], rounds=1))
-    assert [(side["side"], side["rate"], side["limit_share"]) for side in report.sides] == [
+    assert [(side.side, side.load.rate, side.limit_share) for side in report.sides] == [
         ("lamina", 4.0, None),
         ("transformers", 4.0, None),
     ]

@@ -174,10 +174,10 @@ def test_check_reads_what_training_reads(layout: str, build: Callable[..., Datas
     trained = build(str(folder), eval=str(folder))
     checked = Rows(find_target(str(folder), evaluation=str(folder), model="none"), None)
     assert {(row.side, row.read.example is not None) for row in checked} == {("train", True), ("eval", True)}
-    assert [(file["path"], file["side"]) for file in checked.files] == [
+    assert [(file.path, file.side) for file in checked.files] == [
         (file.path, file.role) for file in trained.report.files
     ]
-    assert [note for file in checked.files for note in file["notes"]] == [
+    assert [note for file in checked.files for note in file.notes] == [
         note for note in trained.report.notes if "read the split" in note
     ]
 

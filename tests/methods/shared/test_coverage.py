@@ -190,7 +190,7 @@ def test_defaults_of_every_method_leave_out_what_a_text_does_not_reach(name: str
     assert not any("vision_tower" in layer or "projector" in layer for layer in loaded.injection.layers)
     if name in ("lora", "vera", "lokr", "full", "ln_tuning"):
         assert [note for note in notes(run) if "not called when the model runs over a text: model.vision_tower" in note]
-        assert any("vision_tower" in key for key in run.manifest.weights["left_out"]["not_called"])
+        assert any("vision_tower" in key for key in run.manifest.weights.left_out.not_called)
 
 
 @pytest.mark.parametrize("name", ["lora", "vera", "ia3"])
@@ -286,8 +286,8 @@ def test_a_run_says_which_share_it_adapts(tmp_path: Path) -> None:
     model = on_disk(build_architecture("mixtral"), tmp_path / "model")
     run = trained(model, {"type": "lora", "r": 4}, tmp_path)
     weights = run.manifest.weights
-    assert run.summary.adapted_weights_share == weights["adapted"] / weights["outside_embeddings_and_head"] < 0.3
-    assert list(weights["left_out"]["stacked"]) == [
+    assert run.summary.adapted_weights_share == weights.adapted / weights.outside_embeddings_and_head < 0.3
+    assert list(weights.left_out.stacked) == [
         "model.layers.*.mlp.experts.gate_up_proj",
         "model.layers.*.mlp.experts.down_proj",
     ]
@@ -301,7 +301,7 @@ def test_a_dense_model_has_nothing_to_note(tmp_path: Path) -> None:
     assert not [note for note in notes(run) if "all-linear" in note or "Left out" in note]
     assert run.summary.adapted_weights_share > 0.99
     assert '"target_modules": "all-linear"' in (run.adapter / "lamina.json").read_text()
-    assert not any(run.manifest.weights["left_out"].values())
+    assert not any(vars(run.manifest.weights.left_out).values())
 
 
 def test_layers_of_another_kind_are_not_counted_as_linear() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -103,12 +104,13 @@ def test_a_mixture_in_4_bits_is_refused_before_anything_is_made_and_both_ways_wo
     lamina.train(settings(model, tmp_path))
     known = {"bits": 4, "modules_to_not_convert": ["mlp.experts"]}
     run = lamina.train(settings(model, tmp_path, quantization=known, output_dir=str(tmp_path / "known")))
-    packing = run.manifest.weights["packing"]
-    assert run.summary is not None
-    assert 0.1 < run.summary.packed_weights_share == packing["packed"] / packing["weights"] < 0.2
-    assert next(iter(packing["left"])) == "model.layers.*.mlp.experts"
+    assert run.manifest.weights is not None and run.summary is not None
+    packing = run.manifest.weights.packing
+    assert packing is not None
+    assert 0.1 < run.summary.packed_weights_share == packing.packed / packing.weights < 0.2
+    assert next(iter(packing.left)) == "model.layers.*.mlp.experts"
     report = json.loads(run.quantization_report_path.read_text())
-    assert report["packing"] == packing
+    assert report["packing"] == dataclasses.asdict(packing) == run.manifest.as_json()["weights"]["packing"]
     (line,) = [e.message for e in run.events(Note) if e.message.startswith("quantization error")]
     assert "of the packed weights' norm" in line and "14.2% of the weights" in line and "mlp.experts (85" in line
     assert quantize(settings(model, tmp_path, quantization=known), tmp_path / "out").modules == 8

@@ -19,6 +19,7 @@ from lamina.engine.serving import Serving
 from lamina.errors import ConfigError, DataError, LaminaError
 from lamina.server.vllm.engine import VllmEngine
 from tests.support.vllm import LONGEST, FakeVllm
+from tests.support.vllm_clients import until
 
 ASKED = [Message("user", "red green 1")]
 Open = Callable[..., VllmEngine]
@@ -26,14 +27,6 @@ Open = Callable[..., VllmEngine]
 
 def ask(adapter: str | None = None, **sampling: Any) -> Request:
     return Request(messages=ASKED, adapter=adapter, sampling=Sampling(**{"max_tokens": 8, **sampling}))
-
-
-def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Waits for what another thread does."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_it_answers_as_lamina_s_engine(opened: Open, written: dict[str, Path], model_folder: Path) -> None:

@@ -12,7 +12,6 @@ import math
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from lamina.server.vllm.engine import VllmEngine
 from lamina.server.vllm.open import open_vllm_engine
 from lamina.server.vllm.process import PYTHON_VARIABLE
 from lamina.server.vllm.staging import Staging
+from tests.support.vllm_clients import until
 
 pytestmark = [
     pytest.mark.slow,
@@ -96,13 +96,6 @@ def environment() -> Iterator[None]:
         yield
 
 
-def until(holds: Callable[[], bool], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
 def test_a_killed_replica_loses_nothing_that_had_not_begun(environment: None, runs: dict[str, Path]) -> None:
     with open_vllm_engine(
         BASE, {"one": runs["one"]}, replicas=2, dtype="float32", arguments=ARGUMENTS, check_seconds=0.5
@@ -121,7 +114,7 @@ def test_a_killed_replica_loses_nothing_that_had_not_begun(environment: None, ru
 
         for number in got:
             engine.submit(asked("one")[0], deliver(number))
-        until(lambda: any(got.values()))
+        until(lambda: any(got.values()), 120.0)
         begun = {number for number, pieces in got.items() if pieces}
         victim = next(replica for replica in engine._replicas.all if replica.running)
         index = engine._replicas.all.index(victim)

@@ -11,7 +11,6 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -29,7 +28,8 @@ from lamina.bench.serving.limit import (
     step_work,
 )
 from lamina.bench.serving.prompts import built_in_prompts, rendered_prompts
-from lamina.bench.serving.report import Load, Measured, ServeReport, build_report
+from lamina.bench.serving.reduce import Measured, build_report
+from lamina.bench.serving.report import Failure, LeftOut, Load, ServeReport
 from lamina.bench.serving.sides import OWN, find_side, side_names
 from lamina.bench.serving.traffic import ALIKE
 from lamina.bench.shapes import SHAPES, shape_folder
@@ -161,7 +161,9 @@ class _Comparison:
             "dtype": self.dtype,
             "peers": [name for name in names if name != OWN],
         }
-        return build_report(about, self.measured, _listed(self.failed, "error"), _listed(self.left_out, "reason"))
+        failed = [Failure(side, count, error) for (side, count), error in self.failed.items()]
+        left_out = [LeftOut(side, count, reason) for (side, count), reason in self.left_out.items()]
+        return build_report(about, self.measured, failed, left_out)
 
     def _jobs(self, names: list[str], adapters: list[AdapterFacts], prompts: Path) -> list[Job]:
         """Those of the sides that can do them."""
@@ -249,7 +251,3 @@ def run_side(job: Job) -> SideRun:
         BenchError: It failed; the message is the end of what it wrote.
     """
     return SideRun.from_json(run_module(WORKER, job.as_json(), find_side(job.side).interpreter()))
-
-
-def _listed(reasons: dict[tuple[str, int], str], word: str) -> list[dict[str, Any]]:
-    return [{"side": side, "adapters": count, word: reason} for (side, count), reason in reasons.items()]

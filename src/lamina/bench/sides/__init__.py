@@ -26,7 +26,7 @@ OWN = "lamina"
 
 
 class Side(Protocol):
-    """What a side's file defines."""
+    """The contents of a side's file."""
 
     ABOUT: str
     REQUIRES: tuple[str, ...]
@@ -35,11 +35,11 @@ class Side(Protocol):
 
 
 def side_names() -> list[str]:
-    """Every side, lamina first."""
+    """Returns the names of all sides, lamina first."""
     names = [module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__) if module.name[0] != "_"]
     return [OWN, *sorted(set(names) - {OWN})]
 
 
 def find_side(name: str) -> Side:
-    """The side of that name (one of `side_names`)."""
+    """Returns a side by its name (one of `side_names`)."""
     return cast(Side, importlib.import_module(f"{__name__}.{name.replace('-', '_')}"))

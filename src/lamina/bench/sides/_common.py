@@ -1,4 +1,4 @@
-"""What several sides do alike: the base as transformers loads it, and padded micro-batches."""
+"""Parts that several sides share: the base as transformers loads it, and padded micro-batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IGNORED = -100
 
 
 def load_model(job: Job) -> PreTrainedModel:
-    """The base in the run's dtype, on the CPU, with transformers' own attention (SDPA)."""
+    """Loads the base in the run's dtype, on the CPU, with transformers' own attention (SDPA)."""
     with quiet_transformers():
         return AutoModelForCausalLM.from_pretrained(
             job.model, dtype=DTYPES[job.dtype], local_files_only=True, trust_remote_code=False
@@ -28,14 +28,14 @@ def load_model(job: Job) -> PreTrainedModel:
 
 
 def lora_config(job: Job) -> Any:
-    """peft's configuration of the run's LoRA."""
+    """Returns peft's configuration of the run's LoRA."""
     peft: Any = optional("peft")
     return peft.LoraConfig(r=job.rank, lora_alpha=job.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 @torch.no_grad()
 def start_like_lamina(model: nn.Module, job: Job) -> None:
-    """Gives a peer's adapter the random start of lamina's, so that losses can be compared step by step.
+    """Initializes a peer's adapter with lamina's random values, so that losses can be compared step by step.
 
     Args:
         model: With LoRA on it, each `lora_A` in the order of the model's layers; q, k and v may lie in one tensor.
@@ -50,13 +50,13 @@ def start_like_lamina(model: nn.Module, job: Job) -> None:
 
 
 def labels_of(example: EncodedExample) -> list[int]:
-    """Token ids, with `IGNORED` where the token is not in the loss."""
+    """Returns token ids, with `IGNORED` for tokens that are not in the loss."""
     return [int(token) if used else IGNORED for token, used in zip(example.input_ids, example.supervised, strict=True)]
 
 
 @dataclass(frozen=True)
 class Padded:
-    """Examples below each other, each followed by padding up to the longest of them.
+    """Examples as rows of a matrix, each padded on the right to the longest of them.
 
     Attributes:
         input_ids: int64, (examples, longest).
@@ -72,10 +72,10 @@ class Padded:
 
 
 def padded_micro_batches(batch: Sequence[EncodedExample], device: torch.device, count: int) -> Iterator[Padded]:
-    """A step's examples, sorted by length so that little is padded, in `count` micro-batches of about equal size.
+    """Splits a step's examples into `count` micro-batches of about equal size, sorted by length to reduce padding.
 
-    Padding stands on the right, where causal attention never looks back at it, so no attention mask is needed and
-    kernels that know only the causal one can be used.
+    Padding is on the right, where causal attention does not see it, so no attention mask is needed, and kernels that
+    support only causal masks can be used.
     """
     ordered = sorted(batch, key=len)
     size = -(-len(ordered) // count)

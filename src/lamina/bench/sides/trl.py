@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer at its best: packed, documents kept apart, autocast, fused AdamW, nothing saved or logged."""
+"""TRL's SFTTrainer with its fastest settings: packing, autocast, fused AdamW, and no saving or logging."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ CPU_ROWS = 4
 
 
 def run(job: Job, meter: Meter) -> dict[str, Any]:
-    """Trains with SFTTrainer, activations kept."""
+    """Trains with SFTTrainer, without gradient checkpointing."""
     return train(job, meter, gradient_checkpointing=False)
 
 
 def train(job: Job, meter: Meter, gradient_checkpointing: bool, model: Any = None) -> dict[str, Any]:
-    """The same with or without gradient checkpointing (TRL's default is with).
+    """Trains with SFTTrainer, with or without gradient checkpointing (TRL's default is with).
 
-    A step's documents are lamina's, in lamina's order, laid into `rows` packed rows of about equal length: what
-    `packing=True` makes of the data, but fuller, and in the same order for all.
+    Each step has lamina's documents, packed into `rows` rows of about equal length: like `packing=True`, but with less
+    padding, and in the same order for all sides.
 
     Args:
         job: What to do.
@@ -100,7 +100,7 @@ def _arguments(config: Any, job: Job, folder: str, rows: int, cuda: bool, gradie
 
 
 def packed(batch: Sequence[EncodedExample], rows: int) -> list[dict[str, list[int]]]:
-    """A step's examples as packed rows in TRL's format, each example into the row that is shortest so far."""
+    """Packs a step's examples into rows in TRL's format; each example goes to the shortest row so far."""
     bins: list[list[EncodedExample]] = [[] for _ in range(rows)]
     for example in sorted(batch, key=len, reverse=True):
         min(bins, key=lambda row: sum(map(len, row))).append(example)
@@ -115,7 +115,7 @@ def packed(batch: Sequence[EncodedExample], rows: int) -> list[dict[str, list[in
 
 
 def _metered(trainer_class: Any, job: Job, meter: Meter) -> Any:
-    """SFTTrainer with the meter around its steps: each from the update before it to its own, data loading included."""
+    """Subclasses SFTTrainer to time its steps: each from the previous update to its own, including data loading."""
 
     class Metered(trainer_class):
         loss = torch.zeros(())

@@ -6,12 +6,9 @@ what loads adapters blocks the thread that asks for it.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import queue
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -22,10 +19,10 @@ from lamina.adapters.adapter import Adapter, read_adapter
 from lamina.adapters.load import adapter_folder, template_of
 from lamina.adapters.lock import check_lock
 from lamina.chat.template import ChatTemplate
-from lamina.engine.asking import build_asker, default_sampling, ignored_settings
+from lamina.engine.asking import build_asker
 from lamina.engine.core import Counters
-from lamina.engine.generator import Piece, Pieces, Request
-from lamina.engine.sampling import Sampling
+from lamina.engine.generator import Piece, Request
+from lamina.engine.shared import ServingEngine
 from lamina.engine.stats import EngineStats
 from lamina.engine.store import AdapterFacts
 from lamina.errors import ConfigError, LaminaError, Problem
@@ -41,7 +38,6 @@ from lamina.server.vllm.replicas import Replica, Replicas
 from lamina.server.vllm.servers import Servers
 from lamina.server.vllm.staging import Staging, tensor_bytes
 from lamina.server.vllm.translate import PieceReader, body, check_sampling
-from lamina.version import __version__
 
 # Tokens at the beginning of a prompt that decide which server answers for the bare base.
 _PREFIX = 64
@@ -56,7 +52,7 @@ class _Running:
     changed: threading.Condition = field(default_factory=threading.Condition)
 
 
-class VllmEngine:
+class VllmEngine(ServingEngine):
     """Answers requests of many threads by vLLM's servers.
 
     Attributes:
@@ -96,12 +92,6 @@ class VllmEngine:
         for replica in replicas:
             self._loop.begin(self._replicas.watch(replica, servers.check_seconds))
 
-    def __enter__(self) -> VllmEngine:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.close()
-
     @property
     def adapters(self) -> list[str]:
         """The names that a request may ask for; the bare base is always there."""
@@ -114,32 +104,11 @@ class VllmEngine:
 
     @property
     def parts(self) -> dict[str, str]:
-        """What an answer depends on beside adapter and sampling, by name."""
-        return {
-            "base.tensors": self.base.fingerprint.tensors,
-            "base.config": self.base.fingerprint.config,
-            "template": self.template.digest,
-            "template.tokenizer": self.template.tokenizer_digest,
-            "engine.lamina": __version__,
-            "engine.vllm": self.version,
-            "engine.dtype": self._servers.dtype,
-        }
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of `parts`."""
-        return "sha256:" + hashlib.sha256(json.dumps(self.parts, sort_keys=True).encode()).hexdigest()
-
-    def default_sampling(self) -> Sampling:
-        """How the model's own generation_config.json draws."""
-        return default_sampling(self.base.model)
-
-    def notes(self, sampling: Sampling) -> list[str]:
-        """As the contract says."""
-        return ignored_settings(self.base.model, sampling)
+        """What an answer depends on besides adapter and sampling, by name."""
+        return {**self._shared_parts(), "engine.vllm": self.version, "engine.dtype": self._servers.dtype}
 
     def tokenize(self, request: Request) -> list[int]:
-        """The tokens of a request's prompt.
+        """Returns the tokens of a request's prompt, if vLLM can draw as the request says.
 
         Raises:
             ConfigError, DataError: As `check` says.
@@ -148,47 +117,6 @@ class VllmEngine:
             self._table.find(request.adapter)
         check_sampling(request.sampling)
         return self._ask.tokens(request, 0)
-
-    def check(self, request: Request) -> None:
-        """As the contract says; and vLLM must be able to draw as the request says."""
-        self.tokenize(request)
-
-    def generate(self, requests: Sequence[Request], progress: Callable[[int], None] = lambda done: None) -> list[Piece]:
-        """As the contract says."""
-        for request in requests:
-            self.check(request)
-        results: queue.SimpleQueue[tuple[int, Piece | BaseException]] = queue.SimpleQueue()
-        tickets = [
-            self._submit(request, lambda result, number=number: results.put((number, result)), whole=True)
-            for number, request in enumerate(requests)
-        ]
-        found: dict[int, Piece] = {}
-        try:
-            while len(found) < len(requests):
-                number, result = results.get()
-                if isinstance(result, BaseException):
-                    raise result
-                found[number] = result
-                progress(len(found))
-        finally:
-            for ticket in tickets:
-                ticket.cancel()
-        return [found[number] for number in range(len(requests))]
-
-    def stream(self, request: Request) -> Pieces:
-        """As the contract says."""
-        pieces: queue.SimpleQueue[Piece | BaseException] = queue.SimpleQueue()
-        ticket = self.submit(request, pieces.put)
-        try:
-            while True:
-                piece = pieces.get()
-                if isinstance(piece, BaseException):
-                    raise piece
-                yield piece
-                if piece.finish_reason is not None:
-                    return
-        finally:
-            ticket.cancel()
 
     def submit(self, request: Request, deliver: Callable[[Piece | BaseException], None]) -> Answering:
         """Begins to answer a request.
@@ -201,7 +129,7 @@ class VllmEngine:
         Raises:
             ConfigError, DataError: As `check` says; or what the answer must be cannot be compiled.
         """
-        return self._submit(request, deliver, whole=False)
+        return self._begin(request, deliver, whole=False)
 
     def load(self, name: str, path: str | Path, *, pin: bool = False) -> AdapterFacts:
         """Checks an adapter, loads it to the servers that get it, has each of them certified, and gives it its name.
@@ -287,7 +215,7 @@ class VllmEngine:
         for client in self._servers.clients:
             await client.aclose()
 
-    def _submit(self, request: Request, deliver: Callable[[Piece | BaseException], None], *, whole: bool) -> Answering:
+    def _begin(self, request: Request, deliver: Callable[[Piece | BaseException], None], *, whole: bool) -> Answering:
         self._check_open()
         ids = self.tokenize(request)
         sampling = request.sampling
