@@ -34,24 +34,13 @@ from lamina.engine.sequence import Sequence as Asked
 from lamina.engine.sequence import Voice
 from lamina.engine.stats import EngineStats
 from lamina.engine.store import AdapterFacts, AdapterStore, Handle
-from lamina.engine.thread import work
+from lamina.engine.thread import Ticket, work
 from lamina.engine.voices import Part, build_runners
 from lamina.errors import LaminaError
 from lamina.models.load import Base, load_base
 from lamina.models.vocabulary import embedding_rows
 from lamina.progress import Notify
 from lamina.version import __version__
-
-
-class Ticket:
-    """A request on its way."""
-
-    def __init__(self, engine: Engine, sequence: Asked) -> None:
-        self._engine, self._sequence = engine, sequence
-
-    def cancel(self) -> None:
-        """Ends it without another piece; nothing if it is over."""
-        self._engine._tell(self._sequence.end)
 
 
 class Engine:
@@ -358,7 +347,7 @@ class Engine:
             raise
         runner = use.part.runner
         self._tell(lambda: self._core.add(sequence, runner), sequence)
-        return Ticket(self, sequence)
+        return Ticket(partial(self._tell, sequence.end))
 
     def _logits(
         self, asked: Sequence[tuple[Sequence[int], Sequence[int]]], part: Part, digest: str | None

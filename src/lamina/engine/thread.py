@@ -1,10 +1,26 @@
-"""The engine's own thread: computes steps while there is work, and sleeps until there is more."""
+"""The engine's own thread, which computes steps while there is work, and what a request on its way is told through."""
 
 from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
+
+
+class Ticket:
+    """A request on its way."""
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        """
+        Args:
+            end: Tells the engine's thread to end it.
+        """
+        self._end = end
+
+    def cancel(self) -> None:
+        """Ends it without another piece; nothing if it is over."""
+        self._end()
 
 
 def work(engine: weakref.ref[Any], wake: threading.Event) -> None:
