@@ -64,7 +64,7 @@ INSIDE = {
     "checks": ["*", "kinds", "examine", "check"],
     "methods": ["shared", "*"],
     "training": ["plan", "*"],
-    "evaluation": ["scorers", "*"],
+    "evaluation": ["statistics", "scorers", "*"],
     "bench": ["*", "sides", "report", "run", "worker", "serving"],
     "server": ["settings", "errors", "schemas", "*"],
 }
