@@ -22,6 +22,7 @@ ORDER = [
     "version",
     "errors",
     "files",
+    "pages",
     "signals",
     "progress",
     "cache",
@@ -45,6 +46,7 @@ ORDER = [
     "training",
     "evaluation",
     "comparison",
+    "gate",
     "export",
     "quickstart",
     "verification",
@@ -63,13 +65,13 @@ INSIDE = {
     "checks": ["*", "kinds", "examine", "check"],
     "methods": ["shared", "*"],
     "training": ["plan", "*"],
-    "evaluation": ["scorers", "*"],
+    "evaluation": ["scorers", "tasks", "*"],
     "bench": ["*", "sides", "report", "run", "worker", "serving"],
     "server": ["settings", "errors", "schemas", "*"],
 }
 
 # These import neither torch nor transformers, so that the command line and its errors answer at once.
-LIGHT = ("version", "errors", "files", "signals", "progress", "cache", "plugins", "config", "runs")
+LIGHT = ("version", "errors", "files", "pages", "signals", "progress", "cache", "plugins", "config", "runs")
 
 # No room holds a larger share of all lines.
 LARGEST_SHARE = 0.18
