@@ -65,7 +65,7 @@ INSIDE = {
     "checks": ["*", "kinds", "examine", "check"],
     "methods": ["shared", "*"],
     "training": ["plan", "*"],
-    "evaluation": ["scorers", "tasks", "*"],
+    "evaluation": ["statistics", "scorers", "tasks", "*"],
     "bench": ["*", "sides", "report", "run", "worker", "serving"],
     "server": ["settings", "errors", "schemas", "*"],
 }
