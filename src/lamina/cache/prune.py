@@ -52,6 +52,7 @@ KINDS = {
         Kind("fingerprints", "digests of weight files", rf"{_HEX}\.json"),
         Kind("gguf", "digests of GGUF files", rf"{_HEX}\.json"),
         Kind("files", "digests of data files", rf"{_HEX}\.json"),
+        Kind("answers", "answers of evaluated models", rf"{_HEX}\.jsonl?"),
         Kind("errors", "tracebacks of unexpected errors", r"error-\d{8}-\d{6}-\d+\.txt"),
     )
 }

@@ -65,8 +65,9 @@ class TaskConfig(Section):
     data: str
     """File, folder, glob or data set on the hub; a relative path starts at the folder of the task's file."""
 
-    scorers: Annotated[list[str | dict[str, dict[str, Any]]], Field(min_length=1)]
-    """Names of scorers, each with settings if it has any, such as `[exact_match, {json_valid: {schema: s.json}}]`."""
+    scorers: Annotated[list[str | dict[str, Any]], Field(min_length=1)]
+    """Names of scorers, or functions `FILE.py:NAME`, each with options if it has any, such as `[exact_match,
+    {json_valid: {schema: s.json}}]`; `{type: json_valid, name: valid, schema: s.json}` names the metric too."""
 
     format: FormatName = "auto"
     """Format of the rows; `auto` detects it."""
@@ -107,15 +108,25 @@ class TaskConfig(Section):
 
     @field_validator("scorers")
     @classmethod
-    def _check_scorers(cls, scorers: list[str | dict[str, dict[str, Any]]]) -> list[str | dict[str, dict[str, Any]]]:
+    def _check_scorers(cls, scorers: list[str | dict[str, Any]]) -> list[str | dict[str, Any]]:
         for scorer in scorers:
-            if isinstance(scorer, dict) and len(scorer) != 1:
-                raise ValueError(f"{scorer!r} is not one scorer with its settings. Write - {{NAME: {{...}}}}.")
-        names = [scorer if isinstance(scorer, str) else next(iter(scorer)) for scorer in scorers]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"{', '.join(twice)} is listed twice. Name each scorer once.")
+            if isinstance(scorer, dict) and "type" not in scorer:
+                options = next(iter(scorer.values()), None)
+                if len(scorer) != 1 or not isinstance(options, dict | None):
+                    raise ValueError(f"{scorer!r} is not a scorer with its options. Write - {{NAME: {{OPTION: ...}}}}.")
         return scorers
+
+    @property
+    def described_scorers(self) -> list[str | dict[str, Any]]:
+        """The scorers, each a name or a mapping with its `type`."""
+        found: list[str | dict[str, Any]] = []
+        for scorer in self.scorers:
+            if isinstance(scorer, dict) and "type" not in scorer:
+                (kind, options), *_ = scorer.items()
+                found.append({"type": kind, **(options or {})})
+            else:
+                found.append(scorer)
+        return found
 
     @model_validator(mode="after")
     def _check_pairs(self) -> TaskConfig:

@@ -1,4 +1,4 @@
-"""What a user names: a base, or a run or an adapter folder, which then is an adapter of its own base."""
+"""What a user names: a base, a run or an adapter folder, which is an adapter of its own base, or a model at a URL."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from lamina.adapters.adapter import read_adapter
 from lamina.adapters.load import adapter_folder, base_of, load_base_for
 from lamina.config.aliases import ALIASES
 from lamina.config.quantization import QuantizationConfig
+from lamina.errors import ConfigError, Problem
 from lamina.models.load import Base, load_base
 from lamina.progress import Notify
 from lamina.runs import ADAPTER_FOLDER
@@ -77,6 +78,23 @@ def find_subject(ref: str, notify: Notify = lambda message: None, model: str | N
         "float32" if lock is not None and lock.base_dtype == "float32" else "auto",
         QuantizationConfig(**lock.quantization) if lock is not None and lock.quantization else None,
     )
+
+
+def split_url(ref: str) -> tuple[str, str] | None:
+    """Splits a reference to a model behind an OpenAI-compatible server, `http://HOST:PORT/v1#MODEL`.
+
+    Returns:
+        The server's URL and the model's name; None for what is no URL.
+
+    Raises:
+        ConfigError: It is a URL without the name of a model.
+    """
+    if not ref.startswith(("http://", "https://")):
+        return None
+    url, _, model = ref.partition("#")
+    if not model:
+        raise ConfigError(Problem("subject", f"{ref!r} names no model", f"write {url.rstrip('/')}#MODEL"))
+    return url.rstrip("/"), model
 
 
 def is_adapter(path: Path) -> bool:
