@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from lamina.config.tasks import GENERAL
 from lamina.evaluation.answers import Answer, AnswerFile
 from lamina.evaluation.asking import Shown, answer_rows
 from lamina.evaluation.entries import Entry, SubjectFacts
-from lamina.evaluation.general import ANSWER, General, general_digest, measure_general, read_general
+from lamina.evaluation.general.measure import ANSWER, General, general_digest, measure_general, read_general
 from lamina.evaluation.hosts import Host, Member, open_host
 from lamina.evaluation.leakage import Trained, leak_counts, leaked_rows, trained_rows
 from lamina.evaluation.scorers import Scorer
@@ -81,7 +80,6 @@ class Gathered:
         general_rows: Subject -> the digests of its pieces.
         texts: The pieces by digest.
         prompts: The unrelated prompts, if they were asked.
-        seconds: subject -> how long everything took.
     """
 
     facts: dict[str, SubjectFacts] = field(default_factory=dict)
@@ -94,7 +92,6 @@ class Gathered:
     general_rows: dict[str, list[str]] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     prompts: list[TaskRow] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def gather(entries: Sequence[Entry], prepared: Sequence[Prepared], options: Options) -> Gathered:
@@ -120,7 +117,7 @@ def _gather_group(host: Host, prepared: Sequence[Prepared], options: Options, fo
     trained = {member.entry.name: _trained(member) for member in host.members}
     known = [each for each in trained.values() if each.examples]
     for member in host.members:
-        name, begun = member.entry.name, time.monotonic()
+        name = member.entry.name
         found.facts[name] = member.facts
         for note in member.facts.notes:
             options.notify(f"{name}: {note}")
@@ -130,7 +127,6 @@ def _gather_group(host: Host, prepared: Sequence[Prepared], options: Options, fo
                 leaks = leaked_rows(each.rows, trained[name])
                 found.leaks[each.task.name, name] = leaks
                 found.leakage.setdefault(name, {})[each.task.name] = leak_counts(leaks, trained[name])
-        found.seconds[name] = time.monotonic() - begun
     if options.forgetting and host.engine is not None:
         _gather_general(host, options, found)
 

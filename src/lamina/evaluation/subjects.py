@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from lamina.config.tasks import GENERAL
 from lamina.errors import ConfigError, DataError, Problem, nearest
 from lamina.evaluation.entries import Entry, find_entries
 from lamina.evaluation.gather import Gathered, Options, Prepared, answers_path, gather
-from lamina.evaluation.general import KL, LOSS, SAME
+from lamina.evaluation.general.measure import KL, LOSS, SAME
 from lamina.evaluation.page import evaluation_page
 from lamina.evaluation.scoring import build_scorers
 from lamina.evaluation.store import StoredEvaluation, read_evaluation, write_evaluation
@@ -270,12 +269,13 @@ def _subject(
         value = estimate_of(counted.get(metric.task, []), entry.name, metric, CONFIDENCE)
         if value is not None:
             tasks.setdefault(metric.task, {})[metric.name] = asdict(value)
-    answers = [answer for (_, name), given in found.answers.items() if name == entry.name for answer in given]
+    by_task = [given for (_, name), given in found.answers.items() if name == entry.name]
+    answers = [answer for given in by_task for answer in given]
     cost = {
         "answers": len(answers),
         "prompt_tokens": sum(answer.prompt_tokens for answer in answers),
         "answer_tokens": sum(answer.answer_tokens for answer in answers),
-        "seconds": round(found.seconds.get(entry.name, math.nan), 3),
+        "seconds": round(sum(max((each.seconds for each in given), default=0.0) for given in by_task), 3),
     }
     shown = {
         task: [[turn.content for turn in each.question[-1:]] for each in given]

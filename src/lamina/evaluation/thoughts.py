@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from lamina.evaluation.asking import Speaker
 from lamina.evaluation.scorers import Scorer
-from lamina.evaluation.scoring import Thoughts, needs
+from lamina.evaluation.scoring import Thoughts
 from lamina.evaluation.tasks import TaskRow
 
 
