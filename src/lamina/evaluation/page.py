@@ -27,8 +27,8 @@ MOST_PAIRS = 6
 MOST_SLICES = 12
 
 _ON_FORGETTING = (
-    "Loss and KL(base || adapter) on general text, in nats a token, and the share of unrelated prompts that are answered "
-    "word for word as by the base."
+    "Loss and KL(base || adapter) on general text, in nats a token, and the share of unrelated prompts that are "
+    "answered word for word as by the base."
 )
 _STYLE = """
 th, td { text-align: left; vertical-align: top } td.number { text-align: right; white-space: nowrap }
