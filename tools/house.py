@@ -30,6 +30,7 @@ ORDER = [
     "distributed",
     "config",
     "runs",
+    "registry",
     "optim",
     "chat",
     "data",
@@ -65,11 +66,12 @@ INSIDE = {
     "training": ["plan", "*"],
     "evaluation": ["scorers", "*"],
     "bench": ["*", "sides", "report", "run", "worker", "serving"],
+    "registry": ["digests", "names", "places", "records", "*", "registry", "resolve"],
     "server": ["settings", "errors", "schemas", "*"],
 }
 
 # These import neither torch nor transformers, so that the command line and its errors answer at once.
-LIGHT = ("version", "errors", "files", "signals", "progress", "cache", "plugins", "config", "runs")
+LIGHT = ("version", "errors", "files", "signals", "progress", "cache", "plugins", "config", "runs", "registry")
 
 # No room holds a larger share of all lines.
 LARGEST_SHARE = 0.18
