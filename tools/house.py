@@ -31,6 +31,7 @@ ORDER = [
     "distributed",
     "config",
     "runs",
+    "registry",
     "optim",
     "chat",
     "data",
@@ -67,11 +68,12 @@ INSIDE = {
     "training": ["plan", "*"],
     "evaluation": ["statistics", "scorers", "tasks", "*"],
     "bench": ["*", "sides", "report", "run", "worker", "serving"],
+    "registry": ["digests", "names", "places", "records", "*", "registry", "resolve"],
     "server": ["settings", "errors", "schemas", "*"],
 }
 
 # These import neither torch nor transformers, so that the command line and its errors answer at once.
-LIGHT = ("version", "errors", "files", "pages", "signals", "progress", "cache", "plugins", "config", "runs")
+LIGHT = ("version", "errors", "files", "pages", "signals", "progress", "cache", "plugins", "config", "runs", "registry")
 
 # No room holds a larger share of all lines.
 LARGEST_SHARE = 0.18

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lamina.evaluation.evaluate import evaluate
     from lamina.export.merge import merge
     from lamina.export.quantize import quantize
+    from lamina.registry.registry import Registry
     from lamina.runs import Run
     from lamina.runs.events import Event
     from lamina.training.loop import train
@@ -38,6 +39,7 @@ _LAZY = {
     "Event": "lamina.runs.events",
     "Loaded": "lamina.adapters.load",
     "Piece": "lamina.engine.generator",
+    "Registry": "lamina.registry.registry",
     "Request": "lamina.engine.generator",
     "Run": "lamina.runs",
     "Sampling": "lamina.engine.sampling",
@@ -58,6 +60,7 @@ __all__ = [
     "Event",
     "Loaded",
     "Piece",
+    "Registry",
     "Request",
     "Run",
     "Sampling",

@@ -45,6 +45,7 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("models", "models converted from GGUF files", r".+-[0-9a-f]{12}-v\w+"),
+        Kind("adapters", "adapters of registries", _HEX),
         Kind("quantized", "base models in 4 or 8 bits", _HEX),
         Kind("tokens", "encoded rows", _HEX),
         Kind("kernels", "compiled kernels", rf"{_HEX}\.so"),

@@ -15,6 +15,8 @@ from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ConfigError, Problem
 from lamina.models.load import Base, load_base
 from lamina.progress import Notify
+from lamina.registry.names import is_reference
+from lamina.registry.resolve import local_path
 from lamina.runs import ADAPTER_FOLDER
 
 
@@ -56,14 +58,16 @@ def find_subject(ref: str, notify: Notify = lambda message: None, model: str | N
     """Finds out what a reference names.
 
     Args:
-        ref: An alias, a folder, a `.gguf` file, a hub id, or a run or adapter folder.
+        ref: An alias, a folder, a `.gguf` file, a hub id, a run or adapter folder, or a version in the registry, such
+            as `support@prod`.
         notify: Called with a sentence before anything that takes a while.
         model: For an adapter: another base than the one that it names.
 
     Raises:
         AdapterError: It is an adapter that cannot be read, or whose base is not there.
+        ConfigError, RegistryError: It refers to a version that the registry does not have, or whose files it lost.
     """
-    path = Path(ref).expanduser()
+    path = local_path(Path(ref).expanduser())
     if ref in ALIASES or not is_adapter(path):
         return Subject(ref, base_name(ref))
     folder = adapter_folder(path)
@@ -71,6 +75,8 @@ def find_subject(ref: str, notify: Notify = lambda message: None, model: str | N
     base, lock = model or base_of(adapter, notify), adapter.lock
     whole = path.resolve()
     name = as_name(whole.parent.name if whole.name == ADAPTER_FOLDER else whole.name)
+    if is_reference(ref):
+        name = ref
     return Subject(
         base,
         base_name(lock.base if lock is not None else base),
