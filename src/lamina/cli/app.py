@@ -1,7 +1,8 @@
 """`lamina`: the commands. Each parses its arguments, makes one library call, and renders the result. Only the call
 imports torch.
 
-Exit codes: 0 done; 1 failed; 2 usage or configuration error; 75 interrupted (the message says how to resume).
+Exit codes: 0 done; 1 failed; 2 usage or configuration error; 3 a gate has not enough rows; 75 interrupted (the message
+says how to resume).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from lamina.cli.data import data
 from lamina.cli.evaluation import evaluate
 from lamina.cli.facts import methods, schema, version
 from lamina.cli.failures import Commands, run_command, tracebacks_in
+from lamina.cli.gate import gate
 from lamina.cli.generation import chat, generate
 from lamina.cli.output import (
     MAX_SEED,
@@ -54,7 +56,7 @@ app.add_typer(bench, name="bench")
 app.add_typer(cache, name="cache")
 app.add_typer(data, name="data")
 app.command(name="eval")(evaluate)
-for command in (compare, generate, chat, serve, replay, methods, schema, version):
+for command in (gate, compare, generate, chat, serve, replay, methods, schema, version):
     app.command()(command)
 
 Overrides = Annotated[

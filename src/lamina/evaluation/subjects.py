@@ -36,6 +36,7 @@ def evaluate_subjects(
     power: float | None = None,
     allow_leakage: bool = False,
     with_base: bool = True,
+    need_rows: bool = True,
     seed: int = 0,
     model: str | None = None,
     allow_base_mismatch: bool = False,
@@ -55,6 +56,7 @@ def evaluate_subjects(
         power: A difference to say the rows for; by default the one that is seen.
         allow_leakage: Let rows count that training saw.
         with_base: Whether the bare base is beside each adapter.
+        need_rows: Whether it is an error that training saw every row of a task.
         seed: Of the examples in prompts.
         model: For adapters: another base than the one that they name.
         allow_base_mismatch: Go on although a lock does not fit.
@@ -67,7 +69,7 @@ def evaluate_subjects(
         DataError: A row cannot be asked or scored, or training saw every row.
         AdapterError, ModelError: A subject cannot be loaded.
     """
-    prepared = prepare(tasks)
+    prepared = prepare(tasks) if tasks or not forgetting else []
     refs = [str(subject) for subject in subjects]
     everything = [*refs, *([str(against)] if against is not None else [])]
     if not everything:
@@ -82,7 +84,7 @@ def evaluate_subjects(
     rows = stored_rows(entries, prepared, found)
     counted = rows if allow_leakage else {name: unseen(task_rows) for name, task_rows in rows.items()}
     for name, task_rows in counted.items():
-        if not task_rows:
+        if not task_rows and need_rows:
             message = f"the task {name!r}: training saw the prompt of each of its {len(rows[name])} rows"
             raise DataError(f"{message}. Fix: evaluate on other rows, or insist with --allow-leakage.")
         if len(task_rows) < len(rows[name]):
@@ -151,7 +153,7 @@ def default_folder(entries: Sequence[Entry], prepared: Sequence[Prepared]) -> Pa
     if len(adapters) == 1 and Run(adapters[0]).config_path.is_file():
         root = adapters[0]
     stamp = timestamp().replace(":", "").replace("-", "")[:15]
-    stem = f"{stamp}-{'-'.join(each.task.name for each in prepared)[:60]}"
+    stem = f"{stamp}-{'-'.join(each.task.name for each in prepared)[:60] or GENERAL}"
     folder, number = root / "evaluations" / stem, 2
     while folder.exists():
         folder, number = root / "evaluations" / f"{stem}-{number}", number + 1

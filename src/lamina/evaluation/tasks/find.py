@@ -104,7 +104,8 @@ def _find(name: str, field: str, folder: Path | None) -> Task:
         path = _BUILTIN / f"{name}.yaml"
     else:
         path = Path(name).expanduser()
-        path = folder / path if folder is not None and not path.is_absolute() else path
+        if folder is not None and not path.is_absolute() and (folder / path).exists():
+            path = folder / path
         if path.suffix not in (".yaml", ".yml") and not path.is_file():
             known = builtin_tasks()
             message = f"{name!r} is neither a file nor one of the built-in tasks: {', '.join(known)}."
