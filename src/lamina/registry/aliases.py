@@ -115,9 +115,7 @@ def move(
         live_version(tx, Reference(after.name, version=after.number))
     if after is None:
         assert before is not None, "only an alias that is there is taken away"
-        done = tx.run(
-            "DELETE FROM aliases WHERE id = :id AND revision = :revision", id=before.id, revision=before.revision
-        )
+        done = tx.run("DELETE FROM aliases WHERE id = :id AND revision = :revision", id=before.id, revision=before.revision)
     elif before is None:
         done = tx.run(
             "INSERT INTO aliases (entry_id, alias, version_id, revision, updated)"

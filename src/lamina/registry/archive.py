@@ -207,9 +207,7 @@ def _land(
                 put(blobs, manifest, {file.sha256: content.sources[file.sha256] for file in manifest.files})
         numbers: dict[tuple[str, str], Version] = {}
         for each in index["versions"]:
-            added = insert(
-                tx, name or each["name"], content.manifests[each["digest"]], who, each["tags"], each["number"]
-            )
+            added = insert(tx, name or each["name"], content.manifests[each["digest"]], who, each["tags"], each["number"])
             numbers[each["name"], each["digest"]] = added.version
             (done.added if added.is_new else done.known).append(added.version.ref)
         for each in index["aliases"] if aliases else ():
@@ -321,3 +319,5 @@ def _unusable(path: Path, reason: str) -> RegistryError:
         f"{path}: cannot be imported: {reason}. Nothing was taken over. Fix: let `lamina registry export` write it again, "
         "and compare its SHA-256 after copying it."
     )
+
+

@@ -195,9 +195,7 @@ class FsspecBlobs:
             system, root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             message = f"{url!r} cannot be used for blobs: {error}"
-            raise ConfigError(
-                Problem("blobs", message, "install the package that it names, or give a folder")
-            ) from None
+            raise ConfigError(Problem("blobs", message, "install the package that it names, or give a folder")) from None
         self._system: Any = system
         self._root = f"{root.rstrip('/')}/sha256"
 

@@ -50,7 +50,9 @@ def load_record(blobs: Blobs, digest: str) -> GateRecord:
         return parse_record(file.read(), digest, digest)
 
 
-def find_record(records: Database, blobs: Blobs, candidate: str, against: str | None) -> tuple[str, GateRecord] | None:
+def find_record(
+    records: Database, blobs: Blobs, candidate: str, against: str | None
+) -> tuple[str, GateRecord] | None:
     """Finds the newest gate record of a pair, with its digest; None if there is none.
 
     Raises:

@@ -126,7 +126,9 @@ def _targets(tx: Transaction, entry: int, last: int) -> set[int]:
     return found
 
 
-def _collect_blobs(records: Database, blobs: Blobs, before: float, gone: set[int], dry_run: bool) -> tuple[int, int]:
+def _collect_blobs(
+    records: Database, blobs: Blobs, before: float, gone: set[int], dry_run: bool
+) -> tuple[int, int]:
     """Removes blobs that nobody needs and that were written before a time; returns how many, and their size."""
     count = size = 0
     batch: dict[str, int] = {}

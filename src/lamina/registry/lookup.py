@@ -42,9 +42,7 @@ def entry_id(tx: Transaction, name: str) -> int:
     )
     near = near or tx.all("SELECT name FROM entries ORDER BY updated DESC LIMIT :most", most=_MOST_NAMES)
     names = [row["name"] for row in near]
-    fix = nearest(name, names) or (
-        "see `lamina registry ls`" if names else "add it: lamina registry add RUN --name NAME"
-    )
+    fix = nearest(name, names) or ("see `lamina registry ls`" if names else "add it: lamina registry add RUN --name NAME")
     raise ConfigError(Problem("reference", f"the registry has no {name!r}.", fix))
 
 
@@ -160,9 +158,7 @@ def versions_of(tx: Transaction, entry: int, most: int) -> list[Version]:
 
 def rows_of_versions(tx: Transaction, after: int, most: int) -> list[Row]:
     """Returns rows of versions whose files are there, by key, from the one after `after`."""
-    return tx.all(
-        f"{_VERSION} WHERE v.id > :after AND v.removed IS NULL ORDER BY v.id LIMIT :most", after=after, most=most
-    )
+    return tx.all(f"{_VERSION} WHERE v.id > :after AND v.removed IS NULL ORDER BY v.id LIMIT :most", after=after, most=most)
 
 
 def versions_with_adapter(tx: Transaction, digest: str) -> list[Version]:

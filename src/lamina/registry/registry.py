@@ -1,10 +1,10 @@
 """`Registry`: versions of adapters by name, aliases that point at them, and the evidence that lets an alias move.
 
-registry = lamina.Registry("registries/team")
-registry.add("runs/support", "support")
-registry.promote("support:1", "prod")        # with a passing gate record for exactly this pair
-registry.rollback("support@prod")
-lamina.load(registry.folder("support@prod"))
+    registry = lamina.Registry("registries/team")
+    registry.add("runs/support", "support")
+    registry.promote("support:1", "prod")        # with a passing gate record for exactly this pair
+    registry.rollback("support@prod")
+    lamina.load(registry.folder("support@prod"))
 """
 
 from __future__ import annotations
@@ -311,9 +311,7 @@ class Registry:
             before = state_of(tx, candidate.entry_id, alias)
         against = before and before.version
         if against is not None and against.id == candidate.id:
-            return Move(
-                str(target), candidate, candidate, False, before and before.evidence, before and before.override
-            )
+            return Move(str(target), candidate, candidate, False, before and before.evidence, before and before.override)
         evidence = None
         if override is None:
             evidence = find_evidence(self.records, self.blobs, candidate, against, target, record)

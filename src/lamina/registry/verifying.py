@@ -49,9 +49,7 @@ class Verified:
         return {"passed": self.passed, **counts, "problems": self.problems}
 
 
-def verify(
-    records: Database, blobs: Blobs, progress: Callable[[int, int], None] = lambda done, total: None
-) -> Verified:
+def verify(records: Database, blobs: Blobs, progress: Callable[[int, int], None] = lambda done, total: None) -> Verified:
     """Checks a registry: digests of all blobs and manifests, targets of aliases, and the history.
 
     Args:
