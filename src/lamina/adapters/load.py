@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -88,6 +89,19 @@ def template_of(adapter: Adapter, base: Base) -> ChatTemplate:
     return build_template(
         base.tokenizer, wanted, lock.thinking, lock.chat_template_text or "", enable_thinking=lock.enable_thinking
     )
+
+
+def template_for(base: Base, adapters: Mapping[str, str | Path]) -> ChatTemplate:
+    """The template of the first adapter with a lock, else the model's own.
+
+    Raises:
+        AdapterError: An adapter cannot be read.
+    """
+    for path in adapters.values():
+        adapter = read_adapter(adapter_folder(path))
+        if adapter.lock is not None:
+            return template_of(adapter, base)
+    return build_template(base.tokenizer)
 
 
 def adapter_folder(path: str | Path) -> Path:

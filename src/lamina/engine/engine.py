@@ -14,24 +14,27 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from lamina.adapters.adapter import read_adapter
-from lamina.adapters.load import adapter_folder, template_of
-from lamina.chat.template import ChatTemplate, build_template
+from lamina.adapters.load import adapter_folder, template_for
+from lamina.chat.template import ChatTemplate
 from lamina.config.quantization import QuantizationConfig
 from lamina.engine.admission import Admission
-from lamina.engine.asking import Asker, build_asker, default_sampling, ignored_settings, joined_logits
+from lamina.engine.asking import Asker, build_asker, default_sampling, ignored_settings, joined_logits, reading_order
 from lamina.engine.core import Core
-from lamina.engine.generator import Piece, Pieces, Request
+from lamina.engine.generator import Piece, Pieces, Reading, Request, TokenLogprobs
 from lamina.engine.sampling import Sampling
 from lamina.engine.sequence import Sequence as Asked
 from lamina.engine.sequence import Voice
 from lamina.engine.stats import EngineStats
 from lamina.engine.store import AdapterFacts, AdapterStore, Handle
+from lamina.engine.thread import work
 from lamina.engine.voices import Part, build_runners
 from lamina.errors import LaminaError
 from lamina.models.load import Base, load_base
@@ -120,7 +123,7 @@ class Engine:
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(
-            target=_work, args=(weakref.ref(self), self._wake), daemon=True, name="lamina-engine"
+            target=work, args=(weakref.ref(self), self._wake), daemon=True, name="lamina-engine"
         )
         self._thread.start()
         try:
@@ -141,6 +144,11 @@ class Engine:
     def adapters(self) -> list[str]:
         """The names that a request may ask for; the bare base is always there."""
         return self._store.names()
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The base."""
+        return self.base.model
 
     @property
     def slow_because(self) -> str | None:
@@ -198,7 +206,8 @@ class Engine:
         for request in requests:
             self.check(request)
         results: queue.SimpleQueue[tuple[int, Piece | BaseException]] = queue.SimpleQueue()
-        tickets = [self._submit(request, _numbered(results, number), False) for number, request in enumerate(requests)]
+        put = lambda number, result: results.put((number, result))  # noqa: E731
+        tickets = [self._submit(request, partial(put, number), False) for number, request in enumerate(requests)]
         found: dict[int, Piece] = {}
         try:
             while len(found) < len(requests):
@@ -212,6 +221,35 @@ class Engine:
                 ticket.cancel()
             raise
         return [found[number] for number in range(len(requests))]
+
+    def read(
+        self, readings: Sequence[Reading], progress: Callable[[int], None] = lambda done: None
+    ) -> list[tuple[TokenLogprobs, ...]]:
+        """As the contract says."""
+        results: queue.SimpleQueue[Piece | BaseException] = queue.SimpleQueue()
+        begun: list[tuple[Asked, Part]] = []
+        try:
+            for reading in readings:
+                use = _Use(self, reading.adapter)
+                voice = Voice(use.digest, use.part.weights, use.part.virtual_tokens, use.close)
+                try:
+                    begun.append((self._ask.reading(reading, voice, results.put, results.put), use.part))
+                except BaseException:
+                    use.close()
+                    raise
+            for number in reading_order(readings):
+                sequence, part = begun[number]
+                self._tell(partial(self._core.add, sequence, part.runner), sequence)
+            for done in range(1, len(readings) + 1):
+                result = self._next(results)
+                if isinstance(result, BaseException):
+                    raise result
+                progress(done)
+        except BaseException:
+            for sequence, _ in begun:
+                self._tell(sequence.end)
+            raise
+        return [tuple(sequence.prompt_logprobs) for sequence, _ in begun]
 
     def stream(self, request: Request) -> Pieces:
         """As the contract says."""
@@ -354,14 +392,19 @@ class Engine:
         self._inbox.append(message)
         self._wake.set()
 
-    def _work_once(self) -> bool:
-        """Reads the inbox and computes a step; returns whether there may be more to do."""
+    def work_once(self) -> bool:
+        """For the engine's thread: reads the inbox and computes a step; returns whether there may be more to do."""
         while self._inbox:
             self._inbox.popleft()()
         if self._closing.is_set():
             self._core.drop_all(LaminaError("the engine was closed before it had answered."))
             return False
         return self._core.step()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is closed, and has been told all that it is told."""
+        return self._closing.is_set() and not self._inbox
 
 
 class _Use:
@@ -375,40 +418,3 @@ class _Use:
     def close(self) -> None:
         if self._handle is not None:
             self._handle.release()
-
-
-def _work(engine: weakref.ref[Engine], wake: threading.Event) -> None:
-    """The engine's thread. It holds no reference while it waits, so that an engine nobody uses ends."""
-    while True:
-        wake.wait(5.0)
-        wake.clear()
-        while True:
-            own = engine()
-            if own is None:
-                return
-            more = own._work_once()
-            over = own._closing.is_set() and not own._inbox
-            del own
-            if over:
-                return
-            if not more:
-                break
-
-
-def _numbered(
-    results: queue.SimpleQueue[tuple[int, Piece | BaseException]], number: int
-) -> Callable[[Piece | BaseException], None]:
-    return lambda result: results.put((number, result))
-
-
-def template_for(base: Base, adapters: Mapping[str, str | Path]) -> ChatTemplate:
-    """The template of the first adapter with a lock, else the model's own.
-
-    Raises:
-        AdapterError: An adapter cannot be read.
-    """
-    for path in adapters.values():
-        adapter = read_adapter(adapter_folder(path))
-        if adapter.lock is not None:
-            return template_of(adapter, base)
-    return build_template(base.tokenizer)

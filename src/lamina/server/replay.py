@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lamina.adapters.load import template_for
 from lamina.chat.template import ChatTemplate
 from lamina.config.quantization import QuantizationConfig
-from lamina.engine.engine import Engine, template_for
+from lamina.engine.engine import Engine
 from lamina.engine.generator import Generator, Piece, Request
 from lamina.engine.sampling import Sampling
 from lamina.engine.serving import Serving

@@ -74,10 +74,10 @@ def build_scorer(given: Given, field: str = "--score", folder: Path | None = Non
     options = dict(given) if isinstance(given, Mapping) else {"type": given}
     kind = options.pop("type", None)
     name = options.pop("name", kind)
-    for what, value in (("type", kind), ("name", name)):
-        if not isinstance(value, str) or not value:
-            message = f"{value!r} is not the {what} of a scorer"
-            raise ConfigError(Problem(f"{field}.{what}", message, "write `exact_match`, or {type: contains, ...}"))
+    if not isinstance(kind, str) or not kind:
+        raise _no_text(field, "type", kind)
+    if not isinstance(name, str) or not name:
+        raise _no_text(field, "name", name)
     if ".py:" in kind:
         if options:
             message = f"{', '.join(map(repr, options))}: a Python function takes no options"
@@ -88,6 +88,11 @@ def build_scorer(given: Given, field: str = "--score", folder: Path | None = Non
         message = f"{kind!r} is not one of {', '.join(known)}, or FILE.py:NAME."
         raise ConfigError(Problem(field, message, nearest(kind, known)))
     return _installed(plugins.load_member("scorers", kind), kind, name, options, field)
+
+
+def _no_text(field: str, what: str, value: object) -> ConfigError:
+    message = f"{value!r} is not the {what} of a scorer"
+    return ConfigError(Problem(f"{field}.{what}", message, "write `exact_match`, or {type: contains, ...}"))
 
 
 def _installed(module: Any, kind: str, name: str, options: Mapping[str, Any], field: str) -> Scorer:

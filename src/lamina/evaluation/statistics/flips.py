@@ -34,14 +34,14 @@ def flip_p(values: Array, seed: int = 0) -> Array:
     left = RANDOM_FLIPS
     while left:
         now = min(left, max(1, _ENTRIES_AT_ONCE // count))
-        reached += _reached(rng.integers(0, 2, (now, count), dtype=np.int8) * 2.0 - 1.0, values, totals)
+        reached += _reached(rng.integers(0, 2, (now, count), dtype=np.int8).astype(np.float64) * 2 - 1, values, totals)
         left -= now
     return reached / (RANDOM_FLIPS + 1)
 
 
 def _all_signs(count: int) -> Array:
     numbers = np.arange(2 ** max(count - 1, 0))
-    return 1.0 - 2.0 * (numbers[:, None] >> np.arange(count) & 1)
+    return 1 - 2 * (numbers[:, None] >> np.arange(count) & 1).astype(np.float64)
 
 
 def _reached(signs: Array, values: Array, totals: Array) -> Array:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lamina.adapters.adapter import read_adapter
 from lamina.adapters.load import adapter_folder as folder_of
-from lamina.engine.engine import template_for
+from lamina.adapters.load import template_for
 from lamina.errors import ConfigError, Problem
 from lamina.machine.hardware import choose_dtype, default_device, dtype_name
 from lamina.models.source import find_model
