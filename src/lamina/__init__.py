@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from lamina.engine.generator import Piece, Request
     from lamina.engine.sampling import Sampling
     from lamina.evaluation.evaluate import evaluate
+    from lamina.evaluation.subjects import evaluate_subjects
     from lamina.export.merge import merge
     from lamina.export.quantize import quantize
     from lamina.registry.registry import Registry
+    from lamina.gate.run import run_gate
     from lamina.runs import Run
     from lamina.runs.events import Event
     from lamina.training.loop import train
@@ -45,11 +47,13 @@ _LAZY = {
     "Sampling": "lamina.engine.sampling",
     "Verification": "lamina.verification.report",
     "evaluate": "lamina.evaluation.evaluate",
+    "evaluate_subjects": "lamina.evaluation.subjects",
     "generate": "lamina.engine.generate",
     "load": "lamina.adapters.load",
     "load_config": "lamina.config",
     "merge": "lamina.export.merge",
     "quantize": "lamina.export.quantize",
+    "run_gate": "lamina.gate.run",
     "train": "lamina.training.loop",
     "verify": "lamina.verification.verify",
 }
@@ -67,11 +71,13 @@ __all__ = [
     "Verification",
     "__version__",
     "evaluate",
+    "evaluate_subjects",
     "generate",
     "load",
     "load_config",
     "merge",
     "quantize",
+    "run_gate",
     "train",
     "verify",
 ]

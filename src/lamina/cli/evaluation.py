@@ -44,6 +44,21 @@ def evaluate(
         list[str] | None,
         typer.Option("--task", metavar="NAME|FILE", help="A task's .yaml file, or a built-in task; may be repeated."),
     ] = None,
+    benchmarks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks",
+            metavar="NAME,...",
+            help="Tasks of lm-eval, separated by commas, such as arc_challenge,hellaswag.",
+        ),
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(help="Folder of task descriptions for lm-eval, for --tasks.")
+    ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Ask --tasks as conversations in the chat template; by default as plain text."),
+    ] = False,
     data: Annotated[
         str | None,
         typer.Option("--data", help="Data file to evaluate on; by default the task's, or the run's evaluation data."),
@@ -102,6 +117,7 @@ def evaluate(
     mapping = column_mapping(columns)
     with_tasks = {
         "--task": task,
+        "--tasks": benchmarks,
         "--against": against,
         "--few-shot": few_shot,
         "--general": general,
@@ -132,19 +148,31 @@ def evaluate(
             Problem("--predictions", f"is for one adapter without {given[0] if given else 'a task'}", fix)
         )
     _check_numbers(power)
-    tasks = _tasks(
-        task or [],
-        data,
-        mapping,
-        [*(["exact_match"] if exact_match else []), *(score or [])],
-        {"max_new_tokens": max_new_tokens, "max_rows": max_rows, "cluster_by": cluster_by},
+    if (include_path or chat) and not benchmarks:
+        option = "--include-path" if include_path else "--chat"
+        raise ConfigError(Problem(option, "has no effect without --tasks", "add --tasks NAME,..., or leave it out"))
+    only = bool(benchmarks) and not task and data is None
+    tasks = (
+        []
+        if only
+        else _tasks(
+            task or [],
+            data,
+            mapping,
+            [*(["exact_match"] if exact_match else []), *(score or [])],
+            {"max_new_tokens": max_new_tokens, "max_rows": max_rows, "cluster_by": cluster_by},
+        )
     )
+    from lamina.evaluation.gather import Benchmarks
     from lamina.evaluation.subjects import evaluate_subjects
 
+    names = tuple(name.strip() for name in (benchmarks or "").split(",") if name.strip())
+    place = None if include_path is None else str(include_path)
     with Bars() as bars:
         found = evaluate_subjects(
             subjects,
             tasks,
+            benchmarks=Benchmarks(names, max_rows, None, place, chat) if names else None,
             against=against,
             few_shot=few_shot or 0,
             general=general,

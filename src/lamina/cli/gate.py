@@ -45,7 +45,7 @@ def gate(
     model: ModelOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Decide whether a candidate may take a champion's place: promote (exit code 0), hold (1) or not enough rows (3)."""
+    """Decide whether a candidate may take a champion's place: promote (exit code 0), hold (1), not enough rows (3)."""
     from lamina.gate.run import run_gate
 
     with Bars() as bars:

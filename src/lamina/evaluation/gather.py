@@ -13,8 +13,10 @@ from lamina import files
 from lamina.cache.folder import cache_folder
 from lamina.checks.overlap import Overlap
 from lamina.config.tasks import GENERAL
+from lamina.errors import ConfigError, Problem
 from lamina.evaluation.answers import Answer, AnswerFile
 from lamina.evaluation.asking import Shown, answer_rows
+from lamina.evaluation.benchmarks.run import Benchmark, run_benchmarks
 from lamina.evaluation.entries import Entry, SubjectFacts
 from lamina.evaluation.general.measure import ANSWER, General, general_digest, measure_general, read_general
 from lamina.evaluation.hosts import Host, Member, open_host
@@ -43,6 +45,25 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class Benchmarks:
+    """Tasks of lm-eval, beside a user's own.
+
+    Attributes:
+        names: Tasks and groups of tasks.
+        limit: Only so many rows of each.
+        shots: Examples before each question, instead of the task's own number.
+        include_path: A folder of task descriptions.
+        chat: Whether prompts are conversations in the subject's template.
+    """
+
+    names: tuple[str, ...] = ()
+    limit: int | None = None
+    shots: int | None = None
+    include_path: str | None = None
+    chat: bool = False
+
+
+@dataclass(frozen=True)
 class Options:
     """How subjects are evaluated.
 
@@ -52,6 +73,7 @@ class Options:
         general: A file of general text; None for lamina's own.
         model: For adapters: another base than the one that they name.
         allow_base_mismatch: Go on although a lock does not fit.
+        benchmarks: Tasks of lm-eval.
         progress: Called with what is being done, how much of it is done, and how much there is.
         notify: Called with a sentence on what a user should know.
     """
@@ -61,6 +83,7 @@ class Options:
     general: str | None = None
     model: str | None = None
     allow_base_mismatch: bool = False
+    benchmarks: Benchmarks = Benchmarks()
     progress: Progress = lambda what, done, total: None
     notify: Notify = lambda message: None
 
@@ -80,6 +103,7 @@ class Gathered:
         general_rows: Subject -> the digests of its pieces.
         texts: The pieces by digest.
         prompts: The unrelated prompts, if they were asked.
+        benchmarks: subject -> what lm-eval found, task by task.
     """
 
     facts: dict[str, SubjectFacts] = field(default_factory=dict)
@@ -92,6 +116,7 @@ class Gathered:
     general_rows: dict[str, list[str]] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     prompts: list[TaskRow] = field(default_factory=list)
+    benchmarks: dict[str, list[Benchmark]] = field(default_factory=dict)
 
 
 def gather(entries: Sequence[Entry], prepared: Sequence[Prepared], options: Options) -> Gathered:
@@ -127,6 +152,8 @@ def _gather_group(host: Host, prepared: Sequence[Prepared], options: Options, fo
                 leaks = leaked_rows(each.rows, trained[name])
                 found.leaks[each.task.name, name] = leaks
                 found.leakage.setdefault(name, {})[each.task.name] = leak_counts(leaks, trained[name])
+    if options.benchmarks.names:
+        _gather_benchmarks(host, options, found)
     if options.forgetting and host.engine is not None:
         _gather_general(host, options, found)
 
@@ -155,6 +182,32 @@ def _ask_task(member: Member, prepared: Prepared, known: Sequence[Trained], opti
         report = _report(options.progress, f"{task.name}: likelihoods of {name}", len(rows))
         thoughts = think(speaker, rows, scorers, report)
     found.scores[key] = score_rows(task, scorers, rows, answers, thoughts)
+
+
+def _gather_benchmarks(host: Host, options: Options, found: Gathered) -> None:
+    wanted = options.benchmarks
+    for member in host.members:
+        if member.entry.few_shot:
+            continue
+        if host.engine is None:
+            message = f"lm-eval's tasks need log-likelihoods, which {member.entry.name} does not give"
+            raise ConfigError(Problem("--tasks", message, "name subjects that run here"))
+        name = member.entry.name
+        found.benchmarks[name] = run_benchmarks(
+            host.engine,
+            wanted.names,
+            member.speaker.adapter,
+            limit=wanted.limit,
+            num_fewshot=wanted.shots,
+            include_path=wanted.include_path,
+            chat=wanted.chat,
+            seed=options.seed,
+            progress=_named(options.progress, name),
+        )
+
+
+def _named(progress: Progress, name: str) -> Progress:
+    return lambda what, done, total: progress(f"{what}: {name}", done, total)
 
 
 def _gather_general(host: Host, options: Options, found: Gathered) -> None:

@@ -75,7 +75,7 @@ def names_in(stored: StoredEvaluation, candidate: Identity, champion: Identity) 
             held = ", ".join(f"{s['subject']} ({short(s['adapter_digest'])})" for s in stored.subjects)
             raise EvaluationError(
                 f"{stored.path}: is not of the {what} {identity.ref} ({short(identity.adapter)} on the base "
-                f"{short(identity.base)}); it is of {held}. Fix: leave it out, and lamina gate evaluates what is missing."
+                f"{short(identity.base)}); it is of {held}. Fix: leave it out, and what is missing is evaluated."
             )
         found.append(name)
     return found[0], found[1]

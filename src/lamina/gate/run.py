@@ -12,8 +12,9 @@ from lamina.config.tasks import GENERAL
 from lamina.engine.subject import find_subject
 from lamina.errors import ConfigError, Problem
 from lamina.evaluation.gather import Prepared
+from lamina.evaluation.result import unseen
 from lamina.evaluation.store import EvaluationError, StoredEvaluation, read_evaluation
-from lamina.evaluation.subjects import evaluate_subjects, unseen
+from lamina.evaluation.subjects import evaluate_subjects
 from lamina.gate.checks import Evidence, Outcome, general_rows, statistical_checks, verdict_of
 from lamina.gate.facts import fact_checks, latency_of
 from lamina.gate.identity import Identity, identify, names_in
@@ -196,8 +197,8 @@ def _check_same(stored: StoredEvaluation, task: Mapping[str, Any], prepared: Pre
     if task["digest"] != prepared.task.digest or task["scorers"] != scorers or not same_rows:
         what = "rows" if not same_rows else "settings"
         raise EvaluationError(
-            f"{stored.path}: the task {prepared.task.name!r} has other {what} now than when it was evaluated. Fix: leave "
-            "it out, and lamina gate evaluates what is missing."
+            f"{stored.path}: the task {prepared.task.name!r} has other {what} now than when it was evaluated. "
+            "Fix: leave it out, and what is missing is evaluated."
         )
 
 

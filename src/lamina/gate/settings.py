@@ -11,7 +11,8 @@ from lamina.config.sections import read_section, read_section_file
 from lamina.config.tasks import GENERAL
 from lamina.errors import ConfigError, Problem, nearest
 from lamina.evaluation.gather import Prepared
-from lamina.evaluation.subjects import metrics_of, prepare
+from lamina.evaluation.result import metrics_of
+from lamina.evaluation.subjects import prepare
 from lamina.evaluation.table import Metric
 from lamina.evaluation.tasks import find_tasks
 from lamina.registry.digests import canonical, digest_of
