@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from lamina.evaluation.subjects import evaluate_subjects
     from lamina.export.merge import merge
     from lamina.export.quantize import quantize
-    from lamina.registry.registry import Registry
     from lamina.gate.run import run_gate
+    from lamina.registry.registry import Registry
     from lamina.runs import Run
     from lamina.runs.events import Event
     from lamina.training.loop import train

@@ -86,7 +86,7 @@ def write_evaluation(
         StorageError: It cannot be written.
     """
     contents = {f"{ROWS}/{name}.jsonl": _lines(task_rows) for name, task_rows in rows.items()}
-    contents[PAGE] = page
+    contents[PAGE] = page.encode("utf-8", "replace").decode()  # data may hold half a surrogate pair
     digests = {name: _sha256(text) for name, text in sorted(contents.items())}
     content = {"format": FORMAT, **result, "files": digests}
     digest = content_digest(content)
