@@ -77,8 +77,10 @@ def mean_interval(sums: Sums, confidence: float) -> tuple[Array, Array]:
 def _hall(quantile: float, skews: Array, count: int) -> Array:
     """The t value whose transform, t + g t^2 / 3r + g^2 t^3 / 27r^2 + g / 6r with r^2 = n, is `quantile`."""
     root = np.sqrt(count)
-    slopes = np.where(np.abs(skews) < 1e-8, 1e-8, skews) / 3
-    return root / slopes * (np.cbrt(1 + 3 * slopes / root * (quantile - skews / (6 * root))) - 1)
+    skewed = np.abs(skews) > 1e-5
+    slopes = np.where(skewed, skews, 1.0) / 3
+    found = root / slopes * (np.cbrt(1 + 3 * slopes / root * (quantile - skews / (6 * root))) - 1)
+    return np.where(skewed, found, quantile)
 
 
 def _normal(confidence: float) -> float:

@@ -25,10 +25,18 @@ def exact_p(wins: ArrayLike, losses: ArrayLike) -> Array:
     return np.minimum(1.0, 2 * stats.binom.cdf(np.minimum(won, lost), won + lost, 0.5))
 
 
-def tango_interval(wins: ArrayLike, losses: ArrayLike, rows: int, confidence: float) -> tuple[Array, Array]:
+def tango_interval(
+    wins: ArrayLike, losses: ArrayLike, rows: int, confidence: float, correction: float = 0.0
+) -> tuple[Array, Array]:
     """The differences (wins - losses) / rows that Tango's score test does not reject.
 
     It holds for few rows, and where nothing or everything differs, in contrast to intervals from a standard error.
+
+    Args:
+        wins, losses: Rows that one of both alone has right.
+        rows: How many are compared.
+        confidence: Of the interval.
+        correction: Rows by which the error is taken to be smaller: 0.5 is on the safe side for few rows.
     """
     won, lost = np.broadcast_arrays(np.asarray(wins, dtype=np.float64), np.asarray(losses, dtype=np.float64))
     quantile = float(stats.norm.ppf(0.5 + confidence / 2))
@@ -38,19 +46,21 @@ def tango_interval(wins: ArrayLike, losses: ArrayLike, rows: int, confidence: fl
         inside, outside = middle.copy(), np.full_like(middle, sign)
         for _ in range(_HALVINGS):
             tried = (inside + outside) / 2
-            accepted = np.abs(score(won, lost, rows, tried)) <= quantile
+            accepted = np.abs(score(won, lost, rows, tried, correction)) <= quantile
             inside, outside = np.where(accepted, tried, inside), np.where(accepted, outside, tried)
-        ends.append(np.where(np.abs(score(won, lost, rows, np.full_like(middle, sign))) <= quantile, sign, inside))
+        last = np.abs(score(won, lost, rows, np.full_like(middle, sign), correction)) <= quantile
+        ends.append(np.where(last, sign, inside))
     return ends[0], ends[1]
 
 
-def score(wins: Array, losses: Array, rows: int, difference: Array) -> Array:
-    """Tango's statistic for a true difference, standard normal under it."""
+def score(wins: Array, losses: Array, rows: int, difference: Array, correction: float = 0.0) -> Array:
+    """Tango's statistic for a true difference, standard normal under it; `correction` as in `tango_interval`."""
     b = (2 * rows - wins + losses) * difference - wins - losses
     c = -losses * difference * (1 - difference)
     losing = (np.sqrt(np.maximum(b**2 - 8 * rows * c, 0.0)) - b) / (4 * rows)
     variance = rows * np.maximum(2 * losing + difference * (1 - difference), 0.0)
     error = wins - losses - rows * difference
+    error = np.sign(error) * np.maximum(np.abs(error) - correction, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(np.abs(error) < 1e-12, 0.0, error / np.sqrt(variance))
 

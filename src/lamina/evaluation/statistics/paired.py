@@ -98,11 +98,13 @@ def decide(difference: Difference, alpha: float) -> Difference:
     return replace(difference, verdict="better" if difference.difference > 0 else "worse")
 
 
-def difference_interval(left: Array, right: Array, of: Sums, confidence: float) -> tuple[float | None, float | None]:
-    """The interval of the mean of left - right, whose sums are `of`."""
+def difference_interval(
+    left: Array, right: Array, of: Sums, confidence: float, correction: float = 0.0
+) -> tuple[float | None, float | None]:
+    """The interval of the mean of left - right, whose sums are `of`; `correction` as in `tango_interval`."""
     counts = tango_counts(left, right, of)
     if counts is not None:
-        low, high = tango_interval(*counts, of.count, confidence)
+        low, high = tango_interval(*counts, of.count, confidence, correction)
         return float(low), float(high)
     low, high = open_interval(of, confidence)
     if _are_shares(left, right) and low is not None and high is not None:

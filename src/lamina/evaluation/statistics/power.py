@@ -7,6 +7,7 @@ where two subjects differ, the spread of the differences, how alike the rows of 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,8 +16,9 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from lamina.errors import ConfigError, Problem
+from lamina.evaluation.statistics.flips import flip_p
 from lamina.evaluation.statistics.mcnemar import exact_power
-from lamina.evaluation.statistics.rows import Clusters, checked, checked_pair, is_yes_no, sums
+from lamina.evaluation.statistics.rows import Array, Clusters, checked, checked_pair, is_yes_no, sums
 
 POWER = 0.8
 ALPHA = 0.05
@@ -30,6 +32,9 @@ _MOST_EXACT = 20_000
 # Fewer differences than that have no p-value below 0.05, whatever they are.
 _FEWEST_FLIPS = 6
 
+# From here on the permutation test has the power of Student's.
+_FEW_FLIPS = 10
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -41,22 +46,36 @@ class Spread:
         share: For yes / no of a single subject, its share of right rows, from which `discordant` follows as if another
             subject's answers were independent of its own: the most rows that it may take.
         design_effect: Rows that are worth one independent row.
+        cluster_rows: Rows of a cluster.
     """
 
     sd: float | None = None
     discordant: float | None = None
     share: float | None = None
     design_effect: float = 1.0
+    cluster_rows: float = 1.0
 
     def power(self, rows: int, difference: float, alpha: float = ALPHA) -> float:
         """How often so many rows show a true difference."""
-        effective = rows / self.design_effect
+        distance = abs(difference)
         if self.sd is not None:
-            return student_power(effective, abs(difference), self.sd, alpha)
-        discordant = self._discordant(abs(difference))
-        if effective > _MOST_EXACT:
-            return student_power(effective, abs(difference), _sd_of(discordant, abs(difference)), alpha)
-        return exact_power(int(effective), abs(difference), discordant, alpha)
+            return self._student(rows, distance, self.sd, alpha)
+        discordant = self._discordant(distance)
+        if rows > _MOST_EXACT or self.cluster_rows > 1:
+            return self._student(rows, distance, float(np.sqrt(max(discordant - distance**2, 0.0))), alpha)
+        return exact_power(rows, distance, discordant, alpha)
+
+    def power_if_equal(self, rows: int, margin: float, alpha: float = ALPHA) -> float:
+        """How often so many rows show that one is not worse by a margin, if both are equal."""
+        # Where no row differs, Tango's interval still reaches this far.
+        if self.sd is None and rows / self.cluster_rows * margin < stats.norm.ppf(1 - alpha / 2) ** 2 + 0.5:
+            return 0.0
+        sd = self.sd if self.sd is not None else float(np.sqrt(self._discordant(0.0)))
+        return self._student(rows, margin, sd, alpha)
+
+    def _student(self, rows: int, difference: float, sd: float, alpha: float) -> float:
+        error = sd * np.sqrt(self.design_effect / rows)
+        return student_power(int(rows / self.cluster_rows), difference, float(error), alpha)
 
     def _discordant(self, difference: float) -> float:
         if self.share is not None:
@@ -146,18 +165,25 @@ def spread_of(
         raise ConfigError(Problem("rows_needed", "takes one of values_a, sd and discordant", "give one of them"))
     if values_a is None:
         return Spread(sd, discordant)
+    size = 1.0 if clusters is None else len(clusters) / len(set(clusters))
     if values_b is None:
         own = checked(values_a, "values_a")
         effect = design_effect(own, clusters)
         if is_yes_no(own):
-            return Spread(share=float(own.mean()), design_effect=effect)
-        return Spread(sd=float(own.std(ddof=1) * np.sqrt(2)) if len(own) > 1 else 0.0, design_effect=effect)
+            return Spread(share=float(own.mean()), design_effect=effect, cluster_rows=size)
+        return Spread(
+            sd=float(own.std(ddof=1) * np.sqrt(2)) if len(own) > 1 else 0.0, design_effect=effect, cluster_rows=size
+        )
     left, right = checked_pair(values_a, values_b)
     differences = left - right
     effect = design_effect(differences, clusters)
     if is_yes_no(left) and is_yes_no(right):
-        return Spread(discordant=float(max(np.abs(differences).sum(), 1.0)) / len(left), design_effect=effect)
-    return Spread(sd=float(differences.std(ddof=1)) if len(differences) > 1 else 0.0, design_effect=effect)
+        return Spread(
+            discordant=float(max(np.abs(differences).sum(), 1.0)) / len(left), design_effect=effect, cluster_rows=size
+        )
+    return Spread(
+        sd=float(differences.std(ddof=1)) if len(differences) > 1 else 0.0, design_effect=effect, cluster_rows=size
+    )
 
 
 def design_effect(values: ArrayLike, clusters: Clusters | None) -> float:
@@ -169,18 +195,43 @@ def design_effect(values: ArrayLike, clusters: Clusters | None) -> float:
     return max(1.0, float((sums(found, clusters).errors[0] / alone) ** 2))
 
 
-def student_power(rows: float, difference: float, sd: float, alpha: float) -> float:
-    """How often the paired t test finds a true difference above 0 and its direction."""
-    if rows < _FEWEST_FLIPS:
+def student_power(draws: int, difference: float, error: float, alpha: float) -> float:
+    """How often the paired t test finds a true difference above 0 and its direction.
+
+    Args:
+        draws: Independent differences: rows, or clusters.
+        difference: The true one.
+        error: Standard error of its estimate.
+        alpha: Level of the test.
+    """
+    if draws < _FEWEST_FLIPS:
         return 0.0
-    if not sd:
+    if not error:
         return float(difference > 0)
-    degrees = rows - 1
-    shift = difference / sd * np.sqrt(rows)
+    if draws < _FEW_FLIPS:
+        return flips_power(draws, difference / error / np.sqrt(draws), alpha)
+    shift, degrees = difference / error, draws - 1
     limit = stats.t.ppf(1 - alpha / 2, degrees)
     if degrees > 1000:  # scipy's noncentral t loses its digits where both numbers are large
         return float(stats.norm.sf(limit - shift))
     return float(np.nan_to_num(stats.nct.sf(limit, degrees, min(shift, limit + 30.0)), nan=1.0))
+
+
+def flips_power(draws: int, effect: float, alpha: float) -> float:
+    """The permutation test's own power for so few differences that Student's is no guide to it.
+
+    Args:
+        draws: Independent differences.
+        effect: The true one in standard deviations.
+        alpha: Level of the test.
+    """
+    values = _normal_draws(draws) + effect
+    return float(((flip_p(values) <= alpha) & (values.sum(axis=1) > 0)).mean())
+
+
+@functools.cache
+def _normal_draws(draws: int) -> Array:
+    return np.random.default_rng(0).standard_normal((4000, draws))
 
 
 def fewest_rows(power_at: Callable[[int], float], power: float) -> int:
@@ -194,7 +245,3 @@ def fewest_rows(power_at: Callable[[int], float], power: float) -> int:
         middle = (least + most) // 2
         least, most = (least, middle) if power_at(middle) >= power else (middle, most)
     return most
-
-
-def _sd_of(discordant: float, difference: float) -> float:
-    return float(np.sqrt(max(discordant - difference**2, 0.0)))
