@@ -68,7 +68,7 @@ def test_better_is_passed_failed_or_undecided(ours: float, theirs: float, rows: 
 
 def test_the_rows_that_are_asked_for_decide_it() -> None:
     """With as many rows of the same kind, a candidate that is better by as much passes in most cases."""
-    ours, theirs = draw(0.8, 60, 5), draw(0.7, 60, 6)
+    ours, theirs = [1.0] * 9 + [0.0] * 4 + [1.0] * 47, [0.0] * 9 + [1.0] * 4 + [1.0] * 47
     (found,) = statistical_checks(gate(better=BETTER), evidence(ours, theirs))
     assert found.value is not None and found.value > 0 and found.rows_needed is not None
     passed = 0
@@ -82,10 +82,10 @@ def test_the_rows_that_are_asked_for_decide_it() -> None:
 
 def test_a_candidate_as_good_as_the_champion_seldom_passes() -> None:
     passed = 0
-    for seed in range(400):
+    for seed in range(150):
         ours, theirs = draw(0.7, 60, 2 * seed), draw(0.7, 60, 2 * seed + 1)
         passed += statistical_checks(gate(better=BETTER), evidence(ours, theirs))[0].passed is True
-    assert passed <= 20, "at most 5%"
+    assert passed <= 7, "at most 5%"
 
 
 def test_the_same_answers_are_no_reason_to_promote() -> None:

@@ -40,10 +40,10 @@ def test_the_better_one_is_promoted_and_the_worse_one_held(pair: Pair, tmp_path:
 
 
 def test_few_rows_ask_for_more(pair: Pair, tmp_path: Path) -> None:
-    few = write_task(pair.folder / "few.yaml", limit=9)
+    few = write_task(pair.folder / "few.yaml", limit=12)
     found = apply(pair, tmp_path, pair.strong, pair.weak, f"better: [{{task: {few.name}, metric: exact_match}}]\n")
     assert found.verdict == "not_enough_rows"
-    assert found.rows_needed is not None and found.rows_needed > 9
+    assert found.rows_needed is not None and found.rows_needed > 12
 
 
 def test_the_record_names_just_this_pair_and_its_rows(pair: Pair, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class Pair:
 def build_pair(folder: Path, model: Path, rows: int = 60, lost: int = 6) -> Pair:
     """Trains two adapters, and writes rows whose references are the first one's answers, but for `lost` of them."""
     runs = {}
-    for name, steps, rate in (("strong", 40, 0.03), ("weak", 4, 0.005)):
+    for name, steps, rate in (("strong", 40, 0.03), ("weak", 6, 0.01)):
         changes: dict[str, Any] = {"max_steps": steps, "learning_rate": rate, "eval_steps": steps, "save_steps": steps}
         runs[name] = lamina.train(settings(folder, model, name, train=changes)).path
     prompts = [f"ask {number} {WORDS[number % 12]} of {WORDS[(7 * number) % 12]}" for number in range(rows)]
@@ -50,7 +50,7 @@ def build_pair(folder: Path, model: Path, rows: int = 60, lost: int = 6) -> Pair
     written = [
         {
             "prompt": prompt,
-            "completion": (theirs if number < lost else ours) or "?",
+            "completion": (theirs if number < lost else ours).strip() or "?",
             "kind": "odd" if number % 2 else "even",
             "group": number // 3,
         }

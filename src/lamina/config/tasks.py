@@ -56,6 +56,20 @@ class PromptSettings(Section):
     """Possible answers, for multiple choice: templates, or the column that holds the list."""
 
 
+class JudgeSettings(Section):
+    """A model that judges answers."""
+
+    subject: str
+    """Who judges: a run, an adapter, a base or `http://HOST:PORT/v1#MODEL`."""
+
+    rubric: str | None = None
+    """What makes an answer good: each answer gets a grade from 1 to 5, the metric `judge`. Without a rubric the answers
+    of each two subjects are compared, in both orders."""
+
+    again: Annotated[int, Field(ge=0)] = 50
+    """Rows that are judged a second time, to see whether the judge agrees with itself."""
+
+
 class TaskConfig(Section):
     """A task."""
 
@@ -65,9 +79,12 @@ class TaskConfig(Section):
     data: str
     """File, folder, glob or data set on the hub; a relative path starts at the folder of the task's file."""
 
-    scorers: Annotated[list[str | dict[str, Any]], Field(min_length=1)]
+    scorers: list[str | dict[str, Any]] = Field(default_factory=list)
     """Names of scorers, or functions `FILE.py:NAME`, each with options if it has any, such as `[exact_match,
     {json_valid: {schema: s.json}}]`; `{type: json_valid, name: valid, schema: s.json}` names the metric too."""
+
+    judge: str | JudgeSettings | None = None
+    """A model that judges the answers beside the scorers, or in their stead: who, or also how."""
 
     format: FormatName = "auto"
     """Format of the rows; `auto` detects it."""
@@ -117,6 +134,11 @@ class TaskConfig(Section):
         return scorers
 
     @property
+    def judging(self) -> JudgeSettings | None:
+        """The judge with its settings."""
+        return JudgeSettings(subject=self.judge) if isinstance(self.judge, str) else self.judge
+
+    @property
     def described_scorers(self) -> list[str | dict[str, Any]]:
         """The scorers, each a name or a mapping with its `type`."""
         found: list[str | dict[str, Any]] = []
@@ -130,6 +152,8 @@ class TaskConfig(Section):
 
     @model_validator(mode="after")
     def _check_pairs(self) -> TaskConfig:
+        if not self.scorers and self.judge is None:
+            raise ValueError("nothing scores the answers. Add scorers: [exact_match], or a judge.")
         if self.prompt is not None and (self.columns is not None or self.format != "auto"):
             raise ValueError("prompt replaces columns and format. Leave those out, or leave prompt out.")
         if self.few_shot == 0 and self.examples is not None:

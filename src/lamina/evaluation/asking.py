@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from lamina.engine.generator import Generator, Piece, Request
 from lamina.engine.sampling import Sampling
 from lamina.errors import DataError, LaminaError
 from lamina.evaluation.answers import Answer, AnswerFile, answer_key
+from lamina.evaluation.remote import RemoteModel
 from lamina.evaluation.tasks import TaskRow
 
 # Requests to a generator that gives whole lists back, so that little is lost when it is killed.
@@ -40,13 +41,13 @@ class Speaker:
     """What answers, and how it is asked.
 
     Attributes:
-        generator: Answers requests.
+        generator: Answers requests; or a model behind a URL, which renders conversations itself.
         adapter: The adapter's name there; None for the bare base.
-        template: Renders conversations; None where the generator is far away and renders them itself.
+        template: Renders conversations; None for a model behind a URL.
         shown: Examples in each prompt.
     """
 
-    generator: Generator
+    generator: Generator | RemoteModel
     adapter: str | None
     template: ChatTemplate | None
     shown: tuple[Shown, ...] = ()
@@ -99,13 +100,26 @@ def answer_rows(
     progress(done)
     if waiting:
         numbers = sorted(waiting.values())
-        for number in numbers:
-            _check(speaker, asked[number], rows[number])
-        ask = _submit_all if isinstance(speaker.generator, Engine) else _in_lists
-        for number, piece, seconds in ask(speaker.generator, asked, numbers):
-            answers.add(keys[number], _answer(speaker, piece, seconds))
+
+        def keep(number: int, answer: Answer) -> None:
+            nonlocal done
+            answers.add(keys[number], answer)
             done += 1
             progress(done)
+
+        if isinstance(speaker.generator, RemoteModel):
+            _ask_far_away(speaker.generator, settings, asked, rows, numbers, keep)
+        else:
+            generator = speaker.generator
+            for number in numbers:
+                _check(generator, asked[number], rows[number])
+            ask = (
+                _submit_all(generator, asked, numbers)
+                if isinstance(generator, Engine)
+                else _in_lists(generator, asked, numbers)
+            )
+            for number, piece, seconds in ask:
+                keep(number, _answer(speaker, piece, seconds))
     return [_known(answers, key) for key in keys]
 
 
@@ -147,9 +161,9 @@ def _values(sampling: Sampling) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def _check(speaker: Speaker, request: Request, row: TaskRow) -> None:
+def _check(generator: Generator, request: Request, row: TaskRow) -> None:
     try:
-        speaker.generator.check(request)
+        generator.check(request)
     except DataError as error:
         raise DataError(f"{row.place}: {error}") from None
 
@@ -160,7 +174,35 @@ def _answer(speaker: Speaker, piece: Piece, seconds: float) -> Answer:
     return Answer(text, str(piece.finish_reason), prompt, len(piece.token_ids), round(seconds, 4))
 
 
-def _submit_all(engine: Engine, asked: Sequence[Request], numbers: Sequence[int]) -> Any:
+def _ask_far_away(
+    model: RemoteModel,
+    settings: GenerationSettings,
+    asked: Sequence[Request],
+    rows: Sequence[TaskRow],
+    numbers: Sequence[int],
+    keep: Callable[[int, Answer], None],
+) -> None:
+    """Asks a model behind a URL; its answers come one by one."""
+    for number in numbers:
+        if rows[number].tools:
+            raise DataError(f"{rows[number].place}: has tools, which are not sent to a URL. Fix: leave the row out.")
+    begun = time.monotonic()
+    sent: dict[str, Any] = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
+    if settings.temperature > 0:
+        sent |= {"top_p": settings.top_p, "seed": settings.seed}
+    if settings.stop:
+        sent["stop"] = list(settings.stop)
+
+    def receive(place: int, text: str) -> None:
+        keep(numbers[place], Answer(text, "stop", 0, 0, round(time.monotonic() - begun, 4)))
+
+    replace(model, settings=sent).answer([asked[number].messages or () for number in numbers], receive)
+
+
+_Answers = Iterator[tuple[int, Piece, float]]
+
+
+def _submit_all(engine: Engine, asked: Sequence[Request], numbers: Sequence[int]) -> _Answers:
     """Yields answers of an engine as they are over."""
     results: queue.SimpleQueue[tuple[int, Piece | BaseException, float]] = queue.SimpleQueue()
 
@@ -185,7 +227,7 @@ def _submit_all(engine: Engine, asked: Sequence[Request], numbers: Sequence[int]
             ticket.cancel()
 
 
-def _in_lists(generator: Generator, asked: Sequence[Request], numbers: Sequence[int]) -> Any:
+def _in_lists(generator: Generator, asked: Sequence[Request], numbers: Sequence[int]) -> _Answers:
     """Yields answers of any generator, a few at a time."""
     for first in range(0, len(numbers), _AT_ONCE):
         part = numbers[first : first + _AT_ONCE]

@@ -20,9 +20,10 @@ from lamina.evaluation.benchmarks.run import Benchmark, run_benchmarks
 from lamina.evaluation.entries import Entry, SubjectFacts
 from lamina.evaluation.general.measure import ANSWER, General, general_digest, measure_general, read_general
 from lamina.evaluation.hosts import Host, Member, open_host
+from lamina.evaluation.judging import JUDGE, judge_task
 from lamina.evaluation.leakage import Trained, leak_counts, leaked_rows, trained_rows
 from lamina.evaluation.scorers import Scorer
-from lamina.evaluation.scoring import needs, score_rows
+from lamina.evaluation.scoring import needs, needs_answers, score_rows
 from lamina.evaluation.shown import choose_examples
 from lamina.evaluation.tasks import Task, TaskRow
 from lamina.evaluation.thoughts import think
@@ -104,11 +105,12 @@ class Gathered:
         texts: The pieces by digest.
         prompts: The unrelated prompts, if they were asked.
         benchmarks: subject -> what lm-eval found, task by task.
+        judged: What judges said, as plain data.
     """
 
     facts: dict[str, SubjectFacts] = field(default_factory=dict)
     answers: dict[tuple[str, str], list[Answer]] = field(default_factory=dict)
-    scores: dict[tuple[str, str], dict[str, list[float]]] = field(default_factory=dict)
+    scores: dict[tuple[str, str], dict[str, list[float | None]]] = field(default_factory=dict)
     leaks: dict[tuple[str, str], list[Overlap | None]] = field(default_factory=dict)
     leakage: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     shown: dict[tuple[str, str], tuple[Shown, ...]] = field(default_factory=dict)
@@ -117,6 +119,7 @@ class Gathered:
     texts: dict[str, str] = field(default_factory=dict)
     prompts: list[TaskRow] = field(default_factory=list)
     benchmarks: dict[str, list[Benchmark]] = field(default_factory=dict)
+    judged: list[dict[str, Any]] = field(default_factory=list)
 
 
 def gather(entries: Sequence[Entry], prepared: Sequence[Prepared], options: Options) -> Gathered:
@@ -135,7 +138,21 @@ def gather(entries: Sequence[Entry], prepared: Sequence[Prepared], options: Opti
         )
         with opened as host:
             _gather_group(host, prepared, options, found)
+    _gather_judged(prepared, options, found)
     return found
+
+
+def _gather_judged(prepared: Sequence[Prepared], options: Options, found: Gathered) -> None:
+    """Lets judges look at the answers; no subject is in memory any more."""
+    names = list(found.facts)
+    for each in prepared:
+        if each.task.config.judging is None:
+            continue
+        answers = {name: given for name in names if (given := found.answers.get((each.task.name, name)))}
+        judged = judge_task(each.task, each.rows, answers, options.progress, options.notify)
+        found.judged += judged.results
+        for name, grades in judged.grades.items():
+            found.scores.setdefault((each.task.name, name), {})[JUDGE] = grades
 
 
 def _gather_group(host: Host, prepared: Sequence[Prepared], options: Options, found: Gathered) -> None:
@@ -174,14 +191,15 @@ def _ask_task(member: Member, prepared: Prepared, known: Sequence[Trained], opti
     found.shown[key] = shown
     report = _report(options.progress, f"{task.name}: answers of {name}", len(rows))
     answers = None
-    if needs(scorers, "answer"):
+    if needs_answers(task, scorers):
         with AnswerFile(answers_path(member.facts)) as file:
             answers = found.answers[key] = answer_rows(speaker, rows, task.config.generation, file, report)
     thoughts = None
     if needs(scorers, "likelihood") or needs(scorers, "choices"):
         report = _report(options.progress, f"{task.name}: likelihoods of {name}", len(rows))
         thoughts = think(speaker, rows, scorers, report)
-    found.scores[key] = score_rows(task, scorers, rows, answers, thoughts)
+    scored = score_rows(task, scorers, rows, answers, thoughts)
+    found.scores[key] = {metric: list(values) for metric, values in scored.items()}
 
 
 def _gather_benchmarks(host: Host, options: Options, found: Gathered) -> None:

@@ -13,10 +13,10 @@ import torch
 from lamina.adapters.adapter import Adapter, read_adapter
 from lamina.adapters.load import adapter_folder, template_of
 from lamina.engine.engine import Engine
-from lamina.engine.generator import Generator
 from lamina.errors import ConfigError, Problem
 from lamina.evaluation.asking import Speaker
 from lamina.evaluation.entries import Entry, SubjectFacts
+from lamina.evaluation.remote import RemoteModel
 from lamina.models.load import Base
 from lamina.progress import Notify
 
@@ -132,14 +132,12 @@ def _local(engine: Engine, entry: Entry, adapter: Adapter | None, name: str) -> 
 
 
 def _remote(entry: Entry) -> Member:
-    from lamina.evaluation.remote import open_remote
-
     if entry.url is None:
         raise ConfigError(Problem("subject", f"{entry.name!r} is no URL", "write http://HOST:PORT/v1#MODEL"))
     url, model = entry.url
-    generator: Generator = open_remote(url, model)
-    facts = SubjectFacts(entry.name, "url", None, None, {"url": url, "model": model})
-    return Member(entry, facts, Speaker(generator, None, None))
+    parts = {"url": url, "model": model, "few_shot": entry.few_shot}
+    facts = SubjectFacts(entry.name, "url", None, None, parts)
+    return Member(entry, facts, Speaker(RemoteModel(url, model), None, None))
 
 
 def _bytes_of(base: Base) -> int:

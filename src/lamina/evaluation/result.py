@@ -12,6 +12,7 @@ from lamina.evaluation.benchmarks.run import Benchmark
 from lamina.evaluation.entries import Entry
 from lamina.evaluation.gather import Gathered, Prepared
 from lamina.evaluation.general.measure import KL, LOSS, SAME
+from lamina.evaluation.judging import JUDGE
 from lamina.evaluation.table import Metric, estimate_of, pairs_of
 from lamina.evaluation.tasks import TaskRow
 from lamina.runs import timestamp
@@ -45,6 +46,8 @@ def metrics_of(prepared: Sequence[Prepared]) -> list[Metric]:
     of_tasks = [
         Metric(each.task.name, scorer.name, scorer.larger_is_better) for each in prepared for scorer in each.scorers
     ]
+    judged = [each.task for each in prepared if (judge := each.task.config.judging) is not None and judge.rubric]
+    of_tasks += [Metric(task.name, JUDGE, True) for task in judged]
     return [*of_tasks, Metric(GENERAL, LOSS, False), Metric(GENERAL, KL, False), Metric(GENERAL, SAME, True)]
 
 
@@ -177,6 +180,7 @@ def build_result(
         ],
         "metrics": [asdict(metric) for metric in metrics],
         "pairs": [pair.as_json() for pair in pairs],
+        "judged": found.judged,
         "leakage": found.leakage,
         "rows_digest": rows_digest(rows),
     }

@@ -36,6 +36,11 @@ def build_scorers(task: Task) -> list[Scorer]:
     return find_scorers(described, f"{task.name}.scorers", task.folder)
 
 
+def needs_answers(task: Task, scorers: Sequence[Scorer]) -> bool:
+    """Whether answers are generated: for a scorer, or for a judge."""
+    return task.config.judge is not None or needs(scorers, "answer")
+
+
 def needs(scorers: Sequence[Scorer], what: str) -> bool:
     """Whether a scorer needs `answer`, `likelihood` or `choices`."""
     return any(scorer.needs == what for scorer in scorers)

@@ -70,14 +70,14 @@ def latency_of(
     if entries[0].kind == "url" or not rows:
         raise ConfigError(Problem("limits.latency_seconds", "needs a subject that runs here, and rows", "leave it out"))
     with open_host(entries, model=model, notify=notify) as host:
-        speaker, times = host.members[0].speaker, list[float]()
+        engine, speaker, times = host.engine, host.members[0].speaker, list[float]()
         for row in (rows[0], *rows[:TIMED_ROWS]):
-            if speaker.template is None:
+            if speaker.template is None or engine is None:
                 continue
             prompt = speaker.template.render(turns_of(row, ()), row.tools, True, dict(row.template_kwargs) or None)
             sampling = sampling_of(settings, row.number, speaker.template)
             begun = time.monotonic()
-            speaker.generator.generate([Request(prompt=prompt, adapter=speaker.adapter, sampling=sampling)])
+            engine.generate([Request(prompt=prompt, adapter=speaker.adapter, sampling=sampling)])
             times.append(time.monotonic() - begun)
     return statistics.median(times[1:])
 
