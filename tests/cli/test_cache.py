@@ -33,6 +33,8 @@ NAMES = {
     "fingerprints": f"{HEX}.json",
     "gguf": f"{HEX}.json",
     "files": f"{HEX}.json",
+    "answers": "0123456789abcdef0123456789abcdef.jsonl",
+    "judged": "0a",
     "errors": "error-20260101-120000-42.txt",
 }
 FOLDERS = ("models", "quantized", "tokens", "shapes")

@@ -54,6 +54,7 @@ KINDS = {
         Kind("gguf", "digests of GGUF files", rf"{_HEX}\.json"),
         Kind("files", "digests of data files", rf"{_HEX}\.json"),
         Kind("answers", "answers of evaluated models", rf"{_HEX}\.jsonl?"),
+        Kind("judged", "verdicts of judges", r"[0-9a-f]{2}"),
         Kind("errors", "tracebacks of unexpected errors", r"error-\d{8}-\d{6}-\d+\.txt"),
     )
 }

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lamina.cache.folder import cache_folder
-from lamina.config.tasks import JudgeSettings
 from lamina.engine.engine import Engine
 from lamina.errors import ConfigError
 from lamina.evaluation.answers import Answer
-from lamina.evaluation.entries import find_entries
+from lamina.evaluation.entries import Entry, find_entries
 from lamina.evaluation.hosts import open_host
 from lamina.evaluation.judge import Judge, Pairing, generator_judge, judge_pairs, judge_rubric, remote_judge
 from lamina.evaluation.remote import RemoteModel
@@ -55,7 +54,7 @@ def judge_task(
         return Judged()
     cache, found = cache_folder() / "judged", Judged()
     clusters = [row.cluster or row.digest for row in rows]
-    with _open_judge(settings, notify) as judge:
+    with _open_judge(task, notify) as judge:
         if settings.rubric is not None:
             for name, given in answers.items():
                 graded = judge_rubric(
@@ -84,12 +83,24 @@ def judge_task(
     return found
 
 
-@contextlib.contextmanager
-def _open_judge(settings: JudgeSettings, notify: Notify) -> Iterator[Judge]:
+def check_judge(task: Task, notify: Notify = lambda message: None) -> list[Entry]:
+    """Finds the judge of a task, before anything is answered; nothing if it has none.
+
+    Raises:
+        ConfigError: There is no such judge.
+    """
+    settings = task.config.judging
+    if settings is None:
+        return []
     try:
-        entries = find_entries([settings.subject], with_base=False, notify=notify)
+        return find_entries([settings.subject], with_base=False, notify=notify)
     except ConfigError as error:
-        raise ConfigError(error.problems, f"judge {settings.subject!r}") from None
+        raise ConfigError(error.problems, f"the judge of {task.name!r}, {settings.subject!r}") from None
+
+
+@contextlib.contextmanager
+def _open_judge(task: Task, notify: Notify) -> Iterator[Judge]:
+    entries = check_judge(task, notify)
     with open_host(entries, notify=notify) as host:
         member = host.members[0]
         generator = member.speaker.generator

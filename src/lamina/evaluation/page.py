@@ -48,6 +48,7 @@ def evaluation_page(result: Mapping[str, Any], rows: Rows) -> str:
         _figures(result),
         _leakage(result),
         *_differing_rows(result, rows),
+        _judged(result),
         _slices(result, rows),
         _forgetting(result, rows),
         "<h2>Cost</h2>",
@@ -173,12 +174,27 @@ def _answers(title: str, rows: Sequence[Mapping[str, Any]], a: str, b: str, is_o
     return f"<details{' open' if is_open else ''}><summary>{html.escape(title + more)}</summary>{table}</details>"
 
 
+def _judged(result: Mapping[str, Any]) -> str:
+    lines = []
+    for each in result.get("judged", []):
+        if "subject" in each:
+            text = f"{each['task']}: {each['judge']} gives {each['subject']} {_estimate(each['mean']) or 'no grade'}"
+        else:
+            rate = _estimate(each["win_rate"])
+            text = (
+                f"{each['task']}: {each['judge']} prefers {each['a']} to {each['b']} in {rate} of rows, ties as halves"
+            )
+            text += "".join(f"; {note}" for note in each["notes"])
+        lines.append(f"<li>{html.escape(text)}</li>")
+    return f"<h2>Judge</h2><ul>{''.join(lines)}</ul>" if lines else ""
+
+
 def _slices(result: Mapping[str, Any], rows: Rows) -> str:
     parts = []
     names = [subject["subject"] for subject in result["subjects"]]
     for task in result["tasks"]:
         metrics = [metric["name"] for metric in result["metrics"] if metric["task"] == task["name"]]
-        for column in _slice_columns(task, rows[task["name"]]):
+        for column in _slice_columns(task, rows[task["name"]]) if metrics else []:
             groups: dict[str, list[Mapping[str, Any]]] = {}
             for row in rows[task["name"]]:
                 groups.setdefault(str(row["columns"].get(column, "")), []).append(row)

@@ -10,6 +10,7 @@ from lamina.config.tasks import GENERAL
 from lamina.errors import ConfigError, DataError, Problem, nearest
 from lamina.evaluation.entries import Entry, find_entries
 from lamina.evaluation.gather import Benchmarks, Options, Prepared, answers_path, gather
+from lamina.evaluation.judging import check_judge
 from lamina.evaluation.page import evaluation_page
 from lamina.evaluation.result import build_result, stored_rows, unseen
 from lamina.evaluation.scoring import build_scorers
@@ -70,6 +71,8 @@ def evaluate_subjects(
     everything = [*refs, *([str(against)] if against is not None else [])]
     if not everything:
         raise ConfigError(Problem("SUBJECT", "is required", "name a run, an adapter, a base or a URL"))
+    for each in prepared:
+        check_judge(each.task, notify)
     entries = find_entries(everything, few_shot=few_shot, model=model, with_base=with_base, notify=notify)
     champion = _champion(entries, everything, against)
     where = Path(out) if out is not None else default_folder(entries, prepared)
