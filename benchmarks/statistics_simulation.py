@@ -310,7 +310,8 @@ def bca_interval(values: Array, resamples: int = 1999) -> tuple[Array, Array]:
     below = ((drawn < means).sum(0) + (drawn == means).sum(0) / 2) / resamples
     bias = stats.norm.ppf(np.clip(below, 1 / resamples, 1 - 1 / resamples))
     apart = values - means[:, None]
-    skew = (apart**3).sum(1) / (6 * np.maximum((apart**2).sum(1), 1e-300) ** 1.5)
+    squares = (apart**2).sum(1)
+    skew = (apart**3).sum(1) / (6 * np.where(squares > 0, squares, 1.0) ** 1.5)
     ends = []
     for quantile in stats.norm.ppf((LEVEL / 2, 1 - LEVEL / 2)):
         place = stats.norm.cdf(bias + (bias + quantile) / (1 - skew * (bias + quantile)))

@@ -95,7 +95,7 @@ def test_an_interval_holds_its_value(values: list[float]) -> None:
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_swapped_subjects_swap_everything(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from([finite, shares, st.sampled_from([0.0, 1.0])]))
     rows = data.draw(st.integers(1, 30))

@@ -7,8 +7,10 @@ Two forms cover all cases, and both were chosen by measuring (`benchmarks/statis
   as give the variance that was found: fewer than the rows where clusters agree with each other, more where scores lie
   closer together than zeros and ones do. It holds near 0 and 1, and for rows that are all alike.
 * All other values (losses, lengths, differences): Student's interval, widened where the values are skewed to the limits
-  of Hall's transformed t statistic (1992). Student's alone covers 83 to 93% at ten skewed rows, Hall's alone 86 to 92%
-  where most values are tied; the BCa bootstrap covers 82 to 93% at ten rows of anything.
+  of Hall's transformed t statistic (1992).
+
+At ten rows of skewed losses Student's interval alone covers 92% instead of 95, and the BCa bootstrap 88%; of normal
+values BCa covers 90%, and of F1 scores near 1, most of which are alike, 62%.
 """
 
 from __future__ import annotations
@@ -64,10 +66,10 @@ def mean_interval(sums: Sums, confidence: float) -> tuple[Array, Array]:
         return np.full_like(means, -np.inf), np.full_like(means, np.inf)
     quantile = _student(confidence, count)
     deviations = sums.deviations
-    squares = (deviations**2).mean(axis=1)
-    varies = np.sqrt(squares) > _NOTHING * np.abs(sums.values).max(axis=1)
-    skews = (deviations**3).mean(axis=1) / np.where(varies, squares, 1.0) ** 1.5
-    skews = np.where(varies, skews, 0.0)
+    largest = np.abs(deviations).max(axis=1)
+    varies = largest > _NOTHING * np.abs(sums.values).max(axis=1)
+    scaled = deviations / np.where(varies, largest, 1.0)[:, None]
+    skews = np.where(varies, (scaled**3).mean(axis=1) / np.where(varies, (scaled**2).mean(axis=1), 1.0) ** 1.5, 0.0)
     upper = np.maximum(quantile, -_hall(-quantile, skews, count))
     lower = np.maximum(quantile, _hall(quantile, skews, count))
     errors = np.where(varies, errors, 0.0)
