@@ -66,7 +66,7 @@ INSIDE = {
     "training": ["plan", "*"],
     "evaluation": ["scorers", "*"],
     "bench": ["*", "sides", "report", "run", "worker", "serving"],
-    "registry": ["digests", "names", "places", "records", "*", "registry", "resolve"],
+    "registry": ["digests", "names", "places", "records", "*", "registry", "resolve", "hub"],
     "server": ["settings", "errors", "schemas", "*"],
 }
 

@@ -1,8 +1,8 @@
 """`export` and `import`: versions with all their files as one file that can be handed to somebody.
 
-The file is a plain tar: `index.json` first, then each blob by its digest. Writing it twice gives the same bytes. Reading
-takes nothing else than what is written here: regular files with names of that form, as many and as large as the index
-says, each with its own digest. Nothing lands in the registry before all of it was checked.
+The file is a plain tar: `index.json` first, then each blob by its digest. Writing it twice gives the same bytes.
+Reading takes nothing else than what is written here: regular files with names of that form, as many and as large as the
+index says, each with its own digest. Nothing lands in the registry before all of it was checked.
 """
 
 from __future__ import annotations
@@ -207,7 +207,9 @@ def _land(
                 put(blobs, manifest, {file.sha256: content.sources[file.sha256] for file in manifest.files})
         numbers: dict[tuple[str, str], Version] = {}
         for each in index["versions"]:
-            added = insert(tx, name or each["name"], content.manifests[each["digest"]], who, each["tags"], each["number"])
+            added = insert(
+                tx, name or each["name"], content.manifests[each["digest"]], who, each["tags"], each["number"]
+            )
             numbers[each["name"], each["digest"]] = added.version
             (done.added if added.is_new else done.known).append(added.version.ref)
         for each in index["aliases"] if aliases else ():
@@ -316,8 +318,6 @@ def _check_names(index: dict[str, Any], name: str | None) -> None:
 
 def _unusable(path: Path, reason: str) -> RegistryError:
     return RegistryError(
-        f"{path}: cannot be imported: {reason}. Nothing was taken over. Fix: let `lamina registry export` write it again, "
-        "and compare its SHA-256 after copying it."
+        f"{path}: cannot be imported: {reason}. Nothing was taken over. Fix: let `lamina registry export` write it "
+        "again, and compare its SHA-256 after copying it."
     )
-
-

@@ -3,9 +3,9 @@
 What is needed: every version that an alias points at, or that a rollback leads to; the last targets of each alias; what
 the history touched, or was added, within a window; what carries the tag `keep`; and what a reader has a lease on.
 
-A version loses its files and keeps its row and its number, so that the history stays whole. First one transaction marks
-versions, then blobs go, a few at a time, each time within a transaction in which nobody can add a version. A kill at any
-moment leaves at most blobs that nobody needs, which the next run removes.
+A version loses its files and keeps its row and its number, so that the history stays whole. First one transaction
+marks versions, then blobs go, a few at a time, each time within a transaction in which nobody can add a version. A kill
+at any moment leaves at most blobs that nobody needs, which the next run removes.
 """
 
 from __future__ import annotations
@@ -126,9 +126,7 @@ def _targets(tx: Transaction, entry: int, last: int) -> set[int]:
     return found
 
 
-def _collect_blobs(
-    records: Database, blobs: Blobs, before: float, gone: set[int], dry_run: bool
-) -> tuple[int, int]:
+def _collect_blobs(records: Database, blobs: Blobs, before: float, gone: set[int], dry_run: bool) -> tuple[int, int]:
     """Removes blobs that nobody needs and that were written before a time; returns how many, and their size."""
     count = size = 0
     batch: dict[str, int] = {}

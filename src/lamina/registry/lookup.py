@@ -42,7 +42,9 @@ def entry_id(tx: Transaction, name: str) -> int:
     )
     near = near or tx.all("SELECT name FROM entries ORDER BY updated DESC LIMIT :most", most=_MOST_NAMES)
     names = [row["name"] for row in near]
-    fix = nearest(name, names) or ("see `lamina registry ls`" if names else "add it: lamina registry add RUN --name NAME")
+    fix = nearest(name, names) or (
+        "see `lamina registry ls`" if names else "add it: lamina registry add RUN --name NAME"
+    )
     raise ConfigError(Problem("reference", f"the registry has no {name!r}.", fix))
 
 
@@ -122,9 +124,11 @@ def alias_states(tx: Transaction, entry: int, alias: str | None = None) -> list[
     for row in rows:
         version = version_of(tx, tx.all(f"{_VERSION} WHERE v.id = :id", id=row["version_id"])[0])
         last = tx.all(
-            "SELECT override, evidence FROM history WHERE entry_id = :entry AND alias = :alias ORDER BY id DESC LIMIT 1",
+            "SELECT override, evidence FROM history WHERE entry_id = :entry AND alias = :alias AND to_id = :version"
+            " AND action <> 'rollback' ORDER BY id DESC LIMIT 1",
             entry=entry,
             alias=row["alias"],
+            version=row["version_id"],
         )
         override, evidence = (last[0]["override"], last[0]["evidence"]) if last else (None, None)
         found.append(
@@ -158,7 +162,9 @@ def versions_of(tx: Transaction, entry: int, most: int) -> list[Version]:
 
 def rows_of_versions(tx: Transaction, after: int, most: int) -> list[Row]:
     """Returns rows of versions whose files are there, by key, from the one after `after`."""
-    return tx.all(f"{_VERSION} WHERE v.id > :after AND v.removed IS NULL ORDER BY v.id LIMIT :most", after=after, most=most)
+    return tx.all(
+        f"{_VERSION} WHERE v.id > :after AND v.removed IS NULL ORDER BY v.id LIMIT :most", after=after, most=most
+    )
 
 
 def versions_with_adapter(tx: Transaction, digest: str) -> list[Version]:

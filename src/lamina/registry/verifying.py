@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,9 @@ class Verified:
         return {"passed": self.passed, **counts, "problems": self.problems}
 
 
-def verify(records: Database, blobs: Blobs, progress: Callable[[int, int], None] = lambda done, total: None) -> Verified:
+def verify(
+    records: Database, blobs: Blobs, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Verified:
     """Checks a registry: digests of all blobs and manifests, targets of aliases, and the history.
 
     Args:
@@ -113,7 +116,7 @@ def _check_alias(tx: Transaction, alias: Row) -> Iterator[str]:
     if not history or history[0].after != alias["number"]:
         said = f"version {history[0].after}" if history else "nothing"
         yield f"{shown}: points at version {alias['number']}, and its history ends at {said}"
-    for later, earlier in zip(history, history[1:], strict=False):
+    for later, earlier in itertools.pairwise(history):
         if later.before != earlier.after:
             yield f"{shown}: a change is missing from its history between {earlier.id} and {later.id}"
 
