@@ -115,7 +115,7 @@ def ls(
 
 
 def _list_versions(found: Registry, name: str, limit: int, as_json: bool) -> None:
-    versions, aliases = found.versions(name, limit), found.aliases(name)
+    versions, aliases = found.versions(name, limit), found.aliases(name, limit)
     if as_json:
         print_json(
             {

@@ -23,7 +23,7 @@ from lamina.registry.digests import PREFIX, canonical, is_digest
 from lamina.registry.evidence import parse_record
 from lamina.registry.facts import Version
 from lamina.registry.gates import store_record
-from lamina.registry.lookup import alias_states, entry_id, live_version, versions_of
+from lamina.registry.lookup import ALL, alias_states, entry_id, live_version, versions_of
 from lamina.registry.manifest import Manifest
 from lamina.registry.names import check_alias, check_name, check_tag, parse
 from lamina.registry.records.database import Database
@@ -35,7 +35,6 @@ INDEX = "index.json"
 MOST_INDEX_BYTES = 64 * 2**20
 MOST_ENTRIES = 100_000
 MOST_BYTES = 256 * 2**30
-_ALL = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def _index(
             entry = entry_id(tx, reference.name)
             found = [live_version(tx, reference)]
             if str(reference) == reference.name:
-                found = [version for version in versions_of(tx, entry, _ALL) if version.removed is None]
+                found = [version for version in versions_of(tx, entry, ALL) if version.removed is None]
             wanted |= {version.id: version for version in found}
             for state in alias_states(tx, entry):
                 if state.version.id in wanted:

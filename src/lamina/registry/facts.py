@@ -145,7 +145,7 @@ class Entry:
         name: Its name.
         versions: How many it has, without those that `gc` removed.
         newest: Number of the newest.
-        aliases: Where each points: alias -> version.
+        aliases: Where those that were moved last point: alias -> version.
         overrides: How many changes of its history were made without evidence, by an override.
         updated: When something was last added or moved.
     """

@@ -17,7 +17,7 @@ from typing import Any
 
 from lamina.registry.aliases import rollback_target
 from lamina.registry.blobs import Blobs
-from lamina.registry.lookup import changes
+from lamina.registry.lookup import ALL, changes
 from lamina.registry.records.database import Database, Transaction
 
 WINDOW_DAYS = 30.0
@@ -28,7 +28,6 @@ KEEP_TAG = "keep"
 
 _DAY = 24 * 3600
 _BATCH = 100
-_ALL = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def _targets(tx: Transaction, entry: int, last: int) -> set[int]:
     """The numbers of the last targets of an entry's aliases, and of what rollbacks lead to."""
     found: set[int] = set()
     for row in tx.all("SELECT DISTINCT alias FROM history WHERE entry_id = :entry", entry=entry):
-        history = changes(tx, entry, row["alias"], _ALL)
+        history = changes(tx, entry, row["alias"], ALL)
         targets = dict.fromkeys(change.after for change in history if change.after is not None)
         found |= set(list(targets)[:last])
         back = rollback_target(history)

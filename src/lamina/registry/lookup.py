@@ -24,6 +24,9 @@ _CHANGE = """
 """
 # How many names are compared with one that is not there.
 _MOST_NAMES = 2000
+# How many aliases of an entry a list of entries shows, those that were moved last.
+_MOST_ALIASES = 10
+ALL = 2**31 - 1
 
 
 def entry_id(tx: Transaction, name: str) -> int:
@@ -105,20 +108,21 @@ def alias_state(tx: Transaction, entry: int, reference: Reference) -> AliasState
     found = alias_states(tx, entry, reference.alias)
     if found:
         return found[0]
-    names = [row["alias"] for row in tx.all("SELECT alias FROM aliases WHERE entry_id = :entry", entry=entry)]
+    sql = "SELECT alias FROM aliases WHERE entry_id = :entry ORDER BY updated DESC LIMIT :most"
+    names = [row["alias"] for row in tx.all(sql, entry=entry, most=_MOST_NAMES)]
     listed = f"it has {', '.join(sorted(names)[:10])}" if names else "it has none"
     fix = nearest(reference.alias or "", names)
     fix = fix or f"set it: lamina promote {reference.name}:VERSION --to {reference.alias}"
     raise ConfigError(Problem("reference", f"{reference.name!r} has no alias {reference.alias!r} ({listed}).", fix))
 
 
-def alias_states(tx: Transaction, entry: int, alias: str | None = None) -> list[AliasState]:
-    """Finds where the aliases of an entry point, or one of them."""
+def alias_states(tx: Transaction, entry: int, alias: str | None = None, most: int = ALL) -> list[AliasState]:
+    """Finds where the aliases of an entry point, or one of them; what was moved last first."""
     rows = tx.all(
         "SELECT a.id AS alias_id, a.alias, a.revision, a.updated, a.version_id FROM aliases a WHERE a.entry_id = :entry"
         + ("" if alias is None else " AND a.alias = :alias")
-        + " ORDER BY a.alias",
-        **{"entry": entry} | ({} if alias is None else {"alias": alias}),
+        + " ORDER BY a.updated DESC, a.alias LIMIT :most",
+        **{"entry": entry, "most": most} | ({} if alias is None else {"alias": alias}),
     )
     found = []
     for row in rows:
@@ -184,9 +188,10 @@ def entries(tx: Transaction, most: int, prefix: str = "") -> list[Entry]:
     found = []
     for row in rows:
         aliases = tx.all(
-            "SELECT a.alias, v.number FROM aliases a JOIN versions v ON v.id = a.version_id"
-            " WHERE a.entry_id = :entry ORDER BY a.alias",
+            "SELECT a.alias, v.number FROM (SELECT alias, version_id FROM aliases WHERE entry_id = :entry"
+            " ORDER BY updated DESC, alias LIMIT :most) a JOIN versions v ON v.id = a.version_id ORDER BY a.alias",
             entry=row["id"],
+            most=_MOST_ALIASES,
         )
         forced = tx.all(
             "SELECT count(*) AS n FROM history WHERE entry_id = :entry AND override IS NOT NULL", entry=row["id"]

@@ -29,6 +29,7 @@ from lamina.registry.evidence import GateRecord
 from lamina.registry.facts import AliasState, Change, Entry, Version, me
 from lamina.registry.gates import find_evidence, find_record, load_record, store_record
 from lamina.registry.lookup import (
+    ALL,
     alias_states,
     changes,
     entries,
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from lamina.registry.verifying import Verified
 
 DEFAULT_ROWS = 50
-_ALL = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -183,14 +183,14 @@ class Registry:
         with self.records.reading() as tx:
             return versions_of(tx, entry_id(tx, check_name(name)), most)
 
-    def aliases(self, name: str) -> list[AliasState]:
-        """Lists where the aliases of an entry point.
+    def aliases(self, name: str, most: int = DEFAULT_ROWS) -> list[AliasState]:
+        """Lists where the aliases of an entry point, what was moved last first.
 
         Raises:
             ConfigError: There is no such entry.
         """
         with self.records.reading() as tx:
-            return alias_states(tx, entry_id(tx, check_name(name)))
+            return alias_states(tx, entry_id(tx, check_name(name)), most=most)
 
     def manifest(self, version: Version) -> Manifest:
         """Reads the manifest of a version, and checks its digest.
@@ -337,7 +337,7 @@ class Registry:
         with self.records.reading() as tx:
             entry = find_version(tx, reference).entry_id
             before = state_of(tx, entry, reference.alias or "")
-            number = rollback_target(changes(tx, entry, reference.alias, _ALL))
+            number = rollback_target(changes(tx, entry, reference.alias, ALL))
             if number is None:
                 raise nothing_before(reference)
             version = live_version(tx, Reference(reference.name, version=number))

@@ -13,12 +13,11 @@ from lamina.registry.adding import needed
 from lamina.registry.blobs import CHUNK, Blobs, read_blob
 from lamina.registry.digests import PREFIX
 from lamina.registry.evidence import parse_record
-from lamina.registry.lookup import changes, rows_of_versions
+from lamina.registry.lookup import ALL, changes, rows_of_versions
 from lamina.registry.manifest import Manifest
 from lamina.registry.records.database import Database, Row, Transaction
 
 _BATCH = 500
-_ALL = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def _check_alias(tx: Transaction, alias: Row) -> Iterator[str]:
         return
     if alias["removed"] is not None:
         yield f"{shown}: points at {alias['name']}:{alias['number']}, whose files were removed"
-    history = changes(tx, alias["entry_id"], alias["alias"], _ALL)
+    history = changes(tx, alias["entry_id"], alias["alias"], ALL)
     if not history or history[0].after != alias["number"]:
         said = f"version {history[0].after}" if history else "nothing"
         yield f"{shown}: points at version {alias['number']}, and its history ends at {said}"
