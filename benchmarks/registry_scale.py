@@ -2,8 +2,8 @@
 
     python benchmarks/registry_scale.py [--versions 100000] [--folder build/registry] [--postgres]
 
-Half of the versions are in one entry, the other half in entries of a hundred. Rows are written as `add` and `alias` write
-them, in large transactions; of the blobs, only those that are read are there.
+Half of the versions are in one entry, the other half in entries of a hundred. Rows are written as `add` and `alias`
+write them, in large transactions; of the blobs, only those that are read are there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.support.registry import make_adapter, make_record
 
 from lamina.registry.adding import insert, put
 from lamina.registry.aliases import Reason, move
-from lamina.registry.manifest import Manifest, build_manifest
+from lamina.registry.manifest import build_manifest
 from lamina.registry.registry import Registry
 
 PER_ENTRY = 100

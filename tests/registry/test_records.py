@@ -64,11 +64,12 @@ def test_a_corrupt_file_is_told(tmp_path: Path, kind: str) -> None:
         "middle": content[:4096] + b"\xff" * (len(content) - 4096),
     }
     path.write_bytes(damaged[kind])
-    with pytest.raises(RegistryError) as error, Registry(tmp_path / "r") as registry:
-        registry.add(tmp_path / "a0", "other")
-        assert not registry.verify().passed
-        raise RegistryError("the registry's records are damaged, as verify found. Fix: ")
-    assert "damaged" in str(error.value) and "Fix: " in str(error.value)
+    try:
+        with Registry(tmp_path / "r") as registry:
+            assert registry.verify().problems  # opening reads a part of the file alone
+    except RegistryError as error:
+        assert "damaged" in str(error) and "Fix: " in str(error)
+    assert path.read_bytes() == damaged[kind]  # nothing is made of it
 
 
 def test_a_registry_that_is_not_there(tmp_path: Path) -> None:
