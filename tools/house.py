@@ -68,7 +68,7 @@ INSIDE = {
     "training": ["plan", "*"],
     "evaluation": ["statistics", "scorers", "tasks", "*"],
     "bench": ["*", "sides", "report", "run", "worker", "serving"],
-    "registry": ["digests", "names", "places", "records", "*", "registry", "resolve"],
+    "registry": ["digests", "names", "places", "records", "*", "registry", "resolve", "hub"],
     "server": ["settings", "errors", "schemas", "*"],
 }
 

@@ -25,7 +25,11 @@ def make_adapter(folder: Path, seed: int = 0, *, base: str = BASE, size: int = 6
     content, digest = b"", hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, values in sorted(tensors.items()):
         raw = struct.pack(f"<{size}f", *values)
-        header[name] = {"dtype": "F32", "shape": [4, size // 4], "data_offsets": [len(content), len(content) + len(raw)]}
+        header[name] = {
+            "dtype": "F32",
+            "shape": [4, size // 4],
+            "data_offsets": [len(content), len(content) + len(raw)],
+        }
         digest.update(f"{name} {[4, size // 4]}\n".encode())
         digest.update(raw)
         content += raw

@@ -41,6 +41,8 @@ from lamina.cli.output import (
     print_json,
 )
 from lamina.cli.process import leave, listen_for_signals, open_standard_streams
+from lamina.cli.registry import promote, rollback
+from lamina.cli.registry_files import registry
 from lamina.cli.serve import replay, serve
 from lamina.errors import ConfigError, Problem
 
@@ -55,8 +57,9 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.add_typer(cache, name="cache")
 app.add_typer(data, name="data")
+app.add_typer(registry, name="registry")
 app.command(name="eval")(evaluate)
-for command in (gate, compare, generate, chat, serve, replay, methods, schema, version):
+for command in (gate, compare, generate, chat, serve, replay, promote, rollback, methods, schema, version):
     app.command()(command)
 
 Overrides = Annotated[
@@ -245,7 +248,7 @@ def main() -> None:
 
     def run() -> object:
         refuse_empty(command, arguments)
-        return app(args=arguments or ["--help"], standalone_mode=False)
+        return command(args=arguments or ["--help"], standalone_mode=False)  # `app` would build all commands again
 
     code = run_command(run, asks_for_json(command, arguments))
     leave(code if arguments else 2)  # this shows the help, but without a command it is a usage error

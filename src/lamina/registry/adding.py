@@ -120,8 +120,8 @@ def insert(
             sql = "INSERT INTO files (version_id, digest, size) VALUES (:id, :digest, :size) ON CONFLICT DO NOTHING"
             tx.run(sql, id=key, digest=digest, size=size)
         tx.run(
-            "UPDATE entries SET versions = versions + 1, newest = CASE WHEN newest < :number THEN :number ELSE newest END"
-            " WHERE id = :entry",
+            "UPDATE entries SET versions = versions + 1,"
+            " newest = CASE WHEN newest < :number THEN :number ELSE newest END WHERE id = :entry",
             number=number,
             entry=entry["id"],
         )
@@ -141,8 +141,9 @@ def _number(tx: Transaction, entry: int, newest: int, wanted: int | None) -> int
 
 def _insert_row(tx: Transaction, entry: int, number: int, manifest: Manifest, who: str, now: float) -> int:
     return tx.all(
-        "INSERT INTO versions (entry_id, number, digest, adapter_digest, base_digest, base_ref, method, size, created, who)"
-        " VALUES (:entry, :number, :digest, :adapter, :base, :ref, :method, :size, :now, :who) RETURNING id",
+        "INSERT INTO versions"
+        " (entry_id, number, digest, adapter_digest, base_digest, base_ref, method, size, created, who) VALUES"
+        " (:entry, :number, :digest, :adapter, :base, :ref, :method, :size, :now, :who) RETURNING id",
         entry=entry,
         number=number,
         digest=manifest.digest,

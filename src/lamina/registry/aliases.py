@@ -115,7 +115,9 @@ def move(
         live_version(tx, Reference(after.name, version=after.number))
     if after is None:
         assert before is not None, "only an alias that is there is taken away"
-        done = tx.run("DELETE FROM aliases WHERE id = :id AND revision = :revision", id=before.id, revision=before.revision)
+        done = tx.run(
+            "DELETE FROM aliases WHERE id = :id AND revision = :revision", id=before.id, revision=before.revision
+        )
     elif before is None:
         done = tx.run(
             "INSERT INTO aliases (entry_id, alias, version_id, revision, updated)"
@@ -200,6 +202,6 @@ def _conflict(tx: Transaction, entry: int, alias: str) -> ConflictError:
         to = "nothing" if last[0].after is None else f"{last[0].alias.partition('@')[0]}:{last[0].after}"
         said = f"{last[0].who} has moved {last[0].alias} to {to}"
     return ConflictError(
-        f"{alias}: {said} in the meantime, so nothing was changed. Fix: compare with what it points at now (`lamina gate "
-        "... --against`), and promote again."
+        f"{alias}: {said} in the meantime, so nothing was changed. Fix: compare with what it points at now "
+        "(`lamina gate ... --against`), and promote again."
     )

@@ -1,8 +1,8 @@
 """`export` and `import`: versions with all their files as one file that can be handed to somebody.
 
-The file is a plain tar: `index.json` first, then each blob by its digest. Writing it twice gives the same bytes. Reading
-takes nothing else than what is written here: regular files with names of that form, as many and as large as the index
-says, each with its own digest. Nothing lands in the registry before all of it was checked.
+The file is a plain tar: `index.json` first, then each blob by its digest. Writing it twice gives the same bytes.
+Reading takes nothing else than what is written here: regular files with names of that form, as many and as large as the
+index says, each with its own digest. Nothing lands in the registry before all of it was checked.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lamina.registry.digests import PREFIX, canonical, is_digest
 from lamina.registry.evidence import parse_record
 from lamina.registry.facts import Version
 from lamina.registry.gates import store_record
-from lamina.registry.lookup import alias_states, entry_id, live_version, versions_of
+from lamina.registry.lookup import ALL, alias_states, entry_id, live_version, versions_of
 from lamina.registry.manifest import Manifest
 from lamina.registry.names import check_alias, check_name, check_tag, parse
 from lamina.registry.records.database import Database
@@ -35,7 +35,6 @@ INDEX = "index.json"
 MOST_INDEX_BYTES = 64 * 2**20
 MOST_ENTRIES = 100_000
 MOST_BYTES = 256 * 2**30
-_ALL = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def _index(
             entry = entry_id(tx, reference.name)
             found = [live_version(tx, reference)]
             if str(reference) == reference.name:
-                found = [version for version in versions_of(tx, entry, _ALL) if version.removed is None]
+                found = [version for version in versions_of(tx, entry, ALL) if version.removed is None]
             wanted |= {version.id: version for version in found}
             for state in alias_states(tx, entry):
                 if state.version.id in wanted:
@@ -207,7 +206,9 @@ def _land(
                 put(blobs, manifest, {file.sha256: content.sources[file.sha256] for file in manifest.files})
         numbers: dict[tuple[str, str], Version] = {}
         for each in index["versions"]:
-            added = insert(tx, name or each["name"], content.manifests[each["digest"]], who, each["tags"], each["number"])
+            added = insert(
+                tx, name or each["name"], content.manifests[each["digest"]], who, each["tags"], each["number"]
+            )
             numbers[each["name"], each["digest"]] = added.version
             (done.added if added.is_new else done.known).append(added.version.ref)
         for each in index["aliases"] if aliases else ():
@@ -316,8 +317,6 @@ def _check_names(index: dict[str, Any], name: str | None) -> None:
 
 def _unusable(path: Path, reason: str) -> RegistryError:
     return RegistryError(
-        f"{path}: cannot be imported: {reason}. Nothing was taken over. Fix: let `lamina registry export` write it again, "
-        "and compare its SHA-256 after copying it."
+        f"{path}: cannot be imported: {reason}. Nothing was taken over. Fix: let `lamina registry export` write it "
+        "again, and compare its SHA-256 after copying it."
     )
-
-

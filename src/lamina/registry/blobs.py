@@ -105,8 +105,8 @@ def read_blob(blobs: Blobs, digest: str, most: int = 64 * 2**20) -> bytes:
 def damaged(digest: str) -> RegistryError:
     """The error of a blob whose bytes are not its own."""
     return RegistryError(
-        f"{digest}: the stored bytes are not those that the digest is of. Fix: add the same adapter again from where it "
-        "was trained, or import an export of it; either replaces them."
+        f"{digest}: the stored bytes are not those that the digest is of. Fix: add the same adapter again from where "
+        "it was trained, or import an export of it; either replaces them."
     )
 
 
@@ -195,7 +195,9 @@ class FsspecBlobs:
             system, root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             message = f"{url!r} cannot be used for blobs: {error}"
-            raise ConfigError(Problem("blobs", message, "install the package that it names, or give a folder")) from None
+            raise ConfigError(
+                Problem("blobs", message, "install the package that it names, or give a folder")
+            ) from None
         self._system: Any = system
         self._root = f"{root.rstrip('/')}/sha256"
 

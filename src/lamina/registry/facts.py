@@ -69,8 +69,8 @@ class AliasState:
         alias: Its name.
         version: What it points at.
         revision: How often it was moved: what a change compares before it swaps.
-        override: Why its last move needed no evidence; None where it had some, or is not gated.
-        evidence: The gate record of its last move.
+        override: Why it was let there without evidence, a rollback to it aside; None where there was no such reason.
+        evidence: The gate record that let it there.
         updated: When that was.
     """
 
@@ -145,7 +145,7 @@ class Entry:
         name: Its name.
         versions: How many it has, without those that `gc` removed.
         newest: Number of the newest.
-        aliases: Where each points: alias -> version.
+        aliases: Where those that were moved last point: alias -> version.
         overrides: How many changes of its history were made without evidence, by an override.
         updated: When something was last added or moved.
     """

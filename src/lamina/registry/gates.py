@@ -50,9 +50,7 @@ def load_record(blobs: Blobs, digest: str) -> GateRecord:
         return parse_record(file.read(), digest, digest)
 
 
-def find_record(
-    records: Database, blobs: Blobs, candidate: str, against: str | None
-) -> tuple[str, GateRecord] | None:
+def find_record(records: Database, blobs: Blobs, candidate: str, against: str | None) -> tuple[str, GateRecord] | None:
     """Finds the newest gate record of a pair, with its digest; None if there is none.
 
     Raises:
@@ -144,6 +142,6 @@ def _check_pair(record: GateRecord, source: str, candidate: Version, against: Ve
         verdict = {"hold": "HOLD", "not_enough_rows": "NOT ENOUGH ROWS"}[record.verdict]
         raise EvidenceError(
             f"{candidate.ref}: its gate record ({short(source)}) says {verdict}"
-            f"{': ' + ', '.join(failed[:5]) if failed else ''}. Fix: train a better candidate, or evaluate on more rows; "
-            "--override REASON promotes it all the same, and stays in the history."
+            f"{': ' + ', '.join(failed[:5]) if failed else ''}. Fix: train a better candidate, or evaluate on more "
+            "rows; --override REASON promotes it all the same, and stays in the history."
         )

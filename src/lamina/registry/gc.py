@@ -3,9 +3,9 @@
 What is needed: every version that an alias points at, or that a rollback leads to; the last targets of each alias; what
 the history touched, or was added, within a window; what carries the tag `keep`; and what a reader has a lease on.
 
-A version loses its files and keeps its row and its number, so that the history stays whole. First one transaction marks
-versions, then blobs go, a few at a time, each time within a transaction in which nobody can add a version. A kill at any
-moment leaves at most blobs that nobody needs, which the next run removes.
+A version loses its files and keeps its row and its number, so that the history stays whole. First one transaction
+marks versions, then blobs go, a few at a time, each time within a transaction in which nobody can add a version. A kill
+at any moment leaves at most blobs that nobody needs, which the next run removes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from lamina.registry.aliases import rollback_target
 from lamina.registry.blobs import Blobs
-from lamina.registry.lookup import changes
+from lamina.registry.lookup import ALL, changes
 from lamina.registry.records.database import Database, Transaction
 
 WINDOW_DAYS = 30.0
@@ -28,7 +28,6 @@ KEEP_TAG = "keep"
 
 _DAY = 24 * 3600
 _BATCH = 100
-_ALL = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def _targets(tx: Transaction, entry: int, last: int) -> set[int]:
     """The numbers of the last targets of an entry's aliases, and of what rollbacks lead to."""
     found: set[int] = set()
     for row in tx.all("SELECT DISTINCT alias FROM history WHERE entry_id = :entry", entry=entry):
-        history = changes(tx, entry, row["alias"], _ALL)
+        history = changes(tx, entry, row["alias"], ALL)
         targets = dict.fromkeys(change.after for change in history if change.after is not None)
         found |= set(list(targets)[:last])
         back = rollback_target(history)
@@ -126,9 +125,7 @@ def _targets(tx: Transaction, entry: int, last: int) -> set[int]:
     return found
 
 
-def _collect_blobs(
-    records: Database, blobs: Blobs, before: float, gone: set[int], dry_run: bool
-) -> tuple[int, int]:
+def _collect_blobs(records: Database, blobs: Blobs, before: float, gone: set[int], dry_run: bool) -> tuple[int, int]:
     """Removes blobs that nobody needs and that were written before a time; returns how many, and their size."""
     count = size = 0
     batch: dict[str, int] = {}

@@ -24,6 +24,9 @@ _CHANGE = """
 """
 # How many names are compared with one that is not there.
 _MOST_NAMES = 2000
+# How many aliases of an entry a list of entries shows, those that were moved last.
+_MOST_ALIASES = 10
+ALL = 2**31 - 1
 
 
 def entry_id(tx: Transaction, name: str) -> int:
@@ -42,7 +45,9 @@ def entry_id(tx: Transaction, name: str) -> int:
     )
     near = near or tx.all("SELECT name FROM entries ORDER BY updated DESC LIMIT :most", most=_MOST_NAMES)
     names = [row["name"] for row in near]
-    fix = nearest(name, names) or ("see `lamina registry ls`" if names else "add it: lamina registry add RUN --name NAME")
+    fix = nearest(name, names) or (
+        "see `lamina registry ls`" if names else "add it: lamina registry add RUN --name NAME"
+    )
     raise ConfigError(Problem("reference", f"the registry has no {name!r}.", fix))
 
 
@@ -103,28 +108,31 @@ def alias_state(tx: Transaction, entry: int, reference: Reference) -> AliasState
     found = alias_states(tx, entry, reference.alias)
     if found:
         return found[0]
-    names = [row["alias"] for row in tx.all("SELECT alias FROM aliases WHERE entry_id = :entry", entry=entry)]
+    sql = "SELECT alias FROM aliases WHERE entry_id = :entry ORDER BY updated DESC LIMIT :most"
+    names = [row["alias"] for row in tx.all(sql, entry=entry, most=_MOST_NAMES)]
     listed = f"it has {', '.join(sorted(names)[:10])}" if names else "it has none"
     fix = nearest(reference.alias or "", names)
     fix = fix or f"set it: lamina promote {reference.name}:VERSION --to {reference.alias}"
     raise ConfigError(Problem("reference", f"{reference.name!r} has no alias {reference.alias!r} ({listed}).", fix))
 
 
-def alias_states(tx: Transaction, entry: int, alias: str | None = None) -> list[AliasState]:
-    """Finds where the aliases of an entry point, or one of them."""
+def alias_states(tx: Transaction, entry: int, alias: str | None = None, most: int = ALL) -> list[AliasState]:
+    """Finds where the aliases of an entry point, or one of them; what was moved last first."""
     rows = tx.all(
         "SELECT a.id AS alias_id, a.alias, a.revision, a.updated, a.version_id FROM aliases a WHERE a.entry_id = :entry"
         + ("" if alias is None else " AND a.alias = :alias")
-        + " ORDER BY a.alias",
-        **{"entry": entry} | ({} if alias is None else {"alias": alias}),
+        + " ORDER BY a.updated DESC, a.alias LIMIT :most",
+        **{"entry": entry, "most": most} | ({} if alias is None else {"alias": alias}),
     )
     found = []
     for row in rows:
         version = version_of(tx, tx.all(f"{_VERSION} WHERE v.id = :id", id=row["version_id"])[0])
         last = tx.all(
-            "SELECT override, evidence FROM history WHERE entry_id = :entry AND alias = :alias ORDER BY id DESC LIMIT 1",
+            "SELECT override, evidence FROM history WHERE entry_id = :entry AND alias = :alias AND to_id = :version"
+            " AND action <> 'rollback' ORDER BY id DESC LIMIT 1",
             entry=entry,
             alias=row["alias"],
+            version=row["version_id"],
         )
         override, evidence = (last[0]["override"], last[0]["evidence"]) if last else (None, None)
         found.append(
@@ -158,7 +166,9 @@ def versions_of(tx: Transaction, entry: int, most: int) -> list[Version]:
 
 def rows_of_versions(tx: Transaction, after: int, most: int) -> list[Row]:
     """Returns rows of versions whose files are there, by key, from the one after `after`."""
-    return tx.all(f"{_VERSION} WHERE v.id > :after AND v.removed IS NULL ORDER BY v.id LIMIT :most", after=after, most=most)
+    return tx.all(
+        f"{_VERSION} WHERE v.id > :after AND v.removed IS NULL ORDER BY v.id LIMIT :most", after=after, most=most
+    )
 
 
 def versions_with_adapter(tx: Transaction, digest: str) -> list[Version]:
@@ -178,9 +188,10 @@ def entries(tx: Transaction, most: int, prefix: str = "") -> list[Entry]:
     found = []
     for row in rows:
         aliases = tx.all(
-            "SELECT a.alias, v.number FROM aliases a JOIN versions v ON v.id = a.version_id"
-            " WHERE a.entry_id = :entry ORDER BY a.alias",
+            "SELECT a.alias, v.number FROM (SELECT alias, version_id FROM aliases WHERE entry_id = :entry"
+            " ORDER BY updated DESC, alias LIMIT :most) a JOIN versions v ON v.id = a.version_id ORDER BY a.alias",
             entry=row["id"],
+            most=_MOST_ALIASES,
         )
         forced = tx.all(
             "SELECT count(*) AS n FROM history WHERE entry_id = :entry AND override IS NOT NULL", entry=row["id"]

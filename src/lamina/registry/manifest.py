@@ -223,8 +223,9 @@ def build_manifest(
     )
     try:
         _check(manifest)
-        return manifest if manifest.content else manifest
-    except ValueError as error:
+        _ = manifest.content  # all of it can be written as JSON
+        return manifest
+    except (ValueError, TypeError) as error:
         raise RegistryError(f"{folder}: cannot become a version: {error}. Fix: check what was given.") from None
 
 

@@ -1,7 +1,7 @@
 """Writes the files of a version into a folder of the user's cache, called by the version's digest.
 
-The folder is written as a whole, and holds the adapter's files as they were. While it is being filled, a lease keeps `gc`
-from removing what is read.
+The folder is written as a whole, and holds the adapter's files as they were. While it is being filled, a lease keeps
+`gc` from removing what is read.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _is_whole(folder: Path, manifest: Manifest) -> bool:
 
 @contextlib.contextmanager
 def _leased(records: Database, reference: Reference, who: str) -> Iterator[Version]:
-    """Yields a version that `gc` leaves alone inside the block; a registry that cannot be written is read all the same."""
+    """Yields a version that `gc` leaves alone inside the block; one that cannot be written is read all the same."""
     key = uuid.uuid4().hex
     try:
         with records.writing() as tx:

@@ -1,8 +1,8 @@
 """Where a registry is: a folder, or the URL of its records with the place of its blobs.
 
-    registries/team                                             a folder: registry.db, and blobs/ beside it
-    sqlite:////srv/registry.db?blobs=s3://bucket/adapters       records in a file, blobs elsewhere
-    postgresql://user@host/lamina?blobs=s3://bucket/adapters    records in PostgreSQL
+registries/team                                             a folder: registry.db, and blobs/ beside it
+sqlite:////srv/registry.db?blobs=s3://bucket/adapters       records in a file, blobs elsewhere
+postgresql://user@host/lamina?blobs=s3://bucket/adapters    records in PostgreSQL
 """
 
 from __future__ import annotations

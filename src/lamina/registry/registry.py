@@ -1,10 +1,10 @@
 """`Registry`: versions of adapters by name, aliases that point at them, and the evidence that lets an alias move.
 
-    registry = lamina.Registry("registries/team")
-    registry.add("runs/support", "support")
-    registry.promote("support:1", "prod")        # with a passing gate record for exactly this pair
-    registry.rollback("support@prod")
-    lamina.load(registry.folder("support@prod"))
+registry = lamina.Registry("registries/team")
+registry.add("runs/support", "support")
+registry.promote("support:1", "prod")        # with a passing gate record for exactly this pair
+registry.rollback("support@prod")
+lamina.load(registry.folder("support@prod"))
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.errors import ConfigError, ConflictError, Problem
-from lamina.registry.adding import Added, store
 from lamina.registry.aliases import (
     Move,
     Reason,
@@ -30,6 +29,7 @@ from lamina.registry.evidence import GateRecord
 from lamina.registry.facts import AliasState, Change, Entry, Version, me
 from lamina.registry.gates import find_evidence, find_record, load_record, store_record
 from lamina.registry.lookup import (
+    ALL,
     alias_states,
     changes,
     entries,
@@ -38,18 +38,18 @@ from lamina.registry.lookup import (
     live_version,
     versions_of,
 )
-from lamina.registry.manifest import Manifest, build_manifest, find_adapter
 from lamina.registry.names import Reference, check_alias, check_name, check_tag, parse, parse_alias
 from lamina.registry.places import find_place
 from lamina.registry.records.open import open_database
 
 if TYPE_CHECKING:
+    from lamina.registry.adding import Added
     from lamina.registry.archive import Exported, Imported
     from lamina.registry.gc import Collected
+    from lamina.registry.manifest import Manifest
     from lamina.registry.verifying import Verified
 
 DEFAULT_ROWS = 50
-_ALL = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Registry:
         """Opens a registry.
 
         Args:
-            place: A folder or a URL; by default `$LAMINA_REGISTRY`, and otherwise a folder in the user's data directory.
+            place: A folder or a URL; by default `$LAMINA_REGISTRY`, or else a folder in the user's data directory.
             create: Whether to make one where there is none.
             who: Who changes it, for the history; by default the user and the machine.
 
@@ -142,6 +142,9 @@ class Registry:
             ConfigError: The name is none, or a parent is not there.
             RegistryError, StorageError: It cannot be stored.
         """
+        from lamina.registry.adding import store
+        from lamina.registry.manifest import build_manifest, find_adapter
+
         check_name(name)
         for key, value in (tags or {}).items():
             check_tag(key, value)
@@ -180,14 +183,14 @@ class Registry:
         with self.records.reading() as tx:
             return versions_of(tx, entry_id(tx, check_name(name)), most)
 
-    def aliases(self, name: str) -> list[AliasState]:
-        """Lists where the aliases of an entry point.
+    def aliases(self, name: str, most: int = DEFAULT_ROWS) -> list[AliasState]:
+        """Lists where the aliases of an entry point, what was moved last first.
 
         Raises:
             ConfigError: There is no such entry.
         """
         with self.records.reading() as tx:
-            return alias_states(tx, entry_id(tx, check_name(name)))
+            return alias_states(tx, entry_id(tx, check_name(name)), most=most)
 
     def manifest(self, version: Version) -> Manifest:
         """Reads the manifest of a version, and checks its digest.
@@ -195,6 +198,8 @@ class Registry:
         Raises:
             RegistryError: It is damaged or missing.
         """
+        from lamina.registry.manifest import Manifest
+
         return Manifest.from_bytes(read_blob(self.blobs, version.digest), version.ref)
 
     def show(self, ref: str) -> Shown:
@@ -209,7 +214,8 @@ class Registry:
             version = find_version(tx, reference)
             history = changes(tx, version.entry_id, None, DEFAULT_ROWS, version.id)
             records = tx.all(
-                "SELECT digest, against, verdict, stored FROM gates WHERE candidate = :digest ORDER BY id DESC LIMIT 50",
+                "SELECT digest, against, verdict, stored FROM gates WHERE candidate = :digest"
+                " ORDER BY id DESC LIMIT 50",
                 digest=version.adapter_digest,
             )
         told = [{**row, "against": row["against"] or None} for row in records]
@@ -311,7 +317,9 @@ class Registry:
             before = state_of(tx, candidate.entry_id, alias)
         against = before and before.version
         if against is not None and against.id == candidate.id:
-            return Move(str(target), candidate, candidate, False, before and before.evidence, before and before.override)
+            return Move(
+                str(target), candidate, candidate, False, before and before.evidence, before and before.override
+            )
         evidence = None
         if override is None:
             evidence = find_evidence(self.records, self.blobs, candidate, against, target, record)
@@ -329,7 +337,7 @@ class Registry:
         with self.records.reading() as tx:
             entry = find_version(tx, reference).entry_id
             before = state_of(tx, entry, reference.alias or "")
-            number = rollback_target(changes(tx, entry, reference.alias, _ALL))
+            number = rollback_target(changes(tx, entry, reference.alias, ALL))
             if number is None:
                 raise nothing_before(reference)
             version = live_version(tx, Reference(reference.name, version=number))

@@ -1,7 +1,7 @@
 """The part of the tar format that exports use: regular files with short names, in a plain file.
 
-Python's `tarfile` reads far more than that: links, devices, sparse files, and names and sizes from headers that may be as
-long as the file. None of it is read here.
+Python's `tarfile` reads far more than that: links, devices, sparse files, and names and sizes from headers that may be
+as long as the file. None of it is read here.
 """
 
 from __future__ import annotations

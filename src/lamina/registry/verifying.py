@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,11 @@ from lamina.registry.adding import needed
 from lamina.registry.blobs import CHUNK, Blobs, read_blob
 from lamina.registry.digests import PREFIX
 from lamina.registry.evidence import parse_record
-from lamina.registry.lookup import changes, rows_of_versions
+from lamina.registry.lookup import ALL, changes, rows_of_versions
 from lamina.registry.manifest import Manifest
 from lamina.registry.records.database import Database, Row, Transaction
 
 _BATCH = 500
-_ALL = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,9 @@ class Verified:
         return {"passed": self.passed, **counts, "problems": self.problems}
 
 
-def verify(records: Database, blobs: Blobs, progress: Callable[[int, int], None] = lambda done, total: None) -> Verified:
+def verify(
+    records: Database, blobs: Blobs, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Verified:
     """Checks a registry: digests of all blobs and manifests, targets of aliases, and the history.
 
     Args:
@@ -109,11 +111,11 @@ def _check_alias(tx: Transaction, alias: Row) -> Iterator[str]:
         return
     if alias["removed"] is not None:
         yield f"{shown}: points at {alias['name']}:{alias['number']}, whose files were removed"
-    history = changes(tx, alias["entry_id"], alias["alias"], _ALL)
+    history = changes(tx, alias["entry_id"], alias["alias"], ALL)
     if not history or history[0].after != alias["number"]:
         said = f"version {history[0].after}" if history else "nothing"
         yield f"{shown}: points at version {alias['number']}, and its history ends at {said}"
-    for later, earlier in zip(history, history[1:], strict=False):
+    for later, earlier in itertools.pairwise(history):
         if later.before != earlier.after:
             yield f"{shown}: a change is missing from its history between {earlier.id} and {later.id}"
 

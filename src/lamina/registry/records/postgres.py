@@ -64,9 +64,9 @@ class PostgresDatabase:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[PostgresTransaction]:
-        with self._errors(), self._engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
-            with connection.begin():
-                yield PostgresTransaction(connection)
+        same = self._engine.execution_options(isolation_level="REPEATABLE READ")
+        with self._errors(), same.begin() as connection:
+            yield PostgresTransaction(connection)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[PostgresTransaction]:
@@ -96,9 +96,9 @@ class PostgresDatabase:
             ) from error
         except (OperationalError, DBAPIError) as error:
             raise RegistryError(
-                f"{self._shown}: the database cannot be used: {_line(error)}. Nothing was changed by what was under way, "
-                "unless the connection was lost in its very last moment. Fix: see that the server runs, that the URL "
-                "and your rights are right, and look at `lamina registry history` before running it again."
+                f"{self._shown}: the database cannot be used: {_line(error)}. Nothing was changed by what was under "
+                "way, unless the connection was lost in its very last moment. Fix: see that the server runs, that the "
+                "URL and your rights are right, and look at `lamina registry history` before running it again."
             ) from error
         except SQLAlchemyError as error:
             raise RegistryError(f"{self._shown}: the database cannot be used: {_line(error)}.") from error

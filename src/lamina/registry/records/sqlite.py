@@ -155,10 +155,11 @@ class SqliteDatabase:
             return StorageError.wrap(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), shown, "writing")
         if "locked" in text or "busy" in text:
             return RegistryError(
-                f"{shown}: another process has been writing for {BUSY_SECONDS:.0f} seconds. Fix: wait for it, or stop it."
+                f"{shown}: another process has been writing for {BUSY_SECONDS:.0f} seconds. Fix: wait for it, or stop "
+                "it."
             )
         if "readonly" in text or "unable to open" in text:
             return StorageError(f"{shown}: cannot be opened for writing. Fix: check the path and your rights there.")
-        if isinstance(error, sqlite3.IntegrityError) or re.search(r"syntax|no such column", text):
-            return RegistryError(f"{shown}: the database refused a change: {text}. Fix: run `lamina registry verify`.")
-        return damaged(shown, text)
+        if re.search(r"malformed|not a database|no such|disk I/O", text):
+            return damaged(shown, text)
+        return RegistryError(f"{shown}: the database refused a change: {text}. Fix: run `lamina registry verify`.")
