@@ -13,7 +13,8 @@ import lamina
 from lamina.engine.engine import Engine
 from lamina.errors import ConfigError, DataError, LaminaError
 from lamina.evaluation import hosts
-from lamina.evaluation.store import StoredEvaluation, read_evaluation
+from lamina.evaluation.later import pair_stored
+from lamina.evaluation.store import EvaluationError, StoredEvaluation, read_evaluation
 from lamina.evaluation.subjects import evaluate_subjects
 from tests.support.evaluation import Pair, write_jsonl, write_task
 
@@ -217,3 +218,19 @@ def test_an_evaluation_is_read_again(stored: StoredEvaluation) -> None:
     again = read_evaluation(stored.path)
     assert (again.digest, again.result, again.rows) == (stored.digest, stored.result, stored.rows)
     assert lamina.evaluate_subjects is evaluate_subjects
+
+
+def test_evaluations_of_other_days_are_paired_by_their_rows(pair: Pair, tmp_path: Path) -> None:
+    fewer = write_task(pair.folder / "task-fewer.yaml", name="task", limit=40)
+    one = evaluate_subjects([pair.strong], [pair.task], out=tmp_path / "one")
+    two = evaluate_subjects([pair.weak], [fewer], out=tmp_path / "two")
+    found = pair_stored([one, two])
+    together = evaluate_subjects([pair.strong], [fewer], against=pair.weak, with_base=False, out=tmp_path / "both")
+    for name in ("difference", "low", "high", "p", "wins", "losses", "ties", "verdict"):
+        of_tasks = [next(p for p in each if p["task"] == "task") for each in (found["pairs"], together.result["pairs"])]
+        assert of_tasks[0][name] == of_tasks[1][name], name
+    assert next(p["rows"] for p in found["pairs"] if p["metric"] == "general_loss") >= 60
+    other = write_task(pair.folder / "task-other.yaml", name="task", scorers=["contains"])
+    three = evaluate_subjects([pair.weak], [other], forgetting=False, out=tmp_path / "three")
+    with pytest.raises(EvaluationError, match="no row in common"):
+        pair_stored([one, three])

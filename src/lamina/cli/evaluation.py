@@ -128,6 +128,10 @@ def evaluate(
         "--out": folder,
     }
     given = [name for name, value in with_tasks.items() if value]
+    everything = [*subjects, *([against] if against else [])]
+    if not task and not benchmarks and data is None and _are_stored(everything):
+        _pair_stored(everything, bool(against), power, as_json)
+        return
     if not given and len(subjects) == 1 and _is_one_adapter(subjects[0], data):
         _evaluate_one(
             subjects[0],
@@ -192,6 +196,24 @@ def evaluate(
         print_evaluation(found)
 
 
+def _are_stored(refs: Sequence[str]) -> bool:
+    """Whether all are folders of stored evaluations."""
+    return len(refs) > 1 and all(
+        (Path(ref) / "result.json").is_file() and (Path(ref) / "rows").is_dir() for ref in refs
+    )
+
+
+def _pair_stored(refs: Sequence[str], against: bool, power: float | None, as_json: bool) -> None:
+    from lamina.evaluation.later import pair_stored
+    from lamina.evaluation.store import read_evaluation
+
+    found = pair_stored([read_evaluation(Path(ref)) for ref in refs], against=against, power=power)
+    if as_json:
+        print_json(found)
+    else:
+        print_figures(found)
+
+
 def evaluation_json(found: StoredEvaluation) -> dict[str, Any]:
     """What `lamina eval --json` prints of a stored evaluation."""
     kept = ("subjects", "pairs", "against", "tasks", "leakage", "rows_digest")
@@ -204,27 +226,32 @@ def evaluation_json(found: StoredEvaluation) -> dict[str, Any]:
 
 
 def print_evaluation(found: StoredEvaluation) -> None:
+    """Prints the table, the verdicts, and where the rest is."""
+    print_figures(found.result)
+    out.print(f"evaluation: {found.path} (open page.html)", markup=False)
+
+
+def print_figures(result: Mapping[str, Any]) -> None:
     """Prints the table and the verdicts."""
     from lamina.evaluation.page import verdict_line
 
-    subjects = found.subjects
+    subjects = result["subjects"]
     table = Table("(95% interval)", *(escape(subject["subject"]) for subject in subjects))
-    for metric in found.result["metrics"]:
+    for metric in result["metrics"]:
         task, name = metric["task"], metric["name"]
         values = [subject["tasks"].get(task, {}).get(name) for subject in subjects]
         if any(values):
             table.add_row(escape(f"{task}: {name}"), *map(_cell, values))
     out.print(table)
-    for pair in found.result["pairs"]:
+    for pair in result["pairs"]:
         out.print(verdict_line(pair), markup=False)
-    for subject, tasks in found.result["leakage"].items():
+    for subject, tasks in result["leakage"].items():
         for task, counts in tasks.items():
             if counts["exact"] or counts["near"]:
                 seen = f"{counts['exact']} prompts of {task}, and {counts['near']} nearly the same"
                 out.print(f"the training of {subject} saw {seen}", markup=False)
             if counts["unknown"]:
                 out.print(f"what {subject} was trained on is not certain: {counts['unknown']}", markup=False)
-    out.print(f"evaluation: {found.path} (open page.html)", markup=False)
 
 
 def _cell(found: Mapping[str, Any] | None) -> str:
