@@ -63,7 +63,7 @@ INSIDE = {
     "data": ["example", "read", "formats", "*"],
     "compute": ["kernels", "weights", "ops", "fusion", "decoding"],
     "models": ["*", "quantized", "load"],
-    "checks": ["*", "kinds", "examine", "check"],
+    "checks": ["*", "kinds", "overlap", "examine", "check"],
     "methods": ["shared", "*"],
     "training": ["plan", "*"],
     "evaluation": ["statistics", "scorers", "tasks", "*"],

@@ -250,7 +250,9 @@ def _gather_general(host: Host, options: Options, found: Gathered) -> None:
         if member.adapter is None:
             base = answers
         elif base is not None:
-            same = [float(ours.text == theirs.text) for ours, theirs in zip(answers, base, strict=True)]
+            same: list[float | None] = [
+                float(ours.text == theirs.text) for ours, theirs in zip(answers, base, strict=True)
+            ]
             found.scores[GENERAL, name] = {"general_same": same}
 
 
