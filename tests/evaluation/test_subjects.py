@@ -13,6 +13,7 @@ import lamina
 from lamina.engine.engine import Engine
 from lamina.errors import ConfigError, DataError, LaminaError
 from lamina.evaluation import hosts
+from lamina.evaluation.gather import Benchmarks
 from lamina.evaluation.later import pair_stored
 from lamina.evaluation.store import EvaluationError, StoredEvaluation, read_evaluation
 from lamina.evaluation.subjects import evaluate_subjects
@@ -234,3 +235,25 @@ def test_evaluations_of_other_days_are_paired_by_their_rows(pair: Pair, tmp_path
     three = evaluate_subjects([pair.weak], [other], forgetting=False, out=tmp_path / "three")
     with pytest.raises(EvaluationError, match="no row in common"):
         pair_stored([one, three])
+
+
+def test_tasks_of_lm_eval_stand_beside_a_task_of_ones_own(pair: Pair, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    import datasets
+
+    from tests.support.lm_eval_tasks import TASKS, write_tasks
+
+    datasets.config.HF_DATASETS_CACHE = tmp_path / "datasets"
+    folder = write_tasks(tmp_path / "tasks", rows=6)
+    names = tuple(TASKS)[:2]
+    wanted = Benchmarks(names, include_path=str(folder), shots=0)
+    found = evaluate_subjects(
+        [pair.strong], [pair.task], benchmarks=wanted, against=pair.weak, forgetting=False, out=tmp_path / "e"
+    )
+    for subject in found.subjects:
+        assert set(subject["tasks"]) == {"task", *names}
+    rows = [row for name in names for row in found.rows[name]]
+    assert len(rows) == 12
+    assert all(len(row["scores"]) == 3 for row in rows)
+    assert {pair["task"] for pair in found.result["pairs"]} == {"task", *names}
+    assert "Cost" in (found.path / "page.html").read_text()
