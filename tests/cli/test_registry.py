@@ -65,7 +65,7 @@ def test_from_a_run_to_production_and_back(cli: Cli, tmp_path: Path) -> None:
     assert done(cli, "registry", "verify") == {
         "passed": True,
         "versions": 2,
-        "blobs": 10,
+        "blobs": 9,
         "aliases": 1,
         "records": 2,
         "problems": [],

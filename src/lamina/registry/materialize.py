@@ -25,7 +25,6 @@ from lamina.registry.manifest import Manifest
 from lamina.registry.names import Reference
 from lamina.registry.records.database import Database
 
-FOLDER = "adapters"
 LEASE_SECONDS = 3600.0
 
 
@@ -47,7 +46,7 @@ def materialize(records: Database, blobs: Blobs, reference: Reference, who: str)
     """
     with _leased(records, reference, who) as version:
         manifest = Manifest.from_bytes(read_blob(blobs, version.digest), version.ref)
-        folder = cache_folder() / FOLDER / version.digest.removeprefix(PREFIX)[:32]
+        folder = cache_folder() / "adapters" / version.digest.removeprefix(PREFIX)[:32]
         hold(folder)
         if not _is_whole(folder, manifest):
             with writing_cache(folder, "writing"):

@@ -1,10 +1,12 @@
 """`Registry`: versions of adapters by name, aliases that point at them, and the evidence that lets an alias move.
 
-registry = lamina.Registry("registries/team")
-registry.add("runs/support", "support")
-registry.promote("support:1", "prod")        # with a passing gate record for exactly this pair
-registry.rollback("support@prod")
-lamina.load(registry.folder("support@prod"))
+    registry = lamina.Registry("registries/team")
+    registry.add("runs/support", "support")
+    registry.promote("support:1", "prod")        # with a passing gate record for exactly this pair
+    registry.rollback("support@prod")
+    lamina.load(registry.folder("support@prod"))
+
+What a verb does not need is not imported with it: `ls` and `promote` answer in less time than that would take.
 """
 
 from __future__ import annotations
@@ -14,33 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamina.errors import ConfigError, ConflictError, Problem
-from lamina.registry.aliases import (
-    Move,
-    Reason,
-    check_ungated,
-    move,
-    nothing_before,
-    rollback_target,
-    state_of,
-)
-from lamina.registry.blobs import open_blobs, read_blob
-from lamina.registry.evidence import GateRecord
-from lamina.registry.facts import AliasState, Change, Entry, Version, me
-from lamina.registry.gates import find_evidence, find_record, load_record, store_record
+from lamina.registry.blobs import read_blob
+from lamina.registry.facts import AliasState, Change, Entry, Version
 from lamina.registry.lookup import (
-    ALL,
     alias_states,
     changes,
     entries,
     entry_id,
     find_version,
-    live_version,
     versions_of,
 )
-from lamina.registry.names import Reference, check_alias, check_name, check_tag, parse, parse_alias
-from lamina.registry.places import find_place
-from lamina.registry.records.open import open_database
+from lamina.registry.moving import DEFAULT_ROWS, Aliases
+from lamina.registry.names import check_name, check_tag, parse
 
 if TYPE_CHECKING:
     from lamina.registry.adding import Added
@@ -48,8 +35,6 @@ if TYPE_CHECKING:
     from lamina.registry.gc import Collected
     from lamina.registry.manifest import Manifest
     from lamina.registry.verifying import Verified
-
-DEFAULT_ROWS = 50
 
 
 @dataclass(frozen=True)
@@ -78,42 +63,8 @@ class Shown:
         }
 
 
-class Registry:
-    """A registry. Safe to use from several threads; close it, or use it in a `with` block.
-
-    Attributes:
-        place: Where it is.
-        blobs: Its files.
-        records: Its database.
-    """
-
-    def __init__(self, place: str | Path | None = None, *, create: bool = True, who: str | None = None) -> None:
-        """Opens a registry.
-
-        Args:
-            place: A folder or a URL; by default `$LAMINA_REGISTRY`, or else a folder in the user's data directory.
-            create: Whether to make one where there is none.
-            who: Who changes it, for the history; by default the user and the machine.
-
-        Raises:
-            ConfigError: `place` is none.
-            NewerVersionError: A newer lamina has changed its tables.
-            RegistryError: It is damaged, cannot be reached, or is not there.
-        """
-        self.place = find_place(place)
-        self.who = who or me()
-        self.records = open_database(self.place, create)
-        self.blobs = open_blobs(self.place.blobs)
-
-    def __enter__(self) -> Registry:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes its database."""
-        self.records.close()
+class Registry(Aliases):
+    """A registry. Safe to use from several threads; close it, or use it in a `with` block."""
 
     def add(
         self,
@@ -155,19 +106,6 @@ class Registry:
         )
         sources = {file.sha256: folder / file.name for file in manifest.files}
         return store(self.records, self.blobs, name, manifest, sources, self.who, tags or {})
-
-    def find(self, ref: str) -> Version:
-        """Finds a version.
-
-        Args:
-            ref: `support` (the newest version), `support:7`, `support@prod` or `support@sha256:2c26...`.
-
-        Raises:
-            ConfigError: There is none; the nearest name is given.
-        """
-        reference = parse(ref)
-        with self.records.reading() as tx:
-            return find_version(tx, reference)
 
     def entries(self, most: int = DEFAULT_ROWS, prefix: str = "") -> tuple[list[Entry], int]:
         """Lists entries, what was changed last first, and counts all."""
@@ -250,142 +188,6 @@ class Registry:
                     tx.run(sql, id=version.id, key=key, value=value)
             return find_version(tx, reference)
 
-    def set_alias(self, ref: str, alias: str, *, why: str | None = None, override: str | None = None) -> Move:
-        """Points an alias that is not gated at a version.
-
-        Raises:
-            ConfigError: There is no such version; or the alias moves by evidence alone, and there is no `override`.
-            ConflictError: The alias was moved in the meantime.
-        """
-        reference = parse(ref)
-        target = Reference(reference.name, alias=check_alias(alias))
-        _check_override(override)
-        with self.records.reading() as tx:
-            version = live_version(tx, reference)
-            check_ungated(tx, version.entry_id, target, override)
-            before = state_of(tx, version.entry_id, alias)
-        return self._moved(target, before, version, Reason("alias", self.who, why, override=override))
-
-    def delete_alias(self, ref: str, *, why: str | None = None, override: str | None = None) -> Move:
-        """Takes an alias away; its history stays.
-
-        Raises:
-            ConfigError: There is none; or it moves by evidence alone, and there is no `override`.
-            ConflictError: It was moved in the meantime.
-        """
-        reference = parse_alias(ref)
-        _check_override(override)
-        with self.records.reading() as tx:
-            entry = find_version(tx, reference).entry_id
-            check_ungated(tx, entry, reference, override)
-            before = state_of(tx, entry, reference.alias or "")
-        if before is None:
-            raise ConflictError(f"{reference}: somebody else has just taken it away.")
-        reason = Reason("delete", self.who, why, override=override)
-        with self.records.writing() as tx:
-            move(tx, entry, before.alias, before, None, reason)
-        return Move(str(reference), before.version, None, True, override=override)
-
-    def promote(
-        self,
-        ref: str,
-        alias: str,
-        *,
-        record: str | Path | None = None,
-        override: str | None = None,
-        why: str | None = None,
-    ) -> Move:
-        """Points an alias at a version, with a passing gate record for exactly this pair.
-
-        Args:
-            ref: The candidate.
-            alias: Such as `prod`.
-            record: The digest of a record in this registry, or a file of one; by default the newest for the pair.
-            override: Promote without one, for this reason; it stays in the history for ever.
-            why: For the history.
-
-        Raises:
-            ConfigError: There is no such version.
-            ConflictError: The alias was moved in the meantime.
-            EvidenceError: There is no record for this pair, or it does not say `promote`, or it was edited.
-        """
-        reference = parse(ref)
-        target = Reference(reference.name, alias=check_alias(alias))
-        _check_override(override)
-        with self.records.reading() as tx:
-            candidate = live_version(tx, reference)
-            before = state_of(tx, candidate.entry_id, alias)
-        against = before and before.version
-        if against is not None and against.id == candidate.id:
-            return Move(
-                str(target), candidate, candidate, False, before and before.evidence, before and before.override
-            )
-        evidence = None
-        if override is None:
-            evidence = find_evidence(self.records, self.blobs, candidate, against, target, record)
-        return self._moved(target, before, candidate, Reason("promote", self.who, why, evidence, override))
-
-    def rollback(self, ref: str, *, why: str | None = None) -> Move:
-        """Points an alias at what it pointed at before; each rollback takes one move back.
-
-        Raises:
-            ConfigError: There is no such alias.
-            ConflictError: It was moved in the meantime.
-            RegistryError: It pointed at nothing before, or that version's files were removed.
-        """
-        reference = parse_alias(ref)
-        with self.records.reading() as tx:
-            entry = find_version(tx, reference).entry_id
-            before = state_of(tx, entry, reference.alias or "")
-            number = rollback_target(changes(tx, entry, reference.alias, ALL))
-            if number is None:
-                raise nothing_before(reference)
-            version = live_version(tx, Reference(reference.name, version=number))
-        return self._moved(reference, before, version, Reason("rollback", self.who, why))
-
-    def history(self, ref: str, most: int = DEFAULT_ROWS) -> list[Change]:
-        """Lists the changes of an alias, or of all aliases of an entry; the last change first.
-
-        Raises:
-            ConfigError: There is no such entry.
-        """
-        reference = parse(ref)
-        with self.records.reading() as tx:
-            entry = entry_id(tx, reference.name)
-            found = changes(tx, entry, reference.alias, most)
-            if not found and reference.alias is not None:
-                find_version(tx, reference)  # says what is nearest
-            return found
-
-    def store_record(self, record: GateRecord) -> str:
-        """Stores a gate record, and returns its digest. The same record stored again is the same.
-
-        Raises:
-            EvidenceError: It contradicts itself.
-            StorageError: It cannot be stored.
-        """
-        return store_record(self.records, self.blobs, record)
-
-    def read_record(self, digest: str) -> GateRecord:
-        """Reads a gate record of this registry.
-
-        Raises:
-            EvidenceError: There is none, or it was edited.
-        """
-        return load_record(self.blobs, digest)
-
-    def find_record(self, candidate: str, against: str | None) -> tuple[str, GateRecord] | None:
-        """Finds the newest gate record of a pair, whatever its verdict; None if there is none.
-
-        Args:
-            candidate: Digest of the candidate's adapter.
-            against: Digest of the other's; None for the bare base.
-
-        Raises:
-            EvidenceError: It was edited.
-        """
-        return find_record(self.records, self.blobs, candidate, against)
-
     def verify(self, progress: Callable[[int, int], None] = lambda done, total: None) -> Verified:
         """Computes all digests again, and checks the records; see `verifying.py`.
 
@@ -467,18 +269,6 @@ class Registry:
         from lamina.registry.materialize import materialize
 
         return materialize(self.records, self.blobs, parse(ref), self.who)
-
-    def _moved(self, target: Reference, before: AliasState | None, after: Version, reason: Reason) -> Move:
-        if before is not None and before.version.id == after.id:
-            return Move(str(target), after, after, False, before.evidence, before.override)
-        with self.records.writing() as tx:
-            move(tx, after.entry_id, target.alias or "", before, after, reason)
-        return Move(str(target), before and before.version, after, True, reason.evidence, reason.override)
-
-
-def _check_override(override: str | None) -> None:
-    if override is not None and not override.strip():
-        raise ConfigError(Problem("--override", "is empty", "give the reason, which stays in the history"))
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
