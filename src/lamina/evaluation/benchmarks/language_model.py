@@ -94,7 +94,8 @@ class LaminaLM(LM):
             ids = encode(self._tokenizer, context)[-self._room(sampling.max_tokens) :]
             asked.append(Request(token_ids=ids, adapter=self.adapter, sampling=sampling))
             stops.append(until)
-        pieces = self.reader.generate(asked, self._report("answers", len(asked)))
+        generator = self.reader
+        pieces = generator.generate(asked, self._report("answers", len(asked)))
         return [self._text(piece.token_ids, until) for piece, until in zip(pieces, stops, strict=True)]
 
     def _text(self, ids: Sequence[int], until: Sequence[str]) -> str:
