@@ -266,6 +266,10 @@ def _is_one_adapter(subject: str, data: str | None) -> bool:
     """Whether a subject is evaluated as it always was: its loss beside the base's, on its own data or a file."""
     if subject.startswith(("http://", "https://")):
         return False
+    from lamina.registry.names import is_reference
+
+    if is_reference(subject):
+        return True
     path = Path(subject).expanduser()
     names = ("adapter_config.json", "adapter/adapter_config.json", "manifest.json", "config.yaml")
     is_adapter = any((path / name).is_file() for name in names)
