@@ -70,11 +70,12 @@ def add(
     tags = dict(pair("--tag", text) for text in tag or [])
     from lamina.registry.manifest import find_adapter
 
+    digest = _peft_digest(find_adapter(source))
     with opened(place, create=True) as found:
         added = found.add(
             source,
             name,
-            adapter_digest=_peft_digest(find_adapter(source)),
+            adapter_digest=digest,
             evaluations=evaluation or [],
             parents=parent or [],
             license=license,
