@@ -7,6 +7,7 @@ says how to resume).
 
 from __future__ import annotations
 
+import copy
 import io
 import shlex
 import sys
@@ -16,7 +17,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 from rich.table import Table
-from typer.main import get_command
+from typer.main import get_group
 
 from lamina.cli.arguments import asks_for_json, refuse_empty
 from lamina.cli.bench import bench
@@ -232,6 +233,17 @@ def quickstart(
     run_quickstart(folder, model, seed, as_json)
 
 
+def _part(name: str) -> typer.Typer:
+    """The command or the group of that name alone, since building all of them takes longer than some need to run."""
+    groups = [group for group in app.registered_groups if group.name == name]
+    commands = [each for each in app.registered_commands if name in (each.name, getattr(each.callback, "__name__", ""))]
+    if not groups and not commands:
+        return app
+    part = copy.copy(app)
+    part.registered_groups, part.registered_commands = groups, commands
+    return part
+
+
 def main() -> None:
     """Runs the command line. Every error becomes one message and an exit code."""
     open_standard_streams()
@@ -244,11 +256,11 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)  # data may contain characters that the encoding cannot represent
     arguments = sys.argv[1:]
-    command = get_command(app)
+    command = get_group(_part(arguments[0] if arguments else ""))
 
     def run() -> object:
         refuse_empty(command, arguments)
-        return command(args=arguments or ["--help"], standalone_mode=False)  # `app` would build all commands again
+        return command(args=arguments or ["--help"], standalone_mode=False)
 
     code = run_command(run, asks_for_json(command, arguments))
     leave(code if arguments else 2)  # this shows the help, but without a command it is a usage error

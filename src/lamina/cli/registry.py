@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
-from lamina.cli.output import JsonFlag, err, out, pair, print_json
+from lamina.cli.output import JsonFlag, err, out, pair, print_json, print_text
 from lamina.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from lamina.registry.aliases import Move
     from lamina.registry.facts import AliasState, Change, Version
     from lamina.registry.registry import Registry
+
+_MOST_ALIASES = 3
 
 registry = typer.Typer(help="Versions of adapters, and the aliases that point at them.", no_args_is_help=False)
 
@@ -70,11 +70,12 @@ def add(
     tags = dict(pair("--tag", text) for text in tag or [])
     from lamina.registry.manifest import find_adapter
 
+    digest = _peft_digest(find_adapter(source))
     with opened(place, create=True) as found:
         added = found.add(
             source,
             name,
-            adapter_digest=_peft_digest(find_adapter(source)),
+            adapter_digest=digest,
             evaluations=evaluation or [],
             parents=parent or [],
             license=license,
@@ -104,12 +105,13 @@ def ls(
     if as_json:
         print_json({"registry": found.place.shown, "total": total, "entries": [entry.as_json() for entry in entries]})
         return
-    table = _table("name", "versions", "newest", "aliases", "overrides", "changed")
+    rows = []
     for entry in entries:
-        aliases = ", ".join(f"{alias} -> {number}" for alias, number in entry.aliases.items())
-        cells = (entry.name, entry.versions, entry.newest, aliases, entry.overrides or "", _day(entry.updated))
-        table.add_row(*(Text(str(cell)) for cell in cells))
-    out.print(table)
+        aliases = ", ".join(f"{alias} -> {number}" for alias, number in list(entry.aliases.items())[:_MOST_ALIASES])
+        more = ", ..." if len(entry.aliases) > _MOST_ALIASES else ""
+        own = (entry.name, entry.versions, entry.newest, aliases + more, entry.overrides or "", _day(entry.updated))
+        rows.append(own)
+    _print_table(("name", "versions", "newest", "aliases", "overrides", "changed"), rows)
     if total > len(entries):
         err.print(f"{len(entries):,} of {total:,} entries; see more with --limit or --prefix", markup=False)
 
@@ -126,12 +128,12 @@ def _list_versions(found: Registry, name: str, limit: int, as_json: bool) -> Non
             }
         )
         return
-    table = _table("version", "aliases", "method", "size", "added", "by", "digest")
+    rows = []
     for version in versions:
         size = "removed" if version.removed else f"{version.size / 2**20:,.1f} MiB"
-        cells = (version.ref, ", ".join(version.aliases), version.method, size, _day(version.created), version.who)
-        table.add_row(*(Text(cell) for cell in (*cells, version.digest[:19])))
-    out.print(table)
+        own = (version.ref, ", ".join(version.aliases), version.method, size, _day(version.created), version.who)
+        rows.append((*own, version.digest[:19]))
+    _print_table(("version", "aliases", "method", "size", "added", "by", "digest"), rows)
     _print_overrides(aliases)
 
 
@@ -145,7 +147,6 @@ def show(ref: Ref, place: Place = None, as_json: JsonFlag = False) -> None:
         return
     version, manifest = shown.version, shown.manifest
     _print_version(version)
-    table = _table("", "")
     facts: dict[str, Any] = {
         "adapter": manifest.adapter_digest,
         "base": f"{manifest.base.get('ref')}  {manifest.base.get('tensors') or ''}",
@@ -160,10 +161,7 @@ def show(ref: Ref, place: Place = None, as_json: JsonFlag = False) -> None:
         "gate records": ", ".join(f"{record['verdict']} {record['digest'][:19]}" for record in shown.records),
         "files": ", ".join(f"{file.name} ({file.size:,} bytes)" for file in manifest.files),
     }
-    for key, value in facts.items():
-        if value != "":
-            table.add_row(key, Text(str(value)))
-    out.print(table)
+    _print_table(("", ""), [(key, value) for key, value in facts.items() if value != ""])
     _print_changes(shown.history)
 
 
@@ -175,10 +173,11 @@ def diff(ref: Ref, other: Ref, place: Place = None, as_json: JsonFlag = False) -
     if as_json:
         print_json({"a": ref, "b": other, "differences": {name: list(values) for name, values in differences.items()}})
         return
-    table = _table("field", ref, other)
-    for name, values in differences.items():
-        table.add_row(Text(name), *(Text(str(value)[:100]) for value in values))
-    out.print(table if differences else "no differences")
+    rows = [(name, *(str(value)[:100] for value in values)) for name, values in differences.items()]
+    if rows:
+        _print_table(("field", ref, other), rows)
+    else:
+        out.print("no differences")
 
 
 @registry.command()
@@ -302,14 +301,13 @@ def _print_version(version: Version) -> None:
 
 
 def _print_changes(found: list[Change]) -> None:
-    table = _table("when", "who", "alias", "what", "from", "to", "evidence", "why")
+    rows = []
     for change in found:
         reason = f"OVERRIDE: {change.override}" if change.override else change.why or ""
         ends = (str(change.before or "-"), str(change.after or "-"), (change.evidence or "")[:19])
-        cells = (_time(change.at), change.who, change.alias, change.action, *ends, reason)
-        table.add_row(*(Text(cell) for cell in cells))
-    if found:
-        out.print(table)
+        rows.append((_time(change.at), change.who, change.alias, change.action, *ends, reason))
+    if rows:
+        _print_table(("when", "who", "alias", "what", "from", "to", "evidence", "why"), rows)
 
 
 def _print_overrides(aliases: list[AliasState]) -> None:
@@ -318,8 +316,13 @@ def _print_overrides(aliases: list[AliasState]) -> None:
             out.print(f"{state.ref} -> {state.version.ref} by an override: {state.override}", markup=False)
 
 
-def _table(*columns: str) -> Table:
-    return Table(*map(escape, columns), box=None, padding=(0, 2, 0, 0), show_header=any(columns))
+def _print_table(head: tuple[str, ...], rows: Iterable[Sequence[object]]) -> None:
+    """Prints aligned columns; rich's tables take longer than the rest of a command, and break long cells."""
+    cells = [head, *(tuple(" ".join(str(cell).split()) for cell in row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        if any(row):
+            print_text("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _day(seconds: float | None) -> str:

@@ -15,8 +15,8 @@ Adapters = Annotated[
     list[str] | None,
     typer.Option(
         "--adapter",
-        help="NAME=PATH of a run or adapter folder; or a version or an alias of the registry, with or without NAME=. May "
-        "be repeated.",
+        help="NAME=PATH of a run or adapter folder; or a version or an alias of the registry, with or without NAME=. "
+        "May be repeated.",
     ),
 ]
 

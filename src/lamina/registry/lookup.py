@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from lamina.errors import ConfigError, Problem, RegistryError, nearest
 from lamina.registry.digests import PREFIX, short
@@ -203,7 +204,7 @@ def entries(tx: Transaction, most: int, prefix: str = "") -> list[Entry]:
 
 def changes(tx: Transaction, entry: int, alias: str | None, most: int, version: int | None = None) -> list[Change]:
     """Lists the history of an entry, of an alias, or of what touched a version; the last change first."""
-    wanted, values = "", {}
+    wanted, values = "", dict[str, Any]()
     if alias is not None:
         wanted, values = " AND h.alias = :alias", {"alias": alias}
     if version is not None:

@@ -123,7 +123,7 @@ class Manifest:
             if unknown:
                 raise ValueError(f"{', '.join(sorted(unknown))} is not known")
             kept = tuple(File(**file) for file in value.pop("files"))
-            lists = {name: tuple(value.pop(name)) for name in ("data", "evaluations", "parents")}
+            lists: dict[str, Any] = {name: tuple(value.pop(name)) for name in ("data", "evaluations", "parents")}
             found = cls(**value, **lists, files=kept)
             _check(found)
         except NewerVersionError:

@@ -17,12 +17,14 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 METADATA = MetaData()
 # SQLite numbers rows by itself only where the key is an INTEGER.
 KEY = BigInteger().with_variant(Integer, "sqlite")
 TIME = Float(53)
+FORCED = text("override IS NOT NULL")
 
 ENTRIES = Table(
     "entries",
@@ -96,6 +98,7 @@ HISTORY = Table(
     Index("history_by_alias", "entry_id", "alias", "id"),
     Index("history_by_target", "to_id"),
     Index("history_by_time", "at"),
+    Index("history_by_override", "entry_id", sqlite_where=FORCED, postgresql_where=FORCED),
 )
 
 TAGS = Table(

@@ -116,6 +116,8 @@ def _make_aliases() -> None:
     op.create_index("history_by_alias", "history", ["entry_id", "alias", "id"])
     op.create_index("history_by_target", "history", ["to_id"])
     op.create_index("history_by_time", "history", ["at"])
+    forced = sa.text("override IS NOT NULL")
+    op.create_index("history_by_override", "history", ["entry_id"], sqlite_where=forced, postgresql_where=forced)
 
 
 def _keep_history() -> None:
