@@ -204,9 +204,11 @@ def entries(tx: Transaction, most: int, prefix: str = "") -> list[Entry]:
 
 def changes(tx: Transaction, entry: int, alias: str | None, most: int, version: int | None = None) -> list[Change]:
     """Lists the history of an entry, of an alias, or of what touched a version; the last change first."""
-    wanted, values = "", dict[str, Any]()
+    wanted = ""
+    values: dict[str, Any] = {}
     if alias is not None:
-        wanted, values = " AND h.alias = :alias", {"alias": alias}
+        wanted = " AND h.alias = :alias"
+        values["alias"] = alias
     if version is not None:
         wanted += " AND (h.to_id = :version OR h.from_id = :version)"
         values["version"] = version
