@@ -128,7 +128,7 @@ class _Compared:
     def outcome(self, gate: GateConfig) -> Outcome:
         """The outcome at the gate's level."""
         limit = self._check.margin if isinstance(self._check, NotWorseCheck) else 0.0
-        limit = -limit if self._metric.larger_is_better is not False else limit
+        limit = -limit + 0.0 if self._metric.larger_is_better is not False else limit  # never -0.0
         if self._found is None:
             return Outcome(self._name, None, limit=limit, note="no row counts: training saw all, or none has a value")
         if isinstance(self._found, Difference):
