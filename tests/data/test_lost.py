@@ -247,7 +247,7 @@ def test_the_fix_for_preferences_learns_the_chosen_answers(
     build: Callable[..., Dataset], write: Callable[..., str], template: ChatTemplate, shape: str, form: str
 ) -> None:
     path = write([PREFERENCES[shape]] * 3)
-    with pytest.raises(DataError, match="has no loss") as caught:
+    with pytest.raises(DataError, match="does not learn from") as caught:
         build(path, format=form, max_length=256)
     fix = follow(caught.value)
     dataset = build(path, *fix, format=form, max_length=256)

@@ -26,7 +26,7 @@ def test_its_configurations_are_valid(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_it_names_every_field_and_the_paper(name: str) -> None:
     page, config = (PAGES / f"{name}.md").read_text(encoding="utf-8"), METHOD_CONFIGS[name]
-    for field in config.model_fields.keys() - {"type"}:
+    for field in config.model_fields.keys() - {"type", "from"}:
         assert f"`{field}`" in page, field
     for number in re.findall(r"arXiv:[\d.]+\d", config.paper):
         assert number in page

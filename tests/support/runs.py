@@ -24,5 +24,9 @@ SUMMARY = Summary(
     total_parameters=3824,
     adapted_weights_share=0.75,
     packed_weights_share=0.5,
+    loss_type="dpo",
+    reference="sha256:3",
+    eval_metrics_first={"rewards/margins": 0.0},
+    eval_metrics={"rewards/margins": 0.5},
     figures={"ranks_kept": 28},
 )

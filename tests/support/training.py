@@ -46,7 +46,7 @@ def settings(folder: Path, model: Path, name: str = "run", **changes: Any) -> di
         "output_dir": str(folder / name),
     }
     for section, change in changes.items():
-        values[section] = {**values[section], **change} if isinstance(change, dict) else change
+        values[section] = {**values.get(section, {}), **change} if isinstance(change, dict) else change
     return values
 
 

@@ -25,8 +25,9 @@ from lamina.adapters.lock import Lock
 from lamina.adapters.probes import Probe
 from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.errors import AdapterError, LaminaError, NewerVersionError, check_format
-from lamina.methods.shared.base import Injection, find_method
+from lamina.methods.shared.base import Injection
 from lamina.methods.shared.coverage import with_names
+from lamina.methods.shared.score import saved_form
 from lamina.models.load import Base
 
 LAMINA_FILE = "lamina.json"
@@ -78,8 +79,7 @@ def save_adapter(path: Path, injection: Injection, base: Base, lock: Lock, probe
     Raises:
         StorageError: Nothing was written, and an adapter already at `path` is untouched.
     """
-    method = find_method(injection.config.type)
-    saved = method.saved(injection)
+    saved = saved_form(injection)
     config = with_names(injection, saved.config)
     settings = config.model_dump(mode="json")
     digest = adapter_digest(settings, saved.tensors)

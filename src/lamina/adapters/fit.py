@@ -25,6 +25,7 @@ from lamina.config.methods.peft import PeftConfig
 from lamina.errors import AdapterError, ConfigError
 from lamina.methods.shared.base import PEFT_PREFIX, Injection, find_method, inject
 from lamina.methods.shared.peft_types import converted_tensors
+from lamina.methods.shared.score import with_saved_score
 from lamina.methods.shared.targets import FIELD as TARGETS
 
 # The fields of a method that name modules and that peft does not mind naming some which are not there.
@@ -83,14 +84,14 @@ def _fit(adapter: Adapter, config: MethodConfig, model: PreTrainedModel, base: _
     used, notes = _without_dead_names(config, adapter, base.modules)
     _check_memory(adapter, config, base.modules)
     _check_tokens(adapter, config, base)
-    injection = inject(model, used, seed=0)
+    injection = with_saved_score(inject(model, used, seed=0), adapter.tensors)
     try:
         if adapter.lock is not None:
             check_tensors(adapter, injection)
         tensors = adapter.tensors if adapter.lock else _as_peft(adapter, injection, base, notes)
     except AdapterError:
         for name in injection.layers:
-            if name:
+            if name and name in base.modules:
                 set_module(model, name, base.modules[name])
         raise
     injection.load_tensors(tensors)

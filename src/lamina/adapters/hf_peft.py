@@ -17,6 +17,7 @@ from lamina.config import MethodConfig
 from lamina.errors import AdapterError
 from lamina.files import write_json
 from lamina.methods.shared.base import Injection, Method, all_methods, find_method
+from lamina.methods.shared.score import SCORE, ScoreHead
 from lamina.methods.shared.targets import short_targets
 
 CONFIG_FILE = "adapter_config.json"
@@ -43,7 +44,7 @@ def peft_content(injection: Injection, config: MethodConfig, base_ref: str) -> d
         base_ref: Where peft finds the base.
     """
     model = injection.model
-    names = [name for name in injection.layers if name]
+    names = [name for name, layer in injection.layers.items() if name and not isinstance(layer, ScoreHead)]
     targets = short_targets(model, names)
     pattern = dict(config).get("target_modules")
     if isinstance(pattern, str) and pattern != "all-linear":
@@ -52,7 +53,16 @@ def peft_content(injection: Injection, config: MethodConfig, base_ref: str) -> d
         if not set(matched) <= set(names):  # also what can have no adapter, at which peft stops
             targets = short_targets(model, [name for name in matched if name in injection.layers])
             config = config.model_copy(update={"target_modules": targets})
-    return find_method(config.type).peft_config(config, targets, base_ref)
+    content = find_method(config.type).peft_config(config, targets, base_ref)
+    if SCORE in injection.layers:  # a reward model, which peft puts on a model for sequence classification
+        content |= {"task_type": "SEQ_CLS", "modules_to_save": [*(content.get("modules_to_save") or []), SCORE]}
+    return content
+
+
+def without_score(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the content for the adapter without a reward model's head, as a method reads it."""
+    kept = [name for name in content.get("modules_to_save") or [] if name != SCORE]
+    return {**content, "task_type": "CAUSAL_LM", "modules_to_save": kept or None}
 
 
 def read_peft_config(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import torch
 from transformers import PreTrainedModel
 
 from lamina.adapters.adapter import read_adapter
-from lamina.adapters.hf_peft import peft_content, read_peft_config
+from lamina.adapters.hf_peft import peft_content, read_peft_config, without_score
 from lamina.config import MethodConfig
 from lamina.errors import AdapterError, ConfigError, LaminaError, Problem
 from lamina.methods.shared.base import Injection, find_method, inject
 from lamina.methods.shared.coverage import with_names
+from lamina.methods.shared.score import SCORE, saved_form, with_saved_score
 from lamina.structure.skeleton import build_skeleton, with_memory
 
 Shapes = dict[str, tuple[int, ...]]
@@ -34,8 +36,7 @@ def check_before_training(injection: Injection) -> list[str]:
     Raises:
         ConfigError: It could not be loaded.
     """
-    method = find_method(injection.config.type)
-    saved = method.saved(injection)
+    saved = saved_form(injection)
     config = with_names(injection, saved.config)
     content = json.loads(json.dumps(peft_content(injection, config, "")))
     try:
@@ -77,6 +78,9 @@ def _check(injection: Injection, config: MethodConfig, content: Mapping[str, Any
     method = find_method(config.type)
     if not method.in_peft:
         return notes
+    if SCORE in injection.layers:
+        content = without_score(content)
+        injection = replace(injection, layers={name: each for name, each in injection.layers.items() if name != SCORE})
     read = method.from_peft(content)
     # What peft's layers make of a configuration depends on the model. Of lamina's own methods, both say the same.
     if method.fallback and peft_content(injection, read, content["base_model_name_or_path"]) != content:
@@ -94,7 +98,7 @@ def _check_fit(model: PreTrainedModel, config: MethodConfig, found: Shapes, file
     # Some of peft's methods begin with numbers that they read off the weights.
     for skeleton in (build_skeleton, lambda model: with_memory(build_skeleton(model))):
         try:
-            fresh = inject(skeleton(model), find_method(config.type).begun(config), seed=0)
+            fresh = with_saved_score(inject(skeleton(model), find_method(config.type).begun(config), seed=0), found)
         except Exception as error:  # whatever it is: it may be for want of weights
             errors.append(error)
             continue

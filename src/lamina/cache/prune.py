@@ -48,6 +48,7 @@ KINDS = {
         Kind("adapters", "adapters of registries", _HEX),
         Kind("quantized", "base models in 4 or 8 bits", _HEX),
         Kind("tokens", "encoded rows", _HEX),
+        Kind("references", "log-probabilities of reference models", rf"{_HEX}\.npy"),
         Kind("kernels", "compiled kernels", rf"{_HEX}\.so"),
         Kind("shapes", "models with random weights, for `lamina bench`", r".+-\d+-v\w+"),
         Kind("fingerprints", "digests of weight files", rf"{_HEX}\.json"),

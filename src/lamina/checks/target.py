@@ -98,6 +98,8 @@ def find_target(
     if chosen is None:
         chosen = DEFAULT_MODEL if packaged_gguf(ALIASES[DEFAULT_MODEL].package) else _NO_MODEL
     data = config.data
+    if config.loss.whole_rows:  # whatever train_on says, their last answers alone are in the loss
+        data = data.model_copy(update={"train_on": "completions"})
     for name in ("chat_template", "enable_thinking"):
         if chosen == _NO_MODEL and getattr(data, name) is not None:
             raise ConfigError(Problem("--model", f"is none, so data.{name} has no effect", "name a model"))

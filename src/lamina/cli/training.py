@@ -67,7 +67,7 @@ class TrainingView:
                     self._progress.update(self._task, description=description)
             case events.Evaluation():
                 best = "  (best so far)" if event.best_step == event.step else ""
-                what = "bare base" if event.of == "base" else f"step {event.step}"
+                what = {"base": "bare base", "start": "before training"}.get(event.of, f"step {event.step}")
                 err.print(f"  eval loss {event.eval_loss:.4f}  {what}{best}")
             case events.Interrupted():
                 err.print(f"  {event.signal}: checkpoint saved at step {event.step}")

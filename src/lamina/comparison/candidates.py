@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lamina.config import DEFAULT_METHOD, METHOD_CONFIGS, Config, load_config, merge_overrides, only_given
+from lamina.config.losses import DEFAULT_LOSS, LOSS_CONFIGS
 from lamina.errors import ConfigError, Problem, nearest
 from lamina.runs import Run
 
@@ -134,6 +135,7 @@ def _combined(
     section, lacking = _section(values, method, own)
     lacking = [key for key in (f"method.{key}" for key in lacking) if key not in has]
     lacking += [key for key in given if key not in has]
+    values = {**values, **_loss_section(values, has.get("loss.type"))}
     label = "".join(f"-{key.rpartition('.')[2]}={_label(value)}" for key, value in has.items() if key in chosen)
     changed = merge_overrides({**values, "method": section}, [f"{key}={value}" for key, value in has.items()])
     return _Draft(f"{method}{label}", changed, {"method.type": method, **has}, _notes(method, lacking))
@@ -145,6 +147,7 @@ def _named(values: Mapping[str, Any], name: str, own: str, fixed: Mapping[str, s
     section, lacking = _section(values, method, own)
     has = {key: value for key, value in fixed.items() if _takes(method, key)}
     given = [f"{key}={value}" for key, value in has.items()] + changes
+    values = {**values, **_loss_section(values, pairs.get("loss.type"))}
     lacking = [key for key in (f"method.{key}" for key in lacking) if key not in {**has, **pairs}]
     lacking += [key for key in fixed if key not in has]
     changed = merge_overrides({**values, "method": section}, given)
@@ -170,6 +173,17 @@ def _section(values: Mapping[str, Any], method: str, own: str) -> tuple[dict[str
     alike = {key for key in theirs if key in its and theirs[key].default == its[key].default}
     kept = {key: value for key, value in section.items() if key in alike}
     return {**kept, "type": method}, [key for key in section if key not in kept and key != "type"]
+
+
+def _loss_section(values: Mapping[str, Any], wanted: str | None) -> dict[str, Any]:
+    """Builds the `loss:` section for another loss, from the fields that are the same in both; empty if it stays."""
+    section = dict(values.get("loss") or {})
+    own = section.get("type", DEFAULT_LOSS)
+    if wanted is None or wanted == own or wanted not in LOSS_CONFIGS or own not in LOSS_CONFIGS:
+        return {}
+    theirs, its = LOSS_CONFIGS[wanted].model_fields, LOSS_CONFIGS[own].model_fields
+    alike = {key for key in theirs if key in its and theirs[key].default == its[key].default}
+    return {"loss": {**{key: value for key, value in section.items() if key in alike}, "type": wanted}}
 
 
 def _takes(method: str, key: str) -> bool:

@@ -134,6 +134,10 @@ def _check_screen(candidates: Sequence[Candidate]) -> None:
         problems.append(Problem("--screen", message, "train them all, without it"))
     if any(candidate.config.data.eval is None for candidate in candidates):
         problems.append(Problem("--screen", "decides by the evaluation loss, but data.eval is null", "set data.eval"))
+    losses = sorted({candidate.config.loss.type for candidate in candidates})
+    if len(losses) > 1:
+        message = f"decides by the evaluation loss, but the candidates have different losses: {', '.join(losses)}"
+        problems.append(Problem("--screen", message, "train them all, without it"))
     if problems:
         raise ConfigError(problems)
 
@@ -211,6 +215,9 @@ class _Comparer:
             peak_memory_bytes=summary.peak_memory_bytes,
             step_seconds=summary.step_seconds_median,
             eval_loss=summary.eval_loss,
+            loss_type=summary.loss_type,
+            accuracy=(summary.eval_metrics or {}).get("rewards/accuracies"),
+            margin=(summary.eval_metrics or {}).get("rewards/margins"),
             train_loss=summary.train_loss_last,
             base=replace(outcome.base, eval_loss=summary.eval_loss_first),
         )

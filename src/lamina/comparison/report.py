@@ -56,6 +56,9 @@ class Outcome:
         step_seconds: Median time of a step.
         train_loss: Loss of the last step.
         eval_loss: Evaluation loss of the saved adapter.
+        loss_type: The name of its loss.
+        accuracy: Share of the evaluation pairs whose chosen answer it prefers.
+        margin: Mean difference between the rewards of chosen and rejected answers.
         score: Score of the answers on the test rows.
         general_loss: Loss on the general text with the adapter.
         base: Results of the base without the adapter.
@@ -78,6 +81,9 @@ class Outcome:
     step_seconds: float | None = None
     train_loss: float | None = None
     eval_loss: float | None = None
+    loss_type: str | None = None
+    accuracy: float | None = None
+    margin: float | None = None
     score: Score | None = None
     general_loss: float | None = None
     base: BaseFigures = BaseFigures()
@@ -168,7 +174,19 @@ def columns(comparison: Comparison) -> list[Column]:
         Column("rate", lambda o: _form(o.learning_rate, "{:.2g}")),
     ]
     if any(o.eval_loss is not None for o in outcomes):
-        found.append(Column("eval loss", lambda o: _form(o.eval_loss, "{:.4f}"), lambda o: o.eval_loss))
+        alike = len({o.loss_type for o in outcomes if o.loss_type}) < 2  # losses of different kinds have no best
+        best = (lambda o: o.eval_loss) if alike else None
+        found.append(Column("eval loss", lambda o: _form(o.eval_loss, "{:.4f}"), best))
+    if any(o.accuracy is not None for o in outcomes):
+        found.append(
+            Column(
+                "preferred",
+                lambda o: _form(o.accuracy, "{:.1%}"),
+                lambda o: None if o.accuracy is None else -o.accuracy,
+            )
+        )
+    if any(o.margin is not None for o in outcomes):
+        found.append(Column("margin", lambda o: _form(o.margin, "{:.3f}")))
     if any(o.score for o in outcomes):
         found.append(
             Column("right (95%)", lambda o: score_text(o.score), lambda o: -o.score.share if o.score else None)

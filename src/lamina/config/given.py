@@ -98,8 +98,11 @@ def _default(cls: type[BaseModel], name: str, path: str, whole: Mapping[str, Any
 
 def _own_learning_rate(whole: Mapping[str, Any]) -> Any:
     method, train = _chosen_class("method", whole.get("method")), whole.get("train")
+    loss = _chosen_class("loss", whole.get("loss", {}))
     optim = train.get("optim") if isinstance(train, Mapping) else None
-    return _NOTHING if method is None or optim not in OPTIMIZERS else default_learning_rate(method, optim)
+    if method is None or loss is None or optim not in OPTIMIZERS:
+        return _NOTHING
+    return default_learning_rate(method, optim, loss)
 
 
 def _chosen_class(name: str, section: Any) -> Any:

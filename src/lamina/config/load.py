@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from lamina import plugins
 from lamina.config.given import only_given, resolved_values, section_of
-from lamina.config.losses import LOSS_CONFIGS
+from lamina.config.losses import LOSS_CONFIGS, NO_LOSSES, LossConfig
 from lamina.config.methods import METHOD_CONFIGS, MethodConfig
 from lamina.config.overrides import read_value
 from lamina.config.places import at_home, own_run
@@ -35,7 +35,7 @@ _FAMILIES = {"method.type": "methods", "loss.type": "losses", "train.optim": "op
 
 
 # Fields that name files and folders.
-_PATHS = ("model", "output_dir", "data.train", "data.eval", "data.replay")
+_PATHS = ("model", "method.from", "output_dir", "data.train", "data.eval", "data.replay")
 
 
 def load_config(source: str | Path | Mapping[str, Any] | Config, overrides: Iterable[str] = ()) -> Config:
@@ -166,7 +166,7 @@ def _problem(detail: ErrorDetails) -> Problem:
         case "extra_forbidden":
             section = _section_at(location[:-1])
             allowed = sorted(section.model_fields) if section is not None else []
-            absent = section.absent if section is not None and issubclass(section, MethodConfig) else {}
+            absent = section.absent if section is not None and issubclass(section, (MethodConfig, LossConfig)) else {}
             hint = absent.get(location[-1]) or nearest(location[-1], allowed)
             return Problem(field, f"unknown key; allowed here: {', '.join(allowed)}.", hint)
         case "missing":
@@ -192,6 +192,9 @@ def _no_such(field: str, value: object, expected: str) -> Problem:
     reason = plugins.problems(family).get(str(value)) if family is not None else None
     if reason is not None:
         return Problem(field, f"{value!r} cannot be used: {reason}.")
+    if field == "loss.type" and str(value).lower() in NO_LOSSES:
+        why, fix = NO_LOSSES[str(value).lower()]
+        return Problem(field, f"{value!r} is not one of {expected}: {why}.", fix)
     hint = nearest(str(value), re.findall(r"'([^']*)'", expected))
     return Problem(field, f"{value!r} is not one of {expected}.", hint)
 

@@ -100,6 +100,12 @@ def map_paths(values: Mapping[str, Any], change: Callable[[str, str], str]) -> d
     mapped = {**values}
     if isinstance(model := mapped.get("model"), str) and model not in ALIASES:
         mapped["model"] = change("model", model)
+    if isinstance(method := mapped.get("method"), Mapping) and isinstance(method.get("from"), str):
+        mapped["method"] = {**method, "from": change("method.from", method["from"])}
+    if isinstance(loss := mapped.get("loss"), Mapping):
+        named = [name for name in ("teacher", "teacher_prompt") if isinstance(loss.get(name), str)]
+        named = [name for name in named if name != "teacher" or loss[name] not in ALIASES]
+        mapped["loss"] = {**loss, **{name: change(f"loss.{name}", loss[name]) for name in named}}
     if isinstance(mapped.get("data"), Mapping):
         data = mapped["data"] = {**mapped["data"]}
         if "train" in data:

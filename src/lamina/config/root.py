@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lamina.config.data import DataConfig
-from lamina.config.losses import AnyLossConfig
+from lamina.config.losses import AnyLossConfig, LossConfig
 from lamina.config.losses.cross_entropy import CrossEntropyConfig
 from lamina.config.methods import AnyMethodConfig, MethodConfig
 from lamina.config.methods.lora import LoraConfig
@@ -79,6 +79,13 @@ class Config(Section):
                 f"method '{self.method.type}' needs the base model's own layers, but `offload` replaces them with "
                 "layers that read from disk; set offload to false, or use a method such as lora"
             )
+        if self.loss.reference_name == "start" and self.method.start is None:
+            wrong.append(
+                "loss.reference: start compares with the adapter that training starts from, but method.from names "
+                "none; set method.from, or loss.reference to base"
+            )
+        if self.loss.whole_rows:
+            wrong += self._wrong_for_whole_rows()
         if self.quantization is not None:
             compute = self.quantization.compute_dtype
             if "auto" not in (compute, self.dtype) and compute != self.dtype:
@@ -95,18 +102,42 @@ class Config(Section):
             raise ValueError(". ".join(wrong))
         return self
 
+    def _wrong_for_whole_rows(self) -> list[str]:
+        data, wrong = self.data, []
+        if data.train_on not in ("assistant", "completions"):
+            wrong.append(
+                f"data.train_on '{data.train_on}' puts more than the answers into the loss, but loss "
+                f"'{self.loss.type}' compares answers alone; set data.train_on to completions"
+            )
+        if data.overlong not in ("auto", "drop"):
+            wrong.append(
+                f"data.overlong '{data.overlong}' divides rows that are too long, but loss '{self.loss.type}' needs "
+                "whole answers; set data.overlong to drop, and raise data.max_length to keep more rows"
+            )
+        if data.packing_strategy == "wrapped":
+            wrong.append(
+                f"data.packing_strategy 'wrapped' cuts rows anywhere, but loss '{self.loss.type}' needs whole answers; "
+                "use bfd"
+            )
+        if data.replay is not None:
+            wrong.append(
+                f"data.replay mixes in general text, but loss '{self.loss.type}' learns from "
+                "rows of its own kind; remove data.replay"
+            )
+        return wrong
+
     @model_validator(mode="after")
     def _fill_in_learning_rate(self) -> Config:
         if self.train.learning_rate is None:
-            own = default_learning_rate(type(self.method), self.train.optim)
+            own = default_learning_rate(type(self.method), self.train.optim, type(self.loss))
             train = self.train.model_copy(update={"learning_rate": own})
             train.model_fields_set.discard(
                 "learning_rate"
-            )  # it was not given, so it follows when method or optim changes
+            )  # it was not given, so it follows when method, optim or loss changes
             object.__setattr__(self, "train", train)  # the class is frozen for everyone else
         return self
 
 
-def default_learning_rate(method: type[MethodConfig], optim: str) -> float:
-    """Returns the default of `train.learning_rate` for a method and an optimizer."""
-    return method.learning_rate * OPTIMIZERS[optim].learning_rate_factor
+def default_learning_rate(method: type[MethodConfig], optim: str, loss: type[LossConfig] = CrossEntropyConfig) -> float:
+    """Returns the default of `train.learning_rate` for a method, an optimizer and a loss."""
+    return method.learning_rate * OPTIMIZERS[optim].learning_rate_factor * loss.learning_rate_factor

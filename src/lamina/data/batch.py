@@ -142,9 +142,8 @@ def _one_at_a_time(example: EncodedExample, layout: Layout) -> list[Batch]:
     """Returns one batch per sequence of an example."""
     if not example.several:
         return [build_batch([example], layout)]
-    cuts = np.cumsum(example.several)[:-1]
-    parts = zip(np.split(example.input_ids, cuts), np.split(example.supervised, cuts), strict=True)
-    return [_build(ids, supervised, [len(ids)], layout, (example,)) for ids, supervised in parts]
+    parts = [example.sequence(number) for number in range(len(example.several))]
+    return [_build(part.input_ids, part.supervised, [len(part)], layout, (example,)) for part in parts]
 
 
 def _build(

@@ -207,7 +207,7 @@ def load_examples(config: DataConfig, path: str, field: str, max_rows: int | Non
 def fit(file: EncodedFile, file_index: int, rows: np.ndarray, config: DataConfig, stop: Sequence[int]) -> Pieces:
     """Fits rows of a file into `max_length`: drops, truncates or splits longer rows, as configured.
 
-    A row with several sequences is dropped as a whole if one of them is too long.
+    A row that must stay whole is dropped if one of its sequences is too long.
 
     Args:
         file: The file; its report records what happens to the rows.
@@ -219,7 +219,7 @@ def fit(file: EncodedFile, file_index: int, rows: np.ndarray, config: DataConfig
     store, report = file.store, file.report
     pieces = whole_rows(store, file_index, rows)
     long = store.longest[rows] > config.max_length
-    how = "drop" if store.facts.several else config.overlong
+    how = "drop" if file.whole_rows else config.overlong
     if how == "auto":
         how = "split" if file.is_text else "drop"
     if how == "drop":
@@ -262,11 +262,9 @@ def _encode(
 
 
 def _check_uncut(files: Sequence[EncodedFile]) -> None:
-    several = next((file for file in files if file.store.facts.several), None)
-    if several is not None:
-        message = (
-            f"'wrapped' cuts rows anywhere, but the rows of {several.file.name} have sequences that belong together"
-        )
+    whole = next((file for file in files if file.whole_rows), None)
+    if whole is not None:
+        message = f"'wrapped' cuts rows anywhere, but the rows of {whole.file.name} have sequences that belong together"
         raise ConfigError(Problem("data.packing_strategy", message, "use 'bfd'"))
 
 
@@ -279,7 +277,7 @@ def _not_trainable(file: EncodedFile, kind: str, sequences: Sequences) -> str:
     rows = [(row.value, row.example) for row in first if row.value is not None and row.example is not None]
     fix = no_loss_fix(kind, rows, file.source, facts.wanted, facts.kinds[kind])
     return (
-        f"{file.file.name}: its rows have the format {facts.format!r}, for which `lamina train` has no loss; it "
+        f"{file.file.name}: its rows have the format {facts.format!r}, which cross entropy does not learn from; it "
         f"supports answers and plain text. Fix: {fix}."
     )
 

@@ -38,6 +38,7 @@ class EncodedFile:
         text_unit: The unit that becomes a document, for a plain text file.
         store: The tokens of its rows.
         report: What happened to its rows; completed while the data is assembled.
+        whole_rows: Whether rows must not be cut; see `Sequences`.
         notes: Other messages to the user.
     """
 
@@ -46,6 +47,7 @@ class EncodedFile:
     text_unit: str
     store: TokenStore
     report: FileReport
+    whole_rows: bool = False
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -83,6 +85,7 @@ def encode_file(
     """
     sha256 = _digest(file)
     stratify, group = (config.stratify_by, config.group_by) if role == "train" else (None, None)
+    train_on = "completions" if sequences.whole_rows else config.train_on
     key = {
         "file": sha256,
         "kind": [file.kind, file.compression, file.split],
@@ -90,7 +93,7 @@ def encode_file(
         "text_unit": config.text_unit if file.kind == "text" else None,
         "tokenizer": template.tokenizer_digest,
         "template": [template.digest, template.name, template.thinking, template.enable_thinking],
-        "train_on": config.train_on,
+        "train_on": train_on,
         "columns": [stratify, group],
         "sequences": sequences.key,
     }
@@ -98,12 +101,13 @@ def encode_file(
     def build(writer: StoreWriter) -> None:
         reader = SourceReader(file, source, config.text_unit)
         with few_collections():
-            _fill(writer, reader, config.train_on, template, sequences, stratify, group, notify)
+            _fill(writer, reader, train_on, template, sequences, stratify, group, notify)
 
     # The content of a data set on the hub can change under the same name.
     store = cached_store(key if sha256 else None, build)
     report = store.facts.report(file.name, sha256, role, source.weight if role == "train" else 1.0)
-    return EncodedFile(file, source, config.text_unit, store, report, list(file.notes))
+    whole = sequences.whole_rows or store.facts.several
+    return EncodedFile(file, source, config.text_unit, store, report, whole, list(file.notes))
 
 
 def _fill(
@@ -130,8 +134,12 @@ def _fill(
             raise DataError(f"{reader.file.name}: {encoded}") from None
         if encoded is None:
             writer.drop(row.drop_reason, row.number)
+            continue
+        assert row.example is not None and row.value is not None
+        accepted = row.example.kind in sequences.kinds
+        if accepted and (unfit := sequences.unfit(encoded)):
+            writer.drop(unfit, row.number)
         else:
-            assert row.example is not None and row.value is not None
             if row.trimmed:
                 facts.trimmed.add(row.number)
             facts.kinds[row.example.kind] = facts.kinds.get(row.example.kind, 0) + 1
@@ -141,7 +149,7 @@ def _fill(
             facts.remark(row.number, encoded.remarks)
             teaches_stop = bool(np.isin(encoded.input_ids[encoded.supervised], stop).any())
             stratum, together = (_column(row, name, reader) for name in (stratify, group))
-            values = sequences.values(row.example) if row.example.kind in sequences.kinds else {}
+            values = sequences.values(row.example) if accepted else {}
             writer.add(StoredRow(encoded, prompt_digest(row.example), stratum, together, teaches_stop, values))
         if notify is not None and time.monotonic() - last_word > _WORD_EVERY:
             last_word = time.monotonic()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
@@ -118,6 +118,7 @@ class EncodedExample:
         remarks: Remarks on its rendering, if it was just encoded.
         several: Tokens per sequence, if there are several; they sum to all tokens.
         values: Numbers of the row that the loss uses, by name.
+        companion: What the loss compares the row with and does not learn, in as many sequences.
     """
 
     input_ids: np.ndarray
@@ -127,6 +128,7 @@ class EncodedExample:
     remarks: Remarks = NO_REMARKS
     several: tuple[int, ...] = ()
     values: Mapping[str, float] = field(default_factory=dict)
+    companion: EncodedExample | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -145,3 +147,15 @@ class EncodedExample:
     def supervised_tokens(self) -> int:
         """Number of tokens in the loss."""
         return int(self.supervised.sum())
+
+    def sequence(self, number: int) -> EncodedExample:
+        """Returns one of its sequences, from 0, as an example of its own, with the row's values."""
+        begin = sum(self.lengths[:number])
+        part = slice(begin, begin + self.lengths[number])
+        return EncodedExample(
+            self.input_ids[part], self.supervised[part], self.row, self.file_index, values=self.values
+        )
+
+    def with_values(self, values: Mapping[str, float]) -> EncodedExample:
+        """Returns the example with more values."""
+        return replace(self, values={**self.values, **values})

@@ -86,7 +86,7 @@ def _advice(files: Sequence[EncodedFile], counts: dict[str, int], config: DataCo
             lengths = np.concatenate([file.store.longest for file in files])
             enough = int(np.ceil(np.quantile(lengths, 1 - MUCH, method="higher") / _STEP)) * _STEP
             room = f"data.max_length={enough} has room for nine rows in ten"
-            uncut = any(file.store.facts.several for file in files)  # their sequences belong together
+            uncut = any(file.whole_rows for file in files)
             yield room if uncut else f"{room}; data.overlong=split divides long rows into several examples"
         elif cause == "no_supervised_tokens":
             yield (

@@ -1,4 +1,4 @@
-"""Suggests what to do with rows that `lamina train` has no loss for: a column mapping, verified on the rows."""
+"""Suggests what to do with rows that a loss does not learn from: another loss, or a mapping verified on the rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRIED = 200
 
 
 def no_loss_fix(kind: str, rows: Sequence[tuple[Row, Example]], source: SourceConfig, wanted: int, judged: int) -> str:
-    """Returns a fix that trains on the desirable answers with cross entropy.
+    """Returns a fix: the loss that learns from such rows, or how to train on the desirable answers with cross entropy.
 
     Args:
         kind: `preference` or `unpaired_preference`.
@@ -29,15 +29,15 @@ def no_loss_fix(kind: str, rows: Sequence[tuple[Row, Example]], source: SourceCo
     """
     if kind == Kind.UNPAIRED_PREFERENCE:
         return (
-            f"to train on the desirable answers, write the rows whose label is true ({wanted:,} of {judged:,}) to a "
-            "separate file, without the label"
+            "set loss.type=kto to learn from the labels; or, to train on the desirable answers, write the rows "
+            f"whose label is true ({wanted:,} of {judged:,}) to a separate file, without the label"
         )
-    found = chosen_columns(rows, source.columns)
+    found, learn = chosen_columns(rows, source.columns), "set loss.type=dpo to learn from the pairs; or, to train"
     if found is None:
-        return "to train on the chosen answers, write each row as `messages`: the prompt with the chosen answer"
+        return f"{learn} on the chosen answers, write each row as `messages`: the prompt with the chosen answer"
     mapping = ", ".join(f"{field}: {column}" for field, column in found.items())
     named = "" if source.format in (None, "auto") else " data.format=auto"
-    return f"to train on the chosen answers, map them: data.columns={{{mapping}}}{named}"
+    return f"{learn} on the chosen answers, map them: data.columns={{{mapping}}}{named}"
 
 
 def chosen_columns(rows: Sequence[tuple[Row, Example]], columns: Mapping[str, str] | None) -> dict[str, str] | None:

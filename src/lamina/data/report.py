@@ -15,6 +15,8 @@ DROP_REASONS = {
     "empty_answer": "an answer is empty or has no text",
     "empty_text": "the document is empty",
     "same_answers": "the chosen and the rejected answer are the same",
+    "prompt_not_shared": "as tokens, the chosen and the rejected answer do not follow the same prompt",
+    "answer_changed": "with the teacher's prompt before it, the answer has other tokens",
     "nothing_before_the_answer": "there is no turn before the answer",
     "longer_than_max_length": "the row has more tokens than data.max_length and data.overlong is 'drop'",
     "no_supervised_tokens": "no token of the row is in the loss (after truncation, if it was truncated)",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lamina.data.example import Example, Kind
+from lamina.data.example import EncodedExample, Example, Kind
 
 
 def itself(example: Example) -> Sequence[Example]:
@@ -21,6 +21,11 @@ def itself(example: Example) -> Sequence[Example]:
 def nothing(example: Example) -> Mapping[str, float]:
     """Returns no values."""
     return {}
+
+
+def all_fit(encoded: EncodedExample) -> str:
+    """Drops no row."""
+    return ""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Sequences:
         key: Everything that determines the results of `of` and `values`, as plain data; None for `itself` without
             values. It is part of the cache key of encoded rows.
         learns: The supported kinds in words, for errors.
+        whole_rows: Whether rows are trained on whole or not at all, with nothing but their last answers in the loss.
+        unfit: Returns why an encoded row cannot be used (a key of `DROP_REASONS`); empty if it can.
 
     Raises:
         ValueError: A key is required and missing, so that the cache could return another loss's sequences.
@@ -44,9 +51,11 @@ class Sequences:
     values: Callable[[Example], Mapping[str, float]] = nothing
     key: Mapping[str, object] | None = None
     learns: str = ""
+    whole_rows: bool = False
+    unfit: Callable[[EncodedExample], str] = all_fit
 
     def __post_init__(self) -> None:
-        if self.key is None and not (self.of is itself and self.values is nothing):
+        if self.key is None and not (self.of is itself and self.values is nothing and self.unfit is all_fit):
             raise ValueError("custom sequences need a `key`, under which encoded rows are cached")
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import overload
 
 import numpy as np
@@ -12,6 +12,9 @@ from lamina.data.example import EncodedExample
 from lamina.data.packing import wrap
 from lamina.data.report import TokenReport
 from lamina.data.store import TokenStore
+
+# Builds a companion from an example and its partner.
+BuildCompanion = Callable[[EncodedExample, EncodedExample], EncodedExample]
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,43 @@ class Side(Sequence[EncodedExample]):
     Attributes:
         stores: The stores of the rows, by the index of their file.
         pieces: Which tokens of which rows the examples are.
+        values: float64, shape (examples,), by name: numbers that the examples have in addition to those of their rows.
+        companions: Their companions, by index; None if they have none. Each is built on access.
     """
 
-    def __init__(self, stores: Sequence[TokenStore], pieces: Pieces) -> None:
+    def __init__(
+        self,
+        stores: Sequence[TokenStore],
+        pieces: Pieces,
+        values: Mapping[str, np.ndarray] | None = None,
+        companions: Companions | None = None,
+    ) -> None:
         self.stores = stores
         self.pieces = pieces
+        self.values = dict(values or {})
+        self.companions = companions
+
+    def with_values(self, values: Mapping[str, np.ndarray]) -> Side:
+        """Returns the same examples with more values, each (examples,)."""
+        return Side(self.stores, self.pieces, {**self.values, **values}, self.companions)
+
+    def with_companions(self, partners: np.ndarray, build: BuildCompanion) -> Side:
+        """Returns the same examples with companions.
+
+        Args:
+            partners: int64, (examples,): the example that the companion of each is built from, with itself.
+            build: Builds it.
+        """
+        return Side(self.stores, self.pieces, self.values, Companions(self, partners, build))
+
+    @property
+    def prompts(self) -> np.ndarray:
+        """uint64, shape (examples,): digest of each example's prompt."""
+        digests = np.zeros(len(self), dtype=np.uint64)
+        for file_index, store in enumerate(self.stores):
+            chosen = self.pieces.file_index == file_index
+            digests[chosen] = store.prompts[self.pieces.index[chosen]]
+        return digests
 
     @property
     def lengths(self) -> np.ndarray:
@@ -102,10 +137,16 @@ class Side(Sequence[EncodedExample]):
     def __getitem__(self, place: slice) -> Side: ...
     def __getitem__(self, place: int | slice) -> EncodedExample | Side:
         if isinstance(place, slice):
-            return Side(self.stores, self.pieces.take(np.arange(len(self))[place]))
+            chosen = np.arange(len(self))[place]
+            values = {name: column[chosen] for name, column in self.values.items()}
+            companions = self.companions and self.companions.take(chosen)
+            return Side(self.stores, self.pieces.take(chosen), values, companions)
         file_index = int(self.pieces.file_index[place])
         begin, length = int(self.pieces.begin[place]), int(self.pieces.length[place])
-        return self.stores[file_index].example(int(self.pieces.index[place]), begin, length, file_index)
+        example = self.stores[file_index].example(int(self.pieces.index[place]), begin, length, file_index)
+        if self.values:
+            example = example.with_values({name: float(column[place]) for name, column in self.values.items()})
+        return example if self.companions is None else replace(example, companion=self.companions[place])
 
     def indices(self, file_index: int) -> np.ndarray:
         """Returns the indices of a file's stored rows that are here, sorted and unique (int64)."""
@@ -133,6 +174,32 @@ class Side(Sequence[EncodedExample]):
     def report(self) -> TokenReport:
         """Returns the token counts of the side."""
         return TokenReport.of(self.pieces.length, self.pieces.supervised)
+
+
+@dataclass(frozen=True)
+class Companions:
+    """Companions of examples, built on access.
+
+    Attributes:
+        side: The examples that they are built from.
+        partners: int64: which example each is built from, with the one in `of`.
+        build: Builds one.
+        of: int64: the example that each belongs to; None for all of the side, in order.
+    """
+
+    side: Side
+    partners: np.ndarray
+    build: BuildCompanion
+    of: np.ndarray | None = None
+
+    def __getitem__(self, place: int) -> EncodedExample:
+        own = place if self.of is None else int(self.of[place])
+        return self.build(self.side[own], self.side[int(self.partners[place])])
+
+    def take(self, chosen: np.ndarray) -> Companions:
+        """Returns some of them, by index."""
+        own = chosen if self.of is None else self.of[chosen]
+        return Companions(self.side, self.partners[chosen], self.build, own)
 
 
 def whole_rows(store: TokenStore, file_index: int, chosen: np.ndarray) -> Pieces:

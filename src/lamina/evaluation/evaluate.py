@@ -18,6 +18,8 @@ from lamina.engine.generate import build_generator, complete
 from lamina.engine.generator import ADAPTER, Generator
 from lamina.engine.sampling import DEFAULT_MAX_TOKENS, Sampling
 from lamina.errors import ConfigError, DataError, Problem
+from lamina.evaluation.preference import Share, preference_accuracy
+from lamina.evaluation.preference import complete as complete_rows
 from lamina.evaluation.scorers import Case, Scorer, find_scorers
 from lamina.losses.base import Loss, build_loss
 from lamina.models.vocabulary import check_side
@@ -89,6 +91,8 @@ class Evaluation:
         scores: Of the answers, by scorer.
         metrics: The loss's own figures, of the adapter.
         base_metrics: The same of the bare base.
+        preference_accuracy: Share of pairs whose chosen answer has the higher reward; None without pairs.
+        margin: Mean difference between the rewards of chosen and rejected answers; None without a loss over answers.
     """
 
     loss: float
@@ -104,6 +108,8 @@ class Evaluation:
     scores: dict[str, Scores]
     metrics: dict[str, float]
     base_metrics: dict[str, float]
+    preference_accuracy: Share | None = None
+    margin: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """As plain data, without the predictions."""
@@ -161,7 +167,7 @@ def evaluate(
     loss = build_loss(run.config.loss if run else CrossEntropyConfig())
     dataset, rows, notes = _eval_data(loaded, run, data, columns, max_rows, loss)
     check_side(dataset.eval, [file.path for file in dataset.report.files], loaded.model, loaded.tokenizer)
-    encoded = dataset.eval[rows]
+    encoded = complete_rows(dataset.eval[rows], loss, loaded, run, notify)
     examples = _conversations(dataset)[rows] if scorers else []
 
     def measure(what: str) -> EvaluationResult:
@@ -192,6 +198,8 @@ def evaluate(
         scores=scores,
         metrics=adapter.metrics,
         base_metrics=base.metrics,
+        preference_accuracy=preference_accuracy(adapter.metrics, len(encoded)),
+        margin=adapter.metrics.get("rewards/margins"),
     )
 
 

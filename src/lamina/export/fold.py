@@ -20,6 +20,7 @@ from lamina.config import METHOD_CONFIGS
 from lamina.errors import AdapterError
 from lamina.machine.quiet import quiet_transformers
 from lamina.methods.shared.base import Injection
+from lamina.methods.shared.score import ScoreHead
 from lamina.models.shards import ShardWriter
 
 # Elements of a weight that are compared at once; the one that changed most is checked again in the saved file.
@@ -195,6 +196,11 @@ def check_merges(injection: Injection) -> None:
     Raises:
         AdapterError: The method cannot be merged into weights.
     """
+    if any(isinstance(layer, ScoreHead) for layer in injection.layers.values()):
+        raise AdapterError(
+            "the adapter is a reward model, whose score is no part of a language model that it could be merged into. "
+            "Fix: use it as an adapter."
+        )
     if not all(layer.merges for layer in injection.layers.values()):
         title = METHOD_CONFIGS[injection.config.type].title
         raise AdapterError(

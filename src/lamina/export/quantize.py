@@ -43,7 +43,8 @@ from lamina.progress import Notify, Progress
 from lamina.quantization.gptq import round_for_inputs
 from lamina.structure.head import find_head
 from lamina.structure.inputs import run_once, with_same_input
-from lamina.training.setup import check_positions, data_digests
+from lamina.training.record import data_digests
+from lamina.training.setup import check_positions
 from lamina.training.step import evaluate_loss
 
 # Tokens of training documents for calibration, by default.

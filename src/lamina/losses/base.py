@@ -4,6 +4,8 @@ A loss's file defines `build(config)`, which returns an instance of a `Loss` sub
 name, which is also the name of its configuration in `config/losses/`. No other code knows a loss by name: its
 `sequences` decide how rows are read, a step divides the sum by the loss's `count` over the whole step, and `lamina
 verify` compares it with its own `formula`.
+
+Losses over answers build on `answers.py` (log-probabilities of answers), those over pairs also on `pairs.py`.
 """
 
 from __future__ import annotations
@@ -11,16 +13,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedModel
 
 from lamina import plugins
 from lamina.config.losses import LossConfig
-from lamina.data.batch import Batch
+from lamina.data.batch import Batch, Layout
 from lamina.data.example import EncodedExample
 from lamina.data.sequences import ANSWERS, Sequences
+from lamina.data.side import Side
+from lamina.distributed.world import World
+from lamina.methods.shared.base import Injection
+from lamina.models.load import Base
+from lamina.progress import Notify
 from lamina.structure.head import Head
 
 
@@ -56,10 +63,14 @@ class Loss(ABC):
     Attributes:
         sequences: How rows become sequences; by default as for cross entropy.
         is_likelihood: Whether the loss is a mean of -log p, so that exp(loss) is a perplexity.
+        needs_reference: Whether it reads a reference model's log-probabilities of the answers. Its examples then have
+            the values `reference/0`, `reference/1`, ... (one for each sequence), and `reference/companion/0`, ... of
+            their companions.
     """
 
-    sequences: ClassVar[Sequences] = ANSWERS
+    sequences: Sequences = ANSWERS
     is_likelihood: ClassVar[bool] = False
+    needs_reference: bool = False
 
     def count(self, examples: Sequence[EncodedExample]) -> float:
         """Computes what the sum over examples is divided by: their supervised tokens, unless a subclass overrides this.
@@ -84,12 +95,90 @@ class Loss(ABC):
         """Computes the sum for one example from the model's own logits, in plain torch, as in the paper.
 
         Args:
-            logits: Logits of each of its sequences, (T, vocabulary), with a gradient.
+            logits: `outputs` of each of its sequences, by default logits (T, vocabulary), with a gradient.
             example: The example.
 
         Returns:
             A scalar in the dtype of the logits.
         """
+
+    def outputs(self, model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+        """Computes what `formula` takes, by the model's own code: logits (T, vocabulary) of token ids (1, T)."""
+        return model(input_ids=ids, use_cache=False).logits[0]
+
+    def study(self, train: Side, rows_per_step: float, notify: Notify) -> None:
+        """Looks at the training rows once, before anything else: checks them, and takes settings from them.
+
+        Args:
+            train: The training rows.
+            rows_per_step: Examples in an optimizer step, on average.
+            notify: Told what a user should know of them.
+
+        Raises:
+            DataError: The loss cannot learn from them.
+        """
+        return
+
+    def arrange(self, side: Side, seed: int, max_length: int) -> Side:
+        """Returns a side's examples with what else the loss needs of the side as a whole, such as companions."""
+        return side
+
+    def attach(self, injection: Injection, base: Base, seed: int, notify: Notify) -> Injection:
+        """Adds modules that the loss trains beside the adapter, and keeps what it needs of the model.
+
+        Args:
+            injection: The adapter.
+            base: The model that it is on.
+            seed: Seed of the modules' initial weights.
+            notify: Told before anything that takes a while.
+
+        Raises:
+            ConfigError: The loss cannot train this model.
+        """
+        return injection
+
+    def over_step(
+        self,
+        model: PreTrainedModel,
+        head: Head,
+        micro_batches: Sequence[Sequence[EncodedExample]],
+        layout: Layout,
+        world: World,
+    ) -> Sequence[Sequence[EncodedExample]]:
+        """Returns a step's micro-batches with the values that depend on the step as a whole; without gradients.
+
+        Args:
+            model: As for `compute`.
+            head: The model's parts.
+            micro_batches: The examples of each micro-batch, in all processes together.
+            layout: How the documents of a micro-batch go through the model.
+            world: The processes that take the step together.
+        """
+        return micro_batches
+
+    def remarks(self, first: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
+        """Returns what a user should know of an evaluation's metrics, beside those of the first one."""
+        return []
+
+    def figures(self) -> dict[str, Any]:
+        """Returns the loss's entries for the run's summary, as JSON values."""
+        return {}
+
+    def recall(self, figures: Mapping[str, Any]) -> None:
+        """Takes settings that training took from its rows from the run's `figures`, to evaluate the run."""
+        return
+
+
+def means(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """Returns metrics from their sums and counts; those without a count are left out.
+
+    A loss whose chosen and rejected answers do not belong together has no margins to add up: there, the margin is the
+    difference between the means.
+    """
+    found = {name: total / count for name, (total, count) in sums.items() if count}
+    if "rewards/margins" not in sums and {"rewards/chosen", "rewards/rejected"} <= found.keys():
+        found["rewards/margins"] = found["rewards/chosen"] - found["rewards/rejected"]
+    return found
 
 
 def build_loss(config: LossConfig) -> Loss:

@@ -186,16 +186,17 @@ class Evaluation(Measured):
     """An evaluation on the evaluation rows.
 
     Attributes:
-        eval_loss: Mean loss over their supervised tokens.
-        of: What was evaluated.
-        best_step: Step of the best adapter so far, -1 before the first; None for the bare base.
+        eval_loss: Mean loss over their supervised tokens, or the loss's own mean.
+        of: What was evaluated: the adapter in training, or what it is compared with (the bare base, or the adapter that
+            training starts from).
+        best_step: Step of the best adapter so far, -1 before the first; None for what it is compared with.
         metrics: The loss's own metrics.
     """
 
     kind: ClassVar[str] = "eval"
 
     eval_loss: float
-    of: Literal["base", "adapter"]
+    of: Literal["base", "start", "adapter"]
     best_step: int | None = None
 
 

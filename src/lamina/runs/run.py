@@ -95,6 +95,11 @@ class Run:
         return self.path / ADAPTER_FOLDER
 
     @property
+    def start(self) -> Path:
+        """A copy of the adapter that training started from; only with `method.from`."""
+        return self.path / "start"
+
+    @property
     def config(self) -> Config:
         """The configuration that the run was started with, with its paths resolved."""
         return load_config(self.config_path)

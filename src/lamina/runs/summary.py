@@ -22,10 +22,16 @@ class Summary:
         skipped_steps: Number of steps that were skipped because the gradient was not finite.
         tokens: Number of tokens trained on, without padding.
         supervised_tokens: Number of those in the loss.
+        loss_type: Name of the loss; None in runs of the first version.
+        reference: Digest of what the loss compares with: of the base's weights, or of the adapter that training started
+            from; None without a reference.
         train_loss_first: Loss of the first step.
         train_loss_last: Loss of the last step.
-        eval_loss_first: Loss of the bare base on the evaluation rows; None without evaluation rows.
+        eval_loss_first: Loss on the evaluation rows of the bare base, or of the adapter that training started from;
+            None without evaluation rows.
         eval_loss: Loss of the adapter on the evaluation rows.
+        eval_metrics_first: The loss's own metrics on the evaluation rows at the start; None if it has none.
+        eval_metrics: The same of the adapter.
         tokens_per_second: Speed over all steps except the first of each process; None if there are no others.
         step_seconds_median: Median time of a step; with `train.logging_steps`, of the means that were logged.
         peak_memory_bytes: Peak memory over all processes of the run.
@@ -34,7 +40,7 @@ class Summary:
         adapted_weights_share: Share of the base's weights that the adapter covers, without embeddings and head; None
             in runs of the first version.
         packed_weights_share: Share of those weights that are in 4 or 8 bits; None without quantization.
-        figures: Figures of the method, such as AdaLoRA's `ranks_kept`.
+        figures: Figures of the method and the loss, such as AdaLoRA's `ranks_kept`.
     """
 
     run: str
@@ -56,6 +62,10 @@ class Summary:
     total_parameters: int
     adapted_weights_share: float | None = None
     packed_weights_share: float | None = None
+    loss_type: str | None = None
+    reference: str | None = None
+    eval_metrics_first: dict[str, float] | None = None
+    eval_metrics: dict[str, float] | None = None
     figures: dict[str, Any] = field(default_factory=dict, metadata=the_rest(dict))
 
     def as_json(self) -> dict[str, Any]:

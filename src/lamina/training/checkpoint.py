@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,14 @@ class TrainState:
         skipped_in_a_row: Those since the last good step.
         train_loss_first: Loss of the first step.
         train_loss_last: Loss of the latest step.
-        eval_loss_first: Loss of the bare base on the evaluation data.
+        eval_loss_first: Loss of the bare base, or of the adapter that training starts from, on the evaluation data.
+        eval_metrics_first: The loss's own figures with it.
         eval_loss_last: Loss of the latest evaluation.
+        eval_metrics_last: The loss's own figures with it.
         last_eval_step: Step of the latest evaluation; -1 before the first.
         best_step: Step of the best evaluation; -1 before the first.
         best_eval_loss: Its loss.
+        best_eval_metrics: The loss's own figures with it.
         evals_without_gain: Evaluations since the last better one.
         timed_tokens: Tokens of the steps that count for the speed (not the first of a process).
         timed_seconds: Their time.
@@ -72,6 +75,9 @@ class TrainState:
     timed_tokens: int = 0
     timed_seconds: float = 0.0
     peak_memory_bytes: int = 0
+    eval_metrics_first: dict[str, float] = field(default_factory=dict)
+    eval_metrics_last: dict[str, float] = field(default_factory=dict)
+    best_eval_metrics: dict[str, float] = field(default_factory=dict)
 
 
 RandomState = dict[str, torch.Tensor]
@@ -205,7 +211,7 @@ def _read_state(folder: Path) -> TrainState:
         about = json.loads(path.read_text(encoding="utf-8"))
         written_by = str(about.get("lamina", ""))
         check_format(path, about.get("format", 1), FORMAT, written_by)
-        unknown = sorted(about["state"].keys() - {field.name for field in fields(TrainState)})
+        unknown = sorted(about["state"].keys() - {each.name for each in fields(TrainState)})
         if unknown:
             raise NewerVersionError(path, written_by, f"its state has {', '.join(unknown)}, not known here")
         return TrainState(**about["state"])

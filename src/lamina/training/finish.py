@@ -11,7 +11,9 @@ from lamina.runs import timestamp
 from lamina.runs.summary import Summary
 from lamina.training.checkpoint import TrainState, load_best
 from lamina.training.finite import check_adapter
-from lamina.training.setup import Session, data_digests, is_only_text
+from lamina.training.record import data_digests
+from lamina.training.session import Session
+from lamina.training.setup import is_only_text
 from lamina.training.summary import summarise
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,8 @@ from lamina.training.finite import check_evaluation, check_gradients
 from lamina.training.plan.memory import choose_checkpointing
 from lamina.training.plan.time import measured_tokens_per_second
 from lamina.training.preview import colored_example
-from lamina.training.setup import Session, build_session, count_parameters
+from lamina.training.session import KERNELS, Session
+from lamina.training.setup import build_session, count_parameters
 from lamina.training.step import (
     EvaluationResult,
     StepAbandoned,
@@ -56,9 +57,6 @@ from lamina.training.window import Window
 
 # One bad batch is passed over; so many in a row are a broken run.
 MAX_SKIPPED_IN_A_ROW = 5
-
-# `train.compile`, in the kernels' own terms.
-KERNELS: dict[str | bool, str] = {"auto": "auto", True: "compiled", False: "plain"}
 
 
 def train(
@@ -143,6 +141,7 @@ class _Loop:
         self.first_step = state.step + 1
         self.whole = True  # whether tensors, optimizer and method are those of state.step
         self.window = Window()
+        self.remarked = False
 
     def run(self) -> None:
         self.model.train()
@@ -167,11 +166,10 @@ class _Loop:
 
     def _steps(self) -> None:
         session, state = self.session, self.state
+        if state.step == 0 and (note := session.check_reference(self.layout)):
+            self._note(note)
         if session.dataset.eval and state.eval_loss_first is None:
-            with session.injection.disabled():
-                first = self._evaluate("bare base")
-            state.eval_loss_first = first.loss
-            self.log.emit(events.Evaluation(0, eval_loss=first.loss, of="base", metrics=first.metrics))
+            self._evaluate_start()
         epoch, plan = -1, []
         while not self._done():
             if self._eval_due():  # also when a run was cut between a step and its evaluation
@@ -269,16 +267,26 @@ class _Loop:
         check_evaluation(result.loss, what, self.state.step)
         return result
 
+    def _evaluate_start(self) -> None:
+        """Evaluates what the adapter is compared with: the adapter that training starts from, or the bare base."""
+        session, state = self.session, self.state
+        of = "base" if session.start is None else "start"
+        with session.injection.disabled() if of == "base" else nullcontext():
+            first = self._evaluate("bare base" if of == "base" else of)
+        state.eval_loss_first, state.eval_metrics_first = first.loss, first.metrics
+        self.log.emit(events.Evaluation(0, eval_loss=first.loss, of=of, metrics=first.metrics))
+
     def _evaluate_and_keep_best(self) -> None:
         state = self.state
         result = self._evaluate("adapter")
         loss = result.loss
-        state.last_eval_step, state.eval_loss_last = state.step, loss
+        state.last_eval_step, state.eval_loss_last, state.eval_metrics_last = state.step, loss, result.metrics
         margin = self.config.early_stopping_threshold
         if not self.session.hooks.is_settled():
             pass  # the method changes it yet, so this is no adapter to keep or to compare with
         elif state.best_eval_loss is None or loss < state.best_eval_loss - margin:
             state.best_eval_loss, state.best_step, state.evals_without_gain = loss, state.step, 0
+            state.best_eval_metrics = result.metrics
             if self.config.load_best_model_at_end:
                 self.session.world.once(lambda: save_best(self.run_dir.checkpoints, state, self.session.tensors))
         else:
@@ -287,6 +295,9 @@ class _Loop:
         self.log.emit(
             events.Evaluation(state.step, eval_loss=loss, of="adapter", best_step=best, metrics=result.metrics)
         )
+        for remark in self.session.loss.remarks(state.eval_metrics_first, result.metrics) if not self.remarked else []:
+            self.remarked = True
+            self._note(remark)
         if self._stopped_early():
             self._note(
                 f"Stopped early: {state.evals_without_gain} evaluations without a better loss than "

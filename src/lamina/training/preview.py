@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from lamina.runs.events import Segment
-from lamina.training.setup import Session
+from lamina.training.session import Session
 
 
 def colored_example(session: Session) -> list[Segment]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from lamina.data.batch import PACKED, Layout, build_units
 from lamina.data.example import EncodedExample
 from lamina.distributed.world import ALONE, World
-from lamina.losses.base import Loss, LossSum, Metric
+from lamina.losses.base import Loss, LossSum, Metric, means
 from lamina.methods.shared.base import Hooks
 from lamina.optim import LayerwiseGaloreAdamW
 from lamina.structure.head import Head
@@ -90,6 +90,7 @@ def training_step(
     Raises:
         StepAbandoned: `stop` said so.
     """
+    micro_batches = loss.over_step(model, head, micro_batches, layout, world)
     examples = [example for examples in micro_batches for example in examples]
     count, tally = loss.count(examples), _Tally()
     tokens, supervised = sum(map(len, examples)), sum(example.supervised_tokens for example in examples)
@@ -164,11 +165,6 @@ class _Tally:
         return {name: (world.total(float(metric.total)), world.total(metric.count)) for name, metric in found.items()}
 
 
-def _means(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """Without figures of which there was nothing to count."""
-    return {name: total / count for name, (total, count) in sums.items() if count}
-
-
 def _layerwise_step(optimizer: LayerwiseGaloreAdamW, loss: torch.Tensor, check: Callable[[], None]) -> float:
     """Goes backward through a finite loss.
 
@@ -226,16 +222,18 @@ def evaluate_loss(
     model.eval()
     total, count, tally = torch.zeros((), dtype=torch.float64, device=model.device), 0.0, _Tally()
     try:
-        for first in world.share(range(0, len(examples), batch_size)):
+        firsts = range(0, len(examples), batch_size)
+        batches = loss.over_step(model, head, [examples[first : first + batch_size] for first in firsts], layout, world)
+        for place in world.share(range(len(batches))):
             if stop():
                 raise StepAbandoned
-            chosen = examples[first : first + batch_size]
+            chosen = batches[place]
             for unit in build_units(chosen, layout):
                 result = loss.compute(model, head, [batch.to(model.device) for batch in unit])
                 total += tally.take(result).double()
             count += loss.count(chosen)
-            progress(min(first + batch_size, len(examples)))
+            progress(min((place + 1) * batch_size, len(examples)))
     finally:
         model.train(training)
     mean, counted = world.total(float(total)), world.total(count)
-    return EvaluationResult(mean / counted if counted else math.nan, _means(tally.everywhere(world)))
+    return EvaluationResult(mean / counted if counted else math.nan, means(tally.everywhere(world)))

@@ -11,7 +11,8 @@ from lamina.methods.shared.trained_copy import count_replaced
 from lamina.runs import events
 from lamina.runs.summary import Summary
 from lamina.training.checkpoint import TrainState
-from lamina.training.setup import Session, count_parameters
+from lamina.training.session import Session
+from lamina.training.setup import count_parameters
 
 
 def summarise(session: Session, state: TrainState, digest: str) -> Summary:
@@ -45,7 +46,11 @@ def summarise(session: Session, state: TrainState, digest: str) -> Summary:
         total_parameters=total_parameters(session.base.model),
         adapted_weights_share=session.coverage.share,
         packed_weights_share=session.base.packing.share if session.base.packing is not None else None,
-        figures=session.hooks.figures(),
+        loss_type=session.config.loss.type,
+        reference=session.reference and session.reference.digest,
+        eval_metrics_first=state.eval_metrics_first or None,
+        eval_metrics=(state.best_eval_metrics if best else state.eval_metrics_last) or None,
+        figures=session.hooks.figures() | session.loss.figures(),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from lamina.losses.base import means
 from lamina.runs.events import Step
 from lamina.training.step import StepResult
 
@@ -59,4 +60,4 @@ def _mean_metrics(results: Sequence[StepResult]) -> dict[str, float]:
         for name, (total, count) in result.metrics.items():
             before = totals.get(name, (0.0, 0.0))
             totals[name] = (before[0] + total, before[1] + count)
-    return {name: total / count for name, (total, count) in totals.items() if count}
+    return means(totals)

@@ -21,13 +21,15 @@ from lamina.engine.probes import record_probes
 from lamina.errors import CertificateError
 from lamina.export.merge import merge
 from lamina.machine.hardware import dtype_name
-from lamina.methods.shared.base import find_method
+from lamina.methods.shared.score import saved_form, score_head
 from lamina.runs import Run
 from lamina.runs.events import CheckpointSaved, Event, Step
+from lamina.structure.layers import text_decoder
 from lamina.training.checkpoint import newest_checkpoint
 from lamina.training.loop import train
-from lamina.training.setup import Session, data_digests
-from lamina.verification.report import Measure
+from lamina.training.record import data_digests
+from lamina.training.session import Session
+from lamina.verification.report import Measure, Skipped
 from lamina.verification.sample import SAVE_STEPS, STEPS
 
 
@@ -39,8 +41,10 @@ class Saved:
         path: The adapter's folder.
         tensors: Copies of the adapter's tensors in the form in which they are saved.
         ids: Token ids of a document.
-        logits: The model's logits for that document, float32.
+        logits: The model's logits for that document, float32; with a reward model's head, its scores are the last
+            column.
         dtype: The dtype of the base.
+        merges: Whether the adapter can be merged.
     """
 
     path: Path
@@ -48,6 +52,7 @@ class Saved:
     ids: torch.Tensor
     logits: torch.Tensor
     dtype: str
+    merges: bool
 
 
 def save(session: Session, path: Path) -> Saved:
@@ -56,9 +61,10 @@ def save(session: Session, path: Path) -> Saved:
     lock = build_lock(session.base, session.template, data_digests(session.dataset))
     save_adapter(path, session.injection, session.base, lock, record_probes(session.injection, session.template))
     ids = torch.from_numpy(session.dataset.train[0].input_ids).long()[None]
-    written = find_method(session.config.method.type).saved(session.injection).tensors
+    written = saved_form(session.injection).tensors
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in written.items()}
-    return Saved(path, tensors, ids, _logits(model, ids), dtype_name(session.base.dtype))
+    merges = all(layer.merges for layer in session.injection.layers.values())
+    return Saved(path, tensors, ids, _logits(model, ids), dtype_name(session.base.dtype), merges)
 
 
 def saved_is_loaded(saved: Saved) -> list[Measure]:
@@ -72,6 +78,8 @@ def saved_is_loaded(saved: Saved) -> list[Measure]:
 
 def merged_is_adapter(saved: Saved, out: Path) -> list[Measure]:
     """Merges the adapter and replays its probes on the saved folder."""
+    if not saved.merges:
+        raise Skipped("the adapter is no change of weights, so it cannot be merged")
     certificate: Certificate
     try:
         certificate = merge(saved.path, out, dtype=saved.dtype).certificate
@@ -149,7 +157,13 @@ def _in_folder(config: Config, folder: Path) -> Config:
 
 @torch.no_grad()
 def _logits(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-    return model(input_ids=ids.to(model.device), use_cache=False).logits.float().cpu()
+    head = score_head(model)
+    ids = ids.to(model.device)
+    logits = model(input_ids=ids, use_cache=False).logits.float()
+    if head is not None:
+        hidden = text_decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
+        logits = torch.cat([logits, head(hidden)[..., None]], dim=-1)
+    return logits.cpu()
 
 
 def _largest_difference(ours: Mapping[str, torch.Tensor], plain: Mapping[str, torch.Tensor]) -> float:

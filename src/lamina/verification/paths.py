@@ -24,10 +24,12 @@ from lamina.compute.ops.attention import packed_attention
 from lamina.config.optimizers import OPTIMIZERS
 from lamina.data.batch import Layout, build_units
 from lamina.data.example import EncodedExample
+from lamina.distributed.world import ALONE
 from lamina.machine.hardware import dtype_name
 from lamina.machine.seeding import seed_generators
 from lamina.methods.shared.base import Injection
-from lamina.training.setup import Session
+from lamina.training.reference import with_live_reference
+from lamina.training.session import Session
 from lamina.training.step import training_step
 from lamina.verification.report import Measure, Skipped
 from lamina.verification.rounding import (
@@ -88,10 +90,11 @@ class Paths:
         self._session = session
         self._model = session.base.model.eval()
         self._tensors = session.tensors
-        self._documents = session.dataset.train
-        self._longest = max(document.longest for document in self._documents)
+        self._longest = max(document.longest for document in session.dataset.train)
         with fast_path(self._model, longest=self._longest) as path:
             self._path = path
+            parts = (self._model, session.head, [list(session.dataset.train)], path.layout, ALONE)
+            (self._documents,) = session.loss.over_step(*parts)
 
     @property
     def notes(self) -> list[str]:
@@ -150,6 +153,16 @@ class Paths:
         accumulated = self._step([[document] for document in self._documents])
         return self._noise.measures(accumulated, full)
 
+    def reference_is_live(self) -> list[Measure]:
+        """Compares the reference's log-probabilities as training reads them with those that the model gives now."""
+        session, reference = self._session, self._session.reference
+        assert reference is not None, "only for a loss with a reference"
+        with reference.active():
+            live = with_live_reference(self._documents, session.base, session.head, _SEPARATE)
+        layout = self._path.layout
+        with contextlib.nullcontext() if layout.own_attention else packed_attention(self._model):
+            return self._noise.measures(collect(self._tensors, lambda: self._backward(layout, live)), self._packed)
+
     def checkpointed_is_not(self) -> list[Measure]:
         """Layers recomputed in the backward, whole and in part, against layers that kept everything, with dropout."""
         if self._path.fused < self._path.layers and not self._model.supports_gradient_checkpointing:
@@ -203,9 +216,9 @@ class Paths:
         finally:
             self._model.eval()
 
-    def _backward(self, layout: Layout) -> list[float]:
+    def _backward(self, layout: Layout, documents: Sequence[EncodedExample] | None = None) -> list[float]:
         losses = []
-        for unit in build_units(self._documents, layout):
+        for unit in build_units(self._documents if documents is None else documents, layout):
             batches = [batch.to(self._model.device) for batch in unit]
             loss = self._session.loss.compute(self._model, self._session.head, batches).total
             loss.backward()
@@ -221,8 +234,9 @@ class Paths:
         """The loss's formula on transformers' own logits of one example. `exact` computes it in float64: over a large
         vocabulary, torch's own float32 sum is off by more than all other roundings, which belongs to the noise."""
         parts = _ids(document, self._model.device).split(document.lengths)
-        logits = [self._model(input_ids=ids[None], use_cache=False).logits[0] for ids in parts]
-        return self._session.loss.formula([one.double() if exact else one.float() for one in logits], document)
+        loss = self._session.loss
+        logits = [loss.outputs(self._model, ids[None]) for ids in parts]
+        return loss.formula([one.double() if exact else one.float() for one in logits], document)
 
     def _step(self, micro_batches: Sequence[Sequence[EncodedExample]]) -> Gradient:
         """Computes the gradient of a real optimizer step, captured before the optimizer's update."""

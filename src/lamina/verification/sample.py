@@ -96,7 +96,7 @@ def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
         **alone,
         "train": str(sample),
         "columns": source.columns,
-        "overlong": "cut",
+        "overlong": "auto" if config.loss.whole_rows else "cut",
         "format": dataset.report.files[0].format,
         "max_rows": None,
         "max_length": max(8, *(document.longest for document in documents)),

@@ -129,6 +129,13 @@ def _checks_in_memory(config: Config, folder: Path, notify: Notify) -> Generator
         "off",
         paths.accumulated_is_full,
     )
+    if session.reference is not None:
+        yield _check(
+            "precomputed reference = live",
+            "the reference's log-probabilities as training reads them, and those that the model gives as its reference "
+            "now, one document at a time in its own attention: loss and gradients; dropout off",
+            paths.reference_is_live,
+        )
     yield _check(
         "checkpointed = not",
         "layers recomputed in the backward (whole, or gate and up alone), and layers that kept their activations: loss "

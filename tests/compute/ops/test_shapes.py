@@ -51,7 +51,7 @@ def test_filler_changes_neither_loss_nor_gradient(family: str, monkeypatch: pyte
     lengths: list[int] = []
     filled = loss_and_gradients()
     monkeypatch.setattr("lamina.compute.fusion.inputs.repeating_size", lambda size: size)
-    monkeypatch.setattr("lamina.compute.ops.cross_entropy._padded_rows", lambda count, rows: count)
+    monkeypatch.setattr("lamina.compute.ops.cross_entropy.padded_rows", lambda count, rows: count)
     bare = loss_and_gradients()
     assert lengths == [repeating_size(batch.tokens), batch.tokens]
     torch.testing.assert_close(filled, bare, rtol=1e-4, atol=1e-5)
@@ -69,7 +69,7 @@ def test_a_filled_chunk_of_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
         return loss.detach(), hidden.grad
 
     filled = run()
-    monkeypatch.setattr("lamina.compute.ops.cross_entropy._padded_rows", lambda count, rows: count)
+    monkeypatch.setattr("lamina.compute.ops.cross_entropy.padded_rows", lambda count, rows: count)
     torch.testing.assert_close(filled, run())
 
 

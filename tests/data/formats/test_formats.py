@@ -369,6 +369,10 @@ def test_preference_wherever_its_prompt_stands(row: dict[str, Any]) -> None:
         ({"prompt": "q", "instruction": "q", "chosen": "a", "rejected": "b"}, "'prompt' and in 'instruction'"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "big"}, "'margin' is str"),
         ({"prompt": "q", "chosen": PAIR_TURNS[0], "rejected": "b"}, "chosen has 2 turns and rejected 1"),
+        (
+            {"chosen": PAIR_TURNS[0], "rejected": [turn("user", "another"), turn("assistant", "b")]},
+            "do not start with the same turn",
+        ),
     ],
 )
 def test_preference_that_does_not_fit_is_named(row: dict[str, Any], words: str) -> None:

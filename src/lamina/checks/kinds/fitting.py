@@ -67,7 +67,7 @@ class Check(BaseCheck):
         found += self._no_loss.finding(
             "no_loss_for_it",
             Severity.ERROR,
-            "`lamina train` has no loss for rows of this kind",
+            "the loss does not learn from rows of this kind",
             self._fix(),
             rows,
         )

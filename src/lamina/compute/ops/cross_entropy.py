@@ -15,16 +15,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lamina.compute.kernels import checkpoint_contexts, kernels_for
+from lamina.compute.ops.chunks import CHUNK_ELEMENTS, padded_rows, rows_of_a_chunk
 from lamina.structure.head import LogitTransform
-
-# Elements of a chunk's logits: 2**25 are 64 MiB in bfloat16.
-CHUNK_ELEMENTS = 2**25
-
-# Rows of a chunk on a CPU: at most this many, and a multiple of 16 from 16 rows on. A row of 49,152 logits and their
-# gradient takes 0.22 ms with 336 rows, 0.26 with 341, and 0.32 with 360, where the gradient's product drops to half its
-# speed; with few rows both products are slow, 0.30 ms with 128. The last chunk is padded to a multiple of a seventh of
-# the maximum. This makes seven shapes in all; oneDNN would cache code and memory for every other one.
-_ROWS_STEP, _MOST_ROWS, _LAST_ROWS_STEP = 16, 336, 48
 
 
 def chunked_cross_entropy(
@@ -46,7 +38,7 @@ def chunked_cross_entropy(
     Returns:
         A float32 scalar.
     """
-    rows = _rows_of_a_chunk(hidden, linear.weight.shape[0], chunk_elements)
+    rows = rows_of_a_chunk(hidden, linear.weight.shape[0], chunk_elements)
     return _ChunkedCrossEntropy.apply(hidden, targets, linear.weight, linear.bias, transform, rows)  # pyright: ignore[reportReturnType]
 
 
@@ -62,12 +54,12 @@ def chunked_cross_entropy_autograd(
 
     Takes one head product more than `chunked_cross_entropy`, with the same memory.
     """
-    rows = _rows_of_a_chunk(hidden, vocabulary, chunk_elements)
+    rows = rows_of_a_chunk(hidden, vocabulary, chunk_elements)
 
     def chunk_loss(hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
         count = len(hidden_ND)
         if hidden_ND.device.type == "cpu":  # padded with zeros to a shape that repeats
-            hidden_ND = F.pad(hidden_ND, (0, 0, 0, _padded_rows(count, rows) - count))
+            hidden_ND = F.pad(hidden_ND, (0, 0, 0, padded_rows(count, rows) - count))
         logits_NV = linear(hidden_ND)[:count]
         return F.cross_entropy(transform(logits_NV).float(), targets_N, reduction="sum")
 
@@ -76,19 +68,6 @@ def chunked_cross_entropy_autograd(
         part: Any = checkpoint(chunk_loss, h_ND, t_N, use_reentrant=False, context_fn=checkpoint_contexts)
         total = total + part
     return total
-
-
-def _rows_of_a_chunk(hidden: torch.Tensor, vocabulary: int, chunk_elements: int) -> int:
-    rows = max(1, chunk_elements // vocabulary)
-    if hidden.device.type == "cpu":
-        rows = min(rows, _MOST_ROWS)
-        rows -= rows % _ROWS_STEP if rows > _ROWS_STEP else 0
-    return rows
-
-
-def _padded_rows(count: int, rows: int) -> int:
-    """Rounds `count`, the tokens of the last chunk, up to one of the chunk sizes that repeat."""
-    return min(rows, -(-count // _LAST_ROWS_STEP) * _LAST_ROWS_STEP)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -105,12 +84,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wants_grad = ctx.needs_input_grad[0]
         grad_ND = torch.empty_like(hidden) if wants_grad else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        kernels, logits = kernels_for(hidden), hidden.new_empty(_padded_rows(len(hidden), rows), len(weight))
+        kernels, logits = kernels_for(hidden), hidden.new_empty(padded_rows(len(hidden), rows), len(weight))
         for first in range(0, hidden.shape[0], rows):
             chunk = slice(first, first + rows)
             hidden_CD, count = hidden[chunk], hidden[chunk].shape[0]
             if count < rows:  # padded with zeros to a shape that repeats
-                hidden_CD = F.pad(hidden_CD, (0, 0, 0, _padded_rows(count, rows) - count))
+                hidden_CD = F.pad(hidden_CD, (0, 0, 0, padded_rows(count, rows) - count))
             logits_CV = torch.mm(hidden_CD, weight.T, out=logits[: len(hidden_CD)])
             if bias is not None:
                 logits_CV += bias

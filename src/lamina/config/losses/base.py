@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from lamina.config.section import Section
+
+Beta = Annotated[float, Field(gt=0.0)]
+ReferenceName = Literal["auto", "base", "start"]
 
 
 class LossConfig(Section):
@@ -19,5 +25,19 @@ class LossConfig(Section):
     summary: ClassVar[str]
     """One sentence on what the loss optimizes."""
 
+    learning_rate_factor: ClassVar[float] = 1.0
+    """Factor of the method's default learning rate, which was measured with cross entropy."""
+
+    whole_rows: ClassVar[bool] = False
+    """Whether rows are trained on whole or not at all, with nothing but their last answers in the loss."""
+
+    absent: ClassVar[Mapping[str, str]] = {}
+    """Fields of TRL's configuration that users may look for here, and what to do instead."""
+
     type: str
     """The loss's name, which is also the name of its file."""
+
+    @property
+    def reference_name(self) -> ReferenceName | None:
+        """Which model the loss compares with; None if it needs no reference."""
+        return None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, create_model, model_serializer, model_validator
 
 from lamina.config.section import Section
 
@@ -32,7 +32,25 @@ ALWAYS_SO: dict[str, tuple[Any, ...]] = {
 }
 
 
-class MethodConfig(Section):
+# The field that names the adapter to start from, which is a keyword of Python.
+FROM = "from"
+
+# What may be set beside it: the rest comes from that adapter.
+_BESIDE_FROM = ("type", "peft_type", FROM, "lora_dropout")
+
+_DESCRIPTION = (
+    "Start from this adapter, a run directory or an adapter folder, instead of a new one. Its settings are the "
+    "adapter's own, so only `type` and `lora_dropout` may be given with it."
+)
+
+if TYPE_CHECKING:
+    _Started = Section
+else:
+    _field = (Annotated[str, Field(min_length=1)] | None, Field(default=None, description=_DESCRIPTION))
+    _Started = create_model("_Started", __base__=Section, **{FROM: _field})
+
+
+class MethodConfig(_Started):
     """The `method:` section. Each method's own class adds its fields, with peft's names."""
 
     title: ClassVar[str]
@@ -74,6 +92,30 @@ class MethodConfig(Section):
     def _is_so(cls, key: str, value: Any) -> bool:
         said = (*ALWAYS_SO.get(key, ()), *cls.so.get(key, ()))
         return any(value == each and type(value) is type(each) for each in said)
+
+    @property
+    def start(self) -> str | None:
+        """The adapter to start from (`from`): a run directory or an adapter folder; None for a new adapter."""
+        return getattr(self, FROM)
+
+    @model_validator(mode="after")
+    def _check_beside_from(self) -> Self:
+        beside = sorted({*self.model_fields_set, *(self.model_extra or {})} - {*_BESIDE_FROM})
+        if self.start is not None and beside:
+            raise ValueError(
+                f"from: {self.start} starts from an adapter that has its own settings; remove {', '.join(beside)}, or "
+                "remove from to train a new adapter"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_what_counts(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = serialize(self)
+        if self.start is None:
+            del values[FROM]
+            return values
+        # The other settings are the adapter's, whatever their defaults here are.
+        return {key: value for key, value in values.items() if key in ("type", FROM) or key in self.model_fields_set}
 
     def shortened(self, share: float) -> Self:
         """Returns the configuration for a run with that share of the steps (0 to 1), for methods with a schedule."""

@@ -59,6 +59,11 @@ def parse(row: Mapping[str, Any], number: int) -> Example:
                 f"chosen has {len(chosen)} turns and rejected {len(rejected)}, but they do not both start with the "
                 "prompt; an answer is one turn, or a conversation that starts with the prompt"
             )
+        if not shared and (len(chosen) > 1 or len(rejected) > 1):
+            raise RowError(
+                "chosen and rejected do not start with the same turn, so they are not two answers to one prompt; both "
+                "must start with the prompt"
+            )
         prompt, chosen, rejected = shared, chosen[len(shared) :], rejected[len(shared) :]
     for name, turns in (("chosen", chosen), ("rejected", rejected)):
         if len(turns) != 1:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from lamina.compute.ops.adapter import AdapterLinear
 from lamina.compute.weights import FrozenLinear, freeze_linear
 from lamina.config import MethodConfig
+from lamina.config.methods.base import FROM
 from lamina.errors import AdapterError, ConfigError, Problem
 from lamina.methods.shared.base import Injection
 from lamina.methods.shared.peft_types import peft_fields as defaults_of
@@ -126,7 +127,7 @@ def read_peft_fields(cls: type[Config], peft_config: Mapping[str, Any], no_effec
     Raises:
         AdapterError: A field is missing or wrong, or an unsupported field is set; the message names it.
     """
-    fields = [name for name in cls.model_fields if name != "type"]
+    fields = [name for name in cls.model_fields if name not in ("type", FROM)]
     refuse_unknown(cls.title, peft_config, {*fields, *no_effect, *_NO_EFFECT_FIELDS})
     complete = with_defaults(peft_config, fields)
     try:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from lamina.data.batch import PACKED, Layout, build_units
 from lamina.data.example import EncodedExample
+from lamina.distributed.world import ALONE
 from lamina.losses.base import Loss
 from lamina.machine.seeding import kept_generators
 from lamina.structure.head import Head
@@ -36,6 +37,7 @@ def measured_tokens_per_second(
         examples: A micro-batch as in training.
         layout: How its documents are batched.
     """
+    (examples,) = loss.over_step(model, head, [examples], layout, ALONE)
     units = [[batch.to(model.device) for batch in unit] for unit in build_units(examples, layout)]
     count = loss.count(examples)
     seconds = float("inf")

@@ -1,0 +1,320 @@
+"""Shows of the losses over answers on a task whose answers can be checked, and on real prose. Each is one command.
+
+    python benchmarks/preference_shows.py dpo          --out FOLDER   # chosen: the right record, rejected: a wrong one
+    python benchmarks/preference_shows.py others       --out FOLDER   # KTO, SimPO and ORPO on the same rows
+    python benchmarks/preference_shows.py distillation --out FOLDER   # four examples in the teacher's prompt alone
+    python benchmarks/preference_shows.py prose --pairs dpo_en_demo.json --labels kto_en_demo.json --out FOLDER
+
+The task is the quickstart's: a request becomes one JSON record, and an answer counts if it is exactly right. `dpo` and
+`others` start from an adapter that was fine-tuned on a few rows, so that it is right about every second time; ORPO
+starts from the base, since it fine-tunes itself. Shares have Wilson's 95% interval. What is finished is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import lamina
+from lamina.chat.message import Message
+from lamina.chat.template import build_template
+from lamina.engine.generate import answer, build_generator
+from lamina.engine.generator import ADAPTER, Generator
+from lamina.engine.local import LocalGenerator
+from lamina.engine.sampling import Sampling
+from lamina.evaluation.score import Score
+from lamina.models.load import load_base
+from lamina.quickstart.task import (
+    INTENTS,
+    PRIORITIES,
+    PRODUCTS,
+    QUEUE_OF_INTENT,
+    Request,
+    build_task,
+    is_valid_record,
+)
+from lamina.runs import Run
+
+ANSWER_TOKENS = 64
+EXAMPLES = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("show", choices=SHOWS)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--start-rows", type=int, default=80, help="rows that the start adapter is fine-tuned on")
+    parser.add_argument("--rows", type=int, default=300, help="pairs, or requests to distill on")
+    parser.add_argument("--eval-rows", type=int, default=200)
+    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--pairs", type=Path, help="of prose, for `prose`")
+    parser.add_argument("--labels", type=Path, help="of prose, for `prose`")
+    parser.add_argument("--max-length", type=int, default=768, help="for `prose`")
+    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE, laid over each run's configuration")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows = SHOWS[args.show](args)
+    if args.json:
+        print(json.dumps(rows))
+        return
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console(width=160).print(table)
+
+
+def show_dpo(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """DPO from the fine-tuned adapter."""
+    files = task_files(args)
+    start = train(args, "start", start_settings(args, files))
+    run = train(args, "dpo", {**preference_settings(args, files), "loss": {"type": "dpo"}}, start)
+    return [scored("start", start, files), scored("dpo", run, files)]
+
+
+def show_others(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """KTO and SimPO from the fine-tuned adapter, ORPO from the base."""
+    files = task_files(args)
+    start = train(args, "start", start_settings(args, files))
+    rows = [scored("start", start, files)]
+    for name in ("kto", "simpo", "orpo"):
+        values = preference_settings(args, files, labels=name == "kto")
+        if name == "orpo":  # it learns the task itself, so at fine-tuning's rate
+            values["train"] = {**values["train"], "learning_rate": 1e-3}
+        loss = {"type": name}
+        rows.append(scored(name, train(args, name, {**values, "loss": loss}, None if name == "orpo" else start), files))
+    return rows
+
+
+def show_distillation(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The base with examples in its prompt teaches the base without them."""
+    task = build_task(0, args.rows + EXAMPLES, args.eval_rows)
+    shots = [turn for request in task.train[:EXAMPLES] for turn in request.messages()[1:]]
+    prompt = args.out / "examples.json"
+    prompt.write_text(json.dumps(shots), encoding="utf-8")
+    requests = task.train[EXAMPLES:]
+    taught = args.out / "taught.jsonl"
+    if not taught.exists():
+        said = prompted(args, shots, requests)
+        rows = [
+            {"messages": [*request.messages()[:-1], {"role": "assistant", "content": text}]}
+            for request, text in zip(requests, said, strict=True)
+            if text
+        ]
+        if not rows:
+            raise SystemExit("the teacher answered nothing")
+        write(taught, rows)
+    values = {
+        "data": {"train": str(taught), "eval": 0.1, "max_length": 1024},
+        "loss": {"type": "distillation", "teacher_prompt": str(prompt)},
+        "train": {"num_train_epochs": args.epochs, "warmup_ratio": 0.1},
+    }
+    run = train(args, "distillation", values)
+    expected = [request.answer() for request in task.eval]
+    conversations = [[Message(turn["role"], turn["content"]) for turn in r.messages()[:-1]] for r in task.eval]
+    generator = build_generator(lamina.load(run.path))
+    said = {
+        "base": asked(generator, conversations, None),
+        f"base with {EXAMPLES} examples (teacher)": prompted(args, shots, task.eval),
+        "student, without examples": asked(generator, conversations, ADAPTER),
+    }
+    rows = []
+    for model, texts in said.items():
+        pairs = list(zip(texts, expected, strict=True))
+        valid = Score(sum(is_valid_record(text) for text in texts), len(texts))
+        right = Score(sum(text == wanted for text, wanted in pairs), len(pairs))
+        rows.append({"model": model, "exact": shown(right), "valid": shown(valid)})
+    return rows
+
+
+def show_prose(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """DPO and KTO on prose: held-out accuracy and margin."""
+    if args.pairs is None or args.labels is None:
+        raise SystemExit("prose needs --pairs and --labels")
+    rows = []
+    for name, file in (("dpo", args.pairs), ("kto", args.labels)):
+        values = {
+            "data": {"train": str(file), "eval": 0.2, "max_length": args.max_length, "max_dropped": 1.0},
+            "loss": {"type": name},
+            "train": {"num_train_epochs": args.epochs, "warmup_ratio": 0.1, "eval_steps": 10},
+        }
+        run = train(args, f"prose-{name}", values)
+        found = lamina.evaluate(run.path)
+        accuracy = found.preference_accuracy
+        rows.append(
+            {
+                "model": name,
+                "accuracy": ""
+                if accuracy is None
+                else shown(Score(round(accuracy.value * accuracy.rows), accuracy.rows)),
+                "margin": f"{found.margin or 0:.3f}",
+                "loss": f"{found.base_loss:.4f} -> {found.loss:.4f}",
+                "rows": found.rows,
+            }
+        )
+    return rows
+
+
+SHOWS: Mapping[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
+    "dpo": show_dpo,
+    "others": show_others,
+    "distillation": show_distillation,
+    "prose": show_prose,
+}
+
+
+def task_files(args: argparse.Namespace) -> dict[str, Path]:
+    """Writes the task's rows: for fine-tuning, as pairs, as shuffled labels, and held out in both forms."""
+    task = build_task(0, args.start_rows + args.rows, args.eval_rows)
+    draw = random.Random(0)
+    pairs = [pair_of(request, draw) for request in task.train[args.start_rows :]]
+    labels = [
+        {"messages": [*pair["prompt"], *pair[side]], "label": side == "chosen"}
+        for pair in pairs
+        for side in ("chosen", "rejected")
+    ]
+    draw.shuffle(labels)
+    rows: dict[str, list[dict[str, Any]]] = {
+        "start": [{"messages": request.messages()} for request in task.train[: args.start_rows]],
+        "pairs": pairs,
+        "labels": labels,
+        "eval": [{"messages": request.messages()} for request in task.eval],
+        "eval_pairs": [pair_of(request, draw) for request in task.eval],
+    }
+    files = {name: args.out / f"{name}.jsonl" for name in rows}
+    for name, path in files.items():
+        write(path, rows[name])
+    return files
+
+
+def pair_of(request: Request, draw: random.Random) -> dict[str, Any]:
+    """The right record as chosen, and one with a wrong field as rejected."""
+    wrong = Request(request.text, wrong_record(request.record, draw))
+    *prompt, right = request.messages()
+    return {"prompt": prompt, "chosen": [right], "rejected": [wrong.messages()[-1]]}
+
+
+def wrong_record(record: Mapping[str, str | None], draw: random.Random) -> dict[str, str | None]:
+    """The record with one field changed to another value that it could have."""
+    changed = dict(record)
+    field = draw.choice([name for name in ("intent", "product", "order", "priority") if record[name] is not None])
+    if field == "intent":
+        changed["intent"] = draw.choice([intent for intent in INTENTS if intent != record["intent"]])
+        changed["queue"] = QUEUE_OF_INTENT[changed["intent"]]
+    elif field == "order":
+        letters, _, digits = str(record["order"]).partition("-")
+        changed["order"] = f"{letters}-{(int(digits) + draw.randrange(1, 9000)) % 90000 + 10000}"
+    else:
+        allowed = PRIORITIES if field == "priority" else PRODUCTS
+        changed[field] = draw.choice([value for value in allowed if value != record[field]])
+    return changed
+
+
+def start_settings(args: argparse.Namespace, files: Mapping[str, Path]) -> dict[str, Any]:
+    """Fine-tuning on a few rows."""
+    return {
+        "data": {"train": str(files["start"]), "eval": None, "max_length": 256, "packing": False},
+        "train": {"num_train_epochs": 2.0, "per_device_train_batch_size": 8, "warmup_ratio": 0.1},
+    }
+
+
+def preference_settings(args: argparse.Namespace, files: Mapping[str, Path], labels: bool = False) -> dict[str, Any]:
+    """A run on the pairs, or on the labels."""
+    return {
+        "data": {
+            "train": str(files["labels" if labels else "pairs"]),
+            "eval": str(files["eval_pairs"]),
+            "max_length": 256,
+            "packing": False,
+        },
+        "train": {
+            "num_train_epochs": args.epochs,
+            "per_device_train_batch_size": 16 if labels else 8,
+            "warmup_ratio": 0.1,
+        },
+    }
+
+
+def train(args: argparse.Namespace, name: str, values: dict[str, Any], start: Run | None = None) -> Run:
+    """Trains a run in the output folder, or takes the one that is finished there."""
+    settings = {**values, "model": args.model, "output_dir": str(args.out / "runs" / name)}
+    if start is not None:
+        settings["method"] = {"from": str(start.path)}
+    config = lamina.load_config(settings, args.set)
+    run = Run(Path(config.output_dir))
+    if run.status == "finished":
+        return run
+    print(f"{name} ...", file=sys.stderr, flush=True)
+    return lamina.train(config)
+
+
+def scored(name: str, run: Run, files: Mapping[str, Path]) -> dict[str, Any]:
+    """Exact answers on held-out requests, and how often the right record is preferred there."""
+    generator = build_generator(lamina.load(run.path))
+    requests = build_requests(files["eval"])
+    said = asked(generator, [turns for turns, _ in requests], ADAPTER)
+    right = sum(text == expected for text, (_, expected) in zip(said, requests, strict=True))
+    summary = run.summary
+    metrics = (summary.eval_metrics if summary else None) or {}
+    pairs = len(files["eval_pairs"].read_text(encoding="utf-8").splitlines())
+    accuracy, margin = metrics.get("rewards/accuracies"), metrics.get("rewards/margins")
+    return {
+        "model": name,
+        "exact": shown(Score(right, len(requests))),
+        "preferred": "" if accuracy is None else shown_share(accuracy, pairs),
+        "margin": "" if margin is None else f"{margin:.3f}",
+        "first loss": f"{summary.train_loss_first:.4f}" if summary and summary.train_loss_first is not None else "",
+    }
+
+
+def prompted(args: argparse.Namespace, shots: Sequence[Mapping[str, str]], requests: Sequence[Request]) -> list[str]:
+    """What the bare base answers with examples before each request."""
+    base = load_base(args.model)
+    generator = LocalGenerator(base.model, build_template(base.tokenizer))
+    conversations = []
+    for request in requests:
+        system, question, _ = request.messages()
+        conversations.append([Message(turn["role"], turn["content"]) for turn in (system, *shots, question)])
+    return asked(generator, conversations, None)
+
+
+def asked(generator: Generator, conversations: Sequence[Sequence[Message]], adapter: str | None) -> list[str]:
+    """Greedy answers, without white space around them."""
+    return [
+        text.strip() for text in answer(generator, conversations, Sampling(max_tokens=ANSWER_TOKENS), adapter=adapter)
+    ]
+
+
+def build_requests(file: Path) -> list[tuple[list[Message], str]]:
+    """The conversations of a file, each with the answer that is expected."""
+    rows = [json.loads(line)["messages"] for line in file.read_text(encoding="utf-8").splitlines()]
+    return [([Message(turn["role"], turn["content"]) for turn in row[:-1]], row[-1]["content"]) for row in rows]
+
+
+def shown_share(share: float, rows: int) -> str:
+    """A share of rows with its interval."""
+    return shown(Score(round(share * rows), rows))
+
+
+def shown(score: Score) -> str:
+    """A share with its interval."""
+    low, high = score.interval
+    return f"{score.share:.3f} ({low:.3f} to {high:.3f}, n = {score.rows})"
+
+
+def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows as JSON lines."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

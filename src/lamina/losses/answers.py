@@ -1,0 +1,107 @@
+"""Log-probabilities of answers, one for each sequence: what the losses over answers are functions of.
+
+log p(answer) = sum over its tokens t of log p(token t | tokens before it in its sequence)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from lamina.compute.fusion import model_inputs
+from lamina.compute.ops.log_probs import chunked_log_probs, chunked_log_probs_autograd, log_probs_of
+from lamina.data.batch import Batch
+from lamina.data.example import EncodedExample
+from lamina.structure.head import Head
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of some sequences, in order.
+
+    Attributes:
+        log_probs: log p of each, (S,); float64, so that sums over long answers keep their digits.
+        lengths: Tokens in each, (S,); float64.
+    """
+
+    log_probs: torch.Tensor
+    lengths: torch.Tensor
+
+    @property
+    def averages(self) -> torch.Tensor:
+        """Mean log p of a token of each answer, (S,)."""
+        return self.log_probs / self.lengths
+
+
+def answer_log_probs(model: PreTrainedModel, head: Head, batches: Sequence[Batch]) -> Answers:
+    """Computes the log-probabilities of the answers in every document of some batches, in order.
+
+    Args:
+        model: The model, inside `fusion.fast_path` or with the attention that the batches' layout names.
+        head: Decoder and output head of the model.
+        batches: On the model's device.
+    """
+    each = [_of_batch(model, head, batch) for batch in batches]
+    return Answers(torch.cat([one.log_probs for one in each]), torch.cat([one.lengths for one in each]))
+
+
+def token_log_probs(model: PreTrainedModel, head: Head, batch: Batch) -> torch.Tensor:
+    """Computes the log-probability of each supervised token of a batch: (N,), float32."""
+    if head.whole_model:
+        logits_TV = model(**model_inputs(batch), logits_to_keep=batch.predicting).logits[0]
+        if logits_TV.shape[0] != batch.supervised_tokens:  # the model ignored `logits_to_keep`
+            logits_TV = logits_TV.index_select(0, batch.predicting)
+        return log_probs_of(logits_TV, batch.targets)
+    hidden_ND = hidden_states(head, batch)
+    if has_plain_head(head):
+        assert isinstance(head.linear, nn.Linear)
+        return chunked_log_probs(hidden_ND, batch.targets, head.linear, head.transform)
+    vocabulary = model.config.get_text_config().vocab_size
+    return chunked_log_probs_autograd(hidden_ND, batch.targets, head.linear, head.transform, vocabulary)
+
+
+def hidden_states(head: Head, batch: Batch) -> torch.Tensor:
+    """Computes the hidden states that predict a batch's supervised tokens: (N, D)."""
+    return head.decoder(**model_inputs(batch)).last_hidden_state[0].index_select(0, batch.predicting)
+
+
+def has_plain_head(head: Head) -> bool:
+    """Whether the head is a frozen linear layer. A subclass of nn.Linear may compute something else."""
+    return type(head.linear) is nn.Linear and not head.linear.weight.requires_grad
+
+
+def answers_of(logits: Sequence[torch.Tensor], example: EncodedExample) -> Answers:
+    """Computes the same for one example from the model's own logits, in plain torch and in their dtype.
+
+    Args:
+        logits: Logits of each of its sequences, (T, vocabulary).
+        example: The example.
+    """
+    sums = [
+        log_probs_of(one[:-1][mask[1:]], ids[1:][mask[1:]]).sum()
+        for one, (ids, mask) in zip(logits, _sequences(example, logits[0].device), strict=True)
+    ]
+    lengths = [float(mask[1:].sum()) for _, mask in _sequences(example, logits[0].device)]
+    return Answers(torch.stack(sums), torch.tensor(lengths).to(sums[0]))
+
+
+def _sequences(example: EncodedExample, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Token ids and mask of the supervised tokens of each sequence."""
+    parts = [example.sequence(number) for number in range(len(example.lengths))]
+    return [
+        (torch.from_numpy(part.input_ids).long().to(device), torch.from_numpy(part.supervised).to(device))
+        for part in parts
+    ]
+
+
+def _of_batch(model: PreTrainedModel, head: Head, batch: Batch) -> Answers:
+    each_N = token_log_probs(model, head, batch).double()
+    document_T = np.repeat(np.arange(len(batch.document_lengths)), batch.document_lengths)
+    document_N = torch.from_numpy(document_T).to(each_N.device)[batch.predicting]
+    zeros = each_N.new_zeros(len(batch.document_lengths))
+    return Answers(zeros.index_add(0, document_N, each_N), zeros.index_add(0, document_N, torch.ones_like(each_N)))
