@@ -3,8 +3,8 @@
     python benchmarks/gate_rows.py [--folder DIR] [--rows 30 100 400] [--json]
 
 Trains the quickstart's task three times on SmolLM2-135M: `part` on 85% of the rows, `all` on all of them, and `broken`
-on all with one field of every record wrong. Then asks the gate for each of three promotions with the first N unseen rows.
-Training takes a few minutes an adapter; with --folder, adapters that are there are used again.
+on all with one field of every record wrong. Then asks the gate for each of three promotions, with the first N unseen
+rows. Training takes a few minutes an adapter; with --folder, adapters that are there are used again.
 """
 
 from __future__ import annotations

@@ -229,7 +229,7 @@ def _unlike_answers(encoded: EncodedExample) -> str:
     """Why student and teacher cannot be compared: their answers are not the same tokens."""
     student, teacher = (encoded.sequence(number) for number in range(2))
     answers = [part.input_ids[part.supervised] for part in (student, teacher)]
-    return "" if np.array_equal(*answers) else "answer_changed"
+    return "" if np.array_equal(answers[0], answers[1]) else "answer_changed"
 
 
 def _teacher_logits(teacher: Teacher, hidden_CD: torch.Tensor) -> torch.Tensor:

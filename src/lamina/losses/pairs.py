@@ -50,7 +50,7 @@ def unfit_pair(encoded: EncodedExample) -> str:
     if any(not np.array_equal(prompt, prompts[0]) for prompt in prompts[1:]):
         return "prompt_not_shared"
     answers = [part.input_ids[start:] for part, start in zip(parts, starts, strict=True)]
-    return "same_answers" if len(parts) > 1 and np.array_equal(*answers) else ""
+    return "same_answers" if len(parts) > 1 and np.array_equal(answers[0], answers[1]) else ""
 
 
 def margin_of(example: Example) -> Mapping[str, float]:
