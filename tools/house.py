@@ -23,6 +23,7 @@ ORDER = [
     "version",
     "errors",
     "files",
+    "pages",
     "signals",
     "progress",
     "cache",
@@ -31,6 +32,7 @@ ORDER = [
     "distributed",
     "config",
     "runs",
+    "registry",
     "optim",
     "chat",
     "data",
@@ -46,6 +48,7 @@ ORDER = [
     "training",
     "evaluation",
     "comparison",
+    "gate",
     "export",
     "quickstart",
     "verification",
@@ -61,16 +64,17 @@ INSIDE = {
     "data": ["example", "read", "formats", "*"],
     "compute": ["kernels", "weights", "ops", "fusion", "decoding"],
     "models": ["*", "quantized", "load"],
-    "checks": ["*", "kinds", "examine", "check"],
+    "checks": ["*", "kinds", "overlap", "examine", "check"],
     "methods": ["shared", "*"],
     "training": ["plan", "*"],
-    "evaluation": ["scorers", "*"],
+    "evaluation": ["statistics", "scorers", "tasks", "*"],
     "bench": ["*", "sides", "report", "run", "worker", "serving"],
+    "registry": ["digests", "names", "places", "records", "*", "registry", "resolve", "hub"],
     "server": ["settings", "errors", "schemas", "*"],
 }
 
 # These import neither torch nor transformers, so that the command line and its errors answer at once.
-LIGHT = ("version", "errors", "files", "signals", "progress", "cache", "plugins", "config", "runs")
+LIGHT = ("version", "errors", "files", "pages", "signals", "progress", "cache", "plugins", "config", "runs", "registry")
 
 # No room holds a larger share of all lines.
 LARGEST_SHARE = 0.18

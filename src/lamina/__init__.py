@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from lamina.engine.generator import Piece, Request
     from lamina.engine.sampling import Sampling
     from lamina.evaluation.evaluate import evaluate
+    from lamina.evaluation.subjects import evaluate_subjects
     from lamina.export.merge import merge
     from lamina.export.quantize import quantize
+    from lamina.gate.run import run_gate
+    from lamina.registry.registry import Registry
     from lamina.runs import Run
     from lamina.runs.events import Event
     from lamina.training.loop import train
@@ -38,16 +41,19 @@ _LAZY = {
     "Event": "lamina.runs.events",
     "Loaded": "lamina.adapters.load",
     "Piece": "lamina.engine.generator",
+    "Registry": "lamina.registry.registry",
     "Request": "lamina.engine.generator",
     "Run": "lamina.runs",
     "Sampling": "lamina.engine.sampling",
     "Verification": "lamina.verification.report",
     "evaluate": "lamina.evaluation.evaluate",
+    "evaluate_subjects": "lamina.evaluation.subjects",
     "generate": "lamina.engine.generate",
     "load": "lamina.adapters.load",
     "load_config": "lamina.config",
     "merge": "lamina.export.merge",
     "quantize": "lamina.export.quantize",
+    "run_gate": "lamina.gate.run",
     "train": "lamina.training.loop",
     "verify": "lamina.verification.verify",
 }
@@ -58,17 +64,20 @@ __all__ = [
     "Event",
     "Loaded",
     "Piece",
+    "Registry",
     "Request",
     "Run",
     "Sampling",
     "Verification",
     "__version__",
     "evaluate",
+    "evaluate_subjects",
     "generate",
     "load",
     "load_config",
     "merge",
     "quantize",
+    "run_gate",
     "train",
     "verify",
 ]

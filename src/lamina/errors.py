@@ -149,6 +149,18 @@ class RunError(LaminaError):
     """A run directory is in use, is not empty, or is not what the command needs."""
 
 
+class RegistryError(LaminaError):
+    """A registry is damaged, cannot be reached, or does not allow what was asked."""
+
+
+class ConflictError(RegistryError):
+    """An alias was moved by somebody else between reading it and changing it. Nothing was changed."""
+
+
+class EvidenceError(RegistryError):
+    """There is no gate record that allows a promotion, or it is damaged, or of another pair."""
+
+
 class TrainingError(LaminaError):
     """Training cannot continue, for example because the loss is not finite."""
 

@@ -76,10 +76,27 @@ def new_text_file(path: Path) -> Iterator[IO[str]]:
     Raises:
         StorageError: The file cannot be written. `path` is unchanged.
     """
+    with _new_file(path, lambda new: new.open("w", encoding="utf-8", errors="backslashreplace")) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def new_binary_file(path: Path) -> Iterator[IO[bytes]]:
+    """Yields a temporary file, which replaces `path` if the block succeeds and is deleted if it fails.
+
+    Raises:
+        StorageError: The file cannot be written. `path` is unchanged.
+    """
+    with _new_file(path, lambda new: new.open("wb")) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _new_file(path: Path, opened: Callable[[Path], IO[Any]]) -> Iterator[IO[Any]]:
     temporary = path.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:12]}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        with opened(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

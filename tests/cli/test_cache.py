@@ -26,6 +26,7 @@ from tests.support.cli import Cli
 HEX = "0123456789abcdef" * 2
 NAMES = {
     "models": "a.Q4_1-0123456789ab-v1",
+    "adapters": HEX,
     "quantized": HEX,
     "tokens": HEX,
     "references": f"{HEX}.npy",
@@ -34,9 +35,11 @@ NAMES = {
     "fingerprints": f"{HEX}.json",
     "gguf": f"{HEX}.json",
     "files": f"{HEX}.json",
+    "answers": "0123456789abcdef0123456789abcdef.jsonl",
+    "judged": "0a",
     "errors": "error-20260101-120000-42.txt",
 }
-FOLDERS = ("models", "quantized", "tokens", "shapes")
+FOLDERS = ("models", "adapters", "quantized", "tokens", "shapes", "judged")
 # A process that holds an entry exclusively until its stdin is closed.
 HOLDER = """
 import sys

@@ -24,6 +24,7 @@ from lamina.models.fingerprint import fingerprint_base
 from lamina.models.load import Base, load_base
 from lamina.models.source import find_model
 from lamina.progress import Notify
+from lamina.registry.resolve import local_path
 from lamina.runs import ADAPTER_FOLDER, open_run
 
 
@@ -90,12 +91,16 @@ def template_of(adapter: Adapter, base: Base) -> ChatTemplate:
 
 
 def adapter_folder(path: str | Path) -> Path:
-    """The adapter folder of a run directory, or the folder itself.
+    """The adapter folder of a run directory or of a version in the registry, or the folder itself.
+
+    Args:
+        path: Where it is; or a reference such as `support@prod` or `support:7`.
 
     Raises:
         AdapterError: Neither is there.
+        ConfigError, RegistryError: It is a reference, and the registry has no such version, or lost its files.
     """
-    path = Path(path)
+    path = local_path(path)
     for place in (path / ADAPTER_FOLDER, path):
         files.recover(place)
     if (path / ADAPTER_FOLDER / "adapter_config.json").is_file():

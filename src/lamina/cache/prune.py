@@ -45,6 +45,7 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("models", "models converted from GGUF files", r".+-[0-9a-f]{12}-v\w+"),
+        Kind("adapters", "adapters of registries", _HEX),
         Kind("quantized", "base models in 4 or 8 bits", _HEX),
         Kind("tokens", "encoded rows", _HEX),
         Kind("references", "log-probabilities of reference models", rf"{_HEX}\.npy"),
@@ -53,6 +54,8 @@ KINDS = {
         Kind("fingerprints", "digests of weight files", rf"{_HEX}\.json"),
         Kind("gguf", "digests of GGUF files", rf"{_HEX}\.json"),
         Kind("files", "digests of data files", rf"{_HEX}\.json"),
+        Kind("answers", "answers of evaluated models", rf"{_HEX}\.jsonl?"),
+        Kind("judged", "verdicts of judges", r"[0-9a-f]{2}"),
         Kind("errors", "tracebacks of unexpected errors", r"error-\d{8}-\d{6}-\d+\.txt"),
     )
 }

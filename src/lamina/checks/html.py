@@ -8,24 +8,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lamina import files
+from lamina import files, pages
 from lamina.checks.findings import CheckedFile, CheckReport, Finding, Severity
+from lamina.pages import table
 
 _WIDTH, _HEIGHT, _MARGIN = 520, 240, 44
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1120px; padding: 0 1rem; color: #1d2330 }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { padding: .35rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid #dfe3ea }
+th, td { text-align: left; vertical-align: top }
 td.number { text-align: right; white-space: nowrap } code { font-size: 13px } .advice { color: #5a6375 }
 .error { color: #a31d1d; font-weight: 700 } .warning { color: #96650a; font-weight: 700 } .info { color: #2f6fd6 }
 details { margin: .6rem 0 } summary { cursor: pointer } td.place { white-space: nowrap }
-.plots { display: flex; flex-wrap: wrap; gap: 1rem; margin-top: 1.5rem } svg text { font: 12px system-ui, sans-serif }
 """
 
 # Facts that are plotted, or described by a finding.
 _DRAWN = ("train_tokens", "eval_tokens", "row_characters", "answer_characters", "languages", "labels", "private")
 
-_BEGINNING = "<!doctype html><html lang=en><meta charset=utf-8><title>lamina data check</title>"
+_TITLE = "lamina data check"
+_BEGINNING = pages.beginning(_TITLE)
 
 
 def is_page(path: Path) -> bool:
@@ -37,17 +36,12 @@ def is_page(path: Path) -> bool:
 def write_html(report: CheckReport, path: Path) -> None:
     """Writes the files, the findings with example rows, the figures and the plots as one page."""
     counts = ", ".join(f"{report.count(severity)} {severity.value}s" for severity in Severity)
-    page = (
-        f"{_BEGINNING}<style>{_STYLE}</style><h1>lamina data check</h1><p>{counts}.</p>{_files(report)}"
+    body = (
+        f"<h1>{_TITLE}</h1><p>{counts}.</p>{_files(report)}"
         f"<h2>Findings</h2>{_findings(report)}{''.join(_details(finding) for finding in report.findings)}"
-        f"<h2>Figures</h2>{_facts(report)}<div class=plots>{''.join(_plots(report.facts))}</div></html>\n"
+        f"<h2>Figures</h2>{_facts(report)}<div class=plots>{''.join(_plots(report.facts))}</div>"
     )
-    files.write_text(path, page)
-
-
-def _table(head: tuple[str, ...], rows: list[str]) -> str:
-    cells = "".join(f"<th>{html.escape(title)}</th>" for title in head)
-    return f"<table><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    files.write_text(path, pages.page(_TITLE, body, _STYLE))
 
 
 def _files(report: CheckReport) -> str:
@@ -58,7 +52,7 @@ def _files(report: CheckReport) -> str:
         "<tr>" + "".join(f"<td>{html.escape(_text(value))}</td>" for value in vars(file).values()) + "</tr>"
         for file in report.files
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _findings(report: CheckReport) -> str:
@@ -72,7 +66,7 @@ def _findings(report: CheckReport) -> str:
             f"<br><span class=advice>{html.escape(finding.advice)}</span></td><td><code>{finding.code}</code></td>"
             f"<td class=number>{finding.count or ''}</td><td class=number>{share}</td></tr>"
         )
-    return _table(("", "finding", "code", "rows", "share"), rows)
+    return table(("", "finding", "code", "rows", "share"), rows)
 
 
 def _details(finding: Finding) -> str:
@@ -85,7 +79,7 @@ def _details(finding: Finding) -> str:
     ]
     shown = f"{len(rows)} of {finding.count}" if finding.count > len(rows) else f"{len(rows)}"
     title = f"<span class={finding.severity.value}>{html.escape(finding.title)}</span>: {shown} shown"
-    return f"<details><summary>{title}</summary>{_table(('where', 'text', ''), rows)}</details>"
+    return f"<details><summary>{title}</summary>{table(('where', 'text', ''), rows)}</details>"
 
 
 def _facts(report: CheckReport) -> str:
@@ -93,7 +87,7 @@ def _facts(report: CheckReport) -> str:
     for name, value in report.facts.items():
         if name not in _DRAWN:
             rows.append(f"<tr><td><code>{html.escape(name)}</code></td><td>{html.escape(_text(value))}</td></tr>")
-    return _table(("figure", ""), rows)
+    return table(("figure", ""), rows)
 
 
 def _text(value: Any) -> str:

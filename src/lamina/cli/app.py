@@ -1,13 +1,14 @@
 """`lamina`: the commands. Each parses its arguments, makes one library call, and renders the result. Only the call
 imports torch.
 
-Exit codes: 0 done; 1 failed; 2 usage or configuration error; 75 interrupted (the message says how to resume).
+Exit codes: 0 done; 1 failed; 2 usage or configuration error; 3 a gate has not enough rows; 75 interrupted (the message
+says how to resume).
 """
 
 from __future__ import annotations
 
+import copy
 import io
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -16,15 +17,17 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 from rich.table import Table
-from typer.main import get_command
+from typer.main import get_group
 
 from lamina.cli.arguments import asks_for_json, refuse_empty
 from lamina.cli.bench import bench
 from lamina.cli.cache import cache
 from lamina.cli.compare import compare
 from lamina.cli.data import data
+from lamina.cli.evaluation import evaluate
 from lamina.cli.facts import methods, schema, version
 from lamina.cli.failures import Commands, run_command, tracebacks_in
+from lamina.cli.gate import gate
 from lamina.cli.generation import chat, generate
 from lamina.cli.output import (
     MAX_SEED,
@@ -33,14 +36,14 @@ from lamina.cli.output import (
     MismatchFlag,
     ModelOption,
     Source,
-    check_target,
-    column_mapping,
     err,
     notify,
     out,
     print_json,
 )
 from lamina.cli.process import leave, listen_for_signals, open_standard_streams
+from lamina.cli.registry import promote, rollback
+from lamina.cli.registry_files import registry
 from lamina.cli.serve import replay, serve
 from lamina.errors import ConfigError, Problem
 
@@ -55,7 +58,9 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.add_typer(cache, name="cache")
 app.add_typer(data, name="data")
-for command in (compare, generate, chat, serve, replay, methods, schema, version):
+app.add_typer(registry, name="registry")
+app.command(name="eval")(evaluate)
+for command in (gate, compare, generate, chat, serve, replay, promote, rollback, methods, schema, version):
     app.command()(command)
 
 Overrides = Annotated[
@@ -92,87 +97,6 @@ def train(
         return
     print_summary(summary)
     err.print(f"  next    lamina chat {escape(str(run.path))}")
-
-
-@app.command(name="eval")
-def evaluate(
-    source: Source,
-    data: Annotated[
-        str | None, typer.Option("--data", help="Data file to evaluate on; by default the run's evaluation data.")
-    ] = None,
-    columns: Annotated[
-        list[str] | None,
-        typer.Option("--column", help="FIELD=COLUMN, such as prompt=question; may be repeated."),
-    ] = None,
-    exact_match: Annotated[
-        bool,
-        typer.Option("--exact-match", help="Also generate answers and compare them with the expected answers."),
-    ] = False,
-    score: Annotated[
-        list[str] | None,
-        typer.Option("--score", metavar="NAME", help="Score generated answers, such as final_answer; may be repeated."),
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Maximum length of a generated answer in tokens, with --score or --exact-match; by default 256."
-        ),
-    ] = None,
-    max_rows: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")] = None,
-    predictions: Annotated[Path | None, typer.Option(help="Write the generated answers to this .jsonl file.")] = None,
-    model: ModelOption = None,
-    allow_base_mismatch: MismatchFlag = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Compute loss, perplexity and scores of an adapter, next to those of the base model without it."""
-    generates = exact_match or bool(score)
-    if predictions is not None and not generates:
-        raise ConfigError(
-            Problem("--predictions", "has nothing to write without --exact-match or --score", "add --exact-match")
-        )
-    check_target("--predictions", predictions)
-    if max_new_tokens is not None and not generates:
-        raise ConfigError(
-            Problem("--max-new-tokens", "has no effect without --exact-match or --score", "add --exact-match")
-        )
-    mapping = column_mapping(columns)
-    if mapping and data is None:
-        raise ConfigError(Problem("--column", "maps the columns of --data, which is not given", "add --data FILE"))
-    from lamina.engine.sampling import DEFAULT_MAX_TOKENS
-    from lamina.evaluation.evaluate import evaluate as evaluate_adapter
-    from lamina.files import write_text
-
-    with Bars() as bars:
-        result = evaluate_adapter(
-            source,
-            data,
-            columns=mapping,
-            max_rows=max_rows,
-            exact_match=exact_match,
-            score=score or [],
-            max_new_tokens=max_new_tokens or DEFAULT_MAX_TOKENS,
-            model=model,
-            allow_base_mismatch=allow_base_mismatch,
-            progress=bars.update,
-            notify=notify,
-        )
-    if predictions is not None:
-        lines = [json.dumps(vars(prediction), ensure_ascii=False) for prediction in result.predictions]
-        write_text(predictions, "\n".join(lines) + "\n")
-    if as_json:
-        print_json(result.as_json())
-        return
-    table = Table("", "base model", "adapter")
-    table.add_row("loss", f"{result.base_loss:.4f}", f"{result.loss:.4f}")
-    if result.perplexity is not None:
-        table.add_row("perplexity", f"{result.base_perplexity:.2f}", f"{result.perplexity:.2f}")
-    for name, value in result.metrics.items():
-        table.add_row(name, f"{result.base_metrics[name]:.4f}", f"{value:.4f}")
-    for name, scores in result.scores.items():
-        table.add_row(name.replace("_", " "), f"{scores.base:.1%}", f"{scores.adapter:.1%}")
-    out.print(table)
-    left_out = "".join(f"; dropped {count}: {reason}" for reason, count in result.dropped.items())
-    out.print(f"{result.rows} rows{left_out}")
 
 
 @app.command()
@@ -309,6 +233,17 @@ def quickstart(
     run_quickstart(folder, model, seed, as_json)
 
 
+def _part(name: str) -> typer.Typer:
+    """The command or the group of that name alone, since building all of them takes longer than some need to run."""
+    groups = [group for group in app.registered_groups if group.name == name]
+    commands = [each for each in app.registered_commands if name in (each.name, getattr(each.callback, "__name__", ""))]
+    if not groups and not commands:
+        return app
+    part = copy.copy(app)
+    part.registered_groups, part.registered_commands = groups, commands
+    return part
+
+
 def main() -> None:
     """Runs the command line. Every error becomes one message and an exit code."""
     open_standard_streams()
@@ -321,11 +256,11 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)  # data may contain characters that the encoding cannot represent
     arguments = sys.argv[1:]
-    command = get_command(app)
+    command = get_group(_part(arguments[0] if arguments else ""))
 
     def run() -> object:
         refuse_empty(command, arguments)
-        return app(args=arguments or ["--help"], standalone_mode=False)
+        return command(args=arguments or ["--help"], standalone_mode=False)
 
     code = run_command(run, asks_for_json(command, arguments))
     leave(code if arguments else 2)  # this shows the help, but without a command it is a usage error

@@ -16,7 +16,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -198,6 +197,8 @@ def _write_details(error: BaseException, folder: Path) -> Path | None:
 
 
 def _details(error: BaseException) -> str:
+    from importlib import metadata  # which takes longer to import than many commands
+
     versions = [f"lamina {__version__}", f"Python {platform.python_version()} on {platform.platform()}"]
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -154,6 +154,7 @@ def _answer_file(
 ) -> None:
     from lamina.engine.batch import answer_rows, read_prompts
     from lamina.engine.engine import Engine
+    from lamina.engine.kept_answers import KeptAnswers
     from lamina.engine.subject import find_subject
     from lamina.files import write_text
 
@@ -171,10 +172,19 @@ def _answer_file(
         def progress(done: int) -> None:
             bars.update("Answering", done, len(rows))
 
-        results = list(
-            answer_rows(engine, rows, sampling, adapter=None if base else adapter, system=system, progress=progress)
-        )
-    write_text(target, "".join(json.dumps(each.as_json(), ensure_ascii=False) + "\n" for each in results))
+        with KeptAnswers(target) as kept:
+            if len(kept):
+                notify(f"{kept.path} has {len(kept)} answers of an interrupted run; those to the same rows are reused.")
+            results = answer_rows(
+                engine,
+                rows,
+                sampling,
+                adapter=None if base else adapter,
+                system=system,
+                kept=kept,
+                progress=progress,
+            )
+            write_text(target, "".join(json.dumps(each.as_json(), ensure_ascii=False) + "\n" for each in results))
     failed = sum(each.error is not None for each in results)
     facts = {"rows": len(results), "failed": failed, "answer_tokens": sum(each.answer_tokens for each in results)}
     if as_json:

@@ -33,6 +33,7 @@ MAX_SEED = 2**63 - 1
 PAIRS = {
     "--column": ("FIELD=COLUMN", "prompt=question"),
     "--adapter": ("NAME=PATH", "support=runs/support"),
+    "--tag": ("KEY=VALUE", "owner=ada"),
     "--python": ("SIDE=INTERPRETER", "litgpt=/path/to/python"),
 }
 

@@ -12,7 +12,12 @@ from lamina.cli.output import JsonFlag, notify, out, pair, print_json
 from lamina.errors import ConfigError, Problem
 
 Adapters = Annotated[
-    list[str] | None, typer.Option("--adapter", help="NAME=PATH of a run or adapter folder; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        help="NAME=PATH of a run or adapter folder; or a version or an alias of the registry, with or without NAME=. "
+        "May be repeated.",
+    ),
 ]
 
 
@@ -56,6 +61,10 @@ def serve(
     drain_seconds: Annotated[
         float | None, typer.Option(min=0.0, help="Time for running requests after SIGTERM; by default 30.")
     ] = None,
+    registry: Annotated[
+        str | None,
+        typer.Option(metavar="URL|FOLDER", help="Registry of the references; aliases are followed while it runs."),
+    ] = None,
     log_requests: Annotated[
         Path | None, typer.Option(help="Add every prompt and answer to this file, for lamina replay.")
     ] = None,
@@ -66,7 +75,8 @@ def serve(
 
     flags = {
         "model": model,
-        "adapters": dict(pair("--adapter", text) for text in adapter or []),
+        "adapters": _named(adapter),
+        "registry": registry,
         "name": name,
         "host": host,
         "port": port,
@@ -120,6 +130,13 @@ def replay(
             out.print(line, markup=False)
     if not result.is_same:
         raise typer.Exit(1)
+
+
+def _named(texts: list[str] | None) -> dict[str, str]:
+    """Adapters by name; a version or an alias of the registry may stand alone, and is called by its reference."""
+    from lamina.registry.names import is_reference
+
+    return dict((text, text) if is_reference(text) else pair("--adapter", text) for text in texts or [])
 
 
 def check_installed() -> None:

@@ -9,17 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lamina import files
+from lamina import files, pages
 from lamina.evaluation.score import Score
 
 _WIDTH, _HEIGHT, _MARGIN = 520, 320, 52
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1120px; padding: 0 1rem; color: #1d2330 }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid #dfe3ea }
-th:first-child, td:first-child { text-align: left }
+th, td { text-align: right } th:first-child, td:first-child { text-align: left }
 td.best { font-weight: 700 } tr.failed td { color: #a33 } tr.out td { color: #888 }
-.plots { display: flex; flex-wrap: wrap; gap: 1rem; margin-top: 1.5rem } svg text { font: 12px system-ui, sans-serif }
 """
 
 
@@ -240,15 +236,12 @@ def write_html(comparison: Comparison, path: Path) -> None:
         rows.append(f"<tr{kind}>{cells}</tr>")
     remarks = [f"{o.name}: {text}" for o in comparison.outcomes for text in [*o.notes, *([o.error] if o.error else [])]]
     bare = "<br>".join(html.escape(_base_text(base)) for base in comparison.bases)
-    head = "".join(f"<th>{html.escape(column.title)}</th>" for column in heads)
-    page = (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>lamina compare</title><style>{_STYLE}</style>"
-        f"<h1>lamina compare</h1><p>{bare}</p>"
-        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    body = (
+        f"<h1>lamina compare</h1><p>{bare}</p>{pages.table((column.title for column in heads), rows)}"
         f"<ul>{''.join(f'<li>{html.escape(text)}</li>' for text in remarks)}</ul>"
-        f"<div class=plots>{''.join(_plots(comparison))}</div></html>\n"
+        f"<div class=plots>{''.join(_plots(comparison))}</div>"
     )
-    files.write_text(path, page)
+    files.write_text(path, pages.page("lamina compare", body, _STYLE))
 
 
 def _plots(comparison: Comparison) -> list[str]:

@@ -37,7 +37,12 @@ MAPPABLE_FIELDS = (
 )
 
 
-def _known_fields(columns: dict[str, str] | None) -> dict[str, str] | None:
+def known_fields(columns: dict[str, str] | None) -> dict[str, str] | None:
+    """Checks that a column mapping fills fields that a format reads.
+
+    Raises:
+        ValueError: It names another field.
+    """
     if any(member.package for member in plugins.members("formats").values()):
         return columns  # the fields of a plug-in's format are only known once it is imported
     unknown = [field for field in columns or {} if field not in MAPPABLE_FIELDS]
@@ -67,7 +72,7 @@ class SourceConfig(Section):
     max_rows: Annotated[int, Field(ge=1)] | None = None
     """Use only the first `max_rows` rows."""
 
-    _check_columns = field_validator("columns")(_known_fields)
+    _check_columns = field_validator("columns")(known_fields)
 
 
 class ReplayConfig(Section):
@@ -85,7 +90,7 @@ class ReplayConfig(Section):
     columns: dict[str, str] | None = None
     """Its column mapping: field -> column, or a Jinja template over the columns."""
 
-    _check_columns = field_validator("columns")(_known_fields)
+    _check_columns = field_validator("columns")(known_fields)
 
 
 class DataConfig(Section):
@@ -173,7 +178,7 @@ class DataConfig(Section):
     chat_template: str | None = None
     """A built-in template or a Jinja file to use instead of the model's own template."""
 
-    _check_columns = field_validator("columns")(_known_fields)
+    _check_columns = field_validator("columns")(known_fields)
 
     @field_validator("train")
     @classmethod

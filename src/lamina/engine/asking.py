@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +10,14 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from lamina.chat.template import ChatTemplate
-from lamina.engine.generator import Piece, Request
+from lamina.engine.generator import Piece, Reading, Request
 from lamina.engine.guides import Guides
 from lamina.engine.prompts import prompt_ids
 from lamina.engine.sampling import Sampling
 from lamina.engine.sequence import Sequence, Voice
 from lamina.errors import ConfigError, DataError, Problem
 from lamina.models.stops import with_stop_ids
-from lamina.models.vocabulary import embedding_rows, head_rows
+from lamina.models.vocabulary import check_prompt, embedding_rows, head_rows
 from lamina.structure.positions import declared_positions, has_position_table
 
 # Of a generation_config.json, what says which tokens end an answer or fill a batch, or how it is computed, and so
@@ -136,6 +136,37 @@ class Asker:
             wants=sorted(positions),
         )
 
+    def reading(
+        self,
+        reading: Reading,
+        voice: Voice,
+        deliver: Callable[[Piece], None],
+        fail: Callable[[BaseException], None],
+    ) -> Sequence:
+        """Makes a sequence that gives log-probabilities of a text's tokens instead of an answer.
+
+        Raises:
+            DataError: There is no room for it, or no row for one of its tokens.
+        """
+        ids, room = list(reading.token_ids), self.room(voice.virtual_tokens)
+        if room is not None and len(ids) - 1 > room:
+            raise DataError(
+                f"a text has {len(ids)} tokens, and the base can read {room + 1}. Fix: shorten it, or read it in parts."
+            )
+        check_prompt(ids, self.model, self.template)
+        return Sequence(
+            ids[:-1],
+            voice,
+            Sampling(),
+            limit=1,
+            stop_ids=frozenset(),
+            tokenizer=self.template.tokenizer,
+            deliver=deliver,
+            fail=fail,
+            wants=list(range(reading.start - 1, len(ids) - 1)),
+            targets=ids[reading.start :],
+        )
+
 
 def build_asker(
     model: PreTrainedModel, template: ChatTemplate, capacity: int | None, template_stops: bool = True
@@ -198,6 +229,12 @@ def ignored_settings(model: PreTrainedModel, sampling: Sampling) -> list[str]:
         return []
     what = "a draw from all tokens" if draws else "the most probable token each time"
     return [f"the base's generation_config.json sets {', '.join(found)}; answers are without it: {what}"]
+
+
+def reading_order(readings: Iterable[Reading]) -> list[int]:
+    """The order in which texts with the same beginning follow each other."""
+    keys = [(reading.adapter or "", list(reading.token_ids)) for reading in readings]
+    return sorted(range(len(keys)), key=keys.__getitem__)
 
 
 def unknown_adapter(name: str, known: list[str]) -> ConfigError:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lamina.chat.message import Message
 from lamina.engine.engine import Engine
 from lamina.engine.generator import Piece, Request
+from lamina.engine.kept_answers import KeptAnswers
 from lamina.engine.sampling import Sampling
 from lamina.errors import ConfigError, DataError, LaminaError, Problem
 
-FIELDS = ("prompt", "messages", "adapter", "system", "seed")
+# What of an answer is kept over an interruption.
+_KEPT = ("answer", "finish_reason", "prompt_tokens", "answer_tokens")
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,9 @@ def answer_rows(
     *,
     adapter: str | None,
     system: str | None = None,
+    kept: KeptAnswers | None = None,
     progress: Callable[[int], None] = lambda done: None,
-) -> Iterator[Answered]:
+) -> list[Answered]:
     """Answers rows of `read_prompts`, all at once.
 
     Args:
@@ -80,29 +84,47 @@ def answer_rows(
         sampling: How it is drawn; each row's seed is this one plus its place, unless it names its own.
         adapter: What answers a row that does not say.
         system: A system turn before each prompt that has none.
+        kept: Takes each answer as it comes, and has those from before an interruption.
         progress: Called with how many are answered.
     """
-    results: list[Answered | None] = []
-    asked: list[tuple[int, Request]] = []
+    results: list[Answered | None] = [None] * len(rows)
+    asked: list[tuple[int, Request, str]] = []
+    job = _job(engine, sampling, system)
     for number, row in enumerate(rows):
         own = row.get("seed", None if sampling.seed is None else (sampling.seed + number) % 2**64)
+        name = row.get("adapter", adapter)
+        key = _digest([job, name, own, row])
+        before = None if kept is None else kept.get(key)
+        if before is not None:
+            results[number] = Answered(row, **before)
+            continue
         try:
-            request = Request(
-                messages=turns_of(row, system),
-                adapter=row.get("adapter", adapter),
-                sampling=replace(sampling, seed=own),
-            )
+            request = Request(messages=turns_of(row, system), adapter=name, sampling=replace(sampling, seed=own))
             engine.check(request)
         except (DataError, ConfigError) as error:
-            results.append(Answered(row, None, error))
+            results[number] = Answered(row, None, error)
         else:
-            results.append(None)
-            asked.append((number, request))
-    failed = len(rows) - len(asked)
-    pieces = engine.generate([request for _, request in asked], lambda done: progress(failed + done)) if asked else []
-    for (number, request), piece in zip(asked, pieces, strict=True):
-        results[number] = _answered(engine, rows[number], request, piece)
-    yield from (result for result in results if result is not None)
+            asked.append((number, request, key))
+    done = len(rows) - len(asked)
+    progress(done)
+    for which, piece in engine.answers([request for _, request, _ in asked]):
+        number, request, key = asked[which]
+        answered = results[number] = _answered(engine, rows[number], request, piece)
+        if kept is not None:
+            kept.keep(key, {name: getattr(answered, name) for name in _KEPT})
+        done += 1
+        progress(done)
+    return [result for result in results if result is not None]
+
+
+def _job(engine: Engine, sampling: Sampling, system: str | None) -> str:
+    """A digest of everything that an answer depends on besides its row."""
+    adapters = {facts.name: facts.digest for facts in engine.loaded()}
+    return _digest([engine.digest, adapters, asdict(sampling), system])
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _answered(engine: Engine, row: dict[str, Any], request: Request, piece: Piece) -> Answered:

@@ -103,7 +103,7 @@ class Core:
                 self.counters.cached_tokens += sequence.cached if sequence.answer_tokens == 0 else 0
             scheduler.computed(chunk)
             if sequence.wants is not None:
-                sequence.logits += [own] if len(own) else []
+                _note_wanted(sequence, own)
                 if chunk.is_last:
                     sequence.finish_logits()
                     scheduler.leave(sequence)
@@ -142,6 +142,16 @@ def _stacked(rows: list[torch.Tensor]) -> torch.Tensor:
     if all(row.data_ptr() == first.data_ptr() + number * size for number, row in enumerate(rows)) and len(rows) > 1:
         return first.as_strided((len(rows), first.shape[1]), (first.shape[1], 1))
     return first if len(rows) == 1 else torch.cat(rows)
+
+
+def _note_wanted(sequence: Sequence, logits: torch.Tensor) -> None:
+    """Keeps the logits that a sequence wants, or what they say of the tokens that follow."""
+    if sequence.targets is None:
+        sequence.logits += [logits] if len(logits) else []
+        return
+    done = len(sequence.prompt_logprobs)
+    following = sequence.targets[done : done + len(logits)]
+    sequence.prompt_logprobs += token_logprobs(logits, following, [1] * len(following))
 
 
 def _note_prompt(chunk: Chunk, logits: torch.Tensor) -> None:

@@ -6,46 +6,37 @@ checking it. The two meet in `_inbox`, between two steps.
 
 from __future__ import annotations
 
-import functools
 import queue
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from lamina.adapters.adapter import read_adapter
 from lamina.adapters.load import adapter_folder
 from lamina.chat.template import ChatTemplate
 from lamina.config.quantization import QuantizationConfig
 from lamina.engine.admission import Admission, template_for
-from lamina.engine.asking import Asker, build_asker, joined_logits
+from lamina.engine.asking import Asker, build_asker, joined_logits, reading_order
 from lamina.engine.core import Core
-from lamina.engine.generator import Piece, Request
+from lamina.engine.generator import Piece, Reading, Request, TokenLogprobs
 from lamina.engine.sequence import Sequence as Asked
 from lamina.engine.sequence import Voice
-from lamina.engine.shared import ServingEngine, T, put_numbered
+from lamina.engine.shared import ServingEngine, T
 from lamina.engine.stats import EngineStats
 from lamina.engine.store import AdapterFacts, AdapterStore, Handle
+from lamina.engine.thread import Ticket, work
 from lamina.engine.voices import Part, build_runners
 from lamina.errors import LaminaError
 from lamina.models.load import Base, load_base
 from lamina.models.vocabulary import embedding_rows
 from lamina.progress import Notify
-
-
-class Ticket:
-    """A request on its way."""
-
-    def __init__(self, engine: Engine, sequence: Asked) -> None:
-        self._engine, self._sequence = engine, sequence
-
-    def cancel(self) -> None:
-        """Ends it without another piece; nothing if it is over."""
-        self._engine._tell(self._sequence.end)
 
 
 class Engine(ServingEngine):
@@ -117,7 +108,7 @@ class Engine(ServingEngine):
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(
-            target=_work, args=(weakref.ref(self), self._wake), daemon=True, name="lamina-engine"
+            target=work, args=(weakref.ref(self), self._wake), daemon=True, name="lamina-engine"
         )
         self._thread.start()
         try:
@@ -132,6 +123,11 @@ class Engine(ServingEngine):
     def adapters(self) -> list[str]:
         """The names that a request may ask for; the bare base is always there."""
         return self._store.names()
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The base."""
+        return self.base.model
 
     @property
     def slow_because(self) -> str | None:
@@ -161,6 +157,31 @@ class Engine(ServingEngine):
         """
         with closing(_Use(self, request.adapter)) as use:
             return self._ask.tokens(request, use.part.virtual_tokens)
+
+    def read(
+        self, readings: Sequence[Reading], progress: Callable[[int], None] = lambda done: None
+    ) -> list[tuple[TokenLogprobs, ...]]:
+        """As the contract says."""
+        results: queue.SimpleQueue[Piece | BaseException] = queue.SimpleQueue()
+        begun: list[tuple[Asked, Part]] = []
+        try:
+            for reading in readings:
+                use = _Use(self, reading.adapter)
+                voice = Voice(use.digest, use.part.weights, use.part.virtual_tokens, use.close)
+                try:
+                    begun.append((self._ask.reading(reading, voice, results.put, results.put), use.part))
+                except BaseException:
+                    use.close()
+                    raise
+            for number in reading_order(readings):
+                sequence, part = begun[number]
+                self._tell(partial(self._core.add, sequence, part.runner), sequence)
+            self._wait(results, len(readings), progress)
+        except BaseException:
+            for sequence, _ in begun:
+                self._tell(sequence.end)
+            raise
+        return [tuple(sequence.prompt_logprobs) for sequence, _ in begun]
 
     def submit(self, request: Request, deliver: Callable[[Piece | BaseException], None]) -> Ticket:
         """Begins to answer a request.
@@ -258,27 +279,32 @@ class Engine(ServingEngine):
             raise
         runner = use.part.runner
         self._tell(lambda: self._core.add(sequence, runner), sequence)
-        return Ticket(self, sequence)
+        return Ticket(partial(self._tell, sequence.end))
 
     def _logits(
         self, asked: Sequence[tuple[Sequence[int], Sequence[int]]], part: Part, digest: str | None
     ) -> list[torch.Tensor]:
         """Logits at positions of several sequences, which are computed together."""
-        results: queue.SimpleQueue[tuple[int, Piece | BaseException]] = queue.SimpleQueue()
-        sequences = []
-        for number, (ids, positions) in enumerate(asked):
-            deliver = functools.partial(put_numbered, results, number)
-            voice = Voice(digest, part.weights, part.virtual_tokens)
-            sequences.append(self._ask.probe(list(ids), list(positions), voice, deliver, deliver))
+        results: queue.SimpleQueue[Piece | BaseException] = queue.SimpleQueue()
+        voice = Voice(digest, part.weights, part.virtual_tokens)
+        sequences = [self._ask.probe(list(ids), list(at), voice, results.put, results.put) for ids, at in asked]
         for sequence in sequences:
-            self._tell(functools.partial(self._core.add, sequence, part.runner), sequence)
-        found: list[torch.Tensor] = [torch.empty(0)] * len(sequences)
-        for _ in sequences:
-            number, result = self._next(results)
+            self._tell(partial(self._core.add, sequence, part.runner), sequence)
+        self._wait(results, len(sequences))
+        return [joined_logits(sequence, list(at)) for sequence, (_, at) in zip(sequences, asked, strict=True)]
+
+    def _wait(
+        self,
+        results: queue.SimpleQueue[Piece | BaseException],
+        count: int,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> None:
+        """Waits for so many results; the first that is an error is raised."""
+        for done in range(1, count + 1):
+            result = self._next(results)
             if isinstance(result, BaseException):
                 raise result
-            found[number] = joined_logits(sequences[number], list(asked[number][1]))
-        return found
+            progress(done)
 
     def _next(self, results: queue.SimpleQueue[T]) -> T:
         """The next result; an engine that was closed meanwhile gives none."""
@@ -298,14 +324,19 @@ class Engine(ServingEngine):
         self._inbox.append(message)
         self._wake.set()
 
-    def _work_once(self) -> bool:
-        """Reads the inbox and computes a step; returns whether there may be more to do."""
+    def work_once(self) -> bool:
+        """For the engine's thread: reads the inbox and computes a step; returns whether there may be more to do."""
         while self._inbox:
             self._inbox.popleft()()
         if self._closing.is_set():
             self._core.drop_all(LaminaError("the engine was closed before it had answered."))
             return False
         return self._core.step()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is closed, and has been told all that it is told."""
+        return self._closing.is_set() and not self._inbox
 
 
 class _Use:
@@ -319,21 +350,3 @@ class _Use:
     def close(self) -> None:
         if self._handle is not None:
             self._handle.release()
-
-
-def _work(engine: weakref.ref[Engine], wake: threading.Event) -> None:
-    """The engine's thread. It holds no reference while it waits, so that an engine nobody uses ends."""
-    while True:
-        wake.wait(5.0)
-        wake.clear()
-        while True:
-            own = engine()
-            if own is None:
-                return
-            more = own._work_once()
-            over = own._closing.is_set() and not own._inbox
-            del own
-            if over:
-                return
-            if not more:
-                break

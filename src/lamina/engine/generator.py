@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from transformers import PreTrainedModel
+
 from lamina.chat.message import Message
 from lamina.chat.template import ChatTemplate
 from lamina.engine.sampling import Sampling
@@ -73,6 +75,30 @@ class TokenLogprobs:
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A text that is read instead of answered: how likely each of its tokens is after those before it.
+
+    Attributes:
+        token_ids: Its tokens; the first has nothing before it.
+        start: The first one that is asked about, 1 or more.
+        adapter: The name of the adapter that reads; None is the bare base.
+    """
+
+    token_ids: Sequence[int]
+    start: int = 1
+    adapter: str | None = None
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ConfigError: No token is asked about, or the first is, which has nothing before it.
+        """
+        if not 0 < self.start < len(self.token_ids):
+            message = f"{self.start} is not between 1 and the last of {len(self.token_ids)} tokens"
+            raise ConfigError(Problem("reading.start", message, "put a token that begins a text before it"))
 
 
 @dataclass(frozen=True)
@@ -165,4 +191,34 @@ class Generator(Protocol):
 
     def notes(self, sampling: Sampling) -> list[str]:
         """Sentences on what a user should know of answers that are drawn so."""
+        ...
+
+
+class Reader(Generator, Protocol):
+    """A generator that can also say how likely given texts are."""
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The base."""
+        ...
+
+    def read(
+        self, readings: Sequence[Reading], progress: Callable[[int], None] = ...
+    ) -> list[tuple[TokenLogprobs, ...]]:
+        """Reads texts.
+
+        Readings with the same beginning share its computation.
+
+        Args:
+            readings: With any adapters.
+            progress: Called with how many are read.
+
+        Returns:
+            For each reading, in their order, each token from its start on: its log-probability and the most probable
+            token in its place.
+
+        Raises:
+            ConfigError: There is no adapter of a name.
+            DataError: A text is too long, or has a token that the base has no row for; nothing is read.
+        """
         ...

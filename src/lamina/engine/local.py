@@ -9,9 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from lamina.chat.template import ChatTemplate
-from lamina.engine.asking import Asker, build_asker, ignored_settings, unknown_adapter
+from lamina.engine.asking import Asker, build_asker, ignored_settings, reading_order, unknown_adapter
 from lamina.engine.core import Core
-from lamina.engine.generator import ADAPTER, Piece, Pieces, Request
+from lamina.engine.generator import ADAPTER, Piece, Pieces, Reading, Request, TokenLogprobs
 from lamina.engine.sampling import Sampling
 from lamina.engine.sequence import Sequence as Asked
 from lamina.engine.sequence import Voice
@@ -63,6 +63,11 @@ class LocalGenerator:
         return () if self._injection is None else (ADAPTER,)
 
     @property
+    def model(self) -> PreTrainedModel:
+        """The base."""
+        return self._model
+
+    @property
     def slow_because(self) -> str | None:
         """Why the base does not run on the kernels; None where it does."""
         return self._built().reason
@@ -79,7 +84,7 @@ class LocalGenerator:
             self.check(request)
         found: dict[int, Piece] = {}
         failed: list[BaseException] = []
-        core, parts = self._start(requests)
+        core, parts = self._start({request.adapter for request in requests})
         for number, request in enumerate(requests):
 
             def deliver(piece: Piece, number: int = number) -> None:
@@ -101,12 +106,40 @@ class LocalGenerator:
             _leave(core)
         return [found[number] for number in range(len(requests))]
 
+    def read(
+        self, readings: Sequence[Reading], progress: Callable[[int], None] = lambda done: None
+    ) -> list[tuple[TokenLogprobs, ...]]:
+        """As the contract says."""
+        done: list[Piece] = []
+        failed: list[BaseException] = []
+        for name in {reading.adapter for reading in readings} - {None, *self.adapters}:
+            raise unknown_adapter(str(name), list(self.adapters))
+        core, parts = self._start({reading.adapter for reading in readings})
+        begun: list[Asked] = []
+        for reading in readings:
+            part = parts[reading.adapter]
+            voice = Voice(reading.adapter, part.weights, part.virtual_tokens)
+            begun.append(self._ask().reading(reading, voice, done.append, failed.append))
+        for number in reading_order(readings):
+            core.add(begun[number], parts[readings[number].adapter].runner)
+        told = 0
+        try:
+            while len(done) < len(readings) and not failed and core.step():
+                if len(done) > told:
+                    told = len(done)
+                    progress(told)
+            if failed:
+                raise failed[0]
+        finally:
+            _leave(core)
+        return [tuple(sequence.prompt_logprobs) for sequence in begun]
+
     def stream(self, request: Request) -> Pieces:
         """As the contract says."""
         self.check(request)
         pieces: list[Piece] = []
         failed: list[BaseException] = []
-        core, parts = self._start([request])
+        core, parts = self._start({request.adapter})
         part = parts[request.adapter]
         sequence = self._sequence(request, part, pieces.append, failed.append, streams=True)
         core.add(sequence, part.runner)
@@ -124,10 +157,10 @@ class LocalGenerator:
         """As the contract says."""
         return ignored_settings(self._model, sampling)
 
-    def _start(self, requests: Sequence[Request]) -> tuple[Core, dict[str | None, Part]]:
-        """A core, and what answers for each adapter that is asked for, as it is now."""
+    def _start(self, adapters: set[str | None]) -> tuple[Core, dict[str | None, Part]]:
+        """A core, and what answers for each of the adapters, as it is now."""
         runners = self._built()
-        parts = {name: self._part(runners, name) for name in {request.adapter for request in requests}}
+        parts = {name: self._part(runners, name) for name in adapters}
         return Core(runners.all), parts
 
     def _part(self, runners: Runners, adapter: str | None) -> Part:

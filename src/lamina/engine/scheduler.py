@@ -46,14 +46,16 @@ class Scheduler:
             self.leave(sequence)
         self.waiting = deque(sequence for sequence in self.waiting if not sequence.is_over)
         chunks: list[Chunk] = []
-        answering = any(sequence.positions - sequence.computed == 1 for sequence in self.running)
+        answering = any(
+            sequence.positions - sequence.computed == 1 and sequence.wants is None for sequence in self.running
+        )
         room = self._runner.prompt_chunk[0 if answering else 1]
         for sequence in list(self.running):
             if sequence not in self.running:  # it was put back
                 continue
             count = sequence.positions - sequence.computed
             if count > 1:
-                count = min(count, room, _WITH_LOGITS if sequence.wants_prompt else count)
+                count = sequence.most_at_once(min(count, room), _WITH_LOGITS)
             if count and self._make_room(sequence, sequence.computed + count):
                 chunks.append(Chunk(sequence, sequence.computed, count))
                 room -= count if count > 1 else 0
@@ -99,16 +101,16 @@ class Scheduler:
                 break
             count = sequence.positions - sequence.computed
             if self._runner.blocks is not None:
-                count = min(count, room, _WITH_LOGITS if sequence.wants_prompt else count)
+                count = sequence.most_at_once(min(count, room), _WITH_LOGITS)
             chunks.append(Chunk(sequence, sequence.computed, count))
             room -= count
         self.waiting.extendleft(reversed(later))
 
     def _is_coming(self, sequence: Sequence) -> bool:
         blocks, size = self._runner.blocks, self._runner.block_size
-        if blocks is None or not self._shares or sequence.wants_prompt or not self._coming:
+        if blocks is None or not self._shares or not sequence.shareable or not self._coming:
             return False
-        keys = sequence.keys((sequence.positions - 1) // size, size)
+        keys = sequence.keys(sequence.shareable // size, size)
         found = len(blocks.find(keys))
         other = self._coming.get(keys[found]) if found < len(keys) else None
         return other is not None and other is not sequence and other in self.running
@@ -119,8 +121,8 @@ class Scheduler:
         sequence.computed = 0
         if blocks is not None:
             found: list[int] = []
-            keys = sequence.keys((sequence.positions - 1) // size, size)
-            if self._shares and not sequence.wants_prompt:
+            keys = sequence.keys(sequence.shareable // size, size)
+            if self._shares:
                 found = blocks.find(keys)
                 if len(found) * size < sequence.voice.virtual_tokens:
                     found = []

@@ -51,7 +51,8 @@ class Sequence:
         blocks: The cache blocks of its positions.
         cached: Tokens of the prompt that were found in the cache.
         is_over: Whether nothing more is computed for it.
-        wants: Positions of the tokens whose logits are given to `take_logits` instead of an answer; None for an answer.
+        wants: Positions of the tokens whose logits are kept in `logits` instead of an answer; None for an answer.
+        targets: For each of them the token that follows; with them `prompt_logprobs` is kept instead of logits.
     """
 
     def __init__(
@@ -70,10 +71,11 @@ class Sequence:
         guide: GuideState | None = None,
         streams: bool = False,
         wants: list[int] | None = None,
+        targets: list[int] | None = None,
     ) -> None:
         self.tokens, self.prompt_tokens = tokens, len(tokens)
         self.voice, self.sampling, self.limit, self.stop_ids = voice, sampling, limit, stop_ids
-        self.guide, self.wants = guide, wants
+        self.guide, self.wants, self.targets = guide, wants, targets
         self.computed = self.cached = 0
         self.blocks: list[int] = []
         self.is_over = False
@@ -106,6 +108,19 @@ class Sequence:
     def wants_prompt(self) -> bool:
         """Whether logits of positions within the prompt are wanted, so that none may come from the cache."""
         return self.wants is not None or self.sampling.prompt_logprobs is not None
+
+    @property
+    def shareable(self) -> int:
+        """Positions from the start, virtual ones too, that may come from the cache: those before any wanted logits."""
+        if self.targets is not None and self.wants:
+            return self.voice.virtual_tokens + self.wants[0]
+        return 0 if self.wants_prompt else self.positions - 1
+
+    def most_at_once(self, count: int, logits: int) -> int:
+        """How many of the next `count` positions a step may take so that it holds at most so many logits."""
+        if self.targets is not None:
+            return min(count, max(self.shareable - self.computed, 0) + logits)
+        return min(count, logits) if self.wants_prompt else count
 
     def random_bits(self) -> int:
         """53 random bits for the next token, from the seed, the choice and the position alone."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import queue
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from typing import Self, TypeVar
 
@@ -70,6 +70,20 @@ class ServingEngine(ABC):
 
     def generate(self, requests: Sequence[Request], progress: Callable[[int], None] = lambda done: None) -> list[Piece]:
         """As the contract says."""
+        found: dict[int, Piece] = {}
+        for number, piece in self.answers(requests):
+            found[number] = piece
+            progress(len(found))
+        return [found[number] for number in range(len(requests))]
+
+    def answers(self, requests: Sequence[Request]) -> Generator[tuple[int, Piece], None, None]:
+        """Answers requests, and yields each answer with the number of its request as soon as it is complete.
+
+        Closing the generator cancels what is left.
+
+        Raises:
+            ConfigError, DataError: A request cannot be answered, as `check` says; nothing is answered.
+        """
         for request in requests:
             self.check(request)
         results: queue.SimpleQueue[tuple[int, Piece | BaseException]] = queue.SimpleQueue()
@@ -77,18 +91,15 @@ class ServingEngine(ABC):
             self._begin(request, partial(put_numbered, results, number), whole=True)
             for number, request in enumerate(requests)
         ]
-        found: dict[int, Piece] = {}
         try:
-            while len(found) < len(requests):
+            for _ in requests:
                 number, result = self._next(results)
                 if isinstance(result, BaseException):
                     raise result
-                found[number] = result
-                progress(len(found))
+                yield number, result
         finally:
             for ticket in tickets:
                 ticket.cancel()
-        return [found[number] for number in range(len(requests))]
 
     def stream(self, request: Request) -> Pieces:
         """As the contract says."""

@@ -1,4 +1,4 @@
-"""What a user names: a base, or a run or an adapter folder, which then is an adapter of its own base."""
+"""What a user names: a base, a run or an adapter folder, which is an adapter of its own base, or a model at a URL."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from lamina.adapters.adapter import read_adapter
 from lamina.adapters.load import adapter_folder, base_of, load_base_for
 from lamina.config.aliases import ALIASES
 from lamina.config.quantization import QuantizationConfig
+from lamina.errors import ConfigError, Problem
 from lamina.models.load import Base, load_base
 from lamina.progress import Notify
+from lamina.registry.names import is_reference
+from lamina.registry.resolve import local_path
 from lamina.runs import ADAPTER_FOLDER
 
 
@@ -55,14 +58,16 @@ def find_subject(ref: str, notify: Notify = lambda message: None, model: str | N
     """Finds out what a reference names.
 
     Args:
-        ref: An alias, a folder, a `.gguf` file, a hub id, or a run or adapter folder.
+        ref: An alias, a folder, a `.gguf` file, a hub id, a run or adapter folder, or a version in the registry, such
+            as `support@prod`.
         notify: Called with a sentence before anything that takes a while.
         model: For an adapter: another base than the one that it names.
 
     Raises:
         AdapterError: It is an adapter that cannot be read, or whose base is not there.
+        ConfigError, RegistryError: It refers to a version that the registry does not have, or whose files it lost.
     """
-    path = Path(ref).expanduser()
+    path = local_path(Path(ref).expanduser())
     if ref in ALIASES or not is_adapter(path):
         return Subject(ref, base_name(ref))
     folder = adapter_folder(path)
@@ -70,6 +75,8 @@ def find_subject(ref: str, notify: Notify = lambda message: None, model: str | N
     base, lock = model or base_of(adapter, notify), adapter.lock
     whole = path.resolve()
     name = as_name(whole.parent.name if whole.name == ADAPTER_FOLDER else whole.name)
+    if is_reference(ref):
+        name = ref
     return Subject(
         base,
         base_name(lock.base if lock is not None else base),
@@ -77,6 +84,23 @@ def find_subject(ref: str, notify: Notify = lambda message: None, model: str | N
         "float32" if lock is not None and lock.base_dtype == "float32" else "auto",
         QuantizationConfig(**lock.quantization) if lock is not None and lock.quantization else None,
     )
+
+
+def split_url(ref: str) -> tuple[str, str] | None:
+    """Splits a reference to a model behind an OpenAI-compatible server, `http://HOST:PORT/v1#MODEL`.
+
+    Returns:
+        The server's URL and the model's name; None for what is no URL.
+
+    Raises:
+        ConfigError: It is a URL without the name of a model.
+    """
+    if not ref.startswith(("http://", "https://")):
+        return None
+    url, _, model = ref.partition("#")
+    if not model:
+        raise ConfigError(Problem("subject", f"{ref!r} names no model", f"write {url.rstrip('/')}#MODEL"))
+    return url.rstrip("/"), model
 
 
 def is_adapter(path: Path) -> bool:

@@ -20,7 +20,7 @@ from lamina.engine.sampling import DEFAULT_MAX_TOKENS, Sampling
 from lamina.errors import ConfigError, DataError, Problem
 from lamina.evaluation.preference import Share, preference_accuracy
 from lamina.evaluation.preference import complete as complete_rows
-from lamina.evaluation.scorers import Scorer, find_scorers
+from lamina.evaluation.scorers import Case, Scorer, find_scorers
 from lamina.losses.base import Loss, build_loss
 from lamina.models.vocabulary import check_side
 from lamina.progress import Notify, Progress
@@ -219,7 +219,8 @@ def _predict(
     predictions = []
     for example, question, ours, theirs in zip(examples, questions, adapter, base, strict=True):
         expected = question.answer.strip()
-        scores = {each.name: (each.score(ours, expected), each.score(theirs, expected)) for each in scorers}
+        cases = [Case(said, expected, number=example.row) for said in (ours, theirs)]
+        scores = {each.name: (each.score(cases[0]), each.score(cases[1])) for each in scorers}
         predictions.append(Prediction(example.row, example.prompt[-1].content, expected, ours, theirs, scores))
     return predictions
 

@@ -77,7 +77,8 @@ def _add_own_routes(app: FastAPI, service: Service, responses: dict[int | str, d
         """Tells whether requests are taken."""
         if service.admission.draining:
             raise ApiError(503, "the server is ending", code="draining", headers={"retry-after": "1"})
-        return JSONResponse({"status": "ready"})
+        following = {} if service.follower is None else {"following": service.follower.as_json()}
+        return JSONResponse({"status": "ready", **following})
 
     @app.get("/version", responses=responses)
     async def version() -> JSONResponse:

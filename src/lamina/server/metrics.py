@@ -45,6 +45,7 @@ class Metrics:
         self._answer = counter("generation_tokens", "Tokens of answers", "model_name")
         self._http = counter("http_requests", "HTTP requests", "route", "status")
         self._shadows = counter("shadow_requests", "Copies of requests for shadows", "outcome")
+        self._aliases = counter("alias_changes", "Moves of followed aliases", "model_name", "outcome")
         self._first = histogram("time_to_first_token_seconds", "From a request to its first token", _SECONDS)
         self._between = histogram("inter_token_latency_seconds", "Between two pieces of an answer", _BETWEEN)
         self._whole = histogram("e2e_request_latency_seconds", "From a request to the end of its answers", _SECONDS)
@@ -91,6 +92,10 @@ class Metrics:
     def shadow(self, outcome: str) -> None:
         """Notes a copy for a shadow."""
         self._shadows.labels(outcome).inc()
+
+    def alias(self, name: str, outcome: str) -> None:
+        """Notes that a followed alias led to another version, or that this could not be loaded."""
+        self._aliases.labels(self.label(name), outcome).inc()
 
     def text(self) -> bytes:
         """All of them, in Prometheus' format."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from lamina.engine.subject import Subject, find_subject
 from lamina.errors import ConfigError, Problem
 from lamina.progress import Notify
 from lamina.server.auth import Keys, read_keys
+from lamina.server.follow import Placed, place
 from lamina.server.life import bind, run
 from lamina.server.logs import EventLog, Lines
 from lamina.server.routing import Router
@@ -45,23 +46,34 @@ def serve(settings: ServeSettings, ready: Callable[[Ready], None], notify: Notif
         notify: Called with sentences for people.
 
     Raises:
-        AdapterError, CertificateError, ConfigError, ModelError, StorageError: It cannot begin.
+        AdapterError, CertificateError, ConfigError, ModelError, RegistryError, StorageError: It cannot begin.
     """
     if settings.model is None:
         raise ConfigError(Problem("model", "is not given", "name one: lamina serve MODEL, or model: in the file"))
     keys = read_keys(settings)
     listener = bind(settings)
     try:
-        subject = find_subject(settings.model, notify)
+        placed = place(settings)
+        subject, settings = _subject(placed, notify), placed.settings
         with open_engine(subject, settings, notify) as engine:
             service = build_service(cast(Serving, engine), subject, settings, keys)
             _tell_defaults(engine, notify)
+            if placed.follower is not None:
+                service.follow(placed.follower)
             try:
                 run(service, listener, lambda url: ready(Ready(url, _names(service))))
             finally:
                 service.close()
     finally:
         listener.close()
+
+
+def _subject(placed: Placed, notify: Notify) -> Subject:
+    """What is served; an adapter of the registry keeps the name that it was asked for by."""
+    subject = find_subject(placed.settings.model or "", notify)
+    if placed.model_name is None or subject.adapter is None:
+        return subject
+    return replace(subject, adapter=(placed.model_name, subject.adapter[1]))
 
 
 def open_engine(subject: Subject, settings: ServeSettings, notify: Notify) -> Engine | VllmEngine:

@@ -13,6 +13,7 @@ from lamina.engine.serving import Serving
 from lamina.errors import StorageError
 from lamina.server.answering import Admission
 from lamina.server.auth import Keys
+from lamina.server.follow import Follower
 from lamina.server.logprobs import TokenTexts
 from lamina.server.logs import EventLog, Lines
 from lamina.server.metrics import Metrics
@@ -42,6 +43,7 @@ class Service:
         defaults: How answers are drawn of requests that do not say.
         digest: The engine's.
         tokens: How many token ids there are.
+        follower: Follows aliases of a registry; None if there are none.
     """
 
     engine: Serving
@@ -54,6 +56,7 @@ class Service:
     shadows: dict[str, Lines] = field(default_factory=dict)
     created: int = 0
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    follower: Follower | None = None
 
     def __post_init__(self) -> None:
         self.defaults: Sampling = self.engine.default_sampling()
@@ -84,6 +87,12 @@ class Service:
         """Calls a function that changes which adapters there are, one after the other."""
         return await asyncio.get_running_loop().run_in_executor(self.admin_pool, function)
 
+    def follow(self, follower: Follower) -> None:
+        """Lets a follower change adapters from now on, one change after the other with those that clients ask for."""
+        self.follower = follower
+        load = self.engine.load
+        follower.start(lambda name, path: self.admin_pool.submit(load, name, path), self.log, self.metrics.alias)
+
     def write(self, lines: Lines, value: dict[str, Any]) -> None:
         """Adds a line to a file, in a thread; that it cannot be written is an event, and no error of a request."""
 
@@ -97,6 +106,8 @@ class Service:
 
     def close(self) -> None:
         """Ends threads and closes files; what was to be written is."""
+        if self.follower is not None:
+            self.follower.stop()
         self.admin_pool.shutdown(wait=True, cancel_futures=True)
         self.pool.shutdown(wait=True)
         for lines in (*self.shadows.values(), *([self.requests] if self.requests else [])):

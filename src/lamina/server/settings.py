@@ -14,7 +14,8 @@ from lamina.config.load import read_yaml
 from lamina.config.section import Section
 from lamina.errors import ConfigError, Problem, nearest
 
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+# With `@` and `:`, so that a version or an alias of a registry can answer under its own name.
+NAME = r"[A-Za-z0-9][A-Za-z0-9._@:-]{0,127}"
 _NAME = re.compile(NAME)
 
 Count = Annotated[int, Field(ge=1)]
@@ -99,13 +100,19 @@ class ServeSettings(Section):
     """A server."""
 
     model: str | None = None
-    """The base, or a run or adapter folder."""
+    """The base, or a run or adapter folder, or a version or an alias of the registry."""
 
     name: str | None = None
     """What requests call the base; by default its alias, its hub id or the name of its folder."""
 
     adapters: dict[str, str] = Field(default_factory=dict)
-    """Name -> run or adapter folder."""
+    """Name -> run or adapter folder, or a version or an alias of the registry, such as `support@prod`."""
+
+    registry: str | None = None
+    """The registry, for references; by default LAMINA_REGISTRY, or the user's own."""
+
+    follow_seconds: Seconds = 5.0
+    """How often to look where followed aliases point."""
 
     host: str = "127.0.0.1"
     """Address to listen at."""
@@ -190,7 +197,7 @@ def read_settings(path: str | Path | None, flags: Mapping[str, Any]) -> ServeSet
 
 
 def _unusable_names(settings: ServeSettings) -> list[Problem]:
-    fix = "use letters, digits, dots, dashes and underscores, at most 128"
+    fix = "use letters, digits, dots, dashes, underscores, colons and @, at most 128"
     named = [("adapters", name) for name in settings.adapters] + [("aliases", name) for name in settings.aliases]
     problems = [Problem(field, f"{name!r} is not a name", fix) for field, name in named if not _NAME.fullmatch(name)]
     twice = settings.adapters.keys() & settings.aliases.keys()

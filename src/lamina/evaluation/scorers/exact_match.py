@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 TITLE = "exact match"
+RANGE = (0.0, 1.0)
 
 
 def score(answer: str, expected: str) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 TITLE = "final answer"
+RANGE = (0.0, 1.0)
 
 MARK = "####"
 

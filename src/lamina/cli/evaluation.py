@@ -1,0 +1,369 @@
+"""`lamina eval`: one adapter's loss and scores on a file, or several subjects on tasks, with statistics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from lamina.cli.output import (
+    MAX_SEED,
+    Bars,
+    JsonFlag,
+    MismatchFlag,
+    ModelOption,
+    check_target,
+    column_mapping,
+    notify,
+    out,
+    print_json,
+)
+from lamina.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from lamina.evaluation.store import StoredEvaluation
+    from lamina.evaluation.tasks import Task
+
+Subjects = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SUBJECT...",
+        help="Runs, adapters, bases, merged folders, or http://HOST:PORT/v1#MODEL; one or several.",
+    ),
+]
+
+
+def evaluate(
+    subjects: Subjects,
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", metavar="NAME|FILE", help="A task's .yaml file, or a built-in task; may be repeated."),
+    ] = None,
+    benchmarks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks",
+            metavar="NAME,...",
+            help="Tasks of lm-eval, separated by commas, such as arc_challenge,hellaswag.",
+        ),
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(help="Folder of task descriptions for lm-eval, for --tasks.")
+    ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Ask --tasks as conversations in the chat template; by default as plain text."),
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Data file to evaluate on; by default the task's, or the run's evaluation data."),
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--column", help="FIELD=COLUMN, such as prompt=question; may be repeated."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="SUBJECT", help="The subject that all others are compared with.")
+    ] = None,
+    few_shot: Annotated[
+        int | None,
+        typer.Option(min=1, max=64, help="Also evaluate the base with N training rows as examples in its prompt."),
+    ] = None,
+    general: Annotated[
+        Path | None,
+        typer.Option(
+            help="General text (.txt, or .jsonl with text) to measure forgetting on; by default lamina's own."
+        ),
+    ] = None,
+    no_forgetting: Annotated[
+        bool, typer.Option("--no-forgetting", help="Do not measure loss and KL on general text.")
+    ] = False,
+    power: Annotated[
+        float | None, typer.Option(metavar="D", help="A difference, such as 0.03: say how many rows would show it.")
+    ] = None,
+    cluster_by: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Rows with the same value of this column count as one draw.")
+    ] = None,
+    allow_leakage: Annotated[
+        bool, typer.Option("--allow-leakage", help="Let rows count whose prompts training saw.")
+    ] = False,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the result; by default a new one in evaluations/.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the examples of --few-shot.")] = 0,
+    exact_match: Annotated[
+        bool,
+        typer.Option("--exact-match", help="Also generate answers and compare them with the expected answers."),
+    ] = False,
+    score: Annotated[
+        list[str] | None,
+        typer.Option("--score", metavar="NAME", help="Score generated answers, such as final_answer; may be repeated."),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Maximum length of a generated answer in tokens; by default 256.")
+    ] = None,
+    max_rows: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Write the generated answers to this .jsonl file.")] = None,
+    model: ModelOption = None,
+    allow_base_mismatch: MismatchFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Evaluate adapters and models: loss and scores of one adapter, or several subjects on tasks, paired row by row."""
+    mapping = column_mapping(columns)
+    with_tasks = {
+        "--task": task,
+        "--tasks": benchmarks,
+        "--against": against,
+        "--few-shot": few_shot,
+        "--general": general,
+        "--no-forgetting": no_forgetting,
+        "--power": power,
+        "--cluster-by": cluster_by,
+        "--allow-leakage": allow_leakage,
+        "--out": folder,
+    }
+    given = [name for name, value in with_tasks.items() if value]
+    everything = [*subjects, *([against] if against else [])]
+    if not task and not benchmarks and data is None and _are_stored(everything):
+        _pair_stored(everything, bool(against), power, as_json)
+        return
+    if not given and len(subjects) == 1 and _is_one_adapter(subjects[0], data):
+        _evaluate_one(
+            subjects[0],
+            data,
+            mapping,
+            [*(["exact_match"] if exact_match else []), *(score or [])],
+            max_new_tokens,
+            max_rows,
+            predictions,
+            model,
+            allow_base_mismatch,
+            as_json,
+        )
+        return
+    if predictions is not None:
+        fix = "leave it out; the folder of the evaluation has every answer"
+        raise ConfigError(
+            Problem("--predictions", f"is for one adapter without {given[0] if given else 'a task'}", fix)
+        )
+    _check_numbers(power)
+    if (include_path or chat) and not benchmarks:
+        option = "--include-path" if include_path else "--chat"
+        raise ConfigError(Problem(option, "has no effect without --tasks", "add --tasks NAME,..., or leave it out"))
+    only = bool(benchmarks) and not task and data is None
+    tasks = (
+        []
+        if only
+        else _tasks(
+            task or [],
+            data,
+            mapping,
+            [*(["exact_match"] if exact_match else []), *(score or [])],
+            {"max_new_tokens": max_new_tokens, "max_rows": max_rows, "cluster_by": cluster_by},
+        )
+    )
+    from lamina.evaluation.gather import Benchmarks
+    from lamina.evaluation.subjects import evaluate_subjects
+
+    names = tuple(name.strip() for name in (benchmarks or "").split(",") if name.strip())
+    place = None if include_path is None else str(include_path)
+    with Bars() as bars:
+        found = evaluate_subjects(
+            subjects,
+            tasks,
+            benchmarks=Benchmarks(names, max_rows, None, place, chat) if names else None,
+            against=against,
+            few_shot=few_shot or 0,
+            general=general,
+            forgetting=not no_forgetting,
+            power=power,
+            allow_leakage=allow_leakage,
+            seed=seed,
+            model=model,
+            allow_base_mismatch=allow_base_mismatch,
+            out=folder,
+            progress=bars.update,
+            notify=notify,
+        )
+    if as_json:
+        print_json(evaluation_json(found))
+    else:
+        print_evaluation(found)
+
+
+def _are_stored(refs: Sequence[str]) -> bool:
+    """Whether all are folders of stored evaluations."""
+    return len(refs) > 1 and all(
+        (Path(ref) / "result.json").is_file() and (Path(ref) / "rows").is_dir() for ref in refs
+    )
+
+
+def _pair_stored(refs: Sequence[str], against: bool, power: float | None, as_json: bool) -> None:
+    from lamina.evaluation.later import pair_stored
+    from lamina.evaluation.store import read_evaluation
+
+    found = pair_stored([read_evaluation(Path(ref)) for ref in refs], against=against, power=power)
+    if as_json:
+        print_json(found)
+    else:
+        print_figures(found)
+
+
+def evaluation_json(found: StoredEvaluation) -> dict[str, Any]:
+    """What `lamina eval --json` prints of a stored evaluation."""
+    kept = ("subjects", "pairs", "against", "tasks", "leakage", "rows_digest")
+    return {
+        **{name: found.result[name] for name in kept},
+        "evaluation": str(found.path),
+        "digest": found.digest,
+        "page": str(found.path / "page.html"),
+    }
+
+
+def print_evaluation(found: StoredEvaluation) -> None:
+    """Prints the table, the verdicts, and where the rest is."""
+    print_figures(found.result)
+    out.print(f"evaluation: {found.path} (open page.html)", markup=False)
+
+
+def print_figures(result: Mapping[str, Any]) -> None:
+    """Prints the table and the verdicts."""
+    from lamina.evaluation.page import verdict_line
+
+    subjects = result["subjects"]
+    table = Table("(95% interval)", *(escape(subject["subject"]) for subject in subjects))
+    for metric in result["metrics"]:
+        task, name = metric["task"], metric["name"]
+        values = [subject["tasks"].get(task, {}).get(name) for subject in subjects]
+        if any(values):
+            table.add_row(escape(f"{task}: {name}"), *map(_cell, values))
+    out.print(table)
+    for pair in result["pairs"]:
+        out.print(verdict_line(pair), markup=False)
+    for subject, tasks in result["leakage"].items():
+        for task, counts in tasks.items():
+            if counts["exact"] or counts["near"]:
+                seen = f"{counts['exact']} prompts of {task}, and {counts['near']} nearly the same"
+                out.print(f"the training of {subject} saw {seen}", markup=False)
+            if counts["unknown"]:
+                out.print(f"what {subject} was trained on is not certain: {counts['unknown']}", markup=False)
+
+
+def _cell(found: Mapping[str, Any] | None) -> str:
+    if not found:
+        return ""
+    if found["low"] is None:
+        return f"{found['value']:.3f}"
+    return f"{found['value']:.3f} ({found['low']:.3f}-{found['high']:.3f})"
+
+
+def _is_one_adapter(subject: str, data: str | None) -> bool:
+    """Whether a subject is evaluated as it always was: its loss beside the base's, on its own data or a file."""
+    if subject.startswith(("http://", "https://")):
+        return False
+    from lamina.registry.names import is_reference
+
+    if is_reference(subject):
+        return True
+    path = Path(subject).expanduser()
+    names = ("adapter_config.json", "adapter/adapter_config.json", "manifest.json", "config.yaml")
+    is_adapter = any((path / name).is_file() for name in names)
+    # What is neither an adapter nor there is an adapter that is missing, unless there are rows to ask a base.
+    return is_adapter or data is None
+
+
+def _check_numbers(power: float | None) -> None:
+    if power is not None and not 0 < abs(power) < 1e6:
+        raise ConfigError(Problem("--power", f"{power} is no difference that can be shown", "give one such as 0.03"))
+
+
+def _tasks(
+    names: Sequence[str],
+    data: str | None,
+    mapping: dict[str, str] | None,
+    scorers: Sequence[str],
+    changes: Mapping[str, Any],
+) -> list[Task]:
+    """The tasks that were named, or the task of a data file, with what options change of them."""
+    if not names and data is None:
+        raise ConfigError(Problem("--task", "is required", "name a task's .yaml file, or give rows with --data FILE"))
+    if data is not None and len(names) > 1:
+        raise ConfigError(Problem("--data", f"replaces the rows of one task, and {len(names)} are named", "name one"))
+    from lamina.evaluation.tasks import find_tasks, task_of_data
+
+    if not names and data is not None:
+        tasks = [task_of_data(data, scorers, mapping)]
+    else:
+        data = None if data is None else str(Path(data).absolute()) if Path(data).exists() else data
+        more = {"data": data, "columns": mapping, "scorers": list(scorers) or None}
+        tasks = [task.changed(**more) for task in find_tasks(names)]
+    found = []
+    for task in tasks:
+        generation, most = task.config.generation, changes["max_new_tokens"]
+        longer = None if most is None else generation.model_copy(update={"max_tokens": most})
+        found.append(task.changed(generation=longer, limit=changes["max_rows"], cluster_by=changes["cluster_by"]))
+    return found
+
+
+def _evaluate_one(
+    source: str,
+    data: str | None,
+    mapping: dict[str, str] | None,
+    scorers: Sequence[str],
+    max_new_tokens: int | None,
+    max_rows: int | None,
+    predictions: Path | None,
+    model: str | None,
+    allow_base_mismatch: bool,
+    as_json: bool,
+) -> None:
+    if predictions is not None and not scorers:
+        raise ConfigError(
+            Problem("--predictions", "has nothing to write without --exact-match or --score", "add --exact-match")
+        )
+    check_target("--predictions", predictions)
+    if max_new_tokens is not None and not scorers:
+        raise ConfigError(
+            Problem("--max-new-tokens", "has no effect without --exact-match or --score", "add --exact-match")
+        )
+    if mapping and data is None:
+        raise ConfigError(Problem("--column", "maps the columns of --data, which is not given", "add --data FILE"))
+    from lamina.engine.sampling import DEFAULT_MAX_TOKENS
+    from lamina.evaluation.evaluate import evaluate as evaluate_adapter
+    from lamina.files import write_text
+
+    with Bars() as bars:
+        result = evaluate_adapter(
+            source,
+            data,
+            columns=mapping,
+            max_rows=max_rows,
+            score=list(dict.fromkeys(scorers)),
+            max_new_tokens=max_new_tokens or DEFAULT_MAX_TOKENS,
+            model=model,
+            allow_base_mismatch=allow_base_mismatch,
+            progress=bars.update,
+            notify=notify,
+        )
+    if predictions is not None:
+        lines = [json.dumps(vars(prediction), ensure_ascii=False) for prediction in result.predictions]
+        write_text(predictions, "\n".join(lines) + "\n")
+    if as_json:
+        print_json(result.as_json())
+        return
+    table = Table("", "base model", "adapter")
+    table.add_row("loss", f"{result.base_loss:.4f}", f"{result.loss:.4f}")
+    if result.perplexity is not None:
+        table.add_row("perplexity", f"{result.base_perplexity:.2f}", f"{result.perplexity:.2f}")
+    for name, value in result.metrics.items():
+        table.add_row(name, f"{result.base_metrics[name]:.4f}", f"{value:.4f}")
+    for name, scores in result.scores.items():
+        table.add_row(name.replace("_", " "), f"{scores.base:.1%}", f"{scores.adapter:.1%}")
+    out.print(table)
+    left_out = "".join(f"; dropped {count}: {reason}" for reason, count in result.dropped.items())
+    out.print(f"{result.rows} rows{left_out}")

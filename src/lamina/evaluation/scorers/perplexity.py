@@ -1,0 +1,42 @@
+"""`perplexity`: of the reference after the prompt, exp(-log p / tokens), row by row; smaller is better.
+
+Tokenizers cut a text into different tokens, so it compares models of one tokenizer alone. Means of perplexities belong
+to their few largest; `log: true` gives -log p / tokens, the loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from lamina.config.section import Section
+from lamina.errors import DataError
+from lamina.evaluation.scorers.base import Case
+
+TITLE = "perplexity"
+RANGE = (0.0, None)
+LARGER_IS_BETTER = False
+NEEDS = "likelihood"
+
+
+class Options(Section):
+    """Options of `perplexity`."""
+
+    log: bool = False
+    """Whether to give the loss instead of its exponential."""
+
+
+OPTIONS = Options
+
+
+def build(options: Options) -> Callable[[Case], float]:
+    """Builds the scorer."""
+
+    def score(case: Case) -> float:
+        found = case.likelihood
+        if found is None or not found.tokens:
+            raise DataError("the reference has no tokens. Fix: give it some text, or leave the row out.")
+        loss = -found.logprob / found.tokens
+        return loss if options.log else math.exp(min(loss, 700.0))
+
+    return score

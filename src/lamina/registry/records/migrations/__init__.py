@@ -1,0 +1,1 @@
+"""Migrations of the records, run by alembic when a registry is opened."""

@@ -1,0 +1,105 @@
+"""A batch that is interrupted goes on where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamina.engine.batch import Answered, answer_rows
+from lamina.engine.engine import Engine
+from lamina.engine.kept_answers import KeptAnswers
+from lamina.engine.sampling import Sampling
+from lamina.errors import StorageError
+
+ROWS: list[dict[str, Any]] = [{"prompt": f"red green {number}", "id": number} for number in range(7)]
+DRAWN = Sampling(temperature=1.0, max_tokens=6, seed=3)
+
+
+class Stop(BaseException):
+    """An interruption, as Ctrl-C is one."""
+
+
+@pytest.fixture(scope="module")
+def engine(model_folder: Path) -> Iterator[Engine]:
+    with Engine(model_folder, dtype="float32") as engine:
+        yield engine
+
+
+def answer(engine: Engine, target: Path, rows: list[dict[str, Any]] = ROWS, **changes: Any) -> list[Answered]:
+    with KeptAnswers(target) as kept:
+        return answer_rows(engine, rows, **{"sampling": DRAWN, "adapter": None, "kept": kept, **changes})
+
+
+def interrupted(engine: Engine, target: Path, after: int) -> None:
+    def progress(done: int) -> None:
+        if done == after:
+            raise Stop
+
+    with pytest.raises(Stop):
+        answer(engine, target, progress=progress)
+
+
+def asked(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Gets the number of requests of each later batch."""
+    counts: list[int] = []
+    answers = engine.answers
+
+    def counted(requests: Any) -> Any:
+        counts.append(len(requests))
+        return answers(requests)
+
+    monkeypatch.setattr(engine, "answers", counted)
+    return counts
+
+
+def test_the_same_command_answers_only_what_is_missing(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = answer(engine, tmp_path / "whole.jsonl")
+    target = tmp_path / "sub" / "out.jsonl"
+    interrupted(engine, target, 3)
+    partial = target.with_name("out.jsonl.partial")
+    partial.write_bytes(partial.read_bytes()[:-9])  # a crash in the middle of a line
+    counts = asked(engine, monkeypatch)
+    assert answer(engine, target) == whole
+    assert counts == [5]
+    assert list(tmp_path.glob("**/*.partial")) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"sampling": Sampling(temperature=1.0, max_tokens=6, seed=4)}, {"system": "Be brief."}, {"adapter": "none"}],
+    ids=["seed", "system", "adapter"],
+)
+def test_other_settings_take_no_answer_of_before(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    target = tmp_path / "out.jsonl"
+    interrupted(engine, target, 3)
+    counts = asked(engine, monkeypatch)
+    results = answer(engine, target, **changes)
+    assert counts == [0 if "adapter" in changes else 7]
+    assert all((each.error is not None) is ("adapter" in changes) for each in results)
+
+
+def test_a_row_that_changed_is_asked_again(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "out.jsonl"
+    interrupted(engine, target, 6)
+    counts = asked(engine, monkeypatch)
+    rows = [{**row, "prompt": row["prompt"].upper()} for row in ROWS[:2]] + ROWS[2:]
+    answer(engine, target, rows)
+    assert 2 <= counts[0] <= 3
+
+
+def test_a_failed_row_is_no_answer(engine: Engine, tmp_path: Path) -> None:
+    results = answer(engine, tmp_path / "out.jsonl", [{"prompt": "red", "adapter": "nobody"}, {"prompt": "green"}])
+    assert [each.error is None for each in results] == [False, True]
+
+
+def test_a_target_that_cannot_be_written_is_said_before_anything_is_answered(tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl.partial").mkdir()
+    with pytest.raises(StorageError, match=r"name another --out"):
+        KeptAnswers(tmp_path / "out.jsonl")
