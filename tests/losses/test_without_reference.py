@@ -42,7 +42,11 @@ def ours(loss: PairLoss, chosen: torch.Tensor, rejected: torch.Tensor) -> torch.
 
 
 def assert_same(
-    got: torch.Tensor, theirs: torch.Tensor, of: tuple[torch.Tensor, ...], rtol: float = 1e-10, atol: float = 1e-12
+    got: torch.Tensor,
+    theirs: torch.Tensor,
+    of: tuple[torch.Tensor, ...],
+    rtol: float = 1e-10,
+    atol: float = 1e-12,
 ) -> None:
     torch.testing.assert_close(got, theirs.to(got.dtype), rtol=rtol, atol=atol)
     pairs = zip(

@@ -18,8 +18,8 @@ Kinds = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[KIND]...",
-        help="Only these kinds: models, adapters, quantized, tokens, kernels, shapes, fingerprints, gguf, files, "
-        "answers, judged, errors.",
+        help="Only these kinds: models, adapters, quantized, tokens, references, kernels, shapes, fingerprints, gguf, "
+        "files, answers, judged, errors.",
     ),
 ]
 
