@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -289,7 +290,6 @@ def test_a_whole_run(peft_type: str, tmp_path: Path) -> None:
         ({"peft_type": "LORA", **QV, "init_lora_weights": "olora"}, ("changes the base's own weights",)),
         ({"peft_type": "LORA", **QV, "layer_replication": [[0, 1]]}, ("adds layers",)),
         ({"peft_type": "ADAMSS", **QV, "use_asa": True}, ("importance scores",)),
-        ({"peft_type": "ADAMSS", **QV}, ("another package", "scikit-learn")),
         ({"peft_type": "PREFIX_TUNING"}, ("PREFIX_TUNING cannot be trained here", "before the prompt")),
         ({"peft_type": "XLORA"}, ("were trained before",)),
     ],
@@ -299,6 +299,15 @@ def test_what_cannot_be_honoured_is_refused(fields: dict[str, Any], words: tuple
         begun(model_of(), PeftConfig.model_validate({"type": "peft"} | fields))
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_package_that_peft_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sklearn"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
+    with pytest.raises(ConfigError, match=r"another package.*(scikit-learn|sklearn)"):
+        begun(model_of(), PeftConfig.model_validate({"type": "peft", "peft_type": "ADAMSS", **QV}))
 
 
 def test_lower_case_names_are_pefts_too() -> None:

@@ -21,7 +21,7 @@ from lamina.methods.shared.base import Hooks
 from lamina.runs import Run, open_run
 from lamina.runs.events import Event, Step
 from lamina.signals import stop_on_signals
-from lamina.training import loop, setup
+from lamina.training import loop, session
 from lamina.training.checkpoint import newest_checkpoint
 from tests.support.training import notes_into, settings
 
@@ -168,7 +168,7 @@ def test_when_nobody_looks_any_more(
         pytest.param(torch.Tensor, "backward", 9, True, id="backward"),
         pytest.param(Hooks, "penalty", 4, True, id="penalty"),
         pytest.param(loop, "evaluate_loss", 2, True, id="evaluation"),
-        pytest.param(setup, "plan_epoch", 3, True, id="data"),
+        pytest.param(session, "plan_epoch", 3, True, id="data"),
         pytest.param(torch.optim.AdamW, "step", 4, False, id="optimizer"),
         pytest.param(Hooks, "after_update", 4, False, id="amid the update"),
     ],

@@ -132,9 +132,10 @@ class FolderBlobs:
     def put(self, source: Path | bytes, digest: str) -> None:
         path = self.path(digest)
         try:
-            if path.is_file() and PREFIX + sha256_file(path) == digest:
-                os.utime(path)
-                return
+            with contextlib.suppress(FileNotFoundError):  # it is not there, or a collection removes it just now
+                if PREFIX + sha256_file(path) == digest:
+                    os.utime(path)
+                    return
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = self._folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:12]}"
             try:

@@ -24,6 +24,8 @@ NAMES = [name for name in vars(plain) if callable(getattr(native, name, None)) a
 # Functions of autograd whose backward asks for no kernels.
 ASK_FOR_NONE = {
     "_ChunkedCrossEntropy",
+    "_ChunkedDivergence",
+    "_ChunkedLogProbs",
     "_DeltaLinear",
     "_PackedMatmul",
     "_BackwardDone",
