@@ -16,7 +16,7 @@ from lamina.errors import AdapterError
 from lamina.methods.shared.base import find_method
 from lamina.methods.shared.score import SCORE, SCORE_TENSOR, score_head
 from lamina.runs.events import Step
-from tests.losses.test_training import losses_of, preference_settings
+from tests.support.preferences import losses_of, preference_settings
 
 # BitFit needs biases, which the tiny Llama has not; `peft` and AdaLoRA need more settings.
 METHODS = {name: {} for name in METHOD_CONFIGS if name not in ("bitfit", "peft", "adalora")} | {

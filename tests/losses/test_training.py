@@ -14,7 +14,7 @@ import lamina
 from lamina.errors import ConfigError, DataError, TrainingError
 from lamina.runs import Run
 from lamina.runs.events import Event, Step
-from tests.support.preferences import write_labels, write_lines, write_pairs
+from tests.support.preferences import losses_of, preference_settings, write_labels, write_lines, write_pairs
 from tests.support.training import notes_into, settings, write_rows
 
 PAIR_LOSSES: dict[str, dict[str, Any]] = {
@@ -26,22 +26,6 @@ PAIR_LOSSES: dict[str, dict[str, Any]] = {
     "cpo": {"type": "cpo"},
     "reward": {"type": "reward", "center_rewards_coefficient": 0.01},
 }
-
-
-def preference_settings(folder: Path, model: Path, loss: dict[str, Any], name: str, **changes: Any) -> dict[str, Any]:
-    """A run on pairs, or on labels for kto, without dropout."""
-    rows = folder / f"{'labels' if loss['type'] == 'kto' else 'pairs'}.jsonl"
-    if not rows.exists():
-        (write_labels if loss["type"] == "kto" else write_pairs)(rows)
-    values = settings(folder, model, name, loss=loss, data={"train": str(rows)}, method={"lora_dropout": 0.0})
-    values["train"] = {**values["train"], "max_steps": 8, "learning_rate": 2e-2, "gradient_accumulation_steps": 2}
-    for section, change in changes.items():
-        values[section] = {**values.get(section, {}), **change} if isinstance(change, dict) else change
-    return values
-
-
-def losses_of(run: Run) -> list[float]:
-    return [step.loss for step in run.events(Step)]
 
 
 def tensors_of(run: Run) -> dict[str, torch.Tensor]:
