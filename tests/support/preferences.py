@@ -42,6 +42,23 @@ def write_labels(path: Path, count: int = 24) -> Path:
     return write_lines(path, rows)
 
 
+def preference_settings(folder: Path, model: Path, loss: dict[str, Any], name: str, **changes: Any) -> dict[str, Any]:
+    """A run on pairs, or on labels for kto, without dropout."""
+    rows = folder / f"{'labels' if loss['type'] == 'kto' else 'pairs'}.jsonl"
+    if not rows.exists():
+        (write_labels if loss["type"] == "kto" else write_pairs)(rows)
+    values = settings(folder, model, name, loss=loss, data={"train": str(rows)}, method={"lora_dropout": 0.0})
+    values["train"] = {**values["train"], "max_steps": 8, "learning_rate": 2e-2, "gradient_accumulation_steps": 2}
+    for section, change in changes.items():
+        values[section] = {**values.get(section, {}), **change} if isinstance(change, dict) else change
+    return values
+
+
+def losses_of(run: Run) -> list[float]:
+    """The loss of each step."""
+    return [step.loss for step in run.events(Step)]
+
+
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Writes rows as JSON lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
