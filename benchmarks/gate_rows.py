@@ -97,7 +97,7 @@ def main() -> None:
         check = one["of"]
         interval = f"{check['low']:+.3f} to {check['high']:+.3f}"
         needed = "" if check["rows_needed"] is None else f"{check['rows_needed']:,}"
-        cells = (one["candidate"], one["champion"], str(one["rows"]), f"{check['value']:+.3f}", interval)
+        cells = (*one["names"], str(one["rows"]), f"{check['value']:+.3f}", interval)
         table.add_row(*cells, one["verdict"].replace("_", " "), needed)
     Console().print(table)
 
