@@ -14,7 +14,7 @@ TESTS  := tests/config tests/cli tests/data tests/checks tests/methods/test_peft
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test fast fast-times coverage sanitize check lint types docs reference wheel-check lowest bench gpu zoo soak \
+.PHONY: quickstart test fast fast-times coverage sanitize check lint types docs reference wheel-check lowest bench gpu zoo production soak \
   transformers4 clean install
 
 install: $(STAMP)
@@ -119,6 +119,10 @@ gpu:
 # Trains and verifies a tiny model of every architecture that the zoo has; about a quarter of an hour.
 zoo: $(STAMP)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m slow tests/zoo
+
+# Follows docs/production.md, from a run to production and back, on the real model: four minutes.
+production: $(STAMP)
+	$(BIN)/python -m pytest -m slow tests/docs/test_production.py
 
 # Half an hour of a server under everything that clients may do wrong; SECONDS=60 for less.
 SECONDS := 1800

@@ -14,7 +14,7 @@ import pytest
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "production.md"
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 def test_a_stranger_gets_from_a_run_to_production_and_back(tmp_path: Path) -> None:
