@@ -70,7 +70,7 @@ def measure(folder: Path, model: str, counts: list[int]) -> list[dict[str, Any]]
                 notify=lambda message: print(message, file=sys.stderr),
             )
             better = next(check for check in result.as_json()["checks"] if check["name"].startswith("better"))
-            found.append({"names": (candidate, champion), "rows": count, **record, "of": better})
+            found.append({"names": (candidate, champion), "rows": count, **result.as_json(), "of": better})
             print(f"{candidate} for {champion}, {count} rows: {result.as_json()['verdict']}", file=sys.stderr)
     return found
 
