@@ -108,20 +108,3 @@ def pairs_of(
         examples.append(example_of([(3, of_chosen), (3, of_rejected)], row=place + 1, values=own))
     chosen_lengths, rejected_lengths = torch.tensor(lengths, dtype=chosen.dtype).unbind(1)
     return Pairs(chosen, rejected, chosen_lengths, rejected_lengths, examples)
-
-
-def preference_settings(folder: Path, model: Path, loss: dict[str, Any], name: str, **changes: Any) -> dict[str, Any]:
-    """A run on pairs, or on labels for kto, without dropout."""
-    rows = folder / f"{'labels' if loss['type'] == 'kto' else 'pairs'}.jsonl"
-    if not rows.exists():
-        (write_labels if loss["type"] == "kto" else write_pairs)(rows)
-    values = settings(folder, model, name, loss=loss, data={"train": str(rows)}, method={"lora_dropout": 0.0})
-    values["train"] = {**values["train"], "max_steps": 8, "learning_rate": 2e-2, "gradient_accumulation_steps": 2}
-    for section, change in changes.items():
-        values[section] = {**values.get(section, {}), **change} if isinstance(change, dict) else change
-    return values
-
-
-def losses_of(run: Run) -> list[float]:
-    """The loss of each step."""
-    return [step.loss for step in run.events(Step)]
