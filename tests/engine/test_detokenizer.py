@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lamina.engine.detokenizer import Detokenizer
@@ -16,6 +16,7 @@ def ids_of(text: str) -> list[int]:
 
 
 @settings(max_examples=150, deadline=None)
+@example("0 0", [" ", "0 0"])
 @given(st.text(max_size=30), st.lists(st.text(min_size=1, max_size=4), max_size=3))
 def test_pieces_add_up_to_the_text_before_the_first_stop_string(text: str, stop: list[str]) -> None:
     ids = ids_of(text)
@@ -29,8 +30,8 @@ def test_pieces_add_up_to_the_text_before_the_first_stop_string(text: str, stop:
             break
     told.finish()
     pieces.append(told.take(is_over=True))
-    places = [(whole.find(each), each) for each in stop if each in whole]
-    expected = whole[: min(places)[0]] if places else whole
+    places = [(whole.find(each) + len(each), whole.find(each)) for each in stop if each in whole]
+    expected = whole[: min(places)[1]] if places else whole  # the one that is complete first
     assert "".join(pieces) == expected
     assert (told.stopped_by is not None) == bool(places)
 

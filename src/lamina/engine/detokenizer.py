@@ -62,9 +62,10 @@ class Detokenizer:
         self._known += text
         longest = max(map(len, self._stop), default=1)
         found = [(self._known.find(stop, max(0, begin - longest + 1)), stop) for stop in self._stop]
-        found = [(place, stop) for place, stop in found if place >= 0]
+        # The one that is complete first, however many characters a token has.
+        found = [(place + len(stop), place, stop) for place, stop in found if place >= 0]
         if found:
-            place, self.stopped_by = min(found)
+            _, place, self.stopped_by = min(found)
             self._known = self._known[:place]
 
     def _held(self) -> int:
