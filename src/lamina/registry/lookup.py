@@ -231,6 +231,9 @@ def _no_version(tx: Transaction, reference: Reference, entry: int) -> ConfigErro
     ]
     if not numbers:
         return ConfigError(Problem("reference", f"{reference.name!r} has no versions", "add one: lamina registry add"))
+    if reference.version is None and reference.digest is None:
+        message = f"`lamina registry gc` has removed its files, of all versions of {reference.name!r}"
+        return ConfigError(Problem("reference", message, "add the same adapter again: lamina registry add"))
     kind = "digest" if reference.digest and reference.digest.startswith(PREFIX) else "version"
     fix = f"its newest is {reference.name}:{numbers[0]}; see `lamina registry ls {reference.name}`"
     return ConfigError(Problem("reference", f"{reference.name!r} has no such {kind}: {reference}", fix))
