@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lamina.errors import RegistryError
+from lamina.errors import ConfigError, RegistryError
 from lamina.registry import adding, materialize
 from lamina.registry.registry import Registry
 from tests.support.registry import make_adapter, make_record
@@ -84,6 +84,12 @@ def test_a_version_that_was_removed_comes_back_with_its_number(registry: Registr
     assert added.is_new and added.version.ref == "support:4"
     assert registry.add(make_adapter(tmp_path / "new", 9), "support").version.number == 7
     assert registry.verify().passed
+
+
+def test_a_name_whose_versions_are_all_removed_is_told_so(registry: Registry) -> None:
+    registry.gc(**NOW)
+    with pytest.raises(ConfigError, match=r"gc` has removed its files, of all versions of 'support'.*add the same"):
+        registry.promote("support", "prod")
 
 
 def test_a_reader_on_its_way_keeps_what_it_reads(
