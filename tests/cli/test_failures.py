@@ -294,6 +294,20 @@ def test_json_is_json_in_any_encoding(tmp_path: Path) -> None:
     assert b"Traceback" not in done.stderr
 
 
+def test_a_working_folder_that_the_locale_cannot_decode_is_one_error(tmp_path: Path) -> None:
+    folder = tmp_path / "größe"
+    folder.mkdir()
+    environment = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    command = [sys.executable, "-m", "lamina", "train", "run.yaml", "--json"]
+    done = subprocess.run(command, capture_output=True, env=environment, cwd=folder)
+    assert done.returncode == 2
+    error = json.loads(done.stdout)["error"]
+    assert error["type"] == "ConfigError" and "PYTHONUTF8=1" in error["message"]
+    fixed = subprocess.run(command, capture_output=True, env={**environment, "PYTHONUTF8": "1"}, cwd=folder)
+    assert "run.yaml does not exist" in json.loads(fixed.stdout)["error"]["message"]
+    assert list(folder.iterdir()) == []
+
+
 def test_a_terminal_that_is_closed_ends_a_command_as_a_key_does(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lamina.config.load_config", lambda *_: signal.raise_signal(signal.SIGHUP))
     result = cli("quantize", "config.yaml", "--out", "x", "--json")

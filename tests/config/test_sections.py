@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -12,7 +13,10 @@ from pydantic import BaseModel, ValidationError
 
 from lamina.config import METHOD_CONFIGS, Config, DataConfig, load_config
 from lamina.config.data import MAPPABLE_FIELDS
+from lamina.config.gate import GateConfig
+from lamina.config.sections import read_section_file
 from lamina.data.formats import FORMATS
+from lamina.errors import ConfigError
 
 HEAVY = ("torch", "transformers", "numpy", "tokenizers")
 
@@ -98,3 +102,29 @@ def test_imports_leave_torch_and_transformers_alone() -> None:
     code = f"import sys, {', '.join(modules)}; print(*[name for name in {HEAVY} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == []
+
+
+BEGINS = "better: [{task: t.yaml, metric: exact_match}]"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "is empty; it must be a mapping of keys. Fix: start with `better: "),
+        ("- 1", "contains a list; it must be a mapping of keys. Fix: start with `better: "),
+        (None, "is a folder, not a YAML file"),
+    ],
+    ids=["empty", "list", "folder"],
+)
+def test_a_file_that_is_none(tmp_path: Path, content: str | None, words: str) -> None:
+    path = tmp_path / "gate.yaml"
+    path.mkdir() if content is None else path.write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        read_section_file(GateConfig, path, "--gate", BEGINS)
+    assert str(caught.value).startswith("--gate: ") and words in str(caught.value)
+
+
+def test_the_way_that_the_error_names_works(tmp_path: Path) -> None:
+    path = tmp_path / "gate.yaml"
+    path.write_text(BEGINS, encoding="utf-8")
+    assert len(read_section_file(GateConfig, path, "--gate", BEGINS).better) == 1

@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.main import get_group
 
-from lamina.cli.arguments import asks_for_json, refuse_empty
+from lamina.cli.arguments import asks_for_json, refuse_empty, refuse_undecoded_folder
 from lamina.cli.bench import bench
 from lamina.cli.cache import cache
 from lamina.cli.compare import compare
@@ -260,6 +260,7 @@ def main() -> None:
 
     def run() -> object:
         refuse_empty(command, arguments)
+        refuse_undecoded_folder()
         return command(args=arguments or ["--help"], standalone_mode=False)
 
     code = run_command(run, asks_for_json(command, arguments))

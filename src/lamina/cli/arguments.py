@@ -1,7 +1,10 @@
-"""Inspects a command line before it is parsed: whether errors must be JSON, and which arguments are empty."""
+"""Inspects a command line before it is parsed: whether errors must be JSON, which arguments are empty, and whether
+the working directory can be named."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,6 +59,23 @@ def refuse_empty(command: Any, arguments: Sequence[str]) -> None:
         if not argument.startswith("-"):
             command = getattr(command, "commands", {}).get(argument, command)
         before = argument
+
+
+def refuse_undecoded_folder() -> None:
+    """Refuses a working directory whose path this process cannot decode: it could be written into no file.
+
+    Raises:
+        ConfigError: The path has bytes that the file system's encoding lacks.
+    """
+    try:
+        folder = os.getcwd()  # noqa: PTH109 - a text, without a check of the file system
+        folder.encode("utf-8")
+    except FileNotFoundError:  # it was deleted; what needs it says so
+        return
+    except UnicodeEncodeError:
+        message = f"its path cannot be read as {sys.getfilesystemencoding()}, which this process uses for paths"
+        fix = "set PYTHONUTF8=1, or a UTF-8 locale such as LC_ALL=C.UTF-8"
+        raise ConfigError(Problem("the working directory", message, fix)) from None
 
 
 def _with_values(command: Any) -> set[str]:

@@ -82,24 +82,29 @@ def load_config(source: str | Path | Mapping[str, Any] | Config, overrides: Iter
     return config
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Reads a YAML mapping. A duplicate key is an error, and `2e-4` is a number."""
+def read_yaml(path: Path, field: str = "config", begins: str = "data: {train: FILE}") -> dict[str, Any]:
+    """Reads a YAML mapping. A duplicate key is an error, and `2e-4` is a number.
+
+    Args:
+        path: The file.
+        field: What named it, for errors.
+        begins: How a file of its kind may begin, for the error of one without settings.
+
+    Raises:
+        ConfigError: There is no such file, or it is no YAML mapping.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(Problem("config", f"{path} does not exist", "check the path")) from None
+        raise ConfigError(Problem(field, f"{path} does not exist", "check the path")) from None
     except IsADirectoryError:
-        raise ConfigError(
-            Problem("config", f"{path} is a folder, not a YAML file", "give the path of a file")
-        ) from None
+        raise ConfigError(Problem(field, f"{path} is a folder, not a YAML file", "give the path of a file")) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(Problem("config", f"{path} cannot be read ({error})", "save it as UTF-8 text")) from None
+        raise ConfigError(Problem(field, f"{path} cannot be read ({error})", "save it as UTF-8 text")) from None
     value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
         found = "is empty" if value is None else f"contains a {type(value).__name__}"
-        raise ConfigError(
-            Problem("config", f"{path} {found}; it must be a mapping of keys", "start with `data: {train: FILE}`")
-        )
+        raise ConfigError(Problem(field, f"{path} {found}; it must be a mapping of keys", f"start with `{begins}`"))
     return value
 
 

@@ -16,20 +16,19 @@ from lamina.errors import ConfigError, Problem, nearest
 S = TypeVar("S", bound=Section)
 
 
-def read_section_file(cls: type[S], path: str | Path, field: str) -> S:
+def read_section_file(cls: type[S], path: str | Path, field: str, begins: str) -> S:
     """Reads and checks a YAML file.
 
     Args:
         cls: What it must be.
         path: The file.
         field: The option that named it, for errors.
+        begins: How such a file may begin, for the error of an empty one.
 
     Raises:
         ConfigError: It cannot be read, or a setting is not allowed; all of them are listed.
     """
-    if not Path(path).is_file():
-        raise ConfigError(Problem(field, f"{path} does not exist", "give the path of a YAML file"))
-    return read_section(cls, read_yaml(Path(path)), str(path))
+    return read_section(cls, read_yaml(Path(path), field, begins), str(path))
 
 
 def read_section(cls: type[S], values: Mapping[str, Any], source: str = "") -> S:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -129,11 +130,9 @@ def default_folder(entries: Sequence[Entry], prepared: Sequence[Prepared]) -> Pa
     if len(adapters) == 1 and Run(adapters[0]).config_path.is_file():
         root = adapters[0]
     stamp = timestamp().replace(":", "").replace("-", "")[:15]
-    stem = f"{stamp}-{'-'.join(each.task.name for each in prepared)[:60] or GENERAL}"
-    folder, number = root / "evaluations" / stem, 2
-    while folder.exists():
-        folder, number = root / "evaluations" / f"{stem}-{number}", number + 1
-    return folder
+    names = "-".join(each.task.name for each in prepared)[:60] or GENERAL
+    # Another process may evaluate the same in the same second.
+    return root / "evaluations" / f"{stamp}-{names}-{uuid.uuid4().hex[:6]}"
 
 
 def _champion(entries: Sequence[Entry], refs: Sequence[str], against: str | Path | None) -> str | None:

@@ -17,6 +17,9 @@ from lamina.evaluation.table import Metric
 from lamina.evaluation.tasks import find_tasks
 from lamina.registry.digests import canonical, digest_of
 
+# The smallest gate.
+_BEGINS = "better: [{task: FILE.yaml, metric: exact_match}]"
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -58,7 +61,7 @@ def read_gate(gate: str | Path | Mapping[str, object]) -> Gate:
     if isinstance(gate, Mapping):
         config, folder, source = read_section(GateConfig, gate), None, ""
     else:
-        config, folder, source = read_section_file(GateConfig, gate, "--gate"), Path(gate).parent, str(gate)
+        config, folder, source = read_section_file(GateConfig, gate, "--gate", _BEGINS), Path(gate).parent, str(gate)
     names = list(dict.fromkeys(task for _, task, _ in _named(config) if task != GENERAL))
     prepared = prepare(find_tasks(names, "gate task", folder)) if names else []
     tasks = dict(zip(names, prepared, strict=True))

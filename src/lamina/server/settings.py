@@ -180,7 +180,7 @@ def read_settings(path: str | Path | None, flags: Mapping[str, Any]) -> ServeSet
     Raises:
         ConfigError: A setting is not allowed; all of them are listed.
     """
-    values = {} if path is None else read_yaml(Path(path))
+    values = {} if path is None else read_yaml(Path(path), "--config", "model: MODEL")
     adapters = {**(values.get("adapters") or {}), **(flags.get("adapters") or {})}
     values |= {name: value for name, value in flags.items() if value is not None}
     if adapters:

@@ -16,6 +16,9 @@ from lamina.errors import ConfigError, Problem, nearest
 
 _BUILTIN = Path(str(resources.files("lamina.evaluation.tasks"))) / "builtin"
 
+# The smallest task.
+_BEGINS = "{name: mine, data: test.jsonl, scorers: [exact_match]}"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -110,4 +113,4 @@ def _find(name: str, field: str, folder: Path | None) -> Task:
             known = builtin_tasks()
             message = f"{name!r} is neither a file nor one of the built-in tasks: {', '.join(known)}."
             raise ConfigError(Problem(field, message, nearest(name, known) or "name a .yaml file"))
-    return Task(read_section_file(TaskConfig, path, field), path.parent)
+    return Task(read_section_file(TaskConfig, path, field, _BEGINS), path.parent)
