@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 # Elements of a chunk's logits: 2**25 are 64 MiB in bfloat16.
 CHUNK_ELEMENTS = 2**25
@@ -26,3 +27,9 @@ def rows_of_a_chunk(hidden: torch.Tensor, vocabulary: int, chunk_elements: int) 
 def padded_rows(count: int, rows: int) -> int:
     """Rounds `count`, the tokens of the last chunk, up to one of the chunk sizes that repeat."""
     return min(rows, -(-count // _LAST_ROWS_STEP) * _LAST_ROWS_STEP)
+
+
+def pad_chunk(hidden_ND: torch.Tensor, rows: int) -> torch.Tensor:
+    """Pads a chunk with rows of zeros to one of the sizes that repeat."""
+    count = len(hidden_ND)
+    return F.pad(hidden_ND, (0, 0, 0, padded_rows(count, rows) - count))

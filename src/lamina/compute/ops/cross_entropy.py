@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lamina.compute.kernels import checkpoint_contexts, kernels_for
-from lamina.compute.ops.chunks import CHUNK_ELEMENTS, padded_rows, rows_of_a_chunk
+from lamina.compute.ops.chunks import CHUNK_ELEMENTS, pad_chunk, padded_rows, rows_of_a_chunk
 from lamina.structure.head import LogitTransform
 
 
@@ -58,8 +58,8 @@ def chunked_cross_entropy_autograd(
 
     def chunk_loss(hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
         count = len(hidden_ND)
-        if hidden_ND.device.type == "cpu":  # padded with zeros to a shape that repeats
-            hidden_ND = F.pad(hidden_ND, (0, 0, 0, padded_rows(count, rows) - count))
+        if hidden_ND.device.type == "cpu":
+            hidden_ND = pad_chunk(hidden_ND, rows)
         logits_NV = linear(hidden_ND)[:count]
         return F.cross_entropy(transform(logits_NV).float(), targets_N, reduction="sum")
 
@@ -88,8 +88,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for first in range(0, hidden.shape[0], rows):
             chunk = slice(first, first + rows)
             hidden_CD, count = hidden[chunk], hidden[chunk].shape[0]
-            if count < rows:  # padded with zeros to a shape that repeats
-                hidden_CD = F.pad(hidden_CD, (0, 0, 0, padded_rows(count, rows) - count))
+            if count < rows:
+                hidden_CD = pad_chunk(hidden_CD, rows)
             logits_CV = torch.mm(hidden_CD, weight.T, out=logits[: len(hidden_CD)])
             if bias is not None:
                 logits_CV += bias

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lamina.compute.kernels import checkpoint_contexts, kernels_for
-from lamina.compute.ops.chunks import CHUNK_ELEMENTS, padded_rows, rows_of_a_chunk
+from lamina.compute.ops.chunks import CHUNK_ELEMENTS, pad_chunk, padded_rows, rows_of_a_chunk
 from lamina.structure.head import LogitTransform
 
 
@@ -63,8 +63,8 @@ def chunked_log_probs_autograd(
 
     def of_chunk(hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
         count = len(hidden_ND)
-        if hidden_ND.device.type == "cpu":  # padded with zeros to a shape that repeats
-            hidden_ND = F.pad(hidden_ND, (0, 0, 0, padded_rows(count, rows) - count))
+        if hidden_ND.device.type == "cpu":
+            hidden_ND = pad_chunk(hidden_ND, rows)
         return log_probs_of(transform(linear(hidden_ND)[:count]), targets_N)
 
     parts: list[Any] = [
@@ -98,8 +98,8 @@ class _ChunkedLogProbs(torch.autograd.Function):
         for first in range(0, len(hidden), rows):
             chunk = slice(first, first + rows)
             hidden_CD, count = hidden[chunk], hidden[chunk].shape[0]
-            if count < rows:  # padded with zeros to a shape that repeats
-                hidden_CD = F.pad(hidden_CD, (0, 0, 0, padded_rows(count, rows) - count))
+            if count < rows:
+                hidden_CD = pad_chunk(hidden_CD, rows)
             logits_CV = torch.mm(hidden_CD, weight.T, out=logits[: len(hidden_CD)])
             if bias is not None:
                 logits_CV += bias
