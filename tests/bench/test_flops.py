@@ -20,6 +20,7 @@ from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.shared.base import inject
 from lamina.structure.head import find_head
 from tests.support.bench import LENGTHS, examples
+from tests.support.hot_path import without_padded_chunks
 
 RANK = 4
 METHOD = LoraConfig(r=RANK, lora_alpha=8)
@@ -62,8 +63,7 @@ def test_products_are_those_that_a_training_step_makes(
 ) -> None:
     """torch counts `mm` and `addmm` as they are run; attention runs as batched products, which are not compared."""
     monkeypatch.setattr("lamina.compute.fusion.inputs.repeating_size", lambda size: size)  # nothing but the documents
-    for module in ("chunks", "cross_entropy"):
-        monkeypatch.setattr(f"lamina.compute.ops.{module}.padded_rows", lambda count, rows: count)
+    without_padded_chunks(monkeypatch)
     model = tiny(name)
     model.save_pretrained(tmp_path)
     head = find_head(model)

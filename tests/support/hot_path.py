@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from transformers import PreTrainedModel
 
@@ -67,3 +68,9 @@ def loss_and_gradients(injection: Injection, device: str = "cpu") -> tuple[float
 def unfused(model: PreTrainedModel) -> Iterator[None]:
     with packed_attention(model), use_backend("plain"):
         yield
+
+
+def without_padded_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the head's chunks have just the rows that they have."""
+    for module in ("chunks", "cross_entropy"):
+        monkeypatch.setattr(f"lamina.compute.ops.{module}.padded_rows", lambda count, rows: count)

@@ -16,6 +16,7 @@ from lamina.data.batch import build_batch
 from lamina.data.example import EncodedExample
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.structure.head import LogitTransform, find_head
+from tests.support.hot_path import without_padded_chunks
 from tests.support.models_zoo import build_model
 
 
@@ -51,7 +52,7 @@ def test_filler_changes_neither_loss_nor_gradient(family: str, monkeypatch: pyte
     lengths: list[int] = []
     filled = loss_and_gradients()
     monkeypatch.setattr("lamina.compute.fusion.inputs.repeating_size", lambda size: size)
-    monkeypatch.setattr("lamina.compute.ops.cross_entropy.padded_rows", lambda count, rows: count)
+    without_padded_chunks(monkeypatch)
     bare = loss_and_gradients()
     assert lengths == [repeating_size(batch.tokens), batch.tokens]
     torch.testing.assert_close(filled, bare, rtol=1e-4, atol=1e-5)
@@ -69,7 +70,7 @@ def test_a_filled_chunk_of_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
         return loss.detach(), hidden.grad
 
     filled = run()
-    monkeypatch.setattr("lamina.compute.ops.cross_entropy.padded_rows", lambda count, rows: count)
+    without_padded_chunks(monkeypatch)
     torch.testing.assert_close(filled, run())
 
 
