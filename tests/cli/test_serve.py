@@ -66,7 +66,7 @@ def test_a_run_is_served_until_a_signal_and_replayed(trained: Run, tmp_path: Pat
         (["m", "--adapter", "x"], "--adapter", "'x' is not NAME=PATH"),
         (["m", "--adapter", "../x=y"], "adapters", "is not a name"),
         (["m", "--no-auth", "--dtype", "int8"], "dtype", "int8"),
-        (["m", "--no-auth", "--config", "none.yaml"], "config", "does not exist"),
+        (["m", "--no-auth", "--config", "none.yaml"], "--config", "does not exist"),
     ],
 )
 def test_usage_errors(cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: list[str], field: str, words: str) -> None:
