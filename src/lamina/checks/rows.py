@@ -14,6 +14,7 @@ from lamina.config import SourceConfig
 from lamina.data.encode import encode_stream
 from lamina.data.example import Example, Kind
 from lamina.data.read import DataFile, Fault
+from lamina.data.recognize import recognized_rows
 from lamina.data.source import ReadRow, SourceReader, lacks_column, open_sources
 from lamina.errors import DataError
 
@@ -97,6 +98,7 @@ class Rows:
             for row in rows:
                 yield CheckedRow(name, side, row, source=source)
             return
+        rows = recognized_rows(rows, self.template)
         encoded = encode_stream(self._to_encode(rows), _sequences, self.template, self.target.data.train_on)
         for (row, example), chosen in encoded:
             rejected = next(encoded)[1] if example is not None and example.rejected else None

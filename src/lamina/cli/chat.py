@@ -52,6 +52,8 @@ def run_chat(generator: Generator, sampling: Sampling, system: str | None, quiet
     start = [Message("system", system)] if system else []
     conversation, said, speaker = list(start), [], "adapter"
     err.print(f"[dim]{HELP}[/dim]")
+    if generator.template.is_bare:
+        err.print("[dim]Lines are given to the model as they are, each by itself, without a chat template[/dim]")
     while (line := _read(speaker)) is not None:
         if line.startswith("/"):
             command = line[1:].strip().lower()
@@ -66,7 +68,8 @@ def run_chat(generator: Generator, sampling: Sampling, system: str | None, quiet
             continue
         if not line.strip():
             continue
-        asked = [*conversation, Message("user", line)]
+        # Bare text is one prompt and its completion: every line is a prompt of its own.
+        asked = [Message("user", line)] if generator.template.is_bare else [*conversation, Message("user", line)]
         try:
             generator.check(Request(messages=asked))
         except DataError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -34,7 +34,18 @@ MAPPABLE_FIELDS = (
     "margin",
     "tools",
     "chat_template_kwargs",
+    "input_ids",
+    "labels",
+    "attention_mask",
+    "completion_mask",
+    "assistant_masks",
 )
+
+# Variables of a chat template that come from the conversation itself.
+RESERVED_KWARGS = ("messages", "tools", "add_generation_prompt")
+
+# Settings that only a chat template makes use of.
+_OF_TEMPLATE = ("chat_template", "chat_template_kwargs", "enable_thinking", "thinking")
 
 
 def known_fields(columns: dict[str, str] | None) -> dict[str, str] | None:
@@ -175,6 +186,20 @@ class DataConfig(Section):
     A row's own `chat_template_kwargs` take precedence.
     """
 
+    chat: bool | None = None
+    """Whether prompts and completions are rendered with the chat template.
+
+    `false` takes prompt, completion and text as they are: the text is BOS if the tokenizer adds it, prompt, completion
+    and EOS. Afterwards, prompts are not rendered either. By default, conversations and prompts are rendered, and a run
+    on plain text alone is used without the template afterwards; `true` uses the template after such a run, too.
+    """
+
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Variables for the chat template, in training and in generation, such as `{reasoning_effort: low}`.
+
+    A row's own `chat_template_kwargs` take precedence, one by one.
+    """
+
     chat_template: str | None = None
     """A built-in template or a Jinja file to use instead of the model's own template."""
 
@@ -202,6 +227,26 @@ class DataConfig(Section):
             if getattr(self, name) is not None and not isinstance(self.eval, float):
                 raise ValueError(
                     f"{name} has no effect unless eval is a share of train. Set eval: 0.1, or remove {name}."
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_template(self) -> DataConfig:
+        kwargs = self.chat_template_kwargs or {}
+        taken = [name for name in kwargs if name in RESERVED_KWARGS]
+        if taken:
+            raise ValueError(f"chat_template_kwargs set {taken[0]!r}, which is reserved for the conversation itself.")
+        switches = [name for name in ("enable_thinking", "thinking") if name in kwargs]
+        if switches and self.enable_thinking is not None:
+            raise ValueError(
+                f"enable_thinking is given, and {switches[0]!r} in chat_template_kwargs too. Remove one of them."
+            )
+        if self.chat is False:
+            default = type(self).model_fields
+            given = [name for name in _OF_TEMPLATE if getattr(self, name) != default[name].default]
+            if given:
+                raise ValueError(
+                    f"{given[0]} has no effect with chat: false, which uses no chat template. Remove one of them."
                 )
         return self
 

@@ -9,6 +9,7 @@ from itertools import islice
 
 import numpy as np
 
+from lamina.chat.notes import notes_of, notes_on
 from lamina.chat.template import ChatTemplate
 from lamina.config import DataConfig
 from lamina.data.encoded_file import EncodedFile, encode_file
@@ -18,6 +19,7 @@ from lamina.data.mix import draw_replay, weigh
 from lamina.data.no_loss import TRIED, no_loss_fix
 from lamina.data.packing import plan_epoch
 from lamina.data.read import find_files
+from lamina.data.recognize import recognized_rows
 from lamina.data.remarks import file_notes
 from lamina.data.report import CHOSEN_REASONS, DataReport
 from lamina.data.sequences import ANSWERS, Sequences
@@ -49,12 +51,17 @@ class Dataset:
     train_blocks: np.ndarray | None = None
     eval_dropped: dict[str, int] = field(default_factory=dict)
 
-    def eval_examples(self) -> list[Example]:
-        """Returns the evaluation examples as conversations, for generation. Reads their files again."""
+    def eval_examples(self, template: ChatTemplate) -> list[Example]:
+        """Returns the evaluation examples as conversations, for generation. Reads their files again.
+
+        Args:
+            template: Recognizes conversations that were rendered before.
+        """
         found: list[Example] = []
         for file_index, file in self.eval_files.items():
             wanted = set(self.eval.rows(file_index).tolist())
-            found += [row.example for row in used_examples(file.reader()) if row.example and row.number in wanted]
+            rows = recognized_rows(used_examples(file.reader()), template)
+            found += [row.example for row in rows if row.example and row.number in wanted]
         return found
 
 
@@ -334,8 +341,9 @@ def _notes(
     held_out: Sequence[np.ndarray],
 ) -> list[str]:
     facts = [file.store.facts for file in every]
-    notes = list(template.notes)
-    notes += template.notes_on(any(f.with_tools for f in facts), any(f.with_thinking for f in facts))
+    notes = notes_of(template)
+    with_tools, with_thinking = any(f.with_tools for f in facts), any(f.with_thinking for f in facts)
+    notes += notes_on(template, tools=with_tools, thinking=with_thinking)
     notes += file_notes(template, facts)
     for file in every:
         notes += file.notes

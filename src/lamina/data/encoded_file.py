@@ -16,13 +16,19 @@ from lamina.data.encode import encode_stream
 from lamina.data.example import Example, Kind
 from lamina.data.read import DataFile
 from lamina.data.read.rows import place_of
+from lamina.data.recognize import recognized_rows
 from lamina.data.report import FileReport
-from lamina.data.sequences import ANSWERS, Sequences
+from lamina.data.sequences import ANSWERS, Sequences, itself
 from lamina.data.source import ReadRow, SourceReader, lacks_column, used_examples
 from lamina.data.store import StoredRow, StoreWriter, TokenStore, cached_store, digest_of, prompt_digest
 from lamina.errors import DataError
 from lamina.machine.garbage import few_collections
 from lamina.progress import Notify
+
+_AS_IT_IS = (
+    "is a conversation that was rendered or tokenized before, and this loss renders conversations itself. Fix: give "
+    "the conversation as `messages`."
+)
 
 # Seconds between progress messages on a large file.
 _WORD_EVERY = 10.0
@@ -92,7 +98,7 @@ def encode_file(
         "source": source.model_dump(mode="json", exclude={"path", "weight"}),
         "text_unit": config.text_unit if file.kind == "text" else None,
         "tokenizer": template.tokenizer_digest,
-        "template": [template.digest, template.name, template.thinking, template.enable_thinking],
+        "template": [template.digest, template.name, template.thinking, template.enable_thinking, template.kwargs],
         "train_on": train_on,
         "columns": [stratify, group],
         "sequences": sequences.key,
@@ -126,9 +132,11 @@ def _fill(
     def sequences_of(row: ReadRow) -> Sequence[Example]:
         if row.drop_reason or row.example is None:
             return ()
+        if sequences.of is not itself and (row.example.is_rendered or row.example.tokens is not None):
+            raise DataError(f"{reader.file.name}: {place_of(row)}: {_AS_IT_IS}")
         return sequences.of(row.example) if row.example.kind in sequences.kinds else (row.example,)
 
-    rows = used_examples(reader, reader.source.max_rows)
+    rows = recognized_rows(used_examples(reader, reader.source.max_rows), template)
     for row, encoded in encode_stream(rows, sequences_of, template, train_on):
         if isinstance(encoded, DataError):
             raise DataError(f"{reader.file.name}: {encoded}") from None
@@ -143,6 +151,7 @@ def _fill(
             if row.trimmed:
                 facts.trimmed.add(row.number)
             facts.kinds[row.example.kind] = facts.kinds.get(row.example.kind, 0) + 1
+            facts.rendered += row.example.is_rendered
             facts.wanted += row.example.label is True
             facts.with_tools += row.example.has_tools
             facts.with_thinking += any(message.thinking for message in row.example.messages)

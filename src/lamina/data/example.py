@@ -23,6 +23,19 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True)
+class TokenRow:
+    """A row that was tokenized before.
+
+    Attributes:
+        ids: The token ids.
+        in_loss: Whether each is in the loss.
+    """
+
+    ids: tuple[int, ...]
+    in_loss: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
 class Example:
     """One row of a data file, whatever its format.
 
@@ -31,11 +44,12 @@ class Example:
         row: Number of the row in the file, from 1.
         kind: The kind of row.
         tools: Functions that the assistant may call, as JSON schemas.
-        text: The document, for plain text.
+        text: The document, for plain text; for a conversation that was rendered before, its text.
         rejected: For a preference, the turns of the rejected answer.
         label: For an unpaired preference, whether the answer is desirable.
         margin: For a preference, how much better the chosen answer is, if the data says so.
         template_kwargs: The row's variables for the chat template (`chat_template_kwargs`), as plain JSON.
+        tokens: The row's tokens, if it was tokenized before.
     """
 
     messages: tuple[Message, ...]
@@ -47,6 +61,12 @@ class Example:
     label: bool | None = None
     margin: float | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    tokens: TokenRow | None = None
+
+    @property
+    def is_rendered(self) -> bool:
+        """Whether it is a conversation that was rendered before, and is taken as it is."""
+        return self.kind is Kind.CONVERSATION and bool(self.text) and self.tokens is None
 
     @property
     def prompt(self) -> tuple[Message, ...]:

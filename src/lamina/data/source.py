@@ -230,6 +230,8 @@ def lacks_column(name: str) -> str:
 
 def usable_part(example: Example) -> tuple[Example, str]:
     """Returns the example up to its last answer, and why it is dropped (empty if it is kept)."""
+    if example.tokens is not None:
+        return example, "" if example.tokens.ids else "empty_text"
     if example.kind is Kind.TEXT:
         return example, "" if example.text.strip() else "empty_text"
     messages = example.messages

@@ -29,7 +29,7 @@ from lamina.data.report import FileReport, RowList
 from lamina.errors import StorageError
 
 # Stores of other versions are not read. Increase it with every change to what is stored, or to how rows are encoded.
-VERSION = 7
+VERSION = 8
 
 # Maximum number of texts to count separately. A template has one or two; texts specific to a row are not worth
 # counting.
@@ -70,6 +70,7 @@ class Facts:
         kinds: Number of stored rows, by kind.
         with_tools: Number of stored rows with tools, calls or results.
         with_thinking: Number of stored rows with reasoning separate from the answer.
+        rendered: Number of stored rows whose conversation was rendered before.
         wanted: Number of stored rows with a label that says that the answer is desirable.
         not_asked: Stored rows with answers that are excluded from the loss (see `Remarks`).
         openings: Number of stored rows, by the template's text in the loss before their last answer.
@@ -88,6 +89,7 @@ class Facts:
     kinds: dict[str, int] = field(default_factory=dict)
     with_tools: int = 0
     with_thinking: int = 0
+    rendered: int = 0
     wanted: int = 0
     not_asked: RowList = field(default_factory=RowList)
     openings: dict[str, int] = field(default_factory=dict)

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from lamina.adapters.load import Loaded, adapter_folder, load
+from lamina.chat.template import ChatTemplate
 from lamina.compute.fusion import fast_path
 from lamina.config import DataConfig
 from lamina.config.losses.cross_entropy import CrossEntropyConfig
 from lamina.data.dataset import Dataset, build_dataset, build_evaluation
 from lamina.data.example import Example, Kind
+from lamina.data.recognize import question_of
 from lamina.engine.generate import build_generator, complete
 from lamina.engine.generator import ADAPTER, Generator
 from lamina.engine.sampling import DEFAULT_MAX_TOKENS, Sampling
@@ -168,7 +170,7 @@ def evaluate(
     dataset, rows, notes = _eval_data(loaded, run, data, columns, max_rows, loss)
     check_side(dataset.eval, [file.path for file in dataset.report.files], loaded.model, loaded.tokenizer)
     encoded = complete_rows(dataset.eval[rows], loss, loaded, run, notify)
-    examples = _conversations(dataset)[rows] if scorers else []
+    examples = _conversations(dataset, loaded.template)[rows] if scorers else []
 
     def measure(what: str) -> EvaluationResult:
         report = lambda done: progress(what, done, len(encoded))  # noqa: E731
@@ -206,7 +208,7 @@ def evaluate(
 def _predict(
     generator: Generator, examples: list[Example], sampling: Sampling, scorers: Sequence[Scorer], progress: Progress
 ) -> list[Prediction]:
-    questions = [generator.template.question(row.messages, row.tools, row.template_kwargs) for row in examples]
+    questions = [question_of(row, generator.template) for row in examples]
 
     def say(what: str, adapter: str | None) -> list[str]:
         report = lambda done: progress(what, done, len(questions))  # noqa: E731
@@ -282,10 +284,12 @@ def _changes_since(run: Run, dataset: Dataset) -> list[str]:
     return [f"warning: {file.path} changed since the run was trained; {what}" for file, _ in changed]
 
 
-def _conversations(dataset: Dataset) -> list[Example]:
-    examples = dataset.eval_examples()
+def _conversations(dataset: Dataset, template: ChatTemplate) -> list[Example]:
+    examples = dataset.eval_examples(template)
     if any(example.kind is Kind.TEXT for example in examples):
         raise DataError("plain text has no answers to compare with. Fix: leave --exact-match out.")
+    if any(example.tokens is not None for example in examples):
+        raise DataError("rows of tokens have no text to compare answers with. Fix: leave --exact-match out.")
     return examples
 
 

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from lamina.adapters.adapter import Adapter
 from lamina.adapters.reload import check_before_training
-from lamina.chat.template import ChatTemplate, template_of
+from lamina.chat.bare import BARE
+from lamina.chat.template import ChatTemplate, build_template, template_of
 from lamina.compute.kernels import prepare_kernels
 from lamina.compute.weights import count_weights
 from lamina.config import Config
@@ -76,6 +77,7 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
     batch_size = config.train.per_device_train_batch_size
     dataset = build_dataset(config.data, template, batch_size, config.seed, notify, loss.sequences)
     _check_stop_token(dataset, template)
+    template = _template_in_use(dataset, template, config, notify)
     check_vocabulary(dataset, base.model, template)
     steps_per_epoch = math.ceil(dataset.report.micro_batches / config.train.gradient_accumulation_steps)
     loss.study(dataset.train, len(dataset.train) / steps_per_epoch, notify)
@@ -133,7 +135,20 @@ def count_parameters(parameters: Iterable[torch.Tensor]) -> int:
 
 def is_only_text(dataset: Dataset) -> bool:
     """Whether what is trained on are plain texts, which no chat template renders."""
-    return all(file.format == "text" for file in dataset.report.files if file.train_rows)
+    return dataset.train.kinds <= {Kind.TEXT}
+
+
+def _template_in_use(dataset: Dataset, template: ChatTemplate, config: Config, notify: Notify) -> ChatTemplate:
+    """The template that the adapter is used with: prompts are only rendered afterwards if training rendered any."""
+    data, kinds = config.data, dataset.train.kinds | dataset.eval.kinds
+    is_left_open = data.chat is None and data.chat_template is None
+    if not is_left_open or not kinds <= {Kind.TEXT} or template.tokenizer.eos_token is None:
+        return template
+    notify(
+        "All rows are plain text, so the adapter gets its prompts without a chat template afterwards, too "
+        "(data.chat: true uses the template)."
+    )
+    return build_template(template.tokenizer, BARE)
 
 
 def _check_stop_token(dataset: Dataset, template: ChatTemplate) -> None:
