@@ -56,9 +56,11 @@ def write(tmp_path: Path) -> Callable[..., str]:
 def build(write: Callable[..., str], template: ChatTemplate) -> Build:
     """Builds a dataset from rows, without evaluation data by default."""
 
-    def build_rows(rows: list[Row], seed: int = 0, batch_size: int = 2, **settings: Any) -> Dataset:
+    def build_rows(
+        rows: list[Row], seed: int = 0, batch_size: int = 2, positions: int | None = None, **settings: Any
+    ) -> Dataset:
         config = DataConfig(train=write(rows), **{"eval": None, **settings})
-        return build_dataset(config, template, batch_size, seed)
+        return build_dataset(config, template, batch_size, seed, positions=positions)
 
     return build_rows
 

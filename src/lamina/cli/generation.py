@@ -179,7 +179,14 @@ def _answer_file(
     base_model = subject.load(notify=notify)
     template = asked_template(template_for(base_model, own), as_chat)
     with (
-        Engine(base_model, own, template=template, allow_base_mismatch=allow_base_mismatch, notify=notify) as engine,
+        Engine(
+            base_model,
+            own,
+            template=template,
+            one_template=as_chat is not None,
+            allow_base_mismatch=allow_base_mismatch,
+            notify=notify,
+        ) as engine,
         Bars() as bars,
     ):
         if engine.slow_because is not None:

@@ -16,7 +16,7 @@ from lamina.config import Config
 from lamina.errors import Interrupted
 from lamina.runs import Run, events
 from lamina.runs.events import Event
-from lamina.runs.summary import Summary
+from lamina.runs.summary import Summary, losses_of_sets
 
 # Minimum time between two lines of progress if stderr is not a terminal, such as in a log file.
 LINE_SECONDS = 15.0
@@ -68,7 +68,8 @@ class TrainingView:
             case events.Evaluation():
                 best = "  (best so far)" if event.best_step == event.step else ""
                 what = {"base": "bare base", "start": "before training"}.get(event.of, f"step {event.step}")
-                err.print(f"  eval loss {event.eval_loss:.4f}  {what}{best}")
+                by_set = "".join(f"  {escape(name)} {loss:.4f}" for name, loss in losses_of_sets(event.metrics).items())
+                err.print(f"  eval loss {event.eval_loss:.4f}{by_set and f' ({by_set.strip()})'}  {what}{best}")
             case events.Interrupted():
                 err.print(f"  {event.signal}: checkpoint saved at step {event.step}")
             case events.Finished():
@@ -136,6 +137,10 @@ def print_summary(summary: Summary) -> None:
     if s.eval_loss is not None and s.eval_loss_first is not None:
         change = s.eval_loss / s.eval_loss_first - 1
         err.print(f"  eval loss {s.eval_loss_first:.4f} (bare base) -> {s.eval_loss:.4f} ({change:+.1%})")
+        first = losses_of_sets(s.eval_metrics_first)
+        for name, loss in losses_of_sets(s.eval_metrics).items():
+            if name in first:
+                err.print(f"    {escape(name)} {first[name]:.4f} -> {loss:.4f} ({loss / first[name] - 1:+.1%})")
     err.print(f"  train loss {s.train_loss_first:.4f} -> {s.train_loss_last:.4f} in {s.steps} steps")
     ranks = [s.figures.get(f"ranks_{which}") for which in ("at_start", "kept", "target")]
     if None not in ranks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -40,6 +41,9 @@ MAPPABLE_FIELDS = (
     "completion_mask",
     "assistant_masks",
 )
+
+# A name of an evaluation set, which becomes part of the names of metrics.
+SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 # Variables of a chat template that come from the conversation itself.
 RESERVED_KWARGS = ("messages", "tools", "add_generation_prompt")
@@ -86,6 +90,24 @@ class SourceConfig(Section):
     _check_columns = field_validator("columns")(known_fields)
 
 
+class EvalSource(Section):
+    """One of several evaluation sets. Settings not given here are taken from `data`."""
+
+    path: str
+    """File, folder, `folder:split`, glob, or data set on the hub."""
+
+    format: FormatName | None = None
+    """Format of its rows."""
+
+    columns: dict[str, str] | None = None
+    """Its column mapping: field -> column, or a Jinja template over the columns."""
+
+    max_rows: Annotated[int, Field(ge=1)] | None = None
+    """Use only the first `max_rows` rows."""
+
+    _check_columns = field_validator("columns")(known_fields)
+
+
 class ReplayConfig(Section):
     """General text mixed into the training data to reduce forgetting."""
 
@@ -111,9 +133,13 @@ class DataConfig(Section):
     """File, folder, glob or data set on the hub, or a list of these; an item can also be a section with a `path` and a
     `weight`."""
 
-    eval: Share | str | None = 0.1
+    eval: Share | str | dict[str, str | EvalSource] | None = 0.1
     """Evaluation data: a file or folder, a share of `train` to split off (rows with the same prompt stay on one side),
-    or null."""
+    or null.
+
+    Several sets by name, `{NAME: path, ...}`, are evaluated one by one; each can also be a section with a `path`.
+    `train.best_eval` names the one that picks the best checkpoint.
+    """
 
     format: FormatName = "auto"
     """Format of the rows; `auto` detects it from the rows."""
@@ -212,6 +238,18 @@ class DataConfig(Section):
             raise ValueError("train names no data. Give a path, or a list with at least one path.")
         return train
 
+    @field_validator("eval")
+    @classmethod
+    def _check_eval(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        if not value:
+            raise ValueError("eval names no data. Give {NAME: path, ...}, or null for no evaluation.")
+        wrong = next((name for name in value if not SET_NAME.fullmatch(str(name))), None)
+        if wrong is not None:
+            raise ValueError(f"eval has a set named {wrong!r}; a name has letters, digits, '_', '-' and '.' only.")
+        return value
+
     @model_validator(mode="after")
     def _check_pairs(self) -> DataConfig:
         if self.group_by_length and self.packing:
@@ -255,6 +293,20 @@ class DataConfig(Section):
         """The training data as a list of sources, with the settings of `data` filled in."""
         listed = [self.train] if isinstance(self.train, str) else self.train
         return [self._source(SourceConfig(path=item) if isinstance(item, str) else item) for item in listed]
+
+    @property
+    def eval_sources(self) -> dict[str, SourceConfig]:
+        """The evaluation data that has files of its own, by name; the name is empty for a single set without one."""
+        if isinstance(self.eval, str):
+            return {"": self.source_of(self.eval)}
+        named = self.eval if isinstance(self.eval, dict) else {}
+        return {name: self._eval_source(source) for name, source in named.items()}
+
+    def _eval_source(self, source: str | EvalSource) -> SourceConfig:
+        if isinstance(source, str):
+            return self.source_of(source)
+        own = SourceConfig(path=source.path, format=source.format, columns=source.columns, max_rows=source.max_rows)
+        return self._source(own).model_copy(update={"max_rows": source.max_rows})
 
     def source_of(self, path: str) -> SourceConfig:
         """Returns a source for another file, read with this section's settings."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,8 +14,9 @@ from lamina.chat.template import ChatTemplate
 from lamina.config import DataConfig, SourceConfig
 from lamina.data.encode import encode_stream
 from lamina.data.example import Example, Kind
-from lamina.data.read import DataFile
-from lamina.data.read.rows import place_of
+from lamina.data.guess import guess_notes
+from lamina.data.read import REMARKS, DataFile
+from lamina.data.read.rows import ENCODINGS, place_of
 from lamina.data.recognize import recognized_rows
 from lamina.data.report import FileReport
 from lamina.data.sequences import ANSWERS, Sequences, itself
@@ -46,6 +47,7 @@ class EncodedFile:
         report: What happened to its rows; completed while the data is assembled.
         whole_rows: Whether rows must not be cut; see `Sequences`.
         notes: Other messages to the user.
+        eval_set: Name of the evaluation set that it belongs to; empty if it has none.
     """
 
     file: DataFile
@@ -55,6 +57,7 @@ class EncodedFile:
     report: FileReport
     whole_rows: bool = False
     notes: list[str] = field(default_factory=list)
+    eval_set: str = ""
 
     @property
     def is_text(self) -> bool:
@@ -113,7 +116,14 @@ def encode_file(
     store = cached_store(key if sha256 else None, build)
     report = store.facts.report(file.name, sha256, role, source.weight if role == "train" else 1.0)
     whole = sequences.whole_rows or store.facts.several
-    return EncodedFile(file, source, config.text_unit, store, report, whole, list(file.notes))
+    notes = [*file.notes, *_notes(file, store)]
+    return EncodedFile(file, source, config.text_unit, store, report, whole, notes)
+
+
+def _notes(file: DataFile, store: TokenStore) -> Iterator[str]:
+    yield from guess_notes(file.name, store.facts.guessed)
+    if store.facts.encoding:
+        yield f"{file.name}: {REMARKS[store.facts.encoding]}"
 
 
 def _fill(
@@ -138,6 +148,7 @@ def _fill(
 
     rows = recognized_rows(used_examples(reader, reader.source.max_rows), template)
     for row, encoded in encode_stream(rows, sequences_of, template, train_on):
+        facts.encoding = facts.encoding or next(filter(ENCODINGS.__contains__, row.remarks), "")
         if isinstance(encoded, DataError):
             raise DataError(f"{reader.file.name}: {encoded}") from None
         if encoded is None:
@@ -164,6 +175,7 @@ def _fill(
             last_word = time.monotonic()
             notify(f"Encoding {reader.file.name}: {row.number:,} rows ...")
     facts.format, facts.rows, facts.ignored_columns = reader.format, reader.rows, reader.ignored_columns
+    facts.guessed = reader.guessed
 
 
 def _column(row: ReadRow, name: str | None, reader: SourceReader) -> int:

@@ -59,6 +59,7 @@ class Engine(ServingEngine):
         dtype: str = "auto",
         quantization: QuantizationConfig | None = None,
         template: ChatTemplate | None = None,
+        one_template: bool = False,
         cache_bytes: int | None = None,
         adapter_bytes: int | None = None,
         most_running: int | None = None,
@@ -73,8 +74,9 @@ class Engine(ServingEngine):
             adapters: Runs or adapter folders by the names that requests call them by.
             dtype: `bfloat16` or `float32` for the base; `auto` as the machine multiplies best.
             quantization: Holds the base in 4 or 8 bits.
-            template: Renders conversations; by default that of each adapter, and for the base that of the first adapter
-                that names one, else the model's own.
+            template: Renders conversations for the base; by default that of the first adapter that names one, else the
+                model's own. Each adapter has its own, as in its training.
+            one_template: Render the adapters' conversations with `template`, too.
             cache_bytes: Memory for keys and values; by default a share of what is free.
             adapter_bytes: Memory for adapters that nobody uses; None for no limit.
             most_running: Requests that are answered at once.
@@ -103,7 +105,7 @@ class Engine(ServingEngine):
         fused = self._runners.fused
         capacity = None if fused is None else fused.blocks.count * fused.block_size
         self._ask: Asker = build_asker(model, self.template, capacity)
-        self._renders_alike = template is not None
+        self._one_template = one_template
         self._askers: dict[str | None, Asker] = {}
         self._core = Core(self._runners.all, shares_prefixes)
         self._admission = Admission(self.base, self._runners, allow_base_mismatch)
@@ -215,7 +217,7 @@ class Engine(ServingEngine):
         notes = self._admission.check_lock(adapter)
         ready, more = self._admission.prepare(adapter)
         certificate = self._admission.certify(adapter, ready.part, self._logits)
-        if adapter.lock is not None and not self._renders_alike:
+        if adapter.lock is not None and not self._one_template:
             self._askers[name] = replace(self._ask, template=self._admission.template(adapter.lock, adapter))
         return self._store.add(name, folder, ready, certificate, (*notes, *more), pin)
 

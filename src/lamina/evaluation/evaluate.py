@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from lamina.config.losses.cross_entropy import CrossEntropyConfig
 from lamina.data.dataset import Dataset, build_dataset, build_evaluation
 from lamina.data.example import Example, Kind
 from lamina.data.recognize import question_of
+from lamina.data.side import Side
 from lamina.engine.generate import build_generator, complete
 from lamina.engine.generator import ADAPTER, Generator
 from lamina.engine.sampling import DEFAULT_MAX_TOKENS, Sampling
@@ -27,7 +28,10 @@ from lamina.losses.base import Loss, build_loss
 from lamina.models.vocabulary import check_side
 from lamina.progress import Notify, Progress
 from lamina.runs import Run
+from lamina.runs.summary import LOSS_OF_SET, losses_of_sets
 from lamina.structure.head import find_head
+from lamina.structure.positions import declared_positions
+from lamina.training.eval_sets import best_set, evaluate_sets
 from lamina.training.step import EvaluationResult, evaluate_loss
 
 REASONING_GIVEN = (
@@ -74,6 +78,21 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class SetLoss:
+    """The losses on one of a run's evaluation sets.
+
+    Attributes:
+        loss: Of the adapter.
+        base_loss: Of the bare base.
+        rows: Rows evaluated.
+    """
+
+    loss: float
+    base_loss: float
+    rows: int
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How an adapter does on some data.
 
@@ -95,6 +114,8 @@ class Evaluation:
         base_metrics: The same of the bare base.
         preference_accuracy: Share of pairs whose chosen answer has the higher reward; None without pairs.
         margin: Mean difference between the rewards of chosen and rejected answers; None without a loss over answers.
+        sets: The losses on each evaluation set by its name, if the run has several; `loss` is that of `best_set`.
+        best_set: The set that picked the best checkpoint; empty if sets have no names.
     """
 
     loss: float
@@ -112,6 +133,8 @@ class Evaluation:
     base_metrics: dict[str, float]
     preference_accuracy: Share | None = None
     margin: float | None = None
+    sets: dict[str, SetLoss] = field(default_factory=dict)
+    best_set: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """As plain data, without the predictions."""
@@ -130,6 +153,7 @@ def evaluate(
     batch_size: int = 8,
     model: str | None = None,
     allow_base_mismatch: bool = False,
+    chat: bool | None = None,
     generator: Generator | None = None,
     progress: Progress = lambda what, done, total: None,
     notify: Notify = lambda message: None,
@@ -147,6 +171,7 @@ def evaluate(
         batch_size: Examples in a batch of the loss.
         model: The base; by default the one that the adapter names.
         allow_base_mismatch: Go on although the lock does not fit.
+        chat: Whether to render prompts with the chat template; by default as in training.
         generator: What answers; by default the loaded model.
         progress: Called with what is being done, how much of it is done, and how much there is.
         notify: Called with a sentence on what a user should know of the adapter and of its answers.
@@ -159,7 +184,7 @@ def evaluate(
     loaded = (
         source
         if isinstance(source, Loaded)
-        else load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
+        else load(source, model=model, allow_base_mismatch=allow_base_mismatch, chat=chat, notify=notify)
     )
     scorers = find_scorers([*(["exact_match"] if exact_match else []), *score])
     generator, sampling = generator or build_generator(loaded), Sampling(max_tokens=max_new_tokens)
@@ -169,18 +194,25 @@ def evaluate(
     loss = build_loss(run.config.loss if run else CrossEntropyConfig())
     dataset, rows, notes = _eval_data(loaded, run, data, columns, max_rows, loss)
     check_side(dataset.eval, [file.path for file in dataset.report.files], loaded.model, loaded.tokenizer)
-    encoded = complete_rows(dataset.eval[rows], loss, loaded, run, notify)
+    encoded = complete_rows(dataset.eval[rows], loss, loaded, run, dataset.max_length, notify)
     examples = _conversations(dataset, loaded.template)[rows] if scorers else []
 
+    sets = _within(dataset.eval_sets, rows)
+    best = best_set(sets, run.config.train.best_eval if run else None)
+
     def measure(what: str) -> EvaluationResult:
-        report = lambda done: progress(what, done, len(encoded))  # noqa: E731
+        def on(side: Side, where: str) -> EvaluationResult:
+            report = lambda done: progress(what + where, done, len(side))  # noqa: E731
+            return evaluate_loss(loaded.model, head, loss, side, batch_size, progress=report, layout=path.layout)
+
         with fast_path(loaded.model, longest=encoded.longest) as path:
-            return evaluate_loss(loaded.model, head, loss, encoded, batch_size, progress=report, layout=path.layout)
+            return evaluate_sets(on, encoded, sets, best)
 
     with loaded.injection.disabled():
         head = find_head(loaded.model)
         base = measure("loss of the base")
     adapter = measure("loss of the adapter")
+    losses, base_losses = losses_of_sets(adapter.metrics), losses_of_sets(base.metrics)
     predictions = _predict(generator, examples, sampling, scorers, progress) if scorers else []
     scores = {scorer.name: _means(predictions, scorer.name) for scorer in scorers}
     exact = scores.get("exact_match")
@@ -198,11 +230,24 @@ def evaluate(
         notes=notes,
         predictions=predictions,
         scores=scores,
-        metrics=adapter.metrics,
-        base_metrics=base.metrics,
+        metrics=_own_metrics(adapter.metrics),
+        base_metrics=_own_metrics(base.metrics),
         preference_accuracy=preference_accuracy(adapter.metrics, len(encoded)),
         margin=adapter.metrics.get("rewards/margins"),
+        sets={name: SetLoss(losses[name], base_losses[name], len(encoded[each])) for name, each in sets.items()},
+        best_set=best,
     )
+
+
+def _own_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith(LOSS_OF_SET)}
+
+
+def _within(sets: Mapping[str, slice], rows: slice) -> dict[str, slice]:
+    """Returns the rows of each set that are among the first ones; sets without any are left out."""
+    if rows.stop is None:
+        return dict(sets)
+    return {name: slice(s.start, min(s.stop, rows.stop)) for name, s in sets.items() if s.start < rows.stop}
 
 
 def _predict(
@@ -244,7 +289,13 @@ def _eval_data(
         config = run.config
         batch_size = config.train.per_device_train_batch_size
         dataset = build_dataset(
-            config.data, loaded.template, batch_size, config.seed, notify=None, sequences=loss.sequences
+            config.data,
+            loaded.template,
+            batch_size,
+            config.seed,
+            notify=None,
+            sequences=loss.sequences,
+            positions=declared_positions(loaded.model),
         )
         if not len(dataset.eval):
             raise DataError(f"{run.path}: the run has no evaluation rows. Fix: give a file with --data.")
@@ -255,7 +306,8 @@ def _eval_data(
     if run and columns is None:
         changes["columns"] = settings.columns
     settings = settings.model_copy(update=changes)
-    dataset = build_evaluation(settings, str(data), "--data", max_rows, loaded.template, loss.sequences)
+    positions = declared_positions(loaded.model)
+    dataset = build_evaluation(settings, str(data), "--data", max_rows, loaded.template, loss.sequences, positions)
     return dataset, slice(None), [*dataset.report.warnings, *dataset.report.notes]
 
 
@@ -271,7 +323,7 @@ def _changes_since(run: Run, dataset: Dataset) -> list[str]:
         if sum(file.rows for file in then) > sum(file.rows for file in now):
             raise DataError(f"{run.path}: {message}, with fewer rows. {_OTHER_DATA}")
         return [f"warning: {message}; {_MIXED_UP}"]
-    side = "eval" if isinstance(run.config.data.eval, str) else "train"  # a share is held out of what is trained on
+    side = "eval" if run.config.data.eval_sources else "train"  # a share is held out of what is trained on
     changed = [
         (file, was) for was, file in zip(then, now, strict=True) if file.role == side and file.sha256 != was.sha256
     ]

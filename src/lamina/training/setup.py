@@ -21,6 +21,7 @@ from lamina.config.root import default_learning_rate
 from lamina.data.batch import Documents
 from lamina.data.dataset import Dataset, build_dataset
 from lamina.data.example import Kind
+from lamina.data.length import check_length
 from lamina.distributed.world import ALONE, World
 from lamina.errors import ConfigError, DataError, Problem
 from lamina.losses.base import Loss, build_loss
@@ -70,12 +71,17 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         offload=config.offload if config.method.base_is_read_only else False,
     )
     _note_learning_rate(config, base, notify)
+    check_length(config.data, declared_positions(base.model))
     template = template_of(base.tokenizer, config.data)
     if start is not None:
         check_start_fits(start, base, template, notify)
     notify("Reading the data ...")
     batch_size = config.train.per_device_train_batch_size
-    dataset = build_dataset(config.data, template, batch_size, config.seed, notify, loss.sequences)
+    positions = declared_positions(base.model)
+    dataset = build_dataset(config.data, template, batch_size, config.seed, notify, loss.sequences, positions)
+    config = config.model_copy(
+        update={"data": config.data.model_copy(update={"max_length": dataset.max_length})}
+    )  # what follows is computed with it, and the run's own config.yaml was written before
     _check_stop_token(dataset, template)
     template = _template_in_use(dataset, template, config, notify)
     check_vocabulary(dataset, base.model, template)
@@ -125,6 +131,9 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
     for what, value in facts_of(session).as_json().items():
         world.same_everywhere(what, json.dumps(value, sort_keys=True))
     world.once(lambda: write_what_is_known(session, notify))
+    if dataset.eval_sets:
+        sets = ", ".join(f"{name} ({len(dataset.eval[chosen])} rows)" for name, chosen in dataset.eval_sets.items())
+        notify(f"Evaluation sets: {sets}. The loss on {session.best_set} picks the best checkpoint (train.best_eval).")
     return session
 
 
