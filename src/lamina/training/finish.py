@@ -9,6 +9,7 @@ from lamina.engine.probes import record_probes
 from lamina.progress import Notify
 from lamina.runs import timestamp
 from lamina.runs.summary import Summary
+from lamina.training.card import write_companions
 from lamina.training.checkpoint import TrainState, load_best
 from lamina.training.finite import check_adapter
 from lamina.training.record import data_digests
@@ -44,5 +45,6 @@ def finish(session: Session, state: TrainState, notify: Notify) -> Summary:
     for note in check_written(run.adapter, session.injection, digest):
         notify(note)
     summary = summarise(session, state, digest)
+    write_companions(session, lock, summary)
     run.record(status="finished", finished=timestamp(), summary=summary.as_json())
     return summary
