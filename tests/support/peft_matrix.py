@@ -6,15 +6,26 @@ one of the feed-forward part, a norm, the embedding and the head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import io
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import peft
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+import lamina
+from lamina.errors import LaminaError
+from lamina.machine.quiet import quiet_transformers
 from tests.support.architectures import build_architecture
+from tests.support.models_zoo import build_tokenizer
+from tests.support.peft_pairs import logits, peft_logits, train_with_peft
 
 # Each family's name in `ARCHITECTURES`, and settings that make it another one.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -254,3 +265,85 @@ def _others(n: Names) -> Iterator[Row]:
         for label, more in common.items():
             if wanted == ("*",) or label in wanted:
                 yield f"{method} {label}", kind, fields | more
+
+
+def all_cases(families: Sequence[str]) -> list[Case]:
+    """The whole matrix, or that of some families."""
+    return [case for family in families for case in cases_of(family, names_of(build_family(family)))]
+
+
+TOLERANCE = 1e-5  # of the largest logit
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a case.
+
+    Attributes:
+        family, label: Which case.
+        result: "loaded", "refused", "wrong", "crashed", or "none" if peft has no such adapter.
+        method: By which of lamina's methods it was loaded.
+        why: The reason of a refusal; the difference; the exception.
+    """
+
+    family: str
+    label: str
+    result: str
+    method: str = ""
+    why: str = ""
+
+
+def run_case(case: Case, folder: Path) -> Outcome:
+    """Saves an adapter with peft, and loads it with peft and with lamina.
+
+    Args:
+        case: Which.
+        folder: For bases and adapters; a base is written once.
+    """
+    base, path = _base_folder(case.family, folder), folder / "adapter"
+    shutil.rmtree(path, ignore_errors=True)
+    try:
+        with _silence():
+            config: Any = getattr(peft, case.kind)(task_type="CAUSAL_LM", **case.fields)
+            train_with_peft(build_family(case.family), config, path)
+            expected = peft_logits(build_family(case.family), path)
+    except Exception as error:  # whatever peft raises for what it has not
+        return Outcome(case.family, case.label, "none", why=f"{type(error).__name__}: {error}"[:200])
+    if not expected.isfinite().all():
+        return Outcome(case.family, case.label, "none", why="peft's logits are not finite")
+    try:
+        with _silence():
+            loaded = lamina.load(path, model=str(base), dtype="float32")
+            found = logits(loaded.model)
+    except LaminaError as error:
+        return Outcome(case.family, case.label, "refused", why=str(error).replace(str(path), "PATH"))
+    except Exception as error:  # a fault, which is what this looks for
+        return Outcome(case.family, case.label, "crashed", why=f"{type(error).__name__}: {error}")
+    difference = float((found - expected).abs().max())
+    if difference <= TOLERANCE * float(expected.abs().max()):
+        return Outcome(case.family, case.label, "loaded", loaded.injection.config.type)
+    with _silence():
+        again = float((peft_logits(build_family(case.family), path) - expected).abs().max())
+    result = "none" if again > 0 else "wrong"  # an adapter that draws numbers whenever it is loaded
+    return Outcome(case.family, case.label, result, loaded.injection.config.type, f"differs by {difference:.3g}")
+
+
+def _base_folder(family: str, folder: Path) -> Path:
+    path = folder / "bases" / family
+    if not path.is_dir():
+        with _silence():
+            build_family(family).save_pretrained(path)
+            build_tokenizer().save_pretrained(path)
+    return path
+
+
+@contextlib.contextmanager
+def _silence() -> Any:
+    with (
+        warnings.catch_warnings(),
+        quiet_transformers(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield
