@@ -18,6 +18,7 @@ from lamina.chat.template import build_template
 from lamina.config.methods.lora import LoraConfig
 from lamina.engine.probes import record_probes
 from lamina.errors import AdapterError, BaseMismatchError, CertificateError
+from lamina.machine.hardware import multiplies_bf16_natively
 from lamina.methods.shared.base import inject
 from lamina.models.load import load_base
 from lamina.quickstart.task import build_task
@@ -123,6 +124,10 @@ def test_out_must_not_exist(tiny: Callable[..., tuple[Path, torch.Tensor]], tmp_
 
 
 @pytest.mark.real
+@pytest.mark.skipif(
+    not multiplies_bf16_natively(torch.device("cpu")),
+    reason="without bfloat16 hardware, the products of the real model take many minutes",
+)
 def test_real_model_in_bfloat16_with_peft_and_transformers(tmp_path: Path) -> None:
     """A trained adapter. The tolerance is that of the certificate: eight bfloat16 spacings at the largest logit."""
     task = build_task(0, 60, 10)
