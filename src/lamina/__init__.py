@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lamina.version import __version__
 
 if TYPE_CHECKING:
+    from lamina.adapters.convert import convert
     from lamina.adapters.load import Loaded, load
     from lamina.config import Config, load_config
     from lamina.engine.engine import Engine
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from lamina.engine.sampling import Sampling
     from lamina.evaluation.evaluate import evaluate
     from lamina.evaluation.subjects import evaluate_subjects
-    from lamina.export.merge import merge
+    from lamina.export.merge import merge, merge_and_unload
     from lamina.export.quantize import quantize
     from lamina.gate.run import run_gate
     from lamina.registry.registry import Registry
@@ -46,12 +47,14 @@ _LAZY = {
     "Run": "lamina.runs",
     "Sampling": "lamina.engine.sampling",
     "Verification": "lamina.verification.report",
+    "convert": "lamina.adapters.convert",
     "evaluate": "lamina.evaluation.evaluate",
     "evaluate_subjects": "lamina.evaluation.subjects",
     "generate": "lamina.engine.generate",
     "load": "lamina.adapters.load",
     "load_config": "lamina.config",
     "merge": "lamina.export.merge",
+    "merge_and_unload": "lamina.export.merge",
     "quantize": "lamina.export.quantize",
     "run_gate": "lamina.gate.run",
     "train": "lamina.training.loop",
@@ -70,12 +73,14 @@ __all__ = [
     "Sampling",
     "Verification",
     "__version__",
+    "convert",
     "evaluate",
     "evaluate_subjects",
     "generate",
     "load",
     "load_config",
     "merge",
+    "merge_and_unload",
     "quantize",
     "run_gate",
     "train",

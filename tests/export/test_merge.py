@@ -69,6 +69,27 @@ def test_plain_transformers_loads_the_merged_model(
     assert written["modules_matched"] == written["modules_expected"] > 0
 
 
+@pytest.mark.parametrize("trained_in", ["float32", "bfloat16"])
+def test_a_base_stored_in_float16_is_merged_in_float16(trained_in: str, tmp_path: Path) -> None:
+    build_model("llama", vocab_size=259).half().save_pretrained(tmp_path / "base")
+    build_tokenizer().save_pretrained(tmp_path / "base")
+    expected = make_adapter(str(tmp_path / "base"), tmp_path / "adapter", trained_in, 0.15)
+    loaded = lamina.load(tmp_path / "adapter", dtype="float16")
+    assert loaded.model.dtype == torch.float16
+    tolerance = 0.01 if trained_in == "float32" else 0.05
+    largest = float(expected.abs().max())
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(IDS).logits.float(), expected, rtol=0, atol=tolerance * largest)
+    merged = lamina.merge(tmp_path / "adapter", tmp_path / "merged", dtype="float16")
+    assert merged.certificate.passed and merged.certificate.dtype == "float16"
+    config = json.loads((merged.path / "config.json").read_text())
+    assert config["dtype"] == "float16"
+    model = AutoModelForCausalLM.from_pretrained(merged.path, dtype="auto")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits.float(), expected, rtol=0, atol=tolerance * largest)
+
+
 def test_a_failing_certificate_leaves_nothing(
     tiny: Callable[..., tuple[Path, torch.Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from lamina.cli.arguments import asks_for_json, refuse_empty, refuse_undecoded_f
 from lamina.cli.bench import bench
 from lamina.cli.cache import cache
 from lamina.cli.compare import compare
+from lamina.cli.convert import convert
 from lamina.cli.data import data
 from lamina.cli.evaluation import evaluate
 from lamina.cli.facts import methods, schema, version
@@ -60,7 +61,7 @@ app.add_typer(cache, name="cache")
 app.add_typer(data, name="data")
 app.add_typer(registry, name="registry")
 app.command(name="eval")(evaluate)
-for command in (gate, compare, generate, chat, serve, replay, promote, rollback, methods, schema, version):
+for command in (gate, compare, generate, chat, convert, serve, replay, promote, rollback, methods, schema, version):
     app.command()(command)
 
 Overrides = Annotated[
@@ -104,7 +105,7 @@ def merge(
     source: Source,
     destination: Annotated[Path, typer.Option("--out", help="Folder to write; must not exist.")],
     dtype: Annotated[
-        str, typer.Option(help="bfloat16, float32, or auto: the dtype that the adapter was trained in.")
+        str, typer.Option(help="bfloat16, float16, float32, or auto: the dtype that the adapter was trained in.")
     ] = "auto",
     model: ModelOption = None,
     allow_base_mismatch: MismatchFlag = False,
@@ -120,8 +121,8 @@ def merge(
     as_json: JsonFlag = False,
 ) -> None:
     """Merge an adapter into its base model, write a transformers folder, and certify that it is the same model."""
-    if dtype not in ("auto", "bfloat16", "float32"):
-        raise ConfigError(Problem("--dtype", f"{dtype!r} is not one of auto, bfloat16, float32"))
+    if dtype not in ("auto", "bfloat16", "float16", "float32"):
+        raise ConfigError(Problem("--dtype", f"{dtype!r} is not one of auto, bfloat16, float16, float32"))
     from lamina.export.merge import merge as merge_adapter
 
     merged = merge_adapter(

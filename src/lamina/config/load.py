@@ -20,6 +20,7 @@ from lamina.config.given import only_given, resolved_values, section_of
 from lamina.config.losses import LOSS_CONFIGS, NO_LOSSES, LossConfig
 from lamina.config.methods import METHOD_CONFIGS, MethodConfig
 from lamina.config.overrides import read_value
+from lamina.config.peft_objects import is_peft_config, method_config_from_peft
 from lamina.config.places import at_home, own_run
 from lamina.config.root import Config
 from lamina.config.yaml_text import parse_yaml
@@ -42,7 +43,8 @@ def load_config(source: str | Path | Mapping[str, Any] | Config, overrides: Iter
     """Reads and checks a configuration.
 
     Args:
-        source: A YAML file, a mapping with the same structure, or a `Config`. A run's own `config.yaml` belongs to the
+        source: A YAML file, a mapping with the same structure (whose `method` may be a configuration object of peft's),
+            or a `Config`. A run's own `config.yaml` belongs to the
             run directory that it is in, even after that was moved, and its relative paths are resolved as they were
             when the run started.
         overrides: `key.sub=value` strings; see `read_value` for how the value is parsed. Given settings stay; filled-in
@@ -60,6 +62,8 @@ def load_config(source: str | Path | Mapping[str, Any] | Config, overrides: Iter
         values, name = resolved_values(source), ""
     elif isinstance(source, Mapping):
         values, name = dict(source), ""
+        if is_peft_config(method := values.get("method")):
+            values["method"] = method_config_from_peft(method)
     else:
         path = Path(source)
         values, name = read_yaml(path), str(source)

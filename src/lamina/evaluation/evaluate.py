@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lamina.adapters.load import Loaded, adapter_folder, load
+from lamina.adapters.load import Loaded, load
 from lamina.compute.fusion import fast_path
 from lamina.config import DataConfig
 from lamina.config.losses.cross_entropy import CrossEntropyConfig
@@ -24,7 +24,7 @@ from lamina.evaluation.scorers import Case, Scorer, find_scorers
 from lamina.losses.base import Loss, build_loss
 from lamina.models.vocabulary import check_side
 from lamina.progress import Notify, Progress
-from lamina.runs import Run
+from lamina.runs import Run, run_of
 from lamina.structure.head import find_head
 from lamina.training.step import EvaluationResult, evaluate_loss
 
@@ -163,7 +163,7 @@ def evaluate(
     generator, sampling = generator or build_generator(loaded), Sampling(max_tokens=max_new_tokens)
     for note in [*loaded.notes, *(generator.notes(sampling) if scorers else [])]:
         notify(note)
-    run = _run_of(loaded.adapter.path)
+    run = run_of(loaded.adapter.path)
     loss = build_loss(run.config.loss if run else CrossEntropyConfig())
     dataset, rows, notes = _eval_data(loaded, run, data, columns, max_rows, loss)
     check_side(dataset.eval, [file.path for file in dataset.report.files], loaded.model, loaded.tokenizer)
@@ -287,11 +287,6 @@ def _conversations(dataset: Dataset) -> list[Example]:
     if any(example.kind is Kind.TEXT for example in examples):
         raise DataError("plain text has no answers to compare with. Fix: leave --exact-match out.")
     return examples
-
-
-def _run_of(adapter: Path) -> Run | None:
-    run = Run(adapter.parent)
-    return run if run.config_path.is_file() and run.adapter == adapter_folder(adapter) else None
 
 
 def _means(predictions: Sequence[Prediction], scorer: str) -> Scores:

@@ -2,6 +2,7 @@
 
 from lamina.runs.run import (
     ADAPTER_FOLDER,
+    CHECKPOINT_FOLDER,
     FORMAT,
     LOCK_FILE,
     Run,
@@ -11,12 +12,14 @@ from lamina.runs.run import (
     moved_places,
     open_run,
     recorded,
+    run_of,
     start_run,
     timestamp,
 )
 
 __all__ = [
     "ADAPTER_FOLDER",
+    "CHECKPOINT_FOLDER",
     "FORMAT",
     "LOCK_FILE",
     "Run",
@@ -26,6 +29,7 @@ __all__ = [
     "moved_places",
     "open_run",
     "recorded",
+    "run_of",
     "start_run",
     "timestamp",
 ]

@@ -24,6 +24,7 @@ from lamina.distributed.world import ALONE, World
 from lamina.errors import Interrupted, LaminaError, TrainingError
 from lamina.machine.memory import peak_bytes
 from lamina.machine.seeding import kept_generators, seed_generators
+from lamina.methods.shared.counts import count_parameters, total_parameters
 from lamina.runs import Run, check_start, events, exclusive, recorded, start_run
 from lamina.runs.events import Note, OnEvent
 from lamina.signals import StopRequest, stop_on_signals
@@ -34,17 +35,16 @@ from lamina.training.checkpoint import (
     newest_checkpoint,
     random_state,
     restore_random_state,
-    save_best,
-    save_checkpoint,
 )
 from lamina.training.event_log import EventLog
 from lamina.training.finish import finish
 from lamina.training.finite import check_evaluation, check_gradients
+from lamina.training.keep import keep_best, keep_checkpoint
 from lamina.training.plan.memory import choose_checkpointing
 from lamina.training.plan.time import measured_tokens_per_second
 from lamina.training.preview import colored_example
 from lamina.training.session import KERNELS, Session
-from lamina.training.setup import build_session, count_parameters
+from lamina.training.setup import build_session
 from lamina.training.step import (
     EvaluationResult,
     StepAbandoned,
@@ -52,7 +52,6 @@ from lamina.training.step import (
     evaluate_loss,
     training_step,
 )
-from lamina.training.summary import total_parameters
 from lamina.training.window import Window
 
 # One bad batch is passed over; so many in a row are a broken run.
@@ -288,7 +287,7 @@ class _Loop:
             state.best_eval_loss, state.best_step, state.evals_without_gain = loss, state.step, 0
             state.best_eval_metrics = result.metrics
             if self.config.load_best_model_at_end:
-                self.session.world.once(lambda: save_best(self.run_dir.checkpoints, state, self.session.tensors))
+                keep_best(self.session, state)
         else:
             state.evals_without_gain += 1
         best = state.best_step
@@ -319,10 +318,7 @@ class _Loop:
         self.log.emit(events.CheckpointSaved(self.state.step, path=str(path)))
 
     def _write_checkpoint(self) -> Path:
-        folder, keep, session = self.run_dir.checkpoints, self.config.save_total_limit, self.session
-        tensors, optimizer, hooks = session.tensors, session.optimizer, session.hooks
-        save = lambda: save_checkpoint(folder, self.state, tensors, optimizer, hooks, self.random, keep)  # noqa: E731
-        return session.world.once(save)
+        return keep_checkpoint(self.session, self.state, self.random)
 
     def _save_what_is_there(self, error: Exception) -> None:
         """A run that ends by an unforeseen error leaves what one that is stopped does, and the error says so."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
 
-import torch
 from transformers import PreTrainedModel
 
 from lamina.adapters.adapter import Adapter
@@ -120,11 +118,6 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         world.same_everywhere(what, json.dumps(value, sort_keys=True))
     world.once(lambda: write_what_is_known(session, notify))
     return session
-
-
-def count_parameters(parameters: Iterable[torch.Tensor]) -> int:
-    """Elements over all tensors; one that is shared counts once."""
-    return sum(tensor.numel() for tensor in {id(tensor): tensor for tensor in parameters}.values())
 
 
 def is_only_text(dataset: Dataset) -> bool:
