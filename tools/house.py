@@ -30,6 +30,7 @@ ORDER = [
     "plugins",
     "machine",
     "distributed",
+    "dialects",
     "config",
     "runs",
     "registry",
@@ -60,6 +61,7 @@ ORDER = [
 
 # The same within a room, for the packages in it; `*` is every file that is not named.
 INSIDE = {
+    "dialects": ["outcome", "values", "templates", "training_arguments", "peft", "*", "hints"],
     "config": ["section", "targets", "families", "methods", "losses", "optimizers", "*"],
     "data": ["example", "read", "formats", "*"],
     "compute": ["kernels", "weights", "ops", "fusion", "decoding"],
@@ -74,7 +76,20 @@ INSIDE = {
 }
 
 # These import neither torch nor transformers, so that the command line and its errors answer at once.
-LIGHT = ("version", "errors", "files", "pages", "signals", "progress", "cache", "plugins", "config", "runs", "registry")
+LIGHT = (
+    "version",
+    "errors",
+    "files",
+    "pages",
+    "signals",
+    "progress",
+    "cache",
+    "plugins",
+    "dialects",
+    "config",
+    "runs",
+    "registry",
+)
 
 # No room holds a larger share of all lines.
 LARGEST_SHARE = 0.18
