@@ -32,6 +32,7 @@ ORDER = [
     "distributed",
     "dialects",
     "config",
+    "migration",
     "runs",
     "registry",
     "optim",
@@ -61,6 +62,7 @@ ORDER = [
 
 # The same within a room, for the packages in it; `*` is every file that is not named.
 INSIDE = {
+    "migration": ["draft", "settle", "sources", "arguments", "axolotl_data", "*", "translate"],
     "dialects": ["outcome", "values", "templates", "training_arguments", "peft", "*", "hints"],
     "config": ["section", "targets", "families", "methods", "losses", "optimizers", "*"],
     "data": ["example", "read", "formats", "*"],
@@ -87,6 +89,7 @@ LIGHT = (
     "plugins",
     "dialects",
     "config",
+    "migration",
     "runs",
     "registry",
 )

@@ -7,13 +7,14 @@ from typing import Any
 from lamina.dialects import values
 from lamina.dialects.outcome import Entry, Lacks, Missing, Nothing, Own, Read, Set, To
 from lamina.dialects.peft import BITS_AND_BYTES
+from lamina.dialects.templates import built_in
 from lamina.dialects.training_arguments import TRAINING_ARGUMENTS, own
 from lamina.dialects.trl import NO_REMOTE_CODE
 
 _KERNELS = "lamina has its own kernels and attention, which keep packed rows apart"
 _LOSS_KERNELS = "lamina computes the loss without the logits of a whole batch"
 _SPREAD = "how the work is spread over devices changes no result; lamina chooses it, or the launcher does"
-_TOKENIZER = "the tokenizer is the base model's own"
+_TOKENIZER = "model and tokenizer are those of the base model's files"
 _WANDB = "weights and biases: follow a run with `on_event=` of lamina.train"
 _IMAGES = "lamina trains on text"
 _GPTQ = "GPTQ bases are loaded as their files say"
@@ -38,12 +39,6 @@ def _device_map(value: Any) -> Any:
     return Nothing("lamina places the base on one device; layers that do not fit stay on disk (`offload`)")
 
 
-def _template(value: Any) -> Any:
-    from lamina.dialects.templates import built_in
-
-    return built_in(str(value))
-
-
 def _excess(value: Any) -> Any:
     found = {"drop": "drop", "truncate": "cut", "raise": None}.get(str(value))
     return found or Missing("rows that are too long are dropped, cut or split (`data.overlong`)")
@@ -62,6 +57,12 @@ def _checkpointing(value: Any) -> Any:
     if value in ("offload", "offload_disk"):
         return Set({"train.gradient_checkpointing": True}, "recomputed, not moved to another memory")
     return TRAINING_ARGUMENTS["gradient_checkpointing"].outcome(value)
+
+
+def _tokens(value: Any) -> Any:
+    if isinstance(value, dict) or not value:  # an older name of special_tokens
+        return Nothing("special tokens are the tokenizer's; an answer's stop token is what its template writes")
+    return Missing("the vocabulary stays as it is")
 
 
 def _shuffle(value: Any) -> Any:
@@ -105,8 +106,8 @@ _MODEL: dict[str, Entry] = {
     "overrides_of_model_kwargs": Lacks("set dtype, quantization and offload in the configuration"),
     "model_quantization_config": Own("a base that is stored quantized is loaded as its files say"),
     "model_quantization_config_kwargs": Own("a base that is stored quantized is loaded as its files say"),
-    "special_tokens": Read("data.chat_template", "data: {chat_template: FILE.jinja}"),
-    "tokens": Read("method.modules_to_save", "method: {modules_to_save: [embed_tokens, lm_head]}"),
+    "special_tokens": Own("special tokens are the tokenizer's; an answer's stop token is what its template writes"),
+    "tokens": To("data.add_tokens", _tokens),
     "added_tokens_overrides": Lacks("tokens keep their texts"),
     "device_map": To("device", _device_map),
     "max_memory": Own("layers that do not fit stay on disk (`offload`)"),
@@ -116,8 +117,7 @@ _MODEL: dict[str, Entry] = {
     "torch_dtype": To("dtype", values.dtype),
     "bfloat16": TRAINING_ARGUMENTS["bf16"],
     "float16": TRAINING_ARGUMENTS["bf16"],
-    "fp8": Lacks("matrix products in FP8 are not here"),
-    "fp8_enable_fsdp_float8_all_gather": Own("it only matters with fp8"),
+    **own("matrix products run in bfloat16, which is more precise", ("fp8", "fp8_enable_fsdp_float8_all_gather")),
     "processor_type": Lacks(_IMAGES),
     "freeze_mm_modules": Own(_IMAGES),
     "image_size": Own(_IMAGES),
@@ -231,8 +231,8 @@ _DATA: dict[str, Entry] = {
     "excess_length_strategy": To("data.overlong", _excess),
     "sample_packing": To("data.packing"),
     "pretrain_multipack_attn": Own(_KERNELS),
-    "chat_template": To("data.chat_template", _template),
-    "chat_template_jinja": Read("data.chat_template", "data: {chat_template: FILE.jinja}"),
+    "chat_template": To("data.chat_template", built_in),
+    "chat_template_jinja": To("data.chat_template"),
     "eot_tokens": Own("an answer's stop token is the one that the chat template writes"),
     "default_system_message": Lacks("write the system message into the rows"),
     "train_on_inputs": To("data.train_on", lambda value: "all" if value else Nothing("answers alone are in the loss")),

@@ -66,9 +66,20 @@ def written(values: Mapping[str, Any]) -> str:
         section, _, name = key.partition(".")
         sections.setdefault(section, {})[name] = value
     return " and ".join(
-        f"`{section}: {_inline(inner[''])}`" if "" in inner else f"`{section}: {_inline(inner)}`"
+        f"`{section}: {inline(inner[''])}`" if "" in inner else f"`{section}: {inline(inner)}`"
         for section, inner in sections.items()
     )
+
+
+def inline(value: Any) -> str:
+    """Returns a value as YAML writes it in one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {inline(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(inline, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
 
 
 def _said(field: str, outcome: Outcome, value: Any) -> str:
@@ -78,16 +89,6 @@ def _said(field: str, outcome: Outcome, value: Any) -> str:
         return outcome.reason if outcome.reason.startswith("write `") else f"remove it: {outcome.reason}"
     note = f" ({outcome.note})" if outcome.note else ""
     return f"write {written(outcome.values)}{note}"
-
-
-def _inline(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_inline(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_inline, value)) + "]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
 
 
 def _method(name: Any) -> Any:

@@ -284,9 +284,10 @@ _METHOD: dict[str, Entry] = {
     "asft_alpha": Own("it only matters with use_asft_loss"),
     "use_eaft_loss": Lacks("EAFT's weights of tokens are not here"),
     "eaft_alpha": Own("it only matters with use_eaft_loss"),
-    "fp8": Lacks("matrix products in FP8 are not here"),
-    "fp8_backend": Own("it only matters with fp8"),
-    "fp8_enable_fsdp_float8_all_gather": Own("it only matters with fp8"),
+    **own(
+        "matrix products run in bfloat16, which is more precise",
+        ("fp8", "fp8_backend", "fp8_enable_fsdp_float8_all_gather"),
+    ),
     "use_mca": Own("how the work is spread over devices changes no result"),
     "early_stopping_steps": To("train.early_stopping_patience"),
     "compute_accuracy": Own("`lamina eval` measures after training"),
@@ -312,8 +313,36 @@ _LOSS: dict[str, Entry] = {
 }
 
 _TRAIN: dict[str, Entry] = {
-    "ray_num_workers": Own("how the work is spread over devices changes no result"),
-    "ray_run_name": Own("how the work is spread over devices changes no result"),
+    **own(
+        "how the work is spread over devices changes no result",
+        (
+            "ray_num_workers",
+            "ray_run_name",
+            "cp_mode",
+            "cp_size",
+            "context_parallel_size",
+            "tensor_model_parallel_size",
+            "pipeline_model_parallel_size",
+            "expert_model_parallel_size",
+            "sequence_parallel",
+            "use_distributed_optimizer",
+            "overlap_param_gather",
+            "overlap_grad_reduce",
+        ),
+    ),
+    **own(
+        _KERNELS,
+        (
+            "bias_activation_fusion",
+            "apply_rope_fusion",
+            "moe_grouped_gemm",
+            "moe_token_dispatcher_type",
+            "recompute_granularity",
+            "mixed_precision",
+            "use_packed_sequences",
+            "export_hf_on_finish",
+        ),
+    ),
     **own(_TRACKER, ("use_swanlab", "swanlab_project", "swanlab_run_name", "swanlab_mode", "swanlab_api_key")),
     **own(
         _ANSWERS,

@@ -28,7 +28,11 @@ def recognize(keys: Iterable[object]) -> Dialect | None:
         return "axolotl"
     if found & {"stage", "finetuning_type", "cutoff_len", "lora_rank", "quantization_bit", "train_dataset"}:
         return "llama-factory"
-    if "dataset" in found and "template" in found:
+    if found & {"template", "export_dir", "infer_backend"} and found & {
+        "dataset",
+        "adapter_name_or_path",
+        "model_name_or_path",
+    }:
         return "llama-factory"
     if found & {
         "model_name_or_path",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lamina.dialects.outcome import Missing, Nothing, Set
+from lamina.dialects.outcome import Nothing, Set
 
 _OWN = "the template is the base model's own; name another with `data.chat_template`"
 
@@ -29,5 +29,5 @@ def built_in(name: str) -> Any:
     if name.startswith("tokenizer_default_fallback_"):
         return Nothing(_OWN)
     if "{{" in name or "{%" in name:
-        return Missing("save the template as a file, and write `data: {chat_template: FILE.jinja}`")
+        return Set({"data.chat_template": name})
     return Nothing(_OWN)

@@ -44,12 +44,6 @@ def _text_field(value: Any) -> Any:
     return Nothing("`text` is the default") if value == "text" else Set({"data.columns": {"text": value}})
 
 
-def _template(value: Any) -> Any:
-    if isinstance(value, str) and ("{{" in value or "{%" in value):
-        return Missing("save the template as a file, and write `data: {chat_template: FILE.jinja}`")
-    return Set({"data.chat_template": value})
-
-
 def _sft_loss(value: Any) -> Any:
     name = str(value[0] if isinstance(value, list) and len(value) == 1 else value).lower()
     if name in ("nll", "chunked_nll"):
@@ -109,8 +103,8 @@ _SFT: dict[str, Entry] = {
     "completion_only_loss": To("data.train_on", _completion_only),
     "assistant_only_loss": To("data.train_on", _assistant_only),
     "truncation_mode": To("data.overlong", _truncation),
-    "chat_template_path": To("data.chat_template", _template),
-    "chat_template": To("data.chat_template", _template),
+    "chat_template_path": To("data.chat_template", str),
+    "chat_template": To("data.chat_template", str),
     "eos_token": Own("an answer's stop token is the one that the chat template writes"),
     "pad_token": Own("packed rows need no padding"),
     "activation_offloading": Own("`gradient_checkpointing` recomputes activations where they would not fit"),
