@@ -52,6 +52,7 @@ ORDER = [
     "comparison",
     "gate",
     "export",
+    "compat",
     "quickstart",
     "verification",
     "doctor",

@@ -1,5 +1,4 @@
-"""What other libraries call lamina's settings: one table for each, read by the configuration's hints and by
-`lamina import`.
+"""What other libraries call lamina's settings, for hints and for `lamina import`.
 
-Names and values alone, without any of these libraries: `outcome.py` has what may become of a setting.
+One table for each library, with names and values alone: `outcome.py` has what may become of a setting.
 """

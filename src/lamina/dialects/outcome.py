@@ -71,7 +71,10 @@ class To(Entry):
     def outcome(self, value: Any) -> Outcome:
         if value is None:
             return Nothing("it is not set")
-        found = self.convert(value)
+        try:
+            found = self.convert(value)
+        except (TypeError, ValueError, AttributeError):
+            return Missing(f"{value!r} is no value for it")
         return found if isinstance(found, Set | Nothing | Missing) else Set({self.key: found}, self.note)
 
 

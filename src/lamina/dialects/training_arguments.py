@@ -35,7 +35,7 @@ def _checkpointing(value: Any) -> Any:
         return Set({"train.gradient_checkpointing": True})
     if value in (False, "false", "False"):
         return Set({"train.gradient_checkpointing": False})
-    return Nothing("`gradient_checkpointing: auto` recomputes as little as fits into memory")
+    return Missing("it is true, false, auto or selective")
 
 
 def _eval_strategy(value: Any) -> Any:

@@ -56,8 +56,8 @@ def _commands(script: str) -> list[list[str]]:
             words = shlex.split(text, comments=True)
         except ValueError:
             continue
-        if assigned and len(words) == 1:
-            variables[assigned[1]] = words[0].partition("=")[2]
+        if assigned and words and words[-1].startswith(f"{assigned[1]}="):
+            variables[assigned[1]] = words[-1].partition("=")[2]
         elif words:
             commands.append(words)
     return commands
