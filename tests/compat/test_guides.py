@@ -101,7 +101,7 @@ SNIPPETS = {
         quick=True,
     ),
     "human and assistant as text": Snippet(
-        {"dataset_text_field": "text", "fp16": True}, lambda: LoraConfig(r=64, lora_alpha=16), TEXTS
+        {"dataset_text_field": "text", "fp16": True}, lambda: LoraConfig(r=16, lora_alpha=16), TEXTS
     ),
     "all linear layers": Snippet(adapter=lambda: peft.LoraConfig(r=8, target_modules="all-linear")),
     "rank-stabilized": Snippet(adapter=lambda: LoraConfig(r=8, target_modules=FIVE, use_rslora=True)),
