@@ -1,6 +1,8 @@
 """Measures `lamina import` over a folder of example configurations of Axolotl, LLaMA-Factory or TRL.
 
-    python benchmarks/migration.py axolotl/examples LLaMA-Factory/examples alignment-handbook/recipes [--verbose]
+    python benchmarks/migration.py axolotl/examples LLaMA-Factory/examples alignment-handbook/recipes trl [--verbose]
+
+Besides YAML files, it reads the command lines in shell scripts, in the docstrings of Python files and in Markdown.
 
 A configuration counts as translated if every setting has a counterpart and lamina's own check accepts the result. The
 kinds are told from the files: only supervised fine-tuning of text counts as the main figure; preference losses are
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,12 @@ import yaml
 from lamina.config import load_config
 from lamina.dialects.recognize import recognize
 from lamina.errors import ConfigError
-from lamina.migration import translate
+from lamina.migration import Translation, translate
+from lamina.migration.arguments import Command, find_commands
 
 _MEDIA_WORDS = ("vision", "vl", "llava", "pixtral", "voxtral", "paddleocr", "mllm", "multimodal", "audio", "mossvl")
 _MEDIA_KEYS = ("processor_type", "image_max_pixels", "freeze_vision_tower", "freeze_mm_modules", "video_fps")
+_DATA = ("dataset", "dataset_name", "dataset_mixture", "train_dataset")
 _OTHER_RL = ("grpo", "gdpo", "ebft", "ppo", "rloo")
 
 
@@ -79,6 +83,11 @@ def measure(folder: Path, verbose: bool) -> None:
     """Prints the figures of one folder."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     lost: Counter[str] = Counter()
+    for where, command in commands_in(folder):
+        kind = kind_of_command(command)
+        counts[kind]["files"] += 1
+        source = folder / where if where.endswith(".sh") else command
+        _try(lambda source=source: translate(source), kind, where, counts, lost, verbose)
     for path in sorted([*folder.rglob("*.yaml"), *folder.rglob("*.yml")]):
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -90,17 +99,8 @@ def measure(folder: Path, verbose: bool) -> None:
             continue
         kind = kind_of(values, path)
         counts[kind]["files"] += 1
-        try:
-            translation = translate(path)
-            translation.check()
-            load_config(translation.values)
-        except ConfigError as error:
-            for problem in error.problems:
-                lost[f"{kind}: {problem.field}"] += 1
-            if verbose:
-                print(f"  {kind}: {path.relative_to(folder)}: {error}")
-        else:
-            counts[kind]["translated"] += 1
+        where = str(path.relative_to(folder))
+        _try(lambda path=path: translate(path), kind, where, counts, lost, verbose)
     print(f"{folder}")
     for kind, count in sorted(counts.items()):
         print(f"  {kind:32} {count['translated']:4} of {count['files']:4}")
@@ -109,6 +109,54 @@ def measure(folder: Path, verbose: bool) -> None:
     print(f"  {'supervised, text':32} {done:4} of {all_of_them:4} ({done / max(1, all_of_them):.1%})")
     for name, count in lost.most_common():
         print(f"    {count:3} x {name}")
+
+
+def commands_in(folder: Path) -> list[tuple[str, Command]]:
+    """Returns the command lines that start a training, each once, with the files that they are in."""
+    found: dict[str, tuple[str, Command]] = {}
+    for path in sorted([*folder.rglob("*.sh"), *folder.rglob("*.py"), *folder.rglob("*.md")]):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if "--model_name_or_path" not in text:
+            continue
+        for command in find_commands(text):
+            if "model_name_or_path" in command.values and any(name in command.values for name in _DATA):
+                found.setdefault(f"{command.words} {command.values}", (str(path.relative_to(folder)), command))
+    return list(found.values())
+
+
+def kind_of_command(command: Command) -> str:
+    """Returns what a command line trains, as `kind_of` does."""
+    words = set(command.words)
+    if words & {"online", "nash", "xpo", "grpo", "rloo"}:
+        return "generated answers and experiments"
+    if words & {"vlm", "gemma3"} or "freeze_vision_tower" in command.values:
+        return "images or sound"
+    if words & {"dpo", "kto", "orpo", "cpo", "reward"}:
+        return "preference"
+    if "sft" not in words and "stage" not in command.values:
+        return "generated answers and experiments"
+    return kind_of(command.values, Path())
+
+
+def _try(
+    run: Callable[[], Translation],
+    kind: str,
+    where: str,
+    counts: dict[str, Counter[str]],
+    lost: Counter[str],
+    verbose: bool,
+) -> None:
+    try:
+        translation = run()
+        translation.check()
+        load_config(translation.values)
+    except ConfigError as error:
+        for problem in error.problems:
+            lost[f"{kind}: {problem.field}"] += 1
+        if verbose:
+            print(f"  {kind}: {where}: {error}")
+    else:
+        counts[kind]["translated"] += 1
 
 
 if __name__ == "__main__":

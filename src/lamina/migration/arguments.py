@@ -3,6 +3,8 @@ train`, alone or in a shell script."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import shlex
 from collections.abc import Sequence
@@ -40,12 +42,18 @@ def find_command(source: str | Sequence[str]) -> Command | None:
         words = shlex.split(source[0]) if len(source) == 1 else list(source)
         found = [_command(words)]
     else:
-        found = [_command(words) for words in _commands(source)]
+        found = find_commands(source)
     usable = [command for command in found if command.values or command.config]
     return max(usable, key=lambda command: (len(command.values), bool(command.config)), default=None)
 
 
-def _commands(script: str) -> list[list[str]]:
+def find_commands(script: str) -> list[Command]:
+    """Returns every command with settings in a shell script."""
+    found = [_command(words) for words in _split(script)]
+    return [command for command in found if command.values or command.config]
+
+
+def _split(script: str) -> list[list[str]]:
     """Splits a script into words, with its own variables filled in."""
     variables: dict[str, str] = {}
     commands: list[list[str]] = []
@@ -93,6 +101,10 @@ def _settings(words: Sequence[str]) -> dict[str, Any]:
         if word.startswith("--"):
             name, equals, text = word[2:].replace("-", "_").partition("=")
             settings[name] = parse_scalar(text) if equals else True
+            if not equals and name.startswith("no_") and name != "no_cuda":  # how transformers' parser says false
+                name = name.removeprefix("no_")
+                settings.pop(f"no_{name}")
+                settings[name] = False
         elif name:
             value = parse_scalar(word)
             if settings[name] is True:
@@ -100,8 +112,14 @@ def _settings(words: Sequence[str]) -> dict[str, Any]:
             else:  # several words: a list
                 earlier = settings[name]
                 settings[name] = [*earlier, value] if isinstance(earlier, list) else [earlier, value]
-    return {name: _boolean(value) for name, value in settings.items()}
+    return {name: _read(value) for name, value in settings.items()}
 
 
-def _boolean(value: Any) -> Any:
-    return {"True": True, "False": False, "None": None}.get(value, value) if isinstance(value, str) else value
+def _read(value: Any) -> Any:
+    """Returns a value of Python's or JSON's form as what it stands for."""
+    if not isinstance(value, str):
+        return value
+    if value[:1] in "{[" and value:
+        with contextlib.suppress(ValueError):
+            return json.loads(value)
+    return {"True": True, "False": False, "None": None}.get(value, value)

@@ -30,11 +30,12 @@ def is_foreign(path: Path) -> bool:
         return False  # what is wrong with it is reported by what reads it
 
 
-def translate(source: str | Path | Sequence[str]) -> Translation:
+def translate(source: str | Path | Sequence[str] | Command) -> Translation:
     """Translates a configuration of Axolotl, LLaMA-Factory or TRL.
 
     Args:
-        source: A YAML or JSON file, a shell script that starts a training, or the words of a command line.
+        source: A YAML or JSON file, a shell script that starts a training, or the words of a command line, or what
+            `arguments.find_commands` made of them.
 
     Returns:
         The translation; `check` refuses it if settings were lost.
@@ -42,6 +43,8 @@ def translate(source: str | Path | Sequence[str]) -> Translation:
     Raises:
         ConfigError: It cannot be read, or it is of none of these libraries.
     """
+    if isinstance(source, Command):
+        return _of_command(source, Path(), "the arguments")
     if isinstance(source, (str, Path)):
         path = Path(source)
         if path.suffix in (*_YAML, ".json"):
