@@ -159,7 +159,7 @@ def trackers(value: Any) -> Any:
     given = [str(each) for each in names(value)] if value else []
     wanted = [each for each in given if each.lower() not in _NO_TRACKERS]
     if not wanted:
-        return Nothing("lamina reports to no tracker unless `report_to` names one; metrics.jsonl has everything")
+        return Nothing("it is off")
     known = [each for each in wanted if each in TRACKERS]
     others = [each for each in wanted if each not in TRACKERS]
     note = f"without {', '.join(others)}: follow the run with `on_event=` of lamina.train" if others else ""
