@@ -30,7 +30,9 @@ ORDER = [
     "plugins",
     "machine",
     "distributed",
+    "dialects",
     "config",
+    "migration",
     "runs",
     "registry",
     "optim",
@@ -50,6 +52,7 @@ ORDER = [
     "comparison",
     "gate",
     "export",
+    "compat",
     "quickstart",
     "verification",
     "doctor",
@@ -60,6 +63,8 @@ ORDER = [
 
 # The same within a room, for the packages in it; `*` is every file that is not named.
 INSIDE = {
+    "migration": ["draft", "settle", "sources", "arguments", "axolotl_data", "*", "translate"],
+    "dialects": ["outcome", "values", "templates", "training_arguments", "peft", "*", "hints"],
     "config": ["section", "targets", "families", "methods", "losses", "optimizers", "*"],
     "data": ["example", "read", "formats", "*"],
     "compute": ["kernels", "weights", "ops", "fusion", "decoding"],
@@ -74,7 +79,21 @@ INSIDE = {
 }
 
 # These import neither torch nor transformers, so that the command line and its errors answer at once.
-LIGHT = ("version", "errors", "files", "pages", "signals", "progress", "cache", "plugins", "config", "runs", "registry")
+LIGHT = (
+    "version",
+    "errors",
+    "files",
+    "pages",
+    "signals",
+    "progress",
+    "cache",
+    "plugins",
+    "dialects",
+    "config",
+    "migration",
+    "runs",
+    "registry",
+)
 
 # No room holds a larger share of all lines.
 LARGEST_SHARE = 0.18

@@ -30,6 +30,7 @@ from lamina.cli.facts import methods, schema, version
 from lamina.cli.failures import Commands, run_command, tracebacks_in
 from lamina.cli.gate import gate
 from lamina.cli.generation import chat, generate
+from lamina.cli.migration import import_config
 from lamina.cli.output import (
     MAX_SEED,
     Bars,
@@ -61,6 +62,7 @@ app.add_typer(cache, name="cache")
 app.add_typer(data, name="data")
 app.add_typer(registry, name="registry")
 app.command(name="eval")(evaluate)
+app.command(name="import")(import_config)
 for command in (gate, compare, generate, chat, convert, serve, replay, promote, rollback, methods, schema, version):
     app.command()(command)
 
@@ -72,7 +74,9 @@ Overrides = Annotated[
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file.")],
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="A YAML file, of lamina, or of Axolotl, LLaMA-Factory or TRL.")
+    ],
     overrides: Overrides = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the run in output_dir, or the run that CONFIG belongs to.")
@@ -82,7 +86,7 @@ def train(
     """Train an adapter."""
     from lamina.config import load_config
 
-    checked = load_config(config, overrides or [])
+    checked = load_config(_translated(config), overrides or [])
     from lamina.cli.training import TrainingView, print_summary, stopped_at_once
     from lamina.training.loop import train as train_run
 
@@ -98,6 +102,20 @@ def train(
         return
     print_summary(summary)
     err.print(f"  next    lamina chat {escape(str(run.path))}")
+
+
+def _translated(config: str) -> str | dict[str, object]:
+    """Returns a configuration of another library as one of lamina, and shows what became of it."""
+    from lamina.migration import is_foreign, translate
+
+    if not is_foreign(Path(config)):
+        return config
+    from lamina.cli.migration import check, print_translation
+
+    translation = translate(config)
+    print_translation(translation)
+    check(translation, f"lamina import {shlex.quote(config)} --out run.yaml --lenient")
+    return translation.values
 
 
 @app.command()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ from lamina.config.peft_objects import is_peft_config, method_config_from_peft
 from lamina.config.places import at_home, own_run
 from lamina.config.root import Config
 from lamina.config.yaml_text import parse_yaml
+from lamina.dialects.hints import hint_for, value_hint
+from lamina.dialects.recognize import TITLES, recognize
 from lamina.errors import ConfigError, NewerVersionError, Problem, nearest
 from lamina.version import is_newer
 
@@ -34,6 +37,9 @@ _TYPES = {"method": "type: lora", "loss": "type: cross_entropy"}
 # Fields whose value is the name of a plug-in (`lamina/plugins.py`).
 _FAMILIES = {"method.type": "methods", "loss.type": "losses", "train.optim": "optimizers", "data.format": "formats"}
 
+
+# How the problem of an unknown key begins.
+_UNKNOWN = "unknown key"
 
 # Fields that name files and folders.
 _PATHS = ("model", "method.from", "output_dir", "data.train", "data.eval", "data.replay")
@@ -67,6 +73,10 @@ def load_config(source: str | Path | Mapping[str, Any] | Config, overrides: Iter
     else:
         path = Path(source)
         values, name = read_yaml(path), str(source)
+        if dialect := recognize(values):
+            message = f"{path} is a configuration of {TITLES[dialect]}, not of lamina"
+            fix = f"translate it with `lamina import {shlex.quote(name)} --out run.yaml`"
+            raise ConfigError(Problem("config", message, fix))
         values.setdefault("output_dir", f"runs/{path.stem}")
         if origin := own_run(path):
             started_by = origin.lamina
@@ -76,7 +86,8 @@ def load_config(source: str | Path | Mapping[str, Any] | Config, overrides: Iter
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        problems = [*unusable, *_one_per_field([_problem(detail) for detail in error.errors()])]
+        found = _one_per_field([_problem(detail) for detail in error.errors()])
+        problems = [*unusable, *_names_once(found)]
         if is_newer(started_by):
             reason = "; ".join(f"{problem.field}: {problem.message}" for problem in problems)
             raise NewerVersionError(name, started_by, reason.removesuffix(".")) from None
@@ -176,8 +187,8 @@ def _problem(detail: ErrorDetails) -> Problem:
             section = _section_at(location[:-1])
             allowed = sorted(section.model_fields) if section is not None else []
             absent = section.absent if section is not None and issubclass(section, (MethodConfig, LossConfig)) else {}
-            hint = absent.get(location[-1]) or nearest(location[-1], allowed)
-            return Problem(field, f"unknown key; allowed here: {', '.join(allowed)}.", hint)
+            hint = absent.get(location[-1]) or hint_for(field, value) or nearest(location[-1], allowed)
+            return Problem(field, f"{_UNKNOWN}; allowed here: {', '.join(allowed)}.", hint)
         case "missing":
             return Problem(field, "is required but not given.", f"add it, such as `{_example(_as_written(location))}`")
         case "literal_error" | "enum":
@@ -192,7 +203,7 @@ def _problem(detail: ErrorDetails) -> Problem:
             return Problem(field, f"got {_short(value)}; must be a mapping of keys.")
         case _:
             message = detail["msg"].replace("Input should be", "must be").replace("Input", "the value")
-            return Problem(field, f"got {_short(value)}; {message}.")
+            return Problem(field, f"got {_short(value)}; {message}.", value_hint(field, value))
 
 
 def _no_such(field: str, value: object, expected: str) -> Problem:
@@ -204,7 +215,7 @@ def _no_such(field: str, value: object, expected: str) -> Problem:
     if field == "loss.type" and str(value).lower() in NO_LOSSES:
         why, fix = NO_LOSSES[str(value).lower()]
         return Problem(field, f"{value!r} is not one of {expected}: {why}.", fix)
-    hint = nearest(str(value), re.findall(r"'([^']*)'", expected))
+    hint = value_hint(field, value) or nearest(str(value), re.findall(r"'([^']*)'", expected))
     return Problem(field, f"{value!r} is not one of {expected}.", hint)
 
 
@@ -229,6 +240,18 @@ def _one_per_field(problems: list[Problem]) -> list[Problem]:
                 earlier.fix or problem.fix,
             )
     return list(joined.values())
+
+
+def _names_once(problems: list[Problem]) -> list[Problem]:
+    """Leaves the names that a section allows with its first unknown key alone."""
+    told: set[str] = set()
+    shortened = []
+    for problem in problems:
+        if problem.message in told and problem.message.startswith(_UNKNOWN):
+            problem = Problem(problem.field, f"{_UNKNOWN}.", problem.fix)
+        told.add(problem.message)
+        shortened.append(problem)
+    return shortened
 
 
 def _is_union_tag(part: object) -> bool:

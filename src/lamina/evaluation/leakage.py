@@ -54,7 +54,7 @@ def trained_rows(adapter: Adapter, template: ChatTemplate) -> Trained:
         loss = build_loss(config.loss)
         batch = config.train.per_device_train_batch_size
         data = config.data
-        if isinstance(data.eval, float):
+        if data.splits_off:
             dataset = build_dataset(data, template, batch, config.seed, None, loss.sequences)
             held_out = {source: set(dataset.eval.rows(source).tolist()) for source in dataset.eval_files}
         else:

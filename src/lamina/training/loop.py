@@ -307,11 +307,12 @@ class _Loop:
         state, session = self.state, self.session
         if not session.dataset.eval or state.step == 0 or state.last_eval_step == state.step:
             return False
-        every = self.config.eval_steps or session.steps_per_epoch
+        every = self.config.steps_between(self.config.eval_steps or session.steps_per_epoch, session.total_steps)
         return state.step % every == 0 or state.step >= session.total_steps
 
     def _save_due(self) -> bool:
-        return self.state.step % self.config.save_steps == 0 and self.state.step >= self.first_step
+        every = self.config.steps_between(self.config.save_steps, self.session.total_steps)
+        return self.state.step % every == 0 and self.state.step >= self.first_step
 
     def _save(self) -> None:
         path = self._write_checkpoint()
