@@ -24,6 +24,7 @@ ORDER = [
     "errors",
     "files",
     "pages",
+    "charts",
     "signals",
     "progress",
     "cache",
@@ -32,6 +33,7 @@ ORDER = [
     "distributed",
     "config",
     "runs",
+    "trackers",
     "registry",
     "optim",
     "chat",
@@ -50,6 +52,7 @@ ORDER = [
     "comparison",
     "gate",
     "export",
+    "api",
     "quickstart",
     "verification",
     "doctor",
@@ -63,7 +66,7 @@ INSIDE = {
     "config": ["section", "targets", "families", "methods", "losses", "optimizers", "*"],
     "data": ["example", "read", "formats", "*"],
     "compute": ["kernels", "weights", "ops", "fusion", "decoding"],
-    "models": ["*", "quantized", "load"],
+    "models": ["*", "quantized", "load", "loaded"],
     "checks": ["*", "kinds", "overlap", "examine", "check"],
     "methods": ["shared", "*"],
     "training": ["plan", "*"],
@@ -74,7 +77,7 @@ INSIDE = {
 }
 
 # These import neither torch nor transformers, so that the command line and its errors answer at once.
-LIGHT = ("version", "errors", "files", "pages", "signals", "progress", "cache", "plugins", "config", "runs", "registry")
+LIGHT = ("version", "errors", "files", "pages", "charts", "signals", "progress", "cache", "plugins", "config", "runs", "registry")
 
 # No room holds a larger share of all lines.
 LARGEST_SHARE = 0.18

@@ -14,13 +14,16 @@ from lamina.runs.run import (
     start_run,
     timestamp,
 )
+from lamina.runs.side_by_side import RunComparison, compare_runs
 
 __all__ = [
     "ADAPTER_FOLDER",
     "FORMAT",
     "LOCK_FILE",
     "Run",
+    "RunComparison",
     "check_start",
+    "compare_runs",
     "exclusive",
     "keep_places",
     "moved_places",
