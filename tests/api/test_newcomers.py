@@ -1,4 +1,4 @@
-"""The scripts that four newcomers bring: somebody from TRL, a data scientist, an operator, and somebody with a table."""
+"""The scripts that four newcomers bring: from TRL, a data scientist, an operator, and somebody with a table."""
 
 from __future__ import annotations
 

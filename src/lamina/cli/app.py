@@ -133,10 +133,11 @@ def train(
 ) -> None:
     """Train an adapter. A data file alone trains with all defaults."""
     from lamina.config import load_config
+
+    checked = load_config(config, overrides or [])
     from lamina.config.places import check_files
     from lamina.runs import check_start
 
-    checked = load_config(config, overrides or [])
     check_start(checked, resume)
     check_files(checked.model_dump(mode="json"))
     if dry_run:
