@@ -185,7 +185,7 @@ def _is_locked_base(adapter: Adapter, place: str) -> bool:
 def load_base_for(
     adapter: Adapter,
     *,
-    model: str | None = None,
+    model: str | Path | None = None,
     dtype: str = "auto",
     device: torch.device | None = None,
     original_base: bool = False,
@@ -220,7 +220,7 @@ def load_base_for(
 def load(
     path: str | Path,
     *,
-    model: str | None = None,
+    model: str | Path | None = None,
     dtype: str = "auto",
     device: torch.device | None = None,
     allow_base_mismatch: bool = False,

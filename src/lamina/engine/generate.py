@@ -48,7 +48,7 @@ class Opened:
 def open_generator(
     source: str | Path,
     *,
-    model: str | None = None,
+    model: str | Path | None = None,
     allow_base_mismatch: bool = False,
     notify: Notify = lambda message: None,
 ) -> Opened:

@@ -141,7 +141,7 @@ def evaluate(
     general: bool = False,
     max_new_tokens: int = DEFAULT_MAX_TOKENS,
     batch_size: int = 8,
-    model: str | None = None,
+    model: str | Path | None = None,
     allow_base_mismatch: bool = False,
     generator: Generator | None = None,
     progress: Progress = lambda what, done, total: None,
