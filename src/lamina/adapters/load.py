@@ -15,7 +15,7 @@ from lamina.adapters.fit import fit
 from lamina.adapters.lock import check_lock
 from lamina.chat.template import ChatTemplate, build_template
 from lamina.config.aliases import ALIASES
-from lamina.config.places import read_origin, start_folders
+from lamina.config.places import inside_run, read_origin, start_folders
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import AdapterError, ConfigError, ModelError
 from lamina.machine.hardware import default_device
@@ -163,6 +163,9 @@ def _places_of(adapter: Adapter, wanted: str) -> list[str]:
 
     A run knows where its paths start from; peft's file has the path in full, as it was then.
     """
+    run = adapter.path.parent
+    if adapter.path.name == ADAPTER_FOLDER and (kept := inside_run(wanted, run, read_origin(run))):
+        return [kept]
     if wanted in ALIASES or Path(wanted).expanduser().is_absolute():
         return []
     candidates = [str(folder / wanted) for folder in _start_folders(adapter)]
@@ -205,7 +208,7 @@ def _is_locked_base(adapter: Adapter, place: str) -> bool:
 def load_base_for(
     adapter: Adapter,
     *,
-    model: str | None = None,
+    model: str | Path | None = None,
     dtype: str = "auto",
     device: torch.device | None = None,
     original_base: bool = False,
@@ -240,7 +243,7 @@ def load_base_for(
 def load(
     path: str | Path,
     *,
-    model: str | None = None,
+    model: str | Path | None = None,
     dtype: str = "auto",
     device: torch.device | None = None,
     allow_base_mismatch: bool = False,

@@ -56,7 +56,7 @@ def merge(
     path: str | Path,
     out: str | Path,
     *,
-    model: str | None = None,
+    model: str | Path | None = None,
     dtype: str = "auto",
     allow_base_mismatch: bool = False,
     original_base: bool = False,

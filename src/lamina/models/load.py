@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -60,7 +61,7 @@ class Base:
 
 
 def load_base(
-    ref: str,
+    ref: str | Path,
     dtype: str = "auto",
     device: torch.device | None = None,
     notify: Notify = lambda message: None,

@@ -25,6 +25,7 @@ from lamina.errors import Interrupted, LaminaError, TrainingError
 from lamina.machine.memory import peak_bytes
 from lamina.machine.seeding import kept_generators, seed_generators
 from lamina.methods.shared.counts import count_parameters, total_parameters
+from lamina.models.load import Base
 from lamina.runs import Run, check_start, events, exclusive, recorded, start_run
 from lamina.runs.events import Note, OnEvent
 from lamina.signals import StopRequest, stop_on_signals
@@ -39,6 +40,7 @@ from lamina.training.checkpoint import (
 from lamina.training.event_log import EventLog
 from lamina.training.finish import finish
 from lamina.training.finite import check_evaluation, check_gradients
+from lamina.training.inputs import check_inputs
 from lamina.training.keep import keep_best, keep_checkpoint
 from lamina.training.plan.memory import choose_checkpointing
 from lamina.training.plan.time import measured_tokens_per_second
@@ -64,6 +66,7 @@ def train(
     *,
     resume: bool = False,
     world: World = ALONE,
+    base: Base | None = None,
 ) -> Run:
     """Trains an adapter.
 
@@ -73,6 +76,7 @@ def train(
         resume: Go on with the run in `output_dir`, or with the one whose own configuration file is given. Model and
             data may have other places than they had, if they are the same by their digests.
         world: The processes that train together, of which this is one.
+        base: The base model, if it is in memory already; by default `config.model` is loaded.
 
     Returns:
         The finished run: `run.adapter` is the adapter's folder, `run.summary` the figures.
@@ -88,6 +92,8 @@ def train(
     """
     config = load_config(config)
     check_start(config, resume)
+    if not resume:
+        check_inputs(config)
     with exclusive(Run(Path(config.output_dir))), ExitStack() as stack:
         run = start_run(config, resume)
         for folder in (run.path, run.checkpoints):
@@ -101,11 +107,11 @@ def train(
         was_killed = run.begun and run.manifest.status == "running"  # by somebody who has the lock no more
         stack.enter_context(recorded(run))
         stop = stack.enter_context(stop_on_signals())
-        log = stack.enter_context(EventLog(run, config.train.report_to, on_event, begun, stop, world))
+        log = stack.enter_context(EventLog(run, config, on_event, begun, stop, world))
         notify = lambda message: log.emit(Note(max(begun, 0), message=message))  # noqa: E731
         if was_killed:
             notify("The run was killed before; what is after its checkpoint is lost.")
-        session = build_session(config, run, notify, world)
+        session = build_session(config, run, notify, world, base)
         stack.enter_context(kept_generators(session.base.model.device))
         state = _take_up(session, checkpoint, log)
         _Loop(session, log, stop, state).run()

@@ -37,7 +37,7 @@ from lamina.training.session import KERNELS, Session
 from lamina.training.start import check_start_fits, new_adapter, prepare_new, put_on, read_start
 
 
-def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE) -> Session:
+def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE, base: Base | None = None) -> Session:
     """Builds everything, and writes what is known before training into the run: data report and manifest.
 
     Args:
@@ -45,23 +45,14 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         run: Its directory.
         notify: Told what is being done, and what a user should know.
         world: The processes that train together.
+        base: The base model, if it is loaded already.
 
     Raises:
         LaminaError: Model, data or configuration cannot be used; see the parts' own functions.
     """
     prepare_kernels(default_device(), config.train.compile, notify)
     start, loss = read_start(config, run), build_loss(config.loss)
-    notify(f"Loading {config.model} ...")
-    method = config.method if start is None else start.config
-    loftq = find_method(method.type).plan_loftq(method)
-    base = load_base(
-        config.model,
-        config.dtype,
-        notify=notify,
-        quantization=config.quantization,
-        plan_loftq=loftq,
-        offload=config.offload if config.method.base_is_read_only else False,
-    )
+    base = base or _load(config, start, notify)
     config = with_learning_rate(config, base.model, notify)
     template = template_of(base.tokenizer, config.data)
     if start is not None:
@@ -118,6 +109,19 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         world.same_everywhere(what, json.dumps(value, sort_keys=True))
     world.once(lambda: write_what_is_known(session, notify))
     return session
+
+
+def _load(config: Config, start: Adapter | None, notify: Notify) -> Base:
+    notify(f"Loading {config.model} ...")
+    method = config.method if start is None else start.config
+    return load_base(
+        config.model,
+        config.dtype,
+        notify=notify,
+        quantization=config.quantization,
+        plan_loftq=find_method(method.type).plan_loftq(method),
+        offload=config.offload if config.method.base_is_read_only else False,
+    )
 
 
 def is_only_text(dataset: Dataset) -> bool:
