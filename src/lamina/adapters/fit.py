@@ -165,7 +165,7 @@ def _check_memory(adapter: Adapter, config: MethodConfig, modules: Mapping[str, 
 
 def _check_tokens(adapter: Adapter, config: MethodConfig, base: _Base) -> None:
     """Trained rows of the embedding must be there before anything is put in their place."""
-    fields = config.fields if isinstance(config, PeftConfig) else {}
+    fields = config.fields if isinstance(config, PeftConfig) else dict(config)
     given = fields.get("token_indices") or fields.get("trainable_token_indices") or []
     tokens = [token for some in given.values() for token in some] if isinstance(given, dict) else given
     if tokens and max(tokens) >= base.vocabulary:

@@ -43,6 +43,14 @@ from lamina.methods.shared.linears import (
     refuse_unknown,
     with_defaults,
 )
+from lamina.methods.shared.lora_embedding import (
+    LoraEmbedding,
+    TiedLoraHead,
+    check_embedding,
+    tied_ends,
+    trained_whole,
+    with_tied,
+)
 from lamina.methods.shared.lora_eva import eva_factors
 from lamina.methods.shared.lora_init import initial_factors
 from lamina.methods.shared.lora_modules import (
@@ -56,6 +64,7 @@ from lamina.methods.shared.lora_modules import (
 from lamina.methods.shared.low_rank import LowRankLinear
 from lamina.methods.shared.peft_types import PLAIN_INITS
 from lamina.methods.shared.targets import short_targets
+from lamina.methods.shared.token_rows import chosen_rows
 from lamina.methods.shared.trained_copy import TrainedCopy
 from lamina.quantization.loftq import LoftqPlan
 
@@ -178,16 +187,19 @@ class Lora(Method):
     def attach(self, model: PreTrainedModel, config: LoraConfig, seed: int) -> Injection:
         adapted = lora_modules(model, config)
         whole = trained_modules(model, config, adapted)
-        biased = bias_modules(model, [*adapted, *whole]) if config.bias == "all" else []
+        tie = tied_ends(model) if config.ensure_weight_tying else None
+        adapted, whole = with_tied(adapted, tie), with_tied(whole, tie)
+        rows = chosen_rows(model, config.trainable_token_indices, [*adapted, *whole])
+        biased = bias_modules(model, [*adapted, *whole, *rows]) if config.bias == "all" else []
         generator = torch.Generator().manual_seed(seed)
         layers: dict[str, AdapterModule] = {}
         for name, module in list(model.named_modules()):
-            if name in adapted:
-                frozen = freeze_linear(module)
-                assert frozen is not None, name
-                layers[name] = _build(config, name, frozen, generator)
+            if name in rows:
+                layers[name] = rows[name]
+            elif name in adapted:
+                layers[name] = _adapter(config, name, module, tie and layers.get(tie.embedding), generator)
             elif name in whole:
-                layers[name] = TrainedCopy(module, [key for key, _ in module.named_parameters()])
+                layers[name] = trained_whole(module, tie and layers.get(tie.embedding))
             elif name in biased:
                 layers[name] = TrainedCopy(module, ["bias"])
         if config.init_lora_weights == "loftq":
@@ -270,6 +282,8 @@ class Lora(Method):
             "fan_in_fan_out": False,
             "init_lora_weights": True,
             "modules_to_save": config.modules_to_save,
+            "trainable_token_indices": config.trainable_token_indices,
+            "ensure_weight_tying": config.ensure_weight_tying,
             "rank_pattern": config.rank_pattern,
             "alpha_pattern": config.alpha_pattern,
             "inference_mode": True,
@@ -304,6 +318,7 @@ METHOD = Lora()
 _READ_FIELDS = {
     "alpha_pattern",
     "bias",
+    "ensure_weight_tying",
     "exclude_modules",
     "layers_pattern",
     "layers_to_transform",
@@ -313,6 +328,7 @@ _READ_FIELDS = {
     "r",
     "rank_pattern",
     "target_modules",
+    "trainable_token_indices",
     "use_dora",
     "use_rslora",
 }
@@ -352,6 +368,20 @@ def _lora_layers(injection: Injection) -> dict[str, LoraLinear]:
 
 def _trains_bias(layer: AdapterModule) -> bool:
     return any(key.rpartition(".")[2] == "bias" for key in layer.adapter_tensors())
+
+
+def _adapter(
+    config: LoraConfig, name: str, module: nn.Module, tied_to: AdapterModule | None, generator: torch.Generator
+) -> AdapterModule:
+    """The adapter of a linear layer or of the embedding; for a head, of the embedding that it is tied to."""
+    if isinstance(module, nn.Embedding):
+        check_embedding(config, name, module)
+        return LoraEmbedding(module, config, name, generator)
+    frozen = freeze_linear(module)
+    assert frozen is not None, name
+    if isinstance(tied_to, LoraEmbedding) and module.weight is tied_to.base.weight:
+        return TiedLoraHead(frozen, tied_to)
+    return _build(config, name, frozen, generator)
 
 
 def _build(config: LoraConfig, name: str, frozen: FrozenLinear, generator: torch.Generator) -> LoraLinear:
