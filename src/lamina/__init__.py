@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lamina.engine.generate import generate
     from lamina.engine.generator import Piece, Request
     from lamina.engine.sampling import Sampling
+    from lamina.evaluation.classify import classify
     from lamina.evaluation.evaluate import evaluate
     from lamina.evaluation.subjects import evaluate_subjects
     from lamina.export.merge import merge
@@ -46,6 +47,7 @@ _LAZY = {
     "Run": "lamina.runs",
     "Sampling": "lamina.engine.sampling",
     "Verification": "lamina.verification.report",
+    "classify": "lamina.evaluation.classify",
     "evaluate": "lamina.evaluation.evaluate",
     "evaluate_subjects": "lamina.evaluation.subjects",
     "generate": "lamina.engine.generate",
@@ -70,6 +72,7 @@ __all__ = [
     "Sampling",
     "Verification",
     "__version__",
+    "classify",
     "evaluate",
     "evaluate_subjects",
     "generate",

@@ -84,6 +84,8 @@ def save_adapter(path: Path, injection: Injection, base: Base, lock: Lock, probe
     settings = config.model_dump(mode="json")
     digest = adapter_digest(settings, saved.tensors)
     peft_config = peft_content(injection, config, base.source.public_name)
+    if base.source.revision is not None:
+        peft_config["revision"] = base.source.revision
     with files.new_folder(path) as folder:
         write_peft(folder, peft_config, saved.tensors)
         about: dict[str, Any] = {
@@ -94,6 +96,8 @@ def save_adapter(path: Path, injection: Injection, base: Base, lock: Lock, probe
             "probes": [probe.as_json() for probe in probes],
         }
         files.write_json(folder / LAMINA_FILE, about)
+        if base.added is not None:  # without its tokenizer, nobody could find the new rows
+            base.tokenizer.save_pretrained(str(folder))
     return digest
 
 

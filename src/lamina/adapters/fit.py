@@ -84,7 +84,8 @@ def _fit(adapter: Adapter, config: MethodConfig, model: PreTrainedModel, base: _
     used, notes = _without_dead_names(config, adapter, base.modules)
     _check_memory(adapter, config, base.modules)
     _check_tokens(adapter, config, base)
-    injection = with_saved_score(inject(model, used, seed=0), adapter.tensors)
+    classes = tuple((adapter.lock and adapter.lock.classes) or ())
+    injection = with_saved_score(inject(model, used, seed=0), _shapes(adapter.tensors), classes)
     try:
         if adapter.lock is not None:
             check_tensors(adapter, injection)

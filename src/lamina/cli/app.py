@@ -22,6 +22,7 @@ from typer.main import get_group
 from lamina.cli.arguments import asks_for_json, refuse_empty, refuse_undecoded_folder
 from lamina.cli.bench import bench
 from lamina.cli.cache import cache
+from lamina.cli.classification import classify
 from lamina.cli.compare import compare
 from lamina.cli.data import data
 from lamina.cli.evaluation import evaluate
@@ -32,6 +33,7 @@ from lamina.cli.generation import chat, generate
 from lamina.cli.output import (
     MAX_SEED,
     Bars,
+    DeviceOption,
     JsonFlag,
     MismatchFlag,
     ModelOption,
@@ -60,7 +62,7 @@ app.add_typer(cache, name="cache")
 app.add_typer(data, name="data")
 app.add_typer(registry, name="registry")
 app.command(name="eval")(evaluate)
-for command in (gate, compare, generate, chat, serve, replay, promote, rollback, methods, schema, version):
+for command in (gate, compare, generate, chat, classify, serve, replay, promote, rollback, methods, schema, version):
     app.command()(command)
 
 Overrides = Annotated[
@@ -104,9 +106,10 @@ def merge(
     source: Source,
     destination: Annotated[Path, typer.Option("--out", help="Folder to write; must not exist.")],
     dtype: Annotated[
-        str, typer.Option(help="bfloat16, float32, or auto: the dtype that the adapter was trained in.")
+        str, typer.Option(help="bfloat16, float16, float32, or auto: the dtype that the adapter was trained in.")
     ] = "auto",
     model: ModelOption = None,
+    device: DeviceOption = "auto",
     allow_base_mismatch: MismatchFlag = False,
     original_base: Annotated[
         bool,
@@ -120,8 +123,8 @@ def merge(
     as_json: JsonFlag = False,
 ) -> None:
     """Merge an adapter into its base model, write a transformers folder, and certify that it is the same model."""
-    if dtype not in ("auto", "bfloat16", "float32"):
-        raise ConfigError(Problem("--dtype", f"{dtype!r} is not one of auto, bfloat16, float32"))
+    if dtype not in ("auto", "bfloat16", "float16", "float32"):
+        raise ConfigError(Problem("--dtype", f"{dtype!r} is not one of auto, bfloat16, float16, float32"))
     from lamina.export.merge import merge as merge_adapter
 
     merged = merge_adapter(

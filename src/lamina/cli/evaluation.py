@@ -14,6 +14,7 @@ from rich.table import Table
 from lamina.cli.output import (
     MAX_SEED,
     Bars,
+    DeviceOption,
     JsonFlag,
     MismatchFlag,
     ModelOption,
@@ -26,6 +27,7 @@ from lamina.cli.output import (
 from lamina.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
+    from lamina.evaluation.classification import ClassificationScores
     from lamina.evaluation.store import StoredEvaluation
     from lamina.evaluation.tasks import Task
 
@@ -110,6 +112,7 @@ def evaluate(
     max_rows: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write the generated answers to this .jsonl file.")] = None,
     model: ModelOption = None,
+    device: DeviceOption = "auto",
     allow_base_mismatch: MismatchFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -360,10 +363,29 @@ def _evaluate_one(
     table.add_row("loss", f"{result.base_loss:.4f}", f"{result.loss:.4f}")
     if result.perplexity is not None:
         table.add_row("perplexity", f"{result.base_perplexity:.2f}", f"{result.perplexity:.2f}")
-    for name, value in result.metrics.items():
+    for name, value in result.metrics.items() if result.classification is None else ():
         table.add_row(name, f"{result.base_metrics[name]:.4f}", f"{value:.4f}")
     for name, scores in result.scores.items():
         table.add_row(name.replace("_", " "), f"{scores.base:.1%}", f"{scores.adapter:.1%}")
     out.print(table)
+    if result.classification is not None:
+        print_classes(result.classification)
     left_out = "".join(f"; dropped {count}: {reason}" for reason, count in result.dropped.items())
     out.print(f"{result.rows} rows{left_out}")
+
+
+def print_classes(found: ClassificationScores) -> None:
+    """Prints accuracy and macro F1 with their intervals, and a row for each class."""
+    table = Table("(95% interval)", "", "always the most frequent class")
+    for name, share, plain in (
+        ("accuracy", found.accuracy, f"{found.most_frequent:.1%}"),
+        ("macro F1", found.macro_f1, ""),
+    ):
+        table.add_row(name, f"{share.value:.1%} ({share.low:.1%}-{share.high:.1%})", plain)
+    out.print(table)
+    classes = Table("class", "rows", "precision", "recall", "F1")
+    for each in found.classes:
+        classes.add_row(
+            escape(each.label), str(each.rows), f"{each.precision:.1%}", f"{each.recall:.1%}", f"{each.f1:.1%}"
+        )
+    out.print(classes)

@@ -18,10 +18,13 @@ from lamina.engine.generate import build_generator, complete
 from lamina.engine.generator import ADAPTER, Generator
 from lamina.engine.sampling import DEFAULT_MAX_TOKENS, Sampling
 from lamina.errors import ConfigError, DataError, Problem
+from lamina.evaluation.classification import ClassificationScores, class_probabilities, class_scores
 from lamina.evaluation.preference import Share, preference_accuracy
 from lamina.evaluation.preference import complete as complete_rows
 from lamina.evaluation.scorers import Case, Scorer, find_scorers
 from lamina.losses.base import Loss, build_loss
+from lamina.losses.classification import Classification
+from lamina.methods.shared.score import score_head
 from lamina.models.vocabulary import check_side
 from lamina.progress import Notify, Progress
 from lamina.runs import Run
@@ -92,6 +95,7 @@ class Evaluation:
         metrics: The loss's own figures, of the adapter.
         base_metrics: The same of the bare base.
         preference_accuracy: Share of pairs whose chosen answer has the higher reward; None without pairs.
+        classification: Accuracy and macro F1 of a classifier; None for others.
         margin: Mean difference between the rewards of chosen and rejected answers; None without a loss over answers.
     """
 
@@ -110,6 +114,7 @@ class Evaluation:
     base_metrics: dict[str, float]
     preference_accuracy: Share | None = None
     margin: float | None = None
+    classification: ClassificationScores | None = None
 
     def as_json(self) -> dict[str, Any]:
         """As plain data, without the predictions."""
@@ -164,7 +169,10 @@ def evaluate(
     for note in [*loaded.notes, *(generator.notes(sampling) if scorers else [])]:
         notify(note)
     run = _run_of(loaded.adapter.path)
-    loss = build_loss(run.config.loss if run else CrossEntropyConfig())
+    loss = _loss_of(loaded, run)
+    if scorers and isinstance(loss, Classification):
+        message = "compares generated answers, and a classifier has none"
+        raise ConfigError(Problem("--score", message, "leave it out: accuracy and macro F1 are always there"))
     dataset, rows, notes = _eval_data(loaded, run, data, columns, max_rows, loss)
     check_side(dataset.eval, [file.path for file in dataset.report.files], loaded.model, loaded.tokenizer)
     encoded = complete_rows(dataset.eval[rows], loss, loaded, run, notify)
@@ -179,6 +187,11 @@ def evaluate(
         head = find_head(loaded.model)
         base = measure("loss of the base")
     adapter = measure("loss of the adapter")
+    classified = None
+    if isinstance(loss, Classification):
+        with fast_path(loaded.model, longest=encoded.longest) as path:
+            found = class_probabilities(loaded.model, head, encoded, batch_size, path.layout)
+        classified = class_scores(found.argmax(1), loss.targets(encoded).numpy(), loss.classes)
     predictions = _predict(generator, examples, sampling, scorers, progress) if scorers else []
     scores = {scorer.name: _means(predictions, scorer.name) for scorer in scorers}
     exact = scores.get("exact_match")
@@ -200,7 +213,16 @@ def evaluate(
         base_metrics=base.metrics,
         preference_accuracy=preference_accuracy(adapter.metrics, len(encoded)),
         margin=adapter.metrics.get("rewards/margins"),
+        classification=classified,
     )
+
+
+def _loss_of(loaded: Loaded, run: Run | None) -> Loss:
+    """The loss of the run; of an adapter by itself, what its head says."""
+    head = score_head(loaded.model)
+    if run is None and head is not None and len(head.weight) > 1:
+        return Classification(head.classes or [str(number) for number in range(len(head.weight))])
+    return build_loss(run.config.loss if run else CrossEntropyConfig())
 
 
 def _predict(
@@ -247,7 +269,8 @@ def _eval_data(
         if not len(dataset.eval):
             raise DataError(f"{run.path}: the run has no evaluation rows. Fix: give a file with --data.")
         return dataset, slice(max_rows), _changes_since(run, dataset)
-    changes = {"train": str(data), "columns": columns, "format": "auto", "eval": None, "replay": None}
+    format_name = "classification" if loss.sequences.pooled else "auto"
+    changes = {"train": str(data), "columns": columns, "format": format_name, "eval": None, "replay": None}
     changes |= {"stratify_by": None, "group_by": None}
     settings = run.config.data if run else DataConfig(train=str(data))
     if run and columns is None:

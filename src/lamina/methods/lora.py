@@ -33,7 +33,7 @@ from lamina.compute.ops.adapter import AdapterModule, set_module
 from lamina.compute.ops.dora import row_norms, row_squares
 from lamina.compute.ops.lora_linear import lora_linear
 from lamina.compute.weights import FrozenLinear, freeze_linear
-from lamina.config.methods.lora import EvaConfig, LoftqConfig, LoraConfig
+from lamina.config.methods.lora import LoftqConfig, LoraConfig
 from lamina.errors import AdapterError, ConfigError, Problem
 from lamina.methods.shared.base import Injection, Method, Saved, tensor_name
 from lamina.methods.shared.linears import (
@@ -51,7 +51,7 @@ from lamina.methods.shared.lora_embedding import (
     trained_whole,
     with_tied,
 )
-from lamina.methods.shared.lora_eva import eva_factors
+from lamina.methods.shared.lora_eva import fit_to_data
 from lamina.methods.shared.lora_init import initial_factors
 from lamina.methods.shared.lora_modules import (
     bias_modules,
@@ -222,7 +222,11 @@ class Lora(Method):
             problems.append(no_bias(model, config))
         if problems:
             raise ConfigError(problems)
-        return _fit_to_data(injection, documents) if config.init_lora_weights == "eva" else injection
+        if config.init_lora_weights != "eva":
+            return injection
+        return fit_to_data(
+            injection, config, layers, documents, lambda fitted, name, at: _build(fitted, name, at, torch.Generator())
+        )
 
     def leaves_out(self, config: LoraConfig, name: str) -> bool:
         return not is_wanted(name, config)
@@ -395,40 +399,3 @@ def _check_loftq(layers: Mapping[str, AdapterModule]) -> None:
     if all(layer.frozen.is_exact for layer in layers.values() if isinstance(layer, LoraLinear)):
         message = "'loftq' compensates for quantization, but none of the layers with an adapter is quantized."
         raise ConfigError(Problem("method.init_lora_weights", message, "leave it out, or quantize these layers"))
-
-
-def _fit_to_data(injection: Injection, documents: Sequence[torch.Tensor]) -> Injection:
-    """Applies EVA: returns the adapter with its factors, and its new ranks in the configuration's patterns."""
-    model, config, layers = injection.model, _config(injection), _lora_layers(injection)
-    eva = config.eva_config or EvaConfig()
-    ranks = {name: config.rank_of(name) for name in layers}
-    factors = eva_factors(model, layers, ranks, eva, documents)
-    rank_pattern, alpha_pattern = {}, {}
-    for name, A in factors.items():
-        alpha = config.alpha_of(name)
-        if eva.adjust_scaling_factors:
-            alpha *= len(A) / ranks[name]
-        if len(A) and len(A) != config.r:
-            rank_pattern[name] = len(A)
-        if len(A) and alpha != config.lora_alpha:
-            alpha_pattern[name] = alpha
-    changes: dict[str, Any] = {"rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern}
-    if not all(len(A) for A in factors.values()):
-        changes["target_modules"] = [name for name, A in factors.items() if len(A)]
-    fitted = config.model_copy(update=changes)
-    new_layers = dict(injection.layers)
-    for name, A in factors.items():
-        frozen = layers[name].frozen
-        if len(A):
-            layer = _build(fitted, name, frozen, torch.Generator())
-            with torch.no_grad():
-                layer.lora_A.copy_(A)
-            new_layers[name] = layer
-        elif config.bias == "all" and frozen.base.bias is not None:
-            new_layers[name] = TrainedCopy(frozen.base, ["bias"])
-        else:
-            del new_layers[name]
-            set_module(model, name, frozen.base)
-            continue
-        set_module(model, name, new_layers[name])
-    return Injection(model, fitted, new_layers)

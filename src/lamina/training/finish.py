@@ -6,6 +6,7 @@ from lamina.adapters.adapter import save_adapter
 from lamina.adapters.lock import build_lock
 from lamina.adapters.reload import check_written
 from lamina.engine.probes import record_probes
+from lamina.methods.shared.score import score_head
 from lamina.progress import Notify
 from lamina.runs import timestamp
 from lamina.runs.summary import Summary
@@ -39,7 +40,9 @@ def finish(session: Session, state: TrainState, notify: Notify) -> Summary:
     check_adapter(session.tensors, state.step)
     session.base.model.eval()
     probes = record_probes(session.injection, session.template)
-    lock = build_lock(session.base, session.template, data_digests(session.dataset), is_only_text(session.dataset))
+    head = score_head(session.base.model)
+    only_text, classes = is_only_text(session.dataset), () if head is None else head.classes
+    lock = build_lock(session.base, session.template, data_digests(session.dataset), only_text, classes)
     digest = save_adapter(run.adapter, session.injection, session.base, lock, probes)
     for note in check_written(run.adapter, session.injection, digest):
         notify(note)

@@ -23,7 +23,7 @@ from lamina.data.example import Kind
 from lamina.distributed.world import ALONE, World
 from lamina.errors import ConfigError, DataError, Problem
 from lamina.losses.base import Loss, build_loss
-from lamina.machine.hardware import default_device
+from lamina.machine.hardware import choose_dtype, default_device, explain_dtype
 from lamina.methods.shared.base import Injection, find_method
 from lamina.methods.shared.coverage import find_coverage
 from lamina.methods.shared.virtual_tokens import VirtualTokens
@@ -34,6 +34,7 @@ from lamina.progress import Notify
 from lamina.runs import Run
 from lamina.structure.head import Head, find_head
 from lamina.structure.positions import declared_positions, has_position_table
+from lamina.training.new_rows import tokens_of, train_new_rows
 from lamina.training.record import facts_of, write_what_is_known
 from lamina.training.reference import Reference, find_reference, turn_off_dropout, with_reference
 from lamina.training.session import KERNELS, Session
@@ -56,6 +57,7 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         LaminaError: Model, data or configuration cannot be used; see the parts' own functions.
     """
     prepare_kernels(default_device(), config.train.compile, notify)
+    _check_dtype(config, default_device())
     start, loss = read_start(config, run), build_loss(config.loss)
     notify(f"Loading {config.model} ...")
     method = config.method if start is None else start.config
@@ -67,7 +69,15 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         quantization=config.quantization,
         plan_loftq=loftq,
         offload=config.offload if config.method.base_is_read_only else False,
+        tokens=tokens_of(config, start),
+        trust_remote_code=config.trust_remote_code,
     )
+    if config.dtype == "auto" and config.quantization is None:
+        notify(explain_dtype(base.dtype, base.model.device))
+    if base.added is not None:
+        for note in base.added.notes():
+            notify(note)
+    completed = config if start is not None else train_new_rows(config, base)
     _note_learning_rate(config, base, notify)
     template = template_of(base.tokenizer, config.data)
     if start is not None:
@@ -75,12 +85,13 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
     notify("Reading the data ...")
     batch_size = config.train.per_device_train_batch_size
     dataset = build_dataset(config.data, template, batch_size, config.seed, notify, loss.sequences)
-    _check_stop_token(dataset, template)
+    if not loss.sequences.pooled:
+        _check_stop_token(dataset, template)
     check_vocabulary(dataset, base.model, template)
     steps_per_epoch = math.ceil(dataset.report.micro_batches / config.train.gradient_accumulation_steps)
     loss.study(dataset.train, len(dataset.train) / steps_per_epoch, notify)
     head = find_head(base.model)
-    injection = _adapter(config, base, dataset, start, loss, notify)
+    injection = _adapter(completed, base, dataset, start, loss, notify)
     coverage = find_coverage(injection)
     for note in coverage.notes():
         notify(note)
@@ -124,6 +135,31 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         world.same_everywhere(what, json.dumps(value, sort_keys=True))
     world.once(lambda: write_what_is_known(session, notify))
     return session
+
+
+def _check_dtype(config: Config, device: torch.device) -> None:
+    """float16 needs a loss scale, and hardware that multiplies it.
+
+    Raises:
+        ConfigError: It is asked for where it cannot be trained in.
+    """
+    compute = config.quantization.compute_dtype if config.quantization is not None else "auto"
+    wanted = config.dtype if compute == "auto" else compute
+    field = "dtype" if compute == "auto" else "quantization.compute_dtype"
+    chosen = choose_dtype(wanted, device)
+    if chosen != torch.float16:
+        return
+    if device.type == "cpu":
+        message = (
+            "float16 is for GPUs: CPUs multiply it by conversion to float32, and gradients underflow in its range. A "
+            "base that is stored in float16 loses nothing in float32."
+        )
+        raise ConfigError(Problem(field, message, "set it to auto, float32 or bfloat16"))
+    if config.train.optim.endswith("layerwise"):
+        message = (
+            f"float16 needs a loss scale, and {config.train.optim} updates tensors before it is known whether it fits."
+        )
+        raise ConfigError(Problem("train.optim", message, "use another optim, or dtype: float32"))
 
 
 def count_parameters(parameters: Iterable[torch.Tensor]) -> int:
