@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         StorageError,
         TrainingError,
     )
+    from lamina.evaluation.classify import classify
     from lamina.evaluation.evaluate import evaluate
     from lamina.evaluation.subjects import evaluate_subjects
     from lamina.export.merge import merge, merge_and_unload
@@ -76,6 +77,7 @@ _LAZY = {
     "StorageError": "lamina.errors",
     "TrainingError": "lamina.errors",
     "Verification": "lamina.verification.report",
+    "classify": "lamina.evaluation.classify",
     "compare_runs": "lamina.runs",
     "convert": "lamina.adapters.convert",
     "evaluate": "lamina.evaluation.evaluate",
@@ -120,6 +122,7 @@ __all__ = [
     "TrainingError",
     "Verification",
     "__version__",
+    "classify",
     "compare_runs",
     "convert",
     "evaluate",

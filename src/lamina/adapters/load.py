@@ -24,6 +24,7 @@ from lamina.methods.shared.counts import ParameterCounts, count_parameters, tota
 from lamina.models.copies import bare_copy
 from lamina.models.fingerprint import fingerprint_base
 from lamina.models.load import Base, load_base
+from lamina.models.new_tokens import NewTokens
 from lamina.models.source import find_model
 from lamina.progress import Notify
 from lamina.registry.resolve import local_path
@@ -237,7 +238,9 @@ def load_base_for(
             "alone. Fix: use it without --original-base."
         )
     offload = "auto" if adapter.config.base_is_read_only else False
-    return load_base(ref, dtype, device, notify, QuantizationConfig(**packed) if packed else None, loftq, offload)
+    quantization = QuantizationConfig(**packed) if packed else None
+    tokens = NewTokens.from_json(adapter.lock.added_tokens if adapter.lock else None)
+    return load_base(ref, dtype, device, notify, quantization, loftq, offload, tokens)
 
 
 def load(

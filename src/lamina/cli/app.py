@@ -23,6 +23,7 @@ from typer.main import get_group
 from lamina.cli.arguments import asks_for_json, refuse_empty, refuse_undecoded_folder
 from lamina.cli.bench import bench
 from lamina.cli.cache import cache
+from lamina.cli.classification import classify
 from lamina.cli.compare import compare
 from lamina.cli.convert import convert
 from lamina.cli.data import data
@@ -36,6 +37,7 @@ from lamina.cli.migration import import_config
 from lamina.cli.output import (
     MAX_SEED,
     Bars,
+    DeviceOption,
     JsonFlag,
     MismatchFlag,
     ModelOption,
@@ -77,6 +79,7 @@ for command in (
     compare,
     generate,
     chat,
+    classify,
     convert,
     serve,
     replay,
@@ -207,6 +210,7 @@ def merge(
         str, typer.Option(help="bfloat16, float16, float32, or auto: the dtype that the adapter was trained in.")
     ] = "auto",
     model: ModelOption = None,
+    device: DeviceOption = "auto",
     allow_base_mismatch: MismatchFlag = False,
     original_base: Annotated[
         bool,

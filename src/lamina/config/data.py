@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     FormatName = str
 else:
     FormatName = Literal[("auto", *plugins.members("formats"))]
+Token = Annotated[str, Field(min_length=1)]
 TextUnit = Literal["auto", "line", "paragraph", "file"]
 
 # The fields that `columns` may map: those that the built-in formats read.
@@ -175,6 +176,13 @@ class DataConfig(Section):
     A row's own `chat_template_kwargs` take precedence.
     """
 
+    add_tokens: list[Token] = Field(default_factory=list)
+    """Tokens to add to the tokenizer, each text that becomes one token. Embedding and head get rows for them, which
+    start near the mean of the others; the method trains and saves these rows."""
+
+    special_tokens: list[Token] = Field(default_factory=list)
+    """The same for special tokens, which are left out of decoded text."""
+
     chat_template: str | None = None
     """A built-in template, a Jinja file, or a Jinja text to use instead of the model's own template."""
 
@@ -198,6 +206,10 @@ class DataConfig(Section):
                 f"packing_strategy {self.packing_strategy!r} has no effect without packing. Set packing: true, or "
                 "remove packing_strategy."
             )
+        named = [*self.add_tokens, *self.special_tokens]
+        twice = next((token for token in named if named.count(token) > 1), None)
+        if twice is not None:
+            raise ValueError(f"add_tokens and special_tokens name {twice!r} more than once. Name each token once.")
         for name in ("stratify_by", "group_by"):
             if getattr(self, name) is not None and not self.splits_off:
                 raise ValueError(

@@ -221,7 +221,7 @@ def fit(file: EncodedFile, file_index: int, rows: np.ndarray, config: DataConfig
     long = store.longest[rows] > config.max_length
     how = "drop" if file.whole_rows else config.overlong
     if how == "auto":
-        how = "split" if file.is_text else "drop"
+        how = "cut" if file.pooled else "split" if file.is_text else "drop"
     if how == "drop":
         report.drop_all("longer_than_max_length", store.rows[rows[long]])
         pieces = pieces.take(~long)
@@ -237,7 +237,7 @@ def fit(file: EncodedFile, file_index: int, rows: np.ndarray, config: DataConfig
         pieces = Pieces.join(parts)
         pieces = pieces.take(np.lexsort((pieces.begin, pieces.index)))
     in_loss = pieces.supervised > 0
-    if in_loss.all():
+    if file.pooled or in_loss.all():
         return pieces
     kept = pieces.take(in_loss)
     report.drop_all("no_supervised_tokens", store.rows[np.setdiff1d(pieces.index, kept.index)])

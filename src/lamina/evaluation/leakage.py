@@ -12,7 +12,7 @@ from lamina.chat.template import ChatTemplate
 from lamina.checks.overlap import Overlap, find_overlaps
 from lamina.config import DataConfig
 from lamina.data.dataset import build_dataset
-from lamina.data.example import Example, Kind
+from lamina.data.example import Example
 from lamina.data.source import SourceReader, open_sources, used_examples
 from lamina.errors import LaminaError
 from lamina.evaluation.tasks import TaskRow
@@ -35,7 +35,7 @@ class Trained:
 
 def prompt_of(example: Example) -> str:
     """What leakage is looked for in: all turns before the answer but the system's; of plain text the text."""
-    if example.kind is Kind.TEXT:
+    if example.text:
         return example.text
     return "\n".join(message.words() for message in example.prompt if message.role != "system")
 

@@ -22,6 +22,7 @@ from lamina.data.batch import PACKED
 from lamina.data.example import EncodedExample
 from lamina.distributed.world import ALONE, World
 from lamina.errors import Interrupted, LaminaError, TrainingError
+from lamina.machine.hardware import on_device
 from lamina.machine.memory import peak_bytes
 from lamina.machine.seeding import kept_generators, seed_generators
 from lamina.methods.shared.counts import count_parameters, total_parameters
@@ -42,6 +43,7 @@ from lamina.training.finish import finish
 from lamina.training.finite import check_evaluation, check_gradients
 from lamina.training.inputs import check_inputs
 from lamina.training.keep import keep_best, keep_checkpoint
+from lamina.training.loss_scale import LossScale
 from lamina.training.plan.memory import choose_checkpointing
 from lamina.training.plan.time import measured_tokens_per_second
 from lamina.training.preview import colored_example
@@ -94,7 +96,7 @@ def train(
     check_start(config, resume)
     if not resume:
         check_inputs(config)
-    with exclusive(Run(Path(config.output_dir))), ExitStack() as stack:
+    with exclusive(Run(Path(config.output_dir))), on_device(config.device), ExitStack() as stack:
         run = start_run(config, resume)
         for folder in (run.path, run.checkpoints):
             files.remove_leftovers(folder)
@@ -147,6 +149,7 @@ class _Loop:
         self.whole = True  # whether tensors, optimizer and method are those of state.step
         self.window = Window()
         self.remarked = False
+        self.scale = LossScale.of(session.base.dtype, state.loss_scale, state.loss_scale_good_steps)
 
     def run(self) -> None:
         self.model.train()
@@ -210,9 +213,15 @@ class _Loop:
             layout=self.layout,
             moving=self._moving,
             world=session.world,
+            scale=self.scale,
         )
+        if self.scale is not None:
+            state.loss_scale, state.loss_scale_good_steps = self.scale.scale, self.scale.good_steps
         seconds = time.perf_counter() - began
-        if not result.finite:
+        if result.overflowed and self.scale is not None:
+            state.skipped_steps += 1
+            self.log.emit(Note(state.step + 1, message=f"step {state.step + 1}: {self.scale.overflow()}"))
+        elif not result.finite:
             self._skip(result, micro_batches)
         else:
             state.skipped_in_a_row = 0

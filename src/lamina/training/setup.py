@@ -23,13 +23,15 @@ from lamina.machine.hardware import default_device
 from lamina.methods.shared.base import Injection, find_method
 from lamina.methods.shared.coverage import find_coverage
 from lamina.methods.shared.virtual_tokens import VirtualTokens
-from lamina.models.load import Base, load_base
+from lamina.models.load import Base
 from lamina.models.vocabulary import check_vocabulary
 from lamina.optim import build_optimizer, build_schedule
 from lamina.progress import Notify
 from lamina.runs import Run
 from lamina.structure.head import Head, find_head
 from lamina.structure.positions import declared_positions, has_position_table
+from lamina.training.base import load_for_training
+from lamina.training.new_rows import train_new_rows
 from lamina.training.rate import with_learning_rate
 from lamina.training.record import facts_of, write_what_is_known
 from lamina.training.reference import Reference, find_reference, turn_off_dropout, with_reference
@@ -52,7 +54,10 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
     """
     prepare_kernels(default_device(), config.train.compile, notify)
     start, loss = read_start(config, run), build_loss(config.loss)
-    base = base or _load(config, start, notify)
+    base = base or load_for_training(config, start, notify)
+    for note in () if base.added is None else base.added.notes():
+        notify(note)
+    completed = config if start is not None else train_new_rows(config, base)
     config = with_learning_rate(config, base.model, notify)
     template = template_of(base.tokenizer, config.data)
     if start is not None:
@@ -60,12 +65,13 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
     notify("Reading the data ...")
     batch_size = config.train.per_device_train_batch_size
     dataset = build_dataset(config.data, template, batch_size, config.seed, notify, loss.sequences)
-    _check_stop_token(dataset, template)
+    if not loss.sequences.pooled:
+        _check_stop_token(dataset, template)
     check_vocabulary(dataset, base.model, template)
     steps_per_epoch = math.ceil(dataset.report.micro_batches / config.train.gradient_accumulation_steps)
     loss.study(dataset.train, len(dataset.train) / steps_per_epoch, notify)
     head = find_head(base.model)
-    injection = _adapter(config, base, dataset, start, loss, notify)
+    injection = _adapter(completed, base, dataset, start, loss, notify)
     coverage = find_coverage(injection)
     for note in coverage.notes():
         notify(note)
@@ -109,19 +115,6 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         world.same_everywhere(what, json.dumps(value, sort_keys=True))
     world.once(lambda: write_what_is_known(session, notify))
     return session
-
-
-def _load(config: Config, start: Adapter | None, notify: Notify) -> Base:
-    notify(f"Loading {config.model} ...")
-    method = config.method if start is None else start.config
-    return load_base(
-        config.model,
-        config.dtype,
-        notify=notify,
-        quantization=config.quantization,
-        plan_loftq=find_method(method.type).plan_loftq(method),
-        offload=config.offload if config.method.base_is_read_only else False,
-    )
 
 
 def is_only_text(dataset: Dataset) -> bool:
