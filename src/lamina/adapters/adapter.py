@@ -106,6 +106,8 @@ def write_adapter(
     digest = adapter_digest(settings, saved.tensors)
     is_stored = stored is not None and _is_as_trained(saved.tensors, injection)
     peft_config = peft_content(injection, config, base.source.public_name)
+    if base.source.revision is not None:
+        peft_config["revision"] = base.source.revision
     write_peft(folder, peft_config, saved.tensors, stored if is_stored else None)
     about: dict[str, Any] = {
         "format": FORMAT,
@@ -115,6 +117,8 @@ def write_adapter(
         "probes": [probe.as_json() for probe in probes],
     }
     files.write_json(folder / LAMINA_FILE, about)
+    if base.added is not None:  # without its tokenizer, nobody could find the new rows
+        base.tokenizer.save_pretrained(str(folder))
     return digest
 
 

@@ -72,14 +72,17 @@ def peft_content(injection: Injection, config: MethodConfig, base_ref: str) -> d
             targets = short_targets(model, [name for name in matched if name in injection.layers])
             config = config.model_copy(update={"target_modules": targets})
     content = find_method(config.type).peft_config(config, targets, base_ref)
-    if SCORE in injection.layers:  # a reward model, which peft puts on a model for sequence classification
+    if (
+        SCORE in injection.layers
+    ):  # a reward model or a classifier, which peft puts on a model for sequence classification
         content |= {"task_type": "SEQ_CLS", "modules_to_save": [*(content.get("modules_to_save") or []), SCORE]}
     return content
 
 
 def without_score(content: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the content for the adapter without a reward model's head, as a method reads it."""
-    kept = [name for name in content.get("modules_to_save") or [] if name != SCORE]
+    # peft names both of transformers' names for such heads.
+    kept = [name for name in content.get("modules_to_save") or [] if name not in (SCORE, "classifier")]
     return {**content, "task_type": "CAUSAL_LM", "modules_to_save": kept or None}
 
 
@@ -136,6 +139,8 @@ def method_config(peft_config: Mapping[str, Any]) -> MethodConfig:
         AdapterError: No method of lamina reads it.
     """
     task = peft_config.get("task_type") or "CAUSAL_LM"
+    if task == "SEQ_CLS":  # the head is found by its tensor
+        peft_config, task = without_score(peft_config), "CAUSAL_LM"
     if task in _OTHER_TASKS:
         raise AdapterError(
             f"the adapter was trained for {_OTHER_TASKS[task]} (task_type {task}), and lamina runs causal language "
@@ -172,7 +177,6 @@ def _readers(peft_config: Mapping[str, Any]) -> list[Method]:
 
 # Tasks for which peft trains a head that no causal language model has, or another kind of model.
 _OTHER_TASKS = {
-    "SEQ_CLS": "the classification of sequences",
     "TOKEN_CLS": "the classification of tokens",
     "QUESTION_ANS": "finding answers in a text",
     "SEQ_2_SEQ_LM": "an encoder with a decoder",

@@ -15,7 +15,7 @@ from lamina.adapters.fit import fit
 from lamina.adapters.lock import check_lock
 from lamina.chat.template import ChatTemplate, build_template
 from lamina.config.aliases import ALIASES
-from lamina.config.places import read_origin, start_folders
+from lamina.config.places import inside_run, read_origin, start_folders
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import AdapterError, ConfigError, ModelError
 from lamina.machine.hardware import default_device
@@ -25,6 +25,7 @@ from lamina.methods.shared.peft_layers import PeftLayer, remove_peft_layers
 from lamina.models.copies import bare_copy
 from lamina.models.fingerprint import fingerprint_base
 from lamina.models.load import Base, load_base
+from lamina.models.new_tokens import NewTokens
 from lamina.models.source import find_model
 from lamina.progress import Notify
 from lamina.registry.resolve import local_path
@@ -166,6 +167,9 @@ def _places_of(adapter: Adapter, wanted: str) -> list[str]:
 
     A run knows where its paths start from; peft's file has the path in full, as it was then.
     """
+    run = adapter.path.parent
+    if adapter.path.name == ADAPTER_FOLDER and (kept := inside_run(wanted, run, read_origin(run))):
+        return [kept]
     if wanted in ALIASES or Path(wanted).expanduser().is_absolute():
         return []
     candidates = [str(folder / wanted) for folder in _start_folders(adapter)]
@@ -208,7 +212,7 @@ def _is_locked_base(adapter: Adapter, place: str) -> bool:
 def load_base_for(
     adapter: Adapter,
     *,
-    model: str | None = None,
+    model: str | Path | None = None,
     dtype: str = "auto",
     device: torch.device | None = None,
     original_base: bool = False,
@@ -237,13 +241,15 @@ def load_base_for(
             "alone. Fix: use it without --original-base."
         )
     offload = "auto" if adapter.config.base_is_read_only else False
-    return load_base(ref, dtype, device, notify, QuantizationConfig(**packed) if packed else None, loftq, offload)
+    quantization = QuantizationConfig(**packed) if packed else None
+    tokens = NewTokens.from_json(adapter.lock.added_tokens if adapter.lock else None)
+    return load_base(ref, dtype, device, notify, quantization, loftq, offload, tokens)
 
 
 def load(
     path: str | Path,
     *,
-    model: str | None = None,
+    model: str | Path | None = None,
     dtype: str = "auto",
     device: torch.device | None = None,
     allow_base_mismatch: bool = False,

@@ -11,6 +11,7 @@ from huggingface_hub import try_to_load_from_cache
 from lamina.adapters.adapter import read_adapter
 from lamina.adapters.load import adapter_folder, base_of, load_base_for
 from lamina.config.aliases import ALIASES
+from lamina.config.hub import parse_hub
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ConfigError, Problem
 from lamina.models.load import Base, load_base
@@ -121,8 +122,11 @@ def names_base(ref: str) -> bool:
     path = Path(ref).expanduser()
     if ref in ALIASES or path.is_file() or (path / "config.json").is_file():
         return True
-    is_id = not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", ref) is not None
-    return is_id and isinstance(try_to_load_from_cache(ref, "config.json"), str)
+    place = None if path.exists() else parse_hub(ref)
+    if place is None:
+        return False
+    name = f"{place.subfolder}/config.json" if place.subfolder else "config.json"
+    return isinstance(try_to_load_from_cache(place.id, name, revision=place.revision), str)
 
 
 def base_name(ref: str) -> str:

@@ -12,7 +12,7 @@ from lamina.chat.template import ChatTemplate
 from lamina.checks.overlap import Overlap, find_overlaps
 from lamina.config import DataConfig
 from lamina.data.dataset import build_dataset
-from lamina.data.example import Example, Kind
+from lamina.data.example import Example
 from lamina.data.source import SourceReader, open_sources, used_examples
 from lamina.errors import LaminaError
 from lamina.evaluation.tasks import TaskRow
@@ -35,7 +35,7 @@ class Trained:
 
 def prompt_of(example: Example) -> str:
     """What leakage is looked for in: all turns before the answer but the system's; of plain text the text."""
-    if example.kind is Kind.TEXT:
+    if example.text:
         return example.text
     return "\n".join(message.words() for message in example.prompt if message.role != "system")
 
@@ -54,7 +54,7 @@ def trained_rows(adapter: Adapter, template: ChatTemplate) -> Trained:
         loss = build_loss(config.loss)
         batch = config.train.per_device_train_batch_size
         data = config.data
-        if isinstance(data.eval, float):
+        if data.splits_off:
             dataset = build_dataset(data, template, batch, config.seed, None, loss.sequences)
             held_out = {source: set(dataset.eval.rows(source).tolist()) for source in dataset.eval_files}
         else:

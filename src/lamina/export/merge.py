@@ -30,6 +30,7 @@ from lamina.machine.pages import drop_file_pages
 from lamina.machine.quiet import quiet_transformers
 from lamina.models.fingerprint import weight_files
 from lamina.models.folder import Ends, complete_folder
+from lamina.models.remote_code import is_allowed
 from lamina.progress import Notify
 
 CERTIFICATE_FILE = "lamina_certificate.json"
@@ -56,7 +57,7 @@ def merge(
     path: str | Path,
     out: str | Path,
     *,
-    model: str | None = None,
+    model: str | Path | None = None,
     dtype: str = "auto",
     allow_base_mismatch: bool = False,
     original_base: bool = False,
@@ -185,6 +186,9 @@ def _write_merged(loaded: Loaded, folder: Path, notify: Notify) -> Folds:
     changes: dict[str, Any] = {"dtype": dtype_name(loaded.base.dtype), "quantization_config": None}
     if was_tied and not _is_tied(loaded.model):
         changes["tie_word_embeddings"] = False
+    added = loaded.base.added
+    if added is not None:
+        changes["vocab_size"] = added.rows
     complete_folder(
         folder,
         loaded.base.source.folder,
@@ -192,6 +196,7 @@ def _write_merged(loaded: Loaded, folder: Path, notify: Notify) -> Folds:
         loaded.template,
         changes,
         own_template=True,
+        own_tokens=added is not None,
         own_stop=lock is not None and lock.stop_token == loaded.template.stop_token,
         notify=notify,
     )
@@ -208,7 +213,7 @@ def _certify(
     """
     with quiet_transformers():
         written: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=loaded.base.dtype, local_files_only=True, trust_remote_code=False
+            folder, dtype=loaded.base.dtype, local_files_only=True, trust_remote_code=is_allowed(folder)
         )
     written = written.to(expected.device).eval()
     with _layer_by_layer(written, folder), quiet_transformers():

@@ -20,6 +20,7 @@ from lamina.chat.template import ChatTemplate
 from lamina.chat.tokenizer import fingerprint_tokenizer
 from lamina.machine.quiet import quiet_transformers
 from lamina.models.companions import MAX_BYTES, copy_companions
+from lamina.models.remote_code import is_allowed
 from lamina.models.rope_words import add_old_rope_words, config_parts
 from lamina.models.stops import with_stop_ids
 from lamina.progress import Notify
@@ -63,6 +64,7 @@ def complete_folder(
     *,
     own_template: bool = False,
     own_stop: bool = False,
+    own_tokens: bool = False,
     notify: Notify = lambda message: None,
 ) -> None:
     """Adds all files except the weights to a folder that has the weights.
@@ -74,11 +76,15 @@ def complete_folder(
         template: The chat template that the model was, or will be, trained with.
         changes: New values for keys of config.json; None removes a key.
         own_template: Whether to save the template as the tokenizer's own.
+        own_tokens: Whether to save the template's tokenizer, which has tokens that the base's lacks.
         own_stop: Whether to make the template's stop token the tokenizer's EOS, because the model was trained with it.
         notify: Called with a message about files that are left out.
     """
     for name in copy_companions(base, folder):
         notify(f"{base / name} is not copied: only weight files may be over {MAX_BYTES:,} bytes.")
+    if own_tokens:
+        with quiet_transformers():
+            template.tokenizer.save_pretrained(str(folder))
     config = _read(base / _CONFIG)
     for key, value in changes.items():
         _change(config, key, value)
@@ -193,7 +199,7 @@ def _write_tokenizer_with_stop(folder: Path, template: ChatTemplate, text: str |
     before = {name: (folder / name).read_bytes() for name in (_TOKENIZER, _SPECIAL) if (folder / name).is_file()}
     _write_tokenizer(folder, template.tokenizer, template.stop_token, text)
     with quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=is_allowed(folder))
     if fingerprint_tokenizer(tokenizer) == template.tokenizer_digest:
         return True
     for name, content in before.items():

@@ -16,6 +16,7 @@ from lamina.runs.run import (
     start_run,
     timestamp,
 )
+from lamina.runs.side_by_side import RunComparison, compare_runs
 
 __all__ = [
     "ADAPTER_FOLDER",
@@ -23,7 +24,9 @@ __all__ = [
     "FORMAT",
     "LOCK_FILE",
     "Run",
+    "RunComparison",
     "check_start",
+    "compare_runs",
     "exclusive",
     "keep_places",
     "moved_places",

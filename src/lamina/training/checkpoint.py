@@ -61,6 +61,8 @@ class TrainState:
         best_eval_loss: Its loss.
         best_eval_metrics: The loss's own figures with it.
         evals_without_gain: Evaluations since the last better one.
+        loss_scale: Scale of the loss, in float16; else None.
+        loss_scale_good_steps: Steps since it last changed.
         timed_tokens: Tokens of the steps that count for the speed (not the first of a process).
         timed_seconds: Their time.
         peak_memory_bytes: Largest so far, over all processes of the run.
@@ -79,6 +81,8 @@ class TrainState:
     best_step: int = -1
     best_eval_loss: float | None = None
     evals_without_gain: int = 0
+    loss_scale: float | None = None
+    loss_scale_good_steps: int = 0
     timed_tokens: int = 0
     timed_seconds: float = 0.0
     peak_memory_bytes: int = 0

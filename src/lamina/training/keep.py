@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lamina.adapters.adapter import write_adapter
 from lamina.adapters.lock import Lock, build_lock
+from lamina.methods.shared.score import score_head
 from lamina.training.checkpoint import RandomState, TrainState, save_best, save_checkpoint
 from lamina.training.record import data_digests
 from lamina.training.session import Session
@@ -42,8 +43,9 @@ def keep_best(session: Session, state: TrainState) -> Path:
 
 def lock_of(session: Session) -> Lock:
     """What the run's adapter is bound to."""
-    dataset = session.dataset
-    return build_lock(session.base, session.template, data_digests(dataset), is_only_text(dataset))
+    dataset, head = session.dataset, score_head(session.base.model)
+    classes = () if head is None else head.classes
+    return build_lock(session.base, session.template, data_digests(dataset), is_only_text(dataset), classes)
 
 
 def _write_as_it_is(session: Session, folder: Path, stored: Path) -> None:

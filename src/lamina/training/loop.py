@@ -22,9 +22,11 @@ from lamina.data.batch import PACKED
 from lamina.data.example import EncodedExample
 from lamina.distributed.world import ALONE, World
 from lamina.errors import Interrupted, LaminaError, TrainingError
+from lamina.machine.hardware import on_device
 from lamina.machine.memory import peak_bytes
 from lamina.machine.seeding import kept_generators, seed_generators
 from lamina.methods.shared.counts import count_parameters, total_parameters
+from lamina.models.load import Base
 from lamina.runs import Run, check_start, events, exclusive, recorded, start_run
 from lamina.runs.events import Note, OnEvent
 from lamina.signals import StopRequest, stop_on_signals
@@ -39,7 +41,9 @@ from lamina.training.checkpoint import (
 from lamina.training.event_log import EventLog
 from lamina.training.finish import finish
 from lamina.training.finite import check_evaluation, check_gradients
+from lamina.training.inputs import check_inputs
 from lamina.training.keep import keep_best, keep_checkpoint
+from lamina.training.loss_scale import LossScale
 from lamina.training.plan.memory import choose_checkpointing
 from lamina.training.plan.time import measured_tokens_per_second
 from lamina.training.preview import colored_example
@@ -64,6 +68,7 @@ def train(
     *,
     resume: bool = False,
     world: World = ALONE,
+    base: Base | None = None,
 ) -> Run:
     """Trains an adapter.
 
@@ -73,6 +78,7 @@ def train(
         resume: Go on with the run in `output_dir`, or with the one whose own configuration file is given. Model and
             data may have other places than they had, if they are the same by their digests.
         world: The processes that train together, of which this is one.
+        base: The base model, if it is in memory already; by default `config.model` is loaded.
 
     Returns:
         The finished run: `run.adapter` is the adapter's folder, `run.summary` the figures.
@@ -88,7 +94,9 @@ def train(
     """
     config = load_config(config)
     check_start(config, resume)
-    with exclusive(Run(Path(config.output_dir))), ExitStack() as stack:
+    if not resume:
+        check_inputs(config)
+    with exclusive(Run(Path(config.output_dir))), on_device(config.device), ExitStack() as stack:
         run = start_run(config, resume)
         for folder in (run.path, run.checkpoints):
             files.remove_leftovers(folder)
@@ -101,11 +109,11 @@ def train(
         was_killed = run.begun and run.manifest.status == "running"  # by somebody who has the lock no more
         stack.enter_context(recorded(run))
         stop = stack.enter_context(stop_on_signals())
-        log = stack.enter_context(EventLog(run, config.train.report_to, on_event, begun, stop, world))
+        log = stack.enter_context(EventLog(run, config, on_event, begun, stop, world))
         notify = lambda message: log.emit(Note(max(begun, 0), message=message))  # noqa: E731
         if was_killed:
             notify("The run was killed before; what is after its checkpoint is lost.")
-        session = build_session(config, run, notify, world)
+        session = build_session(config, run, notify, world, base)
         stack.enter_context(kept_generators(session.base.model.device))
         state = _take_up(session, checkpoint, log)
         _Loop(session, log, stop, state).run()
@@ -141,6 +149,7 @@ class _Loop:
         self.whole = True  # whether tensors, optimizer and method are those of state.step
         self.window = Window()
         self.remarked = False
+        self.scale = LossScale.of(session.base.dtype, state.loss_scale, state.loss_scale_good_steps)
 
     def run(self) -> None:
         self.model.train()
@@ -204,9 +213,15 @@ class _Loop:
             layout=self.layout,
             moving=self._moving,
             world=session.world,
+            scale=self.scale,
         )
+        if self.scale is not None:
+            state.loss_scale, state.loss_scale_good_steps = self.scale.scale, self.scale.good_steps
         seconds = time.perf_counter() - began
-        if not result.finite:
+        if result.overflowed and self.scale is not None:
+            state.skipped_steps += 1
+            self.log.emit(Note(state.step + 1, message=f"step {state.step + 1}: {self.scale.overflow()}"))
+        elif not result.finite:
             self._skip(result, micro_batches)
         else:
             state.skipped_in_a_row = 0
@@ -307,11 +322,12 @@ class _Loop:
         state, session = self.state, self.session
         if not session.dataset.eval or state.step == 0 or state.last_eval_step == state.step:
             return False
-        every = self.config.eval_steps or session.steps_per_epoch
+        every = self.config.steps_between(self.config.eval_steps or session.steps_per_epoch, session.total_steps)
         return state.step % every == 0 or state.step >= session.total_steps
 
     def _save_due(self) -> bool:
-        return self.state.step % self.config.save_steps == 0 and self.state.step >= self.first_step
+        every = self.config.steps_between(self.config.save_steps, self.session.total_steps)
+        return self.state.step % every == 0 and self.state.step >= self.first_step
 
     def _save(self) -> None:
         path = self._write_checkpoint()

@@ -42,6 +42,7 @@ def summarise(session: Session, state: TrainState, digest: str) -> Summary:
         total_parameters=total_parameters(session.base.model),
         adapted_weights_share=session.coverage.share,
         packed_weights_share=session.base.packing.share if session.base.packing is not None else None,
+        learning_rate=train.peak_learning_rate,
         loss_type=session.config.loss.type,
         reference=session.reference and session.reference.digest,
         eval_metrics_first=state.eval_metrics_first or None,

@@ -88,6 +88,10 @@ class MethodConfig(_Started):
     """Default of `train.learning_rate`: the smallest value of a sweep whose loss is within 2% of the best
     (docs/benchmarks.md), if the method was part of the sweep."""
 
+    learning_rate_follows_width: ClassVar[bool] = True
+    """Whether the default is lowered for wide models (`training/rate.py`). Vectors that stand for tokens are learned at
+    the same rate in models of every size (Lester et al., 2021, up to 11 billion weights), and so are IA3's scales."""
+
     base_is_read_only: ClassVar[bool] = True
     """Whether the method only reads the base layers' weights, so that lamina may replace the layers (quantized,
     offloaded)."""
