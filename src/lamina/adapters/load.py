@@ -21,6 +21,7 @@ from lamina.errors import AdapterError, ConfigError, ModelError
 from lamina.machine.hardware import default_device
 from lamina.methods.shared.base import Injection, find_method
 from lamina.methods.shared.counts import ParameterCounts, count_parameters, total_parameters
+from lamina.methods.shared.peft_layers import PeftLayer, remove_peft_layers
 from lamina.models.copies import bare_copy
 from lamina.models.fingerprint import fingerprint_base
 from lamina.models.load import Base, load_base
@@ -84,8 +85,10 @@ class Loaded:
             AdapterError: It is missing, damaged, or does not fit the model.
             BaseMismatchError: It is locked to another base.
         """
-        base = replace(self.base, model=bare_copy(self.model))
-        return _put_on(read_adapter(adapter_folder(path)), base, allow_base_mismatch)
+        adapter, bare = read_adapter(adapter_folder(path)), bare_copy(self.model)
+        if any(isinstance(layer, PeftLayer) for layer in self.injection.layers.values()):
+            remove_peft_layers(bare)
+        return _put_on(adapter, replace(self.base, model=bare), allow_base_mismatch)
 
     def parameter_counts(self) -> ParameterCounts:
         """Counts the parameters of adapter and base; printed, it is a line."""
