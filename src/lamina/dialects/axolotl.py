@@ -149,7 +149,7 @@ _METHOD: dict[str, Entry] = {
     "merge_lora": Own("`lamina merge` merges a finished adapter"),
     "loraplus_lr_ratio": To("train.loraplus_lr_ratio", values.decimal),
     "loraplus_lr_embedding": Own("the embeddings have the learning rate of A"),
-    "unfrozen_parameters": Read("method.modules_to_save", "method: {modules_to_save: [lm_head]}"),
+    "unfrozen_parameters": Read("method.parameters", "method: {type: full, parameters: [lm_head]}"),
     **own(
         _KERNELS,
         (
