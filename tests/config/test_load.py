@@ -256,7 +256,7 @@ def test_missing_field_shows_how_to_give_it() -> None:
         (with_train(learning_rate=float("inf")), "train.learning_rate", "inf"),
         (with_train(learning_rate=0), "train.learning_rate", "0"),
         (with_train(warmup_ratio=1.0), "train.warmup_ratio", "1.0"),
-        (with_train(report_to="tensorboard"), "train.report_to", "'tensorboard'"),
+        (with_train(report_to=3), "train.report_to", "3"),
         ({**MINIMAL, "seed": 2**63}, "seed", str(2**63)),
         ({**MINIMAL, "output_dir": ""}, "output_dir", "''"),
         ({**MINIMAL, "train": None}, "train", "None"),

@@ -75,9 +75,13 @@ def test_run_directory_is_complete(finished: tuple[Run, list[Event]]) -> None:
     assert [name for name in kept if name.startswith("step")] == ["step-00000009", "step-00000012"]
     assert len([name for name in kept if name.startswith("best")]) == 1
     assert sorted(path.name for path in run.adapter.iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "chat_template.jinja",
         "lamina.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
     ]
 
 

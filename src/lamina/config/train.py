@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from lamina import plugins
 from lamina.config.optimizers import OPTIMIZERS, SPECIAL_SETTINGS, GaloreConfig, OptimizerName
 from lamina.config.section import Section
 
@@ -52,6 +53,17 @@ DEFAULT_EPOCHS = 3.0
 
 # The value that the LoRA+ authors recommend.
 LORAPLUS_RATIO = 16.0
+
+
+if TYPE_CHECKING:
+    TrackerName = str
+else:
+    TrackerName = Literal[tuple(plugins.members("trackers"))]
+
+
+def _as_list(value: object) -> object:
+    """One tracker may be given as a text; `none` is what transformers calls an empty list."""
+    return value if not isinstance(value, str) else [] if value == "none" else [value]
 
 
 class TrainConfig(Section):
@@ -146,8 +158,8 @@ class TrainConfig(Section):
     logging_steps: PositiveInt = 1
     """Steps between two lines of metrics."""
 
-    report_to: list[Literal["tensorboard"]] = Field(default_factory=list)
-    """Experiment trackers to log to, in addition to `metrics.jsonl`."""
+    report_to: Annotated[list[TrackerName], BeforeValidator(_as_list)] = Field(default_factory=list)
+    """Experiment trackers to log to, in addition to `metrics.jsonl`: a name or a list of names (docs/trackers.md)."""
 
     @model_validator(mode="after")
     def _check_combinations(self) -> TrainConfig:
