@@ -31,7 +31,9 @@ ORDER = [
     "plugins",
     "machine",
     "distributed",
+    "dialects",
     "config",
+    "migration",
     "runs",
     "trackers",
     "registry",
@@ -53,6 +55,7 @@ ORDER = [
     "gate",
     "export",
     "api",
+    "compat",
     "quickstart",
     "verification",
     "doctor",
@@ -63,6 +66,8 @@ ORDER = [
 
 # The same within a room, for the packages in it; `*` is every file that is not named.
 INSIDE = {
+    "migration": ["draft", "settle", "sources", "arguments", "axolotl_data", "*", "translate"],
+    "dialects": ["outcome", "values", "templates", "training_arguments", "peft", "*", "hints"],
     "config": ["section", "targets", "families", "methods", "losses", "optimizers", "*"],
     "data": ["example", "read", "formats", "*"],
     "compute": ["kernels", "weights", "ops", "fusion", "decoding"],
@@ -77,7 +82,22 @@ INSIDE = {
 }
 
 # These import neither torch nor transformers, so that the command line and its errors answer at once.
-LIGHT = ("version", "errors", "files", "pages", "charts", "signals", "progress", "cache", "plugins", "config", "runs", "registry")
+LIGHT = (
+    "version",
+    "errors",
+    "files",
+    "pages",
+    "charts",
+    "signals",
+    "progress",
+    "cache",
+    "plugins",
+    "dialects",
+    "config",
+    "migration",
+    "runs",
+    "registry",
+)
 
 # No room holds a larger share of all lines.
 LARGEST_SHARE = 0.18

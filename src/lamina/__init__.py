@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lamina.version import __version__
 
 if TYPE_CHECKING:
+    from lamina.adapters.convert import convert
     from lamina.adapters.load import Loaded, load
     from lamina.api.train import train
     from lamina.config import Config, load_config
@@ -39,9 +40,10 @@ if TYPE_CHECKING:
         StorageError,
         TrainingError,
     )
+    from lamina.evaluation.classify import classify
     from lamina.evaluation.evaluate import evaluate
     from lamina.evaluation.subjects import evaluate_subjects
-    from lamina.export.merge import merge
+    from lamina.export.merge import merge, merge_and_unload
     from lamina.export.quantize import quantize
     from lamina.gate.run import run_gate
     from lamina.registry.registry import Registry
@@ -75,7 +77,9 @@ _LAZY = {
     "StorageError": "lamina.errors",
     "TrainingError": "lamina.errors",
     "Verification": "lamina.verification.report",
+    "classify": "lamina.evaluation.classify",
     "compare_runs": "lamina.runs",
+    "convert": "lamina.adapters.convert",
     "evaluate": "lamina.evaluation.evaluate",
     "evaluate_subjects": "lamina.evaluation.subjects",
     "generate": "lamina.engine.generate",
@@ -83,6 +87,7 @@ _LAZY = {
     "load_config": "lamina.config",
     "load_run": "lamina.runs",
     "merge": "lamina.export.merge",
+    "merge_and_unload": "lamina.export.merge",
     "quantize": "lamina.export.quantize",
     "run_gate": "lamina.gate.run",
     "train": "lamina.api.train",
@@ -117,7 +122,9 @@ __all__ = [
     "TrainingError",
     "Verification",
     "__version__",
+    "classify",
     "compare_runs",
+    "convert",
     "evaluate",
     "evaluate_subjects",
     "generate",
@@ -125,6 +132,7 @@ __all__ = [
     "load_config",
     "load_run",
     "merge",
+    "merge_and_unload",
     "quantize",
     "run_gate",
     "train",

@@ -323,12 +323,10 @@ def test_what_lamina_has_itself_is_pointed_to(monkeypatch: pytest.MonkeyPatch) -
 
 # What lamina's own method says no to is no reason for `type: peft` to point back to it.
 ELSEWHERE: list[tuple[str, dict[str, Any], str | None]] = [
-    ("LORA", {"target_modules": ["embed_tokens"]}, None),
     ("LORA", {"target_modules": ["q_proj"], "init_lora_weights": "mica"}, None),
     ("LORA", {"target_modules": ["q_proj"], "r": 64}, None),
     ("LORA", {"target_modules": ["q_proj"], "lora_bias": True}, None),
     ("LORA", {"target_modules": ["q_proj"], "ensure_weight_tying": True}, None),
-    ("LORA", {"target_modules": ["q_proj"], "trainable_token_indices": [3]}, None),
     ("LORA", {"target_modules": ["q_proj"], "use_bdlora": {"target_modules_bd_a": ["q_proj"], "nblocks": 2}}, None),
     ("LN_TUNING", {"target_modules": ["q_proj"]}, None),
     ("LORA", {"target_modules": "q_proj"}, "write target_modules as a list"),
@@ -361,9 +359,9 @@ def test_no_advice_leads_in_a_circle(
         inject(build_model("qwen2"), method, seed=0)
 
 
-@pytest.mark.parametrize("field", ["target_parameters", "lora_bias", "trainable_token_indices", "ensure_weight_tying"])
+@pytest.mark.parametrize("field", ["target_parameters", "lora_bias"])
 def test_lora_points_to_pefts_for_what_that_alone_has(field: str) -> None:
-    values = {"target_parameters": ["q_proj.weight"], "trainable_token_indices": [1]}
+    values = {"target_parameters": ["q_proj.weight"]}
     method = {"type": "lora", field: values.get(field, True)}
     with pytest.raises(ConfigError, match=r"method\.\w+: unknown key.*`type: peft` and `peft_type: LORA`"):
         load_config({"data": {"train": "x"}, "method": method})

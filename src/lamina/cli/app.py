@@ -23,7 +23,9 @@ from typer.main import get_group
 from lamina.cli.arguments import asks_for_json, refuse_empty, refuse_undecoded_folder
 from lamina.cli.bench import bench
 from lamina.cli.cache import cache
+from lamina.cli.classification import classify
 from lamina.cli.compare import compare
+from lamina.cli.convert import convert
 from lamina.cli.data import data
 from lamina.cli.evaluation import evaluate
 from lamina.cli.facts import COMPLETE_VARIABLE, completion, methods, schema, version
@@ -31,9 +33,11 @@ from lamina.cli.failures import Commands, run_command, tracebacks_in
 from lamina.cli.gate import gate
 from lamina.cli.generation import chat, generate
 from lamina.cli.init import init
+from lamina.cli.migration import import_config
 from lamina.cli.output import (
     MAX_SEED,
     Bars,
+    DeviceOption,
     JsonFlag,
     MismatchFlag,
     ModelOption,
@@ -68,12 +72,15 @@ app.add_typer(cache, name="cache")
 app.add_typer(data, name="data")
 app.add_typer(registry, name="registry")
 app.command(name="eval")(evaluate)
+app.command(name="import")(import_config)
 for command in (
     init,
     gate,
     compare,
     generate,
     chat,
+    classify,
+    convert,
     serve,
     replay,
     promote,
@@ -120,7 +127,11 @@ Overrides = Annotated[
 @app.command()
 def train(
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG|DATA", help="A YAML file (- for standard input), or a data file.")
+        str,
+        typer.Argument(
+            metavar="CONFIG|DATA",
+            help="A YAML file (- for standard input), of lamina, or of Axolotl, LLaMA-Factory or TRL; or a data file.",
+        ),
     ],
     overrides: Overrides = None,
     resume: Annotated[
@@ -134,7 +145,7 @@ def train(
     """Train an adapter. A data file alone trains with all defaults."""
     from lamina.config import load_config
 
-    checked = load_config(config, overrides or [])
+    checked = load_config(_translated(config), overrides or [])
     from lamina.config.places import check_files
     from lamina.runs import check_start
 
@@ -161,6 +172,20 @@ def train(
     err.print(f"  next    lamina chat {escape(str(run.path))}")
 
 
+def _translated(config: str) -> str | dict[str, object]:
+    """Returns a configuration of another library as one of lamina, and shows what became of it."""
+    from lamina.migration import is_foreign, translate
+
+    if not is_foreign(Path(config)):
+        return config
+    from lamina.cli.migration import check, print_translation
+
+    translation = translate(config)
+    print_translation(translation)
+    check(translation, f"lamina import {shlex.quote(config)} --out run.yaml --lenient")
+    return translation.values
+
+
 def print_plan(config: Config, as_json: bool) -> None:
     """Prints a resolved configuration and the plan of its run."""
     import yaml
@@ -182,9 +207,10 @@ def merge(
     source: Source,
     destination: Annotated[Path, typer.Option("--out", help="Folder to write; must not exist.")],
     dtype: Annotated[
-        str, typer.Option(help="bfloat16, float32, or auto: the dtype that the adapter was trained in.")
+        str, typer.Option(help="bfloat16, float16, float32, or auto: the dtype that the adapter was trained in.")
     ] = "auto",
     model: ModelOption = None,
+    device: DeviceOption = "auto",
     allow_base_mismatch: MismatchFlag = False,
     original_base: Annotated[
         bool,
@@ -198,8 +224,8 @@ def merge(
     as_json: JsonFlag = False,
 ) -> None:
     """Merge an adapter into its base model, write a transformers folder, and certify that it is the same model."""
-    if dtype not in ("auto", "bfloat16", "float32"):
-        raise ConfigError(Problem("--dtype", f"{dtype!r} is not one of auto, bfloat16, float32"))
+    if dtype not in ("auto", "bfloat16", "float16", "float32"):
+        raise ConfigError(Problem("--dtype", f"{dtype!r} is not one of auto, bfloat16, float16, float32"))
     from lamina.export.merge import merge as merge_adapter
 
     merged = merge_adapter(

@@ -14,6 +14,7 @@ from rich.table import Table
 from lamina.cli.output import (
     MAX_SEED,
     Bars,
+    DeviceOption,
     JsonFlag,
     MismatchFlag,
     ModelOption,
@@ -116,6 +117,7 @@ def evaluate(
     ] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write the generated answers to this .jsonl file.")] = None,
     model: ModelOption = None,
+    device: DeviceOption = "auto",
     allow_base_mismatch: MismatchFlag = False,
     as_json: JsonFlag = False,
 ) -> None:

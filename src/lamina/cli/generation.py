@@ -12,6 +12,7 @@ import typer
 from lamina.cli.output import (
     MAX_SEED,
     Bars,
+    DeviceOption,
     JsonFlag,
     MismatchFlag,
     ModelOption,
@@ -50,6 +51,7 @@ def generate(
     schema: Annotated[Path | None, typer.Option(help="A .json file: every answer is JSON of this schema.")] = None,
     base: Annotated[bool, typer.Option("--base", help="Answer with the base model, without the adapter.")] = False,
     model: ModelOption = None,
+    device: DeviceOption = "auto",
     allow_base_mismatch: MismatchFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -90,6 +92,7 @@ def chat(
         int | None, typer.Option(min=0, max=MAX_SEED, help="Seed for sampling; by default answers differ each time.")
     ] = None,
     model: ModelOption = None,
+    device: DeviceOption = "auto",
     allow_base_mismatch: MismatchFlag = False,
     as_json: JsonFlag = False,
 ) -> None:

@@ -24,6 +24,20 @@ Source = Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run direct
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="The base model; by default the one that the adapter records.")
 ]
+
+
+def _use_device(name: str) -> str:
+    if name != "auto":
+        from lamina.machine.hardware import use_device
+
+        use_device(name)
+    return name
+
+
+DeviceOption = Annotated[
+    str,
+    typer.Option("--device", callback=_use_device, help="auto (a GPU if there is one), cpu, cuda, cuda:N or mps."),
+]
 MismatchFlag = Annotated[
     bool, typer.Option("--allow-base-mismatch", help="Continue even if the adapter is locked to another base model.")
 ]

@@ -208,7 +208,7 @@ class _Comparer:
             outcome,
             state="done",
             steps=summary.steps,
-            learning_rate=config.train.peak_learning_rate,
+            learning_rate=summary.learning_rate,
             trainable_parameters=summary.trainable_parameters,
             total_parameters=summary.total_parameters,
             adapter_bytes=_size(Path(summary.adapter)),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,10 +22,13 @@ from lamina.config.given import only_given, resolved_values, section_of
 from lamina.config.losses import LOSS_CONFIGS, NO_LOSSES, LossConfig
 from lamina.config.methods import METHOD_CONFIGS, MethodConfig
 from lamina.config.overrides import read_value
+from lamina.config.peft_objects import is_peft_config, method_config_from_peft
 from lamina.config.places import at_home, expand_home, find_near, map_paths, own_run
 from lamina.config.read import STDIN, read_config, read_yaml
 from lamina.config.root import Config
 from lamina.config.shorthand import is_data_file, run_name
+from lamina.dialects.hints import hint_for, value_hint
+from lamina.dialects.recognize import TITLES, recognize
 from lamina.errors import ConfigError, NewerVersionError, Problem, nearest
 from lamina.version import is_newer
 
@@ -36,6 +40,9 @@ _TYPES = {"method": "type: lora", "loss": "type: cross_entropy"}
 _FAMILIES = {"method.type": "methods", "loss.type": "losses", "train.optim": "optimizers", "data.format": "formats"}
 
 
+# How the problem of an unknown key begins.
+_UNKNOWN = "unknown key"
+
 # Fields that name files and folders.
 _PATHS = ("model", "method.from", "output_dir", "data.train", "data.eval", "data.replay")
 
@@ -45,8 +52,9 @@ def load_config(source: str | Path | Mapping[str, Any] | Config, overrides: Iter
 
     Args:
         source: A YAML file (`-` is standard input), a data file to train on, a mapping with the same structure as the
-            YAML (paths may be `Path`s), or a `Config`. A run's own `config.yaml` belongs to the run directory that it
-            is in, even after that was moved, and its relative paths are resolved as they were when the run started.
+            YAML (paths may be `Path`s, and `method` a configuration object of peft's), or a `Config`. A run's own
+            `config.yaml` belongs to the run directory that it is in, even after that was moved, and its relative paths
+            are resolved as they were when the run started.
         overrides: `key.sub=value` strings; see `read_value` for how the value is parsed. Given settings stay; filled-in
             settings follow the overrides, for example the default learning rate of another method or optimizer.
 
@@ -65,7 +73,8 @@ def load_config(source: str | Path | Mapping[str, Any] | Config, overrides: Iter
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        problems = [*unusable, *_one_per_field([_problem(detail) for detail in error.errors()])]
+        found = _one_per_field([_problem(detail) for detail in error.errors()])
+        problems = [*unusable, *_names_once(found)]
         if is_newer(started_by):
             reason = "; ".join(f"{problem.field}: {problem.message}" for problem in problems)
             raise NewerVersionError(name, started_by, reason.removesuffix(".")) from None
@@ -89,6 +98,9 @@ def _values_of(source: str | Path | Mapping[str, Any] | Config) -> tuple[dict[st
     if isinstance(source, Config):
         return resolved_values(source), "", ""
     if isinstance(source, Mapping):
+        method = source.get("method")
+        if is_peft_config(method):
+            source = {**source, "method": method_config_from_peft(method)}
         return _without_path_objects(source), "", ""
     path = Path(source)
     if is_data_file(path):
@@ -96,6 +108,10 @@ def _values_of(source: str | Path | Mapping[str, Any] | Config) -> tuple[dict[st
     if origin := own_run(path):
         return at_home(read_yaml(path), path.parent, origin), str(source), origin.lamina
     values = read_config(path)
+    if dialect := recognize(values):
+        message = f"{path} is a configuration of {TITLES[dialect]}, not of lamina"
+        fix = f"translate it with `lamina import {shlex.quote(str(source))} --out run.yaml`"
+        raise ConfigError(Problem("config", message, fix))
     if str(source) != STDIN:
         values.setdefault("output_dir", f"runs/{path.stem}")
         values = map_paths(values, lambda field, named: find_near(named, path.parent))
@@ -167,8 +183,8 @@ def _problem(detail: ErrorDetails) -> Problem:
             section = _section_at(location[:-1])
             allowed = sorted(section.model_fields) if section is not None else []
             absent = section.absent if section is not None and issubclass(section, (MethodConfig, LossConfig)) else {}
-            hint = absent.get(location[-1]) or nearest(location[-1], allowed)
-            return Problem(field, f"unknown key; allowed here: {', '.join(allowed)}.", hint)
+            hint = absent.get(location[-1]) or hint_for(field, value) or nearest(location[-1], allowed)
+            return Problem(field, f"{_UNKNOWN}; allowed here: {', '.join(allowed)}.", hint)
         case "missing":
             return Problem(field, "is required but not given.", f"add it, such as `{_example(_as_written(location))}`")
         case "literal_error" | "enum":
@@ -183,7 +199,7 @@ def _problem(detail: ErrorDetails) -> Problem:
             return Problem(field, f"got {_short(value)}; must be a mapping of keys.")
         case _:
             message = detail["msg"].replace("Input should be", "must be").replace("Input", "the value")
-            return Problem(field, f"got {_short(value)}; {message}.")
+            return Problem(field, f"got {_short(value)}; {message}.", value_hint(field, value))
 
 
 def _no_such(field: str, value: object, expected: str) -> Problem:
@@ -195,7 +211,7 @@ def _no_such(field: str, value: object, expected: str) -> Problem:
     if field == "loss.type" and str(value).lower() in NO_LOSSES:
         why, fix = NO_LOSSES[str(value).lower()]
         return Problem(field, f"{value!r} is not one of {expected}: {why}.", fix)
-    hint = nearest(str(value), re.findall(r"'([^']*)'", expected))
+    hint = value_hint(field, value) or nearest(str(value), re.findall(r"'([^']*)'", expected))
     return Problem(field, f"{value!r} is not one of {expected}.", hint)
 
 
@@ -220,6 +236,18 @@ def _one_per_field(problems: list[Problem]) -> list[Problem]:
                 earlier.fix or problem.fix,
             )
     return list(joined.values())
+
+
+def _names_once(problems: list[Problem]) -> list[Problem]:
+    """Leaves the names that a section allows with its first unknown key alone."""
+    told: set[str] = set()
+    shortened = []
+    for problem in problems:
+        if problem.message in told and problem.message.startswith(_UNKNOWN):
+            problem = Problem(problem.field, f"{_UNKNOWN}.", problem.fix)
+        told.add(problem.message)
+        shortened.append(problem)
+    return shortened
 
 
 def _is_union_tag(part: object) -> bool:

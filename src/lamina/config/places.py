@@ -166,8 +166,13 @@ def map_paths(values: Mapping[str, Any], change: Callable[[str, str], str]) -> d
 
 
 def is_template_file(name: str) -> bool:
-    """Returns whether `data.chat_template` is a file rather than a built-in template."""
-    return "/" in name or "\\" in name or name.endswith((".jinja", ".j2"))
+    """Returns whether `data.chat_template` is a file rather than a built-in template or a text."""
+    return not is_template_text(name) and ("/" in name or "\\" in name or name.endswith((".jinja", ".j2")))
+
+
+def is_template_text(name: str) -> bool:
+    """Returns whether `data.chat_template` is a Jinja text itself."""
+    return "{{" in name or "{%" in name
 
 
 def _map_sources(train: Any, change: Callable[[str, str], str]) -> Any:

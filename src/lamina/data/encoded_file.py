@@ -39,6 +39,7 @@ class EncodedFile:
         store: The tokens of its rows.
         report: What happened to its rows; completed while the data is assembled.
         whole_rows: Whether rows must not be cut; see `Sequences`.
+        pooled: Whether every row counts, and is cut if it is too long; see `Sequences`.
         notes: Other messages to the user.
     """
 
@@ -48,6 +49,7 @@ class EncodedFile:
     store: TokenStore
     report: FileReport
     whole_rows: bool = False
+    pooled: bool = False
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -107,7 +109,7 @@ def encode_file(
     store = cached_store(key if sha256 else None, build)
     report = store.facts.report(file.name, sha256, role, source.weight if role == "train" else 1.0)
     whole = sequences.whole_rows or store.facts.several
-    return EncodedFile(file, source, config.text_unit, store, report, whole, list(file.notes))
+    return EncodedFile(file, source, config.text_unit, store, report, whole, sequences.pooled, list(file.notes))
 
 
 def _fill(
@@ -144,6 +146,8 @@ def _fill(
                 facts.trimmed.add(row.number)
             facts.kinds[row.example.kind] = facts.kinds.get(row.example.kind, 0) + 1
             facts.wanted += row.example.label is True
+            if row.example.kind is Kind.CLASSIFICATION:
+                facts.classes[row.example.category] = facts.classes.get(row.example.category, 0) + 1
             facts.with_tools += row.example.has_tools
             facts.with_thinking += any(message.thinking for message in row.example.messages)
             facts.remark(row.number, encoded.remarks)

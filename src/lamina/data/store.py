@@ -29,7 +29,7 @@ from lamina.data.report import FileReport, RowList
 from lamina.errors import StorageError
 
 # Stores of other versions are not read. Increase it with every change to what is stored, or to how rows are encoded.
-VERSION = 7
+VERSION = 8
 
 # Maximum number of texts to count separately. A template has one or two; texts specific to a row are not worth
 # counting.
@@ -71,6 +71,7 @@ class Facts:
         with_tools: Number of stored rows with tools, calls or results.
         with_thinking: Number of stored rows with reasoning separate from the answer.
         wanted: Number of stored rows with a label that says that the answer is desirable.
+        classes: Number of stored rows, by class.
         not_asked: Stored rows with answers that are excluded from the loss (see `Remarks`).
         openings: Number of stored rows, by the template's text in the loss before their last answer.
         reasoning_given: Number of stored rows whose reasoning is excluded from the loss.
@@ -89,6 +90,7 @@ class Facts:
     with_tools: int = 0
     with_thinking: int = 0
     wanted: int = 0
+    classes: dict[str, int] = field(default_factory=dict)
     not_asked: RowList = field(default_factory=RowList)
     openings: dict[str, int] = field(default_factory=dict)
     reasoning_given: int = 0

@@ -41,7 +41,8 @@ def figures_of(found: Evaluation) -> list[tuple[str, str, str]]:
     rows = [("loss", f"{found.base_loss:.4f}", f"{found.loss:.4f}")]
     if found.perplexity is not None:
         rows.append(("perplexity", f"{found.base_perplexity:.2f}", f"{found.perplexity:.2f}"))
-    rows += [(name, f"{found.base_metrics[name]:.4f}", f"{value:.4f}") for name, value in found.metrics.items()]
+    if found.classification is None:  # whose figures have a table of their own
+        rows += [(name, f"{found.base_metrics[name]:.4f}", f"{value:.4f}") for name, value in found.metrics.items()]
     for name, scores in found.scores.items():
         title = name.replace("_", " ") + (f" ({len(found.predictions)} rows)" if found.sampled else "")
         form = "{:.1f}" if max(scores.base, scores.adapter) > 1 else "{:.1%}"  # chrF is a number up to 100

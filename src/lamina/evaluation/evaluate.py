@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lamina.adapters.load import Loaded, adapter_folder, load
+from lamina.adapters.load import Loaded, load
 from lamina.compute.fusion import fast_path
 from lamina.config import DataConfig
 from lamina.config.losses.cross_entropy import CrossEntropyConfig
@@ -19,15 +19,18 @@ from lamina.engine.generate import build_generator, complete
 from lamina.engine.generator import ADAPTER, Generator
 from lamina.engine.sampling import DEFAULT_MAX_TOKENS, Sampling
 from lamina.errors import ConfigError, DataError, Problem
+from lamina.evaluation.classification import ClassificationScores, class_probabilities, class_scores
 from lamina.evaluation.forgetting import general_losses
 from lamina.evaluation.judgement import explain
 from lamina.evaluation.preference import Share, preference_accuracy
 from lamina.evaluation.preference import complete as complete_rows
 from lamina.evaluation.scorers import Case, Given, Scorer, build_scorer, find_scorers
 from lamina.losses.base import Loss, build_loss
+from lamina.losses.classification import Classification
+from lamina.methods.shared.score import score_head
 from lamina.models.vocabulary import check_side
 from lamina.progress import Notify, Progress
-from lamina.runs import Run
+from lamina.runs import Run, run_of
 from lamina.structure.head import find_head
 from lamina.training.step import EvaluationResult, evaluate_loss
 
@@ -97,6 +100,7 @@ class Evaluation:
         metrics: The loss's own figures, of the adapter.
         base_metrics: The same of the bare base.
         preference_accuracy: Share of pairs whose chosen answer has the higher reward; None without pairs.
+        classification: Accuracy and macro F1 of a classifier; None for others.
         margin: Mean difference between the rewards of chosen and rejected answers; None without a loss over answers.
         general_loss: Loss of the adapter on general text, which shows what it forgot; None if it was not measured.
         base_general_loss: The same of the bare base.
@@ -119,6 +123,7 @@ class Evaluation:
     base_metrics: dict[str, float]
     preference_accuracy: Share | None = None
     margin: float | None = None
+    classification: ClassificationScores | None = None
     general_loss: float | None = None
     base_general_loss: float | None = None
     sampled: bool = False
@@ -181,13 +186,17 @@ def evaluate(
     generator, sampling = generator or build_generator(loaded), Sampling(max_tokens=max_new_tokens)
     for note in [*loaded.notes, *(generator.notes(sampling) if scorers or answers else [])]:
         notify(note)
-    run = _run_of(loaded.adapter.path)
-    loss = build_loss(run.config.loss if run else CrossEntropyConfig())
+    run = run_of(loaded.adapter.path)
+    loss = _loss_of(loaded, run)
+    if scorers and isinstance(loss, Classification):
+        message = "compares generated answers, and a classifier has none"
+        raise ConfigError(Problem("--score", message, "leave it out: accuracy and macro F1 are always there"))
     dataset, rows, notes = _eval_data(loaded, run, data, columns, max_rows, loss)
     check_side(dataset.eval, [file.path for file in dataset.report.files], loaded.model, loaded.tokenizer)
     encoded = complete_rows(dataset.eval[rows], loss, loaded, run, notify)
     examples = _conversations(dataset)[rows] if scorers else []
-    sampled = bool(answers) and not scorers
+    is_classifier = isinstance(loss, Classification)
+    sampled = bool(answers) and not scorers and not is_classifier
     if sampled:
         examples = [row for row in dataset.eval_examples()[rows] if row.kind is not Kind.TEXT][:answers]
         scorers = quick_scorers() if examples else []
@@ -201,12 +210,17 @@ def evaluate(
         head = find_head(loaded.model)
         base = measure("loss of the base")
     adapter = measure("loss of the adapter")
+    classified = None
+    if isinstance(loss, Classification):
+        with fast_path(loaded.model, longest=encoded.longest) as path:
+            found = class_probabilities(loaded.model, head, encoded, batch_size, path.layout)
+        classified = class_scores(found.argmax(1), loss.targets(encoded).numpy(), loss.classes)
     predictions = _predict(generator, examples, sampling, scorers, progress) if scorers else []
     scores = {scorer.name: _means(predictions, scorer.name) for scorer in scorers}
     exact = None if sampled else scores.get("exact_match")
     texts = (
         general_losses(loaded, batch_size, lambda done, total: progress("general text", done, total))
-        if general
+        if general and not is_classifier
         else (None, None)
     )
     if scorers and loaded.template.thinking == "unsupervised":
@@ -230,6 +244,7 @@ def evaluate(
         base_general_loss=texts[0],
         general_loss=texts[1],
         sampled=sampled and bool(scorers),
+        classification=classified,
     )
     gains = {
         each.name: (scores[each.name].base, scores[each.name].adapter) for each in scorers if each.larger_is_better
@@ -244,6 +259,14 @@ def quick_scorers() -> list[Scorer]:
         with contextlib.suppress(ConfigError):
             found.append(build_scorer(name))
     return found
+
+
+def _loss_of(loaded: Loaded, run: Run | None) -> Loss:
+    """The loss of the run; of an adapter by itself, what its head says."""
+    head = score_head(loaded.model)
+    if run is None and head is not None and len(head.weight) > 1:
+        return Classification(head.classes or [str(number) for number in range(len(head.weight))])
+    return build_loss(run.config.loss if run else CrossEntropyConfig())
 
 
 def _predict(
@@ -290,7 +313,8 @@ def _eval_data(
         if not len(dataset.eval):
             raise DataError(f"{run.path}: the run has no evaluation rows. Fix: give a file with --data.")
         return dataset, slice(max_rows), _changes_since(run, dataset)
-    changes = {"train": str(data), "columns": columns, "format": "auto", "eval": None, "replay": None}
+    format_name = "classification" if loss.sequences.pooled else "auto"
+    changes = {"train": str(data), "columns": columns, "format": format_name, "eval": None, "replay": None}
     changes |= {"stratify_by": None, "group_by": None}
     settings = run.config.data if run else DataConfig(train=str(data))
     if run and columns is None:
@@ -330,11 +354,6 @@ def _conversations(dataset: Dataset) -> list[Example]:
     if any(example.kind is Kind.TEXT for example in examples):
         raise DataError("plain text has no answers to compare with. Fix: leave --exact-match out.")
     return examples
-
-
-def _run_of(adapter: Path) -> Run | None:
-    run = Run(adapter.parent)
-    return run if run.config_path.is_file() and run.adapter == adapter_folder(adapter) else None
 
 
 def _means(predictions: Sequence[Prediction], scorer: str) -> Scores:

@@ -51,9 +51,9 @@ def complete(side: Side, loss: Loss, loaded: Loaded, run: Run | None, notify: No
     if run is None:
         return side
     config = run.config
-    loss.attach(loaded.injection, loaded.base, config.seed, notify)
     if run.summary is not None:
         loss.recall(run.summary.figures)
+    loss.attach(loaded.injection, loaded.base, config.seed, notify)
     side = loss.arrange(side, config.seed, config.data.max_length)
     if not loss.needs_reference:
         return side

@@ -196,11 +196,9 @@ def check_merges(injection: Injection) -> None:
     Raises:
         AdapterError: The method cannot be merged into weights.
     """
-    if any(isinstance(layer, ScoreHead) for layer in injection.layers.values()):
-        raise AdapterError(
-            "the adapter is a reward model, whose score is no part of a language model that it could be merged into. "
-            "Fix: use it as an adapter."
-        )
+    for layer in injection.layers.values():
+        if isinstance(layer, ScoreHead):
+            raise AdapterError(f"the adapter is {layer.kind}. Fix: use it as an adapter.")
     if not all(layer.merges for layer in injection.layers.values()):
         title = METHOD_CONFIGS[injection.config.type].title
         raise AdapterError(

@@ -33,7 +33,7 @@ from lamina.compute.ops.adapter import AdapterModule, set_module
 from lamina.compute.ops.dora import row_norms, row_squares
 from lamina.compute.ops.lora_linear import lora_linear
 from lamina.compute.weights import FrozenLinear, freeze_linear
-from lamina.config.methods.lora import EvaConfig, LoftqConfig, LoraConfig
+from lamina.config.methods.lora import LoftqConfig, LoraConfig
 from lamina.errors import AdapterError, ConfigError, Problem
 from lamina.methods.shared.base import Injection, Method, Saved, tensor_name
 from lamina.methods.shared.linears import (
@@ -43,7 +43,15 @@ from lamina.methods.shared.linears import (
     refuse_unknown,
     with_defaults,
 )
-from lamina.methods.shared.lora_eva import eva_factors
+from lamina.methods.shared.lora_embedding import (
+    LoraEmbedding,
+    TiedLoraHead,
+    check_embedding,
+    tied_ends,
+    trained_whole,
+    with_tied,
+)
+from lamina.methods.shared.lora_eva import fit_to_data
 from lamina.methods.shared.lora_init import initial_factors
 from lamina.methods.shared.lora_modules import (
     bias_modules,
@@ -56,6 +64,7 @@ from lamina.methods.shared.lora_modules import (
 from lamina.methods.shared.low_rank import LowRankLinear
 from lamina.methods.shared.peft_types import PLAIN_INITS
 from lamina.methods.shared.targets import short_targets
+from lamina.methods.shared.token_rows import chosen_rows
 from lamina.methods.shared.trained_copy import TrainedCopy
 from lamina.quantization.loftq import LoftqPlan
 
@@ -178,16 +187,19 @@ class Lora(Method):
     def attach(self, model: PreTrainedModel, config: LoraConfig, seed: int) -> Injection:
         adapted = lora_modules(model, config)
         whole = trained_modules(model, config, adapted)
-        biased = bias_modules(model, [*adapted, *whole]) if config.bias == "all" else []
+        tie = tied_ends(model) if config.ensure_weight_tying else None
+        adapted, whole = with_tied(adapted, tie), with_tied(whole, tie)
+        rows = chosen_rows(model, config.trainable_token_indices, [*adapted, *whole])
+        biased = bias_modules(model, [*adapted, *whole, *rows]) if config.bias == "all" else []
         generator = torch.Generator().manual_seed(seed)
         layers: dict[str, AdapterModule] = {}
         for name, module in list(model.named_modules()):
-            if name in adapted:
-                frozen = freeze_linear(module)
-                assert frozen is not None, name
-                layers[name] = _build(config, name, frozen, generator)
+            if name in rows:
+                layers[name] = rows[name]
+            elif name in adapted:
+                layers[name] = _adapter(config, name, module, tie and layers.get(tie.embedding), generator)
             elif name in whole:
-                layers[name] = TrainedCopy(module, [key for key, _ in module.named_parameters()])
+                layers[name] = trained_whole(module, tie and layers.get(tie.embedding))
             elif name in biased:
                 layers[name] = TrainedCopy(module, ["bias"])
         if config.init_lora_weights == "loftq":
@@ -210,7 +222,11 @@ class Lora(Method):
             problems.append(no_bias(model, config))
         if problems:
             raise ConfigError(problems)
-        return _fit_to_data(injection, documents) if config.init_lora_weights == "eva" else injection
+        if config.init_lora_weights != "eva":
+            return injection
+        return fit_to_data(
+            injection, config, layers, documents, lambda fitted, name, at: _build(fitted, name, at, torch.Generator())
+        )
 
     def leaves_out(self, config: LoraConfig, name: str) -> bool:
         return not is_wanted(name, config)
@@ -270,6 +286,8 @@ class Lora(Method):
             "fan_in_fan_out": False,
             "init_lora_weights": True,
             "modules_to_save": config.modules_to_save,
+            "trainable_token_indices": config.trainable_token_indices,
+            "ensure_weight_tying": config.ensure_weight_tying,
             "rank_pattern": config.rank_pattern,
             "alpha_pattern": config.alpha_pattern,
             "inference_mode": True,
@@ -304,6 +322,7 @@ METHOD = Lora()
 _READ_FIELDS = {
     "alpha_pattern",
     "bias",
+    "ensure_weight_tying",
     "exclude_modules",
     "layers_pattern",
     "layers_to_transform",
@@ -313,6 +332,7 @@ _READ_FIELDS = {
     "r",
     "rank_pattern",
     "target_modules",
+    "trainable_token_indices",
     "use_dora",
     "use_rslora",
 }
@@ -354,6 +374,20 @@ def _trains_bias(layer: AdapterModule) -> bool:
     return any(key.rpartition(".")[2] == "bias" for key in layer.adapter_tensors())
 
 
+def _adapter(
+    config: LoraConfig, name: str, module: nn.Module, tied_to: AdapterModule | None, generator: torch.Generator
+) -> AdapterModule:
+    """The adapter of a linear layer or of the embedding; for a head, of the embedding that it is tied to."""
+    if isinstance(module, nn.Embedding):
+        check_embedding(config, name, module)
+        return LoraEmbedding(module, config, name, generator)
+    frozen = freeze_linear(module)
+    assert frozen is not None, name
+    if isinstance(tied_to, LoraEmbedding) and module.weight is tied_to.base.weight:
+        return TiedLoraHead(frozen, tied_to)
+    return _build(config, name, frozen, generator)
+
+
 def _build(config: LoraConfig, name: str, frozen: FrozenLinear, generator: torch.Generator) -> LoraLinear:
     if config.starts_in_the_base:
         check_rank("method.r", config, {name: frozen})  # a decomposition has no more components than that
@@ -365,40 +399,3 @@ def _check_loftq(layers: Mapping[str, AdapterModule]) -> None:
     if all(layer.frozen.is_exact for layer in layers.values() if isinstance(layer, LoraLinear)):
         message = "'loftq' compensates for quantization, but none of the layers with an adapter is quantized."
         raise ConfigError(Problem("method.init_lora_weights", message, "leave it out, or quantize these layers"))
-
-
-def _fit_to_data(injection: Injection, documents: Sequence[torch.Tensor]) -> Injection:
-    """Applies EVA: returns the adapter with its factors, and its new ranks in the configuration's patterns."""
-    model, config, layers = injection.model, _config(injection), _lora_layers(injection)
-    eva = config.eva_config or EvaConfig()
-    ranks = {name: config.rank_of(name) for name in layers}
-    factors = eva_factors(model, layers, ranks, eva, documents)
-    rank_pattern, alpha_pattern = {}, {}
-    for name, A in factors.items():
-        alpha = config.alpha_of(name)
-        if eva.adjust_scaling_factors:
-            alpha *= len(A) / ranks[name]
-        if len(A) and len(A) != config.r:
-            rank_pattern[name] = len(A)
-        if len(A) and alpha != config.lora_alpha:
-            alpha_pattern[name] = alpha
-    changes: dict[str, Any] = {"rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern}
-    if not all(len(A) for A in factors.values()):
-        changes["target_modules"] = [name for name, A in factors.items() if len(A)]
-    fitted = config.model_copy(update=changes)
-    new_layers = dict(injection.layers)
-    for name, A in factors.items():
-        frozen = layers[name].frozen
-        if len(A):
-            layer = _build(fitted, name, frozen, torch.Generator())
-            with torch.no_grad():
-                layer.lora_A.copy_(A)
-            new_layers[name] = layer
-        elif config.bias == "all" and frozen.base.bias is not None:
-            new_layers[name] = TrainedCopy(frozen.base, ["bias"])
-        else:
-            del new_layers[name]
-            set_module(model, name, frozen.base)
-            continue
-        set_module(model, name, new_layers[name])
-    return Injection(model, fitted, new_layers)

@@ -2,6 +2,7 @@
 
 from lamina.runs.run import (
     ADAPTER_FOLDER,
+    CHECKPOINT_FOLDER,
     FORMAT,
     LOCK_FILE,
     Run,
@@ -11,6 +12,7 @@ from lamina.runs.run import (
     moved_places,
     open_run,
     recorded,
+    run_of,
     start_run,
     timestamp,
 )
@@ -18,6 +20,7 @@ from lamina.runs.side_by_side import RunComparison, compare_runs
 
 __all__ = [
     "ADAPTER_FOLDER",
+    "CHECKPOINT_FOLDER",
     "FORMAT",
     "LOCK_FILE",
     "Run",
@@ -29,6 +32,7 @@ __all__ = [
     "moved_places",
     "open_run",
     "recorded",
+    "run_of",
     "start_run",
     "timestamp",
 ]

@@ -43,6 +43,7 @@ from lamina.runs.summary import Summary
 from lamina.version import __version__
 
 ADAPTER_FOLDER = "adapter"
+CHECKPOINT_FOLDER = "checkpoints"
 LOCK_FILE = ".lock"
 FORMAT = 1
 
@@ -96,7 +97,7 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         """The checkpoints; each folder is complete or absent."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINT_FOLDER
 
     @property
     def inputs(self) -> Path:
@@ -359,6 +360,13 @@ def recorded(run: Run) -> Iterator[None]:
     except Exception as error:
         _record_end(run, "failed", error=f"{type(error).__name__}: {error}")
         raise
+
+
+def run_of(folder: Path) -> Run | None:
+    """The run that an adapter folder is part of, as its adapter or as a checkpoint; None for any other folder."""
+    run = Run(folder.parent if folder.name == ADAPTER_FOLDER else folder.parent.parent)
+    is_part = folder in (run.adapter, run.checkpoints / folder.name)
+    return run if is_part and run.config_path.is_file() else None
 
 
 def timestamp() -> str:

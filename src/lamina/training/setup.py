@@ -5,18 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
 
-import torch
 from transformers import PreTrainedModel
 
 from lamina.adapters.adapter import Adapter
 from lamina.adapters.reload import check_before_training
 from lamina.chat.template import ChatTemplate, template_of
 from lamina.compute.kernels import prepare_kernels
-from lamina.compute.weights import count_weights
 from lamina.config import Config
-from lamina.config.root import default_learning_rate
 from lamina.data.batch import Documents
 from lamina.data.dataset import Dataset, build_dataset
 from lamina.data.example import Kind
@@ -27,20 +23,20 @@ from lamina.machine.hardware import default_device
 from lamina.methods.shared.base import Injection, find_method
 from lamina.methods.shared.coverage import find_coverage
 from lamina.methods.shared.virtual_tokens import VirtualTokens
-from lamina.models.load import Base, load_base
+from lamina.models.load import Base
 from lamina.models.vocabulary import check_vocabulary
 from lamina.optim import build_optimizer, build_schedule
 from lamina.progress import Notify
 from lamina.runs import Run
 from lamina.structure.head import Head, find_head
 from lamina.structure.positions import declared_positions, has_position_table
+from lamina.training.base import load_for_training
+from lamina.training.new_rows import train_new_rows
+from lamina.training.rate import with_learning_rate
 from lamina.training.record import facts_of, write_what_is_known
 from lamina.training.reference import Reference, find_reference, turn_off_dropout, with_reference
 from lamina.training.session import KERNELS, Session
 from lamina.training.start import check_start_fits, new_adapter, prepare_new, put_on, read_start
-
-# Weights from which on a model is told that the methods' learning rates come from a smaller one.
-LARGE_MODEL = 1_000_000_000
 
 
 def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE, base: Base | None = None) -> Session:
@@ -58,20 +54,24 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
     """
     prepare_kernels(default_device(), config.train.compile, notify)
     start, loss = read_start(config, run), build_loss(config.loss)
-    base = base or _load(config, start, notify)
-    _note_learning_rate(config, base, notify)
+    base = base or load_for_training(config, start, notify)
+    for note in () if base.added is None else base.added.notes():
+        notify(note)
+    completed = config if start is not None else train_new_rows(config, base)
+    config = with_learning_rate(config, base.model, notify)
     template = template_of(base.tokenizer, config.data)
     if start is not None:
         check_start_fits(start, base, template, notify)
     notify("Reading the data ...")
     batch_size = config.train.per_device_train_batch_size
     dataset = build_dataset(config.data, template, batch_size, config.seed, notify, loss.sequences)
-    _check_stop_token(dataset, template)
+    if not loss.sequences.pooled:
+        _check_stop_token(dataset, template)
     check_vocabulary(dataset, base.model, template)
     steps_per_epoch = math.ceil(dataset.report.micro_batches / config.train.gradient_accumulation_steps)
     loss.study(dataset.train, len(dataset.train) / steps_per_epoch, notify)
     head = find_head(base.model)
-    injection = _adapter(config, base, dataset, start, loss, notify)
+    injection = _adapter(completed, base, dataset, start, loss, notify)
     coverage = find_coverage(injection)
     for note in coverage.notes():
         notify(note)
@@ -117,24 +117,6 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
     return session
 
 
-def _load(config: Config, start: Adapter | None, notify: Notify) -> Base:
-    notify(f"Loading {config.model} ...")
-    method = config.method if start is None else start.config
-    return load_base(
-        config.model,
-        config.dtype,
-        notify=notify,
-        quantization=config.quantization,
-        plan_loftq=find_method(method.type).plan_loftq(method),
-        offload=config.offload if config.method.base_is_read_only else False,
-    )
-
-
-def count_parameters(parameters: Iterable[torch.Tensor]) -> int:
-    """Elements over all tensors; one that is shared counts once."""
-    return sum(tensor.numel() for tensor in {id(tensor): tensor for tensor in parameters}.values())
-
-
 def is_only_text(dataset: Dataset) -> bool:
     """Whether what is trained on are plain texts, which no chat template renders."""
     return all(file.format == "text" for file in dataset.report.files if file.train_rows)
@@ -178,16 +160,6 @@ def check_positions(dataset: Dataset, model: PreTrainedModel, notify: Notify, vi
         message = f"{what} are too long: {where}."
         raise ConfigError(Problem("data.max_length", message, f"use {limit - virtual} at most"))
     notify(f"{what}: {where}, and what it makes of later ones was not trained. data.max_length={limit - virtual} fits.")
-
-
-def _note_learning_rate(config: Config, base: Base, notify: Notify) -> None:
-    """The methods' own learning rates were measured on a small model."""
-    own = default_learning_rate(type(config.method), config.train.optim, type(config.loss))
-    if config.train.learning_rate == own and count_weights(base.model) > LARGE_MODEL:
-        notify(
-            f"train.learning_rate is the method's own, {own:g}, which was measured on a model of 135 million weights. "
-            "Models of billions usually take a smaller one (QLoRA's authors 2e-4 for 7 billion)."
-        )
 
 
 def _adapter(

@@ -15,6 +15,7 @@ Rank = Annotated[int, Field(ge=1)]
 Alpha = Annotated[float, Field(gt=0.0)]
 LayerIndex = Annotated[int, Field(ge=0)]
 Names = Annotated[list[str], Field(min_length=1)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 INITS = "true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora, eva or loftq"
 _NAMED_INIT = re.compile(r"gaussian|orthogonal|pissa|pissa_niter_\d+|olora|eva|loftq")
@@ -57,7 +58,7 @@ class LoraConfig(MethodConfig):
         "a trained low-rank product parallel to each frozen linear layer; can be merged into the weights"
     )
     absent: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("ensure_weight_tying", "lora_bias", "target_parameters", "trainable_token_indices", "use_bdlora"),
+        ("lora_bias", "target_parameters", "use_bdlora"),
         "peft's own LoRA supports it: `type: peft` and `peft_type: LORA`, with peft's fields and defaults",
     )
 
@@ -118,6 +119,14 @@ class LoraConfig(MethodConfig):
 
     modules_to_save: Names | None = None
     """Modules to train in full and save with the adapter: all whose names end with one of these, such as `lm_head`."""
+
+    trainable_token_indices: TokenIds | dict[str, TokenIds] | None = None
+    """Tokens whose rows of the embedding are trained and saved: token ids, or token ids by module name, such as
+    `{embed_tokens: [5], lm_head: [5]}`. A tied head follows the embedding. By default the tokens that `data.add_tokens`
+    and `data.special_tokens` add."""
+
+    ensure_weight_tying: bool = False
+    """Adapt a tied head together with the embedding, where `target_modules` or `modules_to_save` name one of them."""
 
     @field_validator("target_modules", "exclude_modules")
     @classmethod

@@ -22,7 +22,10 @@ _STACKED = "Only `type: peft` adapts weights that are stacked in one tensor, suc
 
 
 def find_targets(
-    model: PreTrainedModel, target_modules: str | list[str], narrowest: Callable[[str], int] = lambda name: 1
+    model: PreTrainedModel,
+    target_modules: str | list[str],
+    narrowest: Callable[[str], int] = lambda name: 1,
+    embedding: bool = False,
 ) -> list[str]:
     """Finds the linear modules that the patterns select: their names, in the model's order.
 
@@ -32,13 +35,18 @@ def find_targets(
             regular expression over whole names, or `all-linear`: every linear layer except the output head, layers that
             do not run on a text, and layers that are too narrow.
         narrowest: For `all-linear`: the minimum of in_features and out_features that the layer of a name must have.
+        embedding: Whether a pattern may also select the input embedding. `all-linear` never does.
 
     Raises:
         ConfigError: A pattern matches nothing, or a module that is not a linear layer; or no layer is left.
     """
     linears = _linears(model)
     if target_modules != "all-linear":
-        return match_targets(model, target_modules, linears, LINEAR, "use one of them, or all-linear")
+        allowed = linears
+        if embedding:
+            tokens = model.get_input_embeddings()
+            allowed = {name: m for name, m in model.named_modules() if name in linears or m is tokens}
+        return match_targets(model, target_modules, allowed, LINEAR, "use one of them, or all-linear")
     called = _called(model, linears)
     chosen = [name for name, linear in called.items() if narrowest(name) <= width(linear)]
     if not chosen:
@@ -144,7 +152,8 @@ def _ends_with(name: str, pattern: str) -> bool:
 def _no_match(
     model: PreTrainedModel, pattern: str, candidates: Iterable[str], others: list[str], kind: str, fix: str
 ) -> Problem:
-    names = sorted({name.rpartition(".")[2] for name in candidates})
+    embeddings = {name for name in candidates if isinstance(model.get_submodule(name), nn.Embedding)}
+    names = sorted({name.rpartition(".")[2] for name in candidates if name not in embeddings})
     stacked = stacked_weights(model) if kind == LINEAR else {}
     if others:
         found = type(model.get_submodule(others[0])).__name__
