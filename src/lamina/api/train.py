@@ -152,6 +152,11 @@ class _Inputs:
         if self.model is not None and draft.quantization is not None:
             message = "quantizes the weights that it reads from a folder, and the model is in memory"
             raise ConfigError(Problem("quantization", message, "give the model's name or folder"))
+        for name in ("add_tokens", "special_tokens") if self.model is not None else ():
+            if getattr(draft.data, name):
+                message = "adds tokens to a model that lamina loads, and the model is in memory"
+                fix = "give the model's name; or add the tokens to model and tokenizer yourself, and leave it out"
+                raise ConfigError(Problem(f"data.{name}", message, fix))
         check_start(draft, resume)
         folder = Run(Path(draft.output_dir)).inputs
         if self.model is not None:
