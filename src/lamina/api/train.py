@@ -165,15 +165,15 @@ class _Inputs:
 
     def _named(self, values: dict[str, Any], folder: Path, stores: Callable[..., Store]) -> dict[str, Any]:
         section = dict(values.get("data") or {})
-        if self.data is None:
-            given = Sources(section.get("train"), self.eval_data)
-            if given.train is None or (self.eval_data is NOT_GIVEN and self.formatting is None):
-                return values
-        else:
+        if self.data is not None:
             given = find_sources(self.data, self.eval_data)
+        else:  # those of the configuration are files
+            given = Sources(NOT_GIVEN if self.formatting is None else section.get("train", NOT_GIVEN), self.eval_data)
         if self.formatting is not None and given.eval is NOT_GIVEN and "eval" in section:
             given = replace(given, eval=section["eval"])
         named = stored(given, stores(folder, self.formatting), self.formatting)
+        if not named and given.section is None:
+            return values
         return {**values, "data": {**section, **(given.section or {}), **named}}
 
 
