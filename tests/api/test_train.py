@@ -88,6 +88,8 @@ def test_models_that_are_no_base_are_refused(
         lamina.train(data=rows, **{**short, "model": wrapped})
     with pytest.raises(ConfigError, match="quantization: quantizes the weights"):
         lamina.train(data=rows, quantization={"bits": 4}, **{**short, "model": _model(model_folder)})
+    with pytest.raises(ConfigError, match=r"data\.add_tokens: adds tokens to a model that lamina loads"):
+        lamina.train(data=rows, add_tokens=["<new>"], **{**short, "model": _model(model_folder)})
     with pytest.raises(ConfigError, match="a Linear is not a causal language model"):
         lamina.train(data=rows, **{**short, "model": torch.nn.Linear(2, 2)})
 

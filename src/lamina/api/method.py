@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
-from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lamina.adapters.hf_peft import method_config
 from lamina.config import MethodConfig
-from lamina.config.methods.lora import LoraConfig
+from lamina.config.peft_objects import is_peft_config, method_config_from_peft, plain
 from lamina.errors import ConfigError, Problem
 
-# Fields of peft's LoraConfig that say where an adapter is from, not how it is trained.
-_ORIGIN = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision")
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 
 def method_values(method: object, model_type: str | None) -> dict[str, Any]:
@@ -27,7 +24,6 @@ def method_values(method: object, model_type: str | None) -> dict[str, Any]:
 
     Raises:
         ConfigError: It is none of these.
-        AdapterError: The configuration of peft asks for what no method does.
     """
     if isinstance(method, Path):
         return {"from": str(method)}
@@ -35,8 +31,8 @@ def method_values(method: object, model_type: str | None) -> dict[str, Any]:
         return {"type": method}
     if isinstance(method, MethodConfig):
         return {**method.model_dump(mode="json", exclude_unset=True), "type": method.type}
-    if hasattr(method, "peft_type") and hasattr(method, "to_dict"):
-        return _of_peft({key: _plain(value) for key, value in method.to_dict().items()}, model_type)
+    if is_peft_config(method):
+        return _of_peft(method, model_type)
     if isinstance(method, Mapping):
         return dict(method)
     fix = "give a name such as 'lora', a dictionary such as {'type': 'lora', 'r': 8}, or a peft.LoraConfig"
@@ -59,43 +55,19 @@ def quantization_values(quantization: object) -> object:
     return {**values, "compute_dtype": "bfloat16"} if "bfloat16" in str(given.bnb_4bit_compute_dtype) else values
 
 
-def _of_peft(content: dict[str, Any], model_type: str | None) -> dict[str, Any]:
-    if not content.get("target_modules") and "target_modules" in content:
-        content["target_modules"] = _default_targets(str(content.get("peft_type")), model_type)
-    if content.get("peft_type") != "LORA":
-        found = method_config(content)
-        return {**found.model_dump(mode="json", exclude_unset=True), "type": found.type}
-    kept = {key: value for key, value in content.items() if key not in _ORIGIN}
-    off = {key: value for key, value in kept.items() if value not in (None, False, {}, [], "")}
-    known = {key: value for key, value in kept.items() if key in LoraConfig.model_fields and key in off}
-    known["init_lora_weights"] = content.get("init_lora_weights", True)
-    others = {key: value for key, value in off.items() if key not in LoraConfig.model_fields and not _is_idle(key, off)}
-    return {"type": "lora", **known, **others}
+def _of_peft(config: PeftConfig, model_type: str | None) -> dict[str, Any]:
+    """The settings that a configuration stands for; targets that it leaves open are those that peft takes."""
+    values = method_config_from_peft(config)
+    is_open = getattr(config, "target_modules", "none") is None and values["type"] != "peft"
+    if is_open and (names := _default_targets(str(plain(config.peft_type)), model_type)):
+        values["target_modules"] = names
+    return values
 
 
-def _is_idle(key: str, content: Mapping[str, Any]) -> bool:
-    """Whether a field of peft has no effect on this adapter: the settings of an initialization that it does not use."""
-    if key in ("loftq_config", "eva_config", "corda_config", "lora_ga_config"):
-        return content.get("init_lora_weights") != key.removesuffix("_config")
-    return key in ("runtime_config", "megatron_core", "qalora_group_size", "fan_in_fan_out")
+def _default_targets(peft_type: str, model_type: str | None) -> list[str]:
+    """The modules that peft chooses for a kind of model; empty where it names none, or they are no plain names."""
+    from peft.utils import constants  # installed, since there is a configuration of it
 
-
-def _default_targets(peft_type: str, model_type: str | None) -> str | list[str]:
-    """What peft itself chooses for a kind of model; every linear layer where it names none."""
-    if importlib.util.find_spec("peft") is not None and model_type is not None:
-        from peft.utils import constants
-
-        names = getattr(constants, f"TRANSFORMERS_MODELS_TO_{peft_type}_TARGET_MODULES_MAPPING", {})
-        if found := names.get(model_type):
-            return list(found)
-    return "all-linear"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    found = getattr(constants, f"TRANSFORMERS_MODELS_TO_{peft_type}_TARGET_MODULES_MAPPING", {}).get(model_type)
+    # IA3 needs to know more of each module than its name, which lamina's own defaults do.
+    return [] if found is None or isinstance(found, str) or peft_type == "IA3" else list(found)
