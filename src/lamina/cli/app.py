@@ -27,6 +27,7 @@ from lamina.cli.data import data
 from lamina.cli.evaluation import evaluate
 from lamina.cli.facts import methods, schema, version
 from lamina.cli.failures import Commands, run_command, tracebacks_in
+from lamina.cli.fleet import fleet
 from lamina.cli.gate import gate
 from lamina.cli.generation import chat, generate
 from lamina.cli.output import (
@@ -58,6 +59,7 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.add_typer(cache, name="cache")
 app.add_typer(data, name="data")
+app.add_typer(fleet, name="fleet")
 app.add_typer(registry, name="registry")
 app.command(name="eval")(evaluate)
 for command in (gate, compare, generate, chat, serve, replay, promote, rollback, methods, schema, version):

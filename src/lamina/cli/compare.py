@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from lamina.cli.fleet import Cpus, Gpus, Jobs, On, Option, Retries
 from lamina.cli.output import JsonFlag, notify, out, print_json
 from lamina.errors import ConfigError, Problem
 
@@ -65,6 +66,12 @@ def compare(
             "--screen", help="Successive halving: only the best candidates continue to the full number of steps."
         ),
     ] = False,
+    on: On = "local",
+    jobs: Jobs = None,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
+    retries: Retries = 3,
+    options: Option = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Train several methods or settings under one budget and compare them. Run it again to resume."""
@@ -73,7 +80,10 @@ def compare(
         raise ConfigError(Problem("--task", f"{task!r} is not one of {', '.join(TASKS)}"))
     from lamina.comparison.candidates import build_candidates, split_choices
     from lamina.config import read_yaml
+    from lamina.fleet.executor import Placement, check_placement
 
+    placement = Placement(on, jobs, cpus, gpus, retries, tuple(options or []))
+    check_placement(placement)
     values = read_yaml(Path(config))
     where = folder or Path("runs") / f"compare-{Path(config).stem}"
     if where.exists() and not where.is_dir():
@@ -96,7 +106,7 @@ def compare(
         general=general,
         **{name: value for name, value in given.items() if value is not None},
     )
-    comparison = run_compare(built, where, measuring, screen=screen, notify=notify)
+    comparison = run_compare(built, where, measuring, screen=screen, placement=placement, notify=notify)
     if as_json:
         print_json(comparison.as_json())
     else:
