@@ -24,14 +24,18 @@ ORDER = [
     "errors",
     "files",
     "pages",
+    "charts",
     "signals",
     "progress",
     "cache",
     "plugins",
     "machine",
     "distributed",
+    "dialects",
     "config",
+    "migration",
     "runs",
+    "trackers",
     "registry",
     "optim",
     "chat",
@@ -51,6 +55,8 @@ ORDER = [
     "comparison",
     "gate",
     "export",
+    "api",
+    "compat",
     "quickstart",
     "verification",
     "doctor",
@@ -61,10 +67,12 @@ ORDER = [
 
 # The same within a room, for the packages in it; `*` is every file that is not named.
 INSIDE = {
+    "migration": ["draft", "settle", "sources", "arguments", "axolotl_data", "*", "translate"],
+    "dialects": ["outcome", "values", "templates", "training_arguments", "peft", "*", "hints"],
     "config": ["section", "targets", "families", "methods", "losses", "optimizers", "*"],
     "data": ["example", "read", "formats", "*"],
     "compute": ["kernels", "weights", "ops", "fusion", "decoding"],
-    "models": ["*", "quantized", "load"],
+    "models": ["*", "quantized", "load", "loaded"],
     "checks": ["*", "kinds", "overlap", "examine", "check"],
     "methods": ["shared", "*"],
     "training": ["plan", "*"],
@@ -76,7 +84,22 @@ INSIDE = {
 }
 
 # These import neither torch nor transformers, so that the command line and its errors answer at once.
-LIGHT = ("version", "errors", "files", "pages", "signals", "progress", "cache", "plugins", "config", "runs", "registry")
+LIGHT = (
+    "version",
+    "errors",
+    "files",
+    "pages",
+    "charts",
+    "signals",
+    "progress",
+    "cache",
+    "plugins",
+    "dialects",
+    "config",
+    "migration",
+    "runs",
+    "registry",
+)
 
 # No room holds a larger share of all lines.
 LARGEST_SHARE = 0.18

@@ -256,7 +256,7 @@ def test_missing_field_shows_how_to_give_it() -> None:
         (with_train(learning_rate=float("inf")), "train.learning_rate", "inf"),
         (with_train(learning_rate=0), "train.learning_rate", "0"),
         (with_train(warmup_ratio=1.0), "train.warmup_ratio", "1.0"),
-        (with_train(report_to="tensorboard"), "train.report_to", "'tensorboard'"),
+        (with_train(report_to=3), "train.report_to", "3"),
         ({**MINIMAL, "seed": 2**63}, "seed", str(2**63)),
         ({**MINIMAL, "output_dir": ""}, "output_dir", "''"),
         ({**MINIMAL, "train": None}, "train", "None"),
@@ -275,8 +275,9 @@ def test_wrong_type_or_range_names_field_and_value(values: dict[str, Any], field
 
 
 def test_a_share_or_a_file_reads_as_one_problem() -> None:
-    message = problems_of({"data": {"train": "x", "eval": 1}})["data.eval"].message
-    assert message == "got 1; must be less than 1, or must be a valid string."
+    message = problems_of({"data": {"train": "x", "eval": 1.5}})["data.eval"].message
+    assert message == "got 1.5; must be less than 1, or must be a valid integer, or must be a valid string."
+    assert load_config({"data": {"train": "x", "eval": 500}}).data.eval == 500
 
 
 def test_columns_maps_known_fields_only() -> None:

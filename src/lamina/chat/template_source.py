@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from lamina.chat.bounds import TemplateFailure
 from lamina.chat.jinja import compile_template
 from lamina.chat.tokenizer import adds_bos
-from lamina.config.places import is_template_file
+from lamina.config.places import is_template_file, is_template_text
 from lamina.errors import ConfigError, Problem, nearest
 
 BUILTIN_TEMPLATES = {
@@ -20,6 +20,9 @@ BUILTIN_TEMPLATES = {
     for path in sorted((Path(__file__).parent / "templates").glob("*.jinja"))
 }
 FALLBACK_TEMPLATE = "plain"
+
+# The name of a template that the configuration gives as text.
+INLINE = "inline"
 
 # The first line of a built-in template lists the tokens that it requires.
 _NEEDS = re.compile(r"\{#- needs:(.*?)-#\}")
@@ -30,7 +33,8 @@ class TemplateSource:
     """The text of a template, with its name.
 
     Attributes:
-        name: `model` for the model's own template, or the name of a built-in template, or the path of a file.
+        name: `model` for the model's own template, or the name of a built-in template, or the path of a file, or
+            `inline` for a text.
         text: The Jinja text.
         tool_text: The Jinja text for rows with tools, if the model has a separate one.
     """
@@ -45,8 +49,9 @@ def find_source(tokenizer: PreTrainedTokenizerBase, wanted: str | None = None, t
 
     Args:
         tokenizer: The model's tokenizer.
-        wanted: Name of a built-in template, or the path of a Jinja file (it ends in .jinja or .j2, or has a slash).
-        text: The Jinja text of the file that `wanted` names, if it is already known.
+        wanted: Name of a built-in template, or the path of a Jinja file (it ends in .jinja or .j2, or has a slash), or
+            a Jinja text.
+        text: The Jinja text of what `wanted` names, if it is already known.
 
     Raises:
         ConfigError: `wanted` is unknown, cannot be read, is not a valid template, or does not fit the tokenizer.
@@ -82,6 +87,8 @@ def _choose(tokenizer: PreTrainedTokenizerBase, wanted: str | None, text: str) -
         default = named.get("default") or next(iter(named.values()))
         return TemplateSource("model", default, named.get("tool_use", ""))
     name = wanted or FALLBACK_TEMPLATE
+    if is_template_text(name) or (name == INLINE and text):
+        return TemplateSource(INLINE, text or name)
     if is_template_file(name):
         return TemplateSource(name, text or _read(Path(name)))
     if name not in BUILTIN_TEMPLATES:

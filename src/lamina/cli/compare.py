@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from lamina.cli.fleet import Cpus, Gpus, Jobs, On, Option, Retries
 from lamina.cli.output import JsonFlag, notify, out, print_json
@@ -79,12 +81,12 @@ def compare(
     if task not in TASKS:
         raise ConfigError(Problem("--task", f"{task!r} is not one of {', '.join(TASKS)}"))
     from lamina.comparison.candidates import build_candidates, split_choices
-    from lamina.config import read_yaml
+    from lamina.config.load import config_values
     from lamina.fleet.executor import Placement, check_placement
 
     placement = Placement(on, jobs, cpus, gpus, retries, tuple(options or []))
     check_placement(placement)
-    values = read_yaml(Path(config))
+    values = config_values(config)
     where = folder or Path("runs") / f"compare-{Path(config).stem}"
     if where.exists() and not where.is_dir():
         raise ConfigError(Problem("--out", f"{where} is a file", "give a folder"))
@@ -153,18 +155,45 @@ def _print(comparison: Comparison, where: Path) -> None:
 
     heads = columns(comparison)
     winners = [best_in(column, comparison) for column in heads]
-    table = Table(*(column.title for column in heads))
-    for outcome in comparison.outcomes:
-        cells = [escape(column.text(outcome)) for column in heads]
-        marked = [
-            f"[bold]{cell}[/bold]" if outcome.name == winner else cell
-            for cell, winner in zip(cells, winners, strict=True)
+    cells = [
+        [
+            f"[bold]{escape(text)}[/bold]" if text and outcome.name == winner else escape(text)
+            for text, winner in zip((column.text(outcome) for column in heads), winners, strict=True)
         ]
-        table.add_row(*marked, style={"failed": "red", "left out": "dim"}.get(outcome.state))
-    out.print(table, width=None if out.is_terminal else max(out.width, _FILE_WIDTH))
+        for outcome in comparison.outcomes
+    ]
+    styles = [{"failed": "red", "left out": "dim"}.get(outcome.state, "") for outcome in comparison.outcomes]
+    table = Table(*(column.title for column in heads))
+    for row, style in zip(cells, styles, strict=True):
+        table.add_row(*row, style=style)
+    width = out.width if out.is_terminal else max(out.width, _FILE_WIDTH)
+    if out.measure(table).maximum <= width:
+        out.print(table, width=width)
+    else:
+        _print_turned([column.title for column in heads], cells, styles, width)
     for outcome in comparison.outcomes:
         for note in outcome.notes:
             notify(f"{outcome.name}: {note}")
         if outcome.error:
             notify(f"{outcome.name} failed: {outcome.error}")
     out.print(f"table and plots: {where / 'compare.html'}", markup=False)
+
+
+def _print_turned(titles: list[str], cells: list[list[str]], styles: list[str], width: int) -> None:
+    """Prints candidates as columns with numbers, below a list of their names: whole names fit in any width."""
+    for number, row in enumerate(cells, start=1):
+        out.print(f"{number:>3}  {row[0]}")
+    left = max(len(title) for title in titles)
+    widest = max((len(re.sub(r"\[/?bold\]", "", cell)) for row in cells for cell in row[1:]), default=1)
+    at_once = max(1, (width - left - 4) // (widest + 3))
+    for first in range(0, len(cells), at_once):
+        shown = list(range(first, min(first + at_once, len(cells))))
+        table = Table("", *(Text(str(place + 1), style=styles[place]) for place in shown))
+        for line, title in enumerate(titles[1:], start=1):
+            if any(cells[place][line] for place in shown):
+                row = (
+                    f"[{styles[place]}]{cells[place][line]}[/]" if styles[place] else cells[place][line]
+                    for place in shown
+                )
+                table.add_row(title or "state", *row)
+        out.print(table, width=width)

@@ -108,6 +108,12 @@ def evaluate(
         int | None, typer.Option(min=1, help="Maximum length of a generated answer in tokens; by default 256.")
     ] = None,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")] = None,
+    answers: Annotated[
+        int, typer.Option(min=0, help="Of one adapter: answer so many rows, and show base and adapter side by side.")
+    ] = 5,
+    page: Annotated[
+        Path | None, typer.Option("--html", help="Of one adapter: write figures and answers to this .html file.")
+    ] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write the generated answers to this .jsonl file.")] = None,
     model: ModelOption = None,
     allow_base_mismatch: MismatchFlag = False,
@@ -121,7 +127,6 @@ def evaluate(
         "--against": against,
         "--few-shot": few_shot,
         "--general": general,
-        "--no-forgetting": no_forgetting,
         "--power": power,
         "--cluster-by": cluster_by,
         "--allow-leakage": allow_leakage,
@@ -134,6 +139,9 @@ def evaluate(
         return
     if not given and len(subjects) == 1 and _is_one_adapter(subjects[0], data):
         _evaluate_one(
+            answers,
+            page,
+            not no_forgetting,
             subjects[0],
             data,
             mapping,
@@ -311,6 +319,9 @@ def _tasks(
 
 
 def _evaluate_one(
+    answers: int,
+    page: Path | None,
+    general: bool,
     source: str,
     data: str | None,
     mapping: dict[str, str] | None,
@@ -327,12 +338,14 @@ def _evaluate_one(
             Problem("--predictions", "has nothing to write without --exact-match or --score", "add --exact-match")
         )
     check_target("--predictions", predictions)
-    if max_new_tokens is not None and not scorers:
+    check_target("--html", page)
+    if max_new_tokens is not None and not scorers and not answers:
         raise ConfigError(
-            Problem("--max-new-tokens", "has no effect without --exact-match or --score", "add --exact-match")
+            Problem("--max-new-tokens", "has no effect without answers", "add --exact-match, or remove --answers 0")
         )
     if mapping and data is None:
         raise ConfigError(Problem("--column", "maps the columns of --data, which is not given", "add --data FILE"))
+    from lamina.cli.answers import print_one
     from lamina.engine.sampling import DEFAULT_MAX_TOKENS
     from lamina.evaluation.evaluate import evaluate as evaluate_adapter
     from lamina.files import write_text
@@ -344,6 +357,8 @@ def _evaluate_one(
             columns=mapping,
             max_rows=max_rows,
             score=list(dict.fromkeys(scorers)),
+            answers=answers,
+            general=general,
             max_new_tokens=max_new_tokens or DEFAULT_MAX_TOKENS,
             model=model,
             allow_base_mismatch=allow_base_mismatch,
@@ -353,17 +368,13 @@ def _evaluate_one(
     if predictions is not None:
         lines = [json.dumps(vars(prediction), ensure_ascii=False) for prediction in result.predictions]
         write_text(predictions, "\n".join(lines) + "\n")
+    if page is not None:
+        from lamina.evaluation.answers_page import answers_page
+
+        write_text(page, answers_page(result, source))
     if as_json:
         print_json(result.as_json())
         return
-    table = Table("", "base model", "adapter")
-    table.add_row("loss", f"{result.base_loss:.4f}", f"{result.loss:.4f}")
-    if result.perplexity is not None:
-        table.add_row("perplexity", f"{result.base_perplexity:.2f}", f"{result.perplexity:.2f}")
-    for name, value in result.metrics.items():
-        table.add_row(name, f"{result.base_metrics[name]:.4f}", f"{value:.4f}")
-    for name, scores in result.scores.items():
-        table.add_row(name.replace("_", " "), f"{scores.base:.1%}", f"{scores.adapter:.1%}")
-    out.print(table)
-    left_out = "".join(f"; dropped {count}: {reason}" for reason, count in result.dropped.items())
-    out.print(f"{result.rows} rows{left_out}")
+    print_one(result, answers)
+    if page is not None:
+        out.print(f"page: {page}", markup=False)

@@ -6,8 +6,10 @@ import contextlib
 import json
 import math
 import os
+import re
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -38,10 +40,48 @@ PAIRS = {
 }
 
 
+# How much goes to stderr: each level shows what it names and all after it. `debug` adds tracebacks.
+LEVELS = ("debug", "info", "warning", "error")
+
+
 class _Console(Console):
+    """A console that can leave out what is less than a warning, and write the time before each line.
+
+    Attributes:
+        level: One of `LEVELS`.
+        timestamps: Whether lines begin with the time.
+    """
+
+    level = "info"
+    timestamps = False
+
     def on_broken_pipe(self) -> None:
         """Re-raises the error: rich would exit, but training must save a checkpoint first."""
         raise
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether bars can be drawn: not in a file, nor between lines with times, nor where only warnings count."""
+        return super().is_terminal and not self.timestamps and self.level in ("debug", "info")
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        """Prints what the level lets through."""
+        if LEVELS.index(_level_of(objects)) < LEVELS.index(self.level):
+            return
+        if not self.timestamps:
+            super().print(*objects, **settings)
+            return
+        with self.capture() as captured:
+            super().print(*objects, **settings)
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        self.file.write("".join(f"{stamp} {line}" for line in captured.get().splitlines(keepends=True)))
+        self.file.flush()
+
+
+def _level_of(objects: Sequence[Any]) -> str:
+    """Returns the level of what is printed, by how it begins."""
+    begin = re.sub(r"^(\[[a-z ]+\])*\s*", "", str(objects[0])) if objects else ""
+    return "error" if begin.startswith(("error:", "stopped:")) else "warning" if begin.startswith("warning") else "info"
 
 
 # The consoles for results, and for everything else.

@@ -231,7 +231,7 @@ class _Comparer:
         for result in self.fleet.run(tasks):
             name = result.task.name
             outcome = replace(self.outcomes[name], run=configs[name].output_dir, share_of_steps=share)
-            self.outcomes[name] = _trained(outcome, configs[name], result)
+            self.outcomes[name] = _trained(outcome, result)
             if not result.before:
                 self.fleet.notify(told(result))
             self._write()
@@ -279,7 +279,7 @@ class _Comparer:
         return comparison
 
 
-def _trained(outcome: Outcome, config: Config, result: Result) -> Outcome:
+def _trained(outcome: Outcome, result: Result) -> Outcome:
     if result.ended.how != "done":
         return replace(outcome, state="failed", error=result.ended.message)
     summary = Summary.from_json(result.ended.printed)
@@ -287,7 +287,7 @@ def _trained(outcome: Outcome, config: Config, result: Result) -> Outcome:
         outcome,
         state="done",
         steps=summary.steps,
-        learning_rate=config.train.peak_learning_rate,
+        learning_rate=summary.learning_rate,
         trainable_parameters=summary.trainable_parameters,
         total_parameters=summary.total_parameters,
         adapter_bytes=_size(Path(summary.adapter)),

@@ -100,9 +100,9 @@ class DataConfig(Section):
     """File, folder, glob or data set on the hub, or a list of these; an item can also be a section with a `path` and a
     `weight`."""
 
-    eval: Share | str | None = 0.1
-    """Evaluation data: a file or folder, a share of `train` to split off (rows with the same prompt stay on one side),
-    or null."""
+    eval: Share | Annotated[int, Field(ge=1)] | str | None = 0.1
+    """Evaluation data: a file or folder, a share of `train` to split off or about how many of its rows (rows with the
+    same prompt stay on one side), or null."""
 
     format: FormatName = "auto"
     """Format of the rows; `auto` detects it from the rows."""
@@ -176,7 +176,7 @@ class DataConfig(Section):
     """
 
     chat_template: str | None = None
-    """A built-in template or a Jinja file to use instead of the model's own template."""
+    """A built-in template, a Jinja file, or a Jinja text to use instead of the model's own template."""
 
     _check_columns = field_validator("columns")(known_fields)
 
@@ -199,11 +199,16 @@ class DataConfig(Section):
                 "remove packing_strategy."
             )
         for name in ("stratify_by", "group_by"):
-            if getattr(self, name) is not None and not isinstance(self.eval, float):
+            if getattr(self, name) is not None and not self.splits_off:
                 raise ValueError(
                     f"{name} has no effect unless eval is a share of train. Set eval: 0.1, or remove {name}."
                 )
         return self
+
+    @property
+    def splits_off(self) -> bool:
+        """Whether the evaluation rows are split off the training rows."""
+        return isinstance(self.eval, float | int)
 
     @property
     def sources(self) -> list[SourceConfig]:

@@ -285,11 +285,15 @@ def _not_trainable(file: EncodedFile, kind: str, sequences: Sequences) -> str:
 def _split(config: DataConfig, training: Sequence[EncodedFile], seed: int) -> list[np.ndarray]:
     """Returns, for each training file, which stored rows are held out for evaluation."""
     stores = [file.store for file in training]
-    if not isinstance(config.eval, float):
+    if not isinstance(config.eval, float | int):
         return [np.zeros(len(store), dtype=bool) for store in stores]
+    rows = sum(len(store) for store in stores)
+    if config.eval >= max(1, rows):
+        message = f"asks for {config.eval} of the {rows} rows, which leaves none for training"
+        raise ConfigError(Problem("data.eval", message, "set it to less, or to a share such as 0.1"))
     held_out = hold_out(
         np.concatenate([store.prompts for store in stores]),
-        config.eval,
+        config.eval if isinstance(config.eval, float) else config.eval / rows,
         seed,
         np.concatenate([store.strata for store in stores]) if config.stratify_by else None,
         np.concatenate([store.groups for store in stores]) if config.group_by else None,
@@ -339,7 +343,7 @@ def _notes(
     notes += file_notes(template, facts)
     for file in every:
         notes += file.notes
-    if isinstance(config.eval, float):
+    if config.splits_off:
         notes += [
             f"{file.file.within} has a validation split: data.eval={file.file.own_eval} evaluates on it, instead of "
             "on a share of the training rows"

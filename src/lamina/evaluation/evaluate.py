@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lamina.adapters.load import Loaded, adapter_folder, load
+from lamina.adapters.load import Loaded, load
 from lamina.compute.fusion import fast_path
 from lamina.config import DataConfig
 from lamina.config.losses.cross_entropy import CrossEntropyConfig
@@ -18,16 +19,20 @@ from lamina.engine.generate import build_generator, complete
 from lamina.engine.generator import ADAPTER, Generator
 from lamina.engine.sampling import DEFAULT_MAX_TOKENS, Sampling
 from lamina.errors import ConfigError, DataError, Problem
+from lamina.evaluation.forgetting import general_losses
+from lamina.evaluation.judgement import explain
 from lamina.evaluation.preference import Share, preference_accuracy
 from lamina.evaluation.preference import complete as complete_rows
-from lamina.evaluation.scorers import Case, Scorer, find_scorers
+from lamina.evaluation.scorers import Case, Given, Scorer, build_scorer, find_scorers
 from lamina.losses.base import Loss, build_loss
 from lamina.models.vocabulary import check_side
 from lamina.progress import Notify, Progress
-from lamina.runs import Run
+from lamina.runs import Run, run_of
 from lamina.structure.head import find_head
 from lamina.training.step import EvaluationResult, evaluate_loss
 
+# What free text is scored by: equal, alike by letters, and alike by words.
+QUICK_SCORERS = ("exact_match", "chrf", "token_f1")
 REASONING_GIVEN = (
     "data.thinking is unsupervised: a row's own reasoning is given as part of its prompt, and exact match compares "
     "what comes after it"
@@ -93,6 +98,10 @@ class Evaluation:
         base_metrics: The same of the bare base.
         preference_accuracy: Share of pairs whose chosen answer has the higher reward; None without pairs.
         margin: Mean difference between the rewards of chosen and rejected answers; None without a loss over answers.
+        general_loss: Loss of the adapter on general text, which shows what it forgot; None if it was not measured.
+        base_general_loss: The same of the bare base.
+        sampled: Whether only some of the rows were answered.
+        judgement: What the figures mean, in sentences; the last one is the judgement.
     """
 
     loss: float
@@ -110,6 +119,10 @@ class Evaluation:
     base_metrics: dict[str, float]
     preference_accuracy: Share | None = None
     margin: float | None = None
+    general_loss: float | None = None
+    base_general_loss: float | None = None
+    sampled: bool = False
+    judgement: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """As plain data, without the predictions."""
@@ -123,10 +136,12 @@ def evaluate(
     columns: dict[str, str] | None = None,
     max_rows: int | None = None,
     exact_match: bool = False,
-    score: Sequence[str] = (),
+    score: Sequence[Given] = (),
+    answers: int = 0,
+    general: bool = False,
     max_new_tokens: int = DEFAULT_MAX_TOKENS,
     batch_size: int = 8,
-    model: str | None = None,
+    model: str | Path | None = None,
     allow_base_mismatch: bool = False,
     generator: Generator | None = None,
     progress: Progress = lambda what, done, total: None,
@@ -140,7 +155,10 @@ def evaluate(
         columns: Column mapping for `data`; by default the run's.
         max_rows: Only so many rows from the start.
         exact_match: Also generate answers and compare them with the expected ones, as `exact_match` in `score`.
-        score: Names of scorers that compare generated answers with the expected ones.
+        score: Scorers that compare generated answers with the expected ones: their names, descriptions as in a task's
+            `scorers`, or functions of (answer, expected).
+        answers: Without scorers: answer so many rows, to be looked at, and score them by `QUICK_SCORERS`.
+        general: Also measure the loss on general text.
         max_new_tokens: Longest answer.
         batch_size: Examples in a batch of the loss.
         model: The base; by default the one that the adapter names.
@@ -161,14 +179,18 @@ def evaluate(
     )
     scorers = find_scorers([*(["exact_match"] if exact_match else []), *score])
     generator, sampling = generator or build_generator(loaded), Sampling(max_tokens=max_new_tokens)
-    for note in [*loaded.notes, *(generator.notes(sampling) if scorers else [])]:
+    for note in [*loaded.notes, *(generator.notes(sampling) if scorers or answers else [])]:
         notify(note)
-    run = _run_of(loaded.adapter.path)
+    run = run_of(loaded.adapter.path)
     loss = build_loss(run.config.loss if run else CrossEntropyConfig())
     dataset, rows, notes = _eval_data(loaded, run, data, columns, max_rows, loss)
     check_side(dataset.eval, [file.path for file in dataset.report.files], loaded.model, loaded.tokenizer)
     encoded = complete_rows(dataset.eval[rows], loss, loaded, run, notify)
     examples = _conversations(dataset)[rows] if scorers else []
+    sampled = bool(answers) and not scorers
+    if sampled:
+        examples = [row for row in dataset.eval_examples()[rows] if row.kind is not Kind.TEXT][:answers]
+        scorers = quick_scorers() if examples else []
 
     def measure(what: str) -> EvaluationResult:
         report = lambda done: progress(what, done, len(encoded))  # noqa: E731
@@ -181,10 +203,15 @@ def evaluate(
     adapter = measure("loss of the adapter")
     predictions = _predict(generator, examples, sampling, scorers, progress) if scorers else []
     scores = {scorer.name: _means(predictions, scorer.name) for scorer in scorers}
-    exact = scores.get("exact_match")
+    exact = None if sampled else scores.get("exact_match")
+    texts = (
+        general_losses(loaded, batch_size, lambda done, total: progress("general text", done, total))
+        if general
+        else (None, None)
+    )
     if scorers and loaded.template.thinking == "unsupervised":
         notes.append(REASONING_GIVEN)
-    return Evaluation(
+    found = Evaluation(
         loss=adapter.loss,
         perplexity=math.exp(adapter.loss) if loss.is_likelihood else None,
         base_loss=base.loss,
@@ -200,7 +227,23 @@ def evaluate(
         base_metrics=base.metrics,
         preference_accuracy=preference_accuracy(adapter.metrics, len(encoded)),
         margin=adapter.metrics.get("rewards/margins"),
+        base_general_loss=texts[0],
+        general_loss=texts[1],
+        sampled=sampled and bool(scorers),
     )
+    gains = {
+        each.name: (scores[each.name].base, scores[each.name].adapter) for each in scorers if each.larger_is_better
+    }
+    return replace(found, judgement=explain(found, gains))
+
+
+def quick_scorers() -> list[Scorer]:
+    """The scorers that answers are looked at with: those of `QUICK_SCORERS` whose packages are installed."""
+    found = []
+    for name in QUICK_SCORERS:
+        with contextlib.suppress(ConfigError):
+            found.append(build_scorer(name))
+    return found
 
 
 def _predict(
@@ -287,11 +330,6 @@ def _conversations(dataset: Dataset) -> list[Example]:
     if any(example.kind is Kind.TEXT for example in examples):
         raise DataError("plain text has no answers to compare with. Fix: leave --exact-match out.")
     return examples
-
-
-def _run_of(adapter: Path) -> Run | None:
-    run = Run(adapter.parent)
-    return run if run.config_path.is_file() and run.adapter == adapter_folder(adapter) else None
 
 
 def _means(predictions: Sequence[Prediction], scorer: str) -> Scores:

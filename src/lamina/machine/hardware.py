@@ -12,7 +12,7 @@ import torch
 _CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 _KEPT_PRODUCTS = 32
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def default_device() -> torch.device:
@@ -43,10 +43,10 @@ def cpu_features() -> dict[str, bool]:
 
 
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """Returns the dtype in which to hold the frozen base model. It is never float16.
+    """Returns the dtype in which to hold the frozen base model. Only who asks for float16 gets it.
 
     Args:
-        wanted: `auto`, `bfloat16` or `float32`.
+        wanted: `auto`, `bfloat16`, `float16` or `float32`.
         device: The device that the base model will be on.
     """
     if wanted == "auto":

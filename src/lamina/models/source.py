@@ -60,7 +60,7 @@ class ModelSource:
         return f"{kept['owner']}/{kept['name']}" if kept else os.path.abspath(path)  # noqa: PTH100 - links are not resolved
 
 
-def find_model(ref: str, notify: Notify = lambda message: None) -> ModelSource:
+def find_model(ref: str | Path, notify: Notify = lambda message: None) -> ModelSource:
     """Finds a model, and converts or downloads it once if needed.
 
     Args:
@@ -71,6 +71,7 @@ def find_model(ref: str, notify: Notify = lambda message: None) -> ModelSource:
         ConfigError: No model can have that name.
         ModelError: The model exists but is not usable, or it cannot be downloaded.
     """
+    ref = os.fspath(ref)
     if ref in ALIASES:
         return ModelSource(ref, _converted(_file_of(ref, ALIASES[ref]), notify))
     path = Path(ref).expanduser()

@@ -5,18 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
 
-import torch
 from transformers import PreTrainedModel
 
 from lamina.adapters.adapter import Adapter
 from lamina.adapters.reload import check_before_training
 from lamina.chat.template import ChatTemplate, template_of
 from lamina.compute.kernels import prepare_kernels
-from lamina.compute.weights import count_weights
 from lamina.config import Config
-from lamina.config.root import default_learning_rate
 from lamina.data.batch import Documents
 from lamina.data.dataset import Dataset, build_dataset
 from lamina.data.example import Kind
@@ -34,16 +30,14 @@ from lamina.progress import Notify
 from lamina.runs import Run
 from lamina.structure.head import Head, find_head
 from lamina.structure.positions import declared_positions, has_position_table
+from lamina.training.rate import with_learning_rate
 from lamina.training.record import facts_of, write_what_is_known
 from lamina.training.reference import Reference, find_reference, turn_off_dropout, with_reference
 from lamina.training.session import KERNELS, Session
 from lamina.training.start import check_start_fits, new_adapter, prepare_new, put_on, read_start
 
-# Weights from which on a model is told that the methods' learning rates come from a smaller one.
-LARGE_MODEL = 1_000_000_000
 
-
-def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE) -> Session:
+def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE, base: Base | None = None) -> Session:
     """Builds everything, and writes what is known before training into the run: data report and manifest.
 
     Args:
@@ -51,24 +45,15 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         run: Its directory.
         notify: Told what is being done, and what a user should know.
         world: The processes that train together.
+        base: The base model, if it is loaded already.
 
     Raises:
         LaminaError: Model, data or configuration cannot be used; see the parts' own functions.
     """
     prepare_kernels(default_device(), config.train.compile, notify)
     start, loss = read_start(config, run), build_loss(config.loss)
-    notify(f"Loading {config.model} ...")
-    method = config.method if start is None else start.config
-    loftq = find_method(method.type).plan_loftq(method)
-    base = load_base(
-        config.model,
-        config.dtype,
-        notify=notify,
-        quantization=config.quantization,
-        plan_loftq=loftq,
-        offload=config.offload if config.method.base_is_read_only else False,
-    )
-    _note_learning_rate(config, base, notify)
+    base = base or _load(config, start, notify)
+    config = with_learning_rate(config, base.model, notify)
     template = template_of(base.tokenizer, config.data)
     if start is not None:
         check_start_fits(start, base, template, notify)
@@ -126,9 +111,17 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
     return session
 
 
-def count_parameters(parameters: Iterable[torch.Tensor]) -> int:
-    """Elements over all tensors; one that is shared counts once."""
-    return sum(tensor.numel() for tensor in {id(tensor): tensor for tensor in parameters}.values())
+def _load(config: Config, start: Adapter | None, notify: Notify) -> Base:
+    notify(f"Loading {config.model} ...")
+    method = config.method if start is None else start.config
+    return load_base(
+        config.model,
+        config.dtype,
+        notify=notify,
+        quantization=config.quantization,
+        plan_loftq=find_method(method.type).plan_loftq(method),
+        offload=config.offload if config.method.base_is_read_only else False,
+    )
 
 
 def is_only_text(dataset: Dataset) -> bool:
@@ -174,16 +167,6 @@ def check_positions(dataset: Dataset, model: PreTrainedModel, notify: Notify, vi
         message = f"{what} are too long: {where}."
         raise ConfigError(Problem("data.max_length", message, f"use {limit - virtual} at most"))
     notify(f"{what}: {where}, and what it makes of later ones was not trained. data.max_length={limit - virtual} fits.")
-
-
-def _note_learning_rate(config: Config, base: Base, notify: Notify) -> None:
-    """The methods' own learning rates were measured on a small model."""
-    own = default_learning_rate(type(config.method), config.train.optim, type(config.loss))
-    if config.train.learning_rate == own and count_weights(base.model) > LARGE_MODEL:
-        notify(
-            f"train.learning_rate is the method's own, {own:g}, which was measured on a model of 135 million weights. "
-            "Models of billions usually take a smaller one (QLoRA's authors 2e-4 for 7 billion)."
-        )
 
 
 def _adapter(

@@ -20,6 +20,11 @@ INITS = "true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora, eva or 
 _NAMED_INIT = re.compile(r"gaussian|orthogonal|pissa|pissa_niter_\d+|olora|eva|loftq")
 
 
+def default_alpha(r: int, use_rslora: bool) -> float:
+    """Returns the lora_alpha of a rank: with alpha / r the same for all ranks, their updates have the same size."""
+    return 32 if use_rslora else 2 * r
+
+
 class EvaConfig(Section):
     """Settings of `init_lora_weights: eva`, which derives A from the training data."""
 
@@ -63,7 +68,8 @@ class LoraConfig(MethodConfig):
     """Rank of the product B A."""
 
     lora_alpha: Alpha = 32
-    """The product is scaled by lora_alpha / r (by lora_alpha / sqrt(r) with `use_rslora`)."""
+    """The product is scaled by lora_alpha / r (by lora_alpha / sqrt(r) with `use_rslora`). Unless it is given, it moves
+    with the rank, and is 2 r (with `use_rslora` it stays 32), so that one learning rate suits all ranks."""
 
     lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Dropout on the adapter's input."""
@@ -139,6 +145,13 @@ class LoraConfig(MethodConfig):
         if isinstance(value, str) and not _NAMED_INIT.fullmatch(value):
             raise ValueError(f"{value!r} is not one of {INITS}")
         return value
+
+    @model_validator(mode="after")
+    def _fill_in_alpha(self) -> LoraConfig:
+        if "lora_alpha" not in self.model_fields_set and self.start is None:
+            object.__setattr__(self, "lora_alpha", default_alpha(self.r, self.use_rslora))
+            self.model_fields_set.discard("lora_alpha")  # it was not given, so it follows when r changes
+        return self
 
     @model_validator(mode="after")
     def _check_combinations(self) -> LoraConfig:

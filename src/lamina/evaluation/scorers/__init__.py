@@ -26,7 +26,7 @@ finite number in its range, ends the evaluation with an error that names the row
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +34,19 @@ from lamina import plugins
 from lamina.config.options import read_options
 from lamina.config.section import Section
 from lamina.errors import ConfigError, Problem, nearest
-from lamina.evaluation.scorers._python import python_scorer
+from lamina.evaluation.scorers._python import function_scorer, python_scorer
 from lamina.evaluation.scorers.base import Case, Choice, Likelihood, Needs, Scorer
 
 __all__ = ["Case", "Choice", "Likelihood", "Needs", "Scorer", "build_scorer", "find_scorers"]
 
-Given = str | Mapping[str, Any]
+Given = str | Mapping[str, Any] | Callable[..., float]
 
 
 def find_scorers(given: Sequence[Given], field: str = "--score", folder: Path | None = None) -> list[Scorer]:
     """The scorers of those names or descriptions, each once.
 
     Args:
-        given: Names, or mappings of `type`, an optional `name`, and options.
+        given: Names, mappings of `type`, an optional `name`, and options, or functions.
         field: Where they were given, for errors.
         folder: Where `FILE.py:NAME` starts from; by default the working folder.
 
@@ -70,6 +70,8 @@ def build_scorer(given: Given, field: str = "--score", folder: Path | None = Non
     Raises:
         ConfigError: As `find_scorers`.
     """
+    if callable(given):
+        return function_scorer(given, getattr(given, "__name__", "score"), field)
     options = dict(given) if isinstance(given, Mapping) else {"type": given}
     kind = options.pop("type", None)
     name = options.pop("name", kind)

@@ -1,0 +1,101 @@
+"""The `method` of `lamina.train`: a name, settings, or a configuration of peft."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from lamina.adapters.hf_peft import method_config
+from lamina.config import MethodConfig
+from lamina.config.methods.lora import LoraConfig
+from lamina.errors import ConfigError, Problem
+
+# Fields of peft's LoraConfig that say where an adapter is from, not how it is trained.
+_ORIGIN = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision")
+
+
+def method_values(method: object, model_type: str | None) -> dict[str, Any]:
+    """Returns a `method:` section as plain data.
+
+    Args:
+        method: A name such as `dora`, settings with a `type`, a `MethodConfig`, a configuration of peft such as
+            `peft.LoraConfig`, or the folder of an adapter to start from.
+        model_type: The `model_type` in the base model's config.json, for which peft knows default targets.
+
+    Raises:
+        ConfigError: It is none of these.
+        AdapterError: The configuration of peft asks for what no method does.
+    """
+    if isinstance(method, Path):
+        return {"from": str(method)}
+    if isinstance(method, str):
+        return {"type": method}
+    if isinstance(method, MethodConfig):
+        return {**method.model_dump(mode="json", exclude_unset=True), "type": method.type}
+    if hasattr(method, "peft_type") and hasattr(method, "to_dict"):
+        return _of_peft({key: _plain(value) for key, value in method.to_dict().items()}, model_type)
+    if isinstance(method, Mapping):
+        return dict(method)
+    fix = "give a name such as 'lora', a dictionary such as {'type': 'lora', 'r': 8}, or a peft.LoraConfig"
+    raise ConfigError(Problem("method", f"a {type(method).__name__} is no method", fix))
+
+
+def quantization_values(quantization: object) -> object:
+    """Returns a `quantization:` section as plain data.
+
+    Args:
+        quantization: A section or settings, returned as they are, or a `BitsAndBytesConfig` of transformers.
+    """
+    if not hasattr(quantization, "load_in_4bit"):
+        return quantization
+    given: Any = quantization
+    if given.load_in_8bit:
+        return {"bits": 8}
+    values = {"bits": 4, "quant_type": given.bnb_4bit_quant_type, "double_quant": given.bnb_4bit_use_double_quant}
+    # float32 is what transformers takes where nothing was said.
+    return {**values, "compute_dtype": "bfloat16"} if "bfloat16" in str(given.bnb_4bit_compute_dtype) else values
+
+
+def _of_peft(content: dict[str, Any], model_type: str | None) -> dict[str, Any]:
+    if not content.get("target_modules") and "target_modules" in content:
+        content["target_modules"] = _default_targets(str(content.get("peft_type")), model_type)
+    if content.get("peft_type") != "LORA":
+        found = method_config(content)
+        return {**found.model_dump(mode="json", exclude_unset=True), "type": found.type}
+    kept = {key: value for key, value in content.items() if key not in _ORIGIN}
+    off = {key: value for key, value in kept.items() if value not in (None, False, {}, [], "")}
+    known = {key: value for key, value in kept.items() if key in LoraConfig.model_fields and key in off}
+    known["init_lora_weights"] = content.get("init_lora_weights", True)
+    others = {key: value for key, value in off.items() if key not in LoraConfig.model_fields and not _is_idle(key, off)}
+    return {"type": "lora", **known, **others}
+
+
+def _is_idle(key: str, content: Mapping[str, Any]) -> bool:
+    """Whether a field of peft has no effect on this adapter: the settings of an initialization that it does not use."""
+    if key in ("loftq_config", "eva_config", "corda_config", "lora_ga_config"):
+        return content.get("init_lora_weights") != key.removesuffix("_config")
+    return key in ("runtime_config", "megatron_core", "qalora_group_size", "fan_in_fan_out")
+
+
+def _default_targets(peft_type: str, model_type: str | None) -> str | list[str]:
+    """What peft itself chooses for a kind of model; every linear layer where it names none."""
+    if importlib.util.find_spec("peft") is not None and model_type is not None:
+        from peft.utils import constants
+
+        names = getattr(constants, f"TRANSFORMERS_MODELS_TO_{peft_type}_TARGET_MODULES_MAPPING", {})
+        if found := names.get(model_type):
+            return list(found)
+    return "all-linear"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
