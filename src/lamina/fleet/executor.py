@@ -53,7 +53,7 @@ class Placement:
         on: The executor's name.
         jobs: How many tasks run at once; None: one on this machine, all of them elsewhere.
         cpus: CPUs and threads of a task; None: the executor's CPUs, shared by `jobs`.
-        gpus: GPUs of a task; None leaves the choice to the machine.
+        gpus: GPUs of a task; None leaves the choice to the executor.
         retries: How often a task that was lost is submitted again.
         options: The executor's options, as `KEY=VALUE`.
     """

@@ -15,7 +15,7 @@ class Resources:
 
     Attributes:
         cpus: Number of CPUs, and of threads.
-        gpus: Number of GPUs; None leaves the choice to the machine.
+        gpus: Number of GPUs; None leaves the choice to the executor.
     """
 
     cpus: int

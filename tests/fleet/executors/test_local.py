@@ -24,7 +24,11 @@ def test_each_task_has_gpus_of_its_own(tmp_path: Path, monkeypatch: pytest.Monke
         assert [_end(handle).printed["gpus"] for handle in handles] == ["2,5", "7"]
         assert _end(executor.submit(python_task(tmp_path, SHOW), Resources(1, 3))).printed["gpus"] == "2,5,7"
         assert _end(executor.submit(python_task(tmp_path, SHOW), Resources(1, 0))).printed["gpus"] == ""
-        assert _end(executor.submit(python_task(tmp_path, SHOW), Resources(1))).printed["gpus"] == "2,5,7"
+        handles = [executor.submit(python_task(tmp_path, f"{SHOW}; time.sleep(0.5)"), Resources(1)) for _ in range(4)]
+        assert [_end(handle).printed["gpus"] for handle in handles] == ["2", "5", "7", "2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with start_executor(Placement(), tmp_path) as executor:
+        assert _end(executor.submit(python_task(tmp_path, SHOW), Resources(1))).printed["gpus"] == ""
 
 
 def test_no_task_is_left_behind(tmp_path: Path) -> None:

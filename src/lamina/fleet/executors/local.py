@@ -24,25 +24,34 @@ OPTIONS = LocalOptions
 
 
 class LocalExecutor:
-    """Starts each task at once; GPUs are dealt out, so that no two tasks share one."""
+    """Starts each task at once, on GPUs of its own; if no number of them is given, on the one with the fewest tasks."""
 
     def __init__(self) -> None:
         self._gpus = _visible_gpus()
         self._handles: list[_LocalHandle] = []
 
     def submit(self, task: Task, resources: Resources) -> _LocalHandle:
-        """Starts a task."""
-        taken = {gpu for handle in self._handles if handle.poll() is None for gpu in handle.gpus}
-        free = [gpu for gpu in self._gpus if gpu not in taken]
-        wanted = resources.gpus
-        if wanted is not None and wanted > len(free):
-            message = f"a task gets {wanted}, but {len(free)} of the {len(self._gpus)} GPUs of this machine are free"
-            raise ConfigError(Problem("--gpus", message, "give fewer, or a smaller --jobs"))
-        gpus = free[: wanted or 0]
-        environment = {} if wanted is None else {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+        """Starts a task.
+
+        Raises:
+            ConfigError: There are not so many GPUs.
+        """
+        gpus = self._choose(resources.gpus)
+        environment = {} if resources.gpus is None and not gpus else {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
         handle = _LocalHandle(TaskProcess(task, resources, environment), gpus)
         self._handles.append(handle)
         return handle
+
+    def _choose(self, wanted: int | None) -> list[str]:
+        """Returns free GPUs, so many; or, if it does not matter, the one with the fewest tasks."""
+        taken = [gpu for handle in self._handles if handle.poll() is None for gpu in handle.gpus]
+        if wanted is None:
+            return sorted(self._gpus, key=taken.count)[:1]
+        free = [gpu for gpu in self._gpus if gpu not in taken]
+        if wanted > len(free):
+            message = f"a task gets {wanted}, but {len(free)} of the {len(self._gpus)} GPUs of this machine are free"
+            raise ConfigError(Problem("--gpus", message, "give fewer, or a smaller --jobs"))
+        return free[:wanted]
 
     def share(self, jobs: int) -> int:
         """Returns the physical cores that this process may use, shared by `jobs`."""
