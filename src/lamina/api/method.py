@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from lamina.adapters.hf_peft import method_config
 from lamina.config import MethodConfig
 from lamina.config.methods.lora import LoraConfig
+from lamina.config.peft_objects import is_peft_config, method_config_from_peft, plain
 from lamina.errors import ConfigError, Problem
 
 # Fields of peft's LoraConfig that say where an adapter is from, not how it is trained.
@@ -27,7 +26,6 @@ def method_values(method: object, model_type: str | None) -> dict[str, Any]:
 
     Raises:
         ConfigError: It is none of these.
-        AdapterError: The configuration of peft asks for what no method does.
     """
     if isinstance(method, Path):
         return {"from": str(method)}
@@ -35,10 +33,12 @@ def method_values(method: object, model_type: str | None) -> dict[str, Any]:
         return {"type": method}
     if isinstance(method, MethodConfig):
         return {**method.model_dump(mode="json", exclude_unset=True), "type": method.type}
-    if hasattr(method, "peft_type") and hasattr(method, "to_dict"):
-        return _of_peft({key: _plain(value) for key, value in method.to_dict().items()}, model_type)
+    if is_peft_config(method):
+        return method_config_from_peft(method, _default_targets(str(plain(method.peft_type)), model_type))
     if isinstance(method, Mapping):
         return dict(method)
+    if hasattr(method, "peft_type") and hasattr(method, "to_dict"):  # `lamina.compat.peft.LoraConfig`
+        return _of_lora({key: plain(value) for key, value in method.to_dict().items()}, model_type)
     fix = "give a name such as 'lora', a dictionary such as {'type': 'lora', 'r': 8}, or a peft.LoraConfig"
     raise ConfigError(Problem("method", f"a {type(method).__name__} is no method", fix))
 
@@ -59,12 +59,9 @@ def quantization_values(quantization: object) -> object:
     return {**values, "compute_dtype": "bfloat16"} if "bfloat16" in str(given.bnb_4bit_compute_dtype) else values
 
 
-def _of_peft(content: dict[str, Any], model_type: str | None) -> dict[str, Any]:
+def _of_lora(content: dict[str, Any], model_type: str | None) -> dict[str, Any]:
     if not content.get("target_modules") and "target_modules" in content:
-        content["target_modules"] = _default_targets(str(content.get("peft_type")), model_type)
-    if content.get("peft_type") != "LORA":
-        found = method_config(content)
-        return {**found.model_dump(mode="json", exclude_unset=True), "type": found.type}
+        content["target_modules"] = _default_targets("LORA", model_type) or "all-linear"
     kept = {key: value for key, value in content.items() if key not in _ORIGIN}
     off = {key: value for key, value in kept.items() if value not in (None, False, {}, [], "")}
     known = {key: value for key, value in kept.items() if key in LoraConfig.model_fields and key in off}
@@ -80,22 +77,12 @@ def _is_idle(key: str, content: Mapping[str, Any]) -> bool:
     return key in ("runtime_config", "megatron_core", "qalora_group_size", "fan_in_fan_out")
 
 
-def _default_targets(peft_type: str, model_type: str | None) -> str | list[str]:
-    """What peft itself chooses for a kind of model; every linear layer where it names none."""
+def _default_targets(peft_type: str, model_type: str | None) -> list[str] | None:
+    """What peft itself chooses for a kind of model; None where it names nothing."""
     if importlib.util.find_spec("peft") is not None and model_type is not None:
         from peft.utils import constants
 
         names = getattr(constants, f"TRANSFORMERS_MODELS_TO_{peft_type}_TARGET_MODULES_MAPPING", {})
         if found := names.get(model_type):
             return list(found)
-    return "all-linear"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return None
