@@ -6,6 +6,7 @@ Neither is part of the adapter: its digest and its lock are the same without the
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def _usage(session: Session, peft_config: Mapping[str, Any], base: str) -> str:
     if head is None and _serves_with_vllm(peft_config):
         blocks += [
             "With vLLM:",
-            f"```\nvllm serve {json.dumps(base)} --enable-lora --max-lora-rank {_rank(peft_config)} "
+            f"```\nvllm serve {shlex.quote(base)} --enable-lora --max-lora-rank {_rank(peft_config)} "
             "--lora-modules mine=FOLDER\n```",
         ]
     return "\n\n".join(blocks)
