@@ -79,7 +79,7 @@ def load_base(
 
     Args:
         ref: An alias, a folder, a `.gguf` file, or a hub id.
-        dtype: `auto`, `bfloat16`, `float32`, or `float16`, in which lamina does not train.
+        dtype: `auto`, `bfloat16`, `float16` or `float32`.
         device: The device to load it on; by default CUDA if there is one.
         notify: Called with a message before anything that takes a while.
         quantization: Quantizes the weights of linear layers to 4 or 8 bits, one by one as they are read.
