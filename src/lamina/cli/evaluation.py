@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from lamina.evaluation.store import StoredEvaluation
     from lamina.evaluation.tasks import Task
 
+# Rows that are answered and shown unless more are asked for.
+ANSWERS = 5
+
 Subjects = Annotated[
     list[str],
     typer.Argument(
@@ -110,8 +113,9 @@ def evaluate(
     ] = None,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")] = None,
     answers: Annotated[
-        int, typer.Option(min=0, help="Of one adapter: answer so many rows, and show base and adapter side by side.")
-    ] = 5,
+        int | None,
+        typer.Option(min=0, help="Of one adapter: answer N rows (5), and show base and adapter side by side."),
+    ] = None,
     page: Annotated[
         Path | None, typer.Option("--html", help="Of one adapter: write figures and answers to this .html file.")
     ] = None,
@@ -141,7 +145,7 @@ def evaluate(
         return
     if not given and len(subjects) == 1 and _is_one_adapter(subjects[0], data):
         _evaluate_one(
-            answers,
+            ANSWERS if answers is None else answers,
             page,
             not no_forgetting,
             subjects[0],
@@ -156,11 +160,10 @@ def evaluate(
             as_json,
         )
         return
-    if predictions is not None:
-        fix = "leave it out; the folder of the evaluation has every answer"
-        raise ConfigError(
-            Problem("--predictions", f"is for one adapter without {given[0] if given else 'a task'}", fix)
-        )
+    for option, value in (("--predictions", predictions), ("--html", page), ("--answers", answers)):
+        if value is not None:
+            fix = "leave it out; the folder of the evaluation has every answer, and a page"
+            raise ConfigError(Problem(option, f"is for one adapter without {given[0] if given else 'a task'}", fix))
     _check_numbers(power)
     if (include_path or chat) and not benchmarks:
         option = "--include-path" if include_path else "--chat"
