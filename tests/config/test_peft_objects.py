@@ -43,7 +43,7 @@ def settings_of(config: peft.PeftConfig) -> dict[str, Any]:
         (peft.LoraConfig(lora_bias=True), {"type": "peft", "peft_type": "LORA", "lora_bias": True}),
         (
             peft.LoraConfig(trainable_token_indices=[3, 5], target_modules=["q_proj"]),
-            {"type": "peft", "trainable_token_indices": [3, 5], "target_modules": ["q_proj"]},
+            {"type": "lora", "trainable_token_indices": [3, 5], "target_modules": ["q_proj"]},
         ),
         (peft.LoraConfig(init_lora_weights="mica"), {"type": "peft", "init_lora_weights": "mica"}),
         (

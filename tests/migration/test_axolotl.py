@@ -74,6 +74,8 @@ def test_eight_bits_keep_no_setting_of_four(tmp_path: Path) -> None:
 def test_without_an_adapter_all_weights_are_trained(tmp_path: Path) -> None:
     config = config_of(tmp_path, adapter=..., lora_r=..., lora_alpha=..., lora_target_linear=...)
     assert config.method.type == "full"
+    some = ["^lm_head.weight$", "model.layers.4[4-9]+.mlp"]
+    assert config_of(tmp_path, adapter=None, unfrozen_parameters=some).method.parameters == some
 
 
 def test_evaluations_per_epoch_are_shares_of_the_run(tmp_path: Path) -> None:

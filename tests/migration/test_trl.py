@@ -150,6 +150,13 @@ def test_arguments(script: str, loss: str) -> None:
     assert config.data.packing is True
 
 
+def test_the_number_of_processes_is_told() -> None:
+    (row,) = [row for row in translate(ARGUMENTS).rows if row.name == "num_processes"]
+    assert "4 times as large" in row.note
+    two = translate(["torchrun", "--nproc_per_node=2", "sft.py", "--dataset_name", "a/b", "--use_peft"])
+    assert [row.given for row in two.rows if row.name == "num_processes"] == [2]
+
+
 def test_a_script_with_variables_and_lines_that_go_on(tmp_path: Path) -> None:
     path = tmp_path / "run.sh"
     path.write_text(

@@ -38,7 +38,13 @@ def logits(model: Any) -> torch.Tensor:
     return model(input_ids=IDS).logits[:, -IDS.shape[1] :].float()
 
 
-@pytest.mark.parametrize("case", CASES)
+# Those whose tensors are saved in another form than they are trained in, beside LoRA.
+_QUICK = ("lora", "lora that begins in the base", "adalora", "p_tuning", "peft")
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in _QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_the_last_checkpoint_of_every_method_is_its_adapter(case: str, tmp_path: Path, model_folder: Path) -> None:
     method = {"type": case} | CASES[case]
     method.pop("lora_dropout", None)
@@ -104,7 +110,8 @@ def test_commands_take_a_checkpoint(tmp_path: Path, model_folder: Path, capsys: 
     ours = logits(lamina.load(folder, dtype="float32").model)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     torch.testing.assert_close(logits(plain), ours, rtol=0, atol=1e-4)
-    assert find_subject(str(folder)).name == "run-step-00000002"
+    adapter = find_subject(str(folder)).adapter
+    assert adapter is not None and adapter[0] == "run-step-00000002"
 
 
 def test_a_run_without_an_adapter_names_its_newest_checkpoint(tmp_path: Path, model_folder: Path) -> None:
@@ -119,7 +126,9 @@ def test_training_starts_from_a_checkpoint_and_keeps_no_more_of_it_than_the_adap
 ) -> None:
     run = trained(tmp_path, model_folder, {"type": "lora", "r": 3})
     folder = run.checkpoints / "step-00000002"
-    values = settings(tmp_path, model_folder, "more", train={"max_steps": 1, "learning_rate": 0.0, "warmup_ratio": 0.0})
+    values = settings(
+        tmp_path, model_folder, "more", train={"max_steps": 1, "learning_rate": 1e-9, "warmup_ratio": 0.0}
+    )
     more = lamina.train({**values, "method": {"from": str(folder)}})
     assert sorted(path.name for path in more.start.iterdir()) == [
         "adapter_config.json",
@@ -127,7 +136,8 @@ def test_training_starts_from_a_checkpoint_and_keeps_no_more_of_it_than_the_adap
         "lamina.json",
     ]
     before, after = read_adapter(folder).tensors, read_adapter(more.adapter).tensors
-    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[name], tensor, rtol=0, atol=1e-7) for name, tensor in after.items())
 
 
 @pytest.mark.parametrize(
@@ -152,7 +162,7 @@ def test_training_starts_from_an_adapter_of_pefts(
                 parameter += 0.1 * torch.randn(parameter.shape)
     model.save_pretrained(tmp_path / "theirs")
     wanted = logits(model.eval())
-    values = settings(tmp_path, model_folder, train={"max_steps": 1, "learning_rate": 0.0, "warmup_ratio": 0.0})
+    values = settings(tmp_path, model_folder, train={"max_steps": 1, "learning_rate": 1e-9, "warmup_ratio": 0.0})
     if method.get("type") == "peft":
         with pytest.raises(
             ConfigError, match=r"of method 'peft LORA', not 'lora'.*type to peft and method.peft_type to L"

@@ -13,6 +13,7 @@ from lamina.adapters.adapter import Adapter, read_adapter
 from lamina.adapters.certificate import Certificate, replay_on_model
 from lamina.adapters.fit import fit
 from lamina.adapters.lock import check_lock
+from lamina.chat.bare import BARE, CHAT
 from lamina.chat.template import ChatTemplate, build_template
 from lamina.config.aliases import ALIASES
 from lamina.config.places import inside_run, read_origin, start_folders
@@ -21,6 +22,7 @@ from lamina.errors import AdapterError, ConfigError, ModelError
 from lamina.machine.hardware import default_device
 from lamina.methods.shared.base import Injection, find_method
 from lamina.methods.shared.counts import ParameterCounts, count_parameters, total_parameters
+from lamina.methods.shared.peft_layers import PeftLayer, remove_peft_layers
 from lamina.models.copies import bare_copy
 from lamina.models.fingerprint import fingerprint_base
 from lamina.models.load import Base, load_base
@@ -84,8 +86,10 @@ class Loaded:
             AdapterError: It is missing, damaged, or does not fit the model.
             BaseMismatchError: It is locked to another base.
         """
-        base = replace(self.base, model=bare_copy(self.model))
-        return _put_on(read_adapter(adapter_folder(path)), base, allow_base_mismatch)
+        adapter, bare = read_adapter(adapter_folder(path)), bare_copy(self.model)
+        if any(isinstance(layer, PeftLayer) for layer in self.injection.layers.values()):
+            remove_peft_layers(bare)
+        return _put_on(adapter, replace(self.base, model=bare), allow_base_mismatch)
 
     def parameter_counts(self) -> ParameterCounts:
         """Counts the parameters of adapter and base; printed, it is a line."""
@@ -107,8 +111,25 @@ def template_of(adapter: Adapter, base: Base) -> ChatTemplate:
         return build_template(base.tokenizer)
     wanted = None if lock.chat_template == "model" else lock.chat_template
     return build_template(
-        base.tokenizer, wanted, lock.thinking, lock.chat_template_text or "", enable_thinking=lock.enable_thinking
+        base.tokenizer,
+        wanted,
+        lock.thinking,
+        lock.chat_template_text or "",
+        lock.enable_thinking,
+        lock.chat_template_kwargs,
     )
+
+
+def asked_template(template: ChatTemplate, chat: bool | None) -> ChatTemplate:
+    """The template that prompts are rendered with: that of training, unless the user asks for another.
+
+    Args:
+        template: That of training, or the model's own.
+        chat: True for the chat template, False for prompts as they are, None for as in training.
+    """
+    if chat is None or chat is not template.is_bare:
+        return template
+    return build_template(template.tokenizer, CHAT if chat else BARE)
 
 
 def adapter_folder(path: str | Path) -> Path:
@@ -251,6 +272,7 @@ def load(
     device: torch.device | None = None,
     allow_base_mismatch: bool = False,
     original_base: bool = False,
+    chat: bool | None = None,
     notify: Notify = lambda message: None,
 ) -> Loaded:
     """Loads an adapter on its base, in evaluation mode.
@@ -263,6 +285,7 @@ def load(
         device: Where to put it; by default CUDA if there is one.
         allow_base_mismatch: Go on although the lock does not fit.
         original_base: Do not quantize the base, although it was when the adapter was trained.
+        chat: Whether to render prompts with the chat template; by default as in training.
         notify: Called with a sentence before anything that takes a while.
 
     Raises:
@@ -272,10 +295,10 @@ def load(
     """
     adapter = read_adapter(adapter_folder(path))
     base = load_base_for(adapter, model=model, dtype=dtype, device=device, original_base=original_base, notify=notify)
-    return _put_on(adapter, base, allow_base_mismatch)
+    return _put_on(adapter, base, allow_base_mismatch, chat)
 
 
-def _put_on(adapter: Adapter, base: Base, allow_base_mismatch: bool) -> Loaded:
+def _put_on(adapter: Adapter, base: Base, allow_base_mismatch: bool, chat: bool | None = None) -> Loaded:
     """Puts an adapter on a bare base that it is checked against."""
     template = template_of(adapter, base)
     if adapter.lock:
@@ -285,4 +308,5 @@ def _put_on(adapter: Adapter, base: Base, allow_base_mismatch: bool) -> Loaded:
     fitted = fit(adapter, base.model)
     adapter = replace(adapter, tensors=dict(fitted.tensors))
     base.model.eval().requires_grad_(False)
+    template = asked_template(template, chat)
     return Loaded(base.model, base.tokenizer, adapter, base, fitted.injection, template, [*notes, *fitted.notes])

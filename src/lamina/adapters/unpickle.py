@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+_TOO_MUCH = "its tensors take more memory than the file's size allows"
+
 
 def main(source: Path, target: Path, memory: int, seconds: int) -> dict[str, Any]:
     """Converts one file.
@@ -39,19 +41,29 @@ def main(source: Path, target: Path, memory: int, seconds: int) -> dict[str, Any
         (resource.RLIMIT_CORE, 0),
     ):
         resource.setrlimit(limit, (value, value))
-    try:
-        content = torch.load(source, map_location="cpu", weights_only=True)
-    except MemoryError:
-        return {"refused": "its tensors take more memory than the file's size allows"}
-    except Exception as error:  # whatever a broken or a hostile file gives rise to
-        return {"refused": _reason(error)}
-    wrong = _what_is_wrong(content)
-    if wrong:
-        return {"refused": wrong}
-    # Copies, because tensors in the file may be parts of others.
-    tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in content.items()}
+    tensors = read_pickle(source)
+    if isinstance(tensors, str):
+        return {"refused": tensors}
     save_file(tensors, target, metadata={"format": "pt"})
     return {"tensors": len(tensors)}
+
+
+def read_pickle(source: Path) -> dict[str, torch.Tensor] | str:
+    """Reads tensors by their names from a pickled file.
+
+    Returns:
+        Copies of them, because tensors in the file may be parts of others; or why the file is refused.
+    """
+    try:
+        content = torch.load(source, map_location="cpu", weights_only=True)
+        wrong = _what_is_wrong(content)
+        return wrong or {
+            name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in content.items()
+        }
+    except MemoryError:
+        return _TOO_MUCH
+    except Exception as error:  # whatever a broken or a hostile file gives rise to
+        return _reason(error)
 
 
 def _what_is_wrong(content: Any) -> str:
@@ -68,11 +80,13 @@ def _what_is_wrong(content: Any) -> str:
 def _reason(error: Exception) -> str:
     text = str(error)
     if "can't allocate memory" in text or "allocate" in text:
-        return "its tensors take more memory than the file's size allows"
+        return _TOO_MUCH
     unsafe = text.partition("GLOBAL ")[2].split(" ")[0]
     if unsafe:
         return f"it asks for {unsafe}, which is no tensor, and could run code"
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    # Where torch puts the unpickler's own words, among advice to run what is in the file.
+    own = text.partition("WeightsUnpickler error:")[2] or text
+    first = next((line.strip() for line in own.splitlines() if line.strip()), "")
     return f"it is no file of tensors that torch wrote ({type(error).__name__}: {first[:200]})"
 
 

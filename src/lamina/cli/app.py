@@ -30,6 +30,7 @@ from lamina.cli.data import data
 from lamina.cli.evaluation import evaluate
 from lamina.cli.facts import COMPLETE_VARIABLE, completion, methods, schema, version
 from lamina.cli.failures import Commands, run_command, tracebacks_in
+from lamina.cli.fleet import fleet
 from lamina.cli.gate import gate
 from lamina.cli.generation import chat, generate
 from lamina.cli.init import init
@@ -70,6 +71,7 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.add_typer(cache, name="cache")
 app.add_typer(data, name="data")
+app.add_typer(fleet, name="fleet")
 app.add_typer(registry, name="registry")
 app.command(name="eval")(evaluate)
 app.command(name="import")(import_config)

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from lamina.cli.fleet import Cpus, Gpus, Jobs, On, Option, Retries
 from lamina.cli.output import JsonFlag, notify, out, print_json
 from lamina.errors import ConfigError, Problem
 
@@ -67,6 +68,12 @@ def compare(
             "--screen", help="Successive halving: only the best candidates continue to the full number of steps."
         ),
     ] = False,
+    on: On = "local",
+    jobs: Jobs = None,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
+    retries: Retries = 3,
+    options: Option = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Train several methods or settings under one budget and compare them. Run it again to resume."""
@@ -75,7 +82,10 @@ def compare(
         raise ConfigError(Problem("--task", f"{task!r} is not one of {', '.join(TASKS)}"))
     from lamina.comparison.candidates import build_candidates, split_choices
     from lamina.config.load import config_values
+    from lamina.fleet.executor import Placement, check_placement
 
+    placement = Placement(on, jobs, cpus, gpus, retries, tuple(options or []))
+    check_placement(placement)
     values = config_values(config)
     where = folder or Path("runs") / f"compare-{Path(config).stem}"
     if where.exists() and not where.is_dir():
@@ -98,7 +108,7 @@ def compare(
         general=general,
         **{name: value for name, value in given.items() if value is not None},
     )
-    comparison = run_compare(built, where, measuring, screen=screen, notify=notify)
+    comparison = run_compare(built, where, measuring, screen=screen, placement=placement, notify=notify)
     if as_json:
         print_json(comparison.as_json())
     else:

@@ -60,9 +60,12 @@ def evaluate(
         Path | None, typer.Option(help="Folder of task descriptions for lm-eval, for --tasks.")
     ] = None,
     chat: Annotated[
-        bool,
-        typer.Option("--chat", help="Ask --tasks as conversations in the chat template; by default as plain text."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--chat/--raw",
+            help="Render prompts with the chat template, or not; by default as in training, and --tasks as plain text.",
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option("--data", help="Data file to evaluate on; by default the task's, or the run's evaluation data."),
@@ -155,6 +158,7 @@ def evaluate(
             max_new_tokens,
             max_rows,
             predictions,
+            chat,
             model,
             allow_base_mismatch,
             as_json,
@@ -165,8 +169,8 @@ def evaluate(
             fix = "leave it out; the folder of the evaluation has every answer, and a page"
             raise ConfigError(Problem(option, f"is for one adapter without {given[0] if given else 'a task'}", fix))
     _check_numbers(power)
-    if (include_path or chat) and not benchmarks:
-        option = "--include-path" if include_path else "--chat"
+    if (include_path or chat is not None) and not benchmarks:
+        option = "--include-path" if include_path else "--chat" if chat else "--raw"
         raise ConfigError(Problem(option, "has no effect without --tasks", "add --tasks NAME,..., or leave it out"))
     only = bool(benchmarks) and not task and data is None
     tasks = (
@@ -189,7 +193,7 @@ def evaluate(
         found = evaluate_subjects(
             subjects,
             tasks,
-            benchmarks=Benchmarks(names, max_rows, None, place, chat) if names else None,
+            benchmarks=Benchmarks(names, max_rows, None, place, bool(chat)) if names else None,
             against=against,
             few_shot=few_shot or 0,
             general=general,
@@ -334,6 +338,7 @@ def _evaluate_one(
     max_new_tokens: int | None,
     max_rows: int | None,
     predictions: Path | None,
+    chat: bool | None,
     model: str | None,
     allow_base_mismatch: bool,
     as_json: bool,
@@ -367,6 +372,7 @@ def _evaluate_one(
             max_new_tokens=max_new_tokens or DEFAULT_MAX_TOKENS,
             model=model,
             allow_base_mismatch=allow_base_mismatch,
+            chat=chat,
             progress=bars.update,
             notify=notify,
         )

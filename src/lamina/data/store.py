@@ -67,9 +67,12 @@ class Facts:
         dropped: Rows that are not stored, by reason.
         trimmed: Rows whose turns after the last answer were removed.
         ignored_columns: Columns that are not used.
+        guessed: The column mapping by usual names (`lamina/data/guess.py`).
+        encoding: Remark on the file's encoding, if it is not UTF-8.
         kinds: Number of stored rows, by kind.
         with_tools: Number of stored rows with tools, calls or results.
         with_thinking: Number of stored rows with reasoning separate from the answer.
+        rendered: Number of stored rows whose conversation was rendered before.
         wanted: Number of stored rows with a label that says that the answer is desirable.
         classes: Number of stored rows, by class.
         not_asked: Stored rows with answers that are excluded from the loss (see `Remarks`).
@@ -86,9 +89,12 @@ class Facts:
     dropped: dict[str, RowList] = field(default_factory=dict)
     trimmed: RowList = field(default_factory=RowList)
     ignored_columns: list[str] = field(default_factory=list)
+    guessed: dict[str, str] = field(default_factory=dict)
+    encoding: str = ""
     kinds: dict[str, int] = field(default_factory=dict)
     with_tools: int = 0
     with_thinking: int = 0
+    rendered: int = 0
     wanted: int = 0
     classes: dict[str, int] = field(default_factory=dict)
     not_asked: RowList = field(default_factory=RowList)

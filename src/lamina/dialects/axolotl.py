@@ -15,7 +15,7 @@ _KERNELS = "lamina has its own kernels and attention, which keep packed rows apa
 _LOSS_KERNELS = "lamina computes the loss without the logits of a whole batch"
 _SPREAD = "how the work is spread over devices changes no result; lamina chooses it, or the launcher does"
 _TOKENIZER = "model and tokenizer are those of the base model's files"
-_WANDB = "weights and biases: follow a run with `on_event=` of lamina.train"
+_TRACKER = "the tracker's own settings are environment variables (docs/trackers.md)"
 _IMAGES = "lamina trains on text"
 _GPTQ = "GPTQ bases are loaded as their files say"
 _CLOUD = "where a run is executed is not part of its configuration"
@@ -57,6 +57,10 @@ def _checkpointing(value: Any) -> Any:
     if value in ("offload", "offload_disk"):
         return Set({"train.gradient_checkpointing": True}, "recomputed, not moved to another memory")
     return TRAINING_ARGUMENTS["gradient_checkpointing"].outcome(value)
+
+
+def _tracker(name: str) -> To:
+    return To("train.report_to", lambda value: values.trackers(name) if value else Nothing("it is off"))
 
 
 def _tokens(value: Any) -> Any:
@@ -149,7 +153,7 @@ _METHOD: dict[str, Entry] = {
     "merge_lora": Own("`lamina merge` merges a finished adapter"),
     "loraplus_lr_ratio": To("train.loraplus_lr_ratio", values.decimal),
     "loraplus_lr_embedding": Own("the embeddings have the learning rate of A"),
-    "unfrozen_parameters": Read("method.modules_to_save", "method: {modules_to_save: [lm_head]}"),
+    "unfrozen_parameters": Read("method.parameters", "method: {type: full, parameters: [lm_head]}"),
     **own(
         _KERNELS,
         (
@@ -326,7 +330,13 @@ _TRAIN: dict[str, Entry] = {
     "loss_watchdog_threshold": Own("a loss that is not finite stops the run"),
     "loss_watchdog_patience": Own("a loss that is not finite stops the run"),
     "auto_resume_from_checkpoints": Own("`lamina train CONFIG --resume` goes on with a run, exactly"),
-    "use_tensorboard": To("train.report_to", lambda value: ["tensorboard"] if value else Nothing("it is off")),
+    "use_tensorboard": _tracker("tensorboard"),
+    "use_wandb": _tracker("wandb"),
+    "wandb_project": _tracker("wandb"),
+    "use_mlflow": _tracker("mlflow"),
+    "trackio_project_name": _tracker("trackio"),
+    "use_comet": _tracker("comet_ml"),
+    "use_swanlab": _tracker("swanlab"),
     "strict": Own("an unknown key is always an error"),
     "plugins": Own("kernels and losses that lamina has by itself, or that other keys name"),
     "torchdistx_path": Own(_SPREAD),
@@ -336,21 +346,16 @@ _TRAIN: dict[str, Entry] = {
     "do_causal_lm_eval": Own("`lamina eval` measures after training"),
     "bench_dataset": Own("`lamina eval` measures after training"),
     **own(
-        _WANDB,
+        _TRACKER,
         (
-            "use_wandb",
-            "wandb_project",
             "wandb_entity",
             "wandb_watch",
             "wandb_name",
             "wandb_run_id",
             "wandb_log_model",
             "wandb_mode",
-            "use_mlflow",
             "mlflow_tracking_uri",
             "mlflow_experiment_name",
-            "use_comet",
-            "use_swanlab",
             "swanlab_project",
             "swanlab_experiment_name",
             "swanlab_description",
@@ -360,7 +365,6 @@ _TRAIN: dict[str, Entry] = {
             "swanlab_log_completions",
             "swanlab_completion_log_interval",
             "swanlab_completion_max_buffer",
-            "trackio_project_name",
             "trackio_run_name",
             "use_otel_metrics",
             "otel_metrics_host",

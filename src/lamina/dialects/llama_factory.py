@@ -16,7 +16,7 @@ _IMAGES = "lamina trains on text"
 _CACHE = "encoded rows are kept in the user's cache, and encoded again if a file changes"
 _ANSWERS = "`lamina eval` and `lamina generate` answer after training, with settings of their own"
 _EXPORT = "`lamina merge RUN --out DIR` writes the merged model"
-_TRACKER = "follow a run with `on_event=` of lamina.train"
+_TRACKER = "lamina does not report to SwanLab; a plug-in can (docs/trackers.md)"
 _KT = "layers that do not fit into memory stay on disk (`offload`)"
 
 STAGES: dict[str, Any] = {

@@ -71,6 +71,13 @@ def _label_smoothing(value: Any) -> Any:
     return Nothing("it is off") if not value else Missing("cross entropy has no label smoothing here")
 
 
+def _processes(value: Any) -> Any:
+    return Nothing(
+        f"the batch there is {value} times as large: start as many processes here, or multiply "
+        f"gradient_accumulation_steps by {value}"
+    )
+
+
 TRAINING_ARGUMENTS: dict[str, Entry] = {
     "output_dir": To("output_dir", str),
     "overwrite_output_dir": Own("a run never writes over another one; give another output_dir, or remove the old"),
@@ -222,6 +229,7 @@ TRAINING_ARGUMENTS: dict[str, Entry] = {
     "train_sampling_strategy": To("data.group_by_length", _sampling),
     "group_by_length": To("data.group_by_length", _group_by_length),
     # Several devices.
+    "num_processes": To("train.gradient_accumulation_steps", _processes),
     **own(
         _SPREAD,
         (

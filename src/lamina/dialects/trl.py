@@ -113,7 +113,7 @@ _SFT: dict[str, Entry] = {
     "use_liger": Own("lamina's own kernels do the same"),
     **own(
         "how the work is spread over devices changes no result; lamina chooses it, or the launcher does",
-        ("accelerate_config", "num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port"),
+        ("accelerate_config", "num_machines", "machine_rank", "main_process_ip", "main_process_port"),
     ),
     "formatting_func": Own("`data.columns` fills a field from a Jinja template over the row"),
 }

@@ -80,8 +80,10 @@ def _adapter(draft: Draft) -> None:
             draft.own("unfrozen_parameters", unfrozen, "with an adapter, the base is frozen")
         elif any(str(name).strip("^$.*") == "model.language_model" for name in unfrozen):
             draft.own("unfrozen_parameters", unfrozen, "those are all parameters of the language model")
+        elif any("[:" in str(name) for name in unfrozen):
+            draft.missing("unfrozen_parameters", unfrozen, "a part of a parameter cannot be trained alone")
         else:
-            draft.missing("unfrozen_parameters", unfrozen, "`method: {type: full}` trains all parameters")
+            draft.set("unfrozen_parameters", unfrozen, {"method.parameters": [str(name) for name in unfrozen]})
     if "bnb_4bit_use_double_quant" in bits_kwargs:
         double = bits_kwargs["bnb_4bit_use_double_quant"]
         draft.set("bnb_config_kwargs", bits_kwargs, {"quantization.double_quant": double})

@@ -17,12 +17,15 @@ from lamina.migration.draft import Draft, Translation
 _READERS = {"axolotl": axolotl.read, "llama-factory": llama_factory.read, "trl": trl.read}
 _YAML = (".yaml", ".yml")
 
+# A larger file is data, not a configuration.
+_LARGEST = 2**20
+
 
 def is_foreign(path: Path) -> bool:
     """Returns whether a file is a configuration of another library, or a script that starts one."""
     if path.suffix in (".sh", ".bash"):
         return True
-    if path.suffix not in (*_YAML, ".json") or not path.is_file():
+    if path.suffix not in (*_YAML, ".json") or not path.is_file() or path.stat().st_size > _LARGEST:
         return False
     try:
         return recognize(_mapping(path)) is not None

@@ -11,15 +11,12 @@ from collections.abc import Collection, Iterable, Mapping
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from lamina.compute.weights.packed import PackedLinear
+from lamina.compute.weights import PackedLinear, freeze_linear
 from lamina.quantization.report import Packing
 
 OUTSIDE = "outside of embeddings and head"
-
-# In a mixture, peft interprets these names as those of experts in transformers 4
-# (peft/utils/transformers_weight_conversion.py), so the same layers of a shared expert cannot be named.
-_TAKEN_FOR_EXPERTS = {"gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}
 
 
 def weights_by_module(model: PreTrainedModel, without: Collection[int] = ()) -> dict[str, int]:
@@ -58,6 +55,18 @@ def stacked_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     }
 
 
+def matrices(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Finds the parameters with rows and columns that are not those of a linear layer or a convolution, by name."""
+    skipped = (nn.Linear, Conv1D, PackedLinear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return {
+        f"{name}.{key}": parameter
+        for name, module in model.named_modules()
+        if not isinstance(module, skipped) or (isinstance(module, nn.Linear) and freeze_linear(module) is None)
+        for key, parameter in module.named_parameters(recurse=False)
+        if name and parameter.ndim in (2, 3)
+    }
+
+
 def find_packing(model: PreTrainedModel, modules: Iterable[str]) -> Packing:
     """Computes how much of a model is quantized, or would be, given the names of the quantized modules."""
     chosen, weights = set(modules), weights_by_module(model)
@@ -70,13 +79,10 @@ def packed_modules(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, PackedLinear)]
 
 
-def way_to_stacked(model: PreTrainedModel, linears: Iterable[str]) -> str:
-    """Builds a `method:` that adapts a model's stacked weights, and those of the given linear layers that peft can."""
+def way_to_stacked(model: PreTrainedModel) -> str:
+    """Builds a `method:` that adapts a model's stacked weights, and all of its linear layers."""
     parameters = ", ".join(dict.fromkeys(inside_layer(name) for name in stacked_weights(model)))
-    modules = ", ".join(sorted({name.rpartition(".")[2] for name in linears} - _TAKEN_FOR_EXPERTS))
-    targets = f"target_modules: [{modules}], " if modules else ""
-    settings = f"type: peft, peft_type: LORA, r: 16, lora_alpha: 32, {targets}target_parameters: [{parameters}]"
-    return f"`method: {{{settings}}}`"
+    return f"`method: {{type: lora, r: 16, lora_alpha: 32, target_parameters: [{parameters}]}}`"
 
 
 def inside_layer(name: str) -> str:

@@ -58,7 +58,7 @@ class LoraConfig(MethodConfig):
         "a trained low-rank product parallel to each frozen linear layer; can be merged into the weights"
     )
     absent: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("lora_bias", "target_parameters", "use_bdlora"),
+        ("lora_bias", "use_bdlora"),
         "peft's own LoRA supports it: `type: peft` and `peft_type: LORA`, with peft's fields and defaults",
     )
 
@@ -75,8 +75,13 @@ class LoraConfig(MethodConfig):
     lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Dropout on the adapter's input."""
 
-    target_modules: str | Names = "all-linear"
-    """`all-linear`, a list of names (each must match the end of a module's name), or one regular expression."""
+    target_modules: str | list[str] = "all-linear"
+    """`all-linear`, a list of names (each must match the end of a module's name), or one regular expression. May be
+    empty beside `target_parameters`."""
+
+    target_parameters: Names | None = None
+    """Weights that are not those of a linear layer, such as `mlp.experts.down_proj`: names, each the end of a
+    parameter's name (docs/experts.md)."""
 
     exclude_modules: str | Names | None = None
     """Modules to exclude from those: a list of names, or one regular expression."""
@@ -165,6 +170,8 @@ class LoraConfig(MethodConfig):
     @model_validator(mode="after")
     def _check_combinations(self) -> LoraConfig:
         wrong = []
+        if not self.target_modules and not self.target_parameters:
+            wrong.append("target_modules is empty; name modules, or use all-linear")
         for init, settings in (("eva", self.eva_config), ("loftq", self.loftq_config)):
             if settings is not None and self.init_lora_weights != init:
                 wrong.append(f"{init}_config has no effect without init_lora_weights: {init}; set both or remove it")
@@ -209,6 +216,14 @@ class LoraConfig(MethodConfig):
         """The scaling factor s of B A, for modules that no pattern matches."""
         return self.lora_alpha / self._divisor(self.r)
 
+    def has_rank_of_its_own(self, module: str) -> bool:
+        """Whether `rank_pattern` has an entry for the given module."""
+        return matching_key(self.rank_pattern, module) is not None
+
+    def has_alpha_of_its_own(self, module: str) -> bool:
+        """Whether `alpha_pattern` has an entry for the given module."""
+        return matching_key(self.alpha_pattern, module) is not None
+
     def rank_of(self, module: str) -> int:
         """Returns the rank of the adapter on the given module."""
         key = matching_key(self.rank_pattern, module)
@@ -216,7 +231,7 @@ class LoraConfig(MethodConfig):
 
     def narrowest(self, module: str) -> int:
         # An explicit rank that does not fit a module is an error; `all-linear` must not skip the module silently.
-        return self.r if matching_key(self.rank_pattern, module) is None else 1
+        return 1 if self.has_rank_of_its_own(module) else self.r
 
     def alpha_of(self, module: str) -> float:
         """Returns lora_alpha for the given module."""
@@ -225,7 +240,11 @@ class LoraConfig(MethodConfig):
 
     def scaling_of(self, module: str) -> float:
         """Returns the scaling factor s for the given module."""
-        return self.alpha_of(module) / self._divisor(self.rank_of(module))
+        return self.scaling_with(self.rank_of(module), self.alpha_of(module))
+
+    def scaling_with(self, r: int, alpha: float) -> float:
+        """Returns the scaling factor s for a rank and a lora_alpha."""
+        return alpha / self._divisor(r)
 
     def _divisor(self, r: int) -> float:
         return r**0.5 if self.use_rslora else r
