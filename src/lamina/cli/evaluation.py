@@ -283,6 +283,7 @@ def _is_one_adapter(subject: str, data: str | None) -> bool:
     """Whether a subject is evaluated as it always was: its loss beside the base's, on its own data or a file."""
     if subject.startswith(("http://", "https://")):
         return False
+    from lamina.config.aliases import ALIASES
     from lamina.registry.names import is_reference
 
     if is_reference(subject):
@@ -290,6 +291,8 @@ def _is_one_adapter(subject: str, data: str | None) -> bool:
     path = Path(subject).expanduser()
     names = ("adapter_config.json", "adapter/adapter_config.json", "manifest.json", "config.yaml")
     is_adapter = any((path / name).is_file() for name in names)
+    if not is_adapter and (subject in ALIASES or path.suffix == ".gguf" or (path / "config.json").is_file()):
+        return False  # a model has no data of its own, and the error asks for some
     # What is neither an adapter nor there is an adapter that is missing, unless there are rows to ask a base.
     return is_adapter or data is None
 
