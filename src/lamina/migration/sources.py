@@ -57,7 +57,10 @@ def simplified(sources: list[str | dict[str, Any]]) -> dict[str, Any]:
 
 def evaluation_sets(sources: Mapping[str, str | dict[str, Any]]) -> str | dict[str, Any]:
     """Returns `data.eval` for sources by name: a path if there is one, or several sets by name."""
-    listed = {name: only if isinstance(only, str) else _readable(only) for name, only in sources.items()}
+    listed = {
+        re.sub(r"[^\w.-]+", "-", name): only if isinstance(only, str) else _readable(only)
+        for name, only in sources.items()
+    }
     only, *others = listed.values()
     return only if isinstance(only, str) and not others else listed
 
