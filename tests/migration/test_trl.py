@@ -103,7 +103,8 @@ def test_rows_with_messages_are_trained_whole_as_in_trl(tmp_path: Path) -> None:
     assert config_of(tmp_path / "a.yaml", local).data.train_on == "all"
     assert config_of(tmp_path / "b.yaml", {**local, "assistant_only_loss": True}).data.train_on == "assistant"
     rows.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n", encoding="utf-8")
-    assert config_of(tmp_path / "c.yaml", local).data.train_on == "assistant"
+    config = config_of(tmp_path / "c.yaml", local)
+    assert (config.data.train_on, config.data.chat) == ("assistant", False)
 
 
 def test_a_template_as_text(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from lamina.errors import ConfigError, DataError, LaminaWarning, Problem, RunErr
 from lamina.migration import Translation
 from lamina.migration.draft import Draft
 from lamina.migration.settle import settle
-from lamina.migration.trl import DEFAULTS, LEARNING_RATES
+from lamina.migration.trl import DEFAULTS, LEARNING_RATES, kind_of_row
 from lamina.runs import Run
 from lamina.runs.events import Evaluation, Event, Step
 
@@ -298,8 +298,11 @@ def _set(method: MethodConfig) -> set[str]:
 
 
 def _in_the_loss(draft: Draft, row: Mapping[str, Any], loss: str) -> None:
-    """TRL's default: whole conversations, but of rows with a prompt the completion alone."""
-    if loss == "cross_entropy" and "data.train_on" not in draft.values and "messages" in row:
+    """TRL's defaults: whole conversations, but of rows with a prompt the completion alone; texts as they are."""
+    kind = kind_of_row(row) if loss == "cross_entropy" else ""
+    if kind == "plain":
+        draft.default({"data.chat": False}, "TRL takes prompts and completions that are texts as they are")
+    if kind == "conversation" and "data.train_on" not in draft.values:
         draft.default({"data.train_on": "all"}, "TRL puts whole conversations into the loss by default")
 
 

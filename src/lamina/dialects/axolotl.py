@@ -66,7 +66,7 @@ def _tracker(name: str) -> To:
 def _tokens(value: Any) -> Any:
     if isinstance(value, dict) or not value:  # an older name of special_tokens
         return Nothing("special tokens are the tokenizer's; an answer's stop token is what its template writes")
-    return Missing("the vocabulary stays as it is")
+    return [str(token) for token in value]
 
 
 def _shuffle(value: Any) -> Any:
@@ -102,7 +102,7 @@ _MODEL: dict[str, Entry] = {
             "embeddings_skip_upcast",
         ),
     ),
-    "revision_of_model": Lacks("name the folder of that revision as `model`", ("main",)),
+    "revision_of_model": To("revision", values.revision),
     "trust_remote_code": Own(NO_REMOTE_CODE),
     "hf_use_auth_token": Own("`hf auth login` gives access to gated models"),
     "model_config": Own("losses of a router and the like are not part of the loss here"),
@@ -139,7 +139,7 @@ _METHOD: dict[str, Entry] = {
     "lora_dropout": To("method.lora_dropout", values.decimal),
     "lora_target_modules": To("method.target_modules", values.targets),
     "lora_target_linear": Read("method.target_modules", "method: {target_modules: all-linear}"),
-    "lora_target_parameters": Lacks("`target_modules: all-linear` reaches every linear layer"),
+    "lora_target_parameters": To("method.target_parameters", values.names),
     "lora_modules_to_save": To("method.modules_to_save", values.names),
     "lora_fan_in_fan_out": Own("lamina sees how a layer stores its weight"),
     "peft_layers_to_transform": To("method.layers_to_transform"),
@@ -315,7 +315,7 @@ _TRAIN: dict[str, Entry] = {
     "cosine_min_lr_ratio": Read("train.lr_scheduler_kwargs", "train: {lr_scheduler_type: cosine_with_min_lr}"),
     "cosine_constant_lr_ratio": Lacks("`warmup_stable_decay` has a constant part"),
     "eta_min": Read("train.lr_scheduler_kwargs", "train: {lr_scheduler_type: cosine_with_min_lr}"),
-    "lr_quadratic_warmup": Lacks("the warmup is linear"),
+    "lr_quadratic_warmup": Own("the nearest: the warmup is linear, of the same length"),
     "adam_eps": To("train.adam_epsilon", values.decimal),
     "adam_epsilon2": Lacks("CAME is not here"),
     "adam_beta3": Lacks("CAME is not here"),

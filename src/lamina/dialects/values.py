@@ -147,7 +147,7 @@ def dtype(value: Any) -> Any:
     if name in ("float32", "fp32"):
         return Set({"dtype": "float32"})
     if name in ("float16", "fp16", "half"):
-        return Nothing("lamina takes bfloat16, which has the range of float32, where the hardware has it")
+        return Nothing("lamina takes float16 on GPUs without bfloat16; `dtype: float16` forces it")
     return Missing(f"the dtype {name!r} is none that lamina computes in; leave it out, or set dtype")
 
 
@@ -166,6 +166,11 @@ def trackers(value: Any) -> Any:
     if not known:
         return Nothing(f"lamina does not report to {', '.join(others)}; a plug-in can (docs/trackers.md)")
     return Set({"train.report_to": known}, note)
+
+
+def revision(value: Any) -> Any:
+    """Returns a revision of a model on the hub; the main branch is the default."""
+    return Nothing("the main branch is the default") if value == "main" else str(value)
 
 
 def warmup(value: Any) -> Any:

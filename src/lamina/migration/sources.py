@@ -55,6 +55,21 @@ def simplified(sources: list[str | dict[str, Any]]) -> dict[str, Any]:
     return {"data.train": only["path"], **{f"data.{name}": only[name] for name in only if name != "path"}}
 
 
+def evaluation_sets(sources: Mapping[str, str | dict[str, Any]]) -> str | dict[str, Any]:
+    """Returns `data.eval` for sources by name: a path if there is one, or several sets by name."""
+    listed = {
+        re.sub(r"[^\w.-]+", "-", name): only if isinstance(only, str) else _readable(only)
+        for name, only in sources.items()
+    }
+    only, *others = listed.values()
+    return only if isinstance(only, str) and not others else listed
+
+
+def _readable(given: Mapping[str, Any]) -> str | dict[str, Any]:
+    kept = {name: given[name] for name in ("path", "format", "columns") if name in given}
+    return kept if len(kept) > 1 else str(kept["path"])
+
+
 def first_names(given: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]:
     """Returns a column mapping: lamina's field -> column, for those columns that are given.
 
