@@ -264,6 +264,12 @@ def test_what_does_not_work_says_what_does(fields: dict[str, Any], reason: str) 
         inject(build_architecture("mixtral"), LoraConfig(**fields), seed=0)
 
 
+def test_layers_do_not_apply_to_parameters() -> None:
+    config = LoraConfig(r=4, layers_to_transform=[0], target_parameters=["experts.down_proj"])
+    with pytest.raises(ConfigError, match=r"does not apply to target_parameters.*layers\.0\.mlp\.experts\.down_proj"):
+        find_method("lora").prepare(inject(build_architecture("mixtral"), config, seed=0), [])
+
+
 def test_dora_on_all_linear_leaves_experts_out_and_says_so() -> None:
     injection = inject(build_architecture("mixtral"), LoraConfig(r=4, use_dora=True), seed=0)
     assert not any("experts" in name for name in injection.layers)
