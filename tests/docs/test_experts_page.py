@@ -19,8 +19,8 @@ FAMILIES = [name for name in [*MIXTURES, "lfm2_moe"] if name != "nemotron_h"]  #
 def row_of(architecture: str) -> str:
     """A family's row."""
     model = build_architecture(architecture, weights=False)
-    names = dict.fromkeys(inside_layer(name) for name in matrices(model) if "embed" not in name)
-    names = [name for name in names if any(part in name for part in ("experts", "router", "gate", "_linear"))]
+    inside = dict.fromkeys(inside_layer(name) for name in matrices(model) if "embed" not in name)
+    names = [name for name in inside if any(part in name for part in ("experts", "router", "gate", "_linear"))]
     names = [name for name in names if not name.endswith("_bias") and "forget" not in name]
     reached = "yes" if choose(model, LoraConfig(r=2)).parameters else "no"
     grouped = "yes" if any(read_experts(module) for module in model.modules()) else "no"

@@ -55,8 +55,8 @@ def attached(architecture: str, dtype: torch.dtype = torch.float32, **fields: An
     if dtype == torch.float64 and model.config._experts_implementation == "grouped_mm":
         model.set_experts_implementation("eager")  # the other has no float64
     injection = inject(model, LoraConfig(r=4, lora_alpha=8, **(fields or fields_of(architecture))), seed=0)
+    injection.model.to(dtype).eval()
     disturb(injection.tensors())
-    injection.model.eval()
     return injection
 
 

@@ -70,15 +70,27 @@ def test_less_than_half_is_refused(architecture: str, bits: int) -> None:
     packing = find_packing(model, converted_modules(model, config))
     assert abs(packing.share - share) < 0.001
     if share >= 0.5:
-        check_packs_enough(model, config)
+        check_packs_enough(model, config, experts=False)
         return
     with pytest.raises(ConfigError) as caught:
-        check_packs_enough(model, config)
+        check_packs_enough(model, config, experts=False)
     (problem,) = caught.value.problems
     assert problem.field == "quantization.bits"
     assert f"{share:.1%} of the weights outside of embeddings and head are packed" in problem.message
     (names,) = re.findall(r"quantization\.modules_to_not_convert: (\[.*\])", problem.fix)
-    check_packs_enough(model, config.model_copy(update={"modules_to_not_convert": yaml.safe_load(names)}))
+    check_packs_enough(
+        model, config.model_copy(update={"modules_to_not_convert": yaml.safe_load(names)}), experts=False
+    )
+
+
+def test_experts_that_are_packed_count() -> None:
+    refused = set()
+    for architecture in MIXTURES:
+        try:
+            check_packs_enough(build_architecture(architecture, weights=False), QuantizationConfig(blocksize=32))
+        except ConfigError:
+            refused.add(architecture)
+    assert refused == {"jetmoe"}
 
 
 def test_large_embeddings_do_not_count() -> None:
