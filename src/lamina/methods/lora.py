@@ -219,6 +219,10 @@ class Lora(Method):
         check_rank("method.r", config, adapted_linears(injection))
         problems = useless_settings(model, config, [*layers, *_parameters(injection)])
         biased = injection.layers if config.bias == "all" else layers
+        if config.target_parameters and config.layers_to_transform is not None:
+            message = "layers_to_transform does not apply to target_parameters, neither here nor in peft."
+            fix = "give these with their layer, such as layers.0.mlp.experts.down_proj"
+            problems.append(Problem("method.target_parameters", message, fix))
         if config.bias != "none" and not any(_trains_bias(layer) for layer in biased.values()):
             problems.append(no_bias(model, config))
         if problems:
