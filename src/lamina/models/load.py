@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -128,6 +129,19 @@ def load_base(
     if wants_offload(offload, files, device):
         notify(leave_on_disk(base.model, files).line())
     return base
+
+
+def load_tokenizer_in(folder: Path) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer that lies in a folder without a model.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
