@@ -253,7 +253,8 @@ class Lora(Method):
         tensors, layers = injection.saved_tensors(), _lora_layers(injection)
         config = _config(injection)
         if self.plan_loftq(config) is None:
-            config = spelled_out(injection.model, config, Chosen(list(layers), _parameters(injection)))
+            named = [name for name, layer in injection.layers.items() if isinstance(layer, LoraLinear | LoraEmbedding)]
+            config = spelled_out(injection.model, config, Chosen(named, _parameters(injection)))
         changes: dict[str, Any] = {"init_lora_weights": True, "eva_config": None}
         if config.init_lora_weights == "loftq":
             changes.clear()  # loading quantizes the base again with these settings
