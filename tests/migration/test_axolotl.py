@@ -12,7 +12,8 @@ from lamina.config import load_config
 from lamina.data.columns import ColumnMapping
 from lamina.data.formats import alpaca
 from lamina.errors import ConfigError
-from lamina.migration import Translation, translate
+from lamina.migration.draft import Translation
+from lamina.migration.translate import translate
 
 BASE: dict[str, Any] = {
     "base_model": "some/model",

@@ -12,8 +12,9 @@ import yaml
 
 from lamina.config import load_config
 from lamina.errors import ConfigError
-from lamina.migration import is_foreign, translate
 from lamina.migration.arguments import find_command
+from lamina.migration.foreign import is_foreign
+from lamina.migration.translate import translate
 from lamina.migration.trl import DEFAULTS, LEARNING_RATES, LORA_DEFAULTS
 
 RECIPE: dict[str, Any] = {

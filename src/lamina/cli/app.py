@@ -176,11 +176,12 @@ def train(
 
 def _translated(config: str) -> str | dict[str, object]:
     """Returns a configuration of another library as one of lamina, and shows what became of it."""
-    from lamina.migration import is_foreign, translate
+    from lamina.migration.foreign import is_foreign
 
     if not is_foreign(Path(config)):
         return config
     from lamina.cli.migration import check, print_translation
+    from lamina.migration.translate import translate
 
     translation = translate(config)
     print_translation(translation)

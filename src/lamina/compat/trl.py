@@ -19,8 +19,7 @@ from lamina.config import MethodConfig, load_config
 from lamina.dialects.outcome import Entry
 from lamina.dialects.trl import DPO, SFT
 from lamina.errors import ConfigError, DataError, LaminaWarning, Problem, RunError, nearest
-from lamina.migration import Translation
-from lamina.migration.draft import Draft
+from lamina.migration.draft import Draft, Translation
 from lamina.migration.settle import settle
 from lamina.migration.trl import DEFAULTS, LEARNING_RATES, kind_of_row
 from lamina.runs import Run
