@@ -127,7 +127,7 @@ def asked_template(template: ChatTemplate, chat: bool | None) -> ChatTemplate:
         template: That of training, or the model's own.
         chat: True for the chat template, False for prompts as they are, None for as in training.
     """
-    if chat is None or chat is not template.is_bare:
+    if chat is None or chat != template.is_bare:
         return template
     return build_template(template.tokenizer, CHAT if chat else BARE)
 
