@@ -217,6 +217,15 @@ def test_share_for_evaluation_is_split_off_by_seed(build: Build, template: ChatT
     assert dataset.report.eval is not None and dataset.report.eval.examples == 5
 
 
+def test_a_number_of_rows_for_evaluation_is_split_off(build: Build) -> None:
+    rows = [pair(f"q{i}", "a") for i in range(20)]
+    assert len(build(rows, eval=7).eval) == 7
+    assert len(build(rows, eval=1).eval) == 1
+    assert len(build(rows, eval=19).train) == 1
+    with pytest.raises(ConfigError, match=r"data\.eval: asks for 20 of the 20 rows"):
+        build(rows, eval=20)
+
+
 def test_one_prompt_for_all_rows_leaves_no_evaluation_side_and_says_so(build: Build) -> None:
     dataset = build([pair("q", str(i)) for i in range(5)], eval=0.5)
     assert (len(dataset.eval), dataset.report.eval) == (0, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from lamina.data.encode import text_end
 from lamina.errors import AdapterError, BaseMismatchError, NewerVersionError
 from lamina.machine.hardware import dtype_name
 from lamina.models.load import Base
+from lamina.models.new_tokens import NewTokens
 from lamina.version import __version__
 
 
@@ -34,6 +36,9 @@ class Lock:
         data: Path, digest and rows of each data file.
         quantization: How the base was quantized; None for not at all.
         packed_weights: Digest of its packed weights; None where `base_tensors` covers them.
+        classes: Names of a classifier's classes, in the order of its scores; None for others.
+        added_tokens: The tokens that were added to the base's own, as `NewTokens.as_json`; None for none. The digests
+            of the base are of what is on disk, without them; `tokenizer` is with them.
         lamina: The version that trained it.
     """
 
@@ -52,11 +57,14 @@ class Lock:
     data: list[dict[str, Any]] = field(default_factory=list)
     quantization: dict[str, Any] | None = None
     packed_weights: str | None = None
+    classes: list[str] | None = None
+    added_tokens: dict[str, list[str]] | None = None
     lamina: str = __version__
 
     def as_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
+        """As plain data. Without what only newer versions know, earlier ones read it too."""
+        newer = ("added_tokens", "classes")
+        return {key: value for key, value in asdict(self).items() if key not in newer or value is not None}
 
     @classmethod
     def from_json(cls, value: Any) -> Lock:
@@ -79,7 +87,13 @@ class Lock:
             ) from None
 
 
-def build_lock(base: Base, template: ChatTemplate, data: list[dict[str, Any]], only_text: bool = False) -> Lock:
+def build_lock(
+    base: Base,
+    template: ChatTemplate,
+    data: list[dict[str, Any]],
+    only_text: bool = False,
+    classes: Sequence[str] = (),
+) -> Lock:
     """The lock for an adapter trained on `base` with `template`, through which `only_text` never went."""
     return Lock(
         base=base.source.ref,
@@ -97,7 +111,13 @@ def build_lock(base: Base, template: ChatTemplate, data: list[dict[str, Any]], o
         data=data,
         quantization=base.quantization and base.quantization.model_dump(),
         packed_weights=base.packed_digest,
+        classes=list(classes) or None,
+        added_tokens=base.added and base.added.tokens.as_json(),
     )
+
+
+def _with(tokens: NewTokens) -> str:
+    return f"with the added tokens {[*tokens.ordinary, *tokens.special]}" if tokens else "without added tokens"
 
 
 def check_lock(lock: Lock, base: Base, template: ChatTemplate, allow_mismatch: bool = False) -> list[str]:
@@ -115,6 +135,13 @@ def check_lock(lock: Lock, base: Base, template: ChatTemplate, allow_mismatch: b
     Raises:
         BaseMismatchError: Something differs and `allow_mismatch` is false; both digests are named.
     """
+    ours, theirs = NewTokens.from_json(lock.added_tokens), base.added.tokens if base.added else NewTokens()
+    if ours != theirs and not allow_mismatch:
+        raise BaseMismatchError(
+            f"the adapter was trained {_with(ours)}, and the base {base.source.ref!r} was loaded {_with(theirs)}. "
+            "Fix: name the adapter itself, so that its base is loaded with its own tokens; adapters with other tokens "
+            "need a base of their own."
+        )
     pairs = (
         ("base model's weights", lock.base_tensors, base.fingerprint.tensors),
         ("base model's config", lock.base_config, base.fingerprint.config),

@@ -13,7 +13,7 @@ from lamina.chat.bare import BARE, BOS, CHAT, SOURCE, is_bare_source
 from lamina.chat.bounds import TemplateFailure
 from lamina.chat.jinja import compile_template
 from lamina.chat.tokenizer import adds_bos
-from lamina.config.places import is_template_file
+from lamina.config.places import is_template_file, is_template_text
 from lamina.errors import ConfigError, Problem, nearest
 
 BUILTIN_TEMPLATES = {
@@ -21,6 +21,9 @@ BUILTIN_TEMPLATES = {
     for path in sorted((Path(__file__).parent / "templates").glob("*.jinja"))
 }
 FALLBACK_TEMPLATE = "plain"
+
+# The name of a template that the configuration gives as text.
+INLINE = "inline"
 
 # The first line of a built-in template lists the tokens that it requires.
 _NEEDS = re.compile(r"\{#- needs:(.*?)-#\}")
@@ -31,8 +34,8 @@ class TemplateSource:
     """The text of a template, with its name.
 
     Attributes:
-        name: `model` for the model's own template, the name of a built-in template, the path of a file, `bare`
-            for text without a template, or `chat` for the model's own next to that.
+        name: `model` for the model's own template, the name of a built-in template, the path of a file, `inline` for a
+            text, `bare` for text without a template, or `chat` for the model's own next to that.
         text: The Jinja text.
         tool_text: The Jinja text for rows with tools, if the model has a separate one.
     """
@@ -48,8 +51,8 @@ def find_source(tokenizer: PreTrainedTokenizerBase, wanted: str | None = None, t
     Args:
         tokenizer: The model's tokenizer.
         wanted: Name of a built-in template, or the path of a Jinja file (it ends in .jinja or .j2, or has a slash), or
-            `bare` for text without a template.
-        text: The Jinja text of the file that `wanted` names, if it is already known.
+            a Jinja text, or `bare` for text without a template.
+        text: The Jinja text of what `wanted` names, if it is already known.
 
     Raises:
         ConfigError: `wanted` is unknown, cannot be read, is not a valid template, or does not fit the tokenizer.
@@ -99,6 +102,8 @@ def _choose(tokenizer: PreTrainedTokenizerBase, wanted: str | None, text: str) -
     if wanted == BARE:
         return TemplateSource(BARE, BOS + SOURCE if adds_bos(tokenizer) else SOURCE)
     name = wanted or FALLBACK_TEMPLATE
+    if is_template_text(name) or (name == INLINE and text):
+        return TemplateSource(INLINE, text or name)
     if is_template_file(name):
         return TemplateSource(name, text or _read(Path(name)))
     if name not in BUILTIN_TEMPLATES:

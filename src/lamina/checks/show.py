@@ -115,7 +115,8 @@ def _shown(row: CheckedRow, template: ChatTemplate, data: DataConfig, max_length
     if row.refusal or row.read.drop_reason or row.encoded is None:
         return replace(shown, left_out=row.refusal or DROP_REASONS.get(row.read.drop_reason, row.read.drop_reason))
     encoded = row.encoded
-    fate = data.overlong if data.overlong != "auto" else "split" if example.kind is Kind.TEXT else "drop"
+    own = {Kind.TEXT: "split", Kind.CLASSIFICATION: "cut"}
+    fate = data.overlong if data.overlong != "auto" else own.get(example.kind, "drop")
     left_out = ""
     if row.tokens > max_length and fate == "drop":
         left_out = DROP_REASONS["longer_than_max_length"]

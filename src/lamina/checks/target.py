@@ -14,8 +14,9 @@ from lamina.config.losses.cross_entropy import CrossEntropyConfig
 from lamina.data.length import check_length, longest_default
 from lamina.errors import ConfigError, Problem
 from lamina.models.load import load_tokenizer
+from lamina.models.new_tokens import NewTokens, add_to_tokenizer
 from lamina.models.source import find_model, packaged_gguf
-from lamina.models.vocabulary import declared_rows, positions_in
+from lamina.models.vocabulary import declared_rows, highest_id, positions_in
 from lamina.progress import Notify
 
 # Model whose tokens are counted if only a data file is given, and the batch size.
@@ -53,13 +54,16 @@ class Target:
         if self.model is None:
             return None
         tokenizer = load_tokenizer(find_model(self.model, notify))
+        add_to_tokenizer(tokenizer, NewTokens.of(self.data))
         return template_of(tokenizer, self.data)
 
     def embedding_rows(self, notify: Notify, template: ChatTemplate | None) -> int | None:
         """Returns the number of rows of the model's embedding; None without a model, or if its config does not say."""
         if self.model is None or template is None:
             return None
-        return declared_rows(find_model(self.model, notify).folder, template.tokenizer)
+        rows = declared_rows(find_model(self.model, notify).folder, template.tokenizer)
+        adds = bool(NewTokens.of(self.data))
+        return max(rows, highest_id(template.tokenizer) + 1) if rows is not None and adds else rows
 
     def max_length(self, notify: Notify) -> int:
         """Returns the longest row that training takes whole: `data.max_length`, or what its default can be raised to.

@@ -12,10 +12,10 @@ import typer
 from lamina.cli.output import (
     MAX_SEED,
     Bars,
+    DeviceOption,
     JsonFlag,
     MismatchFlag,
     ModelOption,
-    Source,
     check_target,
     notify,
     out,
@@ -60,6 +60,7 @@ def generate(
     base: Annotated[bool, typer.Option("--base", help="Answer with the base model, without the adapter.")] = False,
     as_chat: ChatFlag = None,
     model: ModelOption = None,
+    device: DeviceOption = "auto",
     allow_base_mismatch: MismatchFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -69,7 +70,6 @@ def generate(
     asked = [] if prompts is not None else _asked(prompt)
     from lamina.engine.guides import Guide
     from lamina.engine.sampling import Sampling
-    from lamina.engine.subject import names_base
 
     guide = None
     if schema is not None:
@@ -80,22 +80,12 @@ def generate(
     if prompts is not None and target is not None:
         _answer_file(source, prompts, target, sampling, system, base, as_chat, model, allow_base_mismatch, as_json)
         return
-    from lamina.adapters.load import asked_template, load
-    from lamina.chat.template import build_template
     from lamina.cli.chat import print_answers
-    from lamina.engine.generate import build_generator, generate_each
-    from lamina.engine.generator import ADAPTER
-    from lamina.engine.local import LocalGenerator
-    from lamina.models.load import load_base
+    from lamina.engine.generate import generate_each, open_generator
 
-    if names_base(source):
-        own = load_base(source, notify=notify)
-        template = asked_template(build_template(own.tokenizer), as_chat)
-        generator, adapter, notes = LocalGenerator(own.model, template), None, []
-    else:
-        loaded = load(source, model=model, allow_base_mismatch=allow_base_mismatch, chat=as_chat, notify=notify)
-        generator, adapter, notes = build_generator(loaded), None if base else ADAPTER, loaded.notes
-    for note in (*notes, *generator.notes(sampling)):
+    opened = open_generator(source, model=model, allow_base_mismatch=allow_base_mismatch, chat=as_chat, notify=notify)
+    generator, adapter = opened.generator, None if base else opened.adapter
+    for note in (*opened.notes, *generator.notes(sampling)):
         notify(note)
     answers = generate_each(generator, asked, sampling, system=system, adapter=adapter)
     if not print_answers(asked, answers, as_json):
@@ -103,7 +93,7 @@ def generate(
 
 
 def chat(
-    source: Source,
+    source: Subject,
     system: Annotated[str | None, typer.Option(help="A system message at the start of the conversation.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer in tokens.")] = 512,
     temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 decodes greedily.")] = 0.0,
@@ -112,20 +102,20 @@ def chat(
     ] = None,
     as_chat: ChatFlag = None,
     model: ModelOption = None,
+    device: DeviceOption = "auto",
     allow_base_mismatch: MismatchFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Chat with an adapter in the terminal; /base and /adapter switch between the base model and the adapter."""
-    from lamina.adapters.load import load
+    """Chat with an adapter or a model in the terminal; /base and /adapter switch between base model and adapter."""
     from lamina.cli.chat import run_chat
-    from lamina.engine.generate import build_generator
+    from lamina.engine.generate import open_generator
     from lamina.engine.sampling import Sampling
 
-    loaded = load(source, model=model, allow_base_mismatch=allow_base_mismatch, chat=as_chat, notify=notify)
-    generator, sampling = build_generator(loaded), Sampling(temperature, max_new_tokens, seed)
-    for note in (*loaded.notes, *generator.notes(sampling)):
+    opened = open_generator(source, model=model, allow_base_mismatch=allow_base_mismatch, chat=as_chat, notify=notify)
+    generator, sampling = opened.generator, Sampling(temperature, max_new_tokens, seed)
+    for note in (*opened.notes, *generator.notes(sampling)):
         notify(note)
-    turns = run_chat(generator, sampling, system, quiet=as_json)
+    turns = run_chat(generator, sampling, system, quiet=as_json, has_adapter=opened.adapter is not None)
     if as_json:
         print_json({"turns": turns})
 

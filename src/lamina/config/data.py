@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     FormatName = str
 else:
     FormatName = Literal[("auto", *plugins.members("formats"))]
+Token = Annotated[str, Field(min_length=1)]
 TextUnit = Literal["auto", "line", "paragraph", "file"]
 
 # The fields that `columns` may map: those that the built-in formats read.
@@ -133,9 +134,9 @@ class DataConfig(Section):
     """File, folder, glob or data set on the hub, or a list of these; an item can also be a section with a `path` and a
     `weight`."""
 
-    eval: Share | str | dict[str, str | EvalSource] | None = 0.1
-    """Evaluation data: a file or folder, a share of `train` to split off (rows with the same prompt stay on one side),
-    or null.
+    eval: Share | Annotated[int, Field(ge=1)] | str | dict[str, str | EvalSource] | None = 0.1
+    """Evaluation data: a file or folder, a share of `train` to split off or about how many of its rows (rows with the
+    same prompt stay on one side), or null.
 
     Several sets by name, `{NAME: path, ...}`, are evaluated one by one; each can also be a section with a `path`.
     `train.best_eval` names the one that picks the best checkpoint.
@@ -212,6 +213,12 @@ class DataConfig(Section):
     A row's own `chat_template_kwargs` take precedence.
     """
 
+    add_tokens: list[Token] = Field(default_factory=list)
+    """Tokens to add to the tokenizer, each text that becomes one token. Embedding and head get rows for them, which
+    start near the mean of the others; the method trains and saves these rows."""
+
+    special_tokens: list[Token] = Field(default_factory=list)
+    """The same for special tokens, which are left out of decoded text."""
     chat: bool | None = None
     """Whether prompts and completions are rendered with the chat template.
 
@@ -227,7 +234,7 @@ class DataConfig(Section):
     """
 
     chat_template: str | None = None
-    """A built-in template or a Jinja file to use instead of the model's own template."""
+    """A built-in template, a Jinja file, or a Jinja text to use instead of the model's own template."""
 
     _check_columns = field_validator("columns")(known_fields)
 
@@ -261,8 +268,12 @@ class DataConfig(Section):
                 f"packing_strategy {self.packing_strategy!r} has no effect without packing. Set packing: true, or "
                 "remove packing_strategy."
             )
+        named = [*self.add_tokens, *self.special_tokens]
+        twice = next((token for token in named if named.count(token) > 1), None)
+        if twice is not None:
+            raise ValueError(f"add_tokens and special_tokens name {twice!r} more than once. Name each token once.")
         for name in ("stratify_by", "group_by"):
-            if getattr(self, name) is not None and not isinstance(self.eval, float):
+            if getattr(self, name) is not None and not self.splits_off:
                 raise ValueError(
                     f"{name} has no effect unless eval is a share of train. Set eval: 0.1, or remove {name}."
                 )
@@ -287,6 +298,11 @@ class DataConfig(Section):
                     f"{given[0]} has no effect with chat: false, which uses no chat template. Remove one of them."
                 )
         return self
+
+    @property
+    def splits_off(self) -> bool:
+        """Whether the evaluation rows are split off the training rows."""
+        return isinstance(self.eval, float | int)
 
     @property
     def sources(self) -> list[SourceConfig]:

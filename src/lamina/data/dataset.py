@@ -245,7 +245,7 @@ def fit(file: EncodedFile, file_index: int, rows: np.ndarray, config: DataConfig
     long = store.longest[rows] > config.max_length
     how = "drop" if file.whole_rows else config.overlong
     if how == "auto":
-        how = "split" if file.is_text else "drop"
+        how = "cut" if file.pooled else "split" if file.is_text else "drop"
     if how == "drop":
         report.drop_all("longer_than_max_length", store.rows[rows[long]])
         pieces = pieces.take(~long)
@@ -261,7 +261,7 @@ def fit(file: EncodedFile, file_index: int, rows: np.ndarray, config: DataConfig
         pieces = Pieces.join(parts)
         pieces = pieces.take(np.lexsort((pieces.begin, pieces.index)))
     in_loss = pieces.supervised > 0
-    if in_loss.all():
+    if file.pooled or in_loss.all():
         return pieces
     kept = pieces.take(in_loss)
     report.drop_all("no_supervised_tokens", store.rows[np.setdiff1d(pieces.index, kept.index)])
@@ -322,11 +322,15 @@ def _not_trainable(file: EncodedFile, kind: str, sequences: Sequences) -> str:
 def _split(config: DataConfig, training: Sequence[EncodedFile], seed: int) -> list[np.ndarray]:
     """Returns, for each training file, which stored rows are held out for evaluation."""
     stores = [file.store for file in training]
-    if not isinstance(config.eval, float):
+    if not isinstance(config.eval, float | int):
         return [np.zeros(len(store), dtype=bool) for store in stores]
+    rows = sum(len(store) for store in stores)
+    if config.eval >= max(1, rows):
+        message = f"asks for {config.eval} of the {rows} rows, which leaves none for training"
+        raise ConfigError(Problem("data.eval", message, "set it to less, or to a share such as 0.1"))
     held_out = hold_out(
         np.concatenate([store.prompts for store in stores]),
-        config.eval,
+        config.eval if isinstance(config.eval, float) else config.eval / rows,
         seed,
         np.concatenate([store.strata for store in stores]) if config.stratify_by else None,
         np.concatenate([store.groups for store in stores]) if config.group_by else None,
@@ -377,7 +381,7 @@ def _notes(
     notes += file_notes(template, facts)
     for file in every:
         notes += file.notes
-    if isinstance(config.eval, float):
+    if config.splits_off:
         notes += [
             f"{file.file.within} has a validation split: data.eval={file.file.own_eval} evaluates on it, instead of "
             "on a share of the training rows"

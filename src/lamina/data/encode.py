@@ -150,7 +150,7 @@ class Chosen:
 
 def choose_spans(rendered: Rendered, example: Example, train_on: str) -> Chosen:
     """Selects the characters of the rendering that are in the loss."""
-    if example.kind is Kind.TEXT:
+    if example.kind in (Kind.TEXT, Kind.CLASSIFICATION):
         return Chosen([Span(0, len(rendered.text))])
     if train_on == "all":
         spans = _without([Span(0, len(rendered.text))], rendered.thinking)
@@ -208,6 +208,8 @@ def _try_render(examples: Sequence[Example], template: ChatTemplate) -> list[Ren
                 one = Rendered("", ())
             elif example.kind is Kind.TEXT:
                 one = _render_text(example.text, template)
+            elif example.kind is Kind.CLASSIFICATION:
+                one = render_input(example, template)
             elif example.is_rendered and template.answer_marks is not None:
                 one = Rendered(example.text, tuple(template.answer_marks.spans(example.text)))
             else:
@@ -250,6 +252,17 @@ def _render_text(text: str, template: ChatTemplate) -> Rendered:
         )
     begin = bos if starts or template.adds_bos else ""
     return Rendered(f"{begin}{inner}{end}", ())
+
+
+def render_input(example: Example, template: ChatTemplate) -> Rendered:
+    """Returns a text as the tokenizer itself encodes it, without a token at its end; or a conversation, rendered.
+
+    That is what transformers' models for sequence classification are given.
+    """
+    if example.messages:
+        return Rendered(template.render(example.messages, example.tools, kwargs=example.template_kwargs), ())
+    whole = _render_text(example.text, template).text
+    return Rendered(whole.removesuffix(text_end(template)), ())
 
 
 def text_end(template: ChatTemplate) -> str:

@@ -46,6 +46,7 @@ class EncodedFile:
         store: The tokens of its rows.
         report: What happened to its rows; completed while the data is assembled.
         whole_rows: Whether rows must not be cut; see `Sequences`.
+        pooled: Whether every row counts, and is cut if it is too long; see `Sequences`.
         notes: Other messages to the user.
         eval_set: Name of the evaluation set that it belongs to; empty if it has none.
     """
@@ -56,6 +57,7 @@ class EncodedFile:
     store: TokenStore
     report: FileReport
     whole_rows: bool = False
+    pooled: bool = False
     notes: list[str] = field(default_factory=list)
     eval_set: str = ""
 
@@ -117,7 +119,7 @@ def encode_file(
     report = store.facts.report(file.name, sha256, role, source.weight if role == "train" else 1.0)
     whole = sequences.whole_rows or store.facts.several
     notes = [*file.notes, *_notes(file, store)]
-    return EncodedFile(file, source, config.text_unit, store, report, whole, notes)
+    return EncodedFile(file, source, config.text_unit, store, report, whole, sequences.pooled, notes)
 
 
 def _notes(file: DataFile, store: TokenStore) -> Iterator[str]:
@@ -165,6 +167,8 @@ def _fill(
             facts.rendered += row.example.is_rendered
             count_text(facts.foreign, "" if template.is_bare else foreign_marker(row.example))
             facts.wanted += row.example.label is True
+            if row.example.kind is Kind.CLASSIFICATION:
+                facts.classes[row.example.category] = facts.classes.get(row.example.category, 0) + 1
             facts.with_tools += row.example.has_tools
             facts.with_thinking += any(message.thinking for message in row.example.messages)
             facts.remark(row.number, encoded.remarks)

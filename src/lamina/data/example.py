@@ -20,6 +20,7 @@ class Kind(StrEnum):
     TEXT = "text"
     PREFERENCE = "preference"
     UNPAIRED_PREFERENCE = "unpaired_preference"
+    CLASSIFICATION = "classification"
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,11 @@ class Example:
         row: Number of the row in the file, from 1.
         kind: The kind of row.
         tools: Functions that the assistant may call, as JSON schemas.
-        text: The document, for plain text; for a conversation that was rendered before, its text.
+        text: The document, for plain text and for a text with a class; for a conversation that was rendered before, its
+            text.
         rejected: For a preference, the turns of the rejected answer.
         label: For an unpaired preference, whether the answer is desirable.
+        category: For a text or conversation with a class, the class's name or number as text.
         margin: For a preference, how much better the chosen answer is, if the data says so.
         template_kwargs: The row's variables for the chat template (`chat_template_kwargs`), as plain JSON.
         tokens: The row's tokens, if it was tokenized before.
@@ -59,6 +62,7 @@ class Example:
     text: str = ""
     rejected: tuple[Message, ...] = ()
     label: bool | None = None
+    category: str = ""
     margin: float | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     tokens: TokenRow | None = None
@@ -92,9 +96,10 @@ class Example:
 
     def prompt_key(self) -> tuple[tuple[str, str], ...]:
         """Returns a key that is equal for equal prompts (for plain text, for equal texts), ignoring white space."""
-        if self.kind is Kind.TEXT:
+        if self.text:
             return (("text", " ".join(self.text.split())),)
-        return tuple((message.role, " ".join(message.words().split())) for message in self.prompt)
+        turns = self.messages if self.kind is Kind.CLASSIFICATION else self.prompt
+        return tuple((message.role, " ".join(message.words().split())) for message in turns)
 
     def words(self) -> str:
         """Returns all of the row's text, turn by turn."""

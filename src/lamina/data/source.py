@@ -256,6 +256,8 @@ def usable_part(example: Example) -> tuple[Example, str]:
         return example, "" if example.tokens.ids else "empty_text"
     if example.kind is Kind.TEXT:
         return example, "" if example.text.strip() else "empty_text"
+    if example.kind is Kind.CLASSIFICATION:
+        return example, "" if example.words().strip() else "empty_text"
     messages = example.messages
     answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
     if not answers:

@@ -75,6 +75,7 @@ class Facts:
         rendered: Number of stored rows whose conversation was rendered before.
         foreign: Number of stored plain texts, by the marker of another chat template in them.
         wanted: Number of stored rows with a label that says that the answer is desirable.
+        classes: Number of stored rows, by class.
         not_asked: Stored rows with answers that are excluded from the loss (see `Remarks`).
         openings: Number of stored rows, by the template's text in the loss before their last answer.
         reasoning_given: Number of stored rows whose reasoning is excluded from the loss.
@@ -97,6 +98,7 @@ class Facts:
     rendered: int = 0
     foreign: dict[str, int] = field(default_factory=dict)
     wanted: int = 0
+    classes: dict[str, int] = field(default_factory=dict)
     not_asked: RowList = field(default_factory=RowList)
     openings: dict[str, int] = field(default_factory=dict)
     reasoning_given: int = 0

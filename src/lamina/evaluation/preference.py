@@ -52,9 +52,9 @@ def complete(side: Side, loss: Loss, loaded: Loaded, run: Run | None, max_length
     if run is None:
         return side
     config = run.config
-    loss.attach(loaded.injection, loaded.base, config.seed, notify)
     if run.summary is not None:
         loss.recall(run.summary.figures)
+    loss.attach(loaded.injection, loaded.base, config.seed, notify)
     side = loss.arrange(side, config.seed, max_length)
     if not loss.needs_reference:
         return side

@@ -20,6 +20,7 @@ from lamina.data.dataset import Dataset
 from lamina.data.side import Side
 from lamina.errors import DataError, LaminaError
 from lamina.models.read import skeleton
+from lamina.models.remote_code import is_allowed
 
 _ASKED = (Message("user", "a"), Message("assistant", "b"))
 
@@ -57,7 +58,7 @@ def declared_rows(folder: Path, tokenizer: PreTrainedTokenizerBase) -> int | Non
     """
     try:
         declared = (
-            AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=is_allowed(folder))
             .get_text_config()
             .vocab_size
         )

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
 
-import torch
 from transformers import PreTrainedModel
 
 from lamina.adapters.adapter import Adapter
@@ -15,9 +13,7 @@ from lamina.adapters.reload import check_before_training
 from lamina.chat.bare import BARE
 from lamina.chat.template import ChatTemplate, build_template, template_of
 from lamina.compute.kernels import prepare_kernels
-from lamina.compute.weights import count_weights
 from lamina.config import Config
-from lamina.config.root import default_learning_rate
 from lamina.data.batch import Documents
 from lamina.data.dataset import Dataset, build_dataset
 from lamina.data.example import Kind
@@ -29,23 +25,23 @@ from lamina.machine.hardware import default_device
 from lamina.methods.shared.base import Injection, find_method
 from lamina.methods.shared.coverage import find_coverage
 from lamina.methods.shared.virtual_tokens import VirtualTokens
-from lamina.models.load import Base, load_base
+from lamina.models.load import Base
 from lamina.models.vocabulary import check_vocabulary
 from lamina.optim import build_optimizer, build_schedule
 from lamina.progress import Notify
 from lamina.runs import Run
 from lamina.structure.head import Head, find_head
 from lamina.structure.positions import declared_positions, has_position_table
+from lamina.training.base import load_for_training
+from lamina.training.new_rows import train_new_rows
+from lamina.training.rate import with_learning_rate
 from lamina.training.record import facts_of, write_what_is_known
 from lamina.training.reference import Reference, find_reference, turn_off_dropout, with_reference
 from lamina.training.session import KERNELS, Session
 from lamina.training.start import check_start_fits, new_adapter, prepare_new, put_on, read_start
 
-# Weights from which on a model is told that the methods' learning rates come from a smaller one.
-LARGE_MODEL = 1_000_000_000
 
-
-def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE) -> Session:
+def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE, base: Base | None = None) -> Session:
     """Builds everything, and writes what is known before training into the run: data report and manifest.
 
     Args:
@@ -53,24 +49,18 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         run: Its directory.
         notify: Told what is being done, and what a user should know.
         world: The processes that train together.
+        base: The base model, if it is loaded already.
 
     Raises:
         LaminaError: Model, data or configuration cannot be used; see the parts' own functions.
     """
     prepare_kernels(default_device(), config.train.compile, notify)
     start, loss = read_start(config, run), build_loss(config.loss)
-    notify(f"Loading {config.model} ...")
-    method = config.method if start is None else start.config
-    loftq = find_method(method.type).plan_loftq(method)
-    base = load_base(
-        config.model,
-        config.dtype,
-        notify=notify,
-        quantization=config.quantization,
-        plan_loftq=loftq,
-        offload=config.offload if config.method.base_is_read_only else False,
-    )
-    _note_learning_rate(config, base, notify)
+    base = base or load_for_training(config, start, notify)
+    for note in () if base.added is None else base.added.notes():
+        notify(note)
+    completed = config if start is not None else train_new_rows(config, base)
+    config = with_learning_rate(config, base.model, notify)
     check_length(config.data, declared_positions(base.model))
     template = template_of(base.tokenizer, config.data)
     if start is not None:
@@ -82,13 +72,14 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
     config = config.model_copy(
         update={"data": config.data.model_copy(update={"max_length": dataset.max_length})}
     )  # what follows is computed with it, and the run's own config.yaml was written before
-    _check_stop_token(dataset, template)
+    if not loss.sequences.pooled:
+        _check_stop_token(dataset, template)
     template = _template_in_use(dataset, template, config, notify)
     check_vocabulary(dataset, base.model, template)
     steps_per_epoch = math.ceil(dataset.report.micro_batches / config.train.gradient_accumulation_steps)
     loss.study(dataset.train, len(dataset.train) / steps_per_epoch, notify)
     head = find_head(base.model)
-    injection = _adapter(config, base, dataset, start, loss, notify)
+    injection = _adapter(completed, base, dataset, start, loss, notify)
     coverage = find_coverage(injection)
     for note in coverage.notes():
         notify(note)
@@ -135,11 +126,6 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         sets = ", ".join(f"{name} ({len(dataset.eval[chosen])} rows)" for name, chosen in dataset.eval_sets.items())
         notify(f"Evaluation sets: {sets}. The loss on {session.best_set} picks the best checkpoint (train.best_eval).")
     return session
-
-
-def count_parameters(parameters: Iterable[torch.Tensor]) -> int:
-    """Elements over all tensors; one that is shared counts once."""
-    return sum(tensor.numel() for tensor in {id(tensor): tensor for tensor in parameters}.values())
 
 
 def is_only_text(dataset: Dataset) -> bool:
@@ -198,16 +184,6 @@ def check_positions(dataset: Dataset, model: PreTrainedModel, notify: Notify, vi
         message = f"{what} are too long: {where}."
         raise ConfigError(Problem("data.max_length", message, f"use {limit - virtual} at most"))
     notify(f"{what}: {where}, and what it makes of later ones was not trained. data.max_length={limit - virtual} fits.")
-
-
-def _note_learning_rate(config: Config, base: Base, notify: Notify) -> None:
-    """The methods' own learning rates were measured on a small model."""
-    own = default_learning_rate(type(config.method), config.train.optim, type(config.loss))
-    if config.train.learning_rate == own and count_weights(base.model) > LARGE_MODEL:
-        notify(
-            f"train.learning_rate is the method's own, {own:g}, which was measured on a model of 135 million weights. "
-            "Models of billions usually take a smaller one (QLoRA's authors 2e-4 for 7 billion)."
-        )
 
 
 def _adapter(

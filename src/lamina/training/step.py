@@ -17,6 +17,7 @@ from lamina.losses.base import Loss, LossSum, Metric, means
 from lamina.methods.shared.base import Hooks
 from lamina.optim import LayerwiseGaloreAdamW
 from lamina.structure.head import Head
+from lamina.training.loss_scale import LossScale
 
 NO_HOOKS = Hooks()
 
@@ -36,6 +37,7 @@ class StepResult:
         tokens: Real tokens.
         supervised_tokens: Those in the loss.
         finite: Whether loss and gradient were finite; if not, nothing was changed.
+        overflowed: Whether only the scaled gradient was not, so that a smaller loss scale may do.
         metrics: The loss's own figures, as sum and count.
     """
 
@@ -45,6 +47,7 @@ class StepResult:
     tokens: int
     supervised_tokens: int
     finite: bool
+    overflowed: bool = False
     metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
@@ -64,6 +67,7 @@ def training_step(
     layout: Layout = PACKED,
     moving: Callable[[], None] = lambda: None,
     world: World = ALONE,
+    scale: LossScale | None = None,
 ) -> StepResult:
     """Takes one step over micro-batches, whose losses are divided by the count of all of them together.
 
@@ -86,6 +90,7 @@ def training_step(
         layout: How the documents of a micro-batch go through the model.
         moving: Called before anything changes: until the step is done, the tensors belong to no step.
         world: The processes that take the step together; each computes its share of the micro-batches.
+        scale: The loss scale, for float16; it is updated.
 
     Raises:
         StepAbandoned: `stop` said so.
@@ -105,19 +110,22 @@ def training_step(
         if finite:
             moving()
         norm = _layerwise_step(optimizer, mean, check) if finite else float("nan")
-        return StepResult(float(mean.detach()), count, norm, tokens, supervised, finite, tally.everywhere(world))
+        metrics = tally.everywhere(world)
+        return StepResult(float(mean.detach()), count, norm, tokens, supervised, finite, metrics=metrics)
     total = torch.zeros((), device=model.device)
     for unit in units:
         if stop():
             optimizer.zero_grad(set_to_none=True)
             raise StepAbandoned
         part = tally.take(loss.compute(model, head, [batch.to(model.device) for batch in unit])) / count
-        part.backward()
+        (part if scale is None else scale.scaled(part)).backward()
         total += part.detach()
     _add_up_gradients(parameters, world)
     penalty = hooks.penalty()
     if penalty is not None:
-        penalty.backward()
+        (penalty if scale is None else scale.scaled(penalty)).backward()
+    if scale is not None:
+        scale.unscale(parameters)
     check()
     mean = world.total(float(total))
     norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
@@ -127,8 +135,11 @@ def training_step(
         hooks.before_update(step)
         optimizer.step()
         hooks.after_update(step)
+    overflowed = scale is not None and not finite and math.isfinite(mean) and not scale.at_its_smallest
+    if scale is not None:
+        scale.update(finite)
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(mean, count, float(norm), tokens, supervised, finite, tally.everywhere(world))
+    return StepResult(mean, count, float(norm), tokens, supervised, finite, overflowed, tally.everywhere(world))
 
 
 def _add_up_gradients(parameters: Sequence[nn.Parameter], world: World) -> None:
