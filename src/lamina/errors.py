@@ -182,6 +182,10 @@ class Interrupted(LaminaError):
         return {**super().details(), **self.facts}
 
 
+class FleetError(LaminaError):
+    """A cluster cannot be reached, or does not take a task."""
+
+
 class BenchError(LaminaError):
     """A benchmark cannot be run: a peer is not installed, or every side failed."""
 

@@ -1,4 +1,4 @@
-"""Finds plug-ins by family: methods, losses, optimizers, data formats, scorers and trackers.
+"""Finds plug-ins by family: methods, losses, optimizers, data formats, scorers, trackers and executors.
 
 A plug-in ("member") is a Python module; the configuration refers to it by the module's name. lamina's own members are
 in one folder per family. Another package adds one with an entry point in its pyproject.toml:
@@ -56,6 +56,7 @@ class Family:
 
 
 FAMILIES = {
+    "executors": Family("an executor", "lamina.fleet.executors"),
     "formats": Family("a data format", "lamina.data.formats"),
     "losses": Family("a loss", "lamina.losses", "lamina.config.losses"),
     "methods": Family("a method", "lamina.methods", "lamina.config.methods"),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lamina
+from lamina.cli.app import main
 from lamina.errors import LaminaError
 from tests.support.training import WORDS
 
@@ -93,7 +93,29 @@ def test_a_data_scientist(model_folder: Path) -> None:
         lamina.train(data=frame, method="lora", **common)  # a row without an answer is named, not learned
 
 
-def test_an_operator(model_folder: Path, tmp_path: Path) -> None:
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command in this process: its exit code, and what it wrote to stdout and to stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["lamina", *map(str, arguments)])
+        capsys.readouterr()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+        with pytest.raises(SystemExit) as ended:
+            main()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        written = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, written.out, written.err
+
+    return run
+
+
+def test_an_operator(model_folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """A configuration with variables, checked first, run by JSON and exit codes, moved, and read elsewhere."""
     job = tmp_path / "job"
     job.mkdir()
@@ -103,52 +125,40 @@ def test_an_operator(model_folder: Path, tmp_path: Path) -> None:
     (job / "run.yaml").write_text(
         "include: base.yaml\ndata: {train: rows.jsonl, max_length: 64}\noutput_dir: ${OUT:-out}/one\n"
     )
+    monkeypatch.setenv("BASE", str(model_folder))
+    monkeypatch.setenv("OUT", str(tmp_path / "runs"))
+    given = ("train", job / "run.yaml", "train.max_steps=2", "--json", "--timestamps")
 
-    def lamina_command(*arguments: str, **variables: str) -> tuple[int, dict[str, Any], str]:
-        found = subprocess.run(
-            [sys.executable, "-m", "lamina", *arguments, "--json", "--timestamps"],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "BASE": str(model_folder), **variables},
-        )
-        return found.returncode, json.loads(found.stdout), found.stderr
-
-    config = str(job / "run.yaml")
-    code, planned, _ = lamina_command("train", config, "--dry-run")
-    assert code == 0 and planned["plan"]["train_rows"] == 22
-    code, done, err = lamina_command("train", config, "train.max_steps=2", OUT=str(tmp_path / "runs"))
-    assert code == 0 and done["steps"] == 2 and err[:2] == "20", err
-    code, again, _ = lamina_command("train", config, "train.max_steps=2", OUT=str(tmp_path / "runs"))
-    assert code == 1 and "already holds a run" in again["error"]["message"]
+    code, out, _ = command(*given, "--dry-run")
+    assert code == 0 and json.loads(out)["plan"]["train_rows"] == 22
+    code, out, err = command(*given)
+    assert code == 0 and json.loads(out)["steps"] == 2 and err[:2] == "20", err
+    code, out, _ = command(*given)
+    assert code == 1 and "already holds a run" in json.loads(out)["error"]["message"]
     shutil.move(tmp_path / "runs", tmp_path / "archive")
     run = lamina.load_run(tmp_path / "archive" / "one")
     assert run.status == "finished" and run.config.train.max_steps == 2
-    code, wrong, _ = lamina_command("train", config, "train.max_step=2")
-    assert code == 2 and wrong["error"]["problems"][0]["field"] == "train.max_step"
+    code, out, _ = command("train", job / "run.yaml", "train.max_step=2", "--json")
+    assert code == 2 and json.loads(out)["error"]["problems"][0]["field"] == "train.max_step"
 
 
-def test_somebody_with_a_table(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_somebody_with_a_table(model_folder: Path, command: Command) -> None:
     """From a CSV to answers beside those of the base, by commands alone."""
-    from lamina.cli.app import main
-
     with Path("faq.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerows([("Frage", "Antwort"), *QUESTIONS])
 
-    def command(*arguments: object) -> str:
-        sys.argv = ["lamina", *map(str, arguments)]
-        with pytest.raises(SystemExit) as ended:
-            main()
-        written = capsys.readouterr()
-        assert ended.value.code == 0, written.err
-        return written.out
+    def done(*arguments: object) -> str:
+        code, out, err = command(*arguments)
+        assert code == 0, err
+        return out
 
     columns = ("--column", "prompt=Frage", "--column", "completion=Antwort")
-    command("init", "faq.csv", "--model", model_folder, *columns)
-    command("data", "check", "faq.yaml")
-    command("train", "faq.yaml", "train.max_steps=2", "dtype=float32")
-    shown = command("eval", "runs/faq", "--max-new-tokens", 4, "--html", "faq.html")
+    done("init", "faq.csv", "--model", model_folder, *columns)
+    done("data", "check", "faq.yaml")
+    done("train", "faq.yaml", "train.max_steps=2", "dtype=float32")
+    shown = done("eval", "runs/faq", "--max-new-tokens", 4, "--html", "faq.html")
     assert "expected" in shown and "rows say little" in shown and "probability" in shown
     assert "of course" in Path("faq.html").read_text()
-    command("merge", "runs/faq", "--out", "faq-model")
-    assert command("generate", "faq-model", "-p", "what comes after red 0?", "--max-new-tokens", 3) is not None
+    done("merge", "runs/faq", "--out", "faq-model")
+    assert done("generate", "faq-model", "-p", "what comes after red 0?", "--max-new-tokens", 3) is not None

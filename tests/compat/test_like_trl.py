@@ -53,11 +53,12 @@ def first_loss(trainer: Any) -> float:
     [
         (CHATS, {}),
         (TALKS, {"completion_only_loss": False}),
+        (PAIRS, {}),
         (TEXTS, {}),
         (TEXTS, {"max_length": 12}),
         (TEXTS, {"packing": True}),
     ],
-    ids=["chats", "prompts whole", "texts", "texts cut", "texts packed"],
+    ids=["chats", "prompts whole", "plain prompts", "texts", "texts cut", "texts packed"],
 )
 def test_supervised(rows: list[dict[str, Any]], settings: dict[str, Any], model_folder: Path, tmp_path: Path) -> None:
     import datasets

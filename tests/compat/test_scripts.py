@@ -132,8 +132,10 @@ def test_formatting_functions(tmp_path: Path, model_folder: Path) -> None:
     for number, function in enumerate((one, batch)):
         args = SFTConfig(output_dir=str(tmp_path / str(number)), **SHORT)
         trainer = SFTTrainer(str(model_folder), args, ROWS, peft_config=lora(), formatting_func=function)
-        first = json.loads(Path(trainer.config.data.train).read_text(encoding="utf-8").splitlines()[0])
-        assert first == {"text": function({k: [v] for k, v in ROWS[0].items()})[0] if number else one(ROWS[0])}
+        trainer.train()
+        (path,) = (tmp_path / str(number) / "inputs").glob("*.jsonl")
+        texts = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
+        assert texts == [one(row) if number == 0 else batch({k: [v] for k, v in row.items()})[0] for row in ROWS]
     with pytest.raises(DataError, match="formatting_func returned a int"):
         SFTTrainer(str(model_folder), SFTConfig(output_dir="x"), ROWS, formatting_func=lambda row: 3)
 
@@ -198,6 +200,6 @@ def test_what_has_no_counterpart_is_refused(tmp_path: Path, model_folder: Path) 
 
 
 def test_differences_are_said(tmp_path: Path, model_folder: Path) -> None:
-    args = SFTConfig(output_dir=str(tmp_path / "out"), report_to="wandb", optim="lion_8bit", **SHORT)
-    with pytest.warns(LaminaWarning, match=r"(?s)(?=.*wandb)(?=.*optim: the nearest)"):
+    args = SFTConfig(output_dir=str(tmp_path / "out"), report_to="comet_ml", optim="lion_8bit", **SHORT)
+    with pytest.warns(LaminaWarning, match=r"(?s)(?=.*comet_ml)(?=.*optim: the nearest)"):
         SFTTrainer(str(model_folder), args, ROWS, peft_config=lora())

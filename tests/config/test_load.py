@@ -276,7 +276,10 @@ def test_wrong_type_or_range_names_field_and_value(values: dict[str, Any], field
 
 def test_a_share_or_a_file_reads_as_one_problem() -> None:
     message = problems_of({"data": {"train": "x", "eval": 1.5}})["data.eval"].message
-    assert message == "got 1.5; must be less than 1, or must be a valid integer, or must be a valid string."
+    assert (
+        message
+        == "got 1.5; must be less than 1, or must be a valid integer, or must be a valid string, or must be a mapping of keys."
+    )
     assert load_config({"data": {"train": "x", "eval": 500}}).data.eval == 500
 
 
@@ -456,7 +459,7 @@ SO: list[tuple[str, dict[str, Any]]] = [
     ("bitfit", {"task_type": "CAUSAL_LM", "modules_to_save": None}),
 ]
 NOT_SO: list[tuple[str, str, Any]] = [
-    ("lora", "task_type", "SEQ_CLS"),
+    ("dora", "task_type", "SEQ_2_SEQ_LM"),
     ("lora", "inference_mode", True),
     ("lora", "lora_bias", True),
     ("lora", "lora_bias", 0),

@@ -98,7 +98,7 @@ WRITTEN = [
     ({"quantization": {"bits": 4, "bnb_4bit_quant_type": "fp4"}}, {"quantization": {"quant_type": "fp4"}}),
     ({"train": {"optim": "adamw_torch_fused"}}, {"train": {"optim": "adamw_torch"}}),
     ({"train": {"optim": "adamw_bnb_8bit"}}, {"train": {"optim": "adamw_8bit"}}),
-    ({"train": {"report_to": "tensorboard"}}, {"train": {"report_to": ["tensorboard"]}}),
+    ({"report_to": "wandb"}, {"train": {"report_to": ["wandb"]}}),
     ({"train": {"warmup_steps": 0.1}}, {"train": {"warmup_ratio": 0.1}}),
     ({"method": {"type": "qlora"}}, {"method": {"type": "lora"}, "quantization": {"bits": 4}}),
     ({"method": {"type": "lora+"}}, {"method": {"type": "lora"}, "train": {"loraplus_lr_ratio": 16.0}}),
@@ -130,7 +130,7 @@ def test_what_a_hint_says_works(given: dict[str, Any], wanted: dict[str, Any]) -
 REMOVED = [
     ({"train": {"bf16": True}}, "bfloat16"),
     ({"train": {"save_strategy": "steps"}}, "save_steps"),
-    ({"train": {"report_to": "wandb"}}, "on_event"),
+    ({"train": {"report_to": "comet_ml"}}, "plug-in"),
     ({"train": {"gradient_checkpointing_kwargs": {"use_reentrant": False}}}, "recomputes"),
     ({"flash_attention": True}, "attention"),
     ({"train": {"neftune_noise_alpha": 5}}, "NEFTune"),

@@ -359,10 +359,8 @@ def test_no_advice_leads_in_a_circle(
         inject(build_model("qwen2"), method, seed=0)
 
 
-@pytest.mark.parametrize("field", ["use_bdlora", "lora_bias"])
-def test_lora_points_to_pefts_for_what_that_alone_has(field: str) -> None:
-    values: dict[str, Any] = {}
-    method = {"type": "lora", field: values.get(field, True)}
+def test_lora_points_to_pefts_for_what_that_alone_has() -> None:
+    method = {"type": "lora", "lora_bias": True}
     with pytest.raises(ConfigError, match=r"method\.\w+: unknown key.*`type: peft` and `peft_type: LORA`"):
         load_config({"data": {"train": "x"}, "method": method})
     begun(

@@ -12,7 +12,8 @@ from lamina.config import load_config
 from lamina.data.columns import ColumnMapping
 from lamina.data.formats import alpaca
 from lamina.errors import ConfigError
-from lamina.migration import Translation, translate
+from lamina.migration.draft import Translation
+from lamina.migration.translate import translate
 
 BASE: dict[str, Any] = {
     "base_model": "some/model",
@@ -74,6 +75,8 @@ def test_eight_bits_keep_no_setting_of_four(tmp_path: Path) -> None:
 def test_without_an_adapter_all_weights_are_trained(tmp_path: Path) -> None:
     config = config_of(tmp_path, adapter=..., lora_r=..., lora_alpha=..., lora_target_linear=...)
     assert config.method.type == "full"
+    some = ["^lm_head.weight$", "model.layers.4[4-9]+.mlp"]
+    assert config_of(tmp_path, adapter=None, unfrozen_parameters=some).method.parameters == some
 
 
 def test_evaluations_per_epoch_are_shares_of_the_run(tmp_path: Path) -> None:
@@ -81,6 +84,23 @@ def test_evaluations_per_epoch_are_shares_of_the_run(tmp_path: Path) -> None:
     assert config.train.eval_steps == 0.125  # 4 an epoch, 2 epochs
     assert config.train.save_steps == 0.5
     assert "save_steps" not in translated(tmp_path, saves_per_epoch=1, num_epochs=1).values["train"]
+
+
+def test_names_of_newer_settings(tmp_path: Path) -> None:
+    experts = ["mlp.experts.down_proj"]
+    config = config_of(tmp_path, lora_target_parameters=experts, tokens=["<a>", "<b>"], revision_of_model="v1")
+    assert (config.method.target_parameters, config.data.add_tokens) == (experts, ["<a>", "<b>"])
+    assert config.model == "some/model@v1"
+
+
+def test_several_evaluation_sets(tmp_path: Path) -> None:
+    sets = [{"path": "a/b", "type": "chat_template", "split": "test"}, {"path": "rows/c.jsonl", "type": "completion"}]
+    config = config_of(tmp_path, test_datasets=sets, val_set_size=0)
+    assert [each if isinstance(each, str) else each.path for each in config.data.eval.values()] == [
+        "a/b:test",
+        "rows/c.jsonl",
+    ]
+    assert len(config_of(tmp_path, test_datasets=sets[:1]).data.eval) == 1
 
 
 def test_without_evaluation_data_nothing_is_split_off(tmp_path: Path) -> None:
@@ -145,6 +165,7 @@ def test_a_format_of_the_user_s_own(tmp_path: Path) -> None:
         "no_input_format": "[INST] {instruction} [/INST]",
     }
     config = config_of(tmp_path, datasets=[{"path": "u/r", "type": kind}])
+    assert config.data.chat is False
     mapping = ColumnMapping(config.data.columns)
     assert mapping.apply({"q": "Why?", "ctx": "C", "a": "So."})["prompt"] == "[INST] Why? C [/INST]"
     assert mapping.apply({"q": "Why?", "ctx": "", "a": "So."})["prompt"] == "[INST] Why? [/INST]"

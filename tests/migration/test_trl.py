@@ -12,8 +12,9 @@ import yaml
 
 from lamina.config import load_config
 from lamina.errors import ConfigError
-from lamina.migration import is_foreign, translate
 from lamina.migration.arguments import find_command
+from lamina.migration.foreign import is_foreign
+from lamina.migration.translate import translate
 from lamina.migration.trl import DEFAULTS, LEARNING_RATES, LORA_DEFAULTS
 
 RECIPE: dict[str, Any] = {
@@ -103,7 +104,8 @@ def test_rows_with_messages_are_trained_whole_as_in_trl(tmp_path: Path) -> None:
     assert config_of(tmp_path / "a.yaml", local).data.train_on == "all"
     assert config_of(tmp_path / "b.yaml", {**local, "assistant_only_loss": True}).data.train_on == "assistant"
     rows.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n", encoding="utf-8")
-    assert config_of(tmp_path / "c.yaml", local).data.train_on == "assistant"
+    config = config_of(tmp_path / "c.yaml", local)
+    assert (config.data.train_on, config.data.chat) == ("assistant", False)
 
 
 def test_a_template_as_text(tmp_path: Path) -> None:
@@ -148,6 +150,13 @@ def test_arguments(script: str, loss: str) -> None:
     assert config.method.target_modules == ["q_proj", "k_proj"]
     assert config.train.num_train_epochs == 1.0
     assert config.data.packing is True
+
+
+def test_the_number_of_processes_is_told() -> None:
+    (row,) = [row for row in translate(ARGUMENTS).rows if row.name == "num_processes"]
+    assert "4 times as large" in row.note
+    two = translate(["torchrun", "--nproc_per_node=2", "sft.py", "--dataset_name", "a/b", "--use_peft"])
+    assert [row.given for row in two.rows if row.name == "num_processes"] == [2]
 
 
 def test_a_script_with_variables_and_lines_that_go_on(tmp_path: Path) -> None:

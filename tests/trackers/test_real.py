@@ -38,9 +38,9 @@ def train(model_folder: Path, tmp_path: Path, tracker: str) -> lamina.Run:
 
 
 def test_wandb(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    pytest.importorskip("wandb")
     run = train(model_folder, tmp_path, "wandb")
     folders = list((run.path / "wandb").glob("offline-run-*"))
     assert len(folders) == 2 and len({folder.name.rpartition("-")[2] for folder in folders}) == 1, "one id for both"
@@ -62,8 +62,8 @@ def test_mlflow(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_trackio(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
     pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     train(model_folder, tmp_path, "trackio")
     (database,) = (tmp_path / "trackio").glob("*.db")
     with sqlite3.connect(database) as connection:
@@ -73,9 +73,9 @@ def test_trackio(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_clearml(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("clearml")
     monkeypatch.setenv("CLEARML_OFFLINE_MODE", "1")
     monkeypatch.setenv("CLEARML_CACHE_DIR", str(tmp_path / "clearml"))
+    pytest.importorskip("clearml")
     train(model_folder, tmp_path, "clearml")
     archives = list((tmp_path / "clearml").rglob("*.zip"))
     assert archives

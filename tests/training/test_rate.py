@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import lamina
 from lamina.config import load_config
@@ -60,4 +61,4 @@ def test_the_run_uses_it_and_says_so(tmp_path: Path, model_folder: Path, monkeyp
     assert run.summary is not None and run.summary.learning_rate is not None
     assert run.summary.learning_rate < load_config(values).train.peak_learning_rate
     assert max(step.learning_rate for step in run.events(Step)) <= run.summary.learning_rate
-    assert "learning_rate" not in (run.path / "config.yaml").read_text()
+    assert "train.learning_rate" not in yaml.safe_load((run.path / "config.yaml").read_text())["given"]

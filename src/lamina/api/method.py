@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lamina.config import MethodConfig
 from lamina.config.methods.lora import LoraConfig
 from lamina.config.peft_objects import is_peft_config, method_config_from_peft, plain
 from lamina.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    pass
+
 
 # Fields of peft's LoraConfig that say where an adapter is from, not how it is trained.
 _ORIGIN = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision")
@@ -78,11 +82,10 @@ def _is_idle(key: str, content: Mapping[str, Any]) -> bool:
 
 
 def _default_targets(peft_type: str, model_type: str | None) -> list[str] | None:
-    """What peft itself chooses for a kind of model; None where it names nothing."""
-    if importlib.util.find_spec("peft") is not None and model_type is not None:
-        from peft.utils import constants
+    """What peft itself chooses for a kind of model; None where it names nothing, or no plain names."""
+    if importlib.util.find_spec("peft") is None or model_type is None or peft_type == "IA3":
+        return None  # IA3 needs to know more of each module than its name, which lamina's own defaults do
+    from peft.utils import constants
 
-        names = getattr(constants, f"TRANSFORMERS_MODELS_TO_{peft_type}_TARGET_MODULES_MAPPING", {})
-        if found := names.get(model_type):
-            return list(found)
-    return None
+    found = getattr(constants, f"TRANSFORMERS_MODELS_TO_{peft_type}_TARGET_MODULES_MAPPING", {}).get(model_type)
+    return None if found is None or isinstance(found, str) else list(found)

@@ -73,11 +73,14 @@ def rows_in(data: object, name: str) -> Iterator[dict[str, Any]]:
 
 
 def is_columns(data: object) -> bool:
-    """Returns whether `data` is a dictionary of columns with equally many values, as `Dataset.from_dict` takes it."""
+    """Returns whether `data` is a dictionary of columns with equally many values, as `Dataset.from_dict` takes it, and
+    not one of splits, whose rows are dictionaries."""
     if not isinstance(data, Mapping) or not data:
         return False
     values = list(data.values())
-    return all(isinstance(column, list | tuple) for column in values) and len({len(column) for column in values}) == 1
+    if not all(isinstance(column, list | tuple) for column in values) or len({len(column) for column in values}) > 1:
+        return False
+    return not all(isinstance(item, Mapping) for column in values for item in column)
 
 
 def _raw_rows(data: Any, name: str) -> Iterable[Any]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lamina.api.rows import Formatting, is_columns, store_rows
+from lamina.config.shorthand import is_data_file
 from lamina.data.read.open import read_rows
 from lamina.data.read.splits import kind_of
 from lamina.errors import ConfigError, Problem
+
+# Texts in a list that are names: shorter than this, and a file or a data set on the hub.
+_LONGEST_NAME = 1000
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?:/[\w.-]+)?(?::[\w\[\]%:-]+)?")
 
 # Stores rows under a name, and returns the path that the configuration names.
 Store = Callable[[object, str], str]
@@ -21,7 +27,7 @@ class Sources:
     """What `data` and `eval_data` are.
 
     Attributes:
-        train: A path, a list of paths or sections, or rows.
+        train: A path, a list of paths or sections, or rows; `NOT_GIVEN` to leave it as it is.
         eval: A path, a share, None for no evaluation, rows, or several of these by name; `NOT_GIVEN` for the default.
         section: A whole `data:` section, if that was given.
     """
@@ -47,6 +53,8 @@ def find_sources(data: Any, eval_data: Any) -> Sources:
     """
     if not isinstance(data, Mapping) or is_columns(data):
         return Sources(data, eval_data)
+    if _names_files(data):
+        return Sources([data], eval_data)
     if "train" in data and _names_files(data["train"]):
         section = dict(data)
         own = section.pop("eval", NOT_GIVEN)
@@ -70,14 +78,16 @@ def stored(sources: Sources, store: Store, formatting: Formatting | None) -> dic
         store: Stores rows.
         formatting: Makes a text, a conversation or another row of each row, also of a file's.
     """
-    values: dict[str, Any] = {"train": _stored(sources.train, store, "train", formatting)}
+    values: dict[str, Any] = {}
+    if sources.train is not NOT_GIVEN:
+        values["train"] = _stored(sources.train, store, "train", formatting)
     if sources.eval is not NOT_GIVEN:
         values["eval"] = _stored_eval(sources.eval, store, formatting)
     return values
 
 
 def _stored_eval(given: Any, store: Store, formatting: Formatting | None) -> Any:
-    if given is None or isinstance(given, float):
+    if given is None or isinstance(given, int | float):
         return given
     if isinstance(given, Mapping) and not is_columns(given) and "path" not in given:
         return {str(name): _stored(each, store, f"eval-{name}", formatting) for name, each in given.items()}
@@ -107,8 +117,9 @@ def _names_files(given: Any) -> bool:
 
 
 def _is_source(item: Any) -> bool:
-    if isinstance(item, str):
-        return len(item) < 1000 and "\n" not in item and Path(item).exists()
+    if isinstance(item, str):  # what looks like the name of data is one, also if it is not there: the error says so
+        is_short = len(item) < _LONGEST_NAME and "\n" not in item
+        return is_short and (is_data_file(item) or _HUB_ID.fullmatch(item) is not None or Path(item).exists())
     return isinstance(item, Path) or (isinstance(item, Mapping) and isinstance(item.get("path"), str | Path))
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from lamina.runs import events
 from lamina.runs.events import Event
+from lamina.runs.summary import losses_of_sets
 
 # Minimum time between two lines of progress if stderr is not a terminal, such as in a log file.
 LINE_SECONDS = 15.0
@@ -69,7 +70,10 @@ class TrainingView:
             case events.Evaluation():
                 best = "  (best so far)" if event.best_step == event.step else ""
                 what = {"base": "bare base", "start": "before training"}.get(event.of, f"step {event.step}")
-                self._console.print(f"  eval loss {event.eval_loss:.4f}  {what}{best}")
+                by_set = "".join(f"  {escape(name)} {loss:.4f}" for name, loss in losses_of_sets(event.metrics).items())
+                self._console.print(
+                    f"  eval loss {event.eval_loss:.4f}{by_set and f' ({by_set.strip()})'}  {what}{best}"
+                )
             case events.Interrupted():
                 self._console.print(f"  {event.signal}: checkpoint saved at step {event.step}")
             case events.Finished():

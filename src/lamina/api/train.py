@@ -69,8 +69,8 @@ def train(
         data: What to train on: a path, or rows: a list of dictionaries or of texts, a `datasets.Dataset` or
             `DatasetDict`, a DataFrame of pandas or polars, an Arrow table, or a dictionary of columns. Rows are stored
             in the run's folder.
-        eval_data: What to evaluate on: the same, a share of `data`, None for no evaluation, or several by name. By
-            default, a split of a `DatasetDict`, or a tenth of the rows.
+        eval_data: What to evaluate on: the same, a share of `data` or a number of its rows, None for no evaluation, or
+            several by name. By default, a split of a `DatasetDict`, or a tenth of the rows.
         model: A name or folder, or a causal language model of transformers in memory. That is trained on as it is, and
             is the same afterwards; if no folder has its weights, the run keeps a copy of them.
         tokenizer: The tokenizer of a model in memory; by default that of the folder that it came from.
@@ -152,6 +152,11 @@ class _Inputs:
         if self.model is not None and draft.quantization is not None:
             message = "quantizes the weights that it reads from a folder, and the model is in memory"
             raise ConfigError(Problem("quantization", message, "give the model's name or folder"))
+        for name in ("add_tokens", "special_tokens") if self.model is not None else ():
+            if getattr(draft.data, name):
+                message = "adds tokens to a model that lamina loads, and the model is in memory"
+                fix = "give the model's name; or add the tokens to model and tokenizer yourself, and leave it out"
+                raise ConfigError(Problem(f"data.{name}", message, fix))
         check_start(draft, resume)
         folder = Run(Path(draft.output_dir)).inputs
         if self.model is not None:
@@ -160,15 +165,15 @@ class _Inputs:
 
     def _named(self, values: dict[str, Any], folder: Path, stores: Callable[..., Store]) -> dict[str, Any]:
         section = dict(values.get("data") or {})
-        if self.data is None:
-            given = Sources(section.get("train"), self.eval_data)
-            if given.train is None or (self.eval_data is NOT_GIVEN and self.formatting is None):
-                return values
-        else:
+        if self.data is not None:
             given = find_sources(self.data, self.eval_data)
+        else:  # those of the configuration are files
+            given = Sources(NOT_GIVEN if self.formatting is None else section.get("train", NOT_GIVEN), self.eval_data)
         if self.formatting is not None and given.eval is NOT_GIVEN and "eval" in section:
             given = replace(given, eval=section["eval"])
         named = stored(given, stores(folder, self.formatting), self.formatting)
+        if not named and given.section is None:
+            return values
         return {**values, "data": {**section, **(given.section or {}), **named}}
 
 

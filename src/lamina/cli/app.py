@@ -30,6 +30,7 @@ from lamina.cli.data import data
 from lamina.cli.evaluation import evaluate
 from lamina.cli.facts import COMPLETE_VARIABLE, completion, methods, schema, version
 from lamina.cli.failures import Commands, run_command, tracebacks_in
+from lamina.cli.fleet import fleet
 from lamina.cli.gate import gate
 from lamina.cli.generation import chat, generate
 from lamina.cli.init import init
@@ -70,6 +71,7 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.add_typer(cache, name="cache")
 app.add_typer(data, name="data")
+app.add_typer(fleet, name="fleet")
 app.add_typer(registry, name="registry")
 app.command(name="eval")(evaluate)
 app.command(name="import")(import_config)
@@ -174,11 +176,12 @@ def train(
 
 def _translated(config: str) -> str | dict[str, object]:
     """Returns a configuration of another library as one of lamina, and shows what became of it."""
-    from lamina.migration import is_foreign, translate
+    from lamina.migration.foreign import is_foreign
 
     if not is_foreign(Path(config)):
         return config
     from lamina.cli.migration import check, print_translation
+    from lamina.migration.translate import translate
 
     translation = translate(config)
     print_translation(translation)
@@ -262,7 +265,7 @@ def quantize(
 
     checked = load_config(config, overrides or [])
     if destination.exists():
-        raise ConfigError(Problem("--out", f"{destination} exists", "choose another folder, or delete it"))
+        raise ConfigError(Problem("--out", f"{destination} already exists.", "choose another, or delete it"))
     check_files(checked.model_dump(mode="json"))
     from lamina.export.quantize import DEFAULT_TOKENS
     from lamina.export.quantize import quantize as quantize_base

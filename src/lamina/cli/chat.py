@@ -58,6 +58,8 @@ def run_chat(
     conversation, said, speaker = list(start), [], "adapter" if has_adapter else "base"
     shown = HELP if has_adapter else HELP_OF_BASE
     err.print(f"[dim]{shown}[/dim]")
+    if generator.template.is_bare:
+        err.print("[dim]Lines are given to the model as they are, each by itself, without a chat template[/dim]")
     while (line := _read(speaker)) is not None:
         if line.startswith("/"):
             command = line[1:].strip().lower()
@@ -72,7 +74,8 @@ def run_chat(
             continue
         if not line.strip():
             continue
-        asked = [*conversation, Message("user", line)]
+        # Bare text is one prompt and its completion: every line is a prompt of its own.
+        asked = [Message("user", line)] if generator.template.is_bare else [*conversation, Message("user", line)]
         try:
             generator.check(Request(messages=asked))
         except DataError as error:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
+from lamina.cli.fleet import Cpus, Gpus, Jobs, On, Option, Retries
 from lamina.cli.output import JsonFlag, notify, out, print_json
 from lamina.errors import ConfigError, Problem
 
@@ -22,6 +22,8 @@ TASKS = ("exact_match",)
 
 # Width of the table in a file or a pipe, so that no figure is truncated.
 _FILE_WIDTH = 180
+# As wide as a table may want to be.
+_WIDEST = 10_000
 
 
 def compare(
@@ -67,6 +69,12 @@ def compare(
             "--screen", help="Successive halving: only the best candidates continue to the full number of steps."
         ),
     ] = False,
+    on: On = "local",
+    jobs: Jobs = None,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
+    retries: Retries = 3,
+    options: Option = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Train several methods or settings under one budget and compare them. Run it again to resume."""
@@ -75,7 +83,10 @@ def compare(
         raise ConfigError(Problem("--task", f"{task!r} is not one of {', '.join(TASKS)}"))
     from lamina.comparison.candidates import build_candidates, split_choices
     from lamina.config.load import config_values
+    from lamina.fleet.executor import Placement, check_placement
 
+    placement = Placement(on, jobs, cpus, gpus, retries, tuple(options or []))
+    check_placement(placement)
     values = config_values(config)
     where = folder or Path("runs") / f"compare-{Path(config).stem}"
     if where.exists() and not where.is_dir():
@@ -98,7 +109,7 @@ def compare(
         general=general,
         **{name: value for name, value in given.items() if value is not None},
     )
-    comparison = run_compare(built, where, measuring, screen=screen, notify=notify)
+    comparison = run_compare(built, where, measuring, screen=screen, placement=placement, notify=notify)
     if as_json:
         print_json(comparison.as_json())
     else:
@@ -157,7 +168,7 @@ def _print(comparison: Comparison, where: Path) -> None:
     for row, style in zip(cells, styles, strict=True):
         table.add_row(*row, style=style)
     width = out.width if out.is_terminal else max(out.width, _FILE_WIDTH)
-    if out.measure(table).maximum <= width:
+    if out.measure(table, options=out.options.update(max_width=_WIDEST)).maximum <= width:
         out.print(table, width=width)
     else:
         _print_turned([column.title for column in heads], cells, styles, width)
@@ -178,7 +189,7 @@ def _print_turned(titles: list[str], cells: list[list[str]], styles: list[str], 
     at_once = max(1, (width - left - 4) // (widest + 3))
     for first in range(0, len(cells), at_once):
         shown = list(range(first, min(first + at_once, len(cells))))
-        table = Table("", *(Text(str(place + 1), style=styles[place]) for place in shown))
+        table = Table("", *(str(place + 1) for place in shown))
         for line, title in enumerate(titles[1:], start=1):
             if any(cells[place][line] for place in shown):
                 row = (

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from lamina.evaluation.store import StoredEvaluation
     from lamina.evaluation.tasks import Task
 
+# Rows that are answered and shown unless more are asked for.
+ANSWERS = 5
+
 Subjects = Annotated[
     list[str],
     typer.Argument(
@@ -57,9 +60,12 @@ def evaluate(
         Path | None, typer.Option(help="Folder of task descriptions for lm-eval, for --tasks.")
     ] = None,
     chat: Annotated[
-        bool,
-        typer.Option("--chat", help="Ask --tasks as conversations in the chat template; by default as plain text."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--chat/--raw",
+            help="Render prompts with the chat template, or not; by default as in training, and --tasks as plain text.",
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option("--data", help="Data file to evaluate on; by default the task's, or the run's evaluation data."),
@@ -110,8 +116,9 @@ def evaluate(
     ] = None,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")] = None,
     answers: Annotated[
-        int, typer.Option(min=0, help="Of one adapter: answer so many rows, and show base and adapter side by side.")
-    ] = 5,
+        int | None,
+        typer.Option(min=0, help="Of one adapter: answer N rows (5), and show base and adapter side by side."),
+    ] = None,
     page: Annotated[
         Path | None, typer.Option("--html", help="Of one adapter: write figures and answers to this .html file.")
     ] = None,
@@ -141,7 +148,7 @@ def evaluate(
         return
     if not given and len(subjects) == 1 and _is_one_adapter(subjects[0], data):
         _evaluate_one(
-            answers,
+            ANSWERS if answers is None else answers,
             page,
             not no_forgetting,
             subjects[0],
@@ -151,19 +158,19 @@ def evaluate(
             max_new_tokens,
             max_rows,
             predictions,
+            chat,
             model,
             allow_base_mismatch,
             as_json,
         )
         return
-    if predictions is not None:
-        fix = "leave it out; the folder of the evaluation has every answer"
-        raise ConfigError(
-            Problem("--predictions", f"is for one adapter without {given[0] if given else 'a task'}", fix)
-        )
+    for option, value in (("--predictions", predictions), ("--html", page), ("--answers", answers)):
+        if value is not None:
+            fix = "leave it out; the folder of the evaluation has every answer, and a page"
+            raise ConfigError(Problem(option, f"is for one adapter without {given[0] if given else 'a task'}", fix))
     _check_numbers(power)
-    if (include_path or chat) and not benchmarks:
-        option = "--include-path" if include_path else "--chat"
+    if (include_path or chat is not None) and not benchmarks:
+        option = "--include-path" if include_path else "--chat" if chat else "--raw"
         raise ConfigError(Problem(option, "has no effect without --tasks", "add --tasks NAME,..., or leave it out"))
     only = bool(benchmarks) and not task and data is None
     tasks = (
@@ -186,7 +193,7 @@ def evaluate(
         found = evaluate_subjects(
             subjects,
             tasks,
-            benchmarks=Benchmarks(names, max_rows, None, place, chat) if names else None,
+            benchmarks=Benchmarks(names, max_rows, None, place, bool(chat)) if names else None,
             against=against,
             few_shot=few_shot or 0,
             general=general,
@@ -276,6 +283,7 @@ def _is_one_adapter(subject: str, data: str | None) -> bool:
     """Whether a subject is evaluated as it always was: its loss beside the base's, on its own data or a file."""
     if subject.startswith(("http://", "https://")):
         return False
+    from lamina.config.aliases import ALIASES
     from lamina.registry.names import is_reference
 
     if is_reference(subject):
@@ -283,6 +291,8 @@ def _is_one_adapter(subject: str, data: str | None) -> bool:
     path = Path(subject).expanduser()
     names = ("adapter_config.json", "adapter/adapter_config.json", "manifest.json", "config.yaml")
     is_adapter = any((path / name).is_file() for name in names)
+    if not is_adapter and (subject in ALIASES or path.suffix == ".gguf" or (path / "config.json").is_file()):
+        return False  # a model has no data of its own, and the error asks for some
     # What is neither an adapter nor there is an adapter that is missing, unless there are rows to ask a base.
     return is_adapter or data is None
 
@@ -331,6 +341,7 @@ def _evaluate_one(
     max_new_tokens: int | None,
     max_rows: int | None,
     predictions: Path | None,
+    chat: bool | None,
     model: str | None,
     allow_base_mismatch: bool,
     as_json: bool,
@@ -364,6 +375,7 @@ def _evaluate_one(
             max_new_tokens=max_new_tokens or DEFAULT_MAX_TOKENS,
             model=model,
             allow_base_mismatch=allow_base_mismatch,
+            chat=chat,
             progress=bars.update,
             notify=notify,
         )

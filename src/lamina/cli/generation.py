@@ -30,6 +30,14 @@ Subject = Annotated[
     str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="A run directory, an adapter folder, or a base model.")
 ]
 
+ChatFlag = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--raw",
+        help="Render prompts with the chat template, or give them as they are; by default as in training.",
+    ),
+]
+
 
 def generate(
     source: Subject,
@@ -50,6 +58,7 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed for sampling.")] = 0,
     schema: Annotated[Path | None, typer.Option(help="A .json file: every answer is JSON of this schema.")] = None,
     base: Annotated[bool, typer.Option("--base", help="Answer with the base model, without the adapter.")] = False,
+    as_chat: ChatFlag = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     allow_base_mismatch: MismatchFlag = False,
@@ -69,12 +78,12 @@ def generate(
         guide = Guide("json_schema", check_schema(schema))
     sampling = Sampling(temperature, max_new_tokens, seed, top_p=top_p, guide=guide)
     if prompts is not None and target is not None:
-        _answer_file(source, prompts, target, sampling, system, base, model, allow_base_mismatch, as_json)
+        _answer_file(source, prompts, target, sampling, system, base, as_chat, model, allow_base_mismatch, as_json)
         return
     from lamina.cli.chat import print_answers
     from lamina.engine.generate import generate_each, open_generator
 
-    opened = open_generator(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
+    opened = open_generator(source, model=model, allow_base_mismatch=allow_base_mismatch, chat=as_chat, notify=notify)
     generator, adapter = opened.generator, None if base else opened.adapter
     for note in (*opened.notes, *generator.notes(sampling)):
         notify(note)
@@ -91,6 +100,7 @@ def chat(
     seed: Annotated[
         int | None, typer.Option(min=0, max=MAX_SEED, help="Seed for sampling; by default answers differ each time.")
     ] = None,
+    as_chat: ChatFlag = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     allow_base_mismatch: MismatchFlag = False,
@@ -101,7 +111,7 @@ def chat(
     from lamina.engine.generate import open_generator
     from lamina.engine.sampling import Sampling
 
-    opened = open_generator(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
+    opened = open_generator(source, model=model, allow_base_mismatch=allow_base_mismatch, chat=as_chat, notify=notify)
     generator, sampling = opened.generator, Sampling(temperature, max_new_tokens, seed)
     for note in (*opened.notes, *generator.notes(sampling)):
         notify(note)
@@ -139,10 +149,13 @@ def _answer_file(
     sampling: Sampling,
     system: str | None,
     base: bool,
+    as_chat: bool | None,
     model: str | None,
     allow_base_mismatch: bool,
     as_json: bool,
 ) -> None:
+    from lamina.adapters.load import asked_template
+    from lamina.engine.admission import template_for
     from lamina.engine.batch import answer_rows, read_prompts
     from lamina.engine.engine import Engine
     from lamina.engine.kept_answers import KeptAnswers
@@ -154,7 +167,18 @@ def _answer_file(
     adapter = None if subject.adapter is None else subject.adapter[0]
     own = {} if subject.adapter is None else dict([subject.adapter])
     base_model = subject.load(notify=notify)
-    with Engine(base_model, own, allow_base_mismatch=allow_base_mismatch, notify=notify) as engine, Bars() as bars:
+    template = asked_template(template_for(base_model, own), as_chat)
+    with (
+        Engine(
+            base_model,
+            own,
+            template=template,
+            one_template=as_chat is not None,
+            allow_base_mismatch=allow_base_mismatch,
+            notify=notify,
+        ) as engine,
+        Bars() as bars,
+    ):
         if engine.slow_because is not None:
             notify(f"The base runs by transformers' own code, which is slower: {engine.slow_because}")
         for note in engine.notes(sampling):

@@ -10,7 +10,7 @@ from lamina.cli.output import err
 from lamina.config import Config
 from lamina.errors import Interrupted
 from lamina.runs import Run
-from lamina.runs.summary import Summary
+from lamina.runs.summary import Summary, losses_of_sets
 
 _GIB = 2**30
 
@@ -32,6 +32,10 @@ def print_summary(summary: Summary) -> None:
     if s.eval_loss is not None and s.eval_loss_first is not None:
         change = s.eval_loss / s.eval_loss_first - 1
         err.print(f"  eval loss {s.eval_loss_first:.4f} (bare base) -> {s.eval_loss:.4f} ({change:+.1%})")
+        first = losses_of_sets(s.eval_metrics_first)
+        for name, loss in losses_of_sets(s.eval_metrics).items():
+            if name in first:
+                err.print(f"    {escape(name)} {first[name]:.4f} -> {loss:.4f} ({loss / first[name] - 1:+.1%})")
     err.print(f"  train loss {s.train_loss_first:.4f} -> {s.train_loss_last:.4f} in {s.steps} steps")
     ranks = [s.figures.get(f"ranks_{which}") for which in ("at_start", "kept", "target")]
     if None not in ranks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from lamina.dialects.outcome import Missing, Set
 from lamina.dialects.peft import BITS_AND_BYTES
 from lamina.errors import ConfigError, ModelError, Problem
 from lamina.models.load import Base, load_base
+from lamina.models.source import find_model
 
 # What `lamina.compat.transformers` loaded, by the model that the script holds.
 _loaded: weakref.WeakKeyDictionary[PreTrainedModel, tuple[Base, str]] = weakref.WeakKeyDictionary()
@@ -46,6 +48,11 @@ def name_of(model: Any) -> str:
     return name
 
 
+def is_named(model: Any) -> bool:
+    """Returns whether a model can be read from its name again."""
+    return isinstance(model, str | Path) or model in _loaded or bool(getattr(model.config, "_name_or_path", ""))
+
+
 def quantization_of(model: Any) -> QuantizationConfig | None:
     """Returns how a model that the script loaded is quantized."""
     if isinstance(model, str | Path):
@@ -66,13 +73,7 @@ def type_of(model: Any) -> str:
     """Returns the model's `model_type`; empty if only its name is known and its files are not here."""
     if not isinstance(model, str | Path):
         return str(model.config.model_type)
-    from lamina.models.source import find_model
-    from lamina.progress import Notify
-
-    ignored: Notify = lambda message: None  # noqa: E731
-    folder = find_model(str(model), ignored).folder
-    import json
-
+    folder = find_model(str(model), lambda message: None).folder
     return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", ""))
 
 

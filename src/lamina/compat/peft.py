@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lamina.adapters.hf_peft import method_config, peft_content, write_peft
+from lamina.adapters.hf_peft import peft_content, write_peft
 from lamina.adapters.load import Loaded
 from lamina.adapters.load import load as load_adapter
+from lamina.api.method import method_values
 from lamina.compat import bases
-from lamina.config import MethodConfig
+from lamina.config import MethodConfig, load_config
 from lamina.dialects.peft import LORA_CONFIG
-from lamina.errors import AdapterError, nearest
+from lamina.errors import nearest
 from lamina.export.merge import merge
 from lamina.methods.shared.base import Injection, inject
 from lamina.methods.shared.coverage import with_names
@@ -25,9 +25,6 @@ from lamina.methods.shared.score import saved_form
 
 if TYPE_CHECKING:
     from lamina.runs import Run
-
-# Where peft puts LoRA if `target_modules` is not given, for most families.
-_MOST = ("q_proj", "v_proj")
 
 
 class TaskType(StrEnum):
@@ -74,12 +71,8 @@ def method_of(peft_config: Any, model: Any) -> MethodConfig:
     Raises:
         AdapterError: It has settings without a counterpart.
     """
-    content = {name: _plain(value) for name, value in peft_config.to_dict().items()}
-    content = {name: value for name, value in content.items() if value is not None}
-    content.setdefault("task_type", "CAUSAL_LM")
-    if content.get("peft_type") in ("LORA", "ADALORA") and not content.get("target_modules"):
-        content["target_modules"] = _targets_of(bases.type_of(model))
-    return method_config({"target_modules": None, **content, "inference_mode": False})
+    values = method_values(peft_config, bases.type_of(model))
+    return load_config({"data": {"train": "train_dataset"}, "method": values}).method
 
 
 def get_peft_model(model: PreTrainedModel, peft_config: Any, adapter_name: str = "default") -> PeftModel:
@@ -231,33 +224,3 @@ class AutoPeftModelForCausalLM:
             AdapterError: It is missing or damaged, or the base that it names is not there.
         """
         return PeftModel.of_run(load_adapter(pretrained_model_name_or_path))
-
-
-def _targets_of(model_type: str) -> list[str]:
-    """peft's target modules for a family of models."""
-    try:
-        from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as MAPPING
-    except ImportError:
-        return list(_MOST)
-    found = MAPPING.get(model_type)
-    if found is None:
-        raise AdapterError(
-            f"LoraConfig names no target_modules, and peft has no default for {model_type!r}. Fix: "
-            "target_modules='all-linear'."
-        )
-    return list(found)
-
-
-def _plain(value: Any) -> Any:
-    """A setting as JSON has it: no enumerations, sets or nested configurations."""
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    if isinstance(value, StrEnum) or hasattr(value, "value"):
-        return str(value.value)
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if hasattr(value, "to_dict"):
-        return value.to_dict()
-    if hasattr(value, "__dataclass_fields__"):
-        return None if type(value).__name__ == "LoraRuntimeConfig" else dict(vars(value))
-    return value

@@ -6,26 +6,24 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from lamina.adapters.load import load as load_adapter
+from lamina.api.rows import rows_in
+from lamina.api.train import train
 from lamina.compat import bases, rows
 from lamina.compat.peft import PeftModel, method_of
 from lamina.config import MethodConfig, load_config
 from lamina.dialects.outcome import Entry
 from lamina.dialects.trl import DPO, SFT
-from lamina.errors import ConfigError, LaminaWarning, Problem, RunError, nearest
-from lamina.migration import Translation
-from lamina.migration.draft import Draft
+from lamina.errors import ConfigError, DataError, LaminaWarning, Problem, RunError, nearest
+from lamina.migration.draft import Draft, Translation
 from lamina.migration.settle import settle
-from lamina.migration.trl import DEFAULTS, LEARNING_RATES
+from lamina.migration.trl import DEFAULTS, LEARNING_RATES, kind_of_row
 from lamina.runs import Run
 from lamina.runs.events import Evaluation, Event, Step
-from lamina.training.loop import train
-
-# Where rows that were given in memory are kept, beside the run.
-_ROWS = "rows"
 
 
 class SFTConfig:
@@ -101,7 +99,7 @@ class SFTTrainer:
             args: An `SFTConfig`, transformers' `TrainingArguments`, or None for defaults.
             train_dataset: Rows: a list, a `datasets.Dataset` or a DataFrame.
             eval_dataset: The same; None for no evaluation.
-            processing_class: The tokenizer. The base's own is used, so it has no effect.
+            processing_class: The tokenizer, for a model that was made in memory. Any other has its own.
             peft_config: A `LoraConfig`, or any configuration of peft; None trains all weights, or the `PeftModel`.
             formatting_func: Makes a text or a list of messages of each row.
             callbacks: Functions that are called with each of lamina's events.
@@ -111,16 +109,16 @@ class SFTTrainer:
         Raises:
             ConfigError: A setting has no counterpart; the error names all of them.
         """
+        tokenizer = others.pop("tokenizer", None)
+        self.processing_class = tokenizer if processing_class is None else processing_class
         self.args = self._arguments(args, others)
         self.model: Any = model
-        self.processing_class = processing_class
         self._callbacks = _checked(callbacks or [])
         self.run: Run | None = None
-        given, formatting = self.args.given, formatting_func
-        folder = Path(given["output_dir"])
-        data = _stored(train_dataset, folder, "train", formatting)
-        evaluation = None if eval_dataset is None else _stored(eval_dataset, folder, "eval", formatting)
-        self.translation = self._translate(data, evaluation, peft_config)
+        self._data = (train_dataset, eval_dataset)
+        self._formatting = None if formatting_func is None else partial(rows.formatted, formatting=formatting_func)
+        first = self._first_row()
+        self.translation = self._translate(first, peft_config)
         self.translation.check()
         self.config = load_config(self.translation.values)
         if differences := [
@@ -140,7 +138,17 @@ class SFTTrainer:
             RunError, ConfigError, DataError, ModelError, TrainingError: As `lamina.train`.
         """
         began = time.perf_counter()
-        self.run = train(self.config, self._tell, resume=bool(resume_from_checkpoint))
+        data, evaluation = self._data
+        self.run = train(
+            self.translation.values,
+            data=data,
+            eval_data=evaluation,
+            model=None if self._named else self.model,
+            tokenizer=self._tokenizer(),
+            formatting_func=self._formatting,
+            callbacks=self._callbacks,
+            resume=bool(resume_from_checkpoint),
+        )
         if isinstance(self.model, PeftModel):
             self.model.follow(self.run)
         elif self.config.loss.type != "reward":
@@ -192,33 +200,43 @@ class SFTTrainer:
             raise RunError("nothing was trained yet. Fix: call train() first.")
         return self.run
 
-    def _tell(self, event: Event) -> None:
-        for callback in self._callbacks:
-            callback(event)
+    @property
+    def _named(self) -> bool:
+        """Whether the run names its base, and does not take it from memory."""
+        return isinstance(self.model, str | Path | PeftModel) or bases.quantization_of(self.model) is not None
+
+    def _tokenizer(self) -> Any:
+        """The script's tokenizer, for a model that came from nowhere; any other has its own."""
+        return self.processing_class if not self._named and not bases.is_named(self.model) else None
+
+    def _first_row(self) -> dict[str, Any]:
+        data, _ = self._data
+        if data is None:
+            raise ConfigError(Problem("train_dataset", "is not given", "give rows: a list, a Dataset or a DataFrame"))
+        row = next(rows_in(data, "train_dataset"), None)
+        if row is None:
+            raise DataError("train_dataset: has no rows. Fix: give at least one.")
+        return row if self._formatting is None else self._formatting(row)
 
     def _arguments(self, args: Any, others: dict[str, Any]) -> SFTConfig:
-        tokenizer = others.pop("tokenizer", None)
-        del tokenizer  # the base's own is used
-        if isinstance(args, SFTConfig):
-            given = {**others, **args.given}
-        else:
-            given = {**others, **_changed(args)}
-        return self.config_class(**given)
+        given = args.given if isinstance(args, SFTConfig) else _changed(args)
+        return self.config_class(**{**others, **given})
 
-    def _translate(self, data: Path, evaluation: Path | None, peft_config: Any) -> Translation:
+    def _translate(self, first: Mapping[str, Any], peft_config: Any) -> Translation:
         """Translates settings, model, method and data."""
         draft = Draft("trl", self.args.given, Path())
         _model(draft, self.model, peft_config)
         if self.args.loss != "cross_entropy":
             draft.set("trainer", type(self).__name__, {"loss.type": self.args.loss})
-        draft.set("train_dataset", "rows in memory", {"data.train": str(data)})
+        draft.set("train_dataset", "rows in memory", {"data.train": "train_dataset"})
+        evaluation = self._data[1]
         if evaluation is not None:
             draft.take("eval_strategy")
-            draft.set("eval_dataset", "rows in memory", {"data.eval": str(evaluation)})
+            draft.set("eval_dataset", "rows in memory", {"data.eval": "eval_dataset"})
         draft.look_up(self.args.table)
         if evaluation is None:
             draft.set("eval_dataset", None, {"data.eval": None}, kind="default")
-        _in_the_loss(draft, rows.first_of(data), self.args.loss)
+        _in_the_loss(draft, first, self.args.loss)
         draft.default({"train.learning_rate": LEARNING_RATES[self.args.loss], **DEFAULTS})
         settle(draft)
         return draft.finish(type(self).__name__)
@@ -258,7 +276,8 @@ def _model(draft: Draft, model: Any, peft_config: Any) -> None:
             raise ConfigError(Problem("model", "has an adapter that is trained already", "name it as method.from"))
         name, method, quantization, dtype = origin.name, origin.method, origin.quantization, origin.dtype
     else:
-        name, quantization, dtype = bases.name_of(model), bases.quantization_of(model), bases.dtype_of(model)
+        quantization, dtype = bases.quantization_of(model), bases.dtype_of(model)
+        name = bases.name_of(model) if bases.is_named(model) else "in memory"
         method = None if peft_config is None else method_of(peft_config, model)
     draft.set("model", name, {"model": name})
     if dtype != "auto":
@@ -278,18 +297,12 @@ def _set(method: MethodConfig) -> set[str]:
 
 
 def _in_the_loss(draft: Draft, row: Mapping[str, Any], loss: str) -> None:
-    """TRL's default: whole conversations, but of rows with a prompt the completion alone."""
-    if loss == "cross_entropy" and "data.train_on" not in draft.values and "messages" in row:
+    """TRL's defaults: whole conversations, but of rows with a prompt the completion alone; texts as they are."""
+    kind = kind_of_row(row) if loss == "cross_entropy" else ""
+    if kind == "plain":
+        draft.default({"data.chat": False}, "TRL takes prompts and completions that are texts as they are")
+    if kind == "conversation" and "data.train_on" not in draft.values:
         draft.default({"data.train_on": "all"}, "TRL puts whole conversations into the loss by default")
-
-
-def _stored(data: Any, folder: Path, name: str, formatting: rows.Formatting | None) -> Path:
-    if data is None:
-        raise ConfigError(Problem(f"{name}_dataset", "is not given", "give rows: a list, a Dataset or a DataFrame"))
-    listed = rows.rows_of(data, f"{name}_dataset")
-    if formatting is not None:
-        listed = [rows.formatted(row, formatting) for row in listed]
-    return rows.write(listed, folder.with_name(f"{folder.name}.{_ROWS}"), name)
 
 
 def _changed(args: Any) -> dict[str, Any]:

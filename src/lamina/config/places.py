@@ -158,6 +158,8 @@ def map_paths(values: Mapping[str, Any], change: Callable[[str, str], str]) -> d
             data["train"] = _map_sources(data["train"], change)
         if isinstance(data.get("eval"), str):
             data["eval"] = change("data.eval", data["eval"])
+        elif isinstance(named := data.get("eval"), Mapping):
+            data["eval"] = {name: _map_source(source, f"data.eval.{name}", change) for name, source in named.items()}
         if isinstance(replay := data.get("replay"), Mapping) and isinstance(replay.get("path"), str):
             data["replay"] = {**replay, "path": change("data.replay.path", replay["path"])}
         if isinstance(template := data.get("chat_template"), str) and is_template_file(template):
@@ -176,10 +178,14 @@ def is_template_text(name: str) -> bool:
 
 
 def _map_sources(train: Any, change: Callable[[str, str], str]) -> Any:
-    if isinstance(train, str):
-        return change("data.train", train)
     if isinstance(train, list):
         return [_map_sources(source, change) for source in train]
-    if isinstance(train, Mapping) and isinstance(train.get("path"), str):
-        return {**train, "path": change("data.train", train["path"])}
-    return train
+    return _map_source(train, "data.train", change)
+
+
+def _map_source(source: Any, field: str, change: Callable[[str, str], str]) -> Any:
+    if isinstance(source, str):
+        return change(field, source)
+    if isinstance(source, Mapping) and isinstance(source.get("path"), str):
+        return {**source, "path": change(field, source["path"])}
+    return source

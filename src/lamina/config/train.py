@@ -145,6 +145,10 @@ class TrainConfig(Section):
     early_stopping_threshold: NonNegative = 0.0
     """Minimum decrease of the evaluation loss that counts as better."""
 
+    best_eval: str | None = None
+    """Name of the evaluation set in `data.eval` whose loss picks the best checkpoint and stops early; by default the
+    first."""
+
     load_best_model_at_end: bool = True
     """Keep the adapter of the best evaluation instead of the last one (needs evaluation data)."""
 

@@ -15,7 +15,7 @@ _KERNELS = "lamina has its own kernels and attention, which keep packed rows apa
 _LOSS_KERNELS = "lamina computes the loss without the logits of a whole batch"
 _SPREAD = "how the work is spread over devices changes no result; lamina chooses it, or the launcher does"
 _TOKENIZER = "model and tokenizer are those of the base model's files"
-_WANDB = "weights and biases: follow a run with `on_event=` of lamina.train"
+_TRACKER = "the tracker's own settings are environment variables (docs/trackers.md)"
 _IMAGES = "lamina trains on text"
 _GPTQ = "GPTQ bases are loaded as their files say"
 _CLOUD = "where a run is executed is not part of its configuration"
@@ -59,10 +59,14 @@ def _checkpointing(value: Any) -> Any:
     return TRAINING_ARGUMENTS["gradient_checkpointing"].outcome(value)
 
 
+def _tracker(name: str) -> To:
+    return To("train.report_to", lambda value: values.trackers(name) if value else Nothing("it is off"))
+
+
 def _tokens(value: Any) -> Any:
     if isinstance(value, dict) or not value:  # an older name of special_tokens
         return Nothing("special tokens are the tokenizer's; an answer's stop token is what its template writes")
-    return Missing("the vocabulary stays as it is")
+    return [str(token) for token in value]
 
 
 def _shuffle(value: Any) -> Any:
@@ -98,7 +102,7 @@ _MODEL: dict[str, Entry] = {
             "embeddings_skip_upcast",
         ),
     ),
-    "revision_of_model": Lacks("name the folder of that revision as `model`", ("main",)),
+    "revision_of_model": To("revision", values.revision),
     "trust_remote_code": Own(NO_REMOTE_CODE),
     "hf_use_auth_token": Own("`hf auth login` gives access to gated models"),
     "model_config": Own("losses of a router and the like are not part of the loss here"),
@@ -135,7 +139,7 @@ _METHOD: dict[str, Entry] = {
     "lora_dropout": To("method.lora_dropout", values.decimal),
     "lora_target_modules": To("method.target_modules", values.targets),
     "lora_target_linear": Read("method.target_modules", "method: {target_modules: all-linear}"),
-    "lora_target_parameters": Lacks("`target_modules: all-linear` reaches every linear layer"),
+    "lora_target_parameters": To("method.target_parameters", values.names),
     "lora_modules_to_save": To("method.modules_to_save", values.names),
     "lora_fan_in_fan_out": Own("lamina sees how a layer stores its weight"),
     "peft_layers_to_transform": To("method.layers_to_transform"),
@@ -149,7 +153,7 @@ _METHOD: dict[str, Entry] = {
     "merge_lora": Own("`lamina merge` merges a finished adapter"),
     "loraplus_lr_ratio": To("train.loraplus_lr_ratio", values.decimal),
     "loraplus_lr_embedding": Own("the embeddings have the learning rate of A"),
-    "unfrozen_parameters": Read("method.modules_to_save", "method: {modules_to_save: [lm_head]}"),
+    "unfrozen_parameters": Read("method.parameters", "method: {type: full, parameters: [lm_head]}"),
     **own(
         _KERNELS,
         (
@@ -311,7 +315,7 @@ _TRAIN: dict[str, Entry] = {
     "cosine_min_lr_ratio": Read("train.lr_scheduler_kwargs", "train: {lr_scheduler_type: cosine_with_min_lr}"),
     "cosine_constant_lr_ratio": Lacks("`warmup_stable_decay` has a constant part"),
     "eta_min": Read("train.lr_scheduler_kwargs", "train: {lr_scheduler_type: cosine_with_min_lr}"),
-    "lr_quadratic_warmup": Lacks("the warmup is linear"),
+    "lr_quadratic_warmup": Own("the nearest: the warmup is linear, of the same length"),
     "adam_eps": To("train.adam_epsilon", values.decimal),
     "adam_epsilon2": Lacks("CAME is not here"),
     "adam_beta3": Lacks("CAME is not here"),
@@ -326,7 +330,13 @@ _TRAIN: dict[str, Entry] = {
     "loss_watchdog_threshold": Own("a loss that is not finite stops the run"),
     "loss_watchdog_patience": Own("a loss that is not finite stops the run"),
     "auto_resume_from_checkpoints": Own("`lamina train CONFIG --resume` goes on with a run, exactly"),
-    "use_tensorboard": To("train.report_to", lambda value: ["tensorboard"] if value else Nothing("it is off")),
+    "use_tensorboard": _tracker("tensorboard"),
+    "use_wandb": _tracker("wandb"),
+    "wandb_project": _tracker("wandb"),
+    "use_mlflow": _tracker("mlflow"),
+    "trackio_project_name": _tracker("trackio"),
+    "use_comet": _tracker("comet_ml"),
+    "use_swanlab": _tracker("swanlab"),
     "strict": Own("an unknown key is always an error"),
     "plugins": Own("kernels and losses that lamina has by itself, or that other keys name"),
     "torchdistx_path": Own(_SPREAD),
@@ -336,21 +346,16 @@ _TRAIN: dict[str, Entry] = {
     "do_causal_lm_eval": Own("`lamina eval` measures after training"),
     "bench_dataset": Own("`lamina eval` measures after training"),
     **own(
-        _WANDB,
+        _TRACKER,
         (
-            "use_wandb",
-            "wandb_project",
             "wandb_entity",
             "wandb_watch",
             "wandb_name",
             "wandb_run_id",
             "wandb_log_model",
             "wandb_mode",
-            "use_mlflow",
             "mlflow_tracking_uri",
             "mlflow_experiment_name",
-            "use_comet",
-            "use_swanlab",
             "swanlab_project",
             "swanlab_experiment_name",
             "swanlab_description",
@@ -360,7 +365,6 @@ _TRAIN: dict[str, Entry] = {
             "swanlab_log_completions",
             "swanlab_completion_log_interval",
             "swanlab_completion_max_buffer",
-            "trackio_project_name",
             "trackio_run_name",
             "use_otel_metrics",
             "otel_metrics_host",

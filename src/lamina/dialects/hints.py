@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +45,7 @@ def value_hint(field: str, value: Any) -> str:
         field: The key, dotted.
         value: Its value, which is none that lamina has.
     """
+    field = re.sub(r"[.]\d+$", "", field)  # an item of a list
     section, _, name = field.rpartition(".")
     tables = (_TYPES,) if field == "method.type" else (*_TABLES.get(section, ()), *_DEFAULT)
     for table in tables:

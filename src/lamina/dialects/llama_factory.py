@@ -16,7 +16,7 @@ _IMAGES = "lamina trains on text"
 _CACHE = "encoded rows are kept in the user's cache, and encoded again if a file changes"
 _ANSWERS = "`lamina eval` and `lamina generate` answer after training, with settings of their own"
 _EXPORT = "`lamina merge RUN --out DIR` writes the merged model"
-_TRACKER = "follow a run with `on_event=` of lamina.train"
+_TRACKER = "lamina does not report to SwanLab; a plug-in can (docs/trackers.md)"
 _KT = "layers that do not fit into memory stay on disk (`offload`)"
 
 STAGES: dict[str, Any] = {
@@ -93,7 +93,7 @@ def _bits(value: Any) -> Any:
 _MODEL: dict[str, Entry] = {
     "model_name_or_path": To("model", str),
     "adapter_name_or_path": To("method.from", str),
-    "model_revision": Lacks("name the folder of that revision as `model`", ("main",)),
+    "model_revision": To("revision", values.revision),
     "trust_remote_code": Own(NO_REMOTE_CODE),
     "quantization_bit": To("quantization.bits", _bits),
     "quantization_method": To("quantization.bits", _quantization_method),
@@ -110,11 +110,11 @@ _MODEL: dict[str, Entry] = {
     "moe_aux_loss_coef": Lacks("a router's balance loss is not part of the loss here"),
     "disable_gradient_checkpointing": To("train.gradient_checkpointing", _checkpointing),
     "train_from_scratch": Lacks("lamina fine-tunes models that exist"),
-    "resize_vocab": Lacks("the vocabulary stays as it is"),
-    "add_tokens": Lacks("the vocabulary stays as it is"),
-    "add_special_tokens": Lacks("the vocabulary stays as it is"),
-    "new_special_tokens_config": Lacks("the vocabulary stays as it is"),
-    "init_special_tokens": Own("it only matters with new tokens"),
+    "resize_vocab": Own("the vocabulary grows by the tokens that are added"),
+    "add_tokens": To("data.add_tokens", values.names),
+    "add_special_tokens": To("data.special_tokens", values.names),
+    "new_special_tokens_config": Lacks("name new tokens with `data: {special_tokens: [...]}`"),
+    "init_special_tokens": Lacks("new rows start near the mean of the others", ("noise_init",)),
     "split_special_tokens": Lacks("a special token in a row's own text is an error here"),
     **own(
         "lamina loads and places the base by itself",
@@ -186,7 +186,7 @@ _DATA: dict[str, Entry] = {
     "mask_history": _flag("data.train_on", "completions"),
     "max_samples": To("data.max_rows"),
     "val_size": Read("data.eval", "data: {eval: 0.1}"),
-    "eval_on_each_dataset": Own("`lamina eval --data FILE` evaluates on any data set"),
+    "eval_on_each_dataset": Own("several evaluation sets are always evaluated one by one"),
     "packing": To("data.packing"),
     "neat_packing": _flag("data.packing", True),
     "streaming": Own("files are always streamed, and encoded rows kept in a cache"),

@@ -15,7 +15,7 @@ def _task(value: Any) -> Any:
     if name == "CAUSAL_LM":
         return Nothing("lamina trains causal language models")
     if name == "SEQ_CLS":
-        return Missing("for a reward model: `loss: {type: reward}`")
+        return Set({"loss.type": "classification"}, "for a reward model: reward")
     return Missing("lamina trains causal language models")
 
 
@@ -55,6 +55,7 @@ LORA_CONFIG: dict[str, Entry] = {
     "lora_alpha": To("method.lora_alpha"),
     "lora_dropout": To("method.lora_dropout", values.decimal),
     "target_modules": To("method.target_modules", values.targets),
+    "target_parameters": To("method.target_parameters", values.names),
     "exclude_modules": To("method.exclude_modules", values.names),
     "bias": To("method.bias"),
     "use_rslora": To("method.use_rslora"),
@@ -71,7 +72,7 @@ LORA_CONFIG: dict[str, Entry] = {
     "inference_mode": Own("training trains, and loading does not"),
     "auto_mapping": Own("the base model's class is known"),
     "base_model_name_or_path": To("model", str),
-    "revision": Lacks("name the folder of that revision as `model`", ("main",)),
+    "revision": To("revision", values.revision),
     "peft_version": Own("it records which peft wrote the file"),
     "megatron_config": Lacks("Megatron's layers are not here"),
     "megatron_core": Own("it only matters with megatron_config"),
@@ -88,7 +89,6 @@ LORA_CONFIG: dict[str, Entry] = {
             "use_qalora",
             "monteclora_config",
             "lora_bias",
-            "target_parameters",
             "use_bdlora",
             "arrow_config",
             "kasa_config",

@@ -71,6 +71,17 @@ def _label_smoothing(value: Any) -> Any:
     return Nothing("it is off") if not value else Missing("cross entropy has no label smoothing here")
 
 
+def _cpu(value: Any) -> Any:
+    return "cpu" if value else Nothing("lamina takes the first GPU, if there is one")
+
+
+def _processes(value: Any) -> Any:
+    return Nothing(
+        f"the batch there is {value} times as large: start as many processes here, or multiply "
+        f"gradient_accumulation_steps by {value}"
+    )
+
+
 TRAINING_ARGUMENTS: dict[str, Entry] = {
     "output_dir": To("output_dir", str),
     "overwrite_output_dir": Own("a run never writes over another one; give another output_dir, or remove the old"),
@@ -130,9 +141,9 @@ TRAINING_ARGUMENTS: dict[str, Entry] = {
     **own("lamina's own kernels do the same", ("use_liger_kernel", "liger_kernel_config", "use_ipex")),
     "torch_empty_cache_steps": Own(_MEMORY),
     "use_cache": Own("training keeps no keys and values; generation does"),
-    "use_cpu": Own("lamina runs on CUDA if there is a device; hide it with CUDA_VISIBLE_DEVICES="),
-    "no_cuda": Own("lamina runs on CUDA if there is a device; hide it with CUDA_VISIBLE_DEVICES="),
-    "use_mps_device": Own("lamina runs on CUDA or the CPU"),
+    "use_cpu": To("device", _cpu),
+    "no_cuda": To("device", _cpu),
+    "use_mps_device": To("device", lambda value: "mps" if value else Nothing("it is off")),
     # Logging and trackers.
     "logging_steps": To("train.logging_steps", lambda value: max(1, int(value)) if value >= 1 else 1),
     "report_to": To("train.report_to", values.trackers),
@@ -222,6 +233,7 @@ TRAINING_ARGUMENTS: dict[str, Entry] = {
     "train_sampling_strategy": To("data.group_by_length", _sampling),
     "group_by_length": To("data.group_by_length", _group_by_length),
     # Several devices.
+    "num_processes": To("train.gradient_accumulation_steps", _processes),
     **own(
         _SPREAD,
         (

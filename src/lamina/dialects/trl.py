@@ -10,7 +10,9 @@ from lamina.dialects.peft import BITS_AND_BYTES
 from lamina.dialects.training_arguments import TRAINING_ARGUMENTS, own
 
 _RENDERING = "lamina renders and tokenizes rows by itself, in as few passes as their number needs"
-NO_REMOTE_CODE = "code in a model's repository is never run; transformers knows the usual models without it"
+NO_REMOTE_CODE = (
+    "transformers knows the usual models without it; if one needs it, write `trust_remote_code: true` yourself"
+)
 _REFERENCE = "the reference is the base with the adapter off, computed once before training"
 
 
@@ -66,7 +68,7 @@ DATA: dict[str, Entry] = {
 
 _MODEL: dict[str, Entry] = {
     "model_name_or_path": To("model", str),
-    "model_revision": Lacks("name the folder of that revision as `model`", ("main",)),
+    "model_revision": To("revision", values.revision),
     "dtype": To("dtype", values.dtype),
     "torch_dtype": To("dtype", values.dtype),
     "attn_implementation": To("model", _attention),
@@ -77,7 +79,7 @@ _MODEL: dict[str, Entry] = {
     "lora_alpha": To("method.lora_alpha"),
     "lora_dropout": To("method.lora_dropout", values.decimal),
     "lora_target_modules": To("method.target_modules", values.targets),
-    "lora_target_parameters": Lacks("`target_modules: all-linear` reaches every linear layer"),
+    "lora_target_parameters": To("method.target_parameters", values.names),
     "lora_modules_to_save": To("method.modules_to_save", values.names),
     "lora_task_type": Own("lamina trains causal language models"),
     "use_rslora": To("method.use_rslora"),
@@ -113,7 +115,7 @@ _SFT: dict[str, Entry] = {
     "use_liger": Own("lamina's own kernels do the same"),
     **own(
         "how the work is spread over devices changes no result; lamina chooses it, or the launcher does",
-        ("accelerate_config", "num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port"),
+        ("accelerate_config", "num_machines", "machine_rank", "main_process_ip", "main_process_port"),
     ),
     "formatting_func": Own("`data.columns` fills a field from a Jinja template over the row"),
 }

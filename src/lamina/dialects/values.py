@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lamina import plugins
 from lamina.dialects.outcome import Convert, Missing, Nothing, Set, chosen
 
 _NEAR = "the nearest optimizer that lamina has"
@@ -146,24 +147,30 @@ def dtype(value: Any) -> Any:
     if name in ("float32", "fp32"):
         return Set({"dtype": "float32"})
     if name in ("float16", "fp16", "half"):
-        return Nothing("lamina takes bfloat16, which has the range of float32, where the hardware has it")
+        return Nothing("lamina takes float16 on GPUs without bfloat16; `dtype: float16` forces it")
     return Missing(f"the dtype {name!r} is none that lamina computes in; leave it out, or set dtype")
 
 
-TRACKERS = ("tensorboard",)
 _NO_TRACKERS = ("none", "all", "null", "")
 
 
 def trackers(value: Any) -> Any:
     """Returns the trackers as a list of those that lamina reports to."""
-    given = [str(each) for each in names(value)] if value else []
-    wanted = [each for each in given if each.lower() not in _NO_TRACKERS]
+    given = [str(each).lower() for each in names(value)] if value else []
+    wanted = [each for each in given if each not in _NO_TRACKERS]
     if not wanted:
         return Nothing("it is off")
-    known = [each for each in wanted if each in TRACKERS]
-    others = [each for each in wanted if each not in TRACKERS]
-    note = f"without {', '.join(others)}: follow the run with `on_event=` of lamina.train" if others else ""
-    return Set({"train.report_to": known}, note) if known else Nothing(f"{note.removeprefix('without ')}")
+    known = [each for each in wanted if each in plugins.members("trackers")]
+    others = [each for each in wanted if each not in known]
+    note = f"without {', '.join(others)}, which lamina does not report to" if others else ""
+    if not known:
+        return Nothing(f"lamina does not report to {', '.join(others)}; a plug-in can (docs/trackers.md)")
+    return Set({"train.report_to": known}, note)
+
+
+def revision(value: Any) -> Any:
+    """Returns a revision of a model on the hub; the main branch is the default."""
+    return Nothing("the main branch is the default") if value == "main" else str(value)
 
 
 def warmup(value: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lamina.adapters.load import Loaded, load
+from lamina.adapters.load import Loaded, asked_template, load
 from lamina.chat.message import Message
 from lamina.chat.template import build_template
 from lamina.engine.generator import ADAPTER, Generator, Request
@@ -50,6 +50,7 @@ def open_generator(
     *,
     model: str | Path | None = None,
     allow_base_mismatch: bool = False,
+    chat: bool | None = None,
     notify: Notify = lambda message: None,
 ) -> Opened:
     """Loads what a user names: an adapter on its base, or a plain model.
@@ -59,6 +60,7 @@ def open_generator(
             hub id.
         model: The base of an adapter; by default the one that it names.
         allow_base_mismatch: Go on although the adapter's lock does not fit.
+        chat: Whether prompts are rendered with the chat template; None for what training did.
         notify: Called before anything that takes a while.
 
     Raises:
@@ -66,8 +68,9 @@ def open_generator(
     """
     if names_base(str(source)):
         base = load_base(str(source), notify=notify)
-        return Opened(LocalGenerator(base.model, build_template(base.tokenizer)), None, [])
-    loaded = load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
+        template = asked_template(build_template(base.tokenizer), chat)
+        return Opened(LocalGenerator(base.model, template), None, [])
+    loaded = load(source, model=model, allow_base_mismatch=allow_base_mismatch, chat=chat, notify=notify)
     return Opened(build_generator(loaded), ADAPTER, loaded.notes)
 
 

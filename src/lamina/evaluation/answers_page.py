@@ -39,6 +39,7 @@ def answers_page(found: Evaluation, title: str) -> str:
 def figures_of(found: Evaluation) -> list[tuple[str, str, str]]:
     """Returns the table of an evaluation: the name of a figure, the base's, and the adapter's."""
     rows = [("loss", f"{found.base_loss:.4f}", f"{found.loss:.4f}")]
+    rows += [(f"loss on {name}", f"{each.base_loss:.4f}", f"{each.loss:.4f}") for name, each in found.sets.items()]
     if found.perplexity is not None:
         rows.append(("perplexity", f"{found.base_perplexity:.2f}", f"{found.perplexity:.2f}"))
     if found.classification is None:  # whose figures have a table of their own

@@ -4,6 +4,7 @@ train`, alone or in a shell script."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 import shlex
@@ -72,16 +73,27 @@ def _split(script: str) -> list[list[str]]:
 
 
 def _command(words: Sequence[str]) -> Command:
+    processes = _processes(words)
     words = _after_launcher(list(words))
     first = next((number for number, word in enumerate(words) if word.startswith("--")), len(words))
     before = words[:first]
     values = _settings(words[first:])
+    if values and processes > 1:
+        values["num_processes"] = processes
     config = values.pop("config", values.pop("config_file", ""))
     named = next((word for word in before if word.endswith(_YAML)), "")
     parts = [part for word in before for part in re.split(r"[\W_]+", word.lower()) if part]
     if not values and not named and not any(word.endswith(_YAML) for word in (str(config),)):
         return Command({})
     return Command(values, str(config or named), tuple(parts))
+
+
+def _processes(words: Sequence[str]) -> int:
+    """Returns how many processes a launcher starts, if it says so."""
+    for name, value in itertools.pairwise(word for part in words for word in part.split("=", 1)):
+        if name in ("--num_processes", "--nproc_per_node", "--nproc-per-node") and value.isdigit():
+            return int(value)
+    return 1
 
 
 def _after_launcher(words: list[str]) -> list[str]:

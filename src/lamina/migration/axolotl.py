@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from lamina.dialects.axolotl import AXOLOTL
@@ -12,7 +13,7 @@ from lamina.dialects.values import METHODS, decimal
 from lamina.migration.axolotl_data import Unreadable, read_source
 from lamina.migration.draft import Draft
 from lamina.migration.settle import settle
-from lamina.migration.sources import simplified
+from lamina.migration.sources import evaluation_sets, simplified
 
 _DEFAULTS = {
     "train.per_device_train_batch_size": 1,
@@ -80,8 +81,10 @@ def _adapter(draft: Draft) -> None:
             draft.own("unfrozen_parameters", unfrozen, "with an adapter, the base is frozen")
         elif any(str(name).strip("^$.*") == "model.language_model" for name in unfrozen):
             draft.own("unfrozen_parameters", unfrozen, "those are all parameters of the language model")
+        elif any("[:" in str(name) for name in unfrozen):
+            draft.missing("unfrozen_parameters", unfrozen, "a part of a parameter cannot be trained alone")
         else:
-            draft.missing("unfrozen_parameters", unfrozen, "`method: {type: full}` trains all parameters")
+            draft.set("unfrozen_parameters", unfrozen, {"method.parameters": [str(name) for name in unfrozen]})
     if "bnb_4bit_use_double_quant" in bits_kwargs:
         double = bits_kwargs["bnb_4bit_use_double_quant"]
         draft.set("bnb_config_kwargs", bits_kwargs, {"quantization.double_quant": double})
@@ -93,6 +96,7 @@ def _adapter(draft: Draft) -> None:
 def _data(draft: Draft) -> None:
     sources: list[str | dict[str, Any]] = []
     preambles: list[bool] = []
+    plain: list[bool] = []
     columns_from = ("datasets", "pretraining_dataset")
     given_any = False
     for name in columns_from:
@@ -109,12 +113,16 @@ def _data(draft: Draft) -> None:
                 continue
             sources += found.sources
             preambles.append(found.alpaca)
+            plain.append(found.plain)
             if found.template is not None:
                 draft.become(f"{where}.chat_template", found.template, built_in(found.template))
     if sources:
         draft.set("datasets", [_name(source) for source in sources], simplified(sources))
     elif not given_any:
         draft.missing("datasets", None, "it names no data")
+    if plain and all(plain):
+        draft.take("chat_template")
+        draft.set("datasets.type", "texts", {"data.chat": False}, "prompts as they are, without a chat template")
     if preambles and all(preambles):
         if draft.take("chat_template"):
             draft.own("chat_template", draft.given["chat_template"], "rows of type alpaca do not use it")
@@ -133,9 +141,9 @@ def _test(draft: Draft, tests: list[Any]) -> None:
     except Unreadable as error:
         draft.missing(error.name, error.given, str(error))
         return
-    paths = [_name(source) for each in found for source in each.sources]
-    note = "" if len(paths) == 1 else f"only the first of {len(paths)}; `lamina eval --data` takes any of them"
-    draft.set("test_datasets", paths, {"data.eval": paths[0]}, note)
+    sources = [source for each in found for source in each.sources]
+    named = {f"{PurePosixPath(_name(source)).stem or 'test'}-{n}": source for n, source in enumerate(sources, 1)}
+    draft.set("test_datasets", [_name(source) for source in sources], {"data.eval": evaluation_sets(named)})
 
 
 def _name(source: str | Mapping[str, Any]) -> str:

@@ -106,11 +106,13 @@ class Source:
     Attributes:
         sources: Items of `data.train`.
         alpaca: Whether its rows are Alpaca's own text rather than a chat.
+        plain: Whether its rows are texts that no template renders.
         template: A chat template that it names for itself.
     """
 
     sources: list[str | dict[str, Any]]
     alpaca: bool = False
+    plain: bool = False
     template: str | None = None
 
 
@@ -140,7 +142,8 @@ def read_source(item: Any, where: str, draft: Draft) -> Source:
     settings, alpaca = _format(item, where)
     listed = [source(path, **settings, **limits) for path in _paths(item, split)]
     template = item.get("chat_template_jinja") or item.get("chat_template")
-    return Source(listed, alpaca, None if template in (None, "tokenizer_default") else str(template))
+    plain = isinstance(item.get("type"), Mapping)
+    return Source(listed, alpaca, plain, None if template in (None, "tokenizer_default") else str(template))
 
 
 def _paths(item: Mapping[str, Any], split: str | None) -> list[str]:

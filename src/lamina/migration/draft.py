@@ -17,7 +17,19 @@ from lamina.errors import ConfigError, Problem, nearest
 Kind = Literal["mapped", "default", "own", "missing"]
 
 # The order of the sections in a file.
-_SECTIONS = ("model", "data", "method", "loss", "quantization", "train", "dtype", "output_dir", "seed")
+_SECTIONS = (
+    "model",
+    "revision",
+    "data",
+    "method",
+    "loss",
+    "quantization",
+    "train",
+    "dtype",
+    "device",
+    "output_dir",
+    "seed",
+)
 
 
 @dataclass(frozen=True)

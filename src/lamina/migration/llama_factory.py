@@ -14,7 +14,7 @@ from lamina.dialects.values import decimal, names
 from lamina.errors import ConfigError, nearest
 from lamina.migration.draft import Draft
 from lamina.migration.settle import settle
-from lamina.migration.sources import first_names, hub_path, simplified, sliced, source
+from lamina.migration.sources import evaluation_sets, first_names, hub_path, simplified, sliced, source
 
 INFO = "dataset_info.json"
 _MEDIA = ("images", "videos", "audios")
@@ -111,13 +111,11 @@ def _data(draft: Draft) -> None:
         draft.set("dataset", ",".join(map(str, wanted)), simplified(sources))
     if evaluated:
         try:
-            found = catalog.source(str(evaluated[0]))
+            found = {str(name): catalog.source(str(name)) for name in evaluated}
         except _NoData as error:
             draft.missing("eval_dataset", evaluated, str(error))
         else:
-            path = found if isinstance(found, str) else found["path"]
-            note = f"only the first of {len(evaluated)}" if len(evaluated) > 1 else ""
-            draft.set("eval_dataset", ",".join(map(str, evaluated)), {"data.eval": path}, note)
+            draft.set("eval_dataset", ",".join(map(str, evaluated)), {"data.eval": evaluation_sets(found)})
     elif size:
         draft.set("val_size", size, {"data.eval": int(size) if decimal(size) >= 1 else decimal(size)})
 

@@ -12,8 +12,8 @@ _SLICE = re.compile(r"(?P<name>[\w.\-]*)\[:(?P<end>\d+)(?P<percent>%?)\]")
 def hub_path(name: str, configuration: str | None = None, split: str | None = None) -> str:
     """Returns the path of a data set on the hub, or of a folder, as `data.train` has it.
 
-    >>> hub_path("user/rows", "en", "train")
-    'user/rows/en:train'
+    >>> hub_path("user/rows", "en", "test")
+    'user/rows/en:test'
     """
     path = name if not configuration or configuration == "default" else f"{name}/{configuration}"
     return f"{path}:{split}" if split and split != "train" else path
@@ -53,6 +53,21 @@ def simplified(sources: list[str | dict[str, Any]]) -> dict[str, Any]:
     if isinstance(only, str) or not set(only) <= {"path", "format", "columns", "max_rows"}:
         return {"data.train": only if isinstance(only, str) else [only]}
     return {"data.train": only["path"], **{f"data.{name}": only[name] for name in only if name != "path"}}
+
+
+def evaluation_sets(sources: Mapping[str, str | dict[str, Any]]) -> str | dict[str, Any]:
+    """Returns `data.eval` for sources by name: a path if there is one, or several sets by name."""
+    listed = {
+        re.sub(r"[^\w.-]+", "-", name): only if isinstance(only, str) else _readable(only)
+        for name, only in sources.items()
+    }
+    only, *others = listed.values()
+    return only if isinstance(only, str) and not others else listed
+
+
+def _readable(given: Mapping[str, Any]) -> str | dict[str, Any]:
+    kept = {name: given[name] for name in ("path", "format", "columns") if name in given}
+    return kept if len(kept) > 1 else str(kept["path"])
 
 
 def first_names(given: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]:

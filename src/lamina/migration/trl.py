@@ -170,7 +170,9 @@ def _evaluation(draft: Draft) -> None:
 def _in_the_loss(draft: Draft) -> None:
     path = draft.values.get("data.train")
     kind = _kind_of_rows(Path(path)) if isinstance(path, str) else ""
-    if kind == "conversation":
+    if kind == "plain":
+        draft.default({"data.chat": False}, "TRL takes prompts and completions that are texts as they are")
+    elif kind == "conversation":
         draft.default({"data.train_on": "all"}, "TRL puts whole conversations into the loss by default")
     elif kind == "":
         draft.own(
@@ -182,7 +184,7 @@ def _in_the_loss(draft: Draft) -> None:
 
 
 def _kind_of_rows(path: Path) -> str:
-    """Returns `conversation`, or `other`, by the first row of a file in JSON lines; empty if that cannot be told."""
+    """Returns what `kind_of_row` does for the first row of a file in JSON lines; empty if that cannot be told."""
     if path.suffix != ".jsonl" or not path.is_file():
         return ""
     try:
@@ -190,4 +192,11 @@ def _kind_of_rows(path: Path) -> str:
             row = json.loads(next(lines, "{}"))
     except (OSError, ValueError):
         return ""
-    return "conversation" if isinstance(row, dict) and "messages" in row else "other"
+    return kind_of_row(row) if isinstance(row, dict) else ""
+
+
+def kind_of_row(row: Mapping[str, Any]) -> str:
+    """Returns `conversation` (with `messages`), `plain` (prompt and completion are texts), or `other`."""
+    if "messages" in row:
+        return "conversation"
+    return "plain" if isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str) else "other"

@@ -16,6 +16,7 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lamina import files
+from lamina.chat.saved import saved_source
 from lamina.chat.template import ChatTemplate
 from lamina.chat.tokenizer import fingerprint_tokenizer
 from lamina.machine.quiet import quiet_transformers
@@ -170,7 +171,7 @@ def _complete_generation(folder: Path, ends: Ends, template: ChatTemplate | None
 
 def _put_template(folder: Path, template: ChatTemplate) -> str | list[dict[str, str]] | None:
     """Writes the template if it is not the model's own; returns the entry for tokenizer_config.json."""
-    saved = template.saved_source
+    saved = saved_source(template)
     if saved is None:
         return None
     for pattern in _OTHER_TEMPLATES:

@@ -8,6 +8,15 @@ from typing import Any
 
 from lamina.runs.flat import from_json, the_rest, to_json
 
+LOSS_OF_SET = "eval_loss/"
+"""Beginning of the metrics that are losses of evaluation sets with names."""
+
+
+def losses_of_sets(metrics: Mapping[str, float] | None) -> dict[str, float]:
+    """Returns the losses of the evaluation sets in an evaluation's metrics, by name."""
+    found = (metrics or {}).items()
+    return {name.removeprefix(LOSS_OF_SET): value for name, value in found if name.startswith(LOSS_OF_SET)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:

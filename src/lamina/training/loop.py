@@ -20,6 +20,7 @@ from lamina.compute.kernels import kernel_notes
 from lamina.config import Config, load_config
 from lamina.data.batch import PACKED
 from lamina.data.example import EncodedExample
+from lamina.data.side import Side
 from lamina.distributed.world import ALONE, World
 from lamina.errors import Interrupted, LaminaError, TrainingError
 from lamina.machine.hardware import on_device
@@ -38,6 +39,7 @@ from lamina.training.checkpoint import (
     random_state,
     restore_random_state,
 )
+from lamina.training.eval_sets import evaluate_sets
 from lamina.training.event_log import EventLog
 from lamina.training.finish import finish
 from lamina.training.finite import check_evaluation, check_gradients
@@ -270,15 +272,17 @@ class _Loop:
         self.log.emit(Note(step, message=f"{what}: not finite, so the step was skipped.", rows=rows))
 
     def _evaluate(self, what: str) -> EvaluationResult:
-        examples = self.session.dataset.eval
+        dataset, best = self.session.dataset, self.session.best_set
+        return evaluate_sets(partial(self._evaluate_set, what), dataset.eval, dataset.eval_sets, best)
 
+    def _evaluate_set(self, what: str, examples: Side, where: str) -> EvaluationResult:
         def progress(done: int) -> None:
-            self.log.show(events.Progress(self.state.step, what=what, done=done, total=len(examples)))
+            self.log.show(events.Progress(self.state.step, what=what + where, done=done, total=len(examples)))
 
         world = self.session.world
         size, parts = self.config.per_device_eval_batch_size, (self.session.head, self.session.loss)
         result = evaluate_loss(self.model, *parts, examples, size, self._asked_amid_work, progress, self.layout, world)
-        check_evaluation(result.loss, what, self.state.step)
+        check_evaluation(result.loss, what + where, self.state.step)
         return result
 
     def _evaluate_start(self) -> None:

@@ -10,12 +10,14 @@ from transformers import PreTrainedModel
 
 from lamina.adapters.adapter import Adapter
 from lamina.adapters.reload import check_before_training
-from lamina.chat.template import ChatTemplate, template_of
+from lamina.chat.bare import BARE
+from lamina.chat.template import ChatTemplate, build_template, template_of
 from lamina.compute.kernels import prepare_kernels
 from lamina.config import Config
 from lamina.data.batch import Documents
 from lamina.data.dataset import Dataset, build_dataset
 from lamina.data.example import Kind
+from lamina.data.length import check_length
 from lamina.distributed.world import ALONE, World
 from lamina.errors import ConfigError, DataError, Problem
 from lamina.losses.base import Loss, build_loss
@@ -59,14 +61,20 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         notify(note)
     completed = config if start is not None else train_new_rows(config, base)
     config = with_learning_rate(config, base.model, notify)
+    check_length(config.data, declared_positions(base.model))
     template = template_of(base.tokenizer, config.data)
     if start is not None:
         check_start_fits(start, base, template, notify)
     notify("Reading the data ...")
     batch_size = config.train.per_device_train_batch_size
-    dataset = build_dataset(config.data, template, batch_size, config.seed, notify, loss.sequences)
+    positions = declared_positions(base.model)
+    dataset = build_dataset(config.data, template, batch_size, config.seed, notify, loss.sequences, positions)
+    config = config.model_copy(
+        update={"data": config.data.model_copy(update={"max_length": dataset.max_length})}
+    )  # what follows is computed with it, and the run's own config.yaml was written before
     if not loss.sequences.pooled:
         _check_stop_token(dataset, template)
+    template = _template_in_use(dataset, template, config, notify)
     check_vocabulary(dataset, base.model, template)
     steps_per_epoch = math.ceil(dataset.report.micro_batches / config.train.gradient_accumulation_steps)
     loss.study(dataset.train, len(dataset.train) / steps_per_epoch, notify)
@@ -114,12 +122,28 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
     for what, value in facts_of(session).as_json().items():
         world.same_everywhere(what, json.dumps(value, sort_keys=True))
     world.once(lambda: write_what_is_known(session, notify))
+    if dataset.eval_sets:
+        sets = ", ".join(f"{name} ({len(dataset.eval[chosen])} rows)" for name, chosen in dataset.eval_sets.items())
+        notify(f"Evaluation sets: {sets}. The loss on {session.best_set} picks the best checkpoint (train.best_eval).")
     return session
 
 
 def is_only_text(dataset: Dataset) -> bool:
     """Whether what is trained on are plain texts, which no chat template renders."""
-    return all(file.format == "text" for file in dataset.report.files if file.train_rows)
+    return dataset.train.kinds <= {Kind.TEXT}
+
+
+def _template_in_use(dataset: Dataset, template: ChatTemplate, config: Config, notify: Notify) -> ChatTemplate:
+    """The template that the adapter is used with: prompts are only rendered afterwards if training rendered any."""
+    data, kinds = config.data, dataset.train.kinds | dataset.eval.kinds
+    is_left_open = data.chat is None and data.chat_template is None
+    if not is_left_open or not kinds <= {Kind.TEXT} or template.tokenizer.eos_token is None:
+        return template
+    notify(
+        "All rows are plain text, so the adapter gets its prompts without a chat template afterwards, too "
+        "(data.chat: true uses the template)."
+    )
+    return build_template(template.tokenizer, BARE)
 
 
 def _check_stop_token(dataset: Dataset, template: ChatTemplate) -> None:
