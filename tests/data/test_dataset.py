@@ -56,9 +56,11 @@ def write(tmp_path: Path) -> Callable[..., str]:
 def build(write: Callable[..., str], template: ChatTemplate) -> Build:
     """Builds a dataset from rows, without evaluation data by default."""
 
-    def build_rows(rows: list[Row], seed: int = 0, batch_size: int = 2, **settings: Any) -> Dataset:
+    def build_rows(
+        rows: list[Row], seed: int = 0, batch_size: int = 2, positions: int | None = None, **settings: Any
+    ) -> Dataset:
         config = DataConfig(train=write(rows), **{"eval": None, **settings})
-        return build_dataset(config, template, batch_size, seed)
+        return build_dataset(config, template, batch_size, seed, positions=positions)
 
     return build_rows
 
@@ -203,15 +205,25 @@ def test_packing_figures(build: Build) -> None:
     assert (counted.micro_batches, counted.packing_efficiency) == (3, None)
 
 
-def test_share_for_evaluation_is_split_off_by_seed(build: Build) -> None:
+def test_share_for_evaluation_is_split_off_by_seed(build: Build, template: ChatTemplate) -> None:
     rows = [pair(f"q{i}", "a") for i in range(20)]
     held_out = [[example.row for example in build(rows, seed, eval=0.25).eval] for seed in (0, 0, 1)]
     assert [len(side) for side in held_out] == [5, 5, 5]
     assert held_out[0] == held_out[1] != held_out[2]
     dataset = build(rows, eval=0.25)
-    assert [example.row for example in dataset.eval_examples()] == [example.row for example in dataset.eval]
-    assert [example.prompt[-1].content for example in dataset.eval_examples()] == [f"q{row - 1}" for row in held_out[0]]
+    examples = dataset.eval_examples(template)
+    assert [example.row for example in examples] == [example.row for example in dataset.eval]
+    assert [example.prompt[-1].content for example in examples] == [f"q{row - 1}" for row in held_out[0]]
     assert dataset.report.eval is not None and dataset.report.eval.examples == 5
+
+
+def test_a_number_of_rows_for_evaluation_is_split_off(build: Build) -> None:
+    rows = [pair(f"q{i}", "a") for i in range(20)]
+    assert len(build(rows, eval=7).eval) == 7
+    assert len(build(rows, eval=1).eval) == 1
+    assert len(build(rows, eval=19).train) == 1
+    with pytest.raises(ConfigError, match=r"data\.eval: asks for 20 of the 20 rows"):
+        build(rows, eval=20)
 
 
 def test_one_prompt_for_all_rows_leaves_no_evaluation_side_and_says_so(build: Build) -> None:
@@ -229,14 +241,16 @@ def test_evaluation_side_that_is_dropped_whole_is_noted(build: Build) -> None:
     assert any("evaluation" in note for note in dataset.report.notes)
 
 
-def test_evaluation_file_is_read_whole_and_reported_apart(build: Build, write: Callable[..., str]) -> None:
+def test_evaluation_file_is_read_whole_and_reported_apart(
+    build: Build, write: Callable[..., str], template: ChatTemplate
+) -> None:
     path = write([pair("new", "a"), pair("empty", ""), pair("new too", "b"), pair("long", "b" * 99)], "eval.jsonl")
     dataset = build([pair("q", "a"), pair("r", "a")], eval=path, max_rows=1, max_length=60)
     train, held_out = dataset.report.files
     assert (train.train_rows, train.eval_rows, dropped(train)) == (1, 0, {"after_max_rows": [2]})
     assert (held_out.path, held_out.train_rows, held_out.eval_rows) == (path, 0, 2)
     assert dropped(held_out) == {"empty_answer": [2], "longer_than_max_length": [4]}
-    assert [example.row for example in dataset.eval_examples()] == [1, 3]
+    assert [example.row for example in dataset.eval_examples(template)] == [1, 3]
     assert dataset.report.notes == []
 
 

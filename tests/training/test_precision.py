@@ -16,7 +16,7 @@ from lamina.errors import ConfigError
 from lamina.machine import hardware
 from lamina.machine.hardware import choose_dtype, default_device, explain_dtype, find_device, on_device
 from lamina.runs.events import Event
-from lamina.training import loss_scale, setup
+from lamina.training import base, loss_scale
 from lamina.training.checkpoint import newest_checkpoint
 from lamina.training.loss_scale import LossScale
 from tests.support.training import notes_into, settings
@@ -71,7 +71,7 @@ def half(folder: Path, model: Path, name: str) -> dict[str, Any]:
 @pytest.fixture
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the CPU train in float16, which it computes as a GPU does, only slower."""
-    monkeypatch.setattr(setup, "_check_dtype", lambda config, device: None)
+    monkeypatch.setattr(base, "check_dtype", lambda config, device: None)
 
 
 @pytest.mark.slow

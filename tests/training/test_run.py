@@ -15,7 +15,7 @@ import lamina
 from lamina.compute.kernels import native
 from lamina.errors import ConfigError, DataError, ModelError, RunError, TrainingError
 from lamina.runs import Run
-from lamina.runs.events import Event, FirstExample, Note, Step
+from lamina.runs.events import CheckpointSaved, Evaluation, Event, FirstExample, Note, Step
 from lamina.training import step
 from lamina.training.checkpoint import newest_checkpoint
 from lamina.training.step import EvaluationResult, evaluate_loss
@@ -75,9 +75,13 @@ def test_run_directory_is_complete(finished: tuple[Run, list[Event]]) -> None:
     assert [name for name in kept if name.startswith("step")] == ["step-00000009", "step-00000012"]
     assert len([name for name in kept if name.startswith("best")]) == 1
     assert sorted(path.name for path in run.adapter.iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "chat_template.jinja",
         "lamina.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
     ]
 
 
@@ -137,6 +141,12 @@ def test_best_adapter_is_kept(model_folder: Path, tmp_path: Path, monkeypatch: p
     assert run.summary.adapter_step == 8
     assert lamina.evaluate(run.path).loss == pytest.approx(real[2], rel=1e-5)
     assert real[2] != pytest.approx(real[3], rel=1e-3)
+
+
+def test_steps_as_shares_of_the_run(model_folder: Path, tmp_path: Path) -> None:
+    run = lamina.train(settings(tmp_path, model_folder, train={"eval_steps": 0.25, "save_steps": 0.4}))
+    assert [event.step for event in run.events(Evaluation) if event.step] == [3, 6, 9, 12]
+    assert [event.step for event in run.events(CheckpointSaved)] == [5, 10, 12]
 
 
 def test_the_last_adapter_is_kept_when_asked_for(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import shlex
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,9 +27,24 @@ CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
 
 
-def write_peft(folder: Path, peft_config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes an adapter as HF peft does. Tensors are stored in float32, indices as the integers that they are."""
+def write_peft(
+    folder: Path, peft_config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], stored: Path | None = None
+) -> None:
+    """Writes an adapter as HF peft does. Tensors are stored in float32, indices as the integers that they are.
+
+    Args:
+        folder: A folder that is there.
+        peft_config: The content of `adapter_config.json`.
+        tensors: The tensors, by name.
+        stored: A file that holds them already, to which a link is made instead; None if there is none.
+    """
     write_json(folder / CONFIG_FILE, dict(peft_config))
+    if stored is not None:
+        try:
+            os.link(stored, folder / TENSORS_FILE)
+        except OSError:  # a file system without links
+            shutil.copyfile(stored, folder / TENSORS_FILE)
+        return
     # Copies, because safetensors takes no two names for one memory, and layers may share a tensor.
     stored = {
         name: tensor.detach().to("cpu", _stored_dtype(tensor), copy=True).contiguous()
@@ -94,15 +112,14 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Reads the adapter's tensors, by their names in the file: float32, and indices as the integers that they are.
 
     Raises:
-        AdapterError: The file is missing or damaged. Pickled adapters (`.bin`) are never read.
+        AdapterError: The file is missing or damaged, or a pickle, which only `convert` reads.
     """
     path = folder / TENSORS_FILE
     if not path.is_file():
         if (folder / "adapter_model.bin").is_file():
             raise AdapterError(
-                f"{folder}: holds a pickled adapter_model.bin and no {TENSORS_FILE}, and lamina reads no pickles, "
-                "which can run code. Fix: if you trust it, write it again with peft: "
-                f"`PeftModel.from_pretrained(base, {str(folder)!r}).save_pretrained(NEW)`."
+                f"{folder}: holds a pickled adapter_model.bin and no {TENSORS_FILE}. Pickles can run code, so they are "
+                f"not read here. Fix: write it as safetensors: lamina convert {shlex.quote(str(folder))} --out NEW"
             )
         raise AdapterError(f"{folder}: holds no {TENSORS_FILE}. Fix: copy the adapter again.")
     try:

@@ -25,12 +25,14 @@ class Lock:
         base_config: Digest of its config.
         base_dtype: What the base was held in during training.
         tokenizer: Digest of the tokenizer.
-        chat_template: `model`, the name of the built-in template, or the path of a file.
+        chat_template: `model`, the name of the built-in template, the path of a file, `bare` for text without a
+            template, or `chat` for the model's own next to that.
         chat_template_digest: Digest of the template's text.
         stop_token: The token that training taught to end with: after answers, or, of plain texts alone, after these.
         chat_template_text: The template that was read from a file; None for others.
         thinking: What became of reasoning in the data (`data.thinking`).
         enable_thinking: What the chat template was told of reasoning (`data.enable_thinking`).
+        chat_template_kwargs: Other variables that the chat template was given (`data.chat_template_kwargs`).
         data: Path, digest and rows of each data file.
         quantization: How the base was quantized; None for not at all.
         packed_weights: Digest of its packed weights; None where `base_tensors` covers them.
@@ -51,6 +53,7 @@ class Lock:
     chat_template_text: str | None = None
     thinking: Literal["keep", "strip", "unsupervised"] = "keep"
     enable_thinking: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     data: list[dict[str, Any]] = field(default_factory=list)
     quantization: dict[str, Any] | None = None
     packed_weights: str | None = None
@@ -103,6 +106,7 @@ def build_lock(
         chat_template_text=template.source if template.is_file else None,
         thinking=template.thinking,
         enable_thinking=template.enable_thinking,
+        chat_template_kwargs=template.kwargs or None,
         stop_token=text_end(template) if only_text else template.stop_token,
         data=data,
         quantization=base.quantization and base.quantization.model_dump(),

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.markup import escape
@@ -24,12 +25,16 @@ from lamina.cli.bench import bench
 from lamina.cli.cache import cache
 from lamina.cli.classification import classify
 from lamina.cli.compare import compare
+from lamina.cli.convert import convert
 from lamina.cli.data import data
 from lamina.cli.evaluation import evaluate
-from lamina.cli.facts import methods, schema, version
+from lamina.cli.facts import COMPLETE_VARIABLE, completion, methods, schema, version
 from lamina.cli.failures import Commands, run_command, tracebacks_in
+from lamina.cli.fleet import fleet
 from lamina.cli.gate import gate
 from lamina.cli.generation import chat, generate
+from lamina.cli.init import init
+from lamina.cli.migration import import_config
 from lamina.cli.output import (
     MAX_SEED,
     Bars,
@@ -42,12 +47,17 @@ from lamina.cli.output import (
     notify,
     out,
     print_json,
+    print_text,
 )
 from lamina.cli.process import leave, listen_for_signals, open_standard_streams
 from lamina.cli.registry import promote, rollback
 from lamina.cli.registry_files import registry
 from lamina.cli.serve import replay, serve
+from lamina.cli.verbosity import set_verbosity
 from lamina.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from lamina.config import Config
 
 app = typer.Typer(
     name="lamina",
@@ -56,14 +66,59 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
 app.add_typer(bench, name="bench")
 app.add_typer(cache, name="cache")
 app.add_typer(data, name="data")
+app.add_typer(fleet, name="fleet")
 app.add_typer(registry, name="registry")
 app.command(name="eval")(evaluate)
-for command in (gate, compare, generate, chat, classify, serve, replay, promote, rollback, methods, schema, version):
+app.command(name="import")(import_config)
+for command in (
+    init,
+    gate,
+    compare,
+    generate,
+    chat,
+    classify,
+    convert,
+    serve,
+    replay,
+    promote,
+    rollback,
+    methods,
+    schema,
+    completion,
+    version,
+):
     app.command()(command)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def every(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no progress and no notes, only warnings.")] = False,
+    log_level: Annotated[
+        str, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error; also LAMINA_LOG_LEVEL.")
+    ] = "info",
+    timestamps: Annotated[
+        bool, typer.Option("--timestamps", help="Begin each line on stderr with the time; also LAMINA_TIMESTAMPS=1.")
+    ] = False,
+) -> None:
+    """Parameter-efficient fine-tuning of language models, from a data file to a proven adapter.
+
+    The options below may stand anywhere on the line of any command.
+    """
+
 
 Overrides = Annotated[
     list[str] | None,
@@ -73,22 +128,40 @@ Overrides = Annotated[
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file.")],
+    config: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG|DATA",
+            help="A YAML file (- for standard input), of lamina, or of Axolotl, LLaMA-Factory or TRL; or a data file.",
+        ),
+    ],
     overrides: Overrides = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the run in output_dir, or the run that CONFIG belongs to.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print the resolved configuration and how long the run will be.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train an adapter."""
+    """Train an adapter. A data file alone trains with all defaults."""
     from lamina.config import load_config
 
-    checked = load_config(config, overrides or [])
-    from lamina.cli.training import TrainingView, print_summary, stopped_at_once
+    checked = load_config(_translated(config), overrides or [])
+    from lamina.config.places import check_files
+    from lamina.runs import check_start
+
+    check_start(checked, resume)
+    check_files(checked.model_dump(mode="json"))
+    if dry_run:
+        print_plan(checked, as_json)
+        return
+    from lamina.api.terminal import TrainingView
+    from lamina.cli.training import print_summary, stopped_at_once
     from lamina.training.loop import train as train_run
 
     try:
-        with TrainingView() as view, tracebacks_in(Path(checked.output_dir)):
+        with TrainingView(err) as view, tracebacks_in(Path(checked.output_dir)):
             run = train_run(checked, view, resume=resume)
     except KeyboardInterrupt:
         raise stopped_at_once(checked) from None
@@ -99,6 +172,37 @@ def train(
         return
     print_summary(summary)
     err.print(f"  next    lamina chat {escape(str(run.path))}")
+
+
+def _translated(config: str) -> str | dict[str, object]:
+    """Returns a configuration of another library as one of lamina, and shows what became of it."""
+    from lamina.migration.foreign import is_foreign
+
+    if not is_foreign(Path(config)):
+        return config
+    from lamina.cli.migration import check, print_translation
+    from lamina.migration.translate import translate
+
+    translation = translate(config)
+    print_translation(translation)
+    check(translation, f"lamina import {shlex.quote(config)} --out run.yaml --lenient")
+    return translation.values
+
+
+def print_plan(config: Config, as_json: bool) -> None:
+    """Prints a resolved configuration and the plan of its run."""
+    import yaml
+
+    from lamina.training.inputs import plan_run
+
+    plan = plan_run(config, notify)
+    if as_json:
+        print_json({"config": config.model_dump(mode="json"), "plan": plan.as_json()})
+        return
+    print_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True).rstrip())
+    for line in plan.data_report:
+        err.print(f"  {line}", markup=False)
+    err.print(f"plan: {plan.line()}", markup=False)
 
 
 @app.command()
@@ -157,8 +261,12 @@ def quantize(
 ) -> None:
     """Quantize a base model to 4 bits, calibrated on your data (GPTQ)."""
     from lamina.config import load_config
+    from lamina.config.places import check_files
 
     checked = load_config(config, overrides or [])
+    if destination.exists():
+        raise ConfigError(Problem("--out", f"{destination} already exists.", "choose another, or delete it"))
+    check_files(checked.model_dump(mode="json"))
     from lamina.export.quantize import DEFAULT_TOKENS
     from lamina.export.quantize import quantize as quantize_base
 
@@ -247,6 +355,15 @@ def _part(name: str) -> typer.Typer:
     return part
 
 
+def complete() -> NoReturn:
+    """Answers a shell that asks for completions, and ends the process."""
+    from typer.completion import completion_init
+
+    completion_init()
+    get_group(app)(prog_name="lamina", complete_var=COMPLETE_VARIABLE)
+    leave(0)
+
+
 def main() -> None:
     """Runs the command line. Every error becomes one message and an exit code."""
     open_standard_streams()
@@ -259,12 +376,15 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)  # data may contain characters that the encoding cannot represent
     arguments = sys.argv[1:]
-    command = get_group(_part(arguments[0] if arguments else ""))
+    if COMPLETE_VARIABLE in os.environ:
+        complete()
+    command = get_group(_part(next((word for word in arguments if not word.startswith("-")), "")))
 
     def run() -> object:
         refuse_empty(command, arguments)
         refuse_undecoded_folder()
-        return command(args=arguments or ["--help"], standalone_mode=False)
+        given = set_verbosity(command, arguments)
+        return command(args=given or ["--help"], standalone_mode=False)
 
     code = run_command(run, asks_for_json(command, arguments))
     leave(code if arguments else 2)  # this shows the help, but without a command it is a usage error

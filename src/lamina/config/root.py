@@ -125,6 +125,10 @@ class Config(Section):
                 )
             if self.train.eval_steps is not None:
                 wrong.append("train.eval_steps has no effect if data.eval is null; set data.eval or remove it")
+        sets = self.data.eval if isinstance(self.data.eval, dict) else {}
+        if self.train.best_eval is not None and self.train.best_eval not in sets:
+            known = f"it has {', '.join(sets)}" if sets else "it has no sets with names"
+            wrong.append(f"train.best_eval names the evaluation set {self.train.best_eval!r} of data.eval, but {known}")
         if "galore" in OPTIMIZERS[self.train.optim].reads and self.method.type != "full":
             wrong.append(
                 f"train.optim '{self.train.optim}' projects the gradients of whole weight matrices onto a subspace, "

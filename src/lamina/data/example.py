@@ -24,6 +24,19 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True)
+class TokenRow:
+    """A row that was tokenized before.
+
+    Attributes:
+        ids: The token ids.
+        in_loss: Whether each is in the loss.
+    """
+
+    ids: tuple[int, ...]
+    in_loss: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
 class Example:
     """One row of a data file, whatever its format.
 
@@ -32,12 +45,14 @@ class Example:
         row: Number of the row in the file, from 1.
         kind: The kind of row.
         tools: Functions that the assistant may call, as JSON schemas.
-        text: The document, for plain text and for a text with a class.
+        text: The document, for plain text and for a text with a class; for a conversation that was rendered before, its
+            text.
         rejected: For a preference, the turns of the rejected answer.
         label: For an unpaired preference, whether the answer is desirable.
         category: For a text or conversation with a class, the class's name or number as text.
         margin: For a preference, how much better the chosen answer is, if the data says so.
         template_kwargs: The row's variables for the chat template (`chat_template_kwargs`), as plain JSON.
+        tokens: The row's tokens, if it was tokenized before.
     """
 
     messages: tuple[Message, ...]
@@ -50,6 +65,12 @@ class Example:
     category: str = ""
     margin: float | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    tokens: TokenRow | None = None
+
+    @property
+    def is_rendered(self) -> bool:
+        """Whether it is a conversation that was rendered before, and is taken as it is."""
+        return self.kind is Kind.CONVERSATION and bool(self.text) and self.tokens is None
 
     @property
     def prompt(self) -> tuple[Message, ...]:

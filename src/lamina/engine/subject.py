@@ -18,7 +18,7 @@ from lamina.models.load import Base, load_base
 from lamina.progress import Notify
 from lamina.registry.names import is_reference
 from lamina.registry.resolve import local_path
-from lamina.runs import ADAPTER_FOLDER
+from lamina.runs import ADAPTER_FOLDER, CHECKPOINT_FOLDER
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def find_subject(ref: str, notify: Notify = lambda message: None, model: str | N
     adapter = read_adapter(folder)
     base, lock = model or base_of(adapter, notify), adapter.lock
     whole = path.resolve()
-    name = as_name(whole.parent.name if whole.name == ADAPTER_FOLDER else whole.name)
+    name = as_name(_name_of(whole))
     if is_reference(ref):
         name = ref
     return Subject(
@@ -85,6 +85,13 @@ def find_subject(ref: str, notify: Notify = lambda message: None, model: str | N
         "float32" if lock is not None and lock.base_dtype == "float32" else "auto",
         QuantizationConfig(**lock.quantization) if lock is not None and lock.quantization else None,
     )
+
+
+def _name_of(folder: Path) -> str:
+    """What a run, its adapter or one of its checkpoints is called; other folders by their last name."""
+    if folder.parent.name == CHECKPOINT_FOLDER:
+        return f"{folder.parent.parent.name}-{folder.name}"
+    return folder.parent.name if folder.name == ADAPTER_FOLDER else folder.name
 
 
 def split_url(ref: str) -> tuple[str, str] | None:

@@ -17,7 +17,7 @@ from lamina.data.source import SourceReader, open_sources, used_examples
 from lamina.errors import LaminaError
 from lamina.evaluation.tasks import TaskRow
 from lamina.losses.base import build_loss
-from lamina.runs import ADAPTER_FOLDER, Run
+from lamina.runs import run_of
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ def trained_rows(adapter: Adapter, template: ChatTemplate) -> Trained:
     They are those of its run's configuration. Files that have changed since are read as they are now, which is said by
     their digests in the lock; files that are gone make the rows unknown.
     """
-    run = Run(adapter.path.parent)
-    if adapter.path.name != ADAPTER_FOLDER or not run.config_path.is_file():
+    run = run_of(adapter.path)
+    if run is None or not run.config_path.is_file():
         return Trained(unknown="the adapter is not in its run, whose configuration names the training data")
     try:
         config = run.config
         loss = build_loss(config.loss)
         batch = config.train.per_device_train_batch_size
         data = config.data
-        if isinstance(data.eval, float):
+        if data.splits_off:
             dataset = build_dataset(data, template, batch, config.seed, None, loss.sequences)
             held_out = {source: set(dataset.eval.rows(source).tolist()) for source in dataset.eval_files}
         else:

@@ -16,6 +16,7 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lamina import files
+from lamina.chat.saved import saved_source
 from lamina.chat.template import ChatTemplate
 from lamina.chat.tokenizer import fingerprint_tokenizer
 from lamina.machine.quiet import quiet_transformers
@@ -94,13 +95,20 @@ def complete_folder(
             _add_stops(part, ends.config, template)
     _write(folder / _CONFIG, config)
     _complete_generation(folder, ends, template, (base / _GENERATION).is_file())
-    text = _put_template(folder, template) if own_template else None
-    # A template that writes EOS would then write the stop token, and some tokenizers append EOS to every text.
-    if own_stop and template.stop_token != template.tokenizer.eos_token:
-        own_stop = "eos_token" not in template.source + template.tool_source
-        if own_stop and _write_tokenizer_with_stop(folder, template, text):
-            return
-    _write_tokenizer(folder, template.tokenizer, None, text)
+    _finish_tokenizer(folder, template, own_template, own_stop)
+
+
+def write_tokenizer(folder: Path, template: ChatTemplate, *, own_stop: bool = False) -> None:
+    """Writes a tokenizer with its chat template into a folder that is no model's, such as an adapter's.
+
+    Args:
+        folder: The folder.
+        template: The chat template, with its tokenizer.
+        own_stop: As for `complete_folder`.
+    """
+    with quiet_transformers():
+        template.tokenizer.save_pretrained(folder)
+    _finish_tokenizer(folder, template, True, own_stop)
 
 
 def complete_converted(
@@ -163,7 +171,7 @@ def _complete_generation(folder: Path, ends: Ends, template: ChatTemplate | None
 
 def _put_template(folder: Path, template: ChatTemplate) -> str | list[dict[str, str]] | None:
     """Writes the template if it is not the model's own; returns the entry for tokenizer_config.json."""
-    saved = template.saved_source
+    saved = saved_source(template)
     if saved is None:
         return None
     for pattern in _OTHER_TEMPLATES:
@@ -174,6 +182,17 @@ def _put_template(folder: Path, template: ChatTemplate) -> str | list[dict[str, 
         place.parent.mkdir(exist_ok=True)
         place.write_text(part, encoding="utf-8")
     return saved if isinstance(saved, str) else [{"name": name, "template": part} for name, part in saved.items()]
+
+
+def _finish_tokenizer(folder: Path, template: ChatTemplate, own_template: bool, own_stop: bool) -> None:
+    """Puts the template and the stop token into a tokenizer's files, which are in the folder."""
+    text = _put_template(folder, template) if own_template else None
+    # A template that writes EOS would then write the stop token, and some tokenizers append EOS to every text.
+    if own_stop and template.stop_token != template.tokenizer.eos_token:
+        own_stop = "eos_token" not in template.source + template.tool_source
+        if own_stop and _write_tokenizer_with_stop(folder, template, text):
+            return
+    _write_tokenizer(folder, template.tokenizer, None, text)
 
 
 def _write_tokenizer_with_stop(folder: Path, template: ChatTemplate, text: str | list[dict[str, str]] | None) -> bool:

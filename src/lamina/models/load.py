@@ -65,7 +65,7 @@ class Base:
 
 
 def load_base(
-    ref: str,
+    ref: str | Path,
     dtype: str = "auto",
     device: torch.device | None = None,
     notify: Notify = lambda message: None,
@@ -79,7 +79,7 @@ def load_base(
 
     Args:
         ref: An alias, a folder, a `.gguf` file, or a hub id.
-        dtype: `auto`, `bfloat16` or `float32`.
+        dtype: `auto`, `bfloat16`, `float16` or `float32`.
         device: The device to load it on; by default CUDA if there is one.
         notify: Called with a message before anything that takes a while.
         quantization: Quantizes the weights of linear layers to 4 or 8 bits, one by one as they are read.

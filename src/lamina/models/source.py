@@ -70,7 +70,7 @@ class ModelSource:
         return None if place is None else place.revision
 
 
-def find_model(ref: str, notify: Notify = lambda message: None, code: bool = False) -> ModelSource:
+def find_model(ref: str | Path, notify: Notify = lambda message: None, code: bool = False) -> ModelSource:
     """Finds a model, and converts or downloads it once if needed.
 
     Args:
@@ -82,6 +82,7 @@ def find_model(ref: str, notify: Notify = lambda message: None, code: bool = Fal
         ConfigError: No model can have that name.
         ModelError: The model exists but is not usable, or it cannot be downloaded.
     """
+    ref = os.fspath(ref)
     if ref in ALIASES:
         return ModelSource(ref, _converted(_file_of(ref, ALIASES[ref]), notify))
     path = Path(ref).expanduser()

@@ -2,7 +2,13 @@
 
     checkpoints/step-00000120/   adapter.safetensors  optimizer.safetensors  method.safetensors  random.safetensors
                                  state.json
+                                 adapter_config.json  adapter_model.safetensors  lamina.json
     checkpoints/best-00000080/   adapter.safetensors  state.json
+                                 adapter_config.json  adapter_model.safetensors  lamina.json
+
+`adapter.safetensors` holds the tensors as they are trained. The files in the last lines of each are the adapter in the
+form in which a finished one is saved, without probes, so that the folder can be used as an adapter by lamina and peft;
+mostly the tensors are the same, and `adapter_model.safetensors` is a link to them.
 
 A checkpoint is written aside and renamed, so it is whole or not there. `state.json` holds the digests of the other
 files; one that does not match (a damaged disk) is passed over for the next older one. It also has the number of the
@@ -14,7 +20,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -29,6 +35,7 @@ from lamina.methods.shared.base import Hooks
 from lamina.version import __version__
 
 STATE_FILE = "state.json"
+ADAPTER_TENSORS = "adapter.safetensors"
 FORMAT = 1
 _NAME = re.compile(r"^(step|best)-(\d{8})$")
 
@@ -86,6 +93,9 @@ class TrainState:
 
 RandomState = dict[str, torch.Tensor]
 
+WriteAdapter = Callable[[Path, Path], None]
+"""Writes the files of the adapter as it is now: into which folder, and the file of its tensors there."""
+
 
 def save_checkpoint(
     folder: Path,
@@ -95,19 +105,31 @@ def save_checkpoint(
     hooks: Hooks,
     random: RandomState,
     keep: int,
+    write_adapter: WriteAdapter,
 ) -> Path:
     """Saves everything, then removes older checkpoints beyond the newest `keep`.
+
+    Args:
+        folder: Where the run's checkpoints are.
+        state: Where the run stands.
+        tensors: The tensors that are trained.
+        optimizer: Over these.
+        hooks: Of the method.
+        random: The state of the random generators.
+        keep: How many checkpoints stay.
+        write_adapter: Writes the adapter as it is used.
 
     Raises:
         StorageError: Nothing was saved; earlier checkpoints are untouched.
     """
     path = folder / f"step-{state.step:08d}"
     with files.new_folder(path) as aside:
-        _save_tensors(aside / "adapter.safetensors", tensors)
+        _save_tensors(aside / ADAPTER_TENSORS, tensors)
         _save_tensors(aside / "optimizer.safetensors", _optimizer_tensors(tensors, optimizer))
         _save_tensors(aside / "method.safetensors", hooks.state())
         _save_tensors(aside / "random.safetensors", random)
         _write_state(aside, state)
+        write_adapter(aside, aside / ADAPTER_TENSORS)
     for old in _found(folder, "step")[keep:]:
         if old != path:
             shutil.rmtree(old, ignore_errors=True)
@@ -118,12 +140,15 @@ def save_checkpoint(
     return path
 
 
-def save_best(folder: Path, state: TrainState, tensors: Mapping[str, nn.Parameter]) -> Path:
-    """Saves the adapter of the best evaluation so far."""
+def save_best(
+    folder: Path, state: TrainState, tensors: Mapping[str, nn.Parameter], write_adapter: WriteAdapter
+) -> Path:
+    """Saves the adapter of the best evaluation so far; the arguments are those of `save_checkpoint`."""
     path = folder / f"best-{state.step:08d}"
     with files.new_folder(path) as aside:
-        _save_tensors(aside / "adapter.safetensors", tensors)
+        _save_tensors(aside / ADAPTER_TENSORS, tensors)
         _write_state(aside, state)
+        write_adapter(aside, aside / ADAPTER_TENSORS)
     return path
 
 
@@ -136,7 +161,7 @@ def load_best(folder: Path, step: int) -> dict[str, torch.Tensor]:
     path = folder / f"best-{step:08d}"
     if not _is_whole(path):
         raise RunError(f"{path}: the best checkpoint is missing or damaged. Fix: train again, or resume from a copy.")
-    return load_file(path / "adapter.safetensors")
+    return load_file(path / ADAPTER_TENSORS)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -160,7 +185,7 @@ def load_checkpoint(
         NewerVersionError: It has a format or a state that this version does not know.
     """
     state = _read_state(path)
-    saved = load_file(path / "adapter.safetensors")
+    saved = load_file(path / ADAPTER_TENSORS)
     if {n: t.shape for n, t in saved.items()} != {n: p.shape for n, p in tensors.items()}:
         raise RunError(f"{path}: holds another adapter than the run's configuration makes. Fix: start a new run.")
     moments = load_file(path / "optimizer.safetensors")
@@ -200,7 +225,8 @@ def _optimizer_tensors(
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(stored, path, metadata={"format": "pt"})
 
 
 def _write_state(folder: Path, state: TrainState) -> None:

@@ -20,11 +20,14 @@ from lamina.compute.kernels import kernel_notes
 from lamina.config import Config, load_config
 from lamina.data.batch import PACKED
 from lamina.data.example import EncodedExample
+from lamina.data.side import Side
 from lamina.distributed.world import ALONE, World
 from lamina.errors import Interrupted, LaminaError, TrainingError
 from lamina.machine.hardware import on_device
 from lamina.machine.memory import peak_bytes
 from lamina.machine.seeding import kept_generators, seed_generators
+from lamina.methods.shared.counts import count_parameters, total_parameters
+from lamina.models.load import Base
 from lamina.runs import Run, check_start, events, exclusive, recorded, start_run
 from lamina.runs.events import Note, OnEvent
 from lamina.signals import StopRequest, stop_on_signals
@@ -35,18 +38,19 @@ from lamina.training.checkpoint import (
     newest_checkpoint,
     random_state,
     restore_random_state,
-    save_best,
-    save_checkpoint,
 )
+from lamina.training.eval_sets import evaluate_sets
 from lamina.training.event_log import EventLog
 from lamina.training.finish import finish
 from lamina.training.finite import check_evaluation, check_gradients
+from lamina.training.inputs import check_inputs
+from lamina.training.keep import keep_best, keep_checkpoint
 from lamina.training.loss_scale import LossScale
 from lamina.training.plan.memory import choose_checkpointing
 from lamina.training.plan.time import measured_tokens_per_second
 from lamina.training.preview import colored_example
 from lamina.training.session import KERNELS, Session
-from lamina.training.setup import build_session, count_parameters
+from lamina.training.setup import build_session
 from lamina.training.step import (
     EvaluationResult,
     StepAbandoned,
@@ -54,7 +58,6 @@ from lamina.training.step import (
     evaluate_loss,
     training_step,
 )
-from lamina.training.summary import total_parameters
 from lamina.training.window import Window
 
 # One bad batch is passed over; so many in a row are a broken run.
@@ -67,6 +70,7 @@ def train(
     *,
     resume: bool = False,
     world: World = ALONE,
+    base: Base | None = None,
 ) -> Run:
     """Trains an adapter.
 
@@ -76,6 +80,7 @@ def train(
         resume: Go on with the run in `output_dir`, or with the one whose own configuration file is given. Model and
             data may have other places than they had, if they are the same by their digests.
         world: The processes that train together, of which this is one.
+        base: The base model, if it is in memory already; by default `config.model` is loaded.
 
     Returns:
         The finished run: `run.adapter` is the adapter's folder, `run.summary` the figures.
@@ -91,6 +96,8 @@ def train(
     """
     config = load_config(config)
     check_start(config, resume)
+    if not resume:
+        check_inputs(config)
     with exclusive(Run(Path(config.output_dir))), on_device(config.device), ExitStack() as stack:
         run = start_run(config, resume)
         for folder in (run.path, run.checkpoints):
@@ -104,11 +111,11 @@ def train(
         was_killed = run.begun and run.manifest.status == "running"  # by somebody who has the lock no more
         stack.enter_context(recorded(run))
         stop = stack.enter_context(stop_on_signals())
-        log = stack.enter_context(EventLog(run, config.train.report_to, on_event, begun, stop, world))
+        log = stack.enter_context(EventLog(run, config, on_event, begun, stop, world))
         notify = lambda message: log.emit(Note(max(begun, 0), message=message))  # noqa: E731
         if was_killed:
             notify("The run was killed before; what is after its checkpoint is lost.")
-        session = build_session(config, run, notify, world)
+        session = build_session(config, run, notify, world, base)
         stack.enter_context(kept_generators(session.base.model.device))
         state = _take_up(session, checkpoint, log)
         _Loop(session, log, stop, state).run()
@@ -265,15 +272,17 @@ class _Loop:
         self.log.emit(Note(step, message=f"{what}: not finite, so the step was skipped.", rows=rows))
 
     def _evaluate(self, what: str) -> EvaluationResult:
-        examples = self.session.dataset.eval
+        dataset, best = self.session.dataset, self.session.best_set
+        return evaluate_sets(partial(self._evaluate_set, what), dataset.eval, dataset.eval_sets, best)
 
+    def _evaluate_set(self, what: str, examples: Side, where: str) -> EvaluationResult:
         def progress(done: int) -> None:
-            self.log.show(events.Progress(self.state.step, what=what, done=done, total=len(examples)))
+            self.log.show(events.Progress(self.state.step, what=what + where, done=done, total=len(examples)))
 
         world = self.session.world
         size, parts = self.config.per_device_eval_batch_size, (self.session.head, self.session.loss)
         result = evaluate_loss(self.model, *parts, examples, size, self._asked_amid_work, progress, self.layout, world)
-        check_evaluation(result.loss, what, self.state.step)
+        check_evaluation(result.loss, what + where, self.state.step)
         return result
 
     def _evaluate_start(self) -> None:
@@ -297,7 +306,7 @@ class _Loop:
             state.best_eval_loss, state.best_step, state.evals_without_gain = loss, state.step, 0
             state.best_eval_metrics = result.metrics
             if self.config.load_best_model_at_end:
-                self.session.world.once(lambda: save_best(self.run_dir.checkpoints, state, self.session.tensors))
+                keep_best(self.session, state)
         else:
             state.evals_without_gain += 1
         best = state.best_step
@@ -317,21 +326,19 @@ class _Loop:
         state, session = self.state, self.session
         if not session.dataset.eval or state.step == 0 or state.last_eval_step == state.step:
             return False
-        every = self.config.eval_steps or session.steps_per_epoch
+        every = self.config.steps_between(self.config.eval_steps or session.steps_per_epoch, session.total_steps)
         return state.step % every == 0 or state.step >= session.total_steps
 
     def _save_due(self) -> bool:
-        return self.state.step % self.config.save_steps == 0 and self.state.step >= self.first_step
+        every = self.config.steps_between(self.config.save_steps, self.session.total_steps)
+        return self.state.step % every == 0 and self.state.step >= self.first_step
 
     def _save(self) -> None:
         path = self._write_checkpoint()
         self.log.emit(events.CheckpointSaved(self.state.step, path=str(path)))
 
     def _write_checkpoint(self) -> Path:
-        folder, keep, session = self.run_dir.checkpoints, self.config.save_total_limit, self.session
-        tensors, optimizer, hooks = session.tensors, session.optimizer, session.hooks
-        save = lambda: save_checkpoint(folder, self.state, tensors, optimizer, hooks, self.random, keep)  # noqa: E731
-        return session.world.once(save)
+        return keep_checkpoint(self.session, self.state, self.random)
 
     def _save_what_is_there(self, error: Exception) -> None:
         """A run that ends by an unforeseen error leaves what one that is stopped does, and the error says so."""

@@ -97,7 +97,7 @@ def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
     values["data"] |= {
         **alone,
         "train": str(sample),
-        "columns": source.columns,
+        "columns": source.columns or dataset.train.stores[0].facts.guessed or None,
         "overlong": "auto" if config.loss.whole_rows else "cut",
         "format": dataset.report.files[0].format,
         "max_rows": None,

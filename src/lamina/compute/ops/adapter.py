@@ -58,6 +58,10 @@ class AdapterModule(nn.Module, ABC):
     def fold_in(self, model: PreTrainedModel, name: str) -> None:
         """Merges the adapter into the base's weights, and puts the base's own module back at `name`."""
 
+    def untouched(self) -> dict[str, int]:
+        """Counts the weights of the module's own parameters that the adapter leaves as they are, by parameter."""
+        return {}
+
     @property
     def virtual_tokens(self) -> int:
         """How many rows it puts before every document."""

@@ -18,7 +18,7 @@ FIELD = "method.target_modules"
 
 LINEAR = "linear layer"
 
-_STACKED = "Only `type: peft` adapts weights that are stacked in one tensor, such as those of experts."
+_STACKED = "Weights that are stacked in one tensor, such as those of experts, are named by LoRA's `target_parameters`."
 
 
 def find_targets(
@@ -40,7 +40,7 @@ def find_targets(
     Raises:
         ConfigError: A pattern matches nothing, or a module that is not a linear layer; or no layer is left.
     """
-    linears = _linears(model)
+    linears = linear_layers(model)
     if target_modules != "all-linear":
         allowed = linears
         if embedding:
@@ -81,7 +81,7 @@ def match_targets(
         if (
             names
             and not matched
-            and all(any(_ends_with(candidate, name) for candidate in candidates) for name in names)
+            and all(any(name_ends_with(candidate, name) for candidate in candidates) for name in names)
         ):
             message = f"{target_modules!r} is one string, so it is a regular expression over whole names; none matches."
             raise ConfigError(Problem(FIELD, message, f"write a list of names: [{', '.join(names)}]"))
@@ -90,7 +90,7 @@ def match_targets(
         return chosen
     problems, chosen_names = [], set()
     for pattern in target_modules:
-        matched = [name for name, _ in model.named_modules() if _ends_with(name, pattern)]
+        matched = [name for name, _ in model.named_modules() if name_ends_with(name, pattern)]
         others = [name for name in matched if name not in candidates]
         if not matched or others:
             problems.append(_no_match(model, pattern, candidates, others, kind, fix))
@@ -120,11 +120,12 @@ def replace_linears(
 def short_targets(model: PreTrainedModel, names: list[str]) -> list[str]:
     """Shortens names to their last parts if these select exactly the same modules (in peft's matching)."""
     short = sorted({name.rpartition(".")[2] for name in names})
-    selected = {name for name, _ in model.named_modules() if any(_ends_with(name, part) for part in short)}
+    selected = {name for name, _ in model.named_modules() if any(name_ends_with(name, part) for part in short)}
     return short if selected == set(names) else names
 
 
-def _linears(model: PreTrainedModel) -> dict[str, FrozenLinear]:
+def linear_layers(model: PreTrainedModel) -> dict[str, FrozenLinear]:
+    """Finds the linear layers of a model without adapters, by name, in its order."""
     found = ((name, freeze_linear(module)) for name, module in model.named_modules())
     return {name: linear for name, linear in found if linear is not None}
 
@@ -139,13 +140,14 @@ def _nothing_left(
 ) -> Problem:
     widest = max(called, key=lambda name: width(called[name]), default=None)
     if widest is None:
-        fix = f"use {way_to_stacked(model, [])}" if stacked_weights(model) else "use a method without target_modules"
+        fix = f"use {way_to_stacked(model)}" if stacked_weights(model) else "use a method without target_modules"
         return Problem(FIELD, f"{type(model).__name__} has no linear layer except its output head.", fix)
     message = f"every linear layer is narrower than the rank {narrowest(widest)}; the widest is {widest} ("
     return Problem(FIELD, f"{message}{width(called[widest])}).", f"use a rank of at most {width(called[widest])}")
 
 
-def _ends_with(name: str, pattern: str) -> bool:
+def name_ends_with(name: str, pattern: str) -> bool:
+    """Whether a name is the pattern, or ends in it after a dot, as HF peft matches names."""
     return name == pattern or name.endswith(f".{pattern}")
 
 
@@ -159,15 +161,13 @@ def _no_match(
         found = type(model.get_submodule(others[0])).__name__
         message = f"{pattern!r} matches {others[0]}, a {found}, which is not a {kind}."
         if any(name.startswith(f"{other}.") for other in others for name in stacked):
-            return Problem(
-                FIELD, f"{message} {_STACKED}", f"use {way_to_stacked(model, _called(model, _linears(model)))}"
-            )
+            return Problem(FIELD, f"{message} {_STACKED}", f"use {way_to_stacked(model)}")
         return Problem(FIELD, message, f"use {', '.join(names)}")
     message = f"{pattern!r} matches no module of {type(model).__name__}; its {kind}s are {', '.join(names)}."
     if not stacked:
         return Problem(FIELD, message, nearest(pattern, names) or fix)
     where = ", ".join(dict.fromkeys(map(inside_layer, stacked)))
-    way = way_to_stacked(model, _called(model, _linears(model)))
+    way = way_to_stacked(model)
     return Problem(
         FIELD,
         f"{message} It also has {where}, which are not modules. {_STACKED}",
