@@ -33,7 +33,9 @@ def config(folder: Path, family: str, method: dict[str, Any], **changes: Any) ->
     return values
 
 
-@pytest.mark.parametrize(("family", "method"), CASES)
+@pytest.mark.parametrize(
+    ("family", "method"), [CASES[0], *(pytest.param(*c, marks=pytest.mark.slow) for c in CASES[1:])]
+)
 def test_an_engine_answers_as_the_adapter_does(family: str, method: dict[str, Any], tmp_path: Path) -> None:
     values = config(tmp_path, family, method)
     run = lamina.train(values)
@@ -49,6 +51,7 @@ def test_an_engine_answers_as_the_adapter_does(family: str, method: dict[str, An
     assert lamina.merge(run.path, tmp_path / "merged").certificate.passed
 
 
+@pytest.mark.slow
 def test_a_quantized_base_keeps_its_ends_and_they_are_adapted(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     method = {"target_modules": ["v_proj", "embed_tokens", "lm_head"]}
