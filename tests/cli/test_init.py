@@ -79,7 +79,7 @@ def test_what_can_be_checked_is_checked_before_the_model(
     def load(*given: object, **more: object) -> object:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("lamina.training.setup.load_base", load)
+    monkeypatch.setattr("lamina.training.base.load_base", load)
     model = f"model={model_folder}"
     assert "data.eval: b.jsonl does not exist" in cli("train", data, model, "data.eval=b.jsonl").error()
     assert "has no config.json" in cli("train", data, "model=.").error()
