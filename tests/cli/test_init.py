@@ -25,7 +25,7 @@ def test_a_configuration_is_written_with_comments(data: Path, cli: Cli, model_fo
     assert text.count("#") > 10
     config = lamina.load_config("faq.yaml")
     assert config.data.train == "faq.jsonl" and config.model == str(model_folder) and config.output_dir == "runs/faq"
-    assert (config.data.eval, config.data.max_length) == (0.1, 256)
+    assert (config.data.eval, config.data.max_length, config.train.num_train_epochs) == (0.1, 256, 20)
     assert "--out: faq.yaml exists" in cli("init", data).error()
     assert cli("init", data, "--force", "--json").json() == {
         "path": "faq.yaml",
