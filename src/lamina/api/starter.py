@@ -139,6 +139,7 @@ def _text(data: str, path: Path, model: str, columns: Mapping[str, str] | None, 
     if facts.rows >= _FEW_ROWS:
         evaluation = "0.1    # a tenth of the rows is held back, to see what was learned; or a file"
     epochs = next((number for most, number in _EPOCHS_OF_FEW if facts.rows < most), _EPOCHS)
+    few = ", of which there are few" if epochs > _EPOCHS else ""
     mapping = f"  columns: {_flow(columns)}   # field: column\n" if columns else ""
     return f"""# Check the data:   lamina data check {path}
 # See the rows:     lamina data show {path}
@@ -161,7 +162,7 @@ method:
   target_modules: all-linear
 
 train:
-  num_train_epochs: {epochs}   # passes over the rows{", of which there are few" if epochs > _EPOCHS else ""}; or max_steps
+  num_train_epochs: {epochs}   # passes over the rows{few}; or max_steps
   per_device_train_batch_size: 4   # lower it if memory is short
   gradient_accumulation_steps: 1   # raise it in exchange
   lr_scheduler_type: cosine
