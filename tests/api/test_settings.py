@@ -39,3 +39,12 @@ def test_a_typing_mistake_gets_the_nearest_name() -> None:
         with_settings({}, {"learning_rat": 1e-4})
     with pytest.raises(ConfigError, match=r"max_lenght.*max_length"):
         with_settings({}, {"max_lenght": 1})
+
+
+def test_names_of_other_libraries_get_what_lamina_calls_them() -> None:
+    with pytest.raises(ConfigError, match=r"bf16: .*dtype"):
+        with_settings({}, {"bf16": True})
+    with pytest.raises(ConfigError, match=r"max_seq_length: .*max_length"):
+        with_settings({}, {"max_seq_length": 512})
+    with pytest.raises(ConfigError, match=r"2 problems"):
+        with_settings({}, {"load_in_4bit": True, "zzz": 1})

@@ -41,6 +41,7 @@ def test_paths_and_rows(data: Any, train: Any) -> None:
     [
         (None, None),
         (0.2, 0.2),
+        (50, 50),
         ("b.jsonl", "b.jsonl"),
         ([{"text": "a"}], "EVAL"),
         ({"easy": [{"text": "a"}], "hard": Path("h.csv")}, {"easy": "EVAL-EASY", "hard": "h.csv"}),

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 import lamina
 from lamina.adapters.load import load
 from lamina.errors import ConfigError, DataError, RunError
-from lamina.runs.events import Event, Step
+from lamina.runs.events import Evaluation, Event, Step
 from tests.support.training import write_rows
 
 
@@ -119,6 +119,15 @@ def test_splits(tmp_path: Path, short: dict[str, Any], rows: list[dict[str, Any]
     assert [(file.rows) for file in run.manifest.data or []] == [20, 4]
     with pytest.raises(ConfigError, match="no split to train on"):
         lamina.train(data={"a": whole, "b": whole}, **{**short, "output_dir": tmp_path / "b"})
+
+
+def test_several_evaluation_sets(short: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    seen: list[Event] = []
+    sets = {"easy": rows[:4], "hard": rows[4:8]}
+    run = lamina.train(data=rows[8:], eval_data=sets, on_event=seen.append, **short)
+    assert isinstance(run.config.data.eval, dict) and run.config.data.eval.keys() == sets.keys()
+    last = [event for event in seen if isinstance(event, Evaluation)][-1]
+    assert {"easy", "hard"} <= {name for key in last.scalars() for name in sets if name in key}, last
 
 
 def test_a_section_of_data_with_rows_to_evaluate_on(

@@ -13,7 +13,7 @@ from lamina.chat.saved import saved_source
 from lamina.chat.template import ChatTemplate, build_template, template_of
 from lamina.config import DataConfig
 from lamina.data.encode import encode_examples
-from lamina.data.example import Example
+from lamina.data.example import Example, Kind
 from lamina.errors import DataError
 from tests.support.models_zoo import build_tokenizer
 
@@ -114,3 +114,16 @@ def test_a_merged_model_keeps_its_own_template_for_conversations() -> None:
     alone = build_tokenizer()
     alone.chat_template = build_template(alone, BARE).source
     assert template_of(alone, DataConfig(train="x")).name == "plain"
+
+
+@pytest.mark.parametrize(
+    "text", ["a document", " naïve 日本\n", "ends in EOS<|im_end|>", "<|endoftext|>begins with BOS"]
+)
+def test_plain_text_has_the_tokens_of_trl(bare: ChatTemplate, text: str) -> None:
+    """TRL: EOS is added unless it is there, and the tokenizer adds BOS; lamina also adds no second BOS."""
+    tokenizer, eos, bos = bare.tokenizer, str(bare.tokenizer.eos_token), str(bare.tokenizer.bos_token)
+    given = text.removeprefix(bos) if bare.adds_bos else text
+    expected = tokenizer(text=given if given.endswith(eos) else given + eos).input_ids
+    (encoded,) = encode_examples([Example((), 1, Kind.TEXT, text=text)], bare, "assistant")
+    assert encoded.input_ids.tolist() == expected
+    assert encoded.supervised.tolist() == [False] + [True] * (len(expected) - 1)

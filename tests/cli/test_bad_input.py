@@ -237,7 +237,7 @@ def test_wrong_column_of_eval_lists_what_the_file_has(cli: Cli, trained: Run, ro
     assert "'prompt', 'completion'" in result.error()
 
 
-@pytest.mark.parametrize("options", [["--column", "prompt=question"], ["--max-new-tokens", "5"]])
+@pytest.mark.parametrize("options", [["--column", "prompt=question"], ["--answers", "0", "--max-new-tokens", "5"]])
 def test_option_of_eval_that_would_do_nothing_is_an_error(options: list[str], cli: Cli, trained: Run) -> None:
     assert cli("eval", trained.path, *options).code == USAGE
 

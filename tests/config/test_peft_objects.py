@@ -23,6 +23,8 @@ def settings_of(config: peft.PeftConfig) -> dict[str, Any]:
     rest: dict[str, Any] = {"data": {"train": "rows.jsonl"}}
     if settings.get("init_lora_weights") == "loftq":
         rest["quantization"] = {"bits": 4}
+    elif config.task_type == "SEQ_CLS":
+        assert load_config({**rest, "method": config}).loss.type == "classification"
     loaded = load_config({**rest, "method": config})
     again = load_config({**rest, "method": settings})
     assert loaded == again == load_config(loaded)
@@ -43,8 +45,9 @@ def settings_of(config: peft.PeftConfig) -> dict[str, Any]:
         (peft.LoraConfig(lora_bias=True), {"type": "peft", "peft_type": "LORA", "lora_bias": True}),
         (
             peft.LoraConfig(trainable_token_indices=[3, 5], target_modules=["q_proj"]),
-            {"type": "lora", "trainable_token_indices": [3, 5], "target_modules": ["q_proj"]},
+            {"trainable_token_indices": [3, 5], "target_modules": ["q_proj"]},
         ),
+        (peft.LoraConfig(task_type="SEQ_CLS", r=5), {"type": "lora", "r": 5, "task_type": "SEQ_CLS"}),
         (peft.LoraConfig(init_lora_weights="mica"), {"type": "peft", "init_lora_weights": "mica"}),
         (
             peft.LoraConfig(init_lora_weights="eva", eva_config=peft.EvaConfig(rho=1.5)),
@@ -75,7 +78,7 @@ def test_an_object_gives_its_settings(config: peft.PeftConfig, expected: dict[st
     settings = settings_of(config)
     assert settings.items() >= expected.items()
     assert "inference_mode" not in settings
-    assert not settings.keys() & {"task_type", "peft_version", "runtime_config"}
+    assert not settings.keys() & {"peft_version", "runtime_config"}
 
 
 @pytest.mark.parametrize(
@@ -120,7 +123,7 @@ def test_every_default_of_peft_is_taken_in_a_section(name: str) -> None:
 
 
 def test_another_task_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"method\.task_type: 'SEQ_2_SEQ_LM': lamina trains causal language models"):
+    with pytest.raises(ConfigError, match=r"method\.task_type: 'SEQ_2_SEQ_LM': lamina trains causal"):
         load_config({"data": {"train": "x.jsonl"}, "method": peft.LoraConfig(task_type="SEQ_2_SEQ_LM")})
 
 

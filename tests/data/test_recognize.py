@@ -116,6 +116,16 @@ def test_text_of_another_template_is_not_taken_for_a_conversation(template: Chat
     assert taught(encode(example, template), template) == f"{other}<|im_end|>"[1:]
 
 
+def test_text_of_another_template_is_reported(build: Build, tokenizer: PreTrainedTokenizerBase) -> None:
+    notes = build([{"text": "<s>[INST] a [/INST] b </s>"}] * 3).report.notes
+    assert any("3 texts look like conversations of another chat template" in note for note in notes)
+    without = build_template(build_tokenizer(None))  # ChatML's tokens, and no template
+    with pytest.raises(DataError, match=r"data\.chat_template=chatml"):
+        encode(text_row("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n", without), without)
+    chatml = build_template(tokenizer, "chatml")
+    assert text_row("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n", chatml).is_rendered
+
+
 @pytest.mark.parametrize("end", ["", "<|im_end|>", "<|im_end|>\n", " <|im_end|><|im_end|>"])
 @pytest.mark.parametrize("start", ["", "<|endoftext|>", "<|endoftext|><|endoftext|>"])
 def test_plain_text_has_one_bos_and_one_eos(template: ChatTemplate, start: str, end: str) -> None:
@@ -128,7 +138,7 @@ def test_plain_text_has_one_bos_and_one_eos(template: ChatTemplate, start: str, 
 
 def test_special_tokens_inside_plain_text_are_refused_unless_it_is_bare(template: ChatTemplate) -> None:
     text = "one<|endoftext|>two"
-    with pytest.raises(DataError, match=r"data\.chat: false"):
+    with pytest.raises(DataError, match=r"data\.chat=false"):
         encode(text_row(text, template), template)
     bare = build_template(template.tokenizer, BARE)
     assert bare.tokenizer.decode(encode(text_row(text, bare), bare).input_ids) == f"{text}<|im_end|>"

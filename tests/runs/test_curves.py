@@ -12,6 +12,7 @@ from lamina.config import Config, resolved_values
 from lamina.runs import Run, compare_runs
 from lamina.runs.curves import plot_events, tabulate
 from lamina.runs.events import Evaluation, Event, Note
+from lamina.runs.summary import LOSS_OF_SET
 from tests.support.events import step
 
 EVENTS: list[Event] = [
@@ -45,6 +46,11 @@ def test_plots() -> None:
     assert [(line.name, list(line.xs)) for line in chart.lines] == [
         ("training", [1, 2, 3, 4]),
         ("evaluation", [0, 2, 4]),
+    ]
+    of_sets = [Evaluation(n, eval_loss=1.0, of="adapter", metrics={f"{LOSS_OF_SET}easy": 2.0 - n}) for n in (0, 1)]
+    assert [(line.name, list(line.ys)) for line in plot_events(of_sets, "loss", "run").lines] == [
+        ("evaluation", [1.0, 1.0]),
+        ("on easy", [2.0, 1.0]),
     ]
     assert list(plot_events(EVENTS, "accuracy", "run").lines[0].ys) == [0.1, 0.2, 0.3, 0.4]
     with pytest.raises(ValueError, match=r"'losss' is not a metric .* accuracy, .*eval_loss"):

@@ -199,3 +199,28 @@ def test_tokens_that_are_there_already_are_said(tmp_path: Path) -> None:
 def test_a_token_named_twice_is_an_error() -> None:
     with pytest.raises(ConfigError, match="'<a>' more than once"):
         load_config({"data": {"train": "x", "add_tokens": ["<a>"], "special_tokens": ["<a>"]}})
+
+
+def test_what_another_trainer_added_is_found_in_the_tokenizer_beside_its_adapter(tmp_path: Path) -> None:
+    base = base_folder(tmp_path, "qwen2")
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["<a>", "<b>"])
+    tokenizer.add_tokens(["<|c|>"], special_tokens=True)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model.resize_token_embeddings(len(tokenizer))
+    whole = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"], r=4)
+    model = peft.get_peft_model(model, whole)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape)
+    model.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([[5, 259, 260, 261, 9]])
+    with torch.no_grad():
+        expected = model.eval()(input_ids=ids).logits
+    loaded = lamina.load(tmp_path / "adapter", model=str(base), dtype="float32")
+    assert loaded.base.added is not None
+    assert loaded.base.added.tokens == NewTokens(("<a>", "<b>"), ("<|c|>",))
+    with torch.no_grad():
+        close(loaded.model(input_ids=ids).logits, expected, "logits")

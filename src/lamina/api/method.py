@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.config import MethodConfig
+from lamina.config.methods.lora import LoraConfig
 from lamina.config.peft_objects import is_peft_config, method_config_from_peft, plain
 from lamina.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    pass
+
+
+# Fields of peft's LoraConfig that say where an adapter is from, not how it is trained.
+_ORIGIN = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision")
 
 
 def method_values(method: object, model_type: str | None) -> dict[str, Any]:
@@ -32,9 +38,11 @@ def method_values(method: object, model_type: str | None) -> dict[str, Any]:
     if isinstance(method, MethodConfig):
         return {**method.model_dump(mode="json", exclude_unset=True), "type": method.type}
     if is_peft_config(method):
-        return _of_peft(method, model_type)
+        return method_config_from_peft(method, _default_targets(str(plain(method.peft_type)), model_type))
     if isinstance(method, Mapping):
         return dict(method)
+    if hasattr(method, "peft_type") and hasattr(method, "to_dict"):  # `lamina.compat.peft.LoraConfig`
+        return _of_lora({key: plain(value) for key, value in method.to_dict().items()}, model_type)
     fix = "give a name such as 'lora', a dictionary such as {'type': 'lora', 'r': 8}, or a peft.LoraConfig"
     raise ConfigError(Problem("method", f"a {type(method).__name__} is no method", fix))
 
@@ -55,19 +63,29 @@ def quantization_values(quantization: object) -> object:
     return {**values, "compute_dtype": "bfloat16"} if "bfloat16" in str(given.bnb_4bit_compute_dtype) else values
 
 
-def _of_peft(config: PeftConfig, model_type: str | None) -> dict[str, Any]:
-    """The settings that a configuration stands for; targets that it leaves open are those that peft takes."""
-    values = method_config_from_peft(config)
-    is_open = getattr(config, "target_modules", "none") is None and values["type"] != "peft"
-    if is_open and (names := _default_targets(str(plain(config.peft_type)), model_type)):
-        values["target_modules"] = names
-    return values
+def _of_lora(content: dict[str, Any], model_type: str | None) -> dict[str, Any]:
+    if not content.get("target_modules") and "target_modules" in content:
+        content["target_modules"] = _default_targets("LORA", model_type) or "all-linear"
+    kept = {key: value for key, value in content.items() if key not in _ORIGIN}
+    off = {key: value for key, value in kept.items() if value not in (None, False, {}, [], "")}
+    known = {key: value for key, value in kept.items() if key in LoraConfig.model_fields and key in off}
+    known["init_lora_weights"] = content.get("init_lora_weights", True)
+    others = {key: value for key, value in off.items() if key not in LoraConfig.model_fields and not _is_idle(key, off)}
+    return {"type": "lora", **known, **others}
 
 
-def _default_targets(peft_type: str, model_type: str | None) -> list[str]:
-    """The modules that peft chooses for a kind of model; empty where it names none, or they are no plain names."""
-    from peft.utils import constants  # installed, since there is a configuration of it
+def _is_idle(key: str, content: Mapping[str, Any]) -> bool:
+    """Whether a field of peft has no effect on this adapter: the settings of an initialization that it does not use."""
+    if key in ("loftq_config", "eva_config", "corda_config", "lora_ga_config"):
+        return content.get("init_lora_weights") != key.removesuffix("_config")
+    return key in ("runtime_config", "megatron_core", "qalora_group_size", "fan_in_fan_out")
+
+
+def _default_targets(peft_type: str, model_type: str | None) -> list[str] | None:
+    """What peft itself chooses for a kind of model; None where it names nothing, or no plain names."""
+    if importlib.util.find_spec("peft") is None or model_type is None or peft_type == "IA3":
+        return None  # IA3 needs to know more of each module than its name, which lamina's own defaults do
+    from peft.utils import constants
 
     found = getattr(constants, f"TRANSFORMERS_MODELS_TO_{peft_type}_TARGET_MODULES_MAPPING", {}).get(model_type)
-    # IA3 needs to know more of each module than its name, which lamina's own defaults do.
-    return [] if found is None or isinstance(found, str) or peft_type == "IA3" else list(found)
+    return None if found is None or isinstance(found, str) else list(found)

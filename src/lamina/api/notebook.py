@@ -11,6 +11,7 @@ from lamina import pages
 from lamina.api.terminal import duration
 from lamina.runs import events
 from lamina.runs.events import Event
+from lamina.runs.summary import losses_of_sets
 
 # Seconds between two updates, since each is a message to the browser.
 _EVERY = 0.25
@@ -64,7 +65,8 @@ class NotebookView:
             case events.Evaluation():
                 self._state = "training"
                 what = {"base": "bare base", "start": "before training"}.get(event.of, f"step {event.step}")
-                self._evaluations.append((what, f"{event.eval_loss:.4f}"))
+                losses = {"": event.eval_loss, **losses_of_sets(event.metrics)}
+                self._evaluations.append((what, "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items())))
             case events.Finished():
                 self._state = "finished"
                 self._facts = f"adapter in {event.summary.adapter}"

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from lamina.config import METHOD_CONFIGS, Config
 from lamina.config.contradictions import merge_settings
 from lamina.config.section import Section
+from lamina.dialects.hints import hint_for
 from lamina.errors import ConfigError, Problem, nearest
 
 _DATA_ARGUMENTS = {"train": "data", "eval": "eval_data"}
@@ -37,10 +38,10 @@ def with_settings(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
             given |= dict(_leaves(value, (name,)))
         elif name in places:
             given[places[name], name] = _plain(value)
-        elif hint := nearest(name, [*places, *Config.model_fields]):
-            problems.append(Problem(name, "is no argument of lamina.train and no setting.", hint))
         else:
-            given["train", name] = _plain(value)  # the error for the section says what lamina calls it
+            hint = hint_for(name, value) or nearest(name, [*places, *Config.model_fields])
+            fix = hint or "see docs/reference/config.md for all settings"
+            problems.append(Problem(name, "is no argument of lamina.train and no setting.", fix))
     if problems:
         raise ConfigError(problems)
     return merge_settings(values, given)

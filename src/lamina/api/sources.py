@@ -87,7 +87,7 @@ def stored(sources: Sources, store: Store, formatting: Formatting | None) -> dic
 
 
 def _stored_eval(given: Any, store: Store, formatting: Formatting | None) -> Any:
-    if given is None or isinstance(given, float):
+    if given is None or isinstance(given, int | float):
         return given
     if isinstance(given, Mapping) and not is_columns(given) and "path" not in given:
         return {str(name): _stored(each, store, f"eval-{name}", formatting) for name, each in given.items()}

@@ -69,8 +69,8 @@ def train(
         data: What to train on: a path, or rows: a list of dictionaries or of texts, a `datasets.Dataset` or
             `DatasetDict`, a DataFrame of pandas or polars, an Arrow table, or a dictionary of columns. Rows are stored
             in the run's folder.
-        eval_data: What to evaluate on: the same, a share of `data`, None for no evaluation, or several by name. By
-            default, a split of a `DatasetDict`, or a tenth of the rows.
+        eval_data: What to evaluate on: the same, a share of `data` or a number of its rows, None for no evaluation, or
+            several by name. By default, a split of a `DatasetDict`, or a tenth of the rows.
         model: A name or folder, or a causal language model of transformers in memory. That is trained on as it is, and
             is the same afterwards; if no folder has its weights, the run keeps a copy of them.
         tokenizer: The tokenizer of a model in memory; by default that of the folder that it came from.

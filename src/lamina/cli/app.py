@@ -265,7 +265,7 @@ def quantize(
 
     checked = load_config(config, overrides or [])
     if destination.exists():
-        raise ConfigError(Problem("--out", f"{destination} exists", "choose another folder, or delete it"))
+        raise ConfigError(Problem("--out", f"{destination} already exists.", "choose another, or delete it"))
     check_files(checked.model_dump(mode="json"))
     from lamina.export.quantize import DEFAULT_TOKENS
     from lamina.export.quantize import quantize as quantize_base

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from lamina.cli.fleet import Cpus, Gpus, Jobs, On, Option, Retries
 from lamina.cli.output import JsonFlag, notify, out, print_json
@@ -23,6 +22,8 @@ TASKS = ("exact_match",)
 
 # Width of the table in a file or a pipe, so that no figure is truncated.
 _FILE_WIDTH = 180
+# As wide as a table may want to be.
+_WIDEST = 10_000
 
 
 def compare(
@@ -167,7 +168,7 @@ def _print(comparison: Comparison, where: Path) -> None:
     for row, style in zip(cells, styles, strict=True):
         table.add_row(*row, style=style)
     width = out.width if out.is_terminal else max(out.width, _FILE_WIDTH)
-    if out.measure(table).maximum <= width:
+    if out.measure(table, options=out.options.update(max_width=_WIDEST)).maximum <= width:
         out.print(table, width=width)
     else:
         _print_turned([column.title for column in heads], cells, styles, width)
@@ -188,7 +189,7 @@ def _print_turned(titles: list[str], cells: list[list[str]], styles: list[str], 
     at_once = max(1, (width - left - 4) // (widest + 3))
     for first in range(0, len(cells), at_once):
         shown = list(range(first, min(first + at_once, len(cells))))
-        table = Table("", *(Text(str(place + 1), style=styles[place]) for place in shown))
+        table = Table("", *(str(place + 1) for place in shown))
         for line, title in enumerate(titles[1:], start=1):
             if any(cells[place][line] for place in shown):
                 row = (

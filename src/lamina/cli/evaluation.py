@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from lamina.evaluation.store import StoredEvaluation
     from lamina.evaluation.tasks import Task
 
+# Rows that are answered and shown unless more are asked for.
+ANSWERS = 5
+
 Subjects = Annotated[
     list[str],
     typer.Argument(
@@ -113,8 +116,9 @@ def evaluate(
     ] = None,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")] = None,
     answers: Annotated[
-        int, typer.Option(min=0, help="Of one adapter: answer so many rows, and show base and adapter side by side.")
-    ] = 5,
+        int | None,
+        typer.Option(min=0, help="Of one adapter: answer N rows (5), and show base and adapter side by side."),
+    ] = None,
     page: Annotated[
         Path | None, typer.Option("--html", help="Of one adapter: write figures and answers to this .html file.")
     ] = None,
@@ -144,7 +148,7 @@ def evaluate(
         return
     if not given and len(subjects) == 1 and _is_one_adapter(subjects[0], data):
         _evaluate_one(
-            answers,
+            ANSWERS if answers is None else answers,
             page,
             not no_forgetting,
             subjects[0],
@@ -160,11 +164,10 @@ def evaluate(
             as_json,
         )
         return
-    if predictions is not None:
-        fix = "leave it out; the folder of the evaluation has every answer"
-        raise ConfigError(
-            Problem("--predictions", f"is for one adapter without {given[0] if given else 'a task'}", fix)
-        )
+    for option, value in (("--predictions", predictions), ("--html", page), ("--answers", answers)):
+        if value is not None:
+            fix = "leave it out; the folder of the evaluation has every answer, and a page"
+            raise ConfigError(Problem(option, f"is for one adapter without {given[0] if given else 'a task'}", fix))
     _check_numbers(power)
     if (include_path or chat is not None) and not benchmarks:
         option = "--include-path" if include_path else "--chat" if chat else "--raw"
@@ -280,6 +283,7 @@ def _is_one_adapter(subject: str, data: str | None) -> bool:
     """Whether a subject is evaluated as it always was: its loss beside the base's, on its own data or a file."""
     if subject.startswith(("http://", "https://")):
         return False
+    from lamina.config.aliases import ALIASES
     from lamina.registry.names import is_reference
 
     if is_reference(subject):
@@ -287,6 +291,8 @@ def _is_one_adapter(subject: str, data: str | None) -> bool:
     path = Path(subject).expanduser()
     names = ("adapter_config.json", "adapter/adapter_config.json", "manifest.json", "config.yaml")
     is_adapter = any((path / name).is_file() for name in names)
+    if not is_adapter and (subject in ALIASES or path.suffix == ".gguf" or (path / "config.json").is_file()):
+        return False  # a model has no data of its own, and the error asks for some
     # What is neither an adapter nor there is an adapter that is missing, unless there are rows to ask a base.
     return is_adapter or data is None
 

@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from lamina.cli.output import JsonFlag, notify, out, print_json
+from lamina.cli.output import JsonFlag, notify, print_json, print_table
 from lamina.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -36,8 +34,6 @@ Option = Annotated[
 fleet = typer.Typer(help="Train many configurations, on this machine, on Ray or on Slurm.", no_args_is_help=False)
 
 _GIB = 2**30
-# Width of the table in a file or a pipe, so that no figure is truncated.
-_FILE_WIDTH = 240
 
 
 @fleet.callback()
@@ -88,11 +84,8 @@ def run(
 
 
 def _print(report: FleetReport) -> None:
-    heads = ["run", "status", "seconds", "train loss", "eval loss", "peak GiB", "adapter", "folder"]
-    table = Table(*heads)
-    for row in report.rows:
-        table.add_row(*map(escape, _cells(row)), style="red" if row.status == "failed" else None)
-    out.print(table, width=None if out.is_terminal else max(out.width, _FILE_WIDTH))
+    heads = ("run", "status", "seconds", "train loss", "eval loss", "peak GiB", "adapter", "folder")
+    print_table(heads, map(_cells, report.rows))
     for row in report.failed:
         notify(f"{row.name} failed: {row.error}")
 

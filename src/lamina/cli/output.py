@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -160,6 +160,15 @@ def _finite(value: Any) -> Any:
 def print_text(text: str) -> None:
     """Prints text from a model or a file unchanged; rich would expand tabs and strip trailing white space."""
     sys.stdout.write(f"{text}\n")
+
+
+def print_table(head: tuple[str, ...], rows: Iterable[Sequence[object]]) -> None:
+    """Prints aligned columns; rich's tables take longer than the rest of a command, and break long cells."""
+    cells = [head, *(tuple(" ".join(str(cell).split()) for cell in row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        if any(row):
+            print_text("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def pair(option: str, text: str) -> tuple[str, str]:

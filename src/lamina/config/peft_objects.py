@@ -1,7 +1,7 @@
 """From a configuration object of HF peft, as scripts make it, to the settings of lamina's `method:` section.
 
-    >>> method_config_from_peft(peft.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj"]))  # doctest: +SKIP
-    {'type': 'lora', 'r': 8, 'lora_alpha': 16, 'target_modules': ['q_proj'], ...}
+    peft.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj"])
+    becomes {"type": "lora", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], ...}
 
 lamina's own method is taken where it has every setting that is in force, and otherwise `type: peft`, which has them
 all. The object's values are taken as they are, peft's defaults included. What it leaves open (`target_modules=None`) is
@@ -51,11 +51,12 @@ def is_peft_config(value: object) -> TypeGuard[PeftConfig]:
     return peft is not None and isinstance(value, peft.PeftConfig)
 
 
-def method_config_from_peft(config: PeftConfig) -> dict[str, Any]:
+def method_config_from_peft(config: PeftConfig, default_targets: str | list[str] | None = None) -> dict[str, Any]:
     """Converts a configuration of peft's to the settings of a `method:` section.
 
     Args:
         config: Any of peft's configurations, such as `peft.LoraConfig`.
+        default_targets: What `target_modules` are where the object leaves them open; None is lamina's default.
 
     Returns:
         Plain data, `type` first. `load_config` checks it, like any other section.
@@ -63,21 +64,20 @@ def method_config_from_peft(config: PeftConfig) -> dict[str, Any]:
     Raises:
         ConfigError: It is for another task than causal language modeling.
     """
-    peft_type = str(plain(config.peft_type))
-    own = METHOD_CONFIGS.get(peft_type.lower())
-    task = plain(config.task_type)
-    if task not in (None, "CAUSAL_LM") and not (own is not None and own.takes("task_type")):
-        message = f"{task!r}: lamina trains causal language models."
+    peft_type, task = str(plain(config.peft_type)), plain(config.task_type)
+    if task not in (None, "CAUSAL_LM", "SEQ_CLS"):
+        message = f"{task!r}: lamina trains causal language models, and heads on them (SEQ_CLS)."
         raise ConfigError(Problem("method.task_type", message, "use CAUSAL_LM"))
     given, defaults = _values(config), _defaults(config)
+    if given.get("target_modules", ()) is None:
+        given["target_modules"] = default_targets
     changed = {key: value for key, value in given.items() if value is not None and value != defaults.get(key)}
+    own = METHOD_CONFIGS.get(peft_type.lower())
+    settings: dict[str, Any] = {"type": "peft", "peft_type": peft_type, **changed}
     if own is not None:
-        settings = _own_settings(own, peft_type.lower(), given, changed)
-        if task == "SEQ_CLS":
-            settings["task_type"] = task
-        if _accepts(own, settings):
-            return settings
-    return {"type": "peft", "peft_type": peft_type, **changed}
+        of_own = _own_settings(own, peft_type.lower(), given, changed)
+        settings = of_own if _accepts(own, of_own) else settings
+    return {**settings, "task_type": task} if task == "SEQ_CLS" else settings
 
 
 def plain(value: Any) -> Any:

@@ -6,7 +6,10 @@ from pathlib import Path
 
 # Suffixes by which a file is data, without those of compressed files.
 DATA_SUFFIXES = frozenset(
-    {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt", ".text"}
+    (
+        *(".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".xlsx", ".xlsm"),
+        *(".parquet", ".arrow", ".feather", ".txt", ".text"),
+    )
 )
 COMPRESSED_SUFFIXES = frozenset({".gz", ".zst"})
 

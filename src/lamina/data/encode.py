@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from lamina.chat.bare import without_end
-from lamina.chat.template import ChatTemplate, Rendered, Span
+from lamina.chat.template import BUILTIN_TEMPLATES, ChatTemplate, Rendered, Span
 from lamina.chat.tokens import Tokens, supervised
 from lamina.data.example import EncodedExample, Example, Kind, Remarks
 from lamina.errors import DataError
@@ -241,10 +241,14 @@ def _render_text(text: str, template: ChatTemplate) -> Rendered:
     while starts and inner.startswith(bos):
         inner = inner.removeprefix(bos)
     if not template.is_bare and (found := template.control_tokens.first_in(inner)):
+        named = next((name for name, source in BUILTIN_TEMPLATES.items() if found in source), "")
+        rendered = (
+            f"if a chat template wrote it, name that template, such as data.chat_template={named}; " if named else ""
+        )
         raise DataError(
             f"the text contains {found!r}, a special token, which would end the document or start another. Fix: "
-            "remove or rewrite it in the data; if it separates documents, give each document its own row; or set "
-            "data.chat: false, which takes texts as they are."
+            f"{rendered}remove or rewrite it in the data; if it separates documents, give each document its own row; "
+            "or set data.chat=false, which takes texts as they are."
         )
     begin = bos if starts or template.adds_bos else ""
     return Rendered(f"{begin}{inner}{end}", ())

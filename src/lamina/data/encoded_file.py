@@ -17,11 +17,11 @@ from lamina.data.example import Example, Kind
 from lamina.data.guess import guess_notes
 from lamina.data.read import REMARKS, DataFile
 from lamina.data.read.rows import ENCODINGS, place_of
-from lamina.data.recognize import recognized_rows
+from lamina.data.recognize import foreign_marker, recognized_rows
 from lamina.data.report import FileReport
 from lamina.data.sequences import ANSWERS, Sequences, itself
 from lamina.data.source import ReadRow, SourceReader, lacks_column, used_examples
-from lamina.data.store import StoredRow, StoreWriter, TokenStore, cached_store, digest_of, prompt_digest
+from lamina.data.store import StoredRow, StoreWriter, TokenStore, cached_store, count_text, digest_of, prompt_digest
 from lamina.errors import DataError
 from lamina.machine.garbage import few_collections
 from lamina.progress import Notify
@@ -165,6 +165,7 @@ def _fill(
                 facts.trimmed.add(row.number)
             facts.kinds[row.example.kind] = facts.kinds.get(row.example.kind, 0) + 1
             facts.rendered += row.example.is_rendered
+            count_text(facts.foreign, "" if template.is_bare else foreign_marker(row.example))
             facts.wanted += row.example.label is True
             if row.example.kind is Kind.CLASSIFICATION:
                 facts.classes[row.example.category] = facts.classes.get(row.example.category, 0) + 1

@@ -17,6 +17,17 @@ from lamina.chat.voice import Question
 from lamina.data.example import Example, Kind, TokenRow
 from lamina.data.source import ReadRow
 
+# What well-known chat templates write in front of answers.
+_MARKERS = (
+    "<|im_start|>assistant",
+    "<|start_header_id|>assistant",
+    "[/INST]",
+    "<start_of_turn>model",
+    "<|assistant|>",
+    "<｜Assistant｜>",
+    "<|start_of_role|>assistant",
+)
+
 
 def recognized_rows(rows: Iterable[ReadRow], template: ChatTemplate) -> Iterator[ReadRow]:
     """Yields the rows with their examples recognized."""
@@ -39,6 +50,13 @@ def recognized(example: Example, template: ChatTemplate) -> Example:
         return example
     text = marks.completed(example.text)
     return replace(example, kind=Kind.CONVERSATION, text=text, messages=marks.turns(text))
+
+
+def foreign_marker(example: Example) -> str:
+    """Returns a marker of a well-known chat template in plain text, which is then learned whole; empty if none."""
+    if example.kind is not Kind.TEXT or example.tokens is not None:
+        return ""
+    return next((marker for marker in _MARKERS if marker in example.text), "")
 
 
 def question_of(example: Example, template: ChatTemplate) -> Question:

@@ -73,6 +73,7 @@ class Facts:
         with_tools: Number of stored rows with tools, calls or results.
         with_thinking: Number of stored rows with reasoning separate from the answer.
         rendered: Number of stored rows whose conversation was rendered before.
+        foreign: Number of stored plain texts, by the marker of another chat template in them.
         wanted: Number of stored rows with a label that says that the answer is desirable.
         classes: Number of stored rows, by class.
         not_asked: Stored rows with answers that are excluded from the loss (see `Remarks`).
@@ -95,6 +96,7 @@ class Facts:
     with_tools: int = 0
     with_thinking: int = 0
     rendered: int = 0
+    foreign: dict[str, int] = field(default_factory=dict)
     wanted: int = 0
     classes: dict[str, int] = field(default_factory=dict)
     not_asked: RowList = field(default_factory=RowList)
@@ -121,9 +123,9 @@ class Facts:
             self.not_asked.add(row)
         self.reasoning_given += remarks.reasoning_given
         self.cut_tokens += remarks.cut_token
-        _count(self.openings, remarks.opening)
+        count_text(self.openings, remarks.opening)
         for name in remarks.unread_kwargs:
-            _count(self.unread_kwargs, name)
+            count_text(self.unread_kwargs, name)
 
     def report(self, path: str, sha256: str, role: str, weight: float = 1.0) -> FileReport:
         """Returns the initial report on the file."""
@@ -141,7 +143,8 @@ class Facts:
         )
 
 
-def _count(counts: dict[str, int], text: str) -> None:
+def count_text(counts: dict[str, int], text: str) -> None:
+    """Counts a text, unless it is empty or there are too many different ones."""
     if text and (text in counts or len(counts) < _MOST_COUNTED):
         counts[text] = counts.get(text, 0) + 1
 

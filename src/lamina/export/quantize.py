@@ -143,7 +143,7 @@ def quantize(
     if not layers:
         message = f"it leaves no linear layer of {base.source.folder} to quantize."
         raise ConfigError(Problem("quantization.modules_to_not_convert", message, "name fewer modules"))
-    check_packs_enough(base.model, settings)
+    check_packs_enough(base.model, settings, experts=False)
     notify("Reading the data ...")
     template = template_of(base.tokenizer, config.data)
     sequences = build_loss(config.loss).sequences

@@ -219,6 +219,10 @@ class Lora(Method):
         check_rank("method.r", config, adapted_linears(injection))
         problems = useless_settings(model, config, [*layers, *_parameters(injection)])
         biased = injection.layers if config.bias == "all" else layers
+        if config.target_parameters and config.layers_to_transform is not None:
+            message = "layers_to_transform does not apply to target_parameters, neither here nor in peft."
+            fix = "give these with their layer, such as layers.0.mlp.experts.down_proj"
+            problems.append(Problem("method.target_parameters", message, fix))
         if config.bias != "none" and not any(_trains_bias(layer) for layer in biased.values()):
             problems.append(no_bias(model, config))
         if problems:
@@ -249,7 +253,8 @@ class Lora(Method):
         tensors, layers = injection.saved_tensors(), _lora_layers(injection)
         config = _config(injection)
         if self.plan_loftq(config) is None:
-            config = spelled_out(injection.model, config, Chosen(list(layers), _parameters(injection)))
+            named = [name for name, layer in injection.layers.items() if isinstance(layer, LoraLinear | LoraEmbedding)]
+            config = spelled_out(injection.model, config, Chosen(named, _parameters(injection)))
         changes: dict[str, Any] = {"init_lora_weights": True, "eva_config": None}
         if config.init_lora_weights == "loftq":
             changes.clear()  # loading quantizes the base again with these settings

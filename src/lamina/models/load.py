@@ -79,7 +79,7 @@ def load_base(
 
     Args:
         ref: An alias, a folder, a `.gguf` file, or a hub id.
-        dtype: `auto`, `bfloat16`, `float32`, or `float16`, in which lamina does not train.
+        dtype: `auto`, `bfloat16`, `float16` or `float32`.
         device: The device to load it on; by default CUDA if there is one.
         notify: Called with a message before anything that takes a while.
         quantization: Quantizes the weights of linear layers to 4 or 8 bits, one by one as they are read.
@@ -129,6 +129,19 @@ def load_base(
     if wants_offload(offload, files, device):
         notify(leave_on_disk(base.model, files).line())
     return base
+
+
+def load_tokenizer_in(folder: Path) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer that lies in a folder without a model.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lamina.charts import Chart, Line, Table
 from lamina.runs.events import Evaluation, Event, Step
-from lamina.runs.summary import Summary
+from lamina.runs.summary import LOSS_OF_SET, Summary, losses_of_sets
 
 # Without evaluations, a table shows about so many of the logged steps.
 _MOST_ROWS = 20
@@ -71,6 +71,8 @@ def loss_lines(events: Sequence[Event], name: str = "") -> list[Line]:
     steps, evaluations = _kinds(events)
     lines = [_line(f"{name} training".strip(), steps, "loss")]
     lines.append(_line(f"{name} evaluation".strip(), evaluations, "eval_loss", marked=True))
+    sets = dict.fromkeys(each for event in evaluations for each in losses_of_sets(event.metrics))
+    lines += [_line(f"{name} on {each}".strip(), evaluations, f"{LOSS_OF_SET}{each}", marked=True) for each in sets]
     return [line for line in lines if line.xs]
 
 

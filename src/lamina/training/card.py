@@ -6,6 +6,7 @@ Neither is part of the adapter: its digest and its lock are the same without the
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from lamina.adapters.lock import Lock
 from lamina.config import METHOD_CONFIGS
 from lamina.errors import StorageError
 from lamina.methods.shared.base import find_method
-from lamina.methods.shared.score import SCORE
+from lamina.methods.shared.score import score_head
 from lamina.models.folder import write_tokenizer
 from lamina.runs.summary import Summary
 from lamina.training.session import Session
@@ -64,7 +65,7 @@ def build_card(session: Session, lock: Lock, summary: Summary, peft_config: Mapp
 def _metadata(session: Session, base: str) -> str:
     method = session.config.method.type
     lines = ["library_name: peft", f"tags: [lamina, {json.dumps(method)}]", "license: unknown"]
-    if SCORE not in session.injection.layers:
+    if score_head(session.base.model) is None:
         lines.append("pipeline_tag: text-generation")
     if _is_hub_id(base):
         lines.append(f"base_model: {json.dumps(base)}")
@@ -101,28 +102,34 @@ def _data(session: Session) -> Iterator[tuple[str, Any]]:
 
 
 def _usage(session: Session, peft_config: Mapping[str, Any], base: str) -> str:
+    head, method = score_head(session.base.model), find_method(session.config.method.type)
+    if head is None:
+        commands = "lamina chat FOLDER\nlamina merge FOLDER --out MERGED"
+    elif head.classes:
+        commands = 'lamina classify FOLDER -t "..."'
+    else:
+        commands = "lamina eval FOLDER --data ROWS"
     blocks = [
         "## How to use it",
         "FOLDER is where this page lies. With lamina, which checks that the base model is the one it was trained on:",
-        "```\nlamina chat FOLDER\nlamina merge FOLDER --out MERGED\n```",
+        f"```\n{commands}\n```",
     ]
-    method = find_method(session.config.method.type)
     if not method.in_peft:
         return "\n\n".join([*blocks, "peft does not have this method: merge the adapter for other software."])
-    name = "SequenceClassification" if peft_config.get("task_type") == "SEQ_CLS" else "CausalLM"
+    kind, more = ("CausalLM", "") if head is None else ("SequenceClassification", f", num_labels={len(head.weight)}")
     blocks += [
         "With peft:",
-        f"```python\nfrom peft import AutoPeftModelFor{name}\nfrom transformers import AutoTokenizer\n\n"
-        f'model = AutoPeftModelFor{name}.from_pretrained("FOLDER")\n'
+        f"```python\nfrom peft import AutoPeftModelFor{kind}\nfrom transformers import AutoTokenizer\n\n"
+        f'model = AutoPeftModelFor{kind}.from_pretrained("FOLDER"{more})\n'
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n```',
     ]
     if session.base.quantization is not None:
         fits = "is the only one that it fits" if method.plan_loftq(session.injection.config) else "differs a little"
         blocks.append(f"peft does not quantize the base as it was in training, and that base {fits}.")
-    if _serves_with_vllm(peft_config):
+    if head is None and _serves_with_vllm(peft_config):
         blocks += [
             "With vLLM:",
-            f"```\nvllm serve {json.dumps(base)} --enable-lora --max-lora-rank {_rank(peft_config)} "
+            f"```\nvllm serve {shlex.quote(base)} --enable-lora --max-lora-rank {_rank(peft_config)} "
             "--lora-modules mine=FOLDER\n```",
         ]
     return "\n\n".join(blocks)
@@ -130,8 +137,9 @@ def _usage(session: Session, peft_config: Mapping[str, Any], base: str) -> str:
 
 def _serves_with_vllm(peft_config: Mapping[str, Any]) -> bool:
     """Whether vLLM takes such an adapter: plain LoRA on linear layers."""
-    is_plain = not peft_config.get("use_dora") and not peft_config.get("modules_to_save")
-    return peft_config.get("peft_type") == "LORA" and is_plain and peft_config.get("bias", "none") == "none"
+    beyond = ("use_dora", "modules_to_save", "target_parameters", "trainable_token_indices", "lora_bias")
+    is_plain = not any(peft_config.get(key) for key in beyond) and peft_config.get("bias", "none") == "none"
+    return peft_config.get("peft_type") == "LORA" and is_plain
 
 
 def _rank(peft_config: Mapping[str, Any]) -> int:

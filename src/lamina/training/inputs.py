@@ -29,12 +29,12 @@ def check_inputs(config: Config) -> None:
         ModelError: The base's folder is no model.
     """
     check_trackers(config.train.report_to)
+    if not (config.model in ALIASES or config.model.endswith(".gguf") or _is_hub_id(config.model)):
+        find_model(config.model)
     for opened in open_sources(config.data, "train", "eval", "replay"):
         for file in opened.files:
             if file.path is not None:  # one on the hub is opened when it is read
                 next(iter(SourceReader(file, opened.source, config.data.text_unit)), None)
-    if not (config.model in ALIASES or config.model.endswith(".gguf") or _is_hub_id(config.model)):
-        find_model(config.model)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ What stands between the two projections is the family's own gate, in one kernel 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from transformers.integrations import moe
 
 from lamina.compute.ops.expert_linear import ExpertFactors, expert_linear
 from lamina.compute.ops.gated import gated_halves, read_activation
-from lamina.compute.weights.experts import ExpertWeights, stored_experts
+from lamina.compute.weights.experts import DenseExperts, ExpertWeights, PackedStack
 
 # What transformers' decorator of modules with experts sets on them, or the class defines.
 _DECLARED = ("has_gate", "has_bias", "is_transposed", "num_experts", "_apply_gate", "down_proj")
@@ -38,6 +38,7 @@ class Experts:
         activation: The kernels' name of the activation, if the gate is act(gate) up of two halves; else None.
         every_token: Whether the module is called with every token for each expert in turn, as Llama 4's is, where
             tokens that are not the expert's are zero.
+        stacks: The weights by name, if they are packed and so not in the module.
     """
 
     module: nn.Module
@@ -46,10 +47,13 @@ class Experts:
     transposed: bool
     activation: int | None
     every_token: bool
+    stacks: Mapping[str, PackedStack] = field(default_factory=dict)
 
     def weights(self, name: str) -> ExpertWeights:
         """Returns the frozen weights of that name."""
-        return stored_experts(self.module, name, self.transposed)
+        if name in self.stacks:
+            return self.stacks[name]
+        return DenseExperts(getattr(self.module, name).detach(), self.transposed)
 
     def bias(self, name: str) -> torch.Tensor | None:
         """Returns the biases (experts, out) beside the weights of that name; None if there are none."""
@@ -68,6 +72,8 @@ class Experts:
 
 def read_experts(module: Any) -> Experts | None:
     """Reads how a module with stacked experts computes; returns None if it is no such module, or of unknown code."""
+    if isinstance(module, PackedExperts):
+        return module.experts
     if type(module).__name__ == "Llama4TextExperts":  # not declared, and the only one that is called in its way
         activation = read_activation(module.act_fn)
         return None if activation is None else Experts(module, "gate_up_proj", "down_proj", True, activation, True)
@@ -79,6 +85,52 @@ def read_experts(module: Any) -> Experts | None:
     usual = module.has_gate and type(module)._apply_gate is _OWN_GATE
     activation = read_activation(module.act_fn) if usual else None
     return Experts(module, first, "down_proj", bool(module.is_transposed), activation, False)
+
+
+class PackedExperts(nn.Module):
+    """A module of experts whose weights are packed; its biases and all else stay in the module itself.
+
+    Attributes:
+        own: The module, without its stacked weights.
+        stacks: The packed weights by name, in the module's order.
+    """
+
+    def __init__(self, experts: Experts, stacks: Mapping[str, PackedStack]) -> None:
+        """
+        Args:
+            experts: A module as read, which loses the weights that `stacks` has.
+            stacks: The packed weights by name.
+        """
+        super().__init__()
+        self.own, self.stacks = experts.module, nn.ModuleDict(stacks)
+        self.experts = replace(experts, stacks=self.stacks)  # pyright: ignore[reportArgumentType]
+        for name in stacks:
+            self.own._parameters.pop(name, None)
+
+    def forward(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
+        """Computes what the module itself does."""
+        return run_experts(self.experts, {}, *args, *kwargs.values())
+
+    def __getattr__(self, name: str) -> Any:
+        """Reads what the model's code reads from the module itself, such as its number of experts."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("own"), name)
+
+
+def stored_weight(module: nn.Module, name: str) -> nn.Parameter | PackedStack:
+    """Returns a module's weight of that name: a parameter, or the packed weights of experts."""
+    return module.stacks[name] if isinstance(module, PackedExperts) else getattr(module, name)  # pyright: ignore[reportReturnType]
+
+
+def unpack_experts(model: nn.Module) -> None:
+    """Gives every module of packed experts its weights back, dequantized in their compute dtype."""
+    for name, module in [(n, m) for n, m in model.named_modules() if isinstance(m, PackedExperts)]:
+        for key, stack in module.experts.stacks.items():
+            setattr(module.own, key, nn.Parameter(stack.dense(), requires_grad=False))
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, module.own)
 
 
 def run_experts(experts: Experts, factors: Mapping[str, ExpertFactors], *args: torch.Tensor) -> torch.Tensor:

@@ -285,12 +285,6 @@ def unpack(model: nn.Module) -> int:
     return len(packed)
 
 
-def count_weights(model: nn.Module) -> int:
-    """Counts the parameters of a model, including packed weights; shared parameters count once."""
-    packed = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, PackedLinear))
-    return packed + sum(parameter.numel() for parameter in model.parameters())
-
-
 def packed_matmul(x: torch.Tensor, base: PackedLinear, bias: torch.Tensor | None) -> torch.Tensor:
     """Computes x W^T + bias. W is dequantized for the product where needed, and again for the backward."""
     y: Any = _PackedMatmul.apply(x, base)

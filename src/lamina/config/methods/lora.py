@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from lamina.config.methods.base import MethodConfig
 from lamina.config.section import Section
@@ -75,13 +75,13 @@ class LoraConfig(MethodConfig):
     lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Dropout on the adapter's input."""
 
+    target_parameters: list[str] | None = None
+    """Weights that are not those of a linear layer, such as `mlp.experts.down_proj`: names, each the end of a
+    parameter's name (docs/experts.md)."""
+
     target_modules: str | list[str] = "all-linear"
     """`all-linear`, a list of names (each must match the end of a module's name), or one regular expression. May be
     empty beside `target_parameters`."""
-
-    target_parameters: Names | None = None
-    """Weights that are not those of a linear layer, such as `mlp.experts.down_proj`: names, each the end of a
-    parameter's name (docs/experts.md)."""
 
     exclude_modules: str | Names | None = None
     """Modules to exclude from those: a list of names, or one regular expression."""
@@ -133,6 +133,13 @@ class LoraConfig(MethodConfig):
     ensure_weight_tying: bool = False
     """Adapt a tied head together with the embedding, where `target_modules` or `modules_to_save` name one of them."""
 
+    @field_validator("target_modules")
+    @classmethod
+    def _check_some(cls, value: str | list[str], info: ValidationInfo) -> str | list[str]:
+        if not value and not info.data.get("target_parameters"):
+            raise ValueError(f"{value!r} should name modules, or be all-linear")
+        return value
+
     @field_validator("target_modules", "exclude_modules")
     @classmethod
     def _check_names(cls, value: str | list[str] | None) -> str | list[str] | None:
@@ -170,8 +177,6 @@ class LoraConfig(MethodConfig):
     @model_validator(mode="after")
     def _check_combinations(self) -> LoraConfig:
         wrong = []
-        if not self.target_modules and not self.target_parameters:
-            wrong.append("target_modules is empty; name modules, or use all-linear")
         for init, settings in (("eva", self.eva_config), ("loftq", self.loftq_config)):
             if settings is not None and self.init_lora_weights != init:
                 wrong.append(f"{init}_config has no effect without init_lora_weights: {init}; set both or remove it")

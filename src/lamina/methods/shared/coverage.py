@@ -95,8 +95,8 @@ def find_coverage(injection: Injection) -> Coverage:
     # Inside the modules of the adapter, the base's own stand in `base`.
     names = {name: name.replace(".base.", ".") for name in stacked_weights(model)}
     stacked = {
-        names[name]: parameter.numel()
-        for name, parameter in stacked_weights(model).items()
+        names[name]: count
+        for name, count in stacked_weights(model).items()
         if not _in(name, changed) or names[name] in untouched
     }
     left_out = left_out_linears(injection) if config.everywhere else {}

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from lamina.compute.ops.adapter import AdapterModule, set_module
 from lamina.compute.ops.expert_linear import ExpertFactors
-from lamina.compute.ops.experts import read_experts, run_experts
+from lamina.compute.ops.experts import PackedExperts, read_experts, run_experts, stored_weight
 from lamina.compute.ops.row_forms import NotMixable, RowForm
 from lamina.config.methods.lora import LoraConfig
 from lamina.methods.shared.linears import uniform
@@ -75,7 +75,7 @@ class LoraParameters(AdapterModule):
         for target in targets:
             experts, outputs, inputs = self._sizes(target.name)
             A, B = _initial((experts * target.r, inputs), (outputs, target.r * experts), target.r, config, generator)
-            device = _stored(base, target.name).device
+            device = stored_weight(base, target.name).device
             self.lora_A[target.name] = nn.Parameter(A.to(device), requires_grad=self.trains_A)
             self.lora_B[target.name] = nn.Parameter(B.to(device))
         self._experts = read_experts(base)
@@ -125,8 +125,9 @@ class LoraParameters(AdapterModule):
         return (NotMixable("LoRA on experts or a router acts on what the router chose for a whole batch"),)
 
     def untouched(self) -> dict[str, int]:
-        own = self.base.named_parameters(recurse=False)
-        return {name: parameter.numel() for name, parameter in own if name not in self._targets}
+        packed = self.base.experts.stacks if isinstance(self.base, PackedExperts) else {}
+        own = {**dict(self.base.named_parameters(recurse=False)), **packed}
+        return {name: weight.numel() for name, weight in own.items() if name not in self._targets}
 
     @property
     def base_module(self) -> nn.Module:
@@ -135,7 +136,7 @@ class LoraParameters(AdapterModule):
     @torch.no_grad()
     def fold_in(self, model: PreTrainedModel, name: str) -> None:
         for key in self._targets:
-            stored = _stored(self.base, key)
+            stored = getattr(self.base, key)  # merging unpacks experts first
             merged = (stored.float() + self.delta(key)).to(stored.dtype)
             setattr(self.base, key, nn.Parameter(merged, requires_grad=False))
         set_module(model, name, self.base)
@@ -164,7 +165,7 @@ class LoraParameters(AdapterModule):
 
     def _sizes(self, name: str) -> tuple[int, int, int]:
         """Returns the number of experts, and out and in as peft counts them."""
-        shape = _stored(self.base, name).shape
+        shape = stored_weight(self.base, name).shape
         if len(shape) == 2:
             return 1, shape[0], shape[1]
         experts, first, second = shape
@@ -176,11 +177,6 @@ class LoraParameters(AdapterModule):
     def _prefixes(self) -> list[tuple[str, str]]:
         last = len(self._targets) - 1
         return [(name, "base_layer." * (last - place)) for place, name in enumerate(self._targets)]
-
-
-def _stored(module: nn.Module, name: str) -> torch.Tensor:
-    """Returns the parameter of that name."""
-    return getattr(module, name)
 
 
 def _initial(
