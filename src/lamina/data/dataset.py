@@ -142,10 +142,7 @@ def build_dataset(
         eval=evaluation.report() if len(evaluation) else None,
         chat_template=template.name,
         stop_token=template.stop_token,
-        notes=[
-            *length_notes(given, config, positions),
-            *dataset_notes(config, template, every, train, evaluation, chosen),
-        ],
+        notes=notes,
         warnings=[*lost_rows(every, config), *read_twice(training)],
     )
     plan = plan_epoch(
