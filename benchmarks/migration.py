@@ -22,8 +22,9 @@ import yaml
 from lamina.config import load_config
 from lamina.dialects.recognize import recognize
 from lamina.errors import ConfigError
-from lamina.migration import Translation, translate
 from lamina.migration.arguments import Command, find_commands
+from lamina.migration.draft import Translation
+from lamina.migration.translate import translate
 
 _MEDIA_WORDS = ("vision", "vl", "llava", "pixtral", "voxtral", "paddleocr", "mllm", "multimodal", "audio", "mossvl")
 _MEDIA_KEYS = ("processor_type", "image_max_pixels", "freeze_vision_tower", "freeze_mm_modules", "video_fps")

@@ -15,9 +15,9 @@ from tests.support.models_zoo import build_tokenizer
 
 SOURCE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}{% if style is defined %} {{ style }}{% endif %}"
-    "{% if facts %} {{ facts.a }}{% endif %}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if facts %} {{ facts.a }}{% endif %}{{ '\n' + m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant{% if style is defined %} {{ style }}{% endif %}"
-    "{% if facts %} {{ facts.a }}{% endif %}\n{% endif %}"
+    "{% if facts %} {{ facts.a }}{% endif %}{{ '\n' }}{% endif %}"
 )
 TURNS = [Message("user", "q"), Message("assistant", "a")]
 

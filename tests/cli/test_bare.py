@@ -38,13 +38,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> dict[s
         "bare": train(folder, model_folder, "bare", ROWS, chat=False),
         "chat": train(folder, model_folder, "chat", ROWS),
         "text": train(folder, model_folder, "text", TEXTS),
-        "text for chat": train(folder, model_folder, "text-for-chat", TEXTS, chat=True),
     }
 
 
-@pytest.mark.parametrize(
-    ("name", "is_bare"), [("bare", True), ("chat", False), ("text", True), ("text for chat", False)]
-)
+@pytest.mark.parametrize(("name", "is_bare"), [("bare", True), ("chat", False), ("text", True)])
 def test_prompts_in_use_are_those_of_training(runs: dict[str, Run], name: str, is_bare: bool) -> None:
     run = runs[name]
     lock = json.loads((run.adapter / "lamina.json").read_text())["lock"]
@@ -64,11 +61,13 @@ def test_generate_follows_training_and_the_options(cli: Cli, runs: dict[str, Run
     def answer(*more: str) -> str:
         return str(cli("generate", bare, *options, *more).json()["answers"][0]["answer"])
 
-    by_load = {chat: lamina.generate(lamina.load(bare, chat=chat), ["say 3"], max_new_tokens=4)[0] for chat in (0, 1)}
-    assert answer() == answer("--raw") == by_load[0]
-    assert answer("--chat") == by_load[1]
+    by_load = {
+        chat: lamina.generate(lamina.load(bare, chat=chat), ["say 3"], max_new_tokens=4)[0] for chat in (False, True)
+    }
+    assert answer() == answer("--raw") == by_load[False]
+    assert answer("--chat") == by_load[True]
     prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "say 3"}])
-    for flag, chat in (("--raw", 0), ("--chat", 1)):
+    for flag, chat in (("--raw", False), ("--chat", True)):
         out = tmp_path / f"{chat}.jsonl"
         result = cli("generate", bare, "--prompts", prompts, "--out", out, "--max-new-tokens", "4", flag)
         assert result.code == 0, result.err
@@ -84,11 +83,8 @@ def test_each_adapter_of_an_engine_gets_its_own_prompts(runs: dict[str, Run], mo
     assert tokenizer.decode(asked["chat"]) == "<|im_start|>user\nsay 3<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_chat_gives_each_line_by_itself(cli: Cli, runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    import io
-
-    monkeypatch.setattr("sys.stdin", io.StringIO("say 3\nsay 4\n"))
-    result = cli("chat", runs["bare"].path, "--max-new-tokens", "4", "--json")
+def test_chat_gives_each_line_by_itself(cli: Cli, runs: dict[str, Run]) -> None:
+    result = cli("chat", runs["bare"].path, "--max-new-tokens", "4", "--json", stdin="say 3\nsay 4\n")
     assert "without a chat template" in result.err
     said = [turn["text"] for turn in result.json()["turns"] if turn["from"] == "adapter"]
     alone = lamina.generate(runs["bare"].path, ["say 3", "say 4"], max_new_tokens=4)

@@ -276,7 +276,8 @@ def test_wrong_type_or_range_names_field_and_value(values: dict[str, Any], field
 
 def test_a_share_or_a_file_reads_as_one_problem() -> None:
     message = problems_of({"data": {"train": "x", "eval": 1.5}})["data.eval"].message
-    assert message == "got 1.5; must be less than 1, or must be a valid integer, or must be a valid string."
+    kinds = ("less than 1", "a valid integer", "a valid string", "a mapping of keys.")
+    assert message == "got 1.5; " + ", or ".join(f"must be {kind}" for kind in kinds)
     assert load_config({"data": {"train": "x", "eval": 500}}).data.eval == 500
 
 

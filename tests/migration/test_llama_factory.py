@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from lamina.config import load_config
-from lamina.migration import Translation, translate
+from lamina.migration.draft import Translation
+from lamina.migration.translate import translate
 
 BASE: dict[str, Any] = {
     "model_name_or_path": "some/model",

@@ -12,8 +12,9 @@ import yaml
 
 from lamina.config import load_config
 from lamina.errors import ConfigError
-from lamina.migration import is_foreign, translate
 from lamina.migration.arguments import find_command
+from lamina.migration.foreign import is_foreign
+from lamina.migration.translate import translate
 from lamina.migration.trl import DEFAULTS, LEARNING_RATES, LORA_DEFAULTS
 
 RECIPE: dict[str, Any] = {
@@ -105,6 +106,8 @@ def test_rows_with_messages_are_trained_whole_as_in_trl(tmp_path: Path) -> None:
     rows.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n", encoding="utf-8")
     config = config_of(tmp_path / "c.yaml", local)
     assert (config.data.train_on, config.data.chat) == ("assistant", False)
+    template = {"chat_template": "{{ messages[0]['content'] }}"}
+    assert config_of(tmp_path / "d.yaml", {**local, **template}).data.chat_template is None
 
 
 def test_a_template_as_text(tmp_path: Path) -> None:

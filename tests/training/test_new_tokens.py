@@ -59,8 +59,8 @@ def peft_logits(path: Path, base: Path, ids: torch.Tensor) -> torch.Tensor:
     ("family", "rows", "indices"),
     [
         ("llama", 259, NEW),  # a tied head follows the embedding
-        ("qwen2", 259, {"embed_tokens": NEW, "lm_head": NEW}),
-        ("llama", 300, NEW),  # rows that no token had yet
+        pytest.param("qwen2", 259, {"embed_tokens": NEW, "lm_head": NEW}, marks=pytest.mark.slow),
+        pytest.param("llama", 300, NEW, marks=pytest.mark.slow),  # rows that no token had yet
     ],
 )
 def test_new_rows_are_trained_saved_loaded_and_merged(family: str, rows: int, indices: Any, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_every_load_has_the_same_rows_and_the_callers_random_numbers_are_left(tm
     assert not any(parameter.requires_grad for parameter in first.model.parameters())
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", [pytest.param("llama", marks=pytest.mark.slow), "qwen2"])
 def test_whole_embeddings_are_trained_where_they_are_named(family: str, tmp_path: Path) -> None:
     both = {"modules_to_save": ["embed_tokens", "lm_head"]}
     method = {"ensure_weight_tying": True, "modules_to_save": ["embed_tokens"]} if family == "llama" else both
@@ -149,6 +149,7 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path) -> None:
     assert read_adapter(again.adapter).digest == read_adapter(whole.adapter).digest
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_an_adapter_with_its_tokens(tmp_path: Path) -> None:
     first = lamina.train(config(tmp_path))
     values = config(tmp_path, output_dir=str(tmp_path / "more"))
@@ -199,3 +200,28 @@ def test_tokens_that_are_there_already_are_said(tmp_path: Path) -> None:
 def test_a_token_named_twice_is_an_error() -> None:
     with pytest.raises(ConfigError, match="'<a>' more than once"):
         load_config({"data": {"train": "x", "add_tokens": ["<a>"], "special_tokens": ["<a>"]}})
+
+
+def test_what_another_trainer_added_is_found_in_the_tokenizer_beside_its_adapter(tmp_path: Path) -> None:
+    base = base_folder(tmp_path, "qwen2")
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["<a>", "<b>"])
+    tokenizer.add_tokens(["<|c|>"], special_tokens=True)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model.resize_token_embeddings(len(tokenizer))
+    whole = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"], r=4)
+    model = peft.get_peft_model(model, whole)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape)
+    model.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([[5, 259, 260, 261, 9]])
+    with torch.no_grad():
+        expected = model.eval()(input_ids=ids).logits
+    loaded = lamina.load(tmp_path / "adapter", model=str(base), dtype="float32")
+    assert loaded.base.added is not None
+    assert loaded.base.added.tokens == NewTokens(("<a>", "<b>"), ("<|c|>",))
+    with torch.no_grad():
+        close(loaded.model(input_ids=ids).logits, expected, "logits")

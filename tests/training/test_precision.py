@@ -74,6 +74,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "check_dtype", lambda config, device: None)
 
 
+@pytest.mark.slow
 def test_float16_is_trained_and_a_resumed_run_has_the_same_scale(
     model_folder: Path, tmp_path: Path, on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

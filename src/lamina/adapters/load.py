@@ -19,14 +19,14 @@ from lamina.config.aliases import ALIASES
 from lamina.config.places import inside_run, read_origin, start_folders
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import AdapterError, ConfigError, ModelError
-from lamina.machine.hardware import default_device
+from lamina.machine.hardware import default_device, find_device
 from lamina.methods.shared.base import Injection, find_method
 from lamina.methods.shared.counts import ParameterCounts, count_parameters, total_parameters
 from lamina.methods.shared.peft_layers import PeftLayer, remove_peft_layers
 from lamina.models.copies import bare_copy
 from lamina.models.fingerprint import fingerprint_base
-from lamina.models.load import Base, load_base
-from lamina.models.new_tokens import NewTokens
+from lamina.models.load import Base, load_base, load_tokenizer, load_tokenizer_in
+from lamina.models.new_tokens import NewTokens, missing_tokens
 from lamina.models.source import find_model
 from lamina.progress import Notify
 from lamina.registry.resolve import local_path
@@ -127,7 +127,7 @@ def asked_template(template: ChatTemplate, chat: bool | None) -> ChatTemplate:
         template: That of training, or the model's own.
         chat: True for the chat template, False for prompts as they are, None for as in training.
     """
-    if chat is None or chat is not template.is_bare:
+    if chat is None or chat != template.is_bare:
         return template
     return build_template(template.tokenizer, CHAT if chat else BARE)
 
@@ -260,8 +260,22 @@ def load_base_for(
         )
     offload = "auto" if adapter.config.base_is_read_only else False
     quantization = QuantizationConfig(**packed) if packed else None
-    tokens = NewTokens.from_json(adapter.lock.added_tokens if adapter.lock else None)
+    tokens = _tokens_of(adapter, ref, notify)
     return load_base(ref, dtype, device, notify, quantization, loftq, offload, tokens)
+
+
+def _tokens_of(adapter: Adapter, ref: str, notify: Notify) -> NewTokens:
+    """The tokens that an adapter's base lacks: by its lock, or by the tokenizer that another trainer left beside it."""
+    if adapter.lock is not None:
+        return NewTokens.from_json(adapter.lock.added_tokens)
+    if not (adapter.path / "tokenizer_config.json").is_file():
+        return NewTokens()
+    try:
+        theirs = load_tokenizer_in(adapter.path)
+        own = load_tokenizer(find_model(ref, notify))
+    except ModelError:  # a tokenizer that cannot be read says nothing of the adapter
+        return NewTokens()
+    return missing_tokens(own, theirs)
 
 
 def load(
@@ -269,7 +283,7 @@ def load(
     *,
     model: str | Path | None = None,
     dtype: str = "auto",
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     allow_base_mismatch: bool = False,
     original_base: bool = False,
     chat: bool | None = None,
@@ -280,9 +294,9 @@ def load(
     Args:
         path: A run directory or an adapter folder, lamina's or peft's.
         model: The base to load it on; by default the one it names.
-        dtype: `bfloat16`, `float16` or `float32` for the base; `auto` is what the adapter was trained on, but float32
-            on a machine that does not multiply bfloat16 natively.
-        device: Where to put it; by default CUDA if there is one.
+        dtype: `bfloat16`, `float16` or `float32` for the base; `auto` is what the adapter was trained on, but what
+            suits this machine if it does not multiply bfloat16 natively.
+        device: Where to put it, as a device or by its name; by default CUDA if there is one.
         allow_base_mismatch: Go on although the lock does not fit.
         original_base: Do not quantize the base, although it was when the adapter was trained.
         chat: Whether to render prompts with the chat template; by default as in training.
@@ -293,6 +307,8 @@ def load(
         BaseMismatchError: It is locked to another base.
         ModelError: The base cannot be loaded.
     """
+    if isinstance(device, str):
+        device = find_device(device)
     adapter = read_adapter(adapter_folder(path))
     base = load_base_for(adapter, model=model, dtype=dtype, device=device, original_base=original_base, notify=notify)
     return _put_on(adapter, base, allow_base_mismatch, chat)

@@ -176,11 +176,12 @@ def train(
 
 def _translated(config: str) -> str | dict[str, object]:
     """Returns a configuration of another library as one of lamina, and shows what became of it."""
-    from lamina.migration import is_foreign, translate
+    from lamina.migration.foreign import is_foreign
 
     if not is_foreign(Path(config)):
         return config
     from lamina.cli.migration import check, print_translation
+    from lamina.migration.translate import translate
 
     translation = translate(config)
     print_translation(translation)
@@ -356,7 +357,7 @@ def _part(name: str) -> typer.Typer:
 
 def complete() -> NoReturn:
     """Answers a shell that asks for completions, and ends the process."""
-    from typer.completion import completion_init
+    from typer._completion_classes import completion_init
 
     completion_init()
     get_group(app)(prog_name="lamina", complete_var=COMPLETE_VARIABLE)

@@ -14,7 +14,7 @@ from lamina.cli.output import JsonFlag, check_target, err, notify, out, print_js
 from lamina.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from lamina.migration import Row, Translation
+    from lamina.migration.draft import Row, Translation
 
 
 def import_config(
@@ -36,7 +36,7 @@ def import_config(
 ) -> None:
     """Translate a configuration of Axolotl, LLaMA-Factory or TRL."""
     from lamina.config import load_config
-    from lamina.migration import translate
+    from lamina.migration.translate import translate
 
     check_target("--out", destination)
     if destination is not None and destination.exists():

@@ -253,7 +253,9 @@ def _names_once(problems: list[Problem]) -> list[Problem]:
 def _is_union_tag(part: object) -> bool:
     """Returns whether a part of a location is a union member's name from pydantic, not a key."""
     return isinstance(part, str) and bool(
-        re.match(r"^(constrained-|function-|literal\[|nullable|list\[|dict\[|str$|bool$)", part)
+        re.match(
+            r"^(constrained-|function-|literal\[|nullable|list\[|dict\[|str$|bool$|EvalSource$|SourceConfig$)", part
+        )
     )
 
 

@@ -1,7 +1,7 @@
 """From a configuration object of HF peft, as scripts make it, to the settings of lamina's `method:` section.
 
-    >>> method_config_from_peft(peft.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj"]))  # doctest: +SKIP
-    {'type': 'lora', 'r': 8, 'lora_alpha': 16, 'target_modules': ['q_proj'], ...}
+    peft.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj"])
+    becomes {"type": "lora", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], ...}
 
 lamina's own method is taken where it has every setting that is in force, and otherwise `type: peft`, which has them
 all. The object's values are taken as they are, peft's defaults included. What it leaves open (`target_modules=None`) is

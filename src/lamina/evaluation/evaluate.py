@@ -225,7 +225,7 @@ def evaluate(
     is_classifier = isinstance(loss, Classification)
     sampled = bool(answers) and not scorers and not is_classifier
     if sampled:
-        examples = [row for row in dataset.eval_examples()[rows] if row.kind is not Kind.TEXT][:answers]
+        examples = [row for row in dataset.eval_examples(loaded.template)[rows] if row.kind is not Kind.TEXT][:answers]
         scorers = quick_scorers() if examples else []
 
     sets = _within(dataset.eval_sets, rows)

@@ -12,8 +12,8 @@ _SLICE = re.compile(r"(?P<name>[\w.\-]*)\[:(?P<end>\d+)(?P<percent>%?)\]")
 def hub_path(name: str, configuration: str | None = None, split: str | None = None) -> str:
     """Returns the path of a data set on the hub, or of a folder, as `data.train` has it.
 
-    >>> hub_path("user/rows", "en", "train")
-    'user/rows/en:train'
+    >>> hub_path("user/rows", "en", "test")
+    'user/rows/en:test'
     """
     path = name if not configuration or configuration == "default" else f"{name}/{configuration}"
     return f"{path}:{split}" if split and split != "train" else path

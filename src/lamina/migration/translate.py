@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lamina.config.load import read_yaml
 from lamina.dialects.recognize import TITLES, recognize
 from lamina.errors import ConfigError, Problem
 from lamina.migration import axolotl, llama_factory, trl
 from lamina.migration.arguments import Command, find_command
 from lamina.migration.draft import Draft, Translation
+from lamina.migration.foreign import SUFFIXES, read_mapping
 
 _READERS = {"axolotl": axolotl.read, "llama-factory": llama_factory.read, "trl": trl.read}
-_YAML = (".yaml", ".yml")
-
-# A larger file is data, not a configuration.
-_LARGEST = 2**20
-
-
-def is_foreign(path: Path) -> bool:
-    """Returns whether a file is a configuration of another library, or a script that starts one."""
-    if path.suffix in (".sh", ".bash"):
-        return True
-    if path.suffix not in (*_YAML, ".json") or not path.is_file() or path.stat().st_size > _LARGEST:
-        return False
-    try:
-        return recognize(_mapping(path)) is not None
-    except ConfigError:
-        return False  # what is wrong with it is reported by what reads it
 
 
 def translate(source: str | Path | Sequence[str] | Command) -> Translation:
@@ -50,8 +33,8 @@ def translate(source: str | Path | Sequence[str] | Command) -> Translation:
         return _of_command(source, Path(), "the arguments")
     if isinstance(source, (str, Path)):
         path = Path(source)
-        if path.suffix in (*_YAML, ".json"):
-            return _of_mapping(_mapping(path), path.parent, str(source), _parts(path))
+        if path.suffix in SUFFIXES:
+            return _ofread_mapping(read_mapping(path), path.parent, str(source), _parts(path))
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -75,12 +58,12 @@ def _of_command(command: Command | None, folder: Path, name: str) -> Translation
         if path is None:
             message = f"{command.config} does not exist, which {name} names"
             raise ConfigError(Problem("FILE", message, "give the path of that file"))
-        values = _mapping(path)
+        values = read_mapping(path)
         parts = (*parts, *_parts(path))
-    return _of_mapping({**values, **command.values}, folder, name, parts)
+    return _ofread_mapping({**values, **command.values}, folder, name, parts)
 
 
-def _of_mapping(values: Mapping[str, Any], folder: Path, name: str, parts: Sequence[str]) -> Translation:
+def _ofread_mapping(values: Mapping[str, Any], folder: Path, name: str, parts: Sequence[str]) -> Translation:
     dialect = recognize(values)
     if dialect is None:
         known = ", ".join(TITLES.values())
@@ -89,18 +72,6 @@ def _of_mapping(values: Mapping[str, Any], folder: Path, name: str, parts: Seque
     draft = Draft(dialect, values, folder)
     _READERS[dialect](draft, tuple(part.lower() for part in parts))
     return draft.finish(name)
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    if path.suffix != ".json":
-        return read_yaml(path, "FILE", "base_model: NAME")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(Problem("FILE", f"{path} cannot be read ({error})", "give a JSON or YAML file")) from None
-    if not isinstance(value, dict):
-        raise ConfigError(Problem("FILE", f"{path} is no object", "give a file with settings by name"))
-    return value
 
 
 def _parts(path: Path) -> tuple[str, ...]:

@@ -131,6 +131,19 @@ def load_base(
     return base
 
 
+def load_tokenizer_in(folder: Path) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer that lies in a folder without a model.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
+
+
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """Loads only a model's tokenizer.
 

@@ -118,6 +118,27 @@ def add_to_tokenizer(tokenizer: PreTrainedTokenizerBase, tokens: NewTokens) -> t
     return tuple(name for name in (*tokens.ordinary, *tokens.special) if name in before)
 
 
+def missing_tokens(own: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> NewTokens:
+    """Returns the tokens that another tokenizer has in addition to a base's own, if adding them gives the same ids.
+
+    They are one list in the order of their ids, all ordinary or all special; none where that gives other ids.
+    """
+    before, after = own.get_vocab(), other.get_vocab()
+    added = sorted(after.keys() - before.keys(), key=after.__getitem__)
+    first = max(before.values(), default=-1) + 1
+    if not added or [after[name] for name in added] != list(range(first, first + len(added))):
+        return NewTokens()
+    if any(after.get(name) != token for name, token in before.items()):
+        return NewTokens()
+    special = set(other.all_special_tokens) | {
+        each.content for each in other.added_tokens_decoder.values() if each.special
+    }
+    count = sum(name not in special for name in added)
+    if any(name in special for name in added[:count]):  # the two kinds are mixed, so that ids would change
+        return NewTokens(special=tuple(added))
+    return NewTokens(tuple(added[:count]), tuple(added[count:]))
+
+
 def add_rows(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: NewTokens, known: Sequence[str]
 ) -> AddedTokens:
