@@ -57,7 +57,7 @@ def lamina_step(model: PreTrainedModel, targets: Any, ids: torch.Tensor, stack: 
         logits = model(input_ids=ids, position_ids=positions, document_lengths=[ids.shape[1]], use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 
@@ -72,7 +72,7 @@ def peft_step(model: PreTrainedModel, targets: Any, ids: torch.Tensor) -> Callab
         logits = wrapped(input_ids=ids, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 

@@ -89,7 +89,7 @@ def fold_and_save(injection: Injection, folder: Path) -> Folds:
     packed = any(isinstance(module, PackedLinear) for module in model.modules())
     if any(isinstance(module, PackedExperts) for module in model.modules()):
         # Loading read experts from a file of ours; saving needs all conversions of the model's layout.
-        model._weight_conversions = None  # pyright: ignore[reportAttributeAccessIssue]
+        model._weight_conversions = None  # pyright: ignore[reportArgumentType]
     elif packed and not getattr(model, "_weight_conversions", None):
         return _fold_one_by_one(injection, folder)
     folded = fold_in(injection)

@@ -129,7 +129,7 @@ class _ExpertLinear(torch.autograd.Function):
                 kernels.narrow_product(gh, seen[rows], dR[expert], 1.0)
             if dL is not None:
                 kernels.narrow_product(h[rows], own, dL[expert].T, 1.0)
-        if through is not None and dropout is not None:
+        if through is not None and dropout is not None and dx is not None:
             dropout.add_(dx, through)
         return dx, dL, dR, None, None, None, None, None
 
