@@ -328,5 +328,5 @@ DATES = {
 
 @pytest.mark.parametrize("source", DATES)
 def test_date_is_noted(source: str) -> None:
-    (note,) = template_of(source + CHATML).notes
+    (note,) = notes_of(template_of(source + CHATML))
     assert DATES[source] in note

@@ -50,11 +50,13 @@ def test_each_set_has_its_loss_and_the_chosen_one_picks_the_best(tmp_path: Path,
     again = lamina.evaluate(run.path)
     assert again.best_set == "two"
     assert again.loss == pytest.approx(best.eval_loss, rel=1e-3)
-    assert again.sets["one"].rows, again.sets["two"].rows == (5, 11)
+    assert (again.sets["one"].rows, again.sets["two"].rows, again.rows) == (5, 11, 16)
     alone = lamina.evaluate(run.path, sets["one"])
     assert again.sets["one"].loss == pytest.approx(alone.loss, rel=1e-5)
     assert again.sets["one"].base_loss == pytest.approx(alone.base_loss, rel=1e-5)
-    assert lamina.evaluate(run.path, max_rows=3).sets.keys() == {"one"}
+    few = lamina.evaluate(run.path, max_rows=3, exact_match=True, max_new_tokens=2)
+    assert ([each.rows for each in few.sets.values()], few.rows, len(few.predictions)) == ([3, 3], 6, 6)
+    assert few.loss == few.sets["two"].loss
 
 
 @pytest.mark.parametrize(

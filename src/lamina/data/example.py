@@ -96,7 +96,7 @@ class Example:
 
     def prompt_key(self) -> tuple[tuple[str, str], ...]:
         """Returns a key that is equal for equal prompts (for plain text, for equal texts), ignoring white space."""
-        if self.text:
+        if self.text and not self.messages:  # a conversation that was rendered before has both
             return (("text", " ".join(self.text.split())),)
         turns = self.messages if self.kind is Kind.CLASSIFICATION else self.prompt
         return tuple((message.role, " ".join(message.words().split())) for message in turns)

@@ -221,14 +221,15 @@ def evaluate(
     dataset, rows, notes = _eval_data(loaded, run, data, columns, max_rows, loss)
     check_side(dataset.eval, [file.path for file in dataset.report.files], loaded.model, loaded.tokenizer)
     encoded = complete_rows(dataset.eval[rows], loss, loaded, run, dataset.max_length, notify)
-    examples = _conversations(dataset, loaded.template)[rows] if scorers else []
+    sets = {name: slice(s.start, min(s.stop, s.start + (max_rows or s.stop))) for name, s in dataset.eval_sets.items()}
+    examples = _conversations(dataset, loaded.template) if scorers else []
+    examples = [example for each in sets.values() or [rows] for example in examples[each]]
     is_classifier = isinstance(loss, Classification)
     sampled = bool(answers) and not scorers and not is_classifier
     if sampled:
         examples = [row for row in dataset.eval_examples(loaded.template)[rows] if row.kind is not Kind.TEXT][:answers]
         scorers = quick_scorers() if examples else []
 
-    sets = _within(dataset.eval_sets, rows)
     best = best_set(sets, run.config.train.best_eval if run else None)
 
     def measure(what: str) -> EvaluationResult:
@@ -266,7 +267,7 @@ def evaluate(
         base_perplexity=math.exp(base.loss) if loss.is_likelihood else None,
         exact_match=exact.adapter if exact else None,
         base_exact_match=exact.base if exact else None,
-        rows=len(encoded),
+        rows=sum(len(encoded[each]) for each in sets.values()) if sets else len(encoded),
         dropped=dataset.eval_dropped,
         notes=notes,
         predictions=predictions,
@@ -307,13 +308,6 @@ def _loss_of(loaded: Loaded, run: Run | None) -> Loss:
 
 def _own_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not name.startswith(LOSS_OF_SET)}
-
-
-def _within(sets: Mapping[str, slice], rows: slice) -> dict[str, slice]:
-    """Returns the rows of each set that are among the first ones; sets without any are left out."""
-    if rows.stop is None:
-        return dict(sets)
-    return {name: slice(s.start, min(s.stop, rows.stop)) for name, s in sets.items() if s.start < rows.stop}
 
 
 def _predict(
@@ -365,7 +359,8 @@ def _eval_data(
         )
         if not len(dataset.eval):
             raise DataError(f"{run.path}: the run has no evaluation rows. Fix: give a file with --data.")
-        return dataset, slice(max_rows), _changes_since(run, dataset)
+        # Of several sets, each is cut by itself.
+        return dataset, slice(None if dataset.eval_sets else max_rows), _changes_since(run, dataset)
     format_name = "classification" if loss.sequences.pooled else "auto"
     changes = {"train": str(data), "columns": columns, "format": format_name, "eval": None, "replay": None}
     changes |= {"stratify_by": None, "group_by": None}
