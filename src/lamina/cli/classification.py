@@ -60,7 +60,7 @@ def classify(
         out.print(f"{len(results)} rows classified; wrote {target}", markup=False)
     else:
         for one in found:
-            out.print(f"{one.label}\t{one.probability:.3f}", markup=False)
+            typer.echo(f"{one.label}\t{one.probability:.3f}")  # rich would turn the tab into spaces
 
 
 def _rest(values: dict[str, Any]) -> dict[str, Any]:
