@@ -55,11 +55,8 @@ def config(bases: Path, path: Path, family: str, method: dict[str, Any]) -> dict
 
 WRITTEN: list[tuple[str, dict[str, Any]]] = [
     # Parameters alone: the module that holds them is no target.
-    ("qwen3_moe", {"type": "peft", "peft_type": "LORA", "target_parameters": ["mlp.experts.down_proj"]}),
-    (
-        "mixtral",
-        {"type": "peft", "peft_type": "LORA", "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
-    ),
+    ("qwen3_moe", {"type": "lora", "r": 4, "target_modules": [], "target_parameters": ["mlp.experts.down_proj"]}),
+    ("mixtral", {"type": "lora", "r": 4, "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}),
     # Targets that peft chooses, beside modules that are no targets.
     ("qwen2", {"type": "peft", "peft_type": "LORA", "lora_bias": True, "modules_to_save": ["lm_head"]}),
     ("tied", {"type": "peft", "peft_type": "IA3", "modules_to_save": ["norm"]}),

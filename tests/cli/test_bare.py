@@ -38,13 +38,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> dict[s
         "bare": train(folder, model_folder, "bare", ROWS, chat=False),
         "chat": train(folder, model_folder, "chat", ROWS),
         "text": train(folder, model_folder, "text", TEXTS),
-        "text for chat": train(folder, model_folder, "text-for-chat", TEXTS, chat=True),
     }
 
 
-@pytest.mark.parametrize(
-    ("name", "is_bare"), [("bare", True), ("chat", False), ("text", True), ("text for chat", False)]
-)
+@pytest.mark.parametrize(("name", "is_bare"), [("bare", True), ("chat", False), ("text", True)])
 def test_prompts_in_use_are_those_of_training(runs: dict[str, Run], name: str, is_bare: bool) -> None:
     run = runs[name]
     lock = json.loads((run.adapter / "lamina.json").read_text())["lock"]

@@ -25,7 +25,7 @@ def test_a_configuration_is_written_with_comments(data: Path, cli: Cli, model_fo
     assert text.count("#") > 10
     config = lamina.load_config("faq.yaml")
     assert config.data.train == "faq.jsonl" and config.model == str(model_folder) and config.output_dir == "runs/faq"
-    assert (config.data.eval, config.data.max_length) == (0.1, 256)
+    assert (config.data.eval, config.data.max_length, config.train.num_train_epochs) == (0.1, 256, 20)
     assert "--out: faq.yaml exists" in cli("init", data).error()
     assert cli("init", data, "--force", "--json").json() == {
         "path": "faq.yaml",
@@ -79,7 +79,7 @@ def test_what_can_be_checked_is_checked_before_the_model(
     def load(*given: object, **more: object) -> object:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("lamina.training.setup.load_base", load)
+    monkeypatch.setattr("lamina.training.base.load_base", load)
     model = f"model={model_folder}"
     assert "data.eval: b.jsonl does not exist" in cli("train", data, model, "data.eval=b.jsonl").error()
     assert "has no config.json" in cli("train", data, "model=.").error()

@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from lamina.comparison.report import _labels
 from lamina.config import load_config
 from lamina.errors import ConfigError
 from lamina.fleet import pool
+from lamina.fleet.executor import Placement
 from lamina.fleet.task import Ended, Resources, Task
 from lamina.runs.summary import Summary
 
@@ -177,6 +178,7 @@ class Processes:
         self.trained: list[str] = []
         self.measured: list[str] = []
         self.broken: set[str] = set()
+        self.unmeasurable: set[str] = set()
 
     def share(self, jobs: int) -> int:
         return 1
@@ -189,6 +191,8 @@ class Processes:
             return self._train(Path(task.arguments[3]))
         job = json.loads(task.given)
         self.measured.append("base" if job["base"] else Path(job["run"]).name)
+        if self.measured[-1] in self.unmeasurable:
+            return Ended("failed", message="no rows")
         packed = load_config(Path(job["run"]) / "config.yaml").quantization is not None
         loss = (3.25 if packed else 3.0) if job["base"] else 3.5
         score = {"correct": 2 if job["base"] else 6, "rows": 8}
@@ -310,6 +314,26 @@ def test_one_failure_stops_nobody_and_is_tried_again(processes: Processes, tmp_p
     processes.broken = set()
     assert not compare(ranks(tmp_path, 4, 8), tmp_path).failed
     assert processes.trained[2:] == ["candidates/lora-r=4"]
+
+
+def test_many_at_once_are_the_same_table(processes: Processes, tmp_path: Path) -> None:
+    (tmp_path / "general.txt").write_text("text")
+    measuring = Measuring(general=str(tmp_path / "general.txt"))
+    one, many = (
+        compare(ranks(tmp_path / name, 4, 8, 16), tmp_path / name, measuring, placement=Placement(jobs=jobs))
+        for name, jobs in (("one", 1), ("many", 3))
+    )
+    assert [replace(outcome, run=None) for outcome in many.outcomes] == [replace(o, run=None) for o in one.outcomes]
+    assert [outcome.adapter_digest for outcome in many.outcomes] == ["sha256:4", "sha256:8", "sha256:16"]
+    assert (one.settings["jobs"], many.settings["jobs"]) == (1, 3)
+
+
+def test_what_cannot_be_measured_has_failed_alone(processes: Processes, tmp_path: Path) -> None:
+    (tmp_path / "general.txt").write_text("text")
+    processes.unmeasurable = {"lora-r=4"}
+    found = compare(ranks(tmp_path, 4, 8), tmp_path, Measuring(general=str(tmp_path / "general.txt")))
+    assert [(o.state, o.error) for o in found.outcomes] == [("failed", "no rows"), ("done", None)]
+    assert found.outcomes[1].general_loss == 3.5
 
 
 def test_screening_halves_successively(processes: Processes, tmp_path: Path) -> None:

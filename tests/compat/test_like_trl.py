@@ -57,13 +57,14 @@ def first_loss(trainer: Any) -> float:
         (TEXTS, {}),
         (TEXTS, {"max_length": 12}),
         (TEXTS, {"packing": True}),
+        (TEXTS, {"max_length": ...}),
     ],
-    ids=["chats", "prompts whole", "plain prompts", "texts", "texts cut", "texts packed"],
+    ids=["chats", "prompts whole", "plain prompts", "texts", "texts cut", "texts packed", "default length"],
 )
 def test_supervised(rows: list[dict[str, Any]], settings: dict[str, Any], model_folder: Path, tmp_path: Path) -> None:
     import datasets
 
-    given = {**SETTINGS, **settings}
+    given = {name: value for name, value in {**SETTINGS, **settings}.items() if value is not ...}
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     theirs = trl.SFTTrainer(
         model,

@@ -18,66 +18,14 @@ from lamina.data.dataset import Dataset, build_dataset
 from lamina.data.report import DROP_REASONS, FileReport
 from lamina.errors import ConfigError, DataError
 from tests.support.chat_families import TOOL
+from tests.support.datasets import OVERHEAD, Build, Row, chat, pair, report_of
 from tests.support.reasoning_families import reasoning_tokenizer
-
-Row = dict[str, Any]
-Build = Callable[..., Dataset]
-
-# "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n" without Q and A, one token per byte.
-OVERHEAD = len("user\n" + "\n" + "assistant\n" + "\n") + 4
-
-
-def pair(prompt: str, completion: str) -> Row:
-    return {"prompt": prompt, "completion": completion}
-
-
-def chat(*turns: tuple[str, str]) -> Row:
-    return {"messages": [{"role": role, "content": content} for role, content in turns]}
-
-
-@pytest.fixture(scope="module")
-def template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
-    return build_template(tokenizer)
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[..., str]:
-    """Writes rows to a file and returns its path."""
-
-    def write_rows(rows: list[Row], name: str = "rows.jsonl") -> str:
-        path = tmp_path / name
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return str(path)
-
-    return write_rows
-
-
-@pytest.fixture
-def build(write: Callable[..., str], template: ChatTemplate) -> Build:
-    """Builds a dataset from rows, without evaluation data by default."""
-
-    def build_rows(
-        rows: list[Row], seed: int = 0, batch_size: int = 2, positions: int | None = None, **settings: Any
-    ) -> Dataset:
-        config = DataConfig(train=write(rows), **{"eval": None, **settings})
-        return build_dataset(config, template, batch_size, seed, positions=positions)
-
-    return build_rows
 
 
 def dropped(file: FileReport) -> dict[str, list[int]]:
     """Returns the dropped rows, by reason, if all of them are listed."""
     assert all(rows.count == len(rows.first) for rows in file.dropped.values())
     return {reason: rows.first for reason, rows in file.dropped.items()}
-
-
-def report_of(dataset: Dataset) -> FileReport:
-    """Returns the report of the only file, after checking that it accounts for every row."""
-    (file,) = dataset.report.files
-    accounted = file.train_rows + file.eval_rows + file.rows_dropped
-    assert file.rows == accounted
-    assert (file.train_rows, file.eval_rows) == (len(dataset.train), len(dataset.eval))
-    return file
 
 
 @pytest.mark.parametrize(

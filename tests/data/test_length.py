@@ -5,10 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lamina.errors import ConfigError
-from tests.data.test_dataset import OVERHEAD, Build, pair, report_of
-from tests.data.test_dataset import build as build
-from tests.data.test_dataset import template as template
-from tests.data.test_dataset import write as write
+from tests.support.datasets import OVERHEAD, Build, pair, report_of
 
 SHORT = [pair(f"q{i}", "a") for i in range(10)]
 

@@ -21,11 +21,8 @@ from lamina.data.formats import FORMATS
 from lamina.data.formats._fields import RowError
 from lamina.data.recognize import question_of, recognized
 from lamina.errors import DataError
-from tests.data.test_dataset import Build, report_of
-from tests.data.test_dataset import build as build
-from tests.data.test_dataset import template as template
-from tests.data.test_dataset import write as write
 from tests.support.chat_families import FIXTURES, family_tokenizer, fast, words
+from tests.support.datasets import Build, report_of
 from tests.support.models_zoo import build_tokenizer
 
 

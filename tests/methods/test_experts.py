@@ -104,6 +104,24 @@ def test_names_logits_and_gradients_are_pefts(architecture: str) -> None:
         close(ours[name].grad, tensor.grad, 1e-4)
 
 
+@pytest.mark.parametrize("parameter", ["experts.gate_up_proj", "experts.down_proj", "gate.weight"])
+def test_one_weight_alone_has_pefts_gradients(parameter: str) -> None:
+    """Where nothing below is trained, neither the hidden states nor the router's weights have a gradient."""
+    fields = {"target_modules": [], "target_parameters": [parameter]}
+    injection = attached("qwen3_moe", **fields)
+    theirs = peft.get_peft_model(build_architecture("qwen3_moe"), peft.LoraConfig(r=4, lora_alpha=8, **fields))
+    trained = {name.replace(".default", ""): p for name, p in theirs.named_parameters() if p.requires_grad}
+    ours = injection.tensors()
+    with torch.no_grad():
+        for name, tensor in ours.items():
+            trained[name].copy_(tensor)
+    logits(injection.model).square().sum().backward()
+    logits(theirs).square().sum().backward()
+    for name, tensor in trained.items():
+        assert tensor.grad is not None and ours[name].grad is not None
+        close(ours[name].grad, tensor.grad, 1e-4)
+
+
 @pytest.mark.parametrize("architecture", ["mixtral", "gpt_oss", "llama4_text", "jetmoe"])
 def test_float64_gradients_are_those_of_the_plain_sum(architecture: str) -> None:
     injection = attached(architecture, torch.float64)

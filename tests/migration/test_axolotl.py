@@ -56,7 +56,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
     assert config.method.target_modules == "all-linear"
     assert (config.train.per_device_train_batch_size, config.train.gradient_accumulation_steps) == (2, 4)
     assert (config.train.optim, config.train.learning_rate) == ("adamw_8bit", 2e-4)
-    assert (config.data.packing, config.data.eval, config.data.overlong) == (True, 0.1, "drop")
+    assert (config.data.packing, config.data.eval, config.data.overlong) == (True, 0.1, "auto")
     assert config.train.load_best_model_at_end is False  # Axolotl keeps the last
     assert config.train.warmup_ratio == 0.03  # its default
 

@@ -106,6 +106,8 @@ def test_rows_with_messages_are_trained_whole_as_in_trl(tmp_path: Path) -> None:
     rows.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n", encoding="utf-8")
     config = config_of(tmp_path / "c.yaml", local)
     assert (config.data.train_on, config.data.chat) == ("assistant", False)
+    template = {"chat_template": "{{ messages[0]['content'] }}"}
+    assert config_of(tmp_path / "d.yaml", {**local, **template}).data.chat_template is None
 
 
 def test_a_template_as_text(tmp_path: Path) -> None:

@@ -167,7 +167,9 @@ def test_training_starts_from_an_adapter_of_pefts(
         with pytest.raises(
             ConfigError, match=r"of method 'peft LORA', not 'lora'.*type to peft and method.peft_type to L"
         ):
-            lamina.train({**values, "method": {"from": str(tmp_path / "theirs")}})
+            lamina.train(
+                {**values, "method": {"from": str(tmp_path / "theirs")}, "output_dir": str(tmp_path / "wrong")}
+            )
     run = lamina.train({**values, "method": {**method, "from": str(tmp_path / "theirs")}})
     torch.testing.assert_close(logits(lamina.load(run.path, dtype="float32").model), wanted, rtol=0, atol=1e-5)
     assert METHOD_CONFIGS[method.get("type", "lora")]

@@ -42,7 +42,8 @@ def method_values(method: object, model_type: str | None) -> dict[str, Any]:
     if isinstance(method, Mapping):
         return dict(method)
     if hasattr(method, "peft_type") and hasattr(method, "to_dict"):  # `lamina.compat.peft.LoraConfig`
-        return _of_lora({key: plain(value) for key, value in method.to_dict().items()}, model_type)
+        content: Any = method
+        return _of_lora({key: plain(value) for key, value in content.to_dict().items()}, model_type)
     fix = "give a name such as 'lora', a dictionary such as {'type': 'lora', 'r': 8}, or a peft.LoraConfig"
     raise ConfigError(Problem("method", f"a {type(method).__name__} is no method", fix))
 

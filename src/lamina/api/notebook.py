@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib
 import time
 from types import TracebackType
 from typing import Any
@@ -22,9 +23,8 @@ class NotebookView:
     """Displays a progress bar, the latest figures, the evaluations, and notes."""
 
     def __init__(self) -> None:
-        from IPython.display import display  # there, if there is a notebook
-
-        self._display: Any = display
+        # There, if there is a notebook.
+        self._display: Any = importlib.import_module("IPython.display").display
         self._handle: Any = None
         self._notes: list[str] = []
         self._evaluations: list[tuple[str, str]] = []

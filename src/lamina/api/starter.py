@@ -24,6 +24,9 @@ _SAMPLE = 500
 # With fewer rows, a share for evaluation says nothing.
 _FEW_ROWS = 10
 _CHARACTERS_PER_TOKEN = 3
+# Passes over the rows. With fewer rows than these, the usual three would be a handful of steps.
+_EPOCHS = 3
+_EPOCHS_OF_FEW = ((50, 20), (200, 10))
 _LENGTHS = (256, 512, 1024, 2048, 4096)
 
 
@@ -135,6 +138,8 @@ def _text(data: str, path: Path, model: str, columns: Mapping[str, str] | None, 
     evaluation = "null   # too few rows to hold some back; better: a file with rows of their own"
     if facts.rows >= _FEW_ROWS:
         evaluation = "0.1    # a tenth of the rows is held back, to see what was learned; or a file"
+    epochs = next((number for most, number in _EPOCHS_OF_FEW if facts.rows < most), _EPOCHS)
+    few = ", of which there are few" if epochs > _EPOCHS else ""
     mapping = f"  columns: {_flow(columns)}   # field: column\n" if columns else ""
     return f"""# Check the data:   lamina data check {path}
 # See the rows:     lamina data show {path}
@@ -157,7 +162,7 @@ method:
   target_modules: all-linear
 
 train:
-  num_train_epochs: 3   # passes over the rows; or max_steps
+  num_train_epochs: {epochs}   # passes over the rows{few}; or max_steps
   per_device_train_batch_size: 4   # lower it if memory is short
   gradient_accumulation_steps: 1   # raise it in exchange
   lr_scheduler_type: cosine

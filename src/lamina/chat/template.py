@@ -26,13 +26,13 @@ from lamina.chat.shape import Thinking, check_text, shape_turns
 from lamina.chat.spans import Rendered, Span
 from lamina.chat.special import TokenSearch, control_tokens, refuse_special_tokens, special_tokens
 from lamina.chat.support import TemplateSupport, find_support
-from lamina.chat.template_source import BUILTIN_TEMPLATES, find_source, template_error
+from lamina.chat.template_source import BUILTIN_TEMPLATES, check_usable, find_source
 from lamina.chat.tokenizer import adds_bos, fingerprint_tokenizer
 from lamina.chat.tokens import TextTokenizer
 from lamina.chat.turns import as_tools, as_turn
 from lamina.chat.voice import Question, Voice, find_voice
 from lamina.config import DataConfig
-from lamina.errors import ConfigError, DataError, ModelError, Problem
+from lamina.errors import ConfigError, DataError, Problem
 
 __all__ = ["BUILTIN_TEMPLATES", "ChatTemplate", "Rendered", "Span", "Thinking", "build_template", "template_of"]
 
@@ -380,7 +380,8 @@ def build_template(
     """
     found = find_source(tokenizer, wanted, text)
     template = ChatTemplate(tokenizer, found.name, found.text, found.tool_text, thinking, enable_thinking, kwargs)
-    return _checked(template)
+    check_usable(template.name, template.stop_token, str(tokenizer.bos_token or ""), template.support)
+    return template
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> ChatTemplate:
@@ -410,18 +411,4 @@ def template_of(tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> ChatTem
         )
     if found := template.control_tokens.first_in(json.dumps(kwargs, ensure_ascii=False)):
         raise ConfigError(Problem("data.chat_template_kwargs", f"contain {found!r}, a special token", "remove it"))
-    return template
-
-
-def _checked(template: ChatTemplate) -> ChatTemplate:
-    if not template.stop_token or template.stop_token == "None":
-        raise ModelError(
-            "the model's tokenizer has no EOS token and its chat template writes no stop token, so the model could "
-            "not learn to stop. Fix: give the tokenizer an eos_token."
-        )
-    bos = template.tokenizer.bos_token
-    if bos and template.support.repeats(str(bos)):
-        raise template_error(
-            f"the {template.name} chat template writes {bos} more than once before the first turn", "correct it"
-        )
     return template

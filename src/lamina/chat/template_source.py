@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from lamina.chat.bare import BARE, BOS, CHAT, SOURCE, is_bare_source
 from lamina.chat.bounds import TemplateFailure
 from lamina.chat.jinja import compile_template
+from lamina.chat.support import TemplateSupport
 from lamina.chat.tokenizer import adds_bos
 from lamina.config.places import is_template_file, is_template_text
-from lamina.errors import ConfigError, Problem, nearest
+from lamina.errors import ConfigError, ModelError, Problem, nearest
 
 BUILTIN_TEMPLATES = {
     path.stem: path.read_text(encoding="utf-8")
@@ -75,6 +76,30 @@ def own_templates(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
         return {}
     named: dict[str, str] = dict(own) if isinstance(own, dict) else {"default": own}
     return {"default": next(iter(named.values())), **named}
+
+
+def check_usable(name: str, stop: str, bos: str, support: TemplateSupport) -> None:
+    """Checks that a model can be trained with a template.
+
+    Args:
+        name: The template's name.
+        stop: The token that ends an answer.
+        bos: The tokenizer's BOS token; empty if it has none.
+        support: What the template supports.
+
+    Raises:
+        ConfigError: It writes BOS more than once.
+        ModelError: There is no token that ends an answer.
+    """
+    if not stop or stop == "None":
+        raise ModelError(
+            "the model's tokenizer has no EOS token and its chat template writes no stop token, so the model could "
+            "not learn to stop. Fix: give the tokenizer an eos_token."
+        )
+    if bos and support.repeats(bos):
+        raise template_error(
+            f"the {name} chat template writes {bos} more than once before the first turn", "correct it"
+        )
 
 
 def template_error(message: str, fix: str) -> ConfigError:

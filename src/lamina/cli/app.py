@@ -357,7 +357,7 @@ def _part(name: str) -> typer.Typer:
 
 def complete() -> NoReturn:
     """Answers a shell that asks for completions, and ends the process."""
-    from typer.completion import completion_init
+    from typer._completion_classes import completion_init
 
     completion_init()
     get_group(app)(prog_name="lamina", complete_var=COMPLETE_VARIABLE)

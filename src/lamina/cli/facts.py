@@ -84,7 +84,7 @@ def completion(
     wanted = shell or os.path.basename(os.environ.get("SHELL", ""))  # noqa: PTH119 - a name
     if wanted not in SHELLS:
         raise ConfigError(Problem("SHELL", f"{wanted!r} is not one of {', '.join(SHELLS)}", "name one of them"))
-    from typer.completion import get_completion_script
+    from typer._completion_shared import get_completion_script
 
     script = get_completion_script(prog_name="lamina", complete_var=COMPLETE_VARIABLE, shell=wanted)
     if as_json:

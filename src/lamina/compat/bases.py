@@ -70,11 +70,21 @@ def dtype_of(model: Any) -> str:
 
 
 def type_of(model: Any) -> str:
-    """Returns the model's `model_type`; empty if only its name is known and its files are not here."""
+    """Returns the model's `model_type`."""
+    return str(_config_of(model).get("model_type", ""))
+
+
+def positions_of(model: Any) -> int | None:
+    """Returns the number of positions that the model has; None if its configuration does not say."""
+    found = _config_of(model).get("max_position_embeddings")
+    return found if isinstance(found, int) else None
+
+
+def _config_of(model: Any) -> dict[str, Any]:
     if not isinstance(model, str | Path):
-        return str(model.config.model_type)
+        return model.config.to_dict()
     folder = find_model(str(model), lambda message: None).folder
-    return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", ""))
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
 def quantization(config: Any) -> QuantizationConfig | None:

@@ -222,6 +222,12 @@ class SFTTrainer:
         given = args.given if isinstance(args, SFTConfig) else _changed(args)
         return self.config_class(**{**others, **given})
 
+    def _defaults(self) -> dict[str, Any]:
+        """TRL's defaults; a model with fewer positions than its default length has that many."""
+        base = self.model.base_model if isinstance(self.model, PeftModel) else self.model
+        length = min(DEFAULTS["data.max_length"], bases.positions_of(base) or DEFAULTS["data.max_length"])
+        return {**DEFAULTS, "data.max_length": length}
+
     def _translate(self, first: Mapping[str, Any], peft_config: Any) -> Translation:
         """Translates settings, model, method and data."""
         draft = Draft("trl", self.args.given, Path())
@@ -237,7 +243,7 @@ class SFTTrainer:
         if evaluation is None:
             draft.set("eval_dataset", None, {"data.eval": None}, kind="default")
         _in_the_loss(draft, first, self.args.loss)
-        draft.default({"train.learning_rate": LEARNING_RATES[self.args.loss], **DEFAULTS})
+        draft.default({"train.learning_rate": LEARNING_RATES[self.args.loss], **self._defaults()})
         settle(draft)
         return draft.finish(type(self).__name__)
 

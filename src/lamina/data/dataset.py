@@ -9,9 +9,9 @@ from itertools import islice
 
 import numpy as np
 
-from lamina.chat.notes import notes_of, notes_on
 from lamina.chat.template import ChatTemplate
 from lamina.config import DataConfig
+from lamina.data.dataset_notes import dataset_notes, read_twice
 from lamina.data.encoded_file import EncodedFile, encode_file
 from lamina.data.example import Example
 from lamina.data.length import check_length, length_notes, with_length
@@ -21,7 +21,6 @@ from lamina.data.no_loss import TRIED, no_loss_fix
 from lamina.data.packing import plan_epoch
 from lamina.data.read import find_files
 from lamina.data.recognize import recognized_rows
-from lamina.data.remarks import file_notes
 from lamina.data.report import CHOSEN_REASONS, DataReport
 from lamina.data.sequences import ANSWERS, Sequences
 from lamina.data.side import Pieces, Side, parts_of, whole_rows, wrapped_pieces
@@ -133,14 +132,18 @@ def build_dataset(
         if not any(file.report.eval_rows for file in of_set):
             raise DataError(nothing_left(of_set, config))
 
+    notes = [
+        *length_notes(given, config, positions),
+        *dataset_notes(config, template, every, train, evaluation, chosen),
+    ]
     report = DataReport(
         files=[file.report for file in every],
         train=train.report(),
         eval=evaluation.report() if len(evaluation) else None,
         chat_template=template.name,
         stop_token=template.stop_token,
-        notes=[*length_notes(given, config, positions), *_notes(config, template, every, train, evaluation, chosen)],
-        warnings=[*lost_rows(every, config), *_read_twice(training)],
+        notes=notes,
+        warnings=[*lost_rows(every, config), *read_twice(training)],
     )
     plan = plan_epoch(
         train.lengths, batch_size, config.max_length, config.packing, seed, 0, config.group_by_length, blocks
@@ -364,69 +367,3 @@ def _add(totals: dict[str, int], counts: Mapping[str, int], before: Mapping[str,
     for reason, count in counts.items():
         if count > before.get(reason, 0):
             totals[reason] = totals.get(reason, 0) + count - before.get(reason, 0)
-
-
-def _notes(
-    config: DataConfig,
-    template: ChatTemplate,
-    every: Sequence[EncodedFile],
-    train: Side,
-    evaluation: Side,
-    held_out: Sequence[np.ndarray],
-) -> list[str]:
-    facts = [file.store.facts for file in every]
-    notes = notes_of(template)
-    with_tools, with_thinking = any(f.with_tools for f in facts), any(f.with_thinking for f in facts)
-    notes += notes_on(template, tools=with_tools, thinking=with_thinking)
-    notes += file_notes(template, facts)
-    for file in every:
-        notes += file.notes
-    if config.splits_off:
-        notes += [
-            f"{file.file.within} has a validation split: data.eval={file.file.own_eval} evaluates on it, instead of "
-            "on a share of the training rows"
-            for file in every
-            if file.file.own_eval
-        ]
-        if not any(mask.any() for mask in held_out):
-            notes.append("all rows have the same prompt, so no evaluation data could be split off without leakage")
-        elif not len(evaluation):
-            notes.append("every evaluation row was dropped, so nothing will be evaluated")
-    elif config.eval is not None:
-        notes += _leaks(every, train, evaluation)
-    conversations = np.array([not file.is_text for file in every])[train.pieces.file_index]
-    untaught = int((conversations & ~train.pieces.teaches_stop).sum())
-    if untaught:
-        notes.append(
-            f"{untaught} of {int(conversations.sum())} training examples do not have the stop token in the loss"
-        )
-    return notes
-
-
-def _read_twice(training: Sequence[EncodedFile]) -> list[str]:
-    """Returns a warning for each file that is read twice, under the same name or another."""
-    first: dict[str, EncodedFile] = {}
-    twice = []
-    for file in training:
-        same = first.setdefault(file.report.sha256 or str(id(file)), file)
-        if same is not file:
-            what = "is read twice" if same.report.path == file.report.path else f"is identical to {same.report.path}"
-            twice.append(
-                f"{file.report.path} {what}, so its rows count twice in an epoch (use `weight` to do that on purpose)"
-            )
-    return twice
-
-
-def _leaks(every: Sequence[EncodedFile], train: Side, evaluation: Side) -> list[str]:
-    trained = np.concatenate([file.store.prompts[train.indices(file_index)] for file_index, file in enumerate(every)])
-    notes = []
-    for file_index, file in enumerate(every):
-        index = evaluation.indices(file_index)
-        # With kind="table", numpy 2.0 fails on 64-bit numbers that are close to each other.
-        leaked = index[np.isin(file.store.prompts[index], trained, kind="sort")]
-        if len(leaked):
-            first = int(file.store.rows[leaked[0]])
-            notes.append(
-                f"{len(leaked)} evaluation rows have a prompt that is also in the training data (first: row {first})"
-            )
-    return notes

@@ -65,6 +65,5 @@ def _plain(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
-    if hasattr(value, "tolist"):  # an array or a scalar of numpy or torch
-        return _plain(value.tolist())
-    return value
+    listed = getattr(value, "tolist", None)  # of an array or a scalar of numpy or torch
+    return _plain(listed()) if callable(listed) else value

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,8 +166,8 @@ def run_fleet(
     with start_executor(placement, out) as executor, stop_on_signals() as stop:
         settled = placement.settled(executor, len(members))
         notify(
-            f"{len(members)} runs on {settled.on}, {settled.jobs} at once, {settled.resources.cpus} "
-            f"{'thread' if settled.resources.cpus == 1 else 'threads'} each"
+            f"{len(members)} {'run' if len(members) == 1 else 'runs'} on {settled.on}, {settled.jobs} at once, "
+            f"{settled.resources.cpus} {'thread' if settled.resources.cpus == 1 else 'threads'} each"
         )
         report = FleetReport(settled.as_json(), list(rows.values()))
         tasks = [training_task(each.name, each.config, out) for each in members]
@@ -209,30 +209,25 @@ def told(result: Result) -> str:
 
 
 def _row(row: Row, result: Result, before: dict[str, Any] | None) -> Row:
-    facts: dict[str, Any] = asdict(row) | {
-        "seconds": round(result.seconds, 3),
-        "retries": result.retries,
-        "hosts": list(result.hosts),
-    }
+    row = replace(row, seconds=round(result.seconds, 3), retries=result.retries, hosts=list(result.hosts))
     if result.ended.how != "done":
-        return Row(**facts | {"status": "failed", "error": result.ended.message})
+        return replace(row, status="failed", error=result.ended.message)
     summary = Summary.from_json(result.ended.printed)
     if result.before:  # what is known of its attempts is in the table of the fleet that trained it
-        earlier = before if before and before.get("adapter_digest") == summary.adapter_digest else {}
-        facts |= {"seconds": earlier.get("seconds"), "retries": earlier.get("retries", 0)}
-        facts |= {"hosts": earlier.get("hosts", [])}
-    known: dict[str, Any] = {
-        "status": "finished",
-        "threads": Run(Path(row.run)).manifest.threads,
-        "steps": summary.steps,
-        "train_loss_first": summary.train_loss_first,
-        "train_loss_last": summary.train_loss_last,
-        "eval_loss_first": summary.eval_loss_first,
-        "eval_loss": summary.eval_loss,
-        "peak_memory_bytes": summary.peak_memory_bytes,
-        "adapter_digest": summary.adapter_digest,
-    }
-    return Row(**facts | known)
+        known = before if before and before.get("adapter_digest") == summary.adapter_digest else {}
+        row = replace(row, seconds=known.get("seconds"), retries=known.get("retries", 0), hosts=known.get("hosts", []))
+    return replace(
+        row,
+        status="finished",
+        threads=Run(Path(row.run)).manifest.threads,
+        steps=summary.steps,
+        train_loss_first=summary.train_loss_first,
+        train_loss_last=summary.train_loss_last,
+        eval_loss_first=summary.eval_loss_first,
+        eval_loss=summary.eval_loss,
+        peak_memory_bytes=summary.peak_memory_bytes,
+        adapter_digest=summary.adapter_digest,
+    )
 
 
 def _earlier(path: Path) -> dict[str, dict[str, Any]]:

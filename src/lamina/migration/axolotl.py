@@ -20,10 +20,8 @@ _DEFAULTS = {
     "train.num_train_epochs": 1.0,
     "data.max_length": 512,
     "data.packing": False,
-    "data.overlong": "drop",
     "seed": 42,
 }
-_LORA_DEFAULTS = {"method.lora_dropout": 0.0}
 
 
 def read(draft: Draft, words: Sequence[str]) -> None:

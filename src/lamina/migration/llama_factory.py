@@ -242,7 +242,7 @@ def _v1_sections(draft: Draft) -> None:
     inner = {"r": "lora_rank", "target_modules": "lora_target", "adapter_name_or_path": "adapter_name_or_path"}
     for name, value in peft.items():
         if name != "name" and kind != "freeze":
-            entry = LLAMA_FACTORY.get(inner.get(name, name))
+            entry = LLAMA_FACTORY.get(inner.get(str(name), str(name)))
             if entry is None:
                 draft.missing(f"peft_config.{name}", value, "no such setting is known")
             else:

@@ -23,6 +23,9 @@ def settle(draft: Draft) -> None:
     if values.get("train.lr_scheduler_type") in _SCHEDULES_WITHOUT_WARMUP:
         for key in ("train.warmup_ratio", "train.warmup_steps"):
             draft.drop(key, "the schedule `constant` has no warmup, there as here")
+    if values.get("data.chat") is False:
+        for name in ("chat_template", "chat_template_kwargs", "enable_thinking", "thinking"):
+            draft.drop(f"data.{name}", "texts are taken as they are, without a template")
     if values.get("data.packing") and values.get("data.group_by_length"):
         draft.drop("data.group_by_length", "it has no effect with packing")
     if not values.get("data.packing", True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,11 @@ class Tracker(Protocol):
             summary: The figures of a finished run; empty otherwise.
         """
         ...
+
+
+def package(name: str) -> Any:
+    """Imports an optional package, or a module of one."""
+    return importlib.import_module(name)
 
 
 def numbers(summary: Mapping[str, Any]) -> dict[str, float]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from lamina.trackers.base import PROJECT, End, TrackedRun, numbers
+from lamina.trackers.base import PROJECT, End, TrackedRun, numbers, package
 
 PACKAGE = "clearml"
 
@@ -32,9 +32,7 @@ class _Tracker:
 
 def start(run: TrackedRun) -> _Tracker:
     """Opens a task, or goes on with the one of the same name."""
-    from clearml import Task
-
-    task = Task.init(
+    task = package(PACKAGE).Task.init(
         project_name=os.environ.get("CLEARML_PROJECT", PROJECT),
         task_name=os.environ.get("CLEARML_TASK", f"{run.name}-{run.id}"),
         continue_last_task=0 if run.resumed else False,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from lamina.trackers.base import PROJECT, End, TrackedRun, numbers
+from lamina.trackers.base import PROJECT, End, TrackedRun, numbers, package
 
 PACKAGE = "mlflow"
 
@@ -23,12 +23,9 @@ class _Tracker:
         self._run_id = run_id
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        from mlflow.entities import Metric
-
+        kind = package("mlflow.entities").Metric
         now = int(time.time() * 1000)
-        self._client.log_batch(
-            self._run_id, metrics=[Metric(name, value, now, step) for name, value in metrics.items()]
-        )
+        self._client.log_batch(self._run_id, metrics=[kind(name, value, now, step) for name, value in metrics.items()])
 
     def finish(self, end: End, summary: Mapping[str, Any]) -> None:
         figures = numbers(summary)
@@ -39,10 +36,7 @@ class _Tracker:
 
 def start(run: TrackedRun) -> _Tracker:
     """Creates a run, or goes on with the one that has the same id for a tag."""
-    from mlflow import MlflowClient
-    from mlflow.entities import Param
-
-    client = MlflowClient()
+    client, kind = package(PACKAGE).MlflowClient(), package("mlflow.entities").Param
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
     experiment = client.get_experiment_by_name(name)
     experiment_id = client.create_experiment(name) if experiment is None else experiment.experiment_id
@@ -52,7 +46,7 @@ def start(run: TrackedRun) -> _Tracker:
         client.update_run(run_id, status="RUNNING")
         return _Tracker(client, run_id)
     run_id = client.create_run(experiment_id, run_name=run.name, tags={_ID: run.id}).info.run_id
-    parameters = [Param(key, str(value)[:_MOST_LETTERS]) for key, value in run.config.items()]
+    parameters = [kind(key, str(value)[:_MOST_LETTERS]) for key, value in run.config.items()]
     for first in range(0, len(parameters), _MOST_PARAMETERS):
         client.log_batch(run_id, params=parameters[first : first + _MOST_PARAMETERS])
     return _Tracker(client, run_id)

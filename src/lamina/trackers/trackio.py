@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from lamina.trackers.base import PROJECT, End, TrackedRun, numbers
+from lamina.trackers.base import PROJECT, End, TrackedRun, numbers, package
 
 PACKAGE = "trackio"
 
@@ -30,10 +30,8 @@ class _Tracker:
 
 def start(run: TrackedRun) -> _Tracker:
     """Opens a run, or goes on with the one of the same name."""
-    import trackio
-
     with contextlib.redirect_stdout(sys.stderr):  # it says where its dashboard is
-        opened = trackio.init(
+        opened = package(PACKAGE).init(
             project=os.environ.get("TRACKIO_PROJECT", PROJECT),
             name=f"{run.name}-{run.id}",
             config=dict(run.config),

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from lamina.trackers.base import PROJECT, End, TrackedRun
+from lamina.trackers.base import PROJECT, End, TrackedRun, package
 
 PACKAGE = "wandb"
 
@@ -25,9 +25,7 @@ class _Tracker:
 
 def start(run: TrackedRun) -> _Tracker:
     """Opens a run, or goes on with the one of the same id."""
-    import wandb
-
-    opened = wandb.init(
+    opened = package(PACKAGE).init(
         project=os.environ.get("WANDB_PROJECT", PROJECT),
         name=os.environ.get("WANDB_NAME", run.name),
         id=run.id,

@@ -199,6 +199,7 @@ class _Combine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: torch.Tensor, weights: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(y if ctx.needs_input_grad[1] else None, weights, order)
+        ctx.dtype = y.dtype
         dtype = torch.promote_types(y.dtype, weights.dtype)
         parts = _by_token(y, order, weights.shape[1]).to(dtype)
         return torch.bmm(weights.to(dtype)[:, None], parts)[:, 0]
@@ -208,7 +209,7 @@ class _Combine(torch.autograd.Function):
         y, weights, order = ctx.saved_tensors
         k = weights.shape[1]
         g = grads[0].index_select(0, order // k)
-        dy = (g * weights.reshape(-1)[order][:, None]).to(y.dtype) if ctx.needs_input_grad[0] else None
+        dy = (g * weights.reshape(-1)[order][:, None]).to(ctx.dtype) if ctx.needs_input_grad[0] else None
         dw = None
         if ctx.needs_input_grad[1]:
             dw = torch.empty_like(weights)
