@@ -20,6 +20,7 @@ from lamina.cli.output import (
     notify,
     out,
     print_json,
+    print_text,
 )
 from lamina.errors import ConfigError, DataError, Problem
 
@@ -60,7 +61,7 @@ def classify(
         out.print(f"{len(results)} rows classified; wrote {target}", markup=False)
     else:
         for one in found:
-            out.print(f"{one.label}\t{one.probability:.3f}", markup=False)
+            print_text(f"{one.label}\t{one.probability:.3f}")
 
 
 def _rest(values: dict[str, Any]) -> dict[str, Any]:
