@@ -28,5 +28,9 @@ SUMMARY = Summary(
     reference="sha256:3",
     eval_metrics_first={"rewards/margins": 0.0},
     eval_metrics={"rewards/margins": 0.5},
+    world_size=2,
+    strategy="ddp",
+    communication_seconds=0.5,
+    peak_memory_by_rank=[2**30, 2**29],
     figures={"ranks_kept": 28},
 )

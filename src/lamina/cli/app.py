@@ -26,7 +26,7 @@ from lamina.cli.compare import compare
 from lamina.cli.data import data
 from lamina.cli.evaluation import evaluate
 from lamina.cli.facts import methods, schema, version
-from lamina.cli.failures import Commands, run_command, tracebacks_in
+from lamina.cli.failures import Commands, run_command
 from lamina.cli.gate import gate
 from lamina.cli.generation import chat, generate
 from lamina.cli.output import (
@@ -76,27 +76,37 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the run in output_dir, or the run that CONFIG belongs to.")
     ] = False,
+    nproc: Annotated[
+        str | None, typer.Option(help="Number of processes on this machine; auto: one for each GPU.")
+    ] = None,
+    nnodes: Annotated[
+        int, typer.Option(min=1, help="Number of machines; run the same command on each, with --rdzv-endpoint.")
+    ] = 1,
+    rdzv_endpoint: Annotated[
+        str | None, typer.Option("--rdzv-endpoint", help="HOST:PORT of the machine where the processes meet.")
+    ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="How often to resume from the last checkpoint if a process is lost.")
+    ] = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train an adapter."""
-    from lamina.config import load_config
+    """Train an adapter, in one process or in several."""
+    from lamina.cli.training import train_here
 
-    checked = load_config(config, overrides or [])
-    from lamina.cli.training import TrainingView, print_summary, stopped_at_once
-    from lamina.training.loop import train as train_run
-
-    try:
-        with TrainingView() as view, tracebacks_in(Path(checked.output_dir)):
-            run = train_run(checked, view, resume=resume)
-    except KeyboardInterrupt:
-        raise stopped_at_once(checked) from None
-    summary = run.summary
-    assert summary is not None, "a run that is finished has one"
-    if as_json:
-        print_json(summary.as_json())
+    if nproc is None and nnodes == 1:
+        train_here(config, overrides or [], resume, as_json)
         return
-    print_summary(summary)
-    err.print(f"  next    lamina chat {escape(str(run.path))}")
+    from lamina.config import load_config
+    from lamina.distributed.launch import count_processes, launch
+
+    load_config(config, overrides or [])  # so that its errors come once, and at once
+    count = count_processes(nproc)
+    if count == nnodes == 1:
+        train_here(config, overrides or [], resume, as_json)
+        return
+    arguments = ["train", config, *(overrides or []), *["--resume"] * resume, *["--json"] * as_json]
+    code = launch(arguments, count, nnodes, rdzv_endpoint, max_restarts)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -179,6 +189,9 @@ def verify(
         typer.Argument(metavar="[CONFIG]", help="A YAML file; by default the quickstart's model and data."),
     ] = None,
     overrides: Overrides = None,
+    nproc: Annotated[
+        int, typer.Option(min=1, help="Also compare training in so many processes with training in one.")
+    ] = 1,
     as_json: JsonFlag = False,
 ) -> None:
     """Verify on your own model and data that packing, accumulation, resuming, merging and other shortcuts are exact."""
@@ -191,7 +204,7 @@ def verify(
     from lamina.cli.verification import print_event, print_verification
     from lamina.verification.verify import verify as run_verification
 
-    result = run_verification(checked, print_event, overrides=[] if checked else changes)
+    result = run_verification(checked, print_event, overrides=[] if checked else changes, nproc=nproc)
     if as_json:
         print_json(result.as_json())
     else:

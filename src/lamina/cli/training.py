@@ -1,4 +1,4 @@
-"""Displays a training run from its events."""
+"""Runs `lamina train` in this process, and displays the run from its events."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from lamina.cli.output import err, stop
-from lamina.config import Config
-from lamina.errors import Interrupted
+from lamina.cli.failures import tracebacks_in
+from lamina.cli.output import err, notify, print_json, stop
+from lamina.config import Config, load_config
+from lamina.distributed.failure import LostRankError
+from lamina.distributed.member import Silenced, member
+from lamina.distributed.ranks import restarts_left
+from lamina.errors import ConfigError, Interrupted, LaminaError
 from lamina.runs import Run, events
 from lamina.runs.events import Event
 from lamina.runs.summary import Summary
@@ -21,6 +26,37 @@ from lamina.runs.summary import Summary
 # Minimum time between two lines of progress if stderr is not a terminal, such as in a log file.
 LINE_SECONDS = 15.0
 _GIB = 2**30
+
+
+def train_here(config: str, overrides: list[str], resume: bool, as_json: bool) -> None:
+    """Trains in this process, which may be one of several that a launcher has started."""
+    try:
+        with member() as world:
+            checked = load_config(config, overrides)
+            from lamina.training.loop import train as train_run
+
+            try:
+                with TrainingView() as view, tracebacks_in(Path(checked.output_dir)):
+                    run = train_run(checked, view, resume=resume, world=world)
+            except KeyboardInterrupt:
+                raise stopped_at_once(checked) from None
+    except Silenced as error:
+        raise typer.Exit(error.exit_code) from None
+    except LaminaError as error:
+        final = isinstance(error, ConfigError | Interrupted) and not isinstance(error, LostRankError)
+        if final or not restarts_left():
+            raise
+        notify(f"{error} Starting again ...")
+        raise typer.Exit(error.exit_code) from None
+    if world is not None and not world.is_first:
+        return
+    summary = run.summary
+    assert summary is not None, "a run that is finished has one"
+    if as_json:
+        print_json(summary.as_json())
+        return
+    print_summary(summary)
+    err.print(f"  next    lamina chat {escape(str(run.path))}")
 
 
 class TrainingView:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lamina.config.data import DataConfig
+from lamina.config.distributed import DistributedConfig
 from lamina.config.losses import AnyLossConfig, LossConfig
 from lamina.config.losses.cross_entropy import CrossEntropyConfig
 from lamina.config.methods import AnyMethodConfig, MethodConfig
@@ -37,6 +38,9 @@ class Config(Section):
 
     train: TrainConfig = TrainConfig()
     """How to train."""
+
+    distributed: DistributedConfig = DistributedConfig()
+    """How several processes train together."""
 
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Dtype of the frozen base model; `auto` takes bfloat16 if the hardware supports it natively."""

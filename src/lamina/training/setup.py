@@ -16,6 +16,7 @@ from lamina.chat.template import ChatTemplate, template_of
 from lamina.compute.kernels import prepare_kernels
 from lamina.compute.weights import count_weights
 from lamina.config import Config
+from lamina.config.optimizers import OPTIMIZERS
 from lamina.config.root import default_learning_rate
 from lamina.data.batch import Documents
 from lamina.data.dataset import Dataset, build_dataset
@@ -23,7 +24,7 @@ from lamina.data.example import Kind
 from lamina.distributed.world import ALONE, World
 from lamina.errors import ConfigError, DataError, Problem
 from lamina.losses.base import Loss, build_loss
-from lamina.machine.hardware import default_device
+from lamina.machine.hardware import choose_dtype, default_device, dtype_name
 from lamina.methods.shared.base import Injection, find_method
 from lamina.methods.shared.coverage import find_coverage
 from lamina.methods.shared.virtual_tokens import VirtualTokens
@@ -34,9 +35,10 @@ from lamina.progress import Notify
 from lamina.runs import Run
 from lamina.structure.head import Head, find_head
 from lamina.structure.positions import declared_positions, has_position_table
-from lamina.training.record import facts_of, write_what_is_known
+from lamina.training.record import facts_of, shared_facts, write_what_is_known
 from lamina.training.reference import Reference, find_reference, turn_off_dropout, with_reference
 from lamina.training.session import KERNELS, Session
+from lamina.training.share import choose_strategy, divide, form_teams, zero_engine
 from lamina.training.start import check_start_fits, new_adapter, prepare_new, put_on, read_start
 
 # Weights from which on a model is told that the methods' learning rates come from a smaller one.
@@ -55,18 +57,26 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
     Raises:
         LaminaError: Model, data or configuration cannot be used; see the parts' own functions.
     """
+    if world.size > 1 and OPTIMIZERS[config.train.optim].layerwise:
+        message = (
+            f"'{config.train.optim}' updates each tensor amid the backward, before {world.size} processes can add up"
+        )
+        raise ConfigError(Problem("train.optim", message, f"use {config.train.optim.removesuffix('_layerwise')}"))
     prepare_kernels(default_device(), config.train.compile, notify)
     start, loss = read_start(config, run), build_loss(config.loss)
     notify(f"Loading {config.model} ...")
     method = config.method if start is None else start.config
     loftq = find_method(method.type).plan_loftq(method)
+    strategy = choose_strategy(config, world, notify)
+    divided = strategy == "fsdp"
     base = load_base(
         config.model,
-        config.dtype,
+        dtype_name(choose_dtype(config.dtype, default_device())) if divided else config.dtype,
+        torch.device("cpu") if divided else None,  # each layer's part goes to the device when it is divided
         notify=notify,
         quantization=config.quantization,
         plan_loftq=loftq,
-        offload=config.offload if config.method.base_is_read_only else False,
+        offload=config.offload if config.method.base_is_read_only and not divided else False,
     )
     _note_learning_rate(config, base, notify)
     template = template_of(base.tokenizer, config.data)
@@ -77,18 +87,24 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
     dataset = build_dataset(config.data, template, batch_size, config.seed, notify, loss.sequences)
     _check_stop_token(dataset, template)
     check_vocabulary(dataset, base.model, template)
-    steps_per_epoch = math.ceil(dataset.report.micro_batches / config.train.gradient_accumulation_steps)
+    _agree(config, base, template, dataset, world)
+    steps_per_epoch = math.ceil(dataset.report.micro_batches / config.train.micro_batches_per_step)
     loss.study(dataset.train, len(dataset.train) / steps_per_epoch, notify)
     head = find_head(base.model)
     injection = _adapter(config, base, dataset, start, loss, notify)
+    # Initializations that decompose matrices may round otherwise on another kind of processor.
+    world.copy_from_first(injection.tensors().values())
     coverage = find_coverage(injection)
     for note in coverage.notes():
         notify(note)
+    if divided:
+        notify(divide(base.model, config.distributed, world).line())
+    form_teams(config, injection, loss, world)
     head = _head_after_injection(head, injection)
     reference = find_reference(config.loss, injection, base, start)
     if reference is not None:
         turn_off_dropout(injection, notify)
-    dataset = _arranged(dataset, config, loss, reference, head, base, notify)
+    dataset = _arranged(dataset, config, loss, reference, head, base, notify, world)
     tensors = injection.tensors()
     optimizer = build_optimizer(config.train, tensors, injection.fast_tensors(), injection.vocabulary_tensors(), notify)
 
@@ -99,6 +115,8 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         batch_size * (config.data.max_length if config.data.packing else dataset.report.train.longest),
         dataset.report.train.longest,
     )
+    hooks = find_method(config.method.type).hooks(injection, total)
+    engine = zero_engine(config, tensors, optimizer, hooks, world) if strategy == "deepspeed" else None
     session = Session(
         config=config,
         run=run,
@@ -110,8 +128,8 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         injection=injection,
         coverage=coverage,
         tensors=tensors,
-        hooks=find_method(config.method.type).hooks(injection, total),
-        optimizer=optimizer,
+        hooks=hooks,
+        optimizer=optimizer if engine is None else engine.optimizer,
         schedule=build_schedule(config.train, total),
         micro_batches=micro_batches,
         total_steps=total,
@@ -119,11 +137,25 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         start=start,
         reference=reference,
         world=world,
+        strategy=strategy,
+        engine=engine,
     )
-    for what, value in facts_of(session).as_json().items():
-        world.same_everywhere(what, json.dumps(value, sort_keys=True))
-    world.once(lambda: write_what_is_known(session, notify))
+    world.once(lambda: write_what_is_known(session, notify), "writing the manifest")
     return session
+
+
+def _agree(config: Config, base: Base, template: ChatTemplate, dataset: Dataset, world: World) -> None:
+    """Makes sure that all processes train on the same base and data, with the same software.
+
+    Raises:
+        RunError: One has something else.
+    """
+    if world.size == 1:
+        return
+    facts = facts_of(base, template, dataset).as_json() | shared_facts(base, config)
+    files = {f"the data file {file['file']}": file for file in facts.pop("data")}
+    parts = {f"the base's {name}": fact for name, fact in facts.pop("base").items() if name != "ref"}
+    world.same_everywhere({name: json.dumps(fact, sort_keys=True) for name, fact in (facts | parts | files).items()})
 
 
 def count_parameters(parameters: Iterable[torch.Tensor]) -> int:
@@ -208,6 +240,7 @@ def _arranged(
     head: Head,
     base: Base,
     notify: Notify,
+    world: World,
 ) -> Dataset:
     """The data with what the loss needs beside the rows themselves."""
     sides = {"training": dataset.train, "evaluation": dataset.eval}
@@ -215,7 +248,7 @@ def _arranged(
         sides[what] = loss.arrange(side, config.seed, config.data.max_length)
         if reference is not None:
             kernels = KERNELS[config.train.compile]
-            sides[what] = with_reference(sides[what], reference, head, base, kernels, notify, what)
+            sides[what] = with_reference(sides[what], reference, head, base, kernels, notify, what, world)
     return dataclasses.replace(dataset, train=sides["training"], eval=sides["evaluation"])
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -86,7 +86,10 @@ class PackedLinear(nn.Module, ABC):
         dtype: The dtype that W is dequantized to.
         bias: Frozen bias (out_features,), or None.
         correction: Where LoftQ's A and B for this weight are stored; None without LoftQ.
+        divisible: Names of the tensors that grow with the weight, which can be divided over processes.
     """
+
+    divisible: ClassVar[tuple[str, ...]] = ("packed", "absmax", "nested_absmax", "scales")
 
     packed: torch.Tensor
     bias: nn.Parameter | None
@@ -287,8 +290,10 @@ def unpack(model: nn.Module) -> int:
 
 def count_weights(model: nn.Module) -> int:
     """Counts the parameters of a model, including packed weights; shared parameters count once."""
-    packed = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, PackedLinear))
-    return packed + sum(parameter.numel() for parameter in model.parameters())
+    modules = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    stored = {id(t) for module in modules for name, t in module.named_parameters() if name in module.divisible}
+    packed = sum(module.in_features * module.out_features for module in modules)
+    return packed + sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in stored)
 
 
 def packed_matmul(x: torch.Tensor, base: PackedLinear, bias: torch.Tensor | None) -> torch.Tensor:
