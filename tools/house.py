@@ -24,14 +24,18 @@ ORDER = [
     "errors",
     "files",
     "pages",
+    "charts",
     "signals",
     "progress",
     "cache",
     "plugins",
     "machine",
     "distributed",
+    "dialects",
     "config",
+    "migration",
     "runs",
+    "trackers",
     "registry",
     "optim",
     "chat",
@@ -47,9 +51,12 @@ ORDER = [
     "engine",
     "training",
     "evaluation",
+    "fleet",
     "comparison",
     "gate",
     "export",
+    "api",
+    "compat",
     "quickstart",
     "verification",
     "doctor",
@@ -60,21 +67,39 @@ ORDER = [
 
 # The same within a room, for the packages in it; `*` is every file that is not named.
 INSIDE = {
+    "migration": ["draft", "settle", "sources", "arguments", "foreign", "axolotl_data", "*", "translate"],
+    "dialects": ["outcome", "values", "templates", "training_arguments", "peft", "*", "hints"],
     "config": ["section", "targets", "families", "methods", "losses", "optimizers", "*"],
     "data": ["example", "read", "formats", "*"],
     "compute": ["kernels", "weights", "ops", "fusion", "decoding"],
-    "models": ["*", "quantized", "load"],
+    "models": ["*", "quantized", "load", "loaded"],
     "checks": ["*", "kinds", "overlap", "examine", "check"],
     "methods": ["shared", "*"],
     "training": ["plan", "*"],
     "evaluation": ["statistics", "scorers", "tasks", "*"],
+    "fleet": ["*", "executors"],
     "bench": ["*", "sides", "report", "run", "worker", "serving"],
     "registry": ["digests", "names", "places", "records", "*", "registry", "resolve", "hub"],
     "server": ["settings", "errors", "schemas", "*"],
 }
 
 # These import neither torch nor transformers, so that the command line and its errors answer at once.
-LIGHT = ("version", "errors", "files", "pages", "signals", "progress", "cache", "plugins", "config", "runs", "registry")
+LIGHT = (
+    "version",
+    "errors",
+    "files",
+    "pages",
+    "charts",
+    "signals",
+    "progress",
+    "cache",
+    "plugins",
+    "dialects",
+    "config",
+    "migration",
+    "runs",
+    "registry",
+)
 
 # No room holds a larger share of all lines.
 LARGEST_SHARE = 0.18

@@ -136,6 +136,8 @@ def _dtype(device: torch.device) -> Finding:
     value = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in rates.items())
     if multiplies_bf16_natively(device):
         return Finding("matrix products", f"{value}; dtype auto is bfloat16")
+    if device.type == "cuda":
+        return Finding("matrix products", f"{value}; dtype auto is float16, with a loss scale")
     return Finding(
         "matrix products",
         f"{value}; dtype auto is float32",

@@ -182,6 +182,10 @@ class Interrupted(LaminaError):
         return {**super().details(), **self.facts}
 
 
+class FleetError(LaminaError):
+    """A cluster cannot be reached, or does not take a task."""
+
+
 class BenchError(LaminaError):
     """A benchmark cannot be run: a peer is not installed, or every side failed."""
 
@@ -221,10 +225,12 @@ class StorageError(LaminaError, OSError):
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Returns a hint with the closest allowed name, or two if they are equally close; an empty string if none is close.
 
+    A name is no hint for itself: where it is wrong all the same, another spelling is not the reason.
+
     >>> nearest("learning_rat", ["learning_rate", "seed"])
     "Did you mean 'learning_rate'?"
     """
-    matches = difflib.get_close_matches(name, list(allowed), n=2, cutoff=0.6)
+    matches = difflib.get_close_matches(name, [each for each in allowed if each != name], n=2, cutoff=0.6)
     likeness = [difflib.SequenceMatcher(None, match, name).ratio() for match in matches]
     as_near = [repr(match) for match, ratio in zip(matches, likeness, strict=True) if ratio > likeness[0] - 0.05]
     return f"Did you mean {' or '.join(as_near)}?" if as_near else ""

@@ -1,4 +1,4 @@
-"""Finds plug-ins by family: methods, losses, optimizers, data formats and scorers.
+"""Finds plug-ins by family: methods, losses, optimizers, data formats, scorers, trackers and executors.
 
 A plug-in ("member") is a Python module; the configuration refers to it by the module's name. lamina's own members are
 in one folder per family. Another package adds one with an entry point in its pyproject.toml:
@@ -37,7 +37,7 @@ from lamina.errors import ConfigError, Problem
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 # Modules in a family's folder that are not members, in addition to those whose names start with an underscore.
-_NO_MEMBER = "base"
+_NO_MEMBERS = ("base", "open")
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,13 @@ class Family:
 
 
 FAMILIES = {
+    "executors": Family("an executor", "lamina.fleet.executors"),
     "formats": Family("a data format", "lamina.data.formats"),
     "losses": Family("a loss", "lamina.losses", "lamina.config.losses"),
     "methods": Family("a method", "lamina.methods", "lamina.config.methods"),
     "optimizers": Family("an optimizer", "lamina.optim", "lamina.config.optimizers"),
     "scorers": Family("a scorer", "lamina.evaluation.scorers"),
+    "trackers": Family("a tracker", "lamina.trackers"),
 }
 
 
@@ -158,7 +160,7 @@ def _files(package: str) -> list[str]:
     """Returns the names of lamina's own members in a package."""
     folder = Path(__file__).parent.joinpath(*package.split(".")[1:])
     names = (module.name for module in pkgutil.iter_modules([str(folder)]))
-    return sorted(name for name in names if name != _NO_MEMBER and not name.startswith("_"))
+    return sorted(name for name in names if name not in _NO_MEMBERS and not name.startswith("_"))
 
 
 @functools.cache

@@ -63,9 +63,9 @@ WRITTEN: list[tuple[str, dict[str, Any]]] = [
     # Targets that peft chooses, beside modules that are no targets.
     ("qwen2", {"type": "peft", "peft_type": "LORA", "lora_bias": True, "modules_to_save": ["lm_head"]}),
     ("tied", {"type": "peft", "peft_type": "IA3", "modules_to_save": ["norm"]}),
-    # Tied ends: peft changes the lists that it is given.
+    # Tied ends, of which peft names the embedding alone.
     *(
-        (family, {"type": "peft", "peft_type": "LORA", "target_modules": [FAMILIES[family].linear]} | more)
+        (family, {"type": "lora", "r": 4, "target_modules": [FAMILIES[family].linear]} | more)
         for family in ("gpt2", "tied", "opt")
         for more in (
             {"ensure_weight_tying": True, "modules_to_save": ["lm_head"]},

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from lamina.chat.message import Message, ToolCall
+from lamina.chat.notes import notes_on
+from lamina.chat.saved import saved_source
 from lamina.chat.spans import Rendered
 from lamina.chat.template import ChatTemplate, Thinking, build_template, template_of
 from lamina.config import DataConfig
@@ -246,7 +248,7 @@ def test_calls_that_end_with_what_opens_the_result_have_their_place() -> None:
     expected = [f"\n<think></think>\n{call}", "\n<think></think>\nIt is clear.<|endoftext|>"]
     assert answers_of(template.render_spans(turns, [TOOL])) == expected
     assert answers_of(template.render_spans(turns[:2], [TOOL])) == expected[:1]
-    assert template.notes_on(tools=True, thinking=False) == []
+    assert notes_on(template, tools=True, thinking=False) == []
     assert template.stop_token_ids == template.tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|observation|>"])
 
 
@@ -304,14 +306,14 @@ def test_chat_template_kwargs_that_are_not_read_or_forge_a_turn_are_named() -> N
 @pytest.mark.parametrize("value", [True, False])
 def test_a_saved_template_tells_itself_what_it_was_told(name: str, value: bool) -> None:
     told = reasoning_template(name, "strip", enable_thinking=value)
-    assert isinstance(told.saved_source, str)
-    saved = ChatTemplate(told.tokenizer, "model", told.saved_source, thinking="strip")
+    assert isinstance(saved_source(told), str)
+    saved = ChatTemplate(told.tokenizer, "model", saved_source(told), thinking="strip")
     for turns in ([QUESTION], [QUESTION, ANSWER, QUESTION]):
         assert saved.render(turns, (), True) == told.render(turns, (), True)
         tokenizer = told.tokenizer
         by_transformers = tokenizer.apply_chat_template(
             [{"role": turn.role, "content": turn.content} for turn in turns],
-            chat_template=told.saved_source,
+            chat_template=saved_source(told),
             tokenize=False,
             add_generation_prompt=True,
         )
@@ -323,15 +325,15 @@ def test_a_saved_template_tells_itself_what_it_was_told(name: str, value: bool) 
 
 
 def test_a_template_that_was_told_nothing_is_saved_as_it_is() -> None:
-    assert reasoning_template("qwen3").saved_source is None
+    assert saved_source(reasoning_template("qwen3")) is None
     assert (
-        build_template(build_tokenizer(None), "chatml").saved_source
+        saved_source(build_template(build_tokenizer(None), "chatml"))
         == build_template(build_tokenizer(), "chatml").source
     )
     tokenizer = build_tokenizer()
     source = reasoning_tokenizer("qwen3").chat_template
     tokenizer.chat_template = {"default": source, "tool_use": source}  # type: ignore[assignment]
-    saved = build_template(tokenizer, enable_thinking=False).saved_source
+    saved = saved_source(build_template(tokenizer, enable_thinking=False))
     assert isinstance(saved, dict) and set(saved) == {"default", "tool_use"}
     tokenizer.chat_template = saved  # type: ignore[assignment]
     for tools in ((), (TOOL,)):

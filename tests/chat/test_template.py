@@ -9,6 +9,7 @@ from tokenizers import AddedToken, processors
 from transformers import PreTrainedTokenizerFast
 
 from lamina.chat.message import Message
+from lamina.chat.notes import notes_of
 from lamina.chat.template import BUILTIN_TEMPLATES, ChatTemplate, build_template
 from lamina.data.encode import encode_examples
 from lamina.data.example import Example
@@ -132,15 +133,15 @@ def test_conversation_that_ends_in_a_question_gets_no_stop_token() -> None:
 
 def test_models_own_template_goes_before_the_fallback() -> None:
     assert build_template(build_tokenizer()).name == "model"
-    assert build_template(build_tokenizer()).notes == []
+    assert notes_of(build_template(build_tokenizer())) == []
     fallback = build_template(build_tokenizer(None))
     assert fallback.name == "plain"
-    assert "'plain'" in fallback.notes[0]
+    assert "'plain'" in notes_of(fallback)[0]
     assert build_template(build_tokenizer(), "plain").name == "plain"
 
 
 def test_appended_stop_token_is_noted() -> None:
-    (note,) = build_template(build_tokenizer(NO_STOP)).notes
+    (note,) = notes_of(build_template(build_tokenizer(NO_STOP)))
     assert "<|im_end|> is added" in note
 
 
@@ -194,7 +195,7 @@ def test_file_is_read_and_named(tmp_path: Path) -> None:
     path.write_text("{# é #}" + CHATML, encoding="utf-8")
     template = build_template(build_tokenizer(), str(path))
     assert (template.name, template.source) == (str(path), "{# é #}" + CHATML)
-    assert any(str(path) in note for note in template.notes)
+    assert any(str(path) in note for note in notes_of(template))
     assert template.render([QUESTION, ANSWER]) == template_of(CHATML).render([QUESTION, ANSWER])
 
 

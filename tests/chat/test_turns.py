@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from lamina.chat.message import Message, ToolCall
+from lamina.chat.notes import notes_on
 from lamina.chat.template import ChatTemplate, Rendered, Span, Thinking, build_template
 from lamina.errors import DataError
 from tests.support.chat_families import FIXTURES, TOOL, family_tokenizer, fixture_source
@@ -47,7 +48,7 @@ def test_calls_are_taught_in_the_models_own_format(name: str) -> None:
     template = template_of(name)
     rendered = template.render_spans(TOOL_TURNS, [TOOL])
     assert answers_of(rendered) == [NATIVE[name], FIXTURES[name].taught("It is clear.", is_last=True)]
-    assert template.notes_on(tools=True, thinking=False) == []
+    assert notes_on(template, tools=True, thinking=False) == []
 
 
 def test_calls_get_ids_that_mistral_takes() -> None:
@@ -81,8 +82,8 @@ def test_template_without_tools_gets_them_as_text(name: str) -> None:
     assert rendered.text.count("<tools>\n") == 1
     assert '"description": "Today\'s weather."' in rendered.text
     assert "<tool_response>\nclear\n</tool_response>" in rendered.text
-    assert any("Hermes" in note for note in template.notes_on(tools=True, thinking=False))
-    assert template.notes_on(tools=False, thinking=False) == []
+    assert any("Hermes" in note for note in notes_on(template, tools=True, thinking=False))
+    assert notes_on(template, tools=False, thinking=False) == []
 
 
 def test_tools_as_text_join_the_system_turn_the_words_and_one_another() -> None:
@@ -152,10 +153,10 @@ def test_reasoning_is_kept_stripped_or_left_out_of_the_loss(name: str, answer: M
 
 
 def test_reasoning_written_as_text_is_noted() -> None:
-    (note,) = template_of("smollm2").notes_on(tools=False, thinking=True)
+    (note,) = notes_on(template_of("smollm2"), tools=False, thinking=True)
     assert "does not support reasoning" in note
-    assert template_of("smollm2", "strip").notes_on(tools=False, thinking=True) == []
-    assert template_of("qwen3").notes_on(tools=False, thinking=True) == []
+    assert notes_on(template_of("smollm2", "strip"), tools=False, thinking=True) == []
+    assert notes_on(template_of("qwen3"), tools=False, thinking=True) == []
 
 
 def test_reasoning_of_earlier_turns_that_the_template_drops_is_not_taught() -> None:

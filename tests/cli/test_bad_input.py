@@ -46,9 +46,9 @@ DATA: dict[str, tuple[Callable[[Path], Path], int, tuple[str, ...]]] = {
         ("row 1 (line 1) is a int, not an object",),
     ),
     "wrong column names": (
-        lambda path: write_rows(path, [{"frage": "q", "antwort": "a"}]),
+        lambda path: write_rows(path, [{"alpha": "q", "beta": "a"}]),
         FAILED,
-        ("'frage', 'antwort'", "data.columns"),
+        ("'alpha', 'beta'", "data.columns"),
     ),
     "field of another type": (
         lambda path: write_rows(path, [*ROWS, {"prompt": "q", "completion": 3}]),
@@ -123,7 +123,7 @@ def test_model_folder_without_usable_weights(
     assert all(word in message for word in (str(folder), "model.safetensors", *words)), message
 
 
-@pytest.mark.parametrize("overrides", [["seed=x"], ["train.learning_rat=1"], ["data.eval=2"]])
+@pytest.mark.parametrize("overrides", [["seed=x"], ["train.learning_rat=1"], ["data.eval=0"]])
 def test_config_error_leaves_no_run_behind(overrides: list[str], cli: Cli, config: Path, tmp_path: Path) -> None:
     assert cli("train", config, *overrides).code == USAGE
     assert not (tmp_path / "run").exists()
@@ -237,7 +237,7 @@ def test_wrong_column_of_eval_lists_what_the_file_has(cli: Cli, trained: Run, ro
     assert "'prompt', 'completion'" in result.error()
 
 
-@pytest.mark.parametrize("options", [["--column", "prompt=question"], ["--max-new-tokens", "5"]])
+@pytest.mark.parametrize("options", [["--column", "prompt=question"], ["--answers", "0", "--max-new-tokens", "5"]])
 def test_option_of_eval_that_would_do_nothing_is_an_error(options: list[str], cli: Cli, trained: Run) -> None:
     assert cli("eval", trained.path, *options).code == USAGE
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import math
@@ -16,10 +17,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import lamina
+from lamina.api.terminal import TrainingView
 from lamina.chat.message import Message
 from lamina.chat.template import ChatTemplate
 from lamina.cli.chat import HELP, run_chat
-from lamina.cli.training import TrainingView
 from lamina.engine.generator import ADAPTER
 from lamina.engine.sampling import Sampling
 from lamina.runs import Run
@@ -201,7 +202,7 @@ def test_a_system_turn_without_a_place_is_an_error_before_anything_is_asked(
         )
         return replace(loaded, template=ChatTemplate(loaded.tokenizer, "model", source))
 
-    monkeypatch.setattr("lamina.adapters.load.load", without_place)
+    monkeypatch.setattr("lamina.engine.generate.load", without_place)
     word, *options = command
     result = cli(word, trained.path, *options, "--system", "be kind", *SHORT, stdin="hello\n")
     assert (result.code, result.out) == (2, "")
@@ -234,7 +235,7 @@ def test_what_the_base_adds_to_generating_is_left_out_and_told_once(
     assert result.out.splitlines() == lamina.generate(trained.path, ["say 3", "say 4"], max_new_tokens=6)
     assert result.err.count("repetition_penalty=30.0") == 1
     assert cli("eval", trained.path, "--model", base, "--exact-match", *SHORT).err.count("repetition_penalty=30.0") == 1
-    assert "repetition_penalty" not in cli("eval", trained.path, "--model", base).err
+    assert "repetition_penalty" not in cli("eval", trained.path, "--model", base, "--answers", 0).err
 
 
 @pytest.mark.parametrize("system", [None, "be kind"])
@@ -265,10 +266,10 @@ def test_generating_needs_no_more_than_the_contract(cli: Cli, trained: Run, monk
 
 
 def test_eval_gives_the_librarys_figures(cli: Cli, trained: Run) -> None:
-    result = cli("eval", trained.path, "--json")
+    result = cli("eval", trained.path, *SHORT, "--json")
     assert result.code == 0
     figures = result.json()
-    assert figures == lamina.evaluate(trained.path).as_json()
+    assert figures == lamina.evaluate(trained.path, answers=5, general=True, max_new_tokens=6).as_json()
     assert trained.summary is not None
     assert figures["loss"] == pytest.approx(trained.summary.eval_loss, rel=1e-4)
     assert figures["base_loss"] == pytest.approx(trained.summary.eval_loss_first, rel=1e-4)
@@ -278,9 +279,16 @@ def test_eval_gives_the_librarys_figures(cli: Cli, trained: Run) -> None:
 
 def test_eval_for_people(cli: Cli, trained: Run, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "new.jsonl", [*ROWS[:3], {"prompt": "q", "completion": ""}])
-    result = cli("eval", trained.path, "--data", path, "--max-rows", "4")
+    page = tmp_path / "page.html"
+    result = cli("eval", trained.path, "--data", path, "--max-rows", "4", "--html", page, *SHORT)
     figures = lamina.evaluate(trained.path, path)
     assert result.code == 0
+    answers = lamina.generate(trained.path, [row["prompt"] for row in ROWS[:3]], max_new_tokens=6)
+    for row, answer in zip(ROWS, answers, strict=False):
+        for text in (row["prompt"], row["completion"], *answer.strip().splitlines()):
+            assert text in result.out and html.escape(text) in page.read_text()
+    for words in ("token f1", "chrf", "exact match", "general text loss", "forgetting:", "3 rows say little"):
+        assert words in result.out and words in page.read_text()
     for words in (f"{figures.loss:.4f}", f"{figures.base_loss:.4f}", "base model", "3 rows; dropped 1: empty_answer"):
         assert words in result.out
 

@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from lamina.cli import compare as module
+from lamina.comparison.report import Comparison, Outcome
 from tests.support.cli import Cli
 
 
@@ -61,3 +64,30 @@ def test_wrong_options_end_before_anything_is_trained(
     assert result.code == 2
     assert words in result.error()
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_table_fits_80_columns_with_whole_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = [
+        Outcome(
+            f"lora-target_modules=q_proj+k_proj+v_proj+o_proj-r={2**n}",
+            "lora",
+            state="failed" if n == 3 else "done",
+            steps=10,
+            trainable_parameters=10**n * 1234,
+            total_parameters=10**9,
+            adapter_bytes=10**6,
+            peak_memory_bytes=2**31,
+            step_seconds=1.0,
+            eval_loss=1.0 + n,
+            learning_rate=1e-3,
+        )
+        for n in range(7)
+    ]
+    with_console = Console(width=80, force_terminal=True, color_system=None, soft_wrap=True)
+    monkeypatch.setattr(module, "out", with_console)
+    with with_console.capture() as captured:
+        module._print(Comparison({}, outcomes), Path("out"))
+    text = captured.get()
+    assert all(len(line) <= 80 for line in text.splitlines()), text
+    assert all(outcome.name in text for outcome in outcomes)
+    assert "eval loss" in text and "1.0000" in text and "1,234,000,000" in text and "failed" in text

@@ -48,6 +48,11 @@ def test_rows_alone_are_a_task(cli: Cli, trained: Run, model_folder: Path, tmp_p
     assert found.json()["pairs"] == []
 
 
+def test_a_model_alone_is_asked_for_data(cli: Cli, model_folder: Path) -> None:
+    for model in (model_folder, "smollm2-135m"):
+        assert "--data FILE" in cli("eval", model).error()
+
+
 def test_power_says_how_many_rows_it_takes(cli: Cli, trained: Run, task: Path, model_folder: Path) -> None:
     options = ["--task", task, "--against", model_folder, "--no-forgetting", "--json"]
     small, large = (cli("eval", trained.path, *options, "--power", d).json()["pairs"][0] for d in (0.05, 0.3))

@@ -52,6 +52,8 @@ WITHOUT_TORCH: list[tuple[list[str], int]] = [
     (["bench", "train", "--help"], 0),
     (["bench", "serve", "--help"], 0),
     (["compare", "--help"], 0),
+    (["fleet", "run", "--help"], 0),
+    (["fleet", "run", "nope.yaml", "--on", "ray"], 2),
     (["compare", "nope.yaml"], 2),
     (["compare", "bad.yaml", "--methods", "lroa"], 2),
     (["bench", "train", "--model", "x", "--shape", "tiny"], 2),

@@ -8,10 +8,8 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import signal
-import threading
-import time
-from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +20,12 @@ from lamina.comparison import compare as compare_module
 from lamina.comparison.candidates import Candidate, build_candidates, split_choices
 from lamina.comparison.compare import compare, rung_shares, shortened
 from lamina.comparison.measure import Measuring
-from lamina.comparison.process import run_python
 from lamina.comparison.report import _labels
 from lamina.config import load_config
-from lamina.errors import ConfigError, Interrupted, TrainingError
+from lamina.errors import ConfigError
+from lamina.fleet import pool
+from lamina.fleet.task import Ended, Resources, Task
 from lamina.runs.summary import Summary
-from lamina.signals import StopRequest, stop_on_signals
 
 VALUES: dict[str, Any] = {
     "model": "base",
@@ -173,28 +171,35 @@ def test_a_rung_shortens_what_is_given_in_steps(tmp_path: Path) -> None:
 
 
 class Processes:
-    """Stands for the processes: a run is its files, its loss the rank over the steps."""
+    """Stands for an executor: a run is its files, its loss the rank over the steps."""
 
     def __init__(self) -> None:
         self.trained: list[str] = []
         self.measured: list[str] = []
         self.broken: set[str] = set()
 
-    def __call__(self, arguments: Sequence[str], given: str, log: Path, stop: StopRequest) -> dict[str, Any]:
-        if arguments[1] == "lamina":
-            return self._train(Path(arguments[3]))
-        job = json.loads(given)
+    def share(self, jobs: int) -> int:
+        return 1
+
+    def submit(self, task: Task, resources: Resources) -> Done:
+        return Done(self._run(task))
+
+    def _run(self, task: Task) -> Ended:
+        if task.arguments[1] == "lamina":
+            return self._train(Path(task.arguments[3]))
+        job = json.loads(task.given)
         self.measured.append("base" if job["base"] else Path(job["run"]).name)
         packed = load_config(Path(job["run"]) / "config.yaml").quantization is not None
         loss = (3.25 if packed else 3.0) if job["base"] else 3.5
-        return {"score": {"correct": 2 if job["base"] else 6, "rows": 8}, "general_loss": loss}
+        score = {"correct": 2 if job["base"] else 6, "rows": 8}
+        return Ended("done", {"score": score, "general_loss": loss})
 
-    def _train(self, path: Path) -> dict[str, Any]:
+    def _train(self, path: Path) -> Ended:
         config = load_config(path)
         run = Path(config.output_dir)
         self.trained.append("/".join(run.parts[-2:]))
         if run.name in self.broken:
-            raise TrainingError("no [luck]")
+            return Ended("failed", message="no [luck]")
         rank = config.method.model_dump()["r"]
         summary = Summary(
             run=str(run),
@@ -221,13 +226,27 @@ class Processes:
         (run / "manifest.json").write_text(
             json.dumps({"summary": summary, "base": {"ref": "b", "tensors": "abc", "config": "def"}})
         )
-        return summary
+        return Ended("done", summary)
+
+
+@dataclass
+class Done:
+    """A task that has ended."""
+
+    ended: Ended
+
+    def poll(self) -> Ended:
+        return self.ended
+
+    def stop(self) -> None:
+        pass
 
 
 @pytest.fixture
 def processes(monkeypatch: pytest.MonkeyPatch) -> Processes:
     found = Processes()
-    monkeypatch.setattr(compare_module, "run_python", found)
+    monkeypatch.setattr(compare_module, "start_executor", lambda placement, folder: nullcontext(found))
+    monkeypatch.setattr(pool, "SECONDS", 0.0)
     return found
 
 
@@ -336,40 +355,6 @@ def test_the_page_shows_every_candidate_and_needs_nothing_else(processes: Proces
     data = json.loads((tmp_path / "compare.json").read_text())
     assert [candidate["state"] for candidate in data["candidates"]] == ["failed", "done", "done"]
     assert data["candidates"][1]["share"] == 0.08
-
-
-def test_a_process_gives_its_last_line_or_its_error(tmp_path: Path) -> None:
-    log, stop = tmp_path / "logs" / "a.log", StopRequest()
-    echo = "import json, sys; print('chatter'); print(json.dumps({'got': sys.stdin.read()}))"
-    assert run_python(["-c", echo], "given", log, stop) == {"got": "given"}
-    with pytest.raises(TrainingError, match="it broke"):
-        run_python(["-c", 'print(\'{"error": {"message": "it broke"}}\'); raise SystemExit(1)'], "", log, stop)
-    with pytest.raises(TrainingError, match="ValueError: bad"):
-        run_python(["-c", "raise ValueError('bad')"], "", log, stop)
-    with pytest.raises(TrainingError, match="killed by signal 9"):
-        run_python(["-c", "import os; os.kill(os.getpid(), 9)"], "", log, stop)
-
-
-def test_a_signal_ends_the_process_in_good_order(tmp_path: Path) -> None:
-    code = (
-        "import pathlib, signal, sys, time\n"
-        "def leave(*_):\n    pathlib.Path(sys.argv[1]).write_text('saved'); sys.exit(1)\n"
-        "signal.signal(signal.SIGTERM, leave)\npathlib.Path(sys.argv[2]).touch()\ntime.sleep(60)\n"
-    )
-    saved, ready = tmp_path / "saved", tmp_path / "ready"
-
-    def interrupt() -> None:
-        while not ready.exists():
-            time.sleep(0.01)
-        signal.raise_signal(signal.SIGINT)
-
-    with stop_on_signals() as stop:
-        threading.Thread(target=interrupt).start()
-        with pytest.raises(Interrupted, match="stopped by SIGINT"):
-            run_python(["-c", code, str(saved), str(ready)], "", tmp_path / "log", stop)
-        with pytest.raises(Interrupted):
-            run_python(["-c", "1"], "", tmp_path / "log", stop)
-    assert saved.read_text() == "saved"
 
 
 def test_names_of_points_do_not_hide_each_other() -> None:

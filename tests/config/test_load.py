@@ -256,7 +256,7 @@ def test_missing_field_shows_how_to_give_it() -> None:
         (with_train(learning_rate=float("inf")), "train.learning_rate", "inf"),
         (with_train(learning_rate=0), "train.learning_rate", "0"),
         (with_train(warmup_ratio=1.0), "train.warmup_ratio", "1.0"),
-        (with_train(report_to="tensorboard"), "train.report_to", "'tensorboard'"),
+        (with_train(report_to=3), "train.report_to", "3"),
         ({**MINIMAL, "seed": 2**63}, "seed", str(2**63)),
         ({**MINIMAL, "output_dir": ""}, "output_dir", "''"),
         ({**MINIMAL, "train": None}, "train", "None"),
@@ -275,8 +275,10 @@ def test_wrong_type_or_range_names_field_and_value(values: dict[str, Any], field
 
 
 def test_a_share_or_a_file_reads_as_one_problem() -> None:
-    message = problems_of({"data": {"train": "x", "eval": 1}})["data.eval"].message
-    assert message == "got 1; must be less than 1, or must be a valid string."
+    message = problems_of({"data": {"train": "x", "eval": 1.5}})["data.eval"].message
+    kinds = ("less than 1", "a valid integer", "a valid string", "a mapping of keys.")
+    assert message == "got 1.5; " + ", or ".join(f"must be {kind}" for kind in kinds)
+    assert load_config({"data": {"train": "x", "eval": 500}}).data.eval == 500
 
 
 def test_columns_maps_known_fields_only() -> None:
@@ -455,7 +457,7 @@ SO: list[tuple[str, dict[str, Any]]] = [
     ("bitfit", {"task_type": "CAUSAL_LM", "modules_to_save": None}),
 ]
 NOT_SO: list[tuple[str, str, Any]] = [
-    ("lora", "task_type", "SEQ_CLS"),
+    ("dora", "task_type", "SEQ_2_SEQ_LM"),
     ("lora", "inference_mode", True),
     ("lora", "lora_bias", True),
     ("lora", "lora_bias", 0),

@@ -18,64 +18,14 @@ from lamina.data.dataset import Dataset, build_dataset
 from lamina.data.report import DROP_REASONS, FileReport
 from lamina.errors import ConfigError, DataError
 from tests.support.chat_families import TOOL
+from tests.support.datasets import OVERHEAD, Build, Row, chat, pair, report_of
 from tests.support.reasoning_families import reasoning_tokenizer
-
-Row = dict[str, Any]
-Build = Callable[..., Dataset]
-
-# "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n" without Q and A, one token per byte.
-OVERHEAD = len("user\n" + "\n" + "assistant\n" + "\n") + 4
-
-
-def pair(prompt: str, completion: str) -> Row:
-    return {"prompt": prompt, "completion": completion}
-
-
-def chat(*turns: tuple[str, str]) -> Row:
-    return {"messages": [{"role": role, "content": content} for role, content in turns]}
-
-
-@pytest.fixture(scope="module")
-def template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
-    return build_template(tokenizer)
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[..., str]:
-    """Writes rows to a file and returns its path."""
-
-    def write_rows(rows: list[Row], name: str = "rows.jsonl") -> str:
-        path = tmp_path / name
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return str(path)
-
-    return write_rows
-
-
-@pytest.fixture
-def build(write: Callable[..., str], template: ChatTemplate) -> Build:
-    """Builds a dataset from rows, without evaluation data by default."""
-
-    def build_rows(rows: list[Row], seed: int = 0, batch_size: int = 2, **settings: Any) -> Dataset:
-        config = DataConfig(train=write(rows), **{"eval": None, **settings})
-        return build_dataset(config, template, batch_size, seed)
-
-    return build_rows
 
 
 def dropped(file: FileReport) -> dict[str, list[int]]:
     """Returns the dropped rows, by reason, if all of them are listed."""
     assert all(rows.count == len(rows.first) for rows in file.dropped.values())
     return {reason: rows.first for reason, rows in file.dropped.items()}
-
-
-def report_of(dataset: Dataset) -> FileReport:
-    """Returns the report of the only file, after checking that it accounts for every row."""
-    (file,) = dataset.report.files
-    accounted = file.train_rows + file.eval_rows + file.rows_dropped
-    assert file.rows == accounted
-    assert (file.train_rows, file.eval_rows) == (len(dataset.train), len(dataset.eval))
-    return file
 
 
 @pytest.mark.parametrize(
@@ -203,15 +153,25 @@ def test_packing_figures(build: Build) -> None:
     assert (counted.micro_batches, counted.packing_efficiency) == (3, None)
 
 
-def test_share_for_evaluation_is_split_off_by_seed(build: Build) -> None:
+def test_share_for_evaluation_is_split_off_by_seed(build: Build, template: ChatTemplate) -> None:
     rows = [pair(f"q{i}", "a") for i in range(20)]
     held_out = [[example.row for example in build(rows, seed, eval=0.25).eval] for seed in (0, 0, 1)]
     assert [len(side) for side in held_out] == [5, 5, 5]
     assert held_out[0] == held_out[1] != held_out[2]
     dataset = build(rows, eval=0.25)
-    assert [example.row for example in dataset.eval_examples()] == [example.row for example in dataset.eval]
-    assert [example.prompt[-1].content for example in dataset.eval_examples()] == [f"q{row - 1}" for row in held_out[0]]
+    examples = dataset.eval_examples(template)
+    assert [example.row for example in examples] == [example.row for example in dataset.eval]
+    assert [example.prompt[-1].content for example in examples] == [f"q{row - 1}" for row in held_out[0]]
     assert dataset.report.eval is not None and dataset.report.eval.examples == 5
+
+
+def test_a_number_of_rows_for_evaluation_is_split_off(build: Build) -> None:
+    rows = [pair(f"q{i}", "a") for i in range(20)]
+    assert len(build(rows, eval=7).eval) == 7
+    assert len(build(rows, eval=1).eval) == 1
+    assert len(build(rows, eval=19).train) == 1
+    with pytest.raises(ConfigError, match=r"data\.eval: asks for 20 of the 20 rows"):
+        build(rows, eval=20)
 
 
 def test_one_prompt_for_all_rows_leaves_no_evaluation_side_and_says_so(build: Build) -> None:
@@ -229,14 +189,16 @@ def test_evaluation_side_that_is_dropped_whole_is_noted(build: Build) -> None:
     assert any("evaluation" in note for note in dataset.report.notes)
 
 
-def test_evaluation_file_is_read_whole_and_reported_apart(build: Build, write: Callable[..., str]) -> None:
+def test_evaluation_file_is_read_whole_and_reported_apart(
+    build: Build, write: Callable[..., str], template: ChatTemplate
+) -> None:
     path = write([pair("new", "a"), pair("empty", ""), pair("new too", "b"), pair("long", "b" * 99)], "eval.jsonl")
     dataset = build([pair("q", "a"), pair("r", "a")], eval=path, max_rows=1, max_length=60)
     train, held_out = dataset.report.files
     assert (train.train_rows, train.eval_rows, dropped(train)) == (1, 0, {"after_max_rows": [2]})
     assert (held_out.path, held_out.train_rows, held_out.eval_rows) == (path, 0, 2)
     assert dropped(held_out) == {"empty_answer": [2], "longer_than_max_length": [4]}
-    assert [example.row for example in dataset.eval_examples()] == [1, 3]
+    assert [example.row for example in dataset.eval_examples(template)] == [1, 3]
     assert dataset.report.notes == []
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lamina.distributed.assign import assign, balance, cost
 
 COSTS = st.lists(st.floats(0.0, 1e6), max_size=20)
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
+@patient
 @given(costs=COSTS, size=st.integers(1, 9))
 def test_every_micro_batch_is_in_one_share(costs: list[float], size: int) -> None:
     shares = assign(costs, size)
@@ -19,6 +21,7 @@ def test_every_micro_batch_is_in_one_share(costs: list[float], size: int) -> Non
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+@patient
 @given(costs=COSTS.filter(lambda costs: sum(costs) > 0), size=st.integers(1, 9))
 def test_those_of_a_slot_are_of_like_cost(costs: list[float], size: int) -> None:
     shares = assign(costs, size)

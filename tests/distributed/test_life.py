@@ -191,7 +191,7 @@ def test_a_full_disk_ends_all(model_folder: Path, tmp_path: Path) -> None:
     def before(world: Group) -> None:
         from lamina.training import checkpoint
 
-        def full(*args: Any) -> None:
+        def full(*args: Any, **more: Any) -> None:
             raise OSError(errno.ENOSPC, "No space left on device", "adapter.safetensors")
 
         checkpoint.save_file = full  # type: ignore[attr-defined]

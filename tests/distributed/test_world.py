@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lamina.compute.fusion import fast_path
+from lamina.config import load_config
 from lamina.config.methods.lora import LoraConfig
 from lamina.data.batch import Batch
 from lamina.data.example import EncodedExample
@@ -144,10 +145,11 @@ def test_what_was_not_counted_is_no_figure(injection: Injection) -> None:
 
 def test_the_first_process_alone_writes_and_tells(tmp_path: Path) -> None:
     told: list[str] = []
+    config = load_config({"data": {"train": "rows.jsonl"}})
     for rank in (1, 0):
         run = Run(tmp_path / str(rank))
         run.path.mkdir()
-        with EventLog(run, [], lambda event: told.append(event.kind), -1, StopRequest(), OneOf(rank, 2)) as log:
+        with EventLog(run, config, lambda event: told.append(event.kind), -1, StopRequest(), OneOf(rank, 2)) as log:
             log.emit(Note(0, message="a"))
             log.show(Progress(0, what="b", done=1, total=2))
         assert run.metrics_path.exists() == (rank == 0)

@@ -41,7 +41,7 @@ def adapter_of(case: str, seed: int, is_ours: bool = True) -> Adapter:
         settings,
         "",
         tensors,
-        cast(Lock, SimpleNamespace(lamina="0.1")) if is_ours else None,
+        cast(Lock, SimpleNamespace(lamina="0.1", classes=None)) if is_ours else None,
         [],
         peft_content(injection, saved.config, "base"),
         adapter_digest(settings, tensors),

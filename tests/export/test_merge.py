@@ -18,6 +18,7 @@ from lamina.chat.template import build_template
 from lamina.config.methods.lora import LoraConfig
 from lamina.engine.probes import record_probes
 from lamina.errors import AdapterError, BaseMismatchError, CertificateError
+from lamina.machine.hardware import multiplies_bf16_natively
 from lamina.methods.shared.base import inject
 from lamina.models.load import load_base
 from lamina.quickstart.task import build_task
@@ -68,6 +69,27 @@ def test_plain_transformers_loads_the_merged_model(
     assert written["modules_matched"] == written["modules_expected"] > 0
 
 
+@pytest.mark.parametrize("trained_in", ["float32", "bfloat16"])
+def test_a_base_stored_in_float16_is_merged_in_float16(trained_in: str, tmp_path: Path) -> None:
+    build_model("llama", vocab_size=259).half().save_pretrained(tmp_path / "base")
+    build_tokenizer().save_pretrained(tmp_path / "base")
+    expected = make_adapter(str(tmp_path / "base"), tmp_path / "adapter", trained_in, 0.15)
+    loaded = lamina.load(tmp_path / "adapter", dtype="float16")
+    assert loaded.model.dtype == torch.float16
+    tolerance = 0.01 if trained_in == "float32" else 0.05
+    largest = float(expected.abs().max())
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(IDS).logits.float(), expected, rtol=0, atol=tolerance * largest)
+    merged = lamina.merge(tmp_path / "adapter", tmp_path / "merged", dtype="float16")
+    assert merged.certificate.passed and merged.certificate.dtype == "float16"
+    config = json.loads((merged.path / "config.json").read_text())
+    assert config["dtype"] == "float16"
+    model = AutoModelForCausalLM.from_pretrained(merged.path, dtype="auto")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits.float(), expected, rtol=0, atol=tolerance * largest)
+
+
 def test_a_failing_certificate_leaves_nothing(
     tiny: Callable[..., tuple[Path, torch.Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +124,10 @@ def test_out_must_not_exist(tiny: Callable[..., tuple[Path, torch.Tensor]], tmp_
 
 
 @pytest.mark.real
+@pytest.mark.skipif(
+    not multiplies_bf16_natively(torch.device("cpu")),
+    reason="without bfloat16 hardware, the products of the real model take many minutes",
+)
 def test_real_model_in_bfloat16_with_peft_and_transformers(tmp_path: Path) -> None:
     """A trained adapter. The tolerance is that of the certificate: eight bfloat16 spacings at the largest logit."""
     task = build_task(0, 60, 10)

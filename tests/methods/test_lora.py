@@ -54,7 +54,7 @@ def test_a_regular_expression_of_peft_selects_the_same_modules(tmp_path: Path) -
         torch.testing.assert_close(loaded.model(input_ids=IDS).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("settings", [{"trainable_token_indices": [3]}, {"lora_bias": True}])
+@pytest.mark.parametrize("settings", [{"lora_bias": True}])
 def test_what_only_peft_has_is_loaded_through_peft(settings: dict[str, object], tmp_path: Path) -> None:
     expected, path = trained_by_peft("llama", tmp_path, target_modules=["q_proj", "v_proj"], **settings)
     loaded = lamina.load(path, dtype="float32")

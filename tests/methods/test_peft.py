@@ -323,12 +323,10 @@ def test_what_lamina_has_itself_is_pointed_to(monkeypatch: pytest.MonkeyPatch) -
 
 # What lamina's own method says no to is no reason for `type: peft` to point back to it.
 ELSEWHERE: list[tuple[str, dict[str, Any], str | None]] = [
-    ("LORA", {"target_modules": ["embed_tokens"]}, None),
     ("LORA", {"target_modules": ["q_proj"], "init_lora_weights": "mica"}, None),
     ("LORA", {"target_modules": ["q_proj"], "r": 64}, None),
     ("LORA", {"target_modules": ["q_proj"], "lora_bias": True}, None),
     ("LORA", {"target_modules": ["q_proj"], "ensure_weight_tying": True}, None),
-    ("LORA", {"target_modules": ["q_proj"], "trainable_token_indices": [3]}, None),
     ("LORA", {"target_modules": ["q_proj"], "use_bdlora": {"target_modules_bd_a": ["q_proj"], "nblocks": 2}}, None),
     ("LN_TUNING", {"target_modules": ["q_proj"]}, None),
     ("LORA", {"target_modules": "q_proj"}, "write target_modules as a list"),
@@ -361,10 +359,8 @@ def test_no_advice_leads_in_a_circle(
         inject(build_model("qwen2"), method, seed=0)
 
 
-@pytest.mark.parametrize("field", ["target_parameters", "lora_bias", "trainable_token_indices", "ensure_weight_tying"])
-def test_lora_points_to_pefts_for_what_that_alone_has(field: str) -> None:
-    values = {"target_parameters": ["q_proj.weight"], "trainable_token_indices": [1]}
-    method = {"type": "lora", field: values.get(field, True)}
+def test_lora_points_to_pefts_for_what_that_alone_has() -> None:
+    method = {"type": "lora", "lora_bias": True}
     with pytest.raises(ConfigError, match=r"method\.\w+: unknown key.*`type: peft` and `peft_type: LORA`"):
         load_config({"data": {"train": "x"}, "method": method})
     begun(
@@ -373,14 +369,13 @@ def test_lora_points_to_pefts_for_what_that_alone_has(field: str) -> None:
     )
 
 
-def test_all_linear_means_experts_to_peft_and_so_is_not_pointed_to_lora(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fields", [{"target_modules": "all-linear"}, {"target_parameters": ["experts.down_proj"]}])
+def test_experts_are_pointed_to_lora(fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("lamina.methods.peft", "lamina.methods.shared.peft_types"):
         monkeypatch.setattr(f"{module}.METHOD_CONFIGS", METHOD_CONFIGS)
-    config = PeftConfig.model_validate({"peft_type": "LORA", "r": 4, "target_modules": "all-linear"})
-    injection = begun(build("qwen3_moe"), config)
-    assert any("experts" in name for name in injection.layers)
+    config = PeftConfig.model_validate({"peft_type": "LORA", "r": 4, **fields})
     with pytest.raises(ConfigError, match="lamina implements LoRA itself"):
-        begun(build("llama"), config)
+        begun(build("qwen3_moe"), config)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A package adds a method, a loss, an optimizer, a data format and a scorer, and they work like lamina's own."""
+"""A package adds one of each: method, loss, optimizer, data format, scorer, executor; they work like lamina's own."""
 
 from __future__ import annotations
 
@@ -122,6 +122,26 @@ def test_micro_batches_change_nothing(used: dict[str, Any]) -> None:
 
 def test_verify_holds_the_loss_to_its_formula(used: dict[str, Any]) -> None:
     assert used["passed"], used["verified"]
+
+
+def test_an_executor(tmp_path: Path) -> None:
+    install_example(tmp_path / "site")
+    code = """
+import json, sys
+from pathlib import Path
+from lamina.fleet.executor import Placement, start_executor
+from lamina.fleet.task import Task
+folder = Path(sys.argv[1])
+placement = Placement("in_turn", options=("cpus=3",))
+with start_executor(placement, folder) as executor:
+    resources = placement.settled(executor, 1).resources
+    show = "import os; print('{\\"threads\\": ' + os.environ['OMP_NUM_THREADS'] + '}')"
+    print(json.dumps(executor.submit(Task("a", ("-c", show), folder / "log", folder), resources).poll().printed))
+"""
+    printed = run_python(
+        tmp_path / "site", "import os; os.environ.pop('OMP_NUM_THREADS', None)\n" + code, str(tmp_path)
+    )
+    assert json.loads(printed.stdout) == {"threads": 3}
 
 
 def test_the_command_line_knows_them(tmp_path: Path) -> None:

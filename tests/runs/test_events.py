@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lamina.config import Config
 from lamina.errors import RunError, TrainingError
 from lamina.runs import Run, events
 from lamina.runs.events import KINDS, Event, Measured, Unknown, event_from_json, event_lines
@@ -191,7 +192,8 @@ def test_a_log_that_goes_on_keeps_lines_of_any_version_to_the_letter(tmp_path: P
     later = '{"event": "note", "step": 4, "time": 3.5, "message": "of a step that is taken again"}'
     run.metrics_path.write_text("".join(f"{line}\n" for line in (*kept, later)))
     told: list[Event] = []
-    with EventLog(run, [], told.append, 3, StopRequest()) as log:
+    config = Config.model_validate({"data": {"train": "a.jsonl"}})
+    with EventLog(run, config, told.append, 3, StopRequest()) as log:
         log.emit(EVENTS[0])
     assert run.metrics_path.read_text().splitlines()[:2] == kept
     assert len(run.metrics_path.read_text().splitlines()) == 3

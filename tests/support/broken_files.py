@@ -110,7 +110,11 @@ BROKEN = {
     "latin-1 line": Broken(
         "x.jsonl", with_third('{"prompt": "Zürich", "completion": "a"}'.encode("latin-1")), "not_utf8", 3
     ),
-    "latin-1 in csv": Broken("x.csv", (CSV + "Zürich,a\nq7,a7\n").encode("latin-1"), "not_utf8", 7, 6),
+    "latin-1 in csv": Broken("x.csv", (CSV + "Zürich,a\nq7,a7\n").encode("latin-1"), "windows_1252", 2, 7),
+    "latin-1 in csv of utf-8": Broken(
+        "x.csv", (CSV + "Zürich,é\n").encode() + "Zürich,a\nq7,a7\n".encode("latin-1"), "not_utf8", 8, 7
+    ),
+    "utf-16 in csv": Broken("x.csv", (CSV + "Zürich,日本\n").encode("utf-16"), "utf_16", 2, 6),
     "latin-1 in an array": Broken(
         "x.json", array(*LINES[:2], '{"prompt": "Zürich"}').decode().encode("latin-1"), "not_utf8", 4, 2
     ),

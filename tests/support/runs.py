@@ -24,6 +24,7 @@ SUMMARY = Summary(
     total_parameters=3824,
     adapted_weights_share=0.75,
     packed_weights_share=0.5,
+    learning_rate=1e-4,
     loss_type="dpo",
     reference="sha256:3",
     eval_metrics_first={"rewards/margins": 0.0},

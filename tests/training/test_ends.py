@@ -202,7 +202,7 @@ def test_a_failing_save_does_not_hide_the_error_that_came_first(
     values: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full() -> None:
-        monkeypatch.setattr(loop, "save_checkpoint", lambda *_: throw(StorageError("the disk is full")))
+        monkeypatch.setattr(loop, "keep_checkpoint", lambda *_: throw(StorageError("the disk is full")))
         raise RuntimeError("unforeseen")
 
     with pytest.raises(RuntimeError, match="unforeseen") as raised:

@@ -20,16 +20,14 @@ from lamina.quickstart.task import build_task
 from lamina.runs.events import Event, Step
 from tests.support.training import write_rows
 
-STEPS = 20
 
-
-def settings(model: str, data: Path, out: Path) -> dict[str, Any]:
+def settings(model: str, data: Path, out: Path, steps: int = 20) -> dict[str, Any]:
     return {
         "model": model,
         "data": {"train": str(data), "eval": None, "packing": False, "max_length": 512},
         "method": {"type": "lora", "r": 8, "lora_alpha": 16},
         "train": {
-            "max_steps": STEPS,
+            "max_steps": steps,
             "per_device_train_batch_size": 1,
             "gradient_accumulation_steps": 2,
             "learning_rate": 1e-3,
@@ -54,6 +52,7 @@ def encoded(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[torch.Tenso
 def losses_of_a_bare_loop(values: dict[str, Any], conversations: list[list[dict[str, str]]]) -> list[float]:
     """One document at a time, no packing, transformers' own loss, peft's LoRA, torch's AdamW."""
     config = load_config(values)
+    steps = values["train"]["max_steps"]
     folder = find_model(config.model).folder
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = [encoded(tokenizer, messages) for messages in conversations]
@@ -64,16 +63,16 @@ def losses_of_a_bare_loop(values: dict[str, Any], conversations: list[list[dict[
     peft.set_peft_model_state_dict(model, {name: tensor.detach() for name, tensor in start.tensors().items()})
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01, foreach=False)
-    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=3, num_training_steps=STEPS)
+    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=3, num_training_steps=steps)
     order = [
         index
-        for epoch in range(STEPS)
+        for epoch in range(steps)
         for batch in plan_epoch([ids.shape[1] for ids, _ in rows], 1, 512, False, config.seed, epoch)
         for index in batch
     ]
     model.train()
     losses = []
-    for step in range(STEPS):
+    for step in range(steps):
         chosen = [rows[index] for index in order[2 * step : 2 * step + 2]]
         supervised = sum(int((labels != -100).sum()) for _, labels in chosen)
         total = 0.0
@@ -116,11 +115,11 @@ def test_real_model(tmp_path: Path) -> None:
     conversations = [request.messages() for request in build_task(0, 50, 10).train]
     data = tmp_path / "rows.jsonl"
     data.write_text("\n".join(json.dumps({"messages": messages}) for messages in conversations))
-    values = settings("smollm2-135m", data, tmp_path / "run")
+    values = settings("smollm2-135m", data, tmp_path / "run", steps=8)
     torch.set_num_threads(2)
     try:
         ours, theirs = losses_of_lamina(values), losses_of_a_bare_loop(values, conversations)
     finally:
         torch.set_num_threads(1)
     assert ours == pytest.approx(theirs, abs=1e-4)
-    assert ours[-1] < 0.5 * ours[0]
+    assert ours[-1] < 0.8 * ours[0]

@@ -13,7 +13,7 @@ import yaml
 
 import lamina
 from lamina.adapters.load import load
-from lamina.errors import AdapterError, ConfigError, Interrupted, NewerVersionError, RunError
+from lamina.errors import AdapterError, ConfigError, DataError, Interrupted, NewerVersionError, RunError
 from lamina.runs import Run
 from lamina.runs.events import Event, Note
 from tests.support.models_zoo import CHATML, build_model
@@ -231,12 +231,13 @@ def test_a_runs_own_configuration_is_of_its_own_folder_without_resume_too(projec
 
 
 def test_a_run_that_never_began_may_be_started_again_and_taken_up(project: Path) -> None:
-    broken = values("runs/new", data={"train": "missing.jsonl"})
-    with pytest.raises(ConfigError, match="missing"):
+    Path("broken.jsonl").write_text('{"prompt": "a", "completion": "b"}\nbroken\n')
+    broken = values("runs/new", data={"train": "broken.jsonl"})
+    with pytest.raises(DataError, match="broken"):
         lamina.train(broken)
     assert Run(Path("runs/new")).status == "failed"
     for resume in (False, True):
-        with pytest.raises(ConfigError, match="missing"):
+        with pytest.raises(DataError, match="broken"):
             lamina.train(broken, resume=resume)
     assert digest(lamina.train(values("runs/new"))) == whole(project)
 

@@ -15,7 +15,7 @@ import lamina
 from lamina.compute.kernels import native
 from lamina.errors import ConfigError, DataError, ModelError, RunError, TrainingError
 from lamina.runs import Run
-from lamina.runs.events import Event, FirstExample, Note, Step
+from lamina.runs.events import CheckpointSaved, Evaluation, Event, FirstExample, Note, Step
 from lamina.training import step
 from lamina.training.checkpoint import newest_checkpoint
 from lamina.training.step import EvaluationResult, evaluate_loss
@@ -75,9 +75,13 @@ def test_run_directory_is_complete(finished: tuple[Run, list[Event]]) -> None:
     assert [name for name in kept if name.startswith("step")] == ["step-00000009", "step-00000012"]
     assert len([name for name in kept if name.startswith("best")]) == 1
     assert sorted(path.name for path in run.adapter.iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "chat_template.jinja",
         "lamina.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
     ]
 
 
@@ -137,6 +141,12 @@ def test_best_adapter_is_kept(model_folder: Path, tmp_path: Path, monkeypatch: p
     assert run.summary.adapter_step == 8
     assert lamina.evaluate(run.path).loss == pytest.approx(real[2], rel=1e-5)
     assert real[2] != pytest.approx(real[3], rel=1e-3)
+
+
+def test_steps_as_shares_of_the_run(model_folder: Path, tmp_path: Path) -> None:
+    run = lamina.train(settings(tmp_path, model_folder, train={"eval_steps": 0.25, "save_steps": 0.4}))
+    assert [event.step for event in run.events(Evaluation) if event.step] == [3, 6, 9, 12]
+    assert [event.step for event in run.events(CheckpointSaved)] == [5, 10, 12]
 
 
 def test_the_last_adapter_is_kept_when_asked_for(
@@ -277,7 +287,7 @@ def test_tensorboard_when_asked(model_folder: Path, tmp_path: Path) -> None:
 def test_data_without_a_stop_token_is_refused(model_folder: Path, tmp_path: Path) -> None:
     rows = tmp_path / "long.jsonl"
     rows.write_text(
-        "".join(json.dumps({"prompt": "go", "completion": "on and on " * 30 + str(i)}) + "\n" for i in range(4))
+        "".join(json.dumps({"prompt": "go", "completion": "on and on " * 15 + str(i)}) + "\n" for i in range(4))
     )
     values = settings(tmp_path, model_folder, data={"train": str(rows), "overlong": "cut", "max_length": 64})
     with pytest.raises(DataError, match="no training example teaches the stop token") as caught:
@@ -299,26 +309,32 @@ def table_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("method", "words"),
     [
-        ({"type": "lora"}, "rows of up to 65 tokens are too long: GPT2LMHeadModel has 64 positions"),
+        ({"type": "lora"}, r"65 is more than the model's 64 positions .* Fix: use 64 at most"),
         (
             {"type": "prompt_tuning", "num_virtual_tokens": 10},
-            r"rows of up to 65 tokens with 10 virtual ones before them are too long: .* Fix: use 54 at most",
+            r"rows of up to 64 tokens with 10 virtual ones before them are too long: .* Fix: use 54 at most",
         ),
     ],
 )
 def test_rows_beyond_a_position_table_are_one_clear_error(
     table_folder: Path, tmp_path: Path, method: dict[str, Any], words: str
 ) -> None:
-    values = settings(tmp_path, table_folder, data={"max_length": 65, "overlong": "cut"}) | {"method": method}
+    length = 65 if method["type"] == "lora" else 64
+    values = settings(tmp_path, table_folder, data={"max_length": length, "overlong": "cut"}) | {"method": method}
     with Path(values["data"]["train"]).open("a") as rows:
         rows.write(json.dumps({"prompt": "say " + "a" * 30, "completion": "b" * 40}) + "\n")
     with pytest.raises(ConfigError, match=f"data.max_length: {words}"):
         lamina.train(values)
 
 
-def test_rows_beyond_rotary_positions_are_noted(tmp_path: Path) -> None:
-    build_model("llama", vocab_size=259, max_position_embeddings=32).save_pretrained(tmp_path / "base")
+def test_rows_beyond_rotary_positions_are_an_error_or_follow_the_model(tmp_path: Path) -> None:
+    build_model("llama", vocab_size=259, max_position_embeddings=72).save_pretrained(tmp_path / "base")
     build_tokenizer().save_pretrained(tmp_path / "base")
-    run = lamina.train(settings(tmp_path, tmp_path / "base", train={"max_steps": 1}))
-    notes = [note.message for note in run.events(Note)]
-    assert any("LlamaForCausalLM has 32 positions" in note for note in notes)
+    values = settings(tmp_path, tmp_path / "base", train={"max_steps": 1})
+    with pytest.raises(ConfigError, match=r"data\.max_length: 128 is more than the model's 72 positions"):
+        lamina.train(values)
+    del values["data"]["max_length"]
+    run = lamina.train({**values, "output_dir": str(tmp_path / "other")})
+    report = json.loads(run.data_report_path.read_text())
+    assert report["train"]["longest"] <= 72
+    assert any("data.max_length is 72 instead of the default 1024" in note for note in report["notes"])

@@ -94,7 +94,7 @@ def test_green_on_the_real_model(tmp_path: Path) -> None:
     rows.write_text("".join(json.dumps({"messages": request.messages()}) + "\n" for request in short))
     torch.set_num_threads(2)
     try:
-        result = lamina.verify({"data": {"train": str(rows)}, "dtype": "bfloat16"})
+        result = lamina.verify({"data": {"train": str(rows)}, "dtype": "auto"})
     finally:
         torch.set_num_threads(1)
     assert result.passed, result.checks

@@ -79,22 +79,55 @@ def save_adapter(path: Path, injection: Injection, base: Base, lock: Lock, probe
     Raises:
         StorageError: Nothing was written, and an adapter already at `path` is untouched.
     """
+    with files.new_folder(path) as folder:
+        return write_adapter(folder, injection, base, lock, probes)
+
+
+def write_adapter(
+    folder: Path, injection: Injection, base: Base, lock: Lock, probes: Sequence[Probe], stored: Path | None = None
+) -> str:
+    """Writes the adapter's files into a folder that is there.
+
+    Args:
+        folder: The folder.
+        injection: The adapter.
+        base: The base that it is on.
+        lock: What it is bound to.
+        probes: Its probes.
+        stored: A file in the folder's file system that holds just the tensors that are trained; where they are the
+            adapter's tensors as they are saved, that file is linked and not written again.
+
+    Returns:
+        Its digest.
+    """
     saved = saved_form(injection)
     config = with_names(injection, saved.config)
     settings = config.model_dump(mode="json")
     digest = adapter_digest(settings, saved.tensors)
+    is_stored = stored is not None and _is_as_trained(saved.tensors, injection)
     peft_config = peft_content(injection, config, base.source.public_name)
-    with files.new_folder(path) as folder:
-        write_peft(folder, peft_config, saved.tensors)
-        about: dict[str, Any] = {
-            "format": FORMAT,
-            "digest": digest,
-            "method": settings,
-            "lock": lock.as_json(),
-            "probes": [probe.as_json() for probe in probes],
-        }
-        files.write_json(folder / LAMINA_FILE, about)
+    if base.source.revision is not None:
+        peft_config["revision"] = base.source.revision
+    write_peft(folder, peft_config, saved.tensors, stored if is_stored else None)
+    about: dict[str, Any] = {
+        "format": FORMAT,
+        "digest": digest,
+        "method": settings,
+        "lock": lock.as_json(),
+        "probes": [probe.as_json() for probe in probes],
+    }
+    files.write_json(folder / LAMINA_FILE, about)
+    if base.added is not None:  # without its tokenizer, nobody could find the new rows
+        base.tokenizer.save_pretrained(str(folder))
     return digest
+
+
+def _is_as_trained(tensors: Mapping[str, torch.Tensor], injection: Injection) -> bool:
+    trained = injection.tensors()
+    return tensors.keys() == trained.keys() and all(
+        tensor.dtype == torch.float32 and tensor.data_ptr() == trained[name].data_ptr()
+        for name, tensor in tensors.items()
+    )
 
 
 def read_adapter(path: Path) -> Adapter:

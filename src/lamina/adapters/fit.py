@@ -84,7 +84,8 @@ def _fit(adapter: Adapter, config: MethodConfig, model: PreTrainedModel, base: _
     used, notes = _without_dead_names(config, adapter, base.modules)
     _check_memory(adapter, config, base.modules)
     _check_tokens(adapter, config, base)
-    injection = with_saved_score(inject(model, used, seed=0), adapter.tensors)
+    classes = tuple((adapter.lock and adapter.lock.classes) or ())
+    injection = with_saved_score(inject(model, used, seed=0), _shapes(adapter.tensors), classes)
     try:
         if adapter.lock is not None:
             check_tensors(adapter, injection)
@@ -165,7 +166,7 @@ def _check_memory(adapter: Adapter, config: MethodConfig, modules: Mapping[str, 
 
 def _check_tokens(adapter: Adapter, config: MethodConfig, base: _Base) -> None:
     """Trained rows of the embedding must be there before anything is put in their place."""
-    fields = config.fields if isinstance(config, PeftConfig) else {}
+    fields = config.fields if isinstance(config, PeftConfig) else dict(config)
     given = fields.get("token_indices") or fields.get("trainable_token_indices") or []
     tokens = [token for some in given.values() for token in some] if isinstance(given, dict) else given
     if tokens and max(tokens) >= base.vocabulary:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import shlex
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,9 +27,24 @@ CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
 
 
-def write_peft(folder: Path, peft_config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes an adapter as HF peft does. Tensors are stored in float32, indices as the integers that they are."""
+def write_peft(
+    folder: Path, peft_config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], stored: Path | None = None
+) -> None:
+    """Writes an adapter as HF peft does. Tensors are stored in float32, indices as the integers that they are.
+
+    Args:
+        folder: A folder that is there.
+        peft_config: The content of `adapter_config.json`.
+        tensors: The tensors, by name.
+        stored: A file that holds them already, to which a link is made instead; None if there is none.
+    """
     write_json(folder / CONFIG_FILE, dict(peft_config))
+    if stored is not None:
+        try:
+            os.link(stored, folder / TENSORS_FILE)
+        except OSError:  # a file system without links
+            shutil.copyfile(stored, folder / TENSORS_FILE)
+        return
     # Copies, because safetensors takes no two names for one memory, and layers may share a tensor.
     stored = {
         name: tensor.detach().to("cpu", _stored_dtype(tensor), copy=True).contiguous()
@@ -54,14 +72,17 @@ def peft_content(injection: Injection, config: MethodConfig, base_ref: str) -> d
             targets = short_targets(model, [name for name in matched if name in injection.layers])
             config = config.model_copy(update={"target_modules": targets})
     content = find_method(config.type).peft_config(config, targets, base_ref)
-    if SCORE in injection.layers:  # a reward model, which peft puts on a model for sequence classification
+    if (
+        SCORE in injection.layers
+    ):  # a reward model or a classifier, which peft puts on a model for sequence classification
         content |= {"task_type": "SEQ_CLS", "modules_to_save": [*(content.get("modules_to_save") or []), SCORE]}
     return content
 
 
 def without_score(content: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the content for the adapter without a reward model's head, as a method reads it."""
-    kept = [name for name in content.get("modules_to_save") or [] if name != SCORE]
+    # peft names both of transformers' names for such heads.
+    kept = [name for name in content.get("modules_to_save") or [] if name not in (SCORE, "classifier")]
     return {**content, "task_type": "CAUSAL_LM", "modules_to_save": kept or None}
 
 
@@ -91,15 +112,14 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Reads the adapter's tensors, by their names in the file: float32, and indices as the integers that they are.
 
     Raises:
-        AdapterError: The file is missing or damaged. Pickled adapters (`.bin`) are never read.
+        AdapterError: The file is missing or damaged, or a pickle, which only `convert` reads.
     """
     path = folder / TENSORS_FILE
     if not path.is_file():
         if (folder / "adapter_model.bin").is_file():
             raise AdapterError(
-                f"{folder}: holds a pickled adapter_model.bin and no {TENSORS_FILE}, and lamina reads no pickles, "
-                "which can run code. Fix: if you trust it, write it again with peft: "
-                f"`PeftModel.from_pretrained(base, {str(folder)!r}).save_pretrained(NEW)`."
+                f"{folder}: holds a pickled adapter_model.bin and no {TENSORS_FILE}. Pickles can run code, so they are "
+                f"not read here. Fix: write it as safetensors: lamina convert {shlex.quote(str(folder))} --out NEW"
             )
         raise AdapterError(f"{folder}: holds no {TENSORS_FILE}. Fix: copy the adapter again.")
     try:
@@ -119,6 +139,8 @@ def method_config(peft_config: Mapping[str, Any]) -> MethodConfig:
         AdapterError: No method of lamina reads it.
     """
     task = peft_config.get("task_type") or "CAUSAL_LM"
+    if task == "SEQ_CLS":  # the head is found by its tensor
+        peft_config, task = without_score(peft_config), "CAUSAL_LM"
     if task in _OTHER_TASKS:
         raise AdapterError(
             f"the adapter was trained for {_OTHER_TASKS[task]} (task_type {task}), and lamina runs causal language "
@@ -155,7 +177,6 @@ def _readers(peft_config: Mapping[str, Any]) -> list[Method]:
 
 # Tasks for which peft trains a head that no causal language model has, or another kind of model.
 _OTHER_TASKS = {
-    "SEQ_CLS": "the classification of sequences",
     "TOKEN_CLS": "the classification of tokens",
     "QUESTION_ANS": "finding answers in a text",
     "SEQ_2_SEQ_LM": "an encoder with a decoder",

@@ -13,19 +13,24 @@ from lamina.adapters.adapter import Adapter, read_adapter
 from lamina.adapters.certificate import Certificate, replay_on_model
 from lamina.adapters.fit import fit
 from lamina.adapters.lock import check_lock
+from lamina.chat.bare import BARE, CHAT
 from lamina.chat.template import ChatTemplate, build_template
 from lamina.config.aliases import ALIASES
-from lamina.config.places import read_origin, start_folders
+from lamina.config.places import inside_run, read_origin, start_folders
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import AdapterError, ConfigError, ModelError
-from lamina.machine.hardware import default_device
+from lamina.machine.hardware import default_device, find_device
 from lamina.methods.shared.base import Injection, find_method
+from lamina.methods.shared.counts import ParameterCounts, count_parameters, total_parameters
+from lamina.methods.shared.peft_layers import PeftLayer, remove_peft_layers
+from lamina.models.copies import bare_copy
 from lamina.models.fingerprint import fingerprint_base
-from lamina.models.load import Base, load_base
+from lamina.models.load import Base, load_base, load_tokenizer, load_tokenizer_in
+from lamina.models.new_tokens import NewTokens, missing_tokens
 from lamina.models.source import find_model
 from lamina.progress import Notify
 from lamina.registry.resolve import local_path
-from lamina.runs import ADAPTER_FOLDER, open_run
+from lamina.runs import ADAPTER_FOLDER, open_run, run_of
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Loaded:
         """Replays the adapter's probes on the model as it is now.
 
         Raises:
-            AdapterError: The adapter has no probes, because lamina did not train it.
+            AdapterError: The adapter has no probes: lamina did not train it, or it is a checkpoint.
         """
         if self.adapter.lock is None:
             raise AdapterError(f"{self.adapter.path}: has no lamina.json, so there are no probes to replay.")
@@ -69,6 +74,26 @@ class Loaded:
             notes=self.notes,
             update_kept=1.0 if self._is_whole() else None,
         )
+
+    def load_beside(self, path: str | Path, *, allow_base_mismatch: bool = False) -> Loaded:
+        """Loads another adapter on the same base, whose weights both share: either can be called at any time.
+
+        Args:
+            path: A run directory or an adapter folder, lamina's or peft's.
+            allow_base_mismatch: As for `load`.
+
+        Raises:
+            AdapterError: It is missing, damaged, or does not fit the model.
+            BaseMismatchError: It is locked to another base.
+        """
+        adapter, bare = read_adapter(adapter_folder(path)), bare_copy(self.model)
+        if any(isinstance(layer, PeftLayer) for layer in self.injection.layers.values()):
+            remove_peft_layers(bare)
+        return _put_on(adapter, replace(self.base, model=bare), allow_base_mismatch)
+
+    def parameter_counts(self) -> ParameterCounts:
+        """Counts the parameters of adapter and base; printed, it is a line."""
+        return ParameterCounts(count_parameters(self.injection.tensors().values()), total_parameters(self.model))
 
     def _is_whole(self) -> bool:
         """Whether the layers hold the adapter's tensors, and take part."""
@@ -86,15 +111,33 @@ def template_of(adapter: Adapter, base: Base) -> ChatTemplate:
         return build_template(base.tokenizer)
     wanted = None if lock.chat_template == "model" else lock.chat_template
     return build_template(
-        base.tokenizer, wanted, lock.thinking, lock.chat_template_text or "", enable_thinking=lock.enable_thinking
+        base.tokenizer,
+        wanted,
+        lock.thinking,
+        lock.chat_template_text or "",
+        lock.enable_thinking,
+        lock.chat_template_kwargs,
     )
+
+
+def asked_template(template: ChatTemplate, chat: bool | None) -> ChatTemplate:
+    """The template that prompts are rendered with: that of training, unless the user asks for another.
+
+    Args:
+        template: That of training, or the model's own.
+        chat: True for the chat template, False for prompts as they are, None for as in training.
+    """
+    if chat is None or chat != template.is_bare:
+        return template
+    return build_template(template.tokenizer, CHAT if chat else BARE)
 
 
 def adapter_folder(path: str | Path) -> Path:
     """The adapter folder of a run directory or of a version in the registry, or the folder itself.
 
     Args:
-        path: Where it is; or a reference such as `support@prod` or `support:7`.
+        path: Where it is: a run, or any folder that holds an adapter, such as a run's checkpoint; or a reference, such
+            as `support@prod` or `support:7`.
 
     Raises:
         AdapterError: Neither is there.
@@ -108,8 +151,10 @@ def adapter_folder(path: str | Path) -> Path:
     if path.is_dir():
         if (path / "config.yaml").is_file() and not (path / "adapter_config.json").is_file():
             run = open_run(path)
+            usable = sorted(run.checkpoints.glob("step-*/adapter_config.json"))
+            other = f"; or use its newest checkpoint, {usable[-1].parent}" if usable else ""
             raise AdapterError(
-                f"{path}: this run has no adapter yet ({run.status}). Fix: finish it with: {run.resume_command}"
+                f"{path}: this run has no adapter yet ({run.status}). Fix: finish it with: {run.resume_command}{other}"
             )
         return path
     raise AdapterError(f"{path}: there is no such run or adapter folder. Fix: check the path.")
@@ -140,6 +185,9 @@ def _places_of(adapter: Adapter, wanted: str) -> list[str]:
 
     A run knows where its paths start from; peft's file has the path in full, as it was then.
     """
+    run = adapter.path.parent
+    if adapter.path.name == ADAPTER_FOLDER and (kept := inside_run(wanted, run, read_origin(run))):
+        return [kept]
     if wanted in ALIASES or Path(wanted).expanduser().is_absolute():
         return []
     candidates = [str(folder / wanted) for folder in _start_folders(adapter)]
@@ -153,8 +201,8 @@ def _places_of(adapter: Adapter, wanted: str) -> list[str]:
 
 
 def _start_folders(adapter: Adapter) -> list[Path]:
-    run = adapter.path.parent
-    return start_folders(run, read_origin(run)) if adapter.path.name == ADAPTER_FOLDER else []
+    run = run_of(adapter.path)
+    return [] if run is None else start_folders(run.path, read_origin(run.path))
 
 
 def _not_there(adapter: Adapter, wanted: str, error: ConfigError | ModelError) -> str:
@@ -182,7 +230,7 @@ def _is_locked_base(adapter: Adapter, place: str) -> bool:
 def load_base_for(
     adapter: Adapter,
     *,
-    model: str | None = None,
+    model: str | Path | None = None,
     dtype: str = "auto",
     device: torch.device | None = None,
     original_base: bool = False,
@@ -211,17 +259,34 @@ def load_base_for(
             "alone. Fix: use it without --original-base."
         )
     offload = "auto" if adapter.config.base_is_read_only else False
-    return load_base(ref, dtype, device, notify, QuantizationConfig(**packed) if packed else None, loftq, offload)
+    quantization = QuantizationConfig(**packed) if packed else None
+    tokens = _tokens_of(adapter, ref, notify)
+    return load_base(ref, dtype, device, notify, quantization, loftq, offload, tokens)
+
+
+def _tokens_of(adapter: Adapter, ref: str, notify: Notify) -> NewTokens:
+    """The tokens that an adapter's base lacks: by its lock, or by the tokenizer that another trainer left beside it."""
+    if adapter.lock is not None:
+        return NewTokens.from_json(adapter.lock.added_tokens)
+    if not (adapter.path / "tokenizer_config.json").is_file():
+        return NewTokens()
+    try:
+        theirs = load_tokenizer_in(adapter.path)
+        own = load_tokenizer(find_model(ref, notify))
+    except ModelError:  # a tokenizer that cannot be read says nothing of the adapter
+        return NewTokens()
+    return missing_tokens(own, theirs)
 
 
 def load(
     path: str | Path,
     *,
-    model: str | None = None,
+    model: str | Path | None = None,
     dtype: str = "auto",
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     allow_base_mismatch: bool = False,
     original_base: bool = False,
+    chat: bool | None = None,
     notify: Notify = lambda message: None,
 ) -> Loaded:
     """Loads an adapter on its base, in evaluation mode.
@@ -229,11 +294,12 @@ def load(
     Args:
         path: A run directory or an adapter folder, lamina's or peft's.
         model: The base to load it on; by default the one it names.
-        dtype: `bfloat16` or `float32` for the base; `auto` is what the adapter was trained on, but float32 on a machine
-            that does not multiply bfloat16 natively.
-        device: Where to put it; by default CUDA if there is one.
+        dtype: `bfloat16`, `float16` or `float32` for the base; `auto` is what the adapter was trained on, but what
+            suits this machine if it does not multiply bfloat16 natively.
+        device: Where to put it, as a device or by its name; by default CUDA if there is one.
         allow_base_mismatch: Go on although the lock does not fit.
         original_base: Do not quantize the base, although it was when the adapter was trained.
+        chat: Whether to render prompts with the chat template; by default as in training.
         notify: Called with a sentence before anything that takes a while.
 
     Raises:
@@ -241,8 +307,15 @@ def load(
         BaseMismatchError: It is locked to another base.
         ModelError: The base cannot be loaded.
     """
+    if isinstance(device, str):
+        device = find_device(device)
     adapter = read_adapter(adapter_folder(path))
     base = load_base_for(adapter, model=model, dtype=dtype, device=device, original_base=original_base, notify=notify)
+    return _put_on(adapter, base, allow_base_mismatch, chat)
+
+
+def _put_on(adapter: Adapter, base: Base, allow_base_mismatch: bool, chat: bool | None = None) -> Loaded:
+    """Puts an adapter on a bare base that it is checked against."""
     template = template_of(adapter, base)
     if adapter.lock:
         notes = check_lock(adapter.lock, base, template, allow_base_mismatch)
@@ -251,4 +324,5 @@ def load(
     fitted = fit(adapter, base.model)
     adapter = replace(adapter, tensors=dict(fitted.tensors))
     base.model.eval().requires_grad_(False)
+    template = asked_template(template, chat)
     return Loaded(base.model, base.tokenizer, adapter, base, fitted.injection, template, [*notes, *fitted.notes])

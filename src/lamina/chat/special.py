@@ -20,6 +20,19 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     return added | set(tokenizer.all_special_tokens)
 
 
+def control_tokens(tokenizer: PreTrainedTokenizerBase, written: str, stop: str) -> set[str]:
+    """Returns the special tokens that have a meaning in a template, as text.
+
+    Args:
+        tokenizer: The tokenizer.
+        written: The template and what it writes.
+        stop: The token that ends an answer.
+    """
+    named = {str(token) for token in (tokenizer.bos_token, tokenizer.eos_token, stop) if token}
+    unknown = getattr(tokenizer, "unk_token", None)
+    return {t for t in special_tokens(tokenizer) if t != unknown and t.strip() and t in written} | named
+
+
 class TokenSearch:
     """Searches texts for tokens."""
 

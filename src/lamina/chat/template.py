@@ -16,26 +16,31 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lamina.chat.answers import AnswerFinder, Conversation, find_stop
+from lamina.chat.bare import BARE, CHAT, bare_turns, is_bare_source, render_bare
 from lamina.chat.bounds import TemplateFailure
-from lamina.chat.jinja import FIXED_DATE, compile_template, mentions_date, needs_date, variables_of
+from lamina.chat.jinja import compile_template, variables_of
 from lamina.chat.message import Message
 from lamina.chat.prompts import Prompts, without_reasoning
+from lamina.chat.rendered import AnswerMarks, find_marks
 from lamina.chat.shape import Thinking, check_text, shape_turns
 from lamina.chat.spans import Rendered, Span
-from lamina.chat.special import TokenSearch, refuse_special_tokens, special_tokens
+from lamina.chat.special import TokenSearch, control_tokens, refuse_special_tokens, special_tokens
 from lamina.chat.support import TemplateSupport, find_support
-from lamina.chat.template_source import BUILTIN_TEMPLATES, find_source, template_error
+from lamina.chat.template_source import BUILTIN_TEMPLATES, check_usable, find_source
 from lamina.chat.tokenizer import adds_bos, fingerprint_tokenizer
 from lamina.chat.tokens import TextTokenizer
 from lamina.chat.turns import as_tools, as_turn
 from lamina.chat.voice import Question, Voice, find_voice
 from lamina.config import DataConfig
-from lamina.errors import ConfigError, DataError, ModelError, Problem
+from lamina.errors import ConfigError, DataError, Problem
 
 __all__ = ["BUILTIN_TEMPLATES", "ChatTemplate", "Rendered", "Span", "Thinking", "build_template", "template_of"]
 
 # The template variables that switch reasoning on and off.
 _SWITCHES = ("enable_thinking", "thinking")
+
+# Variables that lamina sets from the conversation and the tokenizer.
+_NOT_TO_SET = frozenset(["messages", "tools", "add_generation_prompt", "documents", "bos_token", "eos_token"])
 
 # Maximum number of cached templates with different `chat_template_kwargs`.
 _MOST_KWARGS = 64
@@ -46,7 +51,8 @@ class ChatTemplate:
 
     Attributes:
         tokenizer: The tokenizer whose special tokens the template writes.
-        name: `model` for the model's own template, or the name of a built-in template, or the path of a file.
+        name: `model` for the model's own template, the name of a built-in template, the path of a file, `bare` for text
+            without a template, or `chat` for the model's own next to that.
         source: The Jinja text.
         tool_source: The Jinja text for rows with tools, if the model has a separate one.
         thinking: What to do with reasoning: `keep` (in the loss), `strip`, or `unsupervised` (not in the loss).
@@ -96,7 +102,12 @@ class ChatTemplate:
     @property
     def is_file(self) -> bool:
         """Whether the template was read from a user's file."""
-        return self.name != "model" and self.name not in BUILTIN_TEMPLATES
+        return self.name not in ("model", BARE, CHAT, *BUILTIN_TEMPLATES)
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether prompts and completions are bare text, without a chat template (`lamina/chat/bare.py`)."""
+        return is_bare_source(self.source)
 
     @property
     def digest(self) -> str:
@@ -161,10 +172,21 @@ class ChatTemplate:
         written = rendered.text[start : answer.end]
         return Question(rendered.text[:start], written, voice if given is None else voice.after_reasoning(written))
 
+    @property
+    def for_tools(self) -> ChatTemplate:
+        """The template for rows with tools; itself unless the model has a separate one."""
+        return self._for_tools or self
+
     @cached_property
     def voice(self) -> Voice:
         """How the template writes answers, for parsing a model's output."""
         return find_voice(self.render_spans, self._like(thinking="keep").render_spans, special_tokens(self.tokenizer))
+
+    @cached_property
+    def answer_marks(self) -> AnswerMarks | None:
+        """The markers of answers in text that was rendered before; None if there are none to find it by."""
+        stops, bos = (self.stop_token, self.for_tools.support.call_stop), str(self.tokenizer.bos_token or "")
+        return None if self.is_bare else find_marks(self._render_turns, stops, bos)
 
     @cached_property
     def switch(self) -> str:
@@ -206,6 +228,8 @@ class ChatTemplate:
         return ChatTemplate(**{name: getattr(self, name) for name in names} | changes)
 
     def _spans(self, messages: Sequence[Message], conversation: Conversation) -> Rendered:
+        if self.is_bare:
+            return render_bare(conversation.messages, conversation.text, self.stop_token)
         asked, last = self._prompts.ask(conversation), conversation.messages[-1]
         answers = asked.found.answers
         if last.role == "assistant":
@@ -228,7 +252,7 @@ class ChatTemplate:
     @cached_property
     def stop_token(self) -> str:
         """The token that ends an answer: what the template writes after the last one, or the tokenizer's EOS."""
-        return self._template_stop or str(self.tokenizer.eos_token)
+        return (not self.is_bare and self._template_stop) or str(self.tokenizer.eos_token)
 
     @property
     def stop_token_id(self) -> int:
@@ -238,46 +262,9 @@ class ChatTemplate:
     @property
     def stop_token_ids(self) -> list[int]:
         """Ids of the tokens that may end an assistant turn: `stop_token`, and the token after tool calls."""
-        call_stop = (self._for_tools or self).support.call_stop
+        call_stop = self.for_tools.support.call_stop
         stops = dict.fromkeys([self.stop_token, *filter(None, [call_stop])])
         return [int(self.tokenizer.convert_tokens_to_ids(token)) for token in stops]  # pyright: ignore[reportArgumentType]
-
-    @property
-    def saved_source(self) -> str | dict[str, str] | None:
-        """The template to save with a merged model; None if it is the model's own.
-
-        It sets `enable_thinking` itself, to the value used in training, unless the caller sets it.
-        """
-        if self.enable_thinking is None or not self.switch:
-            return None if self.name == "model" else self.source
-        told = f"{{%- set {self.switch} = {self.switch} if {self.switch} is defined else {self.enable_thinking} %}}"
-        # Otherwise, the newline after the block would be trimmed.
-        source, tool_source = (f"{told}{{{{ '' }}}}{text}" for text in (self.source, self.tool_source))
-        return {"default": source, "tool_use": tool_source} if self.tool_source else source
-
-    @property
-    def notes(self) -> list[str]:
-        """Messages to the user about how this template is used."""
-        notes = []
-        if self.name in BUILTIN_TEMPLATES:
-            notes.append(f"uses the built-in chat template '{self.name}'")
-        elif self.is_file:
-            notes.append(f"uses the chat template in {self.name}")
-        if self._appends_stop:
-            notes.append(f"the chat template writes no stop token after an answer, so {self.stop_token} is added")
-        if mentions_date(self.source):
-            given = f"{FIXED_DATE:%Y-%m-%d}" if needs_date(self.source) else "none, so that it uses its fallback"
-            notes.append(f"the chat template asks for today's date and gets {given}: rows must be the same every day")
-        return notes
-
-    def notes_on(self, tools: bool, thinking: bool) -> list[str]:
-        """Returns messages to the user about data with tools, or with reasoning separate from the answers."""
-        notes = []
-        if tools and not (self._for_tools or self).support.tools:
-            notes.append("the chat template does not support tools: they are written as text, in the Hermes format")
-        if thinking and self.thinking != "strip" and not self.support.thinking:
-            notes.append("the chat template does not support reasoning: it is written between <think> and </think>")
-        return notes
 
     @cached_property
     def support(self) -> TemplateSupport:
@@ -285,7 +272,8 @@ class ChatTemplate:
         return find_support(self._render_turns, special_tokens(self.tokenizer))
 
     @property
-    def _appends_stop(self) -> bool:
+    def appends_stop(self) -> bool:
+        """Whether the template writes no stop token after an answer, so that `stop_token` is added."""
         return not self._template_stop
 
     @cached_property
@@ -298,7 +286,7 @@ class ChatTemplate:
 
     @cached_property
     def _prompts(self) -> Prompts:
-        added = self.stop_token if self._appends_stop else ""
+        added = self.stop_token if self.appends_stop else ""
         told = self._variables.get(self.switch)
         fix = "set data.thinking: strip"
         if self.switch and told is not True:
@@ -343,6 +331,11 @@ class ChatTemplate:
     def _conversation(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], add_generation_prompt: bool = False
     ) -> Conversation:
+        if self.is_bare:
+            bos = str(self.tokenizer.bos_token) if self.adds_bos else ""
+            messages = bare_turns(messages, bool(tools), bos, self.stop_token)
+            turns = [as_turn(message) for message in messages]
+            return Conversation(messages, turns, None, self._text(turns, None))
         schemas = as_tools(tools) if tools else None
         refuse_special_tokens(messages, schemas, self.control_tokens)
         messages, schemas = shape_turns(messages, schemas, self.support, self.thinking, self.name)
@@ -358,11 +351,8 @@ class ChatTemplate:
         The unknown token, and tokens that the template never writes, are treated as ordinary text: they cannot forge a
         turn.
         """
-        tokenizer = self.tokenizer
-        seen = f"{self.source}\0{self.support.text}"
-        named = {str(token) for token in (tokenizer.bos_token, tokenizer.eos_token, self.stop_token) if token}
-        unknown = getattr(tokenizer, "unk_token", None)
-        return TokenSearch({t for t in special_tokens(tokenizer) if t != unknown and t.strip() and t in seen} | named)
+        tokenizer, stop = self.tokenizer, self.stop_token
+        return TokenSearch(control_tokens(tokenizer, f"{self.source}\0{self.support.text}", stop))
 
 
 def build_template(
@@ -371,49 +361,54 @@ def build_template(
     thinking: Thinking = "keep",
     text: str = "",
     enable_thinking: bool | None = None,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> ChatTemplate:
     """Returns the template to use: the requested one, or otherwise the model's own, or otherwise the built-in `plain`.
 
     Args:
         tokenizer: A fast tokenizer.
-        wanted: Name of a built-in template, or the path of a Jinja file (it ends in .jinja or .j2, or has a slash).
+        wanted: Name of a built-in template, or the path of a Jinja file (it ends in .jinja or .j2, or has a slash), or
+            `bare` for text without a template, or `chat` for the model's own, but never the one for bare text.
         thinking: What to do with reasoning: `keep` (in the loss), `strip`, or `unsupervised` (not in the loss).
         text: The Jinja text of the file that `wanted` names, if it is already known.
         enable_thinking: Value of `enable_thinking` for the template; None leaves the default to the template.
+        kwargs: Other template variables, in addition to the conversation.
 
     Raises:
         ConfigError: `wanted` is unknown, cannot be read, is not a valid template, or does not fit the tokenizer.
         ModelError: The tokenizer has no stop token that the model could learn.
     """
-    source = find_source(tokenizer, wanted, text)
-    return _checked(ChatTemplate(tokenizer, source.name, source.text, source.tool_text, thinking, enable_thinking))
+    found = find_source(tokenizer, wanted, text)
+    template = ChatTemplate(tokenizer, found.name, found.text, found.tool_text, thinking, enable_thinking, kwargs)
+    check_usable(template.name, template.stop_token, str(tokenizer.bos_token or ""), template.support)
+    return template
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> ChatTemplate:
     """Returns the template that a `data:` section specifies.
 
     Raises:
-        ConfigError: As for `build_template`; or `enable_thinking` is set, but the template does not read it.
+        ConfigError: As for `build_template`; or `enable_thinking` or a name in `chat_template_kwargs` is set, but the
+            template does not read it.
         ModelError: The tokenizer has no stop token that the model could learn.
     """
-    template = build_template(tokenizer, data.chat_template, data.thinking, enable_thinking=data.enable_thinking)
+    if data.chat is False:
+        return build_template(tokenizer, BARE)
+    kwargs = data.chat_template_kwargs or {}
+    template = build_template(tokenizer, data.chat_template or CHAT, data.thinking, "", data.enable_thinking, kwargs)
     if data.enable_thinking is not None and not template.switch:
         message = (
             f"the {template.name} chat template reads neither {' nor '.join(_SWITCHES)}, so it would have no effect"
         )
         raise ConfigError(Problem("data.enable_thinking", message, "remove it"))
-    return template
-
-
-def _checked(template: ChatTemplate) -> ChatTemplate:
-    if not template.stop_token or template.stop_token == "None":
-        raise ModelError(
-            "the model's tokenizer has no EOS token and its chat template writes no stop token, so the model could "
-            "not learn to stop. Fix: give the tokenizer an eos_token."
+    if unread := template.unread(kwargs):
+        message = f"the {template.name} chat template does not read {unread[0]!r}, so it would have no effect"
+        known = ", ".join(sorted(template.variables - _NOT_TO_SET))
+        raise ConfigError(
+            Problem(
+                "data.chat_template_kwargs", message, f"remove it; the template reads {known}" if known else "remove it"
+            )
         )
-    bos = template.tokenizer.bos_token
-    if bos and template.support.repeats(str(bos)):
-        raise template_error(
-            f"the {template.name} chat template writes {bos} more than once before the first turn", "correct it"
-        )
+    if found := template.control_tokens.first_in(json.dumps(kwargs, ensure_ascii=False)):
+        raise ConfigError(Problem("data.chat_template_kwargs", f"contain {found!r}, a special token", "remove it"))
     return template

@@ -40,7 +40,7 @@ def check_data(
     rows = Rows(target, target.template(notify))
     data = target.data
     settings = CheckSettings(
-        max_length=data.max_length,
+        max_length=target.max_length(notify),
         overlong=data.overlong,
         tokenizer=rows.template.tokenizer if rows.template else None,
         batch_size=target.batch_size,

@@ -13,7 +13,9 @@ from lamina.checks.target import Target
 from lamina.config import SourceConfig
 from lamina.data.encode import encode_stream
 from lamina.data.example import Example, Kind
+from lamina.data.guess import guess_notes
 from lamina.data.read import DataFile, Fault
+from lamina.data.recognize import recognized_rows
 from lamina.data.source import ReadRow, SourceReader, lacks_column, open_sources
 from lamina.errors import DataError
 
@@ -60,11 +62,11 @@ class Rows:
                     path=file.name,
                     side=side,
                     format=reader.format,
-                    columns=source.columns or {},
+                    columns=source.columns or reader.guessed,
                     rows=reader.rows,
                     ignored_columns=reader.ignored_columns,
                     skipped=list(file.skipped),
-                    notes=list(file.notes),
+                    notes=[*file.notes, *guess_notes(file.name, reader.guessed)],
                 )
             )
         if refused is not None and not any(file.format for file in self.files):
@@ -73,7 +75,7 @@ class Rows:
     @property
     def has_eval(self) -> bool:
         """Whether evaluation rows follow the training rows."""
-        return isinstance(self.target.data.eval, str)
+        return bool(self.target.data.eval_sources)
 
     def _listed(self) -> list[tuple[str, SourceConfig, DataFile]]:
         opened = open_sources(self.target.data, "train", "replay", "eval")
@@ -86,7 +88,7 @@ class Rows:
             with contextlib.suppress(DataError):
                 next(reader.rows_up_to(1))
                 if side == "train":
-                    yield file.name, reader.format, source.columns or {}
+                    yield file.name, reader.format, source.columns or reader.guessed
 
     def _of_file(self, reader: SourceReader, side: str, goes_on: bool) -> Iterator[CheckedRow]:
         rows = reader.rows_up_to(reader.source.max_rows, of_any_shape=goes_on)
@@ -97,6 +99,7 @@ class Rows:
             for row in rows:
                 yield CheckedRow(name, side, row, source=source)
             return
+        rows = recognized_rows(rows, self.template)
         encoded = encode_stream(self._to_encode(rows), _sequences, self.template, self.target.data.train_on)
         for (row, example), chosen in encoded:
             rejected = next(encoded)[1] if example is not None and example.rejected else None

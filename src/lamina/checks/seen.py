@@ -9,7 +9,7 @@ from typing import Any
 from lamina.checks.private import Private, mask, scan
 from lamina.checks.row import CheckedRow, Offender
 from lamina.checks.settings import CheckSettings
-from lamina.data.example import Example, Kind
+from lamina.data.example import Example
 from lamina.data.report import CHOSEN_REASONS
 
 EXCERPT_CHARACTERS = 200
@@ -78,7 +78,7 @@ class Seen:
         example = self.example
         if example is None:
             return ""
-        if example.kind is Kind.TEXT:
+        if example.text:
             return example.text
         return "\n".join(message.words() for message in example.prompt if message.role != "system")
 

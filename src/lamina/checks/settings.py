@@ -50,4 +50,5 @@ class CheckSettings:
         """Returns what happens to an overlong row: `drop`, `cut` or `split`."""
         if self.overlong != "auto":
             return self.overlong
-        return "split" if example is not None and example.kind is Kind.TEXT else "drop"
+        kind = None if example is None else example.kind
+        return "cut" if kind is Kind.CLASSIFICATION else "split" if kind is Kind.TEXT else "drop"

@@ -13,6 +13,7 @@ from lamina.chat.template import ChatTemplate
 from lamina.checks.row import CheckedRow
 from lamina.checks.rows import Rows
 from lamina.checks.target import Target
+from lamina.config import DataConfig
 from lamina.data.example import EncodedExample, Kind
 from lamina.data.remarks import row_notes
 from lamina.data.report import DROP_REASONS
@@ -86,6 +87,7 @@ def show_data(target: Target, notify: Notify, count: int = 3, numbers: Sequence[
     template = target.template(notify)
     if template is None:
         raise ConfigError(Problem("--model", "is none, but showing tokens needs a tokenizer", "name a model"))
+    longest = target.max_length(notify)
     wanted = set(numbers)
     left = len(wanted) or count
     first_file = ""
@@ -94,7 +96,7 @@ def show_data(target: Target, notify: Notify, count: int = 3, numbers: Sequence[
         if wanted and (row.place.file != first_file or row.place.row not in wanted):
             continue
         wanted.discard(row.place.row)
-        yield _shown(row, template, target)
+        yield _shown(row, template, target.data, longest)
         left -= 1
         if not left:
             return
@@ -103,8 +105,8 @@ def show_data(target: Target, notify: Notify, count: int = 3, numbers: Sequence[
         raise ConfigError(Problem("--row", f"{first_file} has no row {missing}", "choose rows that exist"))
 
 
-def _shown(row: CheckedRow, template: ChatTemplate, target: Target) -> Shown:
-    place, example, data = row.place, row.read.example, target.data
+def _shown(row: CheckedRow, template: ChatTemplate, data: DataConfig, max_length: int) -> Shown:
+    place, example = row.place, row.read.example
     shown = Shown(place.file, place.row, place.line, str(example.kind) if example else "")
     if row.read.fault is not None:
         return replace(shown, left_out=f"the row {row.read.fault.message}")
@@ -113,11 +115,12 @@ def _shown(row: CheckedRow, template: ChatTemplate, target: Target) -> Shown:
     if row.refusal or row.read.drop_reason or row.encoded is None:
         return replace(shown, left_out=row.refusal or DROP_REASONS.get(row.read.drop_reason, row.read.drop_reason))
     encoded = row.encoded
-    fate = data.overlong if data.overlong != "auto" else "split" if example.kind is Kind.TEXT else "drop"
+    own = {Kind.TEXT: "split", Kind.CLASSIFICATION: "cut"}
+    fate = data.overlong if data.overlong != "auto" else own.get(example.kind, "drop")
     left_out = ""
-    if row.tokens > data.max_length and fate == "drop":
+    if row.tokens > max_length and fate == "drop":
         left_out = DROP_REASONS["longer_than_max_length"]
-    elif not encoded.supervised[: data.max_length if fate == "cut" else None].any():
+    elif not encoded.supervised[: max_length if fate == "cut" else None].any():
         left_out = DROP_REASONS["no_supervised_tokens"]
     return replace(
         shown,

@@ -11,10 +11,12 @@ from lamina.config import DataConfig, load_config
 from lamina.config.aliases import ALIASES
 from lamina.config.losses import LossConfig
 from lamina.config.losses.cross_entropy import CrossEntropyConfig
+from lamina.data.length import check_length, longest_default
 from lamina.errors import ConfigError, Problem
 from lamina.models.load import load_tokenizer
+from lamina.models.new_tokens import NewTokens, add_to_tokenizer
 from lamina.models.source import find_model, packaged_gguf
-from lamina.models.vocabulary import declared_rows
+from lamina.models.vocabulary import declared_rows, highest_id, positions_in
 from lamina.progress import Notify
 
 # Model whose tokens are counted if only a data file is given, and the batch size.
@@ -52,13 +54,26 @@ class Target:
         if self.model is None:
             return None
         tokenizer = load_tokenizer(find_model(self.model, notify))
+        add_to_tokenizer(tokenizer, NewTokens.of(self.data))
         return template_of(tokenizer, self.data)
 
     def embedding_rows(self, notify: Notify, template: ChatTemplate | None) -> int | None:
         """Returns the number of rows of the model's embedding; None without a model, or if its config does not say."""
         if self.model is None or template is None:
             return None
-        return declared_rows(find_model(self.model, notify).folder, template.tokenizer)
+        rows = declared_rows(find_model(self.model, notify).folder, template.tokenizer)
+        adds = bool(NewTokens.of(self.data))
+        return max(rows, highest_id(template.tokenizer) + 1) if rows is not None and adds else rows
+
+    def max_length(self, notify: Notify) -> int:
+        """Returns the longest row that training takes whole: `data.max_length`, or what its default can be raised to.
+
+        Raises:
+            ConfigError: It is given, and more than the model's positions.
+        """
+        positions = None if self.model is None else positions_in(find_model(self.model, notify).folder)
+        check_length(self.data, positions)
+        return longest_default(self.data, positions)
 
 
 def find_target(
@@ -100,7 +115,7 @@ def find_target(
     data = config.data
     if config.loss.whole_rows:  # whatever train_on says, their last answers alone are in the loss
         data = data.model_copy(update={"train_on": "completions"})
-    for name in ("chat_template", "enable_thinking"):
+    for name in ("chat_template", "chat_template_kwargs", "enable_thinking"):
         if chosen == _NO_MODEL and getattr(data, name) is not None:
             raise ConfigError(Problem("--model", f"is none, so data.{name} has no effect", "name a model"))
     batch_size = config.train.per_device_train_batch_size

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.markup import escape
@@ -22,16 +23,22 @@ from typer.main import get_group
 from lamina.cli.arguments import asks_for_json, refuse_empty, refuse_undecoded_folder
 from lamina.cli.bench import bench
 from lamina.cli.cache import cache
+from lamina.cli.classification import classify
 from lamina.cli.compare import compare
+from lamina.cli.convert import convert
 from lamina.cli.data import data
 from lamina.cli.evaluation import evaluate
-from lamina.cli.facts import methods, schema, version
+from lamina.cli.facts import COMPLETE_VARIABLE, completion, methods, schema, version
 from lamina.cli.failures import Commands, run_command
+from lamina.cli.fleet import fleet
 from lamina.cli.gate import gate
 from lamina.cli.generation import chat, generate
+from lamina.cli.init import init
+from lamina.cli.migration import import_config
 from lamina.cli.output import (
     MAX_SEED,
     Bars,
+    DeviceOption,
     JsonFlag,
     MismatchFlag,
     ModelOption,
@@ -45,7 +52,11 @@ from lamina.cli.process import leave, listen_for_signals, open_standard_streams
 from lamina.cli.registry import promote, rollback
 from lamina.cli.registry_files import registry
 from lamina.cli.serve import replay, serve
+from lamina.cli.verbosity import set_verbosity
 from lamina.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    pass
 
 app = typer.Typer(
     name="lamina",
@@ -54,14 +65,59 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
 app.add_typer(bench, name="bench")
 app.add_typer(cache, name="cache")
 app.add_typer(data, name="data")
+app.add_typer(fleet, name="fleet")
 app.add_typer(registry, name="registry")
 app.command(name="eval")(evaluate)
-for command in (gate, compare, generate, chat, serve, replay, promote, rollback, methods, schema, version):
+app.command(name="import")(import_config)
+for command in (
+    init,
+    gate,
+    compare,
+    generate,
+    chat,
+    classify,
+    convert,
+    serve,
+    replay,
+    promote,
+    rollback,
+    methods,
+    schema,
+    completion,
+    version,
+):
     app.command()(command)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def every(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no progress and no notes, only warnings.")] = False,
+    log_level: Annotated[
+        str, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error; also LAMINA_LOG_LEVEL.")
+    ] = "info",
+    timestamps: Annotated[
+        bool, typer.Option("--timestamps", help="Begin each line on stderr with the time; also LAMINA_TIMESTAMPS=1.")
+    ] = False,
+) -> None:
+    """Parameter-efficient fine-tuning of language models, from a data file to a proven adapter.
+
+    The options below may stand anywhere on the line of any command.
+    """
+
 
 Overrides = Annotated[
     list[str] | None,
@@ -71,7 +127,13 @@ Overrides = Annotated[
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file.")],
+    config: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG|DATA",
+            help="A YAML file (- for standard input), of lamina, or of Axolotl, LLaMA-Factory or TRL; or a data file.",
+        ),
+    ],
     overrides: Overrides = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the run in output_dir, or the run that CONFIG belongs to.")
@@ -88,22 +150,30 @@ def train(
     max_restarts: Annotated[
         int, typer.Option(min=0, help="How often to resume from the last checkpoint if a process is lost.")
     ] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print the resolved configuration and how long the run will be.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train an adapter, in one process or in several."""
-    from lamina.cli.training import train_here
+    """Train an adapter, in one process or in several. A data file alone trains with all defaults."""
+    from lamina.cli.training import check, print_plan, train_here
 
+    if dry_run:
+        print_plan(check(config, overrides or [], resume), as_json)
+        return
     if nproc is None and nnodes == 1:
         train_here(config, overrides or [], resume, as_json)
         return
-    from lamina.config import load_config
     from lamina.distributed.launch import count_processes, launch
 
-    load_config(config, overrides or [])  # so that its errors come once, and at once
+    check(config, overrides or [], resume)  # so that its errors come once, and at once
     count = count_processes(nproc)
     if count == nnodes == 1:
         train_here(config, overrides or [], resume, as_json)
         return
+    if config == "-":
+        fix = "write the configuration to a file, which every process can read"
+        raise ConfigError(Problem("CONFIG", f"cannot be standard input for {count} processes", fix))
     arguments = ["train", config, *(overrides or []), *["--resume"] * resume, *["--json"] * as_json]
     code = launch(arguments, count, nnodes, rdzv_endpoint, max_restarts)
     raise typer.Exit(code)
@@ -114,9 +184,10 @@ def merge(
     source: Source,
     destination: Annotated[Path, typer.Option("--out", help="Folder to write; must not exist.")],
     dtype: Annotated[
-        str, typer.Option(help="bfloat16, float32, or auto: the dtype that the adapter was trained in.")
+        str, typer.Option(help="bfloat16, float16, float32, or auto: the dtype that the adapter was trained in.")
     ] = "auto",
     model: ModelOption = None,
+    device: DeviceOption = "auto",
     allow_base_mismatch: MismatchFlag = False,
     original_base: Annotated[
         bool,
@@ -130,8 +201,8 @@ def merge(
     as_json: JsonFlag = False,
 ) -> None:
     """Merge an adapter into its base model, write a transformers folder, and certify that it is the same model."""
-    if dtype not in ("auto", "bfloat16", "float32"):
-        raise ConfigError(Problem("--dtype", f"{dtype!r} is not one of auto, bfloat16, float32"))
+    if dtype not in ("auto", "bfloat16", "float16", "float32"):
+        raise ConfigError(Problem("--dtype", f"{dtype!r} is not one of auto, bfloat16, float16, float32"))
     from lamina.export.merge import merge as merge_adapter
 
     merged = merge_adapter(
@@ -164,8 +235,12 @@ def quantize(
 ) -> None:
     """Quantize a base model to 4 bits, calibrated on your data (GPTQ)."""
     from lamina.config import load_config
+    from lamina.config.places import check_files
 
     checked = load_config(config, overrides or [])
+    if destination.exists():
+        raise ConfigError(Problem("--out", f"{destination} already exists.", "choose another, or delete it"))
+    check_files(checked.model_dump(mode="json"))
     from lamina.export.quantize import DEFAULT_TOKENS
     from lamina.export.quantize import quantize as quantize_base
 
@@ -257,6 +332,15 @@ def _part(name: str) -> typer.Typer:
     return part
 
 
+def complete() -> NoReturn:
+    """Answers a shell that asks for completions, and ends the process."""
+    from typer.completion import completion_init
+
+    completion_init()
+    get_group(app)(prog_name="lamina", complete_var=COMPLETE_VARIABLE)
+    leave(0)
+
+
 def main() -> None:
     """Runs the command line. Every error becomes one message and an exit code."""
     open_standard_streams()
@@ -269,12 +353,15 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)  # data may contain characters that the encoding cannot represent
     arguments = sys.argv[1:]
-    command = get_group(_part(arguments[0] if arguments else ""))
+    if COMPLETE_VARIABLE in os.environ:
+        complete()
+    command = get_group(_part(next((word for word in arguments if not word.startswith("-")), "")))
 
     def run() -> object:
         refuse_empty(command, arguments)
         refuse_undecoded_folder()
-        return command(args=arguments or ["--help"], standalone_mode=False)
+        given = set_verbosity(command, arguments)
+        return command(args=given or ["--help"], standalone_mode=False)
 
     code = run_command(run, asks_for_json(command, arguments))
     leave(code if arguments else 2)  # this shows the help, but without a command it is a usage error

@@ -11,6 +11,7 @@ from typing import Any
 from lamina.errors import ConfigError, Problem
 
 JSON = "--json"
+HELP = ("--help", "-h")
 MAY_BE_EMPTY = ("--prompt", "-p", "--system")
 
 
@@ -28,12 +29,12 @@ def asks_for_json(command: Any, arguments: Sequence[str]) -> bool:
         argument = left.pop(0)
         if argument == "--":
             break
-        if argument == "--help":
+        if argument in HELP:
             return False
         if argument == JSON:
             found = True
         elif argument.startswith("-") and len(argument) > 1:
-            if argument in _with_values(command):
+            if argument in options_with_values(command):
                 del left[:1]
         else:
             command = getattr(command, "commands", {}).get(argument, command)
@@ -52,9 +53,9 @@ def refuse_empty(command: Any, arguments: Sequence[str]) -> None:
     for argument in arguments:
         name, equals, value = argument.partition("=") if argument.startswith("--") else (argument, "", "")
         if not argument and before not in MAY_BE_EMPTY:
-            where = before if before in _with_values(command) else "an argument"
+            where = before if before in options_with_values(command) else "an argument"
             raise ConfigError(Problem(where, "is empty", "give a value, or remove it"))
-        if equals and not value and name in _with_values(command) and name not in MAY_BE_EMPTY:
+        if equals and not value and name in options_with_values(command) and name not in MAY_BE_EMPTY:
             raise ConfigError(Problem(name, "is empty", "give a value, or remove it"))
         if not argument.startswith("-"):
             command = getattr(command, "commands", {}).get(argument, command)
@@ -78,7 +79,7 @@ def refuse_undecoded_folder() -> None:
         raise ConfigError(Problem("the working directory", message, fix)) from None
 
 
-def _with_values(command: Any) -> set[str]:
+def options_with_values(command: Any) -> set[str]:
     """Returns the options of a command that take a value."""
     options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
     return {name for option in options if not option.is_flag for name in option.opts}

@@ -18,6 +18,8 @@ from lamina.errors import DataError
 
 HELP = "/base and /adapter switch, /reset forgets the conversation, /exit leaves"
 
+HELP_OF_BASE = "/reset forgets the conversation, /exit leaves"
+
 
 def print_answers(prompts: Sequence[str], answers: Sequence[str | DataError], as_json: bool) -> bool:
     """Prints answers, and the errors of those that failed, in order. Returns whether all were answered."""
@@ -32,7 +34,9 @@ def print_answers(prompts: Sequence[str], answers: Sequence[str | DataError], as
     return not any(isinstance(answer, DataError) for answer in answers)
 
 
-def run_chat(generator: Generator, sampling: Sampling, system: str | None, quiet: bool) -> list[dict[str, str]]:
+def run_chat(
+    generator: Generator, sampling: Sampling, system: str | None, quiet: bool, has_adapter: bool = True
+) -> list[dict[str, str]]:
     """Chats until the input ends. A line that causes an error is reported and skipped.
 
     Args:
@@ -40,6 +44,7 @@ def run_chat(generator: Generator, sampling: Sampling, system: str | None, quiet
         sampling: How to sample answers; the seed increases by one for each answer.
         system: A system message at the start; may be None.
         quiet: Print nothing on stdout.
+        has_adapter: Whether there is an adapter; without one, the base answers.
 
     Returns:
         The turns: each has `from` (`user`, `adapter` or `base`) and `text`.
@@ -50,23 +55,27 @@ def run_chat(generator: Generator, sampling: Sampling, system: str | None, quiet
     if system:
         check_system(generator, system)
     start = [Message("system", system)] if system else []
-    conversation, said, speaker = list(start), [], "adapter"
-    err.print(f"[dim]{HELP}[/dim]")
+    conversation, said, speaker = list(start), [], "adapter" if has_adapter else "base"
+    shown = HELP if has_adapter else HELP_OF_BASE
+    err.print(f"[dim]{shown}[/dim]")
+    if generator.template.is_bare:
+        err.print("[dim]Lines are given to the model as they are, each by itself, without a chat template[/dim]")
     while (line := _read(speaker)) is not None:
         if line.startswith("/"):
             command = line[1:].strip().lower()
             if command in ("exit", "quit"):
                 break
-            if command in ("base", "adapter"):
+            if command in ("base", "adapter") and has_adapter:
                 speaker = command
             elif command == "reset":
                 conversation = list(start)
             else:
-                err.print(f"[dim]{HELP}[/dim]")
+                err.print(f"[dim]{shown}[/dim]")
             continue
         if not line.strip():
             continue
-        asked = [*conversation, Message("user", line)]
+        # Bare text is one prompt and its completion: every line is a prompt of its own.
+        asked = [Message("user", line)] if generator.template.is_bare else [*conversation, Message("user", line)]
         try:
             generator.check(Request(messages=asked))
         except DataError as error:

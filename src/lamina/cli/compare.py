@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from lamina.cli.fleet import Cpus, Gpus, Jobs, On, Option, Retries
 from lamina.cli.output import JsonFlag, notify, out, print_json
 from lamina.errors import ConfigError, Problem
 
@@ -20,6 +22,8 @@ TASKS = ("exact_match",)
 
 # Width of the table in a file or a pipe, so that no figure is truncated.
 _FILE_WIDTH = 180
+# As wide as a table may want to be.
+_WIDEST = 10_000
 
 
 def compare(
@@ -65,6 +69,12 @@ def compare(
             "--screen", help="Successive halving: only the best candidates continue to the full number of steps."
         ),
     ] = False,
+    on: On = "local",
+    jobs: Jobs = None,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
+    retries: Retries = 3,
+    options: Option = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Train several methods or settings under one budget and compare them. Run it again to resume."""
@@ -72,9 +82,12 @@ def compare(
     if task not in TASKS:
         raise ConfigError(Problem("--task", f"{task!r} is not one of {', '.join(TASKS)}"))
     from lamina.comparison.candidates import build_candidates, split_choices
-    from lamina.config import read_yaml
+    from lamina.config.load import config_values
+    from lamina.fleet.executor import Placement, check_placement
 
-    values = read_yaml(Path(config))
+    placement = Placement(on, jobs, cpus, gpus, retries, tuple(options or []))
+    check_placement(placement)
+    values = config_values(config)
     where = folder or Path("runs") / f"compare-{Path(config).stem}"
     if where.exists() and not where.is_dir():
         raise ConfigError(Problem("--out", f"{where} is a file", "give a folder"))
@@ -96,7 +109,7 @@ def compare(
         general=general,
         **{name: value for name, value in given.items() if value is not None},
     )
-    comparison = run_compare(built, where, measuring, screen=screen, notify=notify)
+    comparison = run_compare(built, where, measuring, screen=screen, placement=placement, notify=notify)
     if as_json:
         print_json(comparison.as_json())
     else:
@@ -143,18 +156,45 @@ def _print(comparison: Comparison, where: Path) -> None:
 
     heads = columns(comparison)
     winners = [best_in(column, comparison) for column in heads]
-    table = Table(*(column.title for column in heads))
-    for outcome in comparison.outcomes:
-        cells = [escape(column.text(outcome)) for column in heads]
-        marked = [
-            f"[bold]{cell}[/bold]" if outcome.name == winner else cell
-            for cell, winner in zip(cells, winners, strict=True)
+    cells = [
+        [
+            f"[bold]{escape(text)}[/bold]" if text and outcome.name == winner else escape(text)
+            for text, winner in zip((column.text(outcome) for column in heads), winners, strict=True)
         ]
-        table.add_row(*marked, style={"failed": "red", "left out": "dim"}.get(outcome.state))
-    out.print(table, width=None if out.is_terminal else max(out.width, _FILE_WIDTH))
+        for outcome in comparison.outcomes
+    ]
+    styles = [{"failed": "red", "left out": "dim"}.get(outcome.state, "") for outcome in comparison.outcomes]
+    table = Table(*(column.title for column in heads))
+    for row, style in zip(cells, styles, strict=True):
+        table.add_row(*row, style=style)
+    width = out.width if out.is_terminal else max(out.width, _FILE_WIDTH)
+    if out.measure(table, options=out.options.update(max_width=_WIDEST)).maximum <= width:
+        out.print(table, width=width)
+    else:
+        _print_turned([column.title for column in heads], cells, styles, width)
     for outcome in comparison.outcomes:
         for note in outcome.notes:
             notify(f"{outcome.name}: {note}")
         if outcome.error:
             notify(f"{outcome.name} failed: {outcome.error}")
     out.print(f"table and plots: {where / 'compare.html'}", markup=False)
+
+
+def _print_turned(titles: list[str], cells: list[list[str]], styles: list[str], width: int) -> None:
+    """Prints candidates as columns with numbers, below a list of their names: whole names fit in any width."""
+    for number, row in enumerate(cells, start=1):
+        out.print(f"{number:>3}  {row[0]}")
+    left = max(len(title) for title in titles)
+    widest = max((len(re.sub(r"\[/?bold\]", "", cell)) for row in cells for cell in row[1:]), default=1)
+    at_once = max(1, (width - left - 4) // (widest + 3))
+    for first in range(0, len(cells), at_once):
+        shown = list(range(first, min(first + at_once, len(cells))))
+        table = Table("", *(str(place + 1) for place in shown))
+        for line, title in enumerate(titles[1:], start=1):
+            if any(cells[place][line] for place in shown):
+                row = (
+                    f"[{styles[place]}]{cells[place][line]}[/]" if styles[place] else cells[place][line]
+                    for place in shown
+                )
+                table.add_row(title or "state", *row)
+        out.print(table, width=width)

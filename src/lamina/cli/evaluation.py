@@ -14,6 +14,7 @@ from rich.table import Table
 from lamina.cli.output import (
     MAX_SEED,
     Bars,
+    DeviceOption,
     JsonFlag,
     MismatchFlag,
     ModelOption,
@@ -28,6 +29,9 @@ from lamina.errors import ConfigError, Problem
 if TYPE_CHECKING:
     from lamina.evaluation.store import StoredEvaluation
     from lamina.evaluation.tasks import Task
+
+# Rows that are answered and shown unless more are asked for.
+ANSWERS = 5
 
 Subjects = Annotated[
     list[str],
@@ -56,9 +60,12 @@ def evaluate(
         Path | None, typer.Option(help="Folder of task descriptions for lm-eval, for --tasks.")
     ] = None,
     chat: Annotated[
-        bool,
-        typer.Option("--chat", help="Ask --tasks as conversations in the chat template; by default as plain text."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--chat/--raw",
+            help="Render prompts with the chat template, or not; by default as in training, and --tasks as plain text.",
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option("--data", help="Data file to evaluate on; by default the task's, or the run's evaluation data."),
@@ -108,8 +115,16 @@ def evaluate(
         int | None, typer.Option(min=1, help="Maximum length of a generated answer in tokens; by default 256.")
     ] = None,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")] = None,
+    answers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of one adapter: answer N rows (5), and show base and adapter side by side."),
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option("--html", help="Of one adapter: write figures and answers to this .html file.")
+    ] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write the generated answers to this .jsonl file.")] = None,
     model: ModelOption = None,
+    device: DeviceOption = "auto",
     allow_base_mismatch: MismatchFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -121,7 +136,6 @@ def evaluate(
         "--against": against,
         "--few-shot": few_shot,
         "--general": general,
-        "--no-forgetting": no_forgetting,
         "--power": power,
         "--cluster-by": cluster_by,
         "--allow-leakage": allow_leakage,
@@ -134,6 +148,9 @@ def evaluate(
         return
     if not given and len(subjects) == 1 and _is_one_adapter(subjects[0], data):
         _evaluate_one(
+            ANSWERS if answers is None else answers,
+            page,
+            not no_forgetting,
             subjects[0],
             data,
             mapping,
@@ -141,19 +158,19 @@ def evaluate(
             max_new_tokens,
             max_rows,
             predictions,
+            chat,
             model,
             allow_base_mismatch,
             as_json,
         )
         return
-    if predictions is not None:
-        fix = "leave it out; the folder of the evaluation has every answer"
-        raise ConfigError(
-            Problem("--predictions", f"is for one adapter without {given[0] if given else 'a task'}", fix)
-        )
+    for option, value in (("--predictions", predictions), ("--html", page), ("--answers", answers)):
+        if value is not None:
+            fix = "leave it out; the folder of the evaluation has every answer, and a page"
+            raise ConfigError(Problem(option, f"is for one adapter without {given[0] if given else 'a task'}", fix))
     _check_numbers(power)
-    if (include_path or chat) and not benchmarks:
-        option = "--include-path" if include_path else "--chat"
+    if (include_path or chat is not None) and not benchmarks:
+        option = "--include-path" if include_path else "--chat" if chat else "--raw"
         raise ConfigError(Problem(option, "has no effect without --tasks", "add --tasks NAME,..., or leave it out"))
     only = bool(benchmarks) and not task and data is None
     tasks = (
@@ -176,7 +193,7 @@ def evaluate(
         found = evaluate_subjects(
             subjects,
             tasks,
-            benchmarks=Benchmarks(names, max_rows, None, place, chat) if names else None,
+            benchmarks=Benchmarks(names, max_rows, None, place, bool(chat)) if names else None,
             against=against,
             few_shot=few_shot or 0,
             general=general,
@@ -266,6 +283,7 @@ def _is_one_adapter(subject: str, data: str | None) -> bool:
     """Whether a subject is evaluated as it always was: its loss beside the base's, on its own data or a file."""
     if subject.startswith(("http://", "https://")):
         return False
+    from lamina.config.aliases import ALIASES
     from lamina.registry.names import is_reference
 
     if is_reference(subject):
@@ -273,6 +291,8 @@ def _is_one_adapter(subject: str, data: str | None) -> bool:
     path = Path(subject).expanduser()
     names = ("adapter_config.json", "adapter/adapter_config.json", "manifest.json", "config.yaml")
     is_adapter = any((path / name).is_file() for name in names)
+    if not is_adapter and (subject in ALIASES or path.suffix == ".gguf" or (path / "config.json").is_file()):
+        return False  # a model has no data of its own, and the error asks for some
     # What is neither an adapter nor there is an adapter that is missing, unless there are rows to ask a base.
     return is_adapter or data is None
 
@@ -311,6 +331,9 @@ def _tasks(
 
 
 def _evaluate_one(
+    answers: int,
+    page: Path | None,
+    general: bool,
     source: str,
     data: str | None,
     mapping: dict[str, str] | None,
@@ -318,6 +341,7 @@ def _evaluate_one(
     max_new_tokens: int | None,
     max_rows: int | None,
     predictions: Path | None,
+    chat: bool | None,
     model: str | None,
     allow_base_mismatch: bool,
     as_json: bool,
@@ -327,12 +351,14 @@ def _evaluate_one(
             Problem("--predictions", "has nothing to write without --exact-match or --score", "add --exact-match")
         )
     check_target("--predictions", predictions)
-    if max_new_tokens is not None and not scorers:
+    check_target("--html", page)
+    if max_new_tokens is not None and not scorers and not answers:
         raise ConfigError(
-            Problem("--max-new-tokens", "has no effect without --exact-match or --score", "add --exact-match")
+            Problem("--max-new-tokens", "has no effect without answers", "add --exact-match, or remove --answers 0")
         )
     if mapping and data is None:
         raise ConfigError(Problem("--column", "maps the columns of --data, which is not given", "add --data FILE"))
+    from lamina.cli.answers import print_one
     from lamina.engine.sampling import DEFAULT_MAX_TOKENS
     from lamina.evaluation.evaluate import evaluate as evaluate_adapter
     from lamina.files import write_text
@@ -344,26 +370,25 @@ def _evaluate_one(
             columns=mapping,
             max_rows=max_rows,
             score=list(dict.fromkeys(scorers)),
+            answers=answers,
+            general=general,
             max_new_tokens=max_new_tokens or DEFAULT_MAX_TOKENS,
             model=model,
             allow_base_mismatch=allow_base_mismatch,
+            chat=chat,
             progress=bars.update,
             notify=notify,
         )
     if predictions is not None:
         lines = [json.dumps(vars(prediction), ensure_ascii=False) for prediction in result.predictions]
         write_text(predictions, "\n".join(lines) + "\n")
+    if page is not None:
+        from lamina.evaluation.answers_page import answers_page
+
+        write_text(page, answers_page(result, source))
     if as_json:
         print_json(result.as_json())
         return
-    table = Table("", "base model", "adapter")
-    table.add_row("loss", f"{result.base_loss:.4f}", f"{result.loss:.4f}")
-    if result.perplexity is not None:
-        table.add_row("perplexity", f"{result.base_perplexity:.2f}", f"{result.perplexity:.2f}")
-    for name, value in result.metrics.items():
-        table.add_row(name, f"{result.base_metrics[name]:.4f}", f"{value:.4f}")
-    for name, scores in result.scores.items():
-        table.add_row(name.replace("_", " "), f"{scores.base:.1%}", f"{scores.adapter:.1%}")
-    out.print(table)
-    left_out = "".join(f"; dropped {count}: {reason}" for reason, count in result.dropped.items())
-    out.print(f"{result.rows} rows{left_out}")
+    print_one(result, answers)
+    if page is not None:
+        out.print(f"page: {page}", markup=False)

@@ -6,8 +6,10 @@ import contextlib
 import json
 import math
 import os
+import re
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -21,6 +23,20 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print exactly one JSON o
 Source = Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run directory or an adapter folder.")]
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="The base model; by default the one that the adapter records.")
+]
+
+
+def _use_device(name: str) -> str:
+    if name != "auto":
+        from lamina.machine.hardware import use_device
+
+        use_device(name)
+    return name
+
+
+DeviceOption = Annotated[
+    str,
+    typer.Option("--device", callback=_use_device, help="auto (a GPU if there is one), cpu, cuda, cuda:N or mps."),
 ]
 MismatchFlag = Annotated[
     bool, typer.Option("--allow-base-mismatch", help="Continue even if the adapter is locked to another base model.")
@@ -38,10 +54,48 @@ PAIRS = {
 }
 
 
+# How much goes to stderr: each level shows what it names and all after it. `debug` adds tracebacks.
+LEVELS = ("debug", "info", "warning", "error")
+
+
 class _Console(Console):
+    """A console that can leave out what is less than a warning, and write the time before each line.
+
+    Attributes:
+        level: One of `LEVELS`.
+        timestamps: Whether lines begin with the time.
+    """
+
+    level = "info"
+    timestamps = False
+
     def on_broken_pipe(self) -> None:
         """Re-raises the error: rich would exit, but training must save a checkpoint first."""
         raise
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether bars can be drawn: not in a file, nor between lines with times, nor where only warnings count."""
+        return super().is_terminal and not self.timestamps and self.level in ("debug", "info")
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        """Prints what the level lets through."""
+        if LEVELS.index(_level_of(objects)) < LEVELS.index(self.level):
+            return
+        if not self.timestamps:
+            super().print(*objects, **settings)
+            return
+        with self.capture() as captured:
+            super().print(*objects, **settings)
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        self.file.write("".join(f"{stamp} {line}" for line in captured.get().splitlines(keepends=True)))
+        self.file.flush()
+
+
+def _level_of(objects: Sequence[Any]) -> str:
+    """Returns the level of what is printed, by how it begins."""
+    begin = re.sub(r"^(\[[a-z ]+\])*\s*", "", str(objects[0])) if objects else ""
+    return "error" if begin.startswith(("error:", "stopped:")) else "warning" if begin.startswith("warning") else "info"
 
 
 # The consoles for results, and for everything else.
@@ -106,6 +160,15 @@ def _finite(value: Any) -> Any:
 def print_text(text: str) -> None:
     """Prints text from a model or a file unchanged; rich would expand tabs and strip trailing white space."""
     sys.stdout.write(f"{text}\n")
+
+
+def print_table(head: tuple[str, ...], rows: Iterable[Sequence[object]]) -> None:
+    """Prints aligned columns; rich's tables take longer than the rest of a command, and break long cells."""
+    cells = [head, *(tuple(" ".join(str(cell).split()) for cell in row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        if any(row):
+            print_text("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def pair(option: str, text: str) -> tuple[str, str]:

@@ -7,15 +7,15 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from lamina.api.terminal import TrainingView, duration
 from lamina.cli.output import Bars, err, notify, out, print_json
-from lamina.cli.training import TrainingView, duration
 from lamina.quickstart.run import EVAL_ROWS, Quickstart, quickstart
 
 
 def run_quickstart(folder: Path | None, model: str, seed: int, as_json: bool) -> None:
     """Runs the quickstart and prints its result."""
     err.print("[bold]lamina quickstart[/bold]: trains a small model to turn support requests into strict JSON records")
-    with TrainingView() as view, Bars() as bars:
+    with TrainingView(err) as view, Bars() as bars:
         result = quickstart(folder, model=model, seed=seed, on_event=view, notify=notify, progress=bars.update)
     if as_json:
         print_json(result.as_json())

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lamina.cli.output import JsonFlag, err, out, pair, print_json, print_text
+from lamina.cli.output import JsonFlag, err, out, pair, print_json, print_table
 from lamina.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ def ls(
         more = ", ..." if len(entry.aliases) > _MOST_ALIASES else ""
         own = (entry.name, entry.versions, entry.newest, aliases + more, entry.overrides or "", _day(entry.updated))
         rows.append(own)
-    _print_table(("name", "versions", "newest", "aliases", "overrides", "changed"), rows)
+    print_table(("name", "versions", "newest", "aliases", "overrides", "changed"), rows)
     if total > len(entries):
         err.print(f"{len(entries):,} of {total:,} entries; see more with --limit or --prefix", markup=False)
 
@@ -133,7 +132,7 @@ def _list_versions(found: Registry, name: str, limit: int, as_json: bool) -> Non
         size = "removed" if version.removed else f"{version.size / 2**20:,.1f} MiB"
         own = (version.ref, ", ".join(version.aliases), version.method, size, _day(version.created), version.who)
         rows.append((*own, version.digest[:19]))
-    _print_table(("version", "aliases", "method", "size", "added", "by", "digest"), rows)
+    print_table(("version", "aliases", "method", "size", "added", "by", "digest"), rows)
     _print_overrides(aliases)
 
 
@@ -161,7 +160,7 @@ def show(ref: Ref, place: Place = None, as_json: JsonFlag = False) -> None:
         "gate records": ", ".join(f"{record['verdict']} {record['digest'][:19]}" for record in shown.records),
         "files": ", ".join(f"{file.name} ({file.size:,} bytes)" for file in manifest.files),
     }
-    _print_table(("", ""), [(key, value) for key, value in facts.items() if value != ""])
+    print_table(("", ""), [(key, value) for key, value in facts.items() if value != ""])
     _print_changes(shown.history)
 
 
@@ -175,7 +174,7 @@ def diff(ref: Ref, other: Ref, place: Place = None, as_json: JsonFlag = False) -
         return
     rows = [(name, *(str(value)[:100] for value in values)) for name, values in differences.items()]
     if rows:
-        _print_table(("field", ref, other), rows)
+        print_table(("field", ref, other), rows)
     else:
         out.print("no differences")
 
@@ -307,22 +306,13 @@ def _print_changes(found: list[Change]) -> None:
         ends = (str(change.before or "-"), str(change.after or "-"), (change.evidence or "")[:19])
         rows.append((_time(change.at), change.who, change.alias, change.action, *ends, reason))
     if rows:
-        _print_table(("when", "who", "alias", "what", "from", "to", "evidence", "why"), rows)
+        print_table(("when", "who", "alias", "what", "from", "to", "evidence", "why"), rows)
 
 
 def _print_overrides(aliases: list[AliasState]) -> None:
     for state in aliases:
         if state.override:
             out.print(f"{state.ref} -> {state.version.ref} by an override: {state.override}", markup=False)
-
-
-def _print_table(head: tuple[str, ...], rows: Iterable[Sequence[object]]) -> None:
-    """Prints aligned columns; rich's tables take longer than the rest of a command, and break long cells."""
-    cells = [head, *(tuple(" ".join(str(cell).split()) for cell in row) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        if any(row):
-            print_text("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _day(seconds: float | None) -> str:

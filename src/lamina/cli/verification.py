@@ -7,8 +7,8 @@ import math
 from rich.markup import escape
 from rich.table import Table
 
+from lamina.api.terminal import duration
 from lamina.cli.output import err, notify, out
-from lamina.cli.training import duration
 from lamina.runs.events import Event, Note
 from lamina.verification.report import Verification, VerifyCheck
 

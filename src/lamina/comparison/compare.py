@@ -7,7 +7,7 @@
     on OUT/compare.json, compare.html
 
 Every candidate trains in a separate process, so that its peak memory is its own, and its failure does not affect
-others.
+others: here or on a cluster, one after the other or many at once (`fleet/`). Measuring is divided in the same way.
 Repeating the command continues a comparison: finished runs are not repeated, and interrupted runs resume from their
 checkpoint.
 
@@ -22,22 +22,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from lamina import files
 from lamina.comparison.candidates import Candidate
 from lamina.comparison.measure import Job, Measured, Measuring
-from lamina.comparison.process import run_python
 from lamina.comparison.report import BaseFigures, Comparison, Outcome, write_html
-from lamina.config import Config, resolved_values
+from lamina.config import Config
 from lamina.config.methods.lora import LoraConfig
-from lamina.errors import ConfigError, Interrupted, LaminaError, Problem
+from lamina.errors import ConfigError, Problem
+from lamina.fleet.executor import Executor, Placement, Settled, start_executor
+from lamina.fleet.fleet import told, training_task
+from lamina.fleet.pool import Result, run_tasks
+from lamina.fleet.task import Task
 from lamina.progress import Notify
 from lamina.runs import Run
 from lamina.runs.summary import Summary
@@ -46,7 +46,7 @@ from lamina.signals import StopRequest, stop_on_signals
 # One in ETA candidates continues from a rung of `screen`, with ETA times the steps.
 ETA = 3
 
-_GIB = 2**30
+_HERE = Placement()
 
 
 def compare(
@@ -55,6 +55,7 @@ def compare(
     measuring: Measuring | None = None,
     *,
     screen: bool = False,
+    placement: Placement = _HERE,
     notify: Notify = lambda message: None,
 ) -> Comparison:
     """Trains, measures, and writes `compare.json` and `compare.html` into `out` after every candidate.
@@ -64,21 +65,24 @@ def compare(
         out: The comparison's folder.
         measuring: What to measure in addition to the evaluation loss.
         screen: Whether to use successive halving instead of training every candidate to the end.
+        placement: Where candidates are trained and measured, and how many at once.
         notify: Called with messages on the progress.
 
     Returns:
         The comparison, including failed candidates with their errors.
 
     Raises:
-        ConfigError: `screen` with too few candidates or without an evaluation loss.
+        ConfigError: `screen` with too few candidates or without an evaluation loss; or an unknown executor.
         Interrupted: A signal came; finished runs are kept.
+        FleetError: The executor's cluster cannot be used.
     """
     measuring = measuring or Measuring()
     if screen:
         _check_screen(candidates)
-    with stop_on_signals() as stop:
-        shares = rung_shares(len(candidates)) if screen else [1.0]
-        return _Comparer(candidates, Path(out), measuring, shares, notify, stop).run()
+    shares = rung_shares(len(candidates)) if screen else [1.0]
+    with start_executor(placement, Path(out)) as executor, stop_on_signals() as stop:
+        fleet = _Fleet(executor, placement.settled(executor, len(candidates)), notify, stop)
+        return _Comparer(candidates, Path(out), measuring, shares, fleet).run()
 
 
 def rung_shares(candidates: int) -> list[float]:
@@ -142,23 +146,50 @@ def _check_screen(candidates: Sequence[Candidate]) -> None:
         raise ConfigError(problems)
 
 
+@dataclass(frozen=True)
+class _Fleet:
+    """Where this comparison's tasks run."""
+
+    executor: Executor
+    settled: Settled
+    notify: Notify
+    stop: StopRequest
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Result]:
+        return run_tasks(tasks, self.executor, self.settled, self.notify, self.stop)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Something to measure: a candidate or its base, with the digest of everything that the result depends on."""
+
+    stem: str
+    key: str
+    job: Job
+    path: Path
+
+    def found(self) -> Measured | None:
+        """Returns the result, if it was measured before."""
+        before = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        return Measured.from_json(before["measured"]) if before.get("key") == self.key else None
+
+    def task(self, out: Path) -> Task:
+        log = out.resolve() / "logs" / f"measure-{self.stem}.log"
+        given = json.dumps(self.job.as_json())
+        arguments = ("-m", "lamina.comparison.measure")
+        return Task(f"measuring {self.stem}", arguments, log, Path.cwd(), given=given)
+
+
 class _Comparer:
     """One run of `compare` in this process."""
 
     def __init__(
-        self,
-        candidates: Sequence[Candidate],
-        out: Path,
-        measuring: Measuring,
-        shares: list[float],
-        notify: Notify,
-        stop: StopRequest,
+        self, candidates: Sequence[Candidate], out: Path, measuring: Measuring, shares: list[float], fleet: _Fleet
     ) -> None:
         self.out = out
         self.measuring = measuring
         self.shares = shares
-        self.notify = notify
-        self.stop = stop
+        self.fleet = fleet
         self.candidates = list(candidates)
         self.outcomes = {
             c.name: Outcome(c.name, c.config.method.type, c.changes, c.notes, base=BaseFigures(stored_as(c.config)))
@@ -169,101 +200,59 @@ class _Comparer:
         alive = self.candidates
         for number, share in enumerate(self.shares[:-1], start=1):
             alive = self._rung(alive, number, share)
-        for place, candidate in enumerate(alive, start=1):
-            prefix = f"{place}/{len(alive)}  {candidate.name}"
-            self._update(candidate, candidate.config, 1.0, prefix)
-            self._measure(candidate, prefix)
-            self._write()
+        self._train({candidate.name: candidate.config for candidate in alive}, 1.0)
+        if self.measuring.anything:
+            self._measure([candidate for candidate in alive if self.outcomes[candidate.name].state == "done"])
         return self._write()
 
     def _rung(self, alive: list[Candidate], number: int, share: float) -> list[Candidate]:
-        losses = {}
-        for place, candidate in enumerate(alive, start=1):
-            config = shortened(candidate.config, share, self.out / "rungs" / str(number) / candidate.name)
-            prefix = f"rung {number}, {share:.0%} of the steps, {place}/{len(alive)}  {candidate.name}"
-            self._update(candidate, config, share, prefix)
-            loss = self.outcomes[candidate.name].eval_loss
-            if self.outcomes[candidate.name].state != "failed" and loss is not None:
-                losses[candidate.name] = loss
-            self._write()
+        self.fleet.notify(f"rung {number}, {share:.0%} of the steps")
+        folder = self.out / "rungs" / str(number)
+        self._train({each.name: shortened(each.config, share, folder / each.name) for each in alive}, share)
+        found = {each.name: self.outcomes[each.name] for each in alive}
+        losses = {
+            name: each.eval_loss
+            for name, each in found.items()
+            if each.state != "failed" and each.eval_loss is not None
+        }
         best = sorted(losses, key=lambda name: losses[name])[: math.ceil(len(alive) / ETA)]
         for name in losses:
             if name not in best:
                 self.outcomes[name] = replace(self.outcomes[name], state="left out")
-        self.notify(f"rung {number}: {len(best)} of {len(alive)} go on: {', '.join(best)}")
+        self.fleet.notify(f"rung {number}: {len(best)} of {len(alive)} go on: {', '.join(best)}")
         return [candidate for candidate in alive if candidate.name in best]
 
-    def _update(self, candidate: Candidate, config: Config, share: float, prefix: str) -> None:
-        """Trains a candidate, unless it is already trained, and records the outcome."""
-        outcome = replace(self.outcomes[candidate.name], run=config.output_dir, share_of_steps=share)
-        try:
-            summary = self._train(candidate.name, config, prefix)
-        except Interrupted:
-            raise
-        except LaminaError as error:
-            self.outcomes[candidate.name] = replace(outcome, state="failed", error=str(error))
-            self.notify(f"{prefix}: failed: {error}")
-            return
-        self.outcomes[candidate.name] = replace(
-            outcome,
-            state="done",
-            steps=summary.steps,
-            learning_rate=config.train.peak_learning_rate,
-            trainable_parameters=summary.trainable_parameters,
-            total_parameters=summary.total_parameters,
-            adapter_bytes=_size(Path(summary.adapter)),
-            peak_memory_bytes=summary.peak_memory_bytes,
-            step_seconds=summary.step_seconds_median,
-            eval_loss=summary.eval_loss,
-            loss_type=summary.loss_type,
-            accuracy=(summary.eval_metrics or {}).get("rewards/accuracies"),
-            margin=(summary.eval_metrics or {}).get("rewards/margins"),
-            train_loss=summary.train_loss_last,
-            base=replace(outcome.base, eval_loss=summary.eval_loss_first),
-        )
+    def _train(self, configs: dict[str, Config], share: float) -> None:
+        """Trains candidates, except those that are already trained, and records the outcomes."""
+        tasks = []
+        for name, config in configs.items():
+            stem = "-".join(Path(config.output_dir).relative_to(self.out).parts[1:])
+            tasks.append(training_task(name, config, self.out, stem))
+        for result in self.fleet.run(tasks):
+            name = result.task.name
+            outcome = replace(self.outcomes[name], run=configs[name].output_dir, share_of_steps=share)
+            self.outcomes[name] = _trained(outcome, result)
+            if not result.before:
+                self.fleet.notify(told(result))
+            self._write()
 
-    def _train(self, name: str, config: Config, prefix: str) -> Summary:
-        run = Run(Path(config.output_dir))
-        summary = run.summary
-        if summary is not None and run.adapter.is_dir():
-            self.notify(f"{prefix}: finished before")
-            return summary
-        stem = "-".join(Path(config.output_dir).relative_to(self.out).parts[1:])
-        path, log = self.out / "configs" / f"{stem}.yaml", self.out / "logs" / f"{stem}.log"
-        files.write_text(path, yaml.safe_dump(resolved_values(config), sort_keys=False, allow_unicode=True))
-        self.notify(f"{prefix} ... ({log})")
-        began = time.perf_counter()
-        resume = ["--resume"] if run.begun else []
-        printed = run_python(["-m", "lamina", "train", str(path), *resume, "--json"], "", log, self.stop)
-        summary = Summary.from_json(printed)
-        loss = "" if summary.eval_loss is None else f"eval loss {summary.eval_loss:.4f}, "
-        peak = summary.peak_memory_bytes / _GIB
-        self.notify(f"{prefix}: {loss}peak {peak:.2f} GiB ({time.perf_counter() - began:.0f} s)")
-        return summary
+    def _measure(self, trained: list[Candidate]) -> None:
+        """Measures candidates and bases, except those that are already measured, and records the outcomes."""
+        wanted = {each.name: (self._wanted(each, base=False), self._wanted(each, base=True)) for each in trained}
+        missing = {each.stem: each for pair in wanted.values() for each in pair if each.found() is None}
+        errors: dict[str, str] = {}
+        by_task = {f"measuring {stem}": each for stem, each in missing.items()}
+        for result in self.fleet.run([each.task(self.out) for each in missing.values()]):
+            each = by_task[result.task.name]
+            if result.ended.how == "done":
+                files.write_json(each.path, {"key": each.key, "measured": result.ended.printed})
+            else:
+                errors[each.stem] = result.ended.message
+                self.fleet.notify(f"{result.task.name} failed: {result.ended.message}")
+        for name, (own, base) in wanted.items():
+            self.outcomes[name] = _measured(self.outcomes[name], own, base, errors)
 
-    def _measure(self, candidate: Candidate, prefix: str) -> None:
-        outcome = self.outcomes[candidate.name]
-        if outcome.state != "done" or not self.measuring.anything:
-            return
-        try:
-            self.notify(f"{prefix}: measuring ...")
-            found = self._measured(candidate, base=False)
-            base = self._measured(candidate, base=True)
-        except Interrupted:
-            raise
-        except LaminaError as error:
-            self.outcomes[candidate.name] = replace(outcome, state="failed", error=str(error))
-            self.notify(f"{prefix}: measuring failed: {error}")
-            return
-        self.outcomes[candidate.name] = replace(
-            outcome,
-            score=found.score,
-            general_loss=found.general_loss,
-            base=replace(outcome.base, score=base.score, general_loss=base.general_loss),
-        )
-
-    def _measured(self, candidate: Candidate, base: bool) -> Measured:
-        """Measures in a subprocess, or reads an earlier result for the same adapter and files."""
+    def _wanted(self, candidate: Candidate, base: bool) -> _Wanted:
         run = Run(Path(candidate.config.output_dir))
         manifest, quantization = run.manifest, candidate.config.quantization
         assert manifest.base is not None and manifest.summary is not None, "the run is finished"
@@ -279,23 +268,53 @@ class _Comparer:
         }
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         stem = f"base-{key[:16]}" if base else candidate.name
-        path = self.out / "measured" / f"{stem}.json"
-        if path.is_file():
-            before = json.loads(path.read_text(encoding="utf-8"))
-            if before["key"] == key:
-                return Measured.from_json(before["measured"])
-        job = Job(str(run.path), base, self.measuring)
-        log = self.out / "logs" / f"measure-{stem}.log"
-        found = run_python(["-m", "lamina.comparison.measure"], json.dumps(job.as_json()), log, self.stop)
-        files.write_json(path, {"key": key, "measured": found})
-        return Measured.from_json(found)
+        return _Wanted(stem, key, Job(str(run.path), base, self.measuring), self.out / "measured" / f"{stem}.json")
 
     def _write(self) -> Comparison:
-        settings = {"measuring": vars(self.measuring), "shares_of_steps": self.shares}
+        measured = {"measuring": vars(self.measuring), "shares_of_steps": self.shares}
+        settings = measured | self.fleet.settled.as_json()
         comparison = Comparison(settings, [self.outcomes[c.name] for c in self.candidates])
         files.write_json(self.out / "compare.json", comparison.as_json())
         write_html(comparison, self.out / "compare.html")
         return comparison
+
+
+def _trained(outcome: Outcome, result: Result) -> Outcome:
+    if result.ended.how != "done":
+        return replace(outcome, state="failed", error=result.ended.message)
+    summary = Summary.from_json(result.ended.printed)
+    return replace(
+        outcome,
+        state="done",
+        steps=summary.steps,
+        learning_rate=summary.learning_rate,
+        trainable_parameters=summary.trainable_parameters,
+        total_parameters=summary.total_parameters,
+        adapter_bytes=_size(Path(summary.adapter)),
+        adapter_digest=summary.adapter_digest,
+        peak_memory_bytes=summary.peak_memory_bytes,
+        step_seconds=summary.step_seconds_median,
+        eval_loss=summary.eval_loss,
+        loss_type=summary.loss_type,
+        accuracy=(summary.eval_metrics or {}).get("rewards/accuracies"),
+        margin=(summary.eval_metrics or {}).get("rewards/margins"),
+        train_loss=summary.train_loss_last,
+        base=replace(outcome.base, eval_loss=summary.eval_loss_first),
+    )
+
+
+def _measured(outcome: Outcome, own: _Wanted, base: _Wanted, errors: Mapping[str, str]) -> Outcome:
+    for each in (own, base):
+        if each.stem in errors:
+            return replace(outcome, state="failed", error=errors[each.stem])
+    found, its_base = own.found(), base.found()
+    assert found is not None and its_base is not None, "what has not failed was measured"
+    return replace(
+        outcome,
+        score=found.score,
+        general_loss=found.general_loss,
+        base=replace(outcome.base, score=its_base.score, general_loss=its_base.general_loss),
+    )
 
 
 def _size(folder: Path) -> int:

@@ -52,6 +52,7 @@ class Outcome:
         trainable_parameters: Number of trained parameters.
         total_parameters: Number of parameters of the model with the adapter.
         adapter_bytes: Size of the adapter's tensor file.
+        adapter_digest: Digest of the adapter.
         peak_memory_bytes: Peak memory of the training process.
         step_seconds: Median time of a step.
         train_loss: Loss of the last step.
@@ -77,6 +78,7 @@ class Outcome:
     trainable_parameters: int | None = None
     total_parameters: int | None = None
     adapter_bytes: int | None = None
+    adapter_digest: str | None = None
     peak_memory_bytes: int | None = None
     step_seconds: float | None = None
     train_loss: float | None = None
@@ -101,7 +103,8 @@ class Comparison:
     """The outcomes of all candidates.
 
     Attributes:
-        settings: What was measured in addition to the evaluation loss, and the rungs as shares of the steps.
+        settings: What was measured in addition to the evaluation loss, the rungs as shares of the steps, and where
+            candidates were trained: the executor, how many at once, and the threads and GPUs of each.
         outcomes: One per candidate, in the given order.
     """
 

@@ -6,8 +6,9 @@ and command-line overrides.
 
 from lamina.config.data import DataConfig, ReplayConfig, SourceConfig
 from lamina.config.given import only_given, resolved_values
-from lamina.config.load import load_config, merge_overrides, read_yaml
+from lamina.config.load import load_config, merge_overrides
 from lamina.config.methods import DEFAULT_METHOD, METHOD_CONFIGS, MethodConfig
+from lamina.config.read import read_yaml
 from lamina.config.root import Config
 from lamina.config.train import TrainConfig
 

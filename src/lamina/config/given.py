@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from lamina.config.losses import DEFAULT_LOSS, LOSS_CONFIGS
 from lamina.config.methods import DEFAULT_METHOD, METHOD_CONFIGS
+from lamina.config.methods.lora import LoraConfig, default_alpha
 from lamina.config.optimizers import OPTIMIZERS
 from lamina.config.root import Config, default_learning_rate
 from lamina.errors import ConfigError, Problem
@@ -22,6 +23,7 @@ from lamina.errors import ConfigError, Problem
 GIVEN = "given"
 
 _LEARNING_RATE = "train.learning_rate"
+_ALPHA = "method.lora_alpha"
 
 
 def resolved_values(config: Config) -> dict[str, Any]:
@@ -89,6 +91,8 @@ def _default(cls: type[BaseModel], name: str, path: str, whole: Mapping[str, Any
     """Returns the default of a field, as plain data."""
     if path == _LEARNING_RATE:
         return _own_learning_rate(whole)
+    if path == _ALPHA and issubclass(cls, LoraConfig):
+        return _own_alpha(whole)
     field = cls.model_fields.get(name)
     if field is None or field.is_required():
         return _NOTHING
@@ -103,6 +107,12 @@ def _own_learning_rate(whole: Mapping[str, Any]) -> Any:
     if method is None or loss is None or optim not in OPTIMIZERS:
         return _NOTHING
     return default_learning_rate(method, optim, loss)
+
+
+def _own_alpha(whole: Mapping[str, Any]) -> Any:
+    method = whole.get("method")
+    r = method.get("r", LoraConfig.model_fields["r"].default) if isinstance(method, Mapping) else None
+    return default_alpha(r, method.get("use_rslora") is True) if isinstance(r, int) and method is not None else _NOTHING
 
 
 def _chosen_class(name: str, section: Any) -> Any:

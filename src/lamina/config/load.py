@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,13 +17,18 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from lamina import plugins
+from lamina.config.contradictions import without_contradicted
 from lamina.config.given import only_given, resolved_values, section_of
 from lamina.config.losses import LOSS_CONFIGS, NO_LOSSES, LossConfig
 from lamina.config.methods import METHOD_CONFIGS, MethodConfig
 from lamina.config.overrides import read_value
-from lamina.config.places import at_home, own_run
+from lamina.config.peft_objects import is_peft_config, method_config_from_peft
+from lamina.config.places import at_home, expand_home, find_near, map_paths, own_run
+from lamina.config.read import STDIN, read_config, read_yaml
 from lamina.config.root import Config
-from lamina.config.yaml_text import parse_yaml
+from lamina.config.shorthand import is_data_file, run_name
+from lamina.dialects.hints import hint_for, value_hint
+from lamina.dialects.recognize import TITLES, recognize
 from lamina.errors import ConfigError, NewerVersionError, Problem, nearest
 from lamina.version import is_newer
 
@@ -34,6 +40,9 @@ _TYPES = {"method": "type: lora", "loss": "type: cross_entropy"}
 _FAMILIES = {"method.type": "methods", "loss.type": "losses", "train.optim": "optimizers", "data.format": "formats"}
 
 
+# How the problem of an unknown key begins.
+_UNKNOWN = "unknown key"
+
 # Fields that name files and folders.
 _PATHS = ("model", "method.from", "output_dir", "data.train", "data.eval", "data.replay")
 
@@ -42,9 +51,10 @@ def load_config(source: str | Path | Mapping[str, Any] | Config, overrides: Iter
     """Reads and checks a configuration.
 
     Args:
-        source: A YAML file, a mapping with the same structure, or a `Config`. A run's own `config.yaml` belongs to the
-            run directory that it is in, even after that was moved, and its relative paths are resolved as they were
-            when the run started.
+        source: A YAML file (`-` is standard input), a data file to train on, a mapping with the same structure as the
+            YAML (paths may be `Path`s, and `method` a configuration object of peft's), or a `Config`. A run's own
+            `config.yaml` belongs to the run directory that it is in, even after that was moved, and its relative paths
+            are resolved as they were when the run started.
         overrides: `key.sub=value` strings; see `read_value` for how the value is parsed. Given settings stay; filled-in
             settings follow the overrides, for example the default learning rate of another method or optimizer.
 
@@ -55,24 +65,16 @@ def load_config(source: str | Path | Mapping[str, Any] | Config, overrides: Iter
         ConfigError: The configuration is invalid; the error lists all problems.
         NewerVersionError: The run was started by a newer version, with settings that this version does not know.
     """
-    started_by = ""
-    if isinstance(source, Config):
-        values, name = resolved_values(source), ""
-    elif isinstance(source, Mapping):
-        values, name = dict(source), ""
-    else:
-        path = Path(source)
-        values, name = read_yaml(path), str(source)
-        values.setdefault("output_dir", f"runs/{path.stem}")
-        if origin := own_run(path):
-            started_by = origin.lamina
-            values = at_home(values, path.parent, origin)
-    values = merge_overrides(only_given(values), overrides)
+    values, name, started_by = _values_of(source)
+    values = map_paths(merge_overrides(only_given(values), overrides), lambda field, path: expand_home(path))
+    if isinstance(values.get("output_dir"), str):
+        values["output_dir"] = expand_home(values["output_dir"])
     unusable = list(_unusable_texts(values))
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        problems = [*unusable, *_one_per_field([_problem(detail) for detail in error.errors()])]
+        found = _one_per_field([_problem(detail) for detail in error.errors()])
+        problems = [*unusable, *_names_once(found)]
         if is_newer(started_by):
             reason = "; ".join(f"{problem.field}: {problem.message}" for problem in problems)
             raise NewerVersionError(name, started_by, reason.removesuffix(".")) from None
@@ -82,36 +84,44 @@ def load_config(source: str | Path | Mapping[str, Any] | Config, overrides: Iter
     return config
 
 
-def read_yaml(path: Path, field: str = "config", begins: str = "data: {train: FILE}") -> dict[str, Any]:
-    """Reads a YAML mapping. A duplicate key is an error, and `2e-4` is a number.
-
-    Args:
-        path: The file.
-        field: What named it, for errors.
-        begins: How a file of its kind may begin, for the error of one without settings.
+def config_values(source: str | Path) -> dict[str, Any]:
+    """Returns what a configuration file sets, with what it includes, or the defaults for a data file; not checked.
 
     Raises:
-        ConfigError: There is no such file, or it is no YAML mapping.
+        ConfigError: It cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(Problem(field, f"{path} does not exist", "check the path")) from None
-    except IsADirectoryError:
-        raise ConfigError(Problem(field, f"{path} is a folder, not a YAML file", "give the path of a file")) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(Problem(field, f"{path} cannot be read ({error})", "save it as UTF-8 text")) from None
-    value = parse_yaml(text, str(path))
-    if not isinstance(value, dict):
-        found = "is empty" if value is None else f"contains a {type(value).__name__}"
-        raise ConfigError(Problem(field, f"{path} {found}; it must be a mapping of keys", f"start with `{begins}`"))
-    return value
+    return _values_of(source)[0]
+
+
+def _values_of(source: str | Path | Mapping[str, Any] | Config) -> tuple[dict[str, Any], str, str]:
+    """Returns the values that a source has, its name for errors, and the version that started the run it belongs to."""
+    if isinstance(source, Config):
+        return resolved_values(source), "", ""
+    if isinstance(source, Mapping):
+        method = source.get("method")
+        if is_peft_config(method):
+            source = {**source, "method": method_config_from_peft(method)}
+        return _without_path_objects(source), "", ""
+    path = Path(source)
+    if is_data_file(path):
+        return {"data": {"train": str(source)}, "output_dir": f"runs/{run_name(path)}"}, "", ""
+    if origin := own_run(path):
+        return at_home(read_yaml(path), path.parent, origin), str(source), origin.lamina
+    values = read_config(path)
+    if dialect := recognize(values):
+        message = f"{path} is a configuration of {TITLES[dialect]}, not of lamina"
+        fix = f"translate it with `lamina import {shlex.quote(str(source))} --out run.yaml`"
+        raise ConfigError(Problem("config", message, fix))
+    if str(source) != STDIN:
+        values.setdefault("output_dir", f"runs/{path.stem}")
+        values = map_paths(values, lambda field, named: find_near(named, path.parent))
+    return values, str(source), ""
 
 
 def merge_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Applies `key.sub=value` overrides to a copy of a mapping."""
+    """Applies `key.sub=value` overrides to a copy of a mapping, without the settings that they contradict."""
     merged = _deep_copy(values)
-    problems = []
+    problems, given = [], set[tuple[str, ...]]()
     for override in overrides:
         key, equals, text = override.partition("=")
         path = key.strip().split(".")
@@ -130,11 +140,12 @@ def merge_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
         else:
             try:
                 node[path[-1]] = read_value(path, text, override)
+                given.add(tuple(path))
             except ConfigError as error:
                 problems += error.problems
     if problems:
         raise ConfigError(problems)
-    return merged
+    return without_contradicted(merged, given)
 
 
 def _unusable_texts(value: Any, field: str = "") -> Iterator[Problem]:
@@ -172,8 +183,8 @@ def _problem(detail: ErrorDetails) -> Problem:
             section = _section_at(location[:-1])
             allowed = sorted(section.model_fields) if section is not None else []
             absent = section.absent if section is not None and issubclass(section, (MethodConfig, LossConfig)) else {}
-            hint = absent.get(location[-1]) or nearest(location[-1], allowed)
-            return Problem(field, f"unknown key; allowed here: {', '.join(allowed)}.", hint)
+            hint = absent.get(location[-1]) or hint_for(field, value) or nearest(location[-1], allowed)
+            return Problem(field, f"{_UNKNOWN}; allowed here: {', '.join(allowed)}.", hint)
         case "missing":
             return Problem(field, "is required but not given.", f"add it, such as `{_example(_as_written(location))}`")
         case "literal_error" | "enum":
@@ -188,7 +199,7 @@ def _problem(detail: ErrorDetails) -> Problem:
             return Problem(field, f"got {_short(value)}; must be a mapping of keys.")
         case _:
             message = detail["msg"].replace("Input should be", "must be").replace("Input", "the value")
-            return Problem(field, f"got {_short(value)}; {message}.")
+            return Problem(field, f"got {_short(value)}; {message}.", value_hint(field, value))
 
 
 def _no_such(field: str, value: object, expected: str) -> Problem:
@@ -200,7 +211,7 @@ def _no_such(field: str, value: object, expected: str) -> Problem:
     if field == "loss.type" and str(value).lower() in NO_LOSSES:
         why, fix = NO_LOSSES[str(value).lower()]
         return Problem(field, f"{value!r} is not one of {expected}: {why}.", fix)
-    hint = nearest(str(value), re.findall(r"'([^']*)'", expected))
+    hint = value_hint(field, value) or nearest(str(value), re.findall(r"'([^']*)'", expected))
     return Problem(field, f"{value!r} is not one of {expected}.", hint)
 
 
@@ -227,10 +238,24 @@ def _one_per_field(problems: list[Problem]) -> list[Problem]:
     return list(joined.values())
 
 
+def _names_once(problems: list[Problem]) -> list[Problem]:
+    """Leaves the names that a section allows with its first unknown key alone."""
+    told: set[str] = set()
+    shortened = []
+    for problem in problems:
+        if problem.message in told and problem.message.startswith(_UNKNOWN):
+            problem = Problem(problem.field, f"{_UNKNOWN}.", problem.fix)
+        told.add(problem.message)
+        shortened.append(problem)
+    return shortened
+
+
 def _is_union_tag(part: object) -> bool:
     """Returns whether a part of a location is a union member's name from pydantic, not a key."""
     return isinstance(part, str) and bool(
-        re.match(r"^(constrained-|function-|literal\[|nullable|list\[|str$|bool$)", part)
+        re.match(
+            r"^(constrained-|function-|literal\[|nullable|list\[|dict\[|str$|bool$|EvalSource$|SourceConfig$)", part
+        )
     )
 
 
@@ -252,6 +277,14 @@ def _example(location: list[str]) -> str:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _without_path_objects(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_path_objects(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_path_objects(item) for item in value]
+    return os.fspath(value) if isinstance(value, Path) else value
 
 
 def _deep_copy(value: Any) -> Any:

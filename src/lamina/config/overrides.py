@@ -19,18 +19,19 @@ from lamina.errors import ConfigError, Problem
 _CLOSING = {"[": "]", "{": "}"}
 
 
-def read_value(path: Sequence[str], text: str, override: str) -> Any:
+def read_value(path: Sequence[str], text: str, override: str, schema: type[BaseModel] = Config) -> Any:
     """Parses the value of an override.
 
     Args:
         path: The parts of the key.
         text: The value as written.
         override: The whole override, for messages.
+        schema: The class whose field the key names.
 
     Raises:
         ConfigError: A structure is expected, and the value is not valid YAML, or part of it would be lost as a comment.
     """
-    kinds = _kinds(Config, path)
+    kinds = _kinds(schema, path)
     if dict in kinds and (str not in kinds or _is_bracketed(text)):
         if comment := comment_in(text):
             raise ConfigError(

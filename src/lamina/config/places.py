@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from lamina.config.aliases import ALIASES
+from lamina.config.shorthand import is_data_file
+from lamina.errors import ConfigError, Problem
 
 CONFIG_FILE = "config.yaml"
 MANIFEST_FILE = "manifest.json"
@@ -58,7 +60,17 @@ def own_run(config: Path) -> Origin | None:
 def at_home(values: Mapping[str, Any], run: Path, origin: Origin) -> dict[str, Any]:
     """Returns a run's own configuration with its paths resolved from the current working directory."""
     folders = start_folders(run, origin)
-    return {**map_paths(values, lambda field, path: find_from(path, folders)), "output_dir": str(run)}
+    find = lambda field, path: inside_run(path, run, origin) or find_from(path, folders)  # noqa: E731
+    return {**map_paths(values, find), "output_dir": str(run)}
+
+
+def inside_run(path: str, run: Path, origin: Origin | None) -> str:
+    """Returns where a path is now that was within the run directory; empty if it was not, or is not there."""
+    if origin is None or origin.directory is None or origin.path is None:
+        return ""
+    within = os.path.relpath(os.path.normpath(Path(origin.directory, path)), origin.path)
+    now = run / within
+    return "" if within.startswith(os.pardir) or not now.exists() else str(now)
 
 
 def start_folders(run: Path, origin: Origin | None) -> list[Path]:
@@ -77,6 +89,40 @@ def find_from(path: str, folders: Sequence[Path]) -> str:
         if _is_there(str(folder / path)):
             return path if folder == Path.cwd() else str(folder / path)
     return path
+
+
+def expand_home(path: str) -> str:
+    """Returns a path with `~` and `~user` replaced by the home folder."""
+    return os.path.expanduser(path) if path.startswith("~") else path  # noqa: PTH111 - unknown users stay as they are
+
+
+def find_near(path: str, folder: Path) -> str:
+    """Returns a relative path as it is if it exists from here, and else below `folder`, if it exists there."""
+    if Path(path).is_absolute() or path.startswith("~") or _is_there(path) or folder == Path():
+        return path
+    return str(folder / path) if _is_there(str(folder / path)) else path
+
+
+def check_files(values: Mapping[str, Any]) -> None:
+    """Checks that data files exist, without reading them. Names that may be something else are left alone: folders and
+    their splits, patterns, and data sets on the hub.
+
+    Args:
+        values: A configuration as plain data.
+
+    Raises:
+        ConfigError: Files do not exist; all of them are listed.
+    """
+    missing: list[Problem] = []
+
+    def look(field: str, path: str) -> str:
+        if field.startswith("data.") and is_data_file(path) and not _is_there(path) and not _MAGIC & set(path):
+            missing.append(Problem(field, f"{path} does not exist", "check the path; it is relative to where you run"))
+        return path
+
+    map_paths(values, look)
+    if missing:
+        raise ConfigError(missing)
 
 
 def made_absolute(path: str) -> str:
@@ -112,6 +158,8 @@ def map_paths(values: Mapping[str, Any], change: Callable[[str, str], str]) -> d
             data["train"] = _map_sources(data["train"], change)
         if isinstance(data.get("eval"), str):
             data["eval"] = change("data.eval", data["eval"])
+        elif isinstance(named := data.get("eval"), Mapping):
+            data["eval"] = {name: _map_source(source, f"data.eval.{name}", change) for name, source in named.items()}
         if isinstance(replay := data.get("replay"), Mapping) and isinstance(replay.get("path"), str):
             data["replay"] = {**replay, "path": change("data.replay.path", replay["path"])}
         if isinstance(template := data.get("chat_template"), str) and is_template_file(template):
@@ -120,15 +168,24 @@ def map_paths(values: Mapping[str, Any], change: Callable[[str, str], str]) -> d
 
 
 def is_template_file(name: str) -> bool:
-    """Returns whether `data.chat_template` is a file rather than a built-in template."""
-    return "/" in name or "\\" in name or name.endswith((".jinja", ".j2"))
+    """Returns whether `data.chat_template` is a file rather than a built-in template or a text."""
+    return not is_template_text(name) and ("/" in name or "\\" in name or name.endswith((".jinja", ".j2")))
+
+
+def is_template_text(name: str) -> bool:
+    """Returns whether `data.chat_template` is a Jinja text itself."""
+    return "{{" in name or "{%" in name
 
 
 def _map_sources(train: Any, change: Callable[[str, str], str]) -> Any:
-    if isinstance(train, str):
-        return change("data.train", train)
     if isinstance(train, list):
         return [_map_sources(source, change) for source in train]
-    if isinstance(train, Mapping) and isinstance(train.get("path"), str):
-        return {**train, "path": change("data.train", train["path"])}
-    return train
+    return _map_source(train, "data.train", change)
+
+
+def _map_source(source: Any, field: str, change: Callable[[str, str], str]) -> Any:
+    if isinstance(source, str):
+        return change(field, source)
+    if isinstance(source, Mapping) and isinstance(source.get("path"), str):
+        return {**source, "path": change(field, source["path"])}
+    return source

@@ -24,7 +24,7 @@ class QuantizationConfig(Section):
     double_quant: bool = True
     """Whether to quantize the scales of the 4-bit blocks too: 4.127 instead of 4.5 bits per weight."""
 
-    compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Dtype that weights are dequantized into for a matrix product, and dtype of unquantized weights; `auto` takes
     `dtype`."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from lamina.config.data import DataConfig
 from lamina.config.distributed import DistributedConfig
+from lamina.config.hub import hub_reference
 from lamina.config.losses import AnyLossConfig, LossConfig
 from lamina.config.losses.cross_entropy import CrossEntropyConfig
 from lamina.config.methods import AnyMethodConfig, MethodConfig
@@ -17,12 +19,21 @@ from lamina.config.quantization import QuantizationConfig
 from lamina.config.section import Section
 from lamina.config.train import TrainConfig
 
+# Losses whose head is that of peft's SEQ_CLS.
+_WITH_A_SCORE = ("classification", "reward")
+
 
 class Config(Section):
     """Everything that determines a run's result, other than the machine and the installed versions."""
 
     model: Annotated[str, Field(min_length=1)] = "smollm2-135m"
-    """The base model: an alias, a folder, a hub id, or a `.gguf` file."""
+    """The base model: an alias, a folder, a `.gguf` file, or a hub id, which may name a revision and a folder in the
+    repository: `ORG/NAME@REVISION:FOLDER`. The keys `revision` and `subfolder` beside `model` are other words for these
+    two. A token for private models is never a setting: set HF_TOKEN, or use `hf auth login`."""
+
+    trust_remote_code: bool = False
+    """Run the Python code that a model brings (`auto_map`), which can do whatever you can on this machine. What is
+    allowed is that code as it is now, on this machine from now on; changed code has to be allowed again."""
 
     data: DataConfig
     """What to train on."""
@@ -42,8 +53,12 @@ class Config(Section):
     distributed: DistributedConfig = DistributedConfig()
     """How several processes train together."""
 
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Dtype of the frozen base model; `auto` takes bfloat16 if the hardware supports it natively."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Dtype of the frozen base model. `auto` takes bfloat16 if the hardware multiplies it, else float16 on GPUs and
+    float32 on CPUs. float16 is trained with a loss scale, on GPUs only."""
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    """Where to train: `auto` (the first GPU, else the CPU), `cpu`, `cuda`, `cuda:N` or `mps`."""
 
     offload: bool | Literal["auto"] = "auto"
     """Leave the frozen layers' weights on disk: read each layer ahead of time, and free it after use; `auto` does so if
@@ -54,6 +69,54 @@ class Config(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of everything random: split, order, initial adapter, dropout."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_place_in_hub(cls, values: Any) -> Any:
+        """Takes `revision` and `subfolder` as parts of the model's name, so that it is one name everywhere."""
+        if isinstance(values, Mapping) and {"token", "hf_token", "hub_token"} & values.keys():
+            raise ValueError(
+                "a token is a secret, and a configuration is stored with every run; remove it, and set the environment "
+                "variable HF_TOKEN or use `hf auth login`"
+            )
+        if not isinstance(values, Mapping) or not {"revision", "subfolder"} & values.keys():
+            return values
+        rest = dict(values)
+        revision, subfolder = rest.pop("revision", None), rest.pop("subfolder", None)
+        model = rest.get("model")
+        for name, value in (("revision", revision), ("subfolder", subfolder)):
+            if value is not None and not (isinstance(value, str) and value):
+                raise ValueError(f"{name} is {value!r}; write it as text in quotes")
+        if revision or subfolder:
+            if not isinstance(model, str):
+                raise ValueError("revision and subfolder are of a model on the hub; set model to its id, ORG/NAME")
+            rest["model"] = hub_reference(model, revision, subfolder)
+        return rest
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_task_type(cls, values: Any) -> Any:
+        """Takes peft's `task_type: SEQ_CLS` as the loss that trains such a head."""
+        method = values.get("method") if isinstance(values, Mapping) else None
+        if not isinstance(method, Mapping) or method.get("task_type") != "SEQ_CLS":
+            return values
+        loss = values.get("loss") or {"type": "classification"}
+        if not isinstance(loss, Mapping) or loss.get("type", "classification") not in _WITH_A_SCORE:
+            raise ValueError(
+                "method.task_type SEQ_CLS trains a head over whole texts, which loss does not; set loss.type to "
+                f"{' or '.join(_WITH_A_SCORE)}, or remove task_type"
+            )
+        kept = {key: value for key, value in method.items() if key != "task_type"}
+        return {**values, "method": kept, "loss": {"type": "classification", **loss}}
+
+    @model_validator(mode="after")
+    def _fill_in_format(self) -> Config:
+        """A text with a label may be plain text or one to classify, and the loss says which."""
+        if self.loss.data_format is not None and self.data.format == "auto":
+            data = self.data.model_copy(update={"format": self.loss.data_format})
+            data.model_fields_set.discard("format")
+            object.__setattr__(self, "data", data)  # the class is frozen for everyone else
+        return self
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Config:
@@ -66,6 +129,10 @@ class Config(Section):
                 )
             if self.train.eval_steps is not None:
                 wrong.append("train.eval_steps has no effect if data.eval is null; set data.eval or remove it")
+        sets = self.data.eval if isinstance(self.data.eval, dict) else {}
+        if self.train.best_eval is not None and self.train.best_eval not in sets:
+            known = f"it has {', '.join(sets)}" if sets else "it has no sets with names"
+            wrong.append(f"train.best_eval names the evaluation set {self.train.best_eval!r} of data.eval, but {known}")
         if "galore" in OPTIMIZERS[self.train.optim].reads and self.method.type != "full":
             wrong.append(
                 f"train.optim '{self.train.optim}' projects the gradients of whole weight matrices onto a subspace, "

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from lamina.config.load import read_yaml
+from lamina.config.read import read_yaml
 from lamina.config.section import Section
 from lamina.errors import ConfigError, Problem, nearest
 

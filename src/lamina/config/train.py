@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from lamina import plugins
 from lamina.config.optimizers import OPTIMIZERS, SPECIAL_SETTINGS, GaloreConfig, OptimizerName
 from lamina.config.section import Section
 
@@ -14,10 +16,54 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
+StepShare = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+# transformers' schedules that are functions of the step, and the settings of each.
+SCHEDULE_SETTINGS: dict[str, tuple[str, ...]] = {
+    "cosine": (),
+    "linear": (),
+    "constant": (),
+    "constant_with_warmup": (),
+    "cosine_with_min_lr": ("num_cycles", "min_lr", "min_lr_rate"),
+    "cosine_with_restarts": ("num_cycles",),
+    "polynomial": ("lr_end", "power"),
+    "inverse_sqrt": ("timescale",),
+    "warmup_stable_decay": (
+        "num_decay_steps",
+        "num_stable_steps",
+        "warmup_type",
+        "decay_type",
+        "min_lr_ratio",
+        "num_cycles",
+    ),
+}
+ScheduleName = Literal[
+    "cosine",
+    "linear",
+    "constant",
+    "constant_with_warmup",
+    "cosine_with_min_lr",
+    "cosine_with_restarts",
+    "polynomial",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+]
+
 DEFAULT_EPOCHS = 3.0
 
 # The value that the LoRA+ authors recommend.
 LORAPLUS_RATIO = 16.0
+
+
+if TYPE_CHECKING:
+    TrackerName = str
+else:
+    TrackerName = Literal[tuple(plugins.members("trackers"))]
+
+
+def _as_list(value: object) -> object:
+    """One tracker may be given as a text; `none` is what transformers calls an empty list."""
+    return value if not isinstance(value, str) else [] if value == "none" else [value]
 
 
 class TrainConfig(Section):
@@ -46,8 +92,12 @@ class TrainConfig(Section):
     learning_rate: Annotated[float, Field(gt=0.0)] | None = None
     """Peak learning rate; null means the method's default (see `lamina methods`), and a tenth of it for lion."""
 
-    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
-    """Shape of the learning rate after the warmup."""
+    lr_scheduler_type: ScheduleName = "cosine"
+    """Shape of the learning rate after the warmup: one of transformers' schedules."""
+
+    lr_scheduler_kwargs: dict[str, float | int | str] | None = None
+    """Settings of `cosine_with_min_lr` (`min_lr_rate` or `min_lr`), `cosine_with_restarts` (`num_cycles`), `polynomial`
+    (`power`, `lr_end`), `inverse_sqrt` (`timescale`) and `warmup_stable_decay` (`num_decay_steps`, ...)."""
 
     warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of all steps over which the learning rate rises from zero."""
@@ -90,9 +140,9 @@ class TrainConfig(Section):
     """How to compile the work between matrix products. `auto`: C++ kernels on a CPU (built once, in seconds) and
     torch.compile on CUDA. true: torch.compile everywhere (it warms up for a minute). false: plain torch."""
 
-    eval_steps: PositiveInt | None = None
-    """Steps between evaluations; null means at the end of every epoch. There is always an evaluation at the end of
-    training."""
+    eval_steps: PositiveInt | StepShare | None = None
+    """Steps between evaluations, or a share of all steps (below 1); null means at the end of every epoch. There is
+    always an evaluation at the end of training."""
 
     early_stopping_patience: PositiveInt | None = None
     """Stop after this many evaluations without a better loss."""
@@ -100,11 +150,16 @@ class TrainConfig(Section):
     early_stopping_threshold: NonNegative = 0.0
     """Minimum decrease of the evaluation loss that counts as better."""
 
+    best_eval: str | None = None
+    """Name of the evaluation set in `data.eval` whose loss picks the best checkpoint and stops early; by default the
+    first."""
+
     load_best_model_at_end: bool = True
     """Keep the adapter of the best evaluation instead of the last one (needs evaluation data)."""
 
-    save_steps: PositiveInt = 100
-    """Steps between checkpoints; there is always a checkpoint at the end of training."""
+    save_steps: PositiveInt | StepShare = 100
+    """Steps between checkpoints, or a share of all steps (below 1); there is always a checkpoint at the end of
+    training."""
 
     save_total_limit: PositiveInt = 2
     """Number of checkpoints to keep, not counting the best one."""
@@ -112,8 +167,8 @@ class TrainConfig(Section):
     logging_steps: PositiveInt = 1
     """Steps between two lines of metrics."""
 
-    report_to: list[Literal["tensorboard"]] = Field(default_factory=list)
-    """Experiment trackers to log to, in addition to `metrics.jsonl`."""
+    report_to: Annotated[list[TrackerName], BeforeValidator(_as_list)] = Field(default_factory=list)
+    """Experiment trackers to log to, in addition to `metrics.jsonl`: a name or a list of names (docs/trackers.md)."""
 
     @model_validator(mode="after")
     def _check_combinations(self) -> TrainConfig:
@@ -139,10 +194,28 @@ class TrainConfig(Section):
                     f"global_batch_size {self.global_batch_size} is no multiple of per_device_train_batch_size "
                     f"{self.per_device_train_batch_size}; change one of them"
                 )
+        wrong += self._wrong_for_the_schedule()
         wrong += self._wrong_for_the_optimizer()
         if wrong:
             raise ValueError(". ".join(wrong))
         return self
+
+    def _wrong_for_the_schedule(self) -> list[str]:
+        name, given, wrong = self.lr_scheduler_type, set(self.lr_scheduler_kwargs or {}), []
+        if others := sorted(given.difference(SCHEDULE_SETTINGS[name])):
+            takes = ", ".join(SCHEDULE_SETTINGS[name]) or "no settings"
+            wrong.append(f"lr_scheduler_kwargs has {', '.join(others)}, but lr_scheduler_type '{name}' takes {takes}")
+        if name == "cosine_with_min_lr" and len(given & {"min_lr", "min_lr_rate"}) != 1:
+            wrong.append(
+                "lr_scheduler_type 'cosine_with_min_lr' needs where to end; set lr_scheduler_kwargs to "
+                "{min_lr_rate: 0.1} for a tenth of the learning rate, or to {min_lr: 1e-5}"
+            )
+        if name == "warmup_stable_decay" and "num_decay_steps" not in given:
+            wrong.append(
+                "lr_scheduler_type 'warmup_stable_decay' needs lr_scheduler_kwargs: {num_decay_steps: STEPS}, the "
+                "length of its last part"
+            )
+        return wrong
 
     def _wrong_for_the_optimizer(self) -> list[str]:
         facts, wrong = OPTIMIZERS[self.optim], []
@@ -194,6 +267,10 @@ class TrainConfig(Section):
         """The learning rate of a complete configuration, in which it has been filled in."""
         assert self.learning_rate is not None
         return self.learning_rate
+
+    def steps_between(self, setting: float, total: int) -> int:
+        """Returns `eval_steps` or `save_steps` as a number of steps, of `total` steps."""
+        return setting if isinstance(setting, int) else math.ceil(setting * total)
 
     @property
     def epochs(self) -> float | None:

@@ -139,11 +139,12 @@ def build_units(examples: Sequence[EncodedExample], layout: Layout = PACKED) -> 
 
     Returns:
         Lists of batches. Each list has the documents of whole examples, whose loss is computed together; the sum of the
-        losses is the micro-batch's loss. An example without supervised tokens is skipped if it would be alone.
+        losses is the micro-batch's loss. An example without supervised tokens is skipped if it would be alone, unless
+        it has values, which its loss may compare with the state of a token.
     """
     if layout.together:
         return [[build_batch(examples, layout)]]
-    return [_one_at_a_time(example, layout) for example in examples if example.supervised_tokens]
+    return [_one_at_a_time(example, layout) for example in examples if example.supervised_tokens or example.values]
 
 
 def build_batches(examples: Sequence[EncodedExample], layout: Layout = PACKED) -> list[Batch]:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
 
 from lamina.chat.template import ChatTemplate
 from lamina.config import DataConfig
+from lamina.data.dataset_notes import dataset_notes, read_twice
 from lamina.data.encoded_file import EncodedFile, encode_file
 from lamina.data.example import Example
+from lamina.data.length import check_length, length_notes, with_length
 from lamina.data.lost import lost_line, lost_rows, nothing_left
 from lamina.data.mix import draw_replay, weigh
 from lamina.data.no_loss import TRIED, no_loss_fix
 from lamina.data.packing import plan_epoch
 from lamina.data.read import find_files
-from lamina.data.remarks import file_notes
+from lamina.data.recognize import recognized_rows
 from lamina.data.report import CHOSEN_REASONS, DataReport
 from lamina.data.sequences import ANSWERS, Sequences
 from lamina.data.side import Pieces, Side, parts_of, whole_rows, wrapped_pieces
@@ -37,24 +39,33 @@ class Dataset:
         eval: Evaluation examples; may be empty.
         report: What happened to every row.
         eval_files: The files that evaluation examples come from: index of the file -> file.
+        max_length: The `data.max_length` in use: the given one, or what follows from model and data.
         train_blocks: int64, shape (training examples,): the micro-batch of each example, if it is the same in every
             epoch.
         eval_dropped: Number of dropped evaluation rows, by reason.
+        eval_sets: The examples of each evaluation set by its name, in `eval`; empty if sets have no names.
     """
 
     train: Side
     eval: Side
     report: DataReport
     eval_files: dict[int, EncodedFile]
+    max_length: int
     train_blocks: np.ndarray | None = None
     eval_dropped: dict[str, int] = field(default_factory=dict)
+    eval_sets: dict[str, slice] = field(default_factory=dict)
 
-    def eval_examples(self) -> list[Example]:
-        """Returns the evaluation examples as conversations, for generation. Reads their files again."""
+    def eval_examples(self, template: ChatTemplate) -> list[Example]:
+        """Returns the evaluation examples as conversations, for generation. Reads their files again.
+
+        Args:
+            template: Recognizes conversations that were rendered before.
+        """
         found: list[Example] = []
         for file_index, file in self.eval_files.items():
             wanted = set(self.eval.rows(file_index).tolist())
-            found += [row.example for row in used_examples(file.reader()) if row.example and row.number in wanted]
+            rows = recognized_rows(used_examples(file.reader()), template)
+            found += [row.example for row in rows if row.example and row.number in wanted]
         return found
 
 
@@ -65,6 +76,7 @@ def build_dataset(
     seed: int,
     notify: Notify | None = None,
     sequences: Sequences = ANSWERS,
+    positions: int | None = None,
 ) -> Dataset:
     """Reads and encodes a run's data; rows that are already encoded come from the cache.
 
@@ -75,12 +87,16 @@ def build_dataset(
         seed: Seed of the split, the mix and the replay.
         notify: Reports progress on large files.
         sequences: How rows become sequences.
+        positions: The model's positions; None if unknown.
 
     Raises:
-        ConfigError: A file does not exist, or the packing strategy would cut sequences that belong together.
+        ConfigError: A file does not exist, `max_length` is more than the model's positions, or the packing strategy
+            would cut sequences that belong together.
         DataError: A row does not fit its format, or there is nothing left to train on.
     """
+    check_length(config, positions)
     every = _encode(open_sources(config, "train", "eval", "replay"), config, template, sequences, notify)
+    given, config = config, with_length(config, every, positions)
     training, held_out_files, replayed = (
         [file for file in every if file.report.role == side] for side in ("train", "eval", "replay")
     )
@@ -111,17 +127,23 @@ def build_dataset(
     _account(every, train, evaluation)
     if not len(train):
         raise DataError(nothing_left(training, config))
-    if isinstance(config.eval, str) and not len(evaluation):
-        raise DataError(nothing_left(held_out_files, config))
+    by_set = {file.eval_set: [f for f in held_out_files if f.eval_set == file.eval_set] for file in held_out_files}
+    for of_set in by_set.values():
+        if not any(file.report.eval_rows for file in of_set):
+            raise DataError(nothing_left(of_set, config))
 
+    notes = [
+        *length_notes(given, config, positions),
+        *dataset_notes(config, template, every, train, evaluation, chosen),
+    ]
     report = DataReport(
         files=[file.report for file in every],
         train=train.report(),
         eval=evaluation.report() if len(evaluation) else None,
         chat_template=template.name,
         stop_token=template.stop_token,
-        notes=_notes(config, template, every, train, evaluation, chosen),
-        warnings=[*lost_rows(every, config), *_read_twice(training)],
+        notes=notes,
+        warnings=[*lost_rows(every, config), *read_twice(training)],
     )
     plan = plan_epoch(
         train.lengths, batch_size, config.max_length, config.packing, seed, 0, config.group_by_length, blocks
@@ -130,7 +152,8 @@ def build_dataset(
     if config.packing:
         report.packing_efficiency = int(train.lengths.sum()) / (len(plan) * batch_size * config.max_length)
     eval_files = {file_index: file for file_index, file in enumerate(every) if file.report.eval_rows}
-    return Dataset(train, evaluation, report, eval_files, blocks, eval_dropped)
+    sets = _eval_sets(every, evaluation)
+    return Dataset(train, evaluation, report, eval_files, config.max_length, blocks, eval_dropped, sets)
 
 
 def build_evaluation(
@@ -140,6 +163,7 @@ def build_evaluation(
     max_rows: int | None,
     template: ChatTemplate,
     sequences: Sequences = ANSWERS,
+    positions: int | None = None,
 ) -> Dataset:
     """Encodes a file for evaluation, with a run's data settings.
 
@@ -150,6 +174,7 @@ def build_evaluation(
         max_rows: Use only the first `max_rows` rows.
         template: Renders conversations.
         sequences: How rows become sequences.
+        positions: The model's positions; None if unknown.
 
     Raises:
         ConfigError: The file does not exist.
@@ -157,6 +182,7 @@ def build_evaluation(
     """
     source = config.source_of(path).model_copy(update={"max_rows": max_rows})
     opened = _encode([OpenSource("eval", source, find_files(path, field, "test"))], config, template, sequences, None)
+    config = with_length(config, opened, positions)
     stop = template.stop_token_ids
     parts = [fit(file, number, np.arange(len(file.store)), config, stop) for number, file in enumerate(opened)]
     stores = [file.store for file in opened]
@@ -176,7 +202,8 @@ def build_evaluation(
     dropped: dict[str, int] = {}
     for file in opened:
         _add(dropped, file.report.counts_dropped(), {})
-    return Dataset(nothing, evaluation, report, dict(enumerate(opened)), eval_dropped=dropped)
+    files = dict(enumerate(opened))
+    return Dataset(nothing, evaluation, report, files, config.max_length, eval_dropped=dropped)
 
 
 def load_examples(config: DataConfig, path: str, field: str, max_rows: int | None) -> list[Example]:
@@ -221,7 +248,7 @@ def fit(file: EncodedFile, file_index: int, rows: np.ndarray, config: DataConfig
     long = store.longest[rows] > config.max_length
     how = "drop" if file.whole_rows else config.overlong
     if how == "auto":
-        how = "split" if file.is_text else "drop"
+        how = "cut" if file.pooled else "split" if file.is_text else "drop"
     if how == "drop":
         report.drop_all("longer_than_max_length", store.rows[rows[long]])
         pieces = pieces.take(~long)
@@ -237,7 +264,7 @@ def fit(file: EncodedFile, file_index: int, rows: np.ndarray, config: DataConfig
         pieces = Pieces.join(parts)
         pieces = pieces.take(np.lexsort((pieces.begin, pieces.index)))
     in_loss = pieces.supervised > 0
-    if in_loss.all():
+    if file.pooled or in_loss.all():
         return pieces
     kept = pieces.take(in_loss)
     report.drop_all("no_supervised_tokens", store.rows[np.setdiff1d(pieces.index, kept.index)])
@@ -254,11 +281,24 @@ def _encode(
     encoded = []
     for opened in sources:
         for file in opened.files:
-            encoded.append(encode_file(file, opened.source, config, opened.side, template, notify, sequences))
+            one = encode_file(file, opened.source, config, opened.side, template, notify, sequences)
+            encoded.append(replace(one, eval_set=opened.name))
             wrong = [kind for kind in encoded[-1].store.facts.kinds if kind not in sequences.kinds]
             if wrong:
                 raise DataError(_not_trainable(encoded[-1], wrong[0], sequences))
     return encoded
+
+
+def _eval_sets(every: Sequence[EncodedFile], evaluation: Side) -> dict[str, slice]:
+    """Returns the examples of each evaluation set that has a name; those of a set follow each other."""
+    sets: dict[str, slice] = {}
+    for file_index, file in enumerate(every):
+        if file.eval_set:
+            places = np.flatnonzero(evaluation.pieces.file_index == file_index)
+            if len(places):
+                first, end = int(places[0]), int(places[-1]) + 1
+                sets[file.eval_set] = slice(sets[file.eval_set].start if file.eval_set in sets else first, end)
+    return sets
 
 
 def _check_uncut(files: Sequence[EncodedFile]) -> None:
@@ -285,11 +325,15 @@ def _not_trainable(file: EncodedFile, kind: str, sequences: Sequences) -> str:
 def _split(config: DataConfig, training: Sequence[EncodedFile], seed: int) -> list[np.ndarray]:
     """Returns, for each training file, which stored rows are held out for evaluation."""
     stores = [file.store for file in training]
-    if not isinstance(config.eval, float):
+    if not isinstance(config.eval, float | int):
         return [np.zeros(len(store), dtype=bool) for store in stores]
+    rows = sum(len(store) for store in stores)
+    if config.eval >= max(1, rows):
+        message = f"asks for {config.eval} of the {rows} rows, which leaves none for training"
+        raise ConfigError(Problem("data.eval", message, "set it to less, or to a share such as 0.1"))
     held_out = hold_out(
         np.concatenate([store.prompts for store in stores]),
-        config.eval,
+        config.eval if isinstance(config.eval, float) else config.eval / rows,
         seed,
         np.concatenate([store.strata for store in stores]) if config.stratify_by else None,
         np.concatenate([store.groups for store in stores]) if config.group_by else None,
@@ -323,68 +367,3 @@ def _add(totals: dict[str, int], counts: Mapping[str, int], before: Mapping[str,
     for reason, count in counts.items():
         if count > before.get(reason, 0):
             totals[reason] = totals.get(reason, 0) + count - before.get(reason, 0)
-
-
-def _notes(
-    config: DataConfig,
-    template: ChatTemplate,
-    every: Sequence[EncodedFile],
-    train: Side,
-    evaluation: Side,
-    held_out: Sequence[np.ndarray],
-) -> list[str]:
-    facts = [file.store.facts for file in every]
-    notes = list(template.notes)
-    notes += template.notes_on(any(f.with_tools for f in facts), any(f.with_thinking for f in facts))
-    notes += file_notes(template, facts)
-    for file in every:
-        notes += file.notes
-    if isinstance(config.eval, float):
-        notes += [
-            f"{file.file.within} has a validation split: data.eval={file.file.own_eval} evaluates on it, instead of "
-            "on a share of the training rows"
-            for file in every
-            if file.file.own_eval
-        ]
-        if not any(mask.any() for mask in held_out):
-            notes.append("all rows have the same prompt, so no evaluation data could be split off without leakage")
-        elif not len(evaluation):
-            notes.append("every evaluation row was dropped, so nothing will be evaluated")
-    elif isinstance(config.eval, str):
-        notes += _leaks(every, train, evaluation)
-    conversations = np.array([not file.is_text for file in every])[train.pieces.file_index]
-    untaught = int((conversations & ~train.pieces.teaches_stop).sum())
-    if untaught:
-        notes.append(
-            f"{untaught} of {int(conversations.sum())} training examples do not have the stop token in the loss"
-        )
-    return notes
-
-
-def _read_twice(training: Sequence[EncodedFile]) -> list[str]:
-    """Returns a warning for each file that is read twice, under the same name or another."""
-    first: dict[str, EncodedFile] = {}
-    twice = []
-    for file in training:
-        same = first.setdefault(file.report.sha256 or str(id(file)), file)
-        if same is not file:
-            what = "is read twice" if same.report.path == file.report.path else f"is identical to {same.report.path}"
-            twice.append(
-                f"{file.report.path} {what}, so its rows count twice in an epoch (use `weight` to do that on purpose)"
-            )
-    return twice
-
-
-def _leaks(every: Sequence[EncodedFile], train: Side, evaluation: Side) -> list[str]:
-    trained = np.concatenate([file.store.prompts[train.indices(file_index)] for file_index, file in enumerate(every)])
-    notes = []
-    for file_index, file in enumerate(every):
-        index = evaluation.indices(file_index)
-        # With kind="table", numpy 2.0 fails on 64-bit numbers that are close to each other.
-        leaked = index[np.isin(file.store.prompts[index], trained, kind="sort")]
-        if len(leaked):
-            first = int(file.store.rows[leaked[0]])
-            notes.append(
-                f"{len(leaked)} evaluation rows have a prompt that is also in the training data (first: row {first})"
-            )
-    return notes

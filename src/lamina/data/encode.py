@@ -11,7 +11,8 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from lamina.chat.template import ChatTemplate, Rendered, Span
+from lamina.chat.bare import without_end
+from lamina.chat.template import BUILTIN_TEMPLATES, ChatTemplate, Rendered, Span
 from lamina.chat.tokens import Tokens, supervised
 from lamina.data.example import EncodedExample, Example, Kind, Remarks
 from lamina.errors import DataError
@@ -104,6 +105,10 @@ class _Chunk(Generic[T]):
             yield item, _end_to_end(encoded) if len(encoded) > 1 else encoded[0] if encoded else None
 
     def _encoded(self, example: Example, rendered: Rendered, encoding: Any, train_on: str) -> EncodedExample:
+        if example.tokens is not None:
+            in_loss = np.array(example.tokens.in_loss, dtype=bool)
+            in_loss[:1] = False  # no token before it predicts it
+            return EncodedExample(np.array(example.tokens.ids, dtype=np.int32), in_loss, example.row)
         text, chosen = rendered.text, choose_spans(rendered, example, train_on)
         tokens = self.tokenizer.read(encoding, text)
         # In generation, the prompt is tokenized on its own: no token extends into the answer or depends on it.
@@ -145,7 +150,7 @@ class Chosen:
 
 def choose_spans(rendered: Rendered, example: Example, train_on: str) -> Chosen:
     """Selects the characters of the rendering that are in the loss."""
-    if example.kind is Kind.TEXT:
+    if example.kind in (Kind.TEXT, Kind.CLASSIFICATION):
         return Chosen([Span(0, len(rendered.text))])
     if train_on == "all":
         spans = _without([Span(0, len(rendered.text))], rendered.thinking)
@@ -199,8 +204,14 @@ def _try_render(examples: Sequence[Example], template: ChatTemplate) -> list[Ren
     rendered = []
     for example in examples:
         try:
-            if example.kind is Kind.TEXT:
+            if example.tokens is not None:
+                one = Rendered("", ())
+            elif example.kind is Kind.TEXT:
                 one = _render_text(example.text, template)
+            elif example.kind is Kind.CLASSIFICATION:
+                one = render_input(example, template)
+            elif example.is_rendered and template.answer_marks is not None:
+                one = Rendered(example.text, tuple(template.answer_marks.spans(example.text)))
             else:
                 one = template.render_spans(example.messages, example.tools, example.template_kwargs)
             if not one.text.isascii():
@@ -223,15 +234,35 @@ def _check_characters(text: str) -> None:
 
 
 def _render_text(text: str, template: ChatTemplate) -> Rendered:
-    """Returns a document between the tokens that start and end a text, if the tokenizer has them."""
-    if found := template.control_tokens.first_in(text):
+    """Returns a document between the tokens that start and end a text, each of them once, if the tokenizer has them."""
+    bos, end = str(template.tokenizer.bos_token or ""), text_end(template)
+    inner = without_end(text, end)
+    starts = bool(bos) and inner.startswith(bos)
+    while starts and inner.startswith(bos):
+        inner = inner.removeprefix(bos)
+    if not template.is_bare and (found := template.control_tokens.first_in(inner)):
+        named = next((name for name, source in BUILTIN_TEMPLATES.items() if found in source), "")
+        rendered = (
+            f"if a chat template wrote it, name that template, such as data.chat_template={named}; " if named else ""
+        )
         raise DataError(
             f"the text contains {found!r}, a special token, which would end the document or start another. Fix: "
-            "remove or rewrite it in the data; if it separates documents, give each document its own row."
+            f"{rendered}remove or rewrite it in the data; if it separates documents, give each document its own row; "
+            "or set data.chat=false, which takes texts as they are."
         )
-    tokenizer = template.tokenizer
-    begin = str(tokenizer.bos_token) if template.adds_bos else ""
-    return Rendered(f"{begin}{text}{text_end(template)}", ())
+    begin = bos if starts or template.adds_bos else ""
+    return Rendered(f"{begin}{inner}{end}", ())
+
+
+def render_input(example: Example, template: ChatTemplate) -> Rendered:
+    """Returns a text as the tokenizer itself encodes it, without a token at its end; or a conversation, rendered.
+
+    That is what transformers' models for sequence classification are given.
+    """
+    if example.messages:
+        return Rendered(template.render(example.messages, example.tools, kwargs=example.template_kwargs), ())
+    whole = _render_text(example.text, template).text
+    return Rendered(whole.removesuffix(text_end(template)), ())
 
 
 def text_end(template: ChatTemplate) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,15 +14,22 @@ from lamina.chat.template import ChatTemplate
 from lamina.config import DataConfig, SourceConfig
 from lamina.data.encode import encode_stream
 from lamina.data.example import Example, Kind
-from lamina.data.read import DataFile
-from lamina.data.read.rows import place_of
+from lamina.data.guess import guess_notes
+from lamina.data.read import REMARKS, DataFile
+from lamina.data.read.rows import ENCODINGS, place_of
+from lamina.data.recognize import foreign_marker, recognized_rows
 from lamina.data.report import FileReport
-from lamina.data.sequences import ANSWERS, Sequences
+from lamina.data.sequences import ANSWERS, Sequences, itself
 from lamina.data.source import ReadRow, SourceReader, lacks_column, used_examples
-from lamina.data.store import StoredRow, StoreWriter, TokenStore, cached_store, digest_of, prompt_digest
+from lamina.data.store import StoredRow, StoreWriter, TokenStore, cached_store, count_text, digest_of, prompt_digest
 from lamina.errors import DataError
 from lamina.machine.garbage import few_collections
 from lamina.progress import Notify
+
+_AS_IT_IS = (
+    "is a conversation that was rendered or tokenized before, and this loss renders conversations itself. Fix: give "
+    "the conversation as `messages`."
+)
 
 # Seconds between progress messages on a large file.
 _WORD_EVERY = 10.0
@@ -39,7 +46,9 @@ class EncodedFile:
         store: The tokens of its rows.
         report: What happened to its rows; completed while the data is assembled.
         whole_rows: Whether rows must not be cut; see `Sequences`.
+        pooled: Whether every row counts, and is cut if it is too long; see `Sequences`.
         notes: Other messages to the user.
+        eval_set: Name of the evaluation set that it belongs to; empty if it has none.
     """
 
     file: DataFile
@@ -48,7 +57,9 @@ class EncodedFile:
     store: TokenStore
     report: FileReport
     whole_rows: bool = False
+    pooled: bool = False
     notes: list[str] = field(default_factory=list)
+    eval_set: str = ""
 
     @property
     def is_text(self) -> bool:
@@ -92,7 +103,7 @@ def encode_file(
         "source": source.model_dump(mode="json", exclude={"path", "weight"}),
         "text_unit": config.text_unit if file.kind == "text" else None,
         "tokenizer": template.tokenizer_digest,
-        "template": [template.digest, template.name, template.thinking, template.enable_thinking],
+        "template": [template.digest, template.name, template.thinking, template.enable_thinking, template.kwargs],
         "train_on": train_on,
         "columns": [stratify, group],
         "sequences": sequences.key,
@@ -107,7 +118,14 @@ def encode_file(
     store = cached_store(key if sha256 else None, build)
     report = store.facts.report(file.name, sha256, role, source.weight if role == "train" else 1.0)
     whole = sequences.whole_rows or store.facts.several
-    return EncodedFile(file, source, config.text_unit, store, report, whole, list(file.notes))
+    notes = [*file.notes, *_notes(file, store)]
+    return EncodedFile(file, source, config.text_unit, store, report, whole, sequences.pooled, notes)
+
+
+def _notes(file: DataFile, store: TokenStore) -> Iterator[str]:
+    yield from guess_notes(file.name, store.facts.guessed)
+    if store.facts.encoding:
+        yield f"{file.name}: {REMARKS[store.facts.encoding]}"
 
 
 def _fill(
@@ -126,10 +144,13 @@ def _fill(
     def sequences_of(row: ReadRow) -> Sequence[Example]:
         if row.drop_reason or row.example is None:
             return ()
+        if sequences.of is not itself and (row.example.is_rendered or row.example.tokens is not None):
+            raise DataError(f"{reader.file.name}: {place_of(row)}: {_AS_IT_IS}")
         return sequences.of(row.example) if row.example.kind in sequences.kinds else (row.example,)
 
-    rows = used_examples(reader, reader.source.max_rows)
+    rows = recognized_rows(used_examples(reader, reader.source.max_rows), template)
     for row, encoded in encode_stream(rows, sequences_of, template, train_on):
+        facts.encoding = facts.encoding or next(filter(ENCODINGS.__contains__, row.remarks), "")
         if isinstance(encoded, DataError):
             raise DataError(f"{reader.file.name}: {encoded}") from None
         if encoded is None:
@@ -143,7 +164,11 @@ def _fill(
             if row.trimmed:
                 facts.trimmed.add(row.number)
             facts.kinds[row.example.kind] = facts.kinds.get(row.example.kind, 0) + 1
+            facts.rendered += row.example.is_rendered
+            count_text(facts.foreign, "" if template.is_bare else foreign_marker(row.example))
             facts.wanted += row.example.label is True
+            if row.example.kind is Kind.CLASSIFICATION:
+                facts.classes[row.example.category] = facts.classes.get(row.example.category, 0) + 1
             facts.with_tools += row.example.has_tools
             facts.with_thinking += any(message.thinking for message in row.example.messages)
             facts.remark(row.number, encoded.remarks)
@@ -155,6 +180,7 @@ def _fill(
             last_word = time.monotonic()
             notify(f"Encoding {reader.file.name}: {row.number:,} rows ...")
     facts.format, facts.rows, facts.ignored_columns = reader.format, reader.rows, reader.ignored_columns
+    facts.guessed = reader.guessed
 
 
 def _column(row: ReadRow, name: str | None, reader: SourceReader) -> int:

@@ -20,6 +20,20 @@ class Kind(StrEnum):
     TEXT = "text"
     PREFERENCE = "preference"
     UNPAIRED_PREFERENCE = "unpaired_preference"
+    CLASSIFICATION = "classification"
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """A row that was tokenized before.
+
+    Attributes:
+        ids: The token ids.
+        in_loss: Whether each is in the loss.
+    """
+
+    ids: tuple[int, ...]
+    in_loss: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -31,11 +45,14 @@ class Example:
         row: Number of the row in the file, from 1.
         kind: The kind of row.
         tools: Functions that the assistant may call, as JSON schemas.
-        text: The document, for plain text.
+        text: The document, for plain text and for a text with a class; for a conversation that was rendered before, its
+            text.
         rejected: For a preference, the turns of the rejected answer.
         label: For an unpaired preference, whether the answer is desirable.
+        category: For a text or conversation with a class, the class's name or number as text.
         margin: For a preference, how much better the chosen answer is, if the data says so.
         template_kwargs: The row's variables for the chat template (`chat_template_kwargs`), as plain JSON.
+        tokens: The row's tokens, if it was tokenized before.
     """
 
     messages: tuple[Message, ...]
@@ -45,8 +62,15 @@ class Example:
     text: str = ""
     rejected: tuple[Message, ...] = ()
     label: bool | None = None
+    category: str = ""
     margin: float | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    tokens: TokenRow | None = None
+
+    @property
+    def is_rendered(self) -> bool:
+        """Whether it is a conversation that was rendered before, and is taken as it is."""
+        return self.kind is Kind.CONVERSATION and bool(self.text) and self.tokens is None
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -72,9 +96,10 @@ class Example:
 
     def prompt_key(self) -> tuple[tuple[str, str], ...]:
         """Returns a key that is equal for equal prompts (for plain text, for equal texts), ignoring white space."""
-        if self.kind is Kind.TEXT:
+        if self.text:
             return (("text", " ".join(self.text.split())),)
-        return tuple((message.role, " ".join(message.words().split())) for message in self.prompt)
+        turns = self.messages if self.kind is Kind.CLASSIFICATION else self.prompt
+        return tuple((message.role, " ".join(message.words().split())) for message in turns)
 
     def words(self) -> str:
         """Returns all of the row's text, turn by turn."""

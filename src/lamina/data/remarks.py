@@ -42,6 +42,17 @@ def row_notes(remarks: Remarks) -> list[str]:
 def file_notes(template: ChatTemplate, facts: Sequence[Facts]) -> list[str]:
     """Returns notes about the rows of all files."""
     notes = []
+    rendered = sum(f.rendered for f in facts)
+    if rendered and template.answer_marks is not None:
+        notes.append(
+            f"{rendered} texts are conversations that were rendered before: they are taken as they are, and each "
+            f"answer starts after {template.answer_marks.opening!r}"
+        )
+    notes += [
+        f"{count} texts look like conversations of another chat template (they contain {marker!r}), and are learned "
+        "whole, as plain text: give the conversations as `messages`, or name the template in data.chat_template"
+        for marker, count in _sum([f.foreign for f in facts])[:_NAMED]
+    ]
     for opening, count in _sum([f.openings for f in facts])[:_NAMED]:
         way = " (data.enable_thinking: false puts it into the prompt)" if _is_switched_off(template) else ""
         notes.append(

@@ -40,6 +40,8 @@ class Sequences:
             values. It is part of the cache key of encoded rows.
         learns: The supported kinds in words, for errors.
         whole_rows: Whether rows are trained on whole or not at all, with nothing but their last answers in the loss.
+        pooled: Whether the loss reads one state of each row, that of its last token, so that every row counts and a
+            row that is too long is cut.
         unfit: Returns why an encoded row cannot be used (a key of `DROP_REASONS`); empty if it can.
 
     Raises:
@@ -52,6 +54,7 @@ class Sequences:
     key: Mapping[str, object] | None = None
     learns: str = ""
     whole_rows: bool = False
+    pooled: bool = False
     unfit: Callable[[EncodedExample], str] = all_fit
 
     def __post_init__(self) -> None:

@@ -114,6 +114,12 @@ class Side(Sequence[EncodedExample]):
         return digests
 
     @property
+    def kinds(self) -> set[str]:
+        """The kinds of the rows that the examples are made of (`Kind`)."""
+        present = {int(index) for index in np.unique(self.pieces.file_index)}
+        return {kind for index in present for kind in self.stores[index].facts.kinds}
+
+    @property
     def lengths(self) -> np.ndarray:
         """int64, shape (examples,): tokens in each example."""
         return self.pieces.length

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 
@@ -11,6 +11,7 @@ from lamina.data.columns import ColumnMapping
 from lamina.data.example import Example, Kind
 from lamina.data.formats import DETECT_ROWS, FORMATS, Format, choose_format, column_names, name_of
 from lamina.data.formats._fields import RowError
+from lamina.data.guess import guess_columns
 from lamina.data.read import DataFile, Fault, RawRow, Row, find_files, rows_of
 from lamina.data.read.open import fault_message
 from lamina.data.read.rows import place_of
@@ -25,11 +26,13 @@ class OpenSource:
         side: `train`, `eval` or `replay`.
         source: The settings its rows are read with.
         files: Its files, in order.
+        name: Name of the evaluation set; empty if it has none.
     """
 
     side: str
     source: SourceConfig
     files: list[DataFile]
+    name: str = ""
 
 
 def open_sources(config: DataConfig, *sides: str) -> list[OpenSource]:
@@ -38,17 +41,18 @@ def open_sources(config: DataConfig, *sides: str) -> list[OpenSource]:
     Raises:
         ConfigError: A source does not exist, or it is unclear which of its files to use for the side.
     """
-    listed = {"train": [(source, "data.train") for source in config.sources], "eval": [], "replay": []}
-    if isinstance(config.eval, str):
-        listed["eval"].append((config.source_of(config.eval), "data.eval"))
+    listed = {"train": [("", source, "data.train") for source in config.sources], "replay": []}
+    listed["eval"] = [
+        (name, source, f"data.eval.{name}" if name else "data.eval") for name, source in config.eval_sources.items()
+    ]
     if config.replay is not None:
         replay = config.replay
         source = SourceConfig(path=replay.path, format=replay.format, columns=replay.columns)
-        listed["replay"].append((source, "data.replay.path"))
+        listed["replay"].append(("", source, "data.replay.path"))
     return [
-        OpenSource(side, source, find_files(source.path, field, "eval" if side == "eval" else "train"))
+        OpenSource(side, source, find_files(source.path, field, "eval" if side == "eval" else "train"), name)
         for side in sides
-        for source, field in listed[side]
+        for name, source, field in listed[side]
     ]
 
 
@@ -89,6 +93,7 @@ class SourceReader:
         columns: Columns seen so far, in order.
         rows: Number of rows seen so far, including unreadable ones.
         refusal: Why no format could be chosen, if reading continued anyway.
+        guessed: The column mapping that was found by the columns' usual names; empty if none was needed.
     """
 
     def __init__(self, file: DataFile, source: SourceConfig, text_unit: str = "auto") -> None:
@@ -100,6 +105,7 @@ class SourceReader:
         self._text_unit = text_unit
         self._mapping = ColumnMapping(source.columns) if source.columns else None
         self.refusal: DataError | None = None
+        self.guessed: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[ReadRow]:
         """Yields every row of the file, in order, used or not; see `rows_up_to`."""
@@ -165,7 +171,7 @@ class SourceReader:
             first = next(row for row in begun if isinstance(row, Fault))
             raise DataError(f"{fault_message(self.file, first)} None of the first {len(begun)} rows can be read.")
         try:
-            module = choose_format(values, wanted, self.file.name, places)
+            module = self._by_usual_names(values, wanted) or choose_format(values, wanted, self.file.name, places)
         except DataError as error:
             if not self.file.within:
                 raise
@@ -179,6 +185,22 @@ class SourceReader:
             message = f"is mapped, but rows in the format {name!r} have no such field; they have {', '.join(read)}"
             raise ConfigError(Problem(f"data.columns.{unread[0]}", message, "remove it, or map fields of one format"))
         self.format = name
+        return module
+
+    def _by_usual_names(self, rows: Sequence[Row], wanted: str) -> Format | None:
+        """Maps columns by their usual names, if no format matches the rows as they are; returns the format."""
+        if wanted != "auto" or self._mapping or any(form.detect(row) for row in rows for form in FORMATS.values()):
+            return None
+        common = [column for column in rows[0] if all(column in row for row in rows)]
+        guess = guess_columns(map(str, common))
+        if guess is None:
+            return None
+        mapping = ColumnMapping(guess)
+        try:
+            module = choose_format([mapping.apply(row) for row in rows], "auto", self.file.name)
+        except DataError:
+            return None
+        self._mapping, self.guessed = mapping, guess
         return module
 
     def _read(self, row: RawRow | Fault, module: Format | None) -> ReadRow:
@@ -230,8 +252,12 @@ def lacks_column(name: str) -> str:
 
 def usable_part(example: Example) -> tuple[Example, str]:
     """Returns the example up to its last answer, and why it is dropped (empty if it is kept)."""
+    if example.tokens is not None:
+        return example, "" if example.tokens.ids else "empty_text"
     if example.kind is Kind.TEXT:
         return example, "" if example.text.strip() else "empty_text"
+    if example.kind is Kind.CLASSIFICATION:
+        return example, "" if example.words().strip() else "empty_text"
     messages = example.messages
     answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
     if not answers:

@@ -29,7 +29,7 @@ from lamina.data.report import FileReport, RowList
 from lamina.errors import StorageError
 
 # Stores of other versions are not read. Increase it with every change to what is stored, or to how rows are encoded.
-VERSION = 7
+VERSION = 8
 
 # Maximum number of texts to count separately. A template has one or two; texts specific to a row are not worth
 # counting.
@@ -67,10 +67,15 @@ class Facts:
         dropped: Rows that are not stored, by reason.
         trimmed: Rows whose turns after the last answer were removed.
         ignored_columns: Columns that are not used.
+        guessed: The column mapping by usual names (`lamina/data/guess.py`).
+        encoding: Remark on the file's encoding, if it is not UTF-8.
         kinds: Number of stored rows, by kind.
         with_tools: Number of stored rows with tools, calls or results.
         with_thinking: Number of stored rows with reasoning separate from the answer.
+        rendered: Number of stored rows whose conversation was rendered before.
+        foreign: Number of stored plain texts, by the marker of another chat template in them.
         wanted: Number of stored rows with a label that says that the answer is desirable.
+        classes: Number of stored rows, by class.
         not_asked: Stored rows with answers that are excluded from the loss (see `Remarks`).
         openings: Number of stored rows, by the template's text in the loss before their last answer.
         reasoning_given: Number of stored rows whose reasoning is excluded from the loss.
@@ -85,10 +90,15 @@ class Facts:
     dropped: dict[str, RowList] = field(default_factory=dict)
     trimmed: RowList = field(default_factory=RowList)
     ignored_columns: list[str] = field(default_factory=list)
+    guessed: dict[str, str] = field(default_factory=dict)
+    encoding: str = ""
     kinds: dict[str, int] = field(default_factory=dict)
     with_tools: int = 0
     with_thinking: int = 0
+    rendered: int = 0
+    foreign: dict[str, int] = field(default_factory=dict)
     wanted: int = 0
+    classes: dict[str, int] = field(default_factory=dict)
     not_asked: RowList = field(default_factory=RowList)
     openings: dict[str, int] = field(default_factory=dict)
     reasoning_given: int = 0
@@ -113,9 +123,9 @@ class Facts:
             self.not_asked.add(row)
         self.reasoning_given += remarks.reasoning_given
         self.cut_tokens += remarks.cut_token
-        _count(self.openings, remarks.opening)
+        count_text(self.openings, remarks.opening)
         for name in remarks.unread_kwargs:
-            _count(self.unread_kwargs, name)
+            count_text(self.unread_kwargs, name)
 
     def report(self, path: str, sha256: str, role: str, weight: float = 1.0) -> FileReport:
         """Returns the initial report on the file."""
@@ -133,7 +143,8 @@ class Facts:
         )
 
 
-def _count(counts: dict[str, int], text: str) -> None:
+def count_text(counts: dict[str, int], text: str) -> None:
+    """Counts a text, unless it is empty or there are too many different ones."""
     if text and (text in counts or len(counts) < _MOST_COUNTED):
         counts[text] = counts.get(text, 0) + 1
 

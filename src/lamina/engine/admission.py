@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from lamina.adapters.adapter import Adapter, read_adapter
 from lamina.adapters.certificate import Certificate, measure_rounding, replay_probes
 from lamina.adapters.load import adapter_folder, template_of
-from lamina.adapters.lock import check_lock
+from lamina.adapters.lock import Lock, check_lock
 from lamina.adapters.probe_logits import Rounding
 from lamina.chat.template import ChatTemplate, build_template
 from lamina.engine.attached import AttachedModels
@@ -54,12 +55,16 @@ class Admission:
         """
         if adapter.lock is None:
             return ["the adapter has no lamina.json, so neither its base nor its numbers could be checked"]
-        lock = adapter.lock
-        settings = (lock.chat_template, lock.chat_template_text, lock.thinking, lock.enable_thinking)
-        template = self._templates.get(settings)
-        if template is None:
-            template = self._templates[settings] = template_of(adapter, self._base)
+        template = self.template(adapter.lock, adapter)
         return check_lock(adapter.lock, self._base, template, self._allow_base_mismatch)
+
+    def template(self, lock: Lock, adapter: Adapter) -> ChatTemplate:
+        """Returns the template that an adapter with this lock was trained with."""
+        kwargs = json.dumps(lock.chat_template_kwargs, sort_keys=True)
+        settings = (lock.chat_template, lock.chat_template_text, lock.thinking, lock.enable_thinking, kwargs)
+        if settings not in self._templates:
+            self._templates[settings] = template_of(adapter, self._base)
+        return self._templates[settings]
 
     def read(self, path: Path) -> Ready:
         """Reads an adapter that was let in before, and lays it out again."""

@@ -12,6 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -58,6 +59,7 @@ class Engine(ServingEngine):
         dtype: str = "auto",
         quantization: QuantizationConfig | None = None,
         template: ChatTemplate | None = None,
+        one_template: bool = False,
         cache_bytes: int | None = None,
         adapter_bytes: int | None = None,
         most_running: int | None = None,
@@ -72,7 +74,9 @@ class Engine(ServingEngine):
             adapters: Runs or adapter folders by the names that requests call them by.
             dtype: `bfloat16` or `float32` for the base; `auto` as the machine multiplies best.
             quantization: Holds the base in 4 or 8 bits.
-            template: Renders conversations; by default that of the first adapter that names one, else the model's own.
+            template: Renders conversations for the base; by default that of the first adapter that names one, else the
+                model's own. Each adapter has its own, as in its training.
+            one_template: Render the adapters' conversations with `template`, too.
             cache_bytes: Memory for keys and values; by default a share of what is free.
             adapter_bytes: Memory for adapters that nobody uses; None for no limit.
             most_running: Requests that are answered at once.
@@ -101,6 +105,8 @@ class Engine(ServingEngine):
         fused = self._runners.fused
         capacity = None if fused is None else fused.blocks.count * fused.block_size
         self._ask: Asker = build_asker(model, self.template, capacity)
+        self._one_template = one_template
+        self._askers: dict[str | None, Asker] = {}
         self._core = Core(self._runners.all, shares_prefixes)
         self._admission = Admission(self.base, self._runners, allow_base_mismatch)
         self._store = AdapterStore(self._admission.read, adapter_bytes)
@@ -156,7 +162,7 @@ class Engine(ServingEngine):
             ConfigError, DataError: As `check` says.
         """
         with closing(_Use(self, request.adapter)) as use:
-            return self._ask.tokens(request, use.part.virtual_tokens)
+            return self._asker(request.adapter).tokens(request, use.part.virtual_tokens)
 
     def read(
         self, readings: Sequence[Reading], progress: Callable[[int], None] = lambda done: None
@@ -211,6 +217,8 @@ class Engine(ServingEngine):
         notes = self._admission.check_lock(adapter)
         ready, more = self._admission.prepare(adapter)
         certificate = self._admission.certify(adapter, ready.part, self._logits)
+        if adapter.lock is not None and not self._one_template:
+            self._askers[name] = replace(self._ask, template=self._admission.template(adapter.lock, adapter))
         return self._store.add(name, folder, ready, certificate, (*notes, *more), pin)
 
     def unload(self, name: str, wait: float | None = None) -> AdapterFacts:
@@ -219,6 +227,7 @@ class Engine(ServingEngine):
         Raises:
             ConfigError: There is no such adapter.
         """
+        self._askers.pop(name, None)
         return self._store.remove(name, wait)
 
     def pin(self, name: str, pinned: bool = True) -> AdapterFacts:
@@ -263,6 +272,10 @@ class Engine(ServingEngine):
         if self._thread is not threading.current_thread():
             self._thread.join(60)
 
+    def _asker(self, adapter: str | None) -> Asker:
+        """What renders prompts for an adapter, as in its training."""
+        return self._askers.get(adapter, self._ask)
+
     def _when_idle(self, done: threading.Event) -> None:
         if self._core.is_idle:
             done.set()
@@ -273,7 +286,7 @@ class Engine(ServingEngine):
         use = _Use(self, request.adapter)
         try:
             voice = Voice(use.digest, use.part.weights, use.part.virtual_tokens, use.close)
-            sequence = self._ask.sequence(request, voice, deliver, deliver, streams=not whole)
+            sequence = self._asker(request.adapter).sequence(request, voice, deliver, deliver, streams=not whole)
         except BaseException:
             use.close()
             raise

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from lamina.adapters.load import Loaded, load
+from lamina.adapters.load import Loaded, asked_template, load
 from lamina.chat.message import Message
+from lamina.chat.template import build_template
 from lamina.engine.generator import ADAPTER, Generator, Request
 from lamina.engine.local import LocalGenerator
 from lamina.engine.prompts import check_system
 from lamina.engine.sampling import DEFAULT_MAX_TOKENS, Sampling
+from lamina.engine.subject import names_base
 from lamina.errors import DataError
+from lamina.models.load import load_base
+from lamina.progress import Notify
 
 
 def build_generator(loaded: Loaded, batch_size: int | None = None) -> Generator:
@@ -25,9 +30,53 @@ def build_generator(loaded: Loaded, batch_size: int | None = None) -> Generator:
     return LocalGenerator(loaded.model, loaded.template, loaded.injection, batch_size=batch_size)
 
 
+@dataclass(frozen=True)
+class Opened:
+    """What answers.
+
+    Attributes:
+        generator: Answers requests.
+        adapter: The adapter to name in them; None for a base or merged model alone.
+        notes: What a user should know.
+    """
+
+    generator: Generator
+    adapter: str | None
+    notes: list[str]
+
+
+def open_generator(
+    source: str | Path,
+    *,
+    model: str | Path | None = None,
+    allow_base_mismatch: bool = False,
+    chat: bool | None = None,
+    notify: Notify = lambda message: None,
+) -> Opened:
+    """Loads what a user names: an adapter on its base, or a plain model.
+
+    Args:
+        source: A run directory, an adapter folder, or a model: an alias, a base or merged folder, a `.gguf` file or a
+            hub id.
+        model: The base of an adapter; by default the one that it names.
+        allow_base_mismatch: Go on although the adapter's lock does not fit.
+        chat: Whether prompts are rendered with the chat template; None for what training did.
+        notify: Called before anything that takes a while.
+
+    Raises:
+        AdapterError, ModelError, ConfigError: It cannot be loaded.
+    """
+    if names_base(str(source)):
+        base = load_base(str(source), notify=notify)
+        template = asked_template(build_template(base.tokenizer), chat)
+        return Opened(LocalGenerator(base.model, template), None, [])
+    loaded = load(source, model=model, allow_base_mismatch=allow_base_mismatch, chat=chat, notify=notify)
+    return Opened(build_generator(loaded), ADAPTER, loaded.notes)
+
+
 def generate(
     source: str | Path | Loaded | Generator,
-    prompts: Sequence[str],
+    prompts: str | Sequence[str],
     *,
     system: str | None = None,
     max_new_tokens: int = DEFAULT_MAX_TOKENS,
@@ -38,8 +87,9 @@ def generate(
     """Answers prompts.
 
     Args:
-        source: A run directory, an adapter folder, what `load` gave, or a generator.
-        prompts: One user turn each.
+        source: A run directory, an adapter folder, a model (an alias, a folder or a hub id), what `load` gave, or a
+            generator.
+        prompts: One user turn each. One text is one prompt.
         system: A system turn before each.
         max_new_tokens: Longest answer.
         temperature: 0 is greedy.
@@ -53,10 +103,14 @@ def generate(
         DataError: A prompt cannot be asked; the error says which, and nothing is given.
         ConfigError: The template has no place for the system turn, or an option has no such value.
     """
+    prompts = [prompts] if isinstance(prompts, str) else prompts
     sampling = Sampling(temperature, max_new_tokens, seed)
-    loaded = load(source) if isinstance(source, str | Path) else source
-    generator = build_generator(loaded) if isinstance(loaded, Loaded) else loaded
-    answers = generate_each(generator, prompts, sampling, system=system, adapter=None if base else ADAPTER)
+    if isinstance(source, str | Path):
+        opened = open_generator(source)
+    else:
+        opened = Opened(build_generator(source) if isinstance(source, Loaded) else source, ADAPTER, [])
+    adapter = None if base else opened.adapter
+    answers = generate_each(opened.generator, prompts, sampling, system=system, adapter=adapter)
     for number, text in enumerate(answers, start=1):
         if isinstance(text, DataError):
             raise DataError(f"prompt {number}: {text}")

@@ -11,13 +11,14 @@ from huggingface_hub import try_to_load_from_cache
 from lamina.adapters.adapter import read_adapter
 from lamina.adapters.load import adapter_folder, base_of, load_base_for
 from lamina.config.aliases import ALIASES
+from lamina.config.hub import parse_hub
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ConfigError, Problem
 from lamina.models.load import Base, load_base
 from lamina.progress import Notify
 from lamina.registry.names import is_reference
 from lamina.registry.resolve import local_path
-from lamina.runs import ADAPTER_FOLDER
+from lamina.runs import ADAPTER_FOLDER, CHECKPOINT_FOLDER
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def find_subject(ref: str, notify: Notify = lambda message: None, model: str | N
     adapter = read_adapter(folder)
     base, lock = model or base_of(adapter, notify), adapter.lock
     whole = path.resolve()
-    name = as_name(whole.parent.name if whole.name == ADAPTER_FOLDER else whole.name)
+    name = as_name(_name_of(whole))
     if is_reference(ref):
         name = ref
     return Subject(
@@ -84,6 +85,13 @@ def find_subject(ref: str, notify: Notify = lambda message: None, model: str | N
         "float32" if lock is not None and lock.base_dtype == "float32" else "auto",
         QuantizationConfig(**lock.quantization) if lock is not None and lock.quantization else None,
     )
+
+
+def _name_of(folder: Path) -> str:
+    """What a run, its adapter or one of its checkpoints is called; other folders by their last name."""
+    if folder.parent.name == CHECKPOINT_FOLDER:
+        return f"{folder.parent.parent.name}-{folder.name}"
+    return folder.parent.name if folder.name == ADAPTER_FOLDER else folder.name
 
 
 def split_url(ref: str) -> tuple[str, str] | None:
@@ -114,8 +122,11 @@ def names_base(ref: str) -> bool:
     path = Path(ref).expanduser()
     if ref in ALIASES or path.is_file() or (path / "config.json").is_file():
         return True
-    is_id = not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", ref) is not None
-    return is_id and isinstance(try_to_load_from_cache(ref, "config.json"), str)
+    place = None if path.exists() else parse_hub(ref)
+    if place is None:
+        return False
+    name = f"{place.subfolder}/config.json" if place.subfolder else "config.json"
+    return isinstance(try_to_load_from_cache(place.id, name, revision=place.revision), str)
 
 
 def base_name(ref: str) -> str:

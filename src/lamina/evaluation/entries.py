@@ -151,7 +151,8 @@ def _group(subject: Subject, ref: str, notify: Notify) -> str:
     adapter = read_adapter(adapter_folder(subject.adapter[1]))
     own = str(subject.adapter[1].resolve()) if find_method(adapter.config.type).plan_loftq(adapter.config) else None
     held = None if subject.quantization is None else subject.quantization.model_dump()
-    return json.dumps([folder, held, own], sort_keys=True)
+    tokens = adapter.lock and adapter.lock.added_tokens
+    return json.dumps([folder, held, own, *([tokens] if tokens else [])], sort_keys=True)
 
 
 def _base_of(entry: Entry, taken: set[str]) -> Entry:

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lamina.adapters.load import Loaded, adapter_folder, load
+from lamina.adapters.load import Loaded, load
+from lamina.chat.template import ChatTemplate
 from lamina.compute.fusion import fast_path
 from lamina.config import DataConfig
 from lamina.config.losses.cross_entropy import CrossEntropyConfig
 from lamina.data.dataset import Dataset, build_dataset, build_evaluation
 from lamina.data.example import Example, Kind
+from lamina.data.recognize import question_of
+from lamina.data.side import Side
 from lamina.engine.generate import build_generator, complete
 from lamina.engine.generator import ADAPTER, Generator
 from lamina.engine.sampling import DEFAULT_MAX_TOKENS, Sampling
 from lamina.errors import ConfigError, DataError, Problem
+from lamina.evaluation.classification import ClassificationScores, class_probabilities, class_scores
+from lamina.evaluation.forgetting import general_losses
+from lamina.evaluation.judgement import explain
 from lamina.evaluation.preference import Share, preference_accuracy
 from lamina.evaluation.preference import complete as complete_rows
-from lamina.evaluation.scorers import Case, Scorer, find_scorers
+from lamina.evaluation.scorers import Case, Given, Scorer, build_scorer, find_scorers
 from lamina.losses.base import Loss, build_loss
+from lamina.losses.classification import Classification
+from lamina.methods.shared.score import score_head
 from lamina.models.vocabulary import check_side
 from lamina.progress import Notify, Progress
-from lamina.runs import Run
+from lamina.runs import Run, run_of
+from lamina.runs.summary import LOSS_OF_SET, losses_of_sets
 from lamina.structure.head import find_head
+from lamina.structure.positions import declared_positions
+from lamina.training.eval_sets import best_set, evaluate_sets
 from lamina.training.step import EvaluationResult, evaluate_loss
 
+# What free text is scored by: equal, alike by letters, and alike by words.
+QUICK_SCORERS = ("exact_match", "chrf", "token_f1")
 REASONING_GIVEN = (
     "data.thinking is unsupervised: a row's own reasoning is given as part of its prompt, and exact match compares "
     "what comes after it"
@@ -72,6 +86,21 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class SetLoss:
+    """The losses on one of a run's evaluation sets.
+
+    Attributes:
+        loss: Of the adapter.
+        base_loss: Of the bare base.
+        rows: Rows evaluated.
+    """
+
+    loss: float
+    base_loss: float
+    rows: int
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How an adapter does on some data.
 
@@ -92,7 +121,14 @@ class Evaluation:
         metrics: The loss's own figures, of the adapter.
         base_metrics: The same of the bare base.
         preference_accuracy: Share of pairs whose chosen answer has the higher reward; None without pairs.
+        classification: Accuracy and macro F1 of a classifier; None for others.
         margin: Mean difference between the rewards of chosen and rejected answers; None without a loss over answers.
+        general_loss: Loss of the adapter on general text, which shows what it forgot; None if it was not measured.
+        base_general_loss: The same of the bare base.
+        sampled: Whether only some of the rows were answered.
+        judgement: What the figures mean, in sentences; the last one is the judgement.
+        sets: The losses on each evaluation set by its name, if the run has several; `loss` is that of `best_set`.
+        best_set: The set that picked the best checkpoint; empty if sets have no names.
     """
 
     loss: float
@@ -110,6 +146,13 @@ class Evaluation:
     base_metrics: dict[str, float]
     preference_accuracy: Share | None = None
     margin: float | None = None
+    classification: ClassificationScores | None = None
+    general_loss: float | None = None
+    base_general_loss: float | None = None
+    sampled: bool = False
+    judgement: list[str] = field(default_factory=list)
+    sets: dict[str, SetLoss] = field(default_factory=dict)
+    best_set: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """As plain data, without the predictions."""
@@ -123,11 +166,14 @@ def evaluate(
     columns: dict[str, str] | None = None,
     max_rows: int | None = None,
     exact_match: bool = False,
-    score: Sequence[str] = (),
+    score: Sequence[Given] = (),
+    answers: int = 0,
+    general: bool = False,
     max_new_tokens: int = DEFAULT_MAX_TOKENS,
     batch_size: int = 8,
-    model: str | None = None,
+    model: str | Path | None = None,
     allow_base_mismatch: bool = False,
+    chat: bool | None = None,
     generator: Generator | None = None,
     progress: Progress = lambda what, done, total: None,
     notify: Notify = lambda message: None,
@@ -140,11 +186,15 @@ def evaluate(
         columns: Column mapping for `data`; by default the run's.
         max_rows: Only so many rows from the start.
         exact_match: Also generate answers and compare them with the expected ones, as `exact_match` in `score`.
-        score: Names of scorers that compare generated answers with the expected ones.
+        score: Scorers that compare generated answers with the expected ones: their names, descriptions as in a task's
+            `scorers`, or functions of (answer, expected).
+        answers: Without scorers: answer so many rows, to be looked at, and score them by `QUICK_SCORERS`.
+        general: Also measure the loss on general text.
         max_new_tokens: Longest answer.
         batch_size: Examples in a batch of the loss.
         model: The base; by default the one that the adapter names.
         allow_base_mismatch: Go on although the lock does not fit.
+        chat: Whether to render prompts with the chat template; by default as in training.
         generator: What answers; by default the loaded model.
         progress: Called with what is being done, how much of it is done, and how much there is.
         notify: Called with a sentence on what a user should know of the adapter and of its answers.
@@ -157,34 +207,59 @@ def evaluate(
     loaded = (
         source
         if isinstance(source, Loaded)
-        else load(source, model=model, allow_base_mismatch=allow_base_mismatch, notify=notify)
+        else load(source, model=model, allow_base_mismatch=allow_base_mismatch, chat=chat, notify=notify)
     )
     scorers = find_scorers([*(["exact_match"] if exact_match else []), *score])
     generator, sampling = generator or build_generator(loaded), Sampling(max_tokens=max_new_tokens)
-    for note in [*loaded.notes, *(generator.notes(sampling) if scorers else [])]:
+    for note in [*loaded.notes, *(generator.notes(sampling) if scorers or answers else [])]:
         notify(note)
-    run = _run_of(loaded.adapter.path)
-    loss = build_loss(run.config.loss if run else CrossEntropyConfig())
+    run = run_of(loaded.adapter.path)
+    loss = _loss_of(loaded, run)
+    if scorers and isinstance(loss, Classification):
+        message = "compares generated answers, and a classifier has none"
+        raise ConfigError(Problem("--score", message, "leave it out: accuracy and macro F1 are always there"))
     dataset, rows, notes = _eval_data(loaded, run, data, columns, max_rows, loss)
     check_side(dataset.eval, [file.path for file in dataset.report.files], loaded.model, loaded.tokenizer)
-    encoded = complete_rows(dataset.eval[rows], loss, loaded, run, notify)
-    examples = _conversations(dataset)[rows] if scorers else []
+    encoded = complete_rows(dataset.eval[rows], loss, loaded, run, dataset.max_length, notify)
+    examples = _conversations(dataset, loaded.template)[rows] if scorers else []
+    is_classifier = isinstance(loss, Classification)
+    sampled = bool(answers) and not scorers and not is_classifier
+    if sampled:
+        examples = [row for row in dataset.eval_examples(loaded.template)[rows] if row.kind is not Kind.TEXT][:answers]
+        scorers = quick_scorers() if examples else []
+
+    sets = _within(dataset.eval_sets, rows)
+    best = best_set(sets, run.config.train.best_eval if run else None)
 
     def measure(what: str) -> EvaluationResult:
-        report = lambda done: progress(what, done, len(encoded))  # noqa: E731
+        def on(side: Side, where: str) -> EvaluationResult:
+            report = lambda done: progress(what + where, done, len(side))  # noqa: E731
+            return evaluate_loss(loaded.model, head, loss, side, batch_size, progress=report, layout=path.layout)
+
         with fast_path(loaded.model, longest=encoded.longest) as path:
-            return evaluate_loss(loaded.model, head, loss, encoded, batch_size, progress=report, layout=path.layout)
+            return evaluate_sets(on, encoded, sets, best)
 
     with loaded.injection.disabled():
         head = find_head(loaded.model)
         base = measure("loss of the base")
     adapter = measure("loss of the adapter")
+    classified = None
+    if isinstance(loss, Classification):
+        with fast_path(loaded.model, longest=encoded.longest) as path:
+            found = class_probabilities(loaded.model, head, encoded, batch_size, path.layout)
+        classified = class_scores(found.argmax(1), loss.targets(encoded).numpy(), loss.classes)
+    losses, base_losses = losses_of_sets(adapter.metrics), losses_of_sets(base.metrics)
     predictions = _predict(generator, examples, sampling, scorers, progress) if scorers else []
     scores = {scorer.name: _means(predictions, scorer.name) for scorer in scorers}
-    exact = scores.get("exact_match")
+    exact = None if sampled else scores.get("exact_match")
+    texts = (
+        general_losses(loaded, batch_size, lambda done, total: progress("general text", done, total))
+        if general and not is_classifier
+        else (None, None)
+    )
     if scorers and loaded.template.thinking == "unsupervised":
         notes.append(REASONING_GIVEN)
-    return Evaluation(
+    found = Evaluation(
         loss=adapter.loss,
         perplexity=math.exp(adapter.loss) if loss.is_likelihood else None,
         base_loss=base.loss,
@@ -196,17 +271,55 @@ def evaluate(
         notes=notes,
         predictions=predictions,
         scores=scores,
-        metrics=adapter.metrics,
-        base_metrics=base.metrics,
+        metrics=_own_metrics(adapter.metrics),
+        base_metrics=_own_metrics(base.metrics),
         preference_accuracy=preference_accuracy(adapter.metrics, len(encoded)),
         margin=adapter.metrics.get("rewards/margins"),
+        base_general_loss=texts[0],
+        general_loss=texts[1],
+        sampled=sampled and bool(scorers),
+        classification=classified,
+        sets={name: SetLoss(losses[name], base_losses[name], len(encoded[each])) for name, each in sets.items()},
+        best_set=best,
     )
+    gains = {
+        each.name: (scores[each.name].base, scores[each.name].adapter) for each in scorers if each.larger_is_better
+    }
+    return replace(found, judgement=explain(found, gains))
+
+
+def quick_scorers() -> list[Scorer]:
+    """The scorers that answers are looked at with: those of `QUICK_SCORERS` whose packages are installed."""
+    found = []
+    for name in QUICK_SCORERS:
+        with contextlib.suppress(ConfigError):
+            found.append(build_scorer(name))
+    return found
+
+
+def _loss_of(loaded: Loaded, run: Run | None) -> Loss:
+    """The loss of the run; of an adapter by itself, what its head says."""
+    head = score_head(loaded.model)
+    if run is None and head is not None and len(head.weight) > 1:
+        return Classification(head.classes or [str(number) for number in range(len(head.weight))])
+    return build_loss(run.config.loss if run else CrossEntropyConfig())
+
+
+def _own_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith(LOSS_OF_SET)}
+
+
+def _within(sets: Mapping[str, slice], rows: slice) -> dict[str, slice]:
+    """Returns the rows of each set that are among the first ones; sets without any are left out."""
+    if rows.stop is None:
+        return dict(sets)
+    return {name: slice(s.start, min(s.stop, rows.stop)) for name, s in sets.items() if s.start < rows.stop}
 
 
 def _predict(
     generator: Generator, examples: list[Example], sampling: Sampling, scorers: Sequence[Scorer], progress: Progress
 ) -> list[Prediction]:
-    questions = [generator.template.question(row.messages, row.tools, row.template_kwargs) for row in examples]
+    questions = [question_of(row, generator.template) for row in examples]
 
     def say(what: str, adapter: str | None) -> list[str]:
         report = lambda done: progress(what, done, len(questions))  # noqa: E731
@@ -242,18 +355,26 @@ def _eval_data(
         config = run.config
         batch_size = config.train.per_device_train_batch_size
         dataset = build_dataset(
-            config.data, loaded.template, batch_size, config.seed, notify=None, sequences=loss.sequences
+            config.data,
+            loaded.template,
+            batch_size,
+            config.seed,
+            notify=None,
+            sequences=loss.sequences,
+            positions=declared_positions(loaded.model),
         )
         if not len(dataset.eval):
             raise DataError(f"{run.path}: the run has no evaluation rows. Fix: give a file with --data.")
         return dataset, slice(max_rows), _changes_since(run, dataset)
-    changes = {"train": str(data), "columns": columns, "format": "auto", "eval": None, "replay": None}
+    format_name = "classification" if loss.sequences.pooled else "auto"
+    changes = {"train": str(data), "columns": columns, "format": format_name, "eval": None, "replay": None}
     changes |= {"stratify_by": None, "group_by": None}
     settings = run.config.data if run else DataConfig(train=str(data))
     if run and columns is None:
         changes["columns"] = settings.columns
     settings = settings.model_copy(update=changes)
-    dataset = build_evaluation(settings, str(data), "--data", max_rows, loaded.template, loss.sequences)
+    positions = declared_positions(loaded.model)
+    dataset = build_evaluation(settings, str(data), "--data", max_rows, loaded.template, loss.sequences, positions)
     return dataset, slice(None), [*dataset.report.warnings, *dataset.report.notes]
 
 
@@ -269,7 +390,7 @@ def _changes_since(run: Run, dataset: Dataset) -> list[str]:
         if sum(file.rows for file in then) > sum(file.rows for file in now):
             raise DataError(f"{run.path}: {message}, with fewer rows. {_OTHER_DATA}")
         return [f"warning: {message}; {_MIXED_UP}"]
-    side = "eval" if isinstance(run.config.data.eval, str) else "train"  # a share is held out of what is trained on
+    side = "eval" if run.config.data.eval_sources else "train"  # a share is held out of what is trained on
     changed = [
         (file, was) for was, file in zip(then, now, strict=True) if file.role == side and file.sha256 != was.sha256
     ]
@@ -282,16 +403,13 @@ def _changes_since(run: Run, dataset: Dataset) -> list[str]:
     return [f"warning: {file.path} changed since the run was trained; {what}" for file, _ in changed]
 
 
-def _conversations(dataset: Dataset) -> list[Example]:
-    examples = dataset.eval_examples()
+def _conversations(dataset: Dataset, template: ChatTemplate) -> list[Example]:
+    examples = dataset.eval_examples(template)
     if any(example.kind is Kind.TEXT for example in examples):
         raise DataError("plain text has no answers to compare with. Fix: leave --exact-match out.")
+    if any(example.tokens is not None for example in examples):
+        raise DataError("rows of tokens have no text to compare answers with. Fix: leave --exact-match out.")
     return examples
-
-
-def _run_of(adapter: Path) -> Run | None:
-    run = Run(adapter.parent)
-    return run if run.config_path.is_file() and run.adapter == adapter_folder(adapter) else None
 
 
 def _means(predictions: Sequence[Prediction], scorer: str) -> Scores:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,12 @@ from lamina.errors import DataError
 from lamina.losses.cross_entropy import CrossEntropy
 from lamina.models.vocabulary import check_ids
 from lamina.structure.head import Head, find_head
+from lamina.structure.positions import declared_positions
 from lamina.training.step import evaluate_loss
 
+# Texts written for lamina, in many genres and languages.
+OWN_TEXTS = Path(str(resources.files("lamina.evaluation.general"))) / "texts.jsonl"
+_PIECE, _MOST_PIECES = 256, 128
 # Shorter pieces are ends of documents, whose few tokens say little.
 SHORTEST = 16
 
@@ -66,6 +72,20 @@ def general_loss(loaded: Loaded, pieces: list[EncodedExample], batch_size: int, 
         if base:
             return _mean_loss(loaded, head, pieces, batch_size)
     return _mean_loss(loaded, head, pieces, batch_size)
+
+
+def general_losses(
+    loaded: Loaded, batch_size: int, progress: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[float, float]:
+    """Mean losses of the bare base and of the adapter on lamina's own general text, in nats a token."""
+    limit = declared_positions(loaded.model)
+    pieces = general_pieces(OWN_TEXTS, loaded.tokenizer, min(_PIECE, limit or _PIECE), _MOST_PIECES)
+    progress(0, 2)
+    before = general_loss(loaded, pieces, batch_size, base=True)
+    progress(1, 2)
+    after = general_loss(loaded, pieces, batch_size)
+    progress(2, 2)
+    return before, after
 
 
 def _mean_loss(loaded: Loaded, head: Head, pieces: list[EncodedExample], batch_size: int) -> float:

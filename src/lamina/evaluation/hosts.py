@@ -112,7 +112,11 @@ def _local(engine: Engine, entry: Entry, adapter: Adapter | None, name: str) -> 
         "base.config": base.fingerprint.config,
         "base.packed": base.packed_digest,
         "template": template.digest,
-        "template.settings": [template.thinking, template.enable_thinking],
+        "template.settings": [
+            template.thinking,
+            template.enable_thinking,
+            *([template.kwargs] if template.kwargs else []),
+        ],
         "tokenizer": template.tokenizer_digest,
         "few_shot": entry.few_shot,
     }

@@ -12,12 +12,12 @@ from lamina.chat.template import ChatTemplate
 from lamina.checks.overlap import Overlap, find_overlaps
 from lamina.config import DataConfig
 from lamina.data.dataset import build_dataset
-from lamina.data.example import Example, Kind
+from lamina.data.example import Example
 from lamina.data.source import SourceReader, open_sources, used_examples
 from lamina.errors import LaminaError
 from lamina.evaluation.tasks import TaskRow
 from lamina.losses.base import build_loss
-from lamina.runs import ADAPTER_FOLDER, Run
+from lamina.runs import run_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Trained:
 
 def prompt_of(example: Example) -> str:
     """What leakage is looked for in: all turns before the answer but the system's; of plain text the text."""
-    if example.kind is Kind.TEXT:
+    if example.text:
         return example.text
     return "\n".join(message.words() for message in example.prompt if message.role != "system")
 
@@ -46,15 +46,15 @@ def trained_rows(adapter: Adapter, template: ChatTemplate) -> Trained:
     They are those of its run's configuration. Files that have changed since are read as they are now, which is said by
     their digests in the lock; files that are gone make the rows unknown.
     """
-    run = Run(adapter.path.parent)
-    if adapter.path.name != ADAPTER_FOLDER or not run.config_path.is_file():
+    run = run_of(adapter.path)
+    if run is None or not run.config_path.is_file():
         return Trained(unknown="the adapter is not in its run, whose configuration names the training data")
     try:
         config = run.config
         loss = build_loss(config.loss)
         batch = config.train.per_device_train_batch_size
         data = config.data
-        if isinstance(data.eval, float):
+        if data.splits_off:
             dataset = build_dataset(data, template, batch, config.seed, None, loss.sequences)
             held_out = {source: set(dataset.eval.rows(source).tolist()) for source in dataset.eval_files}
         else:

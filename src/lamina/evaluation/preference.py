@@ -35,7 +35,7 @@ class Share:
     rows: int
 
 
-def complete(side: Side, loss: Loss, loaded: Loaded, run: Run | None, notify: Notify) -> Side:
+def complete(side: Side, loss: Loss, loaded: Loaded, run: Run | None, max_length: int, notify: Notify) -> Side:
     """Returns evaluation rows with what the loss needs beside them, such as its reference's log-probabilities.
 
     Args:
@@ -43,6 +43,7 @@ def complete(side: Side, loss: Loss, loaded: Loaded, run: Run | None, notify: No
         loss: The run's loss.
         loaded: The adapter on its base.
         run: The run; None for an adapter by itself.
+        max_length: Longest sequence in tokens.
         notify: Told before anything that takes a while.
 
     Raises:
@@ -51,10 +52,10 @@ def complete(side: Side, loss: Loss, loaded: Loaded, run: Run | None, notify: No
     if run is None:
         return side
     config = run.config
-    loss.attach(loaded.injection, loaded.base, config.seed, notify)
     if run.summary is not None:
         loss.recall(run.summary.figures)
-    side = loss.arrange(side, config.seed, config.data.max_length)
+    loss.attach(loaded.injection, loaded.base, config.seed, notify)
+    side = loss.arrange(side, config.seed, max_length)
     if not loss.needs_reference:
         return side
     with loaded.injection.disabled():

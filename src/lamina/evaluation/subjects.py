@@ -35,7 +35,7 @@ def evaluate_subjects(
     with_base: bool = True,
     need_rows: bool = True,
     seed: int = 0,
-    model: str | None = None,
+    model: str | Path | None = None,
     allow_base_mismatch: bool = False,
     out: str | Path | None = None,
     progress: Progress = lambda what, done, total: None,
@@ -74,12 +74,13 @@ def evaluate_subjects(
         raise ConfigError(Problem("SUBJECT", "is required", "name a run, an adapter, a base or a URL"))
     for each in prepared:
         check_judge(each.task, notify)
-    entries = find_entries(everything, few_shot=few_shot, model=model, with_base=with_base, notify=notify)
+    base = None if model is None else str(model)
+    entries = find_entries(everything, few_shot=few_shot, model=base, with_base=with_base, notify=notify)
     champion = _champion(entries, everything, against)
     where = Path(out) if out is not None else default_folder(entries, prepared)
     text = None if general is None else str(general)
     chosen = benchmarks or Benchmarks()
-    options = Options(seed, forgetting, text, model, allow_base_mismatch, chosen, progress, notify)
+    options = Options(seed, forgetting, text, base, allow_base_mismatch, chosen, progress, notify)
     found = gather(entries, prepared, options)
     rows = stored_rows(entries, prepared, found)
     counted = rows if allow_leakage else {name: unseen(task_rows) for name, task_rows in rows.items()}

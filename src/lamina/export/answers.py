@@ -22,6 +22,7 @@ from lamina.chat.tokenizer import fingerprint_tokenizer
 from lamina.engine.generator import ADAPTER, Generator, Piece, Request
 from lamina.engine.sampling import Sampling
 from lamina.machine.quiet import quiet_transformers
+from lamina.models.remote_code import is_allowed
 
 # Tokens of the longest answer. Every token reads all of the weights, so a large model gets fewer.
 _LONGEST, _SHORTEST = 48, 4
@@ -113,7 +114,9 @@ def check_answers(
         tolerance: How much rounding may change a logit.
     """
     with quiet_transformers():
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=is_allowed(folder)
+        )
     notes, reasons = [], []
     if fingerprint_tokenizer(tokenizer) != template.tokenizer_digest:
         reasons.append("its tokenizer gives different ids than in training")

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.compute.ops.adapter import AdapterModule, set_module
+from lamina.compute.ops.experts import PackedExperts, unpack_experts
 from lamina.compute.weights import PackedLinear, unpack
 from lamina.config import METHOD_CONFIGS
 from lamina.errors import AdapterError
@@ -86,7 +87,10 @@ def fold_and_save(injection: Injection, folder: Path) -> Folds:
     model = injection.model
     model.config._name_or_path = ""
     packed = any(isinstance(module, PackedLinear) for module in model.modules())
-    if packed and not getattr(model, "_weight_conversions", None):
+    if any(isinstance(module, PackedExperts) for module in model.modules()):
+        # Loading read experts from a file of ours; saving needs all conversions of the model's layout.
+        model._weight_conversions = None  # pyright: ignore[reportAttributeAccessIssue]
+    elif packed and not getattr(model, "_weight_conversions", None):
         return _fold_one_by_one(injection, folder)
     folded = fold_in(injection)
     unpack(model)  # the file's layout differs from the model's, and converting needs all weights at once
@@ -103,6 +107,7 @@ def fold_in(injection: Injection) -> Folds:
         AdapterError: The method cannot be merged into weights; nothing was changed.
     """
     check_merges(injection)
+    unpack_experts(injection.model)
     folds = Folds()
     ends = _fold_ends(injection, folds)
     for name, layer in injection.layers.items():
@@ -196,11 +201,9 @@ def check_merges(injection: Injection) -> None:
     Raises:
         AdapterError: The method cannot be merged into weights.
     """
-    if any(isinstance(layer, ScoreHead) for layer in injection.layers.values()):
-        raise AdapterError(
-            "the adapter is a reward model, whose score is no part of a language model that it could be merged into. "
-            "Fix: use it as an adapter."
-        )
+    for layer in injection.layers.values():
+        if isinstance(layer, ScoreHead):
+            raise AdapterError(f"the adapter is {layer.kind}. Fix: use it as an adapter.")
     if not all(layer.merges for layer in injection.layers.values()):
         title = METHOD_CONFIGS[injection.config.type].title
         raise AdapterError(

@@ -18,17 +18,19 @@ from lamina.adapters.certificate import Certificate, replay_on_model
 from lamina.adapters.load import Loaded, adapter_folder, load
 from lamina.adapters.logits import model_logits
 from lamina.adapters.probes import Probe, record_again
+from lamina.compute.weights import unpack
 from lamina.engine.generate import build_generator
 from lamina.engine.local import LocalGenerator
 from lamina.engine.probes import record_probes
 from lamina.errors import AdapterError
 from lamina.export.answers import AdapterAnswers, answer_prompts, check_answers, longest_answer
-from lamina.export.fold import Folds, check_merges, fold_and_save
+from lamina.export.fold import Folds, check_merges, fold_and_save, fold_in
 from lamina.machine.hardware import dtype_name
 from lamina.machine.pages import drop_file_pages
 from lamina.machine.quiet import quiet_transformers
 from lamina.models.fingerprint import weight_files
 from lamina.models.folder import Ends, complete_folder
+from lamina.models.remote_code import is_allowed
 from lamina.progress import Notify
 
 CERTIFICATE_FILE = "lamina_certificate.json"
@@ -55,7 +57,7 @@ def merge(
     path: str | Path,
     out: str | Path,
     *,
-    model: str | None = None,
+    model: str | Path | None = None,
     dtype: str = "auto",
     allow_base_mismatch: bool = False,
     original_base: bool = False,
@@ -73,7 +75,7 @@ def merge(
         path: A run directory or an adapter folder.
         out: The folder to write, which must not exist yet.
         model: The base; by default the one that the adapter names.
-        dtype: `bfloat16` or `float32`; `auto` is the base's dtype when the adapter was trained.
+        dtype: `bfloat16`, `float16` or `float32`; `auto` is the base's dtype when the adapter was trained.
         allow_base_mismatch: Merge into another base than the adapter is locked to.
         original_base: Merge into the base's original weights from before it was quantized. The adapter was not trained
             on these, so the probes may fail.
@@ -103,6 +105,43 @@ def merge(
         certificate = _certify(f"merged model {out}", folder, loaded, folds, expected, allow_difference)
         files.write_json(folder / CERTIFICATE_FILE, certificate.as_json())
     return Merged(out, certificate)
+
+
+def merge_and_unload(
+    source: str | Path | Loaded, *, allow_difference: bool = False, **settings: Any
+) -> PreTrainedModel:
+    """Merges an adapter into its base in memory.
+
+    Args:
+        source: A run directory, an adapter folder, or an adapter that is loaded, which cannot be used afterwards.
+        allow_difference: Return the model even if the adapter's probes fail on it.
+        settings: For a path: the other arguments of `load`.
+
+    Returns:
+        A plain model of transformers with dense weights, in evaluation mode.
+
+    Raises:
+        AdapterError: The adapter cannot be loaded, or is no change of weights.
+        CertificateError: The merged model does not have the adapter's logits.
+    """
+    loaded = source if isinstance(source, Loaded) else load(source, **settings)
+    check_merges(loaded.injection)
+    probes = _probes(loaded, allow_difference)
+    folds = fold_in(loaded.injection)
+    unpack(loaded.model)
+    certificate = replay_on_model(
+        loaded.model,
+        probes,
+        subject=f"{loaded.adapter.path}, merged",
+        adapter_digest=loaded.adapter.digest,
+        modules_expected=len(loaded.injection.layers),
+        modules_matched=folds.modules,
+        trained_dtype=dtype_name(loaded.base.dtype),
+        update_kept=folds.kept,
+    )
+    if not allow_difference:
+        certificate.require("load it with dtype='float32', or allow the difference")
+    return loaded.model
 
 
 def _require_free(out: Path) -> Path:
@@ -147,6 +186,9 @@ def _write_merged(loaded: Loaded, folder: Path, notify: Notify) -> Folds:
     changes: dict[str, Any] = {"dtype": dtype_name(loaded.base.dtype), "quantization_config": None}
     if was_tied and not _is_tied(loaded.model):
         changes["tie_word_embeddings"] = False
+    added = loaded.base.added
+    if added is not None:
+        changes["vocab_size"] = added.rows
     complete_folder(
         folder,
         loaded.base.source.folder,
@@ -154,6 +196,7 @@ def _write_merged(loaded: Loaded, folder: Path, notify: Notify) -> Folds:
         loaded.template,
         changes,
         own_template=True,
+        own_tokens=added is not None,
         own_stop=lock is not None and lock.stop_token == loaded.template.stop_token,
         notify=notify,
     )
@@ -170,7 +213,7 @@ def _certify(
     """
     with quiet_transformers():
         written: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=loaded.base.dtype, local_files_only=True, trust_remote_code=False
+            folder, dtype=loaded.base.dtype, local_files_only=True, trust_remote_code=is_allowed(folder)
         )
     written = written.to(expected.device).eval()
     with _layer_by_layer(written, folder), quiet_transformers():
@@ -198,7 +241,7 @@ def _certify(
 def _probes(loaded: Loaded, allow_difference: bool) -> list[Probe]:
     """Returns the adapter's probes in the dtype it is loaded in, which may differ from that of the recording."""
     lock = loaded.adapter.lock
-    if lock is None:
+    if lock is None or not loaded.adapter.probes:
         return record_probes(loaded.injection, loaded.template)
     if lock.base_dtype == dtype_name(loaded.base.dtype):
         return loaded.adapter.probes

@@ -43,6 +43,7 @@ from lamina.progress import Notify, Progress
 from lamina.quantization.gptq import round_for_inputs
 from lamina.structure.head import find_head
 from lamina.structure.inputs import run_once, with_same_input
+from lamina.structure.positions import declared_positions
 from lamina.training.record import data_digests
 from lamina.training.setup import check_positions
 from lamina.training.step import evaluate_loss
@@ -142,12 +143,13 @@ def quantize(
     if not layers:
         message = f"it leaves no linear layer of {base.source.folder} to quantize."
         raise ConfigError(Problem("quantization.modules_to_not_convert", message, "name fewer modules"))
-    check_packs_enough(base.model, settings)
+    check_packs_enough(base.model, settings, experts=False)
     notify("Reading the data ...")
     template = template_of(base.tokenizer, config.data)
     sequences = build_loss(config.loss).sequences
     batch_size = config.train.per_device_train_batch_size
-    dataset = build_dataset(config.data, template, batch_size, config.seed, notify, sequences)
+    positions = declared_positions(base.model)
+    dataset = build_dataset(config.data, template, batch_size, config.seed, notify, sequences, positions)
     check_vocabulary(dataset, base.model, template)
     check_positions(dataset, base.model, notify)
     documents = _some_documents(dataset.train, tokens, config.seed)

@@ -27,11 +27,10 @@ from lamina.errors import ConfigError, Problem
 from lamina.losses.base import Loss, LossSum, Metric
 from lamina.losses.pairs import PAIRS, note_length_bias
 from lamina.methods.shared.base import Injection
-from lamina.methods.shared.score import ScoreHead, attach_score, score_head
+from lamina.methods.shared.score import attach_score, scored, text_states
 from lamina.models.load import Base
 from lamina.progress import Notify
 from lamina.structure.head import Head, find_head
-from lamina.structure.layers import text_decoder
 
 
 class Reward(Loss):
@@ -63,9 +62,7 @@ class Reward(Loss):
         return LossSum(losses.sum().float(), self._metrics(scores.detach()))
 
     def outputs(self, model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-        # Not `output_hidden_states`, for which transformers leaves hooks on the layers.
-        hidden_TD = text_decoder(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
-        return _head(model)(hidden_TD)[:, None]
+        return scored(model, text_states(model, ids))
 
     def formula(self, logits: Sequence[torch.Tensor], example: EncodedExample) -> torch.Tensor:
         scores = [one[np.flatnonzero(example.sequence(number).supervised)[-1], 0] for number, one in enumerate(logits)]
@@ -101,10 +98,4 @@ def _scores(model: PreTrainedModel, head: Head, batch: Batch) -> torch.Tensor:
     ends = np.cumsum(batch.document_lengths)
     supervised_at = batch.predicting + 1
     last = torch.searchsorted(supervised_at, torch.from_numpy(ends).to(supervised_at.device)) - 1
-    return _head(model)(hidden_TD.index_select(0, supervised_at[last]))
-
-
-def _head(model: PreTrainedModel) -> ScoreHead:
-    head = score_head(model)
-    assert head is not None, "the loss has attached one"
-    return head
+    return scored(model, hidden_TD.index_select(0, supervised_at[last]))[:, 0]

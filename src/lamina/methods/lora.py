@@ -25,7 +25,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -33,29 +32,37 @@ from lamina.compute.ops.adapter import AdapterModule, set_module
 from lamina.compute.ops.dora import row_norms, row_squares
 from lamina.compute.ops.lora_linear import lora_linear
 from lamina.compute.weights import FrozenLinear, freeze_linear
-from lamina.config.methods.lora import EvaConfig, LoftqConfig, LoraConfig
-from lamina.errors import AdapterError, ConfigError, Problem
+from lamina.config.methods.lora import LoftqConfig, LoraConfig
+from lamina.errors import ConfigError, Problem
 from lamina.methods.shared.base import Injection, Method, Saved, tensor_name
 from lamina.methods.shared.linears import (
     adapted_linears,
     check_rank,
     frozen_linears,
-    refuse_unknown,
-    with_defaults,
 )
-from lamina.methods.shared.lora_eva import eva_factors
+from lamina.methods.shared.lora_embedding import (
+    LoraEmbedding,
+    TiedLoraHead,
+    check_embedding,
+    tied_ends,
+    trained_whole,
+    with_tied,
+)
+from lamina.methods.shared.lora_eva import fit_to_data
 from lamina.methods.shared.lora_init import initial_factors
 from lamina.methods.shared.lora_modules import (
     bias_modules,
     is_wanted,
-    lora_modules,
     no_bias,
     trained_modules,
     useless_settings,
 )
+from lamina.methods.shared.lora_parameters import LoraParameters
+from lamina.methods.shared.lora_peft import lora_from_peft, lora_peft_config
+from lamina.methods.shared.lora_targets import Chosen, choose, spelled_out
 from lamina.methods.shared.low_rank import LowRankLinear
-from lamina.methods.shared.peft_types import PLAIN_INITS
 from lamina.methods.shared.targets import short_targets
+from lamina.methods.shared.token_rows import chosen_rows
 from lamina.methods.shared.trained_copy import TrainedCopy
 from lamina.quantization.loftq import LoftqPlan
 
@@ -176,18 +183,24 @@ class Lora(Method):
     """Low-rank adaptation."""
 
     def attach(self, model: PreTrainedModel, config: LoraConfig, seed: int) -> Injection:
-        adapted = lora_modules(model, config)
-        whole = trained_modules(model, config, adapted)
-        biased = bias_modules(model, [*adapted, *whole]) if config.bias == "all" else []
+        chosen = choose(model, config)
+        holders = {name.rpartition(".")[0] for name in chosen.parameters}
+        tie = tied_ends(model) if config.ensure_weight_tying else None
+        adapted = with_tied(chosen.linears, tie)
+        whole = with_tied(trained_modules(model, config, [*adapted, *holders]), tie)
+        rows = chosen_rows(model, config.trainable_token_indices, [*adapted, *holders, *whole])
+        biased = bias_modules(model, [*adapted, *whole, *rows]) if config.bias == "all" else []
         generator = torch.Generator().manual_seed(seed)
         layers: dict[str, AdapterModule] = {}
         for name, module in list(model.named_modules()):
-            if name in adapted:
-                frozen = freeze_linear(module)
-                assert frozen is not None, name
-                layers[name] = _build(config, name, frozen, generator)
+            if name in rows:
+                layers[name] = rows[name]
+            elif name in adapted:
+                layers[name] = _adapter(config, name, module, tie and layers.get(tie.embedding), generator)
+            elif name in holders:
+                layers[name] = LoraParameters(module, chosen.in_module(name, config), config, generator)
             elif name in whole:
-                layers[name] = TrainedCopy(module, [key for key, _ in module.named_parameters()])
+                layers[name] = trained_whole(module, tie and layers.get(tie.embedding))
             elif name in biased:
                 layers[name] = TrainedCopy(module, ["bias"])
         if config.init_lora_weights == "loftq":
@@ -204,13 +217,21 @@ class Lora(Method):
         """
         model, config, layers = injection.model, _config(injection), _lora_layers(injection)
         check_rank("method.r", config, adapted_linears(injection))
-        problems = useless_settings(model, config, layers)
+        problems = useless_settings(model, config, [*layers, *_parameters(injection)])
         biased = injection.layers if config.bias == "all" else layers
+        if config.target_parameters and config.layers_to_transform is not None:
+            message = "layers_to_transform does not apply to target_parameters, neither here nor in peft."
+            fix = "give these with their layer, such as layers.0.mlp.experts.down_proj"
+            problems.append(Problem("method.target_parameters", message, fix))
         if config.bias != "none" and not any(_trains_bias(layer) for layer in biased.values()):
             problems.append(no_bias(model, config))
         if problems:
             raise ConfigError(problems)
-        return _fit_to_data(injection, documents) if config.init_lora_weights == "eva" else injection
+        if config.init_lora_weights != "eva":
+            return injection
+        return fit_to_data(
+            injection, config, layers, documents, lambda fitted, name, at: _build(fitted, name, at, torch.Generator())
+        )
 
     def leaves_out(self, config: LoraConfig, name: str) -> bool:
         return not is_wanted(name, config)
@@ -221,7 +242,7 @@ class Lora(Method):
         rounds = (config.loftq_config or LoftqConfig()).loftq_iter
 
         def plan(model: PreTrainedModel) -> LoftqPlan:
-            names = lora_modules(model, config)
+            names = choose(model, config).linears
             check_rank("method.r", config, frozen_linears(model, names))
             return LoftqPlan(rounds, {name: (config.rank_of(name), config.scaling_of(name)) for name in names})
 
@@ -229,8 +250,11 @@ class Lora(Method):
 
     def saved(self, injection: Injection) -> Saved:
         """Returns a plain LoRA: without its initialization, and with twice the rank for `ShiftedLoraLinear`."""
-        config, tensors = _config(injection), injection.saved_tensors()
-        layers = _lora_layers(injection)
+        tensors, layers = injection.saved_tensors(), _lora_layers(injection)
+        config = _config(injection)
+        if self.plan_loftq(config) is None:
+            named = [name for name, layer in injection.layers.items() if isinstance(layer, LoraLinear | LoraEmbedding)]
+            config = spelled_out(injection.model, config, Chosen(named, _parameters(injection)))
         changes: dict[str, Any] = {"init_lora_weights": True, "eva_config": None}
         if config.init_lora_weights == "loftq":
             changes.clear()  # loading quantizes the base again with these settings
@@ -244,7 +268,7 @@ class Lora(Method):
             changes["r"], changes["lora_alpha"] = 2 * config.r, more * config.lora_alpha
             changes["rank_pattern"] = {key: 2 * r for key, r in config.rank_pattern.items()}
             changes["alpha_pattern"] = {key: more * alpha for key, alpha in config.alpha_pattern.items()}
-        if config.target_modules == "all-linear" and len(layers) < len(injection.layers):
+        if config.everywhere and len(layers) < len(injection.layers):
             changes["target_modules"] = short_targets(injection.model, list(layers))
         return Saved(config.model_copy(update=changes), tensors)
 
@@ -252,93 +276,16 @@ class Lora(Method):
         return config.model_copy(update={"init_lora_weights": True, "eva_config": None, "loftq_config": None})
 
     def peft_config(self, config: LoraConfig, target_modules: list[str], base_ref: str) -> dict[str, Any]:
-        everywhere = config.target_modules == "all-linear"  # then `target_modules` already reflects all selections
-        return {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": base_ref,
-            "r": config.r,
-            "lora_alpha": config.lora_alpha,
-            "lora_dropout": config.lora_dropout,
-            "target_modules": target_modules if everywhere else config.target_modules,
-            "exclude_modules": None if everywhere else config.exclude_modules,
-            "layers_to_transform": None if everywhere else config.layers_to_transform,
-            "layers_pattern": None if everywhere else config.layers_pattern,
-            "use_rslora": config.use_rslora,
-            "use_dora": config.use_dora,
-            "bias": config.bias,
-            "fan_in_fan_out": False,
-            "init_lora_weights": True,
-            "modules_to_save": config.modules_to_save,
-            "rank_pattern": config.rank_pattern,
-            "alpha_pattern": config.alpha_pattern,
-            "inference_mode": True,
-        }
+        return lora_peft_config(config, target_modules, base_ref)
 
     def reads_peft(self, peft_config: Mapping[str, Any]) -> bool:
         return peft_config.get("peft_type") == "LORA"
 
     def from_peft(self, peft_config: Mapping[str, Any]) -> LoraConfig:
-        complete = with_defaults(peft_config, ["r", "lora_alpha", "target_modules"])
-        init = peft_config.get("init_lora_weights", True)
-        known = _READ_FIELDS | _NO_EFFECT_FIELDS
-        if init in PLAIN_INITS or init in _SHIFTED_INITS:
-            known = known | {"init_lora_weights"}
-        refuse_unknown(LoraConfig.title, peft_config, known)
-        if not complete["target_modules"]:
-            raise AdapterError("its adapter_config.json has no target_modules.")
-        values = {key: complete[key] for key in _READ_FIELDS if complete.get(key) not in (None, {}, [], "")}
-        values["init_lora_weights"] = init if init in _SHIFTED_INITS else True
-        if values.get("lora_dropout", 0.0) >= 1.0:  # dropout only matters in training
-            values["lora_dropout"] = 0.0
-        try:
-            return LoraConfig.model_validate(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise AdapterError(f"the adapter's configuration: {where or 'fields'}: {first['msg']}.") from None
+        return lora_from_peft(peft_config)
 
 
 METHOD = Lora()
-
-_READ_FIELDS = {
-    "alpha_pattern",
-    "bias",
-    "exclude_modules",
-    "layers_pattern",
-    "layers_to_transform",
-    "lora_alpha",
-    "lora_dropout",
-    "modules_to_save",
-    "r",
-    "rank_pattern",
-    "target_modules",
-    "use_dora",
-    "use_rslora",
-}
-
-# Fields of peft's LoraConfig that describe an adapter's origin or its initialization, and do not change its output.
-_NO_EFFECT_FIELDS = {
-    "auto_mapping",
-    "base_model_name_or_path",
-    "corda_config",
-    "eva_config",
-    "fan_in_fan_out",
-    "inference_mode",
-    "loftq_config",
-    "lora_ga_config",
-    "megatron_core",
-    "peft_type",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-    "runtime_config",
-    "task_type",
-}
-
-# Initializations whose part of W peft subtracts again when it loads an adapter. Those that are neither here nor in
-# `PLAIN_INITS` change W in a way that the adapter's files do not record.
-_SHIFTED_INITS = ("pissa", "olora")
 
 
 def _config(injection: Injection) -> LoraConfig:
@@ -350,8 +297,32 @@ def _lora_layers(injection: Injection) -> dict[str, LoraLinear]:
     return {name: layer for name, layer in injection.layers.items() if isinstance(layer, LoraLinear)}
 
 
+def _parameters(injection: Injection) -> dict[str, int]:
+    """The adapted parameters, as in `Chosen`."""
+    return {
+        f"{name}.{key}": layers
+        for name, layer in injection.layers.items()
+        if isinstance(layer, LoraParameters)
+        for key, layers in layer.layers_of_parameters().items()
+    }
+
+
 def _trains_bias(layer: AdapterModule) -> bool:
     return any(key.rpartition(".")[2] == "bias" for key in layer.adapter_tensors())
+
+
+def _adapter(
+    config: LoraConfig, name: str, module: nn.Module, tied_to: AdapterModule | None, generator: torch.Generator
+) -> AdapterModule:
+    """The adapter of a linear layer or of the embedding; for a head, of the embedding that it is tied to."""
+    if isinstance(module, nn.Embedding):
+        check_embedding(config, name, module)
+        return LoraEmbedding(module, config, name, generator)
+    frozen = freeze_linear(module)
+    assert frozen is not None, name
+    if isinstance(tied_to, LoraEmbedding) and module.weight is tied_to.base.weight:
+        return TiedLoraHead(frozen, tied_to)
+    return _build(config, name, frozen, generator)
 
 
 def _build(config: LoraConfig, name: str, frozen: FrozenLinear, generator: torch.Generator) -> LoraLinear:
@@ -365,40 +336,3 @@ def _check_loftq(layers: Mapping[str, AdapterModule]) -> None:
     if all(layer.frozen.is_exact for layer in layers.values() if isinstance(layer, LoraLinear)):
         message = "'loftq' compensates for quantization, but none of the layers with an adapter is quantized."
         raise ConfigError(Problem("method.init_lora_weights", message, "leave it out, or quantize these layers"))
-
-
-def _fit_to_data(injection: Injection, documents: Sequence[torch.Tensor]) -> Injection:
-    """Applies EVA: returns the adapter with its factors, and its new ranks in the configuration's patterns."""
-    model, config, layers = injection.model, _config(injection), _lora_layers(injection)
-    eva = config.eva_config or EvaConfig()
-    ranks = {name: config.rank_of(name) for name in layers}
-    factors = eva_factors(model, layers, ranks, eva, documents)
-    rank_pattern, alpha_pattern = {}, {}
-    for name, A in factors.items():
-        alpha = config.alpha_of(name)
-        if eva.adjust_scaling_factors:
-            alpha *= len(A) / ranks[name]
-        if len(A) and len(A) != config.r:
-            rank_pattern[name] = len(A)
-        if len(A) and alpha != config.lora_alpha:
-            alpha_pattern[name] = alpha
-    changes: dict[str, Any] = {"rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern}
-    if not all(len(A) for A in factors.values()):
-        changes["target_modules"] = [name for name, A in factors.items() if len(A)]
-    fitted = config.model_copy(update=changes)
-    new_layers = dict(injection.layers)
-    for name, A in factors.items():
-        frozen = layers[name].frozen
-        if len(A):
-            layer = _build(fitted, name, frozen, torch.Generator())
-            with torch.no_grad():
-                layer.lora_A.copy_(A)
-            new_layers[name] = layer
-        elif config.bias == "all" and frozen.base.bias is not None:
-            new_layers[name] = TrainedCopy(frozen.base, ["bias"])
-        else:
-            del new_layers[name]
-            set_module(model, name, frozen.base)
-            continue
-        set_module(model, name, new_layers[name])
-    return Injection(model, fitted, new_layers)

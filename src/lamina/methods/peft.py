@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from lamina.compute.ops.adapter import AdapterModule
 from lamina.config import METHOD_CONFIGS, MethodConfig
 from lamina.config.methods.peft import PeftConfig
+from lamina.config.peft_objects import plain
 from lamina.errors import AdapterError, ConfigError, LaminaError, Problem
 from lamina.machine.seeding import seeded
 from lamina.methods.shared.base import PEFT_PREFIX, Injection, Method, Saved, find_method
@@ -38,7 +39,6 @@ from lamina.methods.shared.peft_types import (
     check_trainable,
     has_layers,
     peft_fields,
-    plain,
 )
 from lamina.methods.shared.targets import short_targets
 from lamina.structure.skeleton import build_skeleton

@@ -16,10 +16,12 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lamina import files
+from lamina.chat.saved import saved_source
 from lamina.chat.template import ChatTemplate
 from lamina.chat.tokenizer import fingerprint_tokenizer
 from lamina.machine.quiet import quiet_transformers
 from lamina.models.companions import MAX_BYTES, copy_companions
+from lamina.models.remote_code import is_allowed
 from lamina.models.rope_words import add_old_rope_words, config_parts
 from lamina.models.stops import with_stop_ids
 from lamina.progress import Notify
@@ -63,6 +65,7 @@ def complete_folder(
     *,
     own_template: bool = False,
     own_stop: bool = False,
+    own_tokens: bool = False,
     notify: Notify = lambda message: None,
 ) -> None:
     """Adds all files except the weights to a folder that has the weights.
@@ -74,11 +77,15 @@ def complete_folder(
         template: The chat template that the model was, or will be, trained with.
         changes: New values for keys of config.json; None removes a key.
         own_template: Whether to save the template as the tokenizer's own.
+        own_tokens: Whether to save the template's tokenizer, which has tokens that the base's lacks.
         own_stop: Whether to make the template's stop token the tokenizer's EOS, because the model was trained with it.
         notify: Called with a message about files that are left out.
     """
     for name in copy_companions(base, folder):
         notify(f"{base / name} is not copied: only weight files may be over {MAX_BYTES:,} bytes.")
+    if own_tokens:
+        with quiet_transformers():
+            template.tokenizer.save_pretrained(str(folder))
     config = _read(base / _CONFIG)
     for key, value in changes.items():
         _change(config, key, value)
@@ -88,13 +95,20 @@ def complete_folder(
             _add_stops(part, ends.config, template)
     _write(folder / _CONFIG, config)
     _complete_generation(folder, ends, template, (base / _GENERATION).is_file())
-    text = _put_template(folder, template) if own_template else None
-    # A template that writes EOS would then write the stop token, and some tokenizers append EOS to every text.
-    if own_stop and template.stop_token != template.tokenizer.eos_token:
-        own_stop = "eos_token" not in template.source + template.tool_source
-        if own_stop and _write_tokenizer_with_stop(folder, template, text):
-            return
-    _write_tokenizer(folder, template.tokenizer, None, text)
+    _finish_tokenizer(folder, template, own_template, own_stop)
+
+
+def write_tokenizer(folder: Path, template: ChatTemplate, *, own_stop: bool = False) -> None:
+    """Writes a tokenizer with its chat template into a folder that is no model's, such as an adapter's.
+
+    Args:
+        folder: The folder.
+        template: The chat template, with its tokenizer.
+        own_stop: As for `complete_folder`.
+    """
+    with quiet_transformers():
+        template.tokenizer.save_pretrained(folder)
+    _finish_tokenizer(folder, template, True, own_stop)
 
 
 def complete_converted(
@@ -157,7 +171,7 @@ def _complete_generation(folder: Path, ends: Ends, template: ChatTemplate | None
 
 def _put_template(folder: Path, template: ChatTemplate) -> str | list[dict[str, str]] | None:
     """Writes the template if it is not the model's own; returns the entry for tokenizer_config.json."""
-    saved = template.saved_source
+    saved = saved_source(template)
     if saved is None:
         return None
     for pattern in _OTHER_TEMPLATES:
@@ -170,12 +184,23 @@ def _put_template(folder: Path, template: ChatTemplate) -> str | list[dict[str, 
     return saved if isinstance(saved, str) else [{"name": name, "template": part} for name, part in saved.items()]
 
 
+def _finish_tokenizer(folder: Path, template: ChatTemplate, own_template: bool, own_stop: bool) -> None:
+    """Puts the template and the stop token into a tokenizer's files, which are in the folder."""
+    text = _put_template(folder, template) if own_template else None
+    # A template that writes EOS would then write the stop token, and some tokenizers append EOS to every text.
+    if own_stop and template.stop_token != template.tokenizer.eos_token:
+        own_stop = "eos_token" not in template.source + template.tool_source
+        if own_stop and _write_tokenizer_with_stop(folder, template, text):
+            return
+    _write_tokenizer(folder, template.tokenizer, None, text)
+
+
 def _write_tokenizer_with_stop(folder: Path, template: ChatTemplate, text: str | list[dict[str, str]] | None) -> bool:
     """Makes the stop token the EOS if tokenization stays the same; else restores the files. Returns whether it does."""
     before = {name: (folder / name).read_bytes() for name in (_TOKENIZER, _SPECIAL) if (folder / name).is_file()}
     _write_tokenizer(folder, template.tokenizer, template.stop_token, text)
     with quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=is_allowed(folder))
     if fingerprint_tokenizer(tokenizer) == template.tokenizer_digest:
         return True
     for name, content in before.items():

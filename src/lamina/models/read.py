@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from lamina.errors import LaminaError, ModelError
 from lamina.machine.quiet import quiet_transformers
 from lamina.models.architecture import check_architecture, check_weights, not_a_language_model
+from lamina.models.remote_code import is_allowed
 from lamina.progress import Notify
 
 
@@ -36,7 +37,7 @@ def read_model(
                 folder,
                 dtype=dtype,
                 local_files_only=True,
-                trust_remote_code=False,
+                trust_remote_code=is_allowed(folder),
                 use_safetensors=True,
                 output_loading_info=True,
                 **settings,
@@ -55,7 +56,8 @@ def read_model(
 
 def skeleton(folder: Path) -> PreTrainedModel:
     """Builds the model without its weights, on the meta device."""
+    code = is_allowed(folder)
     with torch.device("meta"), quiet_transformers():
         return AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=code), trust_remote_code=code
         )

@@ -11,15 +11,18 @@ from pathlib import Path
 from filelock import FileLock
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
+    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 
 from lamina import files
 from lamina.cache.folder import IdentityCache, cache_folder, hold, writing_cache
 from lamina.config.aliases import ALIASES, Alias
+from lamina.config.hub import HubPlace, parse_hub
 from lamina.errors import ConfigError, ModelError, Problem, nearest
 from lamina.models.gguf import convert_gguf
 from lamina.progress import Notify
@@ -55,22 +58,31 @@ class ModelSource:
             return ALIASES[self.ref].hub_id
         path = Path(self.ref).expanduser()
         if not path.exists():
-            return self.ref
+            place = parse_hub(self.ref)
+            return self.ref if place is None else place.id
         kept = _KEPT_BY_HUB.search(path.resolve().as_posix())
         return f"{kept['owner']}/{kept['name']}" if kept else os.path.abspath(path)  # noqa: PTH100 - links are not resolved
 
+    @property
+    def revision(self) -> str | None:
+        """The revision of the hub model that was named; None for its main branch, and for all else."""
+        place = None if Path(self.ref).expanduser().exists() else parse_hub(self.ref)
+        return None if place is None else place.revision
 
-def find_model(ref: str, notify: Notify = lambda message: None) -> ModelSource:
+
+def find_model(ref: str | Path, notify: Notify = lambda message: None, code: bool = False) -> ModelSource:
     """Finds a model, and converts or downloads it once if needed.
 
     Args:
-        ref: An alias, a folder, a `.gguf` file, or a hub id.
+        ref: An alias, a folder, a `.gguf` file, or a hub id, with a revision and a folder as in `parse_hub`.
         notify: Called with a message before anything that takes a while.
+        code: Whether to download the model's Python code too.
 
     Raises:
         ConfigError: No model can have that name.
         ModelError: The model exists but is not usable, or it cannot be downloaded.
     """
+    ref = os.fspath(ref)
     if ref in ALIASES:
         return ModelSource(ref, _converted(_file_of(ref, ALIASES[ref]), notify))
     path = Path(ref).expanduser()
@@ -86,15 +98,17 @@ def find_model(ref: str, notify: Notify = lambda message: None) -> ModelSource:
         return ModelSource(ref, path)
     if path.is_absolute() or ref.startswith((".", "~")):
         raise ConfigError(Problem("model", f"{ref!r} does not exist.", "check the path"))
-    if ref.count("/") != 1:
+    place = parse_hub(ref)
+    if place is None:
         raise ConfigError(
             Problem(
                 "model",
-                f"{ref!r} is not an alias ({', '.join(ALIASES)}), folder, .gguf file or hub id (ORG/NAME).",
+                f"{ref!r} is not an alias ({', '.join(ALIASES)}), folder, .gguf file or hub id (ORG/NAME, or "
+                "ORG/NAME@REVISION:FOLDER).",
                 nearest(ref, ALIASES) or "check the path",
             )
         )
-    return ModelSource(ref, _from_hub(ref, notify))
+    return ModelSource(ref, _from_hub(place, notify, code))
 
 
 def _file_of(name: str, alias: Alias) -> Path:
@@ -149,21 +163,48 @@ def _digest(gguf: Path) -> str:
     return digest
 
 
-def _from_hub(hub_id: str, notify: Notify) -> Path:
+def _from_hub(place: HubPlace, notify: Notify, code: bool) -> Path:
+    under = f"{place.subfolder}/" if place.subfolder else ""
+    wanted = [f"{under}{pattern}" for pattern in (*_HUB_FILES, *(["*.py"] if code else []))]
+    where = {"revision": place.revision, "allow_patterns": wanted}
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES, local_files_only=True))
+        folder = _in(Path(snapshot_download(place.id, **where, local_files_only=True)), place)
+        if folder.is_dir() and (not code or any(folder.glob("*.py"))):
+            return folder
     except (LocalEntryNotFoundError, FileNotFoundError):
-        notify(f"Downloading {hub_id} from the hub ...")
+        pass
     except HFValidationError as error:
-        raise ConfigError(Problem("model", f"{hub_id!r} is not a hub id: {error}", "check the name")) from None
+        raise ConfigError(Problem("model", f"{place.id!r} is not a hub id: {error}", "check the name")) from None
+    notify(f"Downloading {place} from the hub ...")
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
+        folder = _in(Path(snapshot_download(place.id, **where)), place)
+    except GatedRepoError:  # which is a RepositoryNotFoundError as well
+        raise ModelError(
+            f"{place.id}: asks for its license to be accepted. Fix: accept it on https://huggingface.co/{place.id}, "
+            "and set HF_TOKEN or use `hf auth login`."
+        ) from None
     except RepositoryNotFoundError:
         raise ModelError(
-            f"{hub_id}: the hub has no such model, or it is private. Fix: check the name, or use `hf auth login`."
+            f"{place.id}: the hub has no such model, or it is private. Fix: check the name; for a private model, set "
+            "HF_TOKEN or use `hf auth login`."
+        ) from None
+    except RevisionNotFoundError:
+        raise ModelError(
+            f"{place.id}: the hub has no revision {place.revision!r} of it. Fix: name a branch, a tag or a whole "
+            "commit."
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ModelError(
-            f"{hub_id}: is not in the local cache and could not be downloaded ({type(error).__name__}). "
+            f"{place}: is not in the local cache and could not be downloaded ({type(error).__name__}). "
             "Fix: check the network and HF_HUB_OFFLINE, or name a local folder."
         ) from None
+    if not (folder / "config.json").is_file():
+        what = f"the folder {place.subfolder!r}" if place.subfolder else "the repository"
+        raise ModelError(
+            f"{place.id}: {what} has no config.json, so it is no model. Fix: name the folder that has one."
+        )
+    return folder
+
+
+def _in(snapshot: Path, place: HubPlace) -> Path:
+    return snapshot / place.subfolder if place.subfolder else snapshot

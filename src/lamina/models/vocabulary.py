@@ -20,6 +20,7 @@ from lamina.data.dataset import Dataset
 from lamina.data.side import Side
 from lamina.errors import DataError, LaminaError
 from lamina.models.read import skeleton
+from lamina.models.remote_code import is_allowed
 
 _ASKED = (Message("user", "a"), Message("assistant", "b"))
 
@@ -36,6 +37,16 @@ def head_rows(model: PreTrainedModel) -> int | None:
     return head.out_features if isinstance(head, nn.Linear) else None
 
 
+def positions_in(folder: Path) -> int | None:
+    """Returns the positions of a model in a folder, by its config; None if that does not say, or cannot be read."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError):
+        return None
+    declared = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return declared if isinstance(declared, int) and declared > 0 else None
+
+
 def declared_rows(folder: Path, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Finds the rows of the embedding of a model in a folder, without loading its weights.
 
@@ -47,7 +58,7 @@ def declared_rows(folder: Path, tokenizer: PreTrainedTokenizerBase) -> int | Non
     """
     try:
         declared = (
-            AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=is_allowed(folder))
             .get_text_config()
             .vocab_size
         )

@@ -11,15 +11,13 @@ from collections.abc import Collection, Iterable, Mapping
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from lamina.compute.weights.packed import PackedLinear
+from lamina.compute.ops.experts import PackedExperts
+from lamina.compute.weights import PackedLinear, PackedStack, freeze_linear
 from lamina.quantization.report import Packing
 
 OUTSIDE = "outside of embeddings and head"
-
-# In a mixture, peft interprets these names as those of experts in transformers 4
-# (peft/utils/transformers_weight_conversion.py), so the same layers of a shared expert cannot be named.
-_TAKEN_FOR_EXPERTS = {"gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}
 
 
 def weights_by_module(model: PreTrainedModel, without: Collection[int] = ()) -> dict[str, int]:
@@ -41,21 +39,41 @@ def weights_by_module(model: PreTrainedModel, without: Collection[int] = ()) -> 
         count = sum(parameter.numel() for parameter in own)
         if isinstance(module, PackedLinear):
             count += module.in_features * module.out_features
+        if isinstance(module, PackedStack):
+            count += module.numel()
         if count:
             found[name] = count
     return found
 
 
-def stacked_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """Finds parameters that stack several matrices, by name: a mixture's experts. Linear layers have none."""
+def stacked_weights(model: PreTrainedModel) -> dict[str, int]:
+    """Counts the weights that stack several matrices in one tensor, by name: a mixture's experts."""
     convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     return {
-        f"{name}.{key}": parameter
+        f"{name}.{key}": weight.numel()
         for name, module in model.named_modules()
         if not isinstance(module, convolutions)
-        for key, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim == 3 and min(parameter.shape) > 1
+        for key, weight in _own_weights(module).items()
+        if len(weight.shape) == 3 and min(weight.shape) > 1
     }
+
+
+def matrices(model: PreTrainedModel) -> list[str]:
+    """Lists the weights with rows and columns that are not those of a linear layer or a convolution, by name."""
+    skipped = (nn.Linear, Conv1D, PackedLinear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return [
+        f"{name}.{key}"
+        for name, module in model.named_modules()
+        if not isinstance(module, skipped) or (isinstance(module, nn.Linear) and freeze_linear(module) is None)
+        for key, weight in _own_weights(module).items()
+        if name and len(weight.shape) in (2, 3)
+    ]
+
+
+def _own_weights(module: nn.Module) -> dict[str, nn.Parameter | PackedStack]:
+    """A module's weights without those of the modules in it, in its order; packed experts count as their module's."""
+    packed = module.experts.stacks if isinstance(module, PackedExperts) else {}
+    return {**dict(module.named_parameters(recurse=False)), **packed}
 
 
 def find_packing(model: PreTrainedModel, modules: Iterable[str]) -> Packing:
@@ -67,16 +85,13 @@ def find_packing(model: PreTrainedModel, modules: Iterable[str]) -> Packing:
 
 def packed_modules(model: nn.Module) -> list[str]:
     """Lists the names of the modules with packed weights."""
-    return [name for name, module in model.named_modules() if isinstance(module, PackedLinear)]
+    return [name for name, module in model.named_modules() if isinstance(module, PackedLinear | PackedStack)]
 
 
-def way_to_stacked(model: PreTrainedModel, linears: Iterable[str]) -> str:
-    """Builds a `method:` that adapts a model's stacked weights, and those of the given linear layers that peft can."""
+def way_to_stacked(model: PreTrainedModel) -> str:
+    """Builds a `method:` that adapts a model's stacked weights, and all of its linear layers."""
     parameters = ", ".join(dict.fromkeys(inside_layer(name) for name in stacked_weights(model)))
-    modules = ", ".join(sorted({name.rpartition(".")[2] for name in linears} - _TAKEN_FOR_EXPERTS))
-    targets = f"target_modules: [{modules}], " if modules else ""
-    settings = f"type: peft, peft_type: LORA, r: 16, lora_alpha: 32, {targets}target_parameters: [{parameters}]"
-    return f"`method: {{{settings}}}`"
+    return f"`method: {{type: lora, r: 16, lora_alpha: 32, target_parameters: [{parameters}]}}`"
 
 
 def inside_layer(name: str) -> str:

@@ -94,6 +94,12 @@ def build_schedule(config: TrainConfig, total_steps: int) -> Schedule:
     """
     warmup = config.warmup_steps or math.ceil(config.warmup_ratio * total_steps)
     unused = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.peak_learning_rate)
-    scheduler = get_scheduler(config.lr_scheduler_type, unused, num_warmup_steps=warmup, num_training_steps=total_steps)
+    scheduler = get_scheduler(
+        config.lr_scheduler_type,
+        unused,
+        num_warmup_steps=warmup,
+        num_training_steps=total_steps,
+        scheduler_specific_kwargs=config.lr_scheduler_kwargs,
+    )
     (factor,) = scheduler.lr_lambdas  # pyright: ignore[reportAttributeAccessIssue]
     return lambda step: config.peak_learning_rate * factor(step)

@@ -78,3 +78,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return to_json(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns the values of nested dictionaries by dotted name.
+
+    >>> flatten({"a": {"b": 1, "c": {}}, "d": [2]})
+    {'a.b': 1, 'a.c': {}, 'd': [2]}
+    """
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    return {k: v for key, item in value.items() for k, v in flatten(item, f"{prefix}.{key}".lstrip(".")).items()}

@@ -9,7 +9,6 @@ A run directory can be moved: recorded paths are those at the time it was starte
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shlex
@@ -23,6 +22,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from lamina import files
+from lamina.charts import Chart, Table
 from lamina.config import Config, load_config, resolved_values
 from lamina.config.places import (
     CONFIG_FILE,
@@ -34,12 +34,16 @@ from lamina.config.places import (
     start_folders,
 )
 from lamina.errors import ConfigError, Interrupted, NewerVersionError, Problem, RunError, StorageError, check_format
+from lamina.runs.curves import plot_events, state_of, tabulate
 from lamina.runs.events import Event, event_lines
+from lamina.runs.flat import flatten
+from lamina.runs.lock import is_held
 from lamina.runs.manifest import Manifest
 from lamina.runs.summary import Summary
 from lamina.version import __version__
 
 ADAPTER_FOLDER = "adapter"
+CHECKPOINT_FOLDER = "checkpoints"
 LOCK_FILE = ".lock"
 FORMAT = 1
 
@@ -49,7 +53,7 @@ E = TypeVar("E", bound=Event)
 _LOCK_SECONDS = 0.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A run on disk.
 
@@ -58,6 +62,12 @@ class Run:
     """
 
     path: Path
+
+    def __repr__(self) -> str:
+        try:
+            return f"<Run {self.path}: {state_of(self.status, self.summary)}>"
+        except (RunError, NewerVersionError):
+            return f"<Run {self.path}: unreadable>"
 
     @property
     def config_path(self) -> Path:
@@ -87,7 +97,12 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         """The checkpoints; each folder is complete or absent."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINT_FOLDER
+
+    @property
+    def inputs(self) -> Path:
+        """Rows and weights that were in memory when the run was started; each name has a digest of its content."""
+        return self.path / "inputs"
 
     @property
     def adapter(self) -> Path:
@@ -130,10 +145,15 @@ class Run:
         return summary and replace(summary, run=str(self.path), adapter=str(self.adapter))
 
     @property
+    def scores(self) -> dict[str, dict[str, float]] | None:
+        """The means of the metrics that training was given: name -> `base` and `adapter`; None without metrics."""
+        return self._read_manifest().get("scores")
+
+    @property
     def status(self) -> str | None:
         """`running`, `finished`, `interrupted`, `failed` or `killed`; None before the start."""
         status = self.manifest.status
-        return "killed" if status == "running" and not _is_held(self) else status
+        return "killed" if status == "running" and not is_held(self.path / LOCK_FILE) else status
 
     @property
     def resume_command(self) -> str:
@@ -163,6 +183,27 @@ class Run:
             RunError: A line is not an event.
         """
         return (event for _, event in event_lines(self.metrics_path) if isinstance(event, kind))
+
+    def plot(self, metric: str = "loss") -> Chart:
+        """Draws a metric over the steps, which a notebook shows; `run.plot().save("loss.svg")` writes it.
+
+        Args:
+            metric: `loss` for the losses of training and evaluation, or another metric of the log, such as
+                `learning_rate` or `grad_norm`.
+
+        Raises:
+            ValueError: The run has no such metric.
+            RunError: The log is damaged.
+        """
+        return plot_events(list(self.events()), metric, str(self.path))
+
+    def table(self) -> Table:
+        """Lists the evaluations, with the training loss since the one before; steps, if there are no evaluations.
+
+        Raises:
+            RunError: The log is damaged.
+        """
+        return tabulate(list(self.events()))
 
     def _read_manifest(self) -> dict[str, Any]:
         """Returns the manifest as plain data, including unknown fields of newer versions; empty if there is none."""
@@ -254,7 +295,7 @@ def moved_places(run: Run, config: Config) -> list[str]:
     keys = sorted(rest_before.keys() | rest_now.keys())
     changed = [key for key in keys if rest_before.get(key) != rest_now.get(key)]
     if changed:
-        was, is_now = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+        was, is_now = flatten(before.model_dump(mode="json")), flatten(now.model_dump(mode="json"))
         shown = "; ".join(f"{key}: {was.get(key)!r} -> {is_now.get(key)!r}" for key in changed[:5])
         raise RunError(
             f"{run.path}: was started with another configuration, so it cannot be resumed with this one ({shown}). "
@@ -327,6 +368,13 @@ def recorded(run: Run) -> Iterator[None]:
         raise
 
 
+def run_of(folder: Path) -> Run | None:
+    """The run that an adapter folder is part of, as its adapter or as a checkpoint; None for any other folder."""
+    run = Run(folder.parent if folder.name == ADAPTER_FOLDER else folder.parent.parent)
+    is_part = folder in (run.adapter, run.checkpoints / folder.name)
+    return run if is_part and run.config_path.is_file() else None
+
+
 def timestamp() -> str:
     """Returns the present time in the format of manifests."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
@@ -342,29 +390,13 @@ def _write_config(run: Run, values: Mapping[str, Any]) -> None:
     files.write_text(run.config_path, yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
 
 
-def _is_held(run: Run) -> bool:
-    """Returns whether a process holds the lock of the run; works with read permission."""
-    try:
-        file = (run.path / LOCK_FILE).open("rb")
-    except OSError:
-        return False
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # a file system without locks, on which nobody can train
-            return False
-    return False
-
-
 def _is_run(run: Run) -> bool:
     return run.config_path.is_file() and (run.manifest_path.is_file() or run.metrics_path.is_file())
 
 
 def _foreign_files(run: Run) -> bool:
     """Returns whether the folder contains anything other than what a run leaves that stopped during start-up."""
-    own = {run.metrics_path.name, run.checkpoints.name, "tensorboard"}
+    own = {run.metrics_path.name, run.checkpoints.name, run.inputs.name, "tensorboard", "wandb"}
     if run.manifest.lamina is not None:
         own.add(run.manifest_path.name)  # and there is no configuration yet
     return any(entry.name not in own and not entry.name.startswith(".") for entry in run.path.iterdir())
@@ -379,10 +411,4 @@ def _taken_apart(config: Config) -> tuple[dict[str, Any], list[tuple[str, str]]]
         return ""
 
     values = config.model_dump(mode="json", exclude={"model", "output_dir", "distributed"})
-    return _flat(map_paths(values, take)), places
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
-        return {prefix: value}
-    return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}".lstrip(".")).items()}
+    return flatten(map_paths(values, take)), places

@@ -8,6 +8,15 @@ from typing import Any
 
 from lamina.runs.flat import from_json, the_rest, to_json
 
+LOSS_OF_SET = "eval_loss/"
+"""Beginning of the metrics that are losses of evaluation sets with names."""
+
+
+def losses_of_sets(metrics: Mapping[str, float] | None) -> dict[str, float]:
+    """Returns the losses of the evaluation sets in an evaluation's metrics, by name."""
+    found = (metrics or {}).items()
+    return {name.removeprefix(LOSS_OF_SET): value for name, value in found if name.startswith(LOSS_OF_SET)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
@@ -22,6 +31,7 @@ class Summary:
         skipped_steps: Number of steps that were skipped because the gradient was not finite.
         tokens: Number of tokens trained on, without padding.
         supervised_tokens: Number of those in the loss.
+        learning_rate: The peak; None in runs of earlier versions.
         loss_type: Name of the loss; None in runs of the first version.
         reference: Digest of what the loss compares with: of the base's weights, or of the adapter that training started
             from; None without a reference.
@@ -66,6 +76,7 @@ class Summary:
     total_parameters: int
     adapted_weights_share: float | None = None
     packed_weights_share: float | None = None
+    learning_rate: float | None = None
     loss_type: str | None = None
     reference: str | None = None
     eval_metrics_first: dict[str, float] | None = None

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from lamina.config.load import read_yaml
+from lamina.config.read import read_yaml
 from lamina.config.section import Section
 from lamina.errors import ConfigError, Problem, nearest
 

@@ -1,7 +1,13 @@
 """Checkpoints: all that a run needs to go on as if it had never stopped.
 
     checkpoints/step-00000120/   adapter.safetensors  optimizer.safetensors  method.safetensors  state.json
+                                 adapter_config.json  adapter_model.safetensors  lamina.json
     checkpoints/best-00000080/   adapter.safetensors  state.json
+                                 adapter_config.json  adapter_model.safetensors  lamina.json
+
+`adapter.safetensors` holds the tensors as they are trained. The files in the last lines of each are the adapter in the
+form in which a finished one is saved, without probes, so that the folder can be used as an adapter by lamina and peft;
+mostly the tensors are the same, and `adapter_model.safetensors` is a link to them.
 
 A checkpoint is written aside and renamed, so it is whole or not there. `state.json` holds the digests of the other
 files; one that does not match (a damaged disk) is passed over for the next older one. Nothing in it depends on how
@@ -15,7 +21,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -31,6 +37,7 @@ from lamina.training.zero import ZeroEngine
 from lamina.version import __version__
 
 STATE_FILE = "state.json"
+ADAPTER_TENSORS = "adapter.safetensors"
 FORMAT = 1
 _NAME = re.compile(r"^(step|best)-(\d{8})$")
 
@@ -56,6 +63,8 @@ class TrainState:
         best_eval_loss: Its loss.
         best_eval_metrics: The loss's own figures with it.
         evals_without_gain: Evaluations since the last better one.
+        loss_scale: Scale of the loss, in float16; else None.
+        loss_scale_good_steps: Steps since it last changed.
         timed_tokens: Tokens of the steps that count for the speed (not the first of a process).
         timed_seconds: Their time.
         peak_memory_bytes: Largest so far, over all processes of the run.
@@ -76,6 +85,8 @@ class TrainState:
     best_step: int = -1
     best_eval_loss: float | None = None
     evals_without_gain: int = 0
+    loss_scale: float | None = None
+    loss_scale_good_steps: int = 0
     timed_tokens: int = 0
     timed_seconds: float = 0.0
     peak_memory_bytes: int = 0
@@ -104,6 +115,10 @@ class Content:
     random: dict[str, torch.Tensor]
 
 
+WriteAdapter = Callable[[Path, Path], None]
+"""Writes the files of the adapter as it is now: into which folder, and the file of its tensors there."""
+
+
 def save_checkpoint(
     folder: Path,
     state: TrainState,
@@ -112,20 +127,32 @@ def save_checkpoint(
     hooks: Hooks,
     device: torch.device,
     keep: int,
+    write_adapter: WriteAdapter,
 ) -> Path:
     """Saves everything, then removes older checkpoints beyond the newest `keep`.
+
+    Args:
+        folder: Where the run's checkpoints are.
+        state: Where the run stands.
+        tensors: The tensors that are trained.
+        optimizer: Over these.
+        hooks: Of the method.
+        random: The state of the random generators.
+        keep: How many checkpoints stay.
+        write_adapter: Writes the adapter as it is used.
 
     Raises:
         StorageError: Nothing was saved; earlier checkpoints are untouched.
     """
     path = checkpoint_path(folder, state.step)
     with files.new_folder(path) as aside:
-        _save_tensors(aside / "adapter.safetensors", tensors)
+        _save_tensors(aside / ADAPTER_TENSORS, tensors)
         _save_tensors(aside / "optimizer.safetensors", moments)
         _save_tensors(aside / "method.safetensors", hooks.state())
         if not state.seeded_by_step:
             _save_tensors(aside / "random.safetensors", random_state(device))
         _write_state(aside, state)
+        write_adapter(aside, aside / ADAPTER_TENSORS)
     for old in _found(folder, "step")[keep:]:
         if old != path:
             shutil.rmtree(old, ignore_errors=True)
@@ -136,12 +163,15 @@ def save_checkpoint(
     return path
 
 
-def save_best(folder: Path, state: TrainState, tensors: Mapping[str, nn.Parameter]) -> Path:
-    """Saves the adapter of the best evaluation so far."""
+def save_best(
+    folder: Path, state: TrainState, tensors: Mapping[str, nn.Parameter], write_adapter: WriteAdapter
+) -> Path:
+    """Saves the adapter of the best evaluation so far; the arguments are those of `save_checkpoint`."""
     path = folder / f"best-{state.step:08d}"
     with files.new_folder(path) as aside:
-        _save_tensors(aside / "adapter.safetensors", tensors)
+        _save_tensors(aside / ADAPTER_TENSORS, tensors)
         _write_state(aside, state)
+        write_adapter(aside, aside / ADAPTER_TENSORS)
     return path
 
 
@@ -154,7 +184,7 @@ def load_best(folder: Path, step: int) -> dict[str, torch.Tensor]:
     path = folder / f"best-{step:08d}"
     if not _is_whole(path):
         raise RunError(f"{path}: the best checkpoint is missing or damaged. Fix: train again, or resume from a copy.")
-    return load_file(path / "adapter.safetensors")
+    return load_file(path / ADAPTER_TENSORS)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -244,7 +274,8 @@ def optimizer_tensors(tensors: Mapping[str, nn.Parameter], optimizer: torch.opti
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(stored, path, metadata={"format": "pt"})
 
 
 def _write_state(folder: Path, state: TrainState) -> None:

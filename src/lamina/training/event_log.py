@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
 from lamina import files
+from lamina.config import Config
 from lamina.distributed.world import ALONE, World
-from lamina.errors import ConfigError, Problem, StorageError
+from lamina.errors import Interrupted, StorageError
 from lamina.runs import Run
-from lamina.runs.events import Event, Measured, OnEvent, event_lines
+from lamina.runs.events import Event, Note, OnEvent, event_lines
+from lamina.runs.side_by_side import flat_settings
 from lamina.signals import StopRequest
+from lamina.trackers.base import TrackedRun
+from lamina.trackers.open import OpenTrackers, check_trackers
 
 # What writing to a closed pipe gives, and to a terminal that has gone.
 _NOBODY_LOOKS = (errno.EPIPE, errno.EIO)
@@ -24,7 +29,7 @@ class EventLog:
 
     Args:
         run: Where `metrics.jsonl` lies.
-        report_to: Trackers, as in `train.report_to`.
+        config: The run's configuration; `train.report_to` names its trackers.
         on_event: Called with each event; may be None. Where it can tell nobody any more (a closed pipe, a terminal that
             has gone), `stop` is asked for as by a signal, and it is not called again.
         resumed_from: Events of later steps are taken out of `metrics.jsonl`, because those steps will be taken again;
@@ -36,7 +41,7 @@ class EventLog:
     def __init__(
         self,
         run: Run,
-        report_to: Sequence[str],
+        config: Config,
         on_event: OnEvent | None,
         resumed_from: int,
         stop: StopRequest,
@@ -46,13 +51,17 @@ class EventLog:
         self._on_event = on_event if world.is_first else None
         self._stop = stop
         self._file: TextIO | None = None
-        self._tensorboard: Any = None
+        self._trackers: OpenTrackers | None = None
         if not world.is_first:
             return
-        self._tensorboard = _tensorboard_writer(run) if "tensorboard" in report_to else None
+        check_trackers(config.train.report_to)
         before = event_lines(run.metrics_path) if resumed_from >= 0 else ()
         files.write_text(run.metrics_path, "".join(f"{line}\n" for line, event in before if event.step <= resumed_from))
         self._file = self._open()
+        if config.train.report_to:
+            tracked = _tracked(run, flat_settings(config), resumed_from >= 0)
+            warn = lambda message: self.emit(Note(max(resumed_from, 0), message=message))  # noqa: E731
+            self._trackers = OpenTrackers(config.train.report_to, tracked, warn)
 
     def __enter__(self) -> EventLog:
         return self
@@ -60,10 +69,11 @@ class EventLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._trackers is not None:
+            stopped = kind is not None and issubclass(kind, Interrupted | KeyboardInterrupt)
+            self._trackers.close("finished" if kind is None else "interrupted" if stopped else "failed")
         if self._file is not None:
             self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
 
     def show(self, event: Event) -> None:
         """Tells the callback only: what is of interest while it happens, and not afterwards."""
@@ -90,9 +100,8 @@ class EventLog:
             self._file.flush()
         except OSError as error:
             raise StorageError.wrap(error, self._run.metrics_path, "writing") from error
-        if self._tensorboard is not None and isinstance(event, Measured):
-            for name, value in event.scalars().items():
-                self._tensorboard.add_scalar(f"{event.kind}/{name}", value, event.step)
+        if self._trackers is not None:
+            self._trackers.log(event)
         self.show(event)
 
     def _open(self) -> TextIO:
@@ -102,15 +111,8 @@ class EventLog:
             raise StorageError.wrap(error, self._run.metrics_path, "writing") from error
 
 
-def _tensorboard_writer(run: Run) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError(
-            Problem(
-                "train.report_to",
-                "'tensorboard' needs the package tensorboard, which is not installed.",
-                "pip install 'lamina[tensorboard]'",
-            )
-        ) from None
-    return SummaryWriter(run.path / "tensorboard")
+def _tracked(run: Run, config: Mapping[str, Any], resumed: bool) -> TrackedRun:
+    """The run for trackers. Its id is made of when it was first started, and of its name."""
+    name = run.path.resolve().name
+    identity = f"{run.manifest.started} {name}"
+    return TrackedRun(hashlib.sha256(identity.encode()).hexdigest()[:12], name, run.path, config, resumed)

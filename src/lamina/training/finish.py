@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lamina.adapters.adapter import save_adapter
-from lamina.adapters.lock import build_lock
 from lamina.adapters.probes import Probe
 from lamina.adapters.reload import check_written
 from lamina.engine.probes import record_probes
 from lamina.progress import Notify
 from lamina.runs import timestamp
 from lamina.runs.summary import Summary
+from lamina.training.card import write_companions
 from lamina.training.checkpoint import TrainState, load_best
 from lamina.training.finite import check_adapter
-from lamina.training.record import data_digests
+from lamina.training.keep import lock_of
 from lamina.training.session import Session
-from lamina.training.setup import is_only_text
 from lamina.training.summary import Together, summarise
 
 
@@ -63,10 +62,11 @@ def finish(session: Session, state: TrainState, notify: Notify, together: Togeth
         AdapterError: What was written cannot be read again.
     """
     run = session.run
-    lock = build_lock(session.base, session.template, data_digests(session.dataset), is_only_text(session.dataset))
+    lock = lock_of(session)
     digest = save_adapter(run.adapter, session.injection, session.base, lock, probes)
     for note in check_written(run.adapter, session.injection, digest):
         notify(note)
     summary = summarise(session, state, digest, together)
+    write_companions(session, lock, summary)
     run.record(status="finished", finished=timestamp(), summary=summary.as_json())
     return summary

@@ -14,26 +14,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lamina.compute.fusion import FusionReport, Recompute, fast_path
 from lamina.config import Config, load_config
 from lamina.data.batch import PACKED
 from lamina.data.example import EncodedExample
+from lamina.data.side import Side
 from lamina.distributed.failure import LostRankError, PeerError
 from lamina.distributed.member import member
 from lamina.distributed.reduce import digest_of
 from lamina.distributed.world import ALONE, World
 from lamina.errors import Interrupted, LaminaError, TrainingError
+from lamina.machine.hardware import on_device
 from lamina.machine.memory import peak_bytes
 from lamina.machine.seeding import kept_generators
+from lamina.models.load import Base
 from lamina.runs import Run, comparable_settings, events
 from lamina.runs.events import Note, OnEvent
 from lamina.signals import StopRequest, stop_on_signals
-from lamina.training.checkpoint import TrainState, save_best, save_checkpoint
+from lamina.training.checkpoint import TrainState
+from lamina.training.eval_sets import evaluate_sets
 from lamina.training.event_log import EventLog
 from lamina.training.finish import final_probes, finish
 from lamina.training.finite import check_evaluation, check_gradients
+from lamina.training.keep import keep_best, keep_checkpoint
+from lamina.training.loss_scale import LossScale
 from lamina.training.opening import begin_run, take_up
 from lamina.training.preview import announce
 from lamina.training.session import KERNELS, Session
@@ -59,6 +63,7 @@ def train(
     *,
     resume: bool = False,
     world: World | None = None,
+    base: Base | None = None,
 ) -> Run:
     """Trains an adapter.
 
@@ -69,6 +74,7 @@ def train(
             data may have other places than they had, if they are the same by their digests.
         world: The processes that train together, of which this is one; by default those that a launcher such as
             torchrun has started it with.
+        base: The base model, if it is in memory already; by default `config.model` is loaded.
 
     Returns:
         The finished run: `run.adapter` is the adapter's folder, `run.summary` the figures.
@@ -84,28 +90,28 @@ def train(
     """
     config = load_config(config)
     if world is not None:
-        return _train(config, on_event, resume, world)
+        return _train(config, on_event, resume, world, base)
     with member() as group:
-        return _train(config, on_event, resume, group or ALONE)
+        return _train(config, on_event, resume, group or ALONE, base)
 
 
-def _train(config: Config, on_event: OnEvent | None, resume: bool, world: World) -> Run:
+def _train(config: Config, on_event: OnEvent | None, resume: bool, world: World, base: Base | None) -> Run:
     if world.size > 1:
         world.timeout = config.distributed.timeout
     world.same_everywhere(comparable_settings(config))
     run = Run(Path(config.output_dir))
-    with ExitStack() as stack:
+    with on_device(config.device), ExitStack() as stack:
         begin = world.once(lambda: begin_run(config, run, resume, stack), "opening the run")
         if begin.finished:
             if on_event is not None and run.summary is not None and world.is_first:
                 on_event(Note(run.summary.steps, message="The run is already finished."))
             return run
         stop = stack.enter_context(stop_on_signals())
-        log = stack.enter_context(EventLog(run, config.train.report_to, on_event, begin.step, stop, world))
+        log = stack.enter_context(EventLog(run, config, on_event, begin.step, stop, world))
         notify = lambda message: log.emit(Note(max(begin.step, 0), message=message))  # noqa: E731
         if begin.was_killed:
             notify("The run was killed before; what is after its checkpoint is lost.")
-        session = build_session(config, run, notify, world)
+        session = build_session(config, run, notify, world, base)
         stack.enter_context(kept_generators(session.base.model.device))
         _Loop(session, log, stop, take_up(session, begin.step, log)).run()
     return run
@@ -130,6 +136,7 @@ class _Loop:
         self.remarked = False
         self.busy_seconds: tuple[float, ...] = ()
         self.signaled = ""  # which other process a signal came to
+        self.scale = LossScale.of(session.base.dtype, state.loss_scale, state.loss_scale_good_steps)
 
     def run(self) -> None:
         self.model.train()
@@ -203,9 +210,15 @@ class _Loop:
             world=session.world,
             seed=session.config.seed if state.seeded_by_step else None,
             engine=session.engine,
+            scale=self.scale,
         )
+        if self.scale is not None:
+            state.loss_scale, state.loss_scale_good_steps = self.scale.scale, self.scale.good_steps
         seconds = time.perf_counter() - began
-        if not result.finite:
+        if result.overflowed and self.scale is not None:
+            state.skipped_steps += 1
+            self.log.emit(Note(state.step + 1, message=f"step {state.step + 1}: {self.scale.overflow()}"))
+        elif not result.finite:
             self._skip(result, micro_batches)
         else:
             state.skipped_in_a_row = 0
@@ -259,15 +272,17 @@ class _Loop:
         self.log.emit(Note(step, message=f"{what}: not finite, so the step was skipped.", rows=rows))
 
     def _evaluate(self, what: str) -> EvaluationResult:
-        examples = self.session.dataset.eval
+        dataset, best = self.session.dataset, self.session.best_set
+        return evaluate_sets(partial(self._evaluate_set, what), dataset.eval, dataset.eval_sets, best)
 
+    def _evaluate_set(self, what: str, examples: Side, where: str) -> EvaluationResult:
         def progress(done: int) -> None:
-            self.log.show(events.Progress(self.state.step, what=what, done=done, total=len(examples)))
+            self.log.show(events.Progress(self.state.step, what=what + where, done=done, total=len(examples)))
 
         world = self.session.world
         size, parts = self.config.per_device_eval_batch_size, (self.session.head, self.session.loss)
         result = evaluate_loss(self.model, *parts, examples, size, self._asked_amid_work, progress, self.layout, world)
-        check_evaluation(result.loss, what, self.state.step)
+        check_evaluation(result.loss, what + where, self.state.step)
         return result
 
     def _evaluate_start(self) -> None:
@@ -291,8 +306,7 @@ class _Loop:
             state.best_eval_loss, state.best_step, state.evals_without_gain = loss, state.step, 0
             state.best_eval_metrics = result.metrics
             if self.config.load_best_model_at_end:
-                save = lambda: save_best(self.run_dir.checkpoints, state, self.session.tensors)  # noqa: E731
-                self.session.world.once(save, "saving the best adapter")
+                keep_best(self.session, state)
         else:
             state.evals_without_gain += 1
         best = state.best_step
@@ -312,11 +326,12 @@ class _Loop:
         state, session = self.state, self.session
         if not session.dataset.eval or state.step == 0 or state.last_eval_step == state.step:
             return False
-        every = self.config.eval_steps or session.steps_per_epoch
+        every = self.config.steps_between(self.config.eval_steps or session.steps_per_epoch, session.total_steps)
         return state.step % every == 0 or state.step >= session.total_steps
 
     def _save_due(self) -> bool:
-        return self.state.step % self.config.save_steps == 0 and self.state.step >= self.first_step
+        every = self.config.steps_between(self.config.save_steps, self.session.total_steps)
+        return self.state.step % every == 0 and self.state.step >= self.first_step
 
     def _save(self) -> None:
         path = self._write_checkpoint()
@@ -327,12 +342,7 @@ class _Loop:
         if world.size > 1:
             world.same_everywhere({what: digest_of(self.session.tensors)})
         moments = self.session.moments()
-        return world.once(lambda: self._save_checkpoint(moments), f"saving {what}")
-
-    def _save_checkpoint(self, moments: Mapping[str, torch.Tensor]) -> Path:
-        session, keep = self.session, self.config.save_total_limit
-        parts = (session.tensors, moments, session.hooks, self.model.device)
-        return save_checkpoint(self.run_dir.checkpoints, self.state, *parts, keep)
+        return world.once(lambda: keep_checkpoint(self.session, self.state, moments), f"saving {what}")
 
     def _save_what_is_there(self, error: Exception) -> None:
         """A run that ends by an unforeseen error leaves what one that is stopped does, and the error says so."""
@@ -344,7 +354,7 @@ class _Loop:
             error.add_note(f"Go on from the one before with: {command}")
             return
         try:
-            self._save_checkpoint(self.session.moments())
+            keep_checkpoint(self.session, self.state, self.session.moments())
         except Exception as failure:
             error.add_note(f"No checkpoint could be saved: {failure}")
             return

@@ -22,6 +22,7 @@ from lamina.training.checkpoint import (
     put_back,
 )
 from lamina.training.event_log import EventLog
+from lamina.training.inputs import check_inputs
 from lamina.training.session import Session
 
 
@@ -44,6 +45,8 @@ def begin_run(config: Config, run: Run, resume: bool, stack: ExitStack) -> Begin
     """Locks the run directory, and starts the run or takes it up again."""
     resume = resume or (restarts() > 0 and run.begun)
     check_start(config, resume)
+    if not resume:
+        check_inputs(config)
     stack.enter_context(exclusive(run))
     start_run(config, resume)
     for folder in (run.path, run.checkpoints):

@@ -24,6 +24,7 @@ from lamina.optim import Schedule
 from lamina.runs import Run
 from lamina.structure.head import Head
 from lamina.training.checkpoint import optimizer_tensors
+from lamina.training.eval_sets import best_set
 from lamina.training.reference import Reference, check_reference
 from lamina.training.zero import ZeroEngine
 
@@ -85,6 +86,11 @@ class Session:
     def longest_document(self) -> int:
         """Tokens of the longest document of training and evaluation."""
         return max(self.dataset.train.longest, self.dataset.eval.longest)
+
+    @property
+    def best_set(self) -> str:
+        """Name of the evaluation set that picks the best checkpoint; empty if sets have no names."""
+        return best_set(self.dataset.eval_sets, self.config.train.best_eval)
 
     @property
     def steps_per_epoch(self) -> int:

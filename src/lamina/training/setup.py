@@ -5,47 +5,45 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
 
-import torch
 from transformers import PreTrainedModel
 
 from lamina.adapters.adapter import Adapter
 from lamina.adapters.reload import check_before_training
-from lamina.chat.template import ChatTemplate, template_of
+from lamina.chat.bare import BARE
+from lamina.chat.template import ChatTemplate, build_template, template_of
 from lamina.compute.kernels import prepare_kernels
-from lamina.compute.weights import count_weights
 from lamina.config import Config
 from lamina.config.optimizers import OPTIMIZERS
-from lamina.config.root import default_learning_rate
 from lamina.data.batch import Documents
 from lamina.data.dataset import Dataset, build_dataset
 from lamina.data.example import Kind
+from lamina.data.length import check_length
 from lamina.distributed.world import ALONE, World
 from lamina.errors import ConfigError, DataError, Problem
 from lamina.losses.base import Loss, build_loss
-from lamina.machine.hardware import choose_dtype, default_device, dtype_name
+from lamina.machine.hardware import default_device
 from lamina.methods.shared.base import Injection, find_method
 from lamina.methods.shared.coverage import find_coverage
 from lamina.methods.shared.virtual_tokens import VirtualTokens
-from lamina.models.load import Base, load_base
+from lamina.models.load import Base
 from lamina.models.vocabulary import check_vocabulary
 from lamina.optim import build_optimizer, build_schedule
 from lamina.progress import Notify
 from lamina.runs import Run
 from lamina.structure.head import Head, find_head
 from lamina.structure.positions import declared_positions, has_position_table
+from lamina.training.base import load_for_training
+from lamina.training.new_rows import train_new_rows
+from lamina.training.rate import with_learning_rate
 from lamina.training.record import facts_of, shared_facts, write_what_is_known
 from lamina.training.reference import Reference, find_reference, turn_off_dropout, with_reference
 from lamina.training.session import KERNELS, Session
 from lamina.training.share import choose_strategy, divide, form_teams, zero_engine
 from lamina.training.start import check_start_fits, new_adapter, prepare_new, put_on, read_start
 
-# Weights from which on a model is told that the methods' learning rates come from a smaller one.
-LARGE_MODEL = 1_000_000_000
 
-
-def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE) -> Session:
+def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE, base: Base | None = None) -> Session:
     """Builds everything, and writes what is known before training into the run: data report and manifest.
 
     Args:
@@ -53,6 +51,7 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         run: Its directory.
         notify: Told what is being done, and what a user should know.
         world: The processes that train together.
+        base: The base model, if it is loaded already.
 
     Raises:
         LaminaError: Model, data or configuration cannot be used; see the parts' own functions.
@@ -64,34 +63,33 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         raise ConfigError(Problem("train.optim", message, f"use {config.train.optim.removesuffix('_layerwise')}"))
     prepare_kernels(default_device(), config.train.compile, notify)
     start, loss = read_start(config, run), build_loss(config.loss)
-    notify(f"Loading {config.model} ...")
-    method = config.method if start is None else start.config
-    loftq = find_method(method.type).plan_loftq(method)
     strategy = choose_strategy(config, world, notify)
     divided = strategy == "fsdp"
-    base = load_base(
-        config.model,
-        dtype_name(choose_dtype(config.dtype, default_device())) if divided else config.dtype,
-        torch.device("cpu") if divided else None,  # each layer's part goes to the device when it is divided
-        notify=notify,
-        quantization=config.quantization,
-        plan_loftq=loftq,
-        offload=config.offload if config.method.base_is_read_only and not divided else False,
-    )
-    _note_learning_rate(config, base, notify)
+    base = base or load_for_training(config, start, notify, divided)
+    for note in () if base.added is None else base.added.notes():
+        notify(note)
+    completed = config if start is not None else train_new_rows(config, base)
+    config = with_learning_rate(config, base.model, notify)
+    check_length(config.data, declared_positions(base.model))
     template = template_of(base.tokenizer, config.data)
     if start is not None:
         check_start_fits(start, base, template, notify)
     notify("Reading the data ...")
     batch_size = config.train.per_device_train_batch_size
-    dataset = build_dataset(config.data, template, batch_size, config.seed, notify, loss.sequences)
-    _check_stop_token(dataset, template)
+    positions = declared_positions(base.model)
+    dataset = build_dataset(config.data, template, batch_size, config.seed, notify, loss.sequences, positions)
+    config = config.model_copy(
+        update={"data": config.data.model_copy(update={"max_length": dataset.max_length})}
+    )  # what follows is computed with it, and the run's own config.yaml was written before
+    if not loss.sequences.pooled:
+        _check_stop_token(dataset, template)
+    template = _template_in_use(dataset, template, config, notify)
     check_vocabulary(dataset, base.model, template)
     _agree(config, base, template, dataset, world)
     steps_per_epoch = math.ceil(dataset.report.micro_batches / config.train.micro_batches_per_step)
     loss.study(dataset.train, len(dataset.train) / steps_per_epoch, notify)
     head = find_head(base.model)
-    injection = _adapter(config, base, dataset, start, loss, notify)
+    injection = _adapter(completed, base, dataset, start, loss, notify)
     # Initializations that decompose matrices may round otherwise on another kind of processor.
     world.copy_from_first(injection.tensors().values())
     coverage = find_coverage(injection)
@@ -116,7 +114,7 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         dataset.report.train.longest,
     )
     hooks = find_method(config.method.type).hooks(injection, total)
-    engine = zero_engine(config, tensors, optimizer, hooks, world) if strategy == "deepspeed" else None
+    engine = zero_engine(config, base.dtype, tensors, optimizer, hooks, world) if strategy == "deepspeed" else None
     session = Session(
         config=config,
         run=run,
@@ -141,6 +139,9 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         engine=engine,
     )
     world.once(lambda: write_what_is_known(session, notify), "writing the manifest")
+    if dataset.eval_sets:
+        sets = ", ".join(f"{name} ({len(dataset.eval[chosen])} rows)" for name, chosen in dataset.eval_sets.items())
+        notify(f"Evaluation sets: {sets}. The loss on {session.best_set} picks the best checkpoint (train.best_eval).")
     return session
 
 
@@ -158,14 +159,22 @@ def _agree(config: Config, base: Base, template: ChatTemplate, dataset: Dataset,
     world.same_everywhere({name: json.dumps(fact, sort_keys=True) for name, fact in (facts | parts | files).items()})
 
 
-def count_parameters(parameters: Iterable[torch.Tensor]) -> int:
-    """Elements over all tensors; one that is shared counts once."""
-    return sum(tensor.numel() for tensor in {id(tensor): tensor for tensor in parameters}.values())
-
-
 def is_only_text(dataset: Dataset) -> bool:
     """Whether what is trained on are plain texts, which no chat template renders."""
-    return all(file.format == "text" for file in dataset.report.files if file.train_rows)
+    return dataset.train.kinds <= {Kind.TEXT}
+
+
+def _template_in_use(dataset: Dataset, template: ChatTemplate, config: Config, notify: Notify) -> ChatTemplate:
+    """The template that the adapter is used with: prompts are only rendered afterwards if training rendered any."""
+    data, kinds = config.data, dataset.train.kinds | dataset.eval.kinds
+    is_left_open = data.chat is None and data.chat_template is None
+    if not is_left_open or not kinds <= {Kind.TEXT} or template.tokenizer.eos_token is None:
+        return template
+    notify(
+        "All rows are plain text, so the adapter gets its prompts without a chat template afterwards, too "
+        "(data.chat: true uses the template)."
+    )
+    return build_template(template.tokenizer, BARE)
 
 
 def _check_stop_token(dataset: Dataset, template: ChatTemplate) -> None:
@@ -206,16 +215,6 @@ def check_positions(dataset: Dataset, model: PreTrainedModel, notify: Notify, vi
         message = f"{what} are too long: {where}."
         raise ConfigError(Problem("data.max_length", message, f"use {limit - virtual} at most"))
     notify(f"{what}: {where}, and what it makes of later ones was not trained. data.max_length={limit - virtual} fits.")
-
-
-def _note_learning_rate(config: Config, base: Base, notify: Notify) -> None:
-    """The methods' own learning rates were measured on a small model."""
-    own = default_learning_rate(type(config.method), config.train.optim, type(config.loss))
-    if config.train.learning_rate == own and count_weights(base.model) > LARGE_MODEL:
-        notify(
-            f"train.learning_rate is the method's own, {own:g}, which was measured on a model of 135 million weights. "
-            "Models of billions usually take a smaller one (QLoRA's authors 2e-4 for 7 billion)."
-        )
 
 
 def _adapter(

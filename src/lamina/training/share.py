@@ -102,6 +102,7 @@ def form_teams(config: Config, injection: Injection, loss: Loss, world: World) -
 
 def zero_engine(
     config: Config,
+    dtype: torch.dtype,
     tensors: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     hooks: Hooks,
@@ -113,6 +114,9 @@ def zero_engine(
         ConfigError: DeepSpeed is not installed, or does not take these settings, or the method.
     """
     settings = zero_settings(config)
+    if dtype == torch.float16:
+        message = "float16 needs a loss scale, which DeepSpeed's engine does not get"
+        raise ConfigError(Problem("dtype", message, "use bfloat16 or float32, or distributed.strategy ddp"))
     check_hooks(hooks, config.method.type)
     engine = ZeroEngine(tensors, optimizer, settings, world)
     world.lockstep = True

@@ -17,12 +17,14 @@ from lamina.adapters.adapter import Adapter, read_adapter
 from lamina.adapters.fit import fit
 from lamina.adapters.load import adapter_folder
 from lamina.chat.template import ChatTemplate
-from lamina.config import Config
+from lamina.config import Config, MethodConfig
+from lamina.config.methods.peft import PeftConfig
 from lamina.errors import AdapterError, BaseMismatchError, ConfigError, Problem
 from lamina.methods.shared.base import Injection, find_method, inject
 from lamina.methods.shared.coverage import check_reach
 from lamina.models.load import Base
 from lamina.progress import Notify
+from lamina.registry.adapter_files import ADAPTER_FILES
 from lamina.runs import Run
 
 FIELD = "method.from"
@@ -41,10 +43,18 @@ def read_start(config: Config, run: Run) -> Adapter | None:
         adapter = read_adapter(run.start if run.start.is_dir() else adapter_folder(config.method.start))
     except AdapterError as error:
         raise ConfigError(Problem(FIELD, str(error))) from None
-    if adapter.config.type != config.method.type:
-        message = f"{config.method.start} is an adapter of method '{adapter.config.type}', not '{config.method.type}'."
-        raise ConfigError(Problem(FIELD, message, f"set method.type to {adapter.config.type}"))
+    found, wanted = _method_of(adapter.config), _method_of(config.method)
+    if found != wanted:
+        message = f"{config.method.start} is an adapter of method '{' '.join(found)}', not '{' '.join(wanted)}'."
+        fix = "set " + " and ".join(
+            f"method.{field} to {value}" for field, value in zip(("type", "peft_type"), found, strict=False)
+        )
+        raise ConfigError(Problem(FIELD, message, fix))
     return replace(adapter, config=adapter.config.model_copy(update=_dropout(config, adapter)))
+
+
+def _method_of(method: MethodConfig) -> tuple[str, ...]:
+    return (method.type, method.peft_type) if isinstance(method, PeftConfig) else (method.type,)
 
 
 def _dropout(config: Config, adapter: Adapter) -> dict[str, float]:
@@ -68,8 +78,9 @@ def keep_start(adapter: Adapter | None, run: Run) -> None:
     if adapter is None or run.start.is_dir():
         return
     with files.new_folder(run.start) as folder:
-        for file in sorted(path for path in adapter.path.iterdir() if path.is_file()):
-            shutil.copyfile(file, folder / file.name)
+        for name in ADAPTER_FILES:  # not what lies beside them, such as the rest of a checkpoint
+            if (adapter.path / name).is_file():
+                shutil.copyfile(adapter.path / name, folder / name)
 
 
 def check_start_fits(adapter: Adapter, base: Base, template: ChatTemplate, notify: Notify) -> None:

@@ -22,6 +22,7 @@ from lamina.machine.seeding import seed_generators, seed_of
 from lamina.methods.shared.base import Hooks
 from lamina.optim import LayerwiseGaloreAdamW
 from lamina.structure.head import Head
+from lamina.training.loss_scale import LossScale
 from lamina.training.zero import ZeroEngine
 
 NO_HOOKS = Hooks()
@@ -42,6 +43,7 @@ class StepResult:
         tokens: Real tokens.
         supervised_tokens: Those in the loss.
         finite: Whether loss and gradient were finite; if not, nothing was changed.
+        overflowed: Whether only the scaled gradient was not, so that a smaller loss scale may do.
         metrics: The loss's own figures, as sum and count.
         not_finite_in: The processes whose part of the gradient was not finite.
         seconds_by_rank: Time that each process computed, without communication.
@@ -53,6 +55,7 @@ class StepResult:
     tokens: int
     supervised_tokens: int
     finite: bool
+    overflowed: bool = False
     metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
     not_finite_in: tuple[int, ...] = ()
     seconds_by_rank: tuple[float, ...] = ()
@@ -76,6 +79,7 @@ def training_step(
     world: World = ALONE,
     seed: int | None = None,
     engine: ZeroEngine | None = None,
+    scale: LossScale | None = None,
 ) -> StepResult:
     """Takes one step over micro-batches, whose losses are divided by the count of all of them together.
 
@@ -101,6 +105,7 @@ def training_step(
         seed: The run's seed: each micro-batch has its own random numbers, by seed, step and place, whichever process
             computes it. Without, torch's generators go on as they are.
         engine: DeepSpeed's, which then adds up gradients, clips and updates.
+        scale: The loss scale, for float16; it is updated.
 
     Raises:
         StepAbandoned: `stop` said so.
@@ -123,7 +128,7 @@ def training_step(
             moving()
         norm = _layerwise_step(optimizer, mean, check) if finite else float("nan")
         _, metrics = _summed(part_of.results())
-        return StepResult(float(mean.detach()), count, norm, tokens, supervised, finite, metrics)
+        return StepResult(float(mean.detach()), count, norm, tokens, supervised, finite, metrics=metrics)
     # A single term is its own sum.
     several = engine is None and (world.size > 1 or len(micro_batches) > 1)
     gradients = GradientSum(parameters) if several else None
@@ -134,7 +139,7 @@ def training_step(
             with splitting(split):
                 for part in (part_of if counts else part_of.rehearsal())(place, micro_batches[place]):
                     if engine is None:
-                        (part / count).backward()
+                        (part / count if scale is None else scale.scaled(part / count)).backward()
                     else:
                         engine.backward(part / count if counts else 0.0 * part, last=number == len(walk))
             if engine is None and not counts:
@@ -156,10 +161,12 @@ def training_step(
         moving()
         norm = engine.step() if math.isfinite(total) else math.nan
         finite = math.isfinite(norm)
-        return StepResult(total / count, count, norm, tokens, supervised, finite, metrics)
+        return StepResult(total / count, count, norm, tokens, supervised, finite, metrics=metrics)
     penalty = hooks.penalty()
     if penalty is not None:
-        penalty.backward()
+        (penalty if scale is None else scale.scaled(penalty)).backward()
+    if scale is not None:
+        scale.unscale(parameters)
     check()
     total, metrics = _summed({place: result for each in reports for place, result in each.results.items()})
     norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
@@ -169,11 +176,14 @@ def training_step(
         hooks.before_update(step)
         optimizer.step()
         hooks.after_update(step)
+    overflowed = scale is not None and not finite and math.isfinite(total) and not scale.at_its_smallest
+    if scale is not None:
+        scale.update(finite)
     optimizer.zero_grad(set_to_none=True)
     not_finite_in = tuple(rank for rank, each in enumerate(reports) if not each.finite)
     seconds = tuple(each.seconds for each in reports)
-    mean = total / count
-    return StepResult(mean, count, float(norm), tokens, supervised, finite, metrics, not_finite_in, seconds)
+    mean, last = total / count, (overflowed, metrics, not_finite_in, seconds)
+    return StepResult(mean, count, float(norm), tokens, supervised, finite, *last)
 
 
 def costs_of(model: PreTrainedModel, micro_batches: Sequence[Sequence[EncodedExample]]) -> list[float]:

@@ -5,15 +5,11 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-from transformers import PreTrainedModel
-
-from lamina.compute.weights import count_weights
-from lamina.methods.shared.trained_copy import count_replaced
+from lamina.methods.shared.counts import count_parameters, total_parameters
 from lamina.runs import events
 from lamina.runs.summary import Summary
 from lamina.training.checkpoint import TrainState
 from lamina.training.session import Session
-from lamina.training.setup import count_parameters
 
 
 @dataclass(frozen=True)
@@ -65,6 +61,7 @@ def summarise(session: Session, state: TrainState, digest: str, together: Togeth
         total_parameters=total_parameters(session.base.model),
         adapted_weights_share=session.coverage.share,
         packed_weights_share=session.base.packing.share if session.base.packing is not None else None,
+        learning_rate=train.peak_learning_rate,
         loss_type=session.config.loss.type,
         reference=session.reference and session.reference.digest,
         eval_metrics_first=state.eval_metrics_first or None,
@@ -75,8 +72,3 @@ def summarise(session: Session, state: TrainState, digest: str, together: Togeth
         peak_memory_by_rank=together.peak_memory_by_rank,
         figures=session.hooks.figures() | session.loss.figures(),
     )
-
-
-def total_parameters(model: PreTrainedModel) -> int:
-    """Of the model with what is trained; what a trained copy stands in for does not count beside it."""
-    return count_weights(model) - count_replaced(model)

@@ -167,7 +167,7 @@ def _logits(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     logits = model(input_ids=ids, use_cache=False).logits.float()
     if head is not None:
         hidden = text_decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
-        logits = torch.cat([logits, head(hidden)[..., None]], dim=-1)
+        logits = torch.cat([logits, head(hidden)], dim=-1)
     return logits.cpu()
 
 

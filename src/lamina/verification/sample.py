@@ -18,6 +18,7 @@ from lamina.data.example import EncodedExample
 from lamina.data.read import RawRow, find_files, rows_of
 from lamina.losses.base import build_loss
 from lamina.models.load import load_tokenizer
+from lamina.models.new_tokens import NewTokens, add_to_tokenizer
 from lamina.models.source import find_model
 from lamina.progress import Notify
 from lamina.quickstart.settings import quickstart_settings, write_rows
@@ -67,6 +68,7 @@ def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
         LaminaError: The model or the data cannot be used.
     """
     tokenizer = load_tokenizer(find_model(config.model, notify))
+    add_to_tokenizer(tokenizer, NewTokens.of(config.data))
     template = template_of(tokenizer, config.data)
     source = config.data.sources[0]
     rows_looked_at = min(source.max_rows or ROWS_LOOKED_AT, ROWS_LOOKED_AT)
@@ -95,7 +97,7 @@ def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
     values["data"] |= {
         **alone,
         "train": str(sample),
-        "columns": source.columns,
+        "columns": source.columns or dataset.train.stores[0].facts.guessed or None,
         "overlong": "auto" if config.loss.whole_rows else "cut",
         "format": dataset.report.files[0].format,
         "max_rows": None,

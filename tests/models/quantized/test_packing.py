@@ -70,15 +70,27 @@ def test_less_than_half_is_refused(architecture: str, bits: int) -> None:
     packing = find_packing(model, converted_modules(model, config))
     assert abs(packing.share - share) < 0.001
     if share >= 0.5:
-        check_packs_enough(model, config)
+        check_packs_enough(model, config, experts=False)
         return
     with pytest.raises(ConfigError) as caught:
-        check_packs_enough(model, config)
+        check_packs_enough(model, config, experts=False)
     (problem,) = caught.value.problems
     assert problem.field == "quantization.bits"
     assert f"{share:.1%} of the weights outside of embeddings and head are packed" in problem.message
     (names,) = re.findall(r"quantization\.modules_to_not_convert: (\[.*\])", problem.fix)
-    check_packs_enough(model, config.model_copy(update={"modules_to_not_convert": yaml.safe_load(names)}))
+    check_packs_enough(
+        model, config.model_copy(update={"modules_to_not_convert": yaml.safe_load(names)}), experts=False
+    )
+
+
+def test_experts_that_are_packed_count() -> None:
+    refused = set()
+    for architecture in MIXTURES:
+        try:
+            check_packs_enough(build_architecture(architecture, weights=False), QuantizationConfig(blocksize=32))
+        except ConfigError:
+            refused.add(architecture)
+    assert refused == {"jetmoe"}
 
 
 def test_large_embeddings_do_not_count() -> None:
@@ -89,19 +101,22 @@ def test_large_embeddings_do_not_count() -> None:
     check_packs_enough(model, QuantizationConfig())
 
 
-def test_a_mixture_in_4_bits_is_refused_before_anything_is_made_and_both_ways_work(tmp_path: Path) -> None:
-    model = on_disk(build_architecture("mixtral"), tmp_path / "model")
+def test_experts_of_unknown_code_are_refused_before_anything_is_made(tmp_path: Path) -> None:
+    model = on_disk(build_architecture("jetmoe"), tmp_path / "model")
     kept = cache_folder() / "quantized"
     before = {path.name for path in kept.glob("*")}
-    reason = r"Of MixtralForCausalLM, 14\.2% .* stay in 16 or 32 bits: .*mlp\.experts \(85\.3%"
-    with pytest.raises(ConfigError, match=reason):
+    with pytest.raises(ConfigError, match=r"packs only linear layers and experts. Of JetMoeForCausalLM, .* stay in 16"):
         lamina.train(settings(model, tmp_path, quantization={"bits": 4}))
     assert {path.name for path in kept.glob("*")} == before
-    with pytest.raises(ConfigError, match="bits: 4 packs only linear layers"):
-        quantize(settings(model, tmp_path), tmp_path / "out")
+
+
+def test_experts_that_are_left_as_they_are_by_choice(tmp_path: Path) -> None:
+    model = on_disk(build_architecture("mixtral"), tmp_path / "model")
+    reason = r"Of MixtralForCausalLM, 14\.2% .* stay in 16 or 32 bits: .*mlp\.experts \(85\.3%"
+    with pytest.raises(ConfigError, match=f"bits: 4 packs only linear layers. {reason}"):
+        quantize(settings(model, tmp_path), tmp_path / "out")  # in the format of bitsandbytes
     assert not (tmp_path / "out").exists()
 
-    lamina.train(settings(model, tmp_path))
     known = {"bits": 4, "modules_to_not_convert": ["mlp.experts"]}
     run = lamina.train(settings(model, tmp_path, quantization=known, output_dir=str(tmp_path / "known")))
     assert run.manifest.weights is not None and run.summary is not None

@@ -41,7 +41,7 @@ class Check(BaseCheck):
 
     def see(self, seen: Seen) -> None:
         example = seen.example
-        if example is None or example.kind is Kind.TEXT:
+        if example is None or example.kind in (Kind.TEXT, Kind.CLASSIFICATION):
             return
         self._conversations += 1
         told: set[str] = set()

@@ -7,11 +7,13 @@ from lamina.checks.kinds._base import BaseCheck, Tally
 from lamina.checks.ledger import Ledger
 from lamina.checks.seen import Seen
 from lamina.checks.settings import CheckSettings
-from lamina.data.read.rows import FAULTS, REMARKS
+from lamina.data.read.rows import ENCODINGS, FAULTS, REMARKS
 
 _REPAIRED = "`--fix` repairs it."
 _ADVICE = {
     "byte_order_mark": f"Save the file as UTF-8 without a byte-order mark. {_REPAIRED}",
+    "utf_16": "Nothing needs to be done; other programs may want the file as UTF-8.",
+    "windows_1252": "Check some accented letters; if they are wrong, save the file as UTF-8 (in Excel: CSV UTF-8).",
     "nul": f"NUL is not a character of any language; find out what wrote it. {_REPAIRED}",
     "duplicate_key": "Find out which of the two values is correct; the last one is used.",
     "not_a_number": "Write null, or remove the value.",
@@ -20,10 +22,11 @@ _ADVICE = {
     "mojibake": f"Take the text from its source again, decoded as UTF-8. {_REPAIRED}",
     "missing_value_word": "Find out whether a value is missing; the model would learn to say the word.",
 }
+_HARMLESS = ENCODINGS | {"byte_order_mark"}
 
 
 class Check(BaseCheck):
-    """Faults are errors: training stops on them. A byte-order mark is harmless; the other remarks are warnings."""
+    """Faults are errors: training stops on them. A file's mark and encoding are harmless; other remarks warn."""
 
     def __init__(self, settings: CheckSettings, ledger: Ledger) -> None:
         super().__init__(settings, ledger)
@@ -43,6 +46,6 @@ class Check(BaseCheck):
             advice = "Correct the row, or remove it with `--fix`."
             found += tally.finding(code, Severity.ERROR, f"cannot be read: the row {FAULTS[code]}", advice, rows)
         for code, tally in self._remarks.items():
-            severity = Severity.INFO if code == "byte_order_mark" else Severity.WARNING
+            severity = Severity.INFO if code in _HARMLESS else Severity.WARNING
             found += tally.finding(code, severity, REMARKS[code], _ADVICE[code], rows)
         return found

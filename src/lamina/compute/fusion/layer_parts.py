@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from lamina.compute.fusion.spec import Norm
-from lamina.compute.kernels import GELU_TANH, SILU
 from lamina.compute.ops.adapter import AdapterLinear, AdapterModule
+from lamina.compute.ops.gated import read_activation
 from lamina.compute.weights import DenseLinear, PackedFrozen, PackedLinear
 
 Reason = str
@@ -196,11 +196,3 @@ def read_norm(module: nn.Module, like: torch.Tensor) -> Norm | None:
         if torch.allclose(ours, theirs, rtol=2e-2, atol=1e-3 * float(theirs.abs().max())):
             return Norm(weight.detach(), eps, offset)
     return None
-
-
-@torch.no_grad()
-def read_activation(function: Any) -> int | None:
-    x = torch.linspace(-6.0, 6.0, 101)
-    y = function(x)
-    candidates = {SILU: nn.functional.silu(x), GELU_TANH: nn.functional.gelu(x, approximate="tanh")}
-    return next((name for name, ours in candidates.items() if torch.allclose(y, ours, atol=1e-5)), None)

@@ -1,4 +1,4 @@
-"""Fused parts of a decoder layer that cannot be fused as a whole: norms, rotary positions and the gated MLP.
+"""Fused parts of a decoder layer that cannot be fused as a whole: norms, rotary positions, the gated MLP and experts.
 
 Linear layers, and any module that a method put in their place or around a part, are called as ordinary modules, so
 every method works here. Less is saved for the backward than in transformers' own code, which keeps float32 copies in
@@ -15,6 +15,7 @@ from torch import nn
 
 from lamina.compute.kernels import as_in_forward, chosen_backend, kernels_for
 from lamina.compute.ops.attention import packed_attention_forward
+from lamina.compute.ops.experts import Experts, run_experts
 from lamina.compute.ops.shapes import in_shape
 
 Forward = Callable[..., Any]
@@ -43,6 +44,18 @@ def gated_forward(mlp: Any, activation: int) -> Forward:
     def forward(x: torch.Tensor) -> torch.Tensor:
         product: Any = _Gated.apply(mlp.gate_proj(x), mlp.up_proj(x), activation)
         return mlp.down_proj(product)
+
+    return forward
+
+
+def experts_forward(experts: Experts) -> Forward:
+    """Makes the forward of a mixture's frozen experts; where their weights are trained, their own forward runs."""
+    own, parameters = experts.module.forward, experts.module._parameters
+
+    def forward(*args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
+        if any(each is not None and each.requires_grad for each in parameters.values()):
+            return own(*args, **kwargs)
+        return run_experts(experts, {}, *args, *kwargs.values())
 
     return forward
 

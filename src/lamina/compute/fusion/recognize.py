@@ -21,15 +21,16 @@ from lamina.compute.fusion.layer_parts import (
     Observed,
     Reason,
     out_features,
-    read_activation,
     read_norm,
     read_parts,
     stored_linear,
 )
-from lamina.compute.fusion.parts import Forward, attention_forward, gated_forward, norm_forward
+from lamina.compute.fusion.parts import Forward, attention_forward, experts_forward, gated_forward, norm_forward
 from lamina.compute.fusion.spec import LayerSpec, Linears
 from lamina.compute.ops.adapter import AdapterLinear, AdapterModule
 from lamina.compute.ops.attention import packed_attention_forward
+from lamina.compute.ops.experts import read_experts
+from lamina.compute.ops.gated import read_activation
 from lamina.compute.ops.linear_group import LinearGroup
 from lamina.compute.ops.pool import Pool, Scratch
 from lamina.machine.seeding import kept_generators, seeded
@@ -229,6 +230,9 @@ def _part_forward(module: Any, observed: Observed) -> Forward | None:
     if all(hasattr(module, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim")):
         known = not observed.attention.get("dropout") and observed.attention.get("s_aux") is None
         return attention_forward(module, observed.attention) if known else None
+    experts = read_experts(module)
+    if experts is not None:
+        return experts_forward(experts)
     norm = None if next(module.children(), None) else read_norm(module, observed.x)
     return None if norm is None else norm_forward(module, norm.eps, norm.offset)
 

@@ -6,7 +6,7 @@ Code that runs a model, merges an adapter or looks for its tensors uses only the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -58,6 +58,10 @@ class AdapterModule(nn.Module, ABC):
     def fold_in(self, model: PreTrainedModel, name: str) -> None:
         """Merges the adapter into the base's weights, and puts the base's own module back at `name`."""
 
+    def untouched(self) -> dict[str, int]:
+        """Counts the weights of the module's own parameters that the adapter leaves as they are, by parameter."""
+        return {}
+
     @property
     def virtual_tokens(self) -> int:
         """How many rows it puts before every document."""
@@ -67,6 +71,29 @@ class AdapterModule(nn.Module, ABC):
     def base_module(self) -> nn.Module | None:
         """The module whose weights `fold_in` replaces by new tensors of the same dtype; None if there is none."""
         return None
+
+
+class AdapterWrapper(AdapterModule):
+    """An adapter around a module of the base, which answers for the module wherever model code reads its attributes.
+
+    Attributes:
+        base: The module, unchanged.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def __getattr__(self, name: str) -> Any:
+        # Model code reads a module's weight for its dtype, an embedding's padding index, and so on.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+    @property
+    def base_module(self) -> nn.Module:
+        return self.base
 
 
 class AdapterLinear(AdapterModule):

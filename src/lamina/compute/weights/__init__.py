@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from lamina.compute.weights.dense import DenseLinear
+from lamina.compute.weights.experts import PackedStack, count_weights
 from lamina.compute.weights.frozen import FrozenLinear
-from lamina.compute.weights.packed import PackedFrozen, PackedLinear, count_weights, unpack
+from lamina.compute.weights.packed import PackedFrozen, PackedLinear, unpack
 
 STORAGES: tuple[type[FrozenLinear], ...] = (DenseLinear, PackedFrozen)
 
@@ -25,6 +26,7 @@ __all__ = [
     "FrozenLinear",
     "PackedFrozen",
     "PackedLinear",
+    "PackedStack",
     "count_weights",
     "freeze_linear",
     "unpack",

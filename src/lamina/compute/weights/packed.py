@@ -288,14 +288,6 @@ def unpack(model: nn.Module) -> int:
     return len(packed)
 
 
-def count_weights(model: nn.Module) -> int:
-    """Counts the parameters of a model, including packed weights; shared parameters count once."""
-    modules = [module for module in model.modules() if isinstance(module, PackedLinear)]
-    stored = {id(t) for module in modules for name, t in module.named_parameters() if name in module.divisible}
-    packed = sum(module.in_features * module.out_features for module in modules)
-    return packed + sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in stored)
-
-
 def packed_matmul(x: torch.Tensor, base: PackedLinear, bias: torch.Tensor | None) -> torch.Tensor:
     """Computes x W^T + bias. W is dequantized for the product where needed, and again for the backward."""
     y: Any = _PackedMatmul.apply(x, base)

@@ -31,6 +31,9 @@ class LossConfig(Section):
     whole_rows: ClassVar[bool] = False
     """Whether rows are trained on whole or not at all, with nothing but their last answers in the loss."""
 
+    data_format: ClassVar[str | None] = None
+    """The format of the rows that it learns from, where rows may be taken for those of another one."""
+
     absent: ClassVar[Mapping[str, str]] = {}
     """Fields of TRL's configuration that users may look for here, and what to do instead."""
 

@@ -12,23 +12,45 @@ from lamina.config.section import Section
 # Fields of peft's configurations that tutorials often set, with the values that describe what lamina's methods always
 # do.
 ALWAYS_SO: dict[str, tuple[Any, ...]] = {
+    "alora_invocation_tokens": (None,),
     "alpha_pattern": (None, {}),
+    "arrow_config": (None,),
     "auto_mapping": (None,),
+    "base_model_name_or_path": (None,),
+    "corda_config": (None,),
+    "ensure_weight_tying": (False,),
+    "eva_config": (None,),
     "exclude_modules": (None, []),
     "fan_in_fan_out": (True, False),  # as seen from the layer itself
     "inference_mode": (False,),
+    "kasa_config": (None,),
     "layer_replication": (None,),
     "layers_pattern": (None,),
     "layers_to_transform": (None,),
+    "loftq_config": (None, {}),
     "lora_bias": (False,),
+    "lora_ga_config": (None,),
+    "megatron_config": (None,),
+    "megatron_core": (None, "megatron.core"),
     "modules_to_save": (None, []),
+    "monteclora_config": (None,),
+    "num_attention_heads": (None,),
+    "num_layers": (None,),
+    "num_transformer_submodules": (None,),
+    "qalora_group_size": (16,),
     "rank_pattern": (None, {}),
     "revision": (None,),
+    "runtime_config": (None, {"ephemeral_gpu_offload": False}),
     "target_parameters": (None, []),
-    "task_type": ("CAUSAL_LM",),
-    "trainable_token_indices": (None,),
+    "task_type": (None, "CAUSAL_LM"),
+    "token_dim": (None,),
+    "tokenizer_kwargs": (None,),
+    "trainable_token_indices": (None, []),
+    "use_bdlora": (None, False),
     "use_dora": (False,),
+    "use_qalora": (False,),
     "use_rslora": (False,),
+    "velora_config": (None,),
 }
 
 
@@ -66,6 +88,10 @@ class MethodConfig(_Started):
     """Default of `train.learning_rate`: the smallest value of a sweep whose loss is within 2% of the best
     (docs/benchmarks.md), if the method was part of the sweep."""
 
+    learning_rate_follows_width: ClassVar[bool] = True
+    """Whether the default is lowered for wide models (`training/rate.py`). Vectors that stand for tokens are learned at
+    the same rate in models of every size (Lester et al., 2021, up to 11 billion weights), and so are IA3's scales."""
+
     base_is_read_only: ClassVar[bool] = True
     """Whether the method only reads the base layers' weights, so that lamina may replace the layers (quantized,
     offloaded)."""
@@ -86,10 +112,18 @@ class MethodConfig(_Started):
         """Drops fields of peft that the method does not have, if their values ask for what happens anyway."""
         if not isinstance(values, Mapping):
             return values
-        return {key: value for key, value in values.items() if key in cls.model_fields or not cls._is_so(key, value)}
+        return {
+            key: value
+            for key, value in values.items()
+            if (key in cls.model_fields and value not in ([], {})) or not cls._is_so(key, value)
+        }
 
     @classmethod
     def _is_so(cls, key: str, value: Any) -> bool:
+        if key == "peft_type":  # peft's name of the same method
+            return isinstance(value, str) and value.lower() == cls.model_fields["type"].default
+        if key == "peft_version":
+            return value is None or isinstance(value, str)
         said = (*ALWAYS_SO.get(key, ()), *cls.so.get(key, ()))
         return any(value == each and type(value) is type(each) for each in said)
 

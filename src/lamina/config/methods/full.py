@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import re
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, field_validator
 
 from lamina.config.methods.base import MethodConfig
 
@@ -18,6 +21,24 @@ class FullConfig(MethodConfig):
 
     type: Literal["full"] = "full"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Method name."""
+
+    parameters: Annotated[list[str], Field(min_length=1)] | None = None
+    """Train only the parameters whose full name begins with a match of one of these regular expressions, such as
+    `model[.]layers[.]3[01]` or `lm_head`; null trains all of them."""
+
+    @field_validator("parameters")
+    @classmethod
+    def _check_patterns(cls, patterns: list[str] | None) -> list[str] | None:
+        for pattern in patterns or []:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression ({error})") from None
+        return patterns
+
+    def trains(self, parameter: str) -> bool:
+        """Returns whether the parameter with that full name is trained."""
+        return self.parameters is None or any(re.match(pattern, parameter) for pattern in self.parameters)
 
 
 CONFIG = FullConfig

@@ -21,6 +21,7 @@ class IA3Config(MethodConfig):
         "a trained scale for each key, value and inner feed-forward feature; can be merged into the weights"
     )
     learning_rate: ClassVar[float] = 3e-2
+    learning_rate_follows_width: ClassVar[bool] = False
     absent: ClassVar[Mapping[str, str]] = {"r": "IA3 has no rank: it trains one number per feature"}
 
     type: Literal["ia3"] = "ia3"  # pyright: ignore[reportIncompatibleVariableOverride]

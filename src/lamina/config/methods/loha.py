@@ -21,7 +21,12 @@ class LoHaConfig(MethodConfig):
     )
     summary: ClassVar[str] = "the elementwise product of two low-rank products: rank r^2 for the parameters of rank 2r"
     learning_rate: ClassVar[float] = 1e-3
-    so: ClassVar[Mapping[str, tuple[Any, ...]]] = {"init_weights": (True,)}
+    so: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "init_weights": (True,),
+        "module_dropout": (0, 0.0),
+        "rank_dropout": (0, 0.0),
+        "use_effective_conv2d": (False,),
+    }
 
     type: Literal["loha"] = "loha"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Method name."""

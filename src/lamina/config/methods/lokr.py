@@ -21,7 +21,13 @@ class LoKrConfig(MethodConfig):
     )
     summary: ClassVar[str] = "the Kronecker product of a small and a low-rank matrix: full rank for few parameters"
     learning_rate: ClassVar[float] = 1e-3
-    so: ClassVar[Mapping[str, tuple[Any, ...]]] = {"init_weights": (True,)}
+    so: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "init_weights": (True,),
+        "module_dropout": (0, 0.0),
+        "rank_dropout": (0, 0.0),
+        "rank_dropout_scale": (False,),
+        "use_effective_conv2d": (False,),
+    }
 
     type: Literal["lokr"] = "lokr"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Method name."""

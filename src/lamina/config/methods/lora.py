@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from lamina.config.methods.base import MethodConfig
 from lamina.config.section import Section
@@ -15,9 +15,15 @@ Rank = Annotated[int, Field(ge=1)]
 Alpha = Annotated[float, Field(gt=0.0)]
 LayerIndex = Annotated[int, Field(ge=0)]
 Names = Annotated[list[str], Field(min_length=1)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 INITS = "true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora, eva or loftq"
 _NAMED_INIT = re.compile(r"gaussian|orthogonal|pissa|pissa_niter_\d+|olora|eva|loftq")
+
+
+def default_alpha(r: int, use_rslora: bool) -> float:
+    """Returns the lora_alpha of a rank: with alpha / r the same for all ranks, their updates have the same size."""
+    return 32 if use_rslora else 2 * r
 
 
 class EvaConfig(Section):
@@ -52,7 +58,7 @@ class LoraConfig(MethodConfig):
         "a trained low-rank product parallel to each frozen linear layer; can be merged into the weights"
     )
     absent: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("ensure_weight_tying", "lora_bias", "target_parameters", "trainable_token_indices", "use_bdlora"),
+        ("lora_bias", "use_bdlora"),
         "peft's own LoRA supports it: `type: peft` and `peft_type: LORA`, with peft's fields and defaults",
     )
 
@@ -63,13 +69,19 @@ class LoraConfig(MethodConfig):
     """Rank of the product B A."""
 
     lora_alpha: Alpha = 32
-    """The product is scaled by lora_alpha / r (by lora_alpha / sqrt(r) with `use_rslora`)."""
+    """The product is scaled by lora_alpha / r (by lora_alpha / sqrt(r) with `use_rslora`). Unless it is given, it moves
+    with the rank, and is 2 r (with `use_rslora` it stays 32), so that one learning rate suits all ranks."""
 
     lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Dropout on the adapter's input."""
 
-    target_modules: str | Names = "all-linear"
-    """`all-linear`, a list of names (each must match the end of a module's name), or one regular expression."""
+    target_parameters: list[str] | None = None
+    """Weights that are not those of a linear layer, such as `mlp.experts.down_proj`: names, each the end of a
+    parameter's name (docs/experts.md)."""
+
+    target_modules: str | list[str] = "all-linear"
+    """`all-linear`, a list of names (each must match the end of a module's name), or one regular expression. May be
+    empty beside `target_parameters`."""
 
     exclude_modules: str | Names | None = None
     """Modules to exclude from those: a list of names, or one regular expression."""
@@ -113,6 +125,21 @@ class LoraConfig(MethodConfig):
     modules_to_save: Names | None = None
     """Modules to train in full and save with the adapter: all whose names end with one of these, such as `lm_head`."""
 
+    trainable_token_indices: TokenIds | dict[str, TokenIds] | None = None
+    """Tokens whose rows of the embedding are trained and saved: token ids, or token ids by module name, such as
+    `{embed_tokens: [5], lm_head: [5]}`. A tied head follows the embedding. By default the tokens that `data.add_tokens`
+    and `data.special_tokens` add."""
+
+    ensure_weight_tying: bool = False
+    """Adapt a tied head together with the embedding, where `target_modules` or `modules_to_save` name one of them."""
+
+    @field_validator("target_modules")
+    @classmethod
+    def _check_some(cls, value: str | list[str], info: ValidationInfo) -> str | list[str]:
+        if not value and not info.data.get("target_parameters"):
+            raise ValueError(f"{value!r} should name modules, or be all-linear")
+        return value
+
     @field_validator("target_modules", "exclude_modules")
     @classmethod
     def _check_names(cls, value: str | list[str] | None) -> str | list[str] | None:
@@ -139,6 +166,13 @@ class LoraConfig(MethodConfig):
         if isinstance(value, str) and not _NAMED_INIT.fullmatch(value):
             raise ValueError(f"{value!r} is not one of {INITS}")
         return value
+
+    @model_validator(mode="after")
+    def _fill_in_alpha(self) -> LoraConfig:
+        if "lora_alpha" not in self.model_fields_set and self.start is None:
+            object.__setattr__(self, "lora_alpha", default_alpha(self.r, self.use_rslora))
+            self.model_fields_set.discard("lora_alpha")  # it was not given, so it follows when r changes
+        return self
 
     @model_validator(mode="after")
     def _check_combinations(self) -> LoraConfig:
@@ -187,6 +221,14 @@ class LoraConfig(MethodConfig):
         """The scaling factor s of B A, for modules that no pattern matches."""
         return self.lora_alpha / self._divisor(self.r)
 
+    def has_rank_of_its_own(self, module: str) -> bool:
+        """Whether `rank_pattern` has an entry for the given module."""
+        return matching_key(self.rank_pattern, module) is not None
+
+    def has_alpha_of_its_own(self, module: str) -> bool:
+        """Whether `alpha_pattern` has an entry for the given module."""
+        return matching_key(self.alpha_pattern, module) is not None
+
     def rank_of(self, module: str) -> int:
         """Returns the rank of the adapter on the given module."""
         key = matching_key(self.rank_pattern, module)
@@ -194,7 +236,7 @@ class LoraConfig(MethodConfig):
 
     def narrowest(self, module: str) -> int:
         # An explicit rank that does not fit a module is an error; `all-linear` must not skip the module silently.
-        return self.r if matching_key(self.rank_pattern, module) is None else 1
+        return 1 if self.has_rank_of_its_own(module) else self.r
 
     def alpha_of(self, module: str) -> float:
         """Returns lora_alpha for the given module."""
@@ -203,7 +245,11 @@ class LoraConfig(MethodConfig):
 
     def scaling_of(self, module: str) -> float:
         """Returns the scaling factor s for the given module."""
-        return self.alpha_of(module) / self._divisor(self.rank_of(module))
+        return self.scaling_with(self.rank_of(module), self.alpha_of(module))
+
+    def scaling_with(self, r: int, alpha: float) -> float:
+        """Returns the scaling factor s for a rank and a lora_alpha."""
+        return alpha / self._divisor(r)
 
     def _divisor(self, r: int) -> float:
         return r**0.5 if self.use_rslora else r

@@ -16,6 +16,7 @@ class PTuningConfig(MethodConfig):
     paper: ClassVar[str] = "Liu et al. 2021, GPT Understands, Too, arXiv:2103.10385"
     summary: ClassVar[str] = "embeddings in front of every sequence, produced by a small trained network"
     learning_rate: ClassVar[float] = 1e-3
+    learning_rate_follows_width: ClassVar[bool] = False
 
     type: Literal["p_tuning"] = "p_tuning"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Method name."""

@@ -18,6 +18,7 @@ class PrefixTuningConfig(MethodConfig):
     )
     summary: ClassVar[str] = "trained keys and values in front of every sequence, in every attention layer"
     learning_rate: ClassVar[float] = 1e-1
+    learning_rate_follows_width: ClassVar[bool] = False
 
     type: Literal["prefix_tuning"] = "prefix_tuning"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Method name."""

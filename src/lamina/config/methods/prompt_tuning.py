@@ -18,6 +18,7 @@ class PromptTuningConfig(MethodConfig):
     )
     summary: ClassVar[str] = "trained embeddings in front of every sequence"
     learning_rate: ClassVar[float] = 3e-1
+    learning_rate_follows_width: ClassVar[bool] = False
 
     type: Literal["prompt_tuning"] = "prompt_tuning"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Method name."""

@@ -8,12 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lamina.chat.message import ROLE_ALIASES, ROLES, Message, ToolCall
+from lamina.config.data import RESERVED_KWARGS
 
 # In the ShareGPT format, a call is a turn of its own.
 _CALL_ROLES = ("function_call", "tool_call")
-
-# Variables of a chat template that come from the conversation itself.
-_OWN_KWARGS = ("messages", "tools", "add_generation_prompt")
 
 
 class RowError(ValueError):
@@ -124,7 +122,7 @@ def template_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict):
         raise RowError(f"field {name!r} is {type(value).__name__}, not an object")
-    if taken := [key for key in _OWN_KWARGS if key in value]:
+    if taken := [key for key in RESERVED_KWARGS if key in value]:
         raise RowError(f"field {name!r} sets {taken[0]!r}, which is reserved for the conversation itself")
     return {str(key): given for key, given in value.items() if given is not None}
 

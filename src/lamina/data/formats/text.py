@@ -12,7 +12,17 @@ FIELDS = ("text",)
 OPTIONAL_FIELDS: tuple[str, ...] = ()
 
 # Columns that show that a `text` column is not the row's whole content.
-_OF_OTHERS = ("messages", "conversations", "prompt", "completion", "instruction", "output", "chosen", "rejected")
+_OF_OTHERS = (
+    "messages",
+    "conversations",
+    "prompt",
+    "completion",
+    "instruction",
+    "output",
+    "chosen",
+    "rejected",
+    "input_ids",
+)
 
 
 def detect(row: Mapping[str, Any]) -> bool:

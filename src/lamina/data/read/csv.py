@@ -1,18 +1,28 @@
-"""Reads `.csv` and `.tsv`: a header line, then rows of cells; every cell is text."""
+"""Reads `.csv` and `.tsv`: a header line, then rows of cells; every cell is text.
+
+Cells are separated by commas, semicolons, tabs or bars. Files that Excel saves as UTF-16 or Windows-1252 are read, too.
+"""
 
 from __future__ import annotations
 
 import csv
+import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 
 from lamina.data.read.find import DataFile
 from lamina.data.read.rows import Fault, RawRow
-from lamina.data.read.stream import ROW_BYTES, Line, decoded, excerpt, is_missing_word, lines_of, remarks_on
+from lamina.data.read.stream import ROW_BYTES, Line, decoded, excerpt, is_missing_word, remarks_on
+from lamina.data.read.table import checked_header, encoding_of, table_lines
 from lamina.errors import DataError
 
 _DELIMITERS = ",;\t|"
+_QUOTED = re.compile(r'"[^"]*"')
+# A first line with which Excel is told the separator.
+_SEPARATOR = re.compile(r"\s*sep=(.)\s*", re.IGNORECASE)
+# Remark on a file in another encoding.
+_REMARK = {"utf-16": "utf_16", "cp1252": "windows_1252"}
 
 
 def read(file: DataFile) -> Iterator[RawRow | Fault]:
@@ -25,7 +35,11 @@ def read(file: DataFile) -> Iterator[RawRow | Fault]:
     first = next(text, None)
     if first is None:
         return
-    delimiter = "\t" if ".tsv" in file.name else max(_DELIMITERS, key=first.count)
+    told = _SEPARATOR.fullmatch(first)
+    if told is not None:
+        first = next(text, "")
+    unquoted = _QUOTED.sub("", first)
+    delimiter = told[1] if told else "\t" if ".tsv" in file.name else max(_DELIMITERS, key=unquoted.count)
     # The limit is global to the process. Its default is 128 kB, less than a long document.
     csv.field_size_limit(ROW_BYTES)
     try:
@@ -35,7 +49,7 @@ def read(file: DataFile) -> Iterator[RawRow | Fault]:
             f"{file.name}: the first line is not a header: {error}. Fix: end lines with \\n or \\r\\n, not with "
             "\\r alone."
         ) from None
-    header = _header(cells, file)
+    header = checked_header(cells, file.name)
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     number, begun = 0, text.next_row()
     while True:
@@ -48,22 +62,12 @@ def read(file: DataFile) -> Iterator[RawRow | Fault]:
             yield _broken_row(error, number, begun, text)
             reader = csv.reader(text, delimiter=delimiter, strict=True)
         else:
-            if cells:
+            if any(cells):
                 number += 1
                 yield _row(cells, header, number, begun, text)
         begun = text.next_row()
     if text.cut is not None:
         yield replace(text.cut, number=number + 1)
-
-
-def _header(cells: list[str], file: DataFile) -> list[str]:
-    names = [cell.strip() for cell in cells]
-    if not any(names):
-        raise DataError(f"{file.name}: the first line is not a header. Fix: name the columns in the first line.")
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise DataError(f"{file.name}: the header contains the column {twice!r} twice. Fix: rename one of them.")
-    return names
 
 
 def _broken_row(error: csv.Error, number: int, begun: int, text: _Text) -> Fault:
@@ -82,6 +86,8 @@ def _broken_row(error: csv.Error, number: int, begun: int, text: _Text) -> Fault
 def _row(cells: list[str], header: list[str], number: int, line: int, text: _Text) -> RawRow | Fault:
     if text.broken is not None:
         return replace(text.broken, number=number)
+    while len(cells) > len(header) and not cells[-1]:  # empty columns to the right, as spreadsheets write them
+        cells.pop()
     if len(cells) != len(header):
         message = f"has {len(cells)} cells, but the header has {len(header)} columns"
         return Fault("wrong_cells", number, line, message, excerpt(" | ".join(cells)))
@@ -90,6 +96,8 @@ def _row(cells: list[str], header: list[str], number: int, line: int, text: _Tex
         remarks.append("missing_value_word")
     if text.after_mark and number == 1:
         remarks.append("byte_order_mark")
+    if number == 1 and text.encoding in _REMARK:
+        remarks.append(_REMARK[text.encoding])
     return RawRow(number, line, dict(zip(header, cells, strict=True)), tuple(remarks))
 
 
@@ -101,11 +109,13 @@ class _Text:
         broken: A line since `next_row` that is not UTF-8.
         cut: Why the end of the file could not be read.
         after_mark: Whether the file started with a byte-order mark.
+        encoding: The file's encoding.
     """
 
     def __init__(self, file: DataFile) -> None:
         assert file.path is not None
-        self._lines = lines_of(file.path, file.compression)
+        self.encoding = encoding_of(file.path, file.compression)
+        self._lines = table_lines(file.path, file.compression, self.encoding)
         self._again: deque[Line] = deque()
         self._row: list[Line] = []
         self.line = 0

@@ -20,16 +20,21 @@ KINDS = {
     ".ndjson": "json",
     ".csv": "csv",
     ".tsv": "csv",
+    ".xlsx": "excel",
+    ".xlsm": "excel",
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".feather": "arrow",
     ".txt": "text",
     ".text": "text",
 }
+# What is said of suffixes that other programs write.
+_OLD = {".xls": " (the format of old Excel)", ".ods": " (LibreOffice)", ".numbers": " (Apple Numbers)"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _GLOB = re.compile(r"[*?\[]")
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[\w\[\]%:-]+))?")
 _SPLIT = re.compile(r"(?P<path>.+?):(?P<split>[\w.\[\]%:-]+)")
+_SHEET = re.compile(r"(?P<path>.+?\.xls[xm]):(?P<split>.+)", re.IGNORECASE)
 # How a Git LFS pointer starts: a file that `git lfs` has not fetched.
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _SHOWN = 3
@@ -44,7 +49,7 @@ class DataFile:
         path: Path of the file; None for a data set on the hub.
         kind: One of the values of `KINDS`, or `hub`.
         compression: `gzip`, `zstd`, or empty.
-        split: Split of a data set on the hub.
+        split: Split of a data set on the hub, or sheet of an Excel file; by default its first one with rows.
         hub_id: Its id on the hub.
         hub_config: Its configuration on the hub, if it has several.
         skipped: Files next to it that are not read; on the first file of a folder or a glob.
@@ -112,12 +117,14 @@ def find_files(wanted: str, field: str = "data.train", role: str = "train") -> l
 
 def _by_split(wanted: str, field: str, role: str) -> list[DataFile] | None:
     """Returns the files of `folder:split`, `folder/configuration` or both; None if `wanted` is neither."""
-    parted = _SPLIT.fullmatch(wanted)
+    parted = _SHEET.fullmatch(wanted) or _SPLIT.fullmatch(wanted)
     path, split = (Path(parted["path"]), parted["split"]) if parted else (Path(wanted), "")
     if split and path.is_dir():
         return _in_folder(path, "", split, field, role)
     if declares(path.parent, path.name):
         return _in_folder(path.parent, path.name, split, field, role)
+    if split and path.is_file() and _suffixes(path)[0] == "excel":
+        return [replace(_data_file(path, field), name=wanted, split=split)]
     if split and path.is_file():
         raise ConfigError(
             Problem(field, f"{path} is a file, which has no splits", f"give the file without a split: {path}")
@@ -239,15 +246,11 @@ def _data_file(path: Path, field: str) -> DataFile:
         message = f"{path} is not the file itself, but a Git LFS pointer to it"
         raise ConfigError(Problem(field, message, "fetch the file: run `git lfs pull` in the clone"))
     if not kind:
-        raise ConfigError(
-            Problem(
-                field,
-                f"{path} has an unknown suffix; supported are {', '.join(KINDS)}, and the text formats with .gz "
-                "or .zst",
-                "rename or convert the file",
-            )
-        )
-    return DataFile(str(path), path, kind, compression)
+        what = f"{path} has an unknown suffix{_OLD.get(path.suffix.lower(), '')}"
+        message = f"{what}; supported are {', '.join(KINDS)}, and the text formats with .gz or .zst"
+        fix = "rename or convert the file; spreadsheets can save a sheet as CSV or .xlsx"
+        raise ConfigError(Problem(field, message, fix))
+    return DataFile(str(path), path, kind, compression, "" if kind == "excel" else "train")
 
 
 def _suffixes(path: Path) -> tuple[str, str]:

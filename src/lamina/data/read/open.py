@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from lamina.data.read import arrow, csv, hub, json, parquet, text
+from lamina.data.read import arrow, csv, excel, hub, json, parquet, text
 from lamina.data.read.find import DataFile, find_files
 from lamina.data.read.rows import Fault, RawRow, Row, place_of
 from lamina.errors import DataError
@@ -27,6 +27,7 @@ class Reader(Protocol):
 _READERS: dict[str, Reader] = {
     "arrow": arrow.read,
     "csv": csv.read,
+    "excel": excel.read,
     "hub": hub.read,
     "json": json.read,
     "parquet": parquet.read,

@@ -58,6 +58,8 @@ FAULTS = {
 # What is odd about a readable row.
 REMARKS = {
     "byte_order_mark": "the file starts with a byte-order mark",
+    "utf_16": "the file is UTF-16, as Excel saves Unicode text, and is read as such",
+    "windows_1252": "the file is not UTF-8, and is read as Windows-1252, as Excel saves CSV",
     "nul": "the row contains NUL characters",
     "duplicate_key": "a key occurs twice in an object; the last one counts",
     "not_a_number": "a value is NaN or infinite, which is not JSON",
@@ -66,6 +68,10 @@ REMARKS = {
     "mojibake": "a text looks like UTF-8 that was decoded as Latin-1",
     "missing_value_word": "a cell contains NaN, null, None or N/A, which is text here",
 }
+
+
+# Remarks on the encoding of a file, on its first row.
+ENCODINGS = frozenset({"utf_16", "windows_1252"})
 
 
 class _Placed(Protocol):

@@ -26,7 +26,9 @@ _WORDS = {
 _KIND_OF = {word + end: kind for kind, words in _WORDS.items() for word in words for end in ("", "s", "set", "split")}
 _LETTERS = re.compile(r"[a-z]+")
 _SHARD = re.compile(r"(?P<split>\w[\w.-]*?)-\d{5,}-of-\d{5,}")
-_SUFFIXES = re.compile(r"(\.(json|jsonl|ndjson|csv|tsv|parquet|arrow|feather|txt|text|gz|zst))+$", re.IGNORECASE)
+_SUFFIXES = re.compile(
+    r"(\.(json|jsonl|ndjson|csv|tsv|xlsx|xlsm|parquet|arrow|feather|txt|text|gz|zst))+$", re.IGNORECASE
+)
 
 # Files that describe the data but contain none.
 _DESCRIPTIONS = {f"{name}.json" for name in ("dataset_info", "dataset_infos", "dataset_dict", "state", "croissant")}

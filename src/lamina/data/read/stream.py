@@ -25,7 +25,7 @@ _BOM = b"\xef\xbb\xbf"
 _CHUNK = 2**18
 # What the decompressors raise on truncated or damaged data.
 _BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 # UTF-8 of two bytes that was decoded as Latin-1 or Windows-1252 and encoded again: "Ã©", "â€™".
 _MOJIBAKE = re.compile("[\u00c2\u00c3][\u0080-\u00bf]|\u00e2(?:\u20ac|\u0080)[\u0080-\u00bf\u2018-\u2122]")
@@ -91,7 +91,7 @@ def lines_of(path: Path, compression: str) -> Iterator[Line | Fault]:
                 yield Fault("too_long", 0, number, message, excerpt(content))
                 return
             after_mark = number == 1 and content.startswith(_BOM)
-            if number == 1 and content.startswith(_UTF16):
+            if number == 1 and content.startswith(UTF16):
                 raise DataError(f"{path}: the file is UTF-16. Fix: save it as UTF-8.")
             yield Line(number, content[len(_BOM) if after_mark else 0 :].rstrip(b"\r\n"), after_mark)
 
@@ -115,7 +115,7 @@ def chunks_of(path: Path, compression: str) -> Iterator[str | Fault]:
                 return
             except OSError as error:
                 raise StorageError.wrap(error, path, "reading") from error
-            if first and chunk.startswith(_UTF16):
+            if first and chunk.startswith(UTF16):
                 raise DataError(f"{path}: the file is UTF-16. Fix: save it as UTF-8.")
             yield decoder.decode(chunk, final=not chunk)
             if not chunk:

@@ -20,7 +20,7 @@ from lamina.chat.message import Message
 from lamina.config.tasks import GenerationSettings
 from lamina.data.example import EncodedExample
 from lamina.engine.engine import Engine
-from lamina.evaluation.forgetting import general_pieces
+from lamina.evaluation.forgetting import OWN_TEXTS, general_pieces
 from lamina.evaluation.tasks import TaskRow
 
 LOSS = "general_loss"
@@ -74,7 +74,7 @@ def read_general(engine: Engine, path: str | None = None) -> General:
     tokenizer = engine.base.tokenizer
     room = engine.longest
     most = PIECE_TOKENS if room is None else min(PIECE_TOKENS, room)
-    source = _OWN / "texts.jsonl" if path is None else Path(path)
+    source = OWN_TEXTS if path is None else Path(path)
     pieces = general_pieces(source, tokenizer, most, MOST_PIECES)
     texts = tuple(str(tokenizer.decode(piece.input_ids.tolist())) for piece in pieces)
     return General(tuple(pieces), texts, tuple(_prompts()))
@@ -82,7 +82,7 @@ def read_general(engine: Engine, path: str | None = None) -> General:
 
 def general_digest(path: str | None = None) -> str:
     """SHA-256 of the texts that are measured on."""
-    source = _OWN / "texts.jsonl" if path is None else Path(path)
+    source = OWN_TEXTS if path is None else Path(path)
     content = source.read_bytes() + (_OWN / "prompts.jsonl").read_bytes()
     return "sha256:" + hashlib.sha256(content).hexdigest()
 

@@ -26,28 +26,27 @@ finite number in its range, ends the evaluation with an error that names the row
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from lamina import plugins
+from lamina.config.options import read_options
 from lamina.config.section import Section
 from lamina.errors import ConfigError, Problem, nearest
-from lamina.evaluation.scorers._python import python_scorer
+from lamina.evaluation.scorers._python import function_scorer, python_scorer
 from lamina.evaluation.scorers.base import Case, Choice, Likelihood, Needs, Scorer
 
 __all__ = ["Case", "Choice", "Likelihood", "Needs", "Scorer", "build_scorer", "find_scorers"]
 
-Given = str | Mapping[str, Any]
+Given = str | Mapping[str, Any] | Callable[..., float]
 
 
 def find_scorers(given: Sequence[Given], field: str = "--score", folder: Path | None = None) -> list[Scorer]:
     """The scorers of those names or descriptions, each once.
 
     Args:
-        given: Names, or mappings of `type`, an optional `name`, and options.
+        given: Names, mappings of `type`, an optional `name`, and options, or functions.
         field: Where they were given, for errors.
         folder: Where `FILE.py:NAME` starts from; by default the working folder.
 
@@ -71,6 +70,8 @@ def build_scorer(given: Given, field: str = "--score", folder: Path | None = Non
     Raises:
         ConfigError: As `find_scorers`.
     """
+    if callable(given):
+        return function_scorer(given, getattr(given, "__name__", "score"), field)
     options = dict(given) if isinstance(given, Mapping) else {"type": given}
     kind = options.pop("type", None)
     name = options.pop("name", kind)
@@ -96,7 +97,7 @@ def _no_text(field: str, what: str, value: object) -> ConfigError:
 
 
 def _installed(module: Any, kind: str, name: str, options: Mapping[str, Any], field: str) -> Scorer:
-    read = _options(getattr(module, "OPTIONS", Section), kind, options, field)
+    read = read_options(getattr(module, "OPTIONS", Section), kind, options, field)
     if hasattr(module, "build"):
         try:
             function = module.build(read)
@@ -118,22 +119,3 @@ def _installed(module: Any, kind: str, name: str, options: Mapping[str, Any], fi
         needs=getattr(module, "NEEDS", "answer"),
         options=read.model_dump(mode="json", by_alias=True),
     )
-
-
-def _options(section: type[Section], kind: str, given: Mapping[str, Any], field: str) -> Section:
-    try:
-        return section.model_validate(dict(given))
-    except ValidationError as error:
-        known = [info.alias or key for key, info in section.model_fields.items()]
-        problems = {each["loc"][:1]: _problem(each, kind, known, field) for each in reversed(error.errors())}
-        raise ConfigError(list(problems.values())) from None
-
-
-def _problem(error: Any, kind: str, known: list[str], field: str) -> Problem:
-    key = str(error["loc"][0])  # of a value of several kinds, the rest says which kind it is not
-    if error["type"] == "extra_forbidden":
-        allowed = f"its options are {', '.join(known)}" if known else "it has none"
-        return Problem(f"{field}.{key}", f"{kind} has no such option; {allowed}.", nearest(key, known))
-    if error["type"] == "missing":
-        return Problem(f"{field}.{key}", f"is required by {kind}", f"write {{type: {kind}, {key}: ...}}")
-    return Problem(f"{field}.{key}", f"{error['input']!r} is not allowed: {error['msg']}")

@@ -1,4 +1,4 @@
-"""`FILE.py:NAME`: a scorer that is a function in a file of the user's."""
+"""Scorers that are functions of the user's: in memory, or in a file (`FILE.py:NAME`)."""
 
 from __future__ import annotations
 
@@ -38,6 +38,21 @@ def python_scorer(given: str, name: str, field: str, folder: Path) -> Scorer:
         function=_of_case(function, given, field),
         source="sha256:" + hashlib.sha256(source).hexdigest(),
     )
+
+
+def function_scorer(function: Callable[..., Any], name: str, field: str) -> Scorer:
+    """Makes a scorer of a function of (answer, expected) or (answer, expected, row).
+
+    Raises:
+        ConfigError: It takes other arguments.
+    """
+    title = (inspect.getdoc(function) or name).splitlines()[0].rstrip(".")
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):  # it was typed into an interpreter, or is no plain function
+        source = repr(function)
+    digest = "sha256:" + hashlib.sha256(source.encode()).hexdigest()
+    return Scorer(name=name, kind=name, title=title, function=_of_case(function, name, field), source=digest)
 
 
 def _module(path: Path, field: str) -> Any:

@@ -131,6 +131,9 @@ def _in_formats(file: DataFile, task: Task) -> Iterator[tuple[str, _Parts, Mappi
 def _of_example(example: Example) -> _Parts:
     if example.kind is Kind.TEXT:
         return _Parts((), example.text)
+    if example.kind is Kind.CLASSIFICATION:
+        turns = example.messages or (Message("user", example.text),)
+        return _Parts(turns, example.category, (), example.tools, example.template_kwargs)
     last = example.messages[-1]
     reference = last.content or last.words()
     return _Parts(example.prompt, reference, (), example.tools, example.template_kwargs)

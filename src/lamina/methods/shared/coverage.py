@@ -91,16 +91,23 @@ def find_coverage(injection: Injection) -> Coverage:
     adapters |= {id(tensor) for tensor in injection.saved_tensors().values()}
     weights = weights_by_module(model, without=adapters)
     changed = {name for name in injection.layers if name}
-    stacked = {name: parameter.numel() for name, parameter in stacked_weights(model).items() if not _in(name, changed)}
+    untouched = {f"{name}.{key}": n for name, layer in injection.layers.items() for key, n in layer.untouched().items()}
+    # Inside the modules of the adapter, the base's own stand in `base`.
+    names = {name: name.replace(".base.", ".") for name in stacked_weights(model)}
+    stacked = {
+        names[name]: count
+        for name, count in stacked_weights(model).items()
+        if not _in(name, changed) or names[name] in untouched
+    }
     left_out = left_out_linears(injection) if config.everywhere else {}
     narrow = [name for name, linear in left_out.items() if config.narrowest(name) > width(linear)]
     return Coverage(
         weights=sum(weights.values()),
-        adapted=sum(count for name, count in weights.items() if _in(name, changed)),
+        adapted=sum(count for name, count in weights.items() if _in(name, changed)) - sum(untouched.values()),
         stacked=stacked,
         narrow=narrow,
         uncalled=_outermost([*injection.left_out, *(name for name in left_out if name not in narrow)], changed),
-        way=way_to_stacked(model, changed) if stacked else "",
+        way=way_to_stacked(model) if stacked else "",
         everywhere=config.everywhere,
     )
 

@@ -14,10 +14,10 @@ from lamina.compute.ops.adapter import AdapterLinear
 from lamina.compute.weights import FrozenLinear, freeze_linear
 from lamina.config import MethodConfig
 from lamina.config.methods.base import FROM
+from lamina.config.peft_objects import plain
 from lamina.errors import AdapterError, ConfigError, Problem
 from lamina.methods.shared.base import Injection
 from lamina.methods.shared.peft_types import peft_fields as defaults_of
-from lamina.methods.shared.peft_types import plain
 from lamina.methods.shared.targets import width
 
 Config = TypeVar("Config", bound=MethodConfig)

@@ -11,15 +11,20 @@ The components of all layers that explain most are selected, as many as the sum 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from lamina.compute.ops.adapter import AdapterLinear
-from lamina.config.methods.lora import EvaConfig
+from lamina.compute.ops.adapter import AdapterLinear, set_module
+from lamina.compute.weights import FrozenLinear
+from lamina.config.methods.lora import EvaConfig, LoraConfig
 from lamina.machine.seeding import seeded
+from lamina.methods.shared.base import Injection
+from lamina.methods.shared.low_rank import LowRankLinear
+from lamina.methods.shared.trained_copy import TrainedCopy
 from lamina.structure.inputs import run_once, with_same_input
 
 # Documents are repeated until all components converge, but at most this many steps: ranks that still change by then
@@ -169,3 +174,61 @@ def _truncated_svd(matrix: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Te
     V = V[:k]
     largest = V.gather(1, V.abs().argmax(1, keepdim=True))
     return S[:k], V * largest.sign()
+
+
+def fit_to_data(
+    injection: Injection,
+    config: LoraConfig,
+    layers: Mapping[str, LowRankLinear],
+    documents: Sequence[torch.Tensor],
+    build: Callable[[LoraConfig, str, FrozenLinear], LowRankLinear],
+) -> Injection:
+    """Applies EVA to an adapter.
+
+    Args:
+        injection: The adapter.
+        config: Its configuration.
+        layers: Its low-rank layers, by name.
+        documents: Token ids (1, T) of each training document.
+        build: Builds a layer of a rank that the configuration gives, with an A that is replaced here.
+
+    Returns:
+        The adapter with its factors, and its new ranks in the configuration's patterns.
+    """
+    model, eva = injection.model, config.eva_config or EvaConfig()
+    ranks = {name: config.rank_of(name) for name in layers}
+    factors = eva_factors(model, layers, ranks, eva, documents)
+    fitted = _with_ranks(config, ranks, factors, eva)
+    new_layers = dict(injection.layers)
+    for name, A in factors.items():
+        frozen = layers[name].frozen
+        if len(A):
+            new_layers[name] = layer = build(fitted, name, frozen)
+            with torch.no_grad():
+                layer.factors()[0].copy_(A)
+        elif config.bias == "all" and frozen.base.bias is not None:
+            new_layers[name] = TrainedCopy(frozen.base, ["bias"])
+        else:
+            del new_layers[name]
+            set_module(model, name, frozen.base)
+            continue
+        set_module(model, name, new_layers[name])
+    return Injection(model, fitted, new_layers)
+
+
+def _with_ranks(
+    config: LoraConfig, ranks: Mapping[str, int], factors: Mapping[str, torch.Tensor], eva: EvaConfig
+) -> LoraConfig:
+    rank_pattern, alpha_pattern = {}, {}
+    for name, A in factors.items():
+        alpha = config.alpha_of(name)
+        if eva.adjust_scaling_factors:
+            alpha *= len(A) / ranks[name]
+        if len(A) and len(A) != config.r:
+            rank_pattern[name] = len(A)
+        if len(A) and alpha != config.lora_alpha:
+            alpha_pattern[name] = alpha
+    changes: dict[str, Any] = {"rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern}
+    if not all(len(A) for A in factors.values()):
+        changes["target_modules"] = [name for name, A in factors.items() if len(A)]
+    return config.model_copy(update=changes)

@@ -10,6 +10,7 @@ from collections.abc import Collection
 
 from transformers import PreTrainedModel
 
+from lamina.compute.ops.adapter import AdapterModule
 from lamina.compute.weights import PackedLinear
 from lamina.config.methods.lora import LoraConfig, matching_key
 from lamina.errors import ConfigError, Problem, nearest
@@ -18,12 +19,12 @@ from lamina.structure.reach import modules_out_of_reach
 
 
 def lora_modules(model: PreTrainedModel, config: LoraConfig) -> list[str]:
-    """Selects the linear modules that get LoRA: their names, in the model's order.
+    """Selects the modules that get LoRA, linear layers and the embedding: their names, in the model's order.
 
     Raises:
-        ConfigError: A pattern selects nothing, or a module that is not linear, or all that it selects is excluded.
+        ConfigError: A pattern selects nothing, or a module that is neither, or all that it selects is excluded.
     """
-    found = find_targets(model, config.target_modules, config.narrowest)
+    found = find_targets(model, config.target_modules, config.narrowest, embedding=True)
     chosen = [name for name in found if is_wanted(name, config)]
     if not chosen:
         raise ConfigError(
@@ -125,7 +126,23 @@ def useless_settings(model: PreTrainedModel, config: LoraConfig, adapted: Collec
     for end in config.modules_to_save or []:
         if not any(name.endswith(end) for name in names):
             problems.append(Problem("method.modules_to_save", f"no module's name ends in {end!r}.", "check its name"))
+    if config.ensure_weight_tying and (ends := _untied(model)):
+        problems.append(Problem("method.ensure_weight_tying", ends, "set it to false"))
     return problems
+
+
+def _untied(model: PreTrainedModel) -> str:
+    """Why nothing is tied; empty if the head is adapted together with the embedding."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if isinstance(embedding, AdapterModule) and isinstance(head, AdapterModule):
+        return "" if embedding.base_module.weight is head.base_module.weight else _not_tied(model)  # pyright: ignore[reportOptionalMemberAccess]
+    if getattr(head, "weight", None) is not getattr(embedding, "weight", None):
+        return _not_tied(model)
+    return "is true, but neither target_modules nor modules_to_save name the embedding or the head."
+
+
+def _not_tied(model: PreTrainedModel) -> str:
+    return f"is true, but the head of {type(model).__name__} is not tied to its embedding."
 
 
 def no_bias(model: PreTrainedModel, config: LoraConfig) -> Problem:

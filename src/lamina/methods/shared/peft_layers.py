@@ -157,6 +157,16 @@ def outermost_layers(model: nn.Module) -> dict[str, Any]:
     return places
 
 
+def remove_peft_layers(model: PreTrainedModel) -> None:
+    """Puts the base's own modules back in the place of peft's layers, and of layers inside these."""
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    while layers := outermost_layers(model):
+        for name, layer in layers.items():
+            is_wrapper = isinstance(layer, AuxiliaryTrainingWrapper)
+            set_module(model, name, layer.original_module if is_wrapper else layer.get_base_layer())
+
+
 def merges(layer: Any, config: PeftConfig) -> bool:
     """Whether peft can merge a layer, which peft itself reports only by failing."""
     from peft.utils import AuxiliaryTrainingWrapper

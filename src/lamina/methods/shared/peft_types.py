@@ -10,7 +10,6 @@ import dataclasses
 import importlib.util
 import typing
 from collections.abc import Callable, Collection, Mapping
-from enum import Enum
 from types import ModuleType
 from typing import Any
 
@@ -242,19 +241,6 @@ def converted_tensors(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor
         return convert_peft_adapter_state_dict_for_transformers(model, _config_class("LORA")(), dict(tensors))
     except (ValueError, KeyError, RuntimeError):  # not an earlier layout after all
         return dict(tensors)
-
-
-def plain(value: Any) -> Any:
-    """Converts a value of peft's configuration to its JSON form."""
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return value
 
 
 def _unknown(peft_type: str, key: str, value: Any, known: Collection[str]) -> Problem:

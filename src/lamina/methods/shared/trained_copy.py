@@ -13,17 +13,16 @@ from torch import nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from lamina.compute.ops.adapter import AdapterModule, set_module
+from lamina.compute.ops.adapter import AdapterWrapper, set_module
 from lamina.compute.ops.row_forms import Parameters, RowForm
 from lamina.errors import ConfigError, Problem
 from lamina.structure.reach import modules_out_of_reach
 
 
-class TrainedCopy(AdapterModule):
+class TrainedCopy(AdapterWrapper):
     """A module of the base that computes with trained copies of some of its parameters.
 
     Attributes:
-        base: The module, unchanged.
         copies: The trained parameters, float32; the forward rounds them to the base's dtype.
     """
 
@@ -36,8 +35,7 @@ class TrainedCopy(AdapterModule):
             names: Names of its parameters to train, as in `base.named_parameters()`.
             shared: For parameters of the base that another module also has (a tied head): their shared copy.
         """
-        super().__init__()
-        self.base = base
+        super().__init__(base)
         self._names = list(names)
         own = dict(base.named_parameters())
         shared = shared or {}
@@ -56,13 +54,6 @@ class TrainedCopy(AdapterModule):
         values = {name: copy.to(own[name].dtype) for name, copy in zip(self._names, self.copies, strict=True)}
         return functional_call(self.base, values, args, kwargs)
 
-    def __getattr__(self, name: str) -> Any:
-        # Model code reads a module's weight for its dtype, an embedding's padding index, and so on.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("base"), name)
-
     @property
     def replaced(self) -> list[nn.Parameter]:
         """The parameters of the base that the copies replace."""
@@ -74,10 +65,6 @@ class TrainedCopy(AdapterModule):
 
     def row_forms(self) -> tuple[RowForm, ...]:
         return (Parameters(dict(zip(self._names, self.copies, strict=True))),)
-
-    @property
-    def base_module(self) -> nn.Module:
-        return self.base
 
     @torch.no_grad()
     def fold_in(self, model: PreTrainedModel, name: str) -> None:

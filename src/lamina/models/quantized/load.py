@@ -5,6 +5,7 @@ that it creates are then replaced by ours (`compute/weights/packed.py`) with the
 
     CACHE/quantized/KEY/   a folder in the format of transformers and bitsandbytes, and
         lamina_quantization.json   digest of the packed weights, and the error of each
+        experts-NAME.safetensors   packed experts (`experts.py`)
         loftq.safetensors          with LoftQ: the factors of each weight
 """
 
@@ -26,12 +27,14 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from lamina import files
 from lamina.cache.folder import cache_folder, hold, writing_cache
 from lamina.compute.weights.correction import Correction
+from lamina.compute.weights.experts import PackedStack
 from lamina.compute.weights.packed import PackedLinear, bitsandbytes
 from lamina.config.quantization import QuantizationConfig
 from lamina.machine.quiet import quiet_transformers
 from lamina.models.architecture import check_architecture
 from lamina.models.fingerprint import fingerprint_base, weight_files
-from lamina.models.quantized.quantizers import Record, StreamingConfig, check_packs_enough, take_over
+from lamina.models.quantized.experts import put_back
+from lamina.models.quantized.quantizers import Record, StoredConfig, StreamingConfig, check_packs_enough, take_over
 from lamina.models.read import read_model, skeleton
 from lamina.progress import Notify
 from lamina.quantization.loftq import LoftqPlan
@@ -115,11 +118,12 @@ def load_packed(
             with FileLock(f"{cached}.lock"):
                 if not cached.is_dir():  # another process may have quantized it while this one waited
                     notify(f"Quantizing the base to {config.bits} bits, once ...")
-                    streaming = StreamingConfig(config, dtype, weight_files(folder), loftq)
                     with files.new_folder(cached) as new:
+                        streaming = StreamingConfig(config, dtype, weight_files(folder), loftq, experts=new)
                         _quantize(folder, streaming, dtype, settings, new)
                     gc.collect()  # frees the model: it is loaded from the cache, so that every run starts the same way
     model = take_over(read_model(cached, dtype, **settings), dtype)
+    put_back(model, cached, config, dtype)
     for name in loftq.modules if loftq else ():
         packed = model.get_submodule(name)
         if isinstance(packed, PackedLinear):  # others are not quantized, so they have no error
@@ -156,7 +160,9 @@ def _quantize(
     model = read_model(folder, dtype, notes.append, quantization_config=streaming, **settings)
     quantizer: Any = model.hf_quantizer
     _save(model, out)
-    _save_record(take_over(model, dtype), quantizer.record, notes, out)
+    model = take_over(model, dtype)
+    put_back(model, out, QuantizationConfig(**streaming.lamina), dtype)
+    _save_record(model, quantizer.record, notes, out)
 
 
 def _key(folder: Path, config: QuantizationConfig, dtype: torch.dtype, loftq: LoftqPlan | None) -> str:
@@ -171,10 +177,21 @@ def _save(model: PreTrainedModel, folder: Path) -> None:
     """Saves the model in the format of bitsandbytes and transformers, with their own settings in config.json."""
     quantizer: Any = model.hf_quantizer
     # From the quantizer's own copy of the settings, which has the modules that were not quantized.
-    plain = BitsAndBytesConfig(**{name: getattr(quantizer.quantization_config, name) for name in _PLAIN})
+    used = quantizer.quantization_config
+    settings = {name: getattr(used, name) for name in _PLAIN}
+    plain = (
+        StoredConfig(_as_json(settings), used.llm_int8_skip_modules)
+        if quantizer.experts
+        else BitsAndBytesConfig(**settings)
+    )
     model.config.quantization_config = quantizer.quantization_config = plain  # pyright: ignore[reportAttributeAccessIssue]
     with quiet_transformers():
         model.save_pretrained(folder, max_shard_size=_SHARD)
+
+
+def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes a dtype as its name, which bitsandbytes' settings take too."""
+    return {k: str(v).removeprefix("torch.") if isinstance(v, torch.dtype) else v for k, v in settings.items()}
 
 
 def _save_record(model: PreTrainedModel, record: Record, notes: list[str], folder: Path) -> None:
@@ -193,7 +210,7 @@ def _digest(model: PreTrainedModel) -> str:
     """Computes the SHA-256 of the packed weights and their scales."""
     digest = hashlib.sha256()
     for name, module in model.named_modules():
-        if isinstance(module, PackedLinear):
+        if isinstance(module, PackedLinear | PackedStack):
             for key, buffer in module.named_buffers():
                 digest.update(f"{name}.{key} {list(buffer.shape)}\n".encode())
                 digest.update(buffer.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

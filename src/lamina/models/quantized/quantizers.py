@@ -13,21 +13,25 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.quantizers.auto import register_quantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from lamina.compute.ops.experts import Experts
 from lamina.compute.weights.packed import EightBitLinear, FourBitLinear, PackedLinear, quantize_4bit
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ConfigError, Problem
 from lamina.machine.pages import drop_file_pages
+from lamina.models.quantized.experts import pack_stack, packable_experts, save_stack, without_weights
 from lamina.models.weights import find_packing, inside_layer
 from lamina.quantization.loftq import LoftqPlan, split_weight
 from lamina.quantization.pack import pack_weight
 from lamina.quantization.report import ENOUGH
 
 FIELD = "quantization"
+
+_TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass
@@ -53,6 +57,7 @@ class StreamingConfig(BitsAndBytesConfig):
         files: Sequence[Path],
         loftq: LoftqPlan | None,
         chosen: Path | None = None,
+        experts: Path | None = None,
     ) -> None:
         """
         Args:
@@ -62,6 +67,7 @@ class StreamingConfig(BitsAndBytesConfig):
             loftq: Which weights LoftQ splits before they are quantized.
             chosen: A folder with packed 4-bit weights, MODULE.safetensors, to use instead of rounding to nearest, with
                 the same scales.
+            experts: An existing folder to save packed experts in; None to leave them as they are.
         """
         super().__init__(
             load_in_4bit=config.bits == 4,
@@ -76,6 +82,7 @@ class StreamingConfig(BitsAndBytesConfig):
         self.files = [str(path) for path in files]
         self.loftq = loftq.as_json() if loftq else None
         self.chosen = str(chosen) if chosen else None
+        self.experts = str(experts) if experts else None
 
 
 class _Streaming:
@@ -83,6 +90,7 @@ class _Streaming:
 
     quantization_config: Any  # a StreamingConfig
     record: Record
+    experts: Mapping[str, Experts] = {}
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
         config = QuantizationConfig(**self.quantization_config.lamina)
@@ -94,7 +102,34 @@ class _Streaming:
                 weight: Any = module.weight
                 _check_blocksize(name, weight.shape, config)
                 weight.blocksize = config.blocksize
+        self.experts = packable_experts(model, kept) if self.quantization_config.experts else {}
+        _check_experts(self.experts, config)
         self.record = Record()
+
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
+        own: Any = super()
+        return self._experts_of(param_name) is not None or own.param_needs_quantization(model, param_name, **kwargs)
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> Any:
+        without_weights(self.experts)
+        return super()._process_model_after_weight_loading(model, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _experts_of(self, parameter: str) -> Experts | None:
+        """The experts whose stacked weights a parameter holds; None if it holds none that are packed."""
+        module, _, name = parameter.rpartition(".")
+        experts = self.experts.get(module)
+        return experts if experts is not None and name in (experts.first, experts.second) else None
+
+    def _pack_experts(self, key: str, weight: torch.Tensor, experts: Experts) -> dict[str, Any]:
+        """Saves packed experts, and leaves nothing in their place."""
+        stack = pack_stack(weight, experts.transposed, QuantizationConfig(**self.quantization_config.lamina))
+        save_stack(Path(self.quantization_config.experts), key, stack)
+        difference = sum(
+            float((stack.expert(e).dense().float() - weight[e]).square().sum()) for e in range(len(weight))
+        )
+        self.record.errors[key] = [(difference / max(float(weight.float().square().sum()), _TINY)) ** 0.5]
+        drop_file_pages(map(Path, self.quantization_config.files))
+        return {key: torch.empty(0, dtype=weight.dtype)}
 
     def get_quantize_ops(self) -> Any:
         operation: Any = super().get_quantize_ops()  # pyright: ignore[reportAttributeAccessIssue]
@@ -103,6 +138,9 @@ class _Streaming:
         def convert_and_report(input_dict: Mapping[str, Any], *, model: PreTrainedModel, **kwargs: Any) -> Any:
             ((key, given),) = input_dict.items()
             name = key.rpartition(".")[0]
+            experts = self._experts_of(key)
+            if experts is not None:
+                return self._pack_experts(key, given[0] if isinstance(given, list) else given, experts)
             module: Any = model.get_submodule(name)
             transposed = issubclass(module.source_cls, Conv1D)  # `convert` transposes it for a linear layer
             weight = given[0] if isinstance(given, list) else given
@@ -154,6 +192,48 @@ class _EightBits(_Streaming, Bnb8BitHfQuantizer):
     pass
 
 
+class StoredConfig(BitsAndBytesConfig):
+    """The settings of a base in the cache whose experts are packed, and so are not in the files that it loads."""
+
+    def __init__(self, settings: dict[str, Any], kept: list[str], **kwargs: Any) -> None:
+        super().__init__(**settings)
+        self.quant_method: Any = f"lamina_stored_{4 if settings.get('load_in_4bit') else 8}bit"
+        self.settings, self.kept = settings, kept
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        config = cls(config_dict["settings"], config_dict["kept"])
+        return (config, kwargs) if return_unused_kwargs else config
+
+    def to_dict(self) -> dict[str, Any]:
+        # transformers takes a dictionary with `load_in_4bit` for one of bitsandbytes alone.
+        return {"quant_method": self.quant_method, "settings": self.settings, "kept": self.kept}
+
+
+class _Stored:
+    """A base whose experts are in files of their own."""
+
+    quantization_config: Any  # a StoredConfig
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        super()._process_model_before_weight_loading(model, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        without_weights(packable_experts(model, self.quantization_config.kept))
+
+
+@register_quantizer("lamina_stored_4bit")
+class _StoredFourBits(_Stored, Bnb4BitHfQuantizer):
+    pass
+
+
+@register_quantizer("lamina_stored_8bit")
+class _StoredEightBits(_Stored, Bnb8BitHfQuantizer):
+    pass
+
+
+for _name in ("lamina_stored_4bit", "lamina_stored_8bit"):
+    register_quantization_config(_name)(StoredConfig)
+
+
 def take_over(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Replaces every linear module of bitsandbytes by one of ours with the same tensors.
 
@@ -189,7 +269,7 @@ def _error(weight: torch.Tensor, module: Any, quantized: Any) -> float:
     """Computes |W - Q| / |W| for a weight and its quantized form in a module of bitsandbytes."""
     packed = _TAKERS[type(module).__name__](module, quantized, weight.dtype)
     difference = packed.dense().float().sub_(weight)
-    return float(difference.norm()) / max(float(weight.float().norm()), torch.finfo(torch.float32).tiny)
+    return float(difference.norm()) / max(float(weight.float().norm()), _TINY)
 
 
 def _take_4bit(module: Any, weight: Any, dtype: torch.dtype) -> PackedLinear:
@@ -230,28 +310,34 @@ def converted_modules(model: PreTrainedModel, config: QuantizationConfig) -> Map
     return found
 
 
-def check_packs_enough(model: PreTrainedModel, config: QuantizationConfig) -> None:
-    """Checks that most weights of a model in 16 bits are in linear layers, since only these can be packed.
+def check_packs_enough(model: PreTrainedModel, config: QuantizationConfig, experts: bool = True) -> None:
+    """Checks that most weights of a model in 16 bits are in linear layers or experts, since only these can be packed.
 
     Modules that `modules_to_not_convert` names were excluded on purpose and count as packed.
 
     Args:
         model: A model in 16 bits; may be on the meta device.
         config: How to quantize it.
+        experts: Whether experts that are stacked in one tensor are packed too.
 
     Raises:
         ConfigError: Less than half of the weights would be packed; the message names the other modules.
     """
-    packing = find_packing(model, converted_modules(model, config))
+    chosen = [
+        *converted_modules(model, config),
+        *(packable_experts(model, _kept_modules(model, config)) if experts else ()),
+    ]
+    packing = find_packing(model, chosen)
     known = config.modules_to_not_convert or []
     by_choice = [name for name, _ in model.named_modules() if any(_is_under(name, pattern) for pattern in known)]
     if packing.share + find_packing(model, by_choice).share >= ENOUGH:
         return
     large = [name for name, count in packing.left.items() if count > 0.01 * packing.weights]
     names = ", ".join(sorted({inside_layer(name.replace("*", "0")) for name in large}))
+    packs = "linear layers and experts" if experts else "linear layers"
     message = (
-        f"bits: {config.bits} packs only linear layers. Of {type(model).__name__}, {packing.line()}. So it would take "
-        "nearly as much memory as without quantization."
+        f"bits: {config.bits} packs only {packs}. Of {type(model).__name__}, {packing.line()}. So it would take nearly "
+        "as much memory as without quantization."
     )
     fix = (
         "remove `quantization` (`offload: true` leaves a base that is too large for memory on disk); or, to pack only "
@@ -270,6 +356,12 @@ def _check_blocksize(name: str, shape: torch.Size, config: QuantizationConfig) -
         message = f"blocksize {config.blocksize} does not divide the weights of {name} ({' x '.join(map(str, shape))})."
         fix = "use a smaller blocksize, or name it in quantization.modules_to_not_convert"
         raise ConfigError(Problem(f"{FIELD}.blocksize", message, fix))
+
+
+def _check_experts(found: Mapping[str, Experts], config: QuantizationConfig) -> None:
+    for name, experts in found.items():
+        for key in (experts.first, experts.second):
+            _check_blocksize(f"{name}.{key}", getattr(experts.module, key).shape[1:], config)
 
 
 def _kept_modules(model: PreTrainedModel, config: QuantizationConfig) -> list[str]:

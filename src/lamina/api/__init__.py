@@ -1,0 +1,1 @@
+"""In Python: what `lamina.train` takes beside a configuration (rows, models, functions), and what it shows."""

@@ -1,0 +1,192 @@
+"""`lamina init`: a commented configuration for a data file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lamina import files
+from lamina.config import Config, SourceConfig, load_config
+from lamina.config.shorthand import run_name
+from lamina.data.formats import DETECT_ROWS
+from lamina.data.read import RawRow, find_files, rows_of
+from lamina.data.source import SourceReader
+from lamina.errors import ConfigError, DataError, Problem
+
+# Rows that are looked at to estimate lengths.
+_SAMPLE = 500
+# With fewer rows, a share for evaluation says nothing.
+_FEW_ROWS = 10
+_CHARACTERS_PER_TOKEN = 3
+# Passes over the rows. With fewer rows than these, the usual three would be a handful of steps.
+_EPOCHS = 3
+_EPOCHS_OF_FEW = ((50, 20), (200, 10))
+_LENGTHS = (256, 512, 1024, 2048, 4096)
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a configuration needs to know about data.
+
+    Attributes:
+        rows: Number of rows.
+        columns: Columns of the first rows.
+        format: The format that was recognized; empty if none was.
+        refusal: Why none was.
+        longest: Characters of the longest row that was looked at.
+    """
+
+    rows: int
+    columns: list[str]
+    format: str
+    refusal: str
+    longest: int
+
+
+@dataclass(frozen=True)
+class Starter:
+    """A configuration that was written.
+
+    Attributes:
+        path: The file.
+        rows: Number of rows of the data.
+        format: Their format.
+        max_length: The maximum length of an example in tokens.
+    """
+
+    path: Path
+    rows: int
+    format: str
+    max_length: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Converts to plain data."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def look_at(data: str, columns: Mapping[str, str] | None = None) -> DataFacts:
+    """Reads the data once, and finds out what a configuration needs to know.
+
+    Args:
+        data: A file, folder or glob.
+        columns: A column mapping.
+
+    Raises:
+        ConfigError: There is no such file.
+        DataError: It has no rows, or cannot be read.
+    """
+    rows, longest, names = 0, 0, dict[str, None]()
+    found = find_files(data, "DATA")
+    for file in found:
+        for row in rows_of(file):
+            rows += 1
+            if rows <= _SAMPLE and isinstance(row, RawRow):
+                longest = max(longest, len(json.dumps(row.value, ensure_ascii=False, default=str)))
+                names |= dict.fromkeys(row.value) if rows <= DETECT_ROWS else {}
+    reader = SourceReader(found[0], SourceConfig(path=data, columns=dict(columns) if columns else None))
+    try:
+        list(islice(reader, 1))
+        refusal = ""
+    except DataError as error:
+        refusal = str(error)
+    return DataFacts(rows, list(names), reader.format, refusal, longest)
+
+
+def write_starter(
+    data: str, path: Path, *, model: str, columns: Mapping[str, str] | None = None, force: bool = False
+) -> Starter:
+    """Writes a commented configuration for a data file.
+
+    Args:
+        data: A file, folder or glob.
+        path: The file to write.
+        model: The base model.
+        columns: A column mapping: field -> column.
+        force: Overwrite the file.
+
+    Raises:
+        ConfigError: The file exists, or the format of the rows is not recognized.
+        DataError: The data cannot be read.
+        StorageError: The file cannot be written.
+    """
+    if path.exists() and not force:
+        raise ConfigError(Problem("--out", f"{path} exists", "choose another name, or add --force"))
+    facts = look_at(data, columns)
+    if not facts.format:
+        raise ConfigError(
+            Problem(
+                "DATA",
+                f"{facts.refusal.partition(' Fix: ')[0].removesuffix('.')}. Its columns are {_listed(facts.columns)}",
+                "say which column is asked and which is answered: --column prompt=COLUMN --column completion=COLUMN",
+            )
+        )
+    length = next((length for length in _LENGTHS if length * _CHARACTERS_PER_TOKEN >= facts.longest), _LENGTHS[-1])
+    text = _text(data, path, model, columns, facts, length)
+    load_config(yaml.safe_load(text))  # what is written is a configuration
+    files.write_text(path, text)
+    return Starter(path, facts.rows, facts.format, length)
+
+
+def _text(data: str, path: Path, model: str, columns: Mapping[str, str] | None, facts: DataFacts, length: int) -> str:
+    own = " (the small one that lamina knows)" if model == Config.model_fields["model"].default else ""
+    evaluation = "null   # too few rows to hold some back; better: a file with rows of their own"
+    if facts.rows >= _FEW_ROWS:
+        evaluation = "0.1    # a tenth of the rows is held back, to see what was learned; or a file"
+    epochs = next((number for most, number in _EPOCHS_OF_FEW if facts.rows < most), _EPOCHS)
+    few = ", of which there are few" if epochs > _EPOCHS else ""
+    mapping = f"  columns: {_flow(columns)}   # field: column\n" if columns else ""
+    return f"""# Check the data:   lamina data check {path}
+# See the rows:     lamina data show {path}
+# What it will do:  lamina train {path} --dry-run
+# Train:            lamina train {path}
+# Every setting:    docs/reference/config.md, or lamina schema
+
+model: {_scalar(model)}   # alias, folder, hub id or .gguf file{own}
+
+data:
+  train: {_scalar(data)}   # {facts.rows:,} rows in the format {facts.format}
+{mapping}  eval: {evaluation}
+  max_length: {length}   # in tokens; longer conversations are dropped, and the data report says how many
+  # train_on: assistant   # every answer is learned; completions: only the last one
+
+method:
+  type: lora   # others: lamina methods
+  r: 16   # more learns more, and takes more memory
+  lora_alpha: 32   # usually twice r
+  target_modules: all-linear
+
+train:
+  num_train_epochs: {epochs}   # passes over the rows{few}; or max_steps
+  per_device_train_batch_size: 4   # lower it if memory is short
+  gradient_accumulation_steps: 1   # raise it in exchange
+  lr_scheduler_type: cosine
+  warmup_ratio: 0.05
+  # learning_rate: 1.0e-3   # the default depends on the method; lower it if the loss jumps
+  # report_to: tensorboard   # or wandb, mlflow, trackio
+
+output_dir: runs/{_scalar(path.stem)}
+seed: 0
+"""
+
+
+def default_path(data: str) -> Path:
+    """Returns where the configuration for a data file goes: beside nothing, in the working folder."""
+    return Path(f"{run_name(Path(data))}.yaml")
+
+
+def _scalar(text: str) -> str:
+    return yaml.safe_dump(text, allow_unicode=True, width=10_000).removesuffix("\n").removesuffix("\n...")
+
+
+def _flow(mapping: Mapping[str, str]) -> str:
+    return yaml.safe_dump(dict(mapping), default_flow_style=True, allow_unicode=True, width=10_000).strip()
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"

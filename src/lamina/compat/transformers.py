@@ -1,0 +1,70 @@
+"""transformers' loaders, with lamina's way of loading: a base in 4 or 8 bits needs no GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, TrainingArguments
+
+from lamina.compat import bases
+from lamina.dialects.outcome import Missing, Set
+from lamina.dialects.trl import SFT
+from lamina.dialects.values import dtype as dtype_outcome
+from lamina.errors import ConfigError, Problem
+
+__all__ = ["AutoModelForCausalLM", "AutoTokenizer", "BitsAndBytesConfig", "TrainingArguments"]
+
+# Arguments of `from_pretrained` that lamina needs not be told, beside those of the tables.
+_PASSED_OVER = (
+    "device_map",
+    "low_cpu_mem_usage",
+    "use_cache",
+    "token",
+    "local_files_only",
+    "use_safetensors",
+    "offload_folder",
+)
+
+
+class AutoModelForCausalLM:
+    """Loads causal language models."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str,
+        *,
+        quantization_config: Any = None,
+        load_in_4bit: bool = False,
+        load_in_8bit: bool = False,
+        dtype: Any = None,
+        torch_dtype: Any = None,
+        **others: Any,
+    ) -> PreTrainedModel:
+        """Loads a base model, frozen: an adapter or `SFTTrainer` trains it.
+
+        Args:
+            pretrained_model_name_or_path: An alias, a folder, a `.gguf` file, or a hub id.
+            quantization_config: A `BitsAndBytesConfig`; None leaves it unquantized.
+            load_in_4bit, load_in_8bit: The same in short.
+            dtype, torch_dtype: float32, or what lamina takes by itself.
+            others: transformers' other arguments; those that change nothing here are taken.
+
+        Raises:
+            ConfigError: An argument has no counterpart.
+            ModelError: The model cannot be loaded.
+        """
+        problems: list[Problem] = []
+        for name, value in others.items():
+            entry = SFT.get(name)
+            if name in _PASSED_OVER:
+                continue
+            if entry is None or isinstance(entry.outcome(value), Missing):
+                problems.append(Problem(name, f"{value!r} has no counterpart", "leave it out"))
+        if problems:
+            raise ConfigError(problems)
+        if load_in_4bit or load_in_8bit:
+            quantization_config = {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
+        wanted = dtype_outcome(torch_dtype if dtype is None else dtype)
+        chosen = str(wanted.values["dtype"]) if isinstance(wanted, Set) else "auto"
+        return bases.load(str(pretrained_model_name_or_path), chosen, bases.quantization(quantization_config))

@@ -1,0 +1,323 @@
+"""TRL's names: `SFTConfig`, `SFTTrainer`, `DPOConfig`, `DPOTrainer`."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from lamina.adapters.load import load as load_adapter
+from lamina.api.rows import rows_in
+from lamina.api.train import train
+from lamina.compat import bases, rows
+from lamina.compat.peft import PeftModel, method_of
+from lamina.config import MethodConfig, load_config
+from lamina.dialects.outcome import Entry
+from lamina.dialects.trl import DPO, SFT
+from lamina.errors import ConfigError, DataError, LaminaWarning, Problem, RunError, nearest
+from lamina.migration.draft import Draft, Translation
+from lamina.migration.settle import settle
+from lamina.migration.trl import DEFAULTS, LEARNING_RATES, kind_of_row
+from lamina.runs import Run
+from lamina.runs.events import Evaluation, Event, Step
+
+
+class SFTConfig:
+    """TRL's settings of a run, by its names; those that are not given have its defaults."""
+
+    table: ClassVar[Mapping[str, Entry]] = SFT
+    loss: ClassVar[str] = "cross_entropy"
+
+    def __init__(self, output_dir: str | None = None, **given: Any) -> None:
+        self.given: dict[str, Any] = {"output_dir": output_dir or "trainer_output", **given}
+        for name in given:
+            if name not in self.table:
+                raise TypeError(f"{type(self).__name__} has no setting {name!r}. {nearest(name, self.table)}".strip())
+
+    def __getattr__(self, name: str) -> Any:
+        given = self.__dict__.get("given", {})
+        if name in given:
+            return given[name]
+        raise AttributeError(f"{type(self).__name__} was not given {name!r}")
+
+
+class DPOConfig(SFTConfig):
+    """TRL's settings of direct preference optimization."""
+
+    table: ClassVar[Mapping[str, Entry]] = DPO
+    loss: ClassVar[str] = "dpo"
+
+
+class TrainOutput(NamedTuple):
+    """What `train` returns, as in transformers."""
+
+    global_step: int
+    training_loss: float
+    metrics: dict[str, float]
+
+
+class TrainerState(NamedTuple):
+    """What a trainer tells about its run, as in transformers."""
+
+    global_step: int
+    log_history: list[dict[str, float]]
+    best_metric: float | None
+
+
+class SFTTrainer:
+    """Supervised fine-tuning with TRL's arguments, by lamina.
+
+    Attributes:
+        args: The settings.
+        translation: What became of each of them: `translation.rows`.
+        config: lamina's configuration.
+        run: The run; None before `train`.
+    """
+
+    config_class: ClassVar[type[SFTConfig]] = SFTConfig
+
+    def __init__(
+        self,
+        model: Any,
+        args: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        peft_config: Any = None,
+        formatting_func: rows.Formatting | None = None,
+        callbacks: list[Callable[[Event], object]] | None = None,
+        **others: Any,
+    ) -> None:
+        """Translates everything, and checks it.
+
+        Args:
+            model: A name, a model of transformers or of `lamina.compat.transformers`, or a `PeftModel`.
+            args: An `SFTConfig`, transformers' `TrainingArguments`, or None for defaults.
+            train_dataset: Rows: a list, a `datasets.Dataset` or a DataFrame.
+            eval_dataset: The same; None for no evaluation.
+            processing_class: The tokenizer, for a model that was made in memory. Any other has its own.
+            peft_config: A `LoraConfig`, or any configuration of peft; None trains all weights, or the `PeftModel`.
+            formatting_func: Makes a text or a list of messages of each row.
+            callbacks: Functions that are called with each of lamina's events.
+            others: `tokenizer`, and settings that older versions of TRL took here (`max_seq_length`, `packing`,
+                `dataset_text_field`).
+
+        Raises:
+            ConfigError: A setting has no counterpart; the error names all of them.
+        """
+        tokenizer = others.pop("tokenizer", None)
+        self.processing_class = tokenizer if processing_class is None else processing_class
+        self.args = self._arguments(args, others)
+        self.model: Any = model
+        self._callbacks = _checked(callbacks or [])
+        self.run: Run | None = None
+        self._data = (train_dataset, eval_dataset)
+        self._formatting = None if formatting_func is None else partial(rows.formatted, formatting=formatting_func)
+        first = self._first_row()
+        self.translation = self._translate(first, peft_config)
+        self.translation.check()
+        self.config = load_config(self.translation.values)
+        if differences := [
+            f"{row.name}: {row.note}"
+            for row in self.translation.of("mapped", "own")
+            if row.name in _TELLING and row.note
+        ]:
+            warnings.warn(f"lamina differs: {'; '.join(differences)}", LaminaWarning, stacklevel=2)
+
+    def train(self, resume_from_checkpoint: Any = None) -> TrainOutput:
+        """Trains.
+
+        Args:
+            resume_from_checkpoint: Anything true goes on with the run in output_dir.
+
+        Raises:
+            RunError, ConfigError, DataError, ModelError, TrainingError: As `lamina.train`.
+        """
+        began = time.perf_counter()
+        data, evaluation = self._data
+        self.run = train(
+            self.translation.values,
+            data=data,
+            eval_data=evaluation,
+            model=None if self._named else self.model,
+            tokenizer=self._tokenizer(),
+            formatting_func=self._formatting,
+            callbacks=self._callbacks,
+            resume=bool(resume_from_checkpoint),
+        )
+        if isinstance(self.model, PeftModel):
+            self.model.follow(self.run)
+        elif self.config.loss.type != "reward":
+            self.model = PeftModel.of_run(load_adapter(self.run.path))
+        summary = self._summary()
+        metrics = {"train_loss": summary.train_loss_last, "train_runtime": time.perf_counter() - began}
+        return TrainOutput(summary.steps, summary.train_loss_last, metrics)
+
+    @property
+    def state(self) -> TrainerState:
+        """The losses so far."""
+        run = self._finished()
+        history: list[dict[str, float]] = []
+        for event in run.events():
+            if isinstance(event, Step):
+                history.append({"step": event.step, "loss": event.loss, "learning_rate": event.learning_rate})
+            elif isinstance(event, Evaluation):
+                history.append({"step": event.step, "eval_loss": event.eval_loss})
+        summary = self._summary()
+        return TrainerState(summary.steps, history, summary.eval_loss)
+
+    def evaluate(self) -> dict[str, float]:
+        """Returns the evaluation loss of the adapter that was kept.
+
+        Raises:
+            RunError: There is no finished run, or it had no evaluation data.
+        """
+        loss = self._summary().eval_loss
+        if loss is None:
+            raise RunError("the run had no evaluation data. Fix: give eval_dataset.")
+        return {"eval_loss": loss}
+
+    def save_model(self, output_dir: str | Path | None = None) -> None:
+        """Copies the adapter's files to a folder; the run directory has them anyway.
+
+        Args:
+            output_dir: The folder; by default the run directory.
+        """
+        run = self._finished()
+        shutil.copytree(run.adapter, Path(output_dir or run.path), dirs_exist_ok=True)
+
+    def _summary(self) -> Any:
+        summary = self._finished().summary
+        assert summary is not None, "a run that is finished has one"
+        return summary
+
+    def _finished(self) -> Run:
+        if self.run is None:
+            raise RunError("nothing was trained yet. Fix: call train() first.")
+        return self.run
+
+    @property
+    def _named(self) -> bool:
+        """Whether the run names its base, and does not take it from memory."""
+        return isinstance(self.model, str | Path | PeftModel) or bases.quantization_of(self.model) is not None
+
+    def _tokenizer(self) -> Any:
+        """The script's tokenizer, for a model that came from nowhere; any other has its own."""
+        return self.processing_class if not self._named and not bases.is_named(self.model) else None
+
+    def _first_row(self) -> dict[str, Any]:
+        data, _ = self._data
+        if data is None:
+            raise ConfigError(Problem("train_dataset", "is not given", "give rows: a list, a Dataset or a DataFrame"))
+        row = next(rows_in(data, "train_dataset"), None)
+        if row is None:
+            raise DataError("train_dataset: has no rows. Fix: give at least one.")
+        return row if self._formatting is None else self._formatting(row)
+
+    def _arguments(self, args: Any, others: dict[str, Any]) -> SFTConfig:
+        given = args.given if isinstance(args, SFTConfig) else _changed(args)
+        return self.config_class(**{**others, **given})
+
+    def _translate(self, first: Mapping[str, Any], peft_config: Any) -> Translation:
+        """Translates settings, model, method and data."""
+        draft = Draft("trl", self.args.given, Path())
+        _model(draft, self.model, peft_config)
+        if self.args.loss != "cross_entropy":
+            draft.set("trainer", type(self).__name__, {"loss.type": self.args.loss})
+        draft.set("train_dataset", "rows in memory", {"data.train": "train_dataset"})
+        evaluation = self._data[1]
+        if evaluation is not None:
+            draft.take("eval_strategy")
+            draft.set("eval_dataset", "rows in memory", {"data.eval": "eval_dataset"})
+        draft.look_up(self.args.table)
+        if evaluation is None:
+            draft.set("eval_dataset", None, {"data.eval": None}, kind="default")
+        _in_the_loss(draft, first, self.args.loss)
+        draft.default({"train.learning_rate": LEARNING_RATES[self.args.loss], **DEFAULTS})
+        settle(draft)
+        return draft.finish(type(self).__name__)
+
+
+class DPOTrainer(SFTTrainer):
+    """Direct preference optimization with TRL's arguments, by lamina: the reference is the base without the adapter."""
+
+    config_class: ClassVar[type[SFTConfig]] = DPOConfig
+
+    def __init__(self, model: Any, ref_model: Any = None, args: Any = None, **named: Any) -> None:
+        """Translates everything, and checks it.
+
+        Args:
+            model: As for `SFTTrainer`.
+            ref_model: None: another reference than the base has no counterpart.
+            args: A `DPOConfig`.
+            named: As for `SFTTrainer`, and `beta`, which older versions of TRL took here.
+
+        Raises:
+            ConfigError: A setting has no counterpart.
+        """
+        if ref_model is not None:
+            fix = "leave it out: the reference is the base with the adapter off"
+            raise ConfigError(Problem("ref_model", "has no counterpart", fix))
+        super().__init__(model, args, **named)
+
+
+# Settings about which TRL's users should hear.
+_TELLING = ("optim", "report_to", "packing_strategy", "loss_type", "max_length")
+
+
+def _model(draft: Draft, model: Any, peft_config: Any) -> None:
+    if isinstance(model, PeftModel):
+        origin = model.origin
+        if origin is None:
+            raise ConfigError(Problem("model", "has an adapter that is trained already", "name it as method.from"))
+        name, method, quantization, dtype = origin.name, origin.method, origin.quantization, origin.dtype
+    else:
+        quantization, dtype = bases.quantization_of(model), bases.dtype_of(model)
+        name = bases.name_of(model) if bases.is_named(model) else "in memory"
+        method = None if peft_config is None else method_of(peft_config, model)
+    draft.set("model", name, {"model": name})
+    if dtype != "auto":
+        draft.set("model.dtype", dtype, {"dtype": dtype})
+    if quantization is not None:
+        given = quantization.model_dump(exclude_unset=True)
+        draft.set("quantization_config", given, {f"quantization.{key}": value for key, value in given.items()})
+    if method is None:
+        draft.set("peft_config", None, {"method.type": "full"}, "without peft_config, all weights are trained")
+    else:
+        values = {f"method.{key}": each for key, each in method.model_dump(mode="json").items() if key in _set(method)}
+        draft.set("peft_config", method.type, {**values, "method.type": method.type})
+
+
+def _set(method: MethodConfig) -> set[str]:
+    return {*method.model_fields_set, *(method.model_extra or {})}
+
+
+def _in_the_loss(draft: Draft, row: Mapping[str, Any], loss: str) -> None:
+    """TRL's defaults: whole conversations, but of rows with a prompt the completion alone; texts as they are."""
+    kind = kind_of_row(row) if loss == "cross_entropy" else ""
+    if kind == "plain":
+        draft.default({"data.chat": False}, "TRL takes prompts and completions that are texts as they are")
+    if kind == "conversation" and "data.train_on" not in draft.values:
+        draft.default({"data.train_on": "all"}, "TRL puts whole conversations into the loss by default")
+
+
+def _changed(args: Any) -> dict[str, Any]:
+    """Returns the settings of transformers' or TRL's own arguments that are not their defaults."""
+    if args is None:
+        return {}
+    fields = type(args).__dataclass_fields__
+    given = {name: getattr(args, name) for name in fields if not name.startswith("_")}
+    usual = vars(type(args)(output_dir=args.output_dir))
+    return {"output_dir": args.output_dir, **{k: v for k, v in given.items() if k in SFT and v != usual.get(k)}}
+
+
+def _checked(callbacks: list[Any]) -> list[Callable[[Event], object]]:
+    for callback in callbacks:
+        if not callable(callback):
+            message = f"{type(callback).__name__} is a callback of transformers, which lamina's loop does not have"
+            raise ConfigError(Problem("callbacks", message, "give functions of one event (lamina.runs.events)"))
+    return callbacks

@@ -1,0 +1,96 @@
+"""Reads `.xlsx`: the rows of one sheet below its header; every cell is text, as in a CSV file."""
+
+from __future__ import annotations
+
+import datetime
+import zipfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lamina.data.read.find import DataFile
+from lamina.data.read.rows import Fault, RawRow
+from lamina.data.read.stream import is_missing_word, remarks_on
+from lamina.data.read.table import checked_header
+from lamina.errors import ConfigError, DataError, Problem
+
+
+def read(file: DataFile) -> Iterator[RawRow | Fault]:
+    """Yields the rows of a sheet, without empty ones. A row's line is its number in the sheet.
+
+    Raises:
+        ConfigError: The package openpyxl is not installed, or there is no such sheet.
+        DataError: The file is not a workbook, or a sheet does not start with a header.
+    """
+    book = _open(file)
+    try:
+        yield from _rows(_sheet(book, file), file)
+    finally:
+        book.close()
+
+
+def _open(file: DataFile) -> Any:
+    try:
+        import openpyxl
+        from openpyxl.utils.exceptions import InvalidFileException
+    except ImportError:
+        message = f"{file.name} is an Excel file, for which the package openpyxl is needed, which is not installed"
+        fix = "pip install 'lamina[excel]', or save the sheet as CSV UTF-8"
+        raise ConfigError(Problem("data", message, fix)) from None
+    try:
+        return openpyxl.load_workbook(str(file.path), read_only=True, data_only=True)
+    except (InvalidFileException, zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        raise DataError(f"{file.name}: is not an Excel workbook ({error}). Fix: save it again as .xlsx.") from None
+
+
+def _sheet(book: Any, file: DataFile) -> Any:
+    names = list(book.sheetnames)
+    if not file.split:
+        return next((book[name] for name in names if _first_row(book[name])), book[names[0]])
+    if file.split not in names:
+        message = f"{file.path} has no sheet {file.split!r}; it has {', '.join(names)}"
+        raise ConfigError(Problem("data", message, f"name one, such as {file.path}:{names[0]}"))
+    return book[file.split]
+
+
+def _first_row(sheet: Any) -> bool:
+    return any(any(cell is not None for cell in row) for row in sheet.iter_rows(values_only=True))
+
+
+def _rows(sheet: Any, file: DataFile) -> Iterator[RawRow | Fault]:
+    header: list[str] | None = None
+    number = 0
+    for line, values in enumerate(sheet.iter_rows(values_only=True), start=1):
+        cells = [_as_text(value) for value in values]
+        if not any(cell.strip() for cell in cells):
+            continue
+        if header is None:
+            header = checked_header(cells, file.name)
+            continue
+        number += 1
+        yield _row(cells, header, number, line)
+
+
+def _row(cells: Sequence[str], header: Sequence[str], number: int, line: int) -> RawRow | Fault:
+    extra = [cell for cell in cells[len(header) :] if cell]
+    if extra:
+        message = f"has cells to the right of the header's {len(header)} columns"
+        return Fault("wrong_cells", number, line, message, extra[0])
+    remarks = remarks_on("\n".join(cells))
+    if any(map(is_missing_word, cells)):
+        remarks.append("missing_value_word")
+    padded = [*cells, *[""] * (len(header) - len(cells))]
+    return RawRow(number, line, dict(zip(header, padded, strict=False)), tuple(remarks))
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, datetime.datetime) and value.time() == datetime.time():
+        value = value.date()
+    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+        return value.isoformat(*([" "] if isinstance(value, datetime.datetime) else []))
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return str(value)

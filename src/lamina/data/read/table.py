@@ -1,0 +1,103 @@
+"""What CSV and Excel files share: the header of a table, and the encodings that spreadsheets write."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+from lamina.data.read.rows import Fault
+from lamina.data.read.stream import ROW_BYTES, UTF16, Line, lines_of, open_bytes
+from lamina.errors import DataError
+
+_CHUNK = 2**18
+# Bytes from the start of a file that are looked at to find its encoding.
+_LOOKED_AT = 2**26
+_ESCAPED = re.compile("[\udc80-\udcff]")
+
+
+def checked_header(cells: Sequence[str], name: str) -> list[str]:
+    """Returns the names of the columns; empty cells to their right do not count.
+
+    Raises:
+        DataError: There is none, or one occurs twice or has no name.
+    """
+    names = [cell.strip() for cell in cells]
+    while names and not names[-1]:
+        names.pop()
+    if not names:
+        raise DataError(f"{name}: the first line is not a header. Fix: name the columns in the first line.")
+    twice = next((each for each in names if names.count(each) > 1), None)
+    if twice is not None:
+        raise DataError(f"{name}: the header contains the column {twice!r} twice. Fix: rename one of them.")
+    return names
+
+
+def encoding_of(path: Path, compression: str) -> str:
+    """Returns the encoding of a table: `utf-16` by its byte-order mark, `cp1252` (Windows-1252), else `utf-8`.
+
+    It is Windows-1252 if there are bytes that are not UTF-8, and no character of several bytes that is. A file with
+    both is UTF-8 with faults.
+
+    Raises:
+        StorageError: The file cannot be opened.
+    """
+    decoder, looked_at, foreign = codecs.getincrementaldecoder("utf-8")("surrogateescape"), 0, False
+    with open_bytes(path, compression) as file:
+        while looked_at < _LOOKED_AT:
+            try:
+                chunk = file.read(_CHUNK)
+            except Exception:  # whatever breaks here breaks again when the rows are read, and is reported with its line
+                break
+            if not looked_at and chunk.startswith(UTF16):
+                return "utf-16"
+            looked_at += len(chunk)
+            text = decoder.decode(chunk, final=not chunk)
+            if not text.isascii():
+                rest = _ESCAPED.sub("", text.removeprefix("\ufeff"))
+                if not rest.isascii():
+                    return "utf-8"
+                foreign = True
+            if not chunk:
+                break
+    return "cp1252" if foreign else "utf-8"
+
+
+def table_lines(path: Path, compression: str, encoding: str) -> Iterator[Line | Fault]:
+    """Yields the lines of a table in UTF-8, whatever its encoding; see `lines_of`.
+
+    A line that does not decode is yielded as it is, so that it is reported as not UTF-8.
+    """
+    if encoding == "utf-16":
+        yield from _utf16_lines(path, compression)
+        return
+    for line in lines_of(path, compression):
+        if encoding == "utf-8" or isinstance(line, Fault) or line.content.isascii():
+            yield line
+            continue
+        try:
+            yield Line(line.number, line.content.decode(encoding).encode("utf-8"))
+        except UnicodeDecodeError:
+            yield line
+
+
+def _utf16_lines(path: Path, compression: str) -> Iterator[Line | Fault]:
+    with open_bytes(path, compression) as file:
+        text = io.TextIOWrapper(cast(io.BufferedReader, file), encoding="utf-16", newline="\n")
+        number = 0
+        while True:
+            number += 1
+            try:
+                line = text.readline(ROW_BYTES + 1)
+            except (UnicodeError, EOFError, OSError) as error:
+                yield Fault("truncated", 0, number, f"the UTF-16 text breaks here ({error})")
+                return
+            if not line:
+                return
+            if len(line) > ROW_BYTES:
+                yield Fault("too_long", 0, number, f"the line is longer than {ROW_BYTES // 2**20} MiB")
+                return
+            yield Line(number, line.rstrip("\r\n").encode("utf-8", "surrogatepass"))

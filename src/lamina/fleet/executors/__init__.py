@@ -1,0 +1,1 @@
+"""The executors, one file each, found by discovery: where the tasks of a fleet run."""

@@ -1,0 +1,99 @@
+"""`lamina init` and `lamina train DATA`: from a data file to a configuration, and to a plan, without a question."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import lamina
+from tests.support.cli import ROWS, Cli, write_rows
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return write_rows(Path("faq.jsonl"), ROWS)
+
+
+def test_a_configuration_is_written_with_comments(data: Path, cli: Cli, model_folder: Path) -> None:
+    result = cli("init", data, "--model", model_folder)
+    assert result.code == 0 and "faq.yaml (20 rows, format prompt_completion)" in result.out
+    assert "lamina train faq.yaml" in result.err
+    text = Path("faq.yaml").read_text()
+    assert text.count("#") > 10
+    config = lamina.load_config("faq.yaml")
+    assert config.data.train == "faq.jsonl" and config.model == str(model_folder) and config.output_dir == "runs/faq"
+    assert (config.data.eval, config.data.max_length, config.train.num_train_epochs) == (0.1, 256, 20)
+    assert "--out: faq.yaml exists" in cli("init", data).error()
+    assert cli("init", data, "--force", "--json").json() == {
+        "path": "faq.yaml",
+        "rows": 20,
+        "format": "prompt_completion",
+        "max_length": 256,
+    }
+
+
+def test_few_and_long_rows(data: Path, cli: Cli) -> None:
+    write_rows(data, [{"prompt": "a", "completion": "b " * 2000}] * 3)
+    assert cli("init", data, "--out", "x.yml").code == 0
+    config = lamina.load_config("x.yml")
+    assert config.data.eval is None and config.data.max_length == 2048
+
+
+def test_columns_that_say_nothing_are_asked_for(data: Path, cli: Cli) -> None:
+    write_rows(data, [{"spalte a": "q", "x": "a"}] * 12)
+    error = cli("init", data).error()
+    assert "'spalte a', 'x'" in error and "--column prompt=COLUMN --column completion=COLUMN" in error
+    assert cli("init", data, "--column", "prompt=spalte a", "--column", "completion=x").code == 0
+    assert lamina.load_config("faq.yaml").data.columns == {"prompt": "spalte a", "completion": "x"}
+
+
+def test_a_file_that_is_missing(cli: Cli, tmp_path: Path) -> None:
+    assert "nope.jsonl does not exist" in cli("init", tmp_path / "nope.jsonl").error()
+    assert "data.train: nope.csv does not exist" in cli("train", "nope.csv").error()
+
+
+def test_odd_names_are_quoted(data: Path, cli: Cli) -> None:
+    odd = write_rows(Path("a: #1 'x'.jsonl"), ROWS)
+    assert cli("init", odd, "--out", "odd.yaml").code == 0
+    assert lamina.load_config("odd.yaml").data.train == str(odd)
+
+
+def test_a_dry_run_shows_configuration_and_plan(data: Path, cli: Cli, model_folder: Path) -> None:
+    given = ("train", data, f"model={model_folder}", "train.max_steps=7", "data.max_length=64", "--dry-run")
+    result = cli(*given)
+    assert result.code == 0, result
+    config = yaml.safe_load(result.out)
+    assert config["output_dir"] == "runs/faq" and config["train"]["max_steps"] == 7
+    assert "plan: 18 training and 2 evaluation rows; 7 steps" in result.err
+    assert not Path("runs").exists()
+    plan = cli(*given, "--json").json()["plan"]
+    assert plan["total_steps"] == 7 and plan["train_rows"] == 18
+
+
+def test_what_can_be_checked_is_checked_before_the_model(
+    data: Path, cli: Cli, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*given: object, **more: object) -> object:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("lamina.training.base.load_base", load)
+    model = f"model={model_folder}"
+    assert "data.eval: b.jsonl does not exist" in cli("train", data, model, "data.eval=b.jsonl").error()
+    assert "has no config.json" in cli("train", data, "model=.").error()
+    write_rows(Path("odd.jsonl"), [{"a": 1}])
+    assert "odd.jsonl" in cli("train", "odd.jsonl", model).error()
+    Path("full").mkdir()
+    Path("full/letter.txt").write_text("x")
+    assert "other files in it" in cli("train", data, model, "output_dir=full").error()
+    assert not Path("runs").exists()
+
+
+def test_a_data_file_trains(data: Path, cli: Cli, model_folder: Path) -> None:
+    settings = ("dtype=float32", "train.max_steps=2", "data.max_length=64")
+    assert cli("train", data, f"model={model_folder}", *settings).code == 0
+    assert lamina.load_run("runs/faq").status == "finished"
+    error = cli("train", data, f"model={model_folder}", *settings).error()
+    assert "runs/faq: already holds a run (finished)" in error

@@ -1,0 +1,97 @@
+"""Excel files: the same rows as the CSV of the sheet; without the extra, an error that names it."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamina.data.read import Fault, RawRow, find_files, rows_of
+from lamina.errors import ConfigError, DataError
+
+
+def save(path: Path, **sheets: list[tuple[Any, ...]]) -> Path:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.remove(book.active)
+    for name, rows in sheets.items():
+        sheet = book.create_sheet(name)
+        for row in rows:
+            sheet.append(row)
+    book.save(path)
+    return path
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    (file,) = find_files(name)
+    read = list(rows_of(file))
+    assert all(isinstance(row, RawRow) for row in read)
+    return [row.value for row in read if isinstance(row, RawRow)]
+
+
+def test_cells_are_text_as_a_spreadsheet_shows_them(tmp_path: Path) -> None:
+    moment = datetime.datetime(2026, 1, 2, 3, 4, 5)
+    table = [
+        (),
+        ("Question", " Answer ", None),
+        ("naïve?", "5 €", None),
+        (None, None, None),
+        (1, 2.5, None),
+        (3.0, True),
+        (moment, datetime.date(2026, 1, 2), None),
+        ("only one",),
+    ]
+    path = save(tmp_path / "a.xlsx", Sheet=table)
+    assert rows(str(path)) == [
+        {"Question": "naïve?", "Answer": "5 €"},
+        {"Question": "1", "Answer": "2.5"},
+        {"Question": "3", "Answer": "true"},
+        {"Question": "2026-01-02 03:04:05", "Answer": "2026-01-02"},
+        {"Question": "only one", "Answer": ""},
+    ]
+    (file,) = find_files(str(path))
+    assert [row.line for row in rows_of(file)] == [3, 5, 6, 7, 8]
+
+
+def test_the_first_sheet_with_rows_is_read_or_the_one_that_is_named(tmp_path: Path) -> None:
+    path = save(tmp_path / "b.xlsx", Empty=[], One=[("a",), ("1",)], **{"Two words": [("a",), ("2",)]})
+    assert rows(str(path)) == [{"a": "1"}]
+    assert rows(f"{path}:Two words") == [{"a": "2"}]
+    with pytest.raises(ConfigError, match="has no sheet 'Three'; it has Empty, One, Two words"):
+        rows(f"{path}:Three")
+
+
+def test_cells_beside_the_header_are_a_fault(tmp_path: Path) -> None:
+    (file,) = find_files(str(save(tmp_path / "c.xlsx", S=[("a", "b"), (1, 2, 3), (4, 5)])))
+    first, second = rows_of(file)
+    assert isinstance(first, Fault)
+    assert (first.code, first.line) == ("wrong_cells", 2)
+    assert isinstance(second, RawRow)
+
+
+def test_what_is_no_workbook_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("openpyxl")
+    path = tmp_path / "d.xlsx"
+    path.write_bytes(b"PK not really")
+    (file,) = find_files(str(path))
+    with pytest.raises(DataError, match="is not an Excel workbook"):
+        list(rows_of(file))
+
+
+def test_without_the_extra_the_error_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    path = tmp_path / "e.xlsx"
+    path.write_bytes(b"PK")
+    (file,) = find_files(str(path))
+    with pytest.raises(ConfigError, match=r"pip install 'lamina\[excel\]'"):
+        list(rows_of(file))
+
+
+def test_other_spreadsheets_are_explained(tmp_path: Path) -> None:
+    path = tmp_path / "f.xls"
+    path.write_bytes(b"\xd0\xcf\x11\xe0")
+    with pytest.raises(ConfigError, match=r"old Excel.*save a sheet as CSV or \.xlsx"):
+        find_files(str(path))

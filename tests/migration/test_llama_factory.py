@@ -1,0 +1,175 @@
+"""LLaMA-Factory's YAML as a configuration of lamina, with its `dataset_info.json`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lamina.config import load_config
+from lamina.migration.draft import Translation
+from lamina.migration.translate import translate
+
+BASE: dict[str, Any] = {
+    "model_name_or_path": "some/model",
+    "stage": "sft",
+    "do_train": True,
+    "finetuning_type": "lora",
+    "lora_rank": 8,
+    "lora_target": "all",
+    "dataset": "mine",
+    "template": "llama3",
+    "cutoff_len": 1024,
+    "output_dir": "saves/x",
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 8,
+    "learning_rate": 1e-4,
+    "num_train_epochs": 3.0,
+    "lr_scheduler_type": "cosine",
+    "warmup_ratio": 0.1,
+    "bf16": True,
+}
+INFO: dict[str, Any] = {
+    "mine": {"file_name": "mine.json"},
+    "chats": {
+        "file_name": "chats.json",
+        "formatting": "sharegpt",
+        "columns": {"messages": "conversation", "system": "sys"},
+    },
+    "openai": {
+        "file_name": "o.json",
+        "formatting": "sharegpt",
+        "columns": {"messages": "messages"},
+        "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
+    },
+    "hub": {"hf_hub_url": "user/rows", "subset": "en", "split": "validation", "num_samples": 50},
+    "pairs": {"file_name": "p.json", "ranking": True, "columns": {"prompt": "q", "chosen": "good", "rejected": "bad"}},
+    "labels": {"file_name": "l.json", "formatting": "sharegpt", "columns": {"messages": "m", "kto_tag": "label"}},
+    "pictures": {"file_name": "i.json", "formatting": "sharegpt", "columns": {"messages": "m", "images": "images"}},
+    "text": {"file_name": "t.json", "columns": {"prompt": "body"}},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder as LLaMA-Factory's: `data/dataset_info.json`, and configurations two levels deep."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(INFO), encoding="utf-8")
+    (tmp_path / "examples" / "train_lora").mkdir(parents=True)
+    return tmp_path
+
+
+def translated(folder: Path, **changes: Any) -> Translation:
+    """Translates the base with changes; a change to `...` removes a key."""
+    values = {key: value for key, value in {**BASE, **changes}.items() if value is not ...}
+    path = folder / "examples" / "train_lora" / "config.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return translate(path)
+
+
+def config_of(folder: Path, **changes: Any) -> Any:
+    """The checked configuration that a translation gives."""
+    translation = translated(folder, **changes)
+    translation.check()
+    return load_config(translation.values)
+
+
+def test_a_whole_file(folder: Path) -> None:
+    config = config_of(folder)
+    assert Path(config.data.train) == (folder / "data" / "mine.json").resolve()
+    assert (config.data.format, config.data.max_length, config.data.overlong) == ("alpaca", 1024, "cut")
+    assert (config.method.r, config.method.lora_alpha) == (8, 16)  # alpha is twice the rank there
+    assert config.data.eval is None
+    assert config.data.packing is False
+
+
+def test_data_sets_of_the_catalog(folder: Path) -> None:
+    config = config_of(folder, dataset="chats, openai,hub,text")
+    chats, openai, hub, text = config.data.sources
+    assert (chats.format, chats.columns) == ("messages", {"messages": "conversation", "system": "sys"})
+    assert (openai.format, openai.columns) == ("messages", None)
+    assert (hub.path, hub.max_rows) == ("user/rows/en:validation", 50)
+    assert (text.format, text.columns) == ("text", {"text": "body"})
+
+
+def test_preferences(folder: Path) -> None:
+    config = config_of(folder, stage="dpo", dataset="pairs", pref_beta=0.2, pref_loss="sigmoid")
+    assert (config.loss.type, config.loss.beta) == ("dpo", 0.2)
+    assert config.data.columns == {"instruction": "q", "chosen": "good", "rejected": "bad"}
+    assert config_of(folder, stage="dpo", dataset="pairs", pref_loss="orpo").loss.type == "orpo"
+    config = config_of(folder, stage="dpo", dataset="pairs", pref_loss="simpo", pref_beta=2.0, simpo_gamma=0.5)
+    assert (config.loss.type, config.loss.beta, config.loss.simpo_gamma) == ("simpo", 2.0, 1.0)
+    mixed = config_of(folder, stage="dpo", dataset="pairs", pref_ftx=0.1).loss
+    assert (mixed.loss_type, mixed.loss_weights) == (["sigmoid", "sft"], [1.0, 0.1])
+
+
+def test_labels(folder: Path) -> None:
+    config = config_of(folder, stage="kto", dataset="labels")
+    assert (config.loss.type, config.data.format) == ("kto", "unpaired_preference")
+
+
+@pytest.mark.parametrize("name", ["pictures", "nobody"])
+def test_a_data_set_without_a_counterpart_is_named(folder: Path, name: str) -> None:
+    (row,) = translated(folder, dataset=name).of("missing")
+    assert (row.name, row.given) == ("dataset", name)
+
+
+def test_without_a_catalog_the_name_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({**BASE, "dataset_dir": "nowhere"}), encoding="utf-8")
+    (row,) = translate(path).of("missing")
+    assert "dataset_info.json" in row.note
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "wanted"),
+    [
+        ({"quantization_bit": 4}, "quantization.bits", 4),
+        ({"val_size": 0.1}, "data.eval", 0.1),
+        ({"val_size": 200}, "data.eval", 200),
+        ({"pissa_init": True}, "method.init_lora_weights", "pissa_niter_16"),
+        ({"use_rslora": True}, "method.use_rslora", True),
+        ({"additional_target": "embed_tokens,lm_head"}, "method.modules_to_save", ["embed_tokens", "lm_head"]),
+        ({"lora_target": "q_proj,v_proj"}, "method.target_modules", ["q_proj", "v_proj"]),
+        ({"template": "qwen3_nothink"}, "data.enable_thinking", False),
+        ({"template": "llama3"}, "data.chat_template", "llama3"),
+        ({"template": "qwen"}, "data.chat_template", None),
+        ({"train_on_prompt": True}, "data.train_on", "all"),
+        ({"mask_history": True}, "data.train_on", "completions"),
+        ({"neat_packing": True}, "data.packing", True),
+        ({"finetuning_type": "full", "use_galore": True, "galore_layerwise": True, "gradient_accumulation_steps": 1},
+         "train.optim", "galore_adamw_layerwise"),
+    ],
+)  # fmt: skip
+def test_settings(folder: Path, changes: dict[str, Any], field: str, wanted: Any) -> None:
+    value = config_of(folder, **changes)
+    for part in field.split("."):
+        value = getattr(value, part)
+    assert value == wanted
+
+
+def test_the_newer_form(folder: Path) -> None:
+    catalog = {"mine": {"path": "data/mine.json", "source": "local", "converter": "alpaca", "size": 5}}
+    (folder / "data" / "demo.yaml").write_text(yaml.safe_dump(catalog), encoding="utf-8")
+    path = folder / "examples" / "v1.yaml"
+    values = {
+        "model": "some/model",
+        "model_class": "llm",
+        "peft_config": {"name": "lora", "r": 4, "lora_alpha": 8, "target_modules": "all"},
+        "quant_config": {"name": "bnb", "quantization_bit": 4},
+        "train_dataset": "data/demo.yaml",
+        "micro_batch_size": 2,
+        "cutoff_len": 256,
+        "learning_rate": 1e-4,
+        "max_steps": 10,
+    }
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    translation = translate(path)
+    translation.check()
+    config = load_config(translation.values)
+    assert (config.method.r, config.quantization.bits, config.train.max_steps) == (4, 4, 10)
+    assert Path(config.data.train) == (folder / "data" / "mine.json").resolve()
+    assert config.data.max_rows == 5
