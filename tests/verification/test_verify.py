@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -162,13 +162,13 @@ def break_attention_gradient(patch: Patch) -> None:
 
 def break_accumulation(patch: Patch) -> None:
     """Micro-batches that count differently, as where each is divided by its own tokens."""
-    real = training_step._Tally.take
+    real = training_step._Parts.__call__
 
-    def take(tally: Any, result: Any) -> torch.Tensor:
-        tally.taken = getattr(tally, "taken", 0) + 1
-        return real(tally, result) / tally.taken
+    def call(parts: Any, place: int, *rest: Any) -> Iterator[torch.Tensor]:
+        for part in real(parts, place, *rest):
+            yield part / (place + 1)
 
-    patch.setattr(training_step._Tally, "take", take)
+    patch.setattr(training_step._Parts, "__call__", call)
 
 
 def break_checkpointing(patch: Patch) -> None:
