@@ -41,7 +41,8 @@ def test_figures_of_the_method_stand_beside_the_others() -> None:
 
 def test_what_is_not_known_is_null_and_what_an_earlier_version_did_not_write_is_not_there() -> None:
     later = ("adapted_weights_share", "packed_weights_share", "loss_type", "reference")
-    later = (*later, "eval_metrics_first", "eval_metrics")
+    later = (*later, "eval_metrics_first", "eval_metrics", "world_size", "strategy", "communication_seconds")
+    later = (*later, "peak_memory_by_rank")
     old = replace(SUMMARY, eval_loss=None, figures={}, **dict.fromkeys(later))
     assert old.as_json()["eval_loss"] is None
     assert not {*later, "figures"} & old.as_json().keys()

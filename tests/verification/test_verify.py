@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,13 +162,13 @@ def break_attention_gradient(patch: Patch) -> None:
 
 def break_accumulation(patch: Patch) -> None:
     """Micro-batches that count differently, as where each is divided by its own tokens."""
-    real = training_step._Tally.take
+    real = training_step._Parts.__call__
 
-    def take(tally: Any, result: Any) -> torch.Tensor:
-        tally.taken = getattr(tally, "taken", 0) + 1
-        return real(tally, result) / tally.taken
+    def call(parts: Any, place: int, *rest: Any) -> Iterator[torch.Tensor]:
+        for part in real(parts, place, *rest):
+            yield part / (place + 1)
 
-    patch.setattr(training_step._Tally, "take", take)
+    patch.setattr(training_step._Parts, "__call__", call)
 
 
 def break_checkpointing(patch: Patch) -> None:
@@ -241,18 +242,20 @@ def break_merging_of_a_layer(patch: Patch) -> None:
 
 
 def break_resuming_of_the_optimizer(patch: Patch) -> None:
-    real = checkpoint.load_checkpoint
+    real = checkpoint.put_back
 
-    def load_checkpoint(path: Path, tensors: Any, optimizer: torch.optim.Optimizer, hooks: Any) -> Any:
-        result = real(path, tensors, optimizer, hooks)
+    def put_back(content: Any, path: Path, tensors: Any, optimizer: torch.optim.Optimizer, hooks: Any) -> Any:
+        result = real(content, path, tensors, optimizer, hooks)
         optimizer.state.clear()
         return result
 
-    patch.setattr("lamina.training.loop.load_checkpoint", load_checkpoint)
+    patch.setattr("lamina.training.opening.put_back", put_back)
 
 
-def break_resuming_of_random_state(patch: Patch) -> None:
-    patch.setattr("lamina.training.loop.restore_random_state", lambda random, device: None)
+def break_seeding(patch: Patch) -> None:
+    """Random numbers go by what this process did before, not by seed and step."""
+    calls = itertools.count()
+    patch.setattr("lamina.training.step.seed_of", lambda *places: next(calls))
 
 
 def break_resuming_of_the_place_in_the_data(patch: Patch) -> None:
@@ -287,7 +290,7 @@ BREAKS_ON_DISK: dict[Break, set[str]] = {
     break_merging: {"merged = adapter"},
     break_merging_of_a_layer: {"merged = adapter"},
     break_resuming_of_the_optimizer: {"resumed = unbroken"},
-    break_resuming_of_random_state: {"resumed = unbroken"},
+    break_seeding: {"resumed = unbroken"},
     break_resuming_of_the_place_in_the_data: {"resumed = unbroken"},
 }
 

@@ -42,6 +42,13 @@ STEPS = (
     ),
     Step("packed", "NF4, FP4 and int8 against the CPU's numbers, and trained on", "layers:packed", 45, slow=True),
     Step("resume", "a run cut and resumed, also in another process, bit for bit", "runs:resume", 90, slow=True),
+    Step(
+        "processes",
+        "one process against several, ddp against fsdp: one for each GPU",
+        "processes:processes",
+        120,
+        slow=True,
+    ),
     Step("verify", "`lamina verify` on tiny Llama, Qwen 3 and Gemma 3", "runs:verify", 120, slow=True),
     Step("merge", "a trained adapter merged, with its certificate", "runs:merge", 45, slow=True),
     Step("bench", "`lamina bench train` on a 1B shape beside its peers", "benchmark:bench", 200, slow=True),

@@ -29,7 +29,7 @@ from lamina.cli.convert import convert
 from lamina.cli.data import data
 from lamina.cli.evaluation import evaluate
 from lamina.cli.facts import COMPLETE_VARIABLE, completion, methods, schema, version
-from lamina.cli.failures import Commands, run_command, tracebacks_in
+from lamina.cli.failures import Commands, run_command
 from lamina.cli.fleet import fleet
 from lamina.cli.gate import gate
 from lamina.cli.generation import chat, generate
@@ -47,7 +47,6 @@ from lamina.cli.output import (
     notify,
     out,
     print_json,
-    print_text,
 )
 from lamina.cli.process import leave, listen_for_signals, open_standard_streams
 from lamina.cli.registry import promote, rollback
@@ -57,7 +56,7 @@ from lamina.cli.verbosity import set_verbosity
 from lamina.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from lamina.config import Config
+    pass
 
 app = typer.Typer(
     name="lamina",
@@ -139,70 +138,45 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the run in output_dir, or the run that CONFIG belongs to.")
     ] = False,
+    nproc: Annotated[
+        str | None, typer.Option(help="Number of processes on this machine; auto: one for each GPU.")
+    ] = None,
+    nnodes: Annotated[
+        int, typer.Option(min=1, help="Number of machines; run the same command on each, with --rdzv-endpoint.")
+    ] = 1,
+    rdzv_endpoint: Annotated[
+        str | None, typer.Option("--rdzv-endpoint", help="HOST:PORT of the machine where the processes meet.")
+    ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="How often to resume from the last checkpoint if a process is lost.")
+    ] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print the resolved configuration and how long the run will be.")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train an adapter. A data file alone trains with all defaults."""
-    from lamina.config import load_config
+    """Train an adapter, in one process or in several. A data file alone trains with all defaults."""
+    from lamina.cli.training import check, print_plan, train_here
 
-    checked = load_config(_translated(config), overrides or [])
-    from lamina.config.places import check_files
-    from lamina.runs import check_start
-
-    check_start(checked, resume)
-    check_files(checked.model_dump(mode="json"))
     if dry_run:
-        print_plan(checked, as_json)
+        print_plan(check(config, overrides or [], resume), as_json)
         return
-    from lamina.api.terminal import TrainingView
-    from lamina.cli.training import print_summary, stopped_at_once
-    from lamina.training.loop import train as train_run
-
-    try:
-        with TrainingView(err) as view, tracebacks_in(Path(checked.output_dir)):
-            run = train_run(checked, view, resume=resume)
-    except KeyboardInterrupt:
-        raise stopped_at_once(checked) from None
-    summary = run.summary
-    assert summary is not None, "a run that is finished has one"
-    if as_json:
-        print_json(summary.as_json())
+    if nproc is None and nnodes == 1:
+        train_here(config, overrides or [], resume, as_json)
         return
-    print_summary(summary)
-    err.print(f"  next    lamina chat {escape(str(run.path))}")
+    from lamina.distributed.launch import count_processes, launch
 
-
-def _translated(config: str) -> str | dict[str, object]:
-    """Returns a configuration of another library as one of lamina, and shows what became of it."""
-    from lamina.migration.foreign import is_foreign
-
-    if not is_foreign(Path(config)):
-        return config
-    from lamina.cli.migration import check, print_translation
-    from lamina.migration.translate import translate
-
-    translation = translate(config)
-    print_translation(translation)
-    check(translation, f"lamina import {shlex.quote(config)} --out run.yaml --lenient")
-    return translation.values
-
-
-def print_plan(config: Config, as_json: bool) -> None:
-    """Prints a resolved configuration and the plan of its run."""
-    import yaml
-
-    from lamina.training.inputs import plan_run
-
-    plan = plan_run(config, notify)
-    if as_json:
-        print_json({"config": config.model_dump(mode="json"), "plan": plan.as_json()})
+    check(config, overrides or [], resume)  # so that its errors come once, and at once
+    count = count_processes(nproc)
+    if count == nnodes == 1:
+        train_here(config, overrides or [], resume, as_json)
         return
-    print_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True).rstrip())
-    for line in plan.data_report:
-        err.print(f"  {line}", markup=False)
-    err.print(f"plan: {plan.line()}", markup=False)
+    if config == "-":
+        fix = "write the configuration to a file, which every process can read"
+        raise ConfigError(Problem("CONFIG", f"cannot be standard input for {count} processes", fix))
+    arguments = ["train", config, *(overrides or []), *["--resume"] * resume, *["--json"] * as_json]
+    code = launch(arguments, count, nnodes, rdzv_endpoint, max_restarts)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -290,6 +264,9 @@ def verify(
         typer.Argument(metavar="[CONFIG]", help="A YAML file; by default the quickstart's model and data."),
     ] = None,
     overrides: Overrides = None,
+    nproc: Annotated[
+        int, typer.Option(min=1, help="Also compare training in so many processes with training in one.")
+    ] = 1,
     as_json: JsonFlag = False,
 ) -> None:
     """Verify on your own model and data that packing, accumulation, resuming, merging and other shortcuts are exact."""
@@ -302,7 +279,7 @@ def verify(
     from lamina.cli.verification import print_event, print_verification
     from lamina.verification.verify import verify as run_verification
 
-    result = run_verification(checked, print_event, overrides=[] if checked else changes)
+    result = run_verification(checked, print_event, overrides=[] if checked else changes, nproc=nproc)
     if as_json:
         print_json(result.as_json())
     else:

@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from lamina.cli.bench_scale import scale
 from lamina.cli.bench_serving import serve
 from lamina.cli.output import MAX_SEED, JsonFlag, column_mapping, notify, out, pair, print_json
 from lamina.errors import ConfigError, Problem
@@ -28,6 +29,7 @@ def _bench() -> None:
 
 
 bench.command()(serve)
+bench.command()(scale)
 
 
 @bench.command()

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from lamina.config.data import DataConfig
+from lamina.config.distributed import DistributedConfig
 from lamina.config.hub import hub_reference
 from lamina.config.losses import AnyLossConfig, LossConfig
 from lamina.config.losses.cross_entropy import CrossEntropyConfig
@@ -48,6 +49,9 @@ class Config(Section):
 
     train: TrainConfig = TrainConfig()
     """How to train."""
+
+    distributed: DistributedConfig = DistributedConfig()
+    """How several processes train together."""
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Dtype of the frozen base model. `auto` takes bfloat16 if the hardware multiplies it, else float16 on GPUs and

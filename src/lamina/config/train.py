@@ -79,7 +79,12 @@ class TrainConfig(Section):
     """Micro-batch size: this many examples or, with packing, this many times `max_length` tokens."""
 
     gradient_accumulation_steps: PositiveInt = 1
-    """Micro-batches per optimizer step. The loss is divided by the number of supervised tokens in the whole step."""
+    """Micro-batches per optimizer step, over all processes together. The loss is divided by the number of supervised
+    tokens in the whole step."""
+
+    global_batch_size: PositiveInt | None = None
+    """Size of an optimizer step in the unit of `per_device_train_batch_size`, of which it must be a multiple; an
+    alternative to `gradient_accumulation_steps`."""
 
     per_device_eval_batch_size: PositiveInt = 8
     """Examples per evaluation batch."""
@@ -179,6 +184,16 @@ class TrainConfig(Section):
             )
         if self.early_stopping_threshold and self.early_stopping_patience is None:
             wrong.append("early_stopping_threshold has no effect without early_stopping_patience; set both")
+        if self.global_batch_size is not None:
+            if self.gradient_accumulation_steps > 1:
+                wrong.append(
+                    "global_batch_size and gradient_accumulation_steps both set the size of a step; keep one of them"
+                )
+            if self.global_batch_size % self.per_device_train_batch_size:
+                wrong.append(
+                    f"global_batch_size {self.global_batch_size} is no multiple of per_device_train_batch_size "
+                    f"{self.per_device_train_batch_size}; change one of them"
+                )
         wrong += self._wrong_for_the_schedule()
         wrong += self._wrong_for_the_optimizer()
         if wrong:
@@ -207,7 +222,7 @@ class TrainConfig(Section):
         for name in SPECIAL_SETTINGS:
             if getattr(self, name) is not None and name not in facts.reads:
                 wrong.append(f"{name} has no effect with optim '{self.optim}'; remove it or choose another optim")
-        if facts.layerwise and self.gradient_accumulation_steps > 1:
+        if facts.layerwise and self.micro_batches_per_step > 1:
             wrong.append(
                 f"optim '{self.optim}' updates each parameter as soon as its gradient is ready, so it cannot "
                 "accumulate gradients over several micro-batches; set gradient_accumulation_steps to 1 and raise "
@@ -220,6 +235,13 @@ class TrainConfig(Section):
                 f"'{self.optim.removesuffix('_layerwise')}'"
             )
         return wrong
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Number of micro-batches in an optimizer step, over all processes together."""
+        if self.global_batch_size is None:
+            return self.gradient_accumulation_steps
+        return self.global_batch_size // self.per_device_train_batch_size
 
     def betas(self, beta1: float = 0.9, beta2: float = 0.999) -> tuple[float, float]:
         """Returns the decay rates of the moments: those that are set, and the optimizer's own defaults otherwise."""

@@ -12,6 +12,7 @@ from typing import overload
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from lamina.data.example import EncodedExample
 
@@ -45,6 +46,7 @@ class Batch:
         layout: How to run the model.
         examples: The examples that the documents belong to, in order. An example may have several documents; a layout
             that runs them one at a time makes separate batches of them.
+        parts: Number of processes that the tokens are divided over; the documents' lengths are those of the whole.
     """
 
     input_ids: torch.Tensor
@@ -54,6 +56,7 @@ class Batch:
     targets: torch.Tensor
     layout: Layout = PACKED
     examples: tuple[EncodedExample, ...] = ()
+    parts: int = 1
 
     @property
     def tokens(self) -> int:
@@ -82,6 +85,30 @@ class Batch:
             moved(self.targets),
             self.layout,
             self.examples,
+            self.parts,
+        )
+
+    def part(self, number: int, parts: int) -> Batch:
+        """Returns one of several equal parts of the tokens; documents of one token fill up what is missing.
+
+        >>> example = EncodedExample(np.array([5, 6, 7], np.int32), np.array([False, True, True]), row=1)
+        >>> part = build_batch([example]).part(1, 2)
+        >>> part.input_ids.tolist(), part.document_lengths, part.predicting.tolist(), part.targets.tolist()
+        ([[7, 0]], [3, 1], [], [])
+        """
+        missing = -self.tokens % parts
+        size = (self.tokens + missing) // parts
+        first = number * size
+        mine = (self.predicting >= first) & (self.predicting < first + size)
+        return Batch(
+            F.pad(self.input_ids, (0, missing))[:, first : first + size],
+            F.pad(self.position_ids, (0, missing))[:, first : first + size],
+            [*self.document_lengths, *[1] * missing],
+            self.predicting[mine] - first,
+            self.targets[mine],
+            self.layout,
+            self.examples,
+            parts,
         )
 
 

@@ -17,6 +17,7 @@ from lamina.adapters.logits import bare_logits, model_logits
 from lamina.adapters.probes import Probe
 from lamina.chat.message import Message
 from lamina.chat.template import ChatTemplate
+from lamina.engine.asking import stop_tokens
 from lamina.engine.generator import ADAPTER, Generator, Request
 from lamina.engine.local import LocalGenerator
 from lamina.engine.sampling import Sampling
@@ -45,6 +46,7 @@ def record_probes(
     template: ChatTemplate,
     prompts: Sequence[str] = PROMPTS,
     generator: Generator | None = None,
+    in_lockstep: bool = False,
 ) -> list[Probe]:
     """Records what the adapter, and the bare base, say to each prompt.
 
@@ -53,18 +55,29 @@ def record_probes(
         template: What it was trained with.
         prompts: User turns.
         generator: Answers for `ADAPTER`; by default the model itself.
+        in_lockstep: Whether several processes share the model's weights, and all of them must run it as often.
     """
-    generator = generator or LocalGenerator(injection.model, template, injection)
     rendered = [_prompt_ids(injection.model, template, prompt) for prompt in prompts]
     rows = _trained_rows(injection, {token for ids in rendered for token in ids})
     asked = [*zip(prompts, rendered, strict=True), *([("", rendered[0][:1] + rows + rendered[0][1:])] if rows else [])]
-    sampling = Sampling(max_tokens=ANSWER_TOKENS)
-    # All at once: the weights of a quantized base are dequantized anew for every token.
-    answers = generator.generate([Request(token_ids=ids, adapter=ADAPTER, sampling=sampling) for _, ids in asked])
-    return [
-        _record(injection, prompt, ids, list(answer.token_ids))
-        for (prompt, ids), answer in zip(asked, answers, strict=True)
-    ]
+    if in_lockstep:
+        answers = [_greedy_answer(injection.model, template, ids) for _, ids in asked]
+    else:
+        generator = generator or LocalGenerator(injection.model, template, injection)
+        sampling = Sampling(max_tokens=ANSWER_TOKENS)
+        # All at once: the weights of a quantized base are dequantized anew for every token.
+        pieces = generator.generate([Request(token_ids=ids, adapter=ADAPTER, sampling=sampling) for _, ids in asked])
+        answers = [list(piece.token_ids) for piece in pieces]
+    return [_record(injection, prompt, ids, answer) for (prompt, ids), answer in zip(asked, answers, strict=True)]
+
+
+def _greedy_answer(model: PreTrainedModel, template: ChatTemplate, ids: Sequence[int]) -> list[int]:
+    """An answer by the model's own code, which runs the same number of times whatever the answer is."""
+    logits, answer = model_logits(model), list[int]()
+    for _ in range(ANSWER_TOKENS):
+        answer.append(int(logits([*ids, *answer], [len(ids) + len(answer) - 1]).argmax()))
+    stops = stop_tokens(model, template)
+    return answer[: next((place for place, token in enumerate(answer, 1) if token in stops), None)]
 
 
 def _prompt_ids(model: PreTrainedModel, template: ChatTemplate, prompt: str) -> list[int]:

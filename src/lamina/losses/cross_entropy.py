@@ -61,6 +61,8 @@ def cross_entropy(model: PreTrainedModel, head: Head, batch: Batch) -> torch.Ten
             logits_TV = logits_TV.index_select(0, batch.predicting)
         return F.cross_entropy(logits_TV.float(), batch.targets, reduction="sum")
     hidden_TD = head.decoder(**inputs).last_hidden_state[0]
+    if not len(batch.predicting):  # a part of documents without a target, which others need the gradients of
+        return 0.0 * hidden_TD.float().sum()
     hidden_ND = hidden_TD.index_select(0, batch.predicting)
     # Not for a subclass of nn.Linear, which may compute something else.
     if type(head.linear) is nn.Linear and not head.linear.weight.requires_grad:

@@ -125,11 +125,13 @@ class Kto(Loss):
     ) -> Sequence[Sequence[EncodedExample]]:
         if not self.estimates_kl:
             return micro_batches
-        total, count = 0.0, 0
-        for examples in world.share(micro_batches):
-            ratios = _mismatched_ratios(model, head, examples, layout)
-            total, count = total + float(ratios.sum()), count + len(ratios)
-        kl = world.total(total) / max(world.total(float(count)), 1.0)
+        parts: dict[int, tuple[float, int]] = {}
+        for place, counts in world.walk([float(sum(map(len, examples))) for examples in micro_batches]):
+            ratios = _mismatched_ratios(model, head, micro_batches[place], layout)
+            if counts:
+                parts[place] = float(ratios.sum()), len(ratios)
+        found = world.collect(parts, "the rewards of mismatched answers")
+        kl = sum(total for total, _ in found) / max(sum(count for _, count in found), 1)
         values = {_KL: max(kl, 0.0), _KL_UNCLAMPED: kl}
         return [[example.with_values(values) for example in examples] for examples in micro_batches]
 

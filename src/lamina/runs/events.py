@@ -166,6 +166,8 @@ class Step(Measured):
         step_seconds: Mean time of a step.
         epoch: Number of epochs so far, with a fraction.
         memory_bytes: Peak memory so far, over all processes of the run.
+        memory_by_rank: Peak memory of each of several processes; None for a single one.
+        seconds_by_rank: Time that each of them computed in the last step, without communication.
     """
 
     kind: ClassVar[str] = "step"
@@ -179,6 +181,8 @@ class Step(Measured):
     step_seconds: float
     epoch: float
     memory_bytes: int
+    memory_by_rank: list[int] | None = None
+    seconds_by_rank: list[float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

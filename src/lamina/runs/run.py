@@ -305,6 +305,12 @@ def moved_places(run: Run, config: Config) -> list[str]:
     return sorted({field for (field, place), (_, other) in pairs if place != other})
 
 
+def comparable_settings(config: Config) -> dict[str, str]:
+    """Returns the settings by dotted name that all processes of a run must have the same: all but its paths, whose
+    content is compared."""
+    return {name: json.dumps(value) for name, value in _taken_apart(config)[0].items()}
+
+
 def keep_places(run: Run, config: Config) -> dict[str, str]:
     """Records where a resumed run is now, and its new paths.
 
@@ -404,5 +410,5 @@ def _taken_apart(config: Config) -> tuple[dict[str, Any], list[tuple[str, str]]]
         places.append((field, made_absolute(path)))
         return ""
 
-    values = config.model_dump(mode="json", exclude={"model", "output_dir"})
+    values = config.model_dump(mode="json", exclude={"model", "output_dir", "distributed"})
     return flatten(map_paths(values, take)), places

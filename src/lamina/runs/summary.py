@@ -44,12 +44,16 @@ class Summary:
         eval_metrics: The same of the adapter.
         tokens_per_second: Speed over all steps except the first of each process; None if there are no others.
         step_seconds_median: Median time of a step; with `train.logging_steps`, of the means that were logged.
-        peak_memory_bytes: Peak memory over all processes of the run.
+        peak_memory_bytes: Peak memory of a process, the largest over all processes of the run.
         trainable_parameters: Number of parameters of the adapter.
         total_parameters: Number of parameters of base and adapter.
         adapted_weights_share: Share of the base's weights that the adapter covers, without embeddings and head; None
             in runs of the first version.
         packed_weights_share: Share of those weights that are in 4 or 8 bits; None without quantization.
+        world_size: Number of processes that ended the run; None, as the next three, in runs of earlier versions.
+        strategy: How they shared the work: `single`, `ddp`, `fsdp` or `deepspeed`.
+        communication_seconds: Time in communication since the last start, of the process that waited least for others.
+        peak_memory_by_rank: Peak memory of each of the processes that ended the run.
         figures: Figures of the method and the loss, such as AdaLoRA's `ranks_kept`.
     """
 
@@ -77,6 +81,10 @@ class Summary:
     reference: str | None = None
     eval_metrics_first: dict[str, float] | None = None
     eval_metrics: dict[str, float] | None = None
+    world_size: int | None = None
+    strategy: str | None = None
+    communication_seconds: float | None = None
+    peak_memory_by_rank: list[int] | None = None
     figures: dict[str, Any] = field(default_factory=dict, metadata=the_rest(dict))
 
     def as_json(self) -> dict[str, Any]:

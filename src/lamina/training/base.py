@@ -7,20 +7,21 @@ import torch
 from lamina.adapters.adapter import Adapter
 from lamina.config import Config
 from lamina.errors import ConfigError, Problem
-from lamina.machine.hardware import choose_dtype, default_device, explain_dtype
+from lamina.machine.hardware import choose_dtype, default_device, dtype_name, explain_dtype
 from lamina.methods.shared.base import find_method
 from lamina.models.load import Base, load_base
 from lamina.progress import Notify
 from lamina.training.new_rows import tokens_of
 
 
-def load_for_training(config: Config, start: Adapter | None, notify: Notify) -> Base:
+def load_for_training(config: Config, start: Adapter | None, notify: Notify, divided: bool = False) -> Base:
     """Loads the base model that a configuration names, with the tokens that it adds.
 
     Args:
         config: The run's configuration.
         start: The adapter that training begins from, if any.
         notify: Told what is loaded, and in which dtype.
+        divided: Whether it will be divided over processes; each layer's part then goes to the device by itself.
 
     Raises:
         LaminaError: It cannot be loaded, or not be trained on.
@@ -30,11 +31,12 @@ def load_for_training(config: Config, start: Adapter | None, notify: Notify) -> 
     method = config.method if start is None else start.config
     base = load_base(
         config.model,
-        config.dtype,
+        dtype_name(choose_dtype(config.dtype, default_device())) if divided else config.dtype,
+        torch.device("cpu") if divided else None,
         notify=notify,
         quantization=config.quantization,
         plan_loftq=find_method(method.type).plan_loftq(method),
-        offload=config.offload if config.method.base_is_read_only else False,
+        offload=config.offload if config.method.base_is_read_only and not divided else False,
         tokens=tokens_of(config, start),
         trust_remote_code=config.trust_remote_code,
     )

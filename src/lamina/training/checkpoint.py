@@ -1,7 +1,6 @@
 """Checkpoints: all that a run needs to go on as if it had never stopped.
 
-    checkpoints/step-00000120/   adapter.safetensors  optimizer.safetensors  method.safetensors  random.safetensors
-                                 state.json
+    checkpoints/step-00000120/   adapter.safetensors  optimizer.safetensors  method.safetensors  state.json
                                  adapter_config.json  adapter_model.safetensors  lamina.json
     checkpoints/best-00000080/   adapter.safetensors  state.json
                                  adapter_config.json  adapter_model.safetensors  lamina.json
@@ -11,7 +10,9 @@ form in which a finished one is saved, without probes, so that the folder can be
 mostly the tensors are the same, and `adapter_model.safetensors` is a link to them.
 
 A checkpoint is written aside and renamed, so it is whole or not there. `state.json` holds the digests of the other
-files; one that does not match (a damaged disk) is passed over for the next older one. It also has the number of the
+files; one that does not match (a damaged disk) is passed over for the next older one. Nothing in it depends on how
+many processes there are, and random numbers are a function of seed and step (`random.safetensors` is there for runs of
+earlier versions). `state.json` also has the number of the
 format, of which every version reads all up to its own; a checkpoint without one has format 1.
 """
 
@@ -32,6 +33,7 @@ from torch import nn
 from lamina import files
 from lamina.errors import NewerVersionError, RunError, check_format
 from lamina.methods.shared.base import Hooks
+from lamina.training.zero import ZeroEngine
 from lamina.version import __version__
 
 STATE_FILE = "state.json"
@@ -66,6 +68,8 @@ class TrainState:
         timed_tokens: Tokens of the steps that count for the speed (not the first of a process).
         timed_seconds: Their time.
         peak_memory_bytes: Largest so far, over all processes of the run.
+        seeded_by_step: Whether random numbers are a function of seed and step. False for a run that an earlier version
+            began, whose generators go on from step to step, and are in its checkpoints.
     """
 
     step: int = 0
@@ -89,9 +93,27 @@ class TrainState:
     eval_metrics_first: dict[str, float] = field(default_factory=dict)
     eval_metrics_last: dict[str, float] = field(default_factory=dict)
     best_eval_metrics: dict[str, float] = field(default_factory=dict)
+    seeded_by_step: bool = True
 
 
-RandomState = dict[str, torch.Tensor]
+@dataclass(frozen=True)
+class Content:
+    """What a checkpoint holds.
+
+    Attributes:
+        state: Where the run stood.
+        adapter: The adapter's tensors.
+        optimizer: The optimizer's, named `KEY/TENSOR`.
+        method: The method's own.
+        random: torch's generators, of a run that is not `seeded_by_step`.
+    """
+
+    state: TrainState
+    adapter: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    method: dict[str, torch.Tensor]
+    random: dict[str, torch.Tensor]
+
 
 WriteAdapter = Callable[[Path, Path], None]
 """Writes the files of the adapter as it is now: into which folder, and the file of its tensors there."""
@@ -101,9 +123,9 @@ def save_checkpoint(
     folder: Path,
     state: TrainState,
     tensors: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    moments: Mapping[str, torch.Tensor],
     hooks: Hooks,
-    random: RandomState,
+    device: torch.device,
     keep: int,
     write_adapter: WriteAdapter,
 ) -> Path:
@@ -122,12 +144,13 @@ def save_checkpoint(
     Raises:
         StorageError: Nothing was saved; earlier checkpoints are untouched.
     """
-    path = folder / f"step-{state.step:08d}"
+    path = checkpoint_path(folder, state.step)
     with files.new_folder(path) as aside:
         _save_tensors(aside / ADAPTER_TENSORS, tensors)
-        _save_tensors(aside / "optimizer.safetensors", _optimizer_tensors(tensors, optimizer))
+        _save_tensors(aside / "optimizer.safetensors", moments)
         _save_tensors(aside / "method.safetensors", hooks.state())
-        _save_tensors(aside / "random.safetensors", random)
+        if not state.seeded_by_step:
+            _save_tensors(aside / "random.safetensors", random_state(device))
         _write_state(aside, state)
         write_adapter(aside, aside / ADAPTER_TENSORS)
     for old in _found(folder, "step")[keep:]:
@@ -169,53 +192,79 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return next((path for path in _found(folder, "step") if _is_whole(path)), None)
 
 
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is saved."""
+    return folder / f"step-{step:08d}"
+
+
 def checkpoint_step(path: Path) -> int:
     """The step that a checkpoint was saved at."""
     return int(path.name.rpartition("-")[2])
 
 
-@torch.no_grad()
-def load_checkpoint(
-    path: Path, tensors: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, hooks: Hooks
-) -> tuple[TrainState, RandomState]:
-    """Puts a checkpoint back into the adapter, the optimizer and the method.
+def load_checkpoint(path: Path) -> Content:
+    """Reads a checkpoint.
 
     Raises:
-        RunError: It holds other tensors than the run's adapter has, or no state that can be read.
+        RunError: It holds no state that can be read.
         NewerVersionError: It has a format or a state that this version does not know.
     """
     state = _read_state(path)
-    saved = load_file(path / ADAPTER_TENSORS)
-    if {n: t.shape for n, t in saved.items()} != {n: p.shape for n, p in tensors.items()}:
+    names = ("adapter", "optimizer", "method", *(() if state.seeded_by_step else ("random",)))
+    parts = {name: load_file(path / f"{name}.safetensors") for name in names}
+    return Content(state, parts["adapter"], parts["optimizer"], parts["method"], parts.get("random", {}))
+
+
+@torch.no_grad()
+def put_back(
+    content: Content,
+    path: Path,
+    tensors: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    hooks: Hooks,
+    device: torch.device,
+    engine: ZeroEngine | None = None,
+) -> TrainState:
+    """Puts a checkpoint's content back into the adapter, the optimizer, the method, and torch's generators.
+
+    Returns:
+        Where the run stood.
+
+    Raises:
+        RunError: It holds other tensors than the run's adapter has.
+    """
+    if {n: t.shape for n, t in content.adapter.items()} != {n: p.shape for n, p in tensors.items()}:
         raise RunError(f"{path}: holds another adapter than the run's configuration makes. Fix: start a new run.")
-    moments = load_file(path / "optimizer.safetensors")
-    for name, parameter in tensors.items():
-        parameter.copy_(saved[name])
+    if engine is not None:
+        engine.load(content.adapter, content.optimizer)
+    for name, parameter in tensors.items() if engine is None else ():
+        parameter.copy_(content.adapter[name])
         # AdamW keeps its step count on the CPU unless it is fused on a GPU, so each tensor goes where torch put it.
-        own = {key.partition("/")[0]: value for key, value in moments.items() if key.partition("/")[2] == name}
+        own = {k.partition("/")[0]: value for k, value in content.optimizer.items() if k.partition("/")[2] == name}
         optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in own.items()}
-    hooks.load_state(load_file(path / "method.safetensors"))
-    return state, load_file(path / "random.safetensors")
+    hooks.load_state(content.method)
+    if content.random:
+        restore_random_state(content.random, device)
+    return content.state
 
 
-def random_state(device: torch.device) -> RandomState:
-    """torch's generators as they are now."""
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Returns torch's generators as they are now."""
     states = {"cpu": torch.get_rng_state().clone()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device).cpu()
     return states
 
 
-def restore_random_state(random: RandomState, device: torch.device) -> None:
+def restore_random_state(random: Mapping[str, torch.Tensor], device: torch.device) -> None:
     """Puts torch's generators back."""
     torch.set_rng_state(random["cpu"])
     if device.type == "cuda" and "cuda" in random:
         torch.cuda.set_rng_state(random["cuda"], device)
 
 
-def _optimizer_tensors(
-    tensors: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> dict[str, torch.Tensor]:
+def optimizer_tensors(tensors: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's state, named `KEY/TENSOR`."""
     # Adafactor counts its steps in a number, and goes on counting as well in the tensor that comes back.
     return {
         f"{key}/{name}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
@@ -244,7 +293,7 @@ def _read_state(folder: Path) -> TrainState:
         unknown = sorted(about["state"].keys() - {each.name for each in fields(TrainState)})
         if unknown:
             raise NewerVersionError(path, written_by, f"its state has {', '.join(unknown)}, not known here")
-        return TrainState(**about["state"])
+        return TrainState(**{"seeded_by_step": False, **about["state"]})
     except NewerVersionError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -86,7 +86,7 @@ def plan_run(config: Config, notify: Notify = lambda message: None) -> RunPlan:
     template = template_of(load_tokenizer(find_model(config.model, notify)), config.data)
     size = config.train.per_device_train_batch_size
     dataset = build_dataset(config.data, template, size, config.seed, notify, loss.sequences)
-    steps = math.ceil(dataset.report.micro_batches / config.train.gradient_accumulation_steps)
+    steps = math.ceil(dataset.report.micro_batches / config.train.micro_batches_per_step)
     return RunPlan(
         train_rows=len(dataset.train),
         eval_rows=len(dataset.eval),

@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+
+import torch
 
 from lamina.adapters.adapter import write_adapter
 from lamina.adapters.lock import Lock, build_lock
 from lamina.methods.shared.score import score_head
-from lamina.training.checkpoint import RandomState, TrainState, save_best, save_checkpoint
+from lamina.training.checkpoint import TrainState, save_best, save_checkpoint
 from lamina.training.record import data_digests
 from lamina.training.session import Session
 from lamina.training.setup import is_only_text
 
 
-def keep_checkpoint(session: Session, state: TrainState, random: RandomState) -> Path:
-    """Saves a checkpoint, from one process of the run; see `save_checkpoint`."""
-    return session.world.once(
-        lambda: save_checkpoint(
-            session.run.checkpoints,
-            state,
-            session.tensors,
-            session.optimizer,
-            session.hooks,
-            random,
-            session.config.train.save_total_limit,
-            lambda folder, stored: _write_as_it_is(session, folder, stored),
-        )
+def keep_checkpoint(session: Session, state: TrainState, moments: Mapping[str, torch.Tensor]) -> Path:
+    """Saves a checkpoint; only the first process of the run may do so. See `save_checkpoint`."""
+    return save_checkpoint(
+        session.run.checkpoints,
+        state,
+        session.tensors,
+        moments,
+        session.hooks,
+        session.base.model.device,
+        session.config.train.save_total_limit,
+        lambda folder, stored: _write_as_it_is(session, folder, stored),
     )
 
 
 def keep_best(session: Session, state: TrainState) -> Path:
     """Saves the adapter of the best evaluation so far, from one process of the run."""
-    return session.world.once(
-        lambda: save_best(
-            session.run.checkpoints,
-            state,
-            session.tensors,
-            lambda folder, stored: _write_as_it_is(session, folder, stored),
-        )
-    )
+
+    def save() -> Path:
+        write = lambda folder, stored: _write_as_it_is(session, folder, stored)  # noqa: E731
+        return save_best(session.run.checkpoints, state, session.tensors, write)
+
+    return session.world.once(save, "saving the best adapter")
 
 
 def lock_of(session: Session) -> Lock:

@@ -14,43 +14,35 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lamina import files
 from lamina.compute.fusion import FusionReport, Recompute, fast_path
-from lamina.compute.kernels import kernel_notes
 from lamina.config import Config, load_config
 from lamina.data.batch import PACKED
 from lamina.data.example import EncodedExample
 from lamina.data.side import Side
+from lamina.distributed.failure import LostRankError, PeerError
+from lamina.distributed.member import member
+from lamina.distributed.reduce import digest_of
 from lamina.distributed.world import ALONE, World
 from lamina.errors import Interrupted, LaminaError, TrainingError
 from lamina.machine.hardware import on_device
 from lamina.machine.memory import peak_bytes
-from lamina.machine.seeding import kept_generators, seed_generators
-from lamina.methods.shared.counts import count_parameters, total_parameters
+from lamina.machine.seeding import kept_generators
 from lamina.models.load import Base
-from lamina.runs import Run, check_start, events, exclusive, recorded, start_run
+from lamina.runs import Run, comparable_settings, events
 from lamina.runs.events import Note, OnEvent
 from lamina.signals import StopRequest, stop_on_signals
-from lamina.training.checkpoint import (
-    TrainState,
-    checkpoint_step,
-    load_checkpoint,
-    newest_checkpoint,
-    random_state,
-    restore_random_state,
-)
+from lamina.training.checkpoint import TrainState
 from lamina.training.eval_sets import evaluate_sets
 from lamina.training.event_log import EventLog
-from lamina.training.finish import finish
+from lamina.training.finish import final_probes, finish
 from lamina.training.finite import check_evaluation, check_gradients
-from lamina.training.inputs import check_inputs
 from lamina.training.keep import keep_best, keep_checkpoint
 from lamina.training.loss_scale import LossScale
-from lamina.training.plan.memory import choose_checkpointing
-from lamina.training.plan.time import measured_tokens_per_second
-from lamina.training.preview import colored_example
+from lamina.training.opening import begin_run, take_up
+from lamina.training.preview import announce
 from lamina.training.session import KERNELS, Session
 from lamina.training.setup import build_session
+from lamina.training.share import agreed_checkpointing, check_layout
 from lamina.training.step import (
     EvaluationResult,
     StepAbandoned,
@@ -58,6 +50,7 @@ from lamina.training.step import (
     evaluate_loss,
     training_step,
 )
+from lamina.training.summary import Together
 from lamina.training.window import Window
 
 # One bad batch is passed over; so many in a row are a broken run.
@@ -69,7 +62,7 @@ def train(
     on_event: OnEvent | None = None,
     *,
     resume: bool = False,
-    world: World = ALONE,
+    world: World | None = None,
     base: Base | None = None,
 ) -> Run:
     """Trains an adapter.
@@ -79,7 +72,8 @@ def train(
         on_event: Called with each event as it happens; `lamina.runs.events` has a class for each kind.
         resume: Go on with the run in `output_dir`, or with the one whose own configuration file is given. Model and
             data may have other places than they had, if they are the same by their digests.
-        world: The processes that train together, of which this is one.
+        world: The processes that train together, of which this is one; by default those that a launcher such as
+            torchrun has started it with.
         base: The base model, if it is in memory already; by default `config.model` is loaded.
 
     Returns:
@@ -95,42 +89,32 @@ def train(
         Exception: What else comes up in the middle leaves a checkpoint too, if it can.
     """
     config = load_config(config)
-    check_start(config, resume)
-    if not resume:
-        check_inputs(config)
-    with exclusive(Run(Path(config.output_dir))), on_device(config.device), ExitStack() as stack:
-        run = start_run(config, resume)
-        for folder in (run.path, run.checkpoints):
-            files.remove_leftovers(folder)
-        if run.summary is not None and run.adapter.is_dir():
-            if on_event is not None:
+    if world is not None:
+        return _train(config, on_event, resume, world, base)
+    with member() as group:
+        return _train(config, on_event, resume, group or ALONE, base)
+
+
+def _train(config: Config, on_event: OnEvent | None, resume: bool, world: World, base: Base | None) -> Run:
+    if world.size > 1:
+        world.timeout = config.distributed.timeout
+    world.same_everywhere(comparable_settings(config))
+    run = Run(Path(config.output_dir))
+    with on_device(config.device), ExitStack() as stack:
+        begin = world.once(lambda: begin_run(config, run, resume, stack), "opening the run")
+        if begin.finished:
+            if on_event is not None and run.summary is not None and world.is_first:
                 on_event(Note(run.summary.steps, message="The run is already finished."))
             return run
-        checkpoint = newest_checkpoint(run.checkpoints)
-        begun = -1 if checkpoint is None else checkpoint_step(checkpoint)
-        was_killed = run.begun and run.manifest.status == "running"  # by somebody who has the lock no more
-        stack.enter_context(recorded(run))
         stop = stack.enter_context(stop_on_signals())
-        log = stack.enter_context(EventLog(run, config, on_event, begun, stop, world))
-        notify = lambda message: log.emit(Note(max(begun, 0), message=message))  # noqa: E731
-        if was_killed:
+        log = stack.enter_context(EventLog(run, config, on_event, begin.step, stop, world))
+        notify = lambda message: log.emit(Note(max(begin.step, 0), message=message))  # noqa: E731
+        if begin.was_killed:
             notify("The run was killed before; what is after its checkpoint is lost.")
         session = build_session(config, run, notify, world, base)
         stack.enter_context(kept_generators(session.base.model.device))
-        state = _take_up(session, checkpoint, log)
-        _Loop(session, log, stop, state).run()
+        _Loop(session, log, stop, take_up(session, begin.step, log)).run()
     return run
-
-
-def _take_up(session: Session, checkpoint: Path | None, log: EventLog) -> TrainState:
-    """The state to start from: the checkpoint's, put back into adapter, optimizer and generators, or a fresh one."""
-    if checkpoint is None:
-        seed_generators(session.config.seed, session.base.model.device)
-        return TrainState()
-    state, random = load_checkpoint(checkpoint, session.tensors, session.optimizer, session.hooks)
-    restore_random_state(random, session.base.model.device)
-    log.emit(Note(state.step, message=f"Resumed from step {state.step} of {session.total_steps}."))
-    return state
 
 
 class _Loop:
@@ -145,34 +129,43 @@ class _Loop:
         self.stop = stop
         self.state = state
         self.layout = PACKED  # until it is found out what the model allows
-        self.random = random_state(self.model.device)  # as it was when state.step was done
         self.parameters = list(session.tensors.values())
         self.first_step = state.step + 1
         self.whole = True  # whether tensors, optimizer and method are those of state.step
         self.window = Window()
         self.remarked = False
+        self.busy_seconds: tuple[float, ...] = ()
+        self.signaled = ""  # which other process a signal came to
         self.scale = LossScale.of(session.base.dtype, state.loss_scale, state.loss_scale_good_steps)
 
     def run(self) -> None:
         self.model.train()
         kernels = KERNELS[self.config.compile]
-        with fast_path(self.model, self._choose_checkpointing, kernels, self.session.longest_document) as fusion:
+        longest, fuse = self.session.longest_document, self.session.world.team_size == 1
+        with fast_path(self.model, self._choose_checkpointing, kernels, longest, fuse) as fusion:
             self.layout = fusion.layout
-            self._announce(fusion)
+            how = {"layout": str(fusion.layout), "fused layers": f"{fusion.fused} of {fusion.layers}"}
+            self.session.world.same_everywhere(how)
+            check_layout(self.session.world, self.session.strategy, fusion)
+            announce(self.session, self.state, fusion, self.log)
             try:
                 self._steps()
             except StepAbandoned:
                 self._leave()
-            except LaminaError:  # of a diverged run, or of a disk that takes nothing: the last checkpoint is the one
+            except LaminaError as error:
+                # That of a diverged run, or of a disk that takes nothing, leaves the last checkpoint as the one.
+                if isinstance(error, LostRankError | PeerError):
+                    self._save_what_is_there(error)
                 raise
             except Exception as error:
-                self._save_what_is_there(error)
-                raise
+                named = self.session.world.explain(error)
+                self._save_what_is_there(named)
+                raise named from error.__cause__ if named is error else error
         self._finish()
 
     def _choose_checkpointing(self, fusion: FusionReport) -> Recompute:
-        setting = self.config.gradient_checkpointing
-        return choose_checkpointing(setting, self.model, self.session.longest, fusion.complete)
+        setting, world = self.config.gradient_checkpointing, self.session.world
+        return agreed_checkpointing(setting, self.model, self.session.longest, fusion, world)
 
     def _steps(self) -> None:
         session, state = self.session, self.state
@@ -190,7 +183,7 @@ class _Loop:
             wanted, position = divmod(state.step, session.steps_per_epoch)
             if wanted != epoch:
                 epoch, plan = wanted, session.epoch_plan(wanted)
-            accumulate = self.config.gradient_accumulation_steps
+            accumulate = session.per_step
             self._step(plan[position * accumulate : (position + 1) * accumulate])
         if self._eval_due():
             self._evaluate_and_keep_best()
@@ -215,6 +208,8 @@ class _Loop:
             layout=self.layout,
             moving=self._moving,
             world=session.world,
+            seed=session.config.seed if state.seeded_by_step else None,
+            engine=session.engine,
             scale=self.scale,
         )
         if self.scale is not None:
@@ -228,7 +223,6 @@ class _Loop:
         else:
             state.skipped_in_a_row = 0
         state.step += 1
-        self.random = random_state(self.model.device)
         self.whole = True
         if result.finite:
             state.tokens += result.tokens
@@ -241,6 +235,7 @@ class _Loop:
             state.timed_tokens += result.tokens
             state.timed_seconds += seconds
         state.peak_memory_bytes = max(state.peak_memory_bytes, peak_bytes(self.model.device))
+        self.busy_seconds = result.seconds_by_rank
         if state.step % self.config.logging_steps == 0 or state.step == session.total_steps:
             self._log_window()
         if self._asked_to_stop():
@@ -251,9 +246,13 @@ class _Loop:
 
     def _log_window(self) -> None:
         step, session = self.state.step, self.session
+        several: dict[str, list[Any]] = {}
+        if session.world.size > 1:
+            memory = session.world.gather(peak_bytes(self.model.device), "a line of metrics")
+            several = {"memory_by_rank": memory, "seconds_by_rank": list(self.busy_seconds)}
         if self.window.results:
             rate, epoch = session.schedule(step - 1), step / session.steps_per_epoch
-            self.log.emit(self.window.close(step, rate, epoch, self.state.peak_memory_bytes))
+            self.log.emit(self.window.close(step, rate, epoch, self.state.peak_memory_bytes, **several))
 
     def _skip(self, result: StepResult, micro_batches: Sequence[list[EncodedExample]]) -> None:
         state = self.state
@@ -261,8 +260,9 @@ class _Loop:
         state.skipped_in_a_row += 1
         step = state.step + 1
         rows = [example.row for examples in micro_batches for example in examples][:8]
-        what = f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}"
-        if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW or step == 1:
+        where = ", ".join(map(self.session.world.host_of, result.not_finite_in if self.session.world.size > 1 else ()))
+        what = f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}{where and f' from {where}'}"
+        if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW or step == 1 or self.session.engine is not None:
             raise TrainingError(
                 f"{what}: not finite{'' if step == 1 else f', {state.skipped_in_a_row} steps in a row'} (learning rate "
                 f"{self.session.schedule(state.step):.3g}, rows {', '.join(map(str, rows))}). Fix: lower "
@@ -338,17 +338,23 @@ class _Loop:
         self.log.emit(events.CheckpointSaved(self.state.step, path=str(path)))
 
     def _write_checkpoint(self) -> Path:
-        return keep_checkpoint(self.session, self.state, self.random)
+        world, what = self.session.world, f"the adapter at step {self.state.step}"
+        if world.size > 1:
+            world.same_everywhere({what: digest_of(self.session.tensors)})
+        moments = self.session.moments()
+        return world.once(lambda: keep_checkpoint(self.session, self.state, moments), f"saving {what}")
 
     def _save_what_is_there(self, error: Exception) -> None:
         """A run that ends by an unforeseen error leaves what one that is stopped does, and the error says so."""
+        if not self.session.world.is_first or self.session.engine is not None:
+            return
         step, command = self.state.step, self.run_dir.resume_command
         if not self.whole:
             error.add_note(f"It came amid the update of step {step + 1}, so no checkpoint was saved of it.")
             error.add_note(f"Go on from the one before with: {command}")
             return
         try:
-            self._write_checkpoint()
+            keep_checkpoint(self.session, self.state, self.session.moments())
         except Exception as failure:
             error.add_note(f"No checkpoint could be saved: {failure}")
             return
@@ -362,7 +368,13 @@ class _Loop:
         return self.state.step >= self.session.total_steps or self._stopped_early()
 
     def _asked_to_stop(self) -> bool:
-        return self.session.world.any(self.stop.signal is not None)
+        """Whether a signal has come, in any process."""
+        signals = self.session.world.gather(self.stop.signal, f"the start of step {self.state.step + 1}")
+        found = [(rank, signal) for rank, signal in enumerate(signals) if signal is not None]
+        if found and self.stop.signal is None:
+            rank, self.stop.signal = found[0]
+            self.signaled = f" to {self.session.world.host_of(rank)}"
+        return bool(found)
 
     def _asked_amid_work(self) -> bool:
         """Between micro-batches, of which processes have different numbers, so that only one alone can stop there."""
@@ -373,7 +385,7 @@ class _Loop:
         step, command, signal = self.state.step, self.run_dir.resume_command, self.stop.signal
         self.log.emit(events.Interrupted(step, signal=signal, resume=command))
         raise Interrupted(
-            f"stopped by {signal} after step {step} of {self.session.total_steps}, with a checkpoint. "
+            f"stopped by {signal}{self.signaled} after step {step} of {self.session.total_steps}, with a checkpoint. "
             f"Go on with: {command}",
             run=str(self.run_dir.path),
             step=step,
@@ -381,34 +393,15 @@ class _Loop:
             resume=command,
         )
 
-    def _announce(self, fusion: FusionReport) -> None:
-        session, state = self.session, self.state
-        for reason in (*fusion.notes, *kernel_notes(self.model.device, self.config.compile)):
-            self._note(reason)
-        sample = session.epoch_plan(0)[0]
-        speed = measured_tokens_per_second(self.model, session.head, session.loss, self.parameters, sample, self.layout)
-        tokens_per_step = session.dataset.report.train.tokens / session.steps_per_epoch
-        left = (session.total_steps - state.step) * tokens_per_step
-        self.log.emit(
-            events.Started(
-                state.step,
-                total_steps=session.total_steps,
-                steps_per_epoch=session.steps_per_epoch,
-                modules=len(session.injection.layers),
-                trainable_parameters=count_parameters(self.parameters),
-                total_parameters=total_parameters(self.model),
-                dtype=str(session.base.dtype).removeprefix("torch."),
-                device=str(self.model.device),
-                gradient_checkpointing=fusion.recompute,
-                fused_layers=fusion.fused,
-                estimated_seconds=left / speed,
-                data_report=session.dataset.report.lines(),
-            )
-        )
-        self.log.emit(events.FirstExample(state.step, segments=colored_example(session)))
-
     def _finish(self) -> None:
-        summary = self.session.world.once(lambda: finish(self.session, self.state, self._note))
+        session, device = self.session, self.model.device
+        memory = session.world.gather(max(self.state.peak_memory_bytes, peak_bytes(device)), "the end of training")
+        self.state.peak_memory_bytes = max(memory)
+        seconds = min(session.world.gather(session.world.communication_seconds, "the end of training"))
+        together = Together(session.world.size, session.strategy, seconds, memory)
+        probes = final_probes(session, self.state, self._note)
+        end = lambda: finish(session, self.state, self._note, together, probes)  # noqa: E731
+        summary = session.world.once(end, "saving the adapter")
         self.log.emit(events.Finished(self.state.step, summary=summary))
 
     def _note(self, message: str) -> None:

@@ -1,11 +1,72 @@
-"""What a run shows of its data before the first step."""
+"""What a run says before the first step: how it runs, how long it will take, and one example of its data."""
 
 from __future__ import annotations
 
 import itertools
 
-from lamina.runs.events import Segment
+from lamina.compute.fusion import FusionReport
+from lamina.compute.kernels import kernel_notes
+from lamina.distributed.assign import balance
+from lamina.methods.shared.counts import count_parameters, total_parameters
+from lamina.runs.events import FirstExample, Note, Segment, Started
+from lamina.training.checkpoint import TrainState
+from lamina.training.event_log import EventLog
+from lamina.training.plan.time import measured_tokens_per_second
 from lamina.training.session import Session
+from lamina.training.step import costs_of, split_of
+
+# How much longer than evenly divided a step may take without a note.
+_UNEVEN = 1.2
+
+
+def announce(session: Session, state: TrainState, fusion: FusionReport, log: EventLog) -> None:
+    """Tells how the run runs, measures its speed, and shows an example.
+
+    Args:
+        session: The run's parts, with the model in `fast_path`.
+        state: Where the run stands.
+        fusion: How the model runs.
+        log: What is told.
+    """
+    model, parameters = session.base.model, list(session.tensors.values())
+    notes = [*fusion.notes, *kernel_notes(model.device, session.config.train.compile)]
+    if (idle := session.world.size - session.per_step * session.world.team_size) > 0:
+        notes.append(
+            f"A step has {session.per_step} micro-batches, so {idle} of {session.world.size} processes have nothing to "
+            "do. Raise train.gradient_accumulation_steps or train.global_batch_size, or start fewer."
+        )
+    elif session.world.size > 1:
+        teams = session.world.size // session.world.team_size
+        factor = balance(costs_of(model, session.epoch_plan(0)[: session.per_step]), teams)
+        if factor > _UNEVEN:
+            notes.append(
+                f"Processes wait for each other: a step takes {factor:.1f} times as long as if its {session.per_step} "
+                f"micro-batches could be divided evenly. Let their number be a multiple of {teams}."
+            )
+    for note in notes:
+        log.emit(Note(state.step, message=note))
+    sample = session.epoch_plan(0)[0]
+    parts = (model, session.head, session.loss, parameters, sample, fusion.layout)
+    speed = measured_tokens_per_second(*parts, split_of(session.world))
+    tokens_per_step = session.dataset.report.train.tokens / session.steps_per_epoch
+    left = (session.total_steps - state.step) * tokens_per_step
+    log.emit(
+        Started(
+            state.step,
+            total_steps=session.total_steps,
+            steps_per_epoch=session.steps_per_epoch,
+            modules=len(session.injection.layers),
+            trainable_parameters=count_parameters(parameters),
+            total_parameters=total_parameters(model),
+            dtype=str(session.base.dtype).removeprefix("torch."),
+            device=str(model.device),
+            gradient_checkpointing=fusion.recompute,
+            fused_layers=fusion.fused,
+            estimated_seconds=left / speed,
+            data_report=session.dataset.report.lines(),
+        )
+    )
+    log.emit(FirstExample(state.step, segments=colored_example(session)))
 
 
 def colored_example(session: Session) -> list[Segment]:

@@ -12,10 +12,13 @@ import psutil
 import torch
 
 from lamina import files
+from lamina.chat.template import ChatTemplate
 from lamina.compute.kernels import kernel_state
+from lamina.config import Config
 from lamina.data.dataset import Dataset
 from lamina.errors import RunError
 from lamina.machine.hardware import dtype_name
+from lamina.models.load import Base
 from lamina.progress import Notify
 from lamina.quantization.report import RoundingReport
 from lamina.runs import keep_places, moved_places
@@ -46,35 +49,41 @@ def _data_files(dataset: Dataset) -> list[DataFile]:
     return [DataFile(Path(file.path).name, file.sha256, file.rows) for file in dataset.report.files]
 
 
-def facts_of(session: Session) -> Manifest:
+def facts_of(base: Base, template: ChatTemplate, dataset: Dataset) -> Manifest:
     """What a run must have the same in all processes, and when it goes on."""
-    base = session.base
     return Manifest(
         base=BaseFacts(base.source.ref, base.fingerprint.tensors, base.fingerprint.config),
-        tokenizer=session.template.tokenizer_digest,
-        chat_template=session.template.digest,
-        data=_data_files(session.dataset),
+        tokenizer=template.tokenizer_digest,
+        chat_template=template.digest,
+        data=_data_files(dataset),
         threads=torch.get_num_threads(),
     )
 
 
+def shared_facts(base: Base, config: Config) -> dict[str, Any]:
+    """What all processes of a run must have the same, but not a run that goes on."""
+    packages = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    return {
+        "lamina": __version__,
+        "dtype": dtype_name(base.dtype),
+        "kernels": kernel_state(base.model.device, config.train.compile).name,
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
 def _write_manifest(session: Session, notify: Notify) -> None:
     run, base, before = session.run, session.base, session.run.manifest
-    facts = facts_of(session)
+    facts = facts_of(base, session.template, session.dataset)
     places: dict[str, str] = {}
     if before.base is not None:
         _check_unchanged(session, before, facts)
         places = keep_places(run, session.config)
-    packages = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
     now = dataclasses.replace(
         facts,
-        lamina=__version__,
+        **shared_facts(base, session.config),
         weights=BaseWeights.from_json(session.coverage.as_json(), base.packing and base.packing.as_json()),
-        dtype=dtype_name(base.dtype),
         device=str(base.model.device),
-        kernels=kernel_state(base.model.device, session.config.train.compile).name,
-        versions={"python": platform.python_version()}
-        | {package: importlib.metadata.version(package) for package in packages},
         hardware=Hardware(
             machine=platform.machine(),
             cpu=str(torch.cpu.get_capabilities().get("cpu_name", platform.processor())),

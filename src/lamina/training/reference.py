@@ -29,6 +29,7 @@ from lamina.config.losses import LossConfig
 from lamina.data.batch import Layout, build_units
 from lamina.data.example import EncodedExample
 from lamina.data.side import Side
+from lamina.distributed.world import ALONE, World
 from lamina.errors import StorageError, TrainingError
 from lamina.losses.answers import answer_log_probs
 from lamina.losses.pairs import REFERENCE
@@ -119,7 +120,14 @@ def turn_off_dropout(injection: Injection, notify: Notify) -> None:
 
 
 def with_reference(
-    side: Side, reference: Reference, head: Head, base: Base, kernels: str, notify: Notify, what: str
+    side: Side,
+    reference: Reference,
+    head: Head,
+    base: Base,
+    kernels: str,
+    notify: Notify,
+    what: str,
+    world: World = ALONE,
 ) -> Side:
     """Returns a side's examples with the reference's log-probabilities, from the cache if they are there.
 
@@ -131,6 +139,7 @@ def with_reference(
         kernels: See `kernels.use_backend`.
         notify: Told before anything that takes a while.
         what: Name of the side, for messages.
+        world: The processes that share the work.
     """
     if not len(side):
         return side
@@ -151,9 +160,10 @@ def with_reference(
                 notify(f"{doing}: {done / len(first):.0%} ...")
 
         with reference.active(), fast_path(base.model, kernels=kernels, longest=side.longest) as path:
-            return reference_log_probs([side[place] for place in first], base, head, path.layout, progress)
+            return reference_log_probs([side[place] for place in first], base, head, path.layout, progress, world)
 
-    flat = _cached(_key(reference, base, kernels, [digests[place] for place in first]), sum(counts.values()), compute)
+    key = _key(reference, base, kernels, [digests[place] for place in first])
+    flat = _cached(key, sum(counts.values()), compute, world)
     starts = dict(zip(first, np.cumsum([0, *counts.values()]).tolist(), strict=False))
     columns: dict[str, np.ndarray] = {}
     for place, digest in enumerate(digests):
@@ -170,6 +180,7 @@ def reference_log_probs(
     head: Head,
     layout: Layout,
     progress: Callable[[int], None] = lambda done: None,
+    world: World = ALONE,
 ) -> np.ndarray:
     """Computes the log-probabilities of the answers of each example and its companion, by the model as it is now.
 
@@ -179,24 +190,26 @@ def reference_log_probs(
         head: The model's parts.
         layout: How documents go through the model.
         progress: Called with the number of examples done.
+        world: The processes that share the work.
 
     Returns:
         float64, (sequences,): those of the first example, of its companion, of the second example, and so on.
     """
-    model, found, done = base.model, [], 0
+    model, found, done = base.model, dict[int, list[np.ndarray]](), 0
     training = model.training
     model.eval()
+    groups = list(_groups(examples))
     try:
-        for group in _groups(examples):
-            units = build_units([one for example in group for one in _both(example)], layout)
-            for unit in units:
+        for place, counts in world.walk([float(sum(map(len, group))) for group in groups]):
+            parts = found.setdefault(place, []) if counts else []
+            for unit in build_units([one for example in groups[place] for one in _both(example)], layout):
                 answers = answer_log_probs(model, head, [batch.to(model.device) for batch in unit])
-                found.append(answers.log_probs.cpu().numpy())
-            done += len(group)
+                parts.append(answers.log_probs.cpu().numpy())
+            done += len(groups[place])
             progress(done)
     finally:
         model.train(training)
-    return np.concatenate(found)
+    return np.concatenate([part for parts in world.collect(found, "the reference") for part in parts])
 
 
 def check_reference(
@@ -308,14 +321,24 @@ def _key(reference: Reference, base: Base, kernels: str, digests: Sequence[bytes
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _cached(key: str, size: int, compute: Callable[[], np.ndarray]) -> np.ndarray:
+def _cached(key: str, size: int, compute: Callable[[], np.ndarray], world: World) -> np.ndarray:
+    """What the first process has in its cache, or what all of them compute."""
     path = cache_folder() / "references" / f"{key}.npy"
-    with contextlib.suppress(OSError, ValueError):
-        found = np.load(path)
-        if found.shape == (size,) and np.isfinite(found).all():
-            os.utime(path)  # marks it as used now
-            return found
+
+    def read() -> np.ndarray | None:
+        with contextlib.suppress(OSError, ValueError):
+            found = np.load(path)
+            if found.shape == (size,) and np.isfinite(found).all():
+                os.utime(path)  # marks it as used now
+                return found
+        return None
+
+    found = world.once(read, "looking for the reference in the cache")
+    if found is not None:
+        return found
     found = compute()
+    if not world.is_first:
+        return found
     content = io.BytesIO()
     np.save(content, found)
     with contextlib.suppress(OSError, StorageError):  # without a cache, it is computed again next time

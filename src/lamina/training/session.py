@@ -23,8 +23,10 @@ from lamina.models.load import Base
 from lamina.optim import Schedule
 from lamina.runs import Run
 from lamina.structure.head import Head
+from lamina.training.checkpoint import optimizer_tensors
 from lamina.training.eval_sets import best_set
 from lamina.training.reference import Reference, check_reference
+from lamina.training.zero import ZeroEngine
 
 # `train.compile`, in the kernels' own terms.
 KERNELS: dict[str | bool, str] = {"auto": "auto", True: "compiled", False: "plain"}
@@ -54,6 +56,8 @@ class Session:
         start: The adapter that training starts from; None for a new one.
         reference: What the loss compares with; None if it needs none.
         world: The processes that train together.
+        strategy: How they share the work.
+        engine: DeepSpeed's, with that strategy.
     """
 
     config: Config
@@ -75,6 +79,8 @@ class Session:
     start: Adapter | None = None
     reference: Reference | None = None
     world: World = ALONE
+    strategy: str = "single"
+    engine: ZeroEngine | None = None
 
     @property
     def longest_document(self) -> int:
@@ -89,7 +95,16 @@ class Session:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch; the last one may have fewer micro-batches."""
-        return math.ceil(self.micro_batches / self.config.train.gradient_accumulation_steps)
+        return math.ceil(self.micro_batches / self.per_step)
+
+    @property
+    def per_step(self) -> int:
+        """Micro-batches in an optimizer step, over all processes together."""
+        return self.config.train.micro_batches_per_step
+
+    def moments(self) -> dict[str, torch.Tensor]:
+        """The optimizer's state, named `KEY/TENSOR`; with DeepSpeed, all processes must ask."""
+        return optimizer_tensors(self.tensors, self.optimizer) if self.engine is None else self.engine.moments()
 
     def check_reference(self, layout: Layout) -> str:
         """Checks that the model as training starts is its reference, where that is so; see `reference.check_reference`.

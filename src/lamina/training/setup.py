@@ -14,6 +14,7 @@ from lamina.chat.bare import BARE
 from lamina.chat.template import ChatTemplate, build_template, template_of
 from lamina.compute.kernels import prepare_kernels
 from lamina.config import Config
+from lamina.config.optimizers import OPTIMIZERS
 from lamina.data.batch import Documents
 from lamina.data.dataset import Dataset, build_dataset
 from lamina.data.example import Kind
@@ -35,9 +36,10 @@ from lamina.structure.positions import declared_positions, has_position_table
 from lamina.training.base import load_for_training
 from lamina.training.new_rows import train_new_rows
 from lamina.training.rate import with_learning_rate
-from lamina.training.record import facts_of, write_what_is_known
+from lamina.training.record import facts_of, shared_facts, write_what_is_known
 from lamina.training.reference import Reference, find_reference, turn_off_dropout, with_reference
 from lamina.training.session import KERNELS, Session
+from lamina.training.share import choose_strategy, divide, form_teams, zero_engine
 from lamina.training.start import check_start_fits, new_adapter, prepare_new, put_on, read_start
 
 
@@ -54,9 +56,16 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
     Raises:
         LaminaError: Model, data or configuration cannot be used; see the parts' own functions.
     """
+    if world.size > 1 and OPTIMIZERS[config.train.optim].layerwise:
+        message = (
+            f"'{config.train.optim}' updates each tensor amid the backward, before {world.size} processes can add up"
+        )
+        raise ConfigError(Problem("train.optim", message, f"use {config.train.optim.removesuffix('_layerwise')}"))
     prepare_kernels(default_device(), config.train.compile, notify)
     start, loss = read_start(config, run), build_loss(config.loss)
-    base = base or load_for_training(config, start, notify)
+    strategy = choose_strategy(config, world, notify)
+    divided = strategy == "fsdp"
+    base = base or load_for_training(config, start, notify, divided)
     for note in () if base.added is None else base.added.notes():
         notify(note)
     completed = config if start is not None else train_new_rows(config, base)
@@ -76,18 +85,24 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         _check_stop_token(dataset, template)
     template = _template_in_use(dataset, template, config, notify)
     check_vocabulary(dataset, base.model, template)
-    steps_per_epoch = math.ceil(dataset.report.micro_batches / config.train.gradient_accumulation_steps)
+    _agree(config, base, template, dataset, world)
+    steps_per_epoch = math.ceil(dataset.report.micro_batches / config.train.micro_batches_per_step)
     loss.study(dataset.train, len(dataset.train) / steps_per_epoch, notify)
     head = find_head(base.model)
     injection = _adapter(completed, base, dataset, start, loss, notify)
+    # Initializations that decompose matrices may round otherwise on another kind of processor.
+    world.copy_from_first(injection.tensors().values())
     coverage = find_coverage(injection)
     for note in coverage.notes():
         notify(note)
+    if divided:
+        notify(divide(base.model, config.distributed, world).line())
+    form_teams(config, injection, loss, world)
     head = _head_after_injection(head, injection)
     reference = find_reference(config.loss, injection, base, start)
     if reference is not None:
         turn_off_dropout(injection, notify)
-    dataset = _arranged(dataset, config, loss, reference, head, base, notify)
+    dataset = _arranged(dataset, config, loss, reference, head, base, notify, world)
     tensors = injection.tensors()
     optimizer = build_optimizer(config.train, tensors, injection.fast_tensors(), injection.vocabulary_tensors(), notify)
 
@@ -98,6 +113,8 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         batch_size * (config.data.max_length if config.data.packing else dataset.report.train.longest),
         dataset.report.train.longest,
     )
+    hooks = find_method(config.method.type).hooks(injection, total)
+    engine = zero_engine(config, base.dtype, tensors, optimizer, hooks, world) if strategy == "deepspeed" else None
     session = Session(
         config=config,
         run=run,
@@ -109,8 +126,8 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         injection=injection,
         coverage=coverage,
         tensors=tensors,
-        hooks=find_method(config.method.type).hooks(injection, total),
-        optimizer=optimizer,
+        hooks=hooks,
+        optimizer=optimizer if engine is None else engine.optimizer,
         schedule=build_schedule(config.train, total),
         micro_batches=micro_batches,
         total_steps=total,
@@ -118,14 +135,28 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         start=start,
         reference=reference,
         world=world,
+        strategy=strategy,
+        engine=engine,
     )
-    for what, value in facts_of(session).as_json().items():
-        world.same_everywhere(what, json.dumps(value, sort_keys=True))
-    world.once(lambda: write_what_is_known(session, notify))
+    world.once(lambda: write_what_is_known(session, notify), "writing the manifest")
     if dataset.eval_sets:
         sets = ", ".join(f"{name} ({len(dataset.eval[chosen])} rows)" for name, chosen in dataset.eval_sets.items())
         notify(f"Evaluation sets: {sets}. The loss on {session.best_set} picks the best checkpoint (train.best_eval).")
     return session
+
+
+def _agree(config: Config, base: Base, template: ChatTemplate, dataset: Dataset, world: World) -> None:
+    """Makes sure that all processes train on the same base and data, with the same software.
+
+    Raises:
+        RunError: One has something else.
+    """
+    if world.size == 1:
+        return
+    facts = facts_of(base, template, dataset).as_json() | shared_facts(base, config)
+    files = {f"the data file {file['file']}": file for file in facts.pop("data")}
+    parts = {f"the base's {name}": fact for name, fact in facts.pop("base").items() if name != "ref"}
+    world.same_everywhere({name: json.dumps(fact, sort_keys=True) for name, fact in (facts | parts | files).items()})
 
 
 def is_only_text(dataset: Dataset) -> bool:
@@ -208,6 +239,7 @@ def _arranged(
     head: Head,
     base: Base,
     notify: Notify,
+    world: World,
 ) -> Dataset:
     """The data with what the loss needs beside the rows themselves."""
     sides = {"training": dataset.train, "evaluation": dataset.eval}
@@ -215,7 +247,7 @@ def _arranged(
         sides[what] = loss.arrange(side, config.seed, config.data.max_length)
         if reference is not None:
             kernels = KERNELS[config.train.compile]
-            sides[what] = with_reference(sides[what], reference, head, base, kernels, notify, what)
+            sides[what] = with_reference(sides[what], reference, head, base, kernels, notify, what, world)
     return dataclasses.replace(dataset, train=sides["training"], eval=sides["evaluation"])
 
 

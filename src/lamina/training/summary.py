@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import dataclass
 
 from lamina.methods.shared.counts import count_parameters, total_parameters
 from lamina.runs import events
@@ -11,13 +12,31 @@ from lamina.training.checkpoint import TrainState
 from lamina.training.session import Session
 
 
-def summarise(session: Session, state: TrainState, digest: str) -> Summary:
+@dataclass(frozen=True)
+class Together:
+    """How the processes of a run worked together.
+
+    Attributes:
+        world_size: How many there were.
+        strategy: How they shared the work.
+        communication_seconds: Time in communication of the process that waited least for others.
+        peak_memory_by_rank: Peak memory of each process, in bytes.
+    """
+
+    world_size: int
+    strategy: str
+    communication_seconds: float
+    peak_memory_by_rank: list[int]
+
+
+def summarise(session: Session, state: TrainState, digest: str, together: Together) -> Summary:
     """The summary of a run that has saved its adapter.
 
     Args:
         session: The run's parts.
         state: Where it ended.
         digest: Of the adapter.
+        together: How its processes worked together.
     """
     run, train = session.run, session.config.train
     steps = [event.step_seconds for event in run.events(events.Step)]
@@ -47,5 +66,9 @@ def summarise(session: Session, state: TrainState, digest: str) -> Summary:
         reference=session.reference and session.reference.digest,
         eval_metrics_first=state.eval_metrics_first or None,
         eval_metrics=(state.best_eval_metrics if best else state.eval_metrics_last) or None,
+        world_size=together.world_size,
+        strategy=together.strategy,
+        communication_seconds=together.communication_seconds,
+        peak_memory_by_rank=together.peak_memory_by_rank,
         figures=session.hooks.figures() | session.loss.figures(),
     )

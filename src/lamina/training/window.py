@@ -27,7 +27,15 @@ class Window:
         self.results.append(result)
         self.seconds += seconds
 
-    def close(self, step: int, learning_rate: float, epoch: float, memory_bytes: int) -> Step:
+    def close(
+        self,
+        step: int,
+        learning_rate: float,
+        epoch: float,
+        memory_bytes: int,
+        memory_by_rank: list[int] | None = None,
+        seconds_by_rank: list[float] | None = None,
+    ) -> Step:
         """The line for the steps in it, of which there must be one at least; it is empty then.
 
         Args:
@@ -35,6 +43,8 @@ class Window:
             learning_rate: Of that one.
             epoch: How far the run is.
             memory_bytes: The run's peak so far.
+            memory_by_rank: Peak memory of each process; None for a single one.
+            seconds_by_rank: Time that each process computed in the last step.
         """
         results, seconds = self.results, self.seconds
         self.results, self.seconds = [], 0.0
@@ -50,6 +60,8 @@ class Window:
             step_seconds=seconds / len(results),
             epoch=epoch,
             memory_bytes=memory_bytes,
+            memory_by_rank=memory_by_rank,
+            seconds_by_rank=seconds_by_rank,
         )
 
 

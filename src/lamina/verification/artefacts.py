@@ -122,13 +122,18 @@ def resumed_is_unbroken(config: Config, folder: Path) -> list[Measure]:
 
     Both runs stop at that checkpoint, because the rest, such as recording probes, takes longer than these few steps.
     """
-    unbroken, broken = _in_folder(config, folder / "unbroken"), _in_folder(config, folder / "broken")
+    unbroken, broken = in_folder(config, folder / "unbroken"), in_folder(config, folder / "broken")
     _train_until(unbroken, CheckpointSaved, STEPS)
     _train_until(broken, Step, SAVE_STEPS + 1)
     _train_until(broken, CheckpointSaved, STEPS, resume=True)
-    ours, plain = _last_checkpoint(broken), _last_checkpoint(unbroken)
-    why = "0, because adapter, optimizer, random state and place in the data are all restored"
-    return [Measure(part, _largest_difference(ours[part], plain[part]), 0.0, why) for part in plain]
+    why = "0, because adapter, optimizer, random numbers and place in the data are all restored"
+    return checkpoints_differ(broken, unbroken, why)
+
+
+def checkpoints_differ(ours: Config, plain: Config, why: str) -> list[Measure]:
+    """Compares the last checkpoints of two runs, which must be the same for the reason given."""
+    found, expected = _last_checkpoint(ours), _last_checkpoint(plain)
+    return [Measure(part, _largest_difference(found[part], expected[part]), 0.0, why) for part in expected]
 
 
 class _Cut(BaseException):
@@ -145,13 +150,13 @@ def _train_until(config: Config, kind: type[Event], step: int, resume: bool = Fa
 
 
 def _last_checkpoint(config: Config) -> dict[str, dict[str, torch.Tensor]]:
-    """Loads the tensors of the adapter, the optimizer, the method and the random state from the last checkpoint."""
+    """Loads the tensors of the adapter, the optimizer and the method from the last checkpoint."""
     path = newest_checkpoint(Run(Path(config.output_dir)).checkpoints)
     assert path is not None
     return {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
 
 
-def _in_folder(config: Config, folder: Path) -> Config:
+def in_folder(config: Config, folder: Path) -> Config:
     return config.model_copy(update={"output_dir": str(folder)})
 
 

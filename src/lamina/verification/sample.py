@@ -108,6 +108,7 @@ def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
         "max_steps": STEPS,
         "save_steps": SAVE_STEPS,
         "per_device_train_batch_size": 1,
+        "global_batch_size": None,
         "gradient_accumulation_steps": 1 if OPTIMIZERS[config.train.optim].layerwise else 2,
         "warmup_ratio": 0.0,
         "warmup_steps": 0,

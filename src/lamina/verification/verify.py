@@ -24,6 +24,7 @@ from lamina.runs.events import Note, OnEvent
 from lamina.training.setup import build_session
 from lamina.verification.artefacts import Saved, merged_is_adapter, resumed_is_unbroken, save, saved_is_loaded
 from lamina.verification.paths import Paths, fill_adapter
+from lamina.verification.processes import many_is_one
 from lamina.verification.report import Check, Measure, Skipped, Verification, VerifyCheck
 from lamina.verification.sample import SAVE_STEPS, STEPS, cut_down, quickstart_config
 
@@ -36,6 +37,7 @@ def verify(
     on_event: OnEvent | None = None,
     *,
     overrides: Iterable[str] = (),
+    nproc: int = 1,
 ) -> Verification:
     """Checks that training is exact for a configuration: its model, method, dtype and a few documents of its data.
 
@@ -43,6 +45,7 @@ def verify(
         config: A `Config`, or what `load_config` takes; by default the quickstart's model and data.
         on_event: Called with a `Note` before what takes a while, and with a `VerifyCheck` as each is made.
         overrides: `key.sub=value` strings laid over the configuration.
+        nproc: Compares training in so many processes with training in one.
 
     Returns:
         A check for each comparison; `passed` if none failed.
@@ -57,7 +60,7 @@ def verify(
         config = quickstart_config(folder, overrides) if config is None else load_config(config, overrides)
         notify = lambda message: tell(Note(len(checks), message=message))  # noqa: E731
         sample = cut_down(config, folder, notify)
-        for check in _checks(sample.config, folder, notify):
+        for check in _checks(sample.config, folder, notify, nproc):
             checks.append(check)
             tell(VerifyCheck(len(checks), check=check))
     return Verification(
@@ -71,7 +74,7 @@ def verify(
     )
 
 
-def _checks(config: Config, folder: Path, notify: Notify) -> Iterator[Check]:
+def _checks(config: Config, folder: Path, notify: Notify, nproc: int) -> Iterator[Check]:
     saved = yield from _checks_in_memory(config, folder, notify)
     notify("Loading the saved adapter, and merging it ...")
     yield _check(
@@ -88,9 +91,17 @@ def _checks(config: Config, folder: Path, notify: Notify) -> Iterator[Check]:
     yield _check(
         "resumed = unbroken",
         f"{STEPS} optimizer steps, and the same cut in step {SAVE_STEPS + 1} and resumed: adapter, optimizer and "
-        "random state in the last checkpoint",
+        "method in the last checkpoint",
         lambda: resumed_is_unbroken(config, folder),
     )
+    if nproc > 1:
+        notify(f"Training a few steps in one process, and once more in {nproc} ...")
+        yield _check(
+            "many = one",
+            f"{STEPS} optimizer steps in one process, and the same in {nproc}, with as many threads each: adapter, "
+            "optimizer and method in the last checkpoint",
+            lambda: many_is_one(config, folder, nproc),
+        )
 
 
 def _checks_in_memory(config: Config, folder: Path, notify: Notify) -> Generator[Check, None, Saved]:

@@ -21,7 +21,8 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
     layout = batch.layout
     if layout.own_attention and not layout.together:
         return {"input_ids": batch.input_ids, "use_cache": False}
-    filler = repeating_size(batch.tokens) - batch.tokens if batch.input_ids.device.type == "cpu" else 0
+    pads = batch.input_ids.device.type == "cpu" and batch.parts == 1
+    filler = repeating_size(batch.tokens) - batch.tokens if pads else 0
     positions = torch.arange(filler, device=batch.input_ids.device)[None]
     inputs = {
         "input_ids": F.pad(batch.input_ids, (0, filler)),

@@ -35,6 +35,7 @@ from lamina.compute.kernels import checkpoint_contexts, use_backend
 from lamina.compute.ops.adapter import AdapterModule
 from lamina.compute.ops.attention import Unsupported, packed_attention
 from lamina.compute.ops.pool import Pool, Scratch
+from lamina.compute.weights.sharded import whole
 from lamina.data.batch import PACKED, Layout
 from lamina.errors import ModelError
 from lamina.structure.layers import decoder_layers
@@ -118,7 +119,11 @@ Decision = Recompute | Callable[[FusionReport], Recompute]
 
 @contextlib.contextmanager
 def fast_path(
-    model: PreTrainedModel, recompute: Decision = False, kernels: str = "auto", longest: int | None = None
+    model: PreTrainedModel,
+    recompute: Decision = False,
+    kernels: str = "auto",
+    longest: int | None = None,
+    fuse: bool = True,
 ) -> Iterator[FusionReport]:
     """Runs a model inside the block by the fastest strategy that reproduces its own outputs.
 
@@ -131,13 +136,14 @@ def fast_path(
             memory.
         kernels: See `kernels.use_backend`.
         longest: Tokens of the longest document; by default the model's number of positions.
+        fuse: Whether layers may be fused; parts of documents go through layers that are not.
 
     Yields:
         What was fused, and the layout to batch documents in.
     """
     with use_backend(kernels):
         selection = _Selection(model, longest or declared_positions(model) or UNKNOWN_LENGTH)
-        for strategy in STRATEGIES:
+        for strategy in STRATEGIES if fuse else [each for each in STRATEGIES if not each.fused]:
             with ExitStack() as stack:
                 report = selection.enter(stack, strategy, recompute)
                 if report is not None:
@@ -286,7 +292,8 @@ def fused_layers(model: PreTrainedModel, recompute: Decision = False) -> Iterato
             if isinstance(observed, str):
                 reasons.append(observed)
                 continue
-            spec = recognize(layer, observed, scratch)
+            with whole(layer):
+                spec = recognize(layer, observed, scratch)
             if not isinstance(spec, str):
                 specs[layer] = spec
                 continue

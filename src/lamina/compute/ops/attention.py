@@ -28,6 +28,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from lamina.compute.kernels import kernels_for, native
 from lamina.compute.ops import flash
 from lamina.compute.ops.flash import FlashCall, FlashState
+from lamina.compute.ops.sequence import current_split, gather_heads, own_heads, whole_documents
 from lamina.errors import ModelError
 from lamina.machine.quiet import quiet_transformers
 from lamina.structure.layers import text_decoder
@@ -132,6 +133,11 @@ def packed_attention_forward(
         Unsupported: The layer asks for more than that.
     """
     lengths = document_lengths or _call.lengths or [query.shape[2]]
+    if (split := current_split()) is not None and attention_prefix is None:  # with a prefix, parts are refused below
+        s_aux = None if s_aux is None else own_heads(s_aux, split)
+        settings = (attention_mask, dropout, scaling, sliding_window, softcap, s_aux, is_causal, lengths)
+        with whole_documents(query, key, value, split) as parts:
+            return gather_heads(packed_attention_forward(module, *parts, *settings, **others)[0], split), None
     _check_call(module, query, attention_mask, lengths, is_causal, others)
     if attention_prefix is not None:
         layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]

@@ -11,7 +11,7 @@ products. The zeros between the blocks cost little at a small rank. At a higher 
 with its own rank-sized products in the appended columns.
 
 The layers' weights become views into that matrix, so nothing is stored twice. Packed weights, in 4 or 8 bits, are
-dequantized for each product into a buffer that all groups share.
+dequantized for each product into a buffer that all groups share, and weights that are sharded over processes copied.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from lamina.compute.ops.pool import Scratch
 from lamina.compute.ops.row_forms import LowRank
 from lamina.compute.weights import PackedLinear
 from lamina.compute.weights.mapped import drop_pages
+from lamina.compute.weights.sharded import is_sharded
 
 # Layers share a product if its zeros are at most this share of the weights. Measured in bfloat16, with 2,048 tokens and
 # widths of 576 to 2,048: separate products take 0.99 to 1.05 of the time at a share of 0.03, 0.92 to 1.01 at 0.09, and
@@ -89,7 +90,7 @@ class LinearGroup:
         self._slots = self._columns if self._shared else [slice(0, rank) for rank in ranks]
         weight = linears[0].weight
         self._scratch = scratch or Scratch()
-        self._packed = any(isinstance(linear, PackedLinear) for linear in linears)
+        self._packed = any(isinstance(linear, PackedLinear) or is_sharded(linear) for linear in linears)
         self._A = weight.new_empty(self.rank, self.in_features)
         if self._packed:
             self._scaled_B = weight.new_zeros(self.out_features, self.extra_width)

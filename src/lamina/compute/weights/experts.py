@@ -129,6 +129,8 @@ class PackedStack(nn.Module, ExpertWeights):
 
 def count_weights(model: nn.Module) -> int:
     """Counts the parameters of a model, including packed weights; shared parameters count once."""
-    packed = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, PackedLinear))
+    modules = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    stored = {id(t) for module in modules for name, t in module.named_parameters() if name in module.divisible}
+    packed = sum(module.in_features * module.out_features for module in modules)
     packed += sum(module.numel() for module in model.modules() if isinstance(module, PackedStack))
-    return packed + sum(parameter.numel() for parameter in model.parameters())
+    return packed + sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in stored)

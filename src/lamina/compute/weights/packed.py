@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -86,7 +86,10 @@ class PackedLinear(nn.Module, ABC):
         dtype: The dtype that W is dequantized to.
         bias: Frozen bias (out_features,), or None.
         correction: Where LoftQ's A and B for this weight are stored; None without LoftQ.
+        divisible: Names of the tensors that grow with the weight, which can be divided over processes.
     """
+
+    divisible: ClassVar[tuple[str, ...]] = ("packed", "absmax", "nested_absmax", "scales")
 
     packed: torch.Tensor
     bias: nn.Parameter | None

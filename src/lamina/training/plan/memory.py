@@ -51,7 +51,9 @@ def _mean(value: Any) -> float:
     return sum(found) / len(found) if found else 0.0
 
 
-def choose_checkpointing(setting: bool | str, model: PreTrainedModel, tokens: int, fused: bool) -> Recompute:
+def choose_checkpointing(
+    setting: bool | str, model: PreTrainedModel, tokens: int, fused: bool, processes: int = 1
+) -> Recompute:
     """Resolves `gradient_checkpointing`: `auto` recomputes only if activations would not fit, and as little as
     possible.
 
@@ -60,10 +62,12 @@ def choose_checkpointing(setting: bool | str, model: PreTrainedModel, tokens: in
         model: The model with its adapter.
         tokens: Number of tokens in the largest micro-batch.
         fused: Whether every layer is fused; only fused layers support `selective`.
+        processes: Number of processes that share this machine's memory; each GPU is one's own.
     """
     if setting == "selective" or isinstance(setting, bool):
         return setting
-    available = _SHARE_FOR_ACTIVATIONS * available_bytes(model.device)
+    sharing = processes if model.device.type == "cpu" else 1
+    available = _SHARE_FOR_ACTIVATIONS * available_bytes(model.device) / sharing
     if activation_bytes(model, tokens, "fused" if fused else "unfused") <= available:
         return False
     return "selective" if fused and activation_bytes(model, tokens, "selective") <= available else True

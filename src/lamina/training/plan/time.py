@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lamina.compute.ops.sequence import Split, splitting
 from lamina.data.batch import PACKED, Layout, build_units
 from lamina.data.example import EncodedExample
 from lamina.distributed.world import ALONE
@@ -24,6 +25,7 @@ def measured_tokens_per_second(
     parameters: Sequence[nn.Parameter],
     examples: Sequence[EncodedExample],
     layout: Layout = PACKED,
+    split: Split | None = None,
 ) -> float:
     """Measures tokens per second of a forward and a backward over one micro-batch, after one to warm up.
 
@@ -36,12 +38,17 @@ def measured_tokens_per_second(
         parameters: The adapter's tensors.
         examples: A micro-batch as in training.
         layout: How its documents are batched.
+        split: How processes divide them.
     """
     (examples,) = loss.over_step(model, head, [examples], layout, ALONE)
-    units = [[batch.to(model.device) for batch in unit] for unit in build_units(examples, layout)]
+    units = build_units(examples, layout)
+    tokens = sum(batch.tokens for unit in units for batch in unit)
+    if split is not None:
+        units = [[batch.part(split.part, split.parts) for batch in unit] for unit in units]
+    units = [[batch.to(model.device) for batch in unit] for unit in units]
     count = loss.count(examples)
     seconds = float("inf")
-    with kept_generators(model.device):
+    with kept_generators(model.device), splitting(split):
         for _ in range(2):
             began = time.perf_counter()
             for unit in units:
@@ -51,4 +58,4 @@ def measured_tokens_per_second(
             seconds = min(seconds, time.perf_counter() - began)
             for parameter in parameters:
                 parameter.grad = None
-    return sum(batch.tokens for unit in units for batch in unit) / seconds
+    return tokens / seconds

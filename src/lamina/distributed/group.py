@@ -1,0 +1,304 @@
+"""`Group`: the world of several processes, over torch's process group.
+
+Whoever starts the processes (`lamina train --nproc`, torchrun, `accelerate launch`, a Kubernetes TrainJob) sets RANK,
+WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Numbers and decisions travel over gloo, also where the tensors are on GPUs, and
+each exchange has a name: when a process is late or gone, the others say which one, and what it did not reach.
+
+An error in one process ends all of them with one message. That process writes the error to the store that the launcher
+holds and closes its connections, so the others, waiting in an exchange, notice, read the error, and raise it too.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import datetime
+import itertools
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from lamina.distributed.failure import Failure, LostRankError, PeerError
+from lamina.distributed.ranks import restarts
+from lamina.distributed.world import World
+from lamina.errors import LaminaError, RunError
+
+T = TypeVar("T")
+
+# Seconds that a process waits for the store that all of them share.
+_STORE_TIMEOUT = 600.0
+# Seconds between two signs of life, and after how many without one a process seems to be gone.
+_BEAT = 0.4
+_SILENCE = 5.0
+
+# Seconds to wait for the error of a process whose connection closed, and for signs of life.
+_GRACE = 2.0
+_POLL = 0.02
+
+# What torch says of a connection that broke.
+_BROKEN = ("connection", "peer", "timed out", "socket")
+
+
+class Group(World):
+    """One of several processes.
+
+    Args:
+        store: Key-value store that all processes share.
+        rank: Which process this is.
+        size: How many there are.
+        local_size: How many of them share this machine.
+        backend: Of torch's process group; None if the caller has opened one.
+    """
+
+    def __init__(self, store: Store, rank: int, size: int, local_size: int, backend: str | None = "gloo") -> None:
+        self.rank, self.size, self.local_size = rank, size, local_size
+        self.communication_seconds = 0.0
+        self.host = socket.gethostname()
+        self._store = PrefixStore(f"lamina/{restarts()}", store)
+        self._backend = backend
+        self._pg: dist.ProcessGroup | None = None
+        self._team: dist.ProcessGroup | None = None
+        self._exchanges = 0
+        self._store.set(f"host/{rank}", self.host)
+        self._ended = threading.Event()
+        self._life = threading.Thread(target=self._beat, daemon=True)
+        self._life.start()
+        atexit.register(self._end)  # before the interpreter takes its threads down
+
+    def gather(self, value: T, what: str) -> list[T]:
+        everybody: list[Any] = [None] * self.size
+        with self.exchanging(what) as group:
+            dist.all_gather_object(everybody, (what, value), group=group)
+        reached = {name: rank for rank, (name, _) in reversed(list(enumerate(everybody)))}
+        if len(reached) > 1:
+            shown = ", ".join(f"{self.host_of(rank)} at {name!r}" for name, rank in reached.items())
+            raise RunError(
+                f"the processes went different ways: {shown}. Fix: this is a bug; report it with the config."
+            )
+        return [value for _, value in everybody]
+
+    def add_up(self, tensor: torch.Tensor) -> None:
+        with self.exchanging("adding up the gradients") as group:
+            dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=group if tensor.device.type == "cpu" else None)
+            if tensor.device.type == "cuda":
+                torch.cuda.synchronize(tensor.device)
+
+    def form_teams(self, size: int) -> None:
+        """Lets every `size` processes in a row work on the same micro-batches."""
+        timeout = datetime.timedelta(seconds=self.timeout)
+        with self.exchanging("forming teams"):
+            for first in range(0, self.size, size):
+                team = dist.new_group(list(range(first, first + size)), timeout=timeout)
+                if first <= self.rank < first + size:
+                    assert isinstance(team, dist.ProcessGroup)
+                    self._team = team
+        self.team_size = size
+
+    def exchange(self, tensor: torch.Tensor) -> torch.Tensor:
+        found = torch.empty_like(tensor)
+        with self.exchanging("exchanging heads"):
+            dist.all_to_all_single(found, tensor, group=self._team)
+        return found
+
+    def copy_from_first(self, tensors: Iterable[torch.Tensor]) -> None:
+        for tensor in tensors:
+            with self.exchanging("copying the adapter") as group:
+                whole = tensor.detach().contiguous()
+                dist.broadcast(whole, src=0, group=group if tensor.device.type == "cpu" else None)
+                with torch.no_grad():
+                    tensor.copy_(whole)
+
+    def once(self, work: Callable[[], T], what: str) -> T:
+        box: list[Any] = [None]
+        failure: Failure | None = None
+        error: Exception | None = None
+        if self.is_first:
+            try:
+                box = [work()]
+            except Exception as raised:
+                error, failure = raised, Failure.of(raised, self.rank, self.host)
+        failure = self.gather(failure, what)[0]
+        if error is not None:
+            raise error
+        if failure is not None:
+            raise PeerError(failure)
+        with self.exchanging(what) as group:
+            dist.broadcast_object_list(box, src=0, group=group)
+        return box[0]
+
+    def mesh(self, parts: int | None = None) -> DeviceMesh:
+        """Returns the processes as a mesh for a sharded base.
+
+        Args:
+            parts: Number of processes that share one base, a divisor of all; None for all of them.
+        """
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        with self.exchanging("dividing the base"):
+            if parts in (None, self.size):
+                return init_device_mesh(device, (self.size,), mesh_dim_names=("shard",))
+            assert parts is not None
+            return init_device_mesh(device, (self.size // parts, parts), mesh_dim_names=("copy", "shard"))
+
+    def host_of(self, rank: int) -> str:
+        host = self._read(f"host/{rank}") or "unknown host"
+        return f"rank {rank} ({host})"
+
+    def explain(self, error: Exception) -> Exception:
+        words = str(error).lower()
+        broken = isinstance(error, RuntimeError) and any(word in words for word in _BROKEN)
+        return self._explain("running the model", error) if broken else error
+
+    def report(self, error: BaseException) -> None:
+        """Tells the others of the error that ends this process, unless one has told already, and hangs up."""
+        failure = Failure.of(error, self.rank, self.host)
+        with contextlib.suppress(RuntimeError):
+            self._store.compare_set("failure", "", failure.as_json())
+        self.leave()
+
+    def first_failure(self, wait: float = 0.0) -> Failure | None:
+        """Returns the error that ended the first process that failed; None if there is none within `wait` seconds."""
+        end = time.monotonic() + wait
+        while True:
+            if text := self._read("failure"):
+                return Failure.from_json(text)
+            if time.monotonic() >= end:
+                return None
+            time.sleep(_POLL)
+
+    def tell(self) -> None:
+        """Says that the message is on the user's screen, so that the other processes may end."""
+        with contextlib.suppress(RuntimeError):
+            self._store.set("told", "1")
+
+    def was_told(self) -> bool:
+        """Waits until the first process has told the user; false if it seems to be gone."""
+        beat, seen = self._read("beat/0"), time.monotonic()
+        while not self._read("told"):
+            time.sleep(_POLL)
+            if (now := self._read("beat/0")) != beat:
+                beat, seen = now, time.monotonic()
+            if time.monotonic() - seen > _SILENCE:
+                return False
+        return True
+
+    def leave(self) -> None:
+        """Closes the connections to the others."""
+        if self._pg is not None:
+            self._pg = None
+            if self._backend is not None:
+                # In a thread, since NCCL may wait for what will never come.
+                closing = threading.Thread(target=_close, daemon=True)
+                closing.start()
+                closing.join(_GRACE)
+
+    def _beat(self) -> None:
+        """Shows the others that this process is alive, whatever it is waiting for."""
+        with contextlib.suppress(RuntimeError):  # the store is gone
+            for number in itertools.count():
+                self._store.set(f"beat/{self.rank}", str(number))
+                if self._ended.wait(_BEAT):
+                    return
+
+    def _end(self) -> None:
+        self._ended.set()
+        self._life.join(_GRACE)
+
+    @contextlib.contextmanager
+    def exchanging(self, what: str) -> Iterator[dist.ProcessGroup]:
+        """Names what this process has reached, and turns a broken connection into the error behind it."""
+        began = time.perf_counter()
+        self._exchanges += 1
+        try:
+            self._store.set(f"at/{self.rank}", f"{self._exchanges} {what}")
+            if self._pg is None:
+                self._pg = self._open()
+            yield self._pg
+        except RuntimeError as error:
+            raise self._explain(what, error) from error
+        finally:
+            self.communication_seconds += time.perf_counter() - began
+
+    def _open(self) -> dist.ProcessGroup:
+        """Opens torch's group once every process is there, or has failed before."""
+        self._store.set(f"here/{self.rank}", "1")
+        end = time.monotonic() + self.timeout
+        while not self._store.check([f"here/{rank}" for rank in range(self.size)]):
+            if failure := self.first_failure():
+                raise PeerError(failure)
+            if time.monotonic() >= end:
+                raise self._late("the start", [r for r in range(self.size) if not self._read(f"here/{r}")])
+            time.sleep(_POLL)
+        timeout = datetime.timedelta(seconds=self.timeout)
+        if self._backend is None:
+            group = dist.new_group(backend="gloo", timeout=timeout)
+        else:
+            store = PrefixStore("group", self._store)
+            dist.init_process_group(self._backend, store=store, rank=self.rank, world_size=self.size, timeout=timeout)
+            group = dist.group.WORLD
+        assert isinstance(group, dist.ProcessGroup)
+        return group
+
+    def _explain(self, what: str, error: Exception) -> LaminaError:
+        """Finds out why an exchange failed."""
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        beats = {rank: self._read(f"beat/{rank}") for rank in others}
+        if failure := self.first_failure(_GRACE):
+            return PeerError(failure)
+        behind = [rank for rank in others if int((self._read(f"at/{rank}") or "0").split()[0]) < self._exchanges]
+        if "timed out" in str(error).lower() and behind:
+            return self._late(what, behind)
+        gone = [rank for rank in others if self._read(f"beat/{rank}") == beats[rank]]
+        named = ", ".join(map(self.host_of, gone)) or "another process"
+        return LostRankError(
+            f"{named} is gone (killed, or its machine is down): the connection broke at {what!r}. "
+            "Fix: start the same command again with --resume.",
+            gone,
+        )
+
+    def _late(self, what: str, ranks: list[int]) -> LostRankError:
+        shown = "; ".join(
+            f"{self.host_of(rank)} has not reached {what!r}, and was last at "
+            f"{(self._read(f'at/{rank}') or '0 nothing').partition(' ')[2]!r}"
+            for rank in ranks[:4]
+        )
+        return LostRankError(
+            f"{shown}, within {self.timeout:g} s (distributed.timeout). Fix: look at what it is doing there, then "
+            "start the same command again with --resume.",
+            ranks,
+        )
+
+    def _read(self, key: str) -> str:
+        """Returns a value of the store; empty if there is none, or the store is gone."""
+        with contextlib.suppress(RuntimeError):
+            if self._store.check([key]):
+                return self._store.get(key).decode()
+        return ""
+
+
+def _close() -> None:
+    with contextlib.suppress(RuntimeError, ValueError):
+        dist.destroy_process_group()
+
+
+def join(environment: Mapping[str, str] | None = None) -> Group:
+    """Joins the processes that the environment names; the connections are opened by the first exchange."""
+    environment = os.environ if environment is None else environment
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    local_size = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    if dist.is_initialized():  # by a trainer around this one, such as Ray Train's
+        store = dist.distributed_c10d._get_default_store()
+        return Group(store, dist.get_rank(), dist.get_world_size(), local_size, None)
+    rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    store, _, _ = next(rendezvous("env://", rank, size, timeout=datetime.timedelta(seconds=_STORE_TIMEOUT)))
+    backend = "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo"
+    return Group(store, rank, size, local_size, backend)

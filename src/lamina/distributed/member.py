@@ -1,0 +1,71 @@
+"""Membership in a group of processes for the time of a block: how each begins, and how all of them end together."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from lamina.distributed.failure import Failure, PeerError
+from lamina.distributed.ranks import is_one_of_several
+from lamina.errors import ConfigError, Interrupted
+
+if TYPE_CHECKING:
+    from lamina.distributed.group import Group
+
+
+class Silenced(Exception):
+    """Ends a process whose error another one reports.
+
+    Attributes:
+        exit_code: Exit code of the command.
+    """
+
+    def __init__(self, failure: Failure) -> None:
+        self.exit_code = failure.exit_code
+        super().__init__(f"rank 0 reports the error: {failure.message}")
+
+
+@contextlib.contextmanager
+def member() -> Iterator[Group | None]:
+    """Joins the group of processes that this one was started in, if any, for the block.
+
+    An error in the block ends all processes. The first of them raises it, with the rank that it came from; the others
+    raise `Silenced` as soon as the first has told the user.
+
+    Yields:
+        The group; None for a process by itself, which has not imported torch for it.
+    """
+    if not is_one_of_several():
+        yield None
+        return
+    from lamina.distributed.group import join
+
+    with taking_part(join()) as group:
+        yield group
+
+
+@contextlib.contextmanager
+def taking_part(group: Group) -> Iterator[Group]:
+    """Tells the others of an error in the block; see `member`."""
+    try:
+        yield group
+    except BaseException as error:
+        group.report(error)
+        failure = Failure.of(error, group.rank, group.host)
+        if not group.is_first and group.was_told():
+            raise Silenced(failure) from error
+        if group.is_first:
+            atexit.register(group.tell)
+        else:
+            group.tell()
+        raise _named(error, failure) from error
+    else:
+        group.leave()
+
+
+def _named(error: BaseException, failure: Failure) -> BaseException:
+    """The error with its rank, where one rank alone may have it."""
+    unnamed = isinstance(error, ConfigError | Interrupted | PeerError)
+    return PeerError(failure) if isinstance(error, Exception) and not unnamed else error

@@ -1,0 +1,25 @@
+"""What the launcher's environment says of this process, without importing torch."""
+
+from __future__ import annotations
+
+import os
+
+
+def is_one_of_several() -> bool:
+    """Returns whether a launcher has started this process as one of several."""
+    return _number("WORLD_SIZE", 1) > 1 and "RANK" in os.environ and "MASTER_ADDR" in os.environ
+
+
+def restarts() -> int:
+    """Returns how often the launcher has restarted the processes; a restarted run goes on from its checkpoint."""
+    return _number("TORCHELASTIC_RESTART_COUNT", 0)
+
+
+def restarts_left() -> int:
+    """Returns how often the launcher will restart the processes if one fails."""
+    return max(0, _number("TORCHELASTIC_MAX_RESTARTS", 0) - restarts())
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else default

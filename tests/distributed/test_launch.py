@@ -1,0 +1,104 @@
+"""Processes that `lamina train --nproc` and torchrun start: exit codes, one message, one JSON object."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lamina.distributed.launch import count_processes, launch
+from lamina.errors import ConfigError
+from tests.support.training import settings
+
+
+def printed(logs: Path, name: str) -> list[str]:
+    return [path.read_text() for path in sorted(logs.rglob(f"{name}.log"))]
+
+
+def test_every_process_runs_the_command(tmp_path: Path) -> None:
+    assert launch(["version"], 3, logs=tmp_path) == 0
+    assert len(set(printed(tmp_path, "stdout"))) == 1
+    assert len(printed(tmp_path, "stdout")) == 3
+
+
+def test_one_message_and_its_exit_code(tmp_path: Path) -> None:
+    """Torch is imported to hear of the others before the configuration is read, which may fail in one of them."""
+    assert launch(["train", str(tmp_path / "nope.yaml"), "--json"], 2, logs=tmp_path / "logs") == 2
+    assert sum(text.count("nope.yaml") > 0 for text in printed(tmp_path / "logs", "stderr")) == 1
+    (answer,) = [text for text in printed(tmp_path / "logs", "stdout") if text]
+    assert json.loads(answer)["error"]["type"] == "ConfigError"
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", ""])
+def test_what_is_no_number_of_processes(text: str) -> None:
+    with pytest.raises(ConfigError, match="--nproc"):
+        count_processes(text)
+
+
+def test_several_machines_need_an_endpoint() -> None:
+    with pytest.raises(ConfigError, match="--rdzv-endpoint"):
+        launch(["version"], 2, nnodes=2)
+
+
+def write_config(folder: Path, model: Path, name: str, **train: Any) -> Path:
+    values = settings(folder, model, name, train={"gradient_accumulation_steps": 4, "max_steps": 4, **train})
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run([*command], capture_output=True, text=True, env=variables, timeout=300, check=False)
+
+
+@pytest.mark.slow
+def test_every_launcher_gives_the_same_adapter(model_folder: Path, tmp_path: Path) -> None:
+    lamina = (sys.executable, "-m", "lamina", "train")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "lamina", "train")
+    answers = []
+    for name, command, more in [
+        ("alone", lamina, ["--nproc", "1"]),
+        ("two", lamina, ["--nproc", "2"]),
+        ("torchrun", torchrun, []),
+    ]:
+        path = write_config(tmp_path, model_folder, name)
+        ended = run(*command, str(path), "--json", *more)
+        assert ended.returncode == 0, ended.stderr
+        answers.append(json.loads(ended.stdout))  # exactly one object
+    assert len({answer["adapter_digest"] for answer in answers}) == 1
+    assert [answer["world_size"] for answer in answers] == [1, 2, 2]
+    assert [answer["strategy"] for answer in answers] == ["single", "ddp", "ddp"]
+    for answer in answers:
+        assert answer["peak_memory_bytes"] == max(answer["peak_memory_by_rank"])
+        assert (answer["communication_seconds"] > 0) == (answer["world_size"] > 1)
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_started_again(model_folder: Path, tmp_path: Path) -> None:
+    """The elastic agent starts all processes again, and they go on from the checkpoint."""
+    killer = tmp_path / "sitecustomize.py"
+    killer.write_text(
+        "import os, signal, threading, time\n"
+        "def kill():\n"
+        f"    path = {str(tmp_path / 'cut' / 'checkpoints')!r}\n"
+        "    while not (os.path.isdir(path) and os.listdir(path)): time.sleep(0.005)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if os.environ.get('RANK') == '1' and os.environ.get('TORCHELASTIC_RESTART_COUNT') == '0':\n"
+        "    threading.Thread(target=kill, daemon=True).start()\n"
+    )
+    path = write_config(tmp_path, model_folder, "cut", save_steps=1, max_steps=30)
+    whole = write_config(tmp_path, model_folder, "whole", save_steps=1, max_steps=30)
+    lamina = (sys.executable, "-m", "lamina", "train")
+    paths = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    cut = run(*lamina, str(path), "--nproc", "2", "--max-restarts", "2", "--json", PYTHONPATH=paths)
+    assert cut.returncode == 0, cut.stderr
+    assert "Resumed from step" in cut.stderr
+    alone = run(*lamina, str(whole), "--json")
+    assert json.loads(cut.stdout)["adapter_digest"] == json.loads(alone.stdout)["adapter_digest"]

@@ -1,0 +1,93 @@
+"""Runs a function in several processes that train together: forks of this one, which have imported everything."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import pickle
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from lamina.distributed.group import Group
+from lamina.distributed.member import taking_part
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a process ended.
+
+    Attributes:
+        value: What the function gave.
+        error: Name of the exception's class; empty without one, `killed` where a signal ended the process.
+        message: What it says.
+        trace: Its traceback.
+    """
+
+    value: Any = None
+    error: str = ""
+    message: str = ""
+    trace: str = ""
+
+
+def run_ranks(size: int, work: Callable[[Group], Any], timeout: float = 60.0) -> list[Outcome]:
+    """Runs `work` in `size` processes.
+
+    Args:
+        size: Number of processes.
+        work: Gets the process's group.
+        timeout: Seconds that a process waits for another.
+    """
+    store = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False, multi_tenant=True)
+    children = [_fork(store.port, rank, size, work, timeout) for rank in range(size)]
+    outcomes = []
+    for pid, reader in children:
+        with os.fdopen(reader, "rb") as file:
+            content = file.read()
+        os.waitpid(pid, 0)
+        outcomes.append(pickle.loads(content) if content else Outcome(error="killed"))
+    return outcomes
+
+
+def values_of(outcomes: list[Outcome]) -> list[Any]:
+    """What the processes gave, all of which must have ended well."""
+    for rank, outcome in enumerate(outcomes):
+        assert not outcome.error, f"rank {rank}: {outcome.error}: {outcome.message}\n{outcome.trace}"
+    return [outcome.value for outcome in outcomes]
+
+
+def _fork(port: int, rank: int, size: int, work: Callable[[Group], Any], timeout: float) -> tuple[int, int]:
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writer)
+        return pid, reader
+    os.close(reader)
+    torch.set_num_threads(1)  # the pool of threads does not survive a fork, and several at once may not make a new one
+    try:
+        outcome = _outcome(port, rank, size, work, timeout)
+    except BaseException as error:
+        outcome = Outcome(error=type(error).__name__, message=str(error), trace=traceback.format_exc())
+    with os.fdopen(writer, "wb") as file:
+        file.write(pickle.dumps(outcome))
+    os._exit(0)
+
+
+def _outcome(port: int, rank: int, size: int, work: Callable[[Group], Any], timeout: float) -> Outcome:
+    patience = datetime.timedelta(seconds=30)
+    store = dist.TCPStore("localhost", port, None, False, patience, wait_for_workers=False)
+    group = Group(store, rank, size, size)
+    group.timeout = timeout
+    try:
+        with taking_part(group):
+            return Outcome(work(group))
+    except BaseException as error:
+        if group.is_first:
+            group.tell()
+            time.sleep(0.1)
+        return Outcome(error=type(error).__name__, message=str(error), trace=traceback.format_exc())
