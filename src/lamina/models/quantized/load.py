@@ -185,6 +185,8 @@ def _save(model: PreTrainedModel, folder: Path) -> None:
         else BitsAndBytesConfig(**settings)
     )
     model.config.quantization_config = quantizer.quantization_config = plain  # pyright: ignore[reportAttributeAccessIssue]
+    # Of several processes, transformers saves in the first alone; here, whichever holds the lock of the cache saves.
+    model.should_save_on_this_rank = lambda is_main_process: True
     with quiet_transformers():
         model.save_pretrained(folder, max_shard_size=_SHARD)
 
