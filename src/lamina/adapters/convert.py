@@ -113,16 +113,19 @@ def _unpickle(source: Path, target: Path, size: int) -> int:
             timeout=2 * SECONDS,
             check=False,
         )
-        answer: dict[str, Any] = json.loads(ended.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
-        answer = {"refused": f"reading it took more than {2 * SECONDS} seconds"}
+        raise _refused(source, f"reading it took more than {2 * SECONDS} seconds") from None
+    try:
+        answer: dict[str, Any] = json.loads(ended.stdout.strip().splitlines()[-1])
     except (ValueError, IndexError):  # it was ended by one of its limits, or could not begin
         answer = {"refused": f"the process that read it ended before it was done: {_last_line(ended.stderr)}"}
     if "refused" in answer:
-        raise AdapterError(
-            f"{source}: was not converted: {answer['refused']}. Fix: ask whoever made it for safetensors."
-        )
+        raise _refused(source, answer["refused"])
     return int(answer["tensors"])
+
+
+def _refused(source: Path, reason: str) -> AdapterError:
+    return AdapterError(f"{source}: was not converted: {reason}. Fix: ask whoever made it for safetensors.")
 
 
 def _last_line(text: str) -> str:

@@ -46,11 +46,11 @@ def write_peft(
             shutil.copyfile(stored, folder / TENSORS_FILE)
         return
     # Copies, because safetensors takes no two names for one memory, and layers may share a tensor.
-    stored = {
+    copies = {
         name: tensor.detach().to("cpu", _stored_dtype(tensor), copy=True).contiguous()
         for name, tensor in tensors.items()
     }
-    save_file(stored, folder / TENSORS_FILE, metadata={"format": "pt"})
+    save_file(copies, folder / TENSORS_FILE, metadata={"format": "pt"})
 
 
 def peft_content(injection: Injection, config: MethodConfig, base_ref: str) -> dict[str, Any]:

@@ -260,7 +260,7 @@ def load_base_for(
         )
     offload = "auto" if adapter.config.base_is_read_only else False
     quantization = QuantizationConfig(**packed) if packed else None
-    tokens = _tokens_of(adapter, ref, notify)
+    tokens = _tokens_of(adapter, str(ref), notify)
     return load_base(ref, dtype, device, notify, quantization, loftq, offload, tokens)
 
 

@@ -54,7 +54,7 @@ def parse_input(row: Mapping[str, Any], number: int, category: str = "") -> Exam
     elif row.get("prompt") is not None:
         turns = prompt_turns(row["prompt"], "prompt")
         if row.get("completion") is not None:
-            turns = [*turns, *answer_turns(row["completion"])]
+            turns = [*turns, *answer_turns(row["completion"], "completion")]
     else:
         raise RowError("there is nothing to classify: add 'text', 'prompt' or 'messages'")
     turns = [*system_message(row, turns), *turns]

@@ -53,7 +53,8 @@ class LoraEmbedding(AdapterWrapper):
         if not self.enabled:
             return y
         # As in the base, the padding token gets no gradient.
-        of_tokens = F.embedding(x, self.lora_embedding_A.T, padding_idx=self.base.padding_idx)
+        padding: Any = self.base.padding_idx
+        of_tokens = F.embedding(x, self.lora_embedding_A.T, padding_idx=padding)
         added = self.scaling * (of_tokens @ self.lora_embedding_B.T)
         factor = embedding_factor(self.base)
         assert factor is not None, "checked when it was attached"
@@ -72,7 +73,8 @@ class LoraEmbedding(AdapterWrapper):
         return self.scaling * (self.lora_embedding_B @ self.lora_embedding_A).T
 
     def row_forms(self) -> tuple[RowForm, ...]:
-        return (Parameters({"weight": self.base.weight.float() + self.delta_weight()}),)
+        weight: Any = self.base.weight
+        return (Parameters({"weight": weight.float() + self.delta_weight()}),)
 
     @torch.no_grad()
     def fold_in(self, model: PreTrainedModel, name: str) -> None:

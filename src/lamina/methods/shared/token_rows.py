@@ -10,7 +10,7 @@ A head that is tied to the embedding uses the same R.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +51,7 @@ class TokenRows(AdapterWrapper):
         places[chosen] = torch.arange(len(indices), device=weight.device)
         self.register_buffer("indices", chosen, persistent=False)
         self.register_buffer("_places", places, persistent=False)
-        padding = getattr(base, "padding_idx", None)
+        padding: Any = getattr(base, "padding_idx", None)
         self._padding = list(indices).index(padding) if padding in indices else None  # no gradient, as in the base
         self.tied = rows is not None
         self.rows = nn.Parameter(weight.detach()[chosen].float().clone()) if rows is None else rows
@@ -61,14 +61,14 @@ class TokenRows(AdapterWrapper):
         y = self.base(x, *args, **kwargs)
         if not self.enabled:
             return y
-        rows, base = self.rows.to(y.dtype), self.base
+        rows, base, weight = self.rows.to(y.dtype), self.base, cast(torch.Tensor, self.base.weight)
         if isinstance(base, nn.Linear):
             bias = None if base.bias is None else base.bias[self.indices]
             return y.index_copy(-1, self.indices, F.linear(x, rows, bias))
         places = self._places[x]
         factor = embedding_factor(base)
         if factor is None:  # what its class does to a row is not known: it does it itself
-            return functional_call(base, {"weight": self._weight(base.weight.dtype)}, (x, *args), kwargs)
+            return functional_call(base, {"weight": self._weight(weight.dtype)}, (x, *args), kwargs)
         found = F.embedding(places.clamp_min(0), rows, padding_idx=self._padding)
         return torch.where((places >= 0)[..., None], found * factor if factor != 1.0 else found, y)
 
