@@ -68,6 +68,7 @@ def _fork(port: int, rank: int, size: int, work: Callable[[Group], Any], timeout
         os.close(writer)
         return pid, reader
     os.close(reader)
+    os.environ["LOCAL_RANK"] = str(rank)  # as launchers do
     torch.set_num_threads(1)  # the pool of threads does not survive a fork, and several at once may not make a new one
     try:
         outcome = _outcome(port, rank, size, work, timeout)
