@@ -21,10 +21,10 @@ from lamina.runs.events import Event, Step
 from tests.support.training import write_rows
 
 
-def settings(model: str, data: Path, out: Path, steps: int = 20) -> dict[str, Any]:
+def settings(model: str, data: Path, out: Path, steps: int = 20, max_length: int = 256) -> dict[str, Any]:
     return {
         "model": model,
-        "data": {"train": str(data), "eval": None, "packing": False, "max_length": 512},
+        "data": {"train": str(data), "eval": None, "packing": False, "max_length": max_length},
         "method": {"type": "lora", "r": 8, "lora_alpha": 16},
         "train": {
             "max_steps": steps,
@@ -67,7 +67,7 @@ def losses_of_a_bare_loop(values: dict[str, Any], conversations: list[list[dict[
     order = [
         index
         for epoch in range(steps)
-        for batch in plan_epoch([ids.shape[1] for ids, _ in rows], 1, 512, False, config.seed, epoch)
+        for batch in plan_epoch([ids.shape[1] for ids, _ in rows], 1, config.data.max_length, False, config.seed, epoch)
         for index in batch
     ]
     model.train()
@@ -115,7 +115,7 @@ def test_real_model(tmp_path: Path) -> None:
     conversations = [request.messages() for request in build_task(0, 50, 10).train]
     data = tmp_path / "rows.jsonl"
     data.write_text("\n".join(json.dumps({"messages": messages}) for messages in conversations))
-    values = settings("smollm2-135m", data, tmp_path / "run", steps=8)
+    values = settings("smollm2-135m", data, tmp_path / "run", steps=8, max_length=512)
     torch.set_num_threads(2)
     try:
         ours, theirs = losses_of_lamina(values), losses_of_a_bare_loop(values, conversations)

@@ -24,6 +24,7 @@ from lamina.api.sources import NOT_GIVEN, Sources, Store, find_sources, only_nam
 from lamina.config import DEFAULT_METHOD, Config, load_config, only_given, resolved_values
 from lamina.config.aliases import ALIASES
 from lamina.config.shorthand import is_data_file
+from lamina.distributed.member import member
 from lamina.distributed.world import ALONE, World
 from lamina.errors import ConfigError, LaminaError, Problem
 from lamina.models.loaded import as_base, check_kind, find_source
@@ -55,7 +56,7 @@ def train(
     overrides: Iterable[str] = (),
     resume: bool = False,
     progress: bool = True,
-    world: World = ALONE,
+    world: World | None = None,
     **settings: Any,
 ) -> Run:
     """Trains an adapter.
@@ -85,7 +86,8 @@ def train(
         resume: Go on with the run in `output_dir`, or with the one whose own configuration file is given. Model and
             data may have other places than they had, if they are the same by their digests.
         progress: Show the progress: as HTML in a notebook, as a bar in a terminal, as lines elsewhere.
-        world: The processes that train together, of which this is one.
+        world: The processes that train together, of which this is one; by default those that a launcher such as torchrun
+            started.
         settings: Sections of the configuration (`train={...}`), its settings (`seed=1`), and settings of a section by
             their own names (`learning_rate=1e-4`, `max_length=512`, `r=8`). They replace what they contradict.
 
@@ -119,6 +121,7 @@ def train(
         values["output_dir"] = str(_new_folder(values))
 
     with ExitStack() as stack:
+        world = world or stack.enter_context(member()) or ALONE
         view = stack.enter_context(choose_view()) if progress and world.is_first else None
         tell = _Tell([view, on_event, *callbacks])
         inputs = _Inputs(data, eval_data, formatting_func, in_memory, tokenizer, tuple(overrides))
@@ -127,7 +130,7 @@ def train(
         if in_memory is not None:
             base = stack.enter_context(as_base(in_memory, tokenizer, find_model(checked.model)))
         run = train_run(checked, tell, resume=resume, world=world, base=base)
-    if metrics and run.scores is None:
+    if metrics and run.scores is None and world.is_first:
         measure_answers(run, metrics, tell)
     return run
 
