@@ -86,8 +86,8 @@ def train(
         resume: Go on with the run in `output_dir`, or with the one whose own configuration file is given. Model and
             data may have other places than they had, if they are the same by their digests.
         progress: Show the progress: as HTML in a notebook, as a bar in a terminal, as lines elsewhere.
-        world: The processes that train together, of which this is one; by default those that a launcher such as torchrun
-            started.
+        world: The processes that train together, of which this is one; by default those that a launcher such as
+            torchrun started.
         settings: Sections of the configuration (`train={...}`), its settings (`seed=1`), and settings of a section by
             their own names (`learning_rate=1e-4`, `max_length=512`, `r=8`). They replace what they contradict.
 
