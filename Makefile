@@ -31,8 +31,11 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: $(STAMP)
 	$(BIN)/lamina quickstart
 
+# Of each parametrized test CASES cases, always the same ones (tools/some_cases.py); `make test CASES=0` runs all of them.
+CASES := 4
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m 'not real and not slow and not gpu'
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -p tools.some_cases --cases $(CASES) \
+	  -m 'not real and not slow and not gpu'
 	# The real model runs on all cores, which two processes at once would fight over.
 	$(BIN)/python -m pytest -m 'real and not slow and not gpu'
 
