@@ -34,7 +34,8 @@ def check(sizes: list[int], folder: Path, model: Path, method: str, dtype: str, 
 
 
 @pytest.mark.parametrize(
-    ("method", "dtype", "sizes"), [("lora", "float32", [1, 2, 3]), ("adalora", "bfloat16", [1, 4])]
+    ("method", "dtype", "sizes"),
+    [("lora", "float32", [1, 2, 3]), pytest.param("adalora", "bfloat16", [1, 4], marks=pytest.mark.slow)],
 )
 def test_any_number_of_processes(method: str, dtype: str, sizes: list[int], model_folder: Path, tmp_path: Path) -> None:
     check(sizes, tmp_path, model_folder, method, dtype)
