@@ -99,7 +99,7 @@ def test_peft_gives_a_reward_model_the_same_scores(tmp_path: Path, model_folder:
         ids = torch.randint(3, 200, (1, length))
         with torch.no_grad():
             hidden = loaded.model.model(input_ids=ids, use_cache=False).last_hidden_state
-            ours = head(hidden[:, -1])
+            ours = head(hidden[:, -1])[:, 0]
             expected = theirs(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, 0]
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
 

@@ -83,7 +83,7 @@ def test_tokenizer_fingerprint_ignores_padding_and_sees_vocabulary() -> None:
         ("smollm2-135", "Did you mean 'smollm2-135m'"),
         ("./nothing/here", "does not exist"),
         ("/nothing.gguf", "does not exist"),
-        ("no spaces allowed/model name", "is not a hub id"),
+        ("no spaces allowed/model name", "is not an alias .* or hub id"),
     ],
 )
 def test_names_that_cannot_be_a_model(ref: str, message: str) -> None:

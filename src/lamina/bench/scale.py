@@ -149,7 +149,8 @@ def _work(config: Config, run: Run) -> Work:
     """What a measured run trained, for the estimates."""
     assert run.summary is not None
     adapter, total = run.summary.trainable_parameters, run.summary.total_parameters
-    about = AutoConfig.from_pretrained(find_model(config.model).folder, local_files_only=True).get_text_config()
+    folder = find_model(config.model).folder
+    about = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
     head = about.vocab_size * about.hidden_size * (1 if about.tie_word_embeddings else 2)
     tokens = [event.tokens / config.train.micro_batches_per_step for event in run.events(Step)]
     micro_batch = round(statistics.mean(tokens))
