@@ -266,8 +266,9 @@ def test_plain_text_needs_no_tokens_of_the_template(chatml: Path, values: Callab
     run = lamina.train(values(chatml, [{"text": f"some words {n}"} for n in range(8)]))
     loaded = lamina.load(run.path)
     assert loaded.certify().passed
+    assert len(lamina.generate(loaded, ["say 1"])) == 1  # as it is, without the template
     with pytest.raises(DataError, match=r"the chat template writes it, .* data\.chat_template=plain"):
-        lamina.generate(loaded, ["say 1"])
+        lamina.generate(lamina.load(run.path, chat=True), ["say 1"])
 
 
 def test_text_that_virtual_tokens_begin_with(base: Path, values: Callable[..., dict[str, Any]]) -> None:
