@@ -129,7 +129,7 @@ def test_the_second_start_reads_the_same_factors(folder: Path) -> None:
     ours, theirs = (inject(base.model, loftq(), seed=0).tensors() for base in (first, second))
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
     # Another plan is another base, and two that come to the same are the same.
-    with_loftq(folder, loftq(target_modules=["q_proj"], rank_pattern={"q_proj": 8}))
+    with_loftq(folder, loftq(target_modules=["q_proj"], rank_pattern={"q_proj": 8}, lora_alpha=32))
     with_loftq(folder, loftq(target_modules=".*q_proj", r=8, lora_alpha=32))
     folders = [path for path in (cache_folder() / "quantized").iterdir() if path.is_dir()]
     assert len(folders) == 2
@@ -183,7 +183,7 @@ def test_bad_input(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"loftq compensates for quantization error.*set quantization"):
         load_config({"data": data, "method": method})
     with pytest.raises(ConfigError, match="loftq_config has no effect without init_lora_weights: loftq"):
-        load_config({"data": data, "method": {"type": "lora", "loftq_config": {}}, "quantization": {}})
+        load_config({"data": data, "method": {"type": "lora", "loftq_config": {"loftq_iter": 2}}, "quantization": {}})
     with pytest.raises(ConfigError, match=r"loftq_iter: got 0; .* greater than or equal to 1"):
         load_config({"data": data, "method": {**method, "loftq_config": {"loftq_iter": 0}}, "quantization": {}})
     with pytest.raises(ConfigError, match=r"method.r: 17 is larger than the smaller side of .*k_proj \(16\)"):
