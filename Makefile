@@ -32,7 +32,7 @@ quickstart: $(STAMP)
 	$(BIN)/lamina quickstart
 
 # Of each parametrized test CASES cases, always the same ones (tools/some_cases.py); `make test CASES=0` runs all of them.
-CASES := 4
+CASES := 2
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -p tools.some_cases --cases $(CASES) \
 	  -m 'not real and not slow and not gpu'
