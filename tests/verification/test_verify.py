@@ -209,7 +209,7 @@ def break_saving(patch: Patch) -> None:
     from lamina.adapters import adapter
 
     real = adapter.write_peft
-    rounded: Callable[..., None] = lambda folder, config, tensors: real(  # noqa: E731
+    rounded: Callable[..., None] = lambda folder, config, tensors, stored=None: real(  # noqa: E731
         folder, config, {name: tensor.detach().bfloat16() for name, tensor in tensors.items()}
     )
     patch.setattr(adapter, "write_peft", rounded)
