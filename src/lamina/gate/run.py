@@ -112,7 +112,8 @@ def run_gate(
         out: Folder of the new evaluation.
         records: Folder for the record; by default `gates` beside the evaluation.
         registry: Where the record is also stored; by default the user's registry, if a version in it is named.
-        progress, notify: As for `evaluate_subjects`.
+        progress: As for `evaluate_subjects`.
+        notify: As for `evaluate_subjects`.
 
     Raises:
         ConfigError: A setting, a task or a metric does not exist, or the candidate is no adapter.
