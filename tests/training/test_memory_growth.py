@@ -18,7 +18,7 @@ from lamina.data.example import EncodedExample
 from lamina.compute.fusion import fast_path
 from lamina.methods.shared.base import inject
 from lamina.structure.head import find_head
-from lamina.machine.hardware import bound_product_cache
+from lamina.machine.hardware import bound_product_cache, choose_dtype
 from lamina.losses.cross_entropy import CrossEntropy
 from lamina.training.step import training_step
 
@@ -29,7 +29,9 @@ config = LlamaConfig(
     vocab_size=16384, hidden_size=256, intermediate_size=512, num_hidden_layers=1, num_attention_heads=4,
     num_key_value_heads=2, tie_word_embeddings=True,
 )
-model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).requires_grad_(False).train()
+# bfloat16 where the CPU multiplies it; elsewhere its products take minutes.
+dtype = choose_dtype("auto", torch.device("cpu"))
+model = AutoModelForCausalLM.from_config(config, dtype=dtype).requires_grad_(False).train()
 injection = inject(model, LoraConfig(r=8), seed=0)
 head, parameters, rng = find_head(model), list(injection.tensors().values()), np.random.default_rng(0)
 optimizer = torch.optim.AdamW(parameters)
