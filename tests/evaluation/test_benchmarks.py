@@ -61,8 +61,8 @@ def check(ours: list[Benchmark], wanted: dict[str, Any]) -> None:
         for metric, value in benchmark.metrics.items():
             found = results[metric] if metric in results else results[f"{metric},none"]
             rolling = benchmark.task == "local_text"
-            # Of sums over hundreds of tokens, HFLM's float32 is up to 1.8e-5 from its own float64 (real model, AVX2), and
-            # lamina's 6e-7.
+            # HFLM's sums over hundreds of tokens are up to 1.8e-5 from its own in float64, and lamina's 6e-7 (the real
+            # model, on a CPU with AVX2).
             assert value == (pytest.approx(found, rel=5e-5) if rolling else found), (benchmark.task, metric)
         samples = wanted["samples"][benchmark.task]
         assert {f"sha256:{sample['doc_hash']}" for sample in samples} == {row.digest for row in benchmark.rows}
