@@ -53,3 +53,18 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for name in names:
             signal.signal(name, before[name])
+
+
+@contextlib.contextmanager
+def handlers_restored() -> Iterator[None]:
+    """Restores the handlers of these signals after the block, for a library that sets its own and leaves them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    names = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+    before = {name: signal.getsignal(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, signal.SIG_DFL if handler is None else handler)

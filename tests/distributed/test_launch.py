@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,14 @@ def test_every_process_runs_the_command(tmp_path: Path) -> None:
     assert launch(["version"], 3, logs=tmp_path) == 0
     assert len(set(printed(tmp_path, "stdout"))) == 1
     assert len(printed(tmp_path, "stdout")) == 3
+
+
+def test_the_handlers_of_signals_are_the_callers_again(tmp_path: Path) -> None:
+    """The elastic agent sets its own, and leaves them."""
+    names = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(name) for name in names]
+    assert launch(["version"], 1, logs=tmp_path) == 0
+    assert [signal.getsignal(name) for name in names] == before
 
 
 def test_one_message_and_its_exit_code(tmp_path: Path) -> None:

@@ -152,11 +152,11 @@ def test_a_head_that_is_lost_on_reload_is_red(tmp_path: Path, monkeypatch: pytes
 
     real = fit.with_saved_score
 
-    def lost(injection: Any, names: Any) -> Any:
-        found = real(injection, names)
+    def lost(*given: Any) -> Any:
+        found = real(*given)
         head = next((layer for layer in found.layers.values() if isinstance(layer, ScoreHead)), None)
         if head is not None:
-            head.forward = lambda hidden: torch.zeros(hidden.shape[:-1])  # pyright: ignore[reportAttributeAccessIssue]
+            head.forward = lambda hidden: torch.zeros(*hidden.shape[:-1], 1)  # pyright: ignore[reportAttributeAccessIssue]
         return found
 
     monkeypatch.setattr(fit, "with_saved_score", lost)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from lamina.distributed.failure import LostRankError
 from lamina.errors import ConfigError, Interrupted, Problem
+from lamina.signals import handlers_restored
 
 # Seconds that processes have to save a checkpoint after a signal.
 _SHUTDOWN_SECONDS = 120
@@ -80,7 +81,7 @@ def launch(
     variables = {"OMP_NUM_THREADS": str(threads or max(1, len(os.sched_getaffinity(0)) // nproc))}
     if address is not None and (interface := _interface_of(address)):
         variables["GLOO_SOCKET_IFNAME"] = interface
-    with tempfile.TemporaryDirectory() as aside, _defaults(variables):
+    with tempfile.TemporaryDirectory() as aside, _defaults(variables), handlers_restored():
         specs = DefaultLogsSpecs(aside) if logs is None else DefaultLogsSpecs(str(logs), redirects=Std.ALL)
         config = LaunchConfig(
             min_nodes=nnodes,
