@@ -35,6 +35,8 @@ USER, ADMIN = "soak-user", "soak-admin"
 # Memory is compared from here on, as a share of the time: caches fill up first.
 WARM = 0.3
 FLAT = 0.05
+# Seconds that what is running at the end may take to end.
+SETTLES = 30.0
 
 
 @dataclass
@@ -214,14 +216,23 @@ def soak(seconds: float, clients: int, folder: Path, names: tuple[str, ...] = NA
         stop.set()
         for thread in threads:
             thread.join()
-        time.sleep(1.0)
-        _, text = Client(host, port, ADMIN).send("GET", "/metrics")
-        gauges = dict(line.split(" ")[:2] for line in text.decode().splitlines() if line.startswith("lamina:"))
-        outcome.left_requests = sum(float(gauges[f"lamina:num_requests_{kind}"]) for kind in ("running", "waiting"))
-        outcome.left_blocks = float(gauges["lamina:kv_cache_usage_perc"])
+        ends = time.monotonic() + SETTLES
+        while True:
+            outcome.left_requests, outcome.left_blocks = _held(Client(host, port, ADMIN))
+            if not (outcome.left_requests or outcome.left_blocks) or time.monotonic() > ends:
+                break
+            time.sleep(0.2)
     if process.returncode != 0:
         outcome.unexpected[f"the server ended with {process.returncode}"] += 1
     return outcome
+
+
+def _held(client: Client) -> tuple[float, float]:
+    """Requests that the server has not ended, and the share of the cache that they hold."""
+    _, text = client.send("GET", "/metrics")
+    gauges = dict(line.split(" ")[:2] for line in text.decode().splitlines() if line.startswith("lamina:"))
+    requests = sum(float(gauges[f"lamina:num_requests_{kind}"]) for kind in ("running", "waiting"))
+    return requests, float(gauges["lamina:kv_cache_usage_perc"])
 
 
 def _ask(
