@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import json
 import weakref
 from collections.abc import Sequence
@@ -63,7 +62,6 @@ class Watched(Sequence[torch.Tensor]):
         return len(self._documents)
 
     def __getitem__(self, place: Any) -> Any:
-        gc.collect()
         self._made = [made for made in self._made if made() is not None]
         made = self._documents[place].clone()
         self._made.append(weakref.ref(made))
