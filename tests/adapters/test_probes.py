@@ -10,9 +10,11 @@ import torch
 
 from lamina.adapters.certificate import Certificate, replay_on_model
 from lamina.adapters.lock import build_lock, check_lock
+from lamina.adapters.logits import model_logits
 from lamina.adapters.probes import Probe
 from lamina.chat.template import build_template
 from lamina.config.methods.lora import LoraConfig
+from lamina.config.methods.prompt_tuning import PromptTuningConfig
 from lamina.engine.probes import record_probes
 from lamina.errors import BaseMismatchError, CertificateError
 from lamina.export.fold import fold_in
@@ -121,6 +123,33 @@ def test_fails_on_logits_that_are_not_finite() -> None:
 def test_probes_survive_json() -> None:
     probes = record(trained())
     assert [Probe.from_json(probe.as_json()) for probe in probes] == probes
+
+
+def test_what_each_layer_adds_is_recorded() -> None:
+    """As the adapter gives it with that layer's modules disabled, by itself and not in a padded batch."""
+    injection = trained()
+    injection.model.eval()
+    probes = record(injection)
+    for layer in (0, 1):
+        modules = [each for name, each in injection.layers.items() if name.startswith(f"model.layers.{layer}.")]
+        assert len(modules) == 7
+        for module in modules:
+            module.enabled = False
+        logits = model_logits(injection.model)
+        for probe in probes:
+            given = logits(probe.input_ids, probe.positions).gather(1, torch.tensor(probe.token_ids))
+            recorded = torch.tensor(probe.without[f"model.layers.{layer}"])
+            torch.testing.assert_close(recorded, given, rtol=1e-5, atol=1e-5)  # to six digits, and in a batch
+        for module in modules:
+            module.enabled = True
+    assert set(probes[0].without) == {"model.layers.0", "model.layers.1"}
+    again = record(injection)
+    assert [probe.adapter_logits for probe in again] == [probe.adapter_logits for probe in probes]
+
+
+def test_an_adapter_without_layers_records_none() -> None:
+    injection = inject(build_model("llama", vocab_size=259), PromptTuningConfig(num_virtual_tokens=3), seed=0)
+    assert all(probe.without == {} for probe in record(injection))
 
 
 def test_lock_names_both_digests_of_whatever_differs(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ Replaying them on any model that claims to carry the adapter (loaded, merged, ex
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ class Probe:
             them, after the first two those that it changes the most.
         adapter_logits: (P, TOP) the adapter's logits of those ids.
         base_logits: (P, TOP) the bare base's logits of the same ids.
+        without: (P, TOP) the logits of the same ids with one decoder layer's part of the adapter left out, by the
+            layer's name; empty if the adapter has no such parts, or was saved before there was this field.
     """
 
     prompt: str
@@ -37,6 +39,7 @@ class Probe:
     token_ids: list[list[int]]
     adapter_logits: list[list[float]]
     base_logits: list[list[float]]
+    without: dict[str, list[list[float]]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -50,7 +53,7 @@ class Probe:
             AdapterError: A field is missing.
             NewerVersionError: A field is not known here.
         """
-        unknown = sorted(value.keys() - {field.name for field in fields(cls)})
+        unknown = sorted(value.keys() - {each.name for each in fields(cls)})
         if unknown:
             raise NewerVersionError("lamina.json", "", f"its probes have {', '.join(unknown)}, not known here")
         try:

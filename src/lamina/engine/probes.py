@@ -6,6 +6,8 @@ embedding, one more probe holds those tokens, which no prompt may have.
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +19,7 @@ from lamina.adapters.logits import bare_logits, model_logits
 from lamina.adapters.probes import Probe
 from lamina.chat.message import Message
 from lamina.chat.template import ChatTemplate
+from lamina.compute.ops.adapter import AdapterModule
 from lamina.engine.asking import stop_tokens
 from lamina.engine.generator import ADAPTER, Generator, Request
 from lamina.engine.local import LocalGenerator
@@ -38,6 +41,12 @@ _MOST_ROWS = 8
 
 # Rows of an embedding that are compared at once.
 _ROWS_AT_ONCE = 16_384
+
+# The decoder layer of a module: its name up to the first number.
+_LAYER = re.compile(r"(?:[^.]+\.)*?\d+(?=\.)")
+
+# Of a logit with a layer left out: what is below is rounding, even in float32.
+_DIGITS = 6
 
 
 @torch.no_grad()
@@ -68,7 +77,8 @@ def record_probes(
         # All at once: the weights of a quantized base are dequantized anew for every token.
         pieces = generator.generate([Request(token_ids=ids, adapter=ADAPTER, sampling=sampling) for _, ids in asked])
         answers = [list(piece.token_ids) for piece in pieces]
-    return [_record(injection, prompt, ids, answer) for (prompt, ids), answer in zip(asked, answers, strict=True)]
+    probes = [_record(injection, prompt, ids, answer) for (prompt, ids), answer in zip(asked, answers, strict=True)]
+    return _with_layers_left_out(injection, probes)
 
 
 def _greedy_answer(model: PreTrainedModel, template: ChatTemplate, ids: Sequence[int]) -> list[int]:
@@ -98,6 +108,34 @@ def _record(injection: Injection, prompt: str, ids: list[int], answer: list[int]
         chosen = torch.cat([chosen[:, :2], change.topk(chosen.shape[1] - 2, dim=-1).indices], dim=1)
     logits = (adapter.gather(1, chosen), base.gather(1, chosen))
     return replace(probe, token_ids=chosen.tolist(), adapter_logits=logits[0].tolist(), base_logits=logits[1].tolist())
+
+
+def _with_layers_left_out(injection: Injection, probes: Sequence[Probe]) -> list[Probe]:
+    """Adds what the adapter gives when one decoder layer has no part of it, so that a missing layer can be told."""
+    parts = defaultdict[str, list[AdapterModule]](list)
+    for name, module in injection.layers.items():
+        layer = _LAYER.match(name)
+        if layer:
+            parts[layer.group()].append(module)
+    if len(parts) < 2:
+        return list(probes)
+    longest, device = max(len(probe.input_ids) for probe in probes), injection.model.device
+    # What follows a probe's tokens has no effect on them.
+    padded = torch.tensor([probe.input_ids + [0] * (longest - len(probe.input_ids)) for probe in probes], device=device)
+    found: list[dict[str, list[list[float]]]] = [{} for _ in probes]
+    for layer, modules in parts.items():
+        states = [module.enabled for module in modules]
+        try:
+            for module in modules:
+                module.enabled = False
+            logits = injection.model(input_ids=padded, use_cache=False).logits
+        finally:
+            for module, state in zip(modules, states, strict=True):
+                module.enabled = state
+        for own, row, probe in zip(found, logits, probes, strict=True):
+            given = row[probe.positions].float().gather(1, torch.tensor(probe.token_ids, device=row.device))
+            own[layer] = [[float(f"{value:.{_DIGITS}g}") for value in values] for values in given.tolist()]
+    return [replace(probe, without=own) for probe, own in zip(probes, found, strict=True)]
 
 
 def _trained_rows(injection: Injection, seen: set[int]) -> list[int]:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
+from unittest.mock import Mock
 
 import pytest
+import torch
 
+from lamina.adapters.certificate import Certificate
+from lamina.adapters.probes import Probe
 from lamina.errors import AdapterError, CertificateError
+from lamina.server.vllm.certify import Sealed, certify
 from lamina.server.vllm.client import VllmClient
 from tests.support.vllm import FakeVllm, _Handler, write_adapter
 from tests.support.vllm_clients import Open, ask
@@ -113,3 +120,64 @@ def test_a_server_that_gives_other_tokens_alone_cannot_be_certified(
     monkeypatch.setattr(VllmClient, "logprobs", lambda self, model, ids: [{-1: -1.0, -2: -2.0}] * len(ids))
     with pytest.raises(CertificateError, match="too few of the bare base's log-probabilities"):
         engine.load("a", written["one"])
+
+
+class Rounded:
+    """A server of a made-up model: an adapter's layers add up, and every number comes with an error of its own."""
+
+    url = "http://rounded"
+
+    def __init__(self, seed: int, effects: Sequence[float], missing: Sequence[int] = ()) -> None:
+        self._draw = torch.Generator().manual_seed(seed)
+        self._base = [24.0 - 3.0 * torch.arange(8.0) + 0.3 * self._normal() for _ in range(4)]
+        parts = [[effect * self._normal() for effect in effects] for _ in range(4)]
+        whole = [base + sum(part) for base, part in zip(self._base, parts, strict=True)]
+        self._seen = [each - sum(part[layer] for layer in missing) for each, part in zip(whole, parts, strict=True)]
+        self.probes = [
+            Probe(
+                prompt="",
+                input_ids=[number, *range(11)],
+                positions=list(range(12)),
+                token_ids=[list(range(8))] * 12,
+                adapter_logits=self._recorded(whole[number]),
+                base_logits=self._recorded(self._base[number]),
+                without={f"layers.{n}": self._recorded(whole[number] - part) for n, part in enumerate(parts[number])},
+            )
+            for number in range(4)
+        ]
+
+    def logprobs(self, model: str, ids: Sequence[int]) -> list[dict[int, float]]:
+        logits = (self._base if model == "base" else self._seen)[ids[0]]
+        return [dict(enumerate(row)) for row in self._recorded(logits)]
+
+    def certify(self) -> Certificate:
+        lock = Mock(base_dtype="bfloat16")
+        sealed = Sealed(Path("a"), Path("a"), "", "lora", lock, self.probes, True, 0)
+        found = certify(cast(VllmClient, self), "a", "base", sealed, "bfloat16")
+        assert found is not None
+        return found
+
+    def _normal(self) -> torch.Tensor:
+        return torch.randn(12, 8, generator=self._draw)
+
+    def _recorded(self, logits: torch.Tensor) -> list[list[float]]:
+        return (logits + 0.05 * self._normal()).tolist()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_layer_that_rounding_nearly_hides_is_missed(seed: int) -> None:
+    """Each layer changes the numbers about as much as rounding does; the last one changes nothing."""
+    effects = [0.1] * 8 + [0.0]
+    whole = Rounded(seed, effects).certify()
+    assert whole.passed and "1 of the adapter's 9 layers" in whole.notes[-1]
+    for missing in (seed % 8, (seed + 3) % 8):
+        found = Rounded(seed, effects, [missing]).certify()
+        assert found.reasons == [f"its answers are those without the adapter's part of layers.{missing}"]
+    both = Rounded(seed, effects, [2, 5]).certify()
+    assert not both.passed and ("layers.2, layers.5" in both.line() or "from its record" in both.line())
+
+
+def test_layers_that_change_nothing_are_not_taken_for_missing() -> None:
+    found = [Rounded(seed, [0.0] * 7 + [0.3]).certify() for seed in range(200)]
+    assert sum(not each.passed for each in found) <= 2
+    assert "7 of the adapter's 8 layers" in found[0].notes[-1]
