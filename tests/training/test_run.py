@@ -18,7 +18,7 @@ from lamina.compute.kernels import native
 from lamina.errors import ConfigError, DataError, ModelError, RunError, TrainingError
 from lamina.runs import Run
 from lamina.runs.events import CheckpointSaved, Evaluation, Event, FirstExample, Note, Step
-from lamina.training import step
+from lamina.training import backward
 from lamina.training.checkpoint import newest_checkpoint
 from lamina.training.step import EvaluationResult, evaluate_loss
 from tests.support.models_zoo import build_model, build_tokenizer
@@ -235,16 +235,16 @@ def nan_at(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
     """Makes the loss of some steps (counted in micro-batches, two a step) NaN, gradients included."""
     calls = iter(range(10**6))
 
-    real = step._Parts.__call__
+    real = backward.Parts.__call__
 
-    def call(self: step._Parts, place: int, *rest: Any) -> Iterator[torch.Tensor]:
+    def call(self: backward.Parts, place: int, *rest: Any) -> Iterator[torch.Tensor]:
         for part in real(self, place, *rest):
             if next(calls) // 2 + 1 in bad:
                 part = part * float("nan")
                 self._found[place][-1] = replace(self._found[place][-1], total=part.detach())
             yield part
 
-    monkeypatch.setattr(step._Parts, "__call__", call)
+    monkeypatch.setattr(backward.Parts, "__call__", call)
 
 
 def without_eval(folder: Path, model: Path) -> dict[str, Any]:

@@ -24,8 +24,7 @@ from lamina.errors import ConfigError, Interrupted
 from lamina.methods.lora import LoraLinear
 from lamina.methods.shared.base import Injection
 from lamina.quickstart.task import build_task
-from lamina.training import checkpoint
-from lamina.training import step as training_step
+from lamina.training import backward, checkpoint
 from lamina.verification.report import Skipped, VerifyCheck
 from tests.support.training import notes_into
 from tests.support.verification import tiny_config
@@ -162,13 +161,13 @@ def break_attention_gradient(patch: Patch) -> None:
 
 def break_accumulation(patch: Patch) -> None:
     """Micro-batches that count differently, as where each is divided by its own tokens."""
-    real = training_step._Parts.__call__
+    real = backward.Parts.__call__
 
     def call(parts: Any, place: int, *rest: Any) -> Iterator[torch.Tensor]:
         for part in real(parts, place, *rest):
             yield part / (place + 1)
 
-    patch.setattr(training_step._Parts, "__call__", call)
+    patch.setattr(backward.Parts, "__call__", call)
 
 
 def break_checkpointing(patch: Patch) -> None:

@@ -31,6 +31,7 @@ from lamina.models.load import Base
 from lamina.runs import Run, comparable_settings, events
 from lamina.runs.events import Note, OnEvent
 from lamina.signals import StopRequest, stop_on_signals
+from lamina.training.backward import StepAbandoned
 from lamina.training.checkpoint import TrainState
 from lamina.training.eval_sets import evaluate_sets
 from lamina.training.event_log import EventLog
@@ -43,13 +44,7 @@ from lamina.training.preview import announce
 from lamina.training.session import KERNELS, Session
 from lamina.training.setup import build_session
 from lamina.training.share import agreed_checkpointing, check_layout
-from lamina.training.step import (
-    EvaluationResult,
-    StepAbandoned,
-    StepResult,
-    evaluate_loss,
-    training_step,
-)
+from lamina.training.step import EvaluationResult, StepResult, evaluate_loss, training_step
 from lamina.training.summary import Together
 from lamina.training.window import Window
 

@@ -9,11 +9,11 @@ from lamina.compute.kernels import kernel_notes
 from lamina.distributed.assign import balance
 from lamina.methods.shared.counts import count_parameters, total_parameters
 from lamina.runs.events import FirstExample, Note, Segment, Started
+from lamina.training.backward import costs_of, split_of
 from lamina.training.checkpoint import TrainState
 from lamina.training.event_log import EventLog
 from lamina.training.plan.time import measured_tokens_per_second
 from lamina.training.session import Session
-from lamina.training.step import costs_of, split_of
 
 # How much longer than evenly divided a step may take without a note.
 _UNEVEN = 1.2

@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.compute.ops.sequence import Split, splitting
-from lamina.data.batch import PACKED, Layout, build_units
+from lamina.compute.ops.sequence import splitting
+from lamina.data.batch import PACKED, Layout
 from lamina.data.example import EncodedExample
-from lamina.distributed.assign import cost
-from lamina.distributed.reduce import GradientSum
 from lamina.distributed.world import ALONE, World
-from lamina.losses.base import Loss, LossSum, means
-from lamina.machine.seeding import seed_generators, seed_of
+from lamina.losses.base import Loss, means
 from lamina.methods.shared.base import Hooks
 from lamina.optim import LayerwiseGaloreAdamW
 from lamina.structure.head import Head
+from lamina.training.backward import Backward, Parts, costs_of, split_of, summed
 from lamina.training.loss_scale import LossScale
 from lamina.training.zero import ZeroEngine
 
 NO_HOOKS = Hooks()
-
-
-class StepAbandoned(Exception):
-    """Asked to stop in the middle of a step; nothing was changed."""
 
 
 @dataclass(frozen=True)
@@ -110,65 +103,29 @@ def training_step(
     Raises:
         StepAbandoned: `stop` said so.
     """
-    began, waited = time.perf_counter(), world.communication_seconds
     micro_batches = loss.over_step(model, head, micro_batches, layout, world)
     examples = [example for examples in micro_batches for example in examples]
-    count = loss.count(examples)
-    tokens, supervised = sum(map(len, examples)), sum(example.supervised_tokens for example in examples)
+    sums = _Sums(loss.count(examples), sum(map(len, examples)), sum(each.supervised_tokens for each in examples))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("lr_factor", 1.0)
     optimizer.zero_grad(set_to_none=True)
-    split = split_of(world)
-    part_of = _Parts(model, head, loss, layout, stop, split)
-    if isinstance(optimizer, LayerwiseGaloreAdamW):  # one micro-batch, in one process
-        _reseed(seed, step, 0, model.device)
-        mean = torch.stack([part / count for part in part_of(0, micro_batches[0])]).sum()
-        finite = bool(torch.isfinite(mean))
-        if finite:
-            moving()
-        norm = _layerwise_step(optimizer, mean, check) if finite else float("nan")
-        _, metrics = _summed(part_of.results())
-        return StepResult(float(mean.detach()), count, norm, tokens, supervised, finite, metrics=metrics)
-    # A single term is its own sum.
-    several = engine is None and (world.size > 1 or len(micro_batches) > 1)
-    gradients = GradientSum(parameters) if several else None
-    walk = list(world.walk(costs_of(model, micro_batches)))
-    try:
-        for number, (place, counts) in enumerate(walk, 1):
-            _reseed(seed, step, place, model.device, world.part)
-            with splitting(split):
-                for part in (part_of if counts else part_of.rehearsal())(place, micro_batches[place]):
-                    if engine is None:
-                        (part / count if scale is None else scale.scaled(part / count)).backward()
-                    else:
-                        engine.backward(part / count if counts else 0.0 * part, last=number == len(walk))
-            if engine is None and not counts:
-                optimizer.zero_grad(set_to_none=True)
-            elif gradients is not None:
-                gradients.take()
-    except StepAbandoned:
-        optimizer.zero_grad(set_to_none=True)
-        raise
-    report = _Report(part_of.results())
-    if gradients is not None:
-        report.touched, report.finite = gradients.touched, gradients.is_finite()
-        report.seconds = time.perf_counter() - began - (world.communication_seconds - waited)
-    reports = world.gather(report, f"the end of step {step}")
-    if gradients is not None:
-        gradients.put_back(world, [any(flags) for flags in zip(*(each.touched for each in reports), strict=True)])
+    parts = Parts(model, head, loss, layout, stop, split_of(world))
+    backward = Backward(parts, micro_batches, sums.count, parameters, optimizer, world, seed, step, engine, scale)
+    if isinstance(optimizer, LayerwiseGaloreAdamW):
+        return _layerwise_step(backward, optimizer, sums, check, moving)
+    backward.run(costs_of(model, micro_batches))
+    reports = backward.reports()
+    total, metrics = summed({place: result for each in reports for place, result in each.results.items()})
     if engine is not None:
-        total, metrics = _summed({place: result for each in reports for place, result in each.results.items()})
         moving()
         norm = engine.step() if math.isfinite(total) else math.nan
-        finite = math.isfinite(norm)
-        return StepResult(total / count, count, norm, tokens, supervised, finite, metrics=metrics)
+        return sums.result(total, norm, math.isfinite(norm), metrics)
     penalty = hooks.penalty()
     if penalty is not None:
         (penalty if scale is None else scale.scaled(penalty)).backward()
     if scale is not None:
         scale.unscale(parameters)
     check()
-    total, metrics = _summed({place: result for each in reports for place, result in each.results.items()})
     norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
     finite = bool(torch.isfinite(norm)) and math.isfinite(total)
     if finite:
@@ -180,121 +137,46 @@ def training_step(
     if scale is not None:
         scale.update(finite)
     optimizer.zero_grad(set_to_none=True)
-    not_finite_in = tuple(rank for rank, each in enumerate(reports) if not each.finite)
-    seconds = tuple(each.seconds for each in reports)
-    mean, last = total / count, (overflowed, metrics, not_finite_in, seconds)
-    return StepResult(mean, count, float(norm), tokens, supervised, finite, *last)
+    return replace(
+        sums.result(total, float(norm), finite, metrics),
+        overflowed=overflowed,
+        not_finite_in=tuple(rank for rank, each in enumerate(reports) if not each.finite),
+        seconds_by_rank=tuple(each.seconds for each in reports),
+    )
 
 
-def costs_of(model: PreTrainedModel, micro_batches: Sequence[Sequence[EncodedExample]]) -> list[float]:
-    """Estimates the work of each micro-batch."""
-    width = model.config.get_text_config().hidden_size
-    return [cost([length for each in examples for length in each.lengths], width) for examples in micro_batches]
+@dataclass(frozen=True)
+class _Sums:
+    """What a step is taken over: the loss's count, tokens, and those of them that are in the loss."""
+
+    count: float
+    tokens: int
+    supervised: int
+
+    def result(self, total: float, norm: float, finite: bool, metrics: dict[str, tuple[float, float]]) -> StepResult:
+        """The result of a step whose loss has a sum."""
+        return StepResult(total / self.count, self.count, norm, self.tokens, self.supervised, finite, metrics=metrics)
 
 
-def split_of(world: World) -> Split | None:
-    """How the processes divide documents; None if each has whole ones."""
-    return None if world.team_size == 1 else Split(world.part, world.team_size, world.exchange)
-
-
-def _reseed(seed: int | None, step: int, place: int, device: torch.device, part: int = 0) -> None:
-    if seed is not None:
-        seed_generators(seed_of(seed, step, place, *[part] * (part > 0)), device)
-
-
-# What a micro-batch gave: the sum of its loss, and its figures as sum and count.
-_Result = tuple[float, dict[str, tuple[float, float]]]
-
-
-@dataclass
-class _Report:
-    """What a process tells the others of its part of a step.
-
-    Attributes:
-        results: By micro-batch.
-        touched: Whether each parameter got a gradient.
-        finite: Whether the gradient is finite.
-        seconds: Time that it took.
-    """
-
-    results: dict[int, _Result]
-    touched: list[bool] = field(default_factory=list)
-    finite: bool = True
-    seconds: float = 0.0
-
-
-class _Parts:
-    """Computes the losses of micro-batches, and keeps their sums on the device until all of them are done."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        head: Head,
-        loss: Loss,
-        layout: Layout,
-        stop: Callable[[], bool],
-        split: Split | None = None,
-    ) -> None:
-        self._model, self._head, self._loss, self._layout, self._stop = model, head, loss, layout, stop
-        self._split = split
-        self._found: dict[int, list[LossSum]] = {}
-
-    def __call__(self, place: int, examples: Sequence[EncodedExample]) -> Iterator[torch.Tensor]:
-        """Gives the parts of a micro-batch's loss, one after the other.
-
-        Raises:
-            StepAbandoned: `stop` said so.
-        """
-        split = self._split
-        found = self._found.setdefault(place if split is None else place * split.parts + split.part, [])
-        for unit in build_units(examples, self._layout):
-            if self._stop():
-                raise StepAbandoned
-            parts = unit if split is None else [batch.part(split.part, split.parts) for batch in unit]
-            result = self._loss.compute(self._model, self._head, [batch.to(self._model.device) for batch in parts])
-            found.append(LossSum(result.total.detach(), result.metrics))
-            yield result.total
-
-    def rehearsal(self) -> _Parts:
-        """The same, with results that nobody asks for."""
-        return _Parts(self._model, self._head, self._loss, self._layout, self._stop, self._split)
-
-    def results(self) -> dict[int, _Result]:
-        """What each micro-batch gave."""
-        return {place: _result_of(parts) for place, parts in self._found.items()}
-
-
-def _result_of(parts: Sequence[LossSum]) -> _Result:
-    metrics: dict[str, tuple[float, float]] = {}
-    for part in parts:
-        for name, metric in part.metrics.items():
-            total, count = metrics.get(name, (0.0, 0.0))
-            metrics[name] = (total + float(metric.total), count + metric.count)
-    return sum(float(part.total) for part in parts), metrics
-
-
-def _summed(results: Mapping[int, _Result]) -> _Result:
-    """Adds up in the order of the micro-batches, so that it is the same whoever computed them."""
-    total, metrics = 0.0, dict[str, tuple[float, float]]()
-    for place in sorted(results):
-        loss, figures = results[place]
-        total += loss
-        for name, (value, count) in figures.items():
-            before = metrics.get(name, (0.0, 0.0))
-            metrics[name] = (before[0] + value, before[1] + count)
-    return total, metrics
-
-
-def _layerwise_step(optimizer: LayerwiseGaloreAdamW, loss: torch.Tensor, check: Callable[[], None]) -> float:
-    """Goes backward through a finite loss.
-
-    Returns:
-        The norm of the whole gradient.
-    """
-    with optimizer.moving():
-        loss.backward()
-    check()
-    return float(torch.stack(list(optimizer.gradient_norms.values())).norm())
+def _layerwise_step(
+    backward: Backward,
+    optimizer: LayerwiseGaloreAdamW,
+    sums: _Sums,
+    check: Callable[[], None],
+    moving: Callable[[], None],
+) -> StepResult:
+    """Takes a step of one micro-batch in one process, in whose backward the tensors move."""
+    backward.reseed(0)
+    mean = torch.stack([part / sums.count for part in backward.parts(0, backward.micro_batches[0])]).sum()
+    finite, norm = bool(torch.isfinite(mean)), math.nan
+    if finite:
+        moving()
+        with optimizer.moving():
+            mean.backward()
+        check()
+        norm = float(torch.stack(list(optimizer.gradient_norms.values())).norm())
+    _, metrics = summed(backward.parts.results())
+    return replace(sums.result(math.nan, norm, finite, metrics), loss=float(mean.detach()))
 
 
 @dataclass(frozen=True)
@@ -341,7 +223,7 @@ def evaluate_loss(
     training = model.training
     model.eval()
     split = split_of(world)
-    part_of, counts = _Parts(model, head, loss, layout, stop, split), dict[int, float]()
+    part_of, counts = Parts(model, head, loss, layout, stop, split), dict[int, float]()
     try:
         firsts = range(0, len(examples), batch_size)
         batches = loss.over_step(model, head, [examples[first : first + batch_size] for first in firsts], layout, world)
@@ -355,6 +237,6 @@ def evaluate_loss(
     finally:
         model.train(training)
     reports = world.gather((part_of.results(), counts), "the end of an evaluation")
-    total, metrics = _summed({place: result for results, _ in reports for place, result in results.items()})
+    total, metrics = summed({place: result for results, _ in reports for place, result in results.items()})
     counted = sum(value for _, counts in reports for value in counts.values())
     return EvaluationResult(total / counted if counted else math.nan, means(metrics))
