@@ -243,8 +243,8 @@ def break_merging_of_a_layer(patch: Patch) -> None:
 def break_resuming_of_the_optimizer(patch: Patch) -> None:
     real = checkpoint.put_back
 
-    def put_back(content: Any, path: Path, tensors: Any, optimizer: torch.optim.Optimizer, hooks: Any) -> Any:
-        result = real(content, path, tensors, optimizer, hooks)
+    def put_back(content: Any, path: Path, tensors: Any, optimizer: torch.optim.Optimizer, *rest: Any) -> Any:
+        result = real(content, path, tensors, optimizer, *rest)
         optimizer.state.clear()
         return result
 
@@ -254,7 +254,7 @@ def break_resuming_of_the_optimizer(patch: Patch) -> None:
 def break_seeding(patch: Patch) -> None:
     """Random numbers go by what this process did before, not by seed and step."""
     calls = itertools.count()
-    patch.setattr("lamina.training.step.seed_of", lambda *places: next(calls))
+    patch.setattr("lamina.training.backward.seed_of", lambda *places: next(calls))
 
 
 def break_resuming_of_the_place_in_the_data(patch: Patch) -> None:
