@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.markup import escape
@@ -54,9 +54,6 @@ from lamina.cli.registry_files import registry
 from lamina.cli.serve import replay, serve
 from lamina.cli.verbosity import set_verbosity
 from lamina.errors import ConfigError, Problem
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="lamina",

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import ast
+import inspect
+import textwrap
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
 
 
 class Section(BaseModel):
     """A section of the configuration.
 
-    Strict: a quoted number is not a number, and `1` is not `true`. An unknown key is an error.
+    Strict: a quoted number is not a number, and `1` is not `true`. An unknown key is an error. The text below a field
+    is its description in the JSON Schema.
     """
 
     model_config = ConfigDict(
@@ -16,6 +23,37 @@ class Section(BaseModel):
         strict=True,
         frozen=True,
         allow_inf_nan=False,
-        use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Builds the JSON Schema, with the descriptions of fields.
+
+        pydantic's `use_attribute_docstrings` would read the sources of all sections at each start of `lamina`.
+        """
+        schema = handler(core_schema)
+        own = handler.resolve_ref_schema(schema)
+        texts = _texts_below_fields(cls)
+        for name, value in own.get("properties", {}).items():
+            if name in texts:
+                value.setdefault("description", texts[name])
+        return schema
+
+
+def _texts_below_fields(cls: type[BaseModel]) -> dict[str, str]:
+    """Reads the string that follows each field of a class, or of the class that it has the field from."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not issubclass(base, Section) or base.__module__.startswith("pydantic"):
+            continue
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        except (OSError, TypeError):  # made by `create_model`
+            continue
+        assert isinstance(body, ast.ClassDef)
+        for field, below in zip(body.body, body.body[1:], strict=False):
+            match field, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str() as text)):
+                    found[name] = inspect.cleandoc(text)
+    return found
