@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich.markup import escape
@@ -16,8 +17,9 @@ from lamina.distributed.failure import LostRankError
 from lamina.distributed.member import Silenced, member
 from lamina.distributed.ranks import is_one_of_several, restarts_left
 from lamina.errors import ConfigError, Interrupted, LaminaError
-from lamina.runs import Run, check_start
-from lamina.runs.summary import Summary, losses_of_sets
+
+if TYPE_CHECKING:
+    from lamina.runs.summary import Summary
 
 _GIB = 2**30
 
@@ -61,6 +63,8 @@ def check(config: str, overrides: list[str], resume: bool) -> Config:
         ConfigError, RunError: It cannot.
     """
     checked = load_config(_translated(config), overrides)
+    from lamina.runs import check_start  # after the configuration, whose errors are told sooner without it
+
     if not is_one_of_several():  # of several processes, the first one checks it for all
         check_start(checked, resume)
     check_files(checked.model_dump(mode="json"))
@@ -101,6 +105,8 @@ def print_plan(config: Config, as_json: bool) -> None:
 
 def stopped_at_once(config: Config) -> Interrupted:
     """Returns the error for a second Ctrl-C, or for one before the first step."""
+    from lamina.runs import Run
+
     run = Run(Path(config.output_dir))
     if not run.begun:
         return Interrupted("stopped before the run started. Go on with: the same command again")
@@ -111,6 +117,8 @@ def stopped_at_once(config: Config) -> Interrupted:
 
 def print_summary(summary: Summary) -> None:
     """Prints the summary of a finished run."""
+    from lamina.runs.summary import losses_of_sets
+
     s = summary
     err.print("[bold green]Done[/bold green]")
     if s.eval_loss is not None and s.eval_loss_first is not None:
