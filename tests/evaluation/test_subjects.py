@@ -13,10 +13,10 @@ import lamina
 from lamina.engine.engine import Engine
 from lamina.errors import ConfigError, DataError, LaminaError
 from lamina.evaluation import hosts
-from lamina.evaluation.gather import Benchmarks
+from lamina.evaluation.gather import Benchmarks, check_names
 from lamina.evaluation.later import pair_stored
 from lamina.evaluation.store import EvaluationError, StoredEvaluation, read_evaluation
-from lamina.evaluation.subjects import evaluate_subjects
+from lamina.evaluation.subjects import evaluate_subjects, prepare
 from tests.support.evaluation import Pair, write_jsonl, write_task
 
 
@@ -122,6 +122,32 @@ def test_against_compares_all_with_one(pair: Pair, tmp_path: Path) -> None:
     }
     again = evaluate_subjects([pair.strong], [pair.task], against=pair.strong, forgetting=False, out=tmp_path / "b")
     assert {(p["a"], p["b"]) for p in again.result["pairs"]} == {(pair.model.name, str(pair.strong))}
+
+
+def test_a_base_that_moved_is_named_for_all_subjects(pair: Pair, tmp_path: Path) -> None:
+    """`model` is where the base is now, of the one that others are compared with too."""
+    shutil.copytree(pair.model, tmp_path / "moved")
+    for name in ("strong", "weak"):
+        shutil.copytree(getattr(pair, name) / "adapter", tmp_path / name)
+        about = json.loads((tmp_path / name / "lamina.json").read_text())
+        about["lock"]["base"] = str(tmp_path / "gone")
+        (tmp_path / name / "lamina.json").write_text(json.dumps(about))
+    found = evaluate_subjects(
+        [tmp_path / "strong"],
+        [write_task(pair.folder / "two.yaml", limit=2)],
+        against=tmp_path / "weak",
+        model=tmp_path / "moved",
+        forgetting=False,
+        out=tmp_path / "a",
+    )
+    assert found.result["against"] == str(tmp_path / "weak")
+
+
+def test_a_number_that_json_does_not_have_is_no_label(pair: Pair, tmp_path: Path) -> None:
+    rows = [{"prompt": f"ask {n}", "completion": "red", "price": float("nan") if n else 1.5} for n in range(3)]
+    task = write_task(tmp_path / "prices.yaml", str(write_jsonl(tmp_path / "prices.jsonl", rows)))
+    found = evaluate_subjects([pair.model], [task], forgetting=False, out=tmp_path / "a")
+    assert [row["columns"].get("price") for row in found.rows["prices"]] == [1.5, None, None]
 
 
 def test_rows_that_training_saw_do_not_count_unless_insisted(pair: Pair, tmp_path: Path) -> None:
@@ -257,3 +283,12 @@ def test_tasks_of_lm_eval_stand_beside_a_task_of_ones_own(pair: Pair, tmp_path: 
     assert all(len(row["scores"]) == 3 for row in rows)
     assert {pair["task"] for pair in found.result["pairs"]} == {"task", *names}
     assert "Cost" in (found.path / "page.html").read_text()
+
+
+def test_a_task_of_lm_eval_does_not_take_the_place_of_ones_own(pair: Pair, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="also the name of another task"):
+        evaluate_subjects([pair.strong], [pair.task], benchmarks=Benchmarks(("task",)), out=tmp_path / "e")
+    arc = write_task(pair.folder / "arc.yaml")
+    (prepared,) = prepare([arc])
+    with pytest.raises(ConfigError, match="'arc' is also"):
+        check_names([prepared], ["hellaswag", "arc"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -227,4 +228,6 @@ def _task(
 
 def _is_label(value: Any) -> bool:
     """Whether a column's value may be one of few, or is short enough to be stored beside a row."""
-    return isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= 200)
+    if isinstance(value, float):
+        return math.isfinite(value)  # JSON has no NaN
+    return isinstance(value, bool | int) or (isinstance(value, str) and len(value) <= 200)

@@ -10,7 +10,7 @@ from pathlib import Path
 from lamina.config.tasks import GENERAL
 from lamina.errors import ConfigError, DataError, Problem, nearest
 from lamina.evaluation.entries import Entry, find_entries
-from lamina.evaluation.gather import Benchmarks, Options, Prepared, answers_path, gather
+from lamina.evaluation.gather import Benchmarks, Options, Prepared, answers_path, check_names, gather
 from lamina.evaluation.judging import check_judge
 from lamina.evaluation.page import evaluation_page
 from lamina.evaluation.result import build_result, stored_rows, unseen
@@ -72,14 +72,15 @@ def evaluate_subjects(
     everything = [*refs, *([str(against)] if against is not None else [])]
     if not everything:
         raise ConfigError(Problem("SUBJECT", "is required", "name a run, an adapter, a base or a URL"))
+    chosen = benchmarks or Benchmarks()
+    check_names(prepared, chosen.names)
     for each in prepared:
         check_judge(each.task, notify)
     base = None if model is None else str(model)
     entries = find_entries(everything, few_shot=few_shot, model=base, with_base=with_base, notify=notify)
-    champion = _champion(entries, everything, against)
+    champion = _champion(entries, everything, against, base)
     where = Path(out) if out is not None else default_folder(entries, prepared)
     text = None if general is None else str(general)
-    chosen = benchmarks or Benchmarks()
     options = Options(seed, forgetting, text, base, allow_base_mismatch, chosen, progress, notify)
     found = gather(entries, prepared, options)
     rows = stored_rows(entries, prepared, found)
@@ -136,11 +137,13 @@ def default_folder(entries: Sequence[Entry], prepared: Sequence[Prepared]) -> Pa
     return root / "evaluations" / f"{stamp}-{names}-{uuid.uuid4().hex[:6]}"
 
 
-def _champion(entries: Sequence[Entry], refs: Sequence[str], against: str | Path | None) -> str | None:
+def _champion(
+    entries: Sequence[Entry], refs: Sequence[str], against: str | Path | None, model: str | None
+) -> str | None:
     if against is None:
         return None
     names = [entry.name for entry in entries]
-    wanted = find_entries([str(against)], with_base=False)[0]
+    wanted = find_entries([str(against)], model=model, with_base=False)[0]
     same = [
         e.name
         for e in entries
