@@ -17,7 +17,7 @@ from lamina.evaluation.gather import Benchmarks, check_names
 from lamina.evaluation.later import pair_stored
 from lamina.evaluation.store import EvaluationError, StoredEvaluation, read_evaluation
 from lamina.evaluation.subjects import evaluate_subjects, prepare
-from tests.support.evaluation import Pair, write_jsonl, write_task
+from tests.support.evaluation import Pair, stored_row, write_jsonl, write_task
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,9 @@ def test_rows_that_training_saw_do_not_count_unless_insisted(pair: Pair, tmp_pat
     assert counts["exact"] == counts["training_rows"] < len(trained), "rows that were held out are no leak"
     assert kept == 10 + len(trained) - counts["exact"]
     assert sum("exact" in row["leaked"].values() for row in found.rows["mixed"]) == counts["exact"]
-    assert "the training of" in (found.path / "page.html").read_text()
+    page = (found.path / "page.html").read_text()
+    assert "the training of" in page
+    assert f"<td></td><td>{kept - 10}</td>" in page, "slices are of the rows that count"
     every = evaluate_subjects([pair.strong], [task], forgetting=False, allow_leakage=True, out=tmp_path / "b")
     assert every.subjects[0]["tasks"]["mixed"]["exact_match"]["rows"] == 10 + len(trained)
 
@@ -261,6 +263,30 @@ def test_evaluations_of_other_days_are_paired_by_their_rows(pair: Pair, tmp_path
     three = evaluate_subjects([pair.weak], [other], forgetting=False, out=tmp_path / "three")
     with pytest.raises(EvaluationError, match="no row in common"):
         pair_stored([one, three])
+
+
+def judged_by(folder: Path, name: str, grade: float, judge: str) -> StoredEvaluation:
+    """An evaluation of a subject whose rows a judge graded."""
+    rows = [stored_row(n, {name: {"judge": grade + n % 2, "right": float(n % 2)}}) for n in range(12)]
+    task = {"name": "t", "scorers": {"right": "sha256:1"}, "settings": {}}
+    metrics = [{"task": "t", "name": metric, "larger_is_better": True} for metric in ("judge", "right")]
+    result = {"subjects": [{"subject": name}], "tasks": [task], "metrics": metrics}
+    result["judged"] = [{"task": "t", "subject": name, "digest": judge}]
+    return StoredEvaluation(folder / name, f"sha256:{name}", result, {"t": rows})
+
+
+def test_grades_of_different_judges_are_not_compared(tmp_path: Path) -> None:
+    one = judged_by(tmp_path, "one", 1.0, "sha256:strict")
+    same, other = (judged_by(tmp_path, name, 4.0, f"sha256:{name}") for name in ("strict", "mild"))
+    assert [pair["metric"] for pair in pair_stored([one, same])["pairs"]] == ["judge", "right"]
+    assert [pair["metric"] for pair in pair_stored([one, other])["pairs"]] == ["right"]
+
+
+def test_a_benchmark_with_other_examples_in_its_prompts_is_another(tmp_path: Path) -> None:
+    one, other = (judged_by(tmp_path, name, 1.0, "sha256:judge") for name in ("one", "other"))
+    other.result["tasks"][0]["settings"] = {"shots": 5}
+    with pytest.raises(EvaluationError, match="no row in common"):
+        pair_stored([one, other])
 
 
 def test_tasks_of_lm_eval_stand_beside_a_task_of_ones_own(pair: Pair, tmp_path: Path) -> None:

@@ -217,6 +217,21 @@ def test_evaluation_of_pairs(tmp_path: Path, model_folder: Path) -> None:
     assert lamina.evaluate(run.path, more).rows == 7
 
 
+def test_the_interval_of_preferences_is_that_of_the_pairs_that_were_compared(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    """Of several sets the figures are those of one; beside pairs, KTO has answers that are no pairs."""
+    sets = {name: str(write_pairs(tmp_path / f"{name}.jsonl", rows)) for name, rows in (("one", 5), ("two", 9))}
+    run = lamina.train(preference_settings(tmp_path, model_folder, {"type": "dpo"}, "dpo", data={"eval": sets}))
+    share = lamina.evaluate(run.path).preference_accuracy
+    assert share is not None and share.rows == 5
+    mixed = [{"path": sets["one"]}, {"path": str(write_labels(tmp_path / "more.jsonl", 4))}]
+    run = lamina.train(preference_settings(tmp_path, model_folder, {"type": "kto"}, "kto", data={"eval": mixed}))
+    found = lamina.evaluate(run.path)
+    assert found.preference_accuracy is not None
+    assert (found.preference_accuracy.rows, found.rows) == (5, 13)
+
+
 def test_kto_evaluates_with_the_weights_it_learned_with(tmp_path: Path, model_folder: Path) -> None:
     rows = [json.loads(line) for line in write_labels(tmp_path / "labels.jsonl").read_text().splitlines()]
     write_lines(tmp_path / "labels.jsonl", rows[:36])

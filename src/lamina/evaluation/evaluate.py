@@ -120,7 +120,8 @@ class Evaluation:
         scores: Of the answers, by scorer.
         metrics: The loss's own figures, of the adapter.
         base_metrics: The same of the bare base.
-        preference_accuracy: Share of pairs whose chosen answer has the higher reward; None without pairs.
+        preference_accuracy: Share of pairs whose chosen answer has the higher reward, of several sets those of
+            `best_set`; None without pairs.
         classification: Accuracy and macro F1 of a classifier; None for others.
         margin: Mean difference between the rewards of chosen and rejected answers; None without a loss over answers.
         general_loss: Loss of the adapter on general text, which shows what it forgot; None if it was not measured.
@@ -274,7 +275,7 @@ def evaluate(
         scores=scores,
         metrics=_own_metrics(adapter.metrics),
         base_metrics=_own_metrics(base.metrics),
-        preference_accuracy=preference_accuracy(adapter.metrics, len(encoded)),
+        preference_accuracy=preference_accuracy(adapter.metrics, encoded[sets[best]] if sets else encoded),
         margin=adapter.metrics.get("rewards/margins"),
         base_general_loss=texts[0],
         general_loss=texts[1],

@@ -39,8 +39,14 @@ details { margin: .6rem 0 } summary { cursor: pointer } td.text { white-space: p
 """
 
 
-def evaluation_page(result: Mapping[str, Any], rows: Rows) -> str:
-    """Returns the page of an evaluation."""
+def evaluation_page(result: Mapping[str, Any], rows: Rows, counted: Rows) -> str:
+    """Returns the page of an evaluation.
+
+    Args:
+        result: Its content.
+        rows: The rows of each task.
+        counted: Those that its figures are of.
+    """
     parts = [
         f"<h1>{TITLE}</h1>",
         _verdicts(result),
@@ -49,7 +55,7 @@ def evaluation_page(result: Mapping[str, Any], rows: Rows) -> str:
         _leakage(result),
         *_differing_rows(result, rows),
         _judged(result),
-        _slices(result, rows),
+        _slices(result, counted),
         _forgetting(result, rows),
         "<h2>Cost</h2>",
         _cost(result),

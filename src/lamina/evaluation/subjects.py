@@ -101,7 +101,7 @@ def evaluate_subjects(
         "benchmarks": asdict(options.benchmarks),
     }
     result = build_result(entries, prepared, found, rows, counted, champion, settings)
-    write_evaluation(where, result, rows, evaluation_page(result, rows))
+    write_evaluation(where, result, rows, evaluation_page(result, rows, counted))
     for entry in entries:
         if entry.kind == "url":  # another model may answer there tomorrow
             answers_path(found.facts[entry.name]).unlink(missing_ok=True)
