@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import lamina
 from lamina.engine.engine import Engine
@@ -141,6 +142,15 @@ def test_a_base_that_moved_is_named_for_all_subjects(pair: Pair, tmp_path: Path)
         out=tmp_path / "a",
     )
     assert found.result["against"] == str(tmp_path / "weak")
+
+
+def test_an_adapter_that_gives_no_numbers_names_the_row(pair: Pair, tmp_path: Path) -> None:
+    shutil.copytree(pair.strong / "adapter", tmp_path / "broken")
+    (tmp_path / "broken" / "lamina.json").unlink()  # as peft's, without probes that would tell
+    file = tmp_path / "broken" / "adapter_model.safetensors"
+    save_file({name: tensor * float("nan") for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(DataError, match=r"asked\.jsonl, row \d+: .*logits are not finite"):
+        evaluate_subjects([tmp_path / "broken"], [pair.task], model=pair.model, out=tmp_path / "a")
 
 
 def test_a_number_that_json_does_not_have_is_no_label(pair: Pair, tmp_path: Path) -> None:

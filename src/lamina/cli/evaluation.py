@@ -144,6 +144,10 @@ def evaluate(
     given = [name for name, value in with_tasks.items() if value]
     everything = [*subjects, *([against] if against else [])]
     if not task and not benchmarks and data is None and _are_stored(everything):
+        ignored = [name for name in given if name not in ("--against", "--power")]
+        if ignored:
+            message = "has no effect on evaluations that are stored, which are compared as they are"
+            raise ConfigError(Problem(ignored[0], message, "leave it out, or evaluate again"))
         _pair_stored(everything, bool(against), power, as_json)
         return
     if not given and len(subjects) == 1 and _is_one_adapter(subjects[0], data):
