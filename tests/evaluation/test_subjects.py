@@ -214,6 +214,13 @@ def test_likelihoods_and_choices_are_scored(pair: Pair, tmp_path: Path) -> None:
     assert not found.rows["mc"][0]["answers"], "nothing is generated where no scorer reads it"
 
 
+def test_a_run_is_not_replaced_by_its_evaluation(pair: Pair, tmp_path: Path) -> None:
+    run = shutil.copytree(pair.strong, tmp_path / "run")
+    with pytest.raises(ConfigError, match="would be lost"):
+        evaluate_subjects([run], [pair.task], forgetting=False, out=run)
+    assert (run / "config.yaml").is_file()
+
+
 @pytest.mark.parametrize("name", ["nope", "../nope/..", "a/b/c", "nobody/nothing", ""])
 def test_unknown_subjects_are_named(pair: Pair, tmp_path: Path, name: str) -> None:
     with pytest.raises(LaminaError) as caught:

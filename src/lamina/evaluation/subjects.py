@@ -15,7 +15,7 @@ from lamina.evaluation.judging import check_judge
 from lamina.evaluation.page import evaluation_page
 from lamina.evaluation.result import build_result, stored_rows, unseen
 from lamina.evaluation.scoring import build_scorers
-from lamina.evaluation.store import StoredEvaluation, read_evaluation, write_evaluation
+from lamina.evaluation.store import StoredEvaluation, check_place, read_evaluation, write_evaluation
 from lamina.evaluation.tasks import Task, find_tasks, read_task_rows
 from lamina.progress import Notify, Progress
 from lamina.runs import Run, timestamp
@@ -58,12 +58,14 @@ def evaluate_subjects(
         seed: Of the examples in prompts.
         model: For adapters: another base than the one that they name.
         allow_base_mismatch: Go on although a lock does not fit.
-        out: The folder to write; by default a new one in `evaluations`, of the run if there is one run.
+        out: The folder to write, in place of an evaluation that is there; by default a new one in `evaluations`, of the
+            run if there is one run.
         progress: Called with what is being done, how much of it is done, and how much there is.
         notify: Called with a sentence on what a user should know.
 
     Raises:
-        ConfigError: A subject, a task or a scorer does not exist, or a setting is not allowed.
+        ConfigError: A subject, a task or a scorer does not exist, a setting is not allowed, or `out` holds what is no
+            evaluation.
         DataError: A row cannot be asked or scored, or training saw every row.
         AdapterError, ModelError: A subject cannot be loaded.
     """
@@ -80,6 +82,7 @@ def evaluate_subjects(
     entries = find_entries(everything, few_shot=few_shot, model=base, with_base=with_base, notify=notify)
     champion = _champion(entries, everything, against, base)
     where = Path(out) if out is not None else default_folder(entries, prepared)
+    check_place(where)
     text = None if general is None else str(general)
     options = Options(seed, forgetting, text, base, allow_base_mismatch, chosen, progress, notify)
     found = gather(entries, prepared, options)
