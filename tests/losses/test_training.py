@@ -225,11 +225,13 @@ def test_the_interval_of_preferences_is_that_of_the_pairs_that_were_compared(
     run = lamina.train(preference_settings(tmp_path, model_folder, {"type": "dpo"}, "dpo", data={"eval": sets}))
     share = lamina.evaluate(run.path).preference_accuracy
     assert share is not None and share.rows == 5
-    mixed = [{"path": sets["one"]}, {"path": str(write_labels(tmp_path / "more.jsonl", 4))}]
-    run = lamina.train(preference_settings(tmp_path, model_folder, {"type": "kto"}, "kto", data={"eval": mixed}))
+    mixed = [{"path": sets["two"]}, {"path": str(write_labels(tmp_path / "more.jsonl", 9))}]
+    data = {"train": mixed, "eval": 0.4}
+    run = lamina.train(preference_settings(tmp_path, model_folder, {"type": "kto"}, "kto", data=data))
+    pairs, labels = (file["eval_rows"] for file in json.loads(run.data_report_path.read_text())["files"])
     found = lamina.evaluate(run.path)
-    assert found.preference_accuracy is not None
-    assert (found.preference_accuracy.rows, found.rows) == (5, 13)
+    assert found.preference_accuracy is not None and labels
+    assert (found.preference_accuracy.rows, found.rows) == (pairs, pairs + labels)
 
 
 def test_kto_evaluates_with_the_weights_it_learned_with(tmp_path: Path, model_folder: Path) -> None:

@@ -78,6 +78,15 @@ def verdict_line(pair: Mapping[str, Any]) -> str:
     return f"{text}."
 
 
+def judged_line(judged: Mapping[str, Any]) -> str:
+    """Says what a judge made of a subject, or of two, in a sentence."""
+    who = f"{judged['task']}: {judged['judge']}"
+    if "subject" in judged:
+        return f"{who} gives {judged['subject']} {_estimate(judged['mean']) or 'no grade'}"
+    text = f"{who} prefers {judged['a']} to {judged['b']} in {_estimate(judged['win_rate'])} of rows, ties as halves"
+    return text + "".join(f"; {note}" for note in judged["notes"])
+
+
 def word_diff(old: str, new: str) -> str:
     """Returns as HTML what became of `old`: words that only it has, struck out, and words that only `new` has.
 
@@ -181,17 +190,7 @@ def _answers(title: str, rows: Sequence[Mapping[str, Any]], a: str, b: str, is_o
 
 
 def _judged(result: Mapping[str, Any]) -> str:
-    lines = []
-    for each in result.get("judged", []):
-        if "subject" in each:
-            text = f"{each['task']}: {each['judge']} gives {each['subject']} {_estimate(each['mean']) or 'no grade'}"
-        else:
-            rate = _estimate(each["win_rate"])
-            text = (
-                f"{each['task']}: {each['judge']} prefers {each['a']} to {each['b']} in {rate} of rows, ties as halves"
-            )
-            text += "".join(f"; {note}" for note in each["notes"])
-        lines.append(f"<li>{html.escape(text)}</li>")
+    lines = [f"<li>{html.escape(judged_line(each))}</li>" for each in result.get("judged", [])]
     return f"<h2>Judge</h2><ul>{''.join(lines)}</ul>" if lines else ""
 
 
