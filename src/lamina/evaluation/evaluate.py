@@ -28,6 +28,7 @@ from lamina.evaluation.judgement import explain
 from lamina.evaluation.preference import Share, preference_accuracy
 from lamina.evaluation.preference import complete as complete_rows
 from lamina.evaluation.scorers import Case, Given, Scorer, build_scorer, find_scorers
+from lamina.evaluation.scorers.perplexity import perplexity_of
 from lamina.losses.base import Loss, build_loss
 from lamina.losses.classification import Classification
 from lamina.methods.shared.score import score_head
@@ -263,9 +264,9 @@ def evaluate(
         notes.append(REASONING_GIVEN)
     found = Evaluation(
         loss=adapter.loss,
-        perplexity=math.exp(adapter.loss) if loss.is_likelihood else None,
+        perplexity=perplexity_of(adapter.loss) if loss.is_likelihood else None,
         base_loss=base.loss,
-        base_perplexity=math.exp(base.loss) if loss.is_likelihood else None,
+        base_perplexity=perplexity_of(base.loss) if loss.is_likelihood else None,
         exact_match=exact.adapter if exact else None,
         base_exact_match=exact.base if exact else None,
         rows=sum(len(encoded[each]) for each in sets.values()) if sets else len(encoded),
