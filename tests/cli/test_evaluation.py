@@ -71,6 +71,8 @@ def test_stored_evaluations_are_paired(cli: Cli, trained: Run, task: Path, model
         assert cli("eval", subject, "--task", task, "--no-forgetting", "--out", name).code == 0
     found = cli("eval", "one", "two", "--json").json()
     assert [(pair["a"], pair["b"], pair["rows"]) for pair in found["pairs"]] == [("one", "two", 12)]
+    said = cli("eval", "one", "two", "--few-shot", 4, "--general", "text.txt").error()
+    assert "--few-shot: has no effect on evaluations that are stored" in said
     Path("two/page.html").write_text("changed")
     assert "was changed after it was written" in cli("eval", "one", "two").error()
 

@@ -31,6 +31,8 @@ def test_losses_of_different_kinds_have_no_best() -> None:
     assert heads["eval loss"].best is None
     best = heads["preferred"].best
     assert best is not None and best(mixed[0]) == -0.8
+    betas = [Outcome(n, "lora", {"loss.beta": n}, loss_type="dpo", eval_loss=0.5) for n in ("0.1", "0.5")]
+    assert {column.title: column for column in columns(_comparison(betas))}["eval loss"].best is None
     same = [Outcome("a", "lora", state="done", loss_type="dpo", eval_loss=0.5)]
     assert {column.title: column for column in columns(_comparison(same))}["eval loss"].best is not None
 
@@ -38,6 +40,9 @@ def test_losses_of_different_kinds_have_no_best() -> None:
 def test_screening_needs_one_loss(tmp_path: Path) -> None:
     candidates = build_candidates(DPO, tmp_path, grid={"loss.type": ["dpo", "cpo", "simpo"]})
     with pytest.raises(ConfigError, match="different losses: cpo, dpo, simpo"):
+        compare(candidates, tmp_path, screen=True)
+    candidates = build_candidates(DPO, tmp_path, grid={"loss.beta": ["0.1", "0.3", "1.0"]})
+    with pytest.raises(ConfigError, match=r"the candidates differ in loss\.beta"):
         compare(candidates, tmp_path, screen=True)
 
 

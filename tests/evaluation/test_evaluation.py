@@ -17,7 +17,9 @@ from lamina.engine.fused_runner import FusedRunner
 from lamina.engine.generator import ADAPTER
 from lamina.engine.sampling import Sampling
 from lamina.errors import ConfigError, DataError
+from lamina.evaluation import evaluate as evaluate_module
 from lamina.runs import Run
+from lamina.training.step import EvaluationResult
 from tests.support.answers import FakeGenerator, answer, stream
 from tests.support.training import settings, write_rows
 
@@ -43,6 +45,14 @@ def test_losses_are_those_of_training(run: Run, loaded: Loaded) -> None:
     assert result.perplexity == pytest.approx(math.exp(result.loss))
     assert result.rows == 5
     assert result.exact_match is None
+
+
+def test_a_loss_whose_perplexity_no_float_holds_is_told(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of an adapter that ran away."""
+    result = EvaluationResult(5000.0, {})
+    monkeypatch.setattr(evaluate_module, "evaluate_sets", lambda *given: result)
+    found = lamina.evaluate(loaded)
+    assert (found.loss, math.isfinite(found.perplexity or math.nan)) == (5000.0, True)
 
 
 def test_exact_match_counts_equal_answers(run: Run, loaded: Loaded, tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from lamina.cli.evaluation import evaluation_json
 from lamina.engine.generator import Request
 from lamina.errors import ConfigError, LaminaError
 from lamina.evaluation import hosts
+from lamina.evaluation.page import judged_line
 from lamina.evaluation.remote import RemoteModel
 from lamina.evaluation.subjects import evaluate_subjects
 from tests.support.evaluation import Pair, write_jsonl, write_task
@@ -100,6 +102,22 @@ def test_a_judge_that_prefers_the_first_decides_nothing(
     assert judged["comparison"]["verdict"] == "not_enough_rows"
     assert any("first" in text for text in told)
     assert (found.path / "page.html").read_text().count("judge") >= 1
+
+
+def test_a_judge_reads_the_whole_conversation(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = [("system", "Answer in French."), ("user", "Hello"), ("assistant", "Bonjour"), ("user", "And good bye?")]
+    rows = [{"messages": [{"role": role, "content": text} for role, text in (*turns, ("assistant", "Au revoir"))]}]
+    with served(lambda request: "4", monkeypatch) as (url, engine):
+        judge = {"subject": f"{url}#a", "rubric": "It is French.", "again": 0}
+        data = write_jsonl(tmp_path / "turns.jsonl", rows)
+        task = write_task(tmp_path / "turns.yaml", str(data), scorers=[], judge=judge)
+        found = evaluate_subjects([pair.model], [task], forgetting=False, out=tmp_path / "one")
+    (asked,) = engine.asked
+    question = engine.template.tokenizer.decode(engine.tokenize(asked))
+    assert "System: Answer in French.\n\nUser: Hello\n\nAssistant: Bonjour\n\nUser: And good bye?" in question
+    shown = evaluation_json(found)["judged"][0]
+    assert shown["mean"]["value"] == 4.0 and "scores" not in shown
+    assert judged_line(shown).endswith(f"gives {pair.model} 4.000")
 
 
 def test_a_judge_that_is_not_there_is_named_before_anything_is_asked(pair: Pair, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lamina.errors import NewerVersionError
-from lamina.evaluation.store import EvaluationError, content_digest, read_evaluation, write_evaluation
+from lamina.errors import ConfigError, NewerVersionError
+from lamina.evaluation.store import EvaluationError, check_place, content_digest, read_evaluation, write_evaluation
 from tests.support.evaluation import stored_row
 
 RESULT: dict[str, Any] = {"kind": "evaluation", "subjects": [], "value": 0.1 + 0.2, "none": None, "text": "é"}
@@ -54,6 +54,19 @@ def test_no_byte_may_change(tmp_path: Path, name: str) -> None:
             read_evaluation(tmp_path)
     path.write_bytes(whole)
     read_evaluation(tmp_path)
+
+
+def test_only_an_evaluation_is_replaced(tmp_path: Path) -> None:
+    write(tmp_path / "one")
+    (tmp_path / "empty").mkdir()
+    for name in ("one", "empty", "new"):
+        check_place(tmp_path / name)
+    (tmp_path / "one" / "notes.txt").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("model: mine")
+    for name in ("one", "run", "run/config.yaml"):
+        with pytest.raises(ConfigError, match=r"--out: .* would be lost"):
+            check_place(tmp_path / name)
 
 
 def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:

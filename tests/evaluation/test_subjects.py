@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import lamina
 from lamina.engine.engine import Engine
 from lamina.errors import ConfigError, DataError, LaminaError
 from lamina.evaluation import hosts
-from lamina.evaluation.gather import Benchmarks
+from lamina.evaluation.gather import Benchmarks, check_names
 from lamina.evaluation.later import pair_stored
 from lamina.evaluation.store import EvaluationError, StoredEvaluation, read_evaluation
-from lamina.evaluation.subjects import evaluate_subjects
-from tests.support.evaluation import Pair, write_jsonl, write_task
+from lamina.evaluation.subjects import evaluate_subjects, prepare
+from tests.support.evaluation import Pair, stored_row, write_jsonl, write_task
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +125,41 @@ def test_against_compares_all_with_one(pair: Pair, tmp_path: Path) -> None:
     assert {(p["a"], p["b"]) for p in again.result["pairs"]} == {(pair.model.name, str(pair.strong))}
 
 
+def test_a_base_that_moved_is_named_for_all_subjects(pair: Pair, tmp_path: Path) -> None:
+    """`model` is where the base is now, of the one that others are compared with too."""
+    shutil.copytree(pair.model, tmp_path / "moved")
+    for name in ("strong", "weak"):
+        shutil.copytree(getattr(pair, name) / "adapter", tmp_path / name)
+        about = json.loads((tmp_path / name / "lamina.json").read_text())
+        about["lock"]["base"] = str(tmp_path / "gone")
+        (tmp_path / name / "lamina.json").write_text(json.dumps(about))
+    found = evaluate_subjects(
+        [tmp_path / "strong"],
+        [write_task(pair.folder / "two.yaml", limit=2)],
+        against=tmp_path / "weak",
+        model=tmp_path / "moved",
+        forgetting=False,
+        out=tmp_path / "a",
+    )
+    assert found.result["against"] == str(tmp_path / "weak")
+
+
+def test_an_adapter_that_gives_no_numbers_names_the_row(pair: Pair, tmp_path: Path) -> None:
+    shutil.copytree(pair.strong / "adapter", tmp_path / "broken")
+    (tmp_path / "broken" / "lamina.json").unlink()  # as peft's, without probes that would tell
+    file = tmp_path / "broken" / "adapter_model.safetensors"
+    save_file({name: tensor * float("nan") for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(DataError, match=r"asked\.jsonl, row \d+: .*logits are not finite"):
+        evaluate_subjects([tmp_path / "broken"], [pair.task], model=pair.model, out=tmp_path / "a")
+
+
+def test_a_number_that_json_does_not_have_is_no_label(pair: Pair, tmp_path: Path) -> None:
+    rows = [{"prompt": f"ask {n}", "completion": "red", "price": float("nan") if n else 1.5} for n in range(3)]
+    task = write_task(tmp_path / "prices.yaml", str(write_jsonl(tmp_path / "prices.jsonl", rows)))
+    found = evaluate_subjects([pair.model], [task], forgetting=False, out=tmp_path / "a")
+    assert [row["columns"].get("price") for row in found.rows["prices"]] == [1.5, None, None]
+
+
 def test_rows_that_training_saw_do_not_count_unless_insisted(pair: Pair, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (pair.folder / "asked.jsonl").read_text().splitlines()]
     trained = [json.loads(line) for line in (pair.folder / "rows.jsonl").read_text().splitlines()]
@@ -135,7 +171,9 @@ def test_rows_that_training_saw_do_not_count_unless_insisted(pair: Pair, tmp_pat
     assert counts["exact"] == counts["training_rows"] < len(trained), "rows that were held out are no leak"
     assert kept == 10 + len(trained) - counts["exact"]
     assert sum("exact" in row["leaked"].values() for row in found.rows["mixed"]) == counts["exact"]
-    assert "the training of" in (found.path / "page.html").read_text()
+    page = (found.path / "page.html").read_text()
+    assert "the training of" in page
+    assert f"<td></td><td>{kept - 10}</td>" in page, "slices are of the rows that count"
     every = evaluate_subjects([pair.strong], [task], forgetting=False, allow_leakage=True, out=tmp_path / "b")
     assert every.subjects[0]["tasks"]["mixed"]["exact_match"]["rows"] == 10 + len(trained)
 
@@ -174,6 +212,13 @@ def test_likelihoods_and_choices_are_scored(pair: Pair, tmp_path: Path) -> None:
     assert set(metrics) == {"multiple_choice", "perplexity"}
     assert metrics["perplexity"]["value"] > 0
     assert not found.rows["mc"][0]["answers"], "nothing is generated where no scorer reads it"
+
+
+def test_a_run_is_not_replaced_by_its_evaluation(pair: Pair, tmp_path: Path) -> None:
+    run = shutil.copytree(pair.strong, tmp_path / "run")
+    with pytest.raises(ConfigError, match="would be lost"):
+        evaluate_subjects([run], [pair.task], forgetting=False, out=run)
+    assert (run / "config.yaml").is_file()
 
 
 @pytest.mark.parametrize("name", ["nope", "../nope/..", "a/b/c", "nobody/nothing", ""])
@@ -237,6 +282,30 @@ def test_evaluations_of_other_days_are_paired_by_their_rows(pair: Pair, tmp_path
         pair_stored([one, three])
 
 
+def judged_by(folder: Path, name: str, grade: float, judge: str) -> StoredEvaluation:
+    """An evaluation of a subject whose rows a judge graded."""
+    rows = [stored_row(n, {name: {"judge": grade + n % 2, "right": float(n % 2)}}) for n in range(12)]
+    task = {"name": "t", "scorers": {"right": "sha256:1"}, "settings": {}}
+    metrics = [{"task": "t", "name": metric, "larger_is_better": True} for metric in ("judge", "right")]
+    result = {"subjects": [{"subject": name}], "tasks": [task], "metrics": metrics}
+    result["judged"] = [{"task": "t", "subject": name, "digest": judge}]
+    return StoredEvaluation(folder / name, f"sha256:{name}", result, {"t": rows})
+
+
+def test_grades_of_different_judges_are_not_compared(tmp_path: Path) -> None:
+    one = judged_by(tmp_path, "one", 1.0, "sha256:strict")
+    same, other = (judged_by(tmp_path, name, 4.0, f"sha256:{name}") for name in ("strict", "mild"))
+    assert [pair["metric"] for pair in pair_stored([one, same])["pairs"]] == ["judge", "right"]
+    assert [pair["metric"] for pair in pair_stored([one, other])["pairs"]] == ["right"]
+
+
+def test_a_benchmark_with_other_examples_in_its_prompts_is_another(tmp_path: Path) -> None:
+    one, other = (judged_by(tmp_path, name, 1.0, "sha256:judge") for name in ("one", "other"))
+    other.result["tasks"][0]["settings"] = {"shots": 5}
+    with pytest.raises(EvaluationError, match="no row in common"):
+        pair_stored([one, other])
+
+
 def test_tasks_of_lm_eval_stand_beside_a_task_of_ones_own(pair: Pair, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     import datasets
@@ -257,3 +326,12 @@ def test_tasks_of_lm_eval_stand_beside_a_task_of_ones_own(pair: Pair, tmp_path: 
     assert all(len(row["scores"]) == 3 for row in rows)
     assert {pair["task"] for pair in found.result["pairs"]} == {"task", *names}
     assert "Cost" in (found.path / "page.html").read_text()
+
+
+def test_a_task_of_lm_eval_does_not_take_the_place_of_ones_own(pair: Pair, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="also the name of another task"):
+        evaluate_subjects([pair.strong], [pair.task], benchmarks=Benchmarks(("task",)), out=tmp_path / "e")
+    arc = write_task(pair.folder / "arc.yaml")
+    (prepared,) = prepare([arc])
+    with pytest.raises(ConfigError, match="'arc' is also"):
+        check_names([prepared], ["hellaswag", "arc"])

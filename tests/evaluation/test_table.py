@@ -46,6 +46,13 @@ def test_less_of_a_loss_is_better_and_the_difference_stays_a_minus_b() -> None:
     assert not pairs_of({"t": rows_of(ours, theirs)}, [("a", "b")], [LENGTH]), "a length has no better"
 
 
+def test_a_loss_below_1_is_no_share() -> None:
+    rows = rows_of([0.02, 0.05, 0.9, 0.1, 0.3, 0.02], [0.0] * 6)
+    share, loss = (estimate_of(rows, "a", Metric("t", "m", False, bounded), 0.95) for bounded in (None, False))
+    assert share is not None and loss is not None and share.high is not None and loss.high is not None
+    assert share.value == loss.value and share.high < 1 < loss.high
+
+
 def test_only_rows_that_both_have_are_paired() -> None:
     rows = rows_of([1.0, 0.0, 1.0], [0.0, 0.0, 1.0])
     rows[0]["scores"]["b"] = {}

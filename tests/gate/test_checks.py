@@ -129,6 +129,53 @@ def test_several_checks_are_corrected_together() -> None:
     assert together.p > alone.p
 
 
+def test_the_rows_that_are_asked_for_are_those_of_the_level_that_holm_leaves() -> None:
+    rows = [
+        stored_row(
+            n, {name: {"right": right, "cost": 1.0 + n % 7} for name, right in (("candidate", x), ("champion", y))}
+        )
+        for n, (x, y) in enumerate([(1.0, 0.0)] * 12 + [(0.0, 1.0)] * 4 + [(1.0, 1.0)] * 84)
+    ]
+    seen = Evidence("candidate", "champion", {"t": rows}, METRICS, {"t": "t"})
+    alone = statistical_checks(gate(better=BETTER), seen)[0]
+    half = statistical_checks(gate(better=BETTER, alpha=0.025), seen)[0]
+    first, last = statistical_checks(gate(better=[*BETTER, {"task": "t", "metric": "cost"}]), seen)
+    assert alone.state == first.state == "not_enough_rows"
+    assert (first.p or 0) < (last.p or 0), "so it is held to half the level, and the other to all of it"
+    assert first.rows_needed == half.rows_needed
+    assert (first.rows_needed or 0) > (alone.rows_needed or 0)
+
+
+def test_the_power_of_the_gate_is_that_of_all_its_checks() -> None:
+    source = random.Random(2)
+    theirs = [source.gauss(3, 1) for _ in range(8)]
+    ours = [value + (0.2 if number % 2 else -0.2) for number, value in enumerate(theirs)]
+    check = [{"metric": "general_loss", "margin": 0.02}]
+    rows = evidence(ours, theirs, "general_loss", "general")
+    outcomes = [statistical_checks(gate(not_worse=check, power=power), rows)[0] for power in (0.5, 0.8, 0.95)]
+    found = [outcome.rows_needed or 0 for outcome in outcomes]
+    assert all(found) and found == sorted(found) and len(set(found)) == 3
+
+
+def test_scores_of_which_no_row_differs_ask_for_rows_that_suffice() -> None:
+    check = [{"task": "t", "metric": "right", "margin": 0.02}]
+    (few,) = statistical_checks(gate(not_worse=check), evidence([0.3] * 60, [0.3] * 60))
+    assert few.state == "not_enough_rows" and few.rows_needed is not None
+    (enough,) = statistical_checks(gate(not_worse=check), evidence([0.3] * few.rows_needed, [0.3] * few.rows_needed))
+    assert enough.state == "passed"
+
+
+def test_a_floor_that_is_missed_asks_for_rows_that_show_it() -> None:
+    """Of a skewed cost the interval is longer above its mean, which is the end that must pass the limit."""
+    source = random.Random(3)
+    costs = [source.lognormvariate(0, 1.2) for _ in range(40)]
+    floor = [{"task": "t", "metric": "cost", "at_least": 2.2}]
+    (found,) = statistical_checks(gate(floors=floor), evidence(costs, costs, "cost"))
+    assert found.state == "not_enough_rows" and found.value is not None and found.high is not None
+    assert found.value < 2.2 < found.high and found.low is not None
+    assert found.rows_needed == round(40 * ((found.value - found.high) / (found.value - 2.2)) ** 2)
+
+
 @pytest.mark.parametrize(
     ("limit", "state"),
     [

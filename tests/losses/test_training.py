@@ -217,6 +217,23 @@ def test_evaluation_of_pairs(tmp_path: Path, model_folder: Path) -> None:
     assert lamina.evaluate(run.path, more).rows == 7
 
 
+def test_the_interval_of_preferences_is_that_of_the_pairs_that_were_compared(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    """Of several sets the figures are those of one; beside pairs, KTO has answers that are no pairs."""
+    sets = {name: str(write_pairs(tmp_path / f"{name}.jsonl", rows)) for name, rows in (("one", 5), ("two", 9))}
+    run = lamina.train(preference_settings(tmp_path, model_folder, {"type": "dpo"}, "dpo", data={"eval": sets}))
+    share = lamina.evaluate(run.path).preference_accuracy
+    assert share is not None and share.rows == 5
+    mixed = [{"path": sets["two"]}, {"path": str(write_labels(tmp_path / "more.jsonl", 9))}]
+    data = {"train": mixed, "eval": 0.4}
+    run = lamina.train(preference_settings(tmp_path, model_folder, {"type": "kto"}, "kto", data=data))
+    pairs, labels = (file["eval_rows"] for file in json.loads(run.data_report_path.read_text())["files"])
+    found = lamina.evaluate(run.path)
+    assert found.preference_accuracy is not None and labels
+    assert (found.preference_accuracy.rows, found.rows) == (pairs, pairs + labels)
+
+
 def test_kto_evaluates_with_the_weights_it_learned_with(tmp_path: Path, model_folder: Path) -> None:
     rows = [json.loads(line) for line in write_labels(tmp_path / "labels.jsonl").read_text().splitlines()]
     write_lines(tmp_path / "labels.jsonl", rows[:36])

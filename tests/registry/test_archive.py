@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import math
 import random
 import tarfile
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from lamina.errors import ConfigError, LaminaError, NewerVersionError, RegistryError
+from lamina.registry import archive
 from lamina.registry.digests import canonical
 from lamina.registry.registry import Registry
 from tests.support.registry import make_adapter, make_record, make_run
@@ -106,6 +109,27 @@ def with_index(content: Entries, change: Callable[[dict[str, Any]], object]) -> 
     return [(member("index.json", size=len(data)), data), *content[1:]]
 
 
+FORM: dict[str, Any] = {"sort_keys": True, "separators": (",", ":")}
+
+
+def manifest_of(content: Entries) -> bytes:
+    """The manifest of the first version."""
+    digest = json.loads(content[0][1])["versions"][0]["digest"]
+    return next(data for info, data in content if info.name == f"blobs/{digest.removeprefix('sha256:')}")
+
+
+def with_manifest(content: Entries, data: bytes) -> Entries:
+    """The same with another manifest of the first version, with the digest that it has."""
+    name = hashlib.sha256(data).hexdigest()
+
+    def change(index: dict[str, Any]) -> None:
+        index["versions"][0]["digest"] = f"sha256:{name}"
+        index["blobs"].append({"digest": f"sha256:{name}", "size": len(data)})
+        index["aliases"] = []
+
+    return [*with_index(content, change), (member(f"blobs/{name}", size=len(data)), data)]
+
+
 CHANGES: dict[str, Callable[[Entries], Entries]] = {
     "a link": lambda found: [*found, (member("blobs/x", tarfile.SYMTYPE, "/etc/passwd"), b"")],
     "a hard link": lambda found: [*found, (member("blobs/x", tarfile.LNKTYPE, "index.json"), b"")],
@@ -140,6 +164,25 @@ CHANGES: dict[str, Callable[[Entries], Entries]] = {
     "another kind": lambda found: with_index(found, lambda index: index.update(kind="x")),
     "no versions": lambda found: with_index(found, lambda index: index.pop("versions")),
     "tags that are none": lambda found: with_index(found, lambda index: index["versions"][0].update(tags=["x"])),
+    "a tag that is no text": lambda found: with_index(
+        found, lambda index: index["versions"][0].update(tags={"x": ["y"]})
+    ),
+    "a manifest that nobody could read": lambda found: with_manifest(found, b"[" * 200_000),
+    "a manifest with half a character": lambda found: with_manifest(
+        found, json.dumps({**json.loads(manifest_of(found)), "method": "\ud800"}, **FORM).encode()
+    ),
+    "a manifest with NaN": lambda found: with_manifest(
+        found, json.dumps({**json.loads(manifest_of(found)), "settings": {"r": math.nan}}, **FORM).encode()
+    ),
+    "a live alias without evidence": lambda found: with_index(
+        found, lambda index: index["aliases"][1].update(evidence=None)
+    ),
+    "a live alias with evidence of nothing": lambda found: with_index(
+        found, lambda index: index["aliases"][1].update(evidence="sha256:" + "0" * 64)
+    ),
+    "a live alias with the evidence of another version": lambda found: with_index(
+        found, lambda index: index["aliases"][1].update(digest=index["versions"][0]["digest"])
+    ),
 }
 
 
@@ -152,6 +195,23 @@ def test_nothing_lands_of_a_file_that_is_not_what_it_says(registry: Registry, tm
         other.import_archive(bad, aliases=True)
     assert "Fix: " in str(error.value)
     assert other.entries() == ([], 0) and list(other.blobs.listed()) == []
+
+
+def test_a_manifest_without_an_end_is_not_read(registry: Registry, tmp_path: Path, monkeypatch: Any) -> None:
+    registry.export(["support"], tmp_path / "good.tar")
+    monkeypatch.setattr(archive, "MOST_DOCUMENT_BYTES", 100)
+    with pytest.raises(RegistryError, match="more than 100 bytes"):
+        Registry(tmp_path / "other").import_archive(tmp_path / "good.tar")
+
+
+def test_an_alias_that_was_promoted_moves_by_evidence_where_it_arrives_too(registry: Registry, tmp_path: Path) -> None:
+    registry.promote("support:2", "stage")
+    registry.export(["support"], tmp_path / "good.tar")
+    other = Registry(tmp_path / "other")
+    other.import_archive(tmp_path / "good.tar", aliases=True)
+    with pytest.raises(ConfigError, match="evidence alone"):
+        other.set_alias("support:1", "stage")
+    assert other.set_alias("support:1", "canary").changed
 
 
 def test_a_file_of_a_newer_lamina(registry: Registry, tmp_path: Path) -> None:

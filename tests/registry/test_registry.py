@@ -123,7 +123,7 @@ def test_an_adapter_of_peft_needs_its_digest(registry: Registry, tmp_path: Path)
 def test_promotion_takes_a_passing_record_for_exactly_this_pair(registry: Registry, tmp_path: Path) -> None:
     filled(registry, tmp_path)
     one, two, three = (registry.find(f"support:{number}") for number in (1, 2, 3))
-    with pytest.raises(EvidenceError, match="bare base"):
+    with pytest.raises(EvidenceError, match=r"bare base.*--against base --gate"):  # as `lamina gate` calls it
         registry.promote("support:1", "prod")
     first = registry.store_record(make_record(one))
     assert registry.store_record(make_record(one)) == first
@@ -299,6 +299,7 @@ def test_records_that_contradict_themselves_are_not_stored(registry: Registry, t
         replace(wrong, verdict="perhaps"),  # type: ignore[arg-type]
         replace(wrong, candidate=Side(None)),
         replace(wrong, evaluations=("x",)),
+        replace(wrong, checks=(replace(wrong.checks[0], low="much"),)),  # type: ignore[arg-type]
     ):
         with pytest.raises(EvidenceError):
             registry.store_record(record)

@@ -144,6 +144,10 @@ def evaluate(
     given = [name for name, value in with_tasks.items() if value]
     everything = [*subjects, *([against] if against else [])]
     if not task and not benchmarks and data is None and _are_stored(everything):
+        ignored = [name for name in given if name not in ("--against", "--power")]
+        if ignored:
+            message = "has no effect on evaluations that are stored, which are compared as they are"
+            raise ConfigError(Problem(ignored[0], message, "leave it out, or evaluate again"))
         _pair_stored(everything, bool(against), power, as_json)
         return
     if not given and len(subjects) == 1 and _is_one_adapter(subjects[0], data):
@@ -234,8 +238,10 @@ def _pair_stored(refs: Sequence[str], against: bool, power: float | None, as_jso
 def evaluation_json(found: StoredEvaluation) -> dict[str, Any]:
     """What `lamina eval --json` prints of a stored evaluation."""
     kept = ("subjects", "pairs", "against", "tasks", "leakage", "rows_digest")
+    of_rows = ("scores", "verdicts")  # in the folder
     return {
         **{name: found.result[name] for name in kept},
+        "judged": [{key: each[key] for key in each if key not in of_rows} for each in found.result["judged"]],
         "evaluation": str(found.path),
         "digest": found.digest,
         "page": str(found.path / "page.html"),
@@ -250,7 +256,7 @@ def print_evaluation(found: StoredEvaluation) -> None:
 
 def print_figures(result: Mapping[str, Any]) -> None:
     """Prints the table and the verdicts."""
-    from lamina.evaluation.page import verdict_line
+    from lamina.evaluation.page import judged_line, verdict_line
 
     subjects = result["subjects"]
     table = Table("(95% interval)", *(escape(subject["subject"]) for subject in subjects))
@@ -262,6 +268,8 @@ def print_figures(result: Mapping[str, Any]) -> None:
     out.print(table)
     for pair in result["pairs"]:
         out.print(verdict_line(pair), markup=False)
+    for judged in result.get("judged", []):
+        out.print(judged_line(judged), markup=False)
     for subject, tasks in result["leakage"].items():
         for task, counts in tasks.items():
             if counts["exact"] or counts["near"]:

@@ -138,9 +138,12 @@ def _check_screen(candidates: Sequence[Candidate]) -> None:
         problems.append(Problem("--screen", message, "train them all, without it"))
     if any(candidate.config.data.eval is None for candidate in candidates):
         problems.append(Problem("--screen", "decides by the evaluation loss, but data.eval is null", "set data.eval"))
-    losses = sorted({candidate.config.loss.type for candidate in candidates})
-    if len(losses) > 1:
-        message = f"decides by the evaluation loss, but the candidates have different losses: {', '.join(losses)}"
+    losses = [candidate.config.loss.model_dump(mode="json") for candidate in candidates]
+    types = sorted({loss["type"] for loss in losses})
+    fields = [f"loss.{name}" for name in losses[0] if any(loss.get(name) != losses[0][name] for loss in losses)]
+    if fields:
+        differ = f"have different losses: {', '.join(types)}" if len(types) > 1 else f"differ in {', '.join(fields)}"
+        message = f"decides by the evaluation loss, which is another function where the candidates {differ}"
         problems.append(Problem("--screen", message, "train them all, without it"))
     if problems:
         raise ConfigError(problems)

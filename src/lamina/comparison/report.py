@@ -177,7 +177,7 @@ def columns(comparison: Comparison) -> list[Column]:
         Column("rate", lambda o: _form(o.learning_rate, "{:.2g}")),
     ]
     if any(o.eval_loss is not None for o in outcomes):
-        alike = len({o.loss_type for o in outcomes if o.loss_type}) < 2  # losses of different kinds have no best
+        alike = len({_loss_settings(o) for o in outcomes if o.loss_type}) < 2  # different losses have no best
         best = (lambda o: o.eval_loss) if alike else None
         found.append(Column("eval loss", lambda o: _form(o.eval_loss, "{:.4f}"), best))
     if any(o.accuracy is not None for o in outcomes):
@@ -199,6 +199,12 @@ def columns(comparison: Comparison) -> list[Column]:
         found.append(Column(f"general loss ({before})", _general, lambda o: o.general_loss))
     found.append(Column("", state_text))
     return found
+
+
+def _loss_settings(outcome: Outcome) -> tuple[object, ...]:
+    """What decides which function a candidate's loss is: a DPO loss with another beta has another scale."""
+    given = {key: value for key, value in outcome.changes.items() if key.startswith("loss.") and key != "loss.type"}
+    return outcome.loss_type, *sorted(given.items())
 
 
 def best_in(column: Column, comparison: Comparison) -> str | None:

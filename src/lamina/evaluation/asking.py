@@ -114,7 +114,7 @@ def answer_rows(
             for number in numbers:
                 _check(generator, asked[number], rows[number])
             ask = (
-                _submit_all(generator, asked, numbers)
+                _submit_all(generator, asked, numbers, rows)
                 if isinstance(generator, Engine)
                 else _in_lists(generator, asked, numbers)
             )
@@ -202,8 +202,12 @@ def _ask_far_away(
 _Answers = Iterator[tuple[int, Piece, float]]
 
 
-def _submit_all(engine: Engine, asked: Sequence[Request], numbers: Sequence[int]) -> _Answers:
-    """Yields answers of an engine as they are over."""
+def _submit_all(engine: Engine, asked: Sequence[Request], numbers: Sequence[int], rows: Sequence[TaskRow]) -> _Answers:
+    """Yields answers of an engine as they are over.
+
+    Raises:
+        DataError: A row cannot be answered; the error names it.
+    """
     results: queue.SimpleQueue[tuple[int, Piece | BaseException, float]] = queue.SimpleQueue()
 
     def deliver_to(number: int) -> Callable[[Piece | BaseException], None]:
@@ -216,6 +220,8 @@ def _submit_all(engine: Engine, asked: Sequence[Request], numbers: Sequence[int]
     try:
         while left:
             number, piece, at = results.get()
+            if isinstance(piece, DataError):
+                raise DataError(f"{rows[number].place}: {piece}") from piece
             if isinstance(piece, BaseException):
                 raise piece
             parts[number].append(piece)

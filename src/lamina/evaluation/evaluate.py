@@ -28,6 +28,7 @@ from lamina.evaluation.judgement import explain
 from lamina.evaluation.preference import Share, preference_accuracy
 from lamina.evaluation.preference import complete as complete_rows
 from lamina.evaluation.scorers import Case, Given, Scorer, build_scorer, find_scorers
+from lamina.evaluation.scorers.perplexity import perplexity_of
 from lamina.losses.base import Loss, build_loss
 from lamina.losses.classification import Classification
 from lamina.methods.shared.score import score_head
@@ -120,7 +121,8 @@ class Evaluation:
         scores: Of the answers, by scorer.
         metrics: The loss's own figures, of the adapter.
         base_metrics: The same of the bare base.
-        preference_accuracy: Share of pairs whose chosen answer has the higher reward; None without pairs.
+        preference_accuracy: Share of pairs whose chosen answer has the higher reward, of several sets those of
+            `best_set`; None without pairs.
         classification: Accuracy and macro F1 of a classifier; None for others.
         margin: Mean difference between the rewards of chosen and rejected answers; None without a loss over answers.
         general_loss: Loss of the adapter on general text, which shows what it forgot; None if it was not measured.
@@ -262,9 +264,9 @@ def evaluate(
         notes.append(REASONING_GIVEN)
     found = Evaluation(
         loss=adapter.loss,
-        perplexity=math.exp(adapter.loss) if loss.is_likelihood else None,
+        perplexity=perplexity_of(adapter.loss) if loss.is_likelihood else None,
         base_loss=base.loss,
-        base_perplexity=math.exp(base.loss) if loss.is_likelihood else None,
+        base_perplexity=perplexity_of(base.loss) if loss.is_likelihood else None,
         exact_match=exact.adapter if exact else None,
         base_exact_match=exact.base if exact else None,
         rows=sum(len(encoded[each]) for each in sets.values()) if sets else len(encoded),
@@ -274,7 +276,7 @@ def evaluate(
         scores=scores,
         metrics=_own_metrics(adapter.metrics),
         base_metrics=_own_metrics(base.metrics),
-        preference_accuracy=preference_accuracy(adapter.metrics, len(encoded)),
+        preference_accuracy=preference_accuracy(adapter.metrics, encoded[sets[best]] if sets else encoded),
         margin=adapter.metrics.get("rewards/margins"),
         base_general_loss=texts[0],
         general_loss=texts[1],

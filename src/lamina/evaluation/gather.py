@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,7 @@ def _gather_group(host: Host, prepared: Sequence[Prepared], options: Options, fo
                 found.leaks[each.task.name, name] = leaks
                 found.leakage.setdefault(name, {})[each.task.name] = leak_counts(leaks, trained[name])
     if options.benchmarks.names:
-        _gather_benchmarks(host, options, found)
+        _gather_benchmarks(host, prepared, options, found)
     if options.forgetting and host.engine is not None:
         _gather_general(host, options, found)
 
@@ -202,7 +202,20 @@ def _ask_task(member: Member, prepared: Prepared, known: Sequence[Trained], opti
     found.scores[key] = {metric: list(values) for metric, values in scored.items()}
 
 
-def _gather_benchmarks(host: Host, options: Options, found: Gathered) -> None:
+def check_names(prepared: Sequence[Prepared], benchmarks: Iterable[str]) -> None:
+    """Checks that no task of lm-eval has the name of one beside it, whose rows and scores would be taken for its own.
+
+    Raises:
+        ConfigError: One has.
+    """
+    taken = {GENERAL, *(each.task.name for each in prepared)}
+    for name in benchmarks:
+        if name in taken:
+            message = f"{name!r} is also the name of another task of this evaluation"
+            raise ConfigError(Problem("--tasks", message, "give yours another `name`"))
+
+
+def _gather_benchmarks(host: Host, prepared: Sequence[Prepared], options: Options, found: Gathered) -> None:
     wanted = options.benchmarks
     for member in host.members:
         if member.entry.few_shot:
@@ -222,6 +235,7 @@ def _gather_benchmarks(host: Host, options: Options, found: Gathered) -> None:
             seed=options.seed,
             progress=_named(options.progress, name),
         )
+        check_names(prepared, (each.task for each in found.benchmarks[name]))  # of groups, they are known only now
 
 
 def _named(progress: Progress, name: str) -> Progress:

@@ -59,7 +59,7 @@ def judge_task(
             for name, given in answers.items():
                 graded = judge_rubric(
                     judge,
-                    [(row.question, answer.scored) for row, answer in zip(rows, given, strict=True)],
+                    [(request_of(row), answer.scored) for row, answer in zip(rows, given, strict=True)],
                     settings.rubric,
                     references=[row.reference for row in rows],
                     cache=cache,
@@ -72,7 +72,7 @@ def judge_task(
             return found
         for a, b in itertools.combinations(answers, 2):
             pairs = [
-                Pairing(row.question, ours.scored, theirs.scored, row.reference)
+                Pairing(request_of(row), ours.scored, theirs.scored, row.reference)
                 for row, ours, theirs in zip(rows, answers[a], answers[b], strict=True)
             ]
             named = _named(progress, f"{a} beside {b}")
@@ -81,6 +81,19 @@ def judge_task(
                 notify(f"{task.name}, {a} beside {b}: {note}")
             found.results.append({"task": task.name, "a": a, "b": b, **compared.as_json()})
     return found
+
+
+def request_of(row: TaskRow) -> str:
+    """What a row asks, for a judge: its turn, or where there are several, system turns among them, each with its role.
+
+    >>> from lamina.chat.message import Message
+    >>> turns = (Message("system", "Answer in French."), Message("user", "Hello"))
+    >>> request_of(TaskRow(1, "row 1", turns, "", "", {}))
+    'System: Answer in French.\\n\\nUser: Hello'
+    """
+    if len(row.messages) < 2:
+        return row.question
+    return "\n\n".join(f"{message.role.capitalize()}: {message.words()}" for message in row.messages)
 
 
 def check_judge(task: Task, notify: Notify = lambda message: None) -> list[Entry]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from lamina.evaluation.judging import JUDGE
 from lamina.evaluation.result import CONFIDENCE, rows_digest, unseen
 from lamina.evaluation.store import EvaluationError, StoredEvaluation
 from lamina.evaluation.table import Metric, estimate_of, pairs_of
@@ -16,8 +17,9 @@ def pair_stored(
 ) -> dict[str, Any]:
     """Compares the first subject of each evaluation with the others', row by row.
 
-    Rows are paired by their digests. A task counts where every evaluation has it with the same scorers. Rows that
-    training saw, of any of the subjects, do not count.
+    Rows are paired by their digests. A task counts where every evaluation has it with the same scorers, and one of
+    lm-eval's with as many examples in its prompts. Grades count where the same judge gave them, by its digest. Rows
+    that training saw, of any of the subjects, do not count.
 
     Args:
         evaluations: At least two.
@@ -35,7 +37,11 @@ def pair_stored(
     if not rows:
         said = " and ".join(names)
         raise EvaluationError(f"{said}: saw no row in common. Fix: evaluate on the same task and rows.")
-    metrics = [Metric(**each) for each in evaluations[0].result["metrics"] if each["task"] in rows]
+    metrics = [
+        metric
+        for each in evaluations[0].result["metrics"]
+        if (metric := Metric(**each)).task in rows and (metric.name != JUDGE or _same_judge(metric.task, evaluations))
+    ]
     chosen = [(a, b) for place, a in enumerate(names) for b in names[place + 1 :] if not against or b == names[-1]]
     pairs = pairs_of(rows, chosen, metrics, confidence=CONFIDENCE, power=power)
     return {
@@ -51,15 +57,25 @@ def pair_stored(
 
 
 def _common_tasks(evaluations: Sequence[StoredEvaluation]) -> list[str]:
-    """Names of tasks that all have with the same scorers; general text has none."""
+    """Names of tasks that all have, measured in the same way; general text has no scorers."""
     found = []
     for name in evaluations[0].rows:
         scorers = [
-            [task["scorers"] for task in stored.result["tasks"] if task["name"] == name] for stored in evaluations
+            [
+                (task["scorers"], task["settings"].get("shots"))
+                for task in stored.result["tasks"]
+                if task["name"] == name
+            ]
+            for stored in evaluations
         ]
         if all(name in stored.rows for stored in evaluations) and all(own == scorers[0] for own in scorers):
             found.append(name)
     return found
+
+
+def _same_judge(task: str, evaluations: Sequence[StoredEvaluation]) -> bool:
+    judges = [{each["digest"] for each in e.result["judged"] if each["task"] == task} for e in evaluations]
+    return all(own == judges[0] for own in judges)
 
 
 def _common_rows(task: str, evaluations: Sequence[StoredEvaluation], names: Sequence[str]) -> list[dict[str, Any]]:

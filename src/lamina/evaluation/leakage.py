@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lamina import files
-from lamina.adapters.adapter import Adapter
+from lamina.adapters.adapter import Adapter, read_adapter
+from lamina.adapters.load import adapter_folder
 from lamina.chat.template import ChatTemplate
 from lamina.checks.overlap import Overlap, find_overlaps
 from lamina.config import DataConfig
@@ -17,7 +18,7 @@ from lamina.data.source import SourceReader, open_sources, used_examples
 from lamina.errors import LaminaError
 from lamina.evaluation.tasks import TaskRow
 from lamina.losses.base import build_loss
-from lamina.runs import run_of
+from lamina.runs import Run, run_of
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ def prompt_of(example: Example) -> str:
 def trained_rows(adapter: Adapter, template: ChatTemplate) -> Trained:
     """The rows that an adapter was trained on, held-out ones left out.
 
-    They are those of its run's configuration. Files that have changed since are read as they are now, which is said by
-    their digests in the lock; files that are gone make the rows unknown.
+    They are those of its run's configuration, replayed ones included, and those of the adapter that the run started
+    from. Files that have changed since are read as they are now, which is said by their digests in the lock; files that
+    are gone make the rows unknown.
     """
     run = run_of(adapter.path)
     if run is None or not run.config_path.is_file():
@@ -63,7 +65,22 @@ def trained_rows(adapter: Adapter, template: ChatTemplate) -> Trained:
         changed = _changed(adapter, data)
     except LaminaError as error:
         return Trained(unknown=f"its training data cannot be read ({error})")
-    return Trained(examples, changed)
+    before = _trained_before(run, config.method.start, template)
+    return Trained((*examples, *before.examples), "; ".join(filter(None, (changed, before.unknown))))
+
+
+def _trained_before(run: Run, start: str | None, template: ChatTemplate) -> Trained:
+    """What the adapter that a run started from was trained on, if it did not start from a new one."""
+    if start is None:
+        return Trained()
+    try:
+        adapter, was = read_adapter(adapter_folder(start)), read_adapter(run.start)
+    except LaminaError:
+        adapter = was = None
+    if adapter is None or was is None or adapter.digest != was.digest:
+        return Trained(unknown=f"it started from {start}, which is not there any more, or is another adapter now")
+    found = trained_rows(adapter, template)
+    return replace(found, unknown=f"of {start}, which it started from: {found.unknown}") if found.unknown else found
 
 
 def leaked_rows(rows: Sequence[TaskRow], trained: Trained) -> list[Overlap | None]:
@@ -86,7 +103,7 @@ def leak_counts(leaks: Sequence[Overlap | None], trained: Trained) -> dict[str, 
 
 def _examples(data: DataConfig, held_out: dict[int, set[int]]) -> Iterator[Example]:
     number = 0
-    for opened in open_sources(data, "train"):
+    for opened in open_sources(data, "train", "replay"):  # in the order in which training numbers their files
         for file in opened.files:
             left_out = held_out.get(number, set[int]())
             reader = SourceReader(file, opened.source, data.text_unit)
@@ -101,6 +118,7 @@ def _changed(adapter: Adapter, data: DataConfig) -> str:
     if adapter.lock is None:
         return "the adapter has no lock, which would name its training data"
     known = {str(entry.get("sha256")) for entry in adapter.lock.data}
-    opened = [file for source in open_sources(data, "train") for file in source.files if file.path is not None]
+    sources = open_sources(data, "train", "replay")
+    opened = [file for source in sources for file in source.files if file.path is not None]
     changed = [file.name for file in opened if file.path is not None and files.sha256_file(file.path) not in known]
     return f"{', '.join(changed)} changed since the run was trained" if changed else ""

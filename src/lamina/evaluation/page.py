@@ -39,8 +39,14 @@ details { margin: .6rem 0 } summary { cursor: pointer } td.text { white-space: p
 """
 
 
-def evaluation_page(result: Mapping[str, Any], rows: Rows) -> str:
-    """Returns the page of an evaluation."""
+def evaluation_page(result: Mapping[str, Any], rows: Rows, counted: Rows) -> str:
+    """Returns the page of an evaluation.
+
+    Args:
+        result: Its content.
+        rows: The rows of each task.
+        counted: Those that its figures are of.
+    """
     parts = [
         f"<h1>{TITLE}</h1>",
         _verdicts(result),
@@ -49,7 +55,7 @@ def evaluation_page(result: Mapping[str, Any], rows: Rows) -> str:
         _leakage(result),
         *_differing_rows(result, rows),
         _judged(result),
-        _slices(result, rows),
+        _slices(result, counted),
         _forgetting(result, rows),
         "<h2>Cost</h2>",
         _cost(result),
@@ -70,6 +76,15 @@ def verdict_line(pair: Mapping[str, Any]) -> str:
     if pair["rows_needed"] is not None:
         text += f"; this one takes some {pair['rows_needed']:,} rows"
     return f"{text}."
+
+
+def judged_line(judged: Mapping[str, Any]) -> str:
+    """Says what a judge made of a subject, or of two, in a sentence."""
+    who = f"{judged['task']}: {judged['judge']}"
+    if "subject" in judged:
+        return f"{who} gives {judged['subject']} {_estimate(judged['mean']) or 'no grade'}"
+    text = f"{who} prefers {judged['a']} to {judged['b']} in {_estimate(judged['win_rate'])} of rows, ties as halves"
+    return text + "".join(f"; {note}" for note in judged["notes"])
 
 
 def word_diff(old: str, new: str) -> str:
@@ -175,17 +190,7 @@ def _answers(title: str, rows: Sequence[Mapping[str, Any]], a: str, b: str, is_o
 
 
 def _judged(result: Mapping[str, Any]) -> str:
-    lines = []
-    for each in result.get("judged", []):
-        if "subject" in each:
-            text = f"{each['task']}: {each['judge']} gives {each['subject']} {_estimate(each['mean']) or 'no grade'}"
-        else:
-            rate = _estimate(each["win_rate"])
-            text = (
-                f"{each['task']}: {each['judge']} prefers {each['a']} to {each['b']} in {rate} of rows, ties as halves"
-            )
-            text += "".join(f"; {note}" for note in each["notes"])
-        lines.append(f"<li>{html.escape(text)}</li>")
+    lines = [f"<li>{html.escape(judged_line(each))}</li>" for each in result.get("judged", [])]
     return f"<h2>Judge</h2><ul>{''.join(lines)}</ul>" if lines else ""
 
 

@@ -64,9 +64,15 @@ def complete(side: Side, loss: Loss, loaded: Loaded, run: Run | None, max_length
     return with_reference(side, _reference(loaded, run), head, loaded.base, kernels, notify, "evaluation")
 
 
-def preference_accuracy(metrics: Mapping[str, float], rows: int) -> Share | None:
-    """Returns the share of pairs whose chosen answer has the higher reward; None where there are no pairs."""
+def preference_accuracy(metrics: Mapping[str, float], side: Side) -> Share | None:
+    """Returns the share of pairs whose chosen answer has the higher reward; None where there are no pairs.
+
+    Args:
+        metrics: The loss's own figures on the rows.
+        side: The rows; those with one answer, which KTO takes as well, are no pairs.
+    """
     accuracy = metrics.get("rewards/accuracies")
+    rows = sum(len(example.lengths) == 2 for example in side)
     if accuracy is None or not rows:
         return None
     score = Score(round(accuracy * rows), rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -44,11 +45,14 @@ def unseen(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def metrics_of(prepared: Sequence[Prepared]) -> list[Metric]:
     """What is measured: the scorers of the tasks, and forgetting."""
     of_tasks = [
-        Metric(each.task.name, scorer.name, scorer.larger_is_better) for each in prepared for scorer in each.scorers
+        Metric(each.task.name, scorer.name, scorer.larger_is_better, scorer.bounded)
+        for each in prepared
+        for scorer in each.scorers
     ]
     judged = [each.task for each in prepared if (judge := each.task.config.judging) is not None and judge.rubric]
-    of_tasks += [Metric(task.name, JUDGE, True) for task in judged]
-    return [*of_tasks, Metric(GENERAL, LOSS, False), Metric(GENERAL, KL, False), Metric(GENERAL, SAME, True)]
+    of_tasks += [Metric(task.name, JUDGE, True, bounded=False) for task in judged]
+    losses = [Metric(GENERAL, name, False, bounded=False) for name in (LOSS, KL)]
+    return [*of_tasks, *losses, Metric(GENERAL, SAME, True, bounded=True)]
 
 
 def rows_digest(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -227,4 +231,6 @@ def _task(
 
 def _is_label(value: Any) -> bool:
     """Whether a column's value may be one of few, or is short enough to be stored beside a row."""
-    return isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= 200)
+    if isinstance(value, float):
+        return math.isfinite(value)  # JSON has no NaN
+    return isinstance(value, bool | int) or (isinstance(value, str) and len(value) <= 200)

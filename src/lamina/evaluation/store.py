@@ -19,7 +19,7 @@ from typing import Any
 
 from lamina import files
 from lamina.config.tasks import NAME_PATTERN
-from lamina.errors import LaminaError, check_format
+from lamina.errors import ConfigError, LaminaError, Problem, check_format
 
 FORMAT = 1
 RESULT = "result.json"
@@ -66,6 +66,20 @@ class StoredEvaluation:
         if not found:
             raise EvaluationError(f"{self.path}: has no {metric} of {subject!r} on the task {task!r}.")
         return found
+
+
+def check_place(folder: Path) -> None:
+    """Checks, before any work, that nothing but an evaluation would be replaced.
+
+    Raises:
+        ConfigError: The folder holds something else, or is a file.
+    """
+    if not folder.exists():
+        return
+    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else {folder.name}
+    if names and not (RESULT in names <= {RESULT, PAGE, ROWS}):
+        message = f"{folder} holds something else than an evaluation, which would be lost"
+        raise ConfigError(Problem("--out", message, "name a new folder"))
 
 
 def write_evaluation(

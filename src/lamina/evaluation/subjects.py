@@ -10,12 +10,12 @@ from pathlib import Path
 from lamina.config.tasks import GENERAL
 from lamina.errors import ConfigError, DataError, Problem, nearest
 from lamina.evaluation.entries import Entry, find_entries
-from lamina.evaluation.gather import Benchmarks, Options, Prepared, answers_path, gather
+from lamina.evaluation.gather import Benchmarks, Options, Prepared, answers_path, check_names, gather
 from lamina.evaluation.judging import check_judge
 from lamina.evaluation.page import evaluation_page
 from lamina.evaluation.result import build_result, stored_rows, unseen
 from lamina.evaluation.scoring import build_scorers
-from lamina.evaluation.store import StoredEvaluation, read_evaluation, write_evaluation
+from lamina.evaluation.store import StoredEvaluation, check_place, read_evaluation, write_evaluation
 from lamina.evaluation.tasks import Task, find_tasks, read_task_rows
 from lamina.progress import Notify, Progress
 from lamina.runs import Run, timestamp
@@ -58,12 +58,14 @@ def evaluate_subjects(
         seed: Of the examples in prompts.
         model: For adapters: another base than the one that they name.
         allow_base_mismatch: Go on although a lock does not fit.
-        out: The folder to write; by default a new one in `evaluations`, of the run if there is one run.
+        out: The folder to write, in place of an evaluation that is there; by default a new one in `evaluations`, of the
+            run if there is one run.
         progress: Called with what is being done, how much of it is done, and how much there is.
         notify: Called with a sentence on what a user should know.
 
     Raises:
-        ConfigError: A subject, a task or a scorer does not exist, or a setting is not allowed.
+        ConfigError: A subject, a task or a scorer does not exist, a setting is not allowed, or `out` holds what is no
+            evaluation.
         DataError: A row cannot be asked or scored, or training saw every row.
         AdapterError, ModelError: A subject cannot be loaded.
     """
@@ -72,14 +74,16 @@ def evaluate_subjects(
     everything = [*refs, *([str(against)] if against is not None else [])]
     if not everything:
         raise ConfigError(Problem("SUBJECT", "is required", "name a run, an adapter, a base or a URL"))
+    chosen = benchmarks or Benchmarks()
+    check_names(prepared, chosen.names)
     for each in prepared:
         check_judge(each.task, notify)
     base = None if model is None else str(model)
     entries = find_entries(everything, few_shot=few_shot, model=base, with_base=with_base, notify=notify)
-    champion = _champion(entries, everything, against)
+    champion = _champion(entries, everything, against, base)
     where = Path(out) if out is not None else default_folder(entries, prepared)
+    check_place(where)
     text = None if general is None else str(general)
-    chosen = benchmarks or Benchmarks()
     options = Options(seed, forgetting, text, base, allow_base_mismatch, chosen, progress, notify)
     found = gather(entries, prepared, options)
     rows = stored_rows(entries, prepared, found)
@@ -100,7 +104,7 @@ def evaluate_subjects(
         "benchmarks": asdict(options.benchmarks),
     }
     result = build_result(entries, prepared, found, rows, counted, champion, settings)
-    write_evaluation(where, result, rows, evaluation_page(result, rows))
+    write_evaluation(where, result, rows, evaluation_page(result, rows, counted))
     for entry in entries:
         if entry.kind == "url":  # another model may answer there tomorrow
             answers_path(found.facts[entry.name]).unlink(missing_ok=True)
@@ -136,11 +140,13 @@ def default_folder(entries: Sequence[Entry], prepared: Sequence[Prepared]) -> Pa
     return root / "evaluations" / f"{stamp}-{names}-{uuid.uuid4().hex[:6]}"
 
 
-def _champion(entries: Sequence[Entry], refs: Sequence[str], against: str | Path | None) -> str | None:
+def _champion(
+    entries: Sequence[Entry], refs: Sequence[str], against: str | Path | None, model: str | None
+) -> str | None:
     if against is None:
         return None
     names = [entry.name for entry in entries]
-    wanted = find_entries([str(against)], with_base=False)[0]
+    wanted = find_entries([str(against)], model=model, with_base=False)[0]
     same = [
         e.name
         for e in entries

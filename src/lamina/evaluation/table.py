@@ -24,11 +24,13 @@ class Metric:
         task: The task.
         name: The metric.
         larger_is_better: None where neither is, so that no pair is tested.
+        bounded: Whether no value can leave 0 to 1; None where nothing says so.
     """
 
     task: str
     name: str
     larger_is_better: bool | None
+    bounded: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def estimate_of(rows: Sequence[Row], subject: str, metric: Metric, confidence: f
     if not kept:
         return None
     values = [float(_value(row, subject, metric) or 0.0) for row in kept]
-    return estimate(values, _clusters(kept), confidence)
+    return estimate(values, _clusters(kept), confidence, bounded=metric.bounded)
 
 
 def column_of(rows: Sequence[Row], a: str, b: str, metric: Metric) -> Column:

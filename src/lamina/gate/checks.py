@@ -21,7 +21,9 @@ from lamina.evaluation.statistics import (
     decide_not_worse,
     holm,
     not_worse,
+    rows_if_equal,
 )
+from lamina.evaluation.statistics.power import MOST_ROWS
 from lamina.evaluation.table import Column, Metric, column_of, estimate_of, needed
 
 
@@ -97,6 +99,9 @@ def statistical_checks(gate: GateConfig, evidence: Evidence) -> list[Outcome]:
     known = [each for each in found if each.p is not None]
     for each, p in zip(known, holm([each.p for each in known if each.p is not None]), strict=True):
         each.adjusted = p
+        each.level = gate.alpha / sum(
+            other.p >= each.p for other in known if other.p is not None and each.p is not None
+        )
     compared = [each.outcome(gate) for each in found]
     return [*compared, *(_floor(check, evidence, confidence) for check in gate.floors)]
 
@@ -107,6 +112,7 @@ class _Compared:
     Attributes:
         p: Before correction; None without rows.
         adjusted: After it.
+        level: What Holm leaves of the gate's level for it.
     """
 
     def __init__(self, check: BetterCheck | NotWorseCheck, evidence: Evidence, confidence: float) -> None:
@@ -124,6 +130,7 @@ class _Compared:
                 self._found = not_worse(a, b, check.margin, True, clusters, confidence)
         self.p = None if self._found is None else self._found.p
         self.adjusted = 1.0
+        self.level = 1 - confidence
 
     def outcome(self, gate: GateConfig) -> Outcome:
         """The outcome at the gate's level."""
@@ -149,14 +156,18 @@ class _Compared:
             return False, None
         # Where nothing speaks for the candidate, what is asked for are the rows of the most that may still be there.
         gain = found.difference if found.difference > 0 else found.high
-        count = None if gain is None else needed(gain, self._column, 1 - gate.alpha, gate.power)
+        count = None if gain is None else needed(gain, self._column, 1 - self.level, gate.power)
         return None, None if count is None else max(count, found.rows + 1)
 
     def _not_worse(self, found: NonInferiority, gate: GateConfig) -> tuple[bool | None, int | None]:
         verdict = decide_not_worse(replace(found, p=self.adjusted), gate.alpha).verdict
         if verdict == "not_worse":
             return True, None
-        return (False, None) if verdict == "worse" else (None, max(found.rows_needed, found.rows + 1))
+        if verdict == "worse":
+            return False, None
+        column = self._column
+        count = rows_if_equal(column.a, column.b, found.margin, column.clusters, self.level, gate.power)
+        return None, max(count, found.rows + 1) if count < MOST_ROWS else None
 
 
 def _floor(check: FloorCheck, evidence: Evidence, confidence: float) -> Outcome:
@@ -177,7 +188,9 @@ def _floor(check: FloorCheck, evidence: Evidence, confidence: float) -> Outcome:
         return replace(outcome, passed=True)
     if far < edge:
         return replace(outcome, passed=False)
-    return replace(outcome, rows_needed=_rows_for(found.rows, found.value, near if at_least else -near, limit))
+    reached = found.value >= limit if at_least else found.value <= limit
+    end = near if reached else far  # the one that must pass the limit
+    return replace(outcome, rows_needed=_rows_for(found.rows, found.value, end if at_least else -end, limit))
 
 
 def _rows_for(rows: int, value: float, end: float, limit: float) -> int | None:

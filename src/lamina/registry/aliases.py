@@ -80,12 +80,13 @@ def state_of(tx: Transaction, entry: int, alias: str) -> AliasState | None:
 
 
 def is_gated(tx: Transaction, entry: int, alias: str) -> bool:
-    """Whether an alias moves by evidence alone."""
+    """Whether an alias moves by evidence alone: by its name, or since it was promoted, here or where it came from."""
     if alias in GATED:
         return True
     return bool(
         tx.all(
-            "SELECT 1 FROM history WHERE entry_id = :entry AND alias = :alias AND action = 'promote' LIMIT 1",
+            "SELECT 1 FROM history WHERE entry_id = :entry AND alias = :alias"
+            " AND (action = 'promote' OR evidence IS NOT NULL) LIMIT 1",
             entry=entry,
             alias=alias,
         )

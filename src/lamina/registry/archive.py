@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -17,10 +17,10 @@ from typing import IO, Any
 from lamina import files
 from lamina.errors import ConfigError, Problem, RegistryError, StorageError, check_format
 from lamina.registry.adding import insert, needed, put
-from lamina.registry.aliases import Reason, move, state_of
+from lamina.registry.aliases import GATED, Reason, move, state_of
 from lamina.registry.blobs import Blobs, copy_blob, read_blob
 from lamina.registry.digests import PREFIX, canonical, is_digest
-from lamina.registry.evidence import parse_record
+from lamina.registry.evidence import GateRecord, parse_record
 from lamina.registry.facts import Version
 from lamina.registry.gates import store_record
 from lamina.registry.lookup import ALL, alias_states, entry_id, live_version, versions_of
@@ -35,6 +35,8 @@ INDEX = "index.json"
 MOST_INDEX_BYTES = 64 * 2**20
 MOST_ENTRIES = 100_000
 MOST_BYTES = 256 * 2**30
+# Of a manifest and of a gate record, which are read as a whole; `read_blob` takes no more either.
+MOST_DOCUMENT_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -246,9 +248,24 @@ def _checked(file: IO[bytes], path: Path, folder: Path) -> _Content:
         if not needed(manifest).items() <= wanted.items():
             raise _unusable(path, f"files of {each['name']}:{each['number']} are missing")
         manifests[each["digest"]] = manifest
-    for digest in index["records"]:
-        parse_record(sources[digest].read_bytes(), f"{path}: {digest}", digest)
+    found = {
+        digest: parse_record(sources[digest].read_bytes(), f"{path}: {digest}", digest) for digest in index["records"]
+    }
+    for alias in index["aliases"]:
+        _check_evidence(alias, manifests[alias["digest"]], found, path)
     return _Content(index, manifests, sources)
+
+
+def _check_evidence(
+    alias: Mapping[str, Any], manifest: Manifest, records: Mapping[str, GateRecord], path: Path
+) -> None:
+    """Checks that an alias has the evidence that it needs, as a promotion does."""
+    record = records.get(alias["evidence"])
+    if alias["evidence"] is None:
+        if alias["alias"] in GATED and not (alias["override"] or "").strip():
+            raise _unusable(path, f"the alias {alias['alias']} has neither a gate record nor the reason of an override")
+    elif record is None or (record.verdict, record.candidate.adapter_digest) != ("promote", manifest.adapter_digest):
+        raise _unusable(path, f"the alias {alias['alias']} has no gate record that lets its version be promoted")
 
 
 def _digest_of(member: Member, wanted: dict[str, int], seen: dict[str, Path], path: Path) -> str:
@@ -273,12 +290,15 @@ def _read_index(content: bytes, path: Path) -> dict[str, Any]:
                 raise ValueError("a file has no digest and size")
         if sum(blob["size"] for blob in blobs) > MOST_BYTES:
             raise ValueError(f"its files have more than {MOST_BYTES:,} bytes")
-        known = {blob["digest"] for blob in blobs}
+        known = {blob["digest"]: blob["size"] for blob in blobs}
         for each in _each_version(index):
             if each["digest"] not in known:
                 raise ValueError(f"{each['name']} has no manifest")
-        if not set(index["records"]) <= known:
+        if not set(index["records"]) <= known.keys():
             raise ValueError("a gate record is missing")
+        documents = {*index["records"], *(each["digest"] for each in index["versions"])}
+        if any(known[digest] > MOST_DOCUMENT_BYTES for digest in documents):
+            raise ValueError(f"a manifest or a record has more than {MOST_DOCUMENT_BYTES:,} bytes")
         _check_aliases(index)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, RegistryError) or type(error).__name__ == "NewerVersionError":

@@ -125,7 +125,7 @@ def parse_record(content: bytes, source: str, digest: str | None = None) -> Gate
         record = _record(value)
         _check(record)
         same = record.content == content
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EvidenceError(f"{source}: is no gate record ({error}). Fix: {_AGAIN}.") from None
     if not same:
         raise EvidenceError(f"{source}: is not in canonical form, so it was edited. Fix: {_AGAIN}.")
@@ -200,5 +200,8 @@ def _check(record: GateRecord) -> None:
     for check in record.checks:
         if not isinstance(check.name, str) or check.passed not in (True, False, None):
             raise ValueError(f"the check {check.name!r} has no result")
+        numbers = (check.value, check.low, check.high, check.limit, check.rows_needed)
+        if not all(number is None or type(number) in (int, float) for number in numbers):
+            raise ValueError(f"the check {check.name!r} has what is no number")
     if record.verdict == "promote" and not (record.checks and all(check.passed is True for check in record.checks)):
         raise ValueError("its verdict is promote, and not every check passed")

@@ -113,7 +113,7 @@ def _no_record(records: Database, candidate: Version, against: Version | None, t
     pair = f"{candidate.ref} against {against.ref if against else 'its bare base, as the alias points at nothing yet'}"
     return EvidenceError(
         f"{target}: there is no gate record for {pair}{other}. Fix: lamina gate {candidate.ref} --against "
-        f"{target if against else 'BASE'} --gate gate.yaml; or give --override REASON, which stays in the history."
+        f"{target if against else 'base'} --gate gate.yaml; or give --override REASON, which stays in the history."
     )
 
 
@@ -125,7 +125,7 @@ def _check_pair(record: GateRecord, source: str, candidate: Version, against: Ve
     """
     wanted = against and against.adapter_digest
     where = f"{alias} points at {against.ref} ({short(wanted)})" if against else f"{alias} points at nothing yet"
-    again = f"lamina gate {candidate.ref} --against {alias if against else 'BASE'} --gate gate.yaml"
+    again = f"lamina gate {candidate.ref} --against {alias if against else 'base'} --gate gate.yaml"
     if record.candidate.adapter_digest != candidate.adapter_digest or record.against.adapter_digest != wanted:
         raise EvidenceError(
             f"{source}: is of another pair: {record.pair}. What is asked is {candidate.ref} "

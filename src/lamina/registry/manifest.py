@@ -126,11 +126,12 @@ class Manifest:
             lists: dict[str, Any] = {name: tuple(value.pop(name)) for name in ("data", "evaluations", "parents")}
             found = cls(**value, **lists, files=kept)
             _check(found)
+            same = found.content == content
         except NewerVersionError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RegistryError(f"{source}: is no manifest of a version ({error}). Fix: get it again.") from None
-        if found.content != content:
+        if not same:
             raise RegistryError(f"{source}: is not in canonical form. Fix: get it again.")
         return found
 

@@ -127,6 +127,8 @@ def check_tag(key: str, value: str) -> tuple[str, str]:
     if not _KEY.fullmatch(key):
         fix = "begin with a letter, and use letters, digits, dots, dashes, underscores and slashes, at most 64"
         raise ConfigError(Problem("tag", f"{key[:200]!r} is not a key", fix))
+    if not isinstance(value, str):
+        raise ConfigError(Problem("tag", f"the value of {key!r} is no text", "write it as one"))
     if len(value) > 1000:
         raise ConfigError(Problem("tag", f"the value of {key!r} has {len(value)} letters, 1000 are allowed", "cut it"))
     return key, value

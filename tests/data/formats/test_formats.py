@@ -368,6 +368,11 @@ def test_preference_wherever_its_prompt_stands(row: dict[str, Any]) -> None:
         ({"chosen": PAIR_TURNS[0], "rejected": [*PAIR_TURNS[0], *PAIR_TURNS[1]]}, "rejected has 3 turns after"),
         ({"prompt": "q", "instruction": "q", "chosen": "a", "rejected": "b"}, "'prompt' and in 'instruction'"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "big"}, "'margin' is str"),
+        (
+            {"prompt": "q", "chosen": "a", "rejected": "b", "margin": float("nan")},
+            "'margin' is nan, not a finite number",
+        ),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": 10**400}, "not a finite number"),
         ({"prompt": "q", "chosen": PAIR_TURNS[0], "rejected": "b"}, "chosen has 2 turns and rejected 1"),
         (
             {"chosen": PAIR_TURNS[0], "rejected": [turn("user", "another"), turn("assistant", "b")]},

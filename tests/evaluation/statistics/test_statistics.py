@@ -148,8 +148,25 @@ def test_what_rows_cannot_say() -> None:
     assert (one.p, one.verdict, one.smallest) == (1.0, "not_enough_rows", None)
     assert compare([5.0], [2.0]).low is None
     assert compare([5.0] * 20, [2.0] * 20).verdict == "better"
+    assert (compare([0.5] * 100, [0.5] * 100).smallest or 0) > 0.01, "that nothing differs says little of other rows"
     equal = compare([0.5] * 100, [0.5] * 100)
     assert equal.low is not None and equal.high is not None and -0.05 < equal.low < 0 < equal.high < 0.05
+
+
+def test_small_losses_are_no_shares() -> None:
+    """A divergence of 0.02 could be 2 on another row; as a share of 1 its interval is too short on that side."""
+    rng = np.random.default_rng(0)
+    short = wide = 0
+    for _ in range(400):
+        values = np.minimum(0.02 * np.exp(rng.normal(-0.5, 1, 63)), 1.0)
+        as_share, as_number = estimate(values), estimate(values, bounded=False)
+        assert as_share.high is not None and as_number.high is not None
+        short += as_share.high < 0.02
+        wide += as_number.high < 0.02
+    assert short > wide and wide <= 0.075 * 400
+    ones = estimate([1.0] * 30, bounded=False)
+    assert (ones.low, ones.high) == (1.0, 1.0), "a perplexity may be more than 1"
+    assert estimate([0.5, 0.7], bounded=True) == estimate([0.5, 0.7])
 
 
 @pytest.mark.parametrize(

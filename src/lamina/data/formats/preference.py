@@ -8,6 +8,7 @@ models has the same format, with a `margin`. An answer is a text, a turn, or a l
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
@@ -116,4 +117,6 @@ def _margin(row: Mapping[str, Any]) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RowError(f"field 'margin' is {type(value).__name__}, not a number")
+    if not abs(value) <= sys.float_info.max:  # nor is NaN
+        raise RowError(f"field 'margin' is {value}, not a finite number")
     return float(value)

@@ -98,6 +98,11 @@ class Scorer:
         facts = {"kind": self.kind, "options": dict(self.options), "source": self.source}
         return "sha256:" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def bounded(self) -> bool | None:
+        """Whether its numbers cannot leave 0 to 1; None where it has no range that would say so."""
+        return None if (self.low, self.high) == (None, None) else (self.low, self.high) == (0.0, 1.0)
+
     def score(self, case: Case) -> float:
         """Scores a row.
 

@@ -37,6 +37,15 @@ def build(options: Options) -> Callable[[Case], float]:
         if found is None or not found.tokens:
             raise DataError("the reference has no tokens. Fix: give it some text, or leave the row out.")
         loss = -found.logprob / found.tokens
-        return loss if options.log else math.exp(min(loss, 700.0))
+        return loss if options.log else perplexity_of(loss)
 
     return score
+
+
+def perplexity_of(loss: float) -> float:
+    """exp(loss), for a loss in nats a token; of one beyond 700, where floats end, exp(700).
+
+    >>> perplexity_of(0.0), perplexity_of(1e4) < math.inf
+    (1.0, True)
+    """
+    return math.exp(min(loss, 700.0))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from lamina.evaluation.statistics.estimate import Estimate, estimate
 from lamina.evaluation.statistics.holm import holm
-from lamina.evaluation.statistics.noninferiority import NonInferiority, decide_not_worse, not_worse
+from lamina.evaluation.statistics.noninferiority import NonInferiority, decide_not_worse, not_worse, rows_if_equal
 from lamina.evaluation.statistics.paired import Difference, Verdict, compare, decide
 from lamina.evaluation.statistics.power import power_of, rows_needed, smallest_difference, spread_of
 
@@ -23,6 +23,7 @@ __all__ = [
     "holm",
     "not_worse",
     "power_of",
+    "rows_if_equal",
     "rows_needed",
     "smallest_difference",
     "spread_of",

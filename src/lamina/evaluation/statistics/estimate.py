@@ -28,7 +28,13 @@ class Estimate:
     rows: int
 
 
-def estimate(values: ArrayLike, clusters: Clusters | None = None, confidence: float = 0.95, seed: int = 0) -> Estimate:
+def estimate(
+    values: ArrayLike,
+    clusters: Clusters | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+    bounded: bool | None = None,
+) -> Estimate:
     """The mean of values, one a row, with its interval.
 
     Zeros and ones get Wilson's interval, other values between 0 and 1 Wilson's for their effective rows, all others
@@ -40,12 +46,16 @@ def estimate(values: ArrayLike, clusters: Clusters | None = None, confidence: fl
         clusters: The name of each row's cluster.
         confidence: How often such intervals hold the true mean.
         seed: Kept for methods that draw; none does.
+        bounded: Whether no value can leave 0 to 1, as a share of right answers and in contrast to a small loss; by
+            default, whether none of these values does.
 
     Raises:
         DataError: There are no rows, or a value is not finite.
     """
     found = checked(values)
     of = sums(found, clusters)
+    if bounded is False:
+        return Estimate(float(found.mean()), *open_interval(of, confidence), len(found))
     if is_yes_no(found):
         low, high = yes_no_interval(of, confidence)
     elif found.min() >= 0 and found.max() <= 1:

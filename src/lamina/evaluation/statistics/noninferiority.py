@@ -78,8 +78,6 @@ def not_worse(
     of = sums(left - right, clusters)
     low, high = difference_interval(left, right, of, confidence, CORRECTION)
     alpha = 1 - confidence
-    spread = spread_of(left, right, clusters=clusters)
-    needed = 0 if not margin else fewest_rows(lambda rows: spread.power_if_equal(rows, margin, alpha), POWER)
     found = NonInferiority(
         difference=float(of.means[0]),
         low=low,
@@ -89,9 +87,28 @@ def not_worse(
         passed=False,
         verdict="not_enough_rows",
         rows=of.rows,
-        rows_needed=needed,
+        rows_needed=0 if not margin else rows_if_equal(left, right, margin, clusters, alpha),
     )
     return decide_not_worse(found, alpha)
+
+
+def rows_if_equal(
+    a: ArrayLike,
+    b: ArrayLike,
+    margin: float,
+    clusters: Clusters | None = None,
+    alpha: float = ALPHA,
+    power: float = POWER,
+) -> int:
+    """Rows with which "not worse by `margin`" passes with probability `power` if both are equal.
+
+    Args:
+        a, b, margin, clusters: As for `not_worse`; the margin is above 0.
+        alpha: Level of the test; a Holm-corrected one for the first of several.
+        power: Probability of passing.
+    """
+    spread = spread_of(a, b, clusters=clusters)
+    return fewest_rows(lambda rows: spread.power_if_equal(rows, margin, alpha), power)
 
 
 def decide_not_worse(found: NonInferiority, alpha: float = ALPHA) -> NonInferiority:

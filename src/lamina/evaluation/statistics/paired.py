@@ -12,7 +12,7 @@ from lamina.evaluation.statistics.estimate import open_interval
 from lamina.evaluation.statistics.flips import flip_p
 from lamina.evaluation.statistics.mcnemar import exact_p, tango_interval
 from lamina.evaluation.statistics.power import smallest_difference, spread_of
-from lamina.evaluation.statistics.rows import Array, Clusters, Sums, checked_pair, is_yes_no, sums
+from lamina.evaluation.statistics.rows import Array, Clusters, Sums, are_shares, checked_pair, is_yes_no, sums
 
 Verdict = Literal["better", "worse", "not_enough_rows"]
 
@@ -107,7 +107,7 @@ def difference_interval(
         low, high = tango_interval(*counts, of.count, confidence, correction)
         return float(low), float(high)
     low, high = open_interval(of, confidence)
-    if _are_shares(left, right) and low is not None and high is not None:
+    if are_shares(left, right) and low is not None and high is not None:
         return max(low, -1.0), min(high, 1.0)
     return low, high
 
@@ -118,10 +118,6 @@ def tango_counts(left: Array, right: Array, of: Sums) -> tuple[int, int] | None:
     It is for zeros and ones without clusters, and for any values between 0 and 1 where no row differs.
     """
     yes_no = is_yes_no(left) and is_yes_no(right)
-    if (yes_no and of.count == of.rows) or (_are_shares(left, right) and not np.any(left != right)):
+    if (yes_no and of.count == of.rows) or (are_shares(left, right) and not np.any(left != right)):
         return int((left > right).sum()), int((left < right).sum())
     return None
-
-
-def _are_shares(left: Array, right: Array) -> bool:
-    return min(left.min(), right.min()) >= 0 and max(left.max(), right.max()) <= 1

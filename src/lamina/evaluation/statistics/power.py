@@ -18,7 +18,7 @@ from scipy import stats
 from lamina.errors import ConfigError, Problem
 from lamina.evaluation.statistics.flips import flip_p
 from lamina.evaluation.statistics.mcnemar import exact_power
-from lamina.evaluation.statistics.rows import Array, Clusters, checked, checked_pair, is_yes_no, sums
+from lamina.evaluation.statistics.rows import Array, Clusters, are_shares, checked, checked_pair, is_yes_no, sums
 
 POWER = 0.8
 ALPHA = 0.05
@@ -177,7 +177,8 @@ def spread_of(
     left, right = checked_pair(values_a, values_b)
     differences = left - right
     effect = design_effect(differences, clusters)
-    if is_yes_no(left) and is_yes_no(right):
+    # Shares of which no row differs are held to Tango's interval, as yes / no is, and not to a spread of 0.
+    if (is_yes_no(left) and is_yes_no(right)) or (are_shares(left, right) and not differences.any()):
         return Spread(
             discordant=float(max(np.abs(differences).sum(), 1.0)) / len(left), design_effect=effect, cluster_rows=size
         )

@@ -112,6 +112,11 @@ def cluster_numbers(clusters: Clusters) -> NDArray[np.int64]:
     return np.array([seen.setdefault(name, len(seen)) for name in clusters], dtype=np.int64)
 
 
+def are_shares(left: Array, right: Array) -> bool:
+    """Whether all values of both are between 0 and 1."""
+    return min(left.min(), right.min()) >= 0 and max(left.max(), right.max()) <= 1
+
+
 def is_yes_no(values: Array) -> bool:
     """Whether all values are 0 or 1."""
     return bool(np.isin(values, (0.0, 1.0)).all())
