@@ -29,6 +29,7 @@ from typer.main import get_command
 
 from lamina.cli.app import app
 from lamina.config import DEFAULT_METHOD, METHOD_CONFIGS, Config, MethodConfig
+from lamina.config.section import describe_fields
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 GENERATED = "<!-- Written by `make reference`. Edit the source, not this page. -->\n"
@@ -77,8 +78,8 @@ def undescribed() -> list[str]:
     settings = [
         f"{cls.__name__}.{name}"
         for cls, _ in [*_sections(Config, ""), *((cls, "method") for cls in METHOD_CONFIGS.values())]
-        for name, field in cls.model_fields.items()
-        if not field.description
+        for name in cls.model_fields
+        if not describe_fields(cls).get(name)
     ]
     commands = [name for name, command in _commands(get_command(app), "lamina") if not command.help]
     options = [
@@ -240,11 +241,11 @@ def _models(field: FieldInfo) -> list[type[BaseModel]]:
 
 
 def _settings(cls: type[BaseModel]) -> list[str]:
-    rows = []
+    rows, texts = [], describe_fields(cls)
     for name, field in cls.model_fields.items():
         if name == "type" and issubclass(cls, MethodConfig):
             continue  # the heading says it
-        rows.append((f"`{name}`", _field_type(field), _default(field), _one_line(field.description)))
+        rows.append((f"`{name}`", _field_type(field), _default(field), _one_line(texts.get(name))))
     return _table(("setting", "type", "default", "what it does"), rows) if rows else ["It has no settings of its own."]
 
 

@@ -34,16 +34,16 @@ class Section(BaseModel):
         """
         schema = handler(core_schema)
         own = handler.resolve_ref_schema(schema)
-        texts = _texts_below_fields(cls)
+        texts = describe_fields(cls)
         for name, value in own.get("properties", {}).items():
             if name in texts:
                 value.setdefault("description", texts[name])
         return schema
 
 
-def _texts_below_fields(cls: type[BaseModel]) -> dict[str, str]:
-    """Reads the string that follows each field of a class, or of the class that it has the field from."""
-    found: dict[str, str] = {}
+def describe_fields(cls: type[BaseModel]) -> dict[str, str]:
+    """Reads the text below each field of a section, in the class that it has the field from."""
+    found = {name: field.description for name, field in cls.model_fields.items() if field.description}
     for base in reversed(cls.__mro__):
         if not issubclass(base, Section) or base.__module__.startswith("pydantic"):
             continue
@@ -56,4 +56,4 @@ def _texts_below_fields(cls: type[BaseModel]) -> dict[str, str]:
             match field, below:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str() as text)):
                     found[name] = inspect.cleandoc(text)
-    return found
+    return {name: text for name, text in found.items() if name in cls.model_fields}
