@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import lamina
 from lamina.adapters.load import load
+from lamina.config import load_config
+from lamina.config.methods.lora import LoraConfig
 from lamina.errors import ConfigError, DataError, RunError
 from lamina.runs.events import Evaluation, Event, Step
 from tests.support.training import write_rows
@@ -191,6 +193,14 @@ def test_a_method_of_peft(tmp_path: Path, short: dict[str, Any], rows: list[dict
     assert run.summary is not None and run.summary.trainable_parameters == 2 * 3 * (96 + 64)
     default = lamina.train(data=rows, method=peft.LoraConfig(), **{**short, "output_dir": tmp_path / "default"})
     assert default.config.method.target_modules == ["q_proj", "v_proj"], "those that peft takes"  # type: ignore[attr-defined]
+
+
+def test_a_method_as_an_object_of_lamina_s_own(short: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    method = load_config({"data": {"train": "x"}, "method": {"type": "lora", "r": 3}}).method
+    assert isinstance(method, LoraConfig)
+    run = lamina.train(data=rows, **{**short, "method": method})
+    assert isinstance(run.config.method, LoraConfig)
+    assert run.config.method.r == 3
 
 
 def test_folders_are_new_ones(

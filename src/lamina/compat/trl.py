@@ -5,16 +5,16 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from lamina.adapters.load import load as load_adapter
-from lamina.api.rows import rows_in
+from lamina.api.rows import formatted, rows_in
 from lamina.api.train import train
-from lamina.compat import bases, rows
+from lamina.compat import bases
 from lamina.compat.peft import PeftModel, method_of
+from lamina.compat.rows import ForRows
 from lamina.config import MethodConfig, load_config
 from lamina.dialects.outcome import Entry
 from lamina.dialects.trl import DPO, SFT
@@ -88,7 +88,7 @@ class SFTTrainer:
         eval_dataset: Any = None,
         processing_class: Any = None,
         peft_config: Any = None,
-        formatting_func: rows.Formatting | None = None,
+        formatting_func: Callable[[Any], Any] | None = None,
         callbacks: list[Callable[[Event], object]] | None = None,
         **others: Any,
     ) -> None:
@@ -101,7 +101,7 @@ class SFTTrainer:
             eval_dataset: The same; None for no evaluation.
             processing_class: The tokenizer, for a model that was made in memory. Any other has its own.
             peft_config: A `LoraConfig`, or any configuration of peft; None trains all weights, or the `PeftModel`.
-            formatting_func: Makes a text or a list of messages of each row.
+            formatting_func: Makes a text or a list of messages of each row, or a list of texts of a batch.
             callbacks: Functions that are called with each of lamina's events.
             others: `tokenizer`, and settings that older versions of TRL took here (`max_seq_length`, `packing`,
                 `dataset_text_field`).
@@ -115,8 +115,9 @@ class SFTTrainer:
         self.model: Any = model
         self._callbacks = _checked(callbacks or [])
         self.run: Run | None = None
-        self._data = (train_dataset, eval_dataset)
-        self._formatting = None if formatting_func is None else partial(rows.formatted, formatting=formatting_func)
+        # A generator gives its rows once, and its first one is looked at before training.
+        self._data = (list(train_dataset) if isinstance(train_dataset, Iterator) else train_dataset, eval_dataset)
+        self._formatting = None if formatting_func is None else ForRows(formatting_func)
         first = self._first_row()
         self.translation = self._translate(first, peft_config)
         self.translation.check()
@@ -216,7 +217,7 @@ class SFTTrainer:
         row = next(rows_in(data, "train_dataset"), None)
         if row is None:
             raise DataError("train_dataset: has no rows. Fix: give at least one.")
-        return row if self._formatting is None else self._formatting(row)
+        return formatted(row, self._formatting, "train_dataset, row 1")
 
     def _arguments(self, args: Any, others: dict[str, Any]) -> SFTConfig:
         given = args.given if isinstance(args, SFTConfig) else _changed(args)
