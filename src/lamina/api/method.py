@@ -29,6 +29,9 @@ def method_values(method: object, model_type: str | None) -> dict[str, Any]:
         return {"type": method}
     if isinstance(method, MethodConfig):
         return {**method.model_dump(mode="json", exclude_unset=True), "type": method.type}
+    if isinstance(method, type):
+        message = f"{method.__name__} is a class, not a configuration"
+        raise ConfigError(Problem("method", message, f"call it: {method.__name__}(...)"))
     if is_peft_config(method):
         return method_config_from_peft(method, _default_targets(str(plain(method.peft_type)), model_type))
     if isinstance(method, Mapping):
