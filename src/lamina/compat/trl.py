@@ -16,6 +16,7 @@ from lamina.compat import bases
 from lamina.compat.peft import PeftModel, method_of
 from lamina.compat.rows import ForRows
 from lamina.config import MethodConfig, load_config
+from lamina.data.read import read_rows
 from lamina.dialects.outcome import Entry
 from lamina.dialects.trl import DPO, SFT
 from lamina.errors import ConfigError, DataError, LaminaWarning, Problem, RunError, nearest
@@ -97,7 +98,7 @@ class SFTTrainer:
         Args:
             model: A name, a model of transformers or of `lamina.compat.transformers`, or a `PeftModel`.
             args: An `SFTConfig`, transformers' `TrainingArguments`, or None for defaults.
-            train_dataset: Rows: a list, a `datasets.Dataset` or a DataFrame.
+            train_dataset: Rows: a list, a `datasets.Dataset`, a DataFrame, or the path of a file.
             eval_dataset: The same; None for no evaluation.
             processing_class: The tokenizer, for a model that was made in memory. Any other has its own.
             peft_config: A `LoraConfig`, or any configuration of peft; None trains all weights, or the `PeftModel`.
@@ -110,6 +111,7 @@ class SFTTrainer:
             ConfigError: A setting has no counterpart; the error names all of them.
         """
         tokenizer = others.pop("tokenizer", None)
+        others = _without_parts(others)
         self.processing_class = tokenizer if processing_class is None else processing_class
         self.args = self._arguments(args, others)
         self.model: Any = model
@@ -214,7 +216,9 @@ class SFTTrainer:
         data, _ = self._data
         if data is None:
             raise ConfigError(Problem("train_dataset", "is not given", "give rows: a list, a Dataset or a DataFrame"))
-        row = next(rows_in(data, "train_dataset"), None)
+        is_path = isinstance(data, str | Path)
+        rows = read_rows(str(data), "train_dataset") if is_path else rows_in(data, "train_dataset")
+        row = next(iter(rows), None)
         if row is None:
             raise DataError("train_dataset: has no rows. Fix: give at least one.")
         return formatted(row, self._formatting, "train_dataset, row 1")
@@ -320,6 +324,31 @@ def _changed(args: Any) -> dict[str, Any]:
     given = {name: getattr(args, name) for name in fields if not name.startswith("_")}
     usual = vars(type(args)(output_dir=args.output_dir))
     return {"output_dir": args.output_dir, **{k: v for k, v in given.items() if k in SFT and v != usual.get(k)}}
+
+
+# What transformers' trainer takes as objects and functions, and lamina has otherwise.
+_PARTS = {
+    "data_collator": "lamina builds its batches itself; formatting_func and train_dataset say what is in them",
+    "compute_metrics": "lamina.evaluate(RUN, score=[...]) scores the answers after training",
+    "compute_loss_func": "a loss is a plug-in of lamina",
+    "preprocess_logits_for_metrics": "lamina.evaluate(RUN, score=[...]) scores the answers after training",
+    "optimizers": "set SFTConfig(optim=..., lr_scheduler_type=...)",
+    "optimizer_cls_and_kwargs": "set SFTConfig(optim=...)",
+    "model_init": "give the model",
+}
+
+
+def _without_parts(others: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the trainer's other arguments without those parts; each must be left at None.
+
+    Raises:
+        ConfigError: One is given.
+    """
+    given = {name: value for name, value in others.items() if name in _PARTS and value not in (None, (None, None))}
+    if given:
+        message = "has no counterpart in lamina's loop"
+        raise ConfigError([Problem(name, message, f"leave it out: {_PARTS[name]}") for name in given])
+    return {name: value for name, value in others.items() if name not in _PARTS}
 
 
 def _checked(callbacks: list[Any]) -> list[Callable[[Event], object]]:
