@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import enum
 import json
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,67 @@ def test_letters_of_every_script_stay(tmp_path: Path) -> None:
     assert json.loads(path.read_text(encoding="utf-8").split("\n")[0]) == rows[0]
 
 
+def test_an_index_with_a_name_is_a_column() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(ROWS).set_index("prompt")
+    assert [row["prompt"] for row in rows_in(frame, "train")] == ["p0", "p1", "p2"]
+    grouped = pandas.DataFrame(ROWS).groupby(["prompt", "score"])[["completion"]].first()
+    assert list(rows_in(grouped, "train")) == ROWS
+    kept = pandas.DataFrame(ROWS, index=pandas.Index([7, 8, 9], name="prompt"))
+    assert list(rows_in(kept, "train")) == ROWS, "a column goes before an index of its name"
+
+
+def test_columns_of_one_name_are_an_error() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame([["q", "a", "b"]], columns=["prompt", "completion", "prompt"])
+    with pytest.raises(DataError, match="several columns with the name 'prompt'"):
+        list(rows_in(frame, "train"))
+
+
+@pytest.mark.parametrize("kind", ["dataset", "arrow", "polars"])
+def test_calls_have_no_arguments_of_other_calls(kind: str) -> None:
+    """A table gives all calls of a column the arguments of each of them, as nulls."""
+    calls = [{"function": {"name": name, "arguments": {argument: 1}}} for name, argument in (("f", "a"), ("g", "b"))]
+    rows = [{"messages": [{"role": "assistant", "content": "", "tool_calls": [call]}]} for call in calls]
+    found = [row["messages"][0]["tool_calls"] for row in rows_in(KINDS[kind](rows), "train")]
+    assert found == [[call] for call in calls]
+
+
+@pytest.mark.parametrize("form", ["pandas", "arrow", "numpy", "torch"])
+def test_datasets_of_any_format(form: str) -> None:
+    datasets = pytest.importorskip("datasets")
+    assert list(rows_in(datasets.Dataset.from_list(ROWS).with_format(form), "train")) == ROWS
+
+
+def test_transforms_of_datasets_are_applied() -> None:
+    datasets = pytest.importorskip("datasets")
+    loud = datasets.Dataset.from_list(ROWS).with_transform(lambda rows: {"text": [t.upper() for t in rows["prompt"]]})
+    assert list(rows_in(loud, "train")) == [{"text": "P0"}, {"text": "P1"}, {"text": "P2"}]
+
+
+def test_columns_may_be_arrays_or_series() -> None:
+    pandas = pytest.importorskip("pandas")
+    for made in (np.array, pandas.Series, torch.tensor):
+        assert list(rows_in({"n": made([1, 2]), "text": ["a", "b"]}, "t")) == [
+            {"n": 1, "text": "a"},
+            {"n": 2, "text": "b"},
+        ]
+
+
+def test_lists_of_messages_are_conversations() -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    assert list(rows_in([turns, tuple(turns)], "train")) == [{"messages": turns}] * 2
+
+
+def test_columns_that_nobody_reads_stop_nothing() -> None:
+    given = {"id": uuid.UUID(int=1), "took": datetime.timedelta(seconds=61), "kind": Kind.FIRST}
+    assert list(rows_in([given], "t")) == [{"id": str(uuid.UUID(int=1)), "took": "0:01:01", "kind": "first"}]
+
+
+class Kind(enum.Enum):
+    FIRST = "first"
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [
@@ -109,6 +172,7 @@ def test_letters_of_every_script_stay(tmp_path: Path) -> None:
         (iter(()), "has no rows"),
         (5, "cannot be read from a int"),
         ([1, 2], "row 1: is a int"),
+        ([("q", "a")], "row 1: is a tuple, .* Fix: make it a dictionary"),
         ([{"image": object()}], "row 1: the column 'image' has a object"),
         ([{"a": 1}, {"b": {"c": b"x"}}], "row 2: the column 'b.c' has a bytes"),
     ],
@@ -129,3 +193,11 @@ def test_formatting(tmp_path: Path) -> None:
     assert made(lambda row: {"prompt": row["score"]}) == {"prompt": 0}
     with pytest.raises(DataError, match="train, row 1: formatting_func returned a list"):
         made(lambda row: ["a", "b"])
+
+
+def test_a_formatting_function_that_fails_names_the_row(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"train, row 2: formatting_func fails with KeyError: 'b'.*columns are 'a'"
+    ) as found:
+        store_rows([{"a": 1, "b": 2}, {"a": 1, "b": None}], tmp_path, "train", lambda row: f"{row['b']}")
+    assert isinstance(found.value.__cause__, KeyError)

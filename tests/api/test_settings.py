@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from lamina.api.settings import with_settings
 from lamina.errors import ConfigError
@@ -32,6 +34,30 @@ def test_settings_are_those_of_the_method() -> None:
         "type": "prompt_tuning",
         "num_virtual_tokens": 4,
     }
+
+
+def test_numbers_of_numpy_and_dtypes_of_torch_are_plain() -> None:
+    given = {
+        "learning_rate": np.logspace(-4, -3, 3)[0],
+        "r": np.int64(8),
+        "use_rslora": np.bool_(True),
+        "target_modules": {"v_proj", "q_proj"},
+        "dtype": torch.float32,
+        "train": {"max_steps": np.int32(5)},
+    }
+    found = with_settings({}, given)
+    assert found == {
+        "train": {"learning_rate": 1e-4, "max_steps": 5},
+        "method": {"r": 8, "use_rslora": True, "target_modules": ["q_proj", "v_proj"]},
+        "dtype": "float32",
+    }
+    assert {type(found["method"]["r"]), type(found["train"]["max_steps"])} == {int}
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("lr", "learning_rate"), ("epochs", "num_train_epochs"), ("rank", "r")])
+def test_short_names_are_known(name: str, wanted: str) -> None:
+    with pytest.raises(ConfigError, match=f"Fix: write `[a-z]+: {{{wanted}: 1}}`"):
+        with_settings({}, {name: 1})
 
 
 def test_a_typing_mistake_gets_the_nearest_name() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lamina.api.sources import NOT_GIVEN, Sources, find_sources, stored
@@ -30,6 +31,7 @@ def names(data: Any, eval_data: Any = NOT_GIVEN, formatting: Any = None) -> dict
         ([{"text": "a"}], "TRAIN"),
         ({"text": ["a", "b"]}, "TRAIN"),
         (iter([{"text": "a"}]), "TRAIN"),
+        ({"text": np.array(["a", "b"])}, "TRAIN"),
     ],
 )
 def test_paths_and_rows(data: Any, train: Any) -> None:
@@ -42,6 +44,8 @@ def test_paths_and_rows(data: Any, train: Any) -> None:
         (None, None),
         (0.2, 0.2),
         (50, 50),
+        (np.float32(0.25), 0.25),
+        (np.int64(2), 2),
         ("b.jsonl", "b.jsonl"),
         ([{"text": "a"}], "EVAL"),
         ({"easy": [{"text": "a"}], "hard": Path("h.csv")}, {"easy": "EVAL-EASY", "hard": "h.csv"}),
@@ -63,6 +67,22 @@ def test_splits() -> None:
 def test_splits_without_one_to_train_on_are_an_error() -> None:
     with pytest.raises(ConfigError, match="no split to train on"):
         names({"a": [{"text": "a"}], "b": [{"text": "b"}]})
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"prompt": ["a", "b"], "completion": ["c"]}, "different lengths: 'prompt' 2, 'completion' 1"),
+        ({"prompt": "a", "completion": "b"}, "one row.*put rows in a list"),
+    ],
+)
+def test_what_a_dictionary_may_be_is_said(data: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        names(data)
+
+
+def test_splits_of_equally_many_texts_are_no_columns() -> None:
+    assert names({"train": ["a", "b"], "test": ["c", "d"]}) == {"train": "TRAIN", "eval": "EVAL"}
 
 
 def test_what_was_not_given_stays() -> None:

@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import lamina
 from lamina.adapters.load import load
+from lamina.config import load_config
+from lamina.config.methods.lora import LoraConfig
 from lamina.errors import ConfigError, DataError, RunError
 from lamina.runs.events import Evaluation, Event, Step
 from tests.support.training import write_rows
@@ -191,6 +193,51 @@ def test_a_method_of_peft(tmp_path: Path, short: dict[str, Any], rows: list[dict
     assert run.summary is not None and run.summary.trainable_parameters == 2 * 3 * (96 + 64)
     default = lamina.train(data=rows, method=peft.LoraConfig(), **{**short, "output_dir": tmp_path / "default"})
     assert default.config.method.target_modules == ["q_proj", "v_proj"], "those that peft takes"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"metrics": "exact_macht"}, "metrics: 'exact_macht' is not one of"),
+        ({"metrics": [lambda answer: 1.0]}, r"metrics\[0\]: .* takes \(answer\)"),
+        ({"metrics": "exact_match", "eval_data": None}, "metrics: are measured on evaluation rows"),
+        ({"callbacks": [3]}, "callbacks: a int cannot be called"),
+        ({"model": torch.nn.Linear(2, 2)}, "model: a Linear is not a causal language model"),
+        ({"model": AutoModelForCausalLM}, "model: AutoModelForCausalLM is a class, not a model"),
+        ({"method": LoraConfig}, "method: LoraConfig is a class, not a configuration"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_found_before_training(
+    given: dict[str, Any], says: str, short: dict[str, Any], rows: list[dict[str, Any]]
+) -> None:
+    seen: list[Event] = []
+    with pytest.raises(ConfigError, match=says):
+        lamina.train(**{"data": rows, "on_event": seen.append, **short, **given})
+    assert not any(isinstance(event, Step) for event in seen)
+
+
+def test_a_metric_that_fails_does_not_lose_the_run(short: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """One function may stand for a list of one."""
+    events: list[Event] = []
+    with pytest.raises(DataError, match="gave nan, which is not a finite number") as found:
+        lamina.train(data=rows, metrics=lambda answer, expected: float("nan"), callbacks=events.append, **short)
+    assert events and "Training is finished: lamina.load_run(" in found.value.__notes__[0]
+
+
+def test_another_dtype_than_the_model_in_memory_has_is_refused(
+    model_folder: Path, short: dict[str, Any], rows: list[dict[str, Any]]
+) -> None:
+    with pytest.raises(ConfigError, match="dtype: is 'bfloat16', and the model in memory is float32"):
+        lamina.train(data=rows, **{**short, "model": _model(model_folder), "dtype": "bfloat16"})
+
+
+def test_a_method_as_an_object_of_lamina_s_own(short: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    method = load_config({"data": {"train": "x"}, "method": {"type": "lora", "r": 3}}).method
+    assert isinstance(method, LoraConfig)
+    run = lamina.train(data=rows, **{**short, "method": method})
+    assert isinstance(run.config.method, LoraConfig)
+    assert run.config.method.r == 3
 
 
 def test_folders_are_new_ones(

@@ -97,3 +97,20 @@ def test_a_data_file_trains(data: Path, cli: Cli, model_folder: Path) -> None:
     assert lamina.load_run("runs/faq").status == "finished"
     error = cli("train", data, f"model={model_folder}", *settings).error()
     assert "runs/faq: already holds a run (finished)" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("empty.csv", "", "has no rows. Fix: give a file with at least one row."),
+        ("header.csv", "prompt,completion\n", "has no rows. Fix: give a file with at least one row."),
+        ("broken.json", '{"prompt":', "is not JSON"),
+    ],
+)
+def test_files_that_cannot_be_read_have_no_columns_to_ask_for(
+    data: Path, cli: Cli, name: str, content: str, says: str
+) -> None:
+    Path(name).write_text(content, encoding="utf-8")
+    result = cli("init", name, "--json")
+    assert says in result.json()["error"]["message"]
+    assert "--column" not in result.json()["error"]["message"]

@@ -98,3 +98,18 @@ def test_what_is_no_configuration_is_an_error(cli: Cli, name: str) -> None:
     result = cli("import", name)
     assert (result.code, result.out) == (2, "")
     assert "Fix:" in result.error()
+
+
+def test_data_that_is_not_named_is_asked_for(cli: Cli, foreign: Path, rows: Path) -> None:
+    """The fix works: an override names it, and leaving it out does not."""
+    values = yaml.safe_load(foreign.read_text(encoding="utf-8"))
+    foreign.write_text(yaml.safe_dump({**values, "dataset": None}), encoding="utf-8")
+    for command in (["import", foreign], ["import", foreign, "--lenient"], ["train", foreign, "--dry-run"]):
+        error = cli(*command).error()
+        assert "dataset: is not given: it names no data" in " ".join(error.split())
+        assert f"Fix: name the data: `lamina train {foreign} data.train=DATA`" in " ".join(error.split())
+    assert cli("train", foreign, f"data.train={rows}", "--dry-run").code == 0
+
+
+def test_arguments_without_model_or_data(cli: Cli) -> None:
+    assert "give --model_name_or_path and --dataset_name" in cli("import", "--", "trl", "sft", "--lora_r", "8").error()

@@ -140,6 +140,68 @@ def test_formatting_functions(tmp_path: Path, model_folder: Path) -> None:
         SFTTrainer(str(model_folder), SFTConfig(output_dir="x"), ROWS, formatting_func=lambda row: 3)
 
 
+def test_formatting_functions_are_called_once_a_row(tmp_path: Path, model_folder: Path) -> None:
+    seen: list[Any] = []
+
+    def sometimes(row: dict[str, Any]) -> str:
+        seen.append(row["prompt"])
+        if row["prompt"] == ROWS[3]["prompt"]:
+            raise ZeroDivisionError("no")
+        return str(row["prompt"])
+
+    trainer = SFTTrainer(
+        str(model_folder), SFTConfig(str(tmp_path / "o"), **SHORT), ROWS, peft_config=lora(), formatting_func=sometimes
+    )
+    with pytest.raises(DataError, match="row 4: formatting_func fails with ZeroDivisionError: no"):
+        trainer.train()
+    assert seen == [row["prompt"] for row in (ROWS[0], *ROWS[:4])]  # the first one is looked at before
+
+
+def test_a_generator_loses_no_row(tmp_path: Path, model_folder: Path) -> None:
+    SFTTrainer(str(model_folder), SFTConfig(str(tmp_path / "out"), **SHORT), iter(ROWS), peft_config=lora()).train()
+    (path,) = (tmp_path / "out" / "inputs").glob("*.jsonl")
+    assert len(path.read_text(encoding="utf-8").splitlines()) == len(ROWS)
+
+
+def test_settings_without_a_method_of_lamina_s_own_are_peft_s(model_folder: Path) -> None:
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(str(model_folder)), lora(lora_bias=True))
+    assert model.origin is not None
+    assert model.origin.method.type == "peft"
+    first = get_peft_model(AutoModelForCausalLM.from_pretrained(str(model_folder)), lora(layers_to_transform=0))
+    assert not any(".layers.1." in name for name, tensor in first.named_parameters() if tensor.requires_grad)
+
+
+def test_parts_of_transformers_trainer(tmp_path: Path, model_folder: Path) -> None:
+    absent = {"data_collator": None, "compute_metrics": None, "optimizers": (None, None)}
+    args = SFTConfig(output_dir=str(tmp_path / "out"), **SHORT)
+    assert SFTTrainer(str(model_folder), args, ROWS, peft_config=lora(), **absent).config.train.max_steps == 2
+    with pytest.raises(ConfigError, match="data_collator: has no counterpart") as found:
+        SFTTrainer(str(model_folder), args, ROWS, data_collator=object(), compute_metrics=print)
+    assert [problem.field for problem in found.value.problems] == ["data_collator", "compute_metrics"]
+
+
+def test_a_file_as_the_data(tmp_path: Path, model_folder: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    trainer = SFTTrainer(str(model_folder), SFTConfig(str(tmp_path / "out"), **SHORT), path, peft_config=lora())
+    assert trainer.config.data.chat is False  # prompts that are texts, as with rows in memory
+    assert trainer.train().global_step == 2
+
+
+def test_a_second_adapter_is_refused(model_folder: Path) -> None:
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(str(model_folder)), lora())
+    with pytest.raises(ConfigError, match="model: has an adapter already"):
+        get_peft_model(model, lora())  # pyright: ignore[reportArgumentType]
+
+
+def test_revisions_are_passed_on(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("lamina.compat.bases.load", lambda name, *others: asked.append(name))
+    for name, revision in (("org/name", "v1"), ("org/name", "main"), ("org/name", None), (str(model_folder), "v1")):
+        AutoModelForCausalLM.from_pretrained(name, revision=revision)
+    assert asked == ["org/name@v1", "org/name", "org/name", str(model_folder)]
+
+
 def test_arguments_of_older_versions(tmp_path: Path, model_folder: Path) -> None:
     args = SFTConfig(output_dir=str(tmp_path / "out"), max_steps=2)
     texts = [{"body": f"{row['prompt']} {row['completion']}"} for row in ROWS]

@@ -11,7 +11,12 @@ import pytest
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from lamina.config import METHOD_CONFIGS, load_config
-from lamina.config.peft_objects import is_peft_config, method_config_from_peft, plain
+from lamina.config.peft_objects import (
+    is_peft_config,
+    method_config_from_lora,
+    method_config_from_peft,
+    plain,
+)
 from lamina.errors import ConfigError
 from lamina.methods.shared.base import find_method, inject
 from tests.support.peft_pairs import build
@@ -132,3 +137,33 @@ def test_what_a_method_cannot_take_is_said_by_its_field() -> None:
     assert is_peft_config(config)
     assert not is_peft_config({"type": "lora"})
     assert method_config_from_peft(config)["lora_dropout"] == 1.5
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"r": 0},
+        {"layers_to_transform": 0},
+        {"layers_to_transform": [0], "layers_pattern": "layers"},
+        {"lora_bias": True},
+        {"target_modules": []},
+        {"target_modules": {"v_proj", "q_proj"}, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 1}},
+        {"exclude_modules": ".*v_proj", "modules_to_save": ["lm_head"], "bias": "all", "use_rslora": True},
+        {"layer_replication": [(0, 2), (1, 2)]},
+        {"init_lora_weights": False, "fan_in_fan_out": True, "inference_mode": True, "peft_version": "0.1"},
+        {"init_lora_weights": "mica"},
+        {"init_lora_weights": "loftq", "loftq_config": {"loftq_iter": 2}},
+        {"task_type": "SEQ_CLS", "ensure_weight_tying": True, "trainable_token_indices": [1]},
+        {"lora_alpha": 0, "lora_dropout": 0, "use_dora": True},
+    ],
+    ids=str,
+)
+def test_fields_alone_are_what_the_object_is(given: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = method_config_from_peft(peft.LoraConfig(**given))
+    assert method_config_from_lora(given) == expected
+    assert method_config_from_lora({"peft_type": "LORA", **given}, ["q_proj"]) == method_config_from_peft(
+        peft.LoraConfig(**given), ["q_proj"]
+    )

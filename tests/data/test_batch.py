@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lamina.data.batch import build_batch
+from lamina.data.batch import Layout, build_batch, build_units, in_best_order
 from lamina.data.example import EncodedExample
 
 
@@ -70,3 +70,19 @@ def test_moving_to_another_device_moves_every_tensor() -> None:
     tensors = (moved.input_ids, moved.position_ids, moved.predicting, moved.targets)
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert moved.document_lengths == [2]
+
+
+def test_padded_batches_have_every_example_in_order_and_little_padding() -> None:
+    layout, rng = Layout(together=False, own_attention=True, padded=True), np.random.default_rng(0)
+    for _ in range(50):
+        lengths = rng.integers(2, 60, size=rng.integers(1, 12)).tolist()
+        examples = [example(list(range(length)), [length - 1]) for length in lengths]
+        units = build_units(examples, layout)
+        assert [each for (batch,) in units for each in batch.examples] == examples
+        for (batch,) in units:
+            assert batch.document_lengths == [len(each) for each in batch.examples]
+            assert batch.tokens >= 0.8 * len(batch.document_lengths) * max(batch.document_lengths)
+        ordered = in_best_order(examples, layout)
+        assert sorted(map(len, ordered)) == list(map(len, ordered)) == sorted(lengths)
+        assert len(build_units(ordered, layout)) <= len(units)
+    assert build_units([example([5], [])], layout) == []

@@ -63,7 +63,7 @@ def test_usual_names_are_known(columns: list[str], expected: list[str] | None) -
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16", "utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("sep_line", [False, True])
 def test_a_spreadsheet_is_read_whatever_saved_it(tmp_path: Path, delimiter: str, encoding: str, sep_line: bool) -> None:
     rows = [("Wie heißt; du, \t| „Ünal“?", 'Mehrere\nZeilen mit "Zitat" und 5 €'), ("zwei", "2")]

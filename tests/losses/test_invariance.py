@@ -37,6 +37,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "reward": {"type": "reward", "center_rewards_coefficient": 0.1},
 }
 SEPARATE = Layout(together=False, own_attention=True)
+PADDED = Layout(together=False, own_attention=True, padded=True)
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma2"])
@@ -113,7 +114,7 @@ def test_any_division_gives_the_same_step(
             gradient(loss, injection, head, [examples[::-1]], path.layout),
             gradient(loss, injection, head, [examples[:1], examples[1:]] if examples[1:] else [examples], path.layout),
         ]
-    others.append(gradient(loss, injection, head, [examples], SEPARATE))
+    others += [gradient(loss, injection, head, [examples], layout) for layout in (SEPARATE, PADDED)]
     size = torch.stack([tensor.norm() for tensor in whole[1].values()]).norm()
     for value, tensors in others:
         assert value == pytest.approx(whole[0], rel=1e-4, abs=1e-6)

@@ -225,3 +225,11 @@ def test_every_setting_has_a_row(tmp_path: Path) -> None:
     translation = translated(tmp_path, bf16="auto", flash_attention=True, wandb_project="p", unknown_thing=3)
     named = {row.name.partition("[")[0].partition(".")[0] for row in translation.rows}
     assert {*BASE, "bf16", "flash_attention", "wandb_project", "unknown_thing"} <= named
+
+
+@pytest.mark.parametrize("item", [None, 3, {"type": "alpaca"}, {"path": None}, ["user/rows"]])
+def test_data_sets_that_are_none_are_named(tmp_path: Path, item: Any) -> None:
+    translation = translated(tmp_path, datasets=[item, "user/rows"])
+    (lost,) = translation.of("missing")
+    assert (lost.name, lost.given) == ("datasets[0]", item)
+    assert load_config(translation.values).data.train == "user/rows"

@@ -205,3 +205,39 @@ def test_files_of_lamina_are_not_foreign(tmp_path: Path) -> None:
     assert not is_foreign(path)
     with pytest.raises(ConfigError, match="no configuration of"):
         translate(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("dataset_mixture", {"seed": 3}),
+        ("dataset_mixture", ["a/b", "c/d"]),
+        ("dataset_mixture", {"datasets": [None]}),
+        ("dataset_mixture", {"datasets": [{"weight": 1.0}]}),
+        ("dataset_mixture", "no JSON"),
+        ("dataset_mixer", ["a/b"]),
+        ("dataset_name", ["a/b", "c/d"]),
+    ],
+    ids=str,
+)
+def test_data_that_is_none_is_named(tmp_path: Path, name: str, value: Any) -> None:
+    path = tmp_path / "sft.yaml"
+    path.write_text(yaml.safe_dump({**RECIPE, "dataset_name": None, name: value}), encoding="utf-8")
+    with pytest.raises(ConfigError, match=name):
+        translate(path).check()
+    translate(path).check(["data.train"])  # an override may name it
+
+
+def test_a_share_of_null_is_the_whole(tmp_path: Path) -> None:
+    values = {**RECIPE, "dataset_name": None, "dataset_mixer": {"a/b": None}, "dataset_splits": "train_sft"}
+    assert config_of(tmp_path / "sft.yaml", values).data.train == "a/b:train_sft"
+
+
+def test_evaluation_on_what_is_here(tmp_path: Path) -> None:
+    """The split of a folder is looked for where the folder is; a file has none."""
+    (tmp_path / "rows").mkdir()
+    config = config_of(tmp_path / "sft.yaml", {**RECIPE, "dataset_name": "rows"})
+    assert (config.data.train, config.data.eval) == (str(tmp_path / "rows"), f"{tmp_path / 'rows'}:test")
+    (tmp_path / "rows.jsonl").write_text("{}\n", encoding="utf-8")
+    config = config_of(tmp_path / "sft.yaml", {**RECIPE, "dataset_name": "rows.jsonl"})
+    assert (config.data.train, config.data.eval) == (str(tmp_path / "rows.jsonl"), None)

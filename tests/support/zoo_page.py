@@ -19,6 +19,10 @@ _COSTS = {
         "packed, in the model's own attention",
         "attention with a mask over the whole micro-batch",
     ),
+    Layout(together=False, own_attention=True, padded=True): (
+        "as rows of padded batches, in the model's own attention",
+        "up to a fifth more tokens, and its own attention's memory",
+    ),
     Layout(together=False, own_attention=True): (
         "one at a time, in the model's own attention",
         "a forward and a backward for each document, and its own attention's memory",

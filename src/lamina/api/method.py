@@ -5,19 +5,11 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lamina.config import MethodConfig
-from lamina.config.methods.lora import LoraConfig
-from lamina.config.peft_objects import is_peft_config, method_config_from_peft, plain
+from lamina.config.peft_objects import is_peft_config, method_config_from_lora, method_config_from_peft, plain
 from lamina.errors import ConfigError, Problem
-
-if TYPE_CHECKING:
-    pass
-
-
-# Fields of peft's LoraConfig that say where an adapter is from, not how it is trained.
-_ORIGIN = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision")
 
 
 def method_values(method: object, model_type: str | None) -> dict[str, Any]:
@@ -37,13 +29,16 @@ def method_values(method: object, model_type: str | None) -> dict[str, Any]:
         return {"type": method}
     if isinstance(method, MethodConfig):
         return {**method.model_dump(mode="json", exclude_unset=True), "type": method.type}
+    if isinstance(method, type):
+        message = f"{method.__name__} is a class, not a configuration"
+        raise ConfigError(Problem("method", message, f"call it: {method.__name__}(...)"))
     if is_peft_config(method):
         return method_config_from_peft(method, _default_targets(str(plain(method.peft_type)), model_type))
     if isinstance(method, Mapping):
         return dict(method)
     if hasattr(method, "peft_type") and hasattr(method, "to_dict"):  # `lamina.compat.peft.LoraConfig`
         content: Any = method
-        return _of_lora({key: plain(value) for key, value in content.to_dict().items()}, model_type)
+        return method_config_from_lora(content.to_dict(), _default_targets("LORA", model_type))
     fix = "give a name such as 'lora', a dictionary such as {'type': 'lora', 'r': 8}, or a peft.LoraConfig"
     raise ConfigError(Problem("method", f"a {type(method).__name__} is no method", fix))
 
@@ -62,24 +57,6 @@ def quantization_values(quantization: object) -> object:
     values = {"bits": 4, "quant_type": given.bnb_4bit_quant_type, "double_quant": given.bnb_4bit_use_double_quant}
     # float32 is what transformers takes where nothing was said.
     return {**values, "compute_dtype": "bfloat16"} if "bfloat16" in str(given.bnb_4bit_compute_dtype) else values
-
-
-def _of_lora(content: dict[str, Any], model_type: str | None) -> dict[str, Any]:
-    if not content.get("target_modules") and "target_modules" in content:
-        content["target_modules"] = _default_targets("LORA", model_type) or "all-linear"
-    kept = {key: value for key, value in content.items() if key not in _ORIGIN}
-    off = {key: value for key, value in kept.items() if value not in (None, False, {}, [], "")}
-    known = {key: value for key, value in kept.items() if key in LoraConfig.model_fields and key in off}
-    known["init_lora_weights"] = content.get("init_lora_weights", True)
-    others = {key: value for key, value in off.items() if key not in LoraConfig.model_fields and not _is_idle(key, off)}
-    return {"type": "lora", **known, **others}
-
-
-def _is_idle(key: str, content: Mapping[str, Any]) -> bool:
-    """Whether a field of peft has no effect on this adapter: the settings of an initialization that it does not use."""
-    if key in ("loftq_config", "eva_config", "corda_config", "lora_ga_config"):
-        return content.get("init_lora_weights") != key.removesuffix("_config")
-    return key in ("runtime_config", "megatron_core", "qalora_group_size", "fan_in_fan_out")
 
 
 def _default_targets(peft_type: str, model_type: str | None) -> list[str] | None:

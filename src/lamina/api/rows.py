@@ -10,17 +10,23 @@ import decimal
 import hashlib
 import json
 import math
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from lamina import files
+from lamina.data.read.columns import without_gaps
 from lamina.errors import DataError
 
 # What a function of the user's makes of a row: a text, a conversation, or another row.
 Formatting = Callable[[dict[str, Any]], str | list[dict[str, Any]] | dict[str, Any]]
 
 _DIGITS = 12
+
+# Formats of a `datasets.Dataset` in which a row is a table of its own.
+_TABLE_FORMATS = ("pandas", "arrow", "polars")
 
 
 def store_rows(data: object, folder: Path, name: str, formatting: Formatting | None = None) -> Path:
@@ -34,11 +40,12 @@ def store_rows(data: object, folder: Path, name: str, formatting: Formatting | N
         formatting: Makes a text, a conversation or another row of each row.
 
     Raises:
-        DataError: There are no rows, or one has a value that is no text, number or structure of these; it is named.
+        DataError: There are no rows, or one has a value that is no text, number or structure of these, or `formatting`
+            fails on one; it is named.
         StorageError: The file cannot be written.
     """
     lines = [
-        json.dumps(_formatted(row, formatting, f"{name}, row {number}"), ensure_ascii=False)
+        json.dumps(formatted(row, formatting, f"{name}, row {number}"), ensure_ascii=False)
         for number, row in enumerate(rows_in(data, name), start=1)
     ]
     if not lines:
@@ -65,11 +72,16 @@ def rows_in(data: object, name: str) -> Iterator[dict[str, Any]]:
         where = f"{name}, row {number}"
         if isinstance(row, str):
             yield {"text": row}
+        elif isinstance(row, list | tuple) and row and all(isinstance(turn, Mapping) for turn in row):
+            yield {"messages": _plain(row, where, "messages")}
         elif isinstance(row, Mapping):
             values = {str(key): _plain(value, where, str(key)) for key, value in row.items()}
             yield {key: value for key, value in values.items() if value is not None}
         else:
-            raise DataError(f"{where}: is a {type(row).__name__}, not a dictionary of columns or a text.")
+            raise DataError(
+                f"{where}: is a {type(row).__name__}, not a dictionary of columns, a list of messages, or a text. Fix: "
+                "make it a dictionary, such as {'prompt': ..., 'completion': ...}."
+            )
 
 
 def is_columns(data: object) -> bool:
@@ -78,20 +90,28 @@ def is_columns(data: object) -> bool:
     if not isinstance(data, Mapping) or not data:
         return False
     values = list(data.values())
-    if not all(isinstance(column, list | tuple) for column in values) or len({len(column) for column in values}) > 1:
+    if not all(map(is_column, values)) or len({len(column) for column in values}) > 1:
         return False
     return not all(isinstance(item, Mapping) for column in values for item in column)
+
+
+def is_column(value: Any) -> bool:
+    """Returns whether `value` is a list, or an array or series with one dimension."""
+    return isinstance(value, list | tuple) or (hasattr(value, "tolist") and getattr(value, "ndim", 0) == 1)
 
 
 def _raw_rows(data: Any, name: str) -> Iterable[Any]:
     if is_columns(data):
         return (dict(zip(data, values, strict=True)) for values in zip(*data.values(), strict=True))
     if hasattr(data, "iter_rows") and hasattr(data, "columns"):  # polars
-        return data.iter_rows(named=True)
+        return map(without_gaps, data.iter_rows(named=True))
     if hasattr(data, "to_dict") and hasattr(data, "columns") and hasattr(data, "iloc"):  # pandas
-        return data.to_dict("records")
+        return map(without_gaps, _of_frame(data, name))
     if hasattr(data, "to_pylist"):  # Arrow
-        return data.to_pylist()
+        return map(without_gaps, data.to_pylist())
+    if hasattr(data, "features") and hasattr(data, "with_format"):  # datasets
+        is_table = (getattr(data, "format", None) or {}).get("type") in _TABLE_FORMATS
+        return map(without_gaps, data.with_format(None) if is_table else data)
     is_list = not isinstance(data, Mapping | str | bytes)
     if is_list and hasattr(data, "__iter__"):
         return data
@@ -101,6 +121,15 @@ def _raw_rows(data: Any, name: str) -> Iterable[Any]:
         f"{name}: rows cannot be read from a {type(data).__name__}. Fix: give a list of dictionaries, a "
         "datasets.Dataset, a DataFrame, or the path of a file."
     )
+
+
+def _of_frame(frame: Any, name: str) -> list[dict[str, Any]]:
+    """Returns the rows of a DataFrame of pandas; an index that has a name is a column, too."""
+    if not frame.columns.is_unique:
+        repeated = sorted({str(column) for column in frame.columns[frame.columns.duplicated()]})
+        raise DataError(f"{name}: has several columns with the name {repeated[0]!r}. Fix: rename or drop all but one.")
+    named = [level for level in frame.index.names if level is not None and level not in frame.columns]
+    return (frame.reset_index(level=named) if named else frame).to_dict("records")
 
 
 def _plain(value: Any, where: str, column: str) -> Any:
@@ -113,12 +142,14 @@ def _plain(value: Any, where: str, column: str) -> Any:
         return {str(key): _plain(item, where, f"{column}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(item, where, column) for item in value]
-    if isinstance(value, decimal.Decimal | Path):
-        return str(value)
+    if isinstance(value, Enum):
+        return _plain(value.value, where, column)
     if type(value).__name__ in ("NAType", "NaTType"):  # the gaps of pandas
         return None
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
+    if isinstance(value, decimal.Decimal | Path | uuid.UUID | datetime.timedelta):
+        return str(value)
     if hasattr(value, "tolist"):  # arrays, tensors and scalars of numpy and torch
         return _plain(value.tolist(), where, column)
     raise DataError(
@@ -127,10 +158,27 @@ def _plain(value: Any, where: str, column: str) -> Any:
     )
 
 
-def _formatted(row: dict[str, Any], formatting: Formatting | None, where: str) -> dict[str, Any]:
+def formatted(row: dict[str, Any], formatting: Formatting | None, where: str) -> dict[str, Any]:
+    """Returns a row as a function of the user's makes it.
+
+    Args:
+        row: The row as plain data.
+        formatting: The function; None leaves the row as it is.
+        where: What to call the row in errors.
+
+    Raises:
+        DataError: The function fails, or returns something else than a text, a list of messages or a row.
+    """
     if formatting is None:
         return row
-    made = formatting(row)
+    try:
+        made = formatting(row)
+    except Exception as error:
+        columns = ", ".join(map(repr, row)) or "none"
+        raise DataError(
+            f"{where}: formatting_func fails with {type(error).__name__}: {error}. Its columns are {columns}. Fix: "
+            "correct the function, or the row; gaps (None, NaN) are not among a row's columns."
+        ) from error
     if isinstance(made, str):
         return {"text": made}
     if isinstance(made, Mapping):

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from pydantic import BaseModel
 
 from lamina.config import METHOD_CONFIGS, Config
@@ -90,4 +92,10 @@ def _plain(value: Any) -> Any:
         return value.model_dump(mode="json", exclude_unset=True)
     if isinstance(value, Mapping):
         return plain_settings(value)
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, np.generic):  # such as a rate out of np.logspace
+        return value.item()
+    if isinstance(value, set | frozenset):
+        return sorted(value)
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

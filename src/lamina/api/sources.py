@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from lamina.api.rows import Formatting, is_columns, store_rows
+from lamina.api.rows import Formatting, is_column, is_columns, store_rows
 from lamina.config.shorthand import is_data_file
 from lamina.data.read.open import read_rows
 from lamina.data.read.splits import kind_of
@@ -51,7 +52,7 @@ def find_sources(data: Any, eval_data: Any) -> Sources:
     Raises:
         ConfigError: A dictionary of splits has none to train on.
     """
-    if not isinstance(data, Mapping) or is_columns(data):
+    if not isinstance(data, Mapping) or (is_columns(data) and not all(kind_of(str(name)) for name in data)):
         return Sources(data, eval_data)
     if _names_files(data):
         return Sources([data], eval_data)
@@ -62,12 +63,26 @@ def find_sources(data: Any, eval_data: Any) -> Sources:
     splits = {name: kind_of(str(name)) for name in data}
     train = next((name for name, kind in splits.items() if kind == "train"), None)
     if train is None:
-        names = ", ".join(map(repr, data)) or "nothing"
-        raise ConfigError(Problem("data", f"has {names}, and no split to train on", "name one of them 'train'"))
+        raise ConfigError(_no_split(data))
     held_out = [name for kind in ("validation", "test") for name, found in splits.items() if found == kind]
     if eval_data is NOT_GIVEN and held_out:
         eval_data = data[held_out[0]]
     return Sources(data[train], eval_data)
+
+
+def _no_split(data: Mapping[Any, Any]) -> Problem:
+    """Says what a dictionary that is neither columns nor splits may be."""
+    names = ", ".join(map(repr, data)) or "nothing"
+    if all(map(is_column, data.values())) and len({len(column) for column in data.values()}) > 1:
+        lengths = ", ".join(f"{name!r} {len(column)}" for name, column in data.items())
+        return Problem("data", f"has columns of different lengths: {lengths}", "give each row a value of each column")
+    if any(isinstance(value, str | int | float) for value in data.values()):
+        return Problem(
+            "data",
+            f"is a dictionary with {names}: one row, or a part of the data's settings",
+            "put rows in a list: data=[{...}]",
+        )
+    return Problem("data", f"has {names}, and no split to train on", "name one of them 'train'")
 
 
 def stored(sources: Sources, store: Store, formatting: Formatting | None) -> dict[str, Any]:
@@ -89,6 +104,8 @@ def stored(sources: Sources, store: Store, formatting: Formatting | None) -> dic
 def _stored_eval(given: Any, store: Store, formatting: Formatting | None) -> Any:
     if given is None or isinstance(given, int | float):
         return given
+    if isinstance(given, Real):  # a number of NumPy's
+        return int(given) if isinstance(given, Integral) else float(given)
     if isinstance(given, Mapping) and not is_columns(given) and "path" not in given:
         return {str(name): _stored(each, store, f"eval-{name}", formatting) for name, each in given.items()}
     return _stored(given, store, "eval", formatting)

@@ -118,6 +118,8 @@ def write_starter(
     if path.exists() and not force:
         raise ConfigError(Problem("--out", f"{path} exists", "choose another name, or add --force"))
     facts = look_at(data, columns)
+    if not facts.format and not facts.columns:  # nothing could be read
+        raise DataError(facts.refusal)
     if not facts.format:
         raise ConfigError(
             Problem(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lamina.api.method import method_values, quantization_values
 from lamina.api.progress import choose_view
 from lamina.api.rows import Formatting
-from lamina.api.scores import Metric, measure_answers
+from lamina.api.scores import Metrics, check_metrics, find_metrics, measure_answers
 from lamina.api.settings import plain_settings, with_settings
 from lamina.api.sources import NOT_GIVEN, Sources, Store, find_sources, only_names, rows_store, stored
 from lamina.config import DEFAULT_METHOD, Config, load_config, only_given, resolved_values
@@ -51,8 +51,8 @@ def train(
     tokenizer: PreTrainedTokenizerBase | None = None,
     method: Any = None,
     formatting_func: Formatting | None = None,
-    metrics: Sequence[Metric] | Mapping[str, Metric] = (),
-    callbacks: Sequence[Callable[[Event], object]] = (),
+    metrics: Metrics = (),
+    callbacks: Callable[[Event], object] | Sequence[Callable[[Event], object]] = (),
     overrides: Iterable[str] = (),
     resume: bool = False,
     progress: bool = True,
@@ -78,10 +78,10 @@ def train(
         method: A name, settings with a `type`, a configuration of peft such as `peft.LoraConfig`, or the `Path` of an
             adapter to start from.
         formatting_func: Makes a text, a list of messages or a dictionary of columns of each row.
-        metrics: Functions of an answer and the expected answer that return a number. They are applied to the answers
-            of base model and adapter on the evaluation rows when training has ended (`run.scores`). Names of scorers
-            are taken too, such as `exact_match`.
-        callbacks: Functions that are called with each event, like `on_event`.
+        metrics: Functions of an answer and the expected answer that return a number; one, several, or by name. They are
+            applied to the answers of base model and adapter on the evaluation rows when training has ended
+            (`run.scores`). Names of scorers are taken too, such as `exact_match`.
+        callbacks: Functions that are called with each event, like `on_event`; one or several.
         overrides: `key.sub=value` texts, as on the command line.
         resume: Go on with the run in `output_dir`, or with the one whose own configuration file is given. Model and
             data may have other places than they had, if they are the same by their digests.
@@ -106,16 +106,19 @@ def train(
     """
     if config is not None and not isinstance(config, Config | Mapping) and data is None and not _is_config(config):
         config, data = None, config
+    scorers, listeners = find_metrics(metrics), _listeners(callbacks)
     values: dict[str, Any] = _values_of(config)
     if "quantization" in settings:
         settings["quantization"] = quantization_values(settings["quantization"])
     in_memory = None if model is None or isinstance(model, str | Path) else model
+    if in_memory is not None:
+        check_kind(in_memory)
     if in_memory is None and tokenizer is not None:
         raise ConfigError(Problem("tokenizer", "goes with a model in memory", "give the model's name alone"))
     if model is not None:
         values["model"] = str(model) if in_memory is None else "in memory"
     if method is not None:
-        values["method"] = method_values(method, _model_type(in_memory, values))
+        values["method"] = plain_settings(method_values(method, _model_type(in_memory, values)))
     values = with_settings(values, settings)
     if "output_dir" not in values and (data is not None or in_memory is not None):
         values["output_dir"] = str(_new_folder(values))
@@ -123,15 +126,16 @@ def train(
     with ExitStack() as stack:
         world = world or stack.enter_context(member()) or ALONE
         view = stack.enter_context(choose_view()) if progress and world.is_first else None
-        tell = _Tell([view, on_event, *callbacks])
+        tell = _Tell([view, on_event, *listeners])
         inputs = _Inputs(data, eval_data, formatting_func, in_memory, tokenizer, tuple(overrides))
         checked = inputs.config(values, resume, lambda message: tell(Note(0, message=message)))
+        check_metrics(scorers, checked)
         base = None
         if in_memory is not None:
             base = stack.enter_context(as_base(in_memory, tokenizer, find_model(checked.model)))
         run = train_run(checked, tell, resume=resume, world=world, base=base)
-    if metrics and run.scores is None and world.is_first:
-        measure_answers(run, metrics, tell)
+    if scorers and run.scores is None and world.is_first:
+        measure_answers(run, scorers, tell)
     return run
 
 
@@ -149,8 +153,7 @@ class _Inputs:
     def config(self, values: dict[str, Any], resume: bool, notify: Notify) -> Config:
         """Returns the configuration. It is checked as a whole before anything is stored."""
         if self.model is not None:
-            check_kind(self.model)
-            values = {**values, "dtype": str(self.model.dtype).removeprefix("torch.")}
+            values = {**values, "dtype": _dtype_of(self.model, values.get("dtype", "auto"))}
         draft = load_config(self._named(values, Path("inputs"), only_names), self.overrides)
         if self.model is not None and draft.quantization is not None:
             message = "quantizes the weights that it reads from a folder, and the model is in memory"
@@ -189,6 +192,24 @@ class _Tell:
     def __call__(self, event: Event) -> None:
         for listener in self._listeners:
             listener(event)
+
+
+def _listeners(callbacks: Any) -> list[Callable[[Event], object]]:
+    found = [callbacks] if callable(callbacks) else list(callbacks)
+    for each in found:
+        if not callable(each):
+            fix = "give functions of one event (lamina.runs.events)"
+            raise ConfigError(Problem("callbacks", f"a {type(each).__name__} cannot be called", fix))
+    return found
+
+
+def _dtype_of(model: PreTrainedModel, given: object) -> str:
+    """The `dtype` of a model in memory, which no other may be asked for."""
+    own = str(model.dtype).removeprefix("torch.")
+    if given not in ("auto", own):
+        fix = f"leave it out, or convert the model: model.to(torch.{given})"
+        raise ConfigError(Problem("dtype", f"is {given!r}, and the model in memory is {own}", fix))
+    return own
 
 
 def _values_of(config: Config | Mapping[str, Any] | str | Path | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,9 +44,8 @@ def import_config(
         raise ConfigError(Problem("--out", f"{destination} exists", "choose another path, or remove it"))
     translation = translate(source[0] if len(source) == 1 and _is_file(source[0]) else source)
     print_translation(translation)
-    if not lenient:
-        again = source[0] if len(source) == 1 else "-- ARGUMENTS"
-        check(translation, f"lamina import --lenient {shlex.quote(again) if len(source) == 1 else again}")
+    again = shlex.quote(source[0]) if len(source) == 1 else "-- ARGUMENTS"
+    check(translation, f"lamina import --lenient {again}", lenient=lenient)
     load_config(translation.values)
     if destination is not None:
         from lamina import files
@@ -60,17 +60,27 @@ def import_config(
         err.print(f"  next    lamina train {escape(str(destination))}")
 
 
-def check(translation: Translation, lenient: str) -> None:
+def check(translation: Translation, again: str, given: Sequence[str] = (), lenient: bool = False) -> None:
     """Refuses a translation that lost settings.
+
+    Args:
+        translation: The translation.
+        again: The command that leaves them out.
+        given: Overrides, some of which may make up for what was lost.
+        lenient: Leave out what lamina can train without.
 
     Raises:
         ConfigError: Settings have no counterpart; the error names each, and the command that leaves them out.
     """
+    keys = [override.partition("=")[0].strip() for override in given]
     try:
-        translation.check()
+        translation.check(keys, lenient)
     except ConfigError as error:
         last = error.problems[-1]
-        fix = f"remove what you can do without, or leave all of it out with `{lenient}`"
+        needed = [row for row in translation.lost(keys) if row.key]
+        fix = f"remove what you can do without, or leave all of it out with `{again}`"
+        if needed:
+            fix = f"name the data: `lamina train {shlex.quote(translation.source)} {needed[0].key}=DATA`"
         raise ConfigError([*error.problems[:-1], Problem(last.field, last.message, fix)], error.source) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,16 +63,20 @@ def check(config: str, overrides: list[str], resume: bool) -> Config:
     Raises:
         ConfigError, RunError: It cannot.
     """
+<<<<<<< HEAD
     checked = load_config(_translated(config), overrides)
     from lamina.runs import check_start  # after the configuration, whose errors are told sooner without it
 
+=======
+    checked = load_config(_translated(config, overrides), overrides)
+>>>>>>> j
     if not is_one_of_several():  # of several processes, the first one checks it for all
         check_start(checked, resume)
     check_files(checked.model_dump(mode="json"))
     return checked
 
 
-def _translated(config: str) -> str | dict[str, object]:
+def _translated(config: str, overrides: Sequence[str]) -> str | dict[str, object]:
     """Returns a configuration of another library as one of lamina, and shows what became of it."""
     from lamina.migration.foreign import is_foreign
 
@@ -83,7 +88,7 @@ def _translated(config: str) -> str | dict[str, object]:
 
     translation = translate(config)
     print_translation(translation)
-    check_translation(translation, f"lamina import {shlex.quote(config)} --out run.yaml --lenient")
+    check_translation(translation, f"lamina import {shlex.quote(config)} --out run.yaml --lenient", overrides)
     return translation.values
 
 

@@ -17,7 +17,7 @@ from lamina.api.method import method_values
 from lamina.compat import bases
 from lamina.config import MethodConfig, load_config
 from lamina.dialects.peft import LORA_CONFIG
-from lamina.errors import nearest
+from lamina.errors import ConfigError, Problem, nearest
 from lamina.export.merge import merge
 from lamina.methods.shared.base import Injection, inject
 from lamina.methods.shared.coverage import with_names
@@ -84,8 +84,11 @@ def get_peft_model(model: PreTrainedModel, peft_config: Any, adapter_name: str =
         adapter_name: Has no effect: a model has one adapter here.
 
     Raises:
-        ConfigError: The configuration does not fit the model.
+        ConfigError: The configuration does not fit the model, or the model has an adapter already.
     """
+    if isinstance(model, PeftModel):
+        fix = "give the base model, loaded again; lamina.Engine serves many adapters on one base"
+        raise ConfigError(Problem("model", "has an adapter already, and a model has one here", fix))
     config = method_of(peft_config, model)
     name, quantization, dtype = bases.name_of(model), bases.quantization_of(model), bases.dtype_of(model)
     model.requires_grad_(False)

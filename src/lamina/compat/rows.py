@@ -1,36 +1,46 @@
-"""What a `formatting_func` makes of a row, in its forms of all versions of TRL."""
+"""A `formatting_func` in its forms of all versions of TRL, as `lamina.train` takes it: for one row."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lamina.errors import DataError
 
-Formatting = Callable[[Any], Any]
+class ForRows:
+    """A `formatting_func` of one row or, as in older versions, of a batch.
 
+    The first row tells which, so that the function is called once for each of the others.
 
-def formatted(row: Mapping[str, Any], formatting: Formatting) -> dict[str, Any]:
-    """Applies a `formatting_func`, of one row or, as in older versions, of a batch.
-
-    Raises:
-        DataError: It returns neither a text nor a conversation.
+    Args:
+        function: Takes a row and returns a text or a list of messages; or takes columns and returns a list of texts.
     """
-    batch = {name: [value] for name, value in row.items()}
-    try:
-        made = formatting(dict(row))
-    except Exception:
-        made = _only(formatting(batch))
-    else:
-        if isinstance(made, list) and not all(isinstance(each, Mapping) for each in made):
-            made = _only(formatting(batch))
-    if isinstance(made, str):
-        return {"text": made}
-    if isinstance(made, Mapping):
-        return dict(made)
-    if isinstance(made, list) and made and all(isinstance(each, Mapping) for each in made):
-        return {"messages": [dict(each) for each in made]}
-    raise DataError(f"formatting_func returned a {type(made).__name__}. Fix: return a text, or a list of messages.")
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+        self._takes_batches: bool | None = None
+
+    def __call__(self, row: dict[str, Any]) -> Any:
+        """Returns what the function makes of a row."""
+        if self._takes_batches is None:
+            return self._first(row)
+        return _only(self._function(_batch(row))) if self._takes_batches else self._function(row)
+
+    def _first(self, row: dict[str, Any]) -> Any:
+        try:
+            made = self._function(dict(row))
+        except Exception as error:  # of one that wants lists, or for another reason
+            try:
+                made = _only(self._function(_batch(row)))
+            except Exception:
+                raise error from None  # rows are what TRL gives now
+            self._takes_batches = True
+            return made
+        self._takes_batches = isinstance(made, list) and not all(isinstance(each, Mapping) for each in made)
+        return _only(self._function(_batch(row))) if self._takes_batches else made
+
+
+def _batch(row: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {name: [value] for name, value in row.items()}
 
 
 def _only(made: Any) -> Any:

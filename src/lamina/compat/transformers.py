@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, TrainingArguments
@@ -39,6 +40,7 @@ class AutoModelForCausalLM:
         load_in_8bit: bool = False,
         dtype: Any = None,
         torch_dtype: Any = None,
+        revision: str | None = None,
         **others: Any,
     ) -> PreTrainedModel:
         """Loads a base model, frozen: an adapter or `SFTTrainer` trains it.
@@ -48,6 +50,7 @@ class AutoModelForCausalLM:
             quantization_config: A `BitsAndBytesConfig`; None leaves it unquantized.
             load_in_4bit, load_in_8bit: The same in short.
             dtype, torch_dtype: float32, or what lamina takes by itself.
+            revision: A branch, a tag or a commit on the hub; of what is on this machine, there is one.
             others: transformers' other arguments; those that change nothing here are taken.
 
         Raises:
@@ -67,4 +70,7 @@ class AutoModelForCausalLM:
             quantization_config = {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
         wanted = dtype_outcome(torch_dtype if dtype is None else dtype)
         chosen = str(wanted.values["dtype"]) if isinstance(wanted, Set) else "auto"
-        return bases.load(str(pretrained_model_name_or_path), chosen, bases.quantization(quantization_config))
+        name = str(pretrained_model_name_or_path)
+        if revision not in (None, "main") and not Path(name).exists():
+            name = f"{name}@{revision}"
+        return bases.load(name, chosen, bases.quantization(quantization_config))

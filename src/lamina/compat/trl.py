@@ -5,17 +5,18 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from lamina.adapters.load import load as load_adapter
-from lamina.api.rows import rows_in
+from lamina.api.rows import formatted, rows_in
 from lamina.api.train import train
-from lamina.compat import bases, rows
+from lamina.compat import bases
 from lamina.compat.peft import PeftModel, method_of
+from lamina.compat.rows import ForRows
 from lamina.config import MethodConfig, load_config
+from lamina.data.read import read_rows
 from lamina.dialects.outcome import Entry
 from lamina.dialects.trl import DPO, SFT
 from lamina.errors import ConfigError, DataError, LaminaWarning, Problem, RunError, nearest
@@ -88,7 +89,7 @@ class SFTTrainer:
         eval_dataset: Any = None,
         processing_class: Any = None,
         peft_config: Any = None,
-        formatting_func: rows.Formatting | None = None,
+        formatting_func: Callable[[Any], Any] | None = None,
         callbacks: list[Callable[[Event], object]] | None = None,
         **others: Any,
     ) -> None:
@@ -97,11 +98,11 @@ class SFTTrainer:
         Args:
             model: A name, a model of transformers or of `lamina.compat.transformers`, or a `PeftModel`.
             args: An `SFTConfig`, transformers' `TrainingArguments`, or None for defaults.
-            train_dataset: Rows: a list, a `datasets.Dataset` or a DataFrame.
+            train_dataset: Rows: a list, a `datasets.Dataset`, a DataFrame, or the path of a file.
             eval_dataset: The same; None for no evaluation.
             processing_class: The tokenizer, for a model that was made in memory. Any other has its own.
             peft_config: A `LoraConfig`, or any configuration of peft; None trains all weights, or the `PeftModel`.
-            formatting_func: Makes a text or a list of messages of each row.
+            formatting_func: Makes a text or a list of messages of each row, or a list of texts of a batch.
             callbacks: Functions that are called with each of lamina's events.
             others: `tokenizer`, and settings that older versions of TRL took here (`max_seq_length`, `packing`,
                 `dataset_text_field`).
@@ -110,13 +111,15 @@ class SFTTrainer:
             ConfigError: A setting has no counterpart; the error names all of them.
         """
         tokenizer = others.pop("tokenizer", None)
+        others = _without_parts(others)
         self.processing_class = tokenizer if processing_class is None else processing_class
         self.args = self._arguments(args, others)
         self.model: Any = model
         self._callbacks = _checked(callbacks or [])
         self.run: Run | None = None
-        self._data = (train_dataset, eval_dataset)
-        self._formatting = None if formatting_func is None else partial(rows.formatted, formatting=formatting_func)
+        # A generator gives its rows once, and its first one is looked at before training.
+        self._data = (list(train_dataset) if isinstance(train_dataset, Iterator) else train_dataset, eval_dataset)
+        self._formatting = None if formatting_func is None else ForRows(formatting_func)
         first = self._first_row()
         self.translation = self._translate(first, peft_config)
         self.translation.check()
@@ -213,10 +216,12 @@ class SFTTrainer:
         data, _ = self._data
         if data is None:
             raise ConfigError(Problem("train_dataset", "is not given", "give rows: a list, a Dataset or a DataFrame"))
-        row = next(rows_in(data, "train_dataset"), None)
+        is_path = isinstance(data, str | Path)
+        rows = read_rows(str(data), "train_dataset") if is_path else rows_in(data, "train_dataset")
+        row = next(iter(rows), None)
         if row is None:
             raise DataError("train_dataset: has no rows. Fix: give at least one.")
-        return row if self._formatting is None else self._formatting(row)
+        return formatted(row, self._formatting, "train_dataset, row 1")
 
     def _arguments(self, args: Any, others: dict[str, Any]) -> SFTConfig:
         given = args.given if isinstance(args, SFTConfig) else _changed(args)
@@ -319,6 +324,31 @@ def _changed(args: Any) -> dict[str, Any]:
     given = {name: getattr(args, name) for name in fields if not name.startswith("_")}
     usual = vars(type(args)(output_dir=args.output_dir))
     return {"output_dir": args.output_dir, **{k: v for k, v in given.items() if k in SFT and v != usual.get(k)}}
+
+
+# What transformers' trainer takes as objects and functions, and lamina has otherwise.
+_PARTS = {
+    "data_collator": "lamina builds its batches itself; formatting_func and train_dataset say what is in them",
+    "compute_metrics": "lamina.evaluate(RUN, score=[...]) scores the answers after training",
+    "compute_loss_func": "a loss is a plug-in of lamina",
+    "preprocess_logits_for_metrics": "lamina.evaluate(RUN, score=[...]) scores the answers after training",
+    "optimizers": "set SFTConfig(optim=..., lr_scheduler_type=...)",
+    "optimizer_cls_and_kwargs": "set SFTConfig(optim=...)",
+    "model_init": "give the model",
+}
+
+
+def _without_parts(others: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the trainer's other arguments without those parts; each must be left at None.
+
+    Raises:
+        ConfigError: One is given.
+    """
+    given = {name: value for name, value in others.items() if name in _PARTS and value not in (None, (None, None))}
+    if given:
+        message = "has no counterpart in lamina's loop"
+        raise ConfigError([Problem(name, message, f"leave it out: {_PARTS[name]}") for name in given])
+    return {name: value for name, value in others.items() if name not in _PARTS}
 
 
 def _checked(callbacks: list[Any]) -> list[Callable[[Event], object]]:

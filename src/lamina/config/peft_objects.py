@@ -41,6 +41,21 @@ ABOUT = frozenset(
 # What peft fills in itself when it sees the model.
 _OF_THE_MODEL = ("token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers")
 
+# peft's defaults for `LoraConfig`, of the fields that lamina's own LoRA has or whose default is more than "off".
+_LORA_DEFAULTS: dict[str, Any] = {
+    "r": 8,
+    "lora_alpha": 8,
+    "lora_dropout": 0.0,
+    "bias": "none",
+    "init_lora_weights": True,
+    "use_rslora": False,
+    "use_dora": False,
+    "ensure_weight_tying": False,
+    "target_modules": None,
+    "megatron_core": "megatron.core",
+    "qalora_group_size": 16,
+}
+
 # lamina quantizes with the settings of its own `quantization:` section.
 _LOFTQ_BITS = ("loftq_config", "loftq_bits", 4)
 
@@ -64,11 +79,41 @@ def method_config_from_peft(config: PeftConfig, default_targets: str | list[str]
     Raises:
         ConfigError: It is for another task than causal language modeling.
     """
-    peft_type, task = str(plain(config.peft_type)), plain(config.task_type)
+    return _settings(config.peft_type, config.task_type, _values(config), _defaults(config), default_targets)
+
+
+def method_config_from_lora(
+    content: Mapping[str, Any], default_targets: str | list[str] | None = None
+) -> dict[str, Any]:
+    """Converts the fields of peft's `LoraConfig`, where the object itself is not at hand: peft may not be installed.
+
+    Args:
+        content: Its fields, all or those that were set; others have peft's defaults.
+        default_targets: As for `method_config_from_peft`.
+
+    Returns:
+        The same as for the object.
+
+    Raises:
+        ConfigError: It is for another task than causal language modeling.
+    """
+    given = {key: plain(value) for key, value in content.items() if key not in ABOUT}
+    given = {**_LORA_DEFAULTS, **given}
+    defaults = {**{key: value for key, value in given.items() if _is_off(value)}, **_LORA_DEFAULTS}
+    return _settings("LORA", content.get("task_type"), given, defaults, default_targets)
+
+
+def _settings(
+    peft_type: object,
+    task: object,
+    given: dict[str, Any],
+    defaults: Mapping[str, Any],
+    default_targets: str | list[str] | None,
+) -> dict[str, Any]:
+    peft_type, task = str(plain(peft_type)), plain(task)
     if task not in (None, "CAUSAL_LM", "SEQ_CLS"):
         message = f"{task!r}: lamina trains causal language models, and heads on them (SEQ_CLS)."
         raise ConfigError(Problem("method.task_type", message, "use CAUSAL_LM"))
-    given, defaults = _values(config), _defaults(config)
     if given.get("target_modules", ()) is None:
         given["target_modules"] = default_targets
     changed = {key: value for key, value in given.items() if value is not None and value != defaults.get(key)}
@@ -101,6 +146,11 @@ def _values(config: PeftConfig) -> dict[str, Any]:
         value = getattr(config, field.name)
         values[field.name] = _without_defaults(value) if dataclasses.is_dataclass(value) else plain(value)
     return values
+
+
+def _is_off(value: object) -> bool:
+    """Whether a value asks for nothing. 0 may ask for something: it is a layer, or a rank that is refused."""
+    return value is None or value is False or (isinstance(value, dict | list | str) and not value)
 
 
 def _without_defaults(config: Any) -> dict[str, Any]:

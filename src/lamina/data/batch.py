@@ -1,12 +1,13 @@
 """A `Batch`: the documents of one forward pass, concatenated without padding, each with its own positions.
 
-A `Layout` says how the documents of a micro-batch become batches. `PACKED` is the fastest; training determines
+A `Layout` says how the documents of a micro-batch become batches, and how a batch goes through the model, which may be
+as padded rows after all. `PACKED` is the fastest; training determines
 beforehand which layouts are exact for a model (`compute/fusion/exactness.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -22,20 +23,32 @@ class Layout:
     """How documents are run through a model.
 
     Attributes:
-        together: Whether all documents of a micro-batch are one sequence; otherwise, each has its own forward pass.
+        together: Whether all documents of a micro-batch are one sequence; otherwise, each is one.
         own_attention: Whether to use the attention implementation that the model was loaded with; otherwise, lamina's.
+        padded: Whether sequences of similar lengths share a forward pass, as the rows of a batch that is padded on the
+            right. Causal models need no mask for that: nothing sees the tokens after it. Otherwise, each sequence has
+            a forward pass of its own.
     """
 
     together: bool
     own_attention: bool
+    padded: bool = False
+
+    @property
+    def shared(self) -> bool:
+        """Whether documents share a forward pass."""
+        return self.together or self.padded
 
 
 PACKED = Layout(together=True, own_attention=False)
 
+# The largest share of padding in a padded batch.
+_PADDING = 0.2
+
 
 @dataclass(frozen=True)
 class Batch:
-    """The documents of one forward pass as a single sequence of T tokens.
+    """The documents of one forward pass, end to end: T tokens. `fusion.model_inputs` pads them, if the layout says so.
 
     Attributes:
         input_ids: int64, shape (1, T).
@@ -144,7 +157,15 @@ def build_units(examples: Sequence[EncodedExample], layout: Layout = PACKED) -> 
     """
     if layout.together:
         return [[build_batch(examples, layout)]]
-    return [_one_at_a_time(example, layout) for example in examples if example.supervised_tokens or example.values]
+    examples = [example for example in examples if example.supervised_tokens or example.values]
+    if layout.padded:
+        return [[build_batch(group, layout)] for group in _of_similar_lengths(examples)]
+    return [_one_at_a_time(example, layout) for example in examples]
+
+
+def in_best_order(examples: Sequence[EncodedExample], layout: Layout) -> Sequence[EncodedExample]:
+    """Returns examples in the order in which they make the fewest batches; only for what does not depend on it."""
+    return sorted(examples, key=lambda example: example.longest) if layout.padded else examples
 
 
 def build_batches(examples: Sequence[EncodedExample], layout: Layout = PACKED) -> list[Batch]:
@@ -164,6 +185,19 @@ def build_batch(examples: Sequence[EncodedExample], layout: Layout = PACKED) -> 
     ids = np.concatenate([example.input_ids for example in examples])
     supervised = np.concatenate([example.supervised for example in examples])
     return _build(ids, supervised, lengths, layout, tuple(examples))
+
+
+def _of_similar_lengths(examples: Sequence[EncodedExample]) -> Iterator[list[EncodedExample]]:
+    """Yields groups of consecutive examples, with little padding in each."""
+    group: list[EncodedExample] = []
+    for example in examples:
+        lengths = [length for each in (*group, example) for length in each.lengths]
+        if group and sum(lengths) < (1 - _PADDING) * len(lengths) * max(lengths):
+            yield group
+            group = []
+        group.append(example)
+    if group:
+        yield group
 
 
 def _one_at_a_time(example: EncodedExample, layout: Layout) -> list[Batch]:

@@ -15,13 +15,25 @@ from lamina.dialects.values import METHODS
 
 _TYPES: dict[str, Entry] = {"type": To("method.type", lambda name: _method(name))}
 
+# What people write without looking, in any library.
+_SHORT: dict[str, Entry] = {
+    "lr": To("train.learning_rate"),
+    "epochs": To("train.num_train_epochs"),
+    "steps": To("train.max_steps"),
+    "rank": To("method.r"),
+    "alpha": To("method.lora_alpha"),
+    "dropout": To("method.lora_dropout"),
+    "targets": To("method.target_modules"),
+    "seq_len": To("data.max_length"),
+}
+
 # Whose names are looked for first in a section.
 _TABLES: dict[str, tuple[Mapping[str, Entry], ...]] = {
     "method": (LORA_CONFIG, SFT, AXOLOTL, LLAMA_FACTORY),
     "quantization": (BITS_AND_BYTES, LLAMA_FACTORY, AXOLOTL),
     "loss": (DPO, LLAMA_FACTORY, AXOLOTL),
 }
-_DEFAULT = (SFT, LORA_CONFIG, DPO, AXOLOTL, LLAMA_FACTORY)
+_DEFAULT = (SFT, LORA_CONFIG, DPO, AXOLOTL, LLAMA_FACTORY, _SHORT)
 
 
 def hint_for(field: str, value: Any) -> str:

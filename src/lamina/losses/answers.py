@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.compute.fusion import model_inputs
+from lamina.compute.fusion import predicting_logits, predicting_states
 from lamina.compute.ops.log_probs import chunked_log_probs, chunked_log_probs_autograd, log_probs_of
 from lamina.data.batch import Batch
 from lamina.data.example import EncodedExample
@@ -53,21 +53,13 @@ def answer_log_probs(model: PreTrainedModel, head: Head, batches: Sequence[Batch
 def token_log_probs(model: PreTrainedModel, head: Head, batch: Batch) -> torch.Tensor:
     """Computes the log-probability of each supervised token of a batch: (N,), float32."""
     if head.whole_model:
-        logits_TV = model(**model_inputs(batch), logits_to_keep=batch.predicting).logits[0]
-        if logits_TV.shape[0] != batch.supervised_tokens:  # the model ignored `logits_to_keep`
-            logits_TV = logits_TV.index_select(0, batch.predicting)
-        return log_probs_of(logits_TV, batch.targets)
-    hidden_ND = hidden_states(head, batch)
+        return log_probs_of(predicting_logits(model, batch), batch.targets)
+    hidden_ND = predicting_states(head.decoder, batch)
     if has_plain_head(head):
         assert isinstance(head.linear, nn.Linear)
         return chunked_log_probs(hidden_ND, batch.targets, head.linear, head.transform)
     vocabulary = model.config.get_text_config().vocab_size
     return chunked_log_probs_autograd(hidden_ND, batch.targets, head.linear, head.transform, vocabulary)
-
-
-def hidden_states(head: Head, batch: Batch) -> torch.Tensor:
-    """Computes the hidden states that predict a batch's supervised tokens: (N, D)."""
-    return head.decoder(**model_inputs(batch)).last_hidden_state[0].index_select(0, batch.predicting)
 
 
 def has_plain_head(head: Head) -> bool:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.compute.fusion import model_inputs
+from lamina.compute.fusion import model_inputs, predicting_logits, token_rows
 from lamina.compute.ops.cross_entropy import chunked_cross_entropy, chunked_cross_entropy_autograd
 from lamina.config.losses.cross_entropy import CrossEntropyConfig
 from lamina.data.batch import Batch
@@ -54,13 +54,9 @@ def cross_entropy(model: PreTrainedModel, head: Head, batch: Batch) -> torch.Ten
     Returns:
         A float32 scalar: a sum, to be divided by the supervised tokens of the whole optimizer step.
     """
-    inputs = model_inputs(batch)
     if head.whole_model:
-        logits_TV = model(**inputs, logits_to_keep=batch.predicting).logits[0]
-        if logits_TV.shape[0] != batch.supervised_tokens:  # the model ignored `logits_to_keep`
-            logits_TV = logits_TV.index_select(0, batch.predicting)
-        return F.cross_entropy(logits_TV.float(), batch.targets, reduction="sum")
-    hidden_TD = head.decoder(**inputs).last_hidden_state[0]
+        return F.cross_entropy(predicting_logits(model, batch).float(), batch.targets, reduction="sum")
+    hidden_TD = token_rows(batch, head.decoder(**model_inputs(batch)).last_hidden_state)
     if not len(batch.predicting):  # a part of documents without a target, which others need the gradients of
         return 0.0 * hidden_TD.float().sum()
     hidden_ND = hidden_TD.index_select(0, batch.predicting)

@@ -25,14 +25,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.chat.message import ROLES, Message
-from lamina.compute.fusion import model_inputs
+from lamina.compute.fusion import model_inputs, predicting_states, token_rows
 from lamina.compute.ops.divergence import TeacherLogits, chunked_divergence, chunked_divergence_autograd, divergence
 from lamina.config.losses.distillation import DistillationConfig
 from lamina.data.batch import Batch, Layout, build_batch
 from lamina.data.example import EncodedExample, Example, Kind
 from lamina.data.sequences import Sequences
 from lamina.errors import ConfigError, Problem
-from lamina.losses.answers import has_plain_head, hidden_states
+from lamina.losses.answers import has_plain_head
 from lamina.losses.base import Loss, LossSum
 from lamina.methods.shared.base import Injection
 from lamina.models.load import Base, load_base
@@ -103,7 +103,7 @@ class Distillation(Loss):
     def compute(self, model: PreTrainedModel, head: Head, batches: Sequence[Batch]) -> LossSum:
         layout, examples = batches[0].layout, batches[0].examples
         student = batches[0]
-        if self.prompted and layout.together:
+        if self.prompted and layout.shared:
             student = build_batch([example.sequence(0) for example in examples], layout).to(model.device)
         number = 1 if self.prompted else 0
         taught = [example.sequence(number) for example in examples]
@@ -115,7 +115,7 @@ class Distillation(Loss):
                 logits_NV, teacher_hidden_ND, lambda logits: logits, teacher_logits_of, *settings, logits_NV.shape[1]
             )
             return LossSum(each_N.double().sum().float())
-        hidden_ND = hidden_states(head, student)
+        hidden_ND = predicting_states(head.decoder, student)
         if has_plain_head(head):
             assert isinstance(head.linear, nn.Linear)
             parts = (head.linear, head.transform, teacher_logits_of)
@@ -152,18 +152,18 @@ class Distillation(Loss):
         """How to compute the teacher's logits, and the hidden states (N, width) to compute them from."""
         teacher = self._bound
         layout = layout if teacher.injection else _ALONE
-        groups = [examples] if layout.together else [[example] for example in examples]
+        groups = [examples] if layout.shared else [[example] for example in examples]
         batches = [build_batch(group, layout).to(device) for group in groups]
         with teacher.active():
             if teacher.head.whole_model:
                 hidden_ND = torch.cat([self._whole_logits(teacher.model, batch) for batch in batches])
             else:
-                hidden_ND = torch.cat([hidden_states(teacher.head, batch) for batch in batches])
+                hidden_ND = torch.cat([predicting_states(teacher.head.decoder, batch) for batch in batches])
         return partial(_teacher_logits, teacher), hidden_ND
 
     @staticmethod
     def _whole_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-        return model(**model_inputs(batch)).logits[0].index_select(0, batch.predicting)
+        return token_rows(batch, model(**model_inputs(batch)).logits).index_select(0, batch.predicting)
 
 
 def build(config: DistillationConfig) -> Distillation:

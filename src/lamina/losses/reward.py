@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from lamina.compute.fusion import model_inputs
+from lamina.compute.fusion import model_inputs, token_rows
 from lamina.config.losses.reward import RewardConfig
 from lamina.data.batch import Batch
 from lamina.data.example import EncodedExample
@@ -94,7 +94,7 @@ def build(config: RewardConfig) -> Reward:
 
 def _scores(model: PreTrainedModel, head: Head, batch: Batch) -> torch.Tensor:
     """Scores of a batch's documents, (documents,), float32."""
-    hidden_TD = head.decoder(**model_inputs(batch)).last_hidden_state[0]
+    hidden_TD = token_rows(batch, head.decoder(**model_inputs(batch)).last_hidden_state)
     ends = np.cumsum(batch.document_lengths)
     supervised_at = batch.predicting + 1
     last = torch.searchsorted(supervised_at, torch.from_numpy(ends).to(supervised_at.device)) - 1

@@ -13,7 +13,7 @@ from lamina.dialects.values import METHODS, decimal
 from lamina.migration.axolotl_data import Unreadable, read_source
 from lamina.migration.draft import Draft
 from lamina.migration.settle import settle
-from lamina.migration.sources import evaluation_sets, simplified
+from lamina.migration.sources import NO_DATA, evaluation_sets, simplified
 
 _DEFAULTS = {
     "train.per_device_train_batch_size": 1,
@@ -102,7 +102,7 @@ def _data(draft: Draft) -> None:
         if not listed:
             continue
         given_any = True
-        for number, item in enumerate([listed] if isinstance(listed, (dict, str)) else listed):
+        for number, item in enumerate(listed if isinstance(listed, list) else [listed]):
             where = f"{name}[{number}]"
             try:
                 found = read_source(item, where, draft)
@@ -117,7 +117,7 @@ def _data(draft: Draft) -> None:
     if sources:
         draft.set("datasets", [_name(source) for source in sources], simplified(sources))
     elif not given_any:
-        draft.missing("datasets", None, "it names no data")
+        draft.missing("datasets", None, NO_DATA, "data.train")
     if plain and all(plain):
         draft.take("chat_template")
         draft.set("datasets.type", "texts", {"data.chat": False}, "prompts as they are, without a chat template")

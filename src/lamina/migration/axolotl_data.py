@@ -124,6 +124,8 @@ def read_source(item: Any, where: str, draft: Draft) -> Source:
     """
     if isinstance(item, str):
         item = {"path": item}
+    if not isinstance(item, Mapping) or not isinstance(item.get("path"), str):
+        raise Unreadable(where, item, "a data set is a mapping with a `path`")
     for name in set(item) - _KNOWN:
         if item[name] not in (None, False):
             raise Unreadable(f"{where}.{name}", item[name], "data sets have no such setting here")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +43,7 @@ class Row:
         given: Its value there.
         values: The dotted keys that it sets, with their values.
         note: Where the meaning differs, what lamina does, or what it lacks.
+        key: For what is missing: a dotted key of lamina's that makes up for it; empty if there is none.
     """
 
     kind: Kind
@@ -50,6 +51,7 @@ class Row:
     given: Any
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
     note: str = ""
+    key: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Returns it as plain data."""
@@ -81,13 +83,27 @@ class Translation:
         """Returns the rows of some kinds."""
         return [row for row in self.rows if row.kind in kinds]
 
-    def check(self) -> None:
+    def sets(self, key: str) -> bool:
+        """Returns whether a dotted key is set."""
+        section, _, name = key.partition(".")
+        return name in self.values.get(section, {})
+
+    def lost(self, given: Collection[str] = ()) -> list[Row]:
+        """Returns the settings without a counterpart, but for those that a key of `given` makes up for."""
+        return [row for row in self.of("missing") if row.key not in given]
+
+    def check(self, given: Collection[str] = (), lenient: bool = False) -> None:
         """Refuses a translation that lost settings.
+
+        Args:
+            given: Dotted keys that are set in another way, such as overrides.
+            lenient: Leave out what lamina can train without.
 
         Raises:
             ConfigError: Some settings have no counterpart; the error names all of them.
         """
-        problems = [Problem(row.name, f"{row.given!r} has no counterpart: {row.note}") for row in self.of("missing")]
+        lost = [row for row in self.lost(given) if not lenient or (row.key and not self.sets(row.key))]
+        problems = [Problem(row.name, f"{_said(row.given)}: {row.note}") for row in lost]
         if problems:
             raise ConfigError(problems, f"{self.source} ({self.title})")
 
@@ -138,9 +154,9 @@ class Draft:
         """Records a setting that lamina needs not be told."""
         self.rows.append(Row("own", name, given, note=reason))
 
-    def missing(self, name: str, given: Any, reason: str) -> None:
-        """Records a setting without a counterpart."""
-        self.rows.append(Row("missing", name, given, note=reason))
+    def missing(self, name: str, given: Any, reason: str, key: str = "") -> None:
+        """Records a setting without a counterpart, for which a key of lamina's may make up."""
+        self.rows.append(Row("missing", name, given, note=reason, key=key))
 
     def become(self, name: str, given: Any, outcome: Outcome) -> None:
         """Records the outcome of a setting."""
@@ -199,6 +215,10 @@ class Draft:
         order = [name for name in _SECTIONS if name in nested]
         ordered = {name: nested[name] for name in [*order, *(name for name in nested if name not in order)]}
         return Translation(self.dialect, source, ordered, tuple(self.rows))
+
+
+def _said(given: Any) -> str:
+    return "is not given" if given is None else f"{given!r} has no counterpart"
 
 
 def as_written(row: Row) -> str:

@@ -14,7 +14,7 @@ from lamina.dialects.values import decimal, names
 from lamina.errors import ConfigError, nearest
 from lamina.migration.draft import Draft
 from lamina.migration.settle import settle
-from lamina.migration.sources import evaluation_sets, first_names, hub_path, simplified, sliced, source
+from lamina.migration.sources import NO_DATA, evaluation_sets, first_names, hub_path, simplified, sliced, source
 
 INFO = "dataset_info.json"
 _MEDIA = ("images", "videos", "audios")
@@ -98,7 +98,7 @@ def _data(draft: Draft) -> None:
     wanted, evaluated = names(draft.take("dataset") or []), names(draft.take("eval_dataset") or [])
     folder, size = draft.take("dataset_dir") or "data", draft.take("val_size")
     if not wanted:
-        draft.missing("dataset", None, "it names no data; give it with `data.train=FILE`")
+        draft.missing("dataset", None, NO_DATA, "data.train")
         return
     catalog = _Catalog(draft.folder, folder)
     sources: list[str | dict[str, Any]] = []
@@ -106,7 +106,7 @@ def _data(draft: Draft) -> None:
         try:
             sources.append(catalog.source(str(name)))
         except _NoData as error:
-            draft.missing("dataset", name, str(error))
+            draft.missing("dataset", name, str(error), "data.train")
     if sources:
         draft.set("dataset", ",".join(map(str, wanted)), simplified(sources))
     if evaluated:
@@ -270,12 +270,12 @@ def _v1_sections(draft: Draft) -> None:
 def _v1_data(draft: Draft) -> None:
     named = draft.take("train_dataset")
     if not named:
-        draft.missing("train_dataset", None, "it names no data; give it with `data.train=FILE`")
+        draft.missing("train_dataset", None, NO_DATA, "data.train")
         return
     places = [draft.folder, *draft.folder.absolute().parents[:4], Path()]
     path = next((place / str(named) for place in places if (place / str(named)).is_file()), None)
     if path is None:
-        draft.missing("train_dataset", named, "there is no such file beside this one or above it")
+        draft.missing("train_dataset", named, "there is no such file beside this one or above it", "data.train")
         return
     if path.suffix not in (".yaml", ".yml"):
         draft.set("train_dataset", named, {"data.train": _relative(path)})

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+NO_DATA = "it names no data: `lamina train FILE data.train=DATA` does, or `data` in the translated file"
+
 _SLICE = re.compile(r"(?P<name>[\w.\-]*)\[:(?P<end>\d+)(?P<percent>%?)\]")
 
 

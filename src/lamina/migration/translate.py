@@ -13,6 +13,9 @@ from lamina.migration.arguments import Command, find_command
 from lamina.migration.draft import Draft, Translation
 from lamina.migration.foreign import SUFFIXES, read_mapping
 
+# What stands for a command line in messages.
+ARGUMENTS = "the arguments"
+
 _READERS = {"axolotl": axolotl.read, "llama-factory": llama_factory.read, "trl": trl.read}
 
 
@@ -30,11 +33,11 @@ def translate(source: str | Path | Sequence[str] | Command) -> Translation:
         ConfigError: It cannot be read, or it is of none of these libraries.
     """
     if isinstance(source, Command):
-        return _of_command(source, Path(), "the arguments")
+        return _of_command(source, Path(), ARGUMENTS)
     if isinstance(source, (str, Path)):
         path = Path(source)
         if path.suffix in SUFFIXES:
-            return _ofread_mapping(read_mapping(path), path.parent, str(source), _parts(path))
+            return _of_mapping(read_mapping(path), path.parent, str(source), _parts(path))
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -44,12 +47,13 @@ def translate(source: str | Path | Sequence[str] | Command) -> Translation:
             fix = "give a YAML file, a shell script, or arguments after `--`"
             raise ConfigError(Problem("FILE", f"{path} cannot be read ({error})", fix)) from None
         return _of_command(find_command(text), path.parent, str(source))
-    return _of_command(find_command(list(source)), Path(), "the arguments")
+    return _of_command(find_command(list(source)), Path(), ARGUMENTS)
 
 
 def _of_command(command: Command | None, folder: Path, name: str) -> Translation:
     if command is None:
-        message = f"{name} has no command with arguments such as --model_name_or_path"
+        has = "have" if name == ARGUMENTS else "has"
+        message = f"{name} {has} no command with options such as --model_name_or_path"
         raise ConfigError(Problem("FILE", message, "give the YAML file that the script names, or the arguments"))
     values: dict[str, Any] = {}
     parts = command.words
@@ -60,13 +64,16 @@ def _of_command(command: Command | None, folder: Path, name: str) -> Translation
             raise ConfigError(Problem("FILE", message, "give the path of that file"))
         values = read_mapping(path)
         parts = (*parts, *_parts(path))
-    return _ofread_mapping({**values, **command.values}, folder, name, parts)
+    return _of_mapping({**values, **command.values}, folder, name, parts)
 
 
-def _ofread_mapping(values: Mapping[str, Any], folder: Path, name: str, parts: Sequence[str]) -> Translation:
+def _of_mapping(values: Mapping[str, Any], folder: Path, name: str, parts: Sequence[str]) -> Translation:
     dialect = recognize(values)
     if dialect is None:
         known = ", ".join(TITLES.values())
+        if name == ARGUMENTS:
+            message = f"{name} are no command line of {known}: they name no model or data"
+            raise ConfigError(Problem("FILE", message, "give --model_name_or_path and --dataset_name too"))
         message = f"{name} is no configuration of {known}: it has none of their keys"
         raise ConfigError(Problem("FILE", message, "train with it as it is, if it is lamina's own: lamina train FILE"))
     draft = Draft(dialect, values, folder)

@@ -11,7 +11,7 @@ from lamina.dialects.outcome import Entry
 from lamina.dialects.trl import CPO, DPO, KTO, PREFERENCE, SFT
 from lamina.migration.draft import Draft
 from lamina.migration.settle import settle
-from lamina.migration.sources import hub_path, simplified, source
+from lamina.migration.sources import NO_DATA, hub_path, simplified, source
 
 TABLES: dict[str, Mapping[str, Entry]] = {
     "cross_entropy": SFT,
@@ -97,25 +97,33 @@ def _data(draft: Draft) -> None:
     name, configuration = draft.take("dataset_name"), draft.take("dataset_config")
     train_split, test_split = draft.take("dataset_train_split"), draft.take("dataset_test_split")
     splits = draft.take("dataset_splits") or []
-    if isinstance(mixture, str):
-        mixture = json.loads(mixture)
+    splits = [splits] if isinstance(splits, str) else splits
     if mixture:
         _mixture(draft, mixture)
+    elif mixer and not isinstance(mixer, Mapping):
+        draft.missing("dataset_mixer", mixer, "it must map data sets to their shares", "data.train")
     elif mixer:
         first = splits[0] if splits else "train"
-        sources = [source(hub_path(each, None, first), weight=float(weight)) for each, weight in mixer.items()]
+        sources = [
+            source(hub_path(each, None, first), weight=1.0 if weight is None else float(weight))
+            for each, weight in mixer.items()
+        ]
         draft.set("dataset_mixer", mixer, simplified(sources))
         if len(splits) > 1:
             draft.set("dataset_splits", splits, {"data.eval": hub_path(next(iter(mixer)), None, splits[1])})
+    elif name and not isinstance(name, str):
+        draft.missing("dataset_name", name, "it is one name; several are a `dataset_mixture`", "data.train")
     elif name:
-        path = _local(draft, str(name)) or hub_path(str(name), configuration, train_split)
-        draft.set("dataset_name", name, {"data.train": path})
+        local = _local(draft, name)
+        draft.set("dataset_name", name, {"data.train": local or hub_path(name, configuration, train_split)})
         strategy = str(draft.given.get("eval_strategy", draft.given.get("evaluation_strategy", "no")))
+        if local and Path(local).is_file():  # it has no other split
+            return
         if strategy not in ("no", "False"):
             split = test_split or "test"
-            draft.set("dataset_test_split", split, {"data.eval": f"{hub_path(str(name), configuration)}:{split}"})
+            draft.set("dataset_test_split", split, {"data.eval": f"{local or hub_path(name, configuration)}:{split}"})
     else:
-        draft.missing("dataset_name", None, "it names no data; give it with `data.train=FILE`")
+        draft.missing("dataset_name", None, NO_DATA, "data.train")
 
 
 def _local(draft: Draft, name: str) -> str:
@@ -126,12 +134,17 @@ def _local(draft: Draft, name: str) -> str:
     return ""
 
 
-def _mixture(draft: Draft, mixture: Mapping[str, Any]) -> None:
+def _mixture(draft: Draft, given: Any) -> None:
+    mixture = _read_mixture(given)
+    if mixture is None:
+        wanted = "it must have `datasets`, a list of mappings with an `id`"
+        draft.missing("dataset_mixture", given, wanted, "data.train")
+        return
     sources = [
         source(
             hub_path(str(each["id"]), each.get("config"), each.get("split")), weight=float(each.get("weight") or 1.0)
         )
-        for each in mixture.get("datasets", [])
+        for each in mixture["datasets"]
     ]
     draft.set("dataset_mixture.datasets", [each.get("id") for each in mixture["datasets"]], simplified(sources))
     size = mixture.get("test_split_size")
@@ -139,6 +152,20 @@ def _mixture(draft: Draft, mixture: Mapping[str, Any]) -> None:
         draft.set("dataset_mixture.test_split_size", size, {"data.eval": int(size) if size >= 1 else float(size)})
     if mixture.get("seed") is not None:
         draft.own("dataset_mixture.seed", mixture["seed"], "`seed` is the seed of everything")
+
+
+def _read_mixture(given: Any) -> Mapping[str, Any] | None:
+    """Returns a mixture, which may be JSON in a text; None if it is none."""
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except ValueError:
+            return None
+    listed = given.get("datasets") if isinstance(given, Mapping) else None
+    is_one = (
+        isinstance(listed, list) and listed and all(isinstance(each, Mapping) and each.get("id") for each in listed)
+    )
+    return given if is_one else None
 
 
 def _method(draft: Draft) -> None:

@@ -105,7 +105,10 @@ def check_kind(model: object) -> None:
     Raises:
         ConfigError: It is no causal language model of transformers, it has an adapter, or another library quantized it.
     """
-    name = type(model).__name__
+    name = model.__name__ if isinstance(model, type) else type(model).__name__
+    if isinstance(model, type):
+        fix = f"give what {name}.from_pretrained(NAME) returns, or NAME alone"
+        raise ConfigError(Problem("model", f"{name} is a class, not a model", fix))
     if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
         fix = "give the base model and `method=`; to train an adapter further, use method={'from': FOLDER}"
         raise ConfigError(Problem("model", f"the {name} has an adapter of peft on it already", fix))

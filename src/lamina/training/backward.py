@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.compute.ops.sequence import Split, splitting
-from lamina.data.batch import Layout, build_units
+from lamina.data.batch import Layout, build_units, in_best_order
 from lamina.data.example import EncodedExample
 from lamina.distributed.assign import cost
 from lamina.distributed.reduce import GradientSum
@@ -83,7 +83,7 @@ class Parts:
         """
         split = self.split
         found = self._found.setdefault(place if split is None else place * split.parts + split.part, [])
-        for unit in build_units(examples, self._layout):
+        for unit in build_units(in_best_order(examples, self._layout), self._layout):
             if self._stop():
                 raise StepAbandoned
             parts = unit if split is None else [batch.part(split.part, split.parts) for batch in unit]

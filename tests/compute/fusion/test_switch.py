@@ -41,6 +41,20 @@ def test_what_the_way_itself_does_is_not_taken_for_rounding(
         assert path.fallback is not None and "not its own" in path.fallback
 
 
+def test_rows_that_see_the_padding_or_each_other_are_refused() -> None:
+    """A model without lamina's attention is padded, unless that shows."""
+    model = build_architecture("bloom")
+    padded = Layout(together=False, own_attention=True, padded=True)
+    with fast_path(model, longest=40) as path:
+        assert path.layout == padded
+        assert path.fallback is not None and "as rows of padded batches" in path.fallback
+    for mix in (lambda x: x + 0.1 * x.mean(1, keepdim=True), lambda x: x + 0.1 * x[:, :1].mean(0, keepdim=True)):
+        handle = model.get_input_embeddings().register_forward_hook(lambda module, args, x, mix=mix: mix(x))
+        with fast_path(model, longest=40) as path:
+            assert path.layout == Layout(together=False, own_attention=True)
+        handle.remove()
+
+
 # Models in which virtual tokens are something else in one way than in the other: told apart by no positions; with keys
 # and values that are changed on the way from the cache to the attention; beside a recurrence that sees
 # them too; in one that hands no arguments on.

@@ -57,6 +57,9 @@ def test_cells_are_text_as_a_spreadsheet_shows_them(tmp_path: Path) -> None:
 
 
 def test_the_first_sheet_with_rows_is_read_or_the_one_that_is_named(tmp_path: Path) -> None:
+    notes = [(), ("Read me first",), ()]
+    path = save(tmp_path / "n.xlsx", Notes=notes, Data=[("a",), ("1",)], More=[("a",), ("2",)])
+    assert rows(str(path)) == [{"a": "1"}], "a sheet with a single line has no rows"
     path = save(tmp_path / "b.xlsx", Empty=[], One=[("a",), ("1",)], **{"Two words": [("a",), ("2",)]})
     assert rows(str(path)) == [{"a": "1"}]
     assert rows(f"{path}:Two words") == [{"a": "2"}]

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.compute.fusion.inputs import model_inputs
+from lamina.compute.fusion.inputs import model_inputs, token_rows
 from lamina.compute.ops.adapter import AdapterModule
 from lamina.data.batch import Layout, build_batch
 from lamina.data.example import EncodedExample
@@ -89,7 +89,7 @@ class Reference:
 
     def run(self, layout: Layout) -> Numbers:
         """The numbers of the documents in a layout, with the model as it is now switched."""
-        if layout.together:
+        if layout.shared:
             logits, gradient = self._forward_backward(self._documents, _SECOND, layout)
             own = gradient[_SECOND].clone()
             gradient[_SECOND] = 0.0
@@ -156,7 +156,7 @@ class Reference:
         with plain_model(self._model, self._virtual_tokens), torch.set_grad_enabled(asked is not None):
             handle = self._model.get_input_embeddings().register_forward_hook(leaf)
             try:
-                logits = self._model(**model_inputs(batch)).logits[0]
+                logits = token_rows(batch, self._model(**model_inputs(batch)).logits)
             finally:
                 handle.remove()
             gradient = torch.empty(0)
@@ -164,7 +164,7 @@ class Reference:
                 targets = batch.input_ids[0, asked][1:]
                 loss = F.cross_entropy(logits[asked][:-1].float(), targets, reduction="sum")
                 (gradient,) = torch.autograd.grad(loss, embeddings[:1])
-                gradient = gradient[0].float()
+                gradient = token_rows(batch, gradient).float()
         return logits.detach().float(), gradient
 
 

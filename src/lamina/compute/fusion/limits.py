@@ -45,10 +45,12 @@ class Limits:
     Attributes:
         attention: Why lamina's attention cannot be used.
         together: Why several documents cannot share a sequence.
+        padded: Why documents cannot be rows of a padded batch.
     """
 
     attention: str | None = None
     together: str | None = None
+    padded: str | None = None
 
 
 @dataclass
@@ -70,14 +72,16 @@ def find_limits(model: PreTrainedModel, longest: int) -> Limits:
         seen = _look(model)
     except Exception as error:  # of any kind: a model of unknown code may fail in any way
         reason = f"what its attention sees cannot be determined ({first_line(error)})"
-        return Limits(reason, reason)
+        return Limits(reason, reason, reason)
     attention = next((reason for call in seen.calls if (reason := _mask_differs(seen, *call, longest))), None)
-    together = None
+    together = padded = None
     if any(_depends_on_length(module, *call, longest) for module, call in seen.rotary.items()):
-        together = f"its rotary positions depend on the longest document of a sequence (here up to {longest} tokens)"
+        together = padded = (
+            f"its rotary positions depend on the longest document of a sequence (here up to {longest} tokens)"
+        )
     elif seen.numbers_tokens:
         together = f"{seen.numbers_tokens[0]} numbers the tokens of the whole sequence, not of each document"
-    return Limits(attention, together)
+    return Limits(attention, together, padded)
 
 
 @torch.no_grad()

@@ -62,6 +62,7 @@ STRATEGIES = (
     Strategy(Layout(together=False, own_attention=False), fused=True),
     Strategy(Layout(together=False, own_attention=False), fused=False),
     Strategy(Layout(together=True, own_attention=True), fused=False),
+    Strategy(Layout(together=False, own_attention=True, padded=True), fused=False),
     Strategy(Layout(together=False, own_attention=True), fused=False),
 )
 
@@ -160,6 +161,7 @@ class _Selection:
         self._refused: list[str] = []
         self._no_lamina_attention: str | None = None
         self._no_sharing: str | None = None
+        self._no_padding: str | None = None
         self._packed_seconds: float | None = None
         self._references: dict[str, Reference] = {}  # by what is said before what differs
         rows = [m for m in model.modules() if isinstance(m, AdapterModule) and m.virtual_tokens]
@@ -172,6 +174,7 @@ class _Selection:
         else:
             limits = find_limits(model, longest + sum(adapter.virtual_tokens for adapter in rows))
             self._no_lamina_attention, self._no_sharing = limits.attention, limits.together
+            self._no_padding = limits.padded
 
     def enter(self, stack: ExitStack, strategy: Strategy, recompute: Decision) -> FusionReport | None:
         """Switches the model to a strategy until the stack is closed; returns None if its outputs would change."""
@@ -182,7 +185,7 @@ class _Selection:
                 else self._taken(stack.enter_context(_switched(self._model, strategy, recompute)), strategy)
             )
         reason = None if strategy.layout.own_attention else self._no_lamina_attention
-        known = self._no_sharing if strategy.layout.together else None
+        known = self._no_sharing if strategy.layout.together else self._no_padding if strategy.layout.padded else None
         if reason is None and (known is None or strategy == STRATEGIES[0]):  # the first also shows what the others cost
             try:
                 report = stack.enter_context(_switched(self._model, strategy, recompute))
@@ -226,6 +229,7 @@ class _Selection:
                 report if strategy.fused else replace(report, reasons=[f"fused, {reason}" for reason in self._refused])
             )
         how = "together in one sequence" if strategy.layout.together else "one at a time"
+        how = "as rows of padded batches" if strategy.layout.padded else how
         where = "its own attention" if strategy.layout.own_attention else "lamina's attention"
         reason = self._refused[0] if self._refused else self._no_sharing
         note = f"Documents go through {type(self._model).__name__} {how}, in {where}, because packed, {reason}."

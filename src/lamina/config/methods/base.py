@@ -146,7 +146,7 @@ class MethodConfig(_Started):
     def _only_what_counts(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values = serialize(self)
         if self.start is None:
-            del values[FROM]
+            values.pop(FROM, None)  # absent with exclude_unset
             return values
         # The other settings are the adapter's, whatever their defaults here are.
         return {key: value for key, value in values.items() if key in ("type", FROM) or key in self.model_fields_set}

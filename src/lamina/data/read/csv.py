@@ -22,7 +22,7 @@ _QUOTED = re.compile(r'"[^"]*"')
 # A first line with which Excel is told the separator.
 _SEPARATOR = re.compile(r"\s*sep=(.)\s*", re.IGNORECASE)
 # Remark on a file in another encoding.
-_REMARK = {"utf-16": "utf_16", "cp1252": "windows_1252"}
+_REMARK = {**dict.fromkeys(("utf-16", "utf-16-le", "utf-16-be"), "utf_16"), "cp1252": "windows_1252"}
 
 
 def read(file: DataFile) -> Iterator[RawRow | Fault]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import zipfile
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from lamina.data.read.find import DataFile
@@ -45,15 +46,18 @@ def _open(file: DataFile) -> Any:
 def _sheet(book: Any, file: DataFile) -> Any:
     names = list(book.sheetnames)
     if not file.split:
-        return next((book[name] for name in names if _first_row(book[name])), book[names[0]])
+        # One of notes may stand before that of the data: it has a line of its own, and no row below it.
+        return max((book[name] for name in names), key=lambda sheet: _filled_rows(sheet, most=2))
     if file.split not in names:
         message = f"{file.path} has no sheet {file.split!r}; it has {', '.join(names)}"
         raise ConfigError(Problem("data", message, f"name one, such as {file.path}:{names[0]}"))
     return book[file.split]
 
 
-def _first_row(sheet: Any) -> bool:
-    return any(any(cell is not None for cell in row) for row in sheet.iter_rows(values_only=True))
+def _filled_rows(sheet: Any, most: int) -> int:
+    """Counts rows that are not empty, up to a number."""
+    filled = (row for row in sheet.iter_rows(values_only=True) if any(cell is not None for cell in row))
+    return sum(1 for _ in islice(filled, most))
 
 
 def _rows(sheet: Any, file: DataFile) -> Iterator[RawRow | Fault]:

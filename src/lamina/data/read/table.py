@@ -16,6 +16,8 @@ from lamina.errors import DataError
 _CHUNK = 2**18
 # Bytes from the start of a file that are looked at to find its encoding.
 _LOOKED_AT = 2**26
+# Bytes of a first line that are looked at for zeros.
+_LONGEST_HEADER = 2**12
 _ESCAPED = re.compile("[\udc80-\udcff]")
 
 
@@ -37,7 +39,8 @@ def checked_header(cells: Sequence[str], name: str) -> list[str]:
 
 
 def encoding_of(path: Path, compression: str) -> str:
-    """Returns the encoding of a table: `utf-16` by its byte-order mark, `cp1252` (Windows-1252), else `utf-8`.
+    """Returns the encoding of a table: `utf-16` by its byte-order mark, `utf-16-le` or `utf-16-be` by its zeros,
+    `cp1252` (Windows-1252), else `utf-8`.
 
     It is Windows-1252 if there are bytes that are not UTF-8, and no character of several bytes that is. A file with
     both is UTF-8 with faults.
@@ -54,6 +57,8 @@ def encoding_of(path: Path, compression: str) -> str:
                 break
             if not looked_at and chunk.startswith(UTF16):
                 return "utf-16"
+            if not looked_at and (unmarked := _utf16_without_mark(chunk)):
+                return unmarked
             looked_at += len(chunk)
             text = decoder.decode(chunk, final=not chunk)
             if not text.isascii():
@@ -71,8 +76,8 @@ def table_lines(path: Path, compression: str, encoding: str) -> Iterator[Line | 
 
     A line that does not decode is yielded as it is, so that it is reported as not UTF-8.
     """
-    if encoding == "utf-16":
-        yield from _utf16_lines(path, compression)
+    if encoding.startswith("utf-16"):
+        yield from _utf16_lines(path, compression, encoding)
         return
     for line in lines_of(path, compression):
         if encoding == "utf-8" or isinstance(line, Fault) or line.content.isascii():
@@ -84,9 +89,21 @@ def table_lines(path: Path, compression: str, encoding: str) -> Iterator[Line | 
             yield line
 
 
-def _utf16_lines(path: Path, compression: str) -> Iterator[Line | Fault]:
+def _utf16_without_mark(beginning: bytes) -> str:
+    """Returns UTF-16's byte order by the first line, half of whose bytes are zero if it is in Latin letters; empty if
+    it is something else."""
+    begin = beginning[:_LONGEST_HEADER]
+    line = begin[: begin.find(b"\n") + 2] if b"\n" in begin else begin
+    zeros = [line[start::2].count(0) for start in (0, 1)]
+    most, least = max(zeros), min(zeros)
+    if least or most < len(line) // 4 or not most:
+        return ""
+    return "utf-16-be" if zeros[0] else "utf-16-le"
+
+
+def _utf16_lines(path: Path, compression: str, encoding: str) -> Iterator[Line | Fault]:
     with open_bytes(path, compression) as file:
-        text = io.TextIOWrapper(cast(io.BufferedReader, file), encoding="utf-16", newline="\n")
+        text = io.TextIOWrapper(cast(io.BufferedReader, file), encoding=encoding, newline="\n")
         number = 0
         while True:
             number += 1

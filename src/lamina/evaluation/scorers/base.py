@@ -127,7 +127,8 @@ class Scorer:
         low = -math.inf if self.low is None else self.low
         high = math.inf if self.high is None else self.high
         if not math.isfinite(number) or not low <= number <= high:
-            allowed = f"a number from {_end(self.low)} to {_end(self.high)}"
+            is_open = self.low is None and self.high is None
+            allowed = "a finite number" if is_open else f"a number from {_end(self.low)} to {_end(self.high)}"
             raise DataError(
                 f"{where}: scorer {self.name} gave {value!r}, which is not {allowed}. Fix: correct the scorer, or the "
                 "row."

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.compute.fusion import model_inputs
+from lamina.compute.fusion import model_inputs, token_rows
 from lamina.compute.ops.adapter import AdapterModule
 from lamina.compute.ops.row_forms import RowForm
 from lamina.data.batch import Batch
@@ -138,7 +138,7 @@ def scored(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
 
 def last_states(head: Head, batch: Batch) -> torch.Tensor:
     """Computes the hidden states of the last token of each document of a batch, (documents, width)."""
-    hidden_TD = head.decoder(**model_inputs(batch)).last_hidden_state[0]
+    hidden_TD = token_rows(batch, head.decoder(**model_inputs(batch)).last_hidden_state)
     ends = torch.from_numpy(np.cumsum(batch.document_lengths) - 1)
     return hidden_TD.index_select(0, ends.to(hidden_TD.device))
 
