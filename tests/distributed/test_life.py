@@ -215,7 +215,10 @@ def test_more_processes_than_micro_batches_is_noted(model_folder: Path, tmp_path
     config = {**config, "train": train}
     values_of(trained(3, config, lambda world: None))
     notes = [event.message for event in Run(Path(config["output_dir"])).events(Note)]
-    assert any("A step has 2 micro-batches, so 1 of 3 processes have nothing to do" in note for note in notes)
+    assert any(
+        "A step has 2 micro-batches over all processes, so 1 of 3 processes have nothing to do" in note
+        for note in notes
+    )
 
 
 def test_a_run_that_is_locked_is_refused_by_all(model_folder: Path, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ from lamina.cli.output import (
     print_json,
 )
 from lamina.cli.process import leave, listen_for_signals, open_standard_streams
+from lamina.cli.processes import Nproc, start_processes
 from lamina.cli.registry import promote, rollback
 from lamina.cli.registry_files import registry
 from lamina.cli.serve import replay, serve
@@ -138,9 +139,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the run in output_dir, or the run that CONFIG belongs to.")
     ] = False,
-    nproc: Annotated[
-        str | None, typer.Option(help="Number of processes on this machine; auto: one for each GPU.")
-    ] = None,
+    nproc: Nproc = None,
     nnodes: Annotated[
         int, typer.Option(min=1, help="Number of machines; run the same command on each, with --rdzv-endpoint.")
     ] = 1,
@@ -157,26 +156,17 @@ def train(
 ) -> None:
     """Train an adapter, in one process or in several. A data file alone trains with all defaults."""
     from lamina.cli.training import check, print_plan, train_here
+    from lamina.distributed.launch import count_processes
 
+    count = 1 if nproc is None and nnodes == 1 else count_processes(nproc)
     if dry_run:
-        print_plan(check(config, overrides or [], resume), as_json)
+        print_plan(check(config, overrides or [], resume), as_json, count * nnodes)
         return
-    if nproc is None and nnodes == 1:
+    if count == nnodes == 1 and not max_restarts:
         train_here(config, overrides or [], resume, as_json)
         return
-    from lamina.distributed.launch import count_processes, launch
-
-    check(config, overrides or [], resume)  # so that its errors come once, and at once
-    count = count_processes(nproc)
-    if count == nnodes == 1:
-        train_here(config, overrides or [], resume, as_json)
-        return
-    if config == "-":
-        fix = "write the configuration to a file, which every process can read"
-        raise ConfigError(Problem("CONFIG", f"cannot be standard input for {count} processes", fix))
-    arguments = ["train", config, *(overrides or []), *["--resume"] * resume, *["--json"] * as_json]
-    code = launch(arguments, count, nnodes, rdzv_endpoint, max_restarts)
-    raise typer.Exit(code)
+    check(config, overrides or [], resume, show=False)  # so that its errors come once, and at once
+    start_processes(count, nnodes, rdzv_endpoint, max_restarts)
 
 
 @app.command()

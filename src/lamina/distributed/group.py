@@ -27,7 +27,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from lamina.distributed.failure import Failure, LostRankError, PeerError
+from lamina.distributed.failure import AGAIN, Failure, LostRankError, PeerError
 from lamina.distributed.ranks import restarts
 from lamina.distributed.world import World
 from lamina.errors import LaminaError, RunError
@@ -57,10 +57,14 @@ class Group(World):
         size: How many there are.
         local_size: How many of them share this machine.
         backend: Of torch's process group; None if the caller has opened one.
+        local_rank: Which process of this machine this is; their ranks follow each other.
     """
 
-    def __init__(self, store: Store, rank: int, size: int, local_size: int, backend: str | None = "gloo") -> None:
+    def __init__(
+        self, store: Store, rank: int, size: int, local_size: int, backend: str | None = "gloo", local_rank: int = 0
+    ) -> None:
         self.rank, self.size, self.local_size = rank, size, local_size
+        self._first_here = rank - local_rank
         self.communication_seconds = 0.0
         self.host = socket.gethostname()
         self._store = PrefixStore(f"lamina/{restarts()}", store)
@@ -135,6 +139,17 @@ class Group(World):
             dist.broadcast_object_list(box, src=0, group=group)
         return box[0]
 
+    def first_here(self, work: Callable[[], T], what: str) -> T:
+        done = f"done/{what}/{self._first_here}"
+        if self.rank == self._first_here:
+            found = work()
+            self._store.set(done, "1")
+            return found
+        for _ in self._waiting_for(done, self._first_here):
+            if failure := self.first_failure():
+                raise PeerError(failure)
+        return work()
+
     def mesh(self, parts: int | None = None) -> DeviceMesh:
         """Returns the processes as a mesh for a sharded base.
 
@@ -181,14 +196,18 @@ class Group(World):
 
     def was_told(self) -> bool:
         """Waits until the first process has told the user; false if it seems to be gone."""
-        beat, seen = self._read("beat/0"), time.monotonic()
-        while not self._read("told"):
+        for _ in self._waiting_for("told", 0):
+            pass
+        return bool(self._read("told"))
+
+    def _waiting_for(self, key: str, rank: int) -> Iterator[None]:
+        """Yields from time to time until a process has set a key, or seems to be gone."""
+        beat, seen = self._read(f"beat/{rank}"), time.monotonic()
+        while not self._read(key) and time.monotonic() - seen <= _SILENCE:
+            yield
             time.sleep(_POLL)
-            if (now := self._read("beat/0")) != beat:
+            if (now := self._read(f"beat/{rank}")) != beat:
                 beat, seen = now, time.monotonic()
-            if time.monotonic() - seen > _SILENCE:
-                return False
-        return True
 
     def leave(self) -> None:
         """Closes the connections to the others."""
@@ -259,8 +278,7 @@ class Group(World):
         gone = [rank for rank in others if self._read(f"beat/{rank}") == beats[rank]]
         named = ", ".join(map(self.host_of, gone)) or "another process"
         return LostRankError(
-            f"{named} is gone (killed, or its machine is down): the connection broke at {what!r}. "
-            "Fix: start the same command again with --resume.",
+            f"{named} is gone (killed, or its machine is down): the connection broke at {what!r}. {AGAIN}",
             gone,
         )
 
@@ -272,7 +290,7 @@ class Group(World):
         )
         return LostRankError(
             f"{shown}, within {self.timeout:g} s (distributed.timeout). Fix: look at what it is doing there, then "
-            "start the same command again with --resume.",
+            f"{AGAIN.removeprefix('Fix: ')}",
             ranks,
         )
 
@@ -292,13 +310,13 @@ def _close() -> None:
 def join(environment: Mapping[str, str] | None = None) -> Group:
     """Joins the processes that the environment names; the connections are opened by the first exchange."""
     environment = os.environ if environment is None else environment
+    local_size, local_rank = int(environment.get("LOCAL_WORLD_SIZE", "1")), int(environment.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    local_size = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
     if dist.is_initialized():  # by a trainer around this one, such as Ray Train's
         store = dist.distributed_c10d._get_default_store()
-        return Group(store, dist.get_rank(), dist.get_world_size(), local_size, None)
+        return Group(store, dist.get_rank(), dist.get_world_size(), local_size, None, local_rank)
     rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     store, _, _ = next(rendezvous("env://", rank, size, timeout=datetime.timedelta(seconds=_STORE_TIMEOUT)))
     backend = "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo"
-    return Group(store, rank, size, local_size, backend)
+    return Group(store, rank, size, local_size, backend, local_rank)
