@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from lamina.distributed.group import Group
-from lamina.distributed.member import taking_part
+from lamina.distributed.member import Silenced, taking_part
 from lamina.distributed.world import World
 
 
@@ -96,7 +96,7 @@ def _outcome(port: int, rank: int, size: int, work: Callable[[Group], Any], time
         with taking_part(group):
             return Outcome(work(group))
     except BaseException as error:
-        if group.is_first:
+        if not isinstance(error, Silenced):
             group.tell()
             time.sleep(0.1)
         return Outcome(error=type(error).__name__, message=str(error), trace=traceback.format_exc())

@@ -13,14 +13,14 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 from typer.main import get_group
 
-from lamina.cli.arguments import asks_for_json, refuse_empty, refuse_undecoded_folder
+from lamina.cli.arguments import JSON, asks_for_json, refuse_empty, refuse_undecoded_folder
 from lamina.cli.bench import bench
 from lamina.cli.cache import cache
 from lamina.cli.classification import classify
@@ -54,10 +54,8 @@ from lamina.cli.registry import promote, rollback
 from lamina.cli.registry_files import registry
 from lamina.cli.serve import replay, serve
 from lamina.cli.verbosity import set_verbosity
+from lamina.distributed.ranks import is_first_rank
 from lamina.errors import ConfigError, Problem
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="lamina",
@@ -322,6 +320,10 @@ def _part(name: str) -> typer.Typer:
     return part
 
 
+def _stop() -> NoReturn:
+    raise KeyboardInterrupt
+
+
 def complete() -> NoReturn:
     """Answers a shell that asks for completions, and ends the process."""
     from typer._completion_classes import completion_init
@@ -345,7 +347,11 @@ def main() -> None:
     arguments = sys.argv[1:]
     if COMPLETE_VARIABLE in os.environ:
         complete()
-    command = get_group(_part(next((word for word in arguments if not word.startswith("-")), "")))
+    try:
+        command = get_group(_part(next((word for word in arguments if not word.startswith("-")), "")))
+        as_json = asks_for_json(command, arguments)
+    except KeyboardInterrupt:
+        leave(run_command(_stop, JSON in arguments) if is_first_rank() else 1)
 
     def run() -> object:
         refuse_empty(command, arguments)
@@ -353,5 +359,5 @@ def main() -> None:
         given = set_verbosity(command, arguments)
         return command(args=given or ["--help"], standalone_mode=False)
 
-    code = run_command(run, asks_for_json(command, arguments))
+    code = run_command(run, as_json)
     leave(code if arguments else 2)  # this shows the help, but without a command it is a usage error

@@ -18,7 +18,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -194,9 +194,26 @@ class Group(World):
         with contextlib.suppress(RuntimeError):
             self._store.set("told", "1")
 
-    def was_told(self) -> bool:
-        """Waits until the first process has told the user; false if it seems to be gone."""
-        for _ in self._waiting_for("told", 0):
+    def must_tell(self, gone: Collection[int] = ()) -> bool:
+        """Returns whether it is this process that tells the user of the error; if not, waits until that is done.
+
+        It is the first one, or, where that is gone, the first that asks here.
+
+        Args:
+            gone: Processes that are known to be gone.
+        """
+        if self.is_first:
+            return True
+        if 0 not in gone and self._was_told_by(0):
+            return False
+        try:
+            teller = int(self._store.compare_set("teller", "", str(self.rank)))
+        except RuntimeError:  # the store is gone, so that nobody can agree on anything
+            return True
+        return teller == self.rank or not self._was_told_by(teller)
+
+    def _was_told_by(self, rank: int) -> bool:
+        for _ in self._waiting_for("told", rank):
             pass
         return bool(self._read("told"))
 
@@ -270,6 +287,8 @@ class Group(World):
         """Finds out why an exchange failed."""
         others = [rank for rank in range(self.size) if rank != self.rank]
         beats = {rank: self._read(f"beat/{rank}") for rank in others}
+        if not self._has_store():
+            return LostRankError(f"the process that started the others is gone: {what!r} was not reached. {AGAIN}", [])
         if failure := self.first_failure(_GRACE):
             return PeerError(failure)
         behind = [rank for rank in others if int((self._read(f"at/{rank}") or "0").split()[0]) < self._exchanges]
@@ -293,6 +312,13 @@ class Group(World):
             f"{AGAIN.removeprefix('Fix: ')}",
             ranks,
         )
+
+    def _has_store(self) -> bool:
+        try:
+            self._store.check(["failure"])
+        except RuntimeError:
+            return False
+        return True
 
     def _read(self, key: str) -> str:
         """Returns a value of the store; empty if there is none, or the store is gone."""

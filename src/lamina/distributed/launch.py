@@ -87,11 +87,15 @@ def launch(
     from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousTimeoutError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # each has a level of its own
     address = None if endpoint is None else _address_towards(endpoint)
     if endpoint is not None:
         _reach(endpoint, address)
-    variables = {"OMP_NUM_THREADS": str(threads or max(1, len(os.sched_getaffinity(0)) // nproc))}
+    variables = {
+        "OMP_NUM_THREADS": str(threads or max(1, len(os.sched_getaffinity(0)) // nproc)),
+        "TORCH_CPP_LOG_LEVEL": "FATAL",  # what breaks is told by name, without torch's own traces
+    }
     if address is not None and (interface := _interface_of(address)):
         variables["GLOO_SOCKET_IFNAME"] = interface
     with tempfile.TemporaryDirectory() as aside, _defaults(variables), handlers_restored():

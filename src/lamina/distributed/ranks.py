@@ -10,6 +10,11 @@ def is_one_of_several() -> bool:
     return world_size() > 1
 
 
+def is_first_rank() -> bool:
+    """Returns whether this is the first of the processes that a launcher has started, or one by itself."""
+    return _number("RANK", 0) == 0
+
+
 def world_size() -> int:
     """Returns how many processes a launcher has started this one with; 1 without a launcher."""
     launched = "RANK" in os.environ and "MASTER_ADDR" in os.environ
