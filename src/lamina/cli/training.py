@@ -12,7 +12,7 @@ from lamina.cli.output import err, notify, print_json, print_text
 from lamina.cli.processes import as_one
 from lamina.config import Config, load_config
 from lamina.config.places import check_files
-from lamina.distributed.ranks import is_one_of_several
+from lamina.distributed.ranks import is_one_of_several, restarts
 from lamina.errors import Interrupted
 from lamina.runs import Run, check_start
 from lamina.runs.summary import Summary, losses_of_sets
@@ -57,7 +57,7 @@ def check(config: str, overrides: list[str], resume: bool, show: bool = True) ->
     """
     checked = load_config(_translated(config, show), overrides)
     if not is_one_of_several():  # of several processes, the first one checks it for all
-        check_start(checked, resume)
+        check_start(checked, resume or (restarts() > 0 and Run(Path(checked.output_dir)).begun))
     check_files(checked.model_dump(mode="json"))
     return checked
 
