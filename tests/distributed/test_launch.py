@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ import pytest
 import yaml
 
 from lamina.distributed.failure import LostRankError
+from lamina.distributed.group import join
 from lamina.distributed.launch import count_processes, launch
-from lamina.errors import ConfigError
+from lamina.errors import ConfigError, Interrupted, RunError
 from tests.support.training import settings
 
 
@@ -71,6 +74,30 @@ def test_a_machine_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lamina.distributed.launch._MEET_SECONDS", 1)
     with pytest.raises(LostRankError, match="not all of 2 machines have come to localhost:"):
         launch(["version"], 1, nnodes=2, endpoint="localhost:0")
+
+
+def test_a_signal_is_the_callers_where_nobody_reads_what_processes_say(tmp_path: Path) -> None:
+    watched = tmp_path / "logs"
+
+    def interrupt() -> None:
+        while not list(watched.rglob("stderr.log")):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(Interrupted, match="stopped by SIGINT"):
+        launch(["version"], 2, logs=watched)
+
+
+def test_variables_of_a_launcher_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lamina.distributed.group._STORE_TIMEOUT", 0.5)
+    found = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    for port in ("", "1"):
+        monkeypatch.setenv("MASTER_PORT", port)
+        with pytest.raises(RunError, match=r"process 1 of 2 by RANK and WORLD_SIZE.*unset WORLD_SIZE"):
+            join()
 
 
 def write_config(folder: Path, model: Path, name: str, **train: Any) -> Path:

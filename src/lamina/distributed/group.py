@@ -334,7 +334,11 @@ def _close() -> None:
 
 
 def join(environment: Mapping[str, str] | None = None) -> Group:
-    """Joins the processes that the environment names; the connections are opened by the first exchange."""
+    """Joins the processes that the environment names; the connections are opened by the first exchange.
+
+    Raises:
+        RunError: The store that they share cannot be reached.
+    """
     environment = os.environ if environment is None else environment
     local_size, local_rank = int(environment.get("LOCAL_WORLD_SIZE", "1")), int(environment.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
@@ -343,6 +347,13 @@ def join(environment: Mapping[str, str] | None = None) -> Group:
         store = dist.distributed_c10d._get_default_store()
         return Group(store, dist.get_rank(), dist.get_world_size(), local_size, None, local_rank)
     rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-    store, _, _ = next(rendezvous("env://", rank, size, timeout=datetime.timedelta(seconds=_STORE_TIMEOUT)))
+    try:
+        store, _, _ = next(rendezvous("env://", rank, size, timeout=datetime.timedelta(seconds=_STORE_TIMEOUT)))
+    except (ValueError, RuntimeError) as error:
+        raise RunError(
+            f"this is process {rank} of {size} by RANK and WORLD_SIZE, but the others cannot be reached at MASTER_ADDR "
+            f"and MASTER_PORT ({str(error).splitlines()[0][:200]}). Fix: start them with --nproc, torchrun or "
+            "accelerate launch; for one process, unset WORLD_SIZE."
+        ) from error
     backend = "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo"
     return Group(store, rank, size, local_size, backend, local_rank)

@@ -78,6 +78,7 @@ def launch(
     Raises:
         ConfigError: There is no endpoint, and several machines; or nobody can be reached there.
         LostRankError: A process was killed, so that nobody told; or a machine has not come.
+        Interrupted: A signal came, and what the processes say goes to `logs`.
     """
     if nnodes > 1 and endpoint is None:
         fix = "name a machine and a free port, such as --rdzv-endpoint node0:29500, the same on every machine"
@@ -125,7 +126,10 @@ def launch(
                 "Fix: run the same command on each of them.",
                 [],
             ) from None
-        except SignalException:  # it was passed on, and the first process has told that it saved a checkpoint
+        except SignalException as error:  # it was passed on, and the first process has told that it saved a checkpoint
+            if logs is not None:  # where nobody reads it
+                name = signal.Signals(error.sigval).name
+                raise Interrupted(f"stopped by {name}", signal=name) from None
             return Interrupted.exit_code
     return 0
 
