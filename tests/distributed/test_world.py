@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from lamina.compute.fusion import fast_path
@@ -18,7 +19,9 @@ from lamina.config import load_config
 from lamina.config.methods.lora import LoraConfig
 from lamina.data.batch import Batch
 from lamina.data.example import EncodedExample
+from lamina.distributed.failure import PeerError
 from lamina.distributed.group import Group
+from lamina.distributed.member import Silenced, member
 from lamina.distributed.world import ALONE, World
 from lamina.errors import DataError
 from lamina.losses.base import LossSum, Metric
@@ -104,6 +107,32 @@ def test_nobody_waits_for_a_first_process_that_is_gone(monkeypatch: pytest.Monke
 
     outcomes = run_ranks(2, work)
     assert [outcome.value for outcome in outcomes] == [None, 1]
+
+
+def test_processes_may_meet_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script may train several times; what was said in one run is not heard in the next."""
+    store = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False)
+    given = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2"}
+    for name, value in {**given, "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
+        monkeypatch.setenv(name, value)
+
+    def work(world: Group) -> list[object]:
+        monkeypatch.setenv("RANK", str(world.rank))
+        found: list[object] = []
+        for number in range(4):
+            try:
+                with member() as group:
+                    assert group is not None
+                    group.tell()  # as a command does when it ends
+                    if number % 2 and group.rank == 1:
+                        raise DataError(f"no rows in run {number}")
+                    found.append(group.gather((number, group.rank), "meeting"))
+            except (PeerError, Silenced) as error:
+                found.append(str(error).partition(": ")[2])
+        return found
+
+    for found in values_of(run_ranks(2, work)):
+        assert found == [[(0, 0), (0, 1)], "no rows in run 1", [(2, 0), (2, 1)], "no rows in run 3"]
 
 
 @pytest.fixture

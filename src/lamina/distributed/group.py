@@ -44,6 +44,9 @@ _SILENCE = 5.0
 _GRACE = 2.0
 _POLL = 0.02
 
+# How often this process has met the others.
+_meetings = itertools.count()
+
 # What torch says of a connection that broke.
 _BROKEN = ("connection", "peer", "timed out", "socket")
 
@@ -58,16 +61,24 @@ class Group(World):
         local_size: How many of them share this machine.
         backend: Of torch's process group; None if the caller has opened one.
         local_rank: Which process of this machine this is; their ranks follow each other.
+        meeting: How often the same processes have met before; what they wrote to the store then is not read.
     """
 
     def __init__(
-        self, store: Store, rank: int, size: int, local_size: int, backend: str | None = "gloo", local_rank: int = 0
+        self,
+        store: Store,
+        rank: int,
+        size: int,
+        local_size: int,
+        backend: str | None = "gloo",
+        local_rank: int = 0,
+        meeting: int = 0,
     ) -> None:
         self.rank, self.size, self.local_size = rank, size, local_size
         self._first_here = rank - local_rank
         self.communication_seconds = 0.0
         self.host = socket.gethostname()
-        self._store = PrefixStore(f"lamina/{restarts()}", store)
+        self._store = PrefixStore(f"lamina/{restarts()}/{meeting}", store)
         self._backend = backend
         self._pg: dist.ProcessGroup | None = None
         self._team: dist.ProcessGroup | None = None
@@ -345,7 +356,7 @@ def join(environment: Mapping[str, str] | None = None) -> Group:
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
     if dist.is_initialized():  # by a trainer around this one, such as Ray Train's
         store = dist.distributed_c10d._get_default_store()
-        return Group(store, dist.get_rank(), dist.get_world_size(), local_size, None, local_rank)
+        return Group(store, dist.get_rank(), dist.get_world_size(), local_size, None, local_rank, next(_meetings))
     rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     try:
         store, _, _ = next(rendezvous("env://", rank, size, timeout=datetime.timedelta(seconds=_STORE_TIMEOUT)))
@@ -356,4 +367,4 @@ def join(environment: Mapping[str, str] | None = None) -> Group:
             "accelerate launch; for one process, unset WORLD_SIZE."
         ) from error
     backend = "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo"
-    return Group(store, rank, size, local_size, backend, local_rank)
+    return Group(store, rank, size, local_size, backend, local_rank, next(_meetings))
