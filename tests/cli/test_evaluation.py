@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,24 @@ def test_eval_on_a_task_prints_subjects_pairs_and_the_folder(cli: Cli, trained: 
 def test_eval_without_a_task_is_what_it_was(cli: Cli, trained: Run) -> None:
     found = cli("eval", trained.path, "--json").json()
     assert {"loss", "perplexity", "base_loss", "exact_match", "rows", "dropped", "notes", "scores"} <= set(found)
+
+
+def test_only_one_adapter_is_shared_by_processes(cli: Cli, trained: Run, task: Path) -> None:
+    for more in (["--task", task], [trained.path]):
+        assert "--nproc: shares the evaluation of one adapter" in cli("eval", trained.path, *more, "--nproc", 2).error()
+    assert "--nproc: '0' is not a number of processes" in cli("eval", trained.path, "--nproc", 0).error()
+
+
+@pytest.mark.slow
+def test_processes_print_what_one_does(cli: Cli, trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    command = [sys.executable, "-m", "lamina", "eval", str(trained.path), "--json", "--score", "contains"]
+    command += ["--predictions", str(tmp_path / "answers.jsonl")]
+    found = []
+    for more in ([], ["--nproc", "2"]):
+        ended = subprocess.run([*command, *more], capture_output=True, text=True, check=True)
+        found.append((json.loads(ended.stdout), (tmp_path / "answers.jsonl").read_text()))
+    assert found[0] == found[1]
 
 
 def test_rows_alone_are_a_task(cli: Cli, trained: Run, model_folder: Path, tmp_path: Path) -> None:

@@ -68,6 +68,11 @@ def test_a_dry_run_shows_configuration_and_plan(data: Path, cli: Cli, model_fold
     config = yaml.safe_load(result.out)
     assert config["output_dir"] == "runs/faq" and config["train"]["max_steps"] == 7
     assert "plan: 18 training and 2 evaluation rows; 7 steps" in result.err
+    step = "a step has about 6 rows: 1 micro-batch of 4 x 64 tokens,"
+    assert f"plan: {step} whatever the number of processes" in result.err
+    assert f"plan: {step} so 1 of 2 processes have nothing to do" in cli(*given, "--nproc", 2).err
+    rows = cli(*given, "data.packing=false", "train.gradient_accumulation_steps=3", "--nproc", 2).err
+    assert "plan: a step has 12 rows: 3 micro-batches of 4 rows, 1 or 2 for each of 2 processes" in rows
     assert not Path("runs").exists()
     plan = cli(*given, "--json").json()["plan"]
     assert plan["total_steps"] == 7 and plan["train_rows"] == 18

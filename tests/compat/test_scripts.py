@@ -73,6 +73,20 @@ def test_the_whole_way(tmp_path: Path, model_folder: Path, capsys: pytest.Captur
     torch.testing.assert_close(merged(input_ids=ids).logits, after, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("given", "expected"), [({"gradient_accumulation_steps": 2}, 8), ({}, 4)])
+def test_a_step_counts_for_each_process(
+    given: dict[str, int], expected: int, tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script's step grows with the number of processes, as in TRL."""
+    for name, value in {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    args = SFTConfig(output_dir=str(tmp_path / "out"), **SHORT, **given)
+    trainer = SFTTrainer(str(model_folder), args, CHATS, peft_config=lora())
+    assert trainer.config.train.gradient_accumulation_steps == expected
+    (row,) = [row for row in trainer.translation.rows if row.name == "WORLD_SIZE"]
+    assert row.given == 4 and "for each process" in row.note
+
+
 def test_peft_loads_what_is_saved_before_training(tmp_path: Path, model_folder: Path) -> None:
     import peft
     from transformers import AutoModelForCausalLM as Theirs

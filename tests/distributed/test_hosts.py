@@ -17,7 +17,9 @@ import yaml
 import lamina
 from tests.support.training import settings
 
-HOSTS = {"lamina-a": "10.77.5.1", "lamina-b": "10.77.5.2"}
+# Of this process alone: an interrupted one leaves its own behind.
+HOSTS = {f"lamina-{name}-{os.getpid()}": f"10.77.5.{number}" for number, name in enumerate("ab", start=1)}
+CABLE = [f"lam{os.getpid()}{end}" for end in "ab"]
 PORT = 29417
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -34,14 +36,14 @@ def hosts() -> Iterator[list[str]]:
     try:
         for name in HOSTS:
             ip("netns", "add", name)
-        ip("link", "add", "lamveth0", "netns", first, "type", "veth", "peer", "name", "lamveth1", "netns", second)
+        ip("link", "add", CABLE[0], "netns", first, "type", "veth", "peer", "name", CABLE[1], "netns", second)
     except (OSError, subprocess.CalledProcessError):
         for name in HOSTS:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
         pytest.skip("no network namespaces can be made here")
     for number, (name, address) in enumerate(HOSTS.items()):
-        ip("-n", name, "addr", "add", f"{address}/24", "dev", f"lamveth{number}")
-        ip("-n", name, "link", "set", f"lamveth{number}", "up")
+        ip("-n", name, "addr", "add", f"{address}/24", "dev", CABLE[number])
+        ip("-n", name, "link", "set", CABLE[number], "up")
         ip("-n", name, "link", "set", "lo", "up")
     yield list(HOSTS)
     for name in HOSTS:
@@ -49,7 +51,7 @@ def hosts() -> Iterator[list[str]]:
 
 
 def start(host: str, config: Path, *more: str) -> subprocess.Popen[str]:
-    endpoint = f"{HOSTS['lamina-a']}:{PORT}"
+    endpoint = f"{next(iter(HOSTS.values()))}:{PORT}"
     command = [sys.executable, "-m", "lamina", "train", str(config), "--nproc", "1", "--nnodes", "2"]
     command += ["--rdzv-endpoint", endpoint, "--json", *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -84,8 +86,9 @@ def test_a_cut_cable_ends_both(hosts: list[str], model_folder: Path, tmp_path: P
     log = tmp_path / "cut" / "metrics.jsonl"
     end = time.monotonic() + 300
     while not (log.exists() and '"step"' in log.read_text()) and time.monotonic() < end:
+        assert [process.poll() for process in processes] == [None, None], [p.communicate() for p in processes]
         time.sleep(0.2)
-    ip("-n", hosts[1], "link", "set", "lamveth1", "down")
+    ip("-n", hosts[1], "link", "set", CABLE[1], "down")
     began = time.monotonic()
     texts = [process.communicate(timeout=200) for process in processes]
     assert time.monotonic() - began < 120

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from lamina.distributed.failure import LostRankError
+from lamina.distributed.group import join
 from lamina.distributed.launch import count_processes, launch
-from lamina.errors import ConfigError
+from lamina.errors import ConfigError, Interrupted, RunError
 from tests.support.training import settings
 
 
@@ -55,6 +60,46 @@ def test_several_machines_need_an_endpoint() -> None:
         launch(["version"], 2, nnodes=2)
 
 
+@pytest.mark.parametrize("endpoint", ["nowhere.invalid:29500", "localhost"])
+def test_an_endpoint_that_nobody_answers_at(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a wrong name, and of a port that something else has."""
+    monkeypatch.setattr("lamina.distributed.launch._REACH_SECONDS", 1)
+    with socket.create_server(("localhost", 0)) as other:
+        place = endpoint if ":" in endpoint else f"{endpoint}:{other.getsockname()[1]}"
+        with pytest.raises(ConfigError, match="--rdzv-endpoint: no process of this run could be reached"):
+            launch(["version"], 1, nnodes=2, endpoint=place)
+
+
+def test_a_machine_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lamina.distributed.launch._MEET_SECONDS", 1)
+    with pytest.raises(LostRankError, match="not all of 2 machines have come to localhost:"):
+        launch(["version"], 1, nnodes=2, endpoint="localhost:0")
+
+
+def test_a_signal_is_the_callers_where_nobody_reads_what_processes_say(tmp_path: Path) -> None:
+    watched = tmp_path / "logs"
+
+    def interrupt() -> None:
+        while not list(watched.rglob("stderr.log")):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(Interrupted, match="stopped by SIGINT"):
+        launch(["version"], 2, logs=watched)
+
+
+def test_variables_of_a_launcher_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lamina.distributed.group._STORE_TIMEOUT", 0.5)
+    found = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    for port in ("", "1"):
+        monkeypatch.setenv("MASTER_PORT", port)
+        with pytest.raises(RunError, match=r"process 1 of 2 by RANK and WORLD_SIZE.*unset WORLD_SIZE"):
+            join()
+
+
 def write_config(folder: Path, model: Path, name: str, **train: Any) -> Path:
     values = settings(folder, model, name, train={"gradient_accumulation_steps": 4, "max_steps": 4, **train})
     path = folder / f"{name}.yaml"
@@ -87,6 +132,14 @@ def test_every_launcher_gives_the_same_adapter(model_folder: Path, tmp_path: Pat
     for answer in answers:
         assert answer["peak_memory_bytes"] == max(answer["peak_memory_by_rank"])
         assert (answer["communication_seconds"] > 0) == (answer["world_size"] > 1)
+
+
+@pytest.mark.slow
+def test_options_of_every_command_reach_the_processes(model_folder: Path, tmp_path: Path) -> None:
+    path = write_config(tmp_path, model_folder, "quiet")
+    ended = run(sys.executable, "-m", "lamina", "--quiet", "train", str(path), "--nproc", "2")
+    assert (ended.returncode, ended.stdout) == (0, "")
+    assert "steps" not in ended.stderr, "no progress and no notes"
 
 
 @pytest.mark.slow

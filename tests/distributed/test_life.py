@@ -50,11 +50,11 @@ def of_first(outcomes: list[Outcome]) -> str:
     return outcomes[0].message
 
 
-def at_step(step: int, do: Callable[[], None]) -> Callable[[Group], None]:
-    """Does something in the middle of a step, in rank 1."""
+def at_step(step: int, do: Callable[[], None], rank: int = 1) -> Callable[[Group], None]:
+    """Does something in the middle of a step, in one process."""
 
     def before(world: Group) -> None:
-        if world.rank != 1:
+        if world.rank != rank:
             return
         real, calls = CrossEntropy.compute, [0]
 
@@ -93,6 +93,14 @@ def test_a_killed_process_is_named_and_the_run_resumes_with_another_number(model
     assert run.status == "interrupted"
     values_of(trained(3, config, lambda world: None, resume=True))
     assert digest(config) == digest(whole)
+
+
+def test_one_of_the_others_tells_that_the_first_is_gone(model_folder: Path, tmp_path: Path) -> None:
+    outcomes = trained(3, values(tmp_path, model_folder), at_step(3, kill, rank=0))
+    assert outcomes[0].error == "killed"
+    assert sorted(outcome.error for outcome in outcomes[1:]) == ["LostRankError", "Silenced"]
+    (message,) = [outcome.message for outcome in outcomes if outcome.error == "LostRankError"]
+    assert "rank 0 (" in message and "is gone" in message
 
 
 def test_a_killed_process_is_named_where_it_shares_the_base(model_folder: Path, tmp_path: Path) -> None:
@@ -215,7 +223,10 @@ def test_more_processes_than_micro_batches_is_noted(model_folder: Path, tmp_path
     config = {**config, "train": train}
     values_of(trained(3, config, lambda world: None))
     notes = [event.message for event in Run(Path(config["output_dir"])).events(Note)]
-    assert any("A step has 2 micro-batches, so 1 of 3 processes have nothing to do" in note for note in notes)
+    assert any(
+        "A step has 2 micro-batches over all processes, so 1 of 3 processes have nothing to do" in note
+        for note in notes
+    )
 
 
 def test_a_run_that_is_locked_is_refused_by_all(model_folder: Path, tmp_path: Path) -> None:

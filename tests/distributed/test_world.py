@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from lamina.compute.fusion import fast_path
@@ -16,8 +19,11 @@ from lamina.config import load_config
 from lamina.config.methods.lora import LoraConfig
 from lamina.data.batch import Batch
 from lamina.data.example import EncodedExample
+from lamina.distributed.failure import PeerError
 from lamina.distributed.group import Group
+from lamina.distributed.member import Silenced, member
 from lamina.distributed.world import ALONE, World
+from lamina.errors import DataError
 from lamina.losses.base import LossSum, Metric
 from lamina.losses.cross_entropy import CrossEntropy
 from lamina.methods.shared.base import Injection, inject
@@ -28,14 +34,7 @@ from lamina.structure.head import Head, find_head
 from lamina.training.event_log import EventLog
 from lamina.training.step import evaluate_loss, training_step
 from tests.support.models_zoo import build_model
-from tests.support.ranks import run_ranks, values_of
-
-
-class OneOf(World):
-    """A process among several that writes by itself."""
-
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
+from tests.support.ranks import OneOf, run_ranks, values_of
 
 
 def test_alone_is_everything() -> None:
@@ -67,6 +66,73 @@ def test_values_come_by_rank_and_work_by_place() -> None:
     outcomes = values_of(run_ranks(3, work))
     assert [outcome[:4] for outcome in outcomes] == [([0, 1, 2], [0, 10, 20, 30, 40], True, [0.0, 0.0])] * 3
     assert len({outcome[4] for outcome in outcomes}) == 1
+
+
+def test_the_first_process_of_a_machine_fills_a_cache(tmp_path: Path) -> None:
+    """The others find it full, and hear of a failure by the message of the first alone."""
+    cache = tmp_path / "cache"
+
+    def fill(world: Group) -> tuple[int, bool]:
+        def work() -> tuple[int, bool]:
+            found = cache.exists()
+            time.sleep(0.2 * world.is_first)
+            cache.touch()
+            return world.rank, found
+
+        return world.first_here(work, "filling")
+
+    assert ALONE.first_here(lambda: 5, "filling") == 5
+    assert values_of(run_ranks(3, fill)) == [(0, False), (1, True), (2, True)]
+
+    def fail(world: Group) -> None:
+        def work() -> None:
+            (tmp_path / f"tried-{world.rank}").touch()
+            raise DataError("rows.jsonl: line 3 is no JSON")
+
+        world.first_here(work, "filling")
+
+    outcomes = run_ranks(3, fail)
+    assert [outcome.error for outcome in outcomes] == ["PeerError", "Silenced", "Silenced"]
+    assert "rows.jsonl: line 3 is no JSON" in outcomes[0].message
+    assert [path.name for path in tmp_path.glob("tried-*")] == ["tried-0"]
+
+
+def test_nobody_waits_for_a_first_process_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lamina.distributed.group._SILENCE", 1.0)
+
+    def work(world: Group) -> int:
+        if world.is_first:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return world.first_here(lambda: world.rank, "filling")
+
+    outcomes = run_ranks(2, work)
+    assert [outcome.value for outcome in outcomes] == [None, 1]
+
+
+def test_processes_may_meet_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script may train several times; what was said in one run is not heard in the next."""
+    store = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False)
+    given = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2"}
+    for name, value in {**given, "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
+        monkeypatch.setenv(name, value)
+
+    def work(world: Group) -> list[object]:
+        monkeypatch.setenv("RANK", str(world.rank))
+        found: list[object] = []
+        for number in range(4):
+            try:
+                with member() as group:
+                    assert group is not None
+                    group.tell()  # as a command does when it ends
+                    if number % 2 and group.rank == 1:
+                        raise DataError(f"no rows in run {number}")
+                    found.append(group.gather((number, group.rank), "meeting"))
+            except (PeerError, Silenced) as error:
+                found.append(str(error).partition(": ")[2])
+        return found
+
+    for found in values_of(run_ranks(2, work)):
+        assert found == [[(0, 0), (0, 1)], "no rows in run 1", [(2, 0), (2, 1)], "no rows in run 3"]
 
 
 @pytest.fixture

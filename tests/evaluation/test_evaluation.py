@@ -13,14 +13,18 @@ import torch
 import lamina
 from lamina.adapters.load import Loaded
 from lamina.chat.message import Message
+from lamina.distributed.world import World
 from lamina.engine.fused_runner import FusedRunner
 from lamina.engine.generator import ADAPTER
+from lamina.engine.local import LocalGenerator
 from lamina.engine.sampling import Sampling
 from lamina.errors import ConfigError, DataError
 from lamina.evaluation import evaluate as evaluate_module
+from lamina.evaluation.evaluate import own_questions
 from lamina.runs import Run
 from lamina.training.step import EvaluationResult
 from tests.support.answers import FakeGenerator, answer, stream
+from tests.support.ranks import OneOf, run_ranks, values_of
 from tests.support.training import settings, write_rows
 
 
@@ -53,6 +57,31 @@ def test_a_loss_whose_perplexity_no_float_holds_is_told(loaded: Loaded, monkeypa
     monkeypatch.setattr(evaluate_module, "evaluate_sets", lambda *given: result)
     found = lamina.evaluate(loaded)
     assert (found.loss, math.isfinite(found.perplexity or math.nan)) == (5000.0, True)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_share_an_evaluation(size: int, run: Run) -> None:
+    """Figures and answers are those of one process, to the bit."""
+
+    def evaluate(world: World) -> lamina.Evaluation:
+        return lamina.evaluate(run.path, exact_match=True, general=True, max_new_tokens=8, batch_size=2, world=world)
+
+    alone = run_ranks(1, evaluate)  # with as many threads
+    found = values_of(run_ranks(size, evaluate))
+    assert found == values_of(alone) * size
+    assert len(found[0].predictions) == 5
+
+
+def test_one_process_answers_where_neighbors_change_an_answer(loaded: Loaded) -> None:
+    plain = LocalGenerator(loaded.model, loaded.template, loaded.injection, use_kernels=False)
+    fused = LocalGenerator(loaded.model, loaded.template, loaded.injection)
+    prompts = ["a", "bb", "ccc"]
+
+    def shares(generator: LocalGenerator) -> list[list[int]]:
+        return [own_questions(generator, prompts, ADAPTER, OneOf(rank, 2)) for rank in range(2)]
+
+    assert shares(fused) == [[0, 2], [1]]
+    assert shares(plain) == [[0, 1, 2], []]
 
 
 def test_exact_match_counts_equal_answers(run: Run, loaded: Loaded, tmp_path: Path) -> None:

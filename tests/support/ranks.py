@@ -15,7 +15,15 @@ import torch
 import torch.distributed as dist
 
 from lamina.distributed.group import Group
-from lamina.distributed.member import taking_part
+from lamina.distributed.member import Silenced, taking_part
+from lamina.distributed.world import World
+
+
+class OneOf(World):
+    """A process among several that talks to nobody."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
 
 
 @dataclass(frozen=True)
@@ -82,13 +90,13 @@ def _fork(port: int, rank: int, size: int, work: Callable[[Group], Any], timeout
 def _outcome(port: int, rank: int, size: int, work: Callable[[Group], Any], timeout: float) -> Outcome:
     patience = datetime.timedelta(seconds=30)
     store = dist.TCPStore("localhost", port, None, False, patience, wait_for_workers=False)
-    group = Group(store, rank, size, size)
+    group = Group(store, rank, size, size, local_rank=rank)
     group.timeout = timeout
     try:
         with taking_part(group):
             return Outcome(work(group))
     except BaseException as error:
-        if group.is_first:
+        if not isinstance(error, Silenced):
             group.tell()
             time.sleep(0.1)
         return Outcome(error=type(error).__name__, message=str(error), trace=traceback.format_exc())

@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.main import get_group
 
-from lamina.cli.arguments import asks_for_json, refuse_empty, refuse_undecoded_folder
+from lamina.cli.arguments import JSON, asks_for_json, refuse_empty, refuse_undecoded_folder
 from lamina.cli.bench import bench
 from lamina.cli.cache import cache
 from lamina.cli.classification import classify
@@ -49,10 +49,12 @@ from lamina.cli.output import (
     print_json,
 )
 from lamina.cli.process import leave, listen_for_signals, open_standard_streams
+from lamina.cli.processes import Nproc, start_processes
 from lamina.cli.registry import promote, rollback
 from lamina.cli.registry_files import registry
 from lamina.cli.serve import replay, serve
 from lamina.cli.verbosity import set_verbosity
+from lamina.distributed.ranks import is_first_rank
 from lamina.errors import ConfigError, Problem
 
 app = typer.Typer(
@@ -135,9 +137,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the run in output_dir, or the run that CONFIG belongs to.")
     ] = False,
-    nproc: Annotated[
-        str | None, typer.Option(help="Number of processes on this machine; auto: one for each GPU.")
-    ] = None,
+    nproc: Nproc = None,
     nnodes: Annotated[
         int, typer.Option(min=1, help="Number of machines; run the same command on each, with --rdzv-endpoint.")
     ] = 1,
@@ -154,26 +154,17 @@ def train(
 ) -> None:
     """Train an adapter, in one process or in several. A data file alone trains with all defaults."""
     from lamina.cli.training import check, print_plan, train_here
+    from lamina.distributed.launch import count_processes
 
+    count = 1 if nproc is None and nnodes == 1 else count_processes(nproc)
     if dry_run:
-        print_plan(check(config, overrides or [], resume), as_json)
+        print_plan(check(config, overrides or [], resume), as_json, count * nnodes)
         return
-    if nproc is None and nnodes == 1:
+    if count == nnodes == 1 and not max_restarts:
         train_here(config, overrides or [], resume, as_json)
         return
-    from lamina.distributed.launch import count_processes, launch
-
-    check(config, overrides or [], resume)  # so that its errors come once, and at once
-    count = count_processes(nproc)
-    if count == nnodes == 1:
-        train_here(config, overrides or [], resume, as_json)
-        return
-    if config == "-":
-        fix = "write the configuration to a file, which every process can read"
-        raise ConfigError(Problem("CONFIG", f"cannot be standard input for {count} processes", fix))
-    arguments = ["train", config, *(overrides or []), *["--resume"] * resume, *["--json"] * as_json]
-    code = launch(arguments, count, nnodes, rdzv_endpoint, max_restarts)
-    raise typer.Exit(code)
+    check(config, overrides or [], resume, show=False)  # so that its errors come once, and at once
+    start_processes(count, nnodes, rdzv_endpoint, max_restarts)
 
 
 @app.command()
@@ -329,6 +320,10 @@ def _part(name: str) -> typer.Typer:
     return part
 
 
+def _stop() -> NoReturn:
+    raise KeyboardInterrupt
+
+
 def complete() -> NoReturn:
     """Answers a shell that asks for completions, and ends the process."""
     from typer._completion_classes import completion_init
@@ -352,7 +347,11 @@ def main() -> None:
     arguments = sys.argv[1:]
     if COMPLETE_VARIABLE in os.environ:
         complete()
-    command = get_group(_part(next((word for word in arguments if not word.startswith("-")), "")))
+    try:
+        command = get_group(_part(next((word for word in arguments if not word.startswith("-")), "")))
+        as_json = asks_for_json(command, arguments)
+    except KeyboardInterrupt:
+        leave(run_command(_stop, JSON in arguments) if is_first_rank() else 1)
 
     def run() -> object:
         refuse_empty(command, arguments)
@@ -360,5 +359,5 @@ def main() -> None:
         given = set_verbosity(command, arguments)
         return command(args=given or ["--help"], standalone_mode=False)
 
-    code = run_command(run, asks_for_json(command, arguments))
+    code = run_command(run, as_json)
     leave(code if arguments else 2)  # this shows the help, but without a command it is a usage error

@@ -11,8 +11,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from lamina.cli.fleet import Cpus, Gpus, Jobs, On, Option, Retries
 from lamina.cli.output import JsonFlag, notify, out, print_json
+from lamina.cli.placement import Cpus, Gpus, Jobs, On, Option, Retries, checked_placement, output_folder
 from lamina.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -83,14 +83,10 @@ def compare(
         raise ConfigError(Problem("--task", f"{task!r} is not one of {', '.join(TASKS)}"))
     from lamina.comparison.candidates import build_candidates, split_choices
     from lamina.config.load import config_values
-    from lamina.fleet.executor import Placement, check_placement
 
-    placement = Placement(on, jobs, cpus, gpus, retries, tuple(options or []))
-    check_placement(placement)
+    placement = checked_placement(on, jobs, cpus, gpus, retries, options)
     values = config_values(config)
-    where = folder or Path("runs") / f"compare-{Path(config).stem}"
-    if where.exists() and not where.is_dir():
-        raise ConfigError(Problem("--out", f"{where} is a file", "give a folder"))
+    where = output_folder(folder, f"compare-{Path(config).stem}")
     choices = dict(split_choices(text) for text in [*(settings or []), *(grid or [])])
     built = build_candidates(
         values,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,12 +17,13 @@ from lamina.cli.output import (
     JsonFlag,
     MismatchFlag,
     ModelOption,
-    check_target,
     column_mapping,
     notify,
     out,
     print_json,
 )
+from lamina.cli.processes import Nproc, as_one, start_processes
+from lamina.distributed.ranks import is_one_of_several
 from lamina.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ def evaluate(
     model: ModelOption = None,
     device: DeviceOption = "auto",
     allow_base_mismatch: MismatchFlag = False,
+    nproc: Nproc = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Evaluate adapters and models: loss and scores of one adapter, or several subjects on tasks, paired row by row."""
@@ -142,6 +143,9 @@ def evaluate(
         "--out": folder,
     }
     given = [name for name, value in with_tasks.items() if value]
+    is_one = not given and len(subjects) == 1 and _is_one_adapter(subjects[0], data)
+    if nproc is not None or is_one_of_several():
+        _share(nproc, is_one)
     everything = [*subjects, *([against] if against else [])]
     if not task and not benchmarks and data is None and _are_stored(everything):
         ignored = [name for name in given if name not in ("--against", "--power")]
@@ -150,23 +154,27 @@ def evaluate(
             raise ConfigError(Problem(ignored[0], message, "leave it out, or evaluate again"))
         _pair_stored(everything, bool(against), power, as_json)
         return
-    if not given and len(subjects) == 1 and _is_one_adapter(subjects[0], data):
-        _evaluate_one(
-            ANSWERS if answers is None else answers,
-            page,
-            not no_forgetting,
-            subjects[0],
-            data,
-            mapping,
-            [*(["exact_match"] if exact_match else []), *(score or [])],
-            max_new_tokens,
-            max_rows,
-            predictions,
-            chat,
-            model,
-            allow_base_mismatch,
-            as_json,
-        )
+    if is_one:
+        from lamina.cli.evaluation_of_one import evaluate_one
+
+        with as_one() as group:
+            evaluate_one(
+                ANSWERS if answers is None else answers,
+                page,
+                not no_forgetting,
+                subjects[0],
+                data,
+                mapping,
+                [*(["exact_match"] if exact_match else []), *(score or [])],
+                max_new_tokens,
+                max_rows,
+                predictions,
+                chat,
+                model,
+                allow_base_mismatch,
+                as_json,
+                group,
+            )
         return
     for option, value in (("--predictions", predictions), ("--html", page), ("--answers", answers)):
         if value is not None:
@@ -215,6 +223,23 @@ def evaluate(
         print_json(evaluation_json(found))
     else:
         print_evaluation(found)
+
+
+def _share(nproc: str | None, is_one: bool) -> None:
+    """Starts the processes that are asked for; comes back in one that shares the work, or if one does it all.
+
+    Raises:
+        ConfigError: What is evaluated cannot be shared.
+    """
+    from lamina.distributed.launch import count_processes
+
+    count = 1 if nproc is None else count_processes(nproc)
+    if not is_one and (count > 1 or is_one_of_several()):
+        message = "shares the evaluation of one adapter on rows, and not that of tasks or of several subjects"
+        with as_one():
+            raise ConfigError(Problem("--nproc", message, "use one process"))
+    if count > 1:
+        start_processes(count)
 
 
 def _are_stored(refs: Sequence[str]) -> bool:
@@ -336,67 +361,3 @@ def _tasks(
         longer = None if most is None else generation.model_copy(update={"max_tokens": most})
         found.append(task.changed(generation=longer, limit=changes["max_rows"], cluster_by=changes["cluster_by"]))
     return found
-
-
-def _evaluate_one(
-    answers: int,
-    page: Path | None,
-    general: bool,
-    source: str,
-    data: str | None,
-    mapping: dict[str, str] | None,
-    scorers: Sequence[str],
-    max_new_tokens: int | None,
-    max_rows: int | None,
-    predictions: Path | None,
-    chat: bool | None,
-    model: str | None,
-    allow_base_mismatch: bool,
-    as_json: bool,
-) -> None:
-    if predictions is not None and not scorers:
-        raise ConfigError(
-            Problem("--predictions", "has nothing to write without --exact-match or --score", "add --exact-match")
-        )
-    check_target("--predictions", predictions)
-    check_target("--html", page)
-    if max_new_tokens is not None and not scorers and not answers:
-        raise ConfigError(
-            Problem("--max-new-tokens", "has no effect without answers", "add --exact-match, or remove --answers 0")
-        )
-    if mapping and data is None:
-        raise ConfigError(Problem("--column", "maps the columns of --data, which is not given", "add --data FILE"))
-    from lamina.cli.answers import print_one
-    from lamina.engine.sampling import DEFAULT_MAX_TOKENS
-    from lamina.evaluation.evaluate import evaluate as evaluate_adapter
-    from lamina.files import write_text
-
-    with Bars() as bars:
-        result = evaluate_adapter(
-            source,
-            data,
-            columns=mapping,
-            max_rows=max_rows,
-            score=list(dict.fromkeys(scorers)),
-            answers=answers,
-            general=general,
-            max_new_tokens=max_new_tokens or DEFAULT_MAX_TOKENS,
-            model=model,
-            allow_base_mismatch=allow_base_mismatch,
-            chat=chat,
-            progress=bars.update,
-            notify=notify,
-        )
-    if predictions is not None:
-        lines = [json.dumps(vars(prediction), ensure_ascii=False) for prediction in result.predictions]
-        write_text(predictions, "\n".join(lines) + "\n")
-    if page is not None:
-        from lamina.evaluation.answers_page import answers_page
-
-        write_text(page, answers_page(result, source))
-    if as_json:
-        print_json(result.as_json())
-        return
-    print_one(result, answers)
-    if page is not None:
-        out.print(f"page: {page}", markup=False)

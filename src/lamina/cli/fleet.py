@@ -8,28 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lamina.cli.output import JsonFlag, notify, print_json, print_table
+from lamina.cli.placement import Cpus, Gpus, Jobs, On, Option, Retries, checked_placement, output_folder
 from lamina.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from lamina.fleet.fleet import FleetReport, Row
-
-On = Annotated[str, typer.Option("--on", help="Where runs are trained: local, ray, slurm, or a plug-in's.")]
-Jobs = Annotated[
-    int | None,
-    typer.Option(min=1, help="Number of runs at once; by default 1 on this machine, and all of them elsewhere."),
-]
-Cpus = Annotated[
-    int | None,
-    typer.Option(min=1, help="CPUs and threads of a run; by default the machine's cores or the cluster's, by --jobs."),
-]
-Gpus = Annotated[int | None, typer.Option(min=0, help="GPUs of a run.")]
-Retries = Annotated[
-    int, typer.Option(min=0, help="How often a run is resumed that lost its machine, or was killed or preempted.")
-]
-Option = Annotated[
-    list[str] | None,
-    typer.Option("--option", help="KEY=VALUE for the executor, such as partition=gpu on slurm; may be repeated."),
-]
 
 fleet = typer.Typer(help="Train many configurations, on this machine, on Ray or on Slurm.", no_args_is_help=False)
 
@@ -62,14 +45,10 @@ def run(
     as_json: JsonFlag = False,
 ) -> None:
     """Train several configurations and gather their results in a table. Run it again to resume."""
-    from lamina.fleet.executor import Placement, check_placement
     from lamina.fleet.fleet import build_members, run_fleet
 
-    where = folder or Path("runs") / "fleet"
-    if where.exists() and not where.is_dir():
-        raise ConfigError(Problem("--out", f"{where} is a file", "give a folder"))
-    placement = Placement(on, jobs, cpus, gpus, retries, tuple(options or []))
-    check_placement(placement)
+    where = output_folder(folder, "fleet")
+    placement = checked_placement(on, jobs, cpus, gpus, retries, options)
     overrides = [text for text in configs if "=" in text and not Path(text).exists()]
     paths = [text for text in configs if text not in overrides]
     if not paths:

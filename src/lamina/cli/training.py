@@ -7,17 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
 from rich.markup import escape
 
 from lamina.cli.failures import tracebacks_in
 from lamina.cli.output import err, notify, print_json, print_text
+from lamina.cli.processes import as_one
 from lamina.config import Config, load_config
 from lamina.config.places import check_files
-from lamina.distributed.failure import LostRankError
-from lamina.distributed.member import Silenced, member
-from lamina.distributed.ranks import is_one_of_several, restarts_left
-from lamina.errors import ConfigError, Interrupted, LaminaError
+from lamina.distributed.ranks import is_one_of_several, restarts
+from lamina.errors import Interrupted
 
 if TYPE_CHECKING:
     from lamina.runs.summary import Summary
@@ -27,25 +25,16 @@ _GIB = 2**30
 
 def train_here(config: str, overrides: list[str], resume: bool, as_json: bool) -> None:
     """Trains in this process, which may be one of several that a launcher has started."""
-    try:
-        with member() as world:
-            checked = check(config, overrides, resume)
-            from lamina.api.terminal import TrainingView
-            from lamina.training.loop import train as train_run
+    with as_one() as world:
+        checked = check(config, overrides, resume, show=world is None or world.is_first)
+        from lamina.api.terminal import TrainingView
+        from lamina.training.loop import train as train_run
 
-            try:
-                with TrainingView(err) as view, tracebacks_in(Path(checked.output_dir)):
-                    run = train_run(checked, view, resume=resume, world=world)
-            except KeyboardInterrupt:
-                raise stopped_at_once(checked) from None
-    except Silenced as error:
-        raise typer.Exit(error.exit_code) from None
-    except LaminaError as error:
-        final = isinstance(error, ConfigError | Interrupted) and not isinstance(error, LostRankError)
-        if final or not restarts_left():
-            raise
-        notify(f"{error} Starting again ...")
-        raise typer.Exit(error.exit_code) from None
+        try:
+            with TrainingView(err) as view, tracebacks_in(Path(checked.output_dir)):
+                run = train_run(checked, view, resume=resume, world=world)
+        except KeyboardInterrupt:
+            raise stopped_at_once(checked) from None
     if world is not None and not world.is_first:
         return
     summary = run.summary
@@ -57,27 +46,29 @@ def train_here(config: str, overrides: list[str], resume: bool, as_json: bool) -
     err.print(f"  next    lamina chat {escape(str(run.path))}")
 
 
-def check(config: str, overrides: list[str], resume: bool) -> Config:
+def check(config: str, overrides: list[str], resume: bool, show: bool = True) -> Config:
     """Reads a configuration, and checks that the run can start and its files are there.
+
+    Args:
+        config: A file, of lamina or of another library.
+        overrides: `key=value` strings.
+        resume: Whether the run is to go on.
+        show: Show what became of another library's settings.
 
     Raises:
         ConfigError, RunError: It cannot.
     """
-<<<<<<< HEAD
-    checked = load_config(_translated(config), overrides)
-    from lamina.runs import check_start  # after the configuration, whose errors are told sooner without it
+    checked = load_config(_translated(config, overrides, show), overrides)
+    from lamina.runs import Run, check_start  # after the configuration, whose errors are told sooner without it
 
-=======
-    checked = load_config(_translated(config, overrides), overrides)
->>>>>>> j
     if not is_one_of_several():  # of several processes, the first one checks it for all
-        check_start(checked, resume)
+        check_start(checked, resume or (restarts() > 0 and Run(Path(checked.output_dir)).begun))
     check_files(checked.model_dump(mode="json"))
     return checked
 
 
-def _translated(config: str, overrides: Sequence[str]) -> str | dict[str, object]:
-    """Returns a configuration of another library as one of lamina, and shows what became of it."""
+def _translated(config: str, overrides: Sequence[str], show: bool) -> str | dict[str, object]:
+    """Returns a configuration of another library as one of lamina, and may show what became of it."""
     from lamina.migration.foreign import is_foreign
 
     if not is_foreign(Path(config)):
@@ -87,13 +78,14 @@ def _translated(config: str, overrides: Sequence[str]) -> str | dict[str, object
     from lamina.migration.translate import translate
 
     translation = translate(config)
-    print_translation(translation)
+    if show:
+        print_translation(translation)
     check_translation(translation, f"lamina import {shlex.quote(config)} --out run.yaml --lenient", overrides)
     return translation.values
 
 
-def print_plan(config: Config, as_json: bool) -> None:
-    """Prints a resolved configuration and the plan of its run."""
+def print_plan(config: Config, as_json: bool, processes: int = 1) -> None:
+    """Prints a resolved configuration and the plan of its run in so many processes."""
     import yaml
 
     from lamina.training.inputs import plan_run
@@ -106,6 +98,7 @@ def print_plan(config: Config, as_json: bool) -> None:
     for line in plan.data_report:
         err.print(f"  {line}", markup=False)
     err.print(f"plan: {plan.line()}", markup=False)
+    err.print(f"plan: {plan.step_line(processes)}", markup=False)
 
 
 def stopped_at_once(config: Config) -> Interrupted:

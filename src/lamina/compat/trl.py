@@ -19,6 +19,7 @@ from lamina.config import MethodConfig, load_config
 from lamina.data.read import read_rows
 from lamina.dialects.outcome import Entry
 from lamina.dialects.trl import DPO, SFT
+from lamina.distributed.ranks import world_size
 from lamina.errors import ConfigError, DataError, LaminaWarning, Problem, RunError, nearest
 from lamina.migration.draft import Draft, Translation
 from lamina.migration.settle import settle
@@ -249,6 +250,10 @@ class SFTTrainer:
             draft.set("eval_dataset", None, {"data.eval": None}, kind="default")
         _in_the_loss(draft, first, self.args.loss)
         draft.default({"train.learning_rate": LEARNING_RATES[self.args.loss], **self._defaults()})
+        if (processes := world_size()) > 1:  # a script's settings count for each process, and lamina's for all
+            steps = draft.values.get("train.gradient_accumulation_steps", 1)
+            note = "TRL's step has so many micro-batches for each process"
+            draft.set("WORLD_SIZE", processes, {"train.gradient_accumulation_steps": steps * processes}, note)
         settle(draft)
         return draft.finish(type(self).__name__)
 

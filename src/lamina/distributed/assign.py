@@ -45,6 +45,27 @@ def assign(costs: Sequence[float], size: int) -> list[list[int]]:
     return shares
 
 
+def sharing(count: int, processes: int, who: str = "processes") -> str:
+    """Says how many of a step's micro-batches each process computes.
+
+    Args:
+        count: Micro-batches of a step.
+        processes: Number of processes.
+        who: What they are called.
+
+    >>> sharing(8, 1), sharing(8, 2), sharing(8, 3)
+    ('whatever the number of processes', '4 for each of 2 processes', '2 or 3 for each of 3 processes')
+    >>> sharing(2, 3)
+    'so 1 of 3 processes have nothing to do'
+    """
+    if processes == 1:
+        return f"whatever the number of {who}"
+    if count < processes:
+        return f"so {processes - count} of {processes} {who} have nothing to do"
+    least, more = divmod(count, processes)
+    return f"{f'{least} or {least + 1}' if more else least} for each of {processes} {who}"
+
+
 def balance(costs: Sequence[float], size: int) -> float:
     """Returns how much longer a step takes than if its work could be divided at will; 1 is perfect.
 

@@ -8,6 +8,9 @@ from typing import Any
 
 from lamina.errors import Interrupted, LaminaError
 
+# What a user does about a lost process.
+AGAIN = "Fix: start the same command again; training goes on with --resume."
+
 
 @dataclass(frozen=True)
 class Failure:

@@ -18,7 +18,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -27,7 +27,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from lamina.distributed.failure import Failure, LostRankError, PeerError
+from lamina.distributed.failure import AGAIN, Failure, LostRankError, PeerError
 from lamina.distributed.ranks import restarts
 from lamina.distributed.world import World
 from lamina.errors import LaminaError, RunError
@@ -44,6 +44,9 @@ _SILENCE = 5.0
 _GRACE = 2.0
 _POLL = 0.02
 
+# How often this process has met the others.
+_meetings = itertools.count()
+
 # What torch says of a connection that broke.
 _BROKEN = ("connection", "peer", "timed out", "socket")
 
@@ -57,13 +60,25 @@ class Group(World):
         size: How many there are.
         local_size: How many of them share this machine.
         backend: Of torch's process group; None if the caller has opened one.
+        local_rank: Which process of this machine this is; their ranks follow each other.
+        meeting: How often the same processes have met before; what they wrote to the store then is not read.
     """
 
-    def __init__(self, store: Store, rank: int, size: int, local_size: int, backend: str | None = "gloo") -> None:
+    def __init__(
+        self,
+        store: Store,
+        rank: int,
+        size: int,
+        local_size: int,
+        backend: str | None = "gloo",
+        local_rank: int = 0,
+        meeting: int = 0,
+    ) -> None:
         self.rank, self.size, self.local_size = rank, size, local_size
+        self._first_here = rank - local_rank
         self.communication_seconds = 0.0
         self.host = socket.gethostname()
-        self._store = PrefixStore(f"lamina/{restarts()}", store)
+        self._store = PrefixStore(f"lamina/{restarts()}/{meeting}", store)
         self._backend = backend
         self._pg: dist.ProcessGroup | None = None
         self._team: dist.ProcessGroup | None = None
@@ -135,6 +150,17 @@ class Group(World):
             dist.broadcast_object_list(box, src=0, group=group)
         return box[0]
 
+    def first_here(self, work: Callable[[], T], what: str) -> T:
+        done = f"done/{what}/{self._first_here}"
+        if self.rank == self._first_here:
+            found = work()
+            self._store.set(done, "1")
+            return found
+        for _ in self._waiting_for(done, self._first_here):
+            if failure := self.first_failure():
+                raise PeerError(failure)
+        return work()
+
     def mesh(self, parts: int | None = None) -> DeviceMesh:
         """Returns the processes as a mesh for a sharded base.
 
@@ -179,16 +205,37 @@ class Group(World):
         with contextlib.suppress(RuntimeError):
             self._store.set("told", "1")
 
-    def was_told(self) -> bool:
-        """Waits until the first process has told the user; false if it seems to be gone."""
-        beat, seen = self._read("beat/0"), time.monotonic()
-        while not self._read("told"):
+    def must_tell(self, gone: Collection[int] = ()) -> bool:
+        """Returns whether it is this process that tells the user of the error; if not, waits until that is done.
+
+        It is the first one, or, where that is gone, the first that asks here.
+
+        Args:
+            gone: Processes that are known to be gone.
+        """
+        if self.is_first:
+            return True
+        if 0 not in gone and self._was_told_by(0):
+            return False
+        try:
+            teller = int(self._store.compare_set("teller", "", str(self.rank)))
+        except RuntimeError:  # the store is gone, so that nobody can agree on anything
+            return True
+        return teller == self.rank or not self._was_told_by(teller)
+
+    def _was_told_by(self, rank: int) -> bool:
+        for _ in self._waiting_for("told", rank):
+            pass
+        return bool(self._read("told"))
+
+    def _waiting_for(self, key: str, rank: int) -> Iterator[None]:
+        """Yields from time to time until a process has set a key, or seems to be gone."""
+        beat, seen = self._read(f"beat/{rank}"), time.monotonic()
+        while not self._read(key) and time.monotonic() - seen <= _SILENCE:
+            yield
             time.sleep(_POLL)
-            if (now := self._read("beat/0")) != beat:
+            if (now := self._read(f"beat/{rank}")) != beat:
                 beat, seen = now, time.monotonic()
-            if time.monotonic() - seen > _SILENCE:
-                return False
-        return True
 
     def leave(self) -> None:
         """Closes the connections to the others."""
@@ -251,6 +298,8 @@ class Group(World):
         """Finds out why an exchange failed."""
         others = [rank for rank in range(self.size) if rank != self.rank]
         beats = {rank: self._read(f"beat/{rank}") for rank in others}
+        if not self._has_store():
+            return LostRankError(f"the process that started the others is gone: {what!r} was not reached. {AGAIN}", [])
         if failure := self.first_failure(_GRACE):
             return PeerError(failure)
         behind = [rank for rank in others if int((self._read(f"at/{rank}") or "0").split()[0]) < self._exchanges]
@@ -259,8 +308,7 @@ class Group(World):
         gone = [rank for rank in others if self._read(f"beat/{rank}") == beats[rank]]
         named = ", ".join(map(self.host_of, gone)) or "another process"
         return LostRankError(
-            f"{named} is gone (killed, or its machine is down): the connection broke at {what!r}. "
-            "Fix: start the same command again with --resume.",
+            f"{named} is gone (killed, or its machine is down): the connection broke at {what!r}. {AGAIN}",
             gone,
         )
 
@@ -272,9 +320,16 @@ class Group(World):
         )
         return LostRankError(
             f"{shown}, within {self.timeout:g} s (distributed.timeout). Fix: look at what it is doing there, then "
-            "start the same command again with --resume.",
+            f"{AGAIN.removeprefix('Fix: ')}",
             ranks,
         )
+
+    def _has_store(self) -> bool:
+        try:
+            self._store.check(["failure"])
+        except RuntimeError:
+            return False
+        return True
 
     def _read(self, key: str) -> str:
         """Returns a value of the store; empty if there is none, or the store is gone."""
@@ -290,15 +345,26 @@ def _close() -> None:
 
 
 def join(environment: Mapping[str, str] | None = None) -> Group:
-    """Joins the processes that the environment names; the connections are opened by the first exchange."""
+    """Joins the processes that the environment names; the connections are opened by the first exchange.
+
+    Raises:
+        RunError: The store that they share cannot be reached.
+    """
     environment = os.environ if environment is None else environment
+    local_size, local_rank = int(environment.get("LOCAL_WORLD_SIZE", "1")), int(environment.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    local_size = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
     if dist.is_initialized():  # by a trainer around this one, such as Ray Train's
         store = dist.distributed_c10d._get_default_store()
-        return Group(store, dist.get_rank(), dist.get_world_size(), local_size, None)
+        return Group(store, dist.get_rank(), dist.get_world_size(), local_size, None, local_rank, next(_meetings))
     rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-    store, _, _ = next(rendezvous("env://", rank, size, timeout=datetime.timedelta(seconds=_STORE_TIMEOUT)))
+    try:
+        store, _, _ = next(rendezvous("env://", rank, size, timeout=datetime.timedelta(seconds=_STORE_TIMEOUT)))
+    except (ValueError, RuntimeError) as error:
+        raise RunError(
+            f"this is process {rank} of {size} by RANK and WORLD_SIZE, but the others cannot be reached at MASTER_ADDR "
+            f"and MASTER_PORT ({str(error).splitlines()[0][:200]}). Fix: start them with --nproc, torchrun or "
+            "accelerate launch; for one process, unset WORLD_SIZE."
+        ) from error
     backend = "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo"
-    return Group(store, rank, size, local_size, backend)
+    return Group(store, rank, size, local_size, backend, local_rank, next(_meetings))

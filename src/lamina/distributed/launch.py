@@ -8,22 +8,32 @@ message. The agent ends all processes if one ends with an error, and starts them
 from __future__ import annotations
 
 import contextlib
+import datetime
 import logging
 import os
 import signal
 import socket
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from lamina.distributed.failure import LostRankError
+from lamina.distributed.failure import AGAIN, LostRankError
 from lamina.errors import ConfigError, Interrupted, Problem
 from lamina.signals import handlers_restored
 
 # Seconds that processes have to save a checkpoint after a signal.
 _SHUTDOWN_SECONDS = 120
+
+# The port where machines meet, unless it is named.
+_PORT = 29400
+
+# Seconds to reach the place where several machines meet, and then to wait until all of them are there.
+_REACH_SECONDS = 60
+_MEET_SECONDS = 600
 
 
 def count_processes(text: str | None) -> int:
@@ -66,19 +76,27 @@ def launch(
         The exit code: 0, or that of the first process that failed or was interrupted, which has told why.
 
     Raises:
-        ConfigError: There is no endpoint, and several machines.
-        LostRankError: The first process was killed, so that nobody told.
+        ConfigError: There is no endpoint, and several machines; or nobody can be reached there.
+        LostRankError: A process was killed, so that nobody told; or a machine has not come.
+        Interrupted: A signal came, and what the processes say goes to `logs`.
     """
     if nnodes > 1 and endpoint is None:
         fix = "name a machine and a free port, such as --rdzv-endpoint node0:29500, the same on every machine"
         raise ConfigError(Problem("--rdzv-endpoint", f"is needed with --nnodes {nnodes}", fix))
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousTimeoutError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # each has a level of its own
     address = None if endpoint is None else _address_towards(endpoint)
-    variables = {"OMP_NUM_THREADS": str(threads or max(1, len(os.sched_getaffinity(0)) // nproc))}
+    if endpoint is not None:
+        _reach(endpoint, address)
+    variables = {
+        "OMP_NUM_THREADS": str(threads or max(1, len(os.sched_getaffinity(0)) // nproc)),
+        "TORCH_CPP_LOG_LEVEL": "FATAL",  # what breaks is told by name, without torch's own traces
+    }
     if address is not None and (interface := _interface_of(address)):
         variables["GLOO_SOCKET_IFNAME"] = interface
     with tempfile.TemporaryDirectory() as aside, _defaults(variables), handlers_restored():
@@ -90,6 +108,7 @@ def launch(
             run_id="lamina" if endpoint else uuid.uuid4().hex,
             rdzv_backend="c10d",
             rdzv_endpoint=endpoint or "localhost:0",
+            rdzv_configs={"read_timeout": _REACH_SECONDS, "join_timeout": _MEET_SECONDS},
             max_restarts=max_restarts,
             local_addr=address,
             logs_specs=specs,
@@ -99,7 +118,18 @@ def launch(
             elastic_launch(config, sys.executable)("-m", "lamina", *arguments)
         except ChildFailedError as error:
             return _exit_code(error)
-        except SignalException:  # it was passed on, and the first process has told that it saved a checkpoint
+        except RendezvousConnectionError:
+            raise _unreachable(endpoint) from None
+        except RendezvousTimeoutError:
+            raise LostRankError(
+                f"not all of {nnodes} machines have come to {endpoint} within {_MEET_SECONDS} s. "
+                "Fix: run the same command on each of them.",
+                [],
+            ) from None
+        except SignalException as error:  # it was passed on, and the first process has told that it saved a checkpoint
+            if logs is not None:  # where nobody reads it
+                name = signal.Signals(error.sigval).name
+                raise Interrupted(f"stopped by {name}", signal=name) from None
             return Interrupted.exit_code
     return 0
 
@@ -125,6 +155,55 @@ def _address_towards(endpoint: str) -> str | None:
     return None
 
 
+def _reach(endpoint: str, address: str | None) -> None:
+    """Waits until the processes of the run can be reached; on the machine where they meet, whose port is free, at once.
+
+    torch would wait without an end for something else that holds the port, and does not answer.
+
+    Raises:
+        ConfigError: They cannot be.
+    """
+    host, _, port = endpoint.rpartition(":") if ":" in endpoint else (endpoint, "", str(_PORT))
+    with contextlib.suppress(OSError, ValueError):
+        if socket.gethostbyname(host) == address:
+            socket.create_server((host, int(port))).close()
+            return
+    child = os.fork()  # a call of torch's that hangs in a thread could not be left
+    if not child:
+        _connect(host, port)
+    end = time.monotonic() + _REACH_SECONDS + 1
+    while time.monotonic() < end:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended and status:
+            break
+        if ended:
+            return
+        time.sleep(0.05)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    raise _unreachable(endpoint)
+
+
+def _connect(host: str, port: str) -> NoReturn:
+    """Connects to the store at an endpoint, and ends this process: with 0 if there is one."""
+    from torch._C._distributed_c10d import TCPStore
+
+    code = 1
+    with contextlib.suppress(BaseException):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # torch's own words on it
+        patience = datetime.timedelta(seconds=_REACH_SECONDS)
+        TCPStore(host, int(port), timeout=patience, wait_for_workers=False)
+        code = 0
+    os._exit(code)
+
+
+def _unreachable(endpoint: str | None) -> ConfigError:
+    message = f"no process of this run could be reached at {endpoint} within {_REACH_SECONDS} s"
+    fix = "name a machine that runs the command too, and a port of it that is free and not behind a firewall"
+    return ConfigError(Problem("--rdzv-endpoint", message, fix))
+
+
 def _interface_of(address: str) -> str | None:
     """The network interface that has an address, which gloo would otherwise guess from the machine's name."""
     import psutil
@@ -144,6 +223,4 @@ def _exit_code(error: BaseException) -> int:
         return own[0]
     rank, failure = min(failures.items())
     name = signal.Signals(-failure.exitcode).name if failure.exitcode < 0 else f"exit code {failure.exitcode}"
-    raise LostRankError(
-        f"rank {rank} was ended by {name}. Fix: start the same command again with --resume.", sorted(failures)
-    )
+    raise LostRankError(f"rank {rank} was ended by {name}. {AGAIN}", sorted(failures))

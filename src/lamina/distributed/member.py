@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lamina.distributed.failure import Failure, PeerError
+from lamina.distributed.failure import Failure, LostRankError, PeerError
 from lamina.distributed.ranks import is_one_of_several
 from lamina.errors import ConfigError, Interrupted
 
@@ -32,7 +32,7 @@ def member() -> Iterator[Group | None]:
     """Joins the group of processes that this one was started in, if any, for the block.
 
     An error in the block ends all processes. The first of them raises it, with the rank that it came from; the others
-    raise `Silenced` as soon as the first has told the user.
+    raise `Silenced` as soon as the first has told the user. Where the first is gone, another takes its place.
 
     Yields:
         The group; None for a process by itself, which has not imported torch for it.
@@ -54,12 +54,9 @@ def taking_part(group: Group) -> Iterator[Group]:
     except BaseException as error:
         group.report(error)
         failure = Failure.of(error, group.rank, group.host)
-        if not group.is_first and group.was_told():
+        if not group.must_tell(error.ranks if isinstance(error, LostRankError) else ()):
             raise Silenced(failure) from error
-        if group.is_first:
-            atexit.register(group.tell)
-        else:
-            group.tell()
+        atexit.register(group.tell)
         raise _named(error, failure) from error
     else:
         group.leave()

@@ -7,7 +7,18 @@ import os
 
 def is_one_of_several() -> bool:
     """Returns whether a launcher has started this process as one of several."""
-    return _number("WORLD_SIZE", 1) > 1 and "RANK" in os.environ and "MASTER_ADDR" in os.environ
+    return world_size() > 1
+
+
+def is_first_rank() -> bool:
+    """Returns whether this is the first of the processes that a launcher has started, or one by itself."""
+    return _number("RANK", 0) == 0
+
+
+def world_size() -> int:
+    """Returns how many processes a launcher has started this one with; 1 without a launcher."""
+    launched = "RANK" in os.environ and "MASTER_ADDR" in os.environ
+    return _number("WORLD_SIZE", 1) if launched else 1
 
 
 def restarts() -> int:

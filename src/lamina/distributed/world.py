@@ -126,6 +126,21 @@ class World:
         """
         return work()
 
+    def first_here(self, work: Callable[[], T], what: str) -> T:
+        """Does something in every process, but in the first one of each machine before the others.
+
+        So a cache is filled once, by a process that fails alone if it fails, and the others find it full. Nobody waits
+        for a first process that seems to be gone, so the work must have a lock of its own.
+
+        Args:
+            work: What is done.
+            what: Its name, the same in all processes and used once.
+
+        Raises:
+            PeerError: Another process failed meanwhile.
+        """
+        return work()
+
     def explain(self, error: Exception) -> Exception:
         """Returns the error behind a connection that broke amid the model's own exchanges; else the error itself."""
         return error

@@ -72,6 +72,10 @@ class LocalGenerator:
         """Why the base does not run on the kernels; None where it does."""
         return self._built().reason
 
+    def is_exact(self, adapter: str | None) -> bool:
+        """Whether an answer is the same to the bit whatever is answered beside it: those of the kernels are."""
+        return self._part(self._built(), adapter).reason is None
+
     def check(self, request: Request) -> None:
         """As the contract says."""
         if request.adapter is not None and request.adapter not in self.adapters:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from lamina.data.batch import Layout, build_units
 from lamina.data.example import EncodedExample
+from lamina.distributed.world import ALONE, World
 from lamina.evaluation.preference import Share
 from lamina.evaluation.score import Score
 from lamina.methods.shared.score import last_states, scored
@@ -72,6 +73,7 @@ def class_probabilities(
     batch_size: int,
     layout: Layout,
     progress: Callable[[int], None] = lambda done: None,
+    world: World = ALONE,
 ) -> np.ndarray:
     """Computes the probability of each class for each example: (examples, classes), float32.
 
@@ -82,14 +84,16 @@ def class_probabilities(
         batch_size: Examples in a batch.
         layout: How the documents of a batch go through the model.
         progress: Called with the number of examples done.
+        world: The processes that share the batches.
     """
-    found: list[torch.Tensor] = []
-    for first in range(0, len(examples), batch_size):
-        chosen = [examples[place] for place in range(first, min(first + batch_size, len(examples)))]
-        for unit in build_units(chosen, layout):
-            found += [scored(model, last_states(head, batch.to(model.device))) for batch in unit]
-        progress(first + len(chosen))
-    return torch.cat(found).softmax(-1).cpu().numpy()
+    batches = [examples[first : first + batch_size] for first in range(0, len(examples), batch_size)]
+    found: dict[int, np.ndarray] = {}
+    for place in world.mine([float(sum(map(len, batch))) for batch in batches]):
+        units = build_units(batches[place], layout)
+        scores = [scored(model, last_states(head, batch.to(model.device))) for unit in units for batch in unit]
+        found[place] = torch.cat(scores).softmax(-1).cpu().numpy()
+        progress(sum(len(batches[done]) for done in found))
+    return np.concatenate(world.collect(found, "the classes"))
 
 
 def class_scores(predicted: np.ndarray, expected: np.ndarray, labels: Sequence[str]) -> ClassificationScores:

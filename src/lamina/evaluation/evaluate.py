@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from lamina.adapters.load import Loaded, load
-from lamina.chat.template import ChatTemplate
 from lamina.compute.fusion import fast_path
-from lamina.config import DataConfig
 from lamina.config.losses.cross_entropy import CrossEntropyConfig
-from lamina.data.dataset import Dataset, build_dataset, build_evaluation
 from lamina.data.example import Example, Kind
 from lamina.data.recognize import question_of
 from lamina.data.side import Side
+from lamina.distributed.world import ALONE, World
 from lamina.engine.generate import build_generator, complete
 from lamina.engine.generator import ADAPTER, Generator
+from lamina.engine.local import LocalGenerator
 from lamina.engine.sampling import DEFAULT_MAX_TOKENS, Sampling
-from lamina.errors import ConfigError, DataError, Problem
+from lamina.errors import ConfigError, Problem
 from lamina.evaluation.classification import ClassificationScores, class_probabilities, class_scores
 from lamina.evaluation.forgetting import general_losses
 from lamina.evaluation.judgement import explain
 from lamina.evaluation.preference import Share, preference_accuracy
 from lamina.evaluation.preference import complete as complete_rows
+from lamina.evaluation.rows import conversations, evaluation_rows
 from lamina.evaluation.scorers import Case, Given, Scorer, build_scorer, find_scorers
 from lamina.evaluation.scorers.perplexity import perplexity_of
 from lamina.losses.base import Loss, build_loss
@@ -37,7 +37,6 @@ from lamina.progress import Notify, Progress
 from lamina.runs import Run, run_of
 from lamina.runs.summary import LOSS_OF_SET, losses_of_sets
 from lamina.structure.head import find_head
-from lamina.structure.positions import declared_positions
 from lamina.training.eval_sets import best_set, evaluate_sets
 from lamina.training.step import EvaluationResult, evaluate_loss
 
@@ -47,9 +46,6 @@ REASONING_GIVEN = (
     "data.thinking is unsupervised: a row's own reasoning is given as part of its prompt, and exact match compares "
     "what comes after it"
 )
-# Of a run's own data that is not what it was.
-_OTHER_DATA = "Fix: put it back as it was, or name what to evaluate on with --data FILE."
-_MIXED_UP = "rows that it learned may be among those that it is evaluated on"
 
 
 @dataclass(frozen=True)
@@ -179,6 +175,7 @@ def evaluate(
     generator: Generator | None = None,
     progress: Progress = lambda what, done, total: None,
     notify: Notify = lambda message: None,
+    world: World = ALONE,
 ) -> Evaluation:
     """Evaluates an adapter and its bare base on the same rows.
 
@@ -200,6 +197,7 @@ def evaluate(
         generator: What answers; by default the loaded model.
         progress: Called with what is being done, how much of it is done, and how much there is.
         notify: Called with a sentence on what a user should know of the adapter and of its answers.
+        world: The processes that share the work; the figures are those of one process, to the bit.
 
     Raises:
         ConfigError: There is no data to evaluate on, or no scorer of a name.
@@ -220,11 +218,12 @@ def evaluate(
     if scorers and isinstance(loss, Classification):
         message = "compares generated answers, and a classifier has none"
         raise ConfigError(Problem("--score", message, "leave it out: accuracy and macro F1 are always there"))
-    dataset, rows, notes = _eval_data(loaded, run, data, columns, max_rows, loss)
+    given = (loaded, run, data, columns, max_rows, loss)
+    dataset, rows, notes = world.first_here(lambda: evaluation_rows(*given), "encoding the rows")
     check_side(dataset.eval, [file.path for file in dataset.report.files], loaded.model, loaded.tokenizer)
     encoded = complete_rows(dataset.eval[rows], loss, loaded, run, dataset.max_length, notify)
     sets = {name: slice(s.start, min(s.stop, s.start + (max_rows or s.stop))) for name, s in dataset.eval_sets.items()}
-    examples = _conversations(dataset, loaded.template) if scorers else []
+    examples = conversations(dataset, loaded.template) if scorers else []
     examples = [example for each in sets.values() or [rows] for example in examples[each]]
     is_classifier = isinstance(loss, Classification)
     sampled = bool(answers) and not scorers and not is_classifier
@@ -237,7 +236,8 @@ def evaluate(
     def measure(what: str) -> EvaluationResult:
         def on(side: Side, where: str) -> EvaluationResult:
             report = lambda done: progress(what + where, done, len(side))  # noqa: E731
-            return evaluate_loss(loaded.model, head, loss, side, batch_size, progress=report, layout=path.layout)
+            parts = (loaded.model, head, loss, side, batch_size)
+            return evaluate_loss(*parts, progress=report, layout=path.layout, world=world)
 
         with fast_path(loaded.model, longest=encoded.longest) as path:
             return evaluate_sets(on, encoded, sets, best)
@@ -249,14 +249,14 @@ def evaluate(
     classified = None
     if isinstance(loss, Classification):
         with fast_path(loaded.model, longest=encoded.longest) as path:
-            found = class_probabilities(loaded.model, head, encoded, batch_size, path.layout)
+            found = class_probabilities(loaded.model, head, encoded, batch_size, path.layout, world=world)
         classified = class_scores(found.argmax(1), loss.targets(encoded).numpy(), loss.classes)
     losses, base_losses = losses_of_sets(adapter.metrics), losses_of_sets(base.metrics)
-    predictions = _predict(generator, examples, sampling, scorers, progress) if scorers else []
+    predictions = _predict(generator, examples, sampling, scorers, progress, world) if scorers else []
     scores = {scorer.name: _means(predictions, scorer.name) for scorer in scorers}
     exact = None if sampled else scores.get("exact_match")
     texts = (
-        general_losses(loaded, batch_size, lambda done, total: progress("general text", done, total))
+        general_losses(loaded, batch_size, lambda done, total: progress("general text", done, total), world)
         if general and not is_classifier
         else (None, None)
     )
@@ -312,15 +312,29 @@ def _own_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not name.startswith(LOSS_OF_SET)}
 
 
+def own_questions(generator: Generator, prompts: Sequence[str], adapter: str | None, world: World) -> list[int]:
+    """Returns the places of the prompts that this process answers: its share, where that cannot change an answer."""
+    if world.size == 1 or (isinstance(generator, LocalGenerator) and generator.is_exact(adapter)):
+        return sorted(world.mine([float(len(prompt)) for prompt in prompts]))
+    return list(range(len(prompts))) if world.is_first else []
+
+
 def _predict(
-    generator: Generator, examples: list[Example], sampling: Sampling, scorers: Sequence[Scorer], progress: Progress
+    generator: Generator,
+    examples: list[Example],
+    sampling: Sampling,
+    scorers: Sequence[Scorer],
+    progress: Progress,
+    world: World,
 ) -> list[Prediction]:
     questions = [question_of(row, generator.template) for row in examples]
 
     def say(what: str, adapter: str | None) -> list[str]:
-        report = lambda done: progress(what, done, len(questions))  # noqa: E731
-        prompts = [question.prompt for question in questions]
-        written = complete(generator, prompts, sampling, adapter=adapter, progress=report)
+        mine = own_questions(generator, [question.prompt for question in questions], adapter, world)
+        report = lambda done: progress(what, done, len(mine))  # noqa: E731
+        prompts = [questions[place].prompt for place in mine]
+        answered = complete(generator, prompts, sampling, adapter=adapter, progress=report) if mine else []
+        written = world.collect(dict(zip(mine, answered, strict=True)), what)
         return [question.voice.read(text).strip() for question, text in zip(questions, written, strict=True)]
 
     base = say("answers of the base", None)
@@ -332,81 +346,6 @@ def _predict(
         scores = {each.name: (each.score(cases[0]), each.score(cases[1])) for each in scorers}
         predictions.append(Prediction(example.row, example.prompt[-1].content, expected, ours, theirs, scores))
     return predictions
-
-
-def _eval_data(
-    loaded: Loaded,
-    run: Run | None,
-    data: str | Path | None,
-    columns: dict[str, str] | None,
-    max_rows: int | None,
-    loss: Loss,
-) -> tuple[Dataset, slice, list[str]]:
-    """The data to evaluate on, which of its evaluation examples, and what a user should know of it."""
-    if data is None:
-        if run is None or run.config.data.eval is None:
-            raise ConfigError(
-                Problem("--data", "is required: there is no run with evaluation data here.", "give a data file")
-            )
-        config = run.config
-        batch_size = config.train.per_device_train_batch_size
-        dataset = build_dataset(
-            config.data,
-            loaded.template,
-            batch_size,
-            config.seed,
-            notify=None,
-            sequences=loss.sequences,
-            positions=declared_positions(loaded.model),
-        )
-        if not len(dataset.eval):
-            raise DataError(f"{run.path}: the run has no evaluation rows. Fix: give a file with --data.")
-        # Of several sets, each is cut by itself.
-        return dataset, slice(None if dataset.eval_sets else max_rows), _changes_since(run, dataset)
-    format_name = "classification" if loss.sequences.pooled else "auto"
-    changes = {"train": str(data), "columns": columns, "format": format_name, "eval": None, "replay": None}
-    changes |= {"stratify_by": None, "group_by": None}
-    settings = run.config.data if run else DataConfig(train=str(data))
-    if run and columns is None:
-        changes["columns"] = settings.columns
-    settings = settings.model_copy(update=changes)
-    positions = declared_positions(loaded.model)
-    dataset = build_evaluation(settings, str(data), "--data", max_rows, loaded.template, loss.sequences, positions)
-    return dataset, slice(None), [*dataset.report.warnings, *dataset.report.notes]
-
-
-def _changes_since(run: Run, dataset: Dataset) -> list[str]:
-    """What the files that a run's evaluation rows come from are no more, by the digests in its manifest.
-
-    Raises:
-        DataError: They have fewer rows than when the run was trained.
-    """
-    then, now = run.manifest.data or [], dataset.report.files
-    if len(then) != len(now):
-        message = f"the run was trained with {len(then)} data files, and there are {len(now)} now"
-        if sum(file.rows for file in then) > sum(file.rows for file in now):
-            raise DataError(f"{run.path}: {message}, with fewer rows. {_OTHER_DATA}")
-        return [f"warning: {message}; {_MIXED_UP}"]
-    side = "eval" if run.config.data.eval_sources else "train"  # a share is held out of what is trained on
-    changed = [
-        (file, was) for was, file in zip(then, now, strict=True) if file.role == side and file.sha256 != was.sha256
-    ]
-    for file, was in changed:
-        if file.rows < was.rows:
-            raise DataError(
-                f"{file.path}: has {file.rows} rows, and had {was.rows} when {run.path} was trained. {_OTHER_DATA}"
-            )
-    what = _MIXED_UP if side == "train" else "these are not the rows that the run was evaluated on"
-    return [f"warning: {file.path} changed since the run was trained; {what}" for file, _ in changed]
-
-
-def _conversations(dataset: Dataset, template: ChatTemplate) -> list[Example]:
-    examples = dataset.eval_examples(template)
-    if any(example.kind is Kind.TEXT for example in examples):
-        raise DataError("plain text has no answers to compare with. Fix: leave --exact-match out.")
-    if any(example.tokens is not None for example in examples):
-        raise DataError("rows of tokens have no text to compare answers with. Fix: leave --exact-match out.")
-    return examples
 
 
 def _means(predictions: Sequence[Prediction], scorer: str) -> Scores:

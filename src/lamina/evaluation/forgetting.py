@@ -14,6 +14,7 @@ from lamina.adapters.load import Loaded
 from lamina.compute.fusion import fast_path
 from lamina.data.example import EncodedExample
 from lamina.data.read import read_rows
+from lamina.distributed.world import ALONE, World
 from lamina.errors import DataError
 from lamina.losses.cross_entropy import CrossEntropy
 from lamina.models.vocabulary import check_ids
@@ -58,8 +59,10 @@ def general_pieces(
     return pieces[:most]
 
 
-def general_loss(loaded: Loaded, pieces: list[EncodedExample], batch_size: int, *, base: bool = False) -> float:
-    """Mean loss over all tokens of the pieces, of the adapter or of its bare base.
+def general_loss(
+    loaded: Loaded, pieces: list[EncodedExample], batch_size: int, *, base: bool = False, world: World = ALONE
+) -> float:
+    """Mean loss over all tokens of the pieces, of the adapter or of its bare base, by processes that share the work.
 
     Raises:
         DataError: The base has no row for one of them.
@@ -70,27 +73,31 @@ def general_loss(loaded: Loaded, pieces: list[EncodedExample], batch_size: int, 
     with loaded.injection.disabled():
         head = find_head(loaded.model)
         if base:
-            return _mean_loss(loaded, head, pieces, batch_size)
-    return _mean_loss(loaded, head, pieces, batch_size)
+            return _mean_loss(loaded, head, pieces, batch_size, world)
+    return _mean_loss(loaded, head, pieces, batch_size, world)
 
 
 def general_losses(
-    loaded: Loaded, batch_size: int, progress: Callable[[int, int], None] = lambda done, total: None
+    loaded: Loaded,
+    batch_size: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    world: World = ALONE,
 ) -> tuple[float, float]:
     """Mean losses of the bare base and of the adapter on lamina's own general text, in nats a token."""
     limit = declared_positions(loaded.model)
     pieces = general_pieces(OWN_TEXTS, loaded.tokenizer, min(_PIECE, limit or _PIECE), _MOST_PIECES)
     progress(0, 2)
-    before = general_loss(loaded, pieces, batch_size, base=True)
+    before = general_loss(loaded, pieces, batch_size, base=True, world=world)
     progress(1, 2)
-    after = general_loss(loaded, pieces, batch_size)
+    after = general_loss(loaded, pieces, batch_size, world=world)
     progress(2, 2)
     return before, after
 
 
-def _mean_loss(loaded: Loaded, head: Head, pieces: list[EncodedExample], batch_size: int) -> float:
+def _mean_loss(loaded: Loaded, head: Head, pieces: list[EncodedExample], batch_size: int, world: World) -> float:
+    parts = (loaded.model, head, CrossEntropy(), pieces, batch_size)
     with fast_path(loaded.model, longest=max(map(len, pieces))) as path:
-        return evaluate_loss(loaded.model, head, CrossEntropy(), pieces, batch_size, layout=path.layout).loss
+        return evaluate_loss(*parts, layout=path.layout, world=world).loss
 
 
 def _documents(path: Path, field: str) -> list[str]:

@@ -7,15 +7,14 @@ state consists of plain tensors. Among the optimizers, only this file imports th
 
 from __future__ import annotations
 
-import importlib
 from types import ModuleType
 from typing import Any
 
 import torch
 
 from lamina.config import TrainConfig
-from lamina.errors import ConfigError, Problem
 from lamina.optim._adamw import FloatMoments, Moments, MomentsAdamW, State, Update
+from lamina.packages import needed_package
 
 BLOCK = 256
 
@@ -32,13 +31,7 @@ def bitsandbytes(optim: str) -> ModuleType:
     Raises:
         ConfigError: The package is not installed.
     """
-    try:
-        return importlib.import_module("bitsandbytes.functional")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "bitsandbytes":
-            raise
-        message = f"{optim} needs the package bitsandbytes, which is not installed."
-        raise ConfigError(Problem("train.optim", message, "pip install 'lamina[bnb]'")) from None
+    return needed_package("bitsandbytes.functional", optim, "train.optim", "bnb")
 
 
 def build_adamw(config: TrainConfig, groups: list[dict[str, Any]], moments: Moments) -> MomentsAdamW:

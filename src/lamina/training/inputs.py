@@ -12,6 +12,7 @@ from lamina.config import Config
 from lamina.config.aliases import ALIASES
 from lamina.data.dataset import build_dataset
 from lamina.data.source import SourceReader, open_sources
+from lamina.distributed.assign import sharing
 from lamina.losses.base import build_loss
 from lamina.models.load import load_tokenizer
 from lamina.models.source import find_model
@@ -46,6 +47,9 @@ class RunPlan:
         tokens: Tokens of an epoch.
         supervised_tokens: Those in the loss.
         longest: Tokens of the longest training example.
+        micro_batches: Micro-batches of an optimizer step, over all processes together.
+        micro_batch: What one holds, such as "4 rows".
+        rows_per_step: Training examples of a whole optimizer step; a mean, if micro-batches are packed.
         steps_per_epoch: Optimizer steps of an epoch.
         total_steps: Optimizer steps of the run.
         data_report: What happens to the rows, in lines.
@@ -56,6 +60,9 @@ class RunPlan:
     tokens: int
     supervised_tokens: int
     longest: int
+    micro_batches: int
+    micro_batch: str
+    rows_per_step: float
     steps_per_epoch: int
     total_steps: int
     data_report: list[str]
@@ -67,6 +74,15 @@ class RunPlan:
             f"{self.train_rows:,} training and {self.eval_rows:,} evaluation rows; {self.total_steps:,} steps "
             f"({epochs:.3g} epochs of {self.steps_per_epoch:,}), {round(self.tokens * epochs):,} tokens; the longest "
             f"row has {self.longest:,}"
+        )
+
+    def step_line(self, processes: int) -> str:
+        """Says what a step is made of, and how so many processes share it."""
+        many = "micro-batch" if self.micro_batches == 1 else "micro-batches"
+        about = "" if self.micro_batch.endswith("rows") else "about "
+        return (
+            f"a step has {about}{self.rows_per_step:.3g} rows: {self.micro_batches} {many} of {self.micro_batch}, "
+            f"{sharing(self.micro_batches, processes)}"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -86,13 +102,19 @@ def plan_run(config: Config, notify: Notify = lambda message: None) -> RunPlan:
     template = template_of(load_tokenizer(find_model(config.model, notify)), config.data)
     size = config.train.per_device_train_batch_size
     dataset = build_dataset(config.data, template, size, config.seed, notify, loss.sequences)
-    steps = math.ceil(dataset.report.micro_batches / config.train.micro_batches_per_step)
+    micro_batches = config.train.micro_batches_per_step
+    steps = math.ceil(dataset.report.micro_batches / micro_batches)
     return RunPlan(
         train_rows=len(dataset.train),
         eval_rows=len(dataset.eval),
         tokens=dataset.report.train.tokens,
         supervised_tokens=int(dataset.train.pieces.supervised.sum()),
         longest=dataset.train.longest,
+        micro_batches=micro_batches,
+        micro_batch=f"{size} x {dataset.max_length:,} tokens" if config.data.packing else f"{size} rows",
+        rows_per_step=min(1.0, micro_batches / dataset.report.micro_batches) * len(dataset.train)
+        if config.data.packing
+        else min(size * micro_batches, len(dataset.train)),
         steps_per_epoch=steps,
         total_steps=config.train.max_steps or max(1, math.ceil(steps * (config.train.epochs or 0.0))),
         data_report=dataset.report.lines(),

@@ -6,7 +6,7 @@ import itertools
 
 from lamina.compute.fusion import FusionReport
 from lamina.compute.kernels import kernel_notes
-from lamina.distributed.assign import balance
+from lamina.distributed.assign import balance, sharing
 from lamina.methods.shared.counts import count_parameters, total_parameters
 from lamina.runs.events import FirstExample, Note, Segment, Started
 from lamina.training.backward import costs_of, split_of
@@ -30,19 +30,7 @@ def announce(session: Session, state: TrainState, fusion: FusionReport, log: Eve
     """
     model, parameters = session.base.model, list(session.tensors.values())
     notes = [*fusion.notes, *kernel_notes(model.device, session.config.train.compile)]
-    if (idle := session.world.size - session.per_step * session.world.team_size) > 0:
-        notes.append(
-            f"A step has {session.per_step} micro-batches, so {idle} of {session.world.size} processes have nothing to "
-            "do. Raise train.gradient_accumulation_steps or train.global_batch_size, or start fewer."
-        )
-    elif session.world.size > 1:
-        teams = session.world.size // session.world.team_size
-        factor = balance(costs_of(model, session.epoch_plan(0)[: session.per_step]), teams)
-        if factor > _UNEVEN:
-            notes.append(
-                f"Processes wait for each other: a step takes {factor:.1f} times as long as if its {session.per_step} "
-                f"micro-batches could be divided evenly. Let their number be a multiple of {teams}."
-            )
+    notes += _sharing_notes(session)
     for note in notes:
         log.emit(Note(state.step, message=note))
     sample = session.epoch_plan(0)[0]
@@ -67,6 +55,28 @@ def announce(session: Session, state: TrainState, fusion: FusionReport, log: Eve
         )
     )
     log.emit(FirstExample(state.step, segments=colored_example(session)))
+
+
+def _sharing_notes(session: Session) -> list[str]:
+    """Says how the processes of a run share a step."""
+    world, count = session.world, session.per_step
+    if world.size == 1:
+        return []
+    teams = world.size // world.team_size
+    step = f"A step has {count} micro-batch{'es' * (count > 1)}"
+    if teams == 1:
+        return [f"{step}, each of them shared by all {world.size} processes."]
+    who = "processes" if world.team_size == 1 else f"teams of {world.team_size} processes"
+    shared = f"{step} over all processes, {sharing(count, teams, who)}."
+    if count < teams:
+        return [f"{shared} Raise train.gradient_accumulation_steps or train.global_batch_size, or start fewer."]
+    factor = balance(costs_of(session.base.model, session.epoch_plan(0)[:count]), teams)
+    if factor <= _UNEVEN:
+        return [shared]
+    return [
+        f"{shared} They wait for each other: a step takes {factor:.1f} times as long as if it could be divided "
+        f"evenly. Let the number of micro-batches be a multiple of {teams}."
+    ]
 
 
 def colored_example(session: Session) -> list[Segment]:

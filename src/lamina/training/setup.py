@@ -77,7 +77,8 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
     notify("Reading the data ...")
     batch_size = config.train.per_device_train_batch_size
     positions = declared_positions(base.model)
-    dataset = build_dataset(config.data, template, batch_size, config.seed, notify, loss.sequences, positions)
+    given = (config.data, template, batch_size, config.seed, notify, loss.sequences, positions)
+    dataset = world.first_here(lambda: build_dataset(*given), "encoding the data")
     config = config.model_copy(
         update={"data": config.data.model_copy(update={"max_length": dataset.max_length})}
     )  # what follows is computed with it, and the run's own config.yaml was written before

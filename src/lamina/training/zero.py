@@ -80,6 +80,7 @@ class ZeroEngine:
 
     def moments(self) -> dict[str, torch.Tensor]:
         """Returns the optimizer's state as a run without DeepSpeed has it; all processes must ask."""
+        self._link()
         states = [state for state in self._inner.state.values() if state]
         keys = sorted({key for state in states for key, value in state.items() if _is_moment(value)})
         found: dict[str, torch.Tensor] = {}
@@ -98,6 +99,7 @@ class ZeroEngine:
         with torch.enable_grad():  # an empty update, so that there is a state
             self.backward(torch.stack([0.0 * tensor.sum() for tensor in self._tensors.values()]).sum(), True)
         self.step()
+        self._link()
         steps: set[float] = set()
         for name, parameter in self._tensors.items():
             parameter.copy_(tensors[name])
@@ -111,6 +113,12 @@ class ZeroEngine:
         for state in self._inner.state.values():
             if steps and "step" in state:
                 state["step"] = torch.tensor(max(steps))
+
+    def _link(self) -> None:
+        """Lets each tensor find its part of the state, which DeepSpeed does for the first group of tensors alone."""
+        groups = zip(self.optimizer.bit16_groups, self.optimizer.single_partition_of_fp32_groups, strict=True)
+        for tensors, partition in groups:
+            self._fragments.lazy_init_hp_params_optimizer_state(tensors, partition, self._inner.state)
 
     @property
     def _inner(self) -> torch.optim.Optimizer:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Literal
 
 from lamina.config.section import Section
-from lamina.evaluation.scorers._packages import metrics_package
 from lamina.evaluation.scorers.base import Case
+from lamina.packages import needed_package
 
 TITLE = "BLEU"
 RANGE = (0.0, 100.0)
@@ -36,6 +36,6 @@ def build(options: Options) -> Callable[[Case], float]:
     Raises:
         ConfigError: sacrebleu is not installed.
     """
-    library = metrics_package("sacrebleu", "bleu")
+    library = needed_package("sacrebleu", "bleu", "type", "metrics")
     metric = library.BLEU(effective_order=True, tokenize=options.tokenize, lowercase=options.lowercase)
     return lambda case: min(100.0, metric.sentence_score(case.answer, [case.expected]).score)

@@ -8,8 +8,8 @@ from typing import Annotated
 from pydantic import Field
 
 from lamina.config.section import Section
-from lamina.evaluation.scorers._packages import metrics_package
 from lamina.evaluation.scorers.base import Case
+from lamina.packages import needed_package
 
 TITLE = "chrF"
 RANGE = (0.0, 100.0)
@@ -34,6 +34,6 @@ def build(options: Options) -> Callable[[Case], float]:
     Raises:
         ConfigError: sacrebleu is not installed.
     """
-    library = metrics_package("sacrebleu", "chrf")
+    library = needed_package("sacrebleu", "chrf", "type", "metrics")
     metric = library.CHRF(word_order=options.word_order, lowercase=options.lowercase)
     return lambda case: min(100.0, metric.sentence_score(case.answer, [case.expected]).score)

@@ -12,8 +12,8 @@ from pydantic import Field
 from lamina.config.section import Section
 from lamina.errors import ConfigError, Problem
 from lamina.evaluation.scorers._json import NotJson, read_json
-from lamina.evaluation.scorers._packages import metrics_package
 from lamina.evaluation.scorers.base import Case
+from lamina.packages import needed_package
 
 TITLE = "valid JSON"
 RANGE = (0.0, 1.0)
@@ -54,7 +54,7 @@ def build(options: Options) -> Callable[[Case], float]:
 def _checker(schema: dict[str, Any] | str | None) -> Callable[[Any], bool]:
     if schema is None:
         return lambda value: True
-    library = metrics_package("jsonschema_rs", "json_valid with a schema")
+    library = needed_package("jsonschema_rs", "json_valid with a schema", "type", "metrics")
     try:
         found = json.loads(Path(schema).expanduser().read_text(encoding="utf-8")) if isinstance(schema, str) else schema
         return library.validator_for(found, retriever=_refuse).is_valid

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Literal
 
 from lamina.config.section import Section
-from lamina.evaluation.scorers._packages import metrics_package
 from lamina.evaluation.scorers.base import Case
+from lamina.packages import needed_package
 
 TITLE = "ROUGE"
 RANGE = (0.0, 1.0)
@@ -32,6 +32,6 @@ def build(options: Options) -> Callable[[Case], float]:
     Raises:
         ConfigError: rouge-score is not installed.
     """
-    library = metrics_package("rouge_score.rouge_scorer", "rouge")
+    library = needed_package("rouge_score.rouge_scorer", "rouge", "type", "metrics")
     scorer = library.RougeScorer([options.variant], use_stemmer=options.stemmer)
     return lambda case: scorer.score(case.expected, case.answer)[options.variant].fmeasure

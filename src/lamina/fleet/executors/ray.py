@@ -15,9 +15,9 @@ from typing import Any
 
 from lamina.config.section import Section
 from lamina.errors import FleetError
-from lamina.fleet.executors._packages import cluster_package
 from lamina.fleet.process import run_task
 from lamina.fleet.task import Ended, Resources, Task
+from lamina.packages import needed_package
 
 # A node has the environment that it was started with. These are the settings of this process that a task needs too.
 _FORWARDED = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "LAMINA_CACHE")
@@ -120,7 +120,7 @@ def start(options: RayOptions, folder: Path) -> Iterator[RayExecutor]:
     Raises:
         FleetError: There is no cluster at the address.
     """
-    ray = cluster_package("ray", "ray")
+    ray = needed_package("ray", "ray", "--on", "ray")
     try:
         ray.init(
             address=options.address,

@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from lamina.config.section import Section
 from lamina.errors import FleetError
-from lamina.fleet.executors._packages import cluster_package
 from lamina.fleet.executors.local import usable_cores
 from lamina.fleet.process import TaskProcess, run_task
 from lamina.fleet.task import Ended, Resources, Task
+from lamina.packages import needed_package
 
 _FOLDER = "slurm"
 
@@ -68,7 +68,7 @@ class SlurmTask:
         if self._process is not None:
             self._process.stop()
             self._process.wait()
-        return cluster_package("submitit.helpers", "slurm").DelayedSubmission(SlurmTask(), task, resources)
+        return _submitit("submitit.helpers").DelayedSubmission(SlurmTask(), task, resources)
 
     def _keep(self, process: TaskProcess) -> None:
         self._process = process
@@ -83,7 +83,7 @@ class SlurmExecutor:
     """
 
     def __init__(self, options: SlurmOptions, folder: Path) -> None:
-        self._submitit = cluster_package("submitit", "slurm")
+        self._submitit = _submitit()
         self._options = options
         self._folder = folder
         self._handles: list[SlurmHandle] = []
@@ -181,6 +181,10 @@ def start(options: SlurmOptions, folder: Path) -> Iterator[SlurmExecutor]:
         yield executor
     finally:
         executor.end()
+
+
+def _submitit(module: str = "submitit") -> Any:
+    return needed_package(module, "slurm", "--on", "slurm")
 
 
 def _last_line(error: Exception) -> str:

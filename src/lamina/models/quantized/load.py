@@ -115,9 +115,9 @@ def load_packed(
     if not cached.is_dir():
         with writing_cache(cached, "quantizing the base"):
             cached.parent.mkdir(parents=True, exist_ok=True)
+            notify(f"Quantizing the base to {config.bits} bits, once ...")
             with FileLock(f"{cached}.lock"):
                 if not cached.is_dir():  # another process may have quantized it while this one waited
-                    notify(f"Quantizing the base to {config.bits} bits, once ...")
                     with files.new_folder(cached) as new:
                         streaming = StreamingConfig(config, dtype, weight_files(folder), loftq, experts=new)
                         _quantize(folder, streaming, dtype, settings, new)
