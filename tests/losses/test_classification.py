@@ -183,3 +183,20 @@ def test_the_task_type_of_peft_chooses_the_loss() -> None:
     assert load_config({**values, "loss": {"type": "reward"}}).loss.type == "reward"
     with pytest.raises(ConfigError, match="task_type SEQ_CLS"):
         load_config({**values, "loss": {"type": "dpo"}})
+
+
+def test_a_label_of_evaluation_rows_alone_is_an_error_unless_named(tmp_path: Path) -> None:
+    given = config(tmp_path, ("neg", "pos", "neg"))
+    (tmp_path / "eval.jsonl").write_text('{"text": "x", "label": "mid"}\n', encoding="utf-8")
+    given["data"]["eval"] = str(tmp_path / "eval.jsonl")
+    with pytest.raises(DataError, match="1 rows have the label 'mid'; the classes are 'neg', 'pos'"):
+        lamina.train(given)
+    given |= {"loss": {"type": "classification", "labels": ["neg", "mid", "pos"]}, "train": {"max_steps": 1}}
+    run = lamina.train({**given, "output_dir": str(tmp_path / "named")})
+    lock = read_adapter(run.adapter).lock
+    assert lock is not None and lock.classes == ["neg", "mid", "pos"]
+
+
+def test_no_note_on_stop_tokens(trained: Run) -> None:
+    assert not any("stop token" in line for event in trained.events() for line in getattr(event, "data_report", ()))
+    assert any(getattr(event, "data_report", ()) for event in trained.events())

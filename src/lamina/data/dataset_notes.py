@@ -52,7 +52,8 @@ def dataset_notes(
             notes.append("every evaluation row was dropped, so nothing will be evaluated")
     elif config.eval is not None:
         notes += _leaks(every, train, evaluation)
-    conversations = np.array([not file.is_text for file in every])[train.pieces.file_index]
+    # A loss over the state of the last token teaches no stop.
+    conversations = np.array([not file.is_text and not file.pooled for file in every])[train.pieces.file_index]
     untaught = int((conversations & ~train.pieces.teaches_stop).sum())
     if untaught:
         notes.append(

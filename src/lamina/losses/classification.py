@@ -74,7 +74,9 @@ class Classification(Loss):
 
     def study(self, train: Side, rows_per_step: float, notify: Notify) -> None:
         counts: dict[str, int] = {}
-        for store in train.stores:
+        for number, store in enumerate(train.stores):
+            if not len(train.indices(number)):  # of evaluation rows alone; what training never saw is no class
+                continue
             for name, count in store.facts.classes.items():
                 counts[name] = counts.get(name, 0) + count
         if not self._named:
