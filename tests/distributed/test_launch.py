@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 import yaml
 
 from lamina.distributed.failure import LostRankError
 from lamina.distributed.group import join
-from lamina.distributed.launch import count_processes, launch
+from lamina.distributed.launch import count_processes, is_host, launch
 from lamina.errors import ConfigError, Interrupted, RunError
 from tests.support.training import settings
 
@@ -68,6 +69,15 @@ def test_an_endpoint_that_nobody_answers_at(endpoint: str, monkeypatch: pytest.M
         place = endpoint if ":" in endpoint else f"{endpoint}:{other.getsockname()[1]}"
         with pytest.raises(ConfigError, match="--rdzv-endpoint: no process of this run could be reached"):
             launch(["version"], 1, nnodes=2, endpoint=place)
+
+
+def test_who_holds_the_place_where_all_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine whose address it is, whatever its name, if nobody there does it yet."""
+    monkeypatch.setattr("lamina.distributed.launch._REACH_SECONDS", 5)
+    store = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False)
+    assert is_host("127.0.0.1:0", "127.0.0.1")
+    assert not is_host(f"127.0.0.1:{store.port}", "127.0.0.1")
+    assert not is_host(f"127.0.0.1:{store.port}", "10.0.0.5")
 
 
 def test_a_machine_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:

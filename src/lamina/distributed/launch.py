@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lamina.distributed.failure import AGAIN, LostRankError
 from lamina.errors import ConfigError, Interrupted, Problem
@@ -91,8 +91,9 @@ def launch(
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # each has a level of its own
     address = None if endpoint is None else _address_towards(endpoint)
+    meeting: dict[str, Any] = {"read_timeout": _REACH_SECONDS, "join_timeout": _MEET_SECONDS}
     if endpoint is not None:
-        _reach(endpoint, address)
+        meeting["is_host"] = is_host(endpoint, address)  # torch would guess it from the machine's name
     variables = {
         "OMP_NUM_THREADS": str(threads or max(1, len(os.sched_getaffinity(0)) // nproc)),
         "TORCH_CPP_LOG_LEVEL": "FATAL",  # what breaks is told by name, without torch's own traces
@@ -108,7 +109,7 @@ def launch(
             run_id="lamina" if endpoint else uuid.uuid4().hex,
             rdzv_backend="c10d",
             rdzv_endpoint=endpoint or "localhost:0",
-            rdzv_configs={"read_timeout": _REACH_SECONDS, "join_timeout": _MEET_SECONDS},
+            rdzv_configs=meeting,
             max_restarts=max_restarts,
             local_addr=address,
             logs_specs=specs,
@@ -155,10 +156,15 @@ def _address_towards(endpoint: str) -> str | None:
     return None
 
 
-def _reach(endpoint: str, address: str | None) -> None:
-    """Waits until the processes of the run can be reached; on the machine where they meet, whose port is free, at once.
+def is_host(endpoint: str, address: str | None) -> bool:
+    """Returns whether this process holds the place where all meet; if not, waits until it can be reached.
 
-    torch would wait without an end for something else that holds the port, and does not answer.
+    It does on the machine of the endpoint, if the port is free. torch would wait without an end for something else that
+    has the port and does not answer.
+
+    Args:
+        endpoint: HOST:PORT.
+        address: This machine's, as the endpoint's sees it.
 
     Raises:
         ConfigError: They cannot be.
@@ -167,7 +173,7 @@ def _reach(endpoint: str, address: str | None) -> None:
     with contextlib.suppress(OSError, ValueError):
         if socket.gethostbyname(host) == address:
             socket.create_server((host, int(port))).close()
-            return
+            return True
     child = os.fork()  # a call of torch's that hangs in a thread could not be left
     if not child:
         _connect(host, port)
@@ -177,7 +183,7 @@ def _reach(endpoint: str, address: str | None) -> None:
         if ended and status:
             break
         if ended:
-            return
+            return False
         time.sleep(0.05)
     else:
         os.kill(child, signal.SIGKILL)
