@@ -17,6 +17,7 @@ from lamina.evaluation.store import EvaluationError
 from lamina.evaluation.subjects import evaluate_subjects
 from lamina.gate.run import GateResult, run_gate
 from lamina.registry.evidence import read_record
+from lamina.registry.registry import Registry
 from tests.support.evaluation import Pair, write_jsonl, write_task
 from tests.support.models_zoo import build_model, build_tokenizer
 
@@ -58,6 +59,23 @@ def test_the_record_names_just_this_pair_and_its_rows(pair: Pair, tmp_path: Path
     other = apply(pair, tmp_path / "other", pair.strong, pair.weak, SMALLEST + "alpha: 0.01\n")
     assert other.record.gate_digest != record.gate_digest
     assert other.record.rows_digest == record.rows_digest
+
+
+def test_versions_are_those_of_the_registry_that_is_named(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAMINA_REGISTRY", str(tmp_path / "nowhere"))
+    with Registry(tmp_path / "team") as team:
+        team.add(pair.weak, "support")
+        team.add(pair.strong, "support")
+        found = apply(pair, tmp_path, "support:2", "support:1", registry=str(tmp_path / "team"))
+        assert (found.verdict, team.find("support:2").adapter_digest) == (
+            "promote",
+            found.record.candidate.adapter_digest,
+        )
+        team.promote("support:1", "prod", override="the first")
+        team.promote("support:2", "prod")
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_against_its_own_base(pair: Pair, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from lamina.cache.prune import cache_entries
 from lamina.errors import ConfigError, RegistryError
+from lamina.registry.places import versions_in
 from lamina.registry.registry import Registry
 from lamina.registry.resolve import local_path, resolve
 from tests.support.registry import make_adapter
@@ -38,6 +39,17 @@ def test_the_folder_is_the_adapter_folder(registry: Registry, tmp_path: Path) ->
     assert content(folder) == content(tmp_path / "a")
     assert all(path.stat().st_mode & 0o222 == 0 for path in folder.iterdir())
     assert [entry.path for entry in cache_entries(["adapters"])] == [folder]
+
+
+def test_references_mean_the_registry_that_is_named(registry: Registry, tmp_path: Path) -> None:
+    other = Registry(tmp_path / "other")
+    other.add(make_adapter(tmp_path / "b", 7), "support")
+    assert local_path("support:1") == resolve("support:1", registry) != resolve("support:1", other)
+    with versions_in(tmp_path / "other"):
+        assert local_path("support:1") == resolve("support:1", other)
+        with versions_in(None):
+            assert local_path("support:1") == resolve("support:1", other)
+    assert local_path("support:1") == resolve("support:1", registry)
 
 
 def test_paths_stay_paths(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,10 @@ def gate(
     ] = None,
     registry: Annotated[
         str | None,
-        typer.Option(metavar="URL|FOLDER", help="Also store the record there; by default where a version is named."),
+        typer.Option(
+            metavar="URL|FOLDER",
+            help="Where versions are found and the record is stored too; by default LAMINA_REGISTRY, or your own.",
+        ),
     ] = None,
     model: ModelOption = None,
     as_json: JsonFlag = False,

@@ -22,6 +22,7 @@ from lamina.gate.settings import Gate, read_gate
 from lamina.progress import Notify, Progress
 from lamina.registry.evidence import Check, GateRecord, Side, Verdict, record_digest, write_record
 from lamina.registry.names import is_reference
+from lamina.registry.places import versions_in
 from lamina.registry.registry import Registry
 from lamina.runs import timestamp
 
@@ -111,7 +112,7 @@ def run_gate(
         model: Another base than the one that adapters name.
         out: Folder of the new evaluation.
         records: Folder for the record; by default `gates` beside the evaluation.
-        registry: Where the record is also stored; by default the user's registry, if a version in it is named.
+        registry: Where versions are found and the record is stored too; by default the user's, if a version is named.
         progress: As for `evaluate_subjects`.
         notify: As for `evaluate_subjects`.
 
@@ -120,42 +121,43 @@ def run_gate(
         EvaluationError: A stored evaluation was changed, or is of others.
         LaminaError: A subject cannot be loaded or evaluated.
     """
-    checked = read_gate(gate)
-    if str(against) == BASE and not Path(BASE).exists():
-        against = find_subject(str(candidate), notify, model).base
-    pair = identify(str(candidate), model, notify), identify(str(against), model, notify)
-    _check_pair(*pair)
-    seen, used = _Seen(), [read_evaluation(Path(path)) for path in evaluations]
-    covered = {key for stored in used for key in _take(stored, pair, checked, seen)}
-    missing = {key: each for key, each in checked.tasks.items() if key not in covered}
-    lacks_general = checked.needs_general and GENERAL not in seen.rows
-    if missing or lacks_general or not used:
-        new = evaluate_subjects(
-            [candidate],
-            [each.task for each in missing.values()],
-            against=against,
-            general=general,
-            forgetting=lacks_general,
-            with_base=False,
-            model=model,
-            need_rows=False,
-            out=out,
-            progress=progress,
-            notify=notify,
-        )
-        used.append(new)
-        list(_take(new, pair, checked, seen))
-    latency = None
-    if checked.config.limits.latency_seconds is not None:
-        latency = _latency(str(candidate), checked, model, notify)
-    outcomes = _outcomes(checked, pair, seen, latency)
-    record = _record(checked, pair, outcomes, used, seen)
-    folder = Path(records) if records is not None else used[-1].path.parent / "gates"
-    path = write_record(record, folder)
-    if registry is not None or any(is_reference(each.ref) for each in pair):
-        with Registry(registry, create=False) as opened:
-            opened.store_record(record)
-    return GateResult(record.verdict, outcomes, record, record_digest(record), path, used)
+    with versions_in(registry):
+        checked = read_gate(gate)
+        if str(against) == BASE and not Path(BASE).exists():
+            against = find_subject(str(candidate), notify, model).base
+        pair = identify(str(candidate), model, notify), identify(str(against), model, notify)
+        _check_pair(*pair)
+        seen, used = _Seen(), [read_evaluation(Path(path)) for path in evaluations]
+        covered = {key for stored in used for key in _take(stored, pair, checked, seen)}
+        missing = {key: each for key, each in checked.tasks.items() if key not in covered}
+        lacks_general = checked.needs_general and GENERAL not in seen.rows
+        if missing or lacks_general or not used:
+            new = evaluate_subjects(
+                [candidate],
+                [each.task for each in missing.values()],
+                against=against,
+                general=general,
+                forgetting=lacks_general,
+                with_base=False,
+                model=model,
+                need_rows=False,
+                out=out,
+                progress=progress,
+                notify=notify,
+            )
+            used.append(new)
+            list(_take(new, pair, checked, seen))
+        latency = None
+        if checked.config.limits.latency_seconds is not None:
+            latency = _latency(str(candidate), checked, model, notify)
+        outcomes = _outcomes(checked, pair, seen, latency)
+        record = _record(checked, pair, outcomes, used, seen)
+        folder = Path(records) if records is not None else used[-1].path.parent / "gates"
+        path = write_record(record, folder)
+        if registry is not None or any(is_reference(each.ref) for each in pair):
+            with Registry(registry, create=False) as opened:
+                opened.store_record(record)
+        return GateResult(record.verdict, outcomes, record, record_digest(record), path, used)
 
 
 def _check_pair(candidate: Identity, champion: Identity) -> None:

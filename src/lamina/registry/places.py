@@ -7,7 +7,10 @@ postgresql://user@host/lamina?blobs=s3://bucket/adapters    records in PostgreSQ
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
@@ -35,10 +38,23 @@ class Place:
     blobs: Path | str
 
 
+_named: ContextVar[str | Path | None] = ContextVar("_named", default=None)
+
+
+@contextlib.contextmanager
+def versions_in(place: str | Path | None) -> Iterator[None]:
+    """Lets references such as `support@prod` mean the versions of a registry in the block; None changes nothing."""
+    token = _named.set(_named.get() if place is None else place)
+    try:
+        yield
+    finally:
+        _named.reset(token)
+
+
 def default_place() -> str:
-    """Returns `$LAMINA_REGISTRY` if set, and otherwise a folder in the user's data directory."""
-    if given := os.environ.get(VARIABLE):
-        return given
+    """Returns what `versions_in` names, or `$LAMINA_REGISTRY` if set, or else a folder in the user's data directory."""
+    if given := _named.get() or os.environ.get(VARIABLE):
+        return str(given)
     import platformdirs
 
     return str(Path(platformdirs.user_data_dir("lamina")) / "registry")
