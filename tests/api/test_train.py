@@ -206,7 +206,7 @@ def test_a_method_of_peft(tmp_path: Path, short: dict[str, Any], rows: list[dict
         ({"model": AutoModelForCausalLM}, "model: AutoModelForCausalLM is a class, not a model"),
         ({"method": LoraConfig}, "method: LoraConfig is a class, not a configuration"),
     ],
-    ids=str,
+    ids=["metric", "signature", "rows", "callback", "module", "class", "config"],
 )
 def test_mistakes_are_found_before_training(
     given: dict[str, Any], says: str, short: dict[str, Any], rows: list[dict[str, Any]]
