@@ -21,6 +21,7 @@ from tests.support.training import settings
 HOSTS = {f"lamina-{name}-{os.getpid()}": f"10.77.5.{number}" for number, name in enumerate("ab", start=1)}
 CABLE = [f"lam{os.getpid()}{end}" for end in "ab"]
 PORT = 29417
+started: list[subprocess.Popen[str]] = []
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -45,7 +46,10 @@ def hosts() -> Iterator[list[str]]:
         ip("-n", name, "addr", "add", f"{address}/24", "dev", CABLE[number])
         ip("-n", name, "link", "set", CABLE[number], "up")
         ip("-n", name, "link", "set", "lo", "up")
+    started.clear()
     yield list(HOSTS)
+    for process in started:
+        process.kill()
     for name in HOSTS:
         ip("netns", "del", name)
 
@@ -56,7 +60,8 @@ def start(host: str, config: Path, *more: str) -> subprocess.Popen[str]:
     command += ["--rdzv-endpoint", endpoint, "--json", *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    return subprocess.Popen(["ip", "netns", "exec", host, *command], **pipes)
+    started.append(subprocess.Popen(["ip", "netns", "exec", host, *command], **pipes))
+    return started[-1]
 
 
 def write(folder: Path, model: Path, name: str, steps: int, timeout: float = 60.0) -> Path:
@@ -81,12 +86,13 @@ def _train(path: Path) -> dict[str, Any]:
 
 
 def test_a_cut_cable_ends_both(hosts: list[str], model_folder: Path, tmp_path: Path) -> None:
-    path = write(tmp_path, model_folder, "cut", 100_000, timeout=8.0)
+    path = write(tmp_path, model_folder, "cut", 100_000, timeout=20.0)
     processes = [start(host, path) for host in hosts]
     log = tmp_path / "cut" / "metrics.jsonl"
     end = time.monotonic() + 300
     while not (log.exists() and '"step"' in log.read_text()) and time.monotonic() < end:
-        assert [process.poll() for process in processes] == [None, None], [p.communicate() for p in processes]
+        for process in processes:
+            assert process.poll() is None, process.communicate()
         time.sleep(0.2)
     ip("-n", hosts[1], "link", "set", CABLE[1], "down")
     began = time.monotonic()

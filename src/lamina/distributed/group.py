@@ -34,8 +34,9 @@ from lamina.errors import LaminaError, RunError
 
 T = TypeVar("T")
 
-# Seconds that a process waits for the store that all of them share.
+# Seconds that a process waits for the store that all of them share, and of each attempt.
 _STORE_TIMEOUT = 600.0
+_ATTEMPT = 20.0
 # Seconds between two signs of life, and after how many without one a process seems to be gone.
 _BEAT = 0.4
 _SILENCE = 5.0
@@ -344,6 +345,28 @@ def _close() -> None:
         dist.destroy_process_group()
 
 
+def _connect(rank: int, size: int) -> Store:
+    """Connects to the store that the environment names, a while at a time, so that a signal is heard in between.
+
+    Raises:
+        RunError: It cannot be reached.
+    """
+    holds_it = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    patience = datetime.timedelta(seconds=_STORE_TIMEOUT if holds_it else _ATTEMPT)
+    end = time.monotonic() + _STORE_TIMEOUT
+    while True:
+        try:
+            return next(rendezvous("env://", rank, size, timeout=patience))[0]
+        except (ValueError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and time.monotonic() < end:
+                continue
+            raise RunError(
+                f"this is process {rank} of {size} by RANK and WORLD_SIZE, but the others cannot be reached at "
+                f"MASTER_ADDR and MASTER_PORT ({str(error).splitlines()[0][:200]}). Fix: start them with --nproc, "
+                "torchrun or accelerate launch; for one process, unset WORLD_SIZE."
+            ) from error
+
+
 def join(environment: Mapping[str, str] | None = None) -> Group:
     """Joins the processes that the environment names; the connections are opened by the first exchange.
 
@@ -358,13 +381,6 @@ def join(environment: Mapping[str, str] | None = None) -> Group:
         store = dist.distributed_c10d._get_default_store()
         return Group(store, dist.get_rank(), dist.get_world_size(), local_size, None, local_rank, next(_meetings))
     rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-    try:
-        store, _, _ = next(rendezvous("env://", rank, size, timeout=datetime.timedelta(seconds=_STORE_TIMEOUT)))
-    except (ValueError, RuntimeError) as error:
-        raise RunError(
-            f"this is process {rank} of {size} by RANK and WORLD_SIZE, but the others cannot be reached at MASTER_ADDR "
-            f"and MASTER_PORT ({str(error).splitlines()[0][:200]}). Fix: start them with --nproc, torchrun or "
-            "accelerate launch; for one process, unset WORLD_SIZE."
-        ) from error
+    store = _connect(rank, size)
     backend = "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo"
     return Group(store, rank, size, local_size, backend, local_rank, next(_meetings))
