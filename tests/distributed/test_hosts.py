@@ -90,7 +90,7 @@ def test_a_cut_cable_ends_both(hosts: list[str], model_folder: Path, tmp_path: P
     processes = [start(host, path) for host in hosts]
     log = tmp_path / "cut" / "metrics.jsonl"
     end = time.monotonic() + 300
-    while not (log.exists() and '"step"' in log.read_text()) and time.monotonic() < end:
+    while not (log.exists() and '"event": "step"' in log.read_text()) and time.monotonic() < end:
         for process in processes:
             assert process.poll() is None, process.communicate()
         time.sleep(0.2)

@@ -29,6 +29,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from lamina.distributed.failure import AGAIN, Failure, LostRankError, PeerError
 from lamina.distributed.ranks import restarts
+from lamina.distributed.silence import end_silent_connections
 from lamina.distributed.world import World
 from lamina.errors import LaminaError, RunError
 
@@ -382,5 +383,6 @@ def join(environment: Mapping[str, str] | None = None) -> Group:
         return Group(store, dist.get_rank(), dist.get_world_size(), local_size, None, local_rank, next(_meetings))
     rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     store = _connect(rank, size)
+    end_silent_connections()
     backend = "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo"
     return Group(store, rank, size, local_size, backend, local_rank, next(_meetings))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lamina.distributed.failure import AGAIN, LostRankError
+from lamina.distributed.silence import no_silent_connections
 from lamina.errors import ConfigError, Interrupted, Problem
 from lamina.signals import handlers_restored
 
@@ -100,7 +101,7 @@ def launch(
     }
     if address is not None and (interface := _interface_of(address)):
         variables["GLOO_SOCKET_IFNAME"] = interface
-    with tempfile.TemporaryDirectory() as aside, _defaults(variables), handlers_restored():
+    with tempfile.TemporaryDirectory() as aside, _defaults(variables), handlers_restored(), no_silent_connections():
         specs = DefaultLogsSpecs(aside) if logs is None else DefaultLogsSpecs(str(logs), redirects=Std.ALL)
         config = LaunchConfig(
             min_nodes=nnodes,
