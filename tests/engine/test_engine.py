@@ -22,6 +22,7 @@ from lamina.engine.guides import Guide
 from lamina.engine.sampling import Sampling
 from lamina.errors import AdapterError, CertificateError, ConfigError, DataError, LaminaError
 from tests.support.training import settings
+from tests.support.waiting import wait_for
 
 METHODS = {
     "lora": {"type": "lora", "r": 3},
@@ -77,7 +78,7 @@ def test_a_stream_is_the_answer_and_closing_it_frees_all(engine: Engine) -> None
     next(endless)
     endless.close()
     engine.generate([ask(None)])
-    assert engine.stats().running == engine.stats().used_blocks == 0
+    wait_for(lambda: engine.stats().running == engine.stats().used_blocks == 0)
     assert [facts.requests for facts in engine.loaded()] == [0, 0, 0]
 
 

@@ -24,7 +24,8 @@ from lamina.server.logs import EventLog
 from lamina.server.replay import read_log, replay, replay_on
 from lamina.server.serve import build_service
 from lamina.server.settings import ServeSettings
-from tests.support.serving import ADMIN, KEYS, USER, events_of, listening, wait_for
+from tests.support.serving import ADMIN, KEYS, USER, events_of, listening
+from tests.support.waiting import wait_for
 
 ASKED: Any = [{"role": "user", "content": "red green 1"}]
 

@@ -24,8 +24,9 @@ from lamina.server.logs import EventLog
 from lamina.server.serve import build_service
 from lamina.server.settings import ServeSettings, read_settings
 from tests.support.registry import make_adapter
-from tests.support.serving import KEYS, USER, FakeEngine, build, chat_body, client_of, facts_of, listening, wait_for
+from tests.support.serving import KEYS, USER, FakeEngine, build, chat_body, client_of, facts_of, listening
 from tests.support.training import settings as train_settings
+from tests.support.waiting import wait_for
 
 HEADERS = {"authorization": f"Bearer {USER}"}
 

@@ -19,7 +19,8 @@ import pytest
 from lamina.errors import ConfigError
 from lamina.server.life import bind, url_of
 from lamina.server.settings import ServeSettings
-from tests.support.serving import USER, FakeEngine, ask_and_leave, build, chat_body, client_of, listening, wait_for
+from tests.support.serving import USER, FakeEngine, ask_and_leave, build, chat_body, client_of, listening
+from tests.support.waiting import wait_for
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HEADERS = {"authorization": f"Bearer {USER}"}

@@ -33,6 +33,7 @@ from lamina.server.serve import build_service
 from lamina.server.service import Service
 from lamina.server.settings import ServeSettings
 from tests.support.models_zoo import build_tokenizer
+from tests.support.waiting import wait_for
 
 USER, ADMIN = "user-key", "admin-key"
 KEYS: Mapping[str, Any] = {USER: "user", ADMIN: "admin"}
@@ -205,14 +206,6 @@ def listening(service: Service) -> Iterator[tuple[str, Server]]:
         thread.join(10)
         service.close()
         assert not thread.is_alive()
-
-
-def wait_for(holds: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Waits until something holds."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.005)
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 
 from lamina.engine.generator import Piece, Request
@@ -16,14 +15,6 @@ Open = Callable[..., VllmEngine]
 def ask(adapter: str | None = None, text: str = "red green 1", tokens: int = 8) -> Request:
     """A request for so many tokens."""
     return Request(prompt=text, adapter=adapter, sampling=Sampling(max_tokens=tokens, ignore_stop_tokens=True))
-
-
-def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Waits for what another thread does."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 class Clients:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
@@ -41,7 +43,8 @@ class Section(BaseModel):
         return schema
 
 
-def describe_fields(cls: type[BaseModel]) -> dict[str, str]:
+@functools.cache
+def describe_fields(cls: type[BaseModel]) -> Mapping[str, str]:
     """Reads the text below each field of a section, in the class that it has the field from."""
     found = {name: field.description for name, field in cls.model_fields.items() if field.description}
     for base in reversed(cls.__mro__):

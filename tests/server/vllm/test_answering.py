@@ -13,7 +13,8 @@ from lamina.errors import LaminaError
 from lamina.server.vllm import answering
 from lamina.server.vllm.client import VllmClient
 from tests.support.vllm import FakeVllm, _Handler
-from tests.support.vllm_clients import Clients, Open, ask, until
+from tests.support.vllm_clients import Clients, Open, ask
+from tests.support.waiting import wait_for
 
 
 def test_a_killed_server_loses_no_request_that_had_not_begun(
@@ -24,7 +25,7 @@ def test_a_killed_server_loses_no_request_that_had_not_begun(
     for fake in fakes:
         fake.pause = 0.03
     clients = Clients(engine, [ask("a", tokens=20)] * 24)
-    until(lambda: bool(clients.begun()))
+    wait_for(lambda: bool(clients.begun()))
     begun = clients.begun()
     victim = max(engine._replicas.all, key=lambda replica: replica.running)
     next(fake for fake in fakes if fake.url == victim.client.url).kill()
@@ -74,7 +75,7 @@ def test_a_server_that_fails_or_hangs_is_passed_by(
     clients.wait()
     assert not clients.lost()
     setattr(fakes[0], fault, False)
-    until(lambda: all(replica.is_alive for replica in engine._replicas.all))
+    wait_for(lambda: all(replica.is_alive for replica in engine._replicas.all))
 
 
 def test_a_silent_stream_is_given_up(opened: Open, fakes: list[FakeVllm], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,14 +120,14 @@ def test_requests_wait_for_the_only_server_to_come_back(
 ) -> None:
     engine = opened(count=1)
     fakes[0].kill()
-    until(lambda: not engine._replicas.is_any_alive)
+    wait_for(lambda: not engine._replicas.is_any_alive)
     clients = Clients(engine, [ask()])
     time.sleep(0.2)
     fakes[0].start()
     clients.wait()
     assert not clients.lost()
     fakes[0].kill()
-    until(lambda: not engine._replicas.is_any_alive)
+    wait_for(lambda: not engine._replicas.is_any_alive)
     monkeypatch.setattr(answering, "_WAIT", 0.2)
     with pytest.raises(LaminaError, match="no vLLM server answers"):
         engine.generate([ask()])

@@ -19,7 +19,7 @@ from lamina.engine.serving import Serving
 from lamina.errors import ConfigError, DataError, LaminaError
 from lamina.server.vllm.engine import VllmEngine
 from tests.support.vllm import LONGEST, FakeVllm
-from tests.support.vllm_clients import until
+from tests.support.waiting import wait_for
 
 ASKED = [Message("user", "red green 1")]
 Open = Callable[..., VllmEngine]
@@ -77,10 +77,10 @@ def test_cancelled_requests_say_nothing_more(opened: Open, fakes: list[FakeVllm]
         fake.pause = 0.02
     got: list[Any] = []
     ticket = engine.submit(ask(max_tokens=100, ignore_stop_tokens=True), got.append)
-    until(lambda: len(got) > 2)
+    wait_for(lambda: len(got) > 2)
     assert engine.stats().running == 1 and engine.stats().waiting == 0
     ticket.cancel()
-    until(lambda: engine.stats().running == 0)
+    wait_for(lambda: engine.stats().running == 0)
     count = len(got)
     time.sleep(0.1)
     assert len(got) == count and all(isinstance(piece, Piece) for piece in got)
@@ -88,7 +88,7 @@ def test_cancelled_requests_say_nothing_more(opened: Open, fakes: list[FakeVllm]
     closing = engine.stream(ask(max_tokens=100, ignore_stop_tokens=True))
     next(closing)
     closing.close()
-    until(lambda: engine.stats().running == 0)
+    wait_for(lambda: engine.stats().running == 0)
     assert engine.stats().counters.prompt_tokens > 0 and engine.stats().counters.answer_tokens > count
 
 
@@ -103,12 +103,12 @@ def test_a_name_moves_while_requests_run(opened: Open, written: dict[str, Path],
     (after,) = engine.generate([ask("a")])
     text += "".join(piece.text for piece in pieces)
     assert text == before.text and after.digest != before.digest
-    until(lambda: all(len(fake.adapters) == 1 for fake in fakes))  # the old one left with its last request
+    wait_for(lambda: all(len(fake.adapters) == 1 for fake in fakes))  # the old one left with its last request
     (facts,) = engine.loaded()
     assert facts.digest == after.digest and facts.in_memory and facts.nbytes > 0 and facts.method == "lora"
     gone = engine.unload("a", wait=5.0)
     assert gone.name == "a" and engine.adapters == []
-    until(lambda: not any(fake.adapters for fake in fakes))
+    wait_for(lambda: not any(fake.adapters for fake in fakes))
     assert all(len(set(fake.loads)) == len(fake.loads) for fake in fakes)
 
 
@@ -118,11 +118,11 @@ def test_unloading_waits_for_its_requests(opened: Open, written: dict[str, Path]
         fake.pause = 0.02
     got: list[Any] = []
     engine.submit(ask("a", max_tokens=20, ignore_stop_tokens=True), got.append)
-    until(lambda: bool(got))
+    wait_for(lambda: bool(got))
     assert engine.unload("a").requests == 1
     with pytest.raises(ConfigError, match="'a' is not an adapter"):
         engine.check(ask("a"))
-    until(lambda: got[-1].finish_reason is not None)
+    wait_for(lambda: got[-1].finish_reason is not None)
     assert sum(len(piece.token_ids) for piece in got) == 20
 
 
@@ -181,7 +181,7 @@ def test_closing_at_once_ends_what_runs_with_an_error(opened: Open, fakes: list[
         fake.pause = 0.05
     got: list[Any] = []
     engine.submit(ask(max_tokens=150, ignore_stop_tokens=True), got.append)
-    until(lambda: bool(got))
+    wait_for(lambda: bool(got))
     engine.close()
     assert isinstance(got[-1], LaminaError) and "closed" in str(got[-1])
 

@@ -32,7 +32,7 @@ from lamina.server.vllm.engine import VllmEngine
 from lamina.server.vllm.open import open_vllm_engine
 from lamina.server.vllm.process import PYTHON_VARIABLE
 from lamina.server.vllm.staging import Staging
-from tests.support.vllm_clients import until
+from tests.support.waiting import wait_for
 
 pytestmark = [
     pytest.mark.slow,
@@ -114,7 +114,7 @@ def test_a_killed_replica_loses_nothing_that_had_not_begun(environment: None, ru
 
         for number in got:
             engine.submit(asked("one")[0], deliver(number))
-        until(lambda: any(got.values()), 120.0)
+        wait_for(lambda: any(got.values()), 120.0)
         begun = {number for number, pieces in got.items() if pieces}
         victim = next(replica for replica in engine._replicas.all if replica.running)
         index = engine._replicas.all.index(victim)

@@ -11,7 +11,8 @@ from lamina.errors import LaminaError
 from lamina.server.vllm.client import Served, Unreachable, VllmClient
 from lamina.server.vllm.replicas import Replica, Replicas
 from tests.support.vllm import FakeVllm
-from tests.support.vllm_clients import Open, ask, until
+from tests.support.vllm_clients import Open, ask
+from tests.support.waiting import wait_for
 
 
 def test_a_server_that_comes_back_gets_its_adapters_before_traffic(
@@ -21,18 +22,18 @@ def test_a_server_that_comes_back_gets_its_adapters_before_traffic(
     engine = opened({"a": written["one"], "b": written["two"]}, notify=said.append)
     fakes[0].kill()
     replica = next(each for each in engine._replicas.all if each.client.url == fakes[0].url)
-    until(lambda: not replica.is_alive)
+    wait_for(lambda: not replica.is_alive)
     assert engine.generate([ask("a")])[0].token_ids
     fakes[0].ignores = True  # for one look: what it loads now does not act
     fakes[0].start()
-    until(lambda: replica.is_alive)
+    wait_for(lambda: replica.is_alive)
     assert replica.held == set() and any("stays away" in line for line in said)
     assert engine.generate([ask("a")] * 4)[0].token_ids and not fakes[0].asked
     fakes[0].ignores = False
     fakes[0].kill()
-    until(lambda: not replica.is_alive)
+    wait_for(lambda: not replica.is_alive)
     fakes[0].start()
-    until(lambda: replica.is_alive)
+    wait_for(lambda: replica.is_alive)
     assert len(replica.held) == len(fakes[0].adapters) == 2
     assert any("does not answer" in line for line in said) and any("is back" in line for line in said)
 
@@ -94,10 +95,10 @@ def test_a_server_that_is_away_at_loading_gets_its_adapter_later(
     engine.load("a", written["one"])
     assert len(fakes[1].adapters) == 1
     replica = next(each for each in engine._replicas.all if each.client.url == fakes[0].url)
-    until(lambda: not replica.is_alive)
+    wait_for(lambda: not replica.is_alive)
     fakes[0].start()
     engine._replicas.suspect(replica)
-    until(lambda: replica.is_alive)
+    wait_for(lambda: replica.is_alive)
     assert len(fakes[0].adapters) == 1
 
 
