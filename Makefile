@@ -14,7 +14,7 @@ TESTS  := tests/config tests/cli tests/data tests/checks tests/methods/test_peft
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test fast fast-times coverage sanitize check lint types docs reference wheel-check lowest bench gpu zoo production soak \
+.PHONY: quickstart test real fast fast-times coverage sanitize check lint types docs reference wheel-check lowest bench gpu zoo production soak \
   transformers4 clean install
 
 install: $(STAMP)
@@ -31,13 +31,17 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: $(STAMP)
 	$(BIN)/lamina quickstart
 
-# Of each parametrized test CASES cases, always the same ones (tools/some_cases.py); `make test CASES=0` runs all of them.
-CASES := 2
+# Of each parametrized test CASES cases (0: all), always the same ones (tools/some_cases.py); `make test CASES=0` runs all of them.
+CASES := 1
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -p tools.some_cases --cases $(CASES) \
 	  -m 'not real and not slow and not gpu'
 	# The real model runs on all cores, which two processes at once would fight over.
 	$(BIN)/python -m pytest -m 'real and not slow and not gpu'
+
+# Those of the real model that take minutes.
+real: $(STAMP)
+	$(BIN)/python -m pytest -m 'real and slow'
 
 QUICK := -n auto --maxprocesses 8 --dist worksteal -p tools.fast_tests -m 'not real and not slow and not gpu'
 

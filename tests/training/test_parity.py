@@ -111,6 +111,7 @@ def test_tiny_model(model_folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_real_model(tmp_path: Path) -> None:
     conversations = [request.messages() for request in build_task(0, 50, 10).train]
     data = tmp_path / "rows.jsonl"

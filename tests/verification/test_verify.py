@@ -87,6 +87,7 @@ def test_green_with_a_schedule_and_with_scaled_biases(family: str, method: dict[
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_green_on_the_real_model(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     short = sorted(build_task(0, 60, 1).train, key=lambda request: len(request.text))[:2]
