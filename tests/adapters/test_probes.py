@@ -35,8 +35,8 @@ def trained(dtype: str = "float32", scale: float = 0.15) -> Injection:
     return injection
 
 
-def record(injection: Injection) -> list[Probe]:
-    return record_probes(injection, build_template(build_tokenizer()))
+def record(injection: Injection, by_layer: bool = False) -> list[Probe]:
+    return record_probes(injection, build_template(build_tokenizer()), by_layer=by_layer)
 
 
 def replay(injection: Injection, probes: list[Probe], dtype: str = "float32", matched: int = 14) -> Certificate:
@@ -126,30 +126,37 @@ def test_probes_survive_json() -> None:
 
 
 def test_what_each_layer_adds_is_recorded() -> None:
-    """As the adapter gives it with that layer's modules disabled, by itself and not in a padded batch."""
+    """As the adapter gives it with that layer's modules disabled."""
     injection = trained()
     injection.model.eval()
-    probes = record(injection)
-    for layer in (0, 1):
-        modules = [each for name, each in injection.layers.items() if name.startswith(f"model.layers.{layer}.")]
+    probes, logits = record(injection, by_layer=True), model_logits(injection.model)
+
+    def check(recorded: list[list[float]], probe: Probe) -> None:
+        assert probe.layers is not None
+        given = logits(probe.input_ids, probe.layers.positions).gather(1, torch.tensor(probe.layers.token_ids))
+        torch.testing.assert_close(torch.tensor(recorded), given, rtol=1e-3, atol=1e-4)  # to four digits
+
+    for probe in probes:
+        assert probe.layers is not None and set(probe.layers.without) == {"model.layers.0", "model.layers.1"}
+        assert len(probe.layers.positions) == len(probe.input_ids) - 1
+        check(probe.layers.whole, probe)
+    for layer in ("model.layers.0", "model.layers.1"):
+        modules = [each for name, each in injection.layers.items() if name.startswith(f"{layer}.")]
         assert len(modules) == 7
         for module in modules:
             module.enabled = False
-        logits = model_logits(injection.model)
         for probe in probes:
-            given = logits(probe.input_ids, probe.positions).gather(1, torch.tensor(probe.token_ids))
-            recorded = torch.tensor(probe.without[f"model.layers.{layer}"])
-            torch.testing.assert_close(recorded, given, rtol=1e-5, atol=1e-5)  # to six digits, and in a batch
+            assert probe.layers is not None
+            check(probe.layers.without[layer], probe)
         for module in modules:
             module.enabled = True
-    assert set(probes[0].without) == {"model.layers.0", "model.layers.1"}
     again = record(injection)
     assert [probe.adapter_logits for probe in again] == [probe.adapter_logits for probe in probes]
 
 
 def test_an_adapter_without_layers_records_none() -> None:
     injection = inject(build_model("llama", vocab_size=259), PromptTuningConfig(num_virtual_tokens=3), seed=0)
-    assert all(probe.without == {} for probe in record(injection))
+    assert all(probe.layers is None for probe in record(injection, by_layer=True))
 
 
 def test_lock_names_both_digests_of_whatever_differs(tmp_path: Path) -> None:

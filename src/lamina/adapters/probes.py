@@ -7,7 +7,7 @@ Replaying them on any model that claims to carry the adapter (loaded, merged, ex
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,23 @@ import torch
 from lamina.adapters.logits import Logits, bare_logits, model_logits
 from lamina.errors import AdapterError, NewerVersionError
 from lamina.methods.shared.base import Injection
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What an adapter gives along a probe, whole and with one decoder layer's part of it left out.
+
+    Attributes:
+        positions: Where logits were taken (Q of them): along the prompt too, since many are needed.
+        token_ids: (Q, TOP) ids of the adapter's highest logits, in falling order.
+        whole: (Q, TOP) the adapter's logits of those ids.
+        without: By the name of the layer that is left out, (Q, TOP) the logits of the same ids.
+    """
+
+    positions: list[int]
+    token_ids: list[list[int]]
+    whole: list[list[float]]
+    without: dict[str, list[list[float]]]
 
 
 @dataclass(frozen=True)
@@ -29,8 +46,7 @@ class Probe:
             them, after the first two those that it changes the most.
         adapter_logits: (P, TOP) the adapter's logits of those ids.
         base_logits: (P, TOP) the bare base's logits of the same ids.
-        without: (P, TOP) the logits of the same ids with one decoder layer's part of the adapter left out, by the
-            layer's name; empty if the adapter has no such parts, or was saved before there was this field.
+        layers: The adapter's parts; None if it has none by layers, or was saved before there was this field.
     """
 
     prompt: str
@@ -39,7 +55,7 @@ class Probe:
     token_ids: list[list[int]]
     adapter_logits: list[list[float]]
     base_logits: list[list[float]]
-    without: dict[str, list[list[float]]] = field(default_factory=dict)
+    layers: LayerRecord | None = None
 
     def as_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -57,7 +73,8 @@ class Probe:
         if unknown:
             raise NewerVersionError("lamina.json", "", f"its probes have {', '.join(unknown)}, not known here")
         try:
-            return cls(**value)
+            layers = value.get("layers")
+            return cls(**{**value, "layers": None if layers is None else LayerRecord(**layers)})
         except TypeError as error:
             raise AdapterError(
                 f"lamina.json: a probe is not readable ({error}). Fix: copy the adapter again."

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lamina.adapters.logits import bare_logits, model_logits
-from lamina.adapters.probes import Probe
+from lamina.adapters.probes import LayerRecord, Probe
 from lamina.chat.message import Message
 from lamina.chat.template import ChatTemplate
 from lamina.compute.ops.adapter import AdapterModule
@@ -45,8 +45,8 @@ _ROWS_AT_ONCE = 16_384
 # The decoder layer of a module: its name up to the first number.
 _LAYER = re.compile(r"(?:[^.]+\.)*?\d+(?=\.)")
 
-# Of a logit with a layer left out: what is below is rounding, even in float32.
-_DIGITS = 6
+# Of a logit in the record of layers, which is for dtypes whose rounding is larger than what is cut off.
+_DIGITS = 4
 
 
 @torch.no_grad()
@@ -56,6 +56,7 @@ def record_probes(
     prompts: Sequence[str] = PROMPTS,
     generator: Generator | None = None,
     in_lockstep: bool = False,
+    by_layer: bool = False,
 ) -> list[Probe]:
     """Records what the adapter, and the bare base, say to each prompt.
 
@@ -65,6 +66,7 @@ def record_probes(
         prompts: User turns.
         generator: Answers for `ADAPTER`; by default the model itself.
         in_lockstep: Whether several processes share the model's weights, and all of them must run it as often.
+        by_layer: Also record the adapter with each layer left out, which runs the model once more for each.
     """
     rendered = [_prompt_ids(injection.model, template, prompt) for prompt in prompts]
     rows = _trained_rows(injection, {token for ids in rendered for token in ids})
@@ -78,7 +80,7 @@ def record_probes(
         pieces = generator.generate([Request(token_ids=ids, adapter=ADAPTER, sampling=sampling) for _, ids in asked])
         answers = [list(piece.token_ids) for piece in pieces]
     probes = [_record(injection, prompt, ids, answer) for (prompt, ids), answer in zip(asked, answers, strict=True)]
-    return _with_layers_left_out(injection, probes)
+    return _with_layers_left_out(injection, probes) if by_layer else probes
 
 
 def _greedy_answer(model: PreTrainedModel, template: ChatTemplate, ids: Sequence[int]) -> list[int]:
@@ -119,23 +121,32 @@ def _with_layers_left_out(injection: Injection, probes: Sequence[Probe]) -> list
             parts[layer.group()].append(module)
     if len(parts) < 2:
         return list(probes)
-    longest, device = max(len(probe.input_ids) for probe in probes), injection.model.device
-    # What follows a probe's tokens has no effect on them.
-    padded = torch.tensor([probe.input_ids + [0] * (longest - len(probe.input_ids)) for probe in probes], device=device)
-    found: list[dict[str, list[list[float]]]] = [{} for _ in probes]
+    of_model, places = model_logits(injection.model), [list(range(len(probe.input_ids) - 1)) for probe in probes]
+
+    def logits() -> list[torch.Tensor]:
+        return [of_model(probe.input_ids, own) for probe, own in zip(probes, places, strict=True)]
+
+    given = logits()
+    chosen = [each.topk(min(TOP, each.shape[-1]), dim=-1).indices for each in given]
+
+    def taken(given: Sequence[torch.Tensor]) -> list[list[list[float]]]:
+        found = [each.gather(1, ids).tolist() for each, ids in zip(given, chosen, strict=True)]
+        return [[[float(f"{value:.{_DIGITS}g}") for value in values] for values in rows] for rows in found]
+
+    whole, without = taken(given), dict[str, list[list[list[float]]]]()
     for layer, modules in parts.items():
         states = [module.enabled for module in modules]
         try:
             for module in modules:
                 module.enabled = False
-            logits = injection.model(input_ids=padded, use_cache=False).logits
+            without[layer] = taken(logits())
         finally:
             for module, state in zip(modules, states, strict=True):
                 module.enabled = state
-        for own, row, probe in zip(found, logits, probes, strict=True):
-            given = row[probe.positions].float().gather(1, torch.tensor(probe.token_ids, device=row.device))
-            own[layer] = [[float(f"{value:.{_DIGITS}g}") for value in values] for values in given.tolist()]
-    return [replace(probe, without=own) for probe, own in zip(probes, found, strict=True)]
+    return [
+        replace(probe, layers=LayerRecord(own, ids.tolist(), full, {name: each[n] for name, each in without.items()}))
+        for n, (probe, own, ids, full) in enumerate(zip(probes, places, chosen, whole, strict=True))
+    ]
 
 
 def _trained_rows(injection: Injection, seen: set[int]) -> list[int]:

@@ -42,7 +42,7 @@ def final_probes(session: Session, state: TrainState, notify: Notify) -> list[Pr
     session.base.model.eval()
     if not (world.is_first or world.lockstep):
         return []
-    return record_probes(session.injection, session.template, in_lockstep=world.lockstep)
+    return record_probes(session.injection, session.template, in_lockstep=world.lockstep, by_layer=True)
 
 
 def finish(session: Session, state: TrainState, notify: Notify, together: Together, probes: Sequence[Probe]) -> Summary:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lamina.adapters.certificate import Certificate
-from lamina.adapters.probes import Probe
+from lamina.adapters.probes import LayerRecord, Probe
 from lamina.errors import AdapterError, CertificateError
 from lamina.server.vllm.certify import Sealed, certify
 from lamina.server.vllm.client import VllmClient
@@ -141,7 +141,14 @@ class Rounded:
                 token_ids=[list(range(8))] * 12,
                 adapter_logits=self._recorded(whole[number]),
                 base_logits=self._recorded(self._base[number]),
-                without={f"layers.{n}": self._recorded(whole[number] - part) for n, part in enumerate(parts[number])},
+                layers=LayerRecord(
+                    positions=list(range(12)),
+                    token_ids=[list(range(8))] * 12,
+                    whole=self._recorded(whole[number]),
+                    without={
+                        f"layers.{n}": self._recorded(whole[number] - part) for n, part in enumerate(parts[number])
+                    },
+                ),
             )
             for number in range(4)
         ]
@@ -169,7 +176,7 @@ def test_a_layer_that_rounding_nearly_hides_is_missed(seed: int) -> None:
     """Each layer changes the numbers about as much as rounding does; the last one changes nothing."""
     effects = [0.1] * 8 + [0.0]
     whole = Rounded(seed, effects).certify()
-    assert whole.passed and "1 of the adapter's 9 layers" in whole.notes[-1]
+    assert whole.passed and "1 of the adapter's layers" in whole.notes[-1]
     for missing in (seed % 8, (seed + 3) % 8):
         found = Rounded(seed, effects, [missing]).certify()
         assert found.reasons == [f"its answers are those without the adapter's part of layers.{missing}"]
@@ -180,4 +187,4 @@ def test_a_layer_that_rounding_nearly_hides_is_missed(seed: int) -> None:
 def test_layers_that_change_nothing_are_not_taken_for_missing() -> None:
     found = [Rounded(seed, [0.0] * 7 + [0.3]).certify() for seed in range(200)]
     assert sum(not each.passed for each in found) <= 2
-    assert "7 of the adapter's 8 layers" in found[0].notes[-1]
+    assert "7 of the adapter's layers" in found[0].notes[-1]

@@ -26,8 +26,8 @@ from lamina.server.vllm.client import VllmClient
 _TIMES_BASE = 2.0
 
 # Standard errors, over positions, by which a server must lie nearer to what was recorded without a layer's part of the
-# adapter than to what was recorded with it. Of a layer that is there and changes nothing, one in 4,000 would.
-_SURE = 3.5
+# adapter than to what was recorded with it. Of layers that are there and change nothing, one in 10,000 would.
+_SURE = 4.0
 
 # Of log-probabilities in float32, what is no difference: both come as decimal text.
 _FLOOR = 1e-4
@@ -150,8 +150,8 @@ def _beside_base(
         return certificate.failed(f"its answers are those without the adapter's part of {', '.join(missing)}")
     if unknown:
         note = (
-            f"whether {len(unknown)} of the adapter's {len(probes[0].without)} layers are there cannot be told one by "
-            f"one: in {dtype}, rounding hides what each of them changes"
+            f"whether {len(unknown)} of the adapter's layers are there cannot be told one by one: in {dtype}, rounding "
+            "hides what each of them changes"
         )
         return replace(certificate, notes=[*certificate.notes, note])
     return certificate
@@ -165,12 +165,12 @@ def _layers_missing(probes: Sequence[Probe], own: _Asked) -> tuple[list[str], li
     is nearer at enough positions.
     """
     missing, unknown = [], []
-    for layer in probes[0].without:
+    records = [(own(probe.input_ids, probe.layers.positions), probe.layers) for probe in probes if probe.layers]
+    for layer in records[0][1].without if records else ():
         nearer = []
-        for probe in probes:
-            rows = own(probe.input_ids, probe.positions)
-            there = _rests(rows, probe.token_ids, probe.adapter_logits)
-            left_out = _rests(rows, probe.token_ids, probe.without[layer])
+        for rows, record in records:
+            there = _rests(rows, record.token_ids, record.whole)
+            left_out = _rests(rows, record.token_ids, record.without[layer])
             nearer += [a.square().sum() - b.square().sum() for a, b in zip(there, left_out, strict=True)]
         each = torch.stack(nearer).double()
         error = float(each.std()) / len(each) ** 0.5 if len(each) > 1 else 0.0
