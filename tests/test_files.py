@@ -180,3 +180,12 @@ def test_a_new_folder_has_the_modes_of_the_umask(umask: int, tmp_path: Path) -> 
         file.write("d")
     assert modes(tmp_path / "made", umask) == {}
     assert stat.S_IMODE(outside.stat().st_mode) == 0o600
+
+
+def test_json_by_lines_is_the_same_json(tmp_path: Path) -> None:
+    value = {"a": [1.5, None, "ü\n"], "b ": {"c": []}}
+    files.write_json_by_lines(tmp_path / "a.json", value)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == value and len(text.splitlines()) == 4
+    files.write_json_by_lines(tmp_path / "a.json", {})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {}

@@ -18,7 +18,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,6 +45,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_json_by_lines(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a mapping as JSON, atomically, with a line for each key: for long lists of numbers."""
+    lines = (f"  {json.dumps(key)}: {json.dumps(each, ensure_ascii=False)}" for key, each in value.items())
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def write_bytes(path: Path, content: bytes) -> None:

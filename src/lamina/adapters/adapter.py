@@ -116,7 +116,7 @@ def write_adapter(
         "lock": lock.as_json(),
         "probes": [probe.as_json() for probe in probes],
     }
-    files.write_json(folder / LAMINA_FILE, about)
+    files.write_json_by_lines(folder / LAMINA_FILE, about)
     if base.added is not None:  # without its tokenizer, nobody could find the new rows
         base.tokenizer.save_pretrained(str(folder))
     return digest

@@ -121,16 +121,18 @@ def _with_layers_left_out(injection: Injection, probes: Sequence[Probe]) -> list
             parts[layer.group()].append(module)
     if len(parts) < 2:
         return list(probes)
-    of_model, places = model_logits(injection.model), [list(range(len(probe.input_ids) - 1)) for probe in probes]
+    # Cut to one length, they are one batch without padding, which any model takes.
+    length = min(len(probe.input_ids) for probe in probes)
+    ids = torch.tensor([probe.input_ids[:length] for probe in probes], device=injection.model.device)
 
-    def logits() -> list[torch.Tensor]:
-        return [of_model(probe.input_ids, own) for probe, own in zip(probes, places, strict=True)]
+    def logits() -> torch.Tensor:
+        return injection.model(input_ids=ids, use_cache=False).logits
 
     given = logits()
-    chosen = [each.topk(min(TOP, each.shape[-1]), dim=-1).indices for each in given]
+    chosen = given.topk(min(TOP, given.shape[-1]), dim=-1).indices
 
-    def taken(given: Sequence[torch.Tensor]) -> list[list[list[float]]]:
-        found = [each.gather(1, ids).tolist() for each, ids in zip(given, chosen, strict=True)]
+    def taken(given: torch.Tensor) -> list[list[list[float]]]:
+        found = given.gather(2, chosen).float().tolist()
         return [[[float(f"{value:.{_DIGITS}g}") for value in values] for values in rows] for rows in found]
 
     whole, without = taken(given), dict[str, list[list[list[float]]]]()
@@ -143,9 +145,10 @@ def _with_layers_left_out(injection: Injection, probes: Sequence[Probe]) -> list
         finally:
             for module, state in zip(modules, states, strict=True):
                 module.enabled = state
+    places, tokens = list(range(length)), chosen.tolist()
     return [
-        replace(probe, layers=LayerRecord(own, ids.tolist(), full, {name: each[n] for name, each in without.items()}))
-        for n, (probe, own, ids, full) in enumerate(zip(probes, places, chosen, whole, strict=True))
+        replace(probe, layers=LayerRecord(places, tokens[n], whole[n], {name: own[n] for name, own in without.items()}))
+        for n, probe in enumerate(probes)
     ]
 
 

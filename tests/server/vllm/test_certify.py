@@ -179,7 +179,7 @@ def test_a_layer_that_rounding_nearly_hides_is_missed(seed: int) -> None:
     assert whole.passed and "1 of the adapter's layers" in whole.notes[-1]
     for missing in (seed % 8, (seed + 3) % 8):
         found = Rounded(seed, effects, [missing]).certify()
-        assert found.reasons == [f"its answers are those without the adapter's part of layers.{missing}"]
+        assert found.reasons == [f"its numbers are nearer to those without the adapter's part of layers.{missing}"]
     both = Rounded(seed, effects, [2, 5]).certify()
     assert not both.passed and ("layers.2, layers.5" in both.line() or "from its record" in both.line())
 

@@ -147,7 +147,7 @@ def _beside_base(
         )
     missing, unknown = _layers_missing(probes, own)
     if missing:
-        return certificate.failed(f"its answers are those without the adapter's part of {', '.join(missing)}")
+        return certificate.failed(f"its numbers are nearer to those without the adapter's part of {', '.join(missing)}")
     if unknown:
         note = (
             f"whether {len(unknown)} of the adapter's layers are there cannot be told one by one: in {dtype}, rounding "
