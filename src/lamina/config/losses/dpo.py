@@ -21,7 +21,7 @@ class DpoConfig(LossConfig):
     title: ClassVar[str] = "DPO"
     paper: ClassVar[str] = "Rafailov et al. 2023, Direct Preference Optimization, arXiv:2305.18290"
     summary: ClassVar[str] = "makes chosen answers gain probability on rejected ones, relative to a reference model"
-    learning_rate_factor: ClassVar[float] = 0.05
+    learning_rate_factor: ClassVar[float] = 0.01
     whole_rows: ClassVar[bool] = True
     absent: ClassVar[Mapping[str, str]] = {
         "ref_model": "leave it out: the reference is the base with the adapter off, or the adapter of method.from",
