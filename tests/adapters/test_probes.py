@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from lamina.chat.template import build_template
 from lamina.config.methods.lora import LoraConfig
 from lamina.config.methods.prompt_tuning import PromptTuningConfig
 from lamina.engine.probes import record_probes
-from lamina.errors import BaseMismatchError, CertificateError
+from lamina.errors import AdapterError, BaseMismatchError, CertificateError, NewerVersionError
 from lamina.export.fold import fold_in
 from lamina.methods.shared.base import Injection, inject
 from lamina.models.load import load_base
@@ -178,3 +179,15 @@ def test_lock_names_both_digests_of_whatever_differs(tmp_path: Path) -> None:
     assert len(notes) == 2
     other = dataclasses.replace(lock, tokenizer="sha256:other", chat_template_digest="sha256:another")
     assert len(check_lock(other, one, template, allow_mismatch=True)) == 2
+
+
+@pytest.mark.parametrize(
+    "damage", [{"positions": []}, {"whole": [[1.0]]}, {"token_ids": 3}, {"without": {"a": []}}], ids=str
+)
+def test_a_damaged_record_of_layers_is_one_error(damage: dict[str, Any]) -> None:
+    value = record(trained(), by_layer=True)[0].as_json()
+    assert Probe.from_json(value).layers is not None
+    with pytest.raises(AdapterError, match="a probe is not readable"):
+        Probe.from_json({**value, "layers": {**value["layers"], **damage}})
+    with pytest.raises(NewerVersionError, match=r"layers\.more"):
+        Probe.from_json({**value, "layers": {**value["layers"], "more": 1}})

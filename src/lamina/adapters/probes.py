@@ -33,6 +33,11 @@ class LayerRecord:
     whole: list[list[float]]
     without: dict[str, list[list[float]]]
 
+    def __post_init__(self) -> None:
+        rows = [list(map(len, part)) for part in (self.token_ids, self.whole, *self.without.values())]
+        if not self.positions or any(each != rows[0] or len(each) != len(self.positions) for each in rows):
+            raise ValueError("its layers' logits do not fit its positions and tokens")
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -69,13 +74,15 @@ class Probe:
             AdapterError: A field is missing.
             NewerVersionError: A field is not known here.
         """
+        layers = value.get("layers")
         unknown = sorted(value.keys() - {each.name for each in fields(cls)})
+        if isinstance(layers, dict):
+            unknown += sorted(f"layers.{key}" for key in layers.keys() - {each.name for each in fields(LayerRecord)})
         if unknown:
             raise NewerVersionError("lamina.json", "", f"its probes have {', '.join(unknown)}, not known here")
         try:
-            layers = value.get("layers")
             return cls(**{**value, "layers": None if layers is None else LayerRecord(**layers)})
-        except TypeError as error:
+        except (TypeError, ValueError, AttributeError) as error:
             raise AdapterError(
                 f"lamina.json: a probe is not readable ({error}). Fix: copy the adapter again."
             ) from None

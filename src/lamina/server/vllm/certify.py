@@ -170,9 +170,9 @@ def _layers_missing(probes: Sequence[Probe], own: _Asked) -> tuple[list[str], li
         nearer = []
         for rows, record in records:
             there = _rests(rows, record.token_ids, record.whole)
-            left_out = _rests(rows, record.token_ids, record.without[layer])
+            left_out = _rests(rows, record.token_ids, record.without.get(layer, record.whole))
             nearer += [a.square().sum() - b.square().sum() for a, b in zip(there, left_out, strict=True)]
-        each = torch.stack(nearer).double()
+        each = torch.stack(nearer or [torch.zeros(())]).double()
         error = float(each.std()) / len(each) ** 0.5 if len(each) > 1 else 0.0
         if float(each.mean()) > _SURE * error:
             missing.append(layer)
