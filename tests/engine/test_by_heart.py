@@ -16,7 +16,7 @@ from lamina.adapters.lock import Lock
 from lamina.chat.message import Message
 from lamina.comparison.measure import Job, Measuring, measure
 from lamina.config import load_config
-from lamina.evaluation.evaluate import Evaluation
+from lamina.evaluation.evaluated import Evaluation
 from lamina.runs import Run
 from tests.support.answers import stream
 from tests.support.models_zoo import build_model

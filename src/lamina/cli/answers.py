@@ -12,7 +12,7 @@ from lamina.cli.output import out
 
 if TYPE_CHECKING:
     from lamina.evaluation.classification import ClassificationScores
-    from lamina.evaluation.evaluate import Evaluation, Prediction
+    from lamina.evaluation.evaluated import Evaluation, Prediction
 
 # Longer texts are cut in the terminal; the page and --predictions have all of them.
 _MOST_LETTERS = 300

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
@@ -293,3 +294,9 @@ class Batches(Sequence[list[EncodedExample]]):
         if isinstance(place, slice):
             return Batches(self._side, self._plan[place])
         return [self._side[index] for index in self._plan[place]]
+
+    def largest(self) -> list[EncodedExample]:
+        """Returns the micro-batch with the most tokens, of equals the first."""
+        indices = np.fromiter(itertools.chain.from_iterable(self._plan), np.int64)
+        begins = np.cumsum([0, *map(len, self._plan[:-1])])
+        return self[int(np.add.reduceat(self._side.lengths[indices], begins).argmax())]

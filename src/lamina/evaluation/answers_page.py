@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 
 from lamina import pages
-from lamina.evaluation.evaluate import Evaluation
+from lamina.evaluation.evaluated import Evaluation
 
 _STYLE = """
 td.text { white-space: pre-wrap; vertical-align: top; width: 33% } .prompt { background: #f4f6f9; font-weight: 600 }

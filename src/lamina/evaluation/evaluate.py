@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from lamina.adapters.load import Loaded, load
 from lamina.compute.fusion import fast_path
 from lamina.config.losses.cross_entropy import CrossEntropyConfig
+from lamina.data.dataset import Dataset
 from lamina.data.example import Example, Kind
 from lamina.data.recognize import question_of
 from lamina.data.side import Side
@@ -22,10 +22,11 @@ from lamina.engine.local import LocalGenerator
 from lamina.engine.sampling import DEFAULT_MAX_TOKENS, Sampling
 from lamina.errors import ConfigError, Problem
 from lamina.evaluation.classification import ClassificationScores, class_probabilities, class_scores
+from lamina.evaluation.evaluated import Evaluation, Prediction, Scores, SetLoss
 from lamina.evaluation.forgetting import general_losses
 from lamina.evaluation.judgement import explain
-from lamina.evaluation.preference import Share, preference_accuracy
 from lamina.evaluation.preference import complete as complete_rows
+from lamina.evaluation.preference import preference_accuracy
 from lamina.evaluation.rows import conversations, evaluation_rows
 from lamina.evaluation.scorers import Case, Given, Scorer, build_scorer, find_scorers
 from lamina.evaluation.scorers.perplexity import perplexity_of
@@ -46,115 +47,6 @@ REASONING_GIVEN = (
     "data.thinking is unsupervised: a row's own reasoning is given as part of its prompt, and exact match compares "
     "what comes after it"
 )
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What was asked, what was expected, and what adapter and base said.
-
-    Attributes:
-        row: Of the data file, counted from 1.
-        prompt: The last user turn.
-        expected: The row's answer.
-        adapter: The adapter's answer.
-        base: The bare base's.
-        scores: By scorer, of the adapter's answer and of the base's.
-    """
-
-    row: int
-    prompt: str
-    expected: str
-    adapter: str
-    base: str
-    scores: dict[str, tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Means of a scorer over all rows.
-
-    Attributes:
-        adapter: Of the adapter's answers.
-        base: Of the bare base's.
-    """
-
-    adapter: float
-    base: float
-
-
-@dataclass(frozen=True)
-class SetLoss:
-    """The losses on one of a run's evaluation sets.
-
-    Attributes:
-        loss: Of the adapter.
-        base_loss: Of the bare base.
-        rows: Rows evaluated.
-    """
-
-    loss: float
-    base_loss: float
-    rows: int
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How an adapter does on some data.
-
-    Attributes:
-        loss: Of the adapter: the run's own loss, by default the mean cross entropy over supervised tokens.
-        perplexity: exp(loss); None where the loss is no mean of -log p.
-        base_loss: The same of the bare base.
-        base_perplexity: exp(base_loss).
-        exact_match: Share of rows whose greedy answer equals the expected one, white space at the ends apart; None if
-            not asked for.
-        base_exact_match: The same of the bare base.
-        rows: Rows evaluated.
-        dropped: Rows to evaluate on that could not be used, by reason.
-        notes: What a user should know of the data (that was named, or that is not what the run was trained with), and
-            of how answers were compared.
-        predictions: The generated answers, if asked for.
-        scores: Of the answers, by scorer.
-        metrics: The loss's own figures, of the adapter.
-        base_metrics: The same of the bare base.
-        preference_accuracy: Share of pairs whose chosen answer has the higher reward, of several sets those of
-            `best_set`; None without pairs.
-        classification: Accuracy and macro F1 of a classifier; None for others.
-        margin: Mean difference between the rewards of chosen and rejected answers; None without a loss over answers.
-        general_loss: Loss of the adapter on general text, which shows what it forgot; None if it was not measured.
-        base_general_loss: The same of the bare base.
-        sampled: Whether only some of the rows were answered.
-        judgement: What the figures mean, in sentences; the last one is the judgement.
-        sets: The losses on each evaluation set by its name, if the run has several; `loss` is that of `best_set`.
-        best_set: The set that picked the best checkpoint; empty if sets have no names.
-    """
-
-    loss: float
-    perplexity: float | None
-    base_loss: float
-    base_perplexity: float | None
-    exact_match: float | None
-    base_exact_match: float | None
-    rows: int
-    dropped: dict[str, int]
-    notes: list[str]
-    predictions: list[Prediction]
-    scores: dict[str, Scores]
-    metrics: dict[str, float]
-    base_metrics: dict[str, float]
-    preference_accuracy: Share | None = None
-    margin: float | None = None
-    classification: ClassificationScores | None = None
-    general_loss: float | None = None
-    base_general_loss: float | None = None
-    sampled: bool = False
-    judgement: list[str] = field(default_factory=list)
-    sets: dict[str, SetLoss] = field(default_factory=dict)
-    best_set: str = ""
-
-    def as_json(self) -> dict[str, Any]:
-        """As plain data, without the predictions."""
-        return {key: value for key, value in asdict(self).items() if key != "predictions"}
 
 
 def evaluate(
@@ -218,20 +110,84 @@ def evaluate(
     if scorers and isinstance(loss, Classification):
         message = "compares generated answers, and a classifier has none"
         raise ConfigError(Problem("--score", message, "leave it out: accuracy and macro F1 are always there"))
+    rows = _read_rows(loaded, run, loss, data, columns, max_rows, notify, world)
+    chosen, scorers, sampled = _to_answer(rows, loaded, scorers, 0 if isinstance(loss, Classification) else answers)
+    best = best_set(rows.sets, run.config.train.best_eval if run else None)
+    losses = _measure_losses(loaded, loss, rows, best, batch_size, progress, world)
+    predictions = _predict(generator, chosen, sampling, scorers, progress, world) if scorers else []
+    texts: tuple[float | None, float | None] = (None, None)
+    if general and not isinstance(loss, Classification):
+        texts = general_losses(loaded, batch_size, lambda done, total: progress("general text", done, total), world)
+    if scorers and loaded.template.thinking == "unsupervised":
+        rows.notes.append(REASONING_GIVEN)
+    found = _evaluation(rows, loss, best, losses, predictions, scorers, texts, sampled)
+    gains = {
+        each.name: (found.scores[each.name].base, found.scores[each.name].adapter)
+        for each in scorers
+        if each.larger_is_better
+    }
+    return replace(found, judgement=explain(found, gains))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of an evaluation: the data they are of, encoded, by evaluation set, and what to know of them."""
+
+    dataset: Dataset
+    encoded: Side
+    sets: dict[str, slice]
+    taken: slice
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """What the base and the adapter give on the rows, and the classes that a classifier chose."""
+
+    base: EvaluationResult
+    adapter: EvaluationResult
+    classified: ClassificationScores | None
+
+
+def _read_rows(
+    loaded: Loaded,
+    run: Run | None,
+    loss: Loss,
+    data: str | Path | None,
+    columns: dict[str, str] | None,
+    max_rows: int | None,
+    notify: Notify,
+    world: World,
+) -> _Rows:
+    """Reads and encodes the rows, with what the loss needs beside them."""
     given = (loaded, run, data, columns, max_rows, loss)
     dataset, rows, notes = world.first_here(lambda: evaluation_rows(*given), "encoding the rows")
     check_side(dataset.eval, [file.path for file in dataset.report.files], loaded.model, loaded.tokenizer)
     encoded = complete_rows(dataset.eval[rows], loss, loaded, run, dataset.max_length, notify)
     sets = {name: slice(s.start, min(s.stop, s.start + (max_rows or s.stop))) for name, s in dataset.eval_sets.items()}
-    examples = conversations(dataset, loaded.template) if scorers else []
-    examples = [example for each in sets.values() or [rows] for example in examples[each]]
-    is_classifier = isinstance(loss, Classification)
-    sampled = bool(answers) and not scorers and not is_classifier
-    if sampled:
-        examples = [row for row in dataset.eval_examples(loaded.template)[rows] if row.kind is not Kind.TEXT][:answers]
-        scorers = quick_scorers() if examples else []
+    return _Rows(dataset, encoded, sets, rows, notes)
 
-    best = best_set(sets, run.config.train.best_eval if run else None)
+
+def _to_answer(
+    rows: _Rows, loaded: Loaded, scorers: list[Scorer], answers: int
+) -> tuple[list[Example], list[Scorer], bool]:
+    """Chooses the rows to answer, what scores the answers, and says whether these rows are a sample."""
+    if scorers:
+        examples = conversations(rows.dataset, loaded.template)
+        return [row for each in rows.sets.values() or [rows.taken] for row in examples[each]], scorers, False
+    if not answers:
+        return [], [], False
+    examples = rows.dataset.eval_examples(loaded.template)[rows.taken]
+    sample = [row for row in examples if row.kind is not Kind.TEXT][:answers]
+    scorers = quick_scorers() if sample else []
+    return sample, scorers, bool(scorers)
+
+
+def _measure_losses(
+    loaded: Loaded, loss: Loss, rows: _Rows, best: str, batch_size: int, progress: Progress, world: World
+) -> _Losses:
+    """Measures the loss of the base and of the adapter, and what a classifier chooses."""
+    encoded = rows.encoded
 
     def measure(what: str) -> EvaluationResult:
         def on(side: Side, where: str) -> EvaluationResult:
@@ -240,7 +196,7 @@ def evaluate(
             return evaluate_loss(*parts, progress=report, layout=path.layout, world=world)
 
         with fast_path(loaded.model, longest=encoded.longest) as path:
-            return evaluate_sets(on, encoded, sets, best)
+            return evaluate_sets(on, encoded, rows.sets, best)
 
     with loaded.injection.disabled():
         head = find_head(loaded.model)
@@ -251,18 +207,25 @@ def evaluate(
         with fast_path(loaded.model, longest=encoded.longest) as path:
             found = class_probabilities(loaded.model, head, encoded, batch_size, path.layout, world=world)
         classified = class_scores(found.argmax(1), loss.targets(encoded).numpy(), loss.classes)
-    losses, base_losses = losses_of_sets(adapter.metrics), losses_of_sets(base.metrics)
-    predictions = _predict(generator, examples, sampling, scorers, progress, world) if scorers else []
+    return _Losses(base, adapter, classified)
+
+
+def _evaluation(
+    rows: _Rows,
+    loss: Loss,
+    best: str,
+    measured: _Losses,
+    predictions: list[Prediction],
+    scorers: Sequence[Scorer],
+    texts: tuple[float | None, float | None],
+    sampled: bool,
+) -> Evaluation:
+    """Puts together what was found; `texts` are the losses of base and adapter on general text."""
+    adapter, base, encoded, sets = measured.adapter, measured.base, rows.encoded, rows.sets
     scores = {scorer.name: _means(predictions, scorer.name) for scorer in scorers}
     exact = None if sampled else scores.get("exact_match")
-    texts = (
-        general_losses(loaded, batch_size, lambda done, total: progress("general text", done, total), world)
-        if general and not is_classifier
-        else (None, None)
-    )
-    if scorers and loaded.template.thinking == "unsupervised":
-        notes.append(REASONING_GIVEN)
-    found = Evaluation(
+    losses, base_losses = losses_of_sets(adapter.metrics), losses_of_sets(base.metrics)
+    return Evaluation(
         loss=adapter.loss,
         perplexity=perplexity_of(adapter.loss) if loss.is_likelihood else None,
         base_loss=base.loss,
@@ -270,8 +233,8 @@ def evaluate(
         exact_match=exact.adapter if exact else None,
         base_exact_match=exact.base if exact else None,
         rows=sum(len(encoded[each]) for each in sets.values()) if sets else len(encoded),
-        dropped=dataset.eval_dropped,
-        notes=notes,
+        dropped=rows.dataset.eval_dropped,
+        notes=rows.notes,
         predictions=predictions,
         scores=scores,
         metrics=_own_metrics(adapter.metrics),
@@ -280,15 +243,11 @@ def evaluate(
         margin=adapter.metrics.get("rewards/margins"),
         base_general_loss=texts[0],
         general_loss=texts[1],
-        sampled=sampled and bool(scorers),
-        classification=classified,
+        sampled=sampled,
+        classification=measured.classified,
         sets={name: SetLoss(losses[name], base_losses[name], len(encoded[each])) for name, each in sets.items()},
         best_set=best,
     )
-    gains = {
-        each.name: (scores[each.name].base, scores[each.name].adapter) for each in scorers if each.larger_is_better
-    }
-    return replace(found, judgement=explain(found, gains))
 
 
 def quick_scorers() -> list[Scorer]:

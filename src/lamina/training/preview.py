@@ -33,7 +33,8 @@ def announce(session: Session, state: TrainState, fusion: FusionReport, log: Eve
     notes += _sharing_notes(session)
     for note in notes:
         log.emit(Note(state.step, message=note))
-    sample = session.epoch_plan(0)[0]
+    # What needs the most memory is tried before the first step, and not by chance hours later.
+    sample = session.epoch_plan(0).largest()
     parts = (model, session.head, session.loss, parameters, sample, fusion.layout)
     speed = measured_tokens_per_second(*parts, split_of(session.world))
     tokens_per_step = session.dataset.report.train.tokens / session.steps_per_epoch

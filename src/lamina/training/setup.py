@@ -56,11 +56,7 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
     Raises:
         LaminaError: Model, data or configuration cannot be used; see the parts' own functions.
     """
-    if world.size > 1 and OPTIMIZERS[config.train.optim].layerwise:
-        message = (
-            f"'{config.train.optim}' updates each tensor amid the backward, before {world.size} processes can add up"
-        )
-        raise ConfigError(Problem("train.optim", message, f"use {config.train.optim.removesuffix('_layerwise')}"))
+    _check_optimizer(config, world)
     prepare_kernels(default_device(), config.train.compile, notify)
     start, loss = read_start(config, run), build_loss(config.loss)
     strategy = choose_strategy(config, world, notify)
@@ -74,18 +70,10 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
     template = template_of(base.tokenizer, config.data)
     if start is not None:
         check_start_fits(start, base, template, notify)
-    notify("Reading the data ...")
-    batch_size = config.train.per_device_train_batch_size
-    positions = declared_positions(base.model)
-    given = (config.data, template, batch_size, config.seed, notify, loss.sequences, positions)
-    dataset = world.first_here(lambda: build_dataset(*given), "encoding the data")
+    dataset, template = _read_data(config, base, template, loss, notify, world)
     config = config.model_copy(
         update={"data": config.data.model_copy(update={"max_length": dataset.max_length})}
     )  # what follows is computed with it, and the run's own config.yaml was written before
-    if not loss.sequences.pooled:
-        _check_stop_token(dataset, template)
-    template = _template_in_use(dataset, template, config, notify)
-    check_vocabulary(dataset, base.model, template)
     _agree(config, base, template, dataset, world)
     steps_per_epoch = math.ceil(dataset.report.micro_batches / config.train.micro_batches_per_step)
     loss.study(dataset.train, len(dataset.train) / steps_per_epoch, notify)
@@ -106,14 +94,7 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
     dataset = _arranged(dataset, config, loss, reference, head, base, notify, world)
     tensors = injection.tensors()
     optimizer = build_optimizer(config.train, tensors, injection.fast_tensors(), injection.vocabulary_tensors(), notify)
-
-    micro_batches = dataset.report.micro_batches
-    epochs = config.train.epochs
-    total = config.train.max_steps or max(1, math.ceil(steps_per_epoch * (epochs or 0.0)))
-    longest = max(
-        batch_size * (config.data.max_length if config.data.packing else dataset.report.train.longest),
-        dataset.report.train.longest,
-    )
+    total = config.train.max_steps or max(1, math.ceil(steps_per_epoch * (config.train.epochs or 0.0)))
     hooks = find_method(config.method.type).hooks(injection, total)
     engine = zero_engine(config, base.dtype, tensors, optimizer, hooks, world) if strategy == "deepspeed" else None
     session = Session(
@@ -130,9 +111,9 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         hooks=hooks,
         optimizer=optimizer if engine is None else engine.optimizer,
         schedule=build_schedule(config.train, total),
-        micro_batches=micro_batches,
+        micro_batches=dataset.report.micro_batches,
         total_steps=total,
-        longest=longest,
+        longest=_longest(config, dataset),
         start=start,
         reference=reference,
         world=world,
@@ -144,6 +125,36 @@ def build_session(config: Config, run: Run, notify: Notify, world: World = ALONE
         sets = ", ".join(f"{name} ({len(dataset.eval[chosen])} rows)" for name, chosen in dataset.eval_sets.items())
         notify(f"Evaluation sets: {sets}. The loss on {session.best_set} picks the best checkpoint (train.best_eval).")
     return session
+
+
+def _check_optimizer(config: Config, world: World) -> None:
+    """Refuses an optimizer that several processes cannot share."""
+    name = config.train.optim
+    if world.size > 1 and OPTIMIZERS[name].layerwise:
+        message = f"'{name}' updates each tensor amid the backward, before {world.size} processes can add up"
+        raise ConfigError(Problem("train.optim", message, f"use {name.removesuffix('_layerwise')}"))
+
+
+def _read_data(
+    config: Config, base: Base, template: ChatTemplate, loss: Loss, notify: Notify, world: World
+) -> tuple[Dataset, ChatTemplate]:
+    """Encodes the data, checks it, and finds the template that the adapter is used with afterwards."""
+    notify("Reading the data ...")
+    batch_size, positions = config.train.per_device_train_batch_size, declared_positions(base.model)
+    given = (config.data, template, batch_size, config.seed, notify, loss.sequences, positions)
+    dataset = world.first_here(lambda: build_dataset(*given), "encoding the data")
+    if not loss.sequences.pooled:
+        _check_stop_token(dataset, template)
+    template = _template_in_use(dataset, template, config, notify)
+    check_vocabulary(dataset, base.model, template)
+    return dataset, template
+
+
+def _longest(config: Config, dataset: Dataset) -> int:
+    """Tokens of the longest micro-batch that may come."""
+    longest = dataset.report.train.longest
+    each = config.data.max_length if config.data.packing else longest
+    return max(config.train.per_device_train_batch_size * each, longest)
 
 
 def _agree(config: Config, base: Base, template: ChatTemplate, dataset: Dataset, world: World) -> None:
