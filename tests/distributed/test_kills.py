@@ -50,8 +50,9 @@ def test_random_kills_and_random_numbers_of_processes(model_folder: Path, tmp_pa
             killed = [outcome.error for outcome in outcomes].count("killed")
             left -= killed
             done = not any(outcome.error for outcome in outcomes)
-            others = {outcome.error for outcome in outcomes} - {"", "killed", "LostRankError", "Silenced"}
-            assert not others, [outcome.message for outcome in outcomes]
+            for outcome in outcomes:  # nothing but the lost process is told, by who noticed or by who heard of it
+                told = outcome.error in ("LostRankError", "PeerError") and "is gone (killed" in outcome.message
+                assert told or outcome.error in ("", "killed", "Silenced"), outcomes
         summary = Run(Path(config["output_dir"])).summary
         assert summary is not None
         digests.append(summary.adapter_digest)

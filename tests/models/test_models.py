@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gguf as gguf_package
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -165,9 +166,14 @@ def test_converting_tensor_by_tensor_gives_what_transformers_gives(
     streamed, whole, fallen_back = tmp_path / "streamed", tmp_path / "whole", tmp_path / "fallen_back"
     for folder in (streamed, whole, fallen_back):
         folder.mkdir()
+    readers: list[Any] = []
+    initialize = gguf.GGUFReader.__init__
     with monkeypatch.context() as patched:
         patched.setattr(gguf, "_convert_whole", None)
+        patched.setattr(gguf.GGUFReader, "__init__", lambda self, *a: readers.append(initialize(self, *a)))
         gguf.convert_gguf(path, streamed)
+    assert len(readers) == 1
+    assert gguf_package.GGUFReader is gguf.GGUFReader
     gguf._convert_whole(path, whole)
     assert fingerprint_base(streamed) == fingerprint_base(whole)
     names = {file.name for file in streamed.iterdir()}
@@ -181,5 +187,5 @@ def test_converting_tensor_by_tensor_gives_what_transformers_gives(
 
     with monkeypatch.context() as patched:
         patched.setitem(gguf.reading.TENSOR_PROCESSORS, "llama", Processor)
-        assert not gguf._convert_streaming(path, fallen_back)
+        assert not gguf._convert_streaming(path, gguf.GGUFReader(path), fallen_back)
     assert not list(fallen_back.iterdir())

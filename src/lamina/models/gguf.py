@@ -7,10 +7,13 @@ of the model (mixtures of experts have another layout), the whole model is loade
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf as gguf_package
 import torch
 from gguf import GGUFReader, dequantize
 from transformers import (
@@ -41,8 +44,8 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     """
     try:
         # The GGUF reader draws its own progress bar, which no setting disables.
-        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
-            model = _convert_streaming(gguf, folder) or _convert_whole(gguf, folder)
+        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()), _read_once(gguf) as reader:
+            model = _convert_streaming(gguf, reader, folder) or _convert_whole(gguf, folder)
             tokenizer = AutoTokenizer.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, local_files_only=True, trust_remote_code=False
             )
@@ -64,7 +67,27 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
         return None
 
 
-def _convert_streaming(gguf: Path, folder: Path) -> PreTrainedModel | None:
+@contextlib.contextmanager
+def _read_once(gguf: Path) -> Iterator[GGUFReader]:
+    """Inside the block, whoever opens the file gets one reader, and whoever asks for the names of tensors one table.
+
+    transformers opens the file for the configuration, for the weights and for the tokenizer, and makes the table anew
+    for every module. Each reader takes seconds for a large vocabulary, and the tables do together.
+    """
+    package: Any = gguf_package
+    reader, name_map = GGUFReader(gguf), package.get_tensor_name_map
+
+    def opened(path: Any, *rest: Any) -> GGUFReader:
+        return reader if Path(path).samefile(gguf) else GGUFReader(path, *rest)
+
+    package.GGUFReader, package.get_tensor_name_map = opened, functools.cache(name_map)
+    try:
+        yield reader
+    finally:
+        package.GGUFReader, package.get_tensor_name_map = GGUFReader, name_map
+
+
+def _convert_streaming(gguf: Path, reader: GGUFReader, folder: Path) -> PreTrainedModel | None:
     """Converts config and weights tensor by tensor.
 
     Returns:
@@ -76,7 +99,6 @@ def _convert_streaming(gguf: Path, folder: Path) -> PreTrainedModel | None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     about = reading.load_gguf_checkpoint(str(gguf))
-    reader = GGUFReader(gguf)
     architecture = reading.read_field(reader, "general.architecture")[0]
     processor = reading.TENSOR_PROCESSORS.get(architecture, reading.TensorProcessor)(config=about["config"])
     names: dict[str, str] = reading.get_gguf_hf_weights_map(model, processor)
