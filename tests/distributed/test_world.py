@@ -109,6 +109,26 @@ def test_nobody_waits_for_a_first_process_that_is_gone(monkeypatch: pytest.Monke
     assert [outcome.value for outcome in outcomes] == [None, 1]
 
 
+def test_who_is_gone_before_the_first_exchange_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was killed is gone after a silence; one that only takes long is waited for."""
+    monkeypatch.setattr("lamina.distributed.group._SILENCE_AT_START", 1.0)
+
+    def work(world: Group) -> list[int]:
+        world.timeout = 600.0
+        if world.rank == 2:
+            time.sleep(3.0)
+        if world.rank == 1 and killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return world.gather(world.rank, "meeting")
+
+    killed = True
+    outcomes = run_ranks(3, work)
+    assert outcomes[1].error == "killed"
+    assert all("rank 1 (" in outcome.message and "is gone" in outcome.message for outcome in (outcomes[0], outcomes[2]))
+    killed = False
+    assert values_of(run_ranks(3, work)) == [[0, 1, 2]] * 3
+
+
 def test_processes_may_meet_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A script may train several times; what was said in one run is not heard in the next."""
     store = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False)

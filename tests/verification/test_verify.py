@@ -125,8 +125,8 @@ def break_loss(patch: Patch) -> None:
     """One supervised token is forgotten."""
     from lamina.losses import cross_entropy as losses
 
-    real = losses.chunked_cross_entropy
-    patch.setattr(losses, "chunked_cross_entropy", lambda hidden, targets, *a: real(hidden[1:], targets[1:], *a))
+    real = losses.token_log_probs
+    patch.setattr(losses, "token_log_probs", lambda *given: real(*given)[1:])
 
 
 def break_loss_gradient(patch: Patch) -> None:

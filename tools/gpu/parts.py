@@ -17,8 +17,8 @@ from lamina.compute.ops.attention import (
     attention_forward,
     packed_attention_forward,
 )
-from lamina.compute.ops.cross_entropy import chunked_cross_entropy
 from lamina.compute.ops.dropout import draw_dropout
+from lamina.compute.ops.log_probs import chunked_log_probs
 from lamina.structure.head import LogitTransform
 
 # Relative distances (L2) that rounding to a dtype explains.
@@ -205,7 +205,7 @@ def _cross_entropy(here: Here, dtype: torch.dtype, rows: int, vocabulary: int, t
     targets = torch.randint(vocabulary, (rows,), generator=generator).to(here.device)
     chunk = 2**25 if rows > 1000 else 64 * vocabulary
     with use_backend(here.kernels):
-        loss = chunked_cross_entropy(hidden, targets, linear, transform, chunk)
+        loss = -chunked_log_probs(hidden, targets, linear, transform, chunk).sum()
         (grad,) = torch.autograd.grad(loss, hidden)
     wide = hidden.detach().double().requires_grad_()
     logits = wide @ linear.weight.double().T * transform.multiplier

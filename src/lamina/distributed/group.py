@@ -41,6 +41,8 @@ _ATTEMPT = 20.0
 # Seconds between two signs of life, and after how many without one a process seems to be gone.
 _BEAT = 0.4
 _SILENCE = 5.0
+# The same before the first exchange, where loading a model or reading data may keep a process from giving signs.
+_SILENCE_AT_START = 30.0
 
 # Seconds to wait for the error of a process whose connection closed, and for signs of life.
 _GRACE = 2.0
@@ -232,12 +234,10 @@ class Group(World):
 
     def _waiting_for(self, key: str, rank: int) -> Iterator[None]:
         """Yields from time to time until a process has set a key, or seems to be gone."""
-        beat, seen = self._read(f"beat/{rank}"), time.monotonic()
-        while not self._read(key) and time.monotonic() - seen <= _SILENCE:
+        signs = _Signs(self._read)
+        while not self._read(key) and signs.silence(rank) <= _SILENCE:
             yield
             time.sleep(_POLL)
-            if (now := self._read(f"beat/{rank}")) != beat:
-                beat, seen = now, time.monotonic()
 
     def leave(self) -> None:
         """Closes the connections to the others."""
@@ -279,13 +279,7 @@ class Group(World):
     def _open(self) -> dist.ProcessGroup:
         """Opens torch's group once every process is there, or has failed before."""
         self._store.set(f"here/{self.rank}", "1")
-        end = time.monotonic() + self.timeout
-        while not self._store.check([f"here/{rank}" for rank in range(self.size)]):
-            if failure := self.first_failure():
-                raise PeerError(failure)
-            if time.monotonic() >= end:
-                raise self._late("the start", [r for r in range(self.size) if not self._read(f"here/{r}")])
-            time.sleep(_POLL)
+        self._wait_for_all()
         timeout = datetime.timedelta(seconds=self.timeout)
         if self._backend is None:
             group = dist.new_group(backend="gloo", timeout=timeout)
@@ -295,6 +289,21 @@ class Group(World):
             group = dist.group.WORLD
         assert isinstance(group, dist.ProcessGroup)
         return group
+
+    def _wait_for_all(self) -> None:
+        end, looked, signs = time.monotonic() + self.timeout, 0.0, _Signs(self._read)
+        while not self._store.check([f"here/{rank}" for rank in range(self.size)]):
+            if failure := self.first_failure():
+                raise PeerError(failure)
+            if (now := time.monotonic()) - looked > _BEAT:
+                looked, missing = now, [rank for rank in range(self.size) if not self._read(f"here/{rank}")]
+                silent = [rank for rank in missing if signs.silence(rank) > _SILENCE_AT_START]
+                # One without even a name is still to come.
+                if gone := [rank for rank in silent if self._read(f"host/{rank}")]:
+                    raise self._lost(gone, "there was no sign of it before the start")
+                if now >= end:
+                    raise self._late("the start", missing)
+            time.sleep(_POLL)
 
     def _explain(self, what: str, error: Exception) -> LaminaError:
         """Finds out why an exchange failed."""
@@ -308,11 +317,11 @@ class Group(World):
         if "timed out" in str(error).lower() and behind:
             return self._late(what, behind)
         gone = [rank for rank in others if self._read(f"beat/{rank}") == beats[rank]]
-        named = ", ".join(map(self.host_of, gone)) or "another process"
-        return LostRankError(
-            f"{named} is gone (killed, or its machine is down): the connection broke at {what!r}. {AGAIN}",
-            gone,
-        )
+        return self._lost(gone, f"the connection broke at {what!r}")
+
+    def _lost(self, ranks: list[int], how: str) -> LostRankError:
+        named = ", ".join(map(self.host_of, ranks)) or "another process"
+        return LostRankError(f"{named} is gone (killed, or its machine is down): {how}. {AGAIN}", ranks)
 
     def _late(self, what: str, ranks: list[int]) -> LostRankError:
         shown = "; ".join(
@@ -339,6 +348,25 @@ class Group(World):
             if self._store.check([key]):
                 return self._store.get(key).decode()
         return ""
+
+
+class _Signs:
+    """For how long other processes have given no sign of life.
+
+    Args:
+        read: Reads a value of the store that all processes share.
+    """
+
+    def __init__(self, read: Callable[[str], str]) -> None:
+        self._read = read
+        self._last: dict[int, tuple[str, float]] = {}
+
+    def silence(self, rank: int) -> float:
+        """Returns the seconds since the first of the calls since the process's last sign."""
+        sign, now = self._read(f"beat/{rank}"), time.monotonic()
+        last, since = self._last.get(rank, ("", now))
+        self._last[rank] = (sign, since if sign == last else now)
+        return now - self._last[rank][1]
 
 
 def _close() -> None:

@@ -11,14 +11,12 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import PreTrainedModel
 
-from lamina.compute.fusion import model_inputs, predicting_logits, token_rows
-from lamina.compute.ops.cross_entropy import chunked_cross_entropy, chunked_cross_entropy_autograd
 from lamina.config.losses.cross_entropy import CrossEntropyConfig
 from lamina.data.batch import Batch
 from lamina.data.example import EncodedExample
+from lamina.losses.answers import token_log_probs
 from lamina.losses.base import Loss, LossSum
 from lamina.structure.head import Head
 
@@ -54,14 +52,4 @@ def cross_entropy(model: PreTrainedModel, head: Head, batch: Batch) -> torch.Ten
     Returns:
         A float32 scalar: a sum, to be divided by the supervised tokens of the whole optimizer step.
     """
-    if head.whole_model:
-        return F.cross_entropy(predicting_logits(model, batch).float(), batch.targets, reduction="sum")
-    hidden_TD = token_rows(batch, head.decoder(**model_inputs(batch)).last_hidden_state)
-    if not len(batch.predicting):  # a part of documents without a target, which others need the gradients of
-        return 0.0 * hidden_TD.float().sum()
-    hidden_ND = hidden_TD.index_select(0, batch.predicting)
-    # Not for a subclass of nn.Linear, which may compute something else.
-    if type(head.linear) is nn.Linear and not head.linear.weight.requires_grad:
-        return chunked_cross_entropy(hidden_ND, batch.targets, head.linear, head.transform)
-    vocabulary = model.config.get_text_config().vocab_size
-    return chunked_cross_entropy_autograd(hidden_ND, batch.targets, head.linear, head.transform, vocabulary)
+    return -token_log_probs(model, head, batch).sum()
