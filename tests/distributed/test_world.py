@@ -129,6 +129,31 @@ def test_who_is_gone_before_the_first_exchange_is_named(monkeypatch: pytest.Monk
     assert values_of(run_ranks(3, work)) == [[0, 1, 2]] * 3
 
 
+@pytest.mark.parametrize("victim", [1, 2, 3])
+@pytest.mark.parametrize("what", ["broadcast", "sum", "gather"])
+def test_nobody_waits_for_one_that_has_given_up(what: str, victim: int) -> None:
+    """In a tree of connections, not everybody has one to the process that was killed."""
+
+    def work(world: Group) -> None:
+        world.timeout = 600.0
+        world.gather(0, "meeting")
+        if world.rank == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+        for _ in range(50):
+            if what == "broadcast":
+                world.copy_from_first([torch.zeros(1000)])
+            elif what == "sum":
+                world.add_up(torch.zeros(1000))
+            else:
+                world.gather("x" * 1000, "saying something")
+
+    outcomes = run_ranks(4, work)
+    assert outcomes[victim].error == "killed"
+    others = [outcome for outcome in outcomes if outcome.error != "killed"]
+    assert {outcome.error for outcome in others} <= {"LostRankError", "PeerError", "Silenced"}
+    assert any("is gone" in outcome.message for outcome in others)
+
+
 def test_processes_may_meet_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A script may train several times; what was said in one run is not heard in the next."""
     store = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False)

@@ -14,10 +14,12 @@ import atexit
 import contextlib
 import datetime
 import itertools
+import math
 import os
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -29,6 +31,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from lamina.distributed.failure import AGAIN, Failure, LostRankError, PeerError
 from lamina.distributed.ranks import restarts
+from lamina.distributed.signs import Signs
 from lamina.distributed.silence import end_silent_connections
 from lamina.distributed.world import World
 from lamina.errors import LaminaError, RunError
@@ -43,6 +46,9 @@ _BEAT = 0.4
 _SILENCE = 5.0
 # The same before the first exchange, where loading a model or reading data may keep a process from giving signs.
 _SILENCE_AT_START = 30.0
+
+# Seconds that the first process has to tell of an error: it may be amid a step, or wait for who waits for it.
+_PATIENCE = 10.0
 
 # Seconds to wait for the error of a process whose connection closed, and for signs of life.
 _GRACE = 2.0
@@ -192,6 +198,11 @@ class Group(World):
         failure = Failure.of(error, self.rank, self.host)
         with contextlib.suppress(RuntimeError):
             self._store.compare_set("failure", "", failure.as_json())
+        # What the error passed through still holds the group, whose connections would stay open as long as that does.
+        each: BaseException | None = error
+        while each is not None:
+            traceback.clear_frames(each.__traceback__)
+            each = each.__cause__ or each.__context__
         self.leave()
 
     def first_failure(self, wait: float = 0.0) -> Failure | None:
@@ -212,14 +223,12 @@ class Group(World):
     def must_tell(self, gone: Collection[int] = ()) -> bool:
         """Returns whether it is this process that tells the user of the error; if not, waits until that is done.
 
-        It is the first one, or, where that is gone, the first that asks here.
+        It is the first one; where that is gone or does not come to it soon, the first that asks here.
 
         Args:
             gone: Processes that are known to be gone.
         """
-        if self.is_first:
-            return True
-        if 0 not in gone and self._was_told_by(0):
+        if not self.is_first and 0 not in gone and self._was_told_by(0, _PATIENCE):
             return False
         try:
             teller = int(self._store.compare_set("teller", "", str(self.rank)))
@@ -227,14 +236,16 @@ class Group(World):
             return True
         return teller == self.rank or not self._was_told_by(teller)
 
-    def _was_told_by(self, rank: int) -> bool:
+    def _was_told_by(self, rank: int, patience: float = math.inf) -> bool:
+        end = time.monotonic() + patience
         for _ in self._waiting_for("told", rank):
-            pass
+            if time.monotonic() >= end:
+                break
         return bool(self._read("told"))
 
     def _waiting_for(self, key: str, rank: int) -> Iterator[None]:
         """Yields from time to time until a process has set a key, or seems to be gone."""
-        signs = _Signs(self._read)
+        signs = Signs(self._read)
         while not self._read(key) and signs.silence(rank) <= _SILENCE:
             yield
             time.sleep(_POLL)
@@ -242,7 +253,7 @@ class Group(World):
     def leave(self) -> None:
         """Closes the connections to the others."""
         if self._pg is not None:
-            self._pg = None
+            self._pg = self._team = None
             if self._backend is not None:
                 # In a thread, since NCCL may wait for what will never come.
                 closing = threading.Thread(target=_close, daemon=True)
@@ -291,7 +302,7 @@ class Group(World):
         return group
 
     def _wait_for_all(self) -> None:
-        end, looked, signs = time.monotonic() + self.timeout, 0.0, _Signs(self._read)
+        end, looked, signs = time.monotonic() + self.timeout, 0.0, Signs(self._read)
         while not self._store.check([f"here/{rank}" for rank in range(self.size)]):
             if failure := self.first_failure():
                 raise PeerError(failure)
@@ -348,25 +359,6 @@ class Group(World):
             if self._store.check([key]):
                 return self._store.get(key).decode()
         return ""
-
-
-class _Signs:
-    """For how long other processes have given no sign of life.
-
-    Args:
-        read: Reads a value of the store that all processes share.
-    """
-
-    def __init__(self, read: Callable[[str], str]) -> None:
-        self._read = read
-        self._last: dict[int, tuple[str, float]] = {}
-
-    def silence(self, rank: int) -> float:
-        """Returns the seconds since the first of the calls since the process's last sign."""
-        sign, now = self._read(f"beat/{rank}"), time.monotonic()
-        last, since = self._last.get(rank, ("", now))
-        self._last[rank] = (sign, since if sign == last else now)
-        return now - self._last[rank][1]
 
 
 def _close() -> None:
