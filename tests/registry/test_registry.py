@@ -273,6 +273,45 @@ def test_differences_of_two_versions(registry: Registry, tmp_path: Path) -> None
     assert registry.diff("support:1", "support:1") == {}
 
 
+@pytest.mark.parametrize("text", ["caf\udce9", "a\0b"], ids=["not-utf-8", "nul"])
+def test_texts_that_no_database_keeps_are_refused_before_anything_is_written(
+    registry: Registry, tmp_path: Path, text: str
+) -> None:
+    filled(registry, tmp_path)
+    registry.promote("support:1", "prod", override="the first")
+    registry.set_alias("support:1", "canary")
+    files = sorted((tmp_path / "registry" / "blobs").rglob("*"))
+    refused = [
+        lambda: registry.promote("support:2", "prod", override=text),
+        lambda: registry.promote("support:2", "prod", override="x", why=text),
+        lambda: registry.rollback("support@prod", why=text),
+        lambda: registry.set_alias("support:2", "canary", why=text),
+        lambda: registry.set_alias("support:2", "prod", override=text),
+        lambda: registry.delete_alias("support@canary", why=text),
+        lambda: registry.tag("support:1", {"owner": text}),
+        lambda: registry.entries(prefix=text),
+        lambda: registry.add(make_adapter(tmp_path / "new", 9), "support", tags={"owner": text}),
+        lambda: registry.add(tmp_path / "new", "support", license=text),
+        lambda: registry.add(tmp_path / "new", "support", evaluations=[text]),
+        lambda: Registry(tmp_path / "registry", who=text),
+    ]
+    for change in refused:
+        with pytest.raises(ConfigError, match=r"not UTF-8|holds NUL|no SPDX name|no digest"):
+            change()
+    assert registry.find("support@prod").number == registry.find("support@canary").number == 1
+    assert len(registry.history("support")) == 2 and registry.find("support").number == 3
+    assert sorted((tmp_path / "registry" / "blobs").rglob("*")) == files
+
+
+def test_a_base_at_a_path_that_is_not_utf_8_is_named(registry: Registry, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "a")
+    about = json.loads((folder / "lamina.json").read_text())
+    about["lock"]["base"] = "/models/caf\udce9"
+    (folder / "lamina.json").write_text(json.dumps(about))
+    with pytest.raises(RegistryError, match=r"names '/models/caf\\udce9', which is not UTF-8"):
+        registry.add(folder, "support")
+
+
 def test_tags(registry: Registry, tmp_path: Path) -> None:
     filled(registry, tmp_path, 1)
     assert registry.tag("support", {"owner": "ada", "team/x": "1"}).tags == {"owner": "ada", "team/x": "1"}
