@@ -75,7 +75,10 @@ def evaluate(
         typer.Option("--column", help="FIELD=COLUMN, such as prompt=question; may be repeated."),
     ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="SUBJECT", help="The subject that all others are compared with.")
+        str | None,
+        typer.Option(
+            metavar="SUBJECT", help="The subject that all others are compared with; `base` for the adapters' own base."
+        ),
     ] = None,
     few_shot: Annotated[
         int | None,
