@@ -163,11 +163,10 @@ def test_general_text_that_is_given_is_what_is_measured(pair: Pair, tmp_path: Pa
     texts = [tmp_path / name for name in ("one.txt", "two.txt")]
     for number, path in enumerate(texts):
         path.write_text(f"the {WORDS[number]} one and the {WORDS[number + 1]} one\n" * 20)
-    pair_of = [pair.strong, pair.weak]
-    stored = evaluate_subjects(pair_of, [pair.task], general=texts[0], out=tmp_path / "stored")
+    stored = evaluate_subjects([pair.strong, pair.weak], [pair.task], general=texts[0], out=tmp_path / "stored")
     gate = pair.gate(SMALLEST + "not_worse: [{metric: general_loss, margin: 10.0}]\n")
-    taken = run_gate(*pair_of, gate, evaluations=[stored.path], records=tmp_path / "gates")
-    other = run_gate(*pair_of, gate, evaluations=[stored.path], general=texts[1], out=tmp_path / "new")
+    taken = run_gate(pair.strong, pair.weak, gate, evaluations=[stored.path], records=tmp_path / "gates")
+    other = run_gate(pair.strong, pair.weak, gate, evaluations=[stored.path], general=texts[1], out=tmp_path / "new")
     assert taken.record.evaluations == (stored.digest,) and len(other.record.evaluations) == 2
     assert other.evaluations[1].result["settings"]["general"] == str(texts[1])
     assert other.record.rows_digest != taken.record.rows_digest
