@@ -195,6 +195,30 @@ def test_an_edited_record_is_refused(registry: Registry, tmp_path: Path) -> None
     assert [problem for problem in registry.verify().problems if digest in problem]
 
 
+def test_no_alias_is_pointed_at_a_version_with_an_edited_byte(registry: Registry, tmp_path: Path) -> None:
+    filled(registry, tmp_path)
+    registry.promote("support:2", "prod", override="the first")
+    registry.promote("support:1", "prod", override="the second")
+    two = registry.find("support:2")
+    registry.store_record(make_record(two, registry.find("support:1")))
+    for file in registry.manifest(two).files:
+        blob = next(path for path in (tmp_path / "registry").rglob("*") if path.name in file.sha256 and path.is_file())
+        whole = blob.read_bytes()
+        blob.chmod(0o644)
+        blob.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        for change in (
+            lambda: registry.promote("support:2", "prod"),
+            lambda: registry.promote("support:2", "prod", override="insisted"),
+            lambda: registry.rollback("support@prod"),
+            lambda: registry.set_alias("support:2", "canary"),
+        ):
+            with pytest.raises(RegistryError, match=rf"support:2: {file.name}: .*were changed, so no alias"):
+                change()
+        blob.write_bytes(whole)
+    assert len(registry.history("support")) == 2
+    assert registry.promote("support:2", "prod").evidence is not None
+
+
 def test_an_override_stays_visible_for_ever(registry: Registry, tmp_path: Path) -> None:
     filled(registry, tmp_path)
     with pytest.raises(ConfigError, match="--override"):

@@ -34,6 +34,7 @@ class Aliases(Opened):
             ConfigError: There is no such version; the alias moves by evidence alone, and there is no `override`; or a
                 reason is not UTF-8.
             ConflictError: The alias was moved in the meantime.
+            RegistryError: A file of the version is missing or damaged.
         """
         reference = parse(ref)
         target = Reference(reference.name, alias=check_alias(alias))
@@ -87,6 +88,7 @@ class Aliases(Opened):
             ConfigError: There is no such version, or a reason is not UTF-8.
             ConflictError: The alias was moved in the meantime.
             EvidenceError: There is no record for this pair, or it does not say `promote`, or it was edited.
+            RegistryError: A file of the version is missing or damaged.
         """
         reference = parse(ref)
         target = Reference(reference.name, alias=check_alias(alias))
@@ -110,7 +112,7 @@ class Aliases(Opened):
         Raises:
             ConfigError: There is no such alias, or the reason is not UTF-8.
             ConflictError: It was moved in the meantime.
-            RegistryError: It pointed at nothing before, or that version's files were removed.
+            RegistryError: It pointed at nothing before, or that version's files were removed or are damaged.
         """
         reference = parse_alias(ref)
         _check_reason(why)
@@ -169,6 +171,9 @@ class Aliases(Opened):
     def _moved(self, target: Reference, before: AliasState | None, after: Version, reason: Reason) -> Move:
         if before is not None and before.version.id == after.id:
             return Move(str(target), after, after, False, before.evidence, before.override)
+        from lamina.registry.verifying import check_whole  # `ls` needs none of it
+
+        check_whole(self.blobs, after)
         with self.records.writing() as tx:
             move(tx, after.entry_id, target.alias or "", before, after, reason)
         return Move(str(target), before and before.version, after, True, reason.evidence, reason.override)
