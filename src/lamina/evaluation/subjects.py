@@ -83,6 +83,9 @@ def evaluate_subjects(
     base = None if model is None else str(model)
     entries = find_entries(everything, few_shot=few_shot, model=base, with_base=with_base or to_base, notify=notify)
     champion = _own_base(entries) if to_base else _champion(entries, everything, against, base)
+    if few_shot and not any(entry.few_shot for entry in entries):
+        message = "has no effect: it adds the base with examples, and no base or adapter is named"
+        raise ConfigError(Problem("--few-shot", message, "name one, or set few_shot and examples in the task's file"))
     if general is not None and (not forgetting or all(entry.kind == "url" for entry in entries)):
         reason = "forgetting is not measured" if not forgetting else "a model at a URL gives no losses"
         raise ConfigError(Problem("--general", f"has no effect: {reason}", "leave it out"))
