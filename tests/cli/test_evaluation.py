@@ -112,6 +112,10 @@ def test_stored_evaluations_are_paired(cli: Cli, trained: Run, task: Path, model
         (["RUN", "--task", "TASK", "--task", "arithmetic", "--data", "rows.jsonl"], "--data"),
         (["RUN", "--task", "TASK", "--general", "nope.txt"], "nope.txt"),
         (["RUN", "--task", "TASK", "--few-shot", "30"], "30 examples"),
+        (["RUN", "--tasks", "x", "--cluster-by", "group"], "--cluster-by: has no effect on lm-eval's tasks"),
+        (["RUN", "--tasks", "x", "--score", "exact_match"], "--score: has no effect on lm-eval's tasks"),
+        (["http://127.0.0.1:1/v1#m", "--task", "TASK", "--few-shot", "2"], "--few-shot: has no effect"),
+        (["RUN", "--task", "TASK", "--no-forgetting", "--general", "rows.jsonl"], "--general: has no effect"),
     ],
 )
 def test_mistakes_are_named(cli: Cli, trained: Run, task: Path, rows: Path, arguments: list[str], message: str) -> None:

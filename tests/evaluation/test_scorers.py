@@ -188,6 +188,25 @@ def test_a_python_function(tmp_path: Path) -> None:
         build_scorer(f"{file}:first")
 
 
+def test_none_is_taken_for_an_installed_scorer_or_a_judge(tmp_path: Path) -> None:
+    """A gate names a metric by its name alone."""
+    (tmp_path / "own.py").write_text("def exact_match(answer, expected):\n    return 1.0\njudge = exact_match\n")
+
+    def exact_match(answer: str, expected: str) -> float:
+        return 1.0
+
+    for name, theirs in (("exact_match", "an installed scorer"), ("judge", "a judge's grades")):
+        given: list[Any] = [f"own.py:{name}", {"type": f"own.py:{name}"}, {"type": "contains", "name": name}]
+        for each in given:
+            with pytest.raises(ConfigError, match=rf"^s: '{name}' is the name of {theirs}.*type: .*name: my_{name}"):
+                build_scorer(each, "s", tmp_path)
+    with pytest.raises(ConfigError, match=r"'exact_match' is the name of an installed scorer.*rename the function"):
+        build_scorer(exact_match)
+    own = build_scorer({"type": "own.py:exact_match", "name": "my_exact_match"}, folder=tmp_path)
+    assert (own.name, own.kind) == ("my_exact_match", "own.py:exact_match")
+    assert build_scorer({"type": "exact_match", "name": "exact_match"}).name == "exact_match"
+
+
 def test_a_number_out_of_range_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from lamina.evaluation.scorers import exact_match
 

@@ -125,6 +125,42 @@ def test_against_compares_all_with_one(pair: Pair, tmp_path: Path) -> None:
     assert {(p["a"], p["b"]) for p in again.result["pairs"]} == {(pair.model.name, str(pair.strong))}
 
 
+def test_against_base_is_the_one_beside_the_adapters(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = write_task(pair.folder / "four.yaml", limit=4)
+
+    def evaluated(*subjects: Path | str, **more: Any) -> list[tuple[str, str]]:
+        found = evaluate_subjects(subjects, [task], against="base", forgetting=False, out=tmp_path / "e", **more)
+        return [(pair["a"], pair["b"]) for pair in found.result["pairs"] if pair["task"] == "four"]
+
+    base, both = pair.model.name, [(str(pair.strong), pair.model.name), (str(pair.weak), pair.model.name)]
+    assert evaluated(pair.strong, pair.weak) == both
+    assert evaluated(pair.strong, few_shot=2, with_base=False) == [both[0], (f"{base} + 2 examples", base)]
+    assert evaluated(pair.model, pair.strong) == [(str(pair.strong), str(pair.model))]
+    other = shutil.copytree(pair.model, tmp_path / "other")
+    strays = shutil.copytree(pair.strong, tmp_path / "strays")
+    about = json.loads((strays / "adapter" / "lamina.json").read_text())
+    (strays / "adapter" / "lamina.json").write_text(
+        json.dumps(about).replace(json.dumps(str(pair.model)), json.dumps(str(other)))
+    )
+    with pytest.raises(ConfigError, match=rf"theirs are {base}, other.*the base itself by its path"):
+        evaluated(pair.strong, strays)
+    for none in ([pair.model], [pair.model, other], ["http://127.0.0.1:1/v1#x"]):
+        with pytest.raises(ConfigError, match="bare base of the adapters that are named, and there are none"):
+            evaluated(*none)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(pair.model, "base")
+    assert evaluated(pair.weak)[0] == (str(pair.weak), "base"), "a folder of that name is the folder"
+
+
+def test_general_text_that_nothing_measures_is_told(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("some text\n")
+    for subject, forgetting in ((pair.strong, False), ("http://127.0.0.1:1/v1#x", True)):
+        with pytest.raises(ConfigError, match="--general: has no effect"):
+            evaluate_subjects([subject], [pair.task], general=tmp_path / "text.txt", forgetting=forgetting)
+
+
 def test_a_base_that_moved_is_named_for_all_subjects(pair: Pair, tmp_path: Path) -> None:
     """`model` is where the base is now, of the one that others are compared with too."""
     shutil.copytree(pair.model, tmp_path / "moved")

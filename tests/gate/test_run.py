@@ -11,15 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import lamina
 from lamina.adapters.adapter import adapter_digest, read_adapter
 from lamina.errors import AdapterError, BaseMismatchError, CertificateError, ConfigError, EvidenceError, LaminaError
 from lamina.evaluation.store import EvaluationError
 from lamina.evaluation.subjects import evaluate_subjects
 from lamina.gate.run import GateResult, run_gate
-from lamina.registry.evidence import read_record
+from lamina.registry.evidence import Side, read_record
 from lamina.registry.registry import Registry
 from tests.support.evaluation import Pair, write_jsonl, write_task
 from tests.support.models_zoo import build_model, build_tokenizer
+from tests.support.training import WORDS, settings
 
 SMALLEST = "better: [{task: task.yaml, metric: exact_match}]\n"
 
@@ -115,7 +117,8 @@ def only(pair: Pair, folder: Path) -> Path:
 
 def test_an_evaluation_on_other_rows_or_with_another_scorer_is_refused(pair: Pair, tmp_path: Path) -> None:
     shutil.copy(pair.folder / "asked.jsonl", tmp_path / "asked.jsonl")
-    task = write_task(tmp_path / "task.yaml")
+    (tmp_path / "own.py").write_text("def right(answer, expected):\n    return answer == expected\n")
+    task = write_task(tmp_path / "task.yaml", scorers=["exact_match", "own.py:right"])
     stored = evaluate_subjects([pair.strong, pair.weak], [task], out=tmp_path / "stored", forgetting=False)
     gate = tmp_path / "gate.yaml"
     gate.write_text(SMALLEST)
@@ -124,9 +127,49 @@ def test_an_evaluation_on_other_rows_or_with_another_scorer_is_refused(pair: Pai
     with pytest.raises(EvaluationError, match="other rows"):
         run_gate(pair.strong, pair.weak, gate, evaluations=[stored.path], out=tmp_path / "new")
     write_jsonl(tmp_path / "asked.jsonl", rows)
-    write_task(tmp_path / "task.yaml", scorers=[{"type": "contains", "name": "exact_match"}])
+    (tmp_path / "own.py").write_text("def right(answer, expected):\n    return 1.0\n")
     with pytest.raises(EvaluationError, match="other settings"):
         run_gate(pair.strong, pair.weak, gate, evaluations=[stored.path], out=tmp_path / "new")
+
+
+def test_the_base_in_4_bits_is_not_the_base(pair: Pair, tmp_path: Path) -> None:
+    """The digest of the tensors on disk is the same; what answered is not."""
+    pytest.importorskip("bitsandbytes.functional")
+    packed = {"quantization": {"bits": 4, "blocksize": 32}, "train": {"max_steps": 4}}
+    run = lamina.train(settings(tmp_path, pair.model, "packed", **packed)).path
+    stored = evaluate_subjects([run], [pair.task], out=tmp_path / "stored", forgetting=False)
+    gate = pair.gate("floors: [{task: task.yaml, metric: exact_match, at_least: 0.5}]\n")
+    with pytest.raises(EvaluationError, match=r"is not of the champion.*\(the bare base; another quantization of the"):
+        run_gate(run, pair.model, gate, evaluations=[stored.path], out=tmp_path / "new")
+    found = run_gate(run, "base", gate, evaluations=[stored.path], records=tmp_path / "gates")
+    lock = read_adapter(run / "adapter").lock
+    assert lock is not None and lock.packed_weights is not None
+    assert found.record.against == Side(None, lock.base_tensors, lock.packed_weights)
+    assert read_record(found.path) == found.record and found.evaluations[0].digest == stored.digest
+    plain = run_gate(run, pair.model, gate, out=tmp_path / "plain")
+    assert plain.record.against == Side(None, lock.base_tensors) and plain.evaluations[0].digest != stored.digest
+    with pytest.raises(EvaluationError, match="is not of the champion"):
+        run_gate(run, "base", gate, evaluations=[tmp_path / "plain" / "."], out=tmp_path / "new")
+
+
+def test_general_text_that_no_check_measures_is_told(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("some text\n")
+    with pytest.raises(ConfigError, match=r"--general: has no effect: no check of the gate .*\[\{metric: general_loss"):
+        apply(pair, tmp_path, pair.strong, pair.weak, general=tmp_path / "text.txt")
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_general_text_that_is_given_is_what_is_measured(pair: Pair, tmp_path: Path) -> None:
+    texts = [tmp_path / name for name in ("one.txt", "two.txt")]
+    for number, path in enumerate(texts):
+        path.write_text(f"the {WORDS[number]} one and the {WORDS[number + 1]} one\n" * 20)
+    stored = evaluate_subjects([pair.strong, pair.weak], [pair.task], general=texts[0], out=tmp_path / "stored")
+    gate = pair.gate(SMALLEST + "not_worse: [{metric: general_loss, margin: 10.0}]\n")
+    taken = run_gate(pair.strong, pair.weak, gate, evaluations=[stored.path], records=tmp_path / "gates")
+    other = run_gate(pair.strong, pair.weak, gate, evaluations=[stored.path], general=texts[1], out=tmp_path / "new")
+    assert taken.record.evaluations == (stored.digest,) and len(other.record.evaluations) == 2
+    assert other.evaluations[1].result["settings"]["general"] == str(texts[1])
+    assert other.record.rows_digest != taken.record.rows_digest
 
 
 def test_an_evaluation_edited_by_one_byte_is_refused(pair: Pair, tmp_path: Path) -> None:

@@ -195,6 +195,30 @@ def test_an_edited_record_is_refused(registry: Registry, tmp_path: Path) -> None
     assert [problem for problem in registry.verify().problems if digest in problem]
 
 
+def test_no_alias_is_pointed_at_a_version_with_an_edited_byte(registry: Registry, tmp_path: Path) -> None:
+    filled(registry, tmp_path)
+    registry.promote("support:2", "prod", override="the first")
+    registry.promote("support:1", "prod", override="the second")
+    two = registry.find("support:2")
+    registry.store_record(make_record(two, registry.find("support:1")))
+    for file in registry.manifest(two).files:
+        blob = next(path for path in (tmp_path / "registry").rglob("*") if path.name in file.sha256 and path.is_file())
+        whole = blob.read_bytes()
+        blob.chmod(0o644)
+        blob.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        for change in (
+            lambda: registry.promote("support:2", "prod"),
+            lambda: registry.promote("support:2", "prod", override="insisted"),
+            lambda: registry.rollback("support@prod"),
+            lambda: registry.set_alias("support:2", "canary"),
+        ):
+            with pytest.raises(RegistryError, match=rf"support:2: {file.name}: .*were changed, so no alias"):
+                change()
+        blob.write_bytes(whole)
+    assert len(registry.history("support")) == 2
+    assert registry.promote("support:2", "prod").evidence is not None
+
+
 def test_an_override_stays_visible_for_ever(registry: Registry, tmp_path: Path) -> None:
     filled(registry, tmp_path)
     with pytest.raises(ConfigError, match="--override"):
@@ -271,6 +295,45 @@ def test_differences_of_two_versions(registry: Registry, tmp_path: Path) -> None
     assert found["settings.seed"] == (0, 1)
     assert "files.adapter_model.safetensors.sha256" in found and "base.tensors" not in found
     assert registry.diff("support:1", "support:1") == {}
+
+
+@pytest.mark.parametrize("text", ["caf\udce9", "a\0b"], ids=["not-utf-8", "nul"])
+def test_texts_that_no_database_keeps_are_refused_before_anything_is_written(
+    registry: Registry, tmp_path: Path, text: str
+) -> None:
+    filled(registry, tmp_path)
+    registry.promote("support:1", "prod", override="the first")
+    registry.set_alias("support:1", "canary")
+    files = sorted((tmp_path / "registry" / "blobs").rglob("*"))
+    refused = [
+        lambda: registry.promote("support:2", "prod", override=text),
+        lambda: registry.promote("support:2", "prod", override="x", why=text),
+        lambda: registry.rollback("support@prod", why=text),
+        lambda: registry.set_alias("support:2", "canary", why=text),
+        lambda: registry.set_alias("support:2", "prod", override=text),
+        lambda: registry.delete_alias("support@canary", why=text),
+        lambda: registry.tag("support:1", {"owner": text}),
+        lambda: registry.entries(prefix=text),
+        lambda: registry.add(make_adapter(tmp_path / "new", 9), "support", tags={"owner": text}),
+        lambda: registry.add(tmp_path / "new", "support", license=text),
+        lambda: registry.add(tmp_path / "new", "support", evaluations=[text]),
+        lambda: Registry(tmp_path / "registry", who=text),
+    ]
+    for change in refused:
+        with pytest.raises(ConfigError, match=r"not UTF-8|holds NUL|no SPDX name|no digest"):
+            change()
+    assert registry.find("support@prod").number == registry.find("support@canary").number == 1
+    assert len(registry.history("support")) == 2 and registry.find("support").number == 3
+    assert sorted((tmp_path / "registry" / "blobs").rglob("*")) == files
+
+
+def test_a_base_at_a_path_that_is_not_utf_8_is_named(registry: Registry, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "a")
+    about = json.loads((folder / "lamina.json").read_text())
+    about["lock"]["base"] = "/models/caf\udce9"
+    (folder / "lamina.json").write_text(json.dumps(about))
+    with pytest.raises(RegistryError, match=r"names '/models/caf\\udce9', which is not UTF-8"):
+        registry.add(folder, "support")
 
 
 def test_tags(registry: Registry, tmp_path: Path) -> None:

@@ -112,8 +112,8 @@ def test_a_registry_that_is_gone_for_a_while(registry: Registry, tmp_path: Path)
     engine.load("p", placed.settings.adapters["p"])
     service = build(engine, log=log, adapters=placed.settings.adapters)
     assert placed.follower is not None
-    (place_of / "blobs").rename(tmp_path / "away")
     registry.promote("support:2", "prod", override="better")
+    (place_of / "blobs").rename(tmp_path / "away")
     service.follow(placed.follower)
     wait_for(lambda: "alias_failed" in log.getvalue())
     assert answers(engine, registry, "p", "support:1")
@@ -194,3 +194,33 @@ def test_running_answers_finish_on_the_old_version(versions: Registry, model_fol
             wait_for(lambda: log.getvalue().count("alias_followed") == 2)
             assert ask()["choices"][0]["text"] == first["choices"][0]["text"]
             assert ask()["system_fingerprint"] == first["system_fingerprint"]
+
+
+def test_a_colleague_serves_the_same_answers(
+    versions: Registry, model_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One file is handed on; what answers elsewhere has the same digests, and says the same."""
+    versions.export(["support"], tmp_path / "support.tar")
+    with Registry(tmp_path / "theirs") as theirs:
+        assert theirs.import_archive(tmp_path / "support.tar", aliases=True).aliases == ["support@prod"]
+    body = {"prompt": "red green", "max_tokens": 12, "temperature": 0, "logprobs": 2}
+    said = []
+    for where in (versions.place.shown, str(tmp_path / "theirs")):
+        monkeypatch.setenv("LAMINA_CACHE", str(tmp_path / f"cache{len(said)}"))
+        flags: Any = {"registry": where, "port": 0, "dtype": "float32"}
+        names = ("support@prod", "support:2")
+        placed = place(ServeSettings(adapters={name: name for name in names}, **flags))
+        with Engine(str(model_folder), dict(placed.settings.adapters), dtype="float32") as engine:
+            service = build_service(
+                engine, Subject(str(model_folder), "tiny"), placed.settings, Keys(KEYS), EventLog(io.StringIO())
+            )
+            with listening(service) as (url, _):
+                answers = [
+                    httpx.post(f"{url}/v1/completions", json={**body, "model": name}, headers=HEADERS, timeout=60)
+                    for name in names
+                ]
+                digests = {facts.name: facts.digest for facts in engine.loaded()}
+        said.append((digests, [(a.json()["choices"], a.json()["system_fingerprint"]) for a in answers]))
+    assert said[0] == said[1]
+    assert said[0][0] == {name: versions.find(name).adapter_digest for name in names}
+    assert said[0][1][0] != said[0][1][1], "the two versions differ"

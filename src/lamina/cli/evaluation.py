@@ -75,7 +75,10 @@ def evaluate(
         typer.Option("--column", help="FIELD=COLUMN, such as prompt=question; may be repeated."),
     ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="SUBJECT", help="The subject that all others are compared with.")
+        str | None,
+        typer.Option(
+            metavar="SUBJECT", help="The subject that all others are compared with; `base` for the adapters' own base."
+        ),
     ] = None,
     few_shot: Annotated[
         int | None,
@@ -185,6 +188,13 @@ def evaluate(
         option = "--include-path" if include_path else "--chat" if chat else "--raw"
         raise ConfigError(Problem(option, "has no effect without --tasks", "add --tasks NAME,..., or leave it out"))
     only = bool(benchmarks) and not task and data is None
+    if only:
+        of_tasks = {"--column": columns, "--score": score, "--exact-match": exact_match}
+        of_tasks |= {"--max-new-tokens": max_new_tokens, "--cluster-by": cluster_by}
+        for option, value in of_tasks.items():
+            if value:
+                message = "has no effect on lm-eval's tasks, which say themselves how they are asked and scored"
+                raise ConfigError(Problem(option, message, "leave it out, or name a task of yours with --task"))
     tasks = (
         []
         if only

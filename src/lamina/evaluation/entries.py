@@ -19,6 +19,9 @@ from lamina.progress import Notify
 
 Kind = Literal["adapter", "base", "url"]
 
+# What `--against` calls the bare base of what it is compared with, held as that holds it.
+BASE = "base"
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -131,17 +134,26 @@ def find_entries(
     return entries
 
 
+def names_own_base(ref: str | Path) -> bool:
+    """Whether a reference is the word `base`, and no path that exists."""
+    return str(ref) == BASE and not Path(BASE).exists()
+
+
 def _entry(ref: str, model: str | None, notify: Notify) -> Entry:
     url = split_url(ref)
     if url is not None:
         return Entry(ref, "url", None, url, url[0])
     subject = find_subject(ref, notify, model)
     kind: Kind = "base" if subject.adapter is None else "adapter"
-    return Entry(ref, kind, subject, None, _group(subject, ref, notify))
+    return Entry(ref, kind, subject, None, group_of(subject, ref, notify))
 
 
-def _group(subject: Subject, ref: str, notify: Notify) -> str:
-    """A key that is equal for what the same base in memory answers for."""
+def group_of(subject: Subject, ref: str, notify: Notify) -> str:
+    """A key that is equal for what the same base in memory answers for.
+
+    Raises:
+        AdapterError, ConfigError, ModelError: The adapter or its base is not there, or cannot be read.
+    """
     try:
         folder = str(find_model(subject.base, notify).folder.resolve())
     except ConfigError as error:

@@ -20,9 +20,9 @@ from lamina.evaluation.benchmarks.run import Benchmark, run_benchmarks
 from lamina.evaluation.entries import Entry, SubjectFacts
 from lamina.evaluation.general.measure import ANSWER, General, general_digest, measure_general, read_general
 from lamina.evaluation.hosts import Host, Member, open_host
-from lamina.evaluation.judging import JUDGE, judge_task
+from lamina.evaluation.judging import judge_task
 from lamina.evaluation.leakage import Trained, leak_counts, leaked_rows, trained_rows
-from lamina.evaluation.scorers import Scorer
+from lamina.evaluation.scorers import JUDGE, Scorer
 from lamina.evaluation.scoring import needs, needs_answers, score_rows
 from lamina.evaluation.shown import choose_examples
 from lamina.evaluation.tasks import Task, TaskRow

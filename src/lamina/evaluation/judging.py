@@ -19,9 +19,6 @@ from lamina.evaluation.remote import RemoteModel
 from lamina.evaluation.tasks import Task, TaskRow
 from lamina.progress import Notify, Progress
 
-# The metric of a rubric's grades.
-JUDGE = "judge"
-
 
 @dataclass
 class Judged:

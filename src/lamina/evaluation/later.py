@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from lamina.evaluation.judging import JUDGE
 from lamina.evaluation.result import CONFIDENCE, rows_digest, unseen
+from lamina.evaluation.scorers import JUDGE
 from lamina.evaluation.store import EvaluationError, StoredEvaluation
 from lamina.evaluation.table import Metric, estimate_of, pairs_of
 

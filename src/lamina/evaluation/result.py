@@ -13,7 +13,7 @@ from lamina.evaluation.benchmarks.run import Benchmark
 from lamina.evaluation.entries import Entry
 from lamina.evaluation.gather import Gathered, Prepared
 from lamina.evaluation.general.measure import KL, LOSS, SAME
-from lamina.evaluation.judging import JUDGE
+from lamina.evaluation.scorers import JUDGE
 from lamina.evaluation.table import Metric, estimate_of, pairs_of
 from lamina.evaluation.tasks import TaskRow
 from lamina.runs import timestamp

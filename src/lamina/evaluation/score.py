@@ -7,9 +7,6 @@ from dataclasses import dataclass
 
 from lamina.evaluation.scorers.final_answer import is_right
 
-# Two-sided 95% of a normal distribution.
-_Z = 1.959963984540054
-
 
 @dataclass(frozen=True)
 class Score:
@@ -36,10 +33,9 @@ class Score:
         >>> round(low, 3), round(high, 3)
         (0.49, 0.943)
         """
-        n, p = self.rows, self.share
-        middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-        half = _Z / (1 + _Z**2 / n) * (p * (1 - p) / n + _Z**2 / (4 * n**2)) ** 0.5
-        return max(0.0, middle - half), min(1.0, middle + half)
+        from lamina.evaluation.statistics import share_interval  # scipy takes a while to import
+
+        return share_interval(self.correct, self.rows)
 
 
 def score(answers: Sequence[str], expected: Sequence[str]) -> Score:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lamina.config.tasks import GENERAL
 from lamina.errors import ConfigError, DataError, Problem, nearest
-from lamina.evaluation.entries import Entry, find_entries
+from lamina.evaluation.entries import Entry, find_entries, names_own_base
 from lamina.evaluation.gather import Benchmarks, Options, Prepared, answers_path, check_names, gather
 from lamina.evaluation.judging import check_judge
 from lamina.evaluation.page import evaluation_page
@@ -47,7 +47,8 @@ def evaluate_subjects(
         subjects: Runs, adapters, bases, merged folders, or `http://HOST:PORT/v1#MODEL`.
         tasks: YAML files, names of built-in tasks, or what `find_tasks` gave.
         benchmarks: Tasks of lm-eval, beside those.
-        against: A subject that all others are compared with; by default each is compared with each after it.
+        against: A subject that all others are compared with, or `base` for the adapters' own; by default each is
+            compared with each after it.
         few_shot: Also evaluate the base with that many examples in its prompt, drawn from the training rows.
         general: A file of general text to measure forgetting on, instead of lamina's own.
         forgetting: Whether to measure it.
@@ -71,7 +72,8 @@ def evaluate_subjects(
     """
     prepared = prepare(tasks) if tasks or not (forgetting or benchmarks) else []
     refs = [str(subject) for subject in subjects]
-    everything = [*refs, *([str(against)] if against is not None else [])]
+    to_base = against is not None and names_own_base(against)
+    everything = [*refs, *([str(against)] if against is not None and not to_base else [])]
     if not everything:
         raise ConfigError(Problem("SUBJECT", "is required", "name a run, an adapter, a base or a URL"))
     chosen = benchmarks or Benchmarks()
@@ -79,8 +81,14 @@ def evaluate_subjects(
     for each in prepared:
         check_judge(each.task, notify)
     base = None if model is None else str(model)
-    entries = find_entries(everything, few_shot=few_shot, model=base, with_base=with_base, notify=notify)
-    champion = _champion(entries, everything, against, base)
+    entries = find_entries(everything, few_shot=few_shot, model=base, with_base=with_base or to_base, notify=notify)
+    champion = _own_base(entries) if to_base else _champion(entries, everything, against, base)
+    if few_shot and not any(entry.few_shot for entry in entries):
+        message = "has no effect: it adds the base with examples, and no base or adapter is named"
+        raise ConfigError(Problem("--few-shot", message, "name one, or set few_shot and examples in the task's file"))
+    if general is not None and (not forgetting or all(entry.kind == "url" for entry in entries)):
+        reason = "forgetting is not measured" if not forgetting else "a model at a URL gives no losses"
+        raise ConfigError(Problem("--general", f"has no effect: {reason}", "leave it out"))
     where = Path(out) if out is not None else default_folder(entries, prepared)
     check_place(where)
     text = None if general is None else str(general)
@@ -138,6 +146,25 @@ def default_folder(entries: Sequence[Entry], prepared: Sequence[Prepared]) -> Pa
     names = "-".join(each.task.name for each in prepared)[:60] or GENERAL
     # Another process may evaluate the same in the same second.
     return root / "evaluations" / f"{stamp}-{names}-{uuid.uuid4().hex[:6]}"
+
+
+def _own_base(entries: Sequence[Entry]) -> str:
+    """The bare base beside the adapters; without adapters the one base, beside what is no base."""
+    plain = [entry for entry in entries if not entry.few_shot]
+    groups = {entry.group for entry in plain if entry.kind == "adapter"}
+    bases = [entry for entry in plain if entry.kind == "base" and (entry.group in groups or not groups)]
+    if len(bases) == 1 and len(plain) > 1:
+        return bases[0].name
+    message, fix = "'base' is the bare base of the adapters that are named, and there are none", "name an adapter"
+    if groups:
+        message = f"'base' is the bare base of all adapters, and theirs are {', '.join(map(_held, bases))}"
+        fix = "name adapters of one base, or the base itself by its path or alias"
+    raise ConfigError(Problem("--against", message, fix))
+
+
+def _held(base: Entry) -> str:
+    quantization = base.subject and base.subject.quantization
+    return f"{base.name} in {quantization.bits} bits" if quantization else base.name
 
 
 def _champion(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from lamina.config.tasks import GENERAL
-from lamina.engine.subject import find_subject
 from lamina.errors import ConfigError, Problem
 from lamina.evaluation.gather import Prepared
 from lamina.evaluation.result import unseen
@@ -17,7 +16,7 @@ from lamina.evaluation.store import EvaluationError, StoredEvaluation, read_eval
 from lamina.evaluation.subjects import evaluate_subjects
 from lamina.gate.checks import Evidence, Outcome, general_rows, statistical_checks, verdict_of
 from lamina.gate.facts import fact_checks, latency_of
-from lamina.gate.identity import Identity, identify, names_in
+from lamina.gate.identity import Identity, identify_pair, names_in
 from lamina.gate.settings import Gate, read_gate
 from lamina.progress import Notify, Progress
 from lamina.registry.evidence import Check, GateRecord, Side, Verdict, record_digest, write_record
@@ -27,9 +26,6 @@ from lamina.registry.registry import Registry
 from lamina.runs import timestamp
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-
-# What stands for the candidate's own bare base.
-BASE = "base"
 
 
 @dataclass(frozen=True)
@@ -66,8 +62,8 @@ class GateResult:
             "rows_needed": self.rows_needed,
             "record": self.digest,
             "record_file": str(self.path),
-            "candidate": vars(self.record.candidate),
-            "against": vars(self.record.against),
+            "candidate": self.record.candidate.as_json(),
+            "against": self.record.against.as_json(),
             "evaluations": [{"folder": str(each.path), "digest": each.digest} for each in self.evaluations],
         }
 
@@ -108,7 +104,7 @@ def run_gate(
         against: The champion: the same, a base, or `base` for the candidate's own.
         gate: A YAML file, or a mapping with the same structure.
         evaluations: Folders of evaluations of the two; what they do not hold is evaluated.
-        general: A file of general text, instead of lamina's own.
+        general: A file of general text, instead of lamina's own, and of what stored evaluations were measured on.
         model: Another base than the one that adapters name.
         out: Folder of the new evaluation.
         records: Folder for the record; by default `gates` beside the evaluation.
@@ -123,12 +119,16 @@ def run_gate(
     """
     with versions_in(registry):
         checked = read_gate(gate)
-        if str(against) == BASE and not Path(BASE).exists():
-            against = find_subject(str(candidate), notify, model).base
-        pair = identify(str(candidate), model, notify), identify(str(against), model, notify)
+        if general is not None and not checked.needs_general:
+            message = "has no effect: no check of the gate is of general text"
+            fix = "add not_worse: [{metric: general_loss, margin: 0.02}] to the gate, or leave it out"
+            raise ConfigError(Problem("--general", message, fix))
+        pair = identify_pair(str(candidate), str(against), model, notify)
         _check_pair(*pair)
         seen, used = _Seen(), [read_evaluation(Path(path)) for path in evaluations]
         covered = {key for stored in used for key in _take(stored, pair, checked, seen)}
+        if general is not None:
+            seen.rows.pop(GENERAL, None)  # what is stored may be of another text
         missing = {key: each for key, each in checked.tasks.items() if key not in covered}
         lacks_general = checked.needs_general and GENERAL not in seen.rows
         if missing or lacks_general or not used:
@@ -189,7 +189,7 @@ def _take(stored: StoredEvaluation, pair: tuple[Identity, Identity], gate: Gate,
         yield key
     if GENERAL in stored.rows and GENERAL not in seen.rows:
         rows = [_sided(row, ours, theirs) for row in stored.rows[GENERAL]]
-        is_base = pair[1].adapter is None and pair[0].base == pair[1].base
+        is_base = pair[1].adapter is None and pair[0].group == pair[1].group
         seen.rows[GENERAL] = [dict(row) for row in general_rows(rows, CHAMPION if is_base else None)]
 
 
@@ -239,8 +239,8 @@ def _record(
 ) -> GateRecord:
     rows = sorted(f"{key} {row['digest']}" for key, rows in seen.rows.items() for row in rows)
     return GateRecord(
-        candidate=Side(pair[0].adapter, pair[0].base),
-        against=Side(pair[1].adapter, pair[1].base),
+        candidate=Side(pair[0].adapter, pair[0].base, pair[0].packed),
+        against=Side(pair[1].adapter, pair[1].base, pair[1].packed),
         gate=gate.config.model_dump(mode="json"),
         gate_digest=gate.digest,
         checks=tuple(

@@ -30,10 +30,17 @@ class Side:
     Attributes:
         adapter_digest: Of the adapter; None for the bare base.
         base_digest: Of the base's tensors; None where it is not known.
+        packed_digest: Of the base's weights as they were quantized for it; None where it is held as it is on disk.
     """
 
     adapter_digest: str | None
     base_digest: str | None = None
+    packed_digest: str | None = None
+
+    def as_json(self) -> dict[str, str | None]:
+        """As plain data, without what few have, so that a record without it has the digest that it always had."""
+        packed = {} if self.packed_digest is None else {"packed_digest": self.packed_digest}
+        return {"adapter_digest": self.adapter_digest, "base_digest": self.base_digest, **packed}
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,8 @@ class GateRecord:
 
     def as_json(self) -> dict[str, Any]:
         """As plain data, in the form that the digest is of."""
-        value = asdict(self)
+        sides = {"candidate": self.candidate.as_json(), "against": self.against.as_json()}
+        value = {**asdict(self), **sides}
         return {"format": FORMAT, "kind": KIND, **value, "checks": list(value["checks"])}
 
     @property
@@ -183,7 +191,7 @@ def _record(value: dict[str, Any]) -> GateRecord:
 
 def _check(record: GateRecord) -> None:
     for side in (record.candidate, record.against):
-        for digest in (side.adapter_digest, side.base_digest):
+        for digest in (side.adapter_digest, side.base_digest, side.packed_digest):
             if digest is not None and not (isinstance(digest, str) and digest):
                 raise ValueError(f"{digest!r} is no digest")
     if not is_digest(record.candidate.adapter_digest):

@@ -173,4 +173,5 @@ def me() -> str:
         user = getpass.getuser()
     except (OSError, KeyError, ImportError):  # a container's user may have no name
         user = "unknown"
-    return f"{user}@{socket.gethostname()}"
+    name = f"{user}@{socket.gethostname()}"
+    return name.encode("utf-8", "backslashreplace").decode()  # LOGNAME may hold any bytes

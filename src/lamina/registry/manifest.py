@@ -7,7 +7,6 @@ twice is the same version.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -18,6 +17,7 @@ from lamina import files
 from lamina.errors import AdapterError, NewerVersionError, RegistryError, check_format
 from lamina.registry.adapter_files import ADAPTER_FILES, AdapterFiles, read_adapter_files
 from lamina.registry.digests import PREFIX, canonical, digest_of, finite, is_digest
+from lamina.registry.names import is_license
 
 FORMAT = 1
 KIND = "adapter"
@@ -157,7 +157,7 @@ def _check(manifest: Manifest) -> None:
         raise ValueError("evaluations and parents are digests")
     if not all(isinstance(each, str) for each in (manifest.method, *manifest.versions.values())):
         raise ValueError("method and versions are texts")
-    if manifest.license is not None and not re.fullmatch(r"[\w.+ ()-]{1,100}", manifest.license):
+    if manifest.license is not None and not is_license(manifest.license):
         raise ValueError("license is no SPDX name")
 
 
@@ -226,6 +226,12 @@ def build_manifest(
         _check(manifest)
         _ = manifest.content  # all of it can be written as JSON
         return manifest
+    except UnicodeEncodeError as error:
+        text = error.object[: error.end].rpartition('"')[2]  # back to the quote that begins the text
+        raise RegistryError(
+            f"{folder}: cannot become a version: it names {text[-200:]!r}, which is not UTF-8. Fix: train with a base "
+            "and data whose paths are in UTF-8."
+        ) from None
     except (ValueError, TypeError) as error:
         raise RegistryError(f"{folder}: cannot become a version: {error}. Fix: check what was given.") from None
 

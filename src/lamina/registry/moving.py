@@ -18,7 +18,7 @@ from lamina.registry.evidence import GateRecord
 from lamina.registry.facts import AliasState, Change, Version
 from lamina.registry.gates import find_evidence, find_record, load_record, store_record
 from lamina.registry.lookup import ALL, changes, entry_id, find_version, live_version
-from lamina.registry.names import Reference, check_alias, parse, parse_alias
+from lamina.registry.names import Reference, check_alias, check_text, parse, parse_alias
 from lamina.registry.opened import Opened
 
 DEFAULT_ROWS = 50
@@ -31,12 +31,14 @@ class Aliases(Opened):
         """Points an alias that is not gated at a version.
 
         Raises:
-            ConfigError: There is no such version; or the alias moves by evidence alone, and there is no `override`.
+            ConfigError: There is no such version; the alias moves by evidence alone, and there is no `override`; or a
+                reason is not UTF-8.
             ConflictError: The alias was moved in the meantime.
+            RegistryError: A file of the version is missing or damaged.
         """
         reference = parse(ref)
         target = Reference(reference.name, alias=check_alias(alias))
-        _check_override(override)
+        _check_reason(why, override)
         with self.records.reading() as tx:
             version = live_version(tx, reference)
             check_ungated(tx, version.entry_id, target, override)
@@ -47,11 +49,12 @@ class Aliases(Opened):
         """Takes an alias away; its history stays.
 
         Raises:
-            ConfigError: There is none; or it moves by evidence alone, and there is no `override`.
+            ConfigError: There is none; it moves by evidence alone, and there is no `override`; or a reason is not
+                UTF-8.
             ConflictError: It was moved in the meantime.
         """
         reference = parse_alias(ref)
-        _check_override(override)
+        _check_reason(why, override)
         with self.records.reading() as tx:
             entry = find_version(tx, reference).entry_id
             check_ungated(tx, entry, reference, override)
@@ -82,13 +85,14 @@ class Aliases(Opened):
             why: For the history.
 
         Raises:
-            ConfigError: There is no such version.
+            ConfigError: There is no such version, or a reason is not UTF-8.
             ConflictError: The alias was moved in the meantime.
             EvidenceError: There is no record for this pair, or it does not say `promote`, or it was edited.
+            RegistryError: A file of the version is missing or damaged.
         """
         reference = parse(ref)
         target = Reference(reference.name, alias=check_alias(alias))
-        _check_override(override)
+        _check_reason(why, override)
         with self.records.reading() as tx:
             candidate = live_version(tx, reference)
             before = state_of(tx, candidate.entry_id, alias)
@@ -106,11 +110,12 @@ class Aliases(Opened):
         """Points an alias at what it pointed at before; each rollback takes one move back.
 
         Raises:
-            ConfigError: There is no such alias.
+            ConfigError: There is no such alias, or the reason is not UTF-8.
             ConflictError: It was moved in the meantime.
-            RegistryError: It pointed at nothing before, or that version's files were removed.
+            RegistryError: It pointed at nothing before, or that version's files were removed or are damaged.
         """
         reference = parse_alias(ref)
+        _check_reason(why)
         with self.records.reading() as tx:
             entry = find_version(tx, reference).entry_id
             before = state_of(tx, entry, reference.alias or "")
@@ -166,11 +171,18 @@ class Aliases(Opened):
     def _moved(self, target: Reference, before: AliasState | None, after: Version, reason: Reason) -> Move:
         if before is not None and before.version.id == after.id:
             return Move(str(target), after, after, False, before.evidence, before.override)
+        from lamina.registry.verifying import check_whole  # `ls` needs none of it
+
+        check_whole(self.blobs, after)
         with self.records.writing() as tx:
             move(tx, after.entry_id, target.alias or "", before, after, reason)
         return Move(str(target), before and before.version, after, True, reason.evidence, reason.override)
 
 
-def _check_override(override: str | None) -> None:
+def _check_reason(why: str | None, override: str | None = None) -> None:
+    """Checks what the history will keep, before anything is written."""
+    for field, text in (("--why", why), ("--override", override)):
+        if text is not None:
+            check_text(field, text)
     if override is not None and not override.strip():
         raise ConfigError(Problem("--override", "is empty", "give the reason, which stays in the history"))

@@ -11,6 +11,7 @@ from lamina.errors import ConfigError, Problem
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9._/-]{0,63}")
+_LICENSE = re.compile(r"[\w.+ ()-]{1,100}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _PREFIX = re.compile(r"sha256:[0-9a-f]{6,64}")
 
@@ -118,17 +119,50 @@ def check_alias(alias: str) -> str:
     return alias
 
 
+def is_license(text: str) -> bool:
+    """Returns whether a text may be the SPDX name of a license."""
+    return _LICENSE.fullmatch(text) is not None
+
+
+def check_license(text: str) -> str:
+    """Returns the name of a license.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if not is_license(text):
+        raise ConfigError(Problem("--license", f"{text[:200]!r} is no SPDX name", "write one, such as apache-2.0"))
+    return text
+
+
+def check_text(field: str, text: str) -> str:
+    """Returns a text that any database can hold.
+
+    Raises:
+        ConfigError: It holds a byte that was no UTF-8, or NUL.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        fix = "write it in UTF-8; in a shell, see that `locale charmap` says UTF-8"
+        raise ConfigError(Problem(field, f"{text[:200]!r} is not UTF-8", fix)) from None
+    if "\0" in text:
+        raise ConfigError(Problem(field, f"{text[:200]!r} holds NUL, which no database keeps", "leave it out"))
+    return text
+
+
 def check_tag(key: str, value: str) -> tuple[str, str]:
     """Returns a tag.
 
     Raises:
-        ConfigError: Its key is none, or its value is too long.
+        ConfigError: Its key is none, or its value is too long or not UTF-8.
     """
     if not _KEY.fullmatch(key):
         fix = "begin with a letter, and use letters, digits, dots, dashes, underscores and slashes, at most 64"
         raise ConfigError(Problem("tag", f"{key[:200]!r} is not a key", fix))
     if not isinstance(value, str):
         raise ConfigError(Problem("tag", f"the value of {key!r} is no text", "write it as one"))
+    check_text("tag", value)
     if len(value) > 1000:
         raise ConfigError(Problem("tag", f"the value of {key!r} has {len(value)} letters, 1000 are allowed", "cut it"))
     return key, value

@@ -8,7 +8,7 @@ from typing import Self
 from lamina.registry.blobs import open_blobs
 from lamina.registry.facts import Version, me
 from lamina.registry.lookup import find_version
-from lamina.registry.names import parse
+from lamina.registry.names import check_text, parse
 from lamina.registry.places import find_place
 from lamina.registry.records.open import open_database
 
@@ -32,12 +32,12 @@ class Opened:
             who: Who changes it, for the history; by default the user and the machine.
 
         Raises:
-            ConfigError: `place` is none.
+            ConfigError: `place` is none, or `who` is not UTF-8.
             NewerVersionError: A newer lamina has changed its tables.
             RegistryError: It is damaged, cannot be reached, or is not there.
         """
         self.place = find_place(place)
-        self.who = who or me()
+        self.who = check_text("who", who or me())
         self.records = open_database(self.place, create)
         self.blobs = open_blobs(self.place.blobs)
 

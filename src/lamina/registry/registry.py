@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lamina.errors import ConfigError, Problem
 from lamina.registry.blobs import read_blob
+from lamina.registry.digests import is_digest
 from lamina.registry.facts import AliasState, Change, Entry, Version
 from lamina.registry.lookup import (
     alias_states,
@@ -27,7 +29,7 @@ from lamina.registry.lookup import (
     versions_of,
 )
 from lamina.registry.moving import DEFAULT_ROWS, Aliases
-from lamina.registry.names import check_name, check_tag, parse
+from lamina.registry.names import check_license, check_name, check_tag, check_text, parse
 
 if TYPE_CHECKING:
     from lamina.registry.adding import Added
@@ -90,7 +92,7 @@ class Registry(Aliases):
 
         Raises:
             AdapterError: It is damaged, or there is none.
-            ConfigError: The name is none, or a parent is not there.
+            ConfigError: The name, a tag, the license or an evaluation's digest is none, or a parent is not there.
             RegistryError, StorageError: It cannot be stored.
         """
         from lamina.registry.adding import store
@@ -99,6 +101,12 @@ class Registry(Aliases):
         check_name(name)
         for key, value in (tags or {}).items():
             check_tag(key, value)
+        if license is not None:
+            check_license(license)
+        for digest in evaluations:
+            if not is_digest(digest):
+                fix = "give the digest that `lamina eval --json` prints"
+                raise ConfigError(Problem("--evaluation", f"{digest[:200]!r} is no digest of an evaluation", fix))
         folder = find_adapter(Path(source))
         origins = [self.find(parent).digest for parent in parents]
         manifest = build_manifest(
@@ -108,7 +116,12 @@ class Registry(Aliases):
         return store(self.records, self.blobs, name, manifest, sources, self.who, tags or {})
 
     def entries(self, most: int = DEFAULT_ROWS, prefix: str = "") -> tuple[list[Entry], int]:
-        """Lists entries, what was changed last first, and counts all."""
+        """Lists entries, what was changed last first, and counts all.
+
+        Raises:
+            ConfigError: The prefix is not UTF-8.
+        """
+        check_text("--prefix", prefix)
         with self.records.reading() as tx:
             return entries(tx, most, prefix), tx.all("SELECT count(*) AS n FROM entries")[0]["n"]
 

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lamina.errors import LaminaError
+from lamina.errors import LaminaError, RegistryError
 from lamina.registry.adding import needed
 from lamina.registry.blobs import CHUNK, Blobs, read_blob
 from lamina.registry.digests import PREFIX
 from lamina.registry.evidence import parse_record
+from lamina.registry.facts import Version
 from lamina.registry.lookup import ALL, changes, rows_of_versions
 from lamina.registry.manifest import Manifest
 from lamina.registry.records.database import Database, Row, Transaction
@@ -83,6 +84,24 @@ def verify(
     for gate in gates:
         problems += _check_gate(blobs, gate)
     return Verified(done, len(seen) + len(gates), len(aliases), len(gates), problems)
+
+
+def check_whole(blobs: Blobs, version: Version) -> None:
+    """Reads all files of a version, and checks their digests: what an alias is pointed at can be loaded.
+
+    Raises:
+        RegistryError: Its manifest or a file is missing or damaged, or its row is of another adapter.
+    """
+    manifest = Manifest.from_bytes(read_blob(blobs, version.digest), version.ref)
+    found = {file.name: _check_blob(blobs, file.sha256, file.size) for file in manifest.files}
+    wrong = [f"{name}: {problem}" for name, problem in found.items() if problem is not None]
+    if manifest.adapter_digest != version.adapter_digest:
+        wrong.append("its row says something else than its manifest")
+    if wrong:
+        raise RegistryError(
+            f"{version.ref}: {wrong[0]}, so no alias is pointed at it. Fix: `lamina registry add` of the same run or "
+            "adapter writes its files anew; `lamina registry verify` checks all versions."
+        )
 
 
 def _next(records: Database, last: int) -> list[Row]:

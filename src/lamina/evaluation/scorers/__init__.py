@@ -20,8 +20,10 @@ The file's name is the scorer's name, for `lamina eval --score` and in a task's 
   installed, is found there.
 
 `FILE.py:NAME` is a function of the user's, `(answer, expected)` or `(answer, expected, row)`; its file is part of the
-scorer's digest. Other packages add scorers by entry points (`lamina/plugins.py`). A scorer that raises, or gives no
-finite number in its range, ends the evaluation with an error that names the row and the scorer.
+scorer's digest. Other packages add scorers by entry points (`lamina/plugins.py`). What scores in another way than an
+installed scorer cannot have its name, nor `judge`, which a judge's grades have: a gate tells metrics by their names. A
+scorer that raises, or gives no finite number in its range, ends the evaluation with an error that names the row and the
+scorer.
 """
 
 from __future__ import annotations
@@ -40,6 +42,9 @@ from lamina.evaluation.scorers.base import Case, Choice, Likelihood, Needs, Scor
 __all__ = ["Case", "Choice", "Likelihood", "Needs", "Scorer", "build_scorer", "find_scorers"]
 
 Given = str | Mapping[str, Any] | Callable[..., float]
+
+# The metric of a judge's grades, which no scorer may have as its name.
+JUDGE = "judge"
 
 
 def find_scorers(given: Sequence[Given], field: str = "--score", folder: Path | None = None) -> list[Scorer]:
@@ -68,8 +73,20 @@ def build_scorer(given: Given, field: str = "--score", folder: Path | None = Non
     """One scorer; the arguments are those of `find_scorers`.
 
     Raises:
-        ConfigError: As `find_scorers`.
+        ConfigError: As `find_scorers`, or its name is that of another scorer, or `judge`.
     """
+    scorer = _built(given, field, folder)
+    name, is_own = scorer.name, not scorer.source and scorer.name == scorer.kind
+    if name == JUDGE or (not is_own and name in plugins.members("scorers")):
+        theirs = "of a judge's grades" if name == JUDGE else "of an installed scorer"
+        kind = given if isinstance(given, str) else given.get("type") if isinstance(given, Mapping) else None
+        described = f"name it otherwise in the task: {{type: {kind}, name: my_{name}}}"
+        fix = "rename the function" if kind is None else described
+        raise ConfigError(Problem(field, f"{name!r} is the name {theirs}, for which this one would be taken", fix))
+    return scorer
+
+
+def _built(given: Given, field: str, folder: Path | None) -> Scorer:
     if callable(given):
         return function_scorer(given, getattr(given, "__name__", "score"), field)
     options = dict(given) if isinstance(given, Mapping) else {"type": given}

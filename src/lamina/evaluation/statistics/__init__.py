@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from lamina.evaluation.statistics.estimate import Estimate, estimate
 from lamina.evaluation.statistics.holm import holm
+from lamina.evaluation.statistics.intervals import share_interval
 from lamina.evaluation.statistics.noninferiority import NonInferiority, decide_not_worse, not_worse, rows_if_equal
 from lamina.evaluation.statistics.paired import Difference, Verdict, compare, decide
 from lamina.evaluation.statistics.power import power_of, rows_needed, smallest_difference, spread_of
@@ -25,6 +26,7 @@ __all__ = [
     "power_of",
     "rows_if_equal",
     "rows_needed",
+    "share_interval",
     "smallest_difference",
     "spread_of",
 ]

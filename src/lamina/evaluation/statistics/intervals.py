@@ -33,6 +33,17 @@ def wilson(shares: Array, rows: Array | float, quantile: float) -> tuple[Array, 
     return np.where(shares <= 0, 0.0, low), np.where(shares >= 1, 1.0, high)
 
 
+def share_interval(yes: int, rows: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a share of yes, for a count that comes without its rows.
+
+    >>> low, high = share_interval(8, 10)
+    >>> round(low, 3), round(high, 3)
+    (0.49, 0.943)
+    """
+    low, high = wilson(np.array([yes / rows]), float(rows), _normal(confidence))
+    return float(low[0]), float(high[0])
+
+
 def yes_no_interval(sums: Sums, confidence: float) -> tuple[Array, Array]:
     """The interval of shares of yes among values that are 0 or 1, with or without clusters."""
     if sums.count == sums.rows:
