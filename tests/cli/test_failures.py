@@ -249,6 +249,15 @@ def run_lamina(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "lamina", *arguments], **options)
 
 
+def test_a_reader_who_closes_the_help_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = run_lamina("eval", "--help", stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert process.communicate()[1] == b""
+    assert process.returncode == 1
+
+
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lamina.cli.evaluation import evaluation_json
+from lamina.cli.evaluation_of_tasks import evaluation_json
 from lamina.engine.generator import Request
 from lamina.errors import ConfigError, LaminaError
 from lamina.evaluation import hosts

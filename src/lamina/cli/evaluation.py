@@ -4,31 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
+from lamina.cli.evaluation_of_tasks import benchmarks_of, evaluate_tasks, print_found, tasks_of
 from lamina.cli.output import (
     MAX_SEED,
-    Bars,
     DeviceOption,
     JsonFlag,
     MismatchFlag,
     ModelOption,
     column_mapping,
-    notify,
-    out,
-    print_json,
 )
 from lamina.cli.processes import Nproc, as_one, start_processes
 from lamina.distributed.ranks import is_one_of_several
 from lamina.errors import ConfigError, Problem
-
-if TYPE_CHECKING:
-    from lamina.evaluation.store import StoredEvaluation
-    from lamina.evaluation.tasks import Task
 
 # Rows that are answered and shown unless more are asked for.
 ANSWERS = 5
@@ -133,7 +124,7 @@ def evaluate(
     as_json: JsonFlag = False,
 ) -> None:
     """Evaluate adapters and models: loss and scores of one adapter, or several subjects on tasks, paired row by row."""
-    mapping = column_mapping(columns)
+    mapping, scorers = column_mapping(columns), [*(["exact_match"] if exact_match else []), *(score or [])]
     with_tasks = {
         "--task": task,
         "--tasks": benchmarks,
@@ -168,7 +159,7 @@ def evaluate(
                 subjects[0],
                 data,
                 mapping,
-                [*(["exact_match"] if exact_match else []), *(score or [])],
+                scorers,
                 max_new_tokens,
                 max_rows,
                 predictions,
@@ -187,52 +178,28 @@ def evaluate(
     if (include_path or chat is not None) and not benchmarks:
         option = "--include-path" if include_path else "--chat" if chat else "--raw"
         raise ConfigError(Problem(option, "has no effect without --tasks", "add --tasks NAME,..., or leave it out"))
-    only = bool(benchmarks) and not task and data is None
-    if only:
+    if benchmarks and not task and data is None:
         of_tasks = {"--column": columns, "--score": score, "--exact-match": exact_match}
-        of_tasks |= {"--max-new-tokens": max_new_tokens, "--cluster-by": cluster_by}
-        for option, value in of_tasks.items():
-            if value:
-                message = "has no effect on lm-eval's tasks, which say themselves how they are asked and scored"
-                raise ConfigError(Problem(option, message, "leave it out, or name a task of yours with --task"))
-    tasks = (
-        []
-        if only
-        else _tasks(
-            task or [],
-            data,
-            mapping,
-            [*(["exact_match"] if exact_match else []), *(score or [])],
-            {"max_new_tokens": max_new_tokens, "max_rows": max_rows, "cluster_by": cluster_by},
-        )
-    )
-    from lamina.evaluation.gather import Benchmarks
-    from lamina.evaluation.subjects import evaluate_subjects
-
-    names = tuple(name.strip() for name in (benchmarks or "").split(",") if name.strip())
-    place = None if include_path is None else str(include_path)
-    with Bars() as bars:
-        found = evaluate_subjects(
-            subjects,
-            tasks,
-            benchmarks=Benchmarks(names, max_rows, None, place, bool(chat)) if names else None,
-            against=against,
-            few_shot=few_shot or 0,
-            general=general,
-            forgetting=not no_forgetting,
-            power=power,
-            allow_leakage=allow_leakage,
-            seed=seed,
-            model=model,
-            allow_base_mismatch=allow_base_mismatch,
-            out=folder,
-            progress=bars.update,
-            notify=notify,
-        )
-    if as_json:
-        print_json(evaluation_json(found))
+        _check_needless(of_tasks | {"--max-new-tokens": max_new_tokens, "--cluster-by": cluster_by})
+        tasks = []
     else:
-        print_evaluation(found)
+        tasks = tasks_of(task or [], data, mapping, scorers, max_new_tokens, max_rows, cluster_by)
+    evaluate_tasks(
+        subjects,
+        tasks,
+        benchmarks_of(benchmarks or "", max_rows, include_path, bool(chat)),
+        as_json,
+        against=against,
+        few_shot=few_shot or 0,
+        general=general,
+        forgetting=not no_forgetting,
+        power=power,
+        allow_leakage=allow_leakage,
+        seed=seed,
+        model=model,
+        allow_base_mismatch=allow_base_mismatch,
+        out=folder,
+    )
 
 
 def _share(nproc: str | None, is_one: bool) -> None:
@@ -264,62 +231,7 @@ def _pair_stored(refs: Sequence[str], against: bool, power: float | None, as_jso
     from lamina.evaluation.store import read_evaluation
 
     found = pair_stored([read_evaluation(Path(ref)) for ref in refs], against=against, power=power)
-    if as_json:
-        print_json(found)
-    else:
-        print_figures(found)
-
-
-def evaluation_json(found: StoredEvaluation) -> dict[str, Any]:
-    """What `lamina eval --json` prints of a stored evaluation."""
-    kept = ("subjects", "pairs", "against", "tasks", "leakage", "rows_digest")
-    of_rows = ("scores", "verdicts")  # in the folder
-    return {
-        **{name: found.result[name] for name in kept},
-        "judged": [{key: each[key] for key in each if key not in of_rows} for each in found.result["judged"]],
-        "evaluation": str(found.path),
-        "digest": found.digest,
-        "page": str(found.path / "page.html"),
-    }
-
-
-def print_evaluation(found: StoredEvaluation) -> None:
-    """Prints the table, the verdicts, and where the rest is."""
-    print_figures(found.result)
-    out.print(f"evaluation: {found.path} (open page.html)", markup=False)
-
-
-def print_figures(result: Mapping[str, Any]) -> None:
-    """Prints the table and the verdicts."""
-    from lamina.evaluation.page import judged_line, verdict_line
-
-    subjects = result["subjects"]
-    table = Table("(95% interval)", *(escape(subject["subject"]) for subject in subjects))
-    for metric in result["metrics"]:
-        task, name = metric["task"], metric["name"]
-        values = [subject["tasks"].get(task, {}).get(name) for subject in subjects]
-        if any(values):
-            table.add_row(escape(f"{task}: {name}"), *map(_cell, values))
-    out.print(table)
-    for pair in result["pairs"]:
-        out.print(verdict_line(pair), markup=False)
-    for judged in result.get("judged", []):
-        out.print(judged_line(judged), markup=False)
-    for subject, tasks in result["leakage"].items():
-        for task, counts in tasks.items():
-            if counts["exact"] or counts["near"]:
-                seen = f"{counts['exact']} prompts of {task}, and {counts['near']} nearly the same"
-                out.print(f"the training of {subject} saw {seen}", markup=False)
-            if counts["unknown"]:
-                out.print(f"what {subject} was trained on is not certain: {counts['unknown']}", markup=False)
-
-
-def _cell(found: Mapping[str, Any] | None) -> str:
-    if not found:
-        return ""
-    if found["low"] is None:
-        return f"{found['value']:.3f}"
-    return f"{found['value']:.3f} ({found['low']:.3f}-{found['high']:.3f})"
+    print_found(found, as_json)
 
 
 def _is_one_adapter(subject: str, data: str | None) -> bool:
@@ -345,29 +257,9 @@ def _check_numbers(power: float | None) -> None:
         raise ConfigError(Problem("--power", f"{power} is no difference that can be shown", "give one such as 0.03"))
 
 
-def _tasks(
-    names: Sequence[str],
-    data: str | None,
-    mapping: dict[str, str] | None,
-    scorers: Sequence[str],
-    changes: Mapping[str, Any],
-) -> list[Task]:
-    """The tasks that were named, or the task of a data file, with what options change of them."""
-    if not names and data is None:
-        raise ConfigError(Problem("--task", "is required", "name a task's .yaml file, or give rows with --data FILE"))
-    if data is not None and len(names) > 1:
-        raise ConfigError(Problem("--data", f"replaces the rows of one task, and {len(names)} are named", "name one"))
-    from lamina.evaluation.tasks import find_tasks, task_of_data
-
-    if not names and data is not None:
-        tasks = [task_of_data(data, scorers, mapping)]
-    else:
-        data = None if data is None else str(Path(data).absolute()) if Path(data).exists() else data
-        more = {"data": data, "columns": mapping, "scorers": list(scorers) or None}
-        tasks = [task.changed(**more) for task in find_tasks(names)]
-    found = []
-    for task in tasks:
-        generation, most = task.config.generation, changes["max_new_tokens"]
-        longer = None if most is None else generation.model_copy(update={"max_tokens": most})
-        found.append(task.changed(generation=longer, limit=changes["max_rows"], cluster_by=changes["cluster_by"]))
-    return found
+def _check_needless(options: Mapping[str, object]) -> None:
+    """Refuses options that are for tasks of one's own where there are only those of lm-eval."""
+    for option, value in options.items():
+        if value:
+            message = "has no effect on lm-eval's tasks, which say themselves how they are asked and scored"
+            raise ConfigError(Problem(option, message, "leave it out, or name a task of yours with --task"))

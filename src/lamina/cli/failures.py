@@ -91,7 +91,7 @@ class Commands(TyperGroup):
         except (_Raised, typer.Exit, TyperException):
             raise
         except BaseException as error:
-            raise _Raised(error) from None
+            raise _Raised(_as_raised(error)) from None
 
 
 class _Raised(BaseException):
@@ -100,6 +100,10 @@ class _Raised(BaseException):
     def __init__(self, error: BaseException) -> None:
         super().__init__(error)
         self.error = error
+
+
+class _EnoughRead(BaseException):
+    """Nobody reads any more what rich prints."""
 
 
 def run_command(command: Callable[[], object], as_json: bool) -> int:
@@ -116,8 +120,10 @@ def run_command(command: Callable[[], object], as_json: bool) -> int:
                 sys.stdout.flush()  # when the interpreter exits, nobody would be told that the disk is full
             except _Raised as raised:
                 raise raised.error from None
-        except BaseException as error:
-            if isinstance(error, OSError) and error.errno == errno.EPIPE and _nobody_reads():
+        except BaseException as raised:
+            error = _as_raised(raised)
+            is_pipe = isinstance(error, OSError) and error.errno == errno.EPIPE and _nobody_reads()
+            if is_pipe or isinstance(error, _EnoughRead):
                 return 1  # `| head` has read enough
             return _report(error, as_json)
     return code if isinstance(code, int) else 0
@@ -212,6 +218,12 @@ def _working_folder() -> str:
         return str(Path.cwd())
     except OSError:
         return "a deleted folder"
+
+
+def _as_raised(error: BaseException) -> BaseException:
+    """Returns the error, or `_EnoughRead` for the exit that rich makes of a broken pipe, having put another there."""
+    is_pipe = isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError)
+    return _EnoughRead() if is_pipe else error
 
 
 def _nobody_reads() -> bool:
