@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lamina.data.formats._fields import is_cell
 from lamina.dialects.outcome import Entry
 from lamina.dialects.trl import CPO, DPO, KTO, PREFERENCE, SFT
 from lamina.migration.draft import Draft
@@ -224,6 +225,7 @@ def _kind_of_rows(path: Path) -> str:
 
 def kind_of_row(row: Mapping[str, Any]) -> str:
     """Returns `conversation` (with `messages`), `plain` (prompt and completion are texts), or `other`."""
-    if "messages" in row:
+    if row.get("messages") is not None:
         return "conversation"
-    return "plain" if isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str) else "other"
+    is_plain = all(name in row and is_cell(row[name]) for name in ("prompt", "completion"))
+    return "plain" if is_plain else "other"
