@@ -15,43 +15,17 @@ from lamina.api.train import train
 from lamina.compat import bases
 from lamina.compat.peft import PeftModel, method_of
 from lamina.compat.rows import ForRows
+from lamina.compat.trl_config import DPOConfig, SFTConfig
 from lamina.config import MethodConfig, load_config
 from lamina.data.read import read_rows
-from lamina.dialects.outcome import Entry
-from lamina.dialects.trl import DPO, SFT
+from lamina.dialects.trl import SFT
 from lamina.distributed.ranks import world_size
-from lamina.errors import ConfigError, DataError, LaminaWarning, Problem, RunError, nearest
+from lamina.errors import ConfigError, DataError, LaminaWarning, Problem, RunError
 from lamina.migration.draft import Draft, Translation
 from lamina.migration.settle import settle
 from lamina.migration.trl import DEFAULTS, LEARNING_RATES, kind_of_row
 from lamina.runs import Run
 from lamina.runs.events import Evaluation, Event, Step
-
-
-class SFTConfig:
-    """TRL's settings of a run, by its names; those that are not given have its defaults."""
-
-    table: ClassVar[Mapping[str, Entry]] = SFT
-    loss: ClassVar[str] = "cross_entropy"
-
-    def __init__(self, output_dir: str | None = None, **given: Any) -> None:
-        self.given: dict[str, Any] = {"output_dir": output_dir or "trainer_output", **given}
-        for name in given:
-            if name not in self.table:
-                raise TypeError(f"{type(self).__name__} has no setting {name!r}. {nearest(name, self.table)}".strip())
-
-    def __getattr__(self, name: str) -> Any:
-        given = self.__dict__.get("given", {})
-        if name in given:
-            return given[name]
-        raise AttributeError(f"{type(self).__name__} was not given {name!r}")
-
-
-class DPOConfig(SFTConfig):
-    """TRL's settings of direct preference optimization."""
-
-    table: ClassVar[Mapping[str, Entry]] = DPO
-    loss: ClassVar[str] = "dpo"
 
 
 class TrainOutput(NamedTuple):
