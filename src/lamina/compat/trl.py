@@ -262,20 +262,23 @@ _TELLING = ("optim", "report_to", "packing_strategy", "loss_type", "max_length")
 def _model(draft: Draft, model: Any, peft_config: Any) -> None:
     if isinstance(model, PeftModel):
         origin = model.origin
-        if origin is None:
-            raise ConfigError(Problem("model", "has an adapter that is trained already", "name it as method.from"))
         name, method, quantization, dtype = origin.name, origin.method, origin.quantization, origin.dtype
     else:
         quantization, dtype = bases.quantization_of(model), bases.dtype_of(model)
         name = bases.name_of(model) if bases.is_named(model) else "in memory"
         method = None if peft_config is None else method_of(peft_config, model)
     draft.set("model", name, {"model": name})
+    device = bases.device_of(model.base_model if isinstance(model, PeftModel) else model)
+    if device != "auto":
+        draft.set("device_map", device, {"device": device})
     if dtype != "auto":
         draft.set("model.dtype", dtype, {"dtype": dtype})
     if quantization is not None:
         given = quantization.model_dump(exclude_unset=True)
         draft.set("quantization_config", given, {f"quantization.{key}": value for key, value in given.items()})
-    if method is None:
+    if isinstance(model, PeftModel) and model.folder is not None:
+        draft.set("model.adapter", str(model.folder), {"method.from": str(model.folder)}, "it is trained further")
+    elif method is None:
         draft.set("peft_config", None, {"method.type": "full"}, "without peft_config, all weights are trained")
     else:
         values = {f"method.{key}": each for key, each in method.model_dump(mode="json").items() if key in _set(method)}

@@ -99,7 +99,7 @@ _MODEL: dict[str, Entry] = {
     "quantization_method": To("quantization.bits", _quantization_method),
     "quantization_type": To("quantization.quant_type", str),
     "double_quantization": To("quantization.double_quant"),
-    "quantization_device_map": Own("lamina places the base on one device"),
+    "quantization_device_map": To("device", lambda value: values.device_map(value or "auto")),
     "flash_attn": Own(_KERNELS),
     "enable_liger_kernel": Own(_KERNELS),
     "use_unsloth": Own(_KERNELS),

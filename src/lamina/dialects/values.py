@@ -168,6 +168,27 @@ def trackers(value: Any) -> Any:
     return Set({"train.report_to": known}, note)
 
 
+SEVERAL_GPUS = (
+    "lamina places the base on one device. One that is larger than a GPU is divided over several with "
+    "`lamina train CONFIG --nproc auto` (distributed.strategy: fsdp); on CPUs under Linux, its layers stay on disk "
+    "(`offload`)"
+)
+
+
+def device_map(value: Any) -> Any:
+    """Returns `device` for a map to one device; the base is not spread over several of them by a map."""
+    if isinstance(value, str) and value in ("auto", "balanced", "balanced_low_0", "sequential", "none", ""):
+        return Nothing(SEVERAL_GPUS)
+    places = {_device(place) for place in value.values()} if isinstance(value, dict) else {_device(value)}
+    return Set({"device": places.pop()}) if len(places) == 1 else Missing(SEVERAL_GPUS)
+
+
+def _device(place: Any) -> str:
+    if isinstance(place, int):
+        return f"cuda:{place}"
+    return f"cuda:{place}" if str(place).isdigit() else str(place)
+
+
 def revision(value: Any) -> Any:
     """Returns a revision of a model on the hub; the main branch is the default."""
     return Nothing("the main branch is the default") if value == "main" else str(value)
