@@ -65,6 +65,11 @@ def _flag(key: str, wanted: Any) -> To:
     return To(key, lambda value: wanted if value else Nothing("it is off"))
 
 
+def _adam_mini(value: Any) -> Any:
+    note = f"{values.NEAR}: Adam-mini is AdamW with fewer second moments, and the same settings"
+    return Set({"train.optim": "adamw_torch"}, note) if value else Nothing("it is off")
+
+
 def _checkpointing(value: Any) -> Any:
     return Set({"train.gradient_checkpointing": False}) if value else Nothing("`auto` recomputes what does not fit")
 
@@ -244,7 +249,7 @@ _METHOD: dict[str, Entry] = {
     "galore_scale": To("train.galore.scale", values.decimal),
     "galore_proj_type": To("train.galore.proj_type"),
     "use_muon": _flag("train.optim", "muon"),
-    "use_adam_mini": Lacks("Adam-mini is not here"),
+    "use_adam_mini": To("train.optim", _adam_mini),
     "use_apollo": Lacks("APOLLO is not here; GaLore is (`optim: galore_adamw`)"),
     "use_badam": Lacks("BAdam is not here"),
     **own(
