@@ -18,7 +18,7 @@ from lamina.adapters.load import load as load_adapter
 from lamina.api.method import method_values
 from lamina.compat import bases
 from lamina.compat.peft_arguments import MANY, OF_THE_BASE, REFUSED, check_arguments
-from lamina.compat.peft_config import LoraConfig, PeftConfig, TaskType, config_of
+from lamina.compat.peft_config import LoraConfig, PeftConfig, TaskType, config_of, place_of
 from lamina.config import MethodConfig, load_config
 from lamina.errors import ConfigError, Problem
 from lamina.export.merge import merge
@@ -159,7 +159,7 @@ class PeftModel(nn.Module):
             ConfigError: An argument has no counterpart.
         """
         check_arguments(others)
-        return cls.of_run(load_adapter(model_id, model=bases.name_of(model)), adapter_name, is_trainable)
+        return cls.of_run(load_adapter(place_of(model_id), model=bases.name_of(model)), adapter_name, is_trainable)
 
     @classmethod
     def of_run(cls, loaded: Loaded, adapter_name: str = DEFAULT, is_trainable: bool = False) -> PeftModel:
@@ -330,7 +330,7 @@ class AutoPeftModelForCausalLM:
         check_arguments(others)
         chosen = bases.dtype_name(torch_dtype if dtype is None else dtype)
         device = bases.device_for(device_map)
-        loaded = load_adapter(pretrained_model_name_or_path, dtype=chosen, device=device)
+        loaded = load_adapter(place_of(pretrained_model_name_or_path), dtype=chosen, device=device)
         return PeftModel.of_run(loaded, adapter_name, is_trainable)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +13,7 @@ from lamina.adapters.hf_peft import read_peft_config
 from lamina.adapters.load import adapter_folder
 from lamina.dialects.peft import LORA_CONFIG
 from lamina.errors import nearest
+from lamina.runs import CHECKPOINT_FOLDER
 
 
 class TaskType(StrEnum):
@@ -45,8 +47,7 @@ class PeftConfig:
         Raises:
             AdapterError: There is no adapter, or its file is damaged.
         """
-        content = read_peft_config(adapter_folder(pretrained_model_name_or_path))
-        return config_of(content)
+        return config_of(read_peft_config(adapter_folder(place_of(pretrained_model_name_or_path))))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name not in {*LORA_CONFIG, *self.defaults}:
@@ -96,6 +97,13 @@ class LoraConfig(PeftConfig):
                 raise TypeError(f"LoraConfig has no setting {name!r}. {nearest(name, LORA_CONFIG)}".strip())
         settings = {"r": r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout, "target_modules": target_modules}
         super().__init__(**settings, bias=bias, task_type=task_type, **others)
+
+
+def place_of(path: str | Path) -> str | Path:
+    """Returns where an adapter is; a trainer's `output_dir/checkpoint-100` is the checkpoint of a run."""
+    named = re.fullmatch(r"checkpoint-(\d+)", Path(path).name)
+    found = None if named is None else Path(path).parent / CHECKPOINT_FOLDER / f"step-{int(named[1]):08d}"
+    return path if found is None or Path(path).exists() or not found.exists() else found
 
 
 def config_of(content: Mapping[str, Any]) -> PeftConfig:
