@@ -17,7 +17,6 @@ from lamina.dialects import values
 from lamina.dialects.outcome import Missing, Set
 from lamina.dialects.peft import BITS_AND_BYTES
 from lamina.errors import ConfigError, LaminaWarning, ModelError, Problem
-from lamina.machine.hardware import find_device
 from lamina.models.load import Base, load_base
 from lamina.models.source import find_model
 
@@ -40,8 +39,7 @@ def load(name: str, dtype: str, quantization: QuantizationConfig | None, device:
         ConfigError: There is no such device, or the name or the quantization does not fit.
         ModelError: The model cannot be loaded.
     """
-    place = None if device is None else find_device(device)
-    base = load_base(name, dtype, place, quantization=quantization)
+    base = load_base(name, dtype, device, quantization=quantization)
     _loaded[base.model] = _Loaded(base, name, device or "auto")
     return base.model
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lamina.data.formats._fields import is_cell
 from lamina.dialects.outcome import Entry
 from lamina.dialects.trl import CPO, DPO, KTO, PREFERENCE, SFT
 from lamina.migration.draft import Draft
@@ -227,5 +226,5 @@ def kind_of_row(row: Mapping[str, Any]) -> str:
     """Returns `conversation` (with `messages`), `plain` (prompt and completion are texts), or `other`."""
     if row.get("messages") is not None:
         return "conversation"
-    is_plain = all(name in row and is_cell(row[name]) for name in ("prompt", "completion"))
+    is_plain = all(name in row and not isinstance(row[name], list | dict) for name in ("prompt", "completion"))
     return "plain" if is_plain else "other"
