@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lamina
 from lamina.cli.app import main
-from lamina.errors import LaminaError
 from tests.support.training import WORDS
 
 QUESTIONS = [(f"what comes after {WORDS[i % 12]} {i}?", f"{WORDS[(i + 1) % 12]}, of course") for i in range(24)]
@@ -89,8 +88,9 @@ def test_a_data_scientist(model_folder: Path) -> None:
     assert "method.type" in repr(lamina.compare_runs(*runs))
     with pytest.raises(lamina.ConfigError, match="learning_rat"):
         lamina.train(data=train, learning_rat=1e-3, **common)
-    with pytest.raises(LaminaError, match="answer"):
-        lamina.train(data=frame, method="lora", **common)  # a row without an answer is named, not learned
+    run = lamina.train(data=frame, method="lora", **common)  # a row without an answer is counted, not learned
+    dropped = json.loads((run.path / "data_report.json").read_text())["files"][0]["dropped"]
+    assert list(dropped) == ["empty_answer"]
 
 
 Command = Callable[..., tuple[int, str, str]]

@@ -1,4 +1,4 @@
-"""Rows in memory: every kind becomes the same file, gaps are left out, and what is no data is named."""
+"""Rows in memory: every kind becomes the same file, gaps are empty cells, and what is no data is named."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ import pytest
 import torch
 
 from lamina.api.rows import rows_in, store_rows
+from lamina.config import SourceConfig
+from lamina.data.example import Example
+from lamina.data.read import find_files
+from lamina.data.source import SourceReader
 from lamina.errors import DataError
 
 ROWS = [{"prompt": f"p{n}", "completion": f"c{n}", "score": n} for n in range(3)]
@@ -72,7 +76,7 @@ def test_texts_are_rows() -> None:
     assert list(rows_in(["a", "b"], "train")) == [{"text": "a"}, {"text": "b"}]
 
 
-def test_gaps_are_left_out_and_scalars_become_plain() -> None:
+def test_gaps_are_nulls_and_scalars_become_plain() -> None:
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(
         {
@@ -84,7 +88,7 @@ def test_gaps_are_left_out_and_scalars_become_plain() -> None:
     )
     assert list(rows_in(frame, "train")) == [
         {"text": "a", "number": 1.5, "when": "2026-01-02T00:00:00", "whole": 3},
-        {},
+        {"text": None, "number": None, "when": None, "whole": None},
     ]
     odd = {
         "a": np.int64(3),
@@ -96,6 +100,48 @@ def test_gaps_are_left_out_and_scalars_become_plain() -> None:
     assert list(rows_in([odd], "train")) == [
         {"a": 3, "b": [[1, 2]], "c": 2, "d": "2026-01-02", "e": {"1": [2]}},
     ]
+
+
+# One column is numbers, and each has a gap.
+TABLES: dict[str, tuple[str, dict[str, list[Any]]]] = {
+    "prompt and completion": ("auto", {"prompt": ["a", "b", "c", None], "completion": [1, 2.5, None, 3]}),
+    "usual names": ("auto", {"Frage": [1, 2, 3], "Antwort": ["x", None, "z"]}),
+    "instructions": ("auto", {"instruction": [1, 2, 3], "input": ["x", None, 7], "output": [5, None, 1e-7]}),
+    "texts": ("auto", {"id": [1, 2, 3], "text": ["a", None, 3]}),
+    "preferences": ("auto", {"prompt": ["a", "b", "c"], "chosen": [1, 2, 3], "rejected": [4, 5, None]}),
+    "labelled answers": ("auto", {"prompt": [1, 2, 3], "completion": [3, None, 5], "label": [1, 0, 1]}),
+    "classes": ("classification", {"text": ["a", None, 3], "label": [2, 0, 1]}),
+    "classes of prompts": ("classification", {"prompt": [1, None, 3], "label": ["x", "y", "z"]}),
+    "flags": ("auto", {"prompt": ["a", "b", "c"], "completion": [True, False, None], "system": [None, "s", 4]}),
+}
+
+
+def _examples(path: Path, form: str, columns: dict[str, str] | None = None) -> list[tuple[Example | None, str, str]]:
+    source = SourceConfig(path=str(path), format=form, columns=columns or {})
+    (file,) = find_files(str(path), "data.train")
+    return [(row.example, row.drop_reason, row.misfit) for row in SourceReader(file, source)]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_read_as_its_csv(name: str, tmp_path: Path) -> None:
+    """Numbers are their plain text, and gaps are empty cells: what a CSV trains on, the table in memory does."""
+    pandas = pytest.importorskip("pandas")
+    form, columns = TABLES[name]
+    # Without a dtype of its own, a column keeps whole numbers whole beside a gap.
+    frame = pandas.DataFrame({column: pandas.Series(values, dtype=object) for column, values in columns.items()})
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    expected = _examples(tmp_path / "table.csv", form)
+    assert any(drop for _, drop, _ in expected)
+    assert not any(misfit for _, _, misfit in expected)
+    for data in (frame, frame.to_dict("records")):
+        assert _examples(store_rows(data, tmp_path, "train"), form) == expected
+
+
+def test_gaps_in_columns_of_a_template_are_empty_text(tmp_path: Path) -> None:
+    rows = [{"a": "x", "b": None}, {"a": "y", "b": 2}]
+    columns = {"prompt": "{{ a }}{{ b | trim }}{% if b is not none %}!{% endif %}", "completion": "a"}
+    found = _examples(store_rows(rows, tmp_path, "train"), "auto", columns)
+    assert [example.messages[0].content for example, _, _ in found if example] == ["x", "y2!"]
 
 
 def test_letters_of_every_script_stay(tmp_path: Path) -> None:
@@ -200,4 +246,4 @@ def test_a_formatting_function_that_fails_names_the_row(tmp_path: Path) -> None:
         DataError, match=r"train, row 2: formatting_func fails with KeyError: 'b'.*columns are 'a'"
     ) as found:
         store_rows([{"a": 1, "b": 2}, {"a": 1, "b": None}], tmp_path, "train", lambda row: f"{row['b']}")
-    assert isinstance(found.value.__cause__, KeyError)
+    assert isinstance(found.value.__cause__, KeyError)  # a gap is not among the columns: it would be written "None"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import lamina
 from lamina.api.sources import NOT_GIVEN, Sources, find_sources, stored
 from lamina.errors import ConfigError
 
@@ -87,3 +88,10 @@ def test_splits_of_equally_many_texts_are_no_columns() -> None:
 
 def test_what_was_not_given_stays() -> None:
     assert stored(Sources(NOT_GIVEN, NOT_GIVEN), lambda rows, name: name, None) == {}
+
+
+def test_texts_with_labels_in_memory_train_a_classifier(model_folder: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}", "label": n % 2} for n in range(12)]
+    settings = {"model": str(model_folder), "max_steps": 1, "output_dir": str(tmp_path / "out")}
+    run = lamina.train(data=rows, **settings)
+    assert run.config.loss.type == "classification" and (run.adapter / "adapter_config.json").is_file()

@@ -51,9 +51,9 @@ DATA: dict[str, tuple[Callable[[Path], Path], int, tuple[str, ...]]] = {
         ("'alpha', 'beta'", "data.columns"),
     ),
     "field of another type": (
-        lambda path: write_rows(path, [*ROWS, {"prompt": "q", "completion": 3}]),
+        lambda path: write_rows(path, [*ROWS, {"prompt": "q", "completion": [3]}]),
         FAILED,
-        ("row 21", "'completion' is int"),
+        ("row 21", "completion[1] is not an object"),
     ),
     "only empty answers": (
         lambda path: write_rows(path, [{"prompt": "q", "completion": ""}]),

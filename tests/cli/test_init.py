@@ -32,6 +32,7 @@ def test_a_configuration_is_written_with_comments(data: Path, cli: Cli, model_fo
         "rows": 20,
         "format": "prompt_completion",
         "max_length": 256,
+        "note": "",
     }
 
 
@@ -119,3 +120,35 @@ def test_files_that_cannot_be_read_have_no_columns_to_ask_for(
     result = cli("init", name, "--json")
     assert says in result.json()["error"]["message"]
     assert "--column" not in result.json()["error"]["message"]
+
+
+CLASSES = [{"text": f"text {n}", "label": ("good", "bad")[n % 2]} for n in range(12)]
+
+
+def test_texts_with_labels_are_read_in_one_way(data: Path, cli: Cli, model_folder: Path) -> None:
+    """`lamina init` and `lamina train` read them as classes, and say so; with a loss, the user decides."""
+    path, said = write_rows(Path("c.jsonl"), CLASSES), "(2 classes), so a classifier is trained"
+    assert said in cli("init", path, "--model", model_folder).err
+    written = lamina.load_config("c.yaml")
+    short = [f"model={model_folder}", "train.max_steps=1"]
+    planned = cli("train", path, "--dry-run", "--json", *short)
+    assert said in planned.err
+    config = planned.json()["config"]
+    for found in (written.model_dump(mode="json"), config):
+        assert (found["loss"]["type"], found["data"]["format"]) == ("classification", "classification")
+    plain = cli("train", path, "--dry-run", "--json", "loss.type=cross_entropy", *short)
+    assert plain.json()["config"]["loss"]["type"] == "cross_entropy" and said not in plain.err
+    assert "is read as plain text, without its labels; loss.type=classification" in plain.out
+    trained = cli("train", path, *short)
+    assert trained.code == 0 and "lamina classify runs/c" in trained.err
+
+
+def test_labels_that_are_answers_and_columns_of_other_names(data: Path, cli: Cli) -> None:
+    answers = write_rows(Path("a.jsonl"), [{"Text": f"q{n}", "Label": f"answer {n}"} for n in range(12)])
+    assert "so they are answers" in cli("init", answers).err
+    written = lamina.load_config("a.yaml")
+    assert written.data.columns == {"prompt": "Text", "completion": "Label"} and written.loss.type == "cross_entropy"
+    named = write_rows(Path("n.jsonl"), [{"body": "x", "topic": n % 3} for n in range(12)])
+    assert "(3 classes)" in cli("init", named, "--column", "text=body", "--column", "label=topic").err
+    found = lamina.load_config("n.yaml")
+    assert (found.loss.type, found.data.columns) == ("classification", {"text": "body", "label": "topic"})

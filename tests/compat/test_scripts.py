@@ -179,7 +179,7 @@ def test_a_generator_loses_no_row(tmp_path: Path, model_folder: Path) -> None:
 
 def test_settings_without_a_method_of_lamina_s_own_are_peft_s(model_folder: Path) -> None:
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(str(model_folder)), lora(lora_bias=True))
-    assert model.origin is not None
+    assert model.origin.method is not None
     assert model.origin.method.type == "peft"
     first = get_peft_model(AutoModelForCausalLM.from_pretrained(str(model_folder)), lora(layers_to_transform=0))
     assert not any(".layers.1." in name for name, tensor in first.named_parameters() if tensor.requires_grad)

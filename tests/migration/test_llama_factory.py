@@ -140,6 +140,7 @@ def test_without_a_catalog_the_name_is_an_error(tmp_path: Path) -> None:
         ({"train_on_prompt": True}, "data.train_on", "all"),
         ({"mask_history": True}, "data.train_on", "completions"),
         ({"neat_packing": True}, "data.packing", True),
+        ({"finetuning_type": "full", "use_adam_mini": True}, "train.optim", "adamw_torch"),
         ({"finetuning_type": "full", "use_galore": True, "galore_layerwise": True, "gradient_accumulation_steps": 1},
          "train.optim", "galore_adamw_layerwise"),
     ],

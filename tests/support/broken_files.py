@@ -148,7 +148,7 @@ BROKEN = {
     "NaN in json": Broken(
         "x.jsonl", with_third('{"prompt": "a", "completion": "c", "score": NaN}'), "not_a_number", 3, 6
     ),
-    "NaN for an answer": Broken("x.jsonl", with_third('{"prompt": "a", "completion": NaN}'), "is float, not text", 3),
+    "NaN for an answer": Broken("x.jsonl", with_third('{"prompt": "a", "completion": NaN}'), "empty_answer", 3),
     "NaN in csv": Broken("x.csv", (CSV + "q,NaN\n").encode(), "missing_value_word", 7, 6),
     "empty cell in csv": Broken("x.csv", (CSV + "q,\n").encode(), "empty_answer", 7),
     "too many cells": Broken("x.csv", (CSV + "q,a,b\nq7,a7\n").encode(), "wrong_cells", 7, 6),
@@ -173,7 +173,7 @@ BROKEN = {
     "null cells in parquet": Broken(
         "x.parquet",
         parquet(pa.Table.from_pylist([*GOOD, {"prompt": "q", "completion": None}])),
-        "is NoneType, not text",
+        "empty_answer",
     ),
     "empty arrow": Broken("x.arrow", arrow, "has no rows", 0, None),
     "arrow that is none": Broken("x.arrow", lines(*LINES), "not a complete Arrow file", 0, None),
@@ -208,7 +208,9 @@ BROKEN = {
         6,
         columns={"prompt": "question", "completion": "answer"},
     ),
-    "number for a text": Broken("x.jsonl", with_third('{"prompt": 3, "completion": "a"}'), "is int, not text", 3),
+    "object for a text": Broken(
+        "x.jsonl", with_third('{"prompt": {"a": 1}, "completion": "a"}'), "is dict, not text", 3
+    ),
     "nested null": Broken("x.jsonl", chats_with_third(messages(USER, None)), "is not an object", 3),
     "null for a user's text": Broken(
         "x.jsonl", chats_with_third(messages({"role": "user", "content": None}, ANSWER)), "type NoneType", 3

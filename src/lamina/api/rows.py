@@ -75,8 +75,7 @@ def rows_in(data: object, name: str) -> Iterator[dict[str, Any]]:
         elif isinstance(row, list | tuple) and row and all(isinstance(turn, Mapping) for turn in row):
             yield {"messages": _plain(row, where, "messages")}
         elif isinstance(row, Mapping):
-            values = {str(key): _plain(value, where, str(key)) for key, value in row.items()}
-            yield {key: value for key, value in values.items() if value is not None}
+            yield {str(key): _plain(value, where, str(key)) for key, value in row.items()}
         else:
             raise DataError(
                 f"{where}: is a {type(row).__name__}, not a dictionary of columns, a list of messages, or a text. Fix: "
@@ -163,7 +162,7 @@ def formatted(row: dict[str, Any], formatting: Formatting | None, where: str) ->
 
     Args:
         row: The row as plain data.
-        formatting: The function; None leaves the row as it is.
+        formatting: The function, which gets no gaps; None leaves the row as it is.
         where: What to call the row in errors.
 
     Raises:
@@ -171,6 +170,7 @@ def formatted(row: dict[str, Any], formatting: Formatting | None, where: str) ->
     """
     if formatting is None:
         return row
+    row = {column: value for column, value in row.items() if value is not None}  # or a text would have "None" in it
     try:
         made = formatting(row)
     except Exception as error:

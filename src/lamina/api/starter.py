@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 
 from lamina import files
-from lamina.config import Config, SourceConfig, load_config
+from lamina.config import Config, load_config
 from lamina.config.shorthand import run_name
 from lamina.data.formats import DETECT_ROWS
+from lamina.data.labels import LabelReading, read_labels
 from lamina.data.read import RawRow, find_files, rows_of
 from lamina.data.source import SourceReader
 from lamina.errors import ConfigError, DataError, Problem
@@ -40,6 +41,7 @@ class DataFacts:
         format: The format that was recognized; empty if none was.
         refusal: Why none was.
         longest: Characters of the longest row that was looked at.
+        labels: How its labels are read; None if it has no texts with labels.
     """
 
     rows: int
@@ -47,6 +49,7 @@ class DataFacts:
     format: str
     refusal: str
     longest: int
+    labels: LabelReading | None = None
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,14 @@ class Starter:
         rows: Number of rows of the data.
         format: Their format.
         max_length: The maximum length of an example in tokens.
+        note: How labels are read; empty without labels.
     """
 
     path: Path
     rows: int
     format: str
     max_length: int
+    note: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Converts to plain data."""
@@ -89,13 +94,17 @@ def look_at(data: str, columns: Mapping[str, str] | None = None) -> DataFacts:
             if rows <= _SAMPLE and isinstance(row, RawRow):
                 longest = max(longest, len(json.dumps(row.value, ensure_ascii=False, default=str)))
                 names |= dict.fromkeys(row.value) if rows <= DETECT_ROWS else {}
-    reader = SourceReader(found[0], SourceConfig(path=data, columns=dict(columns) if columns else None))
+    config = load_config({"data": {"train": data, "columns": dict(columns) if columns else None}})
+    labels = read_labels(config)
+    if labels is not None:
+        config = load_config(labels.put_into({"data": config.data.model_dump(exclude_unset=True)}))
+    reader = SourceReader(found[0], config.data.source_of(data))
     try:
         list(islice(reader, 1))
         refusal = ""
     except DataError as error:
         refusal = str(error)
-    return DataFacts(rows, list(names), reader.format, refusal, longest)
+    return DataFacts(rows, list(names), reader.format, refusal, longest, labels)
 
 
 def write_starter(
@@ -128,11 +137,12 @@ def write_starter(
                 "say which column is asked and which is answered: --column prompt=COLUMN --column completion=COLUMN",
             )
         )
+    columns = facts.labels.settings.get("data.columns", columns) if facts.labels else columns
     length = next((length for length in _LENGTHS if length * _CHARACTERS_PER_TOKEN >= facts.longest), _LENGTHS[-1])
     text = _text(data, path, model, columns, facts, length)
     load_config(yaml.safe_load(text))  # what is written is a configuration
     files.write_text(path, text)
-    return Starter(path, facts.rows, facts.format, length)
+    return Starter(path, facts.rows, facts.format, length, facts.labels.line if facts.labels else "")
 
 
 def _text(data: str, path: Path, model: str, columns: Mapping[str, str] | None, facts: DataFacts, length: int) -> str:
@@ -143,6 +153,11 @@ def _text(data: str, path: Path, model: str, columns: Mapping[str, str] | None, 
     epochs = next((number for most, number in _EPOCHS_OF_FEW if facts.rows < most), _EPOCHS)
     few = ", of which there are few" if epochs > _EPOCHS else ""
     mapping = f"  columns: {_flow(columns)}   # field: column\n" if columns else ""
+    learned = "  # train_on: assistant   # every answer is learned; completions: only the last one\n"
+    loss, overlong = "", "longer conversations are dropped"
+    if facts.format == "classification":
+        overlong = "longer texts are cut"
+        learned, loss = "", "loss:\n  type: classification   # a classifier; cross_entropy learns the texts alone\n\n"
     return f"""# Check the data:   lamina data check {path}
 # See the rows:     lamina data show {path}
 # What it will do:  lamina train {path} --dry-run
@@ -154,10 +169,9 @@ model: {_scalar(model)}   # alias, folder, hub id or .gguf file{own}
 data:
   train: {_scalar(data)}   # {facts.rows:,} rows in the format {facts.format}
 {mapping}  eval: {evaluation}
-  max_length: {length}   # in tokens; longer conversations are dropped, and the data report says how many
-  # train_on: assistant   # every answer is learned; completions: only the last one
-
-method:
+  max_length: {length}   # in tokens; {overlong}, and the data report says how many
+{learned}
+{loss}method:
   type: lora   # others: lamina methods
   r: 16   # more learns more, and takes more memory
   lora_alpha: 32   # usually twice r

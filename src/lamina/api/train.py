@@ -24,6 +24,7 @@ from lamina.api.sources import NOT_GIVEN, Sources, Store, find_sources, only_nam
 from lamina.config import DEFAULT_METHOD, Config, load_config, only_given, resolved_values
 from lamina.config.aliases import ALIASES
 from lamina.config.shorthand import is_data_file
+from lamina.data.labels import read_labels
 from lamina.distributed.member import member
 from lamina.distributed.world import ALONE, World
 from lamina.errors import ConfigError, LaminaError, Problem
@@ -167,7 +168,12 @@ class _Inputs:
         folder = Run(Path(draft.output_dir)).inputs
         if self.model is not None:
             values["model"] = find_source(self.model, self.tokenizer, folder, notify).ref
-        return load_config(self._named(values, folder, rows_store), self.overrides)
+        config = load_config(self._named(values, folder, rows_store), self.overrides)
+        reading = None if self.data is None else read_labels(config)
+        if reading is None:
+            return config
+        notify(reading.line)
+        return load_config(reading.put_into(self._named(values, folder, rows_store)), self.overrides)
 
     def _named(self, values: dict[str, Any], folder: Path, stores: Callable[..., Store]) -> dict[str, Any]:
         section = dict(values.get("data") or {})

@@ -102,7 +102,8 @@ class JinjaTemplate:
 
 
 class RowTemplate(JinjaTemplate):
-    """A template over the columns of a row, with Jinja's default whitespace handling. A missing column is an error.
+    """A template over the columns of a row, with Jinja's default whitespace handling. A missing column is an error; a
+    null is empty text, as a cell of a CSV file is, but `is none` still finds it.
 
     Attributes:
         names: The columns that it reads.
@@ -119,7 +120,7 @@ class RowTemplate(JinjaTemplate):
         Raises:
             TemplateFailure: The row lacks a column, or the template raises an error or exceeds its limits.
         """
-        columns = {name: row[name] for name in self.names if name in row}
+        columns = {name: _NULL if row[name] is None else row[name] for name in self.names if name in row}
         return self.render(columns, len(json.dumps(columns, ensure_ascii=False, default=str)))
 
 
@@ -303,7 +304,17 @@ def _row_environment() -> _Sandbox:
     options: Any = {"trim_blocks": False, "lstrip_blocks": False, "keep_trailing_newline": True}
     environment: Any = _environment().overlay(undefined=StrictUndefined, **options)
     environment.globals = _environment().globals
+    environment.tests = {**environment.tests, "none": lambda value: value is None or value is _NULL}
     return environment
+
+
+class _Null(str):
+    """The empty text that a null column is in a row's template: filters such as `trim` would write `None`."""
+
+    __slots__ = ()
+
+
+_NULL = _Null()
 
 
 @functools.cache

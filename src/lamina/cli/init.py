@@ -45,6 +45,8 @@ def init(
     if as_json:
         print_json(starter.as_json())
         return
+    if starter.note:
+        err.print(starter.note, markup=False)
     out.print(f"configuration: {starter.path} ({starter.rows:,} rows, format {starter.format})", markup=False)
     err.print(f"  next    lamina train {escape(str(starter.path))}")
 

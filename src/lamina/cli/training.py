@@ -13,7 +13,9 @@ from lamina.cli.failures import tracebacks_in
 from lamina.cli.output import err, notify, print_json, print_text
 from lamina.cli.processes import as_one
 from lamina.config import Config, load_config
+from lamina.config.load import config_values
 from lamina.config.places import check_files
+from lamina.config.shorthand import is_data_file
 from lamina.distributed.ranks import is_one_of_several, restarts
 from lamina.errors import Interrupted
 
@@ -43,7 +45,8 @@ def train_here(config: str, overrides: list[str], resume: bool, as_json: bool) -
         print_json(summary.as_json())
         return
     print_summary(summary)
-    err.print(f"  next    lamina chat {escape(str(run.path))}")
+    command = "classify" if checked.loss.type == "classification" else "chat"
+    err.print(f"  next    lamina {command} {escape(str(run.path))}")
 
 
 def check(config: str, overrides: list[str], resume: bool, show: bool = True) -> Config:
@@ -59,12 +62,27 @@ def check(config: str, overrides: list[str], resume: bool, show: bool = True) ->
         ConfigError, RunError: It cannot.
     """
     checked = load_config(_translated(config, overrides, show), overrides)
+    if is_data_file(config):
+        checked = _with_labels(config, checked, overrides, show)
     from lamina.runs import Run, check_start  # after the configuration, whose errors are told sooner without it
 
     if not is_one_of_several():  # of several processes, the first one checks it for all
         check_start(checked, resume or (restarts() > 0 and Run(Path(checked.output_dir)).begun))
     check_files(checked.model_dump(mode="json"))
     return checked
+
+
+def _with_labels(path: str, config: Config, overrides: Sequence[str], show: bool) -> Config:
+    """Returns the configuration for a data file alone, whose labels are learned if it has texts and labels."""
+    check_files(config.model_dump(mode="json"))
+    from lamina.data.labels import read_labels
+
+    reading = read_labels(config)
+    if reading is None:
+        return config
+    if show:
+        notify(reading.line)
+    return load_config(reading.put_into(config_values(path)), overrides)
 
 
 def _translated(config: str, overrides: Sequence[str], show: bool) -> str | dict[str, object]:

@@ -3,30 +3,78 @@
 from __future__ import annotations
 
 import json
+import warnings
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
 from lamina.config.quantization import QuantizationConfig
+from lamina.dialects import values
 from lamina.dialects.outcome import Missing, Set
 from lamina.dialects.peft import BITS_AND_BYTES
-from lamina.errors import ConfigError, ModelError, Problem
+from lamina.errors import ConfigError, LaminaWarning, ModelError, Problem
 from lamina.models.load import Base, load_base
 from lamina.models.source import find_model
 
 # What `lamina.compat.transformers` loaded, by the model that the script holds.
-_loaded: weakref.WeakKeyDictionary[PreTrainedModel, tuple[Base, str]] = weakref.WeakKeyDictionary()
+_loaded: weakref.WeakKeyDictionary[PreTrainedModel, _Loaded] = weakref.WeakKeyDictionary()
 
 
-def load(name: str, dtype: str, quantization: QuantizationConfig | None) -> PreTrainedModel:
-    """Loads a base model with lamina's loader, and keeps what it knows about it."""
-    base = load_base(name, dtype, quantization=quantization)
-    _loaded[base.model] = (base, name)
+class _Loaded(NamedTuple):
+    """A base that a script loaded: under which name, and on which device by its wish."""
+
+    base: Base
+    name: str
+    device: str
+
+
+def load(name: str, dtype: str, quantization: QuantizationConfig | None, device: str | None = None) -> PreTrainedModel:
+    """Loads a base model with lamina's loader, and keeps what it knows about it.
+
+    Raises:
+        ConfigError: There is no such device, or the name or the quantization does not fit.
+        ModelError: The model cannot be loaded.
+    """
+    base = load_base(name, dtype, device, quantization=quantization)
+    _loaded[base.model] = _Loaded(base, name, device or "auto")
     return base.model
+
+
+def device_for(device_map: Any) -> str | None:
+    """Returns the device that a script asks for; None if lamina chooses it.
+
+    Raises:
+        ConfigError: The model is to be spread over several devices.
+    """
+    outcome = values.device_map("auto" if device_map is None else device_map)
+    if isinstance(outcome, Set):
+        return str(outcome.values["device"])
+    if isinstance(outcome, Missing):
+        raise ConfigError(Problem("device_map", f"{device_map!r} has no counterpart", f"{outcome.reason}"))
+    if device_map is not None and torch.cuda.device_count() > 1:
+        warnings.warn(f"device_map={device_map!r}: {outcome.reason}.", LaminaWarning, stacklevel=3)
+    return None
+
+
+def device_of(model: Any) -> str:
+    """Returns lamina's `device` for a model that the script loaded; `auto` unless it asked for one."""
+    return _loaded[model].device if not isinstance(model, str | Path) and model in _loaded else "auto"
+
+
+def dtype_name(dtype: Any) -> str:
+    """Returns lamina's `dtype` for one of torch or its name: float32, or `auto`.
+
+    Raises:
+        ConfigError: lamina does not compute in it.
+    """
+    outcome = values.dtype(dtype)
+    if isinstance(outcome, Missing):
+        raise ConfigError(Problem("dtype", f"{dtype!r} has no counterpart", outcome.reason))
+    return str(outcome.values["dtype"]) if isinstance(outcome, Set) else "auto"
 
 
 def name_of(model: Any) -> str:
@@ -38,7 +86,7 @@ def name_of(model: Any) -> str:
     if isinstance(model, str | Path):
         return str(model)
     if model in _loaded:
-        return _loaded[model][1]
+        return _loaded[model].name
     name = str(getattr(model.config, "_name_or_path", "") or getattr(model, "name_or_path", ""))
     if not name:
         raise ModelError(
@@ -58,7 +106,7 @@ def quantization_of(model: Any) -> QuantizationConfig | None:
     if isinstance(model, str | Path):
         return None
     if model in _loaded:
-        return _loaded[model][0].quantization
+        return _loaded[model].base.quantization
     return quantization(getattr(model.config, "quantization_config", None))
 
 
@@ -96,16 +144,16 @@ def quantization(config: Any) -> QuantizationConfig | None:
     if config is None:
         return None
     given: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
-    values: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in given.items():
         entry = BITS_AND_BYTES.get(name)
         outcome = entry.outcome(value) if entry is not None else None
-        if isinstance(outcome, Set):
-            values.update({key.removeprefix("quantization."): each for key, each in outcome.values.items()})
+        if isinstance(outcome, Set) and all(key.startswith("quantization.") for key in outcome.values):
+            found.update({key.removeprefix("quantization."): each for key, each in outcome.values.items()})
         elif isinstance(outcome, Missing):
             raise ConfigError(Problem(f"BitsAndBytesConfig.{name}", f"{value!r} has no counterpart", outcome.reason))
-    if "bits" not in values:
+    if "bits" not in found:
         return None
-    if values["bits"] == 8:
-        values = {key: value for key, value in values.items() if key in ("bits", "modules_to_not_convert")}
-    return QuantizationConfig.model_validate(values)
+    if found["bits"] == 8:
+        found = {key: value for key, value in found.items() if key in ("bits", "modules_to_not_convert")}
+    return QuantizationConfig.model_validate(found)

@@ -1,13 +1,15 @@
-"""peft's names: `LoraConfig`, `get_peft_model`, `PeftModel` and what is used beside them."""
+"""peft's names: `get_peft_model`, `PeftModel`, its configurations, and what is used beside them."""
 
 from __future__ import annotations
 
+import copy
 import shutil
-from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lamina.adapters.hf_peft import peft_content, write_peft
@@ -15,50 +17,31 @@ from lamina.adapters.load import Loaded
 from lamina.adapters.load import load as load_adapter
 from lamina.api.method import method_values
 from lamina.compat import bases
+from lamina.compat.peft_arguments import MANY, OF_THE_BASE, REFUSED, check_arguments
+from lamina.compat.peft_config import LoraConfig, PeftConfig, TaskType, config_of, place_of
 from lamina.config import MethodConfig, load_config
-from lamina.dialects.peft import LORA_CONFIG
-from lamina.errors import ConfigError, Problem, nearest
+from lamina.errors import ConfigError, Problem
 from lamina.export.merge import merge
 from lamina.methods.shared.base import Injection, inject
 from lamina.methods.shared.coverage import with_names
 from lamina.methods.shared.score import saved_form
+from lamina.models.loaded import check_one_device
 
 if TYPE_CHECKING:
     from lamina.runs import Run
 
+__all__ = [
+    "AutoPeftModelForCausalLM",
+    "LoraConfig",
+    "PeftConfig",
+    "PeftModel",
+    "TaskType",
+    "get_peft_model",
+    "get_peft_model_state_dict",
+    "prepare_model_for_kbit_training",
+]
 
-class TaskType(StrEnum):
-    """What an adapter is for; lamina trains causal language models."""
-
-    CAUSAL_LM = "CAUSAL_LM"
-    SEQ_CLS = "SEQ_CLS"
-
-
-class LoraConfig:
-    """LoRA's settings, by peft's names and with its defaults. Configurations of peft itself are taken as well."""
-
-    peft_type = "LORA"
-
-    def __init__(
-        self,
-        r: int = 8,
-        target_modules: str | list[str] | None = None,
-        lora_alpha: float = 8,
-        lora_dropout: float = 0.0,
-        bias: str = "none",
-        task_type: str | None = None,
-        **others: Any,
-    ) -> None:
-        for name in others:
-            if name not in LORA_CONFIG:
-                raise TypeError(f"LoraConfig has no setting {name!r}. {nearest(name, LORA_CONFIG)}".strip())
-        self.r, self.lora_alpha, self.lora_dropout = r, lora_alpha, lora_dropout
-        self.target_modules, self.bias, self.task_type = target_modules, bias, task_type
-        self.__dict__.update(others)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the settings as `adapter_config.json` has them."""
-        return {"peft_type": self.peft_type, **self.__dict__}
+DEFAULT = "default"
 
 
 def method_of(peft_config: Any, model: Any) -> MethodConfig:
@@ -75,24 +58,31 @@ def method_of(peft_config: Any, model: Any) -> MethodConfig:
     return load_config({"data": {"train": "train_dataset"}, "method": values}).method
 
 
-def get_peft_model(model: PreTrainedModel, peft_config: Any, adapter_name: str = "default") -> PeftModel:
+def get_peft_model(model: PreTrainedModel, peft_config: Any, adapter_name: str = DEFAULT) -> PeftModel:
     """Attaches a new adapter to a model, in place; only the adapter's tensors require gradients.
 
     Args:
         model: A causal language model of transformers, or of `lamina.compat.transformers`.
         peft_config: A `LoraConfig`, or any configuration of peft.
-        adapter_name: Has no effect: a model has one adapter here.
+        adapter_name: What `peft_config` and `active_adapter` call it: a model has one adapter here.
 
     Raises:
-        ConfigError: The configuration does not fit the model, or the model has an adapter already.
+        ConfigError: The configuration does not fit the model, or the model has an adapter already or is spread over
+            several devices.
     """
     if isinstance(model, PeftModel):
         fix = "give the base model, loaded again; lamina.Engine serves many adapters on one base"
         raise ConfigError(Problem("model", "has an adapter already, and a model has one here", fix))
+    check_one_device(model)
     config = method_of(peft_config, model)
     name, quantization, dtype = bases.name_of(model), bases.quantization_of(model), bases.dtype_of(model)
     model.requires_grad_(False)
-    return PeftModel(model, inject(model, config, seed=0), Origin(name, config, quantization, dtype))
+    settings = copy.copy(peft_config)
+    settings.base_model_name_or_path = name
+    if settings.target_modules is None:  # as peft, which fills in what it has chosen
+        settings.target_modules = getattr(config, "target_modules", None)
+    named = {adapter_name: settings}
+    return PeftModel(model, inject(model, config, seed=0), named, Origin(name, config, quantization, dtype))
 
 
 def prepare_model_for_kbit_training(
@@ -108,55 +98,137 @@ class Origin:
 
     Attributes:
         name: The base.
-        method: The method's configuration.
+        method: The method's configuration; None for an adapter that was loaded, which is trained further.
         quantization: How the base is quantized.
         dtype: The base's `dtype`.
     """
 
-    def __init__(self, name: str, method: MethodConfig, quantization: Any, dtype: str) -> None:
+    def __init__(self, name: str, method: MethodConfig | None, quantization: Any, dtype: str) -> None:
         self.name, self.method, self.quantization, self.dtype = name, method, quantization, dtype
 
 
-class PeftModel:
-    """A model with an adapter. Everything that is not here is the model's own: `generate`, `parameters`, calling it.
+class PeftModel(nn.Module):
+    """A model with an adapter. Everything that is not here is the model's own: `generate`, `config`, `device`.
 
     Attributes:
         base_model: transformers' model, whose layers the adapter is attached to.
+        peft_config: The adapter's configuration, by its name.
+        active_adapter: The adapter's name.
+        origin: What a trainer must know to train it.
+        folder: Where its files are; None for a new one.
     """
 
+    base_model: PreTrainedModel
+
     def __init__(
-        self, model: PreTrainedModel, injection: Injection, origin: Origin | None = None, folder: Path | None = None
+        self,
+        model: PreTrainedModel,
+        injection: Injection,
+        peft_config: dict[str, Any],
+        origin: Origin,
+        folder: Path | None = None,
     ) -> None:
+        super().__init__()
         self.base_model = model
-        self._injection = injection
+        self.training = model.training
+        self.peft_config, (self.active_adapter, *_) = peft_config, peft_config
         self.origin = origin
-        self._folder = folder
+        self.folder = folder
+        self._injection = injection
 
     @classmethod
-    def from_pretrained(cls, model: Any, model_id: str | Path, **others: Any) -> PeftModel:
+    def from_pretrained(
+        cls,
+        model: Any,
+        model_id: str | Path,
+        adapter_name: str = DEFAULT,
+        is_trainable: bool = False,
+        **others: Any,
+    ) -> PeftModel:
         """Loads an adapter, lamina's or peft's, on its base.
 
         Args:
             model: The base, or its name. It is read again from its files, so the given object stays as it is.
             model_id: A run directory or an adapter folder.
-            others: peft's other arguments; they have no effect.
+            adapter_name: What `peft_config` and `active_adapter` call it.
+            is_trainable: Whether the adapter's tensors require gradients.
+            others: peft's other arguments: about downloading and memory, they have no effect.
 
         Raises:
             AdapterError: It is missing, damaged, or does not fit the model.
+            ConfigError: An argument has no counterpart.
         """
-        return cls.of_run(load_adapter(model_id, model=bases.name_of(model)))
+        check_arguments(others)
+        return cls.of_run(load_adapter(place_of(model_id), model=bases.name_of(model)), adapter_name, is_trainable)
 
     @classmethod
-    def of_run(cls, loaded: Loaded) -> PeftModel:
+    def of_run(cls, loaded: Loaded, adapter_name: str = DEFAULT, is_trainable: bool = False) -> PeftModel:
         """Wraps what `lamina.load` returned."""
-        return cls(loaded.model, loaded.injection, None, loaded.adapter.path)
+        for tensor in loaded.injection.tensors().values():
+            tensor.requires_grad_(is_trainable)
+        config = config_of(loaded.adapter.peft_config)
+        config.inference_mode = not is_trainable
+        base = loaded.base
+        origin = Origin(base.source.ref, None, base.quantization, bases.dtype_of(loaded.model))
+        return cls(loaded.model, loaded.injection, {adapter_name: config}, origin, loaded.adapter.path)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["base_model"], name)
+        if name in REFUSED:
+            raise AttributeError(f"PeftModel has no {name} here: {REFUSED[name]}.")
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_model":  # not there yet while a copy is made
+                raise
+            return getattr(self.base_model, name)
 
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in OF_THE_BASE:
+            setattr(self.base_model, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def forward(self, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **others: Any) -> Any:
         """Runs the model with its adapter."""
-        return self.base_model(*arguments, **named)
+        return self.base_model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **others)
+
+    def generate(self, *arguments: Any, **named: Any) -> Any:
+        """Generates with the adapter, as transformers does."""
+        base: Any = self.base_model
+        return base.generate(*arguments, **named)
+
+    def get_base_model(self) -> PreTrainedModel:
+        """Returns transformers' model, with the adapter in its layers."""
+        return self.base_model
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The adapter's name, in a list."""
+        return [self.active_adapter]
+
+    @property
+    def active_peft_config(self) -> Any:
+        """The adapter's configuration."""
+        return self.peft_config[self.active_adapter]
+
+    @property
+    def peft_type(self) -> str:
+        """The kind of adapter, as peft names it."""
+        return str(getattr(self.active_peft_config.peft_type, "value", self.active_peft_config.peft_type))
+
+    def set_adapter(self, adapter_name: str | list[str], **others: Any) -> None:
+        """Chooses the adapter, which is the only one.
+
+        Raises:
+            ConfigError: It has another name.
+        """
+        if adapter_name not in (self.active_adapter, [self.active_adapter]):
+            message = f"{adapter_name!r} is not here: the model has one adapter, {self.active_adapter!r}"
+            raise ConfigError(Problem("adapter_name", message, MANY))
+
+    def adapter_tensors(self) -> dict[str, torch.Tensor]:
+        """Returns what is saved of the adapter, by its names in peft's format."""
+        return {name: tensor.detach() for name, tensor in saved_form(self._injection).tensors.items()}
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Returns the number of trained parameters, and of all of them."""
@@ -172,23 +244,33 @@ class PeftModel:
         """Returns a context in which the model is the bare base."""
         return self._injection.disabled()
 
-    def save_pretrained(self, save_directory: str | Path, **others: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | Path, safe_serialization: bool = True, push_to_hub: bool = False, **others: Any
+    ) -> None:
         """Saves the adapter alone, in peft's format.
 
         Args:
             save_directory: The folder.
-            others: peft's other arguments; the files are always safetensors.
+            safe_serialization: Must be true: the files are safetensors.
+            push_to_hub: Must be false.
+            others: peft's other arguments; they have no effect.
+
+        Raises:
+            ConfigError: An argument has no counterpart.
         """
+        if not safe_serialization:
+            message = "False has no counterpart: adapters are written as safetensors"
+            raise ConfigError(Problem("safe_serialization", message, "leave it out"))
+        if push_to_hub:
+            raise ConfigError(Problem("push_to_hub", "has no counterpart", REFUSED["push_to_hub"]))
         folder = Path(save_directory)
-        if self._folder is not None:
-            shutil.copytree(self._folder, folder, dirs_exist_ok=True)
+        if self.folder is not None:
+            shutil.copytree(self.folder, folder, dirs_exist_ok=True)
             return
         folder.mkdir(parents=True, exist_ok=True)
         saved = saved_form(self._injection)
         config = with_names(self._injection, saved.config)
-        write_peft(
-            folder, peft_content(self._injection, config, self.origin.name if self.origin else ""), saved.tensors
-        )
+        write_peft(folder, peft_content(self._injection, config, self.origin.name), saved.tensors)
 
     def merge_and_unload(self, **others: Any) -> PreTrainedModel:
         """Returns the base with the adapter merged into its weights, as a model of transformers.
@@ -199,10 +281,11 @@ class PeftModel:
         with TemporaryDirectory() as temporary:
             source = Path(temporary) / "adapter"
             self.save_pretrained(source)
-            base = None if self._folder is not None or self.origin is None else self.origin.name
+            base = None if self.folder is not None else self.origin.name
             merged = merge(source, Path(temporary) / "merged", model=base)
             model = AutoModelForCausalLM.from_pretrained(merged.path)
-            return model.eval()
+        model.config._name_or_path = model.name_or_path = ""  # the folder is gone
+        return model.eval()
 
     def follow(self, run: Run) -> None:
         """Takes the adapter of a finished run: its tensors, and its folder for saving."""
@@ -213,17 +296,44 @@ class PeftModel:
             self._injection.load_tensors({name: tensor.to(own[name].device) for name, tensor in found.items()})
         else:
             self.base_model, self._injection = loaded.model, loaded.injection
-        self._folder = run.adapter
+        self.folder = run.adapter
 
 
 class AutoPeftModelForCausalLM:
     """Loads an adapter with the base that it names."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **others: Any) -> PeftModel:
-        """Loads a run directory or an adapter folder; peft's other arguments have no effect.
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        adapter_name: str = DEFAULT,
+        is_trainable: bool = False,
+        *,
+        dtype: Any = None,
+        torch_dtype: Any = None,
+        device_map: Any = None,
+        **others: Any,
+    ) -> PeftModel:
+        """Loads a run directory or an adapter folder, on the base as it was trained on: quantized as it was then.
+
+        Args:
+            pretrained_model_name_or_path: The run or the folder.
+            adapter_name, is_trainable: As for `PeftModel.from_pretrained`.
+            dtype, torch_dtype: The base's dtype; None for that of training.
+            device_map: One device; "auto" for the first GPU, or the CPU.
+            others: peft's other arguments: about downloading and memory, they have no effect.
 
         Raises:
             AdapterError: It is missing or damaged, or the base that it names is not there.
+            ConfigError: An argument has no counterpart.
         """
-        return PeftModel.of_run(load_adapter(pretrained_model_name_or_path))
+        check_arguments(others)
+        chosen = bases.dtype_name(torch_dtype if dtype is None else dtype)
+        device = bases.device_for(device_map)
+        loaded = load_adapter(place_of(pretrained_model_name_or_path), dtype=chosen, device=device)
+        return PeftModel.of_run(loaded, adapter_name, is_trainable)
+
+
+def get_peft_model_state_dict(model: PeftModel, **others: Any) -> dict[str, torch.Tensor]:
+    """Returns the adapter's tensors, by their names in peft's format; peft's other arguments have no effect."""
+    return model.adapter_tensors()

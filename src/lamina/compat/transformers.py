@@ -8,16 +8,14 @@ from typing import Any
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, TrainingArguments
 
 from lamina.compat import bases
-from lamina.dialects.outcome import Missing, Set
+from lamina.dialects.outcome import Missing
 from lamina.dialects.trl import SFT
-from lamina.dialects.values import dtype as dtype_outcome
 from lamina.errors import ConfigError, Problem
 
 __all__ = ["AutoModelForCausalLM", "AutoTokenizer", "BitsAndBytesConfig", "TrainingArguments"]
 
 # Arguments of `from_pretrained` that lamina needs not be told, beside those of the tables.
 _PASSED_OVER = (
-    "device_map",
     "low_cpu_mem_usage",
     "use_cache",
     "token",
@@ -40,6 +38,7 @@ class AutoModelForCausalLM:
         load_in_8bit: bool = False,
         dtype: Any = None,
         torch_dtype: Any = None,
+        device_map: Any = None,
         revision: str | None = None,
         **others: Any,
     ) -> PreTrainedModel:
@@ -50,6 +49,7 @@ class AutoModelForCausalLM:
             quantization_config: A `BitsAndBytesConfig`; None leaves it unquantized.
             load_in_4bit, load_in_8bit: The same in short.
             dtype, torch_dtype: float32, or what lamina takes by itself.
+            device_map: One device; "auto" for the first GPU, or the CPU. A map over several is an error.
             revision: A branch, a tag or a commit on the hub; of what is on this machine, there is one.
             others: transformers' other arguments; those that change nothing here are taken.
 
@@ -68,9 +68,8 @@ class AutoModelForCausalLM:
             raise ConfigError(problems)
         if load_in_4bit or load_in_8bit:
             quantization_config = {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
-        wanted = dtype_outcome(torch_dtype if dtype is None else dtype)
-        chosen = str(wanted.values["dtype"]) if isinstance(wanted, Set) else "auto"
+        chosen, device = bases.dtype_name(torch_dtype if dtype is None else dtype), bases.device_for(device_map)
         name = str(pretrained_model_name_or_path)
         if revision not in (None, "main") and not Path(name).exists():
             name = f"{name}@{revision}"
-        return bases.load(name, chosen, bases.quantization(quantization_config))
+        return bases.load(name, chosen, bases.quantization(quantization_config), device)

@@ -15,43 +15,17 @@ from lamina.api.train import train
 from lamina.compat import bases
 from lamina.compat.peft import PeftModel, method_of
 from lamina.compat.rows import ForRows
+from lamina.compat.trl_config import DPOConfig, SFTConfig
 from lamina.config import MethodConfig, load_config
 from lamina.data.read import read_rows
-from lamina.dialects.outcome import Entry
-from lamina.dialects.trl import DPO, SFT
+from lamina.dialects.trl import SFT
 from lamina.distributed.ranks import world_size
-from lamina.errors import ConfigError, DataError, LaminaWarning, Problem, RunError, nearest
+from lamina.errors import ConfigError, DataError, LaminaWarning, Problem, RunError
 from lamina.migration.draft import Draft, Translation
 from lamina.migration.settle import settle
 from lamina.migration.trl import DEFAULTS, LEARNING_RATES, kind_of_row
 from lamina.runs import Run
 from lamina.runs.events import Evaluation, Event, Step
-
-
-class SFTConfig:
-    """TRL's settings of a run, by its names; those that are not given have its defaults."""
-
-    table: ClassVar[Mapping[str, Entry]] = SFT
-    loss: ClassVar[str] = "cross_entropy"
-
-    def __init__(self, output_dir: str | None = None, **given: Any) -> None:
-        self.given: dict[str, Any] = {"output_dir": output_dir or "trainer_output", **given}
-        for name in given:
-            if name not in self.table:
-                raise TypeError(f"{type(self).__name__} has no setting {name!r}. {nearest(name, self.table)}".strip())
-
-    def __getattr__(self, name: str) -> Any:
-        given = self.__dict__.get("given", {})
-        if name in given:
-            return given[name]
-        raise AttributeError(f"{type(self).__name__} was not given {name!r}")
-
-
-class DPOConfig(SFTConfig):
-    """TRL's settings of direct preference optimization."""
-
-    table: ClassVar[Mapping[str, Entry]] = DPO
-    loss: ClassVar[str] = "dpo"
 
 
 class TrainOutput(NamedTuple):
@@ -288,20 +262,23 @@ _TELLING = ("optim", "report_to", "packing_strategy", "loss_type", "max_length")
 def _model(draft: Draft, model: Any, peft_config: Any) -> None:
     if isinstance(model, PeftModel):
         origin = model.origin
-        if origin is None:
-            raise ConfigError(Problem("model", "has an adapter that is trained already", "name it as method.from"))
         name, method, quantization, dtype = origin.name, origin.method, origin.quantization, origin.dtype
     else:
         quantization, dtype = bases.quantization_of(model), bases.dtype_of(model)
         name = bases.name_of(model) if bases.is_named(model) else "in memory"
         method = None if peft_config is None else method_of(peft_config, model)
     draft.set("model", name, {"model": name})
+    device = bases.device_of(model.base_model if isinstance(model, PeftModel) else model)
+    if device != "auto":
+        draft.set("device_map", device, {"device": device})
     if dtype != "auto":
         draft.set("model.dtype", dtype, {"dtype": dtype})
     if quantization is not None:
         given = quantization.model_dump(exclude_unset=True)
         draft.set("quantization_config", given, {f"quantization.{key}": value for key, value in given.items()})
-    if method is None:
+    if isinstance(model, PeftModel) and model.folder is not None:
+        draft.set("model.adapter", str(model.folder), {"method.from": str(model.folder)}, "it is trained further")
+    elif method is None:
         draft.set("peft_config", None, {"method.type": "full"}, "without peft_config, all weights are trained")
     else:
         values = {f"method.{key}": each for key, each in method.model_dump(mode="json").items() if key in _set(method)}

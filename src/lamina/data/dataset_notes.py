@@ -39,6 +39,11 @@ def dataset_notes(
     notes += file_notes(template, facts)
     for file in every:
         notes += file.notes
+        if file.report.format == "text" and "label" in file.report.ignored_columns:
+            notes.append(
+                f"{file.report.path}: is read as plain text, without its labels; loss.type=classification trains a "
+                "classifier"
+            )
     if config.splits_off:
         notes += [
             f"{file.file.within} has a validation split: data.eval={file.file.own_eval} evaluates on it, instead of "

@@ -52,6 +52,18 @@ def guess_columns(columns: Iterable[str]) -> dict[str, str] | None:
     return _of_one_format(found)
 
 
+def text_and_label(columns: Iterable[str]) -> dict[str, str] | None:
+    """Returns the columns of texts and of their labels, by the fields `text` and `label`; None without both, or with
+    others that a format reads.
+
+    >>> text_and_label(["id", "Text", "Label"])
+    {'text': 'Text', 'label': 'Label'}
+    """
+    named = [(_FIELD_OF[plain], column) for column in columns if (plain := _plain(str(column))) in _FIELD_OF]
+    found = dict(named)
+    return found if len(named) == 2 and set(found) == {"text", "label"} else None
+
+
 def guess_notes(name: str, mapping: Mapping[str, str]) -> list[str]:
     """Returns messages to the user about a mapping that was found in a file."""
     if not mapping:

@@ -35,10 +35,6 @@ def _per_epoch(key: str) -> Any:
     )
 
 
-def _device_map(value: Any) -> Any:
-    return Nothing("lamina places the base on one device; layers that do not fit stay on disk (`offload`)")
-
-
 def _excess(value: Any) -> Any:
     found = {"drop": "drop", "truncate": "cut", "raise": None}.get(str(value))
     return found or Missing("rows that are too long are dropped, cut or split (`data.overlong`)")
@@ -113,8 +109,8 @@ _MODEL: dict[str, Entry] = {
     "special_tokens": Own("special tokens are the tokenizer's; an answer's stop token is what its template writes"),
     "tokens": To("data.add_tokens", _tokens),
     "added_tokens_overrides": Lacks("tokens keep their texts"),
-    "device_map": To("device", _device_map),
-    "max_memory": Own("layers that do not fit stay on disk (`offload`)"),
+    "device_map": To("device", lambda value: values.device_map(value or "auto")),
+    "max_memory": Own(values.SEVERAL_GPUS),
     "low_cpu_mem_usage": Own("weights are read from disk as they are needed"),
     "experimental_skip_move_to_device": Own("weights are read from disk as they are needed"),
     "reinit_weights": Lacks("training starts from the base model's weights"),

@@ -65,6 +65,11 @@ def _flag(key: str, wanted: Any) -> To:
     return To(key, lambda value: wanted if value else Nothing("it is off"))
 
 
+def _adam_mini(value: Any) -> Any:
+    note = f"{values.NEAR}: Adam-mini is AdamW with fewer second moments, and the same settings"
+    return Set({"train.optim": "adamw_torch"}, note) if value else Nothing("it is off")
+
+
 def _checkpointing(value: Any) -> Any:
     return Set({"train.gradient_checkpointing": False}) if value else Nothing("`auto` recomputes what does not fit")
 
@@ -99,7 +104,7 @@ _MODEL: dict[str, Entry] = {
     "quantization_method": To("quantization.bits", _quantization_method),
     "quantization_type": To("quantization.quant_type", str),
     "double_quantization": To("quantization.double_quant"),
-    "quantization_device_map": Own("lamina places the base on one device"),
+    "quantization_device_map": To("device", lambda value: values.device_map(value or "auto")),
     "flash_attn": Own(_KERNELS),
     "enable_liger_kernel": Own(_KERNELS),
     "use_unsloth": Own(_KERNELS),
@@ -244,7 +249,7 @@ _METHOD: dict[str, Entry] = {
     "galore_scale": To("train.galore.scale", values.decimal),
     "galore_proj_type": To("train.galore.proj_type"),
     "use_muon": _flag("train.optim", "muon"),
-    "use_adam_mini": Lacks("Adam-mini is not here"),
+    "use_adam_mini": To("train.optim", _adam_mini),
     "use_apollo": Lacks("APOLLO is not here; GaLore is (`optim: galore_adamw`)"),
     "use_badam": Lacks("BAdam is not here"),
     **own(

@@ -124,5 +124,5 @@ BITS_AND_BYTES: dict[str, Entry] = {
     "llm_int8_enable_fp32_cpu_offload": Own("`offload` leaves layers on disk if the base does not fit in memory"),
     "llm_int8_has_fp16_weight": Lacks("8-bit weights are frozen"),
     "quant_method": Own("lamina quantizes by itself; a base that is stored quantized says so in its own files"),
-    "device_map": Own("lamina places the base on one device; layers that do not fit stay on disk (`offload`)"),
+    "device_map": To("device", lambda value: values.device_map(value or "auto")),
 }

@@ -7,7 +7,7 @@ from typing import Any
 from lamina import plugins
 from lamina.dialects.outcome import Convert, Missing, Nothing, Set, chosen
 
-_NEAR = "the nearest optimizer that lamina has"
+NEAR = "the nearest optimizer that lamina has"
 
 OPTIMIZERS: dict[str, Any] = {
     "adamw": "adamw_torch",
@@ -17,23 +17,23 @@ OPTIMIZERS: dict[str, Any] = {
     "adamw_torch_xla": "adamw_torch",
     "adamw_torch_npu_fused": "adamw_torch",
     "adamw_apex_fused": "adamw_torch",
-    "adamw_anyprecision": Set({"train.optim": "adamw_torch"}, f"{_NEAR}: moments in float32"),
+    "adamw_anyprecision": Set({"train.optim": "adamw_torch"}, f"{NEAR}: moments in float32"),
     "adamw_8bit": "adamw_8bit",
     "adamw_bnb_8bit": "adamw_8bit",
-    "adamw_torch_8bit": Set({"train.optim": "adamw_8bit"}, f"{_NEAR}: 8 bits by bitsandbytes, not torchao"),
-    "adamw_torch_4bit": Set({"train.optim": "adamw_8bit"}, f"{_NEAR}: moments in 8 bits, not 4"),
+    "adamw_torch_8bit": Set({"train.optim": "adamw_8bit"}, f"{NEAR}: 8 bits by bitsandbytes, not torchao"),
+    "adamw_torch_4bit": Set({"train.optim": "adamw_8bit"}, f"{NEAR}: moments in 8 bits, not 4"),
     "ao_adamw_8bit": "adamw_8bit",
-    "ao_adamw_4bit": Set({"train.optim": "adamw_8bit"}, f"{_NEAR}: moments in 8 bits, not 4"),
-    "ao_adamw_fp8": Set({"train.optim": "adamw_8bit"}, f"{_NEAR}: 8-bit integers, not FP8"),
+    "ao_adamw_4bit": Set({"train.optim": "adamw_8bit"}, f"{NEAR}: moments in 8 bits, not 4"),
+    "ao_adamw_fp8": Set({"train.optim": "adamw_8bit"}, f"{NEAR}: 8-bit integers, not FP8"),
     "paged_adamw": "paged_adamw_32bit",
     "paged_adamw_32bit": "paged_adamw_32bit",
     "paged_adamw_8bit": "paged_adamw_8bit",
     "adafactor": "adafactor",
     "lion": "lion",
     "lion_32bit": "lion",
-    "lion_8bit": Set({"train.optim": "lion"}, f"{_NEAR}: momentum in float32"),
+    "lion_8bit": Set({"train.optim": "lion"}, f"{NEAR}: momentum in float32"),
     "paged_lion_32bit": "lion",
-    "paged_lion_8bit": Set({"train.optim": "lion"}, f"{_NEAR}: momentum in float32"),
+    "paged_lion_8bit": Set({"train.optim": "lion"}, f"{NEAR}: momentum in float32"),
     "muon": "muon",
     "galore_adamw": "galore_adamw",
     "galore_adamw_8bit": "galore_adamw_8bit",
@@ -93,8 +93,8 @@ METHODS: dict[str, Any] = {
     "boft": Set({"method.type": "peft", "method.peft_type": "BOFT"}),
     "galore": _GALORE,
     "freeze": Missing(
-        "lamina trains all layers or an adapter; for an adapter on the last layers alone: "
-        "`method: {type: lora, layers_to_transform: [...]}`"
+        "name the layers: `method: {type: full, parameters: ['[^0-9]*[.](30|31)[.]']}`; for an adapter on them: "
+        "`method: {type: lora, layers_to_transform: [30, 31]}`"
     ),
     "bitfit": "bitfit",
 }
@@ -166,6 +166,27 @@ def trackers(value: Any) -> Any:
     if not known:
         return Nothing(f"lamina does not report to {', '.join(others)}; a plug-in can (docs/trackers.md)")
     return Set({"train.report_to": known}, note)
+
+
+SEVERAL_GPUS = (
+    "lamina places the base on one device. One that is larger than a GPU is divided over several with "
+    "`lamina train CONFIG --nproc auto` (distributed.strategy: fsdp); on CPUs under Linux, its layers stay on disk "
+    "(`offload`)"
+)
+
+
+def device_map(value: Any) -> Any:
+    """Returns `device` for a map to one device; the base is not spread over several of them by a map."""
+    if isinstance(value, str) and value in ("auto", "balanced", "balanced_low_0", "sequential", "none", ""):
+        return Nothing(SEVERAL_GPUS)
+    places = {_device(place) for place in value.values()} if isinstance(value, dict) else {_device(value)}
+    return Set({"device": places.pop()}) if len(places) == 1 else Missing(SEVERAL_GPUS)
+
+
+def _device(place: Any) -> str:
+    if isinstance(place, int):
+        return f"cuda:{place}"
+    return f"cuda:{place}" if str(place).isdigit() else str(place)
 
 
 def revision(value: Any) -> Any:

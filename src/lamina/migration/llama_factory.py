@@ -13,6 +13,7 @@ from lamina.dialects.llama_factory import LLAMA_FACTORY
 from lamina.dialects.values import decimal, names
 from lamina.errors import ConfigError, nearest
 from lamina.migration.draft import Draft
+from lamina.migration.freeze import SETTINGS, freeze
 from lamina.migration.settle import settle
 from lamina.migration.sources import NO_DATA, evaluation_sets, first_names, hub_path, simplified, sliced, source
 
@@ -73,7 +74,12 @@ def _method(draft: Draft) -> None:
     if galore:
         draft.take("optim")
         draft.set("use_galore", galore, {"train.optim": "galore_adamw_layerwise" if layerwise else "galore_adamw"})
-    if "finetuning_type" not in draft.left:
+    if draft.given.get("finetuning_type") == "freeze":
+        draft.take("finetuning_type")
+        given = {name: value for name in SETTINGS if (value := draft.take(name)) is not None}
+        if not draft.given.get("use_llama_pro"):  # which trains new layers, and is an error of its own
+            freeze(draft, "finetuning_type", given)
+    elif "finetuning_type" not in draft.left:
         draft.default({"method.type": "lora"})
     if draft.given.get("finetuning_type") in ("full", "oft"):
         for name in ("lora_rank", "lora_alpha", "lora_target", "lora_dropout"):
@@ -150,7 +156,9 @@ class _Catalog:
         if self.online:
             return hub_path(name)
         if self.named.startswith("REMOTE:"):
-            raise _NoData(f"the {INFO} of {self.named[7:]} is on the hub; download it into dataset_dir")
+            repository = self.named[7:]
+            download = f"`hf download {repository} --repo-type dataset --local-dir data`, and `dataset_dir: data`"
+            raise _NoData(f"the {INFO} of {repository} is on the hub; download it: {download}")
         if self.listed is None or self.folder is None:
             if Path(name).exists():
                 return name
@@ -234,7 +242,7 @@ def _v1_sections(draft: Draft) -> None:
     peft, quant = draft.take("peft_config") or {}, draft.take("quant_config") or {}
     kind = peft.get("name", "full")
     if kind == "freeze":
-        draft.missing("peft_config.name", kind, "lamina trains all layers or an adapter")
+        freeze(draft, "peft_config.name", {name: value for name, value in peft.items() if name in SETTINGS})
     elif kind == "full":
         draft.set("peft_config", None, {"method.type": "full"}, "without an adapter, all weights are trained")
     else:

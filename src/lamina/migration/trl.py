@@ -224,6 +224,7 @@ def _kind_of_rows(path: Path) -> str:
 
 def kind_of_row(row: Mapping[str, Any]) -> str:
     """Returns `conversation` (with `messages`), `plain` (prompt and completion are texts), or `other`."""
-    if "messages" in row:
+    if row.get("messages") is not None:
         return "conversation"
-    return "plain" if isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str) else "other"
+    is_plain = all(name in row and not isinstance(row[name], list | dict) for name in ("prompt", "completion"))
+    return "plain" if is_plain else "other"

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from lamina.config.quantization import QuantizationConfig
 from lamina.errors import ConfigError, ModelError, Problem
-from lamina.machine.hardware import bound_product_cache, choose_dtype, default_device
+from lamina.machine.hardware import bound_product_cache, choose_dtype, default_device, find_device
 from lamina.machine.quiet import quiet_transformers
 from lamina.models.fingerprint import BaseFingerprint, fingerprint_base, weight_files
 from lamina.models.new_tokens import AddedTokens, NewTokens, add_rows, add_to_tokenizer
@@ -67,7 +67,7 @@ class Base:
 def load_base(
     ref: str | Path,
     dtype: str = "auto",
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     notify: Notify = lambda message: None,
     quantization: QuantizationConfig | None = None,
     plan_loftq: PlanLoftq | None = None,
@@ -80,7 +80,7 @@ def load_base(
     Args:
         ref: An alias, a folder, a `.gguf` file, or a hub id.
         dtype: `auto`, `bfloat16`, `float16` or `float32`.
-        device: The device to load it on; by default CUDA if there is one.
+        device: The device to load it on, or its name; by default CUDA if there is one.
         notify: Called with a message before anything that takes a while.
         quantization: Quantizes the weights of linear layers to 4 or 8 bits, one by one as they are read.
         plan_loftq: Computes which weights LoftQ splits before they are quantized; None without LoftQ.
@@ -89,7 +89,8 @@ def load_base(
         trust_remote_code: Allow Python code that comes with the model, as it is now; see `remote_code.py`.
 
     Raises:
-        ConfigError: No model can have that name, or quantization or tokens do not fit the model.
+        ConfigError: No model can have that name, there is no such device, or quantization or tokens do not fit the
+            model.
         ModelError: The model cannot be downloaded or loaded, or it is not a causal language model, by its config.json,
             by its weights, or because it sees later tokens.
     """
@@ -97,7 +98,7 @@ def load_base(
     source = find_model(ref, notify, code=trust_remote_code)
     if trust_remote_code and (meaning := allow_code(source.folder)):
         notify(meaning)
-    device = device or default_device()
+    device = (find_device(device) if isinstance(device, str) else device) or default_device()
     if quantization is not None and quantization.compute_dtype != "auto":
         dtype = quantization.compute_dtype
     chosen = choose_dtype(dtype, device)

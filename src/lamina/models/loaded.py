@@ -118,6 +118,23 @@ def check_kind(model: object) -> None:
     if not isinstance(model, PreTrainedModel) or not model.can_generate():
         fix = "give a name, a folder, or what AutoModelForCausalLM.from_pretrained returned"
         raise ConfigError(Problem("model", f"a {name} is not a causal language model of transformers", fix))
+    check_one_device(model)
+
+
+def check_one_device(model: PreTrainedModel) -> None:
+    """Checks that transformers has put a model on one device.
+
+    Raises:
+        ConfigError: A `device_map` has spread it over several, or left a part on disk.
+    """
+    placed = getattr(model, "hf_device_map", None) or {}
+    places = sorted({f"cuda:{place}" if isinstance(place, int) else str(place) for place in placed.values()})
+    if len(places) > 1 or "disk" in places:
+        fix = (
+            "load it on one device, such as device_map={'': 0}, or give its name: `lamina train CONFIG --nproc auto` "
+            "divides a base that is larger than a GPU over several"
+        )
+        raise ConfigError(Problem("model", f"is spread over {', '.join(places)} by its device_map", fix))
 
 
 def _origin(model: PreTrainedModel) -> ModelSource | None:

@@ -175,8 +175,8 @@ def test_assistant_turn_without_text_is_empty() -> None:
     ("name", "row", "words"),
     [
         ("prompt_completion", {"prompt": "q"}, "field 'completion' is missing"),
-        ("prompt_completion", {"prompt": 3, "completion": "a"}, "field 'prompt' is int, not text"),
-        ("prompt_completion", {"prompt": None, "completion": "a"}, "field 'prompt' is NoneType, not text"),
+        ("prompt_completion", {"prompt": {"a": 1}, "completion": "a"}, "field 'prompt' is dict, not text"),
+        ("preference", {"prompt": "q", "chosen": "a"}, "field 'rejected' is missing"),
         ("alpaca", {"instruction": "q", "output": "a", "input": ["x"]}, "field 'input' is list, not text"),
         ("messages", {"messages": "hi"}, "messages must be a list of messages in JSON, but cannot be parsed"),
         ("messages", {}, "field 'messages' is NoneType"),
@@ -196,11 +196,11 @@ def test_field_that_does_not_fit_is_named(name: str, row: dict[str, Any], words:
 @pytest.mark.parametrize("row", [2, DETECT_ROWS + 1])
 def test_parse_fault_names_file_row_and_format(tmp_path: Path, row: int) -> None:
     rows: list[dict[str, Any]] = [dict(PAIR) for _ in range(DETECT_ROWS + 1)]
-    rows[row - 1] = {"prompt": "q", "completion": 3}
+    rows[row - 1] = {"prompt": "q", "completion": [3]}
     with pytest.raises(DataError) as caught:
         load(tmp_path, rows)
     place = f"{tmp_path / 'rows.jsonl'}: row {row} (line {row})"
-    start = f"{place} does not fit the format 'prompt_completion': field 'completion'"
+    start = f"{place} does not fit the format 'prompt_completion': completion[1] is not an object"
     assert str(caught.value).startswith(start)
 
 
@@ -359,7 +359,7 @@ def test_preference_wherever_its_prompt_stands(row: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"prompt": "q", "chosen": None, "rejected": "b"}, "'chosen' is missing or null"),
+        ({"prompt": "q", "rejected": "b"}, "'chosen' is missing"),
         ({"prompt": "other", "chosen": PAIR_TURNS[0], "rejected": PAIR_TURNS[1]}, "do not both start with the prompt"),
         (
             {"prompt": "q", "chosen": "a", "rejected": [turn("user", "b")]},

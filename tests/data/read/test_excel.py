@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import datetime
+import io
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lamina.data.read import Fault, RawRow, find_files, rows_of
+from lamina.data.read.formulas import without_values
 from lamina.errors import ConfigError, DataError
 
 
@@ -98,3 +101,42 @@ def test_other_spreadsheets_are_explained(tmp_path: Path) -> None:
     path.write_bytes(b"\xd0\xcf\x11\xe0")
     with pytest.raises(ConfigError, match=r"old Excel.*save a sheet as CSV or \.xlsx"):
         find_files(str(path))
+
+
+def test_formulas_that_nobody_computed_are_named(tmp_path: Path) -> None:
+    table = [("Question", "Answer"), *[(f"q{line}", f"=A{line}") for line in range(2, 10)], ("q", "a")]
+    path = save(tmp_path / "a.xlsx", Notes=[("=1+1",)], Data=table)
+    words = (
+        r"a.xlsx:Data: formulas without a value in the sheet 'Data': B2, B3, B4, B5, B6, ... \(8 cells\)\..*Fix: open"
+    )
+    with pytest.raises(DataError, match=words):
+        rows(f"{path}:Data")
+
+
+def sheet(cells: str, properties: str = "") -> bytes:
+    """The parts of a workbook that are looked at."""
+    main = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as book:
+        book.writestr("xl/workbook.xml", f"<workbook {main}>{properties}</workbook>")
+        book.writestr("s.xml", f"<worksheet {main}><sheetData><row>{cells}</row></sheetData></worksheet>")
+    return content.getvalue()
+
+
+OPENING = '<calcPr calcId="124519" fullCalcOnLoad="1"/>'
+
+
+@pytest.mark.parametrize(
+    ("cells", "properties", "found"),
+    [
+        ('<c r="B2"><f>A2</f><v></v></c><c r="C2"><f>A2</f></c>', OPENING, ["B2", "C2"]),  # openpyxl
+        ('<c r="B2"><f>A2</f><v>0</v></c><c r="C2"><f>A2</f><v>7</v></c>', OPENING, ["B2"]),  # XlsxWriter
+        ('<c r="B2"><f>A2</f><v>0</v></c>', "", []),  # Excel
+        ('<c r="B2" t="str"><f>A2</f><v></v></c><c r="C2" t="str"><f>A2</f><v>x</v></c>', "", []),
+        ('<c r="B2" t="s"><v>0</v></c><c r="C2"/>', OPENING, []),
+    ],
+    ids=["openpyxl", "xlsxwriter", "a zero of excel", "texts of excel", "no formula"],
+)
+def test_which_formulas_have_no_value(cells: str, properties: str, found: list[str], tmp_path: Path) -> None:
+    (tmp_path / "a.xlsx").write_bytes(sheet(cells, properties))
+    assert without_values(tmp_path / "a.xlsx", "/s.xml") == found

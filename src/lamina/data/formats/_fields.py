@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,14 +20,28 @@ class RowError(ValueError):
 
 
 def text_field(row: Mapping[str, Any], name: str, required: bool = True) -> str:
-    """Returns a text field of the row; an optional field that is missing or null is empty."""
-    value = row.get(name)
-    if value is None and not required:
+    """Returns a text field of the row, whose numbers and nulls are texts (`cell`); an optional one may be missing."""
+    if name not in row:
+        if required:
+            raise RowError(f"field {name!r} is missing")
         return ""
+    value = cell(row[name])
     if not isinstance(value, str):
-        found = "is missing" if name not in row else f"is {type(value).__name__}, not text"
-        raise RowError(f"field {name!r} {found}")
+        raise RowError(f"field {name!r} is {type(value).__name__}, not text")
     return value
+
+
+def cell(value: Any) -> Any:
+    """Returns the value of a field that may be text as a CSV file has it, so that rows from any source are read alike:
+    a number as its digits, null and NaN as empty text. Lists and objects stay as they are."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    return str(value) if isinstance(value, bool | int | float) else value
+
+
+def is_cell(value: Any) -> bool:
+    """Returns whether `cell` makes a text of the value."""
+    return value is None or isinstance(value, str | bool | int | float)
 
 
 def system_message(row: Mapping[str, Any], messages: Sequence[Message] = ()) -> list[Message]:
@@ -40,18 +55,18 @@ def system_message(row: Mapping[str, Any], messages: Sequence[Message] = ()) -> 
 
 
 def answer_turns(value: Any, name: str) -> list[Message]:
-    """Returns an answer, given as text, as one turn, or as a list of turns."""
+    """Returns an answer, given as text (or a number, or null), as one turn, or as a list of turns."""
+    value = cell(value)
     if isinstance(value, str) and not _looks_like_turns(value):
         return [Message("assistant", value)]
     if isinstance(value, dict):
         return message_list([value], name)
-    if value is None:
-        raise RowError(f"field {name!r} is missing or null")
     return message_list(value, name)
 
 
 def prompt_turns(value: Any, name: str) -> list[Message]:
-    """Returns a prompt, given as text or as a list of turns."""
+    """Returns a prompt, given as text (or a number, or null) or as a list of turns."""
+    value = cell(value)
     if isinstance(value, list) or (isinstance(value, str) and _looks_like_turns(value)):
         return message_list(value, name)
     if not isinstance(value, str):

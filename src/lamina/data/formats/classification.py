@@ -9,6 +9,8 @@ from lamina.data.example import Example, Kind
 from lamina.data.formats._fields import (
     RowError,
     answer_turns,
+    cell,
+    is_cell,
     message_list,
     prompt_turns,
     system_message,
@@ -46,8 +48,8 @@ def parse_input(row: Mapping[str, Any], number: int, category: str = "") -> Exam
         RowError: There is neither.
     """
     text = row.get("text", row.get("prompt"))
-    if isinstance(text, str) and row.get("completion") is None:
-        return Example((), number, Kind.CLASSIFICATION, text=text, category=category)
+    if text is not None and is_cell(text) and row.get("completion") is None:
+        return Example((), number, Kind.CLASSIFICATION, text=cell(text), category=category)
     name = next((name for name in ("messages", "conversations") if row.get(name) is not None), None)
     if name is not None:
         turns = message_list(row[name], name)
@@ -55,6 +57,8 @@ def parse_input(row: Mapping[str, Any], number: int, category: str = "") -> Exam
         turns = prompt_turns(row["prompt"], "prompt")
         if row.get("completion") is not None:
             turns = [*turns, *answer_turns(row["completion"], "completion")]
+    elif "text" in row or "prompt" in row:  # null: an empty text, which is dropped with a reason
+        return Example((), number, Kind.CLASSIFICATION, category=category)
     else:
         raise RowError("there is nothing to classify: add 'text', 'prompt' or 'messages'")
     turns = [*system_message(row, turns), *turns]

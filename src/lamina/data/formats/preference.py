@@ -19,6 +19,7 @@ from lamina.data.formats._fields import (
     RowError,
     answer_turns,
     as_context,
+    cell,
     has_pair,
     message_list,
     prompt_turns,
@@ -51,8 +52,7 @@ def detect(row: Mapping[str, Any]) -> bool:
 def parse(row: Mapping[str, Any], number: int) -> Example:
     """Parses the row: prompt and chosen answer as the conversation, and the rejected answer separately."""
     prompt = _prompt(row)
-    chosen = answer_turns(row.get("chosen"), "chosen")
-    rejected = answer_turns(row.get("rejected"), "rejected")
+    chosen, rejected = (answer_turns(_present(row, name), name) for name in ("chosen", "rejected"))
     if not prompt or len(chosen) > 1 or len(rejected) > 1:
         shared = _shared_beginning(chosen, rejected)
         if not _is_part(prompt, shared):
@@ -85,6 +85,12 @@ def parse(row: Mapping[str, Any], number: int) -> Example:
     )
 
 
+def _present(row: Mapping[str, Any], name: str) -> Any:
+    if name not in row:
+        raise RowError(f"field {name!r} is missing")
+    return row[name]
+
+
 def _shared_beginning(chosen: Sequence[Message], rejected: Sequence[Message]) -> list[Message]:
     """Returns the turns that both conversations start with, excluding their last ones."""
     pairs = zip(chosen[:-1], rejected[:-1], strict=False)
@@ -98,7 +104,7 @@ def _is_part(prompt: Sequence[Message], shared: Sequence[Message]) -> bool:
 
 
 def _prompt(row: Mapping[str, Any]) -> list[Message]:
-    given = [name for name in ("prompt", "conversations", "messages", "instruction") if row.get(name)]
+    given = [name for name in ("prompt", "conversations", "messages", "instruction") if cell(row.get(name))]
     if "messages" in given and row["messages"] == row.get("chosen"):  # a copy of the chosen conversation
         given.remove("messages")
     if len(given) > 1:

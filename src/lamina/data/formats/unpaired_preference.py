@@ -53,4 +53,4 @@ def parse(row: Mapping[str, Any], number: int) -> Example:
 
 
 def _turns_field(row: Mapping[str, Any]) -> str | None:
-    return next((name for name in ("messages", "conversations") if name in row), None)
+    return next((name for name in ("messages", "conversations") if row.get(name) is not None), None)

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from lamina.data.read.find import DataFile
+from lamina.data.read.formulas import shown, without_values
 from lamina.data.read.rows import Fault, RawRow
 from lamina.data.read.stream import is_missing_word, remarks_on
 from lamina.data.read.table import checked_header
@@ -20,11 +21,14 @@ def read(file: DataFile) -> Iterator[RawRow | Fault]:
 
     Raises:
         ConfigError: The package openpyxl is not installed, or there is no such sheet.
-        DataError: The file is not a workbook, or a sheet does not start with a header.
+        DataError: The file is not a workbook, a sheet does not start with a header, or it has formulas whose values are
+            not in the file.
     """
     book = _open(file)
     try:
-        yield from _rows(_sheet(book, file), file)
+        sheet = _sheet(book, file)
+        _check_formulas(sheet, file)
+        yield from _rows(sheet, file)
     finally:
         book.close()
 
@@ -52,6 +56,16 @@ def _sheet(book: Any, file: DataFile) -> Any:
         message = f"{file.path} has no sheet {file.split!r}; it has {', '.join(names)}"
         raise ConfigError(Problem("data", message, f"name one, such as {file.path}:{names[0]}"))
     return book[file.split]
+
+
+def _check_formulas(sheet: Any, file: DataFile) -> None:
+    assert file.path is not None
+    if cells := without_values(file.path, sheet._worksheet_path):
+        raise DataError(
+            f"{file.name}: formulas without a value in the sheet {sheet.title!r}: {shown(cells)}. A program wrote "
+            "them, and no spreadsheet has computed them since. Fix: open the file in Excel or LibreOffice and save it, "
+            "or write values in place of formulas."
+        )
 
 
 def _filled_rows(sheet: Any, most: int) -> int:

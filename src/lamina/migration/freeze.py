@@ -1,0 +1,64 @@
+"""LLaMA-Factory's `finetuning_type: freeze`: the weights of some layers are trained, by patterns of their names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+
+from lamina.dialects.values import names
+from lamina.migration.draft import Draft
+
+SETTINGS = ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules")
+_LAYERS = 2
+_COUNTS = ("num_hidden_layers", "num_layers", "n_layer")
+
+
+def freeze(draft: Draft, name: str, given: Mapping[str, Any]) -> None:
+    """Sets `method.parameters` to the layers that are trained.
+
+    Args:
+        draft: The translation.
+        name: The setting that asks for it, for the table.
+        given: The settings of `SETTINGS` that are there.
+    """
+    wanted = int(given.get("freeze_trainable_layers") or _LAYERS)
+    base = str(draft.given.get("model_name_or_path") or draft.given.get("model") or "")
+    numbers: list[int] | None = list(range(-wanted))  # a negative number: the first layers
+    if wanted > 0:
+        count = layers_of(base, draft.folder)
+        numbers = None if count is None else list(range(max(0, count - wanted), count))
+    if numbers is None:
+        reason = (
+            f"which layers are the last {wanted} is in the model's config.json, which is not on this machine: "
+            f"`hf download {base} config.json`; or name them: `method: {{type: full, parameters: "
+            "['[^0-9]*[.](30|31)[.]']}`"
+        )
+        draft.missing(name, "freeze", reason, "method.parameters")
+        return
+    modules = names(given.get("freeze_trainable_modules") or "all")
+    inner = "" if "all" in modules else f"({'|'.join(modules)})[.]"
+    patterns = [f"[^0-9]*[.]({'|'.join(map(str, numbers))})[.]{inner}"]
+    patterns += [f".*\\b{module}[.]" for module in names(given.get("freeze_extra_modules") or [])]
+    draft.set(name, "freeze", {"method.type": "full", "method.parameters": patterns}, "the weights of these layers")
+
+
+def layers_of(base: str, folder: Path) -> int | None:
+    """Returns the number of a model's layers by its config.json; None if that is not on this machine.
+
+    Args:
+        base: A folder, or an id on the hub.
+        folder: Where relative paths start, beside the working directory.
+    """
+    places: list[Any] = [folder / base / "config.json", Path(base) / "config.json"]
+    if base.count("/") == 1:
+        places.append(try_to_load_from_cache(base, "config.json"))
+    for place in places:
+        if isinstance(place, str | Path) and Path(place).is_file():
+            content = json.loads(Path(place).read_text(encoding="utf-8"))
+            content = content.get("text_config") or content
+            return next((content[name] for name in _COUNTS if isinstance(content.get(name), int)), None)
+    return None

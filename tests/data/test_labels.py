@@ -1,0 +1,57 @@
+"""Texts with labels: classes, answers, or neither."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamina.config import load_config
+from lamina.data.labels import read_labels
+
+CLASSES = [{"text": str(n), "label": n % 3} for n in range(12)]
+
+
+def reading(folder: Path, rows: list[dict[str, Any]], **data: Any) -> dict[str, Any] | None:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = read_labels(load_config({"data": {"train": str(path), **data}}))
+    return None if found is None else found.settings
+
+
+def changed(**changes: Any) -> list[dict[str, Any]]:
+    return [{**row, **changes} for row in CLASSES]
+
+
+def test_few_labels_are_classes(tmp_path: Path) -> None:
+    assert reading(tmp_path, CLASSES) == {"loss.type": "classification"}
+    upper = [{"id": 1, "TEXT": row["text"], "Label": float(row["label"])} for row in CLASSES]
+    columns = {"text": "TEXT", "label": "Label"}
+    assert reading(tmp_path, upper) == {"loss.type": "classification", "data.columns": columns}
+    assert reading(tmp_path, upper, columns=columns) == {"loss.type": "classification", "data.columns": columns}
+
+
+@pytest.mark.parametrize(
+    ("rows", "data"),
+    [
+        (CLASSES, {"format": "text"}),
+        (CLASSES, {"columns": {"text": "text"}}),
+        (changed(prompt="q", completion="a"), {}),
+        (changed(label="one"), {}),
+        (changed(label=0.5), {}),
+        (changed(label=["a"]), {}),
+        ([{"text": "a"}], {}),
+        ([{"text": str(n), "label": n} for n in range(9)], {}),
+    ],
+    ids=["format", "columns", "answers", "one class", "scores", "lists", "no label", "numbers of rows"],
+)
+def test_other_data_is_left_alone(rows: list[dict[str, Any]], data: dict[str, Any], tmp_path: Path) -> None:
+    assert reading(tmp_path, rows, **data) is None
+
+
+def test_a_loss_that_is_given_decides(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in CLASSES), encoding="utf-8")
+    assert read_labels(load_config({"data": {"train": str(path)}, "loss": {"type": "cross_entropy"}})) is None

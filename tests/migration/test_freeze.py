@@ -1,0 +1,81 @@
+"""LLaMA-Factory's `freeze`: the weights of some layers are trained, and no others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM
+
+from lamina.config import load_config
+from lamina.errors import ConfigError
+from lamina.migration.translate import translate
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    rows = [{"instruction": "q", "input": "", "output": "a"}]
+    (tmp_path / "data" / "mine.json").write_text(json.dumps(rows), encoding="utf-8")
+    info = {"mine": {"file_name": "mine.json"}}
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+    return tmp_path
+
+
+def translated(folder: Path, **changes: Any) -> Any:
+    values = {"stage": "sft", "do_train": True, "finetuning_type": "freeze", "dataset": "mine", **changes}
+    (folder / "run.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    translation = translate(folder / "run.yaml")
+    translation.check()
+    return load_config(translation.values).method
+
+
+@pytest.mark.parametrize(
+    ("changes", "layers", "words"),
+    [
+        ({"freeze_trainable_layers": 1}, {1}, ()),
+        ({"freeze_trainable_layers": -1}, {0}, ()),
+        ({}, {0, 1}, ()),
+        ({"freeze_trainable_layers": 1, "freeze_trainable_modules": "mlp,input_layernorm"}, {1}, ()),
+        ({"freeze_trainable_layers": 1, "freeze_extra_modules": "embed_tokens,norm"}, {1}, ("embed_tokens", "norm")),
+    ],
+    ids=["last", "first", "default", "modules", "extra modules"],
+)
+def test_layers_and_modules(
+    changes: dict[str, Any], layers: set[int], words: tuple[str, ...], folder: Path, model_folder: Path
+) -> None:
+    method = translated(folder, model_name_or_path=str(model_folder), **changes)
+    modules = changes.get("freeze_trainable_modules", "").split(",")
+    for name, _ in AutoModelForCausalLM.from_pretrained(model_folder).named_parameters():
+        inside = any(f".{layer}.{module}" in name for layer in layers for module in modules)
+        outside = name.count(".") == 2 and any(f".{word}." in name for word in words)
+        assert method.trains(name) == (inside or outside), name
+
+
+def test_the_number_of_layers_must_be_known(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"the last 2 is in the model's config\.json.*hf download some/model"):
+        translated(folder, model_name_or_path="some/model")
+    assert translated(folder, model_name_or_path="some/model", freeze_trainable_layers=-2).type == "full"
+
+
+def test_new_layers_are_no_counterpart(folder: Path, model_folder: Path) -> None:
+    with pytest.raises(ConfigError) as found:
+        translated(folder, model_name_or_path=str(model_folder), use_llama_pro=True)
+    assert [problem.field for problem in found.value.problems] == ["use_llama_pro"]
+
+
+def test_the_newer_form(folder: Path, model_folder: Path) -> None:
+    values = {
+        "model": str(model_folder),
+        "model_class": "llm",
+        "peft_config": {"name": "freeze", "freeze_trainable_layers": 1, "freeze_trainable_modules": "all"},
+        "train_dataset": "data/mine.json",
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    translation = translate(folder / "run.yaml")
+    translation.check()
+    method: Any = load_config(translation.values).method
+    assert method.trains("model.layers.1.mlp.up_proj.weight") and not method.trains("model.layers.0.mlp.up_proj.weight")
