@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import pickle
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,15 +52,39 @@ def run_ranks(size: int, work: Callable[[Group], Any], timeout: float = 60.0) ->
         work: Gets the process's group.
         timeout: Seconds that a process waits for another.
     """
-    store = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False, multi_tenant=True)
-    children = [_fork(store.port, rank, size, work, timeout) for rank in range(size)]
-    outcomes = []
-    for pid, reader in children:
-        with os.fdopen(reader, "rb") as file:
-            content = file.read()
-        os.waitpid(pid, 0)
-        outcomes.append(pickle.loads(content) if content else Outcome(error="killed"))
+    with _store() as port:
+        children = [_fork(port, rank, size, work, timeout) for rank in range(size)]
+        outcomes = []
+        for pid, reader in children:
+            with os.fdopen(reader, "rb") as file:
+                content = file.read()
+            os.waitpid(pid, 0)
+            outcomes.append(pickle.loads(content) if content else Outcome(error="killed"))
     return outcomes
+
+
+@contextlib.contextmanager
+def _store() -> Iterator[int]:
+    """Yields the port of a store in a process of its own.
+
+    Its thread looks up the names of those who connect; a fork of the process meanwhile could look up none ever after.
+    """
+    (told, telling), (ended, ending) = os.pipe(), os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(ending)
+        store = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False, multi_tenant=True)
+        os.write(telling, f"{store.port}\n".encode())
+        os.read(ended, 1)
+        os._exit(0)
+    os.close(telling)
+    os.close(ended)
+    try:
+        with os.fdopen(told) as file:
+            yield int(file.readline())
+    finally:
+        os.close(ending)
+        os.waitpid(pid, 0)
 
 
 def values_of(outcomes: list[Outcome]) -> list[Any]:

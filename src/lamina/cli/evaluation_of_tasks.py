@@ -101,7 +101,7 @@ def evaluation_json(found: StoredEvaluation) -> dict[str, Any]:
 def print_found(result: Mapping[str, Any], as_json: bool) -> None:
     """Prints what was found as JSON, or as the table and the verdicts."""
     if as_json:
-        print_json(result)
+        print_json(dict(result))
         return
     from lamina.evaluation.page import judged_line, verdict_line
 
