@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--losses", default=",".join(BETAS), help="separated by commas")
-    parser.add_argument("--start-rows", type=int, default=80)
+    parser.add_argument("--start-rows", type=int, default=240)
     parser.add_argument("--rows", type=int, default=300)
     parser.add_argument("--eval-rows", type=int, default=200)
     parser.add_argument("--epochs", type=float, default=1.0)

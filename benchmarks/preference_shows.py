@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("show", choices=SHOWS)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--start-rows", type=int, default=80, help="rows that the start adapter is fine-tuned on")
+    parser.add_argument("--start-rows", type=int, default=240, help="rows that the start adapter is fine-tuned on")
     parser.add_argument("--rows", type=int, default=300, help="pairs, or requests to distill on")
     parser.add_argument("--eval-rows", type=int, default=200)
     parser.add_argument("--epochs", type=float, default=1.0)

@@ -129,6 +129,40 @@ def test_who_is_gone_before_the_first_exchange_is_named(monkeypatch: pytest.Monk
     assert values_of(run_ranks(3, work)) == [[0, 1, 2]] * 3
 
 
+def test_who_is_killed_while_all_connect_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lamina.distributed.group._CONNECT_SECONDS", 2.0)
+    connect = dist.init_process_group
+
+    def connected(*given: object, **settings: object) -> None:
+        if settings["rank"] == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        connect(*given, **settings)
+
+    monkeypatch.setattr(dist, "init_process_group", connected)
+
+    def work(world: Group) -> list[int]:
+        world.timeout = 600.0
+        return world.gather(world.rank, "meeting")
+
+    outcomes = run_ranks(3, work)
+    assert [outcome.error == "killed" for outcome in outcomes] == [False, True, False]
+    assert "rank 1 (" in outcomes[0].message
+    assert "is gone" in outcomes[0].message
+
+
+def test_the_time_out_of_an_exchange_is_the_configured_one() -> None:
+    def work(world: Group) -> list[int]:
+        world.timeout = 3.0
+        world.gather(world.rank, "meeting")
+        if world.rank == 1:
+            time.sleep(8.0)
+        return world.gather(world.rank, "meeting again")
+
+    outcomes = run_ranks(2, work)
+    assert "rank 1 (" in outcomes[0].message
+    assert "within 3 s" in outcomes[0].message
+
+
 @pytest.mark.parametrize("victim", [1, 2, 3])
 @pytest.mark.parametrize("what", ["broadcast", "sum", "gather"])
 def test_nobody_waits_for_one_that_has_given_up(what: str, victim: int) -> None:

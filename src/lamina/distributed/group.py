@@ -47,6 +47,9 @@ _SILENCE = 5.0
 # The same before the first exchange, where loading a model or reading data may keep a process from giving signs.
 _SILENCE_AT_START = 30.0
 
+# Seconds for processes that are all there to connect to each other.
+_CONNECT_SECONDS = 60.0
+
 # Seconds that the first process has to tell of an error: it may be amid a step, or wait for who waits for it.
 _PATIENCE = 10.0
 
@@ -119,12 +122,13 @@ class Group(World):
 
     def form_teams(self, size: int) -> None:
         """Lets every `size` processes in a row work on the same micro-batches."""
-        timeout = datetime.timedelta(seconds=self.timeout)
+        soon = datetime.timedelta(seconds=min(_CONNECT_SECONDS, self.timeout))
         with self.exchanging("forming teams"):
             for first in range(0, self.size, size):
-                team = dist.new_group(list(range(first, first + size)), timeout=timeout)
+                team = dist.new_group(list(range(first, first + size)), timeout=soon)
                 if first <= self.rank < first + size:
                     assert isinstance(team, dist.ProcessGroup)
+                    team.set_timeout(datetime.timedelta(seconds=self.timeout))
                     self._team = team
         self.team_size = size
 
@@ -291,14 +295,15 @@ class Group(World):
         """Opens torch's group once every process is there, or has failed before."""
         self._store.set(f"here/{self.rank}", "1")
         self._wait_for_all()
-        timeout = datetime.timedelta(seconds=self.timeout)
+        soon = datetime.timedelta(seconds=min(_CONNECT_SECONDS, self.timeout))
         if self._backend is None:
-            group = dist.new_group(backend="gloo", timeout=timeout)
+            group = dist.new_group(backend="gloo", timeout=soon)
         else:
             store = PrefixStore("group", self._store)
-            dist.init_process_group(self._backend, store=store, rank=self.rank, world_size=self.size, timeout=timeout)
+            dist.init_process_group(self._backend, store=store, rank=self.rank, world_size=self.size, timeout=soon)
             group = dist.group.WORLD
         assert isinstance(group, dist.ProcessGroup)
+        group.set_timeout(datetime.timedelta(seconds=self.timeout))
         return group
 
     def _wait_for_all(self) -> None:
