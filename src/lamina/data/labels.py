@@ -68,6 +68,8 @@ def reading_of(data: DataConfig) -> LabelReading | None:
         return None
     text, label = columns["text"], columns["label"]
     labels = _labels(rows, label)
+    if not all(isinstance(value, str) for value in labels):  # lists, or objects
+        return None
     if len(set(labels)) == 1 and len(rows) == DETECT_ROWS:  # rows that are sorted by their labels
         labels += _until_another(every, label, labels[0])
     what = f"{first.name}: {text!r} has texts and {label!r} their labels"
@@ -89,7 +91,7 @@ def reading_of(data: DataConfig) -> LabelReading | None:
     return None
 
 
-def _until_another(rows: Iterable[Row], label: str, known: Any) -> list[Any]:
+def _until_another(rows: Iterable[Row], label: str, known: str) -> list[str]:
     """Returns the first label that is not the known one."""
     return next((found for row in rows if (found := _labels([row], label)) and found[0] != known), [])
 
@@ -100,19 +102,17 @@ def _labels(rows: Iterable[Row], label: str) -> list[Any]:
     return [value for value in found if not isinstance(value, str) or value.strip()]
 
 
-def _number(value: Any) -> float | None:
+def _number(value: str) -> float | None:
     """Returns the number that a text is; None for any other."""
     try:
-        number = float(value) if isinstance(value, str) else math.nan
+        number = float(value)
     except ValueError:
         return None
     return number if math.isfinite(number) else None
 
 
-def _classes(labels: Sequence[Any]) -> set[str]:
-    """Returns the labels if they are names or numbers of classes; nothing for scores, lists, or too many labels."""
-    if not all(isinstance(value, str) for value in labels):
-        return set()
+def _classes(labels: Sequence[str]) -> set[str]:
+    """Returns the labels if they are names or numbers of classes; nothing for scores, or too many labels."""
     numbers = [number for value in labels if (number := _number(value)) is not None]
     if len(numbers) == len(labels) and not all(number.is_integer() for number in numbers):
         return set()
@@ -120,7 +120,6 @@ def _classes(labels: Sequence[Any]) -> set[str]:
     return names if len(names) > 1 and _ROWS_PER_CLASS * len(names) <= len(labels) else set()
 
 
-def _are_texts(labels: Sequence[Any]) -> bool:
+def _are_texts(labels: Sequence[str]) -> bool:
     """Returns whether they are different texts, and not all of them numbers."""
-    are_texts = all(isinstance(value, str) for value in labels)
-    return are_texts and len(set(labels)) > 1 and any(_number(value) is None for value in labels)
+    return len(set(labels)) > 1 and any(_number(value) is None for value in labels)
