@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import decimal
 import enum
 import json
 import uuid
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -135,6 +138,17 @@ def test_a_table_is_read_as_its_csv(name: str, tmp_path: Path) -> None:
     assert not any(misfit for _, _, misfit in expected)
     for data in (frame, frame.to_dict("records")):
         assert _examples(store_rows(data, tmp_path, "train"), form) == expected
+
+
+@pytest.mark.parametrize(
+    "value", [datetime.date(2024, 1, 2), datetime.datetime(2024, 1, 2, 10), decimal.Decimal("1.50")], ids=repr
+)
+def test_dates_and_decimals_of_a_table_are_text_as_in_memory(value: Any, tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "completion": value}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table.parquet")
+    found = _examples(tmp_path / "table.parquet", "auto")
+    assert found == _examples(store_rows(rows, tmp_path, "train"), "auto")
+    assert found[0][0] is not None and not found[0][2]
 
 
 def test_gaps_in_columns_of_a_template_are_empty_text(tmp_path: Path) -> None:

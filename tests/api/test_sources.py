@@ -95,3 +95,9 @@ def test_texts_with_labels_in_memory_train_a_classifier(model_folder: Path, tmp_
     settings = {"model": str(model_folder), "max_steps": 1, "output_dir": str(tmp_path / "out")}
     run = lamina.train(data=rows, **settings)
     assert run.config.loss.type == "classification" and (run.adapter / "adapter_config.json").is_file()
+
+
+def test_a_configuration_without_a_loss_trains_on_the_texts_alone(model_folder: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}", "label": n % 2} for n in range(12)]
+    config = {"model": str(model_folder), "train": {"max_steps": 1}, "output_dir": str(tmp_path / "out")}
+    assert lamina.train(config, data=rows).config.loss.type == "cross_entropy"

@@ -139,6 +139,9 @@ def test_texts_with_labels_are_read_in_one_way(data: Path, cli: Cli, model_folde
     plain = cli("train", path, "--dry-run", "--json", "loss.type=cross_entropy", *short)
     assert plain.json()["config"]["loss"]["type"] == "cross_entropy" and said not in plain.err
     assert "is read as plain text, without its labels; loss.type=classification" in plain.out
+    checked = cli("data", "check", path, "--json")
+    assert said in checked.err and [file["format"] for file in checked.json()["files"]] == ["classification"]
+    assert "(classification)" in cli("data", "show", path).out
     trained = cli("train", path, *short)
     assert trained.code == 0 and "lamina classify runs/c" in trained.err
 

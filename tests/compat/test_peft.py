@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +132,11 @@ def test_state_dict_is_peft_s(model: PeftModel, saved: Path, model_folder: Path)
 
 def test_loaded_adapters_are_frozen_unless_they_are_trainable(saved: Path, model_folder: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(str(model_folder))
-    assert PeftModel.from_pretrained(base, saved).get_nb_trainable_parameters()[0] > 0
     for trainable in (False, True):
         model = PeftModel.from_pretrained(base, saved, is_trainable=trainable)
-        assert any(parameter.requires_grad for parameter in model.parameters()) is trainable
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        assert (trained > 0) is trainable
+        assert model.get_nb_trainable_parameters()[0] == trained
         assert model.peft_config["default"].inference_mode is not trainable
 
 
@@ -148,6 +150,52 @@ def test_a_loaded_adapter_is_trained_further(saved: Path, tmp_path: Path) -> Non
     after = get_peft_model_state_dict(model)
     for name, tensor in before.items():
         assert 0 < (after[name] - tensor).abs().max() < 1e-3, name
+
+
+def _change(model: PeftModel) -> None:
+    """Does what a training loop of one's own does."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data.normal_(std=0.2)
+
+
+def test_what_a_loop_of_one_s_own_trained_is_saved_and_merged(saved: Path, model_folder: Path, tmp_path: Path) -> None:
+    model = PeftModel.from_pretrained(str(model_folder), saved, is_trainable=True)
+    _change(model)
+    expected = model(IDS).logits.float()
+    merged = model.merge_and_unload()
+    torch.testing.assert_close(merged(IDS).logits.float(), expected, atol=1e-3, rtol=1e-3)
+    with pytest.raises(ConfigError, match=r"model: its adapter is no longer.*Fix: .*model\.save_pretrained\(FOLDER\)"):
+        SFTTrainer(model, SFTConfig(str(tmp_path / "out"), max_steps=1), ROWS)
+    model.save_pretrained(tmp_path / "new")
+    read = PeftModel.from_pretrained(str(model_folder), tmp_path / "new")
+    assert torch.equal(read(IDS).logits.float(), expected)
+    trainer = SFTTrainer(model, SFTConfig(str(tmp_path / "out"), max_steps=1), ROWS)
+    assert trainer.translation.values["method"] == {"from": str(tmp_path / "new")}
+    shutil.rmtree(tmp_path / "new")  # as trainers delete checkpoints
+    model.save_pretrained(tmp_path / "newer")
+    assert PeftModel.from_pretrained(str(model_folder), tmp_path / "newer")(IDS).logits.float().equal(expected)
+
+
+def test_a_loaded_adapter_is_saved_where_it_is(saved: Path, model_folder: Path, tmp_path: Path) -> None:
+    model = PeftModel.from_pretrained(str(model_folder), saved, is_trainable=True)
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    model.save_pretrained(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    _change(model)
+    model.save_pretrained(saved)
+    assert PeftModel.from_pretrained(str(model_folder), saved)(IDS).logits.equal(model(IDS).logits)
+
+
+def test_a_run_s_adapter_is_not_overwritten_by_another(model: PeftModel, tmp_path: Path) -> None:
+    trainer = SFTTrainer(model, SFTConfig(str(tmp_path / "out"), max_steps=1, max_length=64), ROWS)
+    trainer.train()
+    assert trainer.run is not None
+    _change(model)
+    with pytest.raises(ConfigError, match=r"save_directory: .* has an adapter whose lock \(lamina.json\)"):
+        model.save_pretrained(trainer.run.adapter)
+    assert PeftModel.from_pretrained(str(model.origin.name), trainer.run.path).is_as_read()
 
 
 def test_trainer_of_transformers(model: PeftModel, tmp_path: Path) -> None:

@@ -202,6 +202,14 @@ def test_a_file_as_the_data(tmp_path: Path, model_folder: Path) -> None:
     assert trainer.train().global_step == 2
 
 
+def test_labels_beside_texts_are_not_learned(tmp_path: Path, model_folder: Path) -> None:
+    """As in TRL's guides, whose reviews have labels: `SFTTrainer` trains no classifier."""
+    rows = [{"text": f"red {n}", "label": n % 2} for n in range(8)]
+    trainer = SFTTrainer(str(model_folder), SFTConfig(str(tmp_path / "out"), max_steps=1), rows, peft_config=lora())
+    trainer.train()
+    assert trainer.run is not None and trainer.run.config.loss.type == "cross_entropy"
+
+
 def test_a_second_adapter_is_refused(model_folder: Path) -> None:
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(str(model_folder)), lora())
     with pytest.raises(ConfigError, match="model: has an adapter already"):

@@ -84,3 +84,11 @@ def test_settings_may_be_changed_afterwards(tmp_path: Path, model_folder: Path) 
     config.neftune_noise_alpha = 5
     with pytest.raises(ConfigError, match="neftune_noise_alpha"):
         SFTTrainer(str(model_folder), config, rows)
+
+
+def test_a_setting_that_is_changed_has_one_value(tmp_path: Path, model_folder: Path) -> None:
+    config = SFTConfig(str(tmp_path / "out"), max_seq_length=64, max_steps=1)
+    config.max_length = 32
+    assert config.max_length == config.max_seq_length == 32
+    trainer = SFTTrainer(str(model_folder), config, [{"prompt": "red", "completion": "blue"}])
+    assert trainer.config.data.max_length == 32

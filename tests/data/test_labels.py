@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lamina.config import load_config
+from lamina.data.formats._fields import cell
 from lamina.data.labels import read_labels
 
 CLASSES = [{"text": str(n), "label": n % 3} for n in range(12)]
@@ -55,3 +56,37 @@ def test_a_loss_that_is_given_decides(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in CLASSES), encoding="utf-8")
     assert read_labels(load_config({"data": {"train": str(path)}, "loss": {"type": "cross_entropy"}})) is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "settings"),
+    [
+        ([n % 5 / 2 for n in range(20)], None),
+        ([n * 0.37 for n in range(20)], None),
+        (list(range(20)), None),
+        ([n % 2 for n in range(20)], {"loss.type": "classification"}),
+        ([None, *(n % 2 for n in range(19))], {"loss.type": "classification"}),
+        ([n % 2 == 0 for n in range(20)], {"loss.type": "classification"}),
+        ([f"answer {n}" for n in range(20)], {"data.columns": {"prompt": "text", "completion": "label"}}),
+    ],
+    ids=["ratings", "scores", "numbers of rows", "classes", "gap", "booleans", "answers"],
+)
+def test_a_csv_file_is_read_as_the_same_json(labels: list[Any], settings: Any, tmp_path: Path) -> None:
+    rows = [{"text": f"t{n}", "label": label} for n, label in enumerate(labels)]
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "".join(f"{row['text']},{cell(row['label'])}\n" for row in rows), "utf-8")
+    of_csv = read_labels(load_config({"data": {"train": str(path)}}))
+    assert (None if of_csv is None else of_csv.settings) == reading(tmp_path, rows) == settings
+
+
+def test_rows_may_be_sorted_by_their_labels(tmp_path: Path) -> None:
+    rows = [{"text": str(n), "label": ("bad", "good")[n // 250]} for n in range(500)]
+    assert reading(tmp_path, rows) == {"loss.type": "classification"}
+    assert reading(tmp_path, [{**row, "label": "bad"} for row in rows]) is None
+
+
+def test_classes_are_not_counted_beyond_the_first_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": str(n), "label": n // 100}) + "\n" for n in range(300)), "utf-8")
+    found = read_labels(load_config({"data": {"train": str(path)}}))
+    assert found is not None and "(at least 2 classes)" in found.line

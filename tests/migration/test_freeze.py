@@ -61,6 +61,14 @@ def test_the_number_of_layers_must_be_known(folder: Path) -> None:
     assert translated(folder, model_name_or_path="some/model", freeze_trainable_layers=-2).type == "full"
 
 
+def test_no_layers_leave_the_extra_modules(folder: Path, model_folder: Path) -> None:
+    given = {"model_name_or_path": str(model_folder), "freeze_trainable_layers": 0}
+    with pytest.raises(ConfigError, match=r"no layer is trained: set freeze_trainable_layers"):
+        translated(folder, **given)
+    method = translated(folder, **given, freeze_extra_modules="norm")
+    assert method.trains("model.norm.weight") and not method.trains("model.layers.1.mlp.up_proj.weight")
+
+
 def test_new_layers_are_no_counterpart(folder: Path, model_folder: Path) -> None:
     with pytest.raises(ConfigError) as found:
         translated(folder, model_name_or_path=str(model_folder), use_llama_pro=True)

@@ -128,7 +128,8 @@ def train(
         world = world or stack.enter_context(member()) or ALONE
         view = stack.enter_context(choose_view()) if progress and world.is_first else None
         tell = _Tell([view, on_event, *listeners])
-        inputs = _Inputs(data, eval_data, formatting_func, in_memory, tokenizer, tuple(overrides))
+        given = (data, eval_data, formatting_func, in_memory, tokenizer, tuple(overrides))
+        inputs = _Inputs(*given, is_configured=config is not None)
         checked = inputs.config(values, resume, lambda message: tell(Note(0, message=message)))
         check_metrics(scorers, checked)
         base = None
@@ -150,6 +151,7 @@ class _Inputs:
     model: Any
     tokenizer: Any
     overrides: tuple[str, ...]
+    is_configured: bool
 
     def config(self, values: dict[str, Any], resume: bool, notify: Notify) -> Config:
         """Returns the configuration. It is checked as a whole before anything is stored."""
@@ -169,7 +171,8 @@ class _Inputs:
         if self.model is not None:
             values["model"] = find_source(self.model, self.tokenizer, folder, notify).ref
         config = load_config(self._named(values, folder, rows_store), self.overrides)
-        reading = None if self.data is None else read_labels(config)
+        # A configuration without a loss trains on the texts alone, wherever its data comes from.
+        reading = None if self.data is None or self.is_configured else read_labels(config)
         if reading is None:
             return config
         notify(reading.line)

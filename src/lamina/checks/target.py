@@ -11,6 +11,8 @@ from lamina.config import DataConfig, load_config
 from lamina.config.aliases import ALIASES
 from lamina.config.losses import LossConfig
 from lamina.config.losses.cross_entropy import CrossEntropyConfig
+from lamina.config.shorthand import is_data_file
+from lamina.data.labels import read_labels
 from lamina.data.length import check_length, longest_default
 from lamina.errors import ConfigError, Problem
 from lamina.models.load import load_tokenizer
@@ -83,8 +85,9 @@ def find_target(
     model: str | None = None,
     columns: Mapping[str, str] | None = None,
     evaluation: str | None = None,
+    notify: Notify = lambda message: None,
 ) -> Target:
-    """Returns the data that a user names.
+    """Returns the data that a user names. Texts with labels in a data file alone are read as `lamina train` reads them.
 
     Args:
         named: A YAML file with a run's configuration; or a data file, a folder, a glob or a data set on the hub.
@@ -92,6 +95,7 @@ def find_target(
         model: A base model to use instead of the configuration's; `none` skips tokens.
         columns: `data.columns`.
         evaluation: `data.eval`, a file.
+        notify: Called with a sentence on how labels are read.
 
     Raises:
         ConfigError: The configuration is invalid.
@@ -107,6 +111,11 @@ def find_target(
         values = config.model_dump(mode="json")
         values["data"] |= changes
         config = load_config(values)
+    alone = {"data": {"train": named, "eval": None, **changes}}
+    reading = read_labels(load_config(alone, overrides)) if is_data_file(named) else None
+    if reading is not None:
+        notify(reading.line)
+        config = load_config(reading.put_into(alone), overrides)
     chosen = model
     if chosen is None and (is_run or "model" in given):
         chosen = config.model

@@ -55,7 +55,7 @@ def check(
     _check_outputs(page, fixed)
     from lamina.checks.target import find_target
 
-    found = find_target(target, overrides or [], model=model, columns=mapping, evaluation=evaluation)
+    found = find_target(target, overrides or [], model=model, columns=mapping, evaluation=evaluation, notify=notify)
     from lamina.checks.check import check_data
     from lamina.checks.html import write_html
     from lamina.cli.data_report import print_report
@@ -124,7 +124,7 @@ def show(
     from lamina.checks.show import show_data
     from lamina.checks.target import find_target
 
-    found = find_target(target, overrides or [], model=model, columns=mapping)
+    found = find_target(target, overrides or [], model=model, columns=mapping, notify=notify)
     shown = list(show_data(found, notify, count, rows or []))
     if as_json:
         print_json({"rows": [row.as_json() for row in shown]})

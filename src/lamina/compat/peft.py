@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from lamina.adapters.adapter import LAMINA_FILE, adapter_digest
 from lamina.adapters.hf_peft import peft_content, write_peft
 from lamina.adapters.load import Loaded
 from lamina.adapters.load import load as load_adapter
@@ -133,8 +134,11 @@ class PeftModel(nn.Module):
         self.training = model.training
         self.peft_config, (self.active_adapter, *_) = peft_config, peft_config
         self.origin = origin
-        self.folder = folder
         self._injection = injection
+        self.folder: Path | None = None
+        self._digest_of_folder = ""
+        if folder is not None:
+            self._take_from(folder)
 
     @classmethod
     def from_pretrained(
@@ -231,8 +235,8 @@ class PeftModel(nn.Module):
         return {name: tensor.detach() for name, tensor in saved_form(self._injection).tensors.items()}
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """Returns the number of trained parameters, and of all of them."""
-        trained = sum(tensor.numel() for tensor in self._injection.tensors().values())
+        """Returns the number of parameters that require gradients, and of all of them."""
+        trained = sum(tensor.numel() for tensor in self._injection.tensors().values() if tensor.requires_grad)
         return trained, sum(parameter.numel() for parameter in self.base_model.parameters())
 
     def print_trainable_parameters(self) -> None:
@@ -256,17 +260,38 @@ class PeftModel(nn.Module):
             others: peft's other arguments; they have no effect.
 
         Raises:
-            ConfigError: An argument has no counterpart.
+            ConfigError: An argument has no counterpart, or the folder has another adapter of lamina's.
         """
         if not safe_serialization:
             message = "False has no counterpart: adapters are written as safetensors"
             raise ConfigError(Problem("safe_serialization", message, "leave it out"))
         if push_to_hub:
             raise ConfigError(Problem("push_to_hub", "has no counterpart", REFUSED["push_to_hub"]))
-        folder = Path(save_directory)
-        if self.folder is not None:
-            shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        folder, is_changed = Path(save_directory), self.folder is not None and not self.is_as_read()
+        self._write(folder)
+        if is_changed:
+            self._take_from(folder)
+
+    def is_as_read(self) -> bool:
+        """Returns whether the adapter's tensors are those of its folder; not so for a new one, once a loop of one's own
+        has trained it, or if the folder is gone."""
+        return self.folder is not None and self.folder.is_dir() and self._digest() == self._digest_of_folder
+
+    def _take_from(self, folder: Path) -> None:
+        """Notes that the folder has the tensors as they are now."""
+        self.folder, self._digest_of_folder = folder, self._digest()
+
+    def _digest(self) -> str:
+        return adapter_digest({}, self.adapter_tensors())
+
+    def _write(self, folder: Path) -> None:
+        if self.folder is not None and self.is_as_read():  # also its lock and its probes
+            if not (folder.exists() and folder.samefile(self.folder)):
+                shutil.copytree(self.folder, folder, dirs_exist_ok=True)
             return
+        if (folder / LAMINA_FILE).exists():
+            message = f"{folder} has an adapter whose lock ({LAMINA_FILE}) would not fit this one"
+            raise ConfigError(Problem("save_directory", message, "name a new folder"))
         folder.mkdir(parents=True, exist_ok=True)
         saved = saved_form(self._injection)
         config = with_names(self._injection, saved.config)
@@ -280,7 +305,7 @@ class PeftModel(nn.Module):
         """
         with TemporaryDirectory() as temporary:
             source = Path(temporary) / "adapter"
-            self.save_pretrained(source)
+            self._write(source)
             base = None if self.folder is not None else self.origin.name
             merged = merge(source, Path(temporary) / "merged", model=base)
             model = AutoModelForCausalLM.from_pretrained(merged.path)
@@ -296,7 +321,7 @@ class PeftModel(nn.Module):
             self._injection.load_tensors({name: tensor.to(own[name].device) for name, tensor in found.items()})
         else:
             self.base_model, self._injection = loaded.model, loaded.injection
-        self.folder = run.adapter
+        self._take_from(run.adapter)
 
 
 class AutoPeftModelForCausalLM:

@@ -277,6 +277,11 @@ def _model(draft: Draft, model: Any, peft_config: Any) -> None:
         given = quantization.model_dump(exclude_unset=True)
         draft.set("quantization_config", given, {f"quantization.{key}": value for key, value in given.items()})
     if isinstance(model, PeftModel) and model.folder is not None:
+        if not model.is_as_read():
+            message = f"its adapter is no longer that in {model.folder}, where training would start"
+            raise ConfigError(
+                Problem("model", message, "save it to another folder first: model.save_pretrained(FOLDER)")
+            )
         draft.set("model.adapter", str(model.folder), {"method.from": str(model.folder)}, "it is trained further")
     elif method is None:
         draft.set("peft_config", None, {"method.type": "full"}, "without peft_config, all weights are trained")

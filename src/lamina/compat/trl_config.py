@@ -46,7 +46,7 @@ class SFTConfig:
         for name, value in given.items():
             if name not in self.table:
                 raise TypeError(self._unknown(name))
-            setattr(self, name, value)
+            self.given[name] = value
 
     def __getattr__(self, name: str) -> Any:
         given = self.__dict__.get("given", {})  # not there yet while a copy is made
@@ -61,6 +61,9 @@ class SFTConfig:
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in self.table:
             raise AttributeError(self._unknown(name))
+        for other in self.table:  # what was set by an older name is set anew
+            if other in _SAME.get(name, ()) or name in _SAME.get(other, ()):
+                self.given.pop(other, None)
         self.given[name] = value
 
     def __dir__(self) -> list[str]:

@@ -6,13 +6,15 @@ expects the labels to be learned.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from lamina.config import Config, DataConfig
 from lamina.data.formats import DETECT_ROWS
+from lamina.data.formats._fields import cell
 from lamina.data.guess import text_and_label
 from lamina.data.read import RawRow, Row, find_files, rows_of
 
@@ -56,7 +58,8 @@ def read_labels(config: Config) -> LabelReading | None:
 def reading_of(data: DataConfig) -> LabelReading | None:
     """Returns how to read a data file; None if it has no texts with labels."""
     (first, *_) = find_files(str(data.train), "data.train")
-    rows = [row.value for row in islice(rows_of(first), DETECT_ROWS) if isinstance(row, RawRow)]
+    every = (row.value for row in rows_of(first) if isinstance(row, RawRow))
+    rows = list(islice(every, DETECT_ROWS))
     if data.columns is not None:
         columns = data.columns if set(data.columns) == {"text", "label"} else None
     else:
@@ -64,17 +67,22 @@ def reading_of(data: DataConfig) -> LabelReading | None:
     if columns is None:
         return None
     text, label = columns["text"], columns["label"]
-    classes = _classes(rows, label)
+    labels = _labels(rows, label)
+    if not all(isinstance(value, str) for value in labels):  # lists, or objects
+        return None
+    if len(set(labels)) == 1 and len(rows) == DETECT_ROWS:  # rows that are sorted by their labels
+        labels += _until_another(every, label, labels[0])
     what = f"{first.name}: {text!r} has texts and {label!r} their labels"
-    if classes:
+    if classes := _classes(labels):
         renamed = {} if (text, label) == ("text", "label") else {"data.columns": columns}
+        count = f"{len(classes)} classes" if len(rows) < DETECT_ROWS else f"at least {len(classes)} classes"
         line = (
-            f"{what} ({len(classes)} classes), so a classifier is trained (loss.type=classification); "
+            f"{what} ({count}), so a classifier is trained (loss.type=classification); "
             "loss.type=cross_entropy trains on the texts alone, and "
             f"data.columns={{prompt: {text}, completion: {label}}} on labels as answers"
         )
         return LabelReading({"loss.type": "classification", **renamed}, line)
-    if not classes and data.columns is None and _are_texts(rows, label):
+    if data.columns is None and _are_texts(labels):
         line = (
             f"{what}, nearly all of them different, so they are answers (data.columns={{prompt: {text}, completion: "
             f"{label}}}); loss.type=classification trains a classifier"
@@ -83,16 +91,35 @@ def reading_of(data: DataConfig) -> LabelReading | None:
     return None
 
 
-def _classes(rows: Sequence[Row], label: str) -> set[str]:
-    """Returns the labels if they are names or numbers of classes; else nothing."""
-    found = [row.get(label) for row in rows]
-    given = [value for value in found if value is not None and value != ""]
-    if not all(isinstance(value, str | bool | int) or (isinstance(value, float) and value % 1 == 0) for value in given):
+def _until_another(rows: Iterable[Row], label: str, known: str) -> list[str]:
+    """Returns the first label that is not the known one."""
+    return next((found for row in rows if (found := _labels([row], label)) and found[0] != known), [])
+
+
+def _labels(rows: Iterable[Row], label: str) -> list[Any]:
+    """Returns the labels that are not empty, as a CSV file has them."""
+    found = (cell(row.get(label)) for row in rows)
+    return [value for value in found if not isinstance(value, str) or value.strip()]
+
+
+def _number(value: str) -> float | None:
+    """Returns the number that a text is; None for any other."""
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _classes(labels: Sequence[str]) -> set[str]:
+    """Returns the labels if they are names or numbers of classes; nothing for scores, or too many labels."""
+    numbers = [number for value in labels if (number := _number(value)) is not None]
+    if len(numbers) == len(labels) and not all(number.is_integer() for number in numbers):
         return set()
-    names = {str(value) for value in given}
-    return names if len(names) > 1 and _ROWS_PER_CLASS * len(names) <= len(given) else set()
+    names = set(labels)
+    return names if len(names) > 1 and _ROWS_PER_CLASS * len(names) <= len(labels) else set()
 
 
-def _are_texts(rows: Sequence[Row], label: str) -> bool:
-    given = [value for value in (row.get(label) for row in rows) if value]
-    return len(set(map(str, given))) > 1 and all(isinstance(value, str) for value in given)
+def _are_texts(labels: Sequence[str]) -> bool:
+    """Returns whether they are different texts, and not all of them numbers."""
+    return len(set(labels)) > 1 and any(_number(value) is None for value in labels)

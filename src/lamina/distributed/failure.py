@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -80,3 +81,19 @@ class LostRankError(Interrupted):
     def __init__(self, message: str, ranks: list[int]) -> None:
         self.ranks = ranks
         super().__init__(message, ranks=ranks)
+
+
+def release_frames(error: BaseException, until: BaseException | None) -> None:
+    """Clears what is held by the frames that an error passed through, and those of the errors that led to it.
+
+    Args:
+        error: The error.
+        until: An error that was being handled before; its frames are others', and so are those of what led to it.
+    """
+    seen, left = {id(until)}, [error]
+    while left:
+        each = left.pop()
+        if id(each) not in seen:
+            seen.add(id(each))  # causes may form a circle
+            traceback.clear_frames(each.__traceback__)
+            left += [led for led in (each.__cause__, each.__context__) if led is not None]

@@ -17,9 +17,9 @@ import itertools
 import math
 import os
 import socket
+import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from lamina.distributed.failure import AGAIN, Failure, LostRankError, PeerError
+from lamina.distributed.failure import AGAIN, Failure, LostRankError, PeerError, release_frames
 from lamina.distributed.ranks import restarts
 from lamina.distributed.signs import Signs
 from lamina.distributed.silence import end_silent_connections
@@ -96,6 +96,7 @@ class Group(World):
         self._pg: dist.ProcessGroup | None = None
         self._team: dist.ProcessGroup | None = None
         self._exchanges = 0
+        self._handled = sys.exc_info()[1]  # where a script trains again after an error
         self._store.set(f"host/{rank}", self.host)
         self._ended = threading.Event()
         self._life = threading.Thread(target=self._beat, daemon=True)
@@ -203,10 +204,7 @@ class Group(World):
         with contextlib.suppress(RuntimeError):
             self._store.compare_set("failure", "", failure.as_json())
         # What the error passed through still holds the group, whose connections would stay open as long as that does.
-        each: BaseException | None = error
-        while each is not None:
-            traceback.clear_frames(each.__traceback__)
-            each = each.__cause__ or each.__context__
+        release_frames(error, self._handled)
         self.leave()
 
     def first_failure(self, wait: float = 0.0) -> Failure | None:

@@ -25,7 +25,11 @@ def freeze(draft: Draft, name: str, given: Mapping[str, Any]) -> None:
         name: The setting that asks for it, for the table.
         given: The settings of `SETTINGS` that are there.
     """
-    wanted = int(given.get("freeze_trainable_layers") or _LAYERS)
+    layers, extra = given.get("freeze_trainable_layers"), names(given.get("freeze_extra_modules") or [])
+    wanted = _LAYERS if layers is None else int(layers)
+    if wanted == 0 and not extra:
+        draft.missing(name, "freeze", "no layer is trained: set freeze_trainable_layers", "method.parameters")
+        return
     base = str(draft.given.get("model_name_or_path") or draft.given.get("model") or "")
     numbers: list[int] | None = list(range(-wanted))  # a negative number: the first layers
     if wanted > 0:
@@ -41,8 +45,8 @@ def freeze(draft: Draft, name: str, given: Mapping[str, Any]) -> None:
         return
     modules = names(given.get("freeze_trainable_modules") or "all")
     inner = "" if "all" in modules else f"({'|'.join(modules)})[.]"
-    patterns = [f"[^0-9]*[.]({'|'.join(map(str, numbers))})[.]{inner}"]
-    patterns += [f".*\\b{module}[.]" for module in names(given.get("freeze_extra_modules") or [])]
+    patterns = [f"[^0-9]*[.]({'|'.join(map(str, numbers))})[.]{inner}"] if numbers else []
+    patterns += [f".*\\b{module}[.]" for module in extra]
     draft.set(name, "freeze", {"method.type": "full", "method.parameters": patterns}, "the weights of these layers")
 
 

@@ -54,6 +54,23 @@ def test_format_is_detected(row: dict[str, Any], name: str) -> None:
     assert choose_format([row] * 3, "auto", NAME) is FORMATS[name]
 
 
+@pytest.mark.parametrize("gap", [None, ""], ids=["null", "empty"])
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        (CHAT, "messages"),
+        (PAIR, "prompt_completion"),
+        (ALPACA, "alpaca"),
+        ({"text": "t"}, "text"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "preference"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_table_that_joins_several_formats_has_empty_columns(row: dict[str, Any], name: str, gap: str | None) -> None:
+    columns = ("messages", "prompt", "completion", "chosen", "rejected", "instruction", "output", "text")
+    assert choose_format([{**dict.fromkeys(columns, gap), **row}] * 3, "auto", NAME) is FORMATS[name]
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_format_that_is_asked_for_is_taken_unseen(name: str) -> None:
     assert choose_format([{"x": 1}], name, NAME) is FORMATS[name]

@@ -140,3 +140,16 @@ OPENING = '<calcPr calcId="124519" fullCalcOnLoad="1"/>'
 def test_which_formulas_have_no_value(cells: str, properties: str, found: list[str], tmp_path: Path) -> None:
     (tmp_path / "a.xlsx").write_bytes(sheet(cells, properties))
     assert without_values(tmp_path / "a.xlsx", "/s.xml") == found
+
+
+def test_the_list_of_sheets_may_have_another_name(tmp_path: Path) -> None:
+    main = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
+    kind = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet.main+xml"
+    types = 'xmlns="http://schemas.openxmlformats.org/package/2006/content-types"'
+    with zipfile.ZipFile(tmp_path / "a.xlsx", "w") as book:
+        part = f'<Override PartName="/xl/workbook2.xml" ContentType="{kind}"/>'
+        book.writestr("[Content_Types].xml", f"<Types {types}>{part}</Types>")
+        book.writestr("xl/workbook2.xml", f"<workbook {main}>{OPENING}</workbook>")
+        cells = '<row><c r="B2"><f>A2</f><v>0</v></c></row>'
+        book.writestr("s.xml", f"<worksheet {main}><sheetData>{cells}</sheetData></worksheet>")
+    assert without_values(tmp_path / "a.xlsx", "/s.xml") == ["B2"]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import decimal
 import json
 import math
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +16,12 @@ from lamina.config.data import RESERVED_KWARGS
 
 # In the ShareGPT format, a call is a turn of its own.
 _CALL_ROLES = ("function_call", "tool_call")
+
+# Where a row has what is learned, in any format.
+_LEARNED = ("text", "messages", "conversations", "completion", "output", "chosen", "input_ids")
+
+_TIMES = datetime.date | datetime.time
+_WRITTEN = bool | int | float | decimal.Decimal | datetime.timedelta | uuid.UUID
 
 
 class RowError(ValueError):
@@ -33,15 +42,25 @@ def text_field(row: Mapping[str, Any], name: str, required: bool = True) -> str:
 
 def cell(value: Any) -> Any:
     """Returns the value of a field that may be text as a CSV file has it, so that rows from any source are read alike:
-    a number as its digits, null and NaN as empty text. Lists and objects stay as they are."""
+    a number as its digits, a date as ISO's, null and NaN as empty text. Lists and objects stay as they are."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
-    return str(value) if isinstance(value, bool | int | float) else value
+    if isinstance(value, _TIMES):
+        return value.isoformat()
+    return str(value) if isinstance(value, _WRITTEN) else value
 
 
 def is_cell(value: Any) -> bool:
     """Returns whether `cell` makes a text of the value."""
-    return value is None or isinstance(value, str | bool | int | float)
+    return isinstance(cell(value), str)
+
+
+def has_columns(row: Mapping[str, Any], *names: str) -> bool:
+    """Returns whether the row has the columns. Where all are empty, and another has what is learned, it does not: a
+    table that joins rows of several formats has the columns of all."""
+    if not all(name in row for name in names):
+        return False
+    return any(cell(row[name]) != "" for name in names) or all(cell(row.get(name)) == "" for name in _LEARNED)
 
 
 def system_message(row: Mapping[str, Any], messages: Sequence[Message] = ()) -> list[Message]:
@@ -172,7 +191,7 @@ def _yes_or_no(value: Any) -> bool | None:
 
 def has_pair(row: Mapping[str, Any]) -> bool:
     """Returns whether the row has a chosen and a rejected answer."""
-    return "chosen" in row and "rejected" in row
+    return has_columns(row, "chosen", "rejected")
 
 
 def is_turns(value: Any, key: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lamina.chat.message import Message
 from lamina.data.example import Example
-from lamina.data.formats._fields import RowError, has_label, has_pair, system_message, text_field
+from lamina.data.formats._fields import RowError, has_columns, has_label, has_pair, system_message, text_field
 
 FIELDS = ("instruction", "output")
 OPTIONAL_FIELDS: tuple[str, ...] = ("input", "system", "history")
@@ -15,7 +15,7 @@ OPTIONAL_FIELDS: tuple[str, ...] = ("input", "system", "history")
 
 def detect(row: Mapping[str, Any]) -> bool:
     """Returns whether the row has an instruction and an output."""
-    return "instruction" in row and "output" in row and not has_label(row) and not has_pair(row)
+    return has_columns(row, "instruction", "output") and not has_label(row) and not has_pair(row)
 
 
 def parse(row: Mapping[str, Any], number: int) -> Example:

@@ -11,6 +11,7 @@ from lamina.data.formats._fields import (
     RowError,
     answer_turns,
     as_context,
+    has_columns,
     has_label,
     has_pair,
     prompt_turns,
@@ -25,7 +26,7 @@ OPTIONAL_FIELDS: tuple[str, ...] = ("system", "tools", "chat_template_kwargs")
 
 def detect(row: Mapping[str, Any]) -> bool:
     """Returns whether the row has both fields."""
-    return "prompt" in row and "completion" in row and not has_label(row) and not has_pair(row)
+    return has_columns(row, "prompt", "completion") and not has_label(row) and not has_pair(row)
 
 
 def parse(row: Mapping[str, Any], number: int) -> Example:

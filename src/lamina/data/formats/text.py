@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lamina.data.example import Example, Kind
-from lamina.data.formats._fields import is_cell, text_field
+from lamina.data.formats._fields import cell, is_cell, text_field
 
 FIELDS = ("text",)
 OPTIONAL_FIELDS: tuple[str, ...] = ()
@@ -27,7 +27,7 @@ _OF_OTHERS = (
 
 def detect(row: Mapping[str, Any]) -> bool:
     """Returns whether the row has a text, and no field of another format."""
-    return "text" in row and is_cell(row["text"]) and all(row.get(name) is None for name in _OF_OTHERS)
+    return "text" in row and is_cell(row["text"]) and all(cell(row.get(name)) == "" for name in _OF_OTHERS)
 
 
 def parse(row: Mapping[str, Any], number: int) -> Example:

@@ -12,6 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 _SHEETS = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
+_USUAL = "xl/workbook.xml"
 _SHOWN = 5
 
 
@@ -53,5 +54,14 @@ def _lacks_value(cell: ElementTree.Element, not_computed: bool) -> bool:
 
 def _computes_on_opening(book: zipfile.ZipFile) -> bool:
     """Whether the file asks for its formulas to be computed when it is opened; Excel saves it without that."""
-    properties = ElementTree.fromstring(book.read("xl/workbook.xml")).find(f"{_SHEETS}calcPr")
+    properties = ElementTree.fromstring(book.read(_workbook(book))).find(f"{_SHEETS}calcPr")
     return properties is not None and properties.get("fullCalcOnLoad") in ("1", "true")
+
+
+def _workbook(book: zipfile.ZipFile) -> str:
+    """The part that lists the sheets, which Excel on the web calls `xl/workbook2.xml` at times."""
+    if _USUAL in book.namelist():
+        return _USUAL
+    parts = ElementTree.fromstring(book.read("[Content_Types].xml"))
+    named = (part.get("PartName", "") for part in parts if part.get("ContentType", "").endswith(".main+xml"))
+    return next(named).lstrip("/")
