@@ -198,7 +198,7 @@ def test_no_file_generates_by_transformers() -> None:
     classes -= {"GenerationConfig"}  # the content of a file, which folders are written with
     wrong = []
     for name, path in files().items():
-        if name == "bench.serving.sides.transformers":  # a peer
+        if name in ("bench.serving.sides.transformers", "compat.peft"):  # a peer, and what a script asks its model for
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "transformers":

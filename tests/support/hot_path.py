@@ -72,5 +72,5 @@ def unfused(model: PreTrainedModel) -> Iterator[None]:
 
 def without_padded_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the head's chunks have just the rows that they have."""
-    for module in ("chunks", "cross_entropy"):
+    for module in ("chunks", "log_probs"):
         monkeypatch.setattr(f"lamina.compute.ops.{module}.padded_rows", lambda count, rows: count)
