@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Iterator
 
@@ -14,7 +15,7 @@ class Held:
     """Anything."""
 
 
-def fail(held: list[weakref.ref[Held]], kind: type[Exception] = ValueError) -> None:
+def fail(held: list[weakref.ref[Held]], kind: type[Exception] | Exception = ValueError) -> None:
     mine = Held()
     held.append(weakref.ref(mine))
     raise kind
@@ -37,9 +38,15 @@ def test_frames_of_an_error_and_of_what_led_to_it_hold_nothing_more() -> None:
 
 
 def test_causes_may_form_a_circle() -> None:
-    first, second = ValueError(), ValueError()
+    held: list[weakref.ref[Held]] = []
+    first, second = ValueError(), KeyError()
+    for error in (first, second):
+        with contextlib.suppress(ValueError, KeyError):
+            fail(held, error)
     first.__cause__, second.__cause__ = second, first
+    assert all(each() is not None for each in held)
     release_frames(first, None)
+    assert [each() for each in held] == [None, None]
 
 
 def test_what_was_handled_before_stays() -> None:

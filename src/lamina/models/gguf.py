@@ -15,7 +15,7 @@ from typing import Any
 
 import gguf as gguf_package
 import torch
-from gguf import GGUFReader, dequantize
+from gguf import GGUFReader, dequantize, get_tensor_name_map
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -75,7 +75,7 @@ def _read_once(gguf: Path) -> Iterator[GGUFReader]:
     for every module. Each reader takes seconds for a large vocabulary, and the tables do together.
     """
     package: Any = gguf_package
-    reader, name_map = GGUFReader(gguf), package.get_tensor_name_map
+    reader, name_map = GGUFReader(gguf), get_tensor_name_map
 
     def opened(path: Any, *rest: Any) -> GGUFReader:
         return reader if Path(path).samefile(gguf) else GGUFReader(path, *rest)
