@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lamina.errors import ConfigError, RegistryError
-from lamina.registry import adding, materialize
+from lamina.registry import adding, archive, hub, materialize, verifying
 from lamina.registry.registry import Registry
 from tests.support.registry import make_adapter, make_record
 
@@ -111,6 +111,48 @@ def test_a_reader_on_its_way_keeps_what_it_reads(
     assert registry.gc(**NOW).versions == ["support:2"]  # the lease has ended
     with registry.records.reading() as tx:
         assert tx.all("SELECT * FROM leases") == []
+
+
+@pytest.mark.parametrize("where", ["promote", "export", "push"])
+def test_a_collection_beside_a_reader_leaves_it_what_it_reads(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
+) -> None:
+    module, name = {
+        "promote": (verifying, "read_blob"),
+        "export": (archive, "copy_blob"),
+        "push": (hub, "copy_blob"),
+    }[where]
+    read = getattr(module, name)
+
+    def beside(*arguments: Any) -> Any:
+        registry.gc(**NOW)
+        return read(*arguments)
+
+    monkeypatch.setattr(module, name, beside)
+    if where == "promote":
+        assert registry.promote("support:2", "prod", override="test").changed
+    elif where == "export":
+        assert registry.export(["support:2"], tmp_path / "x.tar").versions == ["support:2"]
+    else:
+        assert hub.push(registry, "support:2", "me/support", dry_run=True).files
+    assert left(registry) == [2]
+
+
+def test_what_a_collection_has_just_removed_is_not_called_lost(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version, read = registry.find("support:2"), verifying.read_blob
+    assert registry.manifest(version).digest == version.digest
+
+    def beside(*arguments: Any) -> Any:
+        registry.gc(**NOW)
+        return read(*arguments)
+
+    monkeypatch.setattr(verifying, "read_blob", beside)
+    assert registry.verify().problems == [] and left(registry) == []
+    for ask in (lambda: registry.manifest(version), lambda: registry.show("support:2")):
+        with pytest.raises(RegistryError, match="gc` has removed its files"):
+            ask()
 
 
 def test_a_lease_of_a_reader_that_died_ends(registry: Registry) -> None:

@@ -24,7 +24,9 @@ def main(place: str, work: Path, who: str, seed: int) -> None:
     adapters = sorted(path for path in work.glob("a*") if path.is_dir())
     say("ready", None)
     while True:
-        kind = draw.choice(("add", "add", "promote", "promote", "alias", "rollback", "gc", "import", "folder"))
+        kind = draw.choice(
+            ("add", "add", "promote", "promote", "alias", "rollback", "gc", "import", "folder", "export", "verify")
+        )
         name, alias = draw.choice(("support", "help")), draw.choice(ALIASES)
         try:
             if kind == "add":
@@ -40,6 +42,10 @@ def main(place: str, work: Path, who: str, seed: int) -> None:
                 say(kind, registry.gc(window_days=0.0, last_targets=2, grace_seconds=draw.choice((-1.0, 5.0))).versions)
             elif kind == "import":
                 say(kind, registry.import_archive(work / "x.tar", aliases=True).added)
+            elif kind == "export":
+                say(kind, registry.export([name], work / f"{who}.tar").versions)
+            elif kind == "verify":
+                say("refused" if (problems := registry.verify().problems) else kind, f"verify: {problems}")
             else:
                 say(kind, registry.folder(name).name)
         except ConflictError:

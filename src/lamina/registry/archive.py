@@ -23,9 +23,10 @@ from lamina.registry.digests import PREFIX, canonical, is_digest
 from lamina.registry.evidence import GateRecord, parse_record
 from lamina.registry.facts import Version
 from lamina.registry.gates import store_record
+from lamina.registry.leases import leased
 from lamina.registry.lookup import ALL, alias_states, entry_id, live_version, versions_of
 from lamina.registry.manifest import Manifest
-from lamina.registry.names import check_alias, check_name, check_tag, parse
+from lamina.registry.names import Reference, check_alias, check_name, check_tag, parse
 from lamina.registry.records.database import Database
 from lamina.registry.tar import Member, members, read_header, write_end, write_member
 
@@ -83,56 +84,64 @@ class Imported:
         return dict(vars(self))
 
 
-def export(records: Database, blobs: Blobs, refs: Sequence[str], path: Path) -> Exported:
+def export(records: Database, blobs: Blobs, refs: Sequence[str], path: Path, who: str) -> Exported:
     """Writes versions into one file.
 
     Args:
         records, blobs: The registry's.
         refs: References; a bare name stands for all versions of the entry.
         path: The file.
+        who: Who exports them.
 
     Raises:
         ConfigError: There is no such version.
         RegistryError: A file of it is missing or damaged.
         StorageError: The file cannot be written; what was at `path` is unchanged.
     """
-    index, versions, sizes = _index(records, blobs, refs)
-    content = canonical(index)
-    with files.new_binary_file(path) as file:
-        write_member(file, INDEX, len(content))
-        file.write(content)
-        write_end(file, len(content), last=False)
-        for digest, size in sizes.items():
-            write_member(file, f"blobs/{digest.removeprefix(PREFIX)}", size)
-            copy_blob(blobs, digest, size, file)
-            write_end(file, size, last=False)
-        write_end(file, 0, last=True)
+    wanted = [Reference(version.name, version=version.number) for version in _wanted(records, refs)]
+    with leased(records, wanted, who) as versions:
+        index, sizes = _index(records, blobs, versions)
+        content = canonical(index)
+        with files.new_binary_file(path) as file:
+            write_member(file, INDEX, len(content))
+            file.write(content)
+            write_end(file, len(content), last=False)
+            for digest, size in sizes.items():
+                write_member(file, f"blobs/{digest.removeprefix(PREFIX)}", size)
+                copy_blob(blobs, digest, size, file)
+                write_end(file, size, last=False)
+            write_end(file, 0, last=True)
     return Exported(path, [version.ref for version in versions], len(index["records"]), path.stat().st_size)
 
 
-def _index(
-    records: Database, blobs: Blobs, refs: Sequence[str]
-) -> tuple[dict[str, Any], list[Version], dict[str, int]]:
+def _wanted(records: Database, refs: Sequence[str]) -> list[Version]:
     wanted: dict[int, Version] = {}
-    aliases: dict[tuple[str, str], dict[str, Any]] = {}
     with records.reading() as tx:
         for ref in refs:
             reference = parse(ref)
-            entry = entry_id(tx, reference.name)
             found = [live_version(tx, reference)]
             if str(reference) == reference.name:
+                entry = entry_id(tx, reference.name)
                 found = [version for version in versions_of(tx, entry, ALL) if version.removed is None]
             wanted |= {version.id: version for version in found}
-            for state in alias_states(tx, entry):
-                if state.version.id in wanted:
-                    aliases[state.name, state.alias] = {
-                        "name": state.name,
-                        "alias": state.alias,
-                        "digest": state.version.digest,
-                        "evidence": state.evidence,
-                        "override": state.override,
-                    }
-        versions = sorted(wanted.values(), key=lambda version: (version.name, version.number))
+    return sorted(wanted.values(), key=lambda version: (version.name, version.number))
+
+
+def _index(records: Database, blobs: Blobs, versions: list[Version]) -> tuple[dict[str, Any], dict[str, int]]:
+    ids = {version.id for version in versions}
+    with records.reading() as tx:
+        aliases = [
+            {
+                "name": state.name,
+                "alias": state.alias,
+                "digest": state.version.digest,
+                "evidence": state.evidence,
+                "override": state.override,
+            }
+            for entry in sorted({version.entry_id for version in versions})
+            for state in alias_states(tx, entry)
+            if state.version.id in ids
+        ]
         gates = [
             row["digest"]
             for digest in sorted({version.adapter_digest for version in versions})
@@ -148,11 +157,11 @@ def _index(
         "versions": [
             {"name": each.name, "number": each.number, "digest": each.digest, "tags": each.tags} for each in versions
         ],
-        "aliases": [aliases[key] for key in sorted(aliases)],
+        "aliases": sorted(aliases, key=lambda alias: (alias["name"], alias["alias"])),
         "records": gates,
         "blobs": [{"digest": digest, "size": size} for digest, size in sizes.items()],
     }
-    return index, versions, sizes
+    return index, sizes
 
 
 @dataclass(frozen=True)

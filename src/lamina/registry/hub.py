@@ -16,8 +16,9 @@ from lamina.registry.adapter_files import ADAPTER_FILES
 from lamina.registry.adding import Added, store
 from lamina.registry.blobs import copy_blob
 from lamina.registry.card import build_card
+from lamina.registry.leases import leased
 from lamina.registry.manifest import Manifest, build_manifest
-from lamina.registry.names import check_name
+from lamina.registry.names import Reference, check_name
 from lamina.registry.registry import Registry
 
 MANIFEST_FILE = "lamina-version.json"
@@ -104,9 +105,10 @@ def push(
     card = build_card(version, manifest, records, shown.history)
     with tempfile.TemporaryDirectory(prefix="lamina-push-") as name:
         folder = Path(name)
-        for file in manifest.files:
-            with (folder / file.name).open("xb") as target:
-                copy_blob(registry.blobs, file.sha256, file.size, target)
+        with leased(registry.records, [Reference(version.name, version=version.number)], registry.who):
+            for file in manifest.files:
+                with (folder / file.name).open("xb") as target:
+                    copy_blob(registry.blobs, file.sha256, file.size, target)
         (folder / MANIFEST_FILE).write_bytes(manifest.content)
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}

@@ -6,26 +6,18 @@ The folder is written as a whole, and holds the adapter's files as they were. Wh
 
 from __future__ import annotations
 
-import contextlib
-import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock
 
 from lamina import files
 from lamina.cache.folder import cache_folder, hold, writing_cache
-from lamina.errors import LaminaError
 from lamina.registry.blobs import Blobs, copy_blob, read_blob
 from lamina.registry.digests import PREFIX
-from lamina.registry.facts import Version
-from lamina.registry.lookup import live_version
+from lamina.registry.leases import leased
 from lamina.registry.manifest import Manifest
 from lamina.registry.names import Reference
 from lamina.registry.records.database import Database
-
-LEASE_SECONDS = 3600.0
 
 
 def materialize(records: Database, blobs: Blobs, reference: Reference, who: str) -> Path:
@@ -44,7 +36,7 @@ def materialize(records: Database, blobs: Blobs, reference: Reference, who: str)
         RegistryError: Its files are missing or damaged.
         StorageError: The cache cannot be written.
     """
-    with _leased(records, reference, who) as version:
+    with leased(records, [reference], who) as (version,):
         manifest = Manifest.from_bytes(read_blob(blobs, version.digest), version.ref)
         folder = cache_folder() / "adapters" / version.digest.removeprefix(PREFIX)[:32]
         hold(folder)
@@ -73,30 +65,3 @@ def _is_whole(folder: Path, manifest: Manifest) -> bool:
     except OSError:
         return False
     return found == {file.name: file.size for file in manifest.files}
-
-
-@contextlib.contextmanager
-def _leased(records: Database, reference: Reference, who: str) -> Iterator[Version]:
-    """Yields a version that `gc` leaves alone inside the block; one that cannot be written is read all the same."""
-    key = uuid.uuid4().hex
-    try:
-        with records.writing() as tx:
-            tx.hold_blobs(alone=False)
-            version = live_version(tx, reference)
-            tx.run(
-                "INSERT INTO leases (id, version_id, expires, who) VALUES (:id, :version, :expires, :who)",
-                id=key,
-                version=version.id,
-                expires=time.time() + LEASE_SECONDS,
-                who=who,
-            )
-    except OSError:
-        with records.reading() as tx:
-            version = live_version(tx, reference)
-        yield version
-        return
-    try:
-        yield version
-    finally:
-        with contextlib.suppress(LaminaError), records.writing() as tx:
-            tx.run("DELETE FROM leases WHERE id = :id", id=key)

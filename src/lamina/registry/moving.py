@@ -171,9 +171,11 @@ class Aliases(Opened):
     def _moved(self, target: Reference, before: AliasState | None, after: Version, reason: Reason) -> Move:
         if before is not None and before.version.id == after.id:
             return Move(str(target), after, after, False, before.evidence, before.override)
-        from lamina.registry.verifying import check_whole  # `ls` needs none of it
+        from lamina.registry.leases import leased  # `ls` needs none of it
+        from lamina.registry.verifying import check_whole
 
-        check_whole(self.blobs, after)
+        with leased(self.records, [Reference(after.name, version=after.number)], self.who):
+            check_whole(self.blobs, after)
         with self.records.writing() as tx:
             move(tx, after.entry_id, target.alias or "", before, after, reason)
         return Move(str(target), before and before.version, after, True, reason.evidence, reason.override)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamina.errors import ConfigError, Problem
+from lamina.errors import ConfigError, Problem, RegistryError
 from lamina.registry.blobs import read_blob
 from lamina.registry.digests import is_digest
 from lamina.registry.facts import AliasState, Change, Entry, Version
@@ -26,10 +26,11 @@ from lamina.registry.lookup import (
     entries,
     entry_id,
     find_version,
+    live_version,
     versions_of,
 )
 from lamina.registry.moving import DEFAULT_ROWS, Aliases
-from lamina.registry.names import check_license, check_name, check_tag, check_text, parse
+from lamina.registry.names import Reference, check_license, check_name, check_tag, check_text, parse
 
 if TYPE_CHECKING:
     from lamina.registry.adding import Added
@@ -147,11 +148,16 @@ class Registry(Aliases):
         """Reads the manifest of a version, and checks its digest.
 
         Raises:
-            RegistryError: It is damaged or missing.
+            RegistryError: It is damaged or missing, or `gc` has removed it.
         """
         from lamina.registry.manifest import Manifest
 
-        return Manifest.from_bytes(read_blob(self.blobs, version.digest), version.ref)
+        try:
+            return Manifest.from_bytes(read_blob(self.blobs, version.digest), version.ref)
+        except RegistryError:
+            with self.records.reading() as tx:
+                live_version(tx, Reference(version.name, version=version.number))  # removed is not lost
+            raise
 
     def show(self, ref: str) -> Shown:
         """Collects all about a version.
@@ -254,7 +260,7 @@ class Registry(Aliases):
         """
         from lamina.registry.archive import export
 
-        return export(self.records, self.blobs, refs, Path(path))
+        return export(self.records, self.blobs, refs, Path(path), self.who)
 
     def import_archive(self, path: str | Path, *, name: str | None = None, aliases: bool = False) -> Imported:
         """Takes over what `export` wrote, once all of it was checked; see `archive.py`.
