@@ -31,6 +31,8 @@ from lamina.engine.generator import ADAPTER, Generator
 from lamina.engine.local import LocalGenerator
 from lamina.engine.sampling import Sampling
 from lamina.evaluation.score import Score
+from lamina.evaluation.statistics import Difference, compare
+from lamina.files import sha256_file
 from lamina.models.load import load_base
 from lamina.quickstart.task import (
     INTENTS,
@@ -56,6 +58,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=300, help="pairs, or requests to distill on")
     parser.add_argument("--eval-rows", type=int, default=200)
     parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--losses", default="kto,simpo,orpo", help="for `others`, separated by commas")
     parser.add_argument("--pairs", type=Path, help="of prose, for `prose`")
     parser.add_argument("--labels", type=Path, help="of prose, for `prose`")
     parser.add_argument("--max-length", type=int, default=768, help="for `prose`")
@@ -78,7 +81,7 @@ def show_dpo(args: argparse.Namespace) -> list[dict[str, Any]]:
     files = task_files(args)
     start = train(args, "start", start_settings(args, files))
     run = train(args, "dpo", {**preference_settings(args, files), "loss": {"type": "dpo"}}, start)
-    return [scored("start", start, files), scored("dpo", run, files)]
+    return [scored("start", start, files), scored("dpo", run, files, start)]
 
 
 def show_others(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -86,12 +89,13 @@ def show_others(args: argparse.Namespace) -> list[dict[str, Any]]:
     files = task_files(args)
     start = train(args, "start", start_settings(args, files))
     rows = [scored("start", start, files)]
-    for name in ("kto", "simpo", "orpo"):
+    for name in args.losses.split(","):
         values = preference_settings(args, files, labels=name == "kto")
         if name == "orpo":  # it learns the task itself, so at fine-tuning's rate
             values["train"] = {**values["train"], "learning_rate": 1e-3}
         loss = {"type": name}
-        rows.append(scored(name, train(args, name, {**values, "loss": loss}, None if name == "orpo" else start), files))
+        run = train(args, name, {**values, "loss": loss}, None if name == "orpo" else start)
+        rows.append(scored(name, run, files, start))
     return rows
 
 
@@ -257,23 +261,33 @@ def train(args: argparse.Namespace, name: str, values: dict[str, Any], start: Ru
     return lamina.train(config)
 
 
-def scored(name: str, run: Run, files: Mapping[str, Path]) -> dict[str, Any]:
-    """Exact answers on held-out requests, and how often the right record is preferred there."""
-    generator = build_generator(lamina.load(run.path))
-    requests = build_requests(files["eval"])
-    said = asked(generator, [turns for turns, _ in requests], ADAPTER)
-    right = sum(text == expected for text, (_, expected) in zip(said, requests, strict=True))
+def scored(name: str, run: Run, files: Mapping[str, Path], start: Run | None = None) -> dict[str, Any]:
+    """Exact answers on held-out requests, beside those of the start, and how often the right record is preferred."""
+    right = right_answers(run, files)
+    beside = "" if start is None else shown_difference(compare(right, right_answers(start, files)))
     summary = run.summary
     metrics = (summary.eval_metrics if summary else None) or {}
     pairs = len(files["eval_pairs"].read_text(encoding="utf-8").splitlines())
     accuracy, margin = metrics.get("rewards/accuracies"), metrics.get("rewards/margins")
     return {
         "model": name,
-        "exact": shown(Score(right, len(requests))),
+        "exact": shown(Score(sum(right), len(right))),
+        "over start": beside,
         "preferred": "" if accuracy is None else shown_share(accuracy, pairs),
         "margin": "" if margin is None else f"{margin:.3f}",
         "first loss": f"{summary.train_loss_first:.4f}" if summary and summary.train_loss_first is not None else "",
     }
+
+
+def right_answers(run: Run, files: Mapping[str, Path]) -> list[int]:
+    """1 for each held-out request that a run answers exactly, else 0; asked once, and kept in the run's folder."""
+    kept = run.path / f"right-{sha256_file(files['eval'])[:16]}.json"
+    if not kept.exists():
+        requests = build_requests(files["eval"])
+        said = asked(build_generator(lamina.load(run.path)), [turns for turns, _ in requests], ADAPTER)
+        right = [int(text == expected) for text, (_, expected) in zip(said, requests, strict=True)]
+        kept.write_text(json.dumps(right), encoding="utf-8")
+    return json.loads(kept.read_text(encoding="utf-8"))
 
 
 def prompted(args: argparse.Namespace, shots: Sequence[Mapping[str, str]], requests: Sequence[Request]) -> list[str]:
@@ -303,6 +317,12 @@ def build_requests(file: Path) -> list[tuple[list[Message], str]]:
 def shown_share(share: float, rows: int) -> str:
     """A share of rows with its interval."""
     return shown(Score(round(share * rows), rows))
+
+
+def shown_difference(difference: Difference) -> str:
+    """A paired difference with its interval and p-value."""
+    low, high = difference.low or 0.0, difference.high or 0.0
+    return f"{difference.difference:+.3f} ({low:+.3f} to {high:+.3f}, p = {difference.p:.2g})"
 
 
 def shown(score: Score) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import math
 import platform
 import shutil
 import time
@@ -25,6 +26,8 @@ from lamina.version import __version__
 PACKAGES = ("torch", "transformers", "safetensors", "gguf")
 EXTRAS = {"tensorboard": "tensorboard", "peft": "dev"}
 _CPU_FEATURES = ("avx2", "avx512_f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8", "bf16")
+# Side of the first matrices whose product is timed.
+_SMALLEST_PRODUCT = 128
 _GIB = 2**30
 
 
@@ -70,18 +73,34 @@ def diagnose() -> list[Finding]:
 
 
 def gemm_rate(dtype: torch.dtype, device: torch.device, size: int = 1024, seconds: float = 0.3) -> float:
-    """Returns the rate of a square matrix product in FLOP/s: the machine's upper limit for training."""
-    a = torch.randn(size, size, device=device).to(dtype)
-    b = torch.randn(size, size, device=device).to(dtype)
-    for _ in range(3):
-        torch.matmul(a, b)
-    _wait(device)
-    best, until = 0.0, time.perf_counter() + seconds
+    """Returns the rate of a square matrix product in FLOP/s: the machine's upper limit for training.
+
+    Args:
+        dtype, device: Of the product.
+        size: Of the matrices; smaller ones where a product would take a large part of the time.
+        seconds: How long products are repeated.
+    """
+    side = min(size, _SMALLEST_PRODUCT)
+    took = _product_seconds(dtype, device, side, 3)
+    while side < size and 8 * took < seconds / 10:
+        side *= 2
+        took = _product_seconds(dtype, device, side, 3)
+    until = time.perf_counter() + seconds
     while time.perf_counter() < until:
+        took = min(took, _product_seconds(dtype, device, side, 3))
+    return 2.0 * side**3 / took
+
+
+def _product_seconds(dtype: torch.dtype, device: torch.device, side: int, times: int) -> float:
+    """Returns the shortest time of some products of two square matrices."""
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    best = math.inf
+    for _ in range(times):
+        _wait(device)
         began = time.perf_counter()
         torch.matmul(a, b)
         _wait(device)
-        best = max(best, 2.0 * size**3 / (time.perf_counter() - began))
+        best = min(best, time.perf_counter() - began)
     return best
 
 

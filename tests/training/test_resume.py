@@ -264,7 +264,7 @@ def kill_at_random(values: dict[str, Any], config: Path, moments: list[float]) -
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_kill_9(kills: int, model_folder: Path, tmp_path: Path) -> None:
     """Checkpoints at every step, so that kills fall into their writing too."""
-    changes = {"max_steps": 60, "save_steps": 1, "eval_steps": 20}
+    changes = {"max_steps": 24, "save_steps": 1, "eval_steps": 8}
     expected = lamina.train(settings(tmp_path, model_folder, "unbroken", train=changes))
     rng = random.Random(kills)
     moments = [rng.uniform(0.0, 1.2) for _ in range(kills)]

@@ -363,7 +363,7 @@ def test_a_broken_compiler_is_a_reason_not_an_error(
 @pytest.mark.skipif(shutil.which("gcc") is None or sys.platform != "linux", reason="gcc on Linux only")
 def test_a_compiler_of_c_that_cxx_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """gcc compiles the sources but does not link the C++ library by itself."""
-    monkeypatch.setenv("CXX", "gcc")
+    monkeypatch.setenv("CXX", "gcc -O0")
     monkeypatch.setenv("LAMINA_CACHE", str(tmp_path))
     native.load_kernels.cache_clear()
     try:
