@@ -27,7 +27,7 @@ from pydantic import BaseModel, StringConstraints
 from pydantic.fields import FieldInfo
 from typer.main import get_command
 
-from lamina.cli.app import app
+from lamina.cli.app import build
 from lamina.config import DEFAULT_METHOD, METHOD_CONFIGS, Config, MethodConfig
 from lamina.config.section import describe_fields
 
@@ -81,10 +81,10 @@ def undescribed() -> list[str]:
         for name in cls.model_fields
         if not describe_fields(cls).get(name)
     ]
-    commands = [name for name, command in _commands(get_command(app), "lamina") if not command.help]
+    commands = [name for name, command in _commands(get_command(build()), "lamina") if not command.help]
     options = [
         f"{name} {_label(parameter)}"
-        for name, command in _commands(get_command(app), "lamina")
+        for name, command in _commands(get_command(build()), "lamina")
         for parameter in command.params
         if not parameter.help and parameter.name != "help"
     ]
@@ -101,7 +101,7 @@ def _stored(name: str) -> str | None:
 
 def cli_page() -> str:
     """The reference of the command line: a section for each command, in the order of `lamina --help`."""
-    root = get_command(app)
+    root = get_command(build())
     commands = [(name, command) for name, command in _commands(root, "lamina") if not hasattr(command, "commands")]
     lines = [
         "# Command-line reference",

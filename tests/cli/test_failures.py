@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import importlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import pytest
 import torch
 from typer.main import get_command
 
-from lamina.cli.app import app
+from lamina.cli import app
 from lamina.cli.arguments import asks_for_json
 from lamina.cli.output import print_json
 from lamina.errors import LaminaError, RunError
@@ -80,16 +81,18 @@ def ending(monkeypatch: pytest.MonkeyPatch, cli: Cli, tmp_path: Path) -> Callabl
 
     def run(name: str, act: Callable[[], object], *options: str) -> Result:
         *group, word = name.split()
-        infos = {str(info.name): info.typer_instance for info in app.registered_groups}
-        members = (infos[group[0]] if group else app).registered_commands  # type: ignore[union-attr]
-        (info,) = [i for i in members if (i.name or i.callback.__name__) == word]  # type: ignore[union-attr]
-        assert info.callback is not None
+        module, _, function = (app.GROUPS[group[0]] if group else app.COMMANDS[word]).partition(":")
+        holder: Any = importlib.import_module(f"lamina.cli.{module}")
+        if group:
+            members = getattr(holder, function).registered_commands
+            (holder,) = [info for info in members if (info.name or info.callback.__name__) == word]
+            function = "callback"
 
-        @functools.wraps(info.callback)
+        @functools.wraps(getattr(holder, function))
         def fails(*_: object, **__: object) -> None:
             act()
 
-        monkeypatch.setattr(info, "callback", fails)
+        monkeypatch.setattr(holder, function, fails)
         needed = [parameter for parameter in COMMANDS[name].params if parameter.required]
         given = [part for p in needed for part in ([p.opts[0], "x"] if p.opts[0].startswith("-") else ["x"])]
         return cli(*name.split(), *given, *options)
@@ -234,7 +237,7 @@ def test_training_leaves_the_traceback_in_its_run(
     ],
 )
 def test_json_is_asked_for_by_the_option_alone(arguments: list[str], asked: bool) -> None:
-    assert asks_for_json(get_command(app), arguments) is asked
+    assert asks_for_json(get_command(app.build()), arguments) is asked
 
 
 def test_a_prompt_may_be_json(cli: Cli) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from lamina.cli.app import app
+from lamina.cli.app import COMMANDS, GROUPS
 from lamina.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,8 +51,7 @@ def test_the_configuration_of_the_readme_is_valid() -> None:
 
 def test_every_command_of_the_readme_is_one() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    known |= {str(group.name) for group in app.registered_groups}
+    known = GROUPS.keys() | COMMANDS.keys()
     blocks = "".join(re.findall(r"```\w*\n(.*?)```", text, re.DOTALL))
     used = {
         name for names in re.findall(r"^lamina (\w+(?: \| \w+)*)", blocks, re.MULTILINE) for name in names.split(" | ")

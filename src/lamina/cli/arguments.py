@@ -10,6 +10,8 @@ from typing import Any
 
 from lamina.errors import ConfigError, Problem
 
+# Set by the completion script when a shell asks for completions.
+COMPLETE_VARIABLE = "_LAMINA_COMPLETE"
 JSON = "--json"
 HELP = ("--help", "-h")
 MAY_BE_EMPTY = ("--prompt", "-p", "--system")

@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from lamina.cli.arguments import COMPLETE_VARIABLE
 from lamina.cli.output import JsonFlag, out, print_json, print_text
 from lamina.errors import ConfigError, Problem, nearest
 from lamina.version import __version__
@@ -91,7 +92,3 @@ def completion(
         print_json({"shell": wanted, "script": script})
     else:
         print_text(script)
-
-
-# Set by the script when a shell asks for completions.
-COMPLETE_VARIABLE = "_LAMINA_COMPLETE"
