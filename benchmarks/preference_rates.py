@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=300)
     parser.add_argument("--eval-rows", type=int, default=200)
     parser.add_argument("--epochs", type=float, default=1.0)
-    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE, laid over each run's configuration")
+    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE, for all runs but the start")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, help="of prose, for `prose`")
     parser.add_argument("--labels", type=Path, help="of prose, for `prose`")
     parser.add_argument("--max-length", type=int, default=768, help="for `prose`")
-    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE, laid over each run's configuration")
+    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE, for all runs but the start")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -253,7 +253,7 @@ def train(args: argparse.Namespace, name: str, values: dict[str, Any], start: Ru
     settings = {**values, "model": args.model, "output_dir": str(args.out / "runs" / name)}
     if start is not None:
         settings["method"] = {"from": str(start.path)}
-    config = lamina.load_config(settings, args.set)
+    config = lamina.load_config(settings, args.set if "loss" in values else [])
     run = Run(Path(config.output_dir))
     if run.status == "finished":
         return run
