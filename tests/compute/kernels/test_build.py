@@ -40,6 +40,9 @@ CPU = torch.device("cpu")
 # In shell: what follows is done when more than the version is asked; `to` becomes the last argument, the library.
 COMPILING, LAST = '[ "$1" = --version ] ||', 'for to in "$@"; do :; done'
 
+# Runs of the compiler that make the library: one for each source, and one that links.
+ALL = len(build.SOURCES) + 1
+
 needs_native = pytest.mark.skipif(native.unavailable() is not None, reason=f"no kernels: {native.unavailable()}")
 posix = pytest.mark.skipif(sys.platform == "win32", reason="compilers here are shell scripts")
 pytestmark = posix
@@ -50,6 +53,7 @@ def _ask_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test is a process that has not loaded any kernels yet, and so are those that follow."""
     for name in ("LAMINA_KERNELS", "CXX"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(build, "COMPILERS", 1)  # so that the first that fails is the last that is asked
     native.load_kernels.cache_clear()
     yield
     monkeypatch.undo()
@@ -117,7 +121,11 @@ def count(runs: Path) -> int:
             ": fatal error: cmath",
         ),
         (f"{COMPILING} kill -9 $$", 2, "was ended by signal 9"),
-        (f'{COMPILING} {{ {LAST}; echo "no library" > "$to"; }}', 3, "made cannot be loaded (file too short)"),
+        (
+            f'{COMPILING} {{ {LAST}; echo "no library" > "$to"; }}',
+            1 + 2 * ALL,
+            "made cannot be loaded (file too short)",
+        ),
     ],
 )
 def test_a_failing_compiler_is_asked_once_in_a_whole_run(
@@ -151,6 +159,33 @@ def test_a_hanging_compiler_is_waited_for_once(
         assert "had not ended after" in kernel_notes(CPU, "auto")[0]
     assert time.monotonic() - began < waited + 5.0
     assert count(runs) == asked
+    assert "sleep 600" not in children()
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_several_compilers_run_at_once(
+    at_once: int, at_hand: str, compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(build, "COMPILERS", at_once)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    running = tmp_path / "running"
+    running.mkdir()
+    counted = f"{COMPILING} {{ touch {running}/$$; sleep 0.1; ls {running} | wc -l >> {tmp_path}/counts; }}"
+    runs = compiler(f"{counted}; {at_hand}; rm -f {running}/$$")
+    assert native.unavailable() is None and count(runs) == 1 + ALL
+    assert max(int(line) for line in (tmp_path / "counts").read_text().split()) == at_once
+
+
+@pytest.mark.usefixtures("cache")
+def test_one_that_fails_ends_the_others(compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "COMPILERS", 3)
+    monkeypatch.setattr(build, "COMPILE_SECONDS", 60.0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    runs, began = compiler('case "$*" in *choose*) exit 3;; *-c*) sleep 600 & wait;; esac'), time.monotonic()
+    monkeypatch.setattr(build, "SOURCES", ("attention.cpp", "decode.cpp", "choose.cpp"))
+    assert "ended with 3" in str(native.unavailable())
+    assert time.monotonic() - began < 20.0 and count(runs) == 4
     assert "sleep 600" not in children()
 
 
@@ -210,7 +245,7 @@ def test_a_cache_that_cannot_be_written_is_no_missing_compiler(
     assert "Fix: set LAMINA_CACHE to a folder that can be written." in note
     asked = count(runs)
     kernels_for(torch.zeros(2, 2)).scale_columns_(torch.ones(2, 2), torch.ones(2))
-    assert count(runs) == asked == 2
+    assert count(runs) == asked == 1 + ALL
     assert not list(Path(tmp_path).rglob("*.so"))
 
 
@@ -244,10 +279,10 @@ def test_a_damaged_library_is_made_again(
     runs = compiler(at_hand)
     assert native.unavailable() is None
     (library,) = cache.rglob("*.so")
-    assert count(runs) == 2
+    assert count(runs) == 1 + ALL
     native.load_kernels.cache_clear()
     assert native.unavailable() is None
-    assert count(runs) == 3  # its version alone
+    assert count(runs) == 2 + ALL  # its version alone
     damaged = tmp_path / "other" / "kernels" / library.name  # elsewhere, since a process loads a file once
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(library.read_bytes()[:100])
@@ -255,7 +290,7 @@ def test_a_damaged_library_is_made_again(
     native.load_kernels.cache_clear()
     assert native.unavailable() is None
     assert damaged.read_bytes() == library.read_bytes()
-    assert count(runs) == 5
+    assert count(runs) == 3 + 2 * ALL
 
 
 def test_an_unknown_setting(monkeypatch: pytest.MonkeyPatch) -> None:

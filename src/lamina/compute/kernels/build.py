@@ -23,7 +23,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -44,12 +45,13 @@ FLAGS = (
     "-fno-trapping-math",
     "-fopenmp",
     "-std=gnu++17",
-    "-shared",
     "-fPIC",
 )
-# g++ links these by default; gcc, which $CXX may name, does not.
-LIBRARIES = ("-lstdc++", "-lm") if sys.platform == "linux" else ()
+# g++ links these libraries by default; gcc, which $CXX may name, does not.
+LINKED = ("-shared", *(("-lstdc++", "-lm") if sys.platform == "linux" else ()))
 
+# How many compilers run at once, at most; the largest source takes a third of the time of all.
+COMPILERS = 3
 # Time limits: for all runs of the compiler together, and for its `--version`. Compiling takes 5 to 20 s.
 COMPILE_SECONDS, VERSION_SECONDS = 300.0, 30.0
 # Free disk space that compiling needs.
@@ -154,12 +156,12 @@ def _build() -> Library:
 
 def _key(compiler: list[str]) -> str:
     """Computes the cache key: a digest of the sources, the compiler and its options, and the CPU's capabilities."""
-    version = _run([*_programs(compiler), "--version"], VERSION_SECONDS)
+    version = _run([[*_programs(compiler), "--version"]], VERSION_SECONDS)
     files = [Path(__file__).with_name(name) for name in SOURCES + HEADERS]
     parts = [
         version.encode(),
         repr(sorted(torch.cpu.get_capabilities().items())).encode(),
-        " ".join(_command(compiler)).encode(),
+        " ".join(_command(compiler, *LINKED)).encode(),
     ]
     return hashlib.sha256(b"\0".join(parts + [path.read_bytes() for path in files])).hexdigest()[:32]
 
@@ -168,12 +170,12 @@ def _programs(compiler: list[str]) -> list[str]:
     return list(itertools.takewhile(lambda word: not word.startswith("-"), compiler))
 
 
-def _command(compiler: list[str], *sources: str) -> list[str]:
+def _command(compiler: list[str], *arguments: str) -> list[str]:
     # Compilers avoid 512-bit vectors by default, because they lower the clock of older CPUs.
     wide = ["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []
     programs = _programs(compiler)
     # The options of $CXX come last, so that they take precedence.
-    return [*programs, *FLAGS, *wide, *compiler[len(programs) :], *sources, *LIBRARIES]
+    return [*programs, *FLAGS, *wide, *compiler[len(programs) :], *arguments]
 
 
 def _compile(compiler: list[str], folder: Path, began: float, library: Path | None = None) -> ctypes.CDLL:
@@ -188,9 +190,14 @@ def _compile(compiler: list[str], folder: Path, began: float, library: Path | No
     # library is never loaded.
     with tempfile.TemporaryDirectory(dir=folder, prefix="lamina-") as temporary:
         made = Path(temporary) / "kernels.so"
-        sources = [str(Path(__file__).with_name(name)) for name in SOURCES]
-        command = [*_command(compiler, *sources), "-o", str(made)]
-        _run(command, max(0.0, began + COMPILE_SECONDS - time.monotonic()))
+        sources = sorted((Path(__file__).with_name(name) for name in SOURCES), key=_size, reverse=True)
+        objects = [str(Path(temporary) / f"{source.stem}.o") for source in sources]
+        pairs = zip(sources, objects, strict=True)
+        for commands in (
+            [_command(compiler, "-c", str(source), "-o", made_of_it) for source, made_of_it in pairs],
+            [_command(compiler, *objects, *LINKED, "-o", str(made))],
+        ):
+            _run(commands, max(0.0, began + COMPILE_SECONDS - time.monotonic()))
         place = made if library is None else made.replace(library)
         try:
             return ctypes.CDLL(str(place))
@@ -199,53 +206,89 @@ def _compile(compiler: list[str], folder: Path, began: float, library: Path | No
             raise _NotLoaded(errno.ENOEXEC, str(error).removeprefix(f"{place}: ")) from error
 
 
-def _run(command: list[str], seconds: float) -> str:
-    """Runs a compiler and returns its standard output.
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _run(commands: Sequence[Sequence[str]], seconds: float) -> str:
+    """Runs compilers, a few at once, and returns what the first of them printed.
+
+    Args:
+        commands: What to run, in this order.
+        seconds: How long all may take.
 
     Raises:
-        Unavailable: The compiler cannot be run, fails, or exceeds the time limit; or a signal came.
+        Unavailable: One cannot be run, fails, or exceeds the time limit; or a signal came.
     """
-    name, fix, pipe = command[0], _fix(command), subprocess.PIPE
-    try:
-        # In its own session, so that its child processes can be killed with it.
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, start_new_session=True
-        )
-    except OSError as error:
-        raise Unavailable(f"the C++ compiler {name} cannot be run ({error.strerror})", fix) from error
-    with child, _ended_by_signals(child) as came:
+    name, fix, until = commands[0][0], _fix(commands[0]), time.monotonic() + seconds
+    children: list[subprocess.Popen[str]] = []
+    failed = threading.Event()
+    pool = ThreadPoolExecutor(min(COMPILERS, torch.get_num_threads()), "compiler")
+    with _ended_by_signals(children) as came, pool:
+
+        def run(command: Sequence[str]) -> str:
+            if came or failed.is_set():
+                return ""
+            try:
+                children.append(child := _started(command))
+                said, complained = child.communicate(timeout=max(0.0, until - time.monotonic()))
+                if child.returncode and not came and not failed.is_set():
+                    raise Unavailable(f"the C++ compiler {name} {_ending(child.returncode, complained)}", fix)
+            except BaseException:
+                failed.set()
+                _kill(children)
+                raise
+            return said
+
         try:
-            said, complained = child.communicate(timeout=seconds)
+            said = list(pool.map(run, commands))
+        except OSError as error:
+            raise Unavailable(f"the C++ compiler {name} cannot be run ({error.strerror})", fix) from error
         except subprocess.TimeoutExpired as error:
-            _kill(child)
             raise Unavailable(f"the C++ compiler {name} had not ended after {seconds:.0f} s", fix) from error
-        except BaseException:
-            _kill(child)
-            raise
+        finally:
+            failed.set()
+            _kill(children)
     if came:
         raise Unavailable(f"{came[0]} came while the C++ compiler {name} ran", "start again")
-    if child.returncode:
-        lines = [line.strip() for line in complained.splitlines() if line.strip()]
-        line = next((line for line in lines if "error" in line), lines[0] if lines else "")
-        ended = f"ended with {child.returncode}" if child.returncode > 0 else f"was ended by signal {-child.returncode}"
-        raise Unavailable(f"the C++ compiler {name} {ended}{f': {line[:300]}' if line else ''}", fix)
-    return said
+    return said[0]
 
 
-def _fix(compiler: list[str]) -> str:
+def _started(command: Sequence[str]) -> subprocess.Popen[str]:
+    # In its own session, so that its child processes can be killed with it.
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
+
+
+def _ending(code: int, complained: str) -> str:
+    """How a compiler ended, and the first error among its complaints."""
+    lines = [line.strip() for line in complained.splitlines() if line.strip()]
+    line = next((line for line in lines if "error" in line), lines[0] if lines else "")
+    ended = f"ended with {code}" if code > 0 else f"was ended by signal {-code}"
+    return f"{ended}{f': {line[:300]}' if line else ''}"
+
+
+def _fix(compiler: Sequence[str]) -> str:
     return f"fix {compiler[0]}, or name another C++ compiler in $CXX; LAMINA_KERNELS=plain needs none"
 
 
-def _kill(child: subprocess.Popen[str]) -> None:
-    """Kills a process and all processes in its session."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
+def _kill(children: Sequence[subprocess.Popen[str]]) -> None:
+    """Kills processes that nobody has waited for to the end, with all processes in their sessions."""
+    for child in children:
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
-def _ended_by_signals(child: subprocess.Popen[str]) -> Iterator[list[str]]:
-    """Inside the block, a signal that asks this process to stop kills the child first, since its own handler may
+def _ended_by_signals(children: Sequence[subprocess.Popen[str]]) -> Iterator[list[str]]:
+    """Inside the block, a signal that asks this process to stop kills the children first, since its own handler may
     return.
+
+    Args:
+        children: Those that are running; may grow.
 
     Yields:
         The names of the signals that came.
@@ -261,7 +304,7 @@ def _ended_by_signals(child: subprocess.Popen[str]) -> Iterator[list[str]]:
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         came.append(signal.Signals(number).name)
-        _kill(child)
+        _kill(children)
         signal.signal(number, before[number])
         handler = before[number]
         if callable(handler):
