@@ -277,7 +277,7 @@ def test_models_that_are_spread_are_refused(model_folder: Path, tmp_path: Path) 
 def test_a_base_in_memory_is_not_read_again(
     model: PeftModel, saved: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bases = [
+    bases: list[Any] = [
         TheirLoader.from_pretrained(model_folder, dtype=torch.float32),
         AutoModelForCausalLM.from_pretrained(str(model_folder), dtype="float32"),
     ]

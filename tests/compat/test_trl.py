@@ -114,7 +114,7 @@ def test_the_trained_model_is_used_as_peft_s(
 def test_a_model_in_memory_is_not_read_again_after_training(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = TheirLoader.from_pretrained(model_folder, dtype=torch.float32)
+    model: Any = TheirLoader.from_pretrained(model_folder, dtype=torch.float32)
     with torch.no_grad():
         model.get_input_embeddings().weight.add_(0.1)  # so that the run keeps a copy
     before = model(IDS).logits

@@ -13,6 +13,7 @@ from typing import Any
 
 from lamina.chat.message import ROLE_ALIASES, ROLES, Message, ToolCall
 from lamina.config.data import RESERVED_KWARGS
+from lamina.data.read.times import TIMES, time_text
 
 # In the ShareGPT format, a call is a turn of its own.
 _CALL_ROLES = ("function_call", "tool_call")
@@ -20,7 +21,6 @@ _CALL_ROLES = ("function_call", "tool_call")
 # Where a row has what is learned, in any format.
 _LEARNED = ("text", "messages", "conversations", "completion", "output", "chosen", "input_ids")
 
-_TIMES = datetime.date | datetime.time
 _WRITTEN = bool | int | float | decimal.Decimal | datetime.timedelta | uuid.UUID
 
 
@@ -42,11 +42,12 @@ def text_field(row: Mapping[str, Any], name: str, required: bool = True) -> str:
 
 def cell(value: Any) -> Any:
     """Returns the value of a field that may be text as a CSV file has it, so that rows from any source are read alike:
-    a number as its digits, a date as ISO's, null and NaN as empty text. Lists and objects stay as they are."""
+    a number as its digits, a date as `time_text` writes it, null and NaN as empty text. Lists and objects stay as they
+    are."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
-    if isinstance(value, _TIMES):
-        return value.isoformat()
+    if isinstance(value, TIMES):
+        return time_text(value)
     return str(value) if isinstance(value, _WRITTEN) else value
 
 
