@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM as TheirLoader
 
+import lamina
 from lamina.compat.peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from lamina.compat.transformers import AutoModelForCausalLM
 from lamina.compat.trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
-from lamina.errors import ConfigError, RunError
+from lamina.errors import ConfigError, ModelError, RunError
 
 ROWS = [{"prompt": f"red {n}", "completion": "blue"} for n in range(8)]
 PAIRS = [{"prompt": f"red {n}", "chosen": "blue", "rejected": "green"} for n in range(8)]
@@ -56,6 +58,17 @@ def test_training_starts_from_values_that_were_changed(
     trainer.train()
     for name, tensor in get_peft_model_state_dict(trainer.model).items():
         assert (tensor - 0.05).abs().max() < 1e-3, name
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_base_with_a_broken_config_is_named(content: str, model_folder: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(model_folder, tmp_path / "broken")
+    (broken / "config.json").write_text(content)
+    trainer = SFTTrainer(str(broken), SFTConfig(str(tmp_path / "out"), **SHORT), ROWS, peft_config=lora())
+    with pytest.raises(ModelError, match=r"broken: its config or tokenizer cannot be loaded"):
+        trainer.train()
+    with pytest.raises(ModelError, match=r"broken: its config or tokenizer cannot be loaded"):
+        lamina.train(data=ROWS, model=broken, method="lora", output_dir=tmp_path / "other", progress=False)
 
 
 def test_saving_a_new_adapter_changes_nothing_of_its_training(model_folder: Path, tmp_path: Path) -> None:

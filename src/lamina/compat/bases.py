@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 import weakref
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from lamina.models.copies import bare_copy
 from lamina.models.load import Base, load_base, load_tokenizer
 from lamina.models.loaded import check_kind, same_weights
 from lamina.models.source import ModelSource, find_model
+from lamina.models.stored import read_config
 
 # What `lamina.compat.transformers` loaded, by the model that the script holds.
 _loaded: weakref.WeakKeyDictionary[PreTrainedModel, _Loaded] = weakref.WeakKeyDictionary()
@@ -185,7 +185,7 @@ def _config_of(model: Any) -> dict[str, Any]:
     if not isinstance(model, str | Path):
         return model.config.to_dict()
     folder = find_model(str(model), lambda message: None).folder
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return read_config(folder)
 
 
 def quantization(config: Any) -> QuantizationConfig | None:
