@@ -285,8 +285,8 @@ def test_a_base_in_memory_is_not_read_again(
     for base in bases:
         bare = base(IDS).logits
         loaded = PeftModel.from_pretrained(base, saved)
-        weight = loaded.base_model.get_input_embeddings().weight
-        assert weight.data_ptr() == base.get_input_embeddings().weight.data_ptr()
+        held: Any = loaded.base_model.get_input_embeddings()
+        assert held.weight.data_ptr() == base.get_input_embeddings().weight.data_ptr()
         torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits)
         assert base(IDS).logits.equal(bare)  # the given model has no adapter
         again = PeftModel.from_pretrained(loaded.get_base_model(), saved)

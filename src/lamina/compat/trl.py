@@ -120,15 +120,15 @@ class SFTTrainer:
                 f"this trainer has trained already, in {self.run.path}. Fix: make another for the next run, with what "
                 "was trained and a new folder: SFTTrainer(trainer.model, SFTConfig(output_dir=FOLDER), ...)."
             )
-        model: Any = self.model
-        if isinstance(model, PeftModel):
-            model.check_start()
+        if isinstance(self.model, PeftModel):
+            self.model.check_start()
+        in_memory: Any = None if self._named else self.model
         data, evaluation = self._data
         self.run = train(
             self.translation.values,
             data=data,
             eval_data=evaluation,
-            model=None if self._named else model,
+            model=in_memory,
             tokenizer=self._tokenizer(),
             formatting_func=self._formatting,
             callbacks=self._callbacks,
