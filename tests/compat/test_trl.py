@@ -12,7 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM as TheirLoader
 
 import lamina
-from lamina.compat.peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from lamina.compat.peft import (
+    AutoPeftModelForCausalLM,
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
 from lamina.compat.transformers import AutoModelForCausalLM
 from lamina.compat.trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from lamina.errors import ConfigError, ModelError, RunError
@@ -29,6 +35,10 @@ def lora() -> LoraConfig:
 
 def new_adapter(folder: Path) -> PeftModel:
     return get_peft_model(AutoModelForCausalLM.from_pretrained(str(folder), dtype="float32"), lora())
+
+
+def refuse(*arguments: Any) -> None:
+    raise AssertionError("the base is read again")
 
 
 def change(model: PeftModel) -> None:
@@ -131,13 +141,31 @@ def test_a_model_in_memory_is_not_read_again_after_training(
     with torch.no_grad():
         model.get_input_embeddings().weight.add_(0.1)  # so that the run keeps a copy
     before = model(IDS).logits
-
-    def refuse(*arguments: Any) -> None:
-        raise AssertionError("the base is read again")
-
     monkeypatch.setattr("lamina.models.load.read_model", refuse)
     trainer = SFTTrainer(model, SFTConfig(str(tmp_path / "out"), **SHORT), ROWS, peft_config=lora())
     trainer.train()
     with trainer.model.disable_adapter():
         assert trainer.model(IDS).logits.equal(before)
     assert model(IDS).logits.equal(before)
+
+
+def test_the_base_of_a_new_adapter_is_trained_on_as_it_is_in_memory(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base: Any = TheirLoader.from_pretrained(model_folder, dtype=torch.float32)
+    with torch.no_grad():
+        base.get_input_embeddings().weight.add_(0.1)
+    before = base(IDS).logits
+    model = get_peft_model(base, lora())
+    with pytest.raises(ConfigError, match=rf"model: its weights are not those of {model_folder}.*Fix: model\.save_pre"):
+        model.merge_and_unload()
+    monkeypatch.setattr("lamina.models.load.read_model", refuse)
+    args = SFTConfig(str(tmp_path / "out"), **{**SHORT, "max_steps": 3, "learning_rate": 1e-2})
+    trainer = SFTTrainer(model, args, ROWS)
+    trainer.train()
+    monkeypatch.undo()
+    with model.disable_adapter():
+        assert model(IDS).logits.equal(before)
+    trained = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(trained(IDS).logits, model(IDS).logits)
+    torch.testing.assert_close(model.merge_and_unload()(IDS).logits, model(IDS).logits, atol=1e-3, rtol=1e-3)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from lamina.config.quantization import QuantizationConfig
@@ -18,6 +19,7 @@ from lamina.dialects.outcome import Missing, Set
 from lamina.dialects.peft import BITS_AND_BYTES
 from lamina.errors import ConfigError, LaminaWarning, ModelError, Problem
 from lamina.models.copies import bare_copy
+from lamina.models.fingerprint import weight_files
 from lamina.models.load import Base, load_base, load_tokenizer
 from lamina.models.loaded import check_kind, same_weights
 from lamina.models.source import ModelSource, find_model
@@ -121,8 +123,8 @@ def in_memory(model: Any, source: ModelSource | None = None) -> Base | None:
         source: Where its weights are known to be; None to look where it came from, and to compare.
 
     Returns:
-        The base; None for a model whose weights are read again: by its name alone, with an adapter of peft on it,
-        quantized by another library, or spread over several devices.
+        The base; None for a model whose weights are read again: a name, one with an adapter of peft on it, quantized by
+        another library, spread over several devices, or with other tensors than its files, so that none can compare.
 
     Raises:
         ConfigError: Its weights are no longer those that it came with.
@@ -140,13 +142,50 @@ def in_memory(model: Any, source: ModelSource | None = None) -> Base | None:
         return None
     twin = bare_copy(model)
     if source is None:
-        name = name_of(model)
-        source = find_model(name)
-        if not same_weights(twin, source.folder):
-            message = f"its weights are not those of {name}, where they are read again for training and merging"
-            fix = "model.save_pretrained(FOLDER), tokenizer.save_pretrained(FOLDER), and load it from FOLDER"
-            raise ConfigError(Problem("model", message, fix))
+        source = find_model(name_of(model))
+        if not _is_named_alike(twin, source.folder):
+            return None
+        check_weights(twin, source)
     return Base(twin, load_tokenizer(source), source, model.dtype)
+
+
+def check_weights(model: PreTrainedModel, source: ModelSource) -> None:
+    """Checks that a model in memory, without an adapter, has the weights of a folder.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    if not same_weights(model, source.folder):
+        message = f"its weights are not those of {source.ref}, where they are read again for merging"
+        fix = "model.save_pretrained(FOLDER), tokenizer.save_pretrained(FOLDER), and load it from FOLDER"
+        raise ConfigError(Problem("model", message, fix))
+
+
+def _is_named_alike(model: PreTrainedModel, folder: Path) -> bool:
+    """Whether a model has each tensor of a folder by the name that it has there; some are converted in loading."""
+    held = model.state_dict().keys()
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as file:
+            if not held >= set(file.keys()):
+                return False
+    return True
+
+
+def bare(model: Any) -> PreTrainedModel | None:
+    """Returns a model in memory without its adapter, over the same weights, to be trained on or compared as it is.
+
+    Returns:
+        The bare model; None for one that is read by its name: quantized, with tokens that lamina has added, or with
+        other tensors than its files.
+
+    Raises:
+        ModelError: It came from nowhere, or that is gone.
+    """
+    known = _loaded.get(model)
+    if quantization_of(model) is not None or (known is not None and known.parts["added"] is not None):
+        return None
+    twin = bare_copy(model)
+    return twin if _is_named_alike(twin, find_model(name_of(model)).folder) else None
 
 
 def is_named(model: Any) -> bool:

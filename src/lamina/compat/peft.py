@@ -335,6 +335,8 @@ class PeftModel(nn.Module):
                 # Without a lock, the files do not say how the base was quantized.
                 model = merge_and_unload(_load_for(self.base_model, source))
             else:
+                if (bare := bases.bare(self.base_model)) is not None:
+                    bases.check_weights(bare, find_model(self.origin.name))
                 merged = merge(source, Path(temporary) / "merged", model=self.origin.name)
                 model = AutoModelForCausalLM.from_pretrained(merged.path)
         model.config._name_or_path = model.name_or_path = ""  # the folder is gone
@@ -347,11 +349,13 @@ class PeftModel(nn.Module):
         if {name: tensor.shape for name, tensor in own.items()} == {name: each.shape for name, each in found.items()}:
             self._injection.load_tensors(found)
         else:  # training has made another form of it, such as with other ranks
-            loaded = _load_for(self.base_model, run.path)
+            source = find_model(run.config.model) if self.origin.quantization is None else None
+            loaded = _load_for(self.base_model, run.path, source)
             self.base_model, self._injection = loaded.model, loaded.injection
             for tensor in loaded.injection.tensors().values():
                 tensor.requires_grad_(True)
         self._take_from(run.adapter)
+        self.origin.name = run.config.model
 
 
 def _load_for(model: Any, place: str | Path, source: ModelSource | None = None) -> Loaded:

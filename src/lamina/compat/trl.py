@@ -122,14 +122,15 @@ class SFTTrainer:
             )
         if isinstance(self.model, PeftModel):
             self.model.check_start()
-        in_memory: Any = None if self._named else self.model
+        in_memory = self._in_memory()
         data, evaluation = self._data
         self.run = train(
             self.translation.values,
             data=data,
             eval_data=evaluation,
             model=in_memory,
-            tokenizer=self._tokenizer(),
+            # The script's tokenizer is for a model that came from nowhere; any other has its own.
+            tokenizer=None if in_memory is None or bases.is_named(self.model) else self.processing_class,
             formatting_func=self._formatting,
             callbacks=self._callbacks,
             resume=bool(resume_from_checkpoint),
@@ -192,14 +193,12 @@ class SFTTrainer:
             raise RunError("nothing was trained yet. Fix: call train() first.")
         return self.run
 
-    @property
-    def _named(self) -> bool:
-        """Whether the run names its base, and does not take it from memory."""
-        return isinstance(self.model, str | Path | PeftModel) or bases.quantization_of(self.model) is not None
-
-    def _tokenizer(self) -> Any:
-        """The script's tokenizer, for a model that came from nowhere; any other has its own."""
-        return self.processing_class if not self._named and not bases.is_named(self.model) else None
+    def _in_memory(self) -> Any:
+        """The model that is trained on as it is in memory; None where the run reads the base by its name."""
+        if isinstance(self.model, PeftModel):
+            return bases.bare(self.model.base_model)
+        is_read = isinstance(self.model, str | Path) or bases.quantization_of(self.model) is not None
+        return None if is_read else self.model
 
     def _first_row(self) -> dict[str, Any]:
         data, _ = self._data
