@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -90,7 +91,7 @@ def test_gaps_are_nulls_and_scalars_become_plain() -> None:
         }
     )
     assert list(rows_in(frame, "train")) == [
-        {"text": "a", "number": 1.5, "when": "2026-01-02T00:00:00", "whole": 3},
+        {"text": "a", "number": 1.5, "when": "2026-01-02", "whole": 3},
         {"text": None, "number": None, "when": None, "whole": None},
     ]
     odd = {
@@ -149,6 +150,34 @@ def test_dates_and_decimals_of_a_table_are_text_as_in_memory(value: Any, tmp_pat
     found = _examples(tmp_path / "table.parquet", "auto")
     assert found == _examples(store_rows(rows, tmp_path, "train"), "auto")
     assert found[0][0] is not None and not found[0][2]
+
+
+def test_moments_are_the_same_text_from_every_kind_of_table(tmp_path: Path) -> None:
+    """As pandas and spreadsheets write them; so are they in a template, and of numpy, which counts nanoseconds."""
+    pandas = pytest.importorskip("pandas")
+    moments = pandas.to_datetime(["2026-01-01 12:30:00", "2026-01-02 00:00:01", None])
+    frame = pandas.DataFrame({"text": ["a", "b", "c"], "when": moments, "day": moments.normalize()})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_parquet(tmp_path / "a.parquet")
+    frame.to_feather(tmp_path / "a.feather")
+    stored = [
+        store_rows(each, tmp_path / name, "train")
+        for name, each in {
+            "frame": frame,
+            "records": frame.to_dict("records"),
+            "columns": {name: frame[name].to_numpy() for name in frame},
+            "nanoseconds": {name: frame[name].to_numpy() for name in frame}
+            | {name: frame[name].to_numpy().astype("datetime64[ns]") for name in ("when", "day")},
+            "dataset": datasets.Dataset.from_pandas(frame),
+        }.items()
+    ]
+    columns = {"prompt": "{{ text }} at {{ when }}", "completion": "day"}
+    expected = _examples(tmp_path / "a.csv", "auto", columns)
+    assert expected[0][0] is not None
+    assert [turn.content for turn in expected[0][0].messages] == ["a at 2026-01-01 12:30:00", "2026-01-01"]
+    for path in (tmp_path / "a.parquet", tmp_path / "a.feather", *stored):
+        assert _examples(path, "auto", columns) == expected, path
+    assert len({path.name for path in stored}) == 1  # the digest is in the name
 
 
 def test_gaps_in_columns_of_a_template_are_empty_text(tmp_path: Path) -> None:

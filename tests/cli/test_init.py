@@ -146,6 +146,16 @@ def test_texts_with_labels_are_read_in_one_way(data: Path, cli: Cli, model_folde
     assert trained.code == 0 and "lamina classify runs/c" in trained.err
 
 
+def test_what_only_one_loss_learns_from_gets_that_loss(data: Path, cli: Cli, model_folder: Path) -> None:
+    pairs = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b"} for n in range(12)]
+    judged = [{"prompt": f"q{n}", "completion": "a", "label": n % 2} for n in range(12)]
+    for name, rows, loss in (("pairs", pairs, "dpo"), ("judged", judged, "kto")):
+        cli("init", write_rows(Path(f"{name}.jsonl"), rows), "--model", model_folder)
+        assert f"  type: {loss}   # " in Path(f"{name}.yaml").read_text()
+        planned = cli("train", f"{name}.yaml", "--dry-run", "--json")
+        assert planned.code == 0 and planned.json()["config"]["loss"]["type"] == loss
+
+
 def test_labels_that_are_answers_and_columns_of_other_names(data: Path, cli: Cli) -> None:
     answers = write_rows(Path("a.jsonl"), [{"Text": f"q{n}", "Label": f"answer {n}"} for n in range(12)])
     assert "so they are answers" in cli("init", answers).err

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -270,3 +272,52 @@ def test_models_that_are_spread_are_refused(model_folder: Path, tmp_path: Path) 
     trainer = SFTTrainer(model, SFTConfig(str(tmp_path / "out"), max_steps=1), ROWS, peft_config=lora())
     with pytest.raises(ConfigError, match="is spread over cpu, disk"):
         trainer.train()
+
+
+def test_a_base_in_memory_is_not_read_again(
+    model: PeftModel, saved: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bases: list[Any] = [
+        TheirLoader.from_pretrained(model_folder, dtype=torch.float32),
+        AutoModelForCausalLM.from_pretrained(str(model_folder), dtype="float32"),
+    ]
+    monkeypatch.setattr("lamina.models.load.read_model", _refuse)
+    for base in bases:
+        bare = base(IDS).logits
+        loaded = PeftModel.from_pretrained(base, saved)
+        held: Any = loaded.base_model.get_input_embeddings()
+        assert held.weight.data_ptr() == base.get_input_embeddings().weight.data_ptr()
+        torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits)
+        assert base(IDS).logits.equal(bare)  # the given model has no adapter
+        again = PeftModel.from_pretrained(loaded.get_base_model(), saved)
+        torch.testing.assert_close(again(IDS).logits, model(IDS).logits)
+    with torch.no_grad():
+        bases[0].get_input_embeddings().weight.add_(1.0)
+    with pytest.raises(ConfigError, match=rf"model: its weights are not those of {model_folder}.*save_pretrained"):
+        PeftModel.from_pretrained(bases[0], saved)
+
+
+def _refuse(*arguments: Any) -> None:
+    raise AssertionError("the base is read again")
+
+
+def test_a_quantized_base_in_memory_is_not_read_again(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(str(model_folder), load_in_4bit=True)
+    args = SFTConfig(str(tmp_path / "out"), max_steps=1, max_length=64)
+    SFTTrainer(base, args, ROWS, peft_config=lora()).train()
+    plain = AutoModelForCausalLM.from_pretrained(str(model_folder))
+    assert PeftModel.from_pretrained(plain, tmp_path / "out").origin.quantization is not None  # as it was trained
+    monkeypatch.setattr("lamina.models.quantized.load.load_packed", _refuse)
+    loaded = PeftModel.from_pretrained(base, tmp_path / "out")
+    again = PeftModel.from_pretrained(loaded.get_base_model(), tmp_path / "out")
+    assert loaded(IDS).logits.equal(again(IDS).logits)
+
+
+def test_a_base_that_a_script_lets_go_is_freed(model_folder: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(str(model_folder))
+    held = weakref.ref(base)
+    del base
+    gc.collect()
+    assert held() is None

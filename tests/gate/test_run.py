@@ -98,6 +98,11 @@ def test_a_stored_evaluation_is_taken_and_only_what_is_missing_is_evaluated(
     found = run_gate(pair.strong, pair.weak, pair.gate(text), evaluations=[stored.path], records=tmp_path / "gates")
     assert found.verdict == "promote"
     assert found.record.evaluations == (stored.digest,)
+    told: list[str] = []
+    new = tmp_path / "new" / "evaluation"
+    again = run_gate(pair.strong, pair.weak, pair.gate(text), evaluations=[stored.path], out=new, notify=told.append)
+    assert again.path.parent == tmp_path / "new" / "gates" and not new.exists()
+    assert f"{new} is not written: the stored evaluations have all that the gate needs" in told
 
 
 def test_an_evaluation_of_another_version_is_refused(pair: Pair, tmp_path: Path) -> None:

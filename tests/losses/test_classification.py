@@ -133,6 +133,8 @@ def test_scores_of_a_hand_counted_table() -> None:
         ((0, 1, 2), ["neg", "pos", "mid"], ["neg", "pos", "mid"]),
         (("pos", "neg", "mid"), ["neg", "pos", "mid"], ["neg", "pos", "mid"]),
         ((True, False, True), None, ["False", "True"]),
+        (("true", False, "TRUE"), ["true", "false"], ["true", "false"]),
+        (("1.0", 0, "1"), ["0.0", "1.0"], ["0.0", "1.0"]),
     ],
 )
 def test_classes_are_numbers_names_or_both(
@@ -142,6 +144,13 @@ def test_classes_are_numbers_names_or_both(
     values["train"] |= {"max_steps": 1, "eval_steps": 1}
     run = lamina.train(values)
     assert run.summary is not None and run.summary.figures["classes"] == classes
+
+
+def test_labels_that_are_the_same_in_data_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"loss\.labels: '1' and '1\.0' are the same label.*Fix: name each class once"
+    ):
+        lamina.train(config(tmp_path, (1, 0, 1), loss={"type": "classification", "labels": ["0", "1", "1.0"]}))
 
 
 def test_long_texts_are_cut_and_short_ones_count(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from lamina.config import load_config
-from lamina.errors import ConfigError
+from lamina.errors import ConfigError, ModelError
 from lamina.migration.translate import translate
 
 
@@ -53,6 +53,23 @@ def test_layers_and_modules(
         inside = any(f".{layer}.{module}" in name for layer in layers for module in modules)
         outside = name.count(".") == 2 and any(f".{word}." in name for word in words)
         assert method.trains(name) == (inside or outside), name
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"{", "Expecting property name"),
+        (b"\xff", "can't decode"),
+        (b"[]", "'list' object"),
+        (b'{"text_config": 3}', "'int' object"),
+        (b'{"num_hidden_layers": "2"}', "it has no num_hidden_layers, num_layers, n_layer"),
+    ],
+)
+def test_a_config_that_does_not_say_the_number_is_named(content: bytes, reason: str, folder: Path) -> None:
+    (folder / "base").mkdir()
+    (folder / "base" / "config.json").write_bytes(content)
+    with pytest.raises(ModelError, match=rf"config\.json: does not say how many layers .*{reason}.*Fix: "):
+        translated(folder, model_name_or_path="base")
 
 
 def test_the_number_of_layers_must_be_known(folder: Path) -> None:

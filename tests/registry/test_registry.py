@@ -164,6 +164,17 @@ def test_a_record_on_another_base_is_refused(registry: Registry, tmp_path: Path)
             registry.promote("support:1", "prod")
 
 
+def test_a_record_against_the_base_in_another_quantization_is_refused(registry: Registry, tmp_path: Path) -> None:
+    one = filled(registry, tmp_path, 1).find("support:1")
+    packed = replace(make_record(one).candidate, packed_digest="sha256:" + "e" * 64)
+    registry.store_record(make_record(one, candidate=packed))
+    with pytest.raises(EvidenceError, match=r"against the base in another quantization than support:1.*--against base"):
+        registry.promote("support:1", "prod")
+    own = replace(make_record(one).against, packed_digest=packed.packed_digest)
+    registry.store_record(make_record(one, candidate=packed, against=own))
+    assert registry.promote("support:1", "prod").changed
+
+
 def test_an_edited_record_is_refused(registry: Registry, tmp_path: Path) -> None:
     filled(registry, tmp_path)
     one, two = registry.find("support:1"), registry.find("support:2")

@@ -314,6 +314,33 @@ def load(
     return _put_on(adapter, base, allow_base_mismatch, chat)
 
 
+def is_base_of(adapter: Adapter, base: Base) -> bool:
+    """Whether a base in memory is in the form in which an adapter's own is loaded: quantized so, and with no tokens or
+    weights that come with the adapter. Which weights it has, `load_on` checks by the lock."""
+    if find_method(adapter.config.type).plan_loftq(adapter.config) or _tokens_of(adapter, base.source.ref, _quietly):
+        return False
+    packed = adapter.lock and adapter.lock.quantization
+    return adapter.lock is None or base.quantization == (QuantizationConfig(**packed) if packed else None)
+
+
+def load_on(adapter: Adapter, base: Base) -> Loaded:
+    """Puts an adapter on a base in memory, whose modules become the adapter's.
+
+    Args:
+        adapter: The adapter, as read.
+        base: A bare base, for which `is_base_of` holds.
+
+    Raises:
+        AdapterError: It does not fit the model.
+        BaseMismatchError: It is locked to another base.
+    """
+    return _put_on(adapter, base, allow_base_mismatch=False)
+
+
+def _quietly(message: str) -> None:
+    """Tells nobody."""
+
+
 def _put_on(adapter: Adapter, base: Base, allow_base_mismatch: bool, chat: bool | None = None) -> Loaded:
     """Puts an adapter on a bare base that it is checked against."""
     template = template_of(adapter, base)

@@ -18,6 +18,7 @@ from typing import Any
 
 from lamina import files
 from lamina.data.read.columns import without_gaps
+from lamina.data.read.times import TIMES, time_text
 from lamina.errors import DataError
 
 # What a function of the user's makes of a row: a text, a conversation, or another row.
@@ -27,6 +28,9 @@ _DIGITS = 12
 
 # Formats of a `datasets.Dataset` in which a row is a table of its own.
 _TABLE_FORMATS = ("pandas", "arrow", "polars")
+
+# By numpy's kind of dates and of differences: the unit in which it gives them as Python's.
+_COUNTED = {"M": "datetime64[us]", "m": "timedelta64[us]"}
 
 
 def store_rows(data: object, folder: Path, name: str, formatting: Formatting | None = None) -> Path:
@@ -145,10 +149,14 @@ def _plain(value: Any, where: str, column: str) -> Any:
         return _plain(value.value, where, column)
     if type(value).__name__ in ("NAType", "NaTType"):  # the gaps of pandas
         return None
-    if isinstance(value, datetime.date | datetime.time):
-        return value.isoformat()
+    if isinstance(value, TIMES):
+        return time_text(value)
     if isinstance(value, decimal.Decimal | Path | uuid.UUID | datetime.timedelta):
         return str(value)
+    if (
+        kind := getattr(getattr(value, "dtype", None), "kind", "")
+    ) in _COUNTED:  # by numpy's nanoseconds, mere integers
+        value = value.astype(_COUNTED[kind])
     if hasattr(value, "tolist"):  # arrays, tensors and scalars of numpy and torch
         return _plain(value.tolist(), where, column)
     raise DataError(

@@ -28,6 +28,12 @@ _CHARACTERS_PER_TOKEN = 3
 # Passes over the rows. With fewer rows than these, the usual three would be a handful of steps.
 _EPOCHS = 3
 _EPOCHS_OF_FEW = ((50, 20), (200, 10))
+# The loss for a format that has what only that loss learns from, with the reason as a comment.
+_LOSSES = {
+    "classification": "classification   # the labels are classes; cross_entropy learns the texts alone",
+    "preference": "dpo   # chosen answers rather than rejected ones; others: docs/losses",
+    "unpaired_preference": "kto   # answers whose label is true rather than the others",
+}
 _LENGTHS = (256, 512, 1024, 2048, 4096)
 
 
@@ -155,9 +161,10 @@ def _text(data: str, path: Path, model: str, columns: Mapping[str, str] | None, 
     mapping = f"  columns: {_flow(columns)}   # field: column\n" if columns else ""
     learned = "  # train_on: assistant   # every answer is learned; completions: only the last one\n"
     loss, overlong = "", "longer conversations are dropped"
+    if facts.format in _LOSSES:
+        learned, loss = "", f"loss:\n  type: {_LOSSES[facts.format]}\n\n"
     if facts.format == "classification":
         overlong = "longer texts are cut"
-        learned, loss = "", "loss:\n  type: classification   # a classifier; cross_entropy learns the texts alone\n\n"
     return f"""# Check the data:   lamina data check {path}
 # See the rows:     lamina data show {path}
 # What it will do:  lamina train {path} --dry-run

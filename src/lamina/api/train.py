@@ -7,7 +7,6 @@ resumed, evaluated and merged like any other.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -30,6 +29,7 @@ from lamina.distributed.world import ALONE, World
 from lamina.errors import ConfigError, LaminaError, Problem
 from lamina.models.loaded import as_base, check_kind, find_source
 from lamina.models.source import find_model
+from lamina.models.stored import read_config
 from lamina.progress import Notify
 from lamina.runs import Run, check_start
 from lamina.runs.events import Event, Note, OnEvent
@@ -241,8 +241,7 @@ def _model_type(model: Any, values: Mapping[str, Any]) -> str | None:
     with contextlib.suppress(LaminaError, OSError, ValueError):
         name = str(values.get("model", Config.model_fields["model"].default))
         if name in ALIASES or Path(name).expanduser().exists():
-            config = find_model(name).folder / "config.json"
-            return json.loads(config.read_text(encoding="utf-8")).get("model_type")
+            return read_config(find_model(name).folder).get("model_type")
     return None
 
 

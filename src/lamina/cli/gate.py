@@ -33,10 +33,15 @@ def gate(
         ),
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the evaluation; by default a new one in evaluations/.")
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder for the evaluation of what no --evaluation has; by default a new one in evaluations/.",
+        ),
     ] = None,
     records: Annotated[
-        Path | None, typer.Option(help="Folder for the record; by default gates/ beside the evaluation.")
+        Path | None,
+        typer.Option(help="Folder for the record; by default gates/ beside --out, or beside the last evaluation."),
     ] = None,
     registry: Annotated[
         str | None,

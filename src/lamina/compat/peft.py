@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lamina.adapters.adapter import LAMINA_FILE, adapter_digest
+from lamina.adapters.adapter import LAMINA_FILE, adapter_digest, read_adapter
 from lamina.adapters.hf_peft import peft_content, write_peft
-from lamina.adapters.load import Loaded
+from lamina.adapters.load import Loaded, adapter_folder, is_base_of, load_on
 from lamina.adapters.load import load as load_adapter
 from lamina.api.method import method_values
 from lamina.compat import bases
@@ -22,11 +22,12 @@ from lamina.compat.peft_arguments import MANY, OF_THE_BASE, REFUSED, check_argum
 from lamina.compat.peft_config import LoraConfig, PeftConfig, TaskType, config_of, place_of
 from lamina.config import MethodConfig, load_config
 from lamina.errors import ConfigError, Problem
-from lamina.export.merge import merge
+from lamina.export.merge import merge, merge_and_unload
 from lamina.methods.shared.base import Injection, inject
 from lamina.methods.shared.coverage import with_names
 from lamina.methods.shared.score import saved_form
 from lamina.models.loaded import check_one_device
+from lamina.models.source import ModelSource, find_model
 
 if TYPE_CHECKING:
     from lamina.runs import Run
@@ -136,9 +137,7 @@ class PeftModel(nn.Module):
         self.origin = origin
         self._injection = injection
         self.folder: Path | None = None
-        self._digest_of_folder = ""
-        if folder is not None:
-            self._take_from(folder)
+        self._take_from(folder)
 
     @classmethod
     def from_pretrained(
@@ -152,7 +151,8 @@ class PeftModel(nn.Module):
         """Loads an adapter, lamina's or peft's, on its base.
 
         Args:
-            model: The base, or its name. It is read again from its files, so the given object stays as it is.
+            model: The base, or its name. A model in memory shares its weights, and has no adapter afterwards; it is
+                read again from its files if it is not in the form in which the adapter was trained, such as in 4 bits.
             model_id: A run directory or an adapter folder.
             adapter_name: What `peft_config` and `active_adapter` call it.
             is_trainable: Whether the adapter's tensors require gradients.
@@ -160,10 +160,16 @@ class PeftModel(nn.Module):
 
         Raises:
             AdapterError: It is missing, damaged, or does not fit the model.
-            ConfigError: An argument has no counterpart.
+            ConfigError: An argument has no counterpart, or the model's weights were changed in memory.
         """
         check_arguments(others)
-        return cls.of_run(load_adapter(place_of(model_id), model=bases.name_of(model)), adapter_name, is_trainable)
+        return cls.of_run(_load_for(model, place_of(model_id)), adapter_name, is_trainable)
+
+    @classmethod
+    def trained(cls, run: Run, model: Any) -> PeftModel:
+        """Returns what a run has trained, to be used and trained further, on the model that it was given."""
+        source = find_model(run.config.model) if run.config.quantization is None else None
+        return cls.of_run(_load_for(model, run.path, source), is_trainable=True)
 
     @classmethod
     def of_run(cls, loaded: Loaded, adapter_name: str = DEFAULT, is_trainable: bool = False) -> PeftModel:
@@ -173,6 +179,7 @@ class PeftModel(nn.Module):
         config = config_of(loaded.adapter.peft_config)
         config.inference_mode = not is_trainable
         base = loaded.base
+        bases.note(base, base.source.ref)
         origin = Origin(base.source.ref, None, base.quantization, bases.dtype_of(loaded.model))
         return cls(loaded.model, loaded.injection, {adapter_name: config}, origin, loaded.adapter.path)
 
@@ -219,6 +226,11 @@ class PeftModel(nn.Module):
     def peft_type(self) -> str:
         """The kind of adapter, as peft names it."""
         return str(getattr(self.active_peft_config.peft_type, "value", self.active_peft_config.peft_type))
+
+    @property
+    def method(self) -> str:
+        """The kind of adapter, as lamina names it."""
+        return self._injection.config.type
 
     def set_adapter(self, adapter_name: str | list[str], **others: Any) -> None:
         """Chooses the adapter, which is the only one.
@@ -267,19 +279,32 @@ class PeftModel(nn.Module):
             raise ConfigError(Problem("safe_serialization", message, "leave it out"))
         if push_to_hub:
             raise ConfigError(Problem("push_to_hub", "has no counterpart", REFUSED["push_to_hub"]))
-        folder, is_changed = Path(save_directory), self.folder is not None and not self.is_as_read()
+        folder, is_changed = Path(save_directory), not self.is_as_read()
         self._write(folder)
         if is_changed:
             self._take_from(folder)
 
     def is_as_read(self) -> bool:
-        """Returns whether the adapter's tensors are those of its folder; not so for a new one, once a loop of one's own
-        has trained it, or if the folder is gone."""
-        return self.folder is not None and self.folder.is_dir() and self._digest() == self._digest_of_folder
+        """Returns whether the adapter's tensors are those of its folder, or of a new one, those that it was made with;
+        not so once they are changed, or if the folder is gone."""
+        return (self.folder is None or self.folder.is_dir()) and self._digest() == self._digest_as_read
 
-    def _take_from(self, folder: Path) -> None:
-        """Notes that the folder has the tensors as they are now."""
-        self.folder, self._digest_of_folder = folder, self._digest()
+    def check_start(self) -> None:
+        """Checks that training, which starts from the adapter's folder or makes a new one, starts with this adapter.
+
+        Raises:
+            ConfigError: The tensors were changed since, or the folder is gone.
+        """
+        if not self.is_as_read():
+            message = f"its adapter is no longer that in {self.folder}, where training would start"
+            if self.folder is None:
+                message = "the values of its new adapter were changed, and training would start from other ones"
+            fix = "save it to another folder first, and training starts from there: model.save_pretrained(FOLDER)"
+            raise ConfigError(Problem("model", message, fix))
+
+    def _take_from(self, folder: Path | None) -> None:
+        """Notes that the folder, or a new adapter, has the tensors as they are now."""
+        self.folder, self._digest_as_read = folder, self._digest()
 
     def _digest(self) -> str:
         return adapter_digest({}, self.adapter_tensors())
@@ -306,22 +331,39 @@ class PeftModel(nn.Module):
         with TemporaryDirectory() as temporary:
             source = Path(temporary) / "adapter"
             self._write(source)
-            base = None if self.folder is not None else self.origin.name
-            merged = merge(source, Path(temporary) / "merged", model=base)
-            model = AutoModelForCausalLM.from_pretrained(merged.path)
+            if self.origin.quantization is not None and not (source / LAMINA_FILE).exists():
+                # Without a lock, the files do not say how the base was quantized.
+                model = merge_and_unload(_load_for(self.base_model, source))
+            else:
+                if (bare := bases.bare(self.base_model)) is not None:
+                    bases.check_weights(bare, find_model(self.origin.name))
+                merged = merge(source, Path(temporary) / "merged", model=self.origin.name)
+                model = AutoModelForCausalLM.from_pretrained(merged.path)
         model.config._name_or_path = model.name_or_path = ""  # the folder is gone
         return model.eval()
 
     def follow(self, run: Run) -> None:
         """Takes the adapter of a finished run: its tensors, and its folder for saving."""
-        loaded = load_adapter(run.path)
-        found = loaded.injection.saved_tensors()
+        found = read_adapter(run.adapter).tensors
         own = self._injection.saved_tensors()
         if {name: tensor.shape for name, tensor in own.items()} == {name: each.shape for name, each in found.items()}:
-            self._injection.load_tensors({name: tensor.to(own[name].device) for name, tensor in found.items()})
-        else:
+            self._injection.load_tensors(found)
+        else:  # training has made another form of it, such as with other ranks
+            source = find_model(run.config.model) if self.origin.quantization is None else None
+            loaded = _load_for(self.base_model, run.path, source)
             self.base_model, self._injection = loaded.model, loaded.injection
+            for tensor in loaded.injection.tensors().values():
+                tensor.requires_grad_(True)
         self._take_from(run.adapter)
+        self.origin.name = run.config.model
+
+
+def _load_for(model: Any, place: str | Path, source: ModelSource | None = None) -> Loaded:
+    """Loads an adapter on the weights of a model in memory, or, if they are not in its form, on a base that is read."""
+    adapter, base = read_adapter(adapter_folder(place)), bases.in_memory(model, source)
+    if base is not None and is_base_of(adapter, base):
+        return load_on(adapter, base)
+    return load_adapter(place, model=bases.name_of(model) if source is None else source.ref)
 
 
 class AutoPeftModelForCausalLM:

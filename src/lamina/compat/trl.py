@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from lamina.adapters.load import load as load_adapter
 from lamina.api.rows import formatted, rows_in
 from lamina.api.train import train
 from lamina.compat import bases
 from lamina.compat.peft import PeftModel, method_of
 from lamina.compat.rows import ForRows
 from lamina.compat.trl_config import DPOConfig, SFTConfig
-from lamina.config import MethodConfig, load_config
+from lamina.config import DEFAULT_METHOD, MethodConfig, load_config
 from lamina.data.read import read_rows
 from lamina.dialects.trl import SFT
 from lamina.distributed.ranks import world_size
@@ -116,13 +115,22 @@ class SFTTrainer:
             RunError, ConfigError, DataError, ModelError, TrainingError: As `lamina.train`.
         """
         began = time.perf_counter()
+        if self.run is not None and not resume_from_checkpoint:
+            raise RunError(
+                f"this trainer has trained already, in {self.run.path}. Fix: make another for the next run, with what "
+                "was trained and a new folder: SFTTrainer(trainer.model, SFTConfig(output_dir=FOLDER), ...)."
+            )
+        if isinstance(self.model, PeftModel):
+            self.model.check_start()
+        in_memory = self._in_memory()
         data, evaluation = self._data
         self.run = train(
             self.translation.values,
             data=data,
             eval_data=evaluation,
-            model=None if self._named else self.model,
-            tokenizer=self._tokenizer(),
+            model=in_memory,
+            # The script's tokenizer is for a model that came from nowhere; any other has its own.
+            tokenizer=None if in_memory is None or bases.is_named(self.model) else self.processing_class,
             formatting_func=self._formatting,
             callbacks=self._callbacks,
             resume=bool(resume_from_checkpoint),
@@ -130,7 +138,7 @@ class SFTTrainer:
         if isinstance(self.model, PeftModel):
             self.model.follow(self.run)
         elif self.config.loss.type != "reward":
-            self.model = PeftModel.of_run(load_adapter(self.run.path))
+            self.model = PeftModel.trained(self.run, self.model)
         summary = self._summary()
         metrics = {"train_loss": summary.train_loss_last, "train_runtime": time.perf_counter() - began}
         return TrainOutput(summary.steps, summary.train_loss_last, metrics)
@@ -160,13 +168,20 @@ class SFTTrainer:
         return {"eval_loss": loss}
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Copies the adapter's files to a folder; the run directory has them anyway.
+        """Saves the adapter alone to a folder, as `trainer.model` has it; the run directory has what was trained.
 
         Args:
             output_dir: The folder; by default the run directory.
+
+        Raises:
+            ConfigError: `trainer.model` was changed since, and the folder has another adapter of lamina's.
         """
         run = self._finished()
-        shutil.copytree(run.adapter, Path(output_dir or run.path), dirs_exist_ok=True)
+        folder = Path(output_dir or run.path)
+        if isinstance(self.model, PeftModel):
+            self.model.save_pretrained(folder)
+        else:
+            shutil.copytree(run.adapter, folder, dirs_exist_ok=True)
 
     def _summary(self) -> Any:
         summary = self._finished().summary
@@ -178,14 +193,12 @@ class SFTTrainer:
             raise RunError("nothing was trained yet. Fix: call train() first.")
         return self.run
 
-    @property
-    def _named(self) -> bool:
-        """Whether the run names its base, and does not take it from memory."""
-        return isinstance(self.model, str | Path | PeftModel) or bases.quantization_of(self.model) is not None
-
-    def _tokenizer(self) -> Any:
-        """The script's tokenizer, for a model that came from nowhere; any other has its own."""
-        return self.processing_class if not self._named and not bases.is_named(self.model) else None
+    def _in_memory(self) -> Any:
+        """The model that is trained on as it is in memory; None where the run reads the base by its name."""
+        if isinstance(self.model, PeftModel):
+            return bases.bare(self.model.base_model)
+        is_read = isinstance(self.model, str | Path) or bases.quantization_of(self.model) is not None
+        return None if is_read else self.model
 
     def _first_row(self) -> dict[str, Any]:
         data, _ = self._data
@@ -276,13 +289,13 @@ def _model(draft: Draft, model: Any, peft_config: Any) -> None:
     if quantization is not None:
         given = quantization.model_dump(exclude_unset=True)
         draft.set("quantization_config", given, {f"quantization.{key}": value for key, value in given.items()})
+    if isinstance(model, PeftModel):
+        model.check_start()
     if isinstance(model, PeftModel) and model.folder is not None:
-        if not model.is_as_read():
-            message = f"its adapter is no longer that in {model.folder}, where training would start"
-            raise ConfigError(
-                Problem("model", message, "save it to another folder first: model.save_pretrained(FOLDER)")
-            )
-        draft.set("model.adapter", str(model.folder), {"method.from": str(model.folder)}, "it is trained further")
+        start = {"method.from": str(model.folder)}
+        if model.method != DEFAULT_METHOD:
+            start["method.type"] = model.method
+        draft.set("model.adapter", str(model.folder), start, "it is trained further")
     elif method is None:
         draft.set("peft_config", None, {"method.type": "full"}, "without peft_config, all weights are trained")
     else:

@@ -29,7 +29,7 @@ from lamina.data.report import FileReport, RowList
 from lamina.errors import StorageError
 
 # Stores of other versions are not read. Increase it with every change to what is stored, or to how rows are encoded.
-VERSION = 8
+VERSION = 9
 
 # Maximum number of texts to count separately. A template has one or two; texts specific to a row are not worth
 # counting.

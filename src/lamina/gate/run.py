@@ -106,8 +106,8 @@ def run_gate(
         evaluations: Folders of evaluations of the two; what they do not hold is evaluated.
         general: A file of general text, instead of lamina's own, and of what stored evaluations were measured on.
         model: Another base than the one that adapters name.
-        out: Folder of the new evaluation.
-        records: Folder for the record; by default `gates` beside the evaluation.
+        out: Folder of the evaluation of what is missing; not written where nothing is.
+        records: Folder for the record; by default `gates` beside `out`, or beside the last evaluation.
         registry: Where versions are found and the record is stored too; by default the user's, if a version is named.
         progress: As for `evaluate_subjects`.
         notify: As for `evaluate_subjects`.
@@ -147,13 +147,15 @@ def run_gate(
             )
             used.append(new)
             list(_take(new, pair, checked, seen))
+        elif out is not None:
+            notify(f"{out} is not written: the stored evaluations have all that the gate needs")
         latency = None
         if checked.config.limits.latency_seconds is not None:
             latency = _latency(str(candidate), checked, model, notify)
         outcomes = _outcomes(checked, pair, seen, latency)
         record = _record(checked, pair, outcomes, used, seen)
-        folder = Path(records) if records is not None else used[-1].path.parent / "gates"
-        path = write_record(record, folder)
+        place = used[-1].path if out is None else Path(out)
+        path = write_record(record, Path(records) if records is not None else place.parent / "gates")
         if registry is not None or any(is_reference(each.ref) for each in pair):
             with Registry(registry, create=False) as opened:
                 opened.store_record(record)

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from lamina.config.losses.classification import ClassificationConfig
 from lamina.data.batch import Batch
 from lamina.data.example import EncodedExample, Example, Kind
+from lamina.data.formats._fields import label_text
 from lamina.data.sequences import Sequences
 from lamina.data.side import Side
 from lamina.data.store import digest_of
@@ -146,7 +147,7 @@ class Classification(Loss):
     def _codes(self) -> dict[float, int]:
         """The id of each class, by the code of its name; where classes are named, by that of its number too."""
         numbers = {class_code(str(number)): number for number in range(len(self.classes))} if self._named else {}
-        return numbers | {class_code(name): number for number, name in enumerate(self.classes)}
+        return numbers | {class_code(label_text(name)): number for number, name in enumerate(self.classes)}
 
     def _note_rare(self, counts: Mapping[str, int], notify: Notify) -> None:
         mean = sum(counts.values()) / max(len(self.classes), 1)
@@ -156,7 +157,16 @@ class Classification(Loss):
 
 
 def build(config: ClassificationConfig) -> Classification:
-    """Builds the loss of a `loss:` section."""
+    """Builds the loss of a `loss:` section.
+
+    Raises:
+        ConfigError: Two of its labels are the same in data, such as '1' and '1.0'.
+    """
+    names: dict[str, str] = {}
+    for label in config.labels or ():
+        if (other := names.setdefault(label_text(label), label)) != label:
+            message = f"{other!r} and {label!r} are the same label, since data is read alike from any table"
+            raise ConfigError(Problem("loss.labels", message, "name each class once"))
     return Classification(config.labels)
 
 

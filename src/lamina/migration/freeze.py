@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from lamina.dialects.values import names
+from lamina.errors import ModelError
 from lamina.migration.draft import Draft
 
 SETTINGS = ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules")
@@ -56,13 +57,29 @@ def layers_of(base: str, folder: Path) -> int | None:
     Args:
         base: A folder, or an id on the hub.
         folder: Where relative paths start, beside the working directory.
+
+    Raises:
+        ModelError: The config.json is damaged, or does not say the number.
     """
     places: list[Any] = [folder / base / "config.json", Path(base) / "config.json"]
     if base.count("/") == 1:
         places.append(try_to_load_from_cache(base, "config.json"))
     for place in places:
         if isinstance(place, str | Path) and Path(place).is_file():
-            content = json.loads(Path(place).read_text(encoding="utf-8"))
-            content = content.get("text_config") or content
-            return next((content[name] for name in _COUNTS if isinstance(content.get(name), int)), None)
+            return _layers_in(Path(place))
     return None
+
+
+def _layers_in(path: Path) -> int:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content = content.get("text_config") or content
+        return next(content[name] for name in _COUNTS if isinstance(content.get(name), int))
+    except StopIteration:
+        reason = f"it has no {', '.join(_COUNTS)}"
+    except (OSError, ValueError, AttributeError) as error:
+        reason = str(error)
+    raise ModelError(
+        f"{path}: does not say how many layers the model has ({reason}). Fix: copy or download the model's config.json "
+        "again; or name the layers: `method: {type: full, parameters: ['[^0-9]*[.](30|31)[.]']}`."
+    )

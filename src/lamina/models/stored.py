@@ -57,8 +57,9 @@ def agreed(wanted: QuantizationConfig | None, stored: QuantizationConfig | None,
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Reads a model folder's config.json; empty if it cannot be read, which loading the model reports."""
+    """Reads a model folder's config.json; empty if it is none, which loading the model reports."""
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return content if isinstance(content, dict) else {}

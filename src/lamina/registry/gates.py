@@ -137,6 +137,9 @@ def _check_pair(record: GateRecord, source: str, candidate: Version, against: Ve
                 f"{source}: was made on another base ({short(side.base_digest)}) than that of {version.ref} "
                 f"({short(version.base_digest)}). Fix: {again}"
             )
+    if against is None and record.against.packed_digest != record.candidate.packed_digest:
+        message = f"was made against the base in another quantization than {candidate.ref} holds it in"
+        raise EvidenceError(f"{source}: {message}. Fix: {again}")
     if record.verdict != "promote":
         failed = [check.name for check in record.checks if check.passed is not True]
         verdict = {"hold": "HOLD", "not_enough_rows": "NOT ENOUGH ROWS"}[record.verdict]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import decimal
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -432,12 +434,45 @@ def test_rows_of_different_shapes_are_named_by_their_place() -> None:
     "turns",
     [CHAT, PAIR, {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}],
 )
-@pytest.mark.parametrize(("label", "wanted"), [(True, True), ("false", False)])
+@pytest.mark.parametrize(
+    ("label", "wanted"),
+    [
+        (True, True),
+        ("false", False),
+        *((each, True) for each in (1, 1.0, "1", "1.0", " TRUE ", decimal.Decimal("1.0"))),
+    ],
+)
 def test_feedback_is_told_from_examples_by_its_label(turns: dict[str, Any], label: object, wanted: bool) -> None:
     row = {**turns, "label": label}
     assert [name for name in FORMATS if FORMATS[name].detect(row)] == ["unpaired_preference"]
     example = FORMATS["unpaired_preference"].parse(row, 1)
     assert (example.messages, example.kind, example.label) == (tuple(ASKED), Kind.UNPAIRED_PREFERENCE, wanted)
+
+
+@pytest.mark.parametrize(
+    ("label", "wanted"),
+    [
+        *((each, "1") for each in (1, 1.0, "1", "1.0", " 1.00 ", decimal.Decimal("1.0"))),
+        *((each, "True") for each in (True, "True", "true", "TRUE")),
+        *((each, "0.5") for each in (0.5, "0.5")),
+        ("v1.0", "v1.0"),
+        ("-3.0", "-3"),
+    ],
+)
+def test_a_class_is_the_same_from_any_table(label: object, wanted: str) -> None:
+    assert FORMATS["classification"].parse({"text": "t", "label": label}, 1).category == wanted
+
+
+@pytest.mark.parametrize(
+    ("form", "allowed"),
+    [("unpaired_preference", "true and false, or 1 and 0"), ("classification", "the name or the number of a class")],
+)
+@pytest.mark.parametrize("label", [None, float("nan"), " ", [1]])
+def test_a_label_that_is_none_is_named_with_what_is_allowed(form: str, allowed: str, label: object) -> None:
+    with pytest.raises(RowError, match=rf"field 'label' is {re.escape(repr(label))}; allowed are {allowed}"):
+        FORMATS[form].parse({**PAIR, "text": "t", "label": label}, 1)
+    with pytest.raises(RowError, match=rf"field 'label' is missing; allowed are {allowed}"):
+        FORMATS[form].parse({**PAIR, "text": "t"}, 1)
 
 
 def test_a_label_that_is_no_judgement_leaves_the_row_an_example() -> None:

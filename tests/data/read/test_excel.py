@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from lamina.data.formats._fields import cell
 from lamina.data.read import Fault, RawRow, find_files, rows_of
+from lamina.data.read.excel import _as_text
 from lamina.data.read.formulas import without_values
 from lamina.errors import ConfigError, DataError
 
@@ -51,12 +53,18 @@ def test_cells_are_text_as_a_spreadsheet_shows_them(tmp_path: Path) -> None:
     assert rows(str(path)) == [
         {"Question": "naïve?", "Answer": "5 €"},
         {"Question": "1", "Answer": "2.5"},
-        {"Question": "3", "Answer": "true"},
+        {"Question": "3", "Answer": "True"},
         {"Question": "2026-01-02 03:04:05", "Answer": "2026-01-02"},
         {"Question": "only one", "Answer": ""},
     ]
     (file,) = find_files(str(path))
     assert [row.line for row in rows_of(file)] == [3, 5, 6, 7, 8]
+
+
+def test_what_is_no_text_is_written_as_from_other_tables() -> None:
+    day = datetime.datetime(2026, 1, 2)
+    for value in (day, day.replace(hour=3), day.date(), day.time(), True, False, None, 2.5):
+        assert _as_text(value) == cell(value)
 
 
 def test_the_first_sheet_with_rows_is_read_or_the_one_that_is_named(tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ import datetime
 import decimal
 import json
 import math
+import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lamina.chat.message import ROLE_ALIASES, ROLES, Message, ToolCall
 from lamina.config.data import RESERVED_KWARGS
+from lamina.data.read.times import TIMES, time_text
 
 # In the ShareGPT format, a call is a turn of its own.
 _CALL_ROLES = ("function_call", "tool_call")
@@ -20,7 +22,7 @@ _CALL_ROLES = ("function_call", "tool_call")
 # Where a row has what is learned, in any format.
 _LEARNED = ("text", "messages", "conversations", "completion", "output", "chosen", "input_ids")
 
-_TIMES = datetime.date | datetime.time
+_WHOLE = re.compile(r"-?\d+\.0+")
 _WRITTEN = bool | int | float | decimal.Decimal | datetime.timedelta | uuid.UUID
 
 
@@ -42,11 +44,12 @@ def text_field(row: Mapping[str, Any], name: str, required: bool = True) -> str:
 
 def cell(value: Any) -> Any:
     """Returns the value of a field that may be text as a CSV file has it, so that rows from any source are read alike:
-    a number as its digits, a date as ISO's, null and NaN as empty text. Lists and objects stay as they are."""
+    a number as its digits, a date as `time_text` writes it, null and NaN as empty text. Lists and objects stay as they
+    are."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
-    if isinstance(value, _TIMES):
-        return value.isoformat()
+    if isinstance(value, TIMES):
+        return time_text(value)
     return str(value) if isinstance(value, _WRITTEN) else value
 
 
@@ -173,7 +176,8 @@ def label_field(row: Mapping[str, Any], name: str = "label") -> bool:
     """Parses a yes-or-no field."""
     value = _yes_or_no(row.get(name))
     if value is None:
-        raise RowError(f"field {name!r} is {row.get(name)!r}, not true or false")
+        found = f"is {row[name]!r}" if name in row else "is missing"
+        raise RowError(f"field {name!r} {found}; allowed are true and false, or 1 and 0")
     return value
 
 
@@ -182,11 +186,21 @@ def has_label(row: Mapping[str, Any]) -> bool:
     return _yes_or_no(row.get("label")) is not None
 
 
+def label_text(value: Any) -> str:
+    """Returns a label as text, alike from any table: whole numbers without a fraction, which a column of integers has
+    where values are missing, and truth values as `True` and `False`; empty text for none, and for lists and objects."""
+    text = cell(value)
+    if not isinstance(text, str):
+        return ""
+    text = text.strip()
+    if _WHOLE.fullmatch(text):
+        return text.partition(".")[0]
+    return text.capitalize() if text.lower() in ("true", "false") else text
+
+
 def _yes_or_no(value: Any) -> bool | None:
     """Parses a yes-or-no value: true or false, 1 or 0, or the same as text; None for anything else."""
-    if isinstance(value, str):
-        return {"true": True, "1": True, "false": False, "0": False}.get(value.strip().lower())
-    return bool(value) if isinstance(value, (bool, int, float)) and value in (0, 1) else None
+    return {"True": True, "1": True, "False": False, "0": False}.get(label_text(value))
 
 
 def has_pair(row: Mapping[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from lamina.data.formats._fields import (
     answer_turns,
     cell,
     is_cell,
+    label_text,
     message_list,
     prompt_turns,
     system_message,
@@ -67,12 +68,7 @@ def parse_input(row: Mapping[str, Any], number: int, category: str = "") -> Exam
 
 
 def _category(row: Mapping[str, Any]) -> str:
-    value = row.get("label")
-    if isinstance(value, float) and value.is_integer():  # a column of integers in which a table has missing values
-        value = int(value)
-    if isinstance(value, str) and value.strip():
-        return value.strip()
-    if isinstance(value, int):
-        return str(value)
-    found = "is missing" if "label" not in row else f"is {value!r}, neither the name nor the number of a class"
-    raise RowError(f"field 'label' {found}")
+    if label := label_text(row.get("label")):
+        return label
+    found = f"is {row['label']!r}" if "label" in row else "is missing"
+    raise RowError(f"field 'label' {found}; allowed are the name or the number of a class")

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from lamina.data.read.rows import Fault, RawRow
 from lamina.data.read.stream import remarks_on
+from lamina.data.read.times import TIMES, time_text
 
 
 def rows_of_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[RawRow | Fault]:
@@ -33,12 +34,12 @@ def rows_of_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[RawRow | Faul
 
 
 def without_gaps(row: dict[str, Any]) -> dict[str, Any]:
-    """Returns the row without the nulls that a table adds to its tools and calls.
+    """Returns the row without the nulls that a table adds to its tools and calls, and with its dates as text.
 
     All structs in a column have the same fields. A call to one function therefore also has the arguments of all others,
     as nulls, and the model would learn them.
     """
-    return {key: _compact(cell, key in _CALLS) if isinstance(cell, (dict, list)) else cell for key, cell in row.items()}
+    return {key: _compact(cell, key in _CALLS) for key, cell in row.items()}
 
 
 def _json_decoder(kind: pa.DataType) -> Callable[[Any], Any] | None:
@@ -72,7 +73,8 @@ def _compact(value: Any, inside: bool) -> Any:
     if isinstance(value, list):
         return [_compact(item, inside) for item in value]
     if not isinstance(value, dict):
-        return value
+        is_time = isinstance(value, TIMES) and value == value  # pandas' NaT is a date, too
+        return time_text(value) if is_time else value
     kept = {key: _compact(item, inside or key in _CALLS) for key, item in value.items()}
     return {key: item for key, item in kept.items() if item is not None} if inside else kept
 

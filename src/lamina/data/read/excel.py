@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import zipfile
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -13,6 +12,7 @@ from lamina.data.read.formulas import shown, without_values
 from lamina.data.read.rows import Fault, RawRow
 from lamina.data.read.stream import is_missing_word, remarks_on
 from lamina.data.read.table import checked_header
+from lamina.data.read.times import TIMES, time_text
 from lamina.errors import ConfigError, DataError, Problem
 
 
@@ -103,12 +103,8 @@ def _row(cells: Sequence[str], header: Sequence[str], number: int, line: int) ->
 def _as_text(value: Any) -> str:
     if value is None:
         return ""
-    if isinstance(value, datetime.datetime) and value.time() == datetime.time():
-        value = value.date()
-    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
-        return value.isoformat(*([" "] if isinstance(value, datetime.datetime) else []))
-    if isinstance(value, bool):
-        return "true" if value else "false"
+    if isinstance(value, TIMES):
+        return time_text(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return str(value)
