@@ -270,6 +270,13 @@ def test_dpo(tmp_path: Path, model_folder: Path) -> None:
     assert trainer.train().global_step == 2
 
 
+def test_dft(tmp_path: Path, model_folder: Path) -> None:
+    args = SFTConfig(output_dir=str(tmp_path / "out"), loss_type="dft", **SHORT)
+    trainer = SFTTrainer(str(model_folder), args, ROWS, peft_config=lora())
+    assert trainer.config.loss.type == "dft"
+    assert trainer.train().global_step == 2
+
+
 def test_what_has_no_counterpart_is_refused(tmp_path: Path, model_folder: Path) -> None:
     args = SFTConfig(output_dir=str(tmp_path / "out"), neftune_noise_alpha=5, label_smoothing_factor=0.1)
     with pytest.raises(ConfigError) as caught:

@@ -86,11 +86,12 @@ def test_gradients_of_parts_add_up(family: str, parts: int) -> None:
         assert float((other - whole).norm()) <= 1e-4 * float(whole.norm())
 
 
-def test_a_run_on_parts_of_documents(model_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", ["cross_entropy", "eaft"])
+def test_a_run_on_parts_of_documents(loss: str, model_folder: Path, tmp_path: Path) -> None:
     def trained(size: int, sp_size: int) -> tuple[list[float], list[float]]:
         config: dict[str, Any] = values(tmp_path, model_folder, f"run{sp_size}", "lora")
         config["method"] = {**config["method"], "lora_dropout": 0.0}
-        config["distributed"] = {"sp_size": sp_size}
+        config["distributed"], config["loss"] = {"sp_size": sp_size}, {"type": loss}
         if size == 1:
             run = lamina.train(config)
         else:
@@ -110,6 +111,7 @@ def test_a_run_on_parts_of_documents(model_folder: Path, tmp_path: Path) -> None
         (2, {"distributed": {"sp_size": 3}}, "3 does not divide the number of processes, 2"),
         (4, {"distributed": {"sp_size": 4}}, "4 does not divide the 6 attention heads"),
         (2, {"distributed": {"sp_size": 2}, "method": {"type": "prefix_tuning"}}, "puts rows before whole documents"),
+        (2, {"distributed": {"sp_size": 2}, "loss": {"type": "asft"}}, "loss 'asft' needs whole documents"),
     ],
 )
 def test_what_cannot_be_divided(

@@ -205,6 +205,12 @@ def test_preferences(tmp_path: Path, changes: dict[str, Any], kind: str) -> None
         assert config.data.columns["chosen"] == "good"
 
 
+def test_weights_of_tokens(tmp_path: Path) -> None:
+    loss = config_of(tmp_path, use_eaft=True, eaft_alpha=0.5, eaft_k=10).loss
+    assert (loss.type, loss.eaft_alpha, loss.eaft_k) == ("eaft", 0.5, 10)
+    assert config_of(tmp_path, use_eaft=False, eaft_alpha=0.5).loss.type == "cross_entropy"
+
+
 def test_what_has_no_counterpart_is_named(tmp_path: Path) -> None:
     translation = translated(tmp_path, relora=True, qat={"weight_dtype": "int4"}, made_up=1)
     assert {row.name for row in translation.of("missing")} == {"relora", "qat", "made_up"}

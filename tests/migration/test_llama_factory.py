@@ -143,6 +143,13 @@ def test_without_a_catalog_the_name_is_an_error(tmp_path: Path) -> None:
         ({"finetuning_type": "full", "use_adam_mini": True}, "train.optim", "adamw_torch"),
         ({"finetuning_type": "full", "use_galore": True, "galore_layerwise": True, "gradient_accumulation_steps": 1},
          "train.optim", "galore_adamw_layerwise"),
+        ({"use_dft_loss": True, "eaft_alpha": 2.0}, "loss.type", "dft"),
+        ({"use_dft_loss": False, "eaft_alpha": 2.0}, "loss.type", "cross_entropy"),
+        ({"use_eaft_loss": True}, "loss.eaft_k", 20),
+        ({"use_eaft_loss": True, "eaft_alpha": 2}, "loss.eaft_alpha", 2.0),
+        ({"use_asft_loss": True}, "loss.asft_alpha", 0.1),
+        ({"use_asft_loss": True, "asft_alpha": 0.05}, "loss.asft_alpha", 0.05),
+        ({"use_asft_loss": True, "use_dft_loss": True}, "loss.type", "dft"),
     ],
 )  # fmt: skip
 def test_settings(folder: Path, changes: dict[str, Any], field: str, wanted: Any) -> None:

@@ -80,6 +80,8 @@ def test_the_folder_says_what_is_trained(tmp_path: Path, loss: str) -> None:
 def test_settings_say_what_is_trained(tmp_path: Path) -> None:
     assert config_of(tmp_path / "a.yaml", {**RECIPE, "beta": 0.1, "loss_type": "ipo"}).loss.loss_type == ["ipo"]
     assert config_of(tmp_path / "b.yaml", {**RECIPE, "desirable_weight": 1.5}).loss.type == "kto"
+    for name, wanted in (("nll", "cross_entropy"), ("chunked_nll", "cross_entropy"), ("dft", "dft")):
+        assert config_of(tmp_path / "c.yaml", {**RECIPE, "loss_type": name}).loss.type == wanted
 
 
 def test_a_mixture(tmp_path: Path) -> None:

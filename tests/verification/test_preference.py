@@ -10,7 +10,7 @@ import torch
 
 import lamina
 from lamina import Verification
-from lamina.losses import answers, kto
+from lamina.losses import answers, dft, kto
 from lamina.losses.answers import Answers
 from lamina.losses.dpo import Dpo
 from lamina.losses.pairs import PairLoss
@@ -63,6 +63,18 @@ def test_green_for_distillation(beta: float, tmp_path: Path) -> None:
     loss = {"type": "distillation", "teacher_prompt": str(prompt), "beta": beta}
     result = verified(tmp_path, loss)
     assert result.passed, [check for check in result.checks if not check.passed]
+
+
+@pytest.mark.parametrize("loss", ["dft", "eaft", "asft"])
+def test_green_for_weighted_tokens(loss: str, tmp_path: Path) -> None:
+    result = lamina.verify(tiny_config(tmp_path, loss={"type": loss}))
+    assert result.passed, [check for check in result.checks if not check.passed]
+
+
+def test_weights_of_the_micro_batch_are_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that are divided by their sum over a micro-batch, so that they depend on the company of a row."""
+    monkeypatch.setattr(dft, "weighed", lambda logs: -logs.detach().softmax(0) * logs)
+    assert "accumulation = full batch" in failed(lamina.verify(tiny_config(tmp_path, loss={"type": "dft"})))
 
 
 def test_green_from_a_start(tmp_path: Path) -> None:

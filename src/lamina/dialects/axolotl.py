@@ -49,6 +49,13 @@ def _rl(value: Any) -> Any:
     return Missing(f"{name!r} learns from answers that the model generates, or is not here")
 
 
+def _eaft(value: Any) -> Any:
+    note = (
+        "the entropy is divided by log(eaft_k), as in the paper, so loss and gradient are smaller by a constant factor"
+    )
+    return Set({"loss.type": "eaft"}, note) if value else Nothing("it is off")
+
+
 def _checkpointing(value: Any) -> Any:
     if value in ("offload", "offload_disk"):
         return Set({"train.gradient_checkpointing": True}, "recomputed, not moved to another memory")
@@ -294,9 +301,9 @@ _LOSS: dict[str, Entry] = {
     "ebft": Lacks("EBFT is not here"),
     "vllm": Lacks("training on answers that the model generates is not here"),
     "diffusion": Lacks("lamina trains causal language models"),
-    "use_eaft": Lacks("EAFT's weights of tokens are not here"),
-    "eaft_alpha": Own("it only matters with use_eaft"),
-    "eaft_k": Own("it only matters with use_eaft"),
+    "use_eaft": To("loss.type", _eaft),
+    "eaft_alpha": To("loss.eaft_alpha", values.decimal),
+    "eaft_k": To("loss.eaft_k"),
     "neftune_noise_alpha": TRAINING_ARGUMENTS["neftune_noise_alpha"],
 }
 

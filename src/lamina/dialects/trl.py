@@ -50,6 +50,8 @@ def _sft_loss(value: Any) -> Any:
     name = str(value[0] if isinstance(value, list) and len(value) == 1 else value).lower()
     if name in ("nll", "chunked_nll"):
         return Nothing("cross entropy is the default")
+    if name == "dft":
+        return Set({"loss.type": "dft"})
     return Missing(f"the loss {name!r} is not here; `loss: {{type: cross_entropy}}` is the default")
 
 

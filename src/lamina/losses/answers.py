@@ -14,7 +14,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.compute.fusion import predicting_logits, predicting_states
-from lamina.compute.ops.log_probs import chunked_log_probs, chunked_log_probs_autograd, log_probs_of
+from lamina.compute.ops.log_probs import (
+    Measure,
+    chunked_log_probs,
+    chunked_log_probs_autograd,
+    log_probs_of,
+    measured,
+    measured_log_probs,
+    measured_log_probs_autograd,
+)
 from lamina.data.batch import Batch
 from lamina.data.example import EncodedExample
 from lamina.structure.head import Head
@@ -52,14 +60,41 @@ def answer_log_probs(model: PreTrainedModel, head: Head, batches: Sequence[Batch
 
 def token_log_probs(model: PreTrainedModel, head: Head, batch: Batch) -> torch.Tensor:
     """Computes the log-probability of each supervised token of a batch: (N,), float32."""
+    return log_probs_from(predictors(model, head, batch), model, head, batch)
+
+
+def predictors(model: PreTrainedModel, head: Head, batch: Batch) -> torch.Tensor:
+    """Computes what predicts the supervised tokens of a batch, and several functions of it may share.
+
+    Returns:
+        Hidden states for the head, (N, D); or logits (N, V) of a model whose head does not give them (`whole_model`).
+    """
+    return predicting_logits(model, batch) if head.whole_model else predicting_states(head.decoder, batch)
+
+
+def log_probs_from(predictors: torch.Tensor, model: PreTrainedModel, head: Head, batch: Batch) -> torch.Tensor:
+    """Computes the log-probability of each supervised token of a batch from its `predictors`: (N,), float32."""
     if head.whole_model:
-        return log_probs_of(predicting_logits(model, batch), batch.targets)
-    hidden_ND = predicting_states(head.decoder, batch)
+        return log_probs_of(predictors, batch.targets)
     if has_plain_head(head):
         assert isinstance(head.linear, nn.Linear)
-        return chunked_log_probs(hidden_ND, batch.targets, head.linear, head.transform)
+        return chunked_log_probs(predictors, batch.targets, head.linear, head.transform)
     vocabulary = model.config.get_text_config().vocab_size
-    return chunked_log_probs_autograd(hidden_ND, batch.targets, head.linear, head.transform, vocabulary)
+    return chunked_log_probs_autograd(predictors, batch.targets, head.linear, head.transform, vocabulary)
+
+
+def measured_token_log_probs(
+    model: PreTrainedModel, head: Head, batch: Batch, measure: Measure
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Computes the same and, without a gradient, what `measure` finds in the logits of each token: twice (N,)."""
+    states = predictors(model, head, batch)
+    if head.whole_model:
+        return log_probs_of(states, batch.targets), measured(states, measure)
+    if has_plain_head(head):
+        assert isinstance(head.linear, nn.Linear)
+        return measured_log_probs(states, batch.targets, head.linear, head.transform, measure)
+    vocabulary = model.config.get_text_config().vocab_size
+    return measured_log_probs_autograd(states, batch.targets, head.linear, head.transform, measure, vocabulary)
 
 
 def has_plain_head(head: Head) -> bool:
@@ -74,21 +109,16 @@ def answers_of(logits: Sequence[torch.Tensor], example: EncodedExample) -> Answe
         logits: Logits of each of its sequences, (T, vocabulary).
         example: The example.
     """
-    sums = [
-        log_probs_of(one[:-1][mask[1:]], ids[1:][mask[1:]]).sum()
-        for one, (ids, mask) in zip(logits, _sequences(example, logits[0].device), strict=True)
-    ]
-    lengths = [float(mask[1:].sum()) for _, mask in _sequences(example, logits[0].device)]
-    return Answers(torch.stack(sums), torch.tensor(lengths).to(sums[0]))
+    each = [log_probs_of(*supervised_logits(one, example.sequence(number))) for number, one in enumerate(logits)]
+    sums = [log_probs.sum() for log_probs in each]
+    return Answers(torch.stack(sums), torch.tensor([float(len(log_probs)) for log_probs in each]).to(sums[0]))
 
 
-def _sequences(example: EncodedExample, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Token ids and mask of the supervised tokens of each sequence."""
-    parts = [example.sequence(number) for number in range(len(example.lengths))]
-    return [
-        (torch.from_numpy(part.input_ids).long().to(device), torch.from_numpy(part.supervised).to(device))
-        for part in parts
-    ]
+def supervised_logits(logits: torch.Tensor, sequence: EncodedExample) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the logits (N, V) that predict a sequence's supervised tokens, of its (T, V); and these tokens, (N,)."""
+    ids = torch.from_numpy(sequence.input_ids).long().to(logits.device)
+    chosen = torch.from_numpy(sequence.supervised[1:]).to(logits.device)
+    return logits[:-1][chosen], ids[1:][chosen]
 
 
 def _of_batch(model: PreTrainedModel, head: Head, batch: Batch) -> Answers:

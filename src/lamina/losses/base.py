@@ -63,6 +63,8 @@ class Loss(ABC):
     Attributes:
         sequences: How rows become sequences; by default as for cross entropy.
         is_likelihood: Whether the loss is a mean of -log p, so that exp(loss) is a perplexity.
+        is_per_token: Whether it is a sum over supervised tokens that reads nothing but the logits of each, so that
+            processes may divide a document (`distributed.sp_size`).
         needs_reference: Whether it reads a reference model's log-probabilities of the answers. Its examples then have
             the values `reference/0`, `reference/1`, ... (one for each sequence), and `reference/companion/0`, ... of
             their companions.
@@ -70,6 +72,7 @@ class Loss(ABC):
 
     sequences: Sequences = ANSWERS
     is_likelihood: ClassVar[bool] = False
+    is_per_token: ClassVar[bool] = False
     needs_reference: bool = False
 
     def count(self, examples: Sequence[EncodedExample]) -> float:

@@ -25,6 +25,7 @@ class CrossEntropy(Loss):
     """Cross entropy over the supervised tokens; the formula is at the top of the file."""
 
     is_likelihood = True
+    is_per_token = True
 
     def compute(self, model: PreTrainedModel, head: Head, batches: Sequence[Batch]) -> LossSum:
         return LossSum(torch.stack([cross_entropy(model, head, batch) for batch in batches]).sum())

@@ -11,64 +11,33 @@ arXiv:2306.13649; here on the answers of the data (its lambda = 0).
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from lamina.chat.message import ROLES, Message
-from lamina.compute.fusion import model_inputs, predicting_states, token_rows
-from lamina.compute.ops.divergence import TeacherLogits, chunked_divergence, chunked_divergence_autograd, divergence
+from lamina.compute.ops.divergence import divergence
 from lamina.config.losses.distillation import DistillationConfig
-from lamina.data.batch import Batch, Layout, build_batch
+from lamina.data.batch import Batch, build_batch
 from lamina.data.example import EncodedExample, Example, Kind
 from lamina.data.sequences import Sequences
 from lamina.errors import ConfigError, Problem
-from lamina.losses.answers import has_plain_head
+from lamina.losses.answers import predictors, supervised_logits
 from lamina.losses.base import Loss, LossSum
+from lamina.losses.teacher import Teacher
 from lamina.methods.shared.base import Injection
 from lamina.models.load import Base, load_base
 from lamina.progress import Notify
 from lamina.structure.head import Head, find_head
 
-# How another model runs: its own code, one document at a time.
-_ALONE = Layout(together=False, own_attention=True)
-
 FIELD = "loss.teacher_prompt"
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """The teacher.
-
-    Attributes:
-        model: Its model: another one, or the student's own.
-        head: Its parts.
-        injection: The adapter that is off while it teaches; None for another model.
-    """
-
-    model: PreTrainedModel
-    head: Head
-    injection: Injection | None
-
-    @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
-        """Makes the model the teacher inside the block, in evaluation mode and without gradients."""
-        training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad(), self.injection.disabled() if self.injection else contextlib.nullcontext():
-                yield
-        finally:
-            self.model.train(training)
 
 
 class Distillation(Loss):
@@ -105,38 +74,17 @@ class Distillation(Loss):
         student = batches[0]
         if self.prompted and layout.shared:
             student = build_batch([example.sequence(0) for example in examples], layout).to(model.device)
-        number = 1 if self.prompted else 0
-        taught = [example.sequence(number) for example in examples]
-        teacher_logits_of, teacher_hidden_ND = self._taught(taught, layout, model.device)
-        settings = (self.config.beta, self.config.temperature)
-        if head.whole_model:
-            logits_NV = self._whole_logits(model, student)
-            each_N = chunked_divergence_autograd(
-                logits_NV, teacher_hidden_ND, lambda logits: logits, teacher_logits_of, *settings, logits_NV.shape[1]
-            )
-            return LossSum(each_N.double().sum().float())
-        hidden_ND = predicting_states(head.decoder, student)
-        if has_plain_head(head):
-            assert isinstance(head.linear, nn.Linear)
-            parts = (head.linear, head.transform, teacher_logits_of)
-            each_N = chunked_divergence(hidden_ND, teacher_hidden_ND, *parts, *settings)
-        else:
-            vocabulary = model.config.get_text_config().vocab_size
-            logits_of = lambda hidden_CD: head.transform(head.linear(hidden_CD))  # noqa: E731
-            each_N = chunked_divergence_autograd(
-                hidden_ND, teacher_hidden_ND, logits_of, teacher_logits_of, *settings, vocabulary
-            )
+        teacher, number = self._bound, 1 if self.prompted else 0
+        taught = teacher.predictors([example.sequence(number) for example in examples], layout, model.device)
+        states = predictors(model, head, student)
+        each_N = teacher.divergences(states, taught, model, head, self.config.beta, self.config.temperature)
         return LossSum(each_N.double().sum().float())
 
     def formula(self, logits: Sequence[torch.Tensor], example: EncodedExample) -> torch.Tensor:
-        teacher = self._bound
         taught = example.sequence(1 if self.prompted else 0)
-        ids = torch.from_numpy(taught.input_ids).long().to(logits[0].device)[None]
-        with teacher.active():
-            theirs = teacher.model(input_ids=ids, use_cache=False).logits[0].to(logits[0].dtype)
-        temperature = self.config.temperature
+        theirs = self._bound.own_logits(taught, logits[0].device).to(logits[0].dtype)
         student, other = (
-            (one[:-1][torch.from_numpy(sequence.supervised[1:]).to(one.device)] / temperature).log_softmax(-1)
+            (supervised_logits(one, sequence)[0] / self.config.temperature).log_softmax(-1)
             for one, sequence in ((logits[0], example.sequence(0)), (theirs, taught))
         )
         return divergence(student, other, self.config.beta).sum()
@@ -145,25 +93,6 @@ class Distillation(Loss):
     def _bound(self) -> Teacher:
         assert self._teacher is not None, "`attach` comes first"
         return self._teacher
-
-    def _taught(
-        self, examples: Sequence[EncodedExample], layout: Layout, device: torch.device
-    ) -> tuple[TeacherLogits, torch.Tensor]:
-        """How to compute the teacher's logits, and the hidden states (N, width) to compute them from."""
-        teacher = self._bound
-        layout = layout if teacher.injection else _ALONE
-        groups = [examples] if layout.shared else [[example] for example in examples]
-        batches = [build_batch(group, layout).to(device) for group in groups]
-        with teacher.active():
-            if teacher.head.whole_model:
-                hidden_ND = torch.cat([self._whole_logits(teacher.model, batch) for batch in batches])
-            else:
-                hidden_ND = torch.cat([predicting_states(teacher.head.decoder, batch) for batch in batches])
-        return partial(_teacher_logits, teacher), hidden_ND
-
-    @staticmethod
-    def _whole_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-        return token_rows(batch, model(**model_inputs(batch)).logits).index_select(0, batch.predicting)
 
 
 def build(config: DistillationConfig) -> Distillation:
@@ -230,10 +159,3 @@ def _unlike_answers(encoded: EncodedExample) -> str:
     student, teacher = (encoded.sequence(number) for number in range(2))
     ours, theirs = student.input_ids[student.supervised], teacher.input_ids[teacher.supervised]
     return "" if np.array_equal(ours, theirs) else "answer_changed"
-
-
-def _teacher_logits(teacher: Teacher, hidden_CD: torch.Tensor) -> torch.Tensor:
-    if teacher.head.whole_model:
-        return hidden_CD  # they are logits
-    with teacher.active():
-        return teacher.head.transform(teacher.head.linear(hidden_CD))

@@ -51,6 +51,7 @@ def read(draft: Draft, words: Sequence[str]) -> None:
     _data(draft)
     _method(draft)
     _preference(draft)
+    _weights(draft)
     draft.look_up(LLAMA_FACTORY, ("model_name_or_path", "stage", "finetuning_type"))
     _defaults(draft)
     settle(draft)
@@ -85,6 +86,13 @@ def _method(draft: Draft) -> None:
         for name in ("lora_rank", "lora_alpha", "lora_target", "lora_dropout"):
             if (given := draft.take(name)) is not None:
                 draft.own(name, given, "there is no LoRA")
+
+
+def _weights(draft: Draft) -> None:
+    """Of several losses with weights of tokens, the first one counts."""
+    asked = [name for name in ("use_dft_loss", "use_eaft_loss", "use_asft_loss") if draft.left.get(name)]
+    for name in asked[1:]:
+        draft.own(name, draft.take(name), f"{asked[0]} decides")
 
 
 def _preference(draft: Draft) -> None:

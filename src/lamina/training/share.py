@@ -17,7 +17,6 @@ from lamina.distributed.group import Group
 from lamina.distributed.world import World
 from lamina.errors import ConfigError, Problem
 from lamina.losses.base import Loss
-from lamina.losses.cross_entropy import CrossEntropy
 from lamina.machine.hardware import choose_dtype, default_device
 from lamina.machine.memory import available_bytes
 from lamina.methods.shared.base import Hooks, Injection
@@ -90,8 +89,8 @@ def form_teams(config: Config, injection: Injection, loss: Loss, world: World) -
         wrong = f"{parts} does not divide the number of processes, {world.size}"
     elif heads % parts:
         wrong = f"{parts} does not divide the {heads} attention heads of {type(model).__name__}"
-    elif not isinstance(loss, CrossEntropy):
-        wrong = f"loss '{config.loss.type}' compares whole answers, which parts of documents do not have"
+    elif not loss.is_per_token:
+        wrong = f"loss '{config.loss.type}' needs whole documents, which the processes would divide"
     elif any(isinstance(m, AdapterModule) and m.virtual_tokens for m in model.modules()):
         wrong = f"method '{config.method.type}' puts rows before whole documents"
     if wrong:

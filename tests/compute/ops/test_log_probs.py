@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lamina.compute.ops.log_probs import chunked_log_probs, chunked_log_probs_autograd
+from lamina.compute.ops.log_probs import (
+    chunked_log_probs,
+    chunked_log_probs_autograd,
+    measured_log_probs,
+    measured_log_probs_autograd,
+)
 from lamina.structure.head import LogitTransform
 
 TRANSFORMS = [LogitTransform(), LogitTransform(0.25), LogitTransform(1.0, 3.0), LogitTransform(0.5, 2.0)]
@@ -51,6 +56,29 @@ def test_values_and_gradients(transform: LogitTransform, bias: bool, chunk_eleme
     # Row by row: a row with a tiny factor must be as exact as one with a large factor.
     size = expected_grad.norm(dim=1, keepdim=True).clamp_min(1e-30)
     torch.testing.assert_close(grad.double() / size, expected_grad / size, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("trained_head", [False, True])
+def test_a_measure_sees_the_logits_and_changes_nothing(transform: LogitTransform, trained_head: bool) -> None:
+    hidden, targets, linear = case(17, torch.float32, bias=True)
+
+    def spread(logits_CV: torch.Tensor) -> torch.Tensor:
+        assert logits_CV.dtype == torch.float32 and not logits_CV.requires_grad
+        return logits_CV.var(dim=-1)
+
+    if trained_head:
+        got, found = measured_log_probs_autograd(hidden, targets, linear, transform, spread, V, V * 5)
+        alone = chunked_log_probs_autograd(hidden, targets, linear, transform, V, V * 5)
+    else:
+        got, found = measured_log_probs(hidden, targets, linear, transform, spread, V * 5)
+        alone = chunked_log_probs(hidden, targets, linear, transform, V * 5)
+    expected = transform(linear(hidden.detach())).var(dim=-1)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert not found.requires_grad
+    torch.testing.assert_close(got, alone, rtol=0, atol=0)
+    grads = [torch.autograd.grad(value.sigmoid().sum(), hidden)[0] for value in (got, alone)]
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
 
 
 @settings(deadline=None, max_examples=40)
