@@ -42,7 +42,7 @@ def start_processes(count: int, nnodes: int = 1, endpoint: str | None = None, ma
     if "-" in arguments:
         fix = "write the configuration to a file, which every process can read"
         raise ConfigError(Problem("CONFIG", "cannot be standard input for processes that are started", fix))
-    raise typer.Exit(launch(arguments, count, nnodes, endpoint, max_restarts))
+    raise typer.Exit(launch(arguments, count, nnodes, endpoint, max_restarts, notify=notify))
 
 
 def without_launching(arguments: Sequence[str]) -> list[str]:

@@ -17,12 +17,13 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lamina.distributed.failure import AGAIN, LostRankError
 from lamina.distributed.silence import no_silent_connections
+from lamina.distributed.suspended import watch_for_suspended
 from lamina.errors import ConfigError, Interrupted, Problem
 from lamina.signals import handlers_restored
 
@@ -61,6 +62,7 @@ def launch(
     max_restarts: int = 0,
     threads: int | None = None,
     logs: Path | None = None,
+    notify: Callable[[str], object] = lambda message: None,
 ) -> int:
     """Runs a command of lamina's in several processes, and waits for them.
 
@@ -72,6 +74,7 @@ def launch(
         max_restarts: How often to start all processes again if one fails.
         threads: Of each process; by default, the cores are shared out.
         logs: Folder for what the processes print; by default they print where this one does.
+        notify: Gets a message where a process is suspended.
 
     Returns:
         The exit code: 0, or that of the first process that failed or was interrupted, which has told why.
@@ -101,7 +104,13 @@ def launch(
     }
     if address is not None and (interface := _interface_of(address)):
         variables["GLOO_SOCKET_IFNAME"] = interface
-    with tempfile.TemporaryDirectory() as aside, _defaults(variables), handlers_restored(), no_silent_connections():
+    with (
+        tempfile.TemporaryDirectory() as aside,
+        _defaults(variables),
+        handlers_restored(),
+        no_silent_connections(),
+        watch_for_suspended(notify),
+    ):
         specs = DefaultLogsSpecs(aside) if logs is None else DefaultLogsSpecs(str(logs), redirects=Std.ALL)
         config = LaunchConfig(
             min_nodes=nnodes,
@@ -119,7 +128,7 @@ def launch(
         try:
             elastic_launch(config, sys.executable)("-m", "lamina", *arguments)
         except ChildFailedError as error:
-            return _exit_code(error)
+            return _exit_code(error, nnodes, notify)
         except RendezvousConnectionError:
             raise _unreachable(endpoint) from None
         except RendezvousTimeoutError:
@@ -221,13 +230,19 @@ def _interface_of(address: str) -> str | None:
     return None
 
 
-def _exit_code(error: BaseException) -> int:
-    """The exit code of processes that failed: that of the first one if it could end by itself."""
+def _exit_code(error: BaseException, nnodes: int, notify: Callable[[str], object]) -> int:
+    """The exit code of processes that failed: that of the first one if it could end by itself.
+
+    It is 0 where the first process has ended well and another was killed on its way out: all was done and said.
+    """
     failures = error.failures  # pyright: ignore[reportAttributeAccessIssue]
     codes = {rank: failure.exitcode for rank, failure in failures.items()}
     own = [code for code in codes.values() if code > 0]
     if own:
         return own[0]
-    rank, failure = min(failures.items())
-    name = signal.Signals(-failure.exitcode).name if failure.exitcode < 0 else f"exit code {failure.exitcode}"
+    rank, code = min(codes.items())
+    name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    if nnodes == 1 and rank > 0:
+        notify(f"warning: rank {rank} was ended by {name} after all was done.")
+        return 0
     raise LostRankError(f"rank {rank} was ended by {name}. {AGAIN}", sorted(failures))
