@@ -41,10 +41,12 @@ from tests.support.trial import Ended, run_command
 
 # How many trials are followed by a run that goes on from what is there.
 RESUMED = 0.3
+# In how many the interpreters end as they do; see `ended_at_once`.
+WHOLE = 0.25
 # Micro-batches of a step, and steps.
 ACCUMULATION, STEPS = 3, 4
 # `distributed.timeout` in s where a process is suspended for good.
-LATE = 8.0
+LATE = 5.0
 
 
 @dataclass
@@ -152,7 +154,8 @@ class Trials:
             "other setting": "seed=7",
         }
         different = [others[fault.kind]] if fault.kind in others else []
-        return run_command(arguments, fault, different, self._folder / f"log-{name}")
+        whole = random.Random(name).random() < WHOLE
+        return run_command(arguments, fault, different, self._folder / f"log-{name}", whole)
 
     def _config(self, name: str) -> Path:
         path = self._folder / f"{name}.yaml"

@@ -74,6 +74,9 @@ def _names(fault: Fault, line: str) -> bool:
 def _problem(fault: Fault, ended: Ended, digest: str, skipped: dict[str, str], reached: bool) -> str:
     if ended.code is None:
         return f"it hung; the stacks:\n{ended.stacks}"
+    # A process that is killed when all is said makes the others start again, and say it again.
+    if fault.kind != "the command is killed" and len(ended.answers) != 1 and not fault.max_restarts:
+        return f"there are {len(ended.answers)} JSON objects"
     if ended.code == 0:
         return _problem_of_adapter(fault, ended, digest, skipped, reached)
     if not reached:
@@ -87,7 +90,7 @@ def _problem(fault: Fault, ended: Ended, digest: str, skipped: dict[str, str], r
         return f"there are {len(messages)} messages"
     if not any(_names(fault, line) for line in messages):
         return "the message does not name the fault"
-    return "" if "error" in ended.answer else "there is no JSON object"
+    return "" if "error" in ended.answers[-1] else "the JSON object does not say that it failed"
 
 
 def _problem_of_adapter(fault: Fault, ended: Ended, digest: str, skipped: dict[str, str], reached: bool) -> str:

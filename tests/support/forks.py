@@ -7,11 +7,13 @@ already. So all that watches and ends processes is the real thing.
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -57,7 +59,30 @@ class Become(BaseException):
         self.main = main
 
 
-def become_command(arguments: Sequence[str], processes: int, out: int, err: int, folder: Path, rank: Rank) -> NoReturn:
+def ended_at_once(run: Main) -> Main:
+    """Returns what runs the same, and then leaves out the interpreter's own end, which takes as long as a small run.
+
+    What is to be done at exit is done; only objects are not taken down.
+    """
+
+    def run_and_end() -> None:
+        code: object = 0
+        try:
+            run()
+        except SystemExit as error:
+            code = error.code
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else int(code is not None))
+
+    return run_and_end
+
+
+def become_command(
+    arguments: Sequence[str], processes: int, out: int, err: int, folder: Path, rank: Rank, whole: bool
+) -> NoReturn:
     """Makes this process, a fork, a command of lamina's.
 
     Args:
@@ -67,6 +92,7 @@ def become_command(arguments: Sequence[str], processes: int, out: int, err: int,
         err: The same for standard error.
         folder: Where each process writes its stacks when it gets SIGUSR2.
         rank: What a process that it starts runs.
+        whole: Whether the interpreters end as they do, or see `ended_at_once`.
 
     Raises:
         Become: Always.
@@ -84,13 +110,14 @@ def become_command(arguments: Sequence[str], processes: int, out: int, err: int,
         if not pid:
             for other in [writer, *(descriptor for _, descriptor in Waiting.ready)]:
                 os.close(other)
-            raise Become(partial(_as_rank, reader, folder, rank))
+            as_rank = partial(_as_rank, reader, folder, rank)
+            raise Become(as_rank if whole else ended_at_once(as_rank))
         os.close(reader)
         Waiting.ready.append((pid, writer))
     _show_stacks_in(folder)
     subprocess_handler.Popen = Waiting  # type: ignore[misc]
     suspended.rank_of = lambda pid: f"rank {Waiting.ranks[pid]}"  # a fork's is not in /proc
-    raise Become(run_command_line)
+    raise Become(run_command_line if whole else ended_at_once(run_command_line))
 
 
 def _as_rank(reader: int, folder: Path, rank: Rank) -> None:

@@ -8,9 +8,11 @@ import os
 import re
 import select
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ class Ended:
     Attributes:
         code: Its exit code; None if it hung.
         lines: What it wrote to standard error, with the times.
-        answer: Its JSON object; empty if there is none.
+        answers: Its JSON objects.
         notes: What its processes wrote down.
         seconds: What it took.
         time: When the last of its processes had ended.
@@ -42,7 +44,7 @@ class Ended:
 
     code: int | None
     lines: list[tuple[float, str]]
-    answer: dict[str, Any]
+    answers: list[dict[str, Any]]
     notes: list[dict[str, Any]]
     seconds: float
     time: float
@@ -61,10 +63,12 @@ class Ended:
     @property
     def digest(self) -> str:
         """The adapter's; empty if there is none."""
-        return self.answer.get("adapter_digest", "")
+        return self.answers[-1].get("adapter_digest", "") if self.answers else ""
 
 
-def run_command(arguments: Sequence[str], fault: Fault, different: Sequence[str], folder: Path) -> Ended:
+def run_command(
+    arguments: Sequence[str], fault: Fault, different: Sequence[str], folder: Path, whole: bool = True
+) -> Ended:
     """Runs a command in a fork, and waits until all of its processes have ended.
 
     Args:
@@ -72,6 +76,7 @@ def run_command(arguments: Sequence[str], fault: Fault, different: Sequence[str]
         fault: What is planted, in the first processes that it starts and not in those after a restart.
         different: What the faulty process has more on its command line.
         folder: For notes and stacks.
+        whole: Whether the interpreters end as they do.
 
     Raises:
         Become: In forks.
@@ -86,26 +91,30 @@ def run_command(arguments: Sequence[str], fault: Fault, different: Sequence[str]
         os.close(out)
         os.close(err)
         processes = fault.size * (1 + fault.max_restarts) if fault.size > 1 else 0
-        become_command(
-            arguments, processes, out_writer, err_writer, folder, lambda run: _rank(run, fault, different, notes)
-        )
+        rank = partial(_rank, fault=fault, different=different, notes=notes)
+        become_command(arguments, processes, out_writer, err_writer, folder, rank, whole)
     os.close(out_writer)
     os.close(err_writer)
     watched = _Watched(pid, fault, notes, {out: b"", err: b""}, began)
     status, lines, stacks = watched.until_end(err)
-    text = watched.text[out].decode(errors="replace").strip()
-    answer: dict[str, Any] = {}
-    with contextlib.suppress(json.JSONDecodeError):
-        answer = json.loads(text) if text else {}
     end = time.monotonic()
-    found = watched.notes()
-    return Ended(status, lines, answer if isinstance(answer, dict) else {}, found, end - began, end, stacks)
+    return Ended(
+        status, lines, _objects(watched.text[out].decode(errors="replace")), watched.notes(), end - began, end, stacks
+    )
+
+
+def _objects(text: str) -> list[dict[str, Any]]:
+    """The JSON objects in a text."""
+    found, rest = list[dict[str, Any]](), text.strip()
+    while rest:
+        value, length = json.JSONDecoder().raw_decode(rest)
+        found.append(value)
+        rest = rest[length:].strip()
+    return found
 
 
 def _rank(run: Main, fault: Fault, different: Sequence[str], notes: Path) -> None:
     """Runs the command line in a process that a launcher has started."""
-    import sys
-
     rank = int(os.environ["RANK"])
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
         fault = Fault("after a restart", fault.size)

@@ -54,7 +54,7 @@ from lamina.cli.registry import promote, rollback
 from lamina.cli.registry_files import registry
 from lamina.cli.serve import replay, serve
 from lamina.cli.verbosity import set_verbosity
-from lamina.distributed.ranks import is_first_rank
+from lamina.distributed.words import speaks
 from lamina.errors import ConfigError, Problem
 
 app = typer.Typer(
@@ -351,7 +351,7 @@ def main() -> None:
         command = get_group(_part(next((word for word in arguments if not word.startswith("-")), "")))
         as_json = asks_for_json(command, arguments)
     except KeyboardInterrupt:
-        leave(run_command(_stop, JSON in arguments) if is_first_rank() else 1)
+        leave(run_command(_stop, JSON in arguments) if speaks() else 1)
 
     def run() -> object:
         refuse_empty(command, arguments)

@@ -12,7 +12,8 @@ import typer
 from lamina.cli.output import notify
 from lamina.distributed.failure import LostRankError
 from lamina.distributed.member import Silenced, member
-from lamina.distributed.ranks import is_first_rank, restarts_left
+from lamina.distributed.ranks import restarts_left
+from lamina.distributed.words import speaks
 from lamina.errors import ConfigError, Interrupted, LaminaError, Problem
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def as_one() -> Iterator[Group | None]:
     except Silenced as error:
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:  # before the processes have met
-        if is_first_rank():
+        if speaks():
             raise
         raise typer.Exit(1) from None
     except LaminaError as error:

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 from lamina.distributed.failure import AGAIN, LostRankError
 from lamina.distributed.silence import no_silent_connections
 from lamina.distributed.suspended import watch_for_suspended
+from lamina.distributed.words import VARIABLE, words_in
 from lamina.errors import ConfigError, Interrupted, Problem
 from lamina.signals import handlers_restored
 
@@ -81,8 +82,8 @@ def launch(
 
     Raises:
         ConfigError: There is no endpoint, and several machines; or nobody can be reached there.
-        LostRankError: A process was killed, so that nobody told; or a machine has not come.
-        Interrupted: A signal came, and what the processes say goes to `logs`.
+        LostRankError: A process was killed, and nobody told; or a machine has not come.
+        Interrupted, KeyboardInterrupt: A signal came to this process or to one of those.
     """
     if nnodes > 1 and endpoint is None:
         fix = "name a machine and a free port, such as --rdzv-endpoint node0:29500, the same on every machine"
@@ -106,7 +107,7 @@ def launch(
         variables["GLOO_SOCKET_IFNAME"] = interface
     with (
         tempfile.TemporaryDirectory() as aside,
-        _defaults(variables),
+        _defaults(variables | ({VARIABLE: aside} if logs is None else {})),
         handlers_restored(),
         no_silent_connections(),
         watch_for_suspended(notify),
@@ -128,7 +129,7 @@ def launch(
         try:
             elastic_launch(config, sys.executable)("-m", "lamina", *arguments)
         except ChildFailedError as error:
-            return _exit_code(error, nnodes, notify)
+            return _exit_code(error, nnodes, notify, words_in(Path(aside), max_restarts))
         except RendezvousConnectionError:
             raise _unreachable(endpoint) from None
         except RendezvousTimeoutError:
@@ -137,8 +138,10 @@ def launch(
                 "Fix: run the same command on each of them.",
                 [],
             ) from None
-        except SignalException as error:  # it was passed on, and the first process has told that it saved a checkpoint
-            if logs is not None:  # where nobody reads it
+        except SignalException as error:  # it was passed on
+            if words := words_in(Path(aside)):
+                raise words from None
+            if logs is not None:  # where nobody reads what the first process has told
                 name = signal.Signals(error.sigval).name
                 raise Interrupted(f"stopped by {name}", signal=name) from None
             return Interrupted.exit_code
@@ -230,19 +233,27 @@ def _interface_of(address: str) -> str | None:
     return None
 
 
-def _exit_code(error: BaseException, nnodes: int, notify: Callable[[str], object]) -> int:
-    """The exit code of processes that failed: that of the first one if it could end by itself.
+def _exit_code(error: BaseException, nnodes: int, notify: Callable[[str], object], words: BaseException | None) -> int:
+    """The exit code of processes that failed: that of the first one that could end by itself, which has told why.
 
-    It is 0 where the first process has ended well and another was killed on its way out: all was done and said.
+    It is 0 where rank 0 has ended well and another was killed on its way out: all was done and said.
+
+    Args:
+        error: The agent's, with the failures in the order in which it saw them.
+        nnodes: Machines.
+        notify: Gets a message where all was done.
+        words: What processes have left to say, which a signal has ended.
     """
     failures = error.failures  # pyright: ignore[reportAttributeAccessIssue]
     codes = {rank: failure.exitcode for rank, failure in failures.items()}
+    rank, code = next(iter(codes.items()))
     own = [code for code in codes.values() if code > 0]
-    if own:
+    if words is not None and code > 0:
+        raise words
+    if own and words is None:
         return own[0]
-    rank, code = min(codes.items())
     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    if nnodes == 1 and rank > 0:
+    if nnodes == 1 and 0 not in codes:
         notify(f"warning: rank {rank} was ended by {name} after all was done.")
         return 0
-    raise LostRankError(f"rank {rank} was ended by {name}. {AGAIN}", sorted(failures))
+    raise LostRankError(f"rank {rank} was ended by {name}. {AGAIN}", [rank])

@@ -1,0 +1,64 @@
+"""The last words of a process that was interrupted, which it leaves to the command that has started it.
+
+A signal may come because another process was killed, which only that command knows: it then tells of that instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lamina.distributed.ranks import is_first_rank, restarts
+from lamina.errors import Interrupted
+
+VARIABLE = "LAMINA_LAST_WORDS"
+"""Environment variable that names the folder for them."""
+
+
+def speaks() -> bool:
+    """Returns whether it is this process that says that all were interrupted before they met, or its words are left."""
+    return is_first_rank() or VARIABLE in os.environ
+
+
+def leave_words(code: int, details: Mapping[str, object]) -> bool:
+    """Leaves what a process would say, unless another has already.
+
+    Args:
+        code: The process's exit code.
+        details: Of the error.
+
+    Returns:
+        Whether there is somebody to say it.
+    """
+    folder = os.environ.get(VARIABLE)
+    if folder is None:
+        return False
+    try:
+        with (Path(folder) / f"words-{restarts()}.json").open("x", encoding="utf-8") as file:
+            json.dump({"code": code, "details": dict(details)}, file, default=str)
+    except FileExistsError:
+        return True
+    except OSError:  # the disk is full, or the command is gone
+        return False
+    return True
+
+
+def words_in(folder: Path, restart: int | None = None) -> BaseException | None:
+    """Returns what processes have left there as an error to raise; None if nothing.
+
+    Args:
+        folder: For the words.
+        restart: How often the processes had been started again by then; by default, whenever they left any last.
+    """
+    try:
+        numbers = [int(path.stem.removeprefix("words-")) for path in folder.glob("words-*.json")]
+        number = max(numbers, default=0) if restart is None else restart
+        left: dict[str, Any] = json.loads((folder / f"words-{number}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # there are none, or the process was killed amid them
+        return None
+    details = left["details"]
+    message = details.pop("message")
+    return Interrupted(message, **details) if left["code"] == Interrupted.exit_code else KeyboardInterrupt()
