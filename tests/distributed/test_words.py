@@ -10,7 +10,7 @@ import typer
 from lamina.cli.failures import run_command
 from lamina.cli.processes import as_one
 from lamina.distributed.failure import Failure, LostRankError, PeerError
-from lamina.distributed.words import VARIABLE, leave_words, words_in
+from lamina.distributed.words import VARIABLE, leave_done, leave_words, was_done_in, words_in
 from lamina.errors import Interrupted, RunError
 
 AT_ONCE = "stopped before the run started. Go on with: the same command again"
@@ -79,3 +79,13 @@ def test_without_such_a_command_a_process_speaks_for_itself(
     monkeypatch.setenv(VARIABLE, str(tmp_path / "gone"))
     fail_with(Interrupted(AT_ONCE))
     assert capsys.readouterr().err.count(AT_ONCE) == 2
+
+
+def test_the_first_process_leaves_that_all_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    monkeypatch.setenv("RANK", "1")
+    leave_done()
+    assert not was_done_in(tmp_path, 0)
+    monkeypatch.setenv("RANK", "0")
+    leave_done()
+    assert was_done_in(tmp_path, 0) and not was_done_in(tmp_path, 1)

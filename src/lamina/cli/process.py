@@ -9,6 +9,8 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
+from lamina.distributed.words import leave_done
+
 
 def open_standard_streams() -> None:
     """Opens any of stdin, stdout and stderr that are closed (`2>&-`), as empty streams.
@@ -49,6 +51,9 @@ def drop_closed_streams() -> None:
 
 def leave(code: int) -> NoReturn:
     """Ends the process. A signal from now on, when all is said, only ends it sooner."""
+
+    if code == 0:
+        leave_done()
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         os._exit(code)

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from lamina.distributed.failure import AGAIN, LostRankError
 from lamina.distributed.silence import no_silent_connections
 from lamina.distributed.suspended import watch_for_suspended
-from lamina.distributed.words import VARIABLE, words_in
+from lamina.distributed.words import VARIABLE, was_done_in, words_in
 from lamina.errors import ConfigError, Interrupted, Problem
 from lamina.signals import handlers_restored
 
@@ -129,7 +129,8 @@ def launch(
         try:
             elastic_launch(config, sys.executable)("-m", "lamina", *arguments)
         except ChildFailedError as error:
-            return _exit_code(error, nnodes, notify, words_in(Path(aside), max_restarts))
+            left = Path(aside)
+            return _exit_code(error, notify, words_in(left, max_restarts), was_done_in(left, max_restarts))
         except RendezvousConnectionError:
             raise _unreachable(endpoint) from None
         except RendezvousTimeoutError:
@@ -233,16 +234,16 @@ def _interface_of(address: str) -> str | None:
     return None
 
 
-def _exit_code(error: BaseException, nnodes: int, notify: Callable[[str], object], words: BaseException | None) -> int:
+def _exit_code(error: BaseException, notify: Callable[[str], object], words: BaseException | None, done: bool) -> int:
     """The exit code of processes that failed: that of the first one that could end by itself, which has told why.
 
-    It is 0 where rank 0 has ended well and another was killed on its way out: all was done and said.
+    It is 0 where one was killed on its way out.
 
     Args:
         error: The agent's, with the failures in the order in which it saw them.
-        nnodes: Machines.
         notify: Gets a message where all was done.
         words: What processes have left to say, which a signal has ended.
+        done: Whether all was done and said.
     """
     failures = error.failures  # pyright: ignore[reportAttributeAccessIssue]
     codes = {rank: failure.exitcode for rank, failure in failures.items()}
@@ -253,7 +254,7 @@ def _exit_code(error: BaseException, nnodes: int, notify: Callable[[str], object
     if own and words is None:
         return own[0]
     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    if nnodes == 1 and 0 not in codes:
+    if done:
         notify(f"warning: rank {rank} was ended by {name} after all was done.")
         return 0
     raise LostRankError(f"rank {rank} was ended by {name}. {AGAIN}", [rank])

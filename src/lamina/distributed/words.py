@@ -1,10 +1,12 @@
-"""The last words of a process that was interrupted, which it leaves to the command that has started it.
+"""What a process leaves to the command that has started it.
 
-A signal may come because another process was killed, which only that command knows: it then tells of that instead.
+The last words of one that was interrupted: a signal may come because another process was killed, which only the command
+knows, and then tells of instead. And that all is done: whoever is killed afterwards is not missed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -15,7 +17,7 @@ from lamina.distributed.ranks import is_first_rank, restarts
 from lamina.errors import Interrupted
 
 VARIABLE = "LAMINA_LAST_WORDS"
-"""Environment variable that names the folder for them."""
+"""Environment variable that names the folder for it."""
 
 
 def speaks() -> bool:
@@ -44,6 +46,19 @@ def leave_words(code: int, details: Mapping[str, object]) -> bool:
     except OSError:  # the disk is full, or the command is gone
         return False
     return True
+
+
+def leave_done() -> None:
+    """Leaves that all is done and said, if this is the process that says it."""
+    folder = os.environ.get(VARIABLE)
+    if folder is not None and is_first_rank():
+        with contextlib.suppress(OSError):  # the disk is full, or the command is gone
+            (Path(folder) / f"done-{restarts()}").touch()
+
+
+def was_done_in(folder: Path, restart: int) -> bool:
+    """Returns whether all was done and said when the processes had been started again so often."""
+    return (folder / f"done-{restart}").exists()
 
 
 def words_in(folder: Path, restart: int | None = None) -> BaseException | None:
