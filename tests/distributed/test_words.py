@@ -32,15 +32,20 @@ def test_the_first_words_are_left_and_nothing_is_said(
     assert fail_with(Interrupted(AT_ONCE, resume="again")) == Interrupted.exit_code
     assert fail_with(KeyboardInterrupt()) == 1
     assert capsys.readouterr().err == ""
-    found = words_in(tmp_path, 0)
+    words = words_in(tmp_path, 0)
+    assert words is not None
+    found = words.error(named=False)
     assert isinstance(found, Interrupted)
     assert (str(found), found.facts["resume"]) == (AT_ONCE, "again")
+    assert str(words.error(named=True)) == f"rank 0: {AT_ONCE}"
 
 
 def test_another_process_s_interruption_is_left_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     fail_with(PeerError(Failure.of(Interrupted(AT_ONCE), 1, "there")))
-    assert AT_ONCE in str(words_in(tmp_path))
+    words = words_in(tmp_path)
+    assert words is not None
+    assert str(words.error(named=True)) == f"rank 1 (there): {AT_ONCE}"
 
 
 @pytest.mark.parametrize("error", [RunError("broken"), LostRankError("rank 1 is gone", [1])])
@@ -68,7 +73,17 @@ def test_words_of_a_start_before_are_not_those_of_the_last(tmp_path: Path, monke
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     assert leave_words(1, {"message": "interrupted"})
     assert words_in(tmp_path, 1) is None
-    assert isinstance(words_in(tmp_path), KeyboardInterrupt)
+    words = words_in(tmp_path)
+    assert words is not None and isinstance(words.error(named=False), KeyboardInterrupt)
+
+
+def test_who_was_interrupted_before_the_processes_met_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    monkeypatch.setenv("RANK", "2")
+    fail_with(KeyboardInterrupt())
+    words = words_in(tmp_path)
+    assert words is not None
+    assert str(words.error(named=True)).startswith("rank 2: interrupted before the processes met. Fix: start the same")
 
 
 def test_without_such_a_command_a_process_speaks_for_itself(

@@ -68,7 +68,7 @@ def _names(fault: Fault, line: str) -> bool:
         return found is not None and int(found[2]) == fault.rank
     cause = re.search(CAUSES.get(fault.kind, "$^"), line)
     anybody = fault.kind == "the command is killed"
-    return cause is not None and (anybody or f"rank {fault.rank} " in line or fault.kind == "SIGTERM")
+    return cause is not None and (anybody or re.search(rf"rank {fault.rank}\b", line) is not None)
 
 
 def _problem(fault: Fault, ended: Ended, digest: str, skipped: dict[str, str], reached: bool) -> str:

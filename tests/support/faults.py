@@ -28,7 +28,7 @@ KINDS = {
     "SIGKILL": 6,
     "exception": 4,
     "SIGTERM": 4,
-    "SIGSTOP": 3,
+    "SIGSTOP": 2,
     "SIGSTOP, then SIGCONT": 2,
     "full disk": 3,
     "gradient that is not finite": 2,

@@ -22,7 +22,7 @@ from tests.support.forks import Main, become_command
 # Seconds after which a command hangs.
 PATIENCE = 100.0
 # Seconds after which a process that was suspended for good goes on after all, if it is still there.
-_CONTINUED = 45.0
+_CONTINUED = 20.0
 _POLL = 0.02
 
 _MESSAGE = re.compile(r"(error|stopped): ")

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from lamina.distributed.failure import AGAIN, LostRankError
 from lamina.distributed.silence import no_silent_connections
 from lamina.distributed.suspended import watch_for_suspended
-from lamina.distributed.words import VARIABLE, was_done_in, words_in
+from lamina.distributed.words import VARIABLE, Words, was_done_in, words_in
 from lamina.errors import ConfigError, Interrupted, Problem
 from lamina.signals import handlers_restored
 
@@ -141,7 +141,7 @@ def launch(
             ) from None
         except SignalException as error:  # it was passed on
             if words := words_in(Path(aside)):
-                raise words from None
+                raise words.error(named=False) from None
             if logs is not None:  # where nobody reads what the first process has told
                 name = signal.Signals(error.sigval).name
                 raise Interrupted(f"stopped by {name}", signal=name) from None
@@ -234,7 +234,7 @@ def _interface_of(address: str) -> str | None:
     return None
 
 
-def _exit_code(error: BaseException, notify: Callable[[str], object], words: BaseException | None, done: bool) -> int:
+def _exit_code(error: BaseException, notify: Callable[[str], object], words: Words | None, done: bool) -> int:
     """The exit code of processes that failed: that of the first one that could end by itself, which has told why.
 
     It is 0 where one was killed on its way out.
@@ -242,7 +242,7 @@ def _exit_code(error: BaseException, notify: Callable[[str], object], words: Bas
     Args:
         error: The agent's, with the failures in the order in which it saw them.
         notify: Gets a message where all was done.
-        words: What processes have left to say, which a signal has ended.
+        words: What a process has left to say that a signal has ended.
         done: Whether all was done and said.
     """
     failures = error.failures  # pyright: ignore[reportAttributeAccessIssue]
@@ -250,7 +250,7 @@ def _exit_code(error: BaseException, notify: Callable[[str], object], words: Bas
     rank, code = next(iter(codes.items()))
     own = [code for code in codes.values() if code > 0]
     if words is not None and code > 0:
-        raise words
+        raise words.error(named=True)
     if own and words is None:
         return own[0]
     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"

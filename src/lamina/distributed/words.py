@@ -10,14 +10,47 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lamina.distributed.ranks import is_first_rank, restarts
+from lamina.distributed.failure import AGAIN
+from lamina.distributed.ranks import is_first_rank, rank, restarts
 from lamina.errors import Interrupted
 
 VARIABLE = "LAMINA_LAST_WORDS"
 """Environment variable that names the folder for it."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a process has left to say.
+
+    Attributes:
+        rank: The process.
+        code: Its exit code.
+        details: Of the error that ended it.
+    """
+
+    rank: int
+    code: int
+    details: dict[str, Any]
+
+    def error(self, named: bool) -> BaseException:
+        """Returns the error to raise.
+
+        Args:
+            named: Whether to name the process, since the signal came to it alone.
+        """
+        details = dict(self.details)
+        message = details.pop("message")
+        if self.code != Interrupted.exit_code:
+            if not named:
+                return KeyboardInterrupt()
+            message = f"interrupted before the processes met. {AGAIN}"
+        if named and not {"rank", "signal"} & details.keys():  # then the message has it already
+            message = f"rank {self.rank}: {message}"
+        return Interrupted(message, **details)
 
 
 def speaks() -> bool:
@@ -40,7 +73,7 @@ def leave_words(code: int, details: Mapping[str, object]) -> bool:
         return False
     try:
         with (Path(folder) / f"words-{restarts()}.json").open("x", encoding="utf-8") as file:
-            json.dump({"code": code, "details": dict(details)}, file, default=str)
+            json.dump({"rank": rank(), "code": code, "details": dict(details)}, file, default=str)
     except FileExistsError:
         return True
     except OSError:  # the disk is full, or the command is gone
@@ -61,8 +94,8 @@ def was_done_in(folder: Path, restart: int) -> bool:
     return (folder / f"done-{restart}").exists()
 
 
-def words_in(folder: Path, restart: int | None = None) -> BaseException | None:
-    """Returns what processes have left there as an error to raise; None if nothing.
+def words_in(folder: Path, restart: int | None = None) -> Words | None:
+    """Returns what a process has left there to say; None if none has.
 
     Args:
         folder: For the words.
@@ -71,9 +104,6 @@ def words_in(folder: Path, restart: int | None = None) -> BaseException | None:
     try:
         numbers = [int(path.stem.removeprefix("words-")) for path in folder.glob("words-*.json")]
         number = max(numbers, default=0) if restart is None else restart
-        left: dict[str, Any] = json.loads((folder / f"words-{number}.json").read_text(encoding="utf-8"))
+        return Words(**json.loads((folder / f"words-{number}.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):  # there are none, or the process was killed amid them
         return None
-    details = left["details"]
-    message = details.pop("message")
-    return Interrupted(message, **details) if left["code"] == Interrupted.exit_code else KeyboardInterrupt()
