@@ -10,7 +10,7 @@ import typer
 from lamina.cli.failures import run_command
 from lamina.cli.processes import as_one
 from lamina.distributed.failure import Failure, LostRankError, PeerError
-from lamina.distributed.words import VARIABLE, leave_done, leave_words, was_done_in, words_in
+from lamina.distributed.words import VARIABLE, leave_done, leave_words, was_done_in, was_said, words_in
 from lamina.errors import Interrupted, RunError
 
 AT_ONCE = "stopped before the run started. Go on with: the same command again"
@@ -104,3 +104,6 @@ def test_the_first_process_leaves_that_all_is_done(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("RANK", "0")
     leave_done()
     assert was_done_in(tmp_path, 0) and not was_done_in(tmp_path, 1)
+    assert not was_said()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert was_said()

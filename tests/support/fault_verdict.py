@@ -74,8 +74,7 @@ def _names(fault: Fault, line: str) -> bool:
 def _problem(fault: Fault, ended: Ended, digest: str, skipped: dict[str, str], reached: bool) -> str:
     if ended.code is None:
         return f"it hung; the stacks:\n{ended.stacks}"
-    # A process that is killed when all is said makes the others start again, and say it again.
-    if fault.kind != "the command is killed" and len(ended.answers) != 1 and not fault.max_restarts:
+    if fault.kind != "the command is killed" and len(ended.answers) != 1:
         return f"there are {len(ended.answers)} JSON objects"
     if ended.code == 0:
         return _problem_of_adapter(fault, ended, digest, skipped, reached)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -121,11 +122,9 @@ def _rank(run: Main, fault: Fault, different: Sequence[str], notes: Path) -> Non
     planted = Planted(fault, rank, notes)
     if planted.here:
         sys.argv += different
+    atexit.register(planted.exit)
     planted.start()
-    try:
-        run()
-    finally:
-        planted.exit()
+    run()
 
 
 class _Watched:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -50,11 +51,15 @@ def drop_closed_streams() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process. A signal from now on, when all is said, only ends it sooner."""
-
+    """Ends the process. A signal amid its end, when all is said, only ends it sooner."""
     if code == 0:
         leave_done()
+    drop_closed_streams()
+    atexit.register(_end_on_signals, code)
+    sys.exit(code)
 
+
+def _end_on_signals(code: int) -> None:
     def end(number: int, frame: FrameType | None) -> NoReturn:
         os._exit(code)
 
@@ -62,5 +67,3 @@ def leave(code: int) -> NoReturn:
         number = getattr(signal, name, None)  # SIGHUP is not on Windows
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, end)
-    drop_closed_streams()
-    sys.exit(code)

@@ -89,6 +89,12 @@ def leave_done() -> None:
             (Path(folder) / f"done-{restarts()}").touch()
 
 
+def was_said() -> bool:
+    """Returns whether all was done and said before these processes were started again."""
+    folder = os.environ.get(VARIABLE)
+    return folder is not None and any(was_done_in(Path(folder), number) for number in range(restarts()))
+
+
 def was_done_in(folder: Path, restart: int) -> bool:
     """Returns whether all was done and said when the processes had been started again so often."""
     return (folder / f"done-{restart}").exists()
