@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 import yaml
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from lamina.distributed.failure import LostRankError
 from lamina.distributed.group import join
-from lamina.distributed.launch import count_processes, is_host, launch
+from lamina.distributed.launch import _exit_code, count_processes, is_host, launch
+from lamina.distributed.words import Words
 from lamina.errors import ConfigError, Interrupted, RunError
 from tests.support.training import settings
 
@@ -48,6 +50,34 @@ def test_one_message_and_its_exit_code(tmp_path: Path) -> None:
     assert sum(text.count("nope.yaml") > 0 for text in printed(tmp_path / "logs", "stderr")) == 1
     (answer,) = [text for text in printed(tmp_path / "logs", "stdout") if text]
     assert json.loads(answer)["error"]["type"] == "ConfigError"
+
+
+def ending(codes: dict[int, int], words: Words | None = None, done: bool = False) -> tuple[int, list[str]]:
+    """The exit code of processes that failed in this order, and what is said."""
+    said: list[str] = []
+    failures = {rank: ProcessFailure(rank, 1, code, error_file="") for rank, code in codes.items()}
+    return _exit_code(ChildFailedError("lamina", failures), said.append, words, done), said
+
+
+def test_the_first_that_was_killed_is_named_and_not_those_that_were_ended_for_it() -> None:
+    stopped = Words(1, 75, {"message": "stopped before the run started"})
+    with pytest.raises(LostRankError, match="rank 2 was ended by SIGKILL") as caught:
+        ending({2: -signal.SIGKILL, 0: Interrupted.exit_code, 1: -signal.SIGTERM}, stopped)
+    assert caught.value.ranks == [2]
+    with pytest.raises(LostRankError, match="rank 1 was ended by SIGKILL"):
+        ending({1: -signal.SIGKILL, 0: -signal.SIGTERM})
+
+
+def test_who_was_not_killed_has_told_or_left_it_to_the_command() -> None:
+    assert ending({1: -signal.SIGKILL, 0: 75}) == (75, [])
+    with pytest.raises(Interrupted, match=r"^stopped by SIGTERM to rank 1"):
+        ending({1: 75, 0: 75}, Words(0, 75, {"message": "stopped by SIGTERM to rank 1", "signal": "SIGTERM"}))
+
+
+def test_a_process_that_is_killed_when_all_is_done_does_no_harm() -> None:
+    for rank in (0, 1):
+        code, (said,) = ending({rank: -signal.SIGKILL, 2: -signal.SIGTERM}, done=True)
+        assert code == 0 and f"rank {rank} was ended by SIGKILL after all was done" in said
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", ""])

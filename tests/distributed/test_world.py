@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from lamina.distributed.failure import PeerError
 from lamina.distributed.group import Group
 from lamina.distributed.member import Silenced, member
 from lamina.distributed.world import ALONE, World
-from lamina.errors import DataError
+from lamina.errors import DataError, RunError
 from lamina.losses.base import LossSum, Metric
 from lamina.losses.cross_entropy import CrossEntropy
 from lamina.methods.shared.base import Injection, inject
@@ -48,6 +49,34 @@ def test_alone_is_everything() -> None:
     assert ALONE.collect({1: "b", 0: "a"}, "c") == ["a", "b"]
     assert ALONE.once(lambda: "written", "d") == "written"
     ALONE.same_everywhere({"base": "x"})
+
+
+class Comparing(OneOf):
+    """A process that knows what all have."""
+
+    def __init__(self, *seeds: str) -> None:
+        super().__init__(0, len(seeds))
+        self._everybody = [{"model": "m", "seed": seed} for seed in seeds]
+
+    def gather(self, value: object, what: str) -> list[Any]:
+        return list(self._everybody)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        ("00", ""),
+        ("07", "rank 1 has not the same as the others: seed is 7 there, and 0 on rank 0"),
+        ("007", "rank 2 has not the same as the others: seed is 7 there, and 0 on rank 0"),
+        ("700", "rank 0 has not the same as the others: seed is 7 there, and 0 on rank 1"),
+    ],
+)
+def test_the_process_that_is_unlike_most_is_named(seeds: str, message: str) -> None:
+    if not message:
+        Comparing(*seeds).same_everywhere({})
+        return
+    with pytest.raises(RunError, match=message):
+        Comparing(*seeds).same_everywhere({})
 
 
 def test_values_come_by_rank_and_work_by_place() -> None:

@@ -20,7 +20,7 @@ from lamina.cli.arguments import COMPLETE_VARIABLE, JSON, asks_for_json, refuse_
 from lamina.cli.failures import Commands, run_command
 from lamina.cli.process import leave, listen_for_signals, open_standard_streams
 from lamina.cli.verbosity import set_verbosity
-from lamina.distributed.ranks import is_first_rank
+from lamina.distributed.words import speaks
 
 # Where each command is: its module, and its function or group there. In the order of the help.
 GROUPS = {
@@ -141,7 +141,7 @@ def main() -> None:
         command = get_group(build(next((word for word in arguments if not word.startswith("-")), "")))
         as_json = asks_for_json(command, arguments)
     except KeyboardInterrupt:
-        leave(run_command(_stop, JSON in arguments) if is_first_rank() else 1)
+        leave(run_command(_stop, JSON in arguments) if speaks() else 1)
 
     def run() -> object:
         refuse_empty(command, arguments)

@@ -29,6 +29,8 @@ import lamina
 from lamina import files
 from lamina.cache.folder import cache_folder
 from lamina.cli.output import err, json_on_stdout, print_json
+from lamina.distributed.failure import is_interruption
+from lamina.distributed.words import leave_words
 from lamina.errors import Interrupted, LaminaError, StorageError
 from lamina.version import __version__
 
@@ -130,12 +132,17 @@ def run_command(command: Callable[[], object], as_json: bool) -> int:
 
 
 def _report(error: BaseException, as_json: bool) -> int:
-    """Reports the error that ended a command, as far as the streams are open, and returns the exit code."""
+    """Reports the error that ended a command, as far as the streams are open, and returns the exit code.
+
+    One of several processes that a signal has ended leaves it to the command that started them.
+    """
     try:
         code, details, message = _describe(error)
     except Exception as failure:  # reporting failed as well, perhaps for lack of memory
         code, text = 1, f"{type(error).__name__}, and {type(failure).__name__} while reporting it"
         details, message = {"type": "UnexpectedError", "message": text}, f"error: {text}"
+    if is_interruption(error) and leave_words(code, details):
+        return code
     with contextlib.suppress(OSError, ValueError):
         err.print(message, soft_wrap=True)
     if as_json:

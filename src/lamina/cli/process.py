@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
 import sys
+from types import FrameType
 from typing import NoReturn
+
+from lamina.distributed.words import leave_done
 
 
 def open_standard_streams() -> None:
@@ -47,6 +51,19 @@ def drop_closed_streams() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process."""
+    """Ends the process. A signal amid its end, when all is said, only ends it sooner."""
+    if code == 0:
+        leave_done()
     drop_closed_streams()
+    atexit.register(_end_on_signals, code)
     sys.exit(code)
+
+
+def _end_on_signals(code: int) -> None:
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        os._exit(code)
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # SIGHUP is not on Windows
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)

@@ -12,7 +12,8 @@ import typer
 from lamina.cli.output import notify
 from lamina.distributed.failure import LostRankError
 from lamina.distributed.member import Silenced, member
-from lamina.distributed.ranks import is_first_rank, restarts_left
+from lamina.distributed.ranks import restarts_left
+from lamina.distributed.words import speaks
 from lamina.errors import ConfigError, Interrupted, LaminaError, Problem
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def start_processes(count: int, nnodes: int = 1, endpoint: str | None = None, ma
     if "-" in arguments:
         fix = "write the configuration to a file, which every process can read"
         raise ConfigError(Problem("CONFIG", "cannot be standard input for processes that are started", fix))
-    raise typer.Exit(launch(arguments, count, nnodes, endpoint, max_restarts))
+    raise typer.Exit(launch(arguments, count, nnodes, endpoint, max_restarts, notify=notify))
 
 
 def without_launching(arguments: Sequence[str]) -> list[str]:
@@ -75,7 +76,7 @@ def as_one() -> Iterator[Group | None]:
     except Silenced as error:
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:  # before the processes have met
-        if is_first_rank():
+        if speaks():
             raise
         raise typer.Exit(1) from None
     except LaminaError as error:

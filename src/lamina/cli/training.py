@@ -17,6 +17,7 @@ from lamina.config.load import config_values
 from lamina.config.places import check_files
 from lamina.config.shorthand import is_data_file
 from lamina.distributed.ranks import is_one_of_several, restarts
+from lamina.distributed.words import was_said
 from lamina.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def train_here(config: str, overrides: list[str], resume: bool, as_json: bool) -
                 run = train_run(checked, view, resume=resume, world=world)
         except KeyboardInterrupt:
             raise stopped_at_once(checked) from None
-    if world is not None and not world.is_first:
+    if (world is not None and not world.is_first) or was_said():
         return
     summary = run.summary
     assert summary is not None, "a run that is finished has one"

@@ -83,6 +83,12 @@ class LostRankError(Interrupted):
         super().__init__(message, ranks=ranks)
 
 
+def is_interruption(error: BaseException) -> bool:
+    """Returns whether a signal has ended this process or another, and nobody knows of one that is lost."""
+    kind = error.failure.type if isinstance(error, PeerError) else type(error).__name__
+    return kind in (Interrupted.__name__, KeyboardInterrupt.__name__)
+
+
 def release_frames(error: BaseException, until: BaseException | None) -> None:
     """Clears what is held by the frames that an error passed through, and those of the errors that led to it.
 

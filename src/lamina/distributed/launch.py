@@ -17,12 +17,14 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lamina.distributed.failure import AGAIN, LostRankError
 from lamina.distributed.silence import no_silent_connections
+from lamina.distributed.suspended import watch_for_suspended
+from lamina.distributed.words import VARIABLE, Words, was_done_in, words_in
 from lamina.errors import ConfigError, Interrupted, Problem
 from lamina.signals import handlers_restored
 
@@ -61,6 +63,7 @@ def launch(
     max_restarts: int = 0,
     threads: int | None = None,
     logs: Path | None = None,
+    notify: Callable[[str], object] = lambda message: None,
 ) -> int:
     """Runs a command of lamina's in several processes, and waits for them.
 
@@ -72,14 +75,15 @@ def launch(
         max_restarts: How often to start all processes again if one fails.
         threads: Of each process; by default, the cores are shared out.
         logs: Folder for what the processes print; by default they print where this one does.
+        notify: Gets a message where a process is suspended.
 
     Returns:
         The exit code: 0, or that of the first process that failed or was interrupted, which has told why.
 
     Raises:
         ConfigError: There is no endpoint, and several machines; or nobody can be reached there.
-        LostRankError: A process was killed, so that nobody told; or a machine has not come.
-        Interrupted: A signal came, and what the processes say goes to `logs`.
+        LostRankError: A process was killed, and nobody told; or a machine has not come.
+        Interrupted, KeyboardInterrupt: A signal came to this process or to one of those.
     """
     if nnodes > 1 and endpoint is None:
         fix = "name a machine and a free port, such as --rdzv-endpoint node0:29500, the same on every machine"
@@ -101,7 +105,13 @@ def launch(
     }
     if address is not None and (interface := _interface_of(address)):
         variables["GLOO_SOCKET_IFNAME"] = interface
-    with tempfile.TemporaryDirectory() as aside, _defaults(variables), handlers_restored(), no_silent_connections():
+    with (
+        tempfile.TemporaryDirectory() as aside,
+        _defaults(variables | ({VARIABLE: aside} if logs is None else {})),
+        handlers_restored(),
+        no_silent_connections(),
+        watch_for_suspended(notify),
+    ):
         specs = DefaultLogsSpecs(aside) if logs is None else DefaultLogsSpecs(str(logs), redirects=Std.ALL)
         config = LaunchConfig(
             min_nodes=nnodes,
@@ -119,7 +129,8 @@ def launch(
         try:
             elastic_launch(config, sys.executable)("-m", "lamina", *arguments)
         except ChildFailedError as error:
-            return _exit_code(error)
+            left = Path(aside)
+            return _exit_code(error, notify, words_in(left, max_restarts), was_done_in(left, max_restarts))
         except RendezvousConnectionError:
             raise _unreachable(endpoint) from None
         except RendezvousTimeoutError:
@@ -128,8 +139,10 @@ def launch(
                 "Fix: run the same command on each of them.",
                 [],
             ) from None
-        except SignalException as error:  # it was passed on, and the first process has told that it saved a checkpoint
-            if logs is not None:  # where nobody reads it
+        except SignalException as error:  # it was passed on
+            if words := words_in(Path(aside)):
+                raise words.error(named=False) from None
+            if logs is not None:  # where nobody reads what the first process has told
                 name = signal.Signals(error.sigval).name
                 raise Interrupted(f"stopped by {name}", signal=name) from None
             return Interrupted.exit_code
@@ -221,13 +234,27 @@ def _interface_of(address: str) -> str | None:
     return None
 
 
-def _exit_code(error: BaseException) -> int:
-    """The exit code of processes that failed: that of the first one if it could end by itself."""
+def _exit_code(error: BaseException, notify: Callable[[str], object], words: Words | None, done: bool) -> int:
+    """The exit code of processes that failed: that of the first one that could end by itself, which has told why.
+
+    It is 0 where one was killed on its way out.
+
+    Args:
+        error: The agent's, with the failures in the order in which it saw them.
+        notify: Gets a message where all was done.
+        words: What a process has left to say that a signal has ended.
+        done: Whether all was done and said.
+    """
     failures = error.failures  # pyright: ignore[reportAttributeAccessIssue]
     codes = {rank: failure.exitcode for rank, failure in failures.items()}
+    rank, code = next(iter(codes.items()))
     own = [code for code in codes.values() if code > 0]
-    if own:
+    if words is not None and code > 0:
+        raise words.error(named=True)
+    if own and words is None:
         return own[0]
-    rank, failure = min(failures.items())
-    name = signal.Signals(-failure.exitcode).name if failure.exitcode < 0 else f"exit code {failure.exitcode}"
-    raise LostRankError(f"rank {rank} was ended by {name}. {AGAIN}", sorted(failures))
+    name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    if done:
+        notify(f"warning: rank {rank} was ended by {name} after all was done.")
+        return 0
+    raise LostRankError(f"rank {rank} was ended by {name}. {AGAIN}", [rank])

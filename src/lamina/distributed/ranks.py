@@ -12,7 +12,12 @@ def is_one_of_several() -> bool:
 
 def is_first_rank() -> bool:
     """Returns whether this is the first of the processes that a launcher has started, or one by itself."""
-    return _number("RANK", 0) == 0
+    return rank() == 0
+
+
+def rank() -> int:
+    """Returns which of the processes that a launcher has started this is; 0 without a launcher."""
+    return _number("RANK", 0)
 
 
 def world_size() -> int:

@@ -156,15 +156,16 @@ class World:
             facts: By name, such as "the data file rows.jsonl".
 
         Raises:
-            RunError: One process has another; it and the fact are named.
+            RunError: One process has another than most, or than the first of two; it and the fact are named.
         """
         everybody = self.gather(dict(facts), "comparing what each process has")
-        first = everybody[0]
+        usual = max(everybody, key=everybody.count)
+        host = self.host_of(everybody.index(usual))
         for rank, own in enumerate(everybody):
-            different = [name for name in first | own if own.get(name) != first.get(name)]
+            different = [name for name in usual | own if own.get(name) != usual.get(name)]
             if different:
                 shown = "; ".join(
-                    f"{name} is {_short(own.get(name))} there, and {_short(first.get(name))} on {self.host_of(0)}"
+                    f"{name} is {_short(own.get(name))} there, and {_short(usual.get(name))} on {host}"
                     for name in different[:3]
                 )
                 raise RunError(
