@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import lamina
@@ -112,13 +113,15 @@ def test_a_killed_process_is_named_where_it_shares_the_base(model_folder: Path, 
     assert "rank 1 (" in outcomes[0].message and "is gone" in outcomes[0].message
 
 
-def test_a_signal_to_one_process_stops_all_with_a_checkpoint(model_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_process_stops_all_with_a_checkpoint(rank: int, model_folder: Path, tmp_path: Path) -> None:
     config = values(tmp_path, model_folder)
-    message = of_first(trained(2, config, at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))))
-    assert "stopped by SIGTERM to rank 1 (" in message
-    assert "after step 3 of 6, with a checkpoint" in message
+    message = of_first(trained(2, config, at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM), rank)))
+    assert f"stopped by SIGTERM to rank {rank} (" in message
+    step = 3 if rank else 2  # the first computes two losses in a step
+    assert f"after step {step} of 6, with a checkpoint" in message
     run = Run(Path(config["output_dir"]))
-    assert [event.step for event in run.events(CheckpointSaved)][-1] == 3
+    assert [event.step for event in run.events(CheckpointSaved)][-1] == step
     assert run.status == "interrupted"
 
 

@@ -77,13 +77,19 @@ def test_words_of_a_start_before_are_not_those_of_the_last(tmp_path: Path, monke
     assert words is not None and isinstance(words.error(named=False), KeyboardInterrupt)
 
 
-def test_who_was_interrupted_before_the_processes_met_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("teller", [0, 2])
+def test_who_was_interrupted_before_training_is_named(
+    teller: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself, or by one that has heard of it."""
     monkeypatch.setenv(VARIABLE, str(tmp_path))
-    monkeypatch.setenv("RANK", "2")
-    fail_with(KeyboardInterrupt())
+    monkeypatch.setenv("RANK", str(teller))
+    fail_with(PeerError(Failure.of(KeyboardInterrupt(), 2, "there")) if teller == 0 else KeyboardInterrupt())
     words = words_in(tmp_path)
     assert words is not None
-    assert str(words.error(named=True)).startswith("rank 2: interrupted before the processes met. Fix: start the same")
+    assert str(words.error(named=True)).startswith(
+        "rank 2 was interrupted before training. Fix: start the same command"
+    )
 
 
 def test_without_such_a_command_a_process_speaks_for_itself(

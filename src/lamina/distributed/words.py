@@ -47,7 +47,8 @@ class Words:
         if self.code != Interrupted.exit_code:
             if not named:
                 return KeyboardInterrupt()
-            message = f"interrupted before the processes met. {AGAIN}"
+            details.setdefault("rank", self.rank)
+            message = f"rank {details['rank']} was interrupted before training. {AGAIN}"
         if named and not {"rank", "signal"} & details.keys():  # then the message has it already
             message = f"rank {self.rank}: {message}"
         return Interrupted(message, **details)

@@ -130,7 +130,7 @@ class _Loop:
         self.window = Window()
         self.remarked = False
         self.busy_seconds: tuple[float, ...] = ()
-        self.signaled = ""  # which other process a signal came to
+        self.signaled = ""  # which process a signal came to, if not to all
         self.scale = LossScale.of(session.base.dtype, state.loss_scale, state.loss_scale_good_steps)
 
     def run(self) -> None:
@@ -366,7 +366,7 @@ class _Loop:
         """Whether a signal has come, in any process."""
         signals = self.session.world.gather(self.stop.signal, f"the start of step {self.state.step + 1}")
         found = [(rank, signal) for rank, signal in enumerate(signals) if signal is not None]
-        if found and self.stop.signal is None:
+        if found and len(found) < len(signals):  # not the command that started all of them, which passes it on to all
             rank, self.stop.signal = found[0]
             self.signaled = f" to {self.session.world.host_of(rank)}"
         return bool(found)
