@@ -86,10 +86,31 @@ def test_no_layers_leave_the_extra_modules(folder: Path, model_folder: Path) -> 
     assert method.trains("model.norm.weight") and not method.trains("model.layers.1.mlp.up_proj.weight")
 
 
-def test_new_layers_are_no_counterpart(folder: Path, model_folder: Path) -> None:
-    with pytest.raises(ConfigError) as found:
-        translated(folder, model_name_or_path=str(model_folder), use_llama_pro=True)
-    assert [problem.field for problem in found.value.problems] == ["use_llama_pro"]
+def expanded(folder: Path, layers: int) -> str:
+    """The folder of a model with so many layers, as far as a translation reads it."""
+    (folder / "pro").mkdir()
+    (folder / "pro" / "config.json").write_text(json.dumps({"num_hidden_layers": layers}), encoding="utf-8")
+    return str(folder / "pro")
+
+
+def test_new_blocks_are_every_nth_layer(folder: Path) -> None:
+    """As LLaMA-Factory's script adds them: a copy after every fourth of 32 layers makes 4, 9, ... 39 the new ones."""
+    base = expanded(folder, 40)
+    method = translated(folder, model_name_or_path=base, use_llama_pro=True, freeze_trainable_layers=8)
+    trained = [n for n in range(40) if method.trains(f"model.layers.{n}.mlp.up_proj.weight")]
+    assert trained == [4, 9, 14, 19, 24, 29, 34, 39]
+    assert not method.trains("model.embed_tokens.weight")
+    adapter = {"finetuning_type": "lora", "use_llama_pro": True, "freeze_trainable_layers": 8}
+    assert translated(folder, model_name_or_path=base, **adapter).layers_to_transform == trained
+
+
+@pytest.mark.parametrize("kind", ["freeze", "lora"])
+def test_blocks_that_cannot_be_the_new_ones(kind: str, folder: Path) -> None:
+    base, given = expanded(folder, 33), {"finetuning_type": kind, "use_llama_pro": True, "freeze_trainable_layers": 8}
+    with pytest.raises(ConfigError, match=r"freeze_trainable_layers: 8 .* 33 layers are no multiple of it"):
+        translated(folder, model_name_or_path=base, **given)
+    with pytest.raises(ConfigError, match=r"the 8 new ones is in the model's config\.json.*hf download some/model"):
+        translated(folder, model_name_or_path="some/model", **given)
 
 
 def test_the_newer_form(folder: Path, model_folder: Path) -> None:

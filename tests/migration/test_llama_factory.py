@@ -143,6 +143,19 @@ def test_without_a_catalog_the_name_is_an_error(tmp_path: Path) -> None:
         ({"finetuning_type": "full", "use_adam_mini": True}, "train.optim", "adamw_torch"),
         ({"finetuning_type": "full", "use_galore": True, "galore_layerwise": True, "gradient_accumulation_steps": 1},
          "train.optim", "galore_adamw_layerwise"),
+        ({"finetuning_type": "full", "use_galore": True}, "train.galore.rank", 16),
+        ({"finetuning_type": "full", "use_galore": True}, "train.galore.scale", 2.0),
+        ({"finetuning_type": "full", "use_galore": True, "galore_rank": 64}, "train.galore.rank", 64),
+        ({"finetuning_type": "full", "use_galore": True, "optim": "adamw_8bit"}, "train.optim", "galore_adamw_8bit"),
+        ({"finetuning_type": "full", "use_apollo": True, "apollo_target": "all"}, "train.optim", "apollo_adamw"),
+        ({"finetuning_type": "full", "use_apollo": True, "apollo_layerwise": True, "gradient_accumulation_steps": 1},
+         "train.optim", "apollo_adamw_layerwise"),
+        ({"finetuning_type": "full", "use_apollo": True}, "train.apollo.rank", 16),
+        ({"finetuning_type": "full", "use_apollo": True}, "train.apollo.scale", 32.0),
+        ({"finetuning_type": "full", "use_apollo": True, "apollo_scale": 1}, "train.apollo.scale", 1.0),
+        ({"finetuning_type": "full", "use_apollo": True, "apollo_scale_type": "tensor"},
+         "train.apollo.scale_type", "tensor"),
+        ({"finetuning_type": "full", "apollo_rank": 4}, "train.apollo", None),
         ({"use_dft_loss": True, "eaft_alpha": 2.0}, "loss.type", "dft"),
         ({"use_dft_loss": False, "eaft_alpha": 2.0}, "loss.type", "cross_entropy"),
         ({"use_eaft_loss": True}, "loss.eaft_k", 20),
@@ -157,6 +170,11 @@ def test_settings(folder: Path, changes: dict[str, Any], field: str, wanted: Any
     for part in field.split("."):
         value = getattr(value, part)
     assert value == wanted
+
+
+def test_apollo_on_some_matrices_has_no_counterpart(folder: Path) -> None:
+    changes = {"finetuning_type": "full", "use_apollo": True, "apollo_target": "q_proj", "apollo_proj_type": "left"}
+    assert {row.name for row in translated(folder, **changes).of("missing")} == {"apollo_target", "apollo_proj_type"}
 
 
 def test_the_newer_form(folder: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from torch import nn
 
 from lamina.config import TrainConfig
 from lamina.config.optimizers import GaloreConfig
-from lamina.optim import LayerwiseGaloreAdamW, build_optimizer
+from lamina.optim import Layerwise, build_optimizer
 from lamina.optim._adamw import FloatMoments, Update
+from lamina.optim._apollo import limited, random_projection
 from lamina.optim._galore import project, project_back, project_moments, update_subspace
 
 STEPS = 10
@@ -221,19 +223,108 @@ def test_moments_that_are_carried_over_keep_their_size() -> None:
     torch.testing.assert_close(fresh, square.mean(0).expand(4, 5))
 
 
-def test_layerwise_galore_is_galore_with_the_gradients_let_go() -> None:
-    settings = {"learning_rate": LR, "galore": {"rank": 3, "update_proj_gap": 2}}
+def apollo(
+    w: torch.Tensor, grads: list[torch.Tensor], draw: Callable[[int], torch.Tensor], gap: int, scale: float, whole: bool
+) -> torch.Tensor:
+    """Algorithm 1 of the paper with Fira's limit, for no more columns than rows; `draw` gives a turn's projection."""
+    P = draw(0)
+    m = v = torch.zeros(w.shape[0], P.shape[0])
+    norm = torch.tensor(math.inf)
+    for t, g in enumerate(grads, start=1):
+        if (t - 1) % gap == 0:
+            P = draw((t - 1) // gap)
+        R = g @ P.T
+        m, v = 0.9 * m + 0.1 * R, 0.999 * v + 0.001 * R**2
+        N = m / (v.sqrt() + 1e-8)
+        U = g * (N.norm() / R.norm() if whole else N.norm(dim=1, keepdim=True) / R.norm(dim=1, keepdim=True))
+        U = U * min(1.0, float(1.01 * norm / U.norm()))
+        norm = U.norm()
+        correction = math.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+        w = (1 - LR * DECAY) * w - LR * correction * math.sqrt(scale) * U
+    return w
+
+
+@pytest.mark.parametrize("scale_type", ["channel", "tensor"])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_apollo(scale_type: str, rank: int) -> None:
+    tensors = start((9, 6), (5, 8), (6,), (rank, 20), (10, 10))
+    grads = gradients(tensors)
+    vocabulary = ["4"]
+    section = {"rank": rank, "update_proj_gap": 4, "scale": 2.0, "scale_type": scale_type}
+    config = TrainConfig.model_validate({"optim": "apollo_adamw", "learning_rate": LR, "apollo": section})
+    places = list(build_optimizer(config, tensors, vocabulary=vocabulary)._places)  # pyright: ignore[reportAttributeAccessIssue]
+    expected = []
+    for i in (0, 1):
+        w, own = tensors[str(i)].detach(), [g[i] for g in grads]
+        place = next(place for place, tensor in enumerate(places) if tensor is tensors[str(i)])
+        draw = partial(random_projection, rank, min(w.shape), place)
+        turned = (lambda matrix: matrix.T) if i == 1 else (lambda matrix: matrix)
+        found = apollo(turned(w), [turned(g) for g in own], draw, 4, 2.0, scale_type == "tensor")
+        expected.append(turned(found))
+    # What is no larger than the rank, no matrix, or in the vocabulary, gets plain AdamW; a matrix of one row is none.
+    decays = (0.0, DECAY if rank > 1 else 0.0, DECAY)
+    expected += [adam(tensors[str(i)].detach(), [g[i] for g in grads], decay=decays[i - 2]) for i in (2, 3, 4)]
+    run("apollo_adamw", tensors, vocabulary=vocabulary, apollo=section)
+    for tensor, w in zip(tensors.values(), expected, strict=True):
+        torch.testing.assert_close(tensor.detach(), w, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("proj", ["random", "svd"])
+@pytest.mark.parametrize(("scale_type", "rank"), [("channel", 3), ("tensor", 1)])
+@pytest.mark.parametrize("front", [False, True])
+def test_apollo_as_in_its_authors_package(
+    proj: str, scale_type: str, rank: int, front: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without weight decay, which is applied before the update here, and after it there. `front` changes nothing."""
+    package = pytest.importorskip("apollo_torch")
+
+    def ours(self: Any, weights: torch.Tensor, rank: int, type: str, seed: int) -> torch.Tensor:
+        if self.svd_count == 0:
+            self.place = seed - 1  # it counts from 1
+        P = random_projection(rank, min(weights.shape), self.place, self.svd_count)
+        self.svd_count += 1
+        return P.T if type == "left" else P
+
+    monkeypatch.setattr("apollo_torch.random_projector.GradientProjector.get_orthogonal_matrix", ours)
+    tensors, theirs = start((9, 6), (5, 8)), start((9, 6), (5, 8))
+    settings = {"rank": rank, "update_proj_gap": 4, "scale": 2.0, "scale_type": scale_type, "proj": proj}
+    group = {"params": list(theirs.values()), **settings, "proj_type": "std"}
+    optimizer = package.APOLLOAdamW([group], lr=LR, eps=1e-12, weight_decay=0.0, scale_front=front)
+    for grads in gradients(theirs):
+        for tensor, grad in zip(theirs.values(), grads, strict=True):
+            tensor.grad = grad.clone()
+        optimizer.step()
+    run("apollo_adamw", tensors, apollo=settings, weight_decay=0.0, adam_epsilon=1e-12)
+    for tensor, other in zip(tensors.values(), theirs.values(), strict=True):
+        torch.testing.assert_close(tensor.detach(), other.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_apollos_limit_outlives_a_step_without_a_gradient() -> None:
+    state: dict[str, torch.Tensor] = {}
+    sizes = [float(limited(torch.full((4, 4), value), state).norm()) for value in (1.0, 0.0, 1.0, 9.0, 2.0)]
+    assert sizes == pytest.approx([4.0, 0.0, 4.0, 4.04, 4.0804], rel=1e-5)
+
+
+def test_apollos_projections_keep_lengths_on_average() -> None:
+    drawn = torch.stack([random_projection(16, 64, place, turn) for place in range(8) for turn in range(8)])
+    assert float(drawn.square().sum(1).mean()) == pytest.approx(1.0, abs=0.02)
+    assert len({float(each[0, 0]) for each in drawn}) == 64, "each is another one"
+
+
+@pytest.mark.parametrize("name", ["galore", "apollo"])
+def test_layerwise_is_the_same_with_the_gradients_let_go(name: str) -> None:
+    settings = {"learning_rate": LR, name: {"rank": 3, "update_proj_gap": 2}}
     results = []
-    for optim in ("galore_adamw", "galore_adamw_layerwise"):
+    for optim in (f"{name}_adamw", f"{name}_adamw_layerwise"):
         tensors = start((9, 6), (6, 4), (4,))
-        clip = {} if optim == "galore_adamw" else {"max_grad_norm": 0.0}
+        clip = {"max_grad_norm": 0.0} if optim.endswith("layerwise") else {}
         optimizer = build_optimizer(TrainConfig.model_validate({"optim": optim, **settings, **clip}), tensors)
         x = torch.randn(5, 9, generator=torch.Generator().manual_seed(2))
         norms: list[torch.Tensor] = []
         for _ in range(5):
             optimizer.zero_grad()
             loss = (torch.tanh(x @ tensors["0"]) @ tensors["1"] + tensors["2"]).square().mean()
-            if isinstance(optimizer, LayerwiseGaloreAdamW):
+            if isinstance(optimizer, Layerwise):
                 with optimizer.moving():
                     loss.backward()
                 assert all(tensor.grad is None for tensor in tensors.values())

@@ -24,7 +24,7 @@ from lamina.data.example import EncodedExample
 from lamina.errors import ConfigError, TrainingError
 from lamina.losses.cross_entropy import CrossEntropy
 from lamina.methods.shared.base import inject
-from lamina.optim import LayerwiseGaloreAdamW, build_optimizer
+from lamina.optim import Layerwise, build_optimizer
 from lamina.optim.muon import MuonWithAdamW
 from lamina.runs.events import Event
 from lamina.structure.head import find_head
@@ -59,6 +59,8 @@ def settings(folder: Path, run: Path, optim: str, **changes: Any) -> dict[str, A
     facts = OPTIMIZERS[optim]
     if "galore" in facts.reads:
         train["galore"] = {"rank": 8, "update_proj_gap": 2, "scale": 1.0}
+    if "apollo" in facts.reads:
+        train["apollo"] = {"rank": 8, "update_proj_gap": 2, "scale": 4.0}
     if facts.layerwise:
         train["max_grad_norm"] = 0.0
     return {
@@ -84,7 +86,7 @@ def test_it_learns_and_a_cut_run_goes_on_exactly(optim: str, folder: Path, tmp_p
     if "8bit" in optim:
         pytest.importorskip("bitsandbytes")
     whole = lamina.train(settings(folder, tmp_path / "whole", optim)).summary
-    # Step 3 lies between two turns of GaLore's subspace, step 4 right before one.
+    # Step 3 lies between two turns of a subspace, step 4 right before one.
     values = settings(folder, tmp_path / "cut", optim)
     for step in (3, 4):
         with pytest.raises(KeyboardInterrupt):
@@ -114,22 +116,24 @@ def config_error(**train: Any) -> str:
         ("adafactor", {"adam_beta2": 0.9}),
         ("adamw_torch", {"galore": {"rank": 4}}),
         ("muon", {"galore": {}}),
+        ("galore_adamw", {"apollo": {"rank": 4}}),
     ],
 )
 def test_a_setting_that_the_optimizer_does_not_read_is_an_error(optim: str, setting: dict[str, Any]) -> None:
     assert f"{next(iter(setting))} has no effect with optim '{optim}'" in config_error(optim=optim, **setting)
 
 
-def test_layerwise_needs_whole_steps_and_no_clipping() -> None:
-    optim = "galore_adamw_layerwise"
+@pytest.mark.parametrize("optim", ["galore_adamw_layerwise", "apollo_adamw_layerwise"])
+def test_layerwise_needs_whole_steps_and_no_clipping(optim: str) -> None:
     message = config_error(optim=optim, gradient_accumulation_steps=2, max_grad_norm=0.0)
     assert "set gradient_accumulation_steps to 1" in message
     assert "set max_grad_norm to 0" in config_error(optim=optim)
 
 
-def test_galore_needs_the_method_full() -> None:
+@pytest.mark.parametrize("optim", ["galore_adamw", "apollo_adamw"])
+def test_projections_need_the_method_full(optim: str) -> None:
     with pytest.raises(ConfigError, match="method 'lora' trains an adapter, whose tensors are already small"):
-        load_config({"data": {"train": "x"}, "train": {"optim": "galore_adamw"}})
+        load_config({"data": {"train": "x"}, "train": {"optim": optim}})
 
 
 def test_defaults_of_the_learning_rate_follow_the_optimizer() -> None:
@@ -152,9 +156,10 @@ def build(optim: str, method: str = "full", **changes: Any) -> torch.optim.Optim
     return build_optimizer(train, injection.tensors(), injection.fast_tensors(), injection.vocabulary_tensors())
 
 
-def test_a_rank_that_projects_nothing_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"train.galore.rank: 48 is not below .* \(the largest has 48\)"):
-        build("galore_adamw", galore={"rank": 48})
+@pytest.mark.parametrize("name", ["galore", "apollo"])
+def test_a_rank_that_projects_nothing_is_an_error(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"train.{name}.rank: 48 is not below .* \(the largest has 48\)"):
+        build(f"{name}_adamw", **{name: {"rank": 48}})
 
 
 def test_muon_without_matrices_is_an_error() -> None:
@@ -216,7 +221,7 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_gradient_that_is_not_finite_stops_a_layerwise_step() -> None:
     optimizer = build("galore_adamw_layerwise", galore={"rank": 4}, max_grad_norm=0.0)
     tensor = optimizer.param_groups[0]["params"][0]
-    assert isinstance(optimizer, LayerwiseGaloreAdamW)
+    assert isinstance(optimizer, Layerwise)
     with pytest.raises(TrainingError, match="a gradient is not finite"), optimizer.moving():
         (tensor.sum() * float("nan")).backward()
 

@@ -121,6 +121,8 @@ def _optimizer(seen: Seen, name: str) -> None:
     settings = {"optim": name, "learning_rate": 1e-3, "max_grad_norm": 0.0}
     if name.startswith("galore"):
         settings["galore"] = {"rank": 8}
+    if name.startswith("apollo"):
+        settings["apollo"] = {"rank": 8}
     optimizer = build_optimizer(TrainConfig.model_validate(settings), {"w": weight})
     weight.grad = torch.empty_like(weight)
     optimizer.step()

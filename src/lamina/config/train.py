@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from lamina import plugins
-from lamina.config.optimizers import OPTIMIZERS, SPECIAL_SETTINGS, GaloreConfig, OptimizerName
+from lamina.config.optimizers import OPTIMIZERS, SPECIAL_SETTINGS, ApolloConfig, GaloreConfig, OptimizerName
 from lamina.config.section import Section
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -127,6 +127,9 @@ class TrainConfig(Section):
 
     galore: GaloreConfig | None = None
     """Settings of the galore optimizers; null means their defaults."""
+
+    apollo: ApolloConfig | None = None
+    """Settings of the apollo optimizers; null means their defaults."""
 
     max_grad_norm: NonNegative = 1.0
     """Gradients are clipped to this norm; 0 disables clipping."""

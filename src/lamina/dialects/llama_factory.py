@@ -65,6 +65,11 @@ def _flag(key: str, wanted: Any) -> To:
     return To(key, lambda value: wanted if value else Nothing("it is off"))
 
 
+def _every_matrix(value: Any) -> Any:
+    given = values.names(value)
+    return Nothing("every matrix is projected") if given == ["all"] else Missing("every matrix is projected, not some")
+
+
 def _eaft(value: Any) -> Any:
     note = "the entropy is divided by log 20, as in the paper, and by 3 there: the loss is 0.1% larger"
     return Set({"loss.type": "eaft"}, note) if value else Nothing("it is off")
@@ -245,7 +250,7 @@ _METHOD: dict[str, Entry] = {
     "freeze_trainable_layers": Own("it only matters with finetuning_type freeze"),
     "freeze_trainable_modules": Own("it only matters with finetuning_type freeze"),
     "freeze_extra_modules": Own("it only matters with finetuning_type freeze"),
-    "use_llama_pro": Lacks("LLaMA Pro's blocks are not here"),
+    "use_llama_pro": Read("method.parameters", "method: {type: full, parameters: ['[^0-9]*[.](4|9|14)[.]']}"),
     "use_galore": Read("train.optim", "train: {optim: galore_adamw}"),
     "galore_layerwise": Read("train.optim", "train: {optim: galore_adamw_layerwise}"),
     "galore_target": Own("the galore optimizers take every matrix"),
@@ -255,25 +260,17 @@ _METHOD: dict[str, Entry] = {
     "galore_proj_type": To("train.galore.proj_type"),
     "use_muon": _flag("train.optim", "muon"),
     "use_adam_mini": To("train.optim", _adam_mini),
-    "use_apollo": Lacks("APOLLO is not here; GaLore is (`optim: galore_adamw`)"),
+    "use_apollo": Read("train.optim", "train: {optim: apollo_adamw}"),
+    "apollo_layerwise": Read("train.optim", "train: {optim: apollo_adamw_layerwise}"),
+    "apollo_target": To("train.optim", _every_matrix),
+    "apollo_rank": To("train.apollo.rank"),
+    "apollo_update_interval": To("train.apollo.update_proj_gap"),
+    "apollo_scale": To("train.apollo.scale", values.decimal),
+    "apollo_scale_type": To("train.apollo.scale_type", str),
+    "apollo_proj": To("train.apollo.proj", str),
+    "apollo_proj_type": Lacks("APOLLO projects the shorter side", ("std",)),
+    "apollo_scale_front": Own("the limit is on the growth of an update, which a constant factor does not change"),
     "use_badam": Lacks("BAdam is not here"),
-    **own(
-        "it only matters with use_apollo",
-        [
-            f"apollo_{name}"
-            for name in (
-                "target",
-                "rank",
-                "update_interval",
-                "scale",
-                "proj",
-                "proj_type",
-                "scale_type",
-                "layerwise",
-                "scale_front",
-            )
-        ],
-    ),
     **own(
         "it only matters with use_badam",
         [

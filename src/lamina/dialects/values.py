@@ -35,6 +35,8 @@ OPTIMIZERS: dict[str, Any] = {
     "paged_lion_32bit": "lion",
     "paged_lion_8bit": Set({"train.optim": "lion"}, f"{NEAR}: momentum in float32"),
     "muon": "muon",
+    "apollo_adamw": "apollo_adamw",
+    "apollo_adamw_layerwise": "apollo_adamw_layerwise",
     "galore_adamw": "galore_adamw",
     "galore_adamw_8bit": "galore_adamw_8bit",
     "galore_adamw_layerwise": "galore_adamw_layerwise",

@@ -1,4 +1,8 @@
-"""LLaMA-Factory's `finetuning_type: freeze`: the weights of some layers are trained, by patterns of their names."""
+"""LLaMA-Factory's `finetuning_type: freeze`: the weights of some layers are trained, by patterns of their names.
+
+With `use_llama_pro` these are the new blocks of a model that LLaMA-Factory's script has expanded (LLaMA Pro, Wu et al.
+2024, arXiv:2401.02415): every n-th layer, the last one among them.
+"""
 
 from __future__ import annotations
 
@@ -18,37 +22,69 @@ _LAYERS = 2
 _COUNTS = ("num_hidden_layers", "num_layers", "n_layer")
 
 
-def freeze(draft: Draft, name: str, given: Mapping[str, Any]) -> None:
+def freeze(draft: Draft, name: str, given: Mapping[str, Any], spread: bool = False) -> None:
     """Sets `method.parameters` to the layers that are trained.
 
     Args:
         draft: The translation.
         name: The setting that asks for it, for the table.
         given: The settings of `SETTINGS` that are there.
+        spread: Whether they are LLaMA Pro's new blocks.
     """
     layers, extra = given.get("freeze_trainable_layers"), names(given.get("freeze_extra_modules") or [])
     wanted = _LAYERS if layers is None else int(layers)
     if wanted == 0 and not extra:
         draft.missing(name, "freeze", "no layer is trained: set freeze_trainable_layers", "method.parameters")
         return
-    base = str(draft.given.get("model_name_or_path") or draft.given.get("model") or "")
-    numbers: list[int] | None = list(range(-wanted))  # a negative number: the first layers
-    if wanted > 0:
-        count = layers_of(base, draft.folder)
-        numbers = None if count is None else list(range(max(0, count - wanted), count))
+    numbers = _new_blocks(draft, name, wanted) if spread else _at_an_end(draft, name, wanted)
     if numbers is None:
-        reason = (
-            f"which layers are the last {wanted} is in the model's config.json, which is not on this machine: "
-            f"`hf download {base} config.json`; or name them: `method: {{type: full, parameters: "
-            "['[^0-9]*[.](30|31)[.]']}`"
-        )
-        draft.missing(name, "freeze", reason, "method.parameters")
         return
     modules = names(given.get("freeze_trainable_modules") or "all")
     inner = "" if "all" in modules else f"({'|'.join(modules)})[.]"
     patterns = [f"[^0-9]*[.]({'|'.join(map(str, numbers))})[.]{inner}"] if numbers else []
     patterns += [f".*\\b{module}[.]" for module in extra]
     draft.set(name, "freeze", {"method.type": "full", "method.parameters": patterns}, "the weights of these layers")
+
+
+def adapt_new_blocks(draft: Draft, layers: Any) -> None:
+    """Sets `method.layers_to_transform` of an adapter to LLaMA Pro's new blocks, of which there are `layers`."""
+    numbers = _new_blocks(draft, "use_llama_pro", _LAYERS if layers is None else int(layers))
+    if numbers is not None:
+        draft.set("use_llama_pro", True, {"method.layers_to_transform": numbers}, "the adapter is on the new blocks")
+
+
+def _at_an_end(draft: Draft, name: str, wanted: int) -> list[int] | None:
+    """The last layers, or the first ones (a negative number); None if their numbers are not known."""
+    if wanted <= 0:
+        return list(range(-wanted))
+    count = _count(draft, name, f"the last {wanted}", "30|31")
+    return None if count is None else list(range(max(0, count - wanted), count))
+
+
+def _new_blocks(draft: Draft, name: str, wanted: int) -> list[int] | None:
+    """The new blocks of an expanded model; None if their numbers are not known."""
+    count = _count(draft, name, f"the {wanted} new ones", "4|9|14")
+    if count is None:
+        return None
+    if wanted <= 0 or count % wanted:
+        reason = f"the model's {count} layers are no multiple of it, so it was not expanded by so many blocks"
+        draft.missing("freeze_trainable_layers", wanted, reason, "method.parameters")
+        return None
+    return list(range(count // wanted - 1, count, count // wanted))
+
+
+def _count(draft: Draft, name: str, which: str, example: str) -> int | None:
+    """The number of the base's layers; None, and a row that says so, if it is not known."""
+    base = str(draft.given.get("model_name_or_path") or draft.given.get("model") or "")
+    if (count := layers_of(base, draft.folder)) is not None:
+        return count
+    reason = (
+        f"which layers are {which} is in the model's config.json, which is not on this machine: "
+        f"`hf download {base} config.json`; or name them: `method: {{type: full, parameters: "
+        f"['[^0-9]*[.]({example})[.]']}}`"
+    )
+    draft.missing(name, draft.given.get(name, "freeze"), reason, "method.parameters")
+    return None
 
 
 def layers_of(base: str, folder: Path) -> int | None:

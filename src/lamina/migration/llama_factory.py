@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from lamina.config.load import read_yaml
+from lamina.config.optimizers import OPTIMIZERS
 from lamina.dialects.llama_factory import LLAMA_FACTORY
 from lamina.dialects.values import decimal, names
 from lamina.errors import ConfigError, nearest
 from lamina.migration.draft import Draft
-from lamina.migration.freeze import SETTINGS, freeze
+from lamina.migration.freeze import SETTINGS, adapt_new_blocks, freeze
 from lamina.migration.settle import settle
 from lamina.migration.sources import NO_DATA, evaluation_sets, first_names, hub_path, simplified, sliced, source
 
@@ -32,6 +33,10 @@ _V1_DEFAULTS: dict[str, Any] = {
     "train.per_device_train_batch_size": 1,
     "train.num_train_epochs": 3.0,
     "data.packing": False,
+}
+_PROJECTING: dict[str, dict[str, Any]] = {
+    "galore": {"train.galore.rank": 16, "train.galore.scale": 2.0},
+    "apollo": {"train.apollo.rank": 16, "train.apollo.scale": 32.0},
 }
 
 
@@ -71,21 +76,34 @@ def _method(draft: Draft) -> None:
     if pissa:
         name = "pissa" if rounds == -1 else f"pissa_niter_{rounds}"
         draft.set("pissa_init", pissa, {"method.init_lora_weights": name})
-    galore, layerwise = draft.take("use_galore"), draft.take("galore_layerwise")
-    if galore:
-        draft.take("optim")
-        draft.set("use_galore", galore, {"train.optim": "galore_adamw_layerwise" if layerwise else "galore_adamw"})
+    _projecting(draft)
     if draft.given.get("finetuning_type") == "freeze":
         draft.take("finetuning_type")
         given = {name: value for name in SETTINGS if (value := draft.take(name)) is not None}
-        if not draft.given.get("use_llama_pro"):  # which trains new layers, and is an error of its own
-            freeze(draft, "finetuning_type", given)
+        freeze(draft, "finetuning_type", given, spread=bool(draft.take("use_llama_pro")))
     elif "finetuning_type" not in draft.left:
         draft.default({"method.type": "lora"})
+    if draft.take("use_llama_pro"):
+        adapt_new_blocks(draft, draft.take("freeze_trainable_layers"))
     if draft.given.get("finetuning_type") in ("full", "oft"):
         for name in ("lora_rank", "lora_alpha", "lora_target", "lora_dropout"):
             if (given := draft.take(name)) is not None:
                 draft.own(name, given, "there is no LoRA")
+
+
+def _projecting(draft: Draft) -> None:
+    """Optimizers that project gradients, with the defaults that they have there."""
+    for name, defaults in _PROJECTING.items():
+        asked, layerwise = draft.take(f"use_{name}"), draft.take(f"{name}_layerwise")
+        if asked:
+            moments = "_8bit" if "8bit" in str(draft.take("optim")) else ""
+            optim = f"{name}_adamw{moments}{'_layerwise' if layerwise else ''}"
+            if optim in OPTIMIZERS:
+                draft.set(f"use_{name}", asked, {"train.optim": optim})
+            else:
+                draft.missing("optim", draft.given["optim"], f"{name} has no 8-bit moments here, nor there")
+            given = {f"train.{name}.{key}" for key in ("rank", "scale") if draft.left.get(f"{name}_{key}") is not None}
+            draft.default({key: value for key, value in defaults.items() if key not in given})
 
 
 def _weights(draft: Draft) -> None:

@@ -5,7 +5,7 @@ its settings. A group is a parameter group of torch's optimizers, with `params`,
 training multiplies the learning rate) and `hidden` (whether they are matrices between embedding and head).
 """
 
-from lamina.optim._galore import LayerwiseGaloreAdamW
+from lamina.optim._layerwise import Layerwise
 from lamina.optim.build import Schedule, build_optimizer, build_schedule
 
-__all__ = ["LayerwiseGaloreAdamW", "Schedule", "build_optimizer", "build_schedule"]
+__all__ = ["Layerwise", "Schedule", "build_optimizer", "build_schedule"]

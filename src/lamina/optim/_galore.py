@@ -16,17 +16,15 @@ L, R and the moments are plain tensors in the optimizer's state, so that a resum
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
 
 from lamina.config import TrainConfig
 from lamina.config.optimizers import GaloreConfig
-from lamina.errors import ConfigError, Problem, TrainingError
+from lamina.errors import ConfigError, Problem
 from lamina.optim._adamw import Moments, MomentsAdamW, State, Update, count
+from lamina.optim._layerwise import Layerwise
 
 
 class GaloreAdamW(MomentsAdamW):
@@ -38,13 +36,7 @@ class GaloreAdamW(MomentsAdamW):
             ConfigError: The rank is so large that no matrix would be projected.
         """
         self.settings = config.galore or GaloreConfig()
-        sides = [min(tensor.shape) for group in groups if group["hidden"] for tensor in group["params"]]
-        if self.settings.rank >= max(sides, default=0):
-            message = (
-                f"{self.settings.rank} is not below the smaller side of any matrix that is projected (the largest has "
-                f"{max(sides, default=0)}), so GaLore would do nothing."
-            )
-            raise ConfigError(Problem("train.galore.rank", message, "lower it, or use another train.optim"))
+        check_rank(groups, self.settings.rank, "train.galore.rank", "GaLore")
         super().__init__(groups, config.peak_learning_rate, config.betas(), config.epsilon, moments)
 
     def move(self, tensor: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
@@ -63,47 +55,29 @@ class GaloreAdamW(MomentsAdamW):
         tensor.add_(project_back(direction, state), alpha=group["lr"] * settings.scale)
 
 
-class LayerwiseGaloreAdamW(GaloreAdamW):
-    """GaLore that updates each tensor during the backward, as soon as its gradient exists, and then frees the gradient.
+class LayerwiseGaloreAdamW(Layerwise, GaloreAdamW):
+    """GaLore that updates each tensor during the backward."""
 
-    Attributes:
-        gradient_norms: Tensor -> norm of its gradient in the latest step.
+
+def check_rank(groups: list[dict[str, Any]], rank: int, field: str, name: str) -> None:
+    """Refuses a rank that leaves no matrix to project.
+
+    Args:
+        groups: The parameter groups.
+        rank: What matrices are projected to.
+        field: Its key.
+        name: The optimizer's name in the message.
+
+    Raises:
+        ConfigError: No matrix is larger than the rank on both sides.
     """
-
-    def __init__(self, config: TrainConfig, groups: list[dict[str, Any]], moments: Moments) -> None:
-        super().__init__(config, groups, moments)
-        self.gradient_norms: dict[torch.Tensor, torch.Tensor] = {}
-        self._moving = False
-        for group in self.param_groups:
-            for tensor in group["params"]:
-                tensor.register_post_accumulate_grad_hook(partial(self._take, group))
-
-    @contextlib.contextmanager
-    def moving(self) -> Iterator[None]:
-        """Makes a backward inside the block update the tensors. A backward outside, to measure, changes nothing."""
-        self.gradient_norms = {}
-        self._moving = True
-        try:
-            yield
-        finally:
-            self._moving = False
-        self.moments.settle()
-
-    @torch.no_grad()
-    def _take(self, group: dict[str, Any], tensor: torch.Tensor) -> None:
-        if not self._moving:
-            return
-        assert tensor.grad is not None
-        norm = tensor.grad.norm()
-        if not torch.isfinite(norm):
-            raise TrainingError(
-                "a gradient is not finite, and other tensors were updated before, so the step cannot be skipped. "
-                "Fix: resume from the last checkpoint with a lower train.learning_rate, or with the same optimizer "
-                "without _layerwise, which skips such steps."
-            )
-        self.gradient_norms[tensor] = norm
-        self.move(tensor, tensor.grad, group)
-        tensor.grad = None
+    sides = [min(tensor.shape) for group in groups if group["hidden"] for tensor in group["params"]]
+    if rank >= max(sides, default=0):
+        message = (
+            f"{rank} is not below the smaller side of any matrix that is projected (the largest has "
+            f"{max(sides, default=0)}), so {name} would do nothing."
+        )
+        raise ConfigError(Problem(field, message, "lower it, or use another train.optim"))
 
 
 def project(grad: torch.Tensor, state: State) -> torch.Tensor:

@@ -72,7 +72,7 @@ def _groups(
 ) -> list[dict[str, Any]]:
     """Builds the parameter groups, with `weight_decay` (matrices only), `lr_factor` (LoRA+) and `hidden`.
 
-    Muon and GaLore handle `hidden` matrices differently.
+    Muon, GaLore and APOLLO handle `hidden` matrices differently.
     """
     alike: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, tensor in tensors.items():

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 
 from lamina.errors import TrainingError
-from lamina.optim import LayerwiseGaloreAdamW
+from lamina.optim import Layerwise
 
 _FIX = "Fix: lower train.learning_rate, or go on from a checkpoint before it with a lower one."
 
@@ -48,7 +48,7 @@ def check_gradients(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torc
     Raises:
         TrainingError: It is not so.
     """
-    if isinstance(optimizer, LayerwiseGaloreAdamW):  # which has let go of the gradients by now
+    if isinstance(optimizer, Layerwise):  # which has let go of the gradients by now
         norms = optimizer.gradient_norms
     else:
         norms = {p: p.grad.norm() for p in tensors.values() if p.grad is not None}

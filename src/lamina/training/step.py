@@ -16,7 +16,7 @@ from lamina.data.example import EncodedExample
 from lamina.distributed.world import ALONE, World
 from lamina.losses.base import Loss, means
 from lamina.methods.shared.base import Hooks
-from lamina.optim import LayerwiseGaloreAdamW
+from lamina.optim import Layerwise
 from lamina.structure.head import Head
 from lamina.training.backward import Backward, Parts, costs_of, split_of, summed
 from lamina.training.loss_scale import LossScale
@@ -77,7 +77,7 @@ def training_step(
     """Takes one step over micro-batches, whose losses are divided by the count of all of them together.
 
     A layerwise optimizer moves tensors during the backward, so that the gradient is never there as a whole: it takes
-    one batch, clips nothing, and `check` finds the tensors moved (see `LayerwiseGaloreAdamW`).
+    one batch, clips nothing, and `check` finds the tensors moved (see `Layerwise`).
 
     Args:
         model: In training mode, inside `fusion.fast_path`.
@@ -111,7 +111,7 @@ def training_step(
     optimizer.zero_grad(set_to_none=True)
     parts = Parts(model, head, loss, layout, stop, split_of(world))
     backward = Backward(parts, micro_batches, sums.count, parameters, optimizer, world, seed, step, engine, scale)
-    if isinstance(optimizer, LayerwiseGaloreAdamW):
+    if isinstance(optimizer, Layerwise):
         return _layerwise_step(backward, optimizer, sums, check, moving)
     backward.run(costs_of(model, micro_batches))
     reports = backward.reports()
@@ -160,7 +160,7 @@ class _Sums:
 
 def _layerwise_step(
     backward: Backward,
-    optimizer: LayerwiseGaloreAdamW,
+    optimizer: Layerwise,
     sums: _Sums,
     check: Callable[[], None],
     moving: Callable[[], None],

@@ -32,8 +32,9 @@ class OptimizerFacts:
 
 ADAM = frozenset({"adam_beta1", "adam_beta2", "adam_epsilon"})
 GALORE = ADAM | {"galore"}
+APOLLO = ADAM | {"apollo"}
 
-SPECIAL_SETTINGS = ("adam_beta1", "adam_beta2", "adam_epsilon", "galore")
+SPECIAL_SETTINGS = ("adam_beta1", "adam_beta2", "adam_epsilon", "galore", "apollo")
 """Fields of `train:` that only some optimizers read; null unless set."""
 
 
@@ -52,3 +53,23 @@ class GaloreConfig(Section):
     proj_type: Literal["std", "reverse_std", "left", "right", "full"] = "std"
     """Which side is projected: `std` the shorter one, `reverse_std` the longer one, `left` the rows (out_features),
     `right` the columns (in_features), `full` both."""
+
+
+class ApolloConfig(Section):
+    """`train.apollo`: how APOLLO scales gradients. The names are those of apollo-torch."""
+
+    rank: Annotated[int, Field(ge=1)] = 128
+    """Rank of the projection of each matrix's gradient whose moments are kept; 1 for APOLLO-Mini."""
+
+    update_proj_gap: Annotated[int, Field(ge=1)] = 200
+    """Steps between two projections."""
+
+    scale: Annotated[float, Field(gt=0.0)] = 1.0
+    """The learning rate of projected matrices is `sqrt(scale) * learning_rate`; 128 for APOLLO-Mini."""
+
+    scale_type: Literal["channel", "tensor"] = "channel"
+    """What has a factor of its own: `channel`, each row or column along the longer side; `tensor`, the whole matrix, as
+    in APOLLO-Mini."""
+
+    proj: Literal["random", "svd"] = "random"
+    """Where projections come from: `random` numbers, or the gradient's own singular vectors (`svd`)."""
