@@ -76,10 +76,10 @@ def _groups(
 ) -> list[dict[str, Any]]:
     """Builds the parameter groups, with `weight_decay` (matrices only), `lr_factor` (LoRA+), `hidden` and `block`.
 
-    Muon, GaLore and APOLLO handle `hidden` matrices differently, and BAdam trains one `block` at a time; only for it
-    are the groups those of blocks.
+    Muon, GaLore and APOLLO handle `hidden` matrices differently, and BAdam trains one `block` at a time; without it,
+    `block` is None.
     """
-    by_block = "badam" in OPTIMIZERS[config.optim].reads
+    by_block = OPTIMIZERS[config.optim].blockwise
     alike: dict[tuple[float, float, bool, int | None], list[nn.Parameter]] = {}
     for name, tensor in tensors.items():
         matrix = tensor.ndim >= 2 and min(tensor.shape) > 1  # IA3's and AdaLoRA's vectors are stored as matrices

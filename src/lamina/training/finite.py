@@ -43,7 +43,7 @@ def check_adapter(tensors: Mapping[str, torch.Tensor], step: int) -> None:
 
 
 def check_gradients(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """The first step's self-check, with its gradients there: every tensor that it trains has one, and some are not zero.
+    """The first step's self-check, with its gradients there: every tensor that it trains has one, and some are not 0.
 
     Raises:
         TrainingError: It is not so.

@@ -2,4 +2,4 @@
 
 from lamina.config.optimizers.base import BADAM, OptimizerFacts
 
-FACTS = OptimizerFacts(BADAM)
+FACTS = OptimizerFacts(BADAM, blockwise=True)

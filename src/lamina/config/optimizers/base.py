@@ -20,12 +20,14 @@ class OptimizerFacts:
     Attributes:
         reads: Which of `SPECIAL_SETTINGS` it reads.
         layerwise: Whether it updates each parameter during the backward, so that all gradients never exist at once.
+        blockwise: Whether it trains one decoder layer at a time.
         learning_rate_factor: Multiplies the method's default learning rate, which is tuned for AdamW.
         unpaged: For a paged optimizer, the optimizer with the same results whose state is not paged.
     """
 
     reads: frozenset[str]
     layerwise: bool = False
+    blockwise: bool = False
     learning_rate_factor: float = 1.0
     unpaged: str | None = None
 
