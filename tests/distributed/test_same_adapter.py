@@ -48,6 +48,22 @@ def test_any_method(method: str, dtype: str, model_folder: Path, tmp_path: Path)
     check([1, 2, 3, 4], tmp_path, model_folder, method, dtype)
 
 
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"optim": "badam", "badam": {"switch_interval": 2}},
+        pytest.param({"optim": "apollo_adamw", "apollo": {"rank": 8}}, marks=pytest.mark.slow),
+    ],
+    ids=["badam", "apollo"],
+)
+def test_optimizers_of_all_weights(train: dict[str, Any], model_folder: Path, tmp_path: Path) -> None:
+    def config(size: int) -> dict[str, Any]:
+        given = values(tmp_path, model_folder, f"run{size}", "lora", "float32")
+        return {**given, "method": {"type": "full"}, "train": {**given["train"], **train}}
+
+    assert trained(1, config(1)) == trained(2, config(2))
+
+
 LOSSES: dict[str, dict[str, Any]] = {
     "dpo": {"type": "dpo"},
     "rpo": {"type": "dpo", "loss_type": ["sigmoid", "sft"]},

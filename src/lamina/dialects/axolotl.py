@@ -50,9 +50,7 @@ def _rl(value: Any) -> Any:
 
 
 def _eaft(value: Any) -> Any:
-    note = (
-        "the entropy is divided by log(eaft_k), as in the paper, so loss and gradient are smaller by a constant factor"
-    )
+    note = "the entropy is divided by log(eaft_k), as in the paper: the same gradient, but for a constant factor"
     return Set({"loss.type": "eaft"}, note) if value else Nothing("it is off")
 
 
@@ -147,9 +145,7 @@ _METHOD: dict[str, Entry] = {
     "lora_fan_in_fan_out": Own("lamina sees how a layer stores its weight"),
     "peft_layers_to_transform": To("method.layers_to_transform"),
     "peft_layers_pattern": To("method.layers_pattern"),
-    "peft_use_dora": To("method.use_dora"),
-    "peft_use_rslora": To("method.use_rslora"),
-    "peft_init_lora_weights": To("method.init_lora_weights"),
+    **{f"peft_{name}": To(f"method.{name}") for name in ("use_dora", "use_rslora", "init_lora_weights")},
     "peft": Read("method.loftq_config", "method: {init_lora_weights: loftq}"),
     "peft_autocast_adapter_dtype": Own("adapters train in float32"),
     "lora_on_cpu": Own("loading an adapter takes no memory of the GPU beside it"),

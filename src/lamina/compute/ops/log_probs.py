@@ -50,7 +50,7 @@ def chunked_log_probs(
         (N,), float32.
     """
     rows = rows_of_a_chunk(hidden, linear.weight.shape[0], chunk_elements)
-    return _ChunkedLogProbs.apply(hidden, targets, linear.weight, linear.bias, transform, rows, None)[0]  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
+    return _ChunkedLogProbs.apply(hidden, targets, linear.weight, linear.bias, transform, rows, None)  # pyright: ignore[reportReturnType]
 
 
 def measured_log_probs(
@@ -137,7 +137,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
         transform: LogitTransform,
         rows: int,
         measure: Measure | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         wants_grad = ctx.needs_input_grad[0]
         slopes_ND = torch.empty_like(hidden) if wants_grad else None  # d(-log p) / dh
         log_probs_N = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
@@ -160,8 +160,9 @@ class _ChunkedLogProbs(torch.autograd.Function):
                 # The kernel has replaced the logits by their gradient.
                 slopes_ND[chunk] = torch.mm(logits_CV, weight)[:count]
         ctx.save_for_backward(slopes_ND)
-        if found_N is not None:
-            ctx.mark_non_differentiable(found_N)
+        if found_N is None:
+            return log_probs_N
+        ctx.mark_non_differentiable(found_N)
         return log_probs_N, found_N
 
     @staticmethod
