@@ -37,7 +37,8 @@ from lamina.compute.ops.attention import Unsupported, packed_attention
 from lamina.compute.ops.pool import Pool, Scratch
 from lamina.compute.weights.sharded import whole
 from lamina.data.batch import PACKED, Layout
-from lamina.errors import ModelError
+from lamina.distributed.failure import PeerError
+from lamina.errors import Interrupted, ModelError, RunError
 from lamina.structure.layers import decoder_layers
 from lamina.structure.positions import declared_positions
 
@@ -204,6 +205,8 @@ class _Selection:
                 if found == INFLUENCE:
                     self._no_sharing = self._no_sharing or found
                 reason = known or found
+            except (Interrupted, PeerError, RunError):  # not of this model, but of the processes that decide together
+                raise
             except (ModelError, Unsupported) as error:
                 reason = self._no_lamina_attention = str(error)
             except Exception as error:  # of any kind: a strategy that fails is refused
