@@ -14,8 +14,8 @@ from lamina.config.methods.prefix_tuning import PrefixTuningConfig
 from lamina.config.methods.prompt_tuning import PromptTuningConfig
 from lamina.data.batch import Layout, build_batches
 from lamina.data.example import EncodedExample
-from lamina.distributed.failure import Failure, LostRankError, PeerError
-from lamina.errors import LaminaError, RunError
+from lamina.distributed.failure import LostRankError
+from lamina.errors import ModelError
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.shared.base import inject
 from lamina.structure.head import find_head
@@ -57,10 +57,8 @@ def test_rows_that_see_the_padding_or_each_other_are_refused() -> None:
         handle.remove()
 
 
-@pytest.mark.parametrize(
-    "error", [LostRankError("rank 1 is gone", [1]), PeerError(Failure(1, "there", "E", "e")), RunError("another way")]
-)
-def test_what_ends_the_run_is_no_reason_to_run_it_in_another_way(error: LaminaError) -> None:
+@pytest.mark.parametrize("error", [LostRankError("rank 1 is gone", [1]), ModelError("a model"), OSError("a device")])
+def test_what_ends_the_run_is_no_reason_to_run_it_in_another_way(error: Exception) -> None:
     """The processes decide together on recomputing, and one of them may be lost then."""
     asked: list[FusionReport] = []
 
