@@ -11,7 +11,7 @@ from lamina.cli.failures import run_command
 from lamina.cli.processes import as_one
 from lamina.distributed.failure import Failure, LostRankError, PeerError
 from lamina.distributed.words import VARIABLE, leave_done, leave_words, was_done_in, was_said, words_in
-from lamina.errors import Interrupted, RunError
+from lamina.errors import Interrupted, LaminaError, RunError
 
 AT_ONCE = "stopped before the run started. Go on with: the same command again"
 
@@ -50,11 +50,12 @@ def test_another_process_s_interruption_is_left_too(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("error", [RunError("broken"), LostRankError("rank 1 is gone", [1])])
 def test_errors_and_lost_processes_are_told_at_once(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: LaminaError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path))
-    fail_with(error)
+    assert fail_with(error) == error.exit_code
     assert str(error) in capsys.readouterr().err
+    fail_with(KeyboardInterrupt())  # in a process that is ended for it
     assert words_in(tmp_path) is None
 
 

@@ -4,7 +4,7 @@
 
 Each trial is a `lamina train --nproc N`, a fork of this process (see `forks.py`), with a fault of `faults.py`. A trial
 that has not ended after `PATIENCE` is a hang: the stacks of its processes are kept, and they are ended. Exits with 1 if
-a trial hung, or ended otherwise than it must. `--seed N --trials 1` runs one trial again.
+a trial hung, or ended otherwise than it must. `--only SEED` runs one trial again.
 """
 
 from __future__ import annotations
@@ -215,6 +215,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1, help="of the first trial")
+    parser.add_argument("--only", type=int, nargs="+", help="the seeds, instead of so many from the first")
     parser.add_argument("--log", type=Path, required=True, help="a line of JSON for each trial")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="faults-"))  # no context, which a fork would leave
@@ -222,7 +223,7 @@ def main() -> int:
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "a fork of several threads is not sound"
     trials, results = Trials(folder), list[Result]()
     trials.measure()
-    for seed in range(arguments.seed, arguments.seed + arguments.trials):
+    for seed in arguments.only or range(arguments.seed, arguments.seed + arguments.trials):
         result = trials.trial(seed)
         results.append(result)
         with arguments.log.open("a") as file:

@@ -30,7 +30,7 @@ from lamina import files
 from lamina.cache.folder import cache_folder
 from lamina.cli.output import err, json_on_stdout, print_json
 from lamina.distributed.failure import is_interruption
-from lamina.distributed.words import leave_words
+from lamina.distributed.words import leave_told, leave_words
 from lamina.errors import Interrupted, LaminaError, StorageError
 from lamina.version import __version__
 
@@ -145,6 +145,7 @@ def _report(error: BaseException, as_json: bool) -> int:
         return code
     with contextlib.suppress(OSError, ValueError):
         err.print(message, soft_wrap=True)
+    leave_told()
     if as_json:
         with contextlib.suppress(OSError, ValueError):
             print_json({"error": details}, only_if_nothing_was_printed=True)

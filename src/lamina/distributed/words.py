@@ -84,10 +84,8 @@ def leave_words(code: int, details: Mapping[str, object]) -> bool:
 
 def leave_done() -> None:
     """Leaves that all is done and said, if this is the process that says it."""
-    folder = os.environ.get(VARIABLE)
-    if folder is not None and is_first_rank():
-        with contextlib.suppress(OSError):  # the disk is full, or the command is gone
-            (Path(folder) / f"done-{restarts()}").touch()
+    if is_first_rank():
+        _touch("done")
 
 
 def was_said() -> bool:
@@ -101,8 +99,20 @@ def was_done_in(folder: Path, restart: int) -> bool:
     return (folder / f"done-{restart}").exists()
 
 
+def leave_told() -> None:
+    """Leaves that a process has told why all of them end, so that nobody needs another's words."""
+    _touch("told")
+
+
+def _touch(what: str) -> None:
+    folder = os.environ.get(VARIABLE)
+    if folder is not None:
+        with contextlib.suppress(OSError):  # the disk is full, or the command is gone
+            (Path(folder) / f"{what}-{restarts()}").touch()
+
+
 def words_in(folder: Path, restart: int | None = None) -> Words | None:
-    """Returns what a process has left there to say; None if none has.
+    """Returns what a process has left there to say; None if none has, or another has told why all of them end.
 
     Args:
         folder: For the words.
@@ -111,6 +121,8 @@ def words_in(folder: Path, restart: int | None = None) -> Words | None:
     try:
         numbers = [int(path.stem.removeprefix("words-")) for path in folder.glob("words-*.json")]
         number = max(numbers, default=0) if restart is None else restart
+        if (folder / f"told-{number}").exists():
+            return None
         return Words(**json.loads((folder / f"words-{number}.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):  # there are none, or the process was killed amid them
         return None

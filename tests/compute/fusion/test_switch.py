@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from lamina.compute.fusion import fast_path
+from lamina.compute.fusion import FusionReport, fast_path
 from lamina.compute.ops import attention
 from lamina.config.methods.prefix_tuning import PrefixTuningConfig
 from lamina.config.methods.prompt_tuning import PromptTuningConfig
 from lamina.data.batch import Layout, build_batches
 from lamina.data.example import EncodedExample
+from lamina.distributed.failure import LostRankError
+from lamina.errors import ModelError
 from lamina.losses.cross_entropy import cross_entropy
 from lamina.methods.shared.base import inject
 from lamina.structure.head import find_head
@@ -53,6 +55,20 @@ def test_rows_that_see_the_padding_or_each_other_are_refused() -> None:
         with fast_path(model, longest=40) as path:
             assert path.layout == Layout(together=False, own_attention=True)
         handle.remove()
+
+
+@pytest.mark.parametrize("error", [LostRankError("rank 1 is gone", [1]), ModelError("a model"), OSError("a device")])
+def test_what_ends_the_run_is_no_reason_to_run_it_in_another_way(error: Exception) -> None:
+    """The processes decide together on recomputing, and one of them may be lost then."""
+    asked: list[FusionReport] = []
+
+    def decide(report: FusionReport) -> bool:
+        asked.append(report)
+        raise error
+
+    with pytest.raises(type(error)), fast_path(build_architecture("llama"), decide, longest=40):
+        pass
+    assert len(asked) == 1
 
 
 # Models in which virtual tokens are something else in one way than in the other: told apart by no positions; with keys

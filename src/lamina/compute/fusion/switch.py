@@ -146,10 +146,29 @@ def fast_path(
         selection = _Selection(model, longest or declared_positions(model) or UNKNOWN_LENGTH)
         for strategy in STRATEGIES if fuse else [each for each in STRATEGIES if not each.fused]:
             with ExitStack() as stack:
-                report = selection.enter(stack, strategy, recompute)
+                report = selection.enter(stack, strategy, _Deciding(recompute))
                 if report is not None:
                     yield report
                     return
+
+
+class _Deciding:
+    """Decides on recomputing, and remembers the error if it cannot: that another process is lost, for example.
+
+    Attributes:
+        error: What was raised.
+    """
+
+    def __init__(self, recompute: Decision) -> None:
+        self._recompute: Decision = recompute
+        self.error: Exception | None = None
+
+    def __call__(self, report: FusionReport) -> Recompute:
+        try:
+            return self._recompute(report) if callable(self._recompute) else self._recompute
+        except Exception as error:
+            self.error = error
+            raise
 
 
 class _Selection:
@@ -176,7 +195,7 @@ class _Selection:
             self._no_lamina_attention, self._no_sharing = limits.attention, limits.together
             self._no_padding = limits.padded
 
-    def enter(self, stack: ExitStack, strategy: Strategy, recompute: Decision) -> FusionReport | None:
+    def enter(self, stack: ExitStack, strategy: Strategy, recompute: _Deciding) -> FusionReport | None:
         """Switches the model to a strategy until the stack is closed; returns None if its outputs would change."""
         if strategy == STRATEGIES[-1] or self._reference is None:
             return (
@@ -204,10 +223,12 @@ class _Selection:
                 if found == INFLUENCE:
                     self._no_sharing = self._no_sharing or found
                 reason = known or found
-            except (ModelError, Unsupported) as error:
-                reason = self._no_lamina_attention = str(error)
             except Exception as error:  # of any kind: a strategy that fails is refused
+                if error is recompute.error:  # not the strategy has failed
+                    raise
                 reason = f"it fails ({first_line(error)})"
+                if isinstance(error, ModelError | Unsupported):
+                    reason = self._no_lamina_attention = str(error)
         self._refused.append(reason or known or "")
         return None
 
