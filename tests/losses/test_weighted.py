@@ -16,6 +16,7 @@ from lamina.compute.fusion import fast_path
 from lamina.config import load_config
 from lamina.data.batch import PACKED, Layout
 from lamina.data.example import EncodedExample
+from lamina.errors import ConfigError
 from lamina.losses.base import Loss, build_loss
 from lamina.losses.cross_entropy import CrossEntropy
 from lamina.losses.dft import weighed
@@ -233,3 +234,11 @@ def test_asft_with_all_weights_trained_is_anchored_to_the_bases_files(tmp_path: 
     assert summary is not None and summary.eval_metrics is not None and summary.eval_metrics_first is not None
     assert summary.eval_metrics_first["kl"] == pytest.approx(0.0, abs=1e-6)
     assert summary.eval_metrics["kl"] > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "fix"), [("eaft", "alpha", "eaft_alpha"), ("eaft", "k", "eaft_k"), ("asft", "alpha", "asft_alpha")]
+)
+def test_the_papers_names_of_settings_lead_to_the_keys(name: str, key: str, fix: str) -> None:
+    with pytest.raises(ConfigError, match=rf"loss.{key}: unknown key; .* Fix: set {fix}$"):
+        load_config({"model": "m", "data": {"train": "rows.jsonl"}, "loss": {"type": name, key: 1}})
