@@ -1,17 +1,24 @@
 """Measures `lamina import` over a folder of example configurations of Axolotl, LLaMA-Factory or TRL.
 
     python benchmarks/migration.py axolotl/examples LLaMA-Factory/examples alignment-handbook/recipes trl [--verbose]
+    python benchmarks/migration.py LLaMA-Factory/examples --with-models
 
 Besides YAML files, it reads the command lines in shell scripts, in the docstrings of Python files and in Markdown.
 
 A configuration counts as translated if every setting has a counterpart and lamina's own check accepts the result. The
 kinds are told from the files: only supervised fine-tuning of text counts as the main figure; preference losses are
 counted apart, and images, generated answers, pretraining, inference and merging are listed but not counted.
+
+LLaMA-Factory's `freeze` and LLaMA Pro need the number of the model's layers, from its `config.json`. With
+`--with-models` such files are there for the models of those examples, as for whoever trains them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,6 +37,9 @@ _MEDIA_WORDS = ("vision", "vl", "llava", "pixtral", "voxtral", "paddleocr", "mll
 _MEDIA_KEYS = ("processor_type", "image_max_pixels", "freeze_vision_tower", "freeze_mm_modules", "video_fps")
 _DATA = ("dataset", "dataset_name", "dataset_mixture", "train_dataset")
 _OTHER_RL = ("grpo", "gdpo", "ebft", "ppo", "rloo")
+
+# Layers of the models whose examples train some of them: Qwen3-4B, and Llama 3 8B with eight new blocks.
+_LAYERS = {"Qwen/Qwen3-4B": 36, "models/llama3-8b-pro": 40}
 
 
 def kind_of(values: Mapping[str, Any], path: Path) -> str:
@@ -75,9 +85,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--verbose", action="store_true", help="name each file that fails, and why")
+    parser.add_argument("--with-models", action="store_true", help="as on a machine with the models of the examples")
     arguments = parser.parse_args()
-    for folder in arguments.folders:
-        measure(folder, arguments.verbose)
+    folders = [folder.absolute() for folder in arguments.folders]
+    with tempfile.TemporaryDirectory() as work:
+        for name, layers in _LAYERS.items() if arguments.with_models else ():
+            (Path(work) / name).mkdir(parents=True)
+            (Path(work) / name / "config.json").write_text(json.dumps({"num_hidden_layers": layers}), encoding="utf-8")
+        with contextlib.chdir(work) if arguments.with_models else contextlib.nullcontext():
+            for folder in folders:
+                measure(folder, arguments.verbose)
 
 
 def measure(folder: Path, verbose: bool) -> None:

@@ -32,6 +32,7 @@ NEEDS: dict[str, list[str]] = {
     "galore_adamw": ["method.type=full"],
     "galore_adamw_8bit": ["method.type=full"],
     "galore_adamw_layerwise": ["method.type=full", "train.max_grad_norm=0"],
+    "badam": ["method.type=full"],
     "apollo_adamw": ["method.type=full"],
     "apollo_adamw_layerwise": ["method.type=full", "train.max_grad_norm=0"],
     "galore_adamw_8bit_layerwise": ["method.type=full", "train.max_grad_norm=0"],

@@ -155,6 +155,15 @@ def test_without_a_catalog_the_name_is_an_error(tmp_path: Path) -> None:
         ({"finetuning_type": "full", "use_apollo": True, "apollo_scale": 1}, "train.apollo.scale", 1.0),
         ({"finetuning_type": "full", "use_apollo": True, "apollo_scale_type": "tensor"},
          "train.apollo.scale_type", "tensor"),
+        ({"finetuning_type": "full", "use_badam": True, "badam_mode": "layer"}, "train.optim", "badam"),
+        ({"finetuning_type": "full", "use_badam": True, "optim": "adamw_torch"}, "train.optim", "badam"),
+        ({"finetuning_type": "full", "use_muon": True, "optim": "adamw_torch"}, "train.optim", "muon"),
+        ({"finetuning_type": "full", "use_badam": True, "badam_switch_interval": 20},
+         "train.badam.switch_interval", 20),
+        ({"finetuning_type": "full", "use_badam": True, "badam_switch_interval": -1, "badam_switch_mode": "random"},
+         "train.badam.switch_mode", "fixed"),
+        ({"finetuning_type": "full", "use_badam": True, "badam_start_block": 3}, "train.badam.start_block", 3),
+        ({"finetuning_type": "full", "badam_switch_interval": 20}, "train.badam", None),
         ({"finetuning_type": "full", "apollo_rank": 4}, "train.apollo", None),
         ({"use_dft_loss": True, "eaft_alpha": 2.0}, "loss.type", "dft"),
         ({"use_dft_loss": False, "eaft_alpha": 2.0}, "loss.type", "cross_entropy"),
@@ -170,6 +179,11 @@ def test_settings(folder: Path, changes: dict[str, Any], field: str, wanted: Any
     for part in field.split("."):
         value = getattr(value, part)
     assert value == wanted
+
+
+def test_badam_on_parts_of_matrices_has_no_counterpart(folder: Path) -> None:
+    changes = {"finetuning_type": "full", "use_badam": True, "badam_mode": "ratio", "badam_update_ratio": 0.1}
+    assert [row.name for row in translated(folder, **changes).of("missing")] == ["badam_mode"]
 
 
 def test_apollo_on_some_matrices_has_no_counterpart(folder: Path) -> None:

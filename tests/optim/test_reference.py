@@ -13,7 +13,7 @@ from torch import nn
 
 from lamina.config import TrainConfig
 from lamina.config.optimizers import GaloreConfig
-from lamina.optim import Layerwise, build_optimizer
+from lamina.optim import BlockAdamW, Layerwise, build_optimizer
 from lamina.optim._adamw import FloatMoments, Update
 from lamina.optim._apollo import limited, random_projection
 from lamina.optim._galore import project, project_back, project_moments, update_subspace
@@ -309,6 +309,93 @@ def test_apollos_projections_keep_lengths_on_average() -> None:
     drawn = torch.stack([random_projection(16, 64, place, turn) for place in range(8) for turn in range(8)])
     assert float(drawn.square().sum(1).mean()) == pytest.approx(1.0, abs=0.02)
     assert len({float(each[0, 0]) for each in drawn}) == 64, "each is another one"
+
+
+def blocks(count: int) -> dict[str, nn.Parameter]:
+    """An embedding, and two tensors for each layer."""
+    shapes = {"embed.weight": (8, 5), **{f"m.layers.{i}.{n}": s for i in range(count) for n, s in PARTS.items()}}
+    return dict(zip(shapes, start(*shapes.values()).values(), strict=True))
+
+
+PARTS = {"w.weight": (7, 5), "n.weight": (6,)}
+
+
+def test_badam() -> None:
+    tensors, interval = blocks(3), 2
+    before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    grads = [dict(zip(tensors, each, strict=True)) for each in gradients(tensors, 8)]
+    config = {"optim": "badam", "learning_rate": LR, "weight_decay": DECAY, "badam": {"switch_interval": interval}}
+    optimizer = build_optimizer(TrainConfig.model_validate(config), tensors)
+    assert isinstance(optimizer, BlockAdamW)
+    for step in grads:
+        optimizer.choose()
+        for name, tensor in tensors.items():
+            tensor.grad = step[name].clone() if tensor.requires_grad else None
+        optimizer.step()
+    for name, tensor in tensors.items():
+        expected = before[name]
+        for turn, block in enumerate((0, 1, 2, 0)):
+            if f".{block}." in name:  # each turn begins with new moments
+                own = [step[name] for step in grads[interval * turn : interval * (turn + 1)]]
+                expected = adam(expected, own, decay=DECAY if tensor.ndim > 1 else 0.0)
+        torch.testing.assert_close(tensor.detach(), expected)
+
+
+def test_badam_as_in_its_authors_package() -> None:
+    """In float32, where its copies of weights are exact. Its first turn is a step shorter, so it is left out."""
+    package = pytest.importorskip("badam")
+    tensors, theirs = blocks(3), blocks(3)
+    base = torch.optim.AdamW([{"params": [t]} for t in theirs.values()], lr=LR, weight_decay=0.0)
+    other = package.BlockOptimizer(base, list(theirs.items()), switch_block_every=3, switch_mode="ascending")
+    config = {"optim": "badam", "learning_rate": LR, "badam": {"switch_interval": 3}}
+    optimizer = build_optimizer(TrainConfig.model_validate(config), tensors)
+    assert isinstance(optimizer, BlockAdamW)
+
+    def step(optimizer: Any, its: dict[str, nn.Parameter], values: list[torch.Tensor]) -> None:
+        for tensor, grad in zip(its.values(), values, strict=True):
+            tensor.grad = grad.clone() if tensor.requires_grad else None
+        optimizer.step()
+
+    steps = gradients(theirs, 12)
+    for values in steps[:2]:
+        step(other, theirs, values)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(theirs[name])
+    optimizer.settings = optimizer.settings.model_copy(update={"start_block": 1})
+    for values in steps[2:]:
+        step(other, theirs, values)
+        optimizer.choose()
+        step(optimizer, tensors, values)
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(tensor.detach(), theirs[name].detach(), msg=name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, [0, 1, 2, 3, 0, 1]),
+        ({"switch_mode": "descending"}, [3, 2, 1, 0, 3, 2]),
+        ({"switch_mode": "descending", "start_block": 1}, [1, 0, 3, 2, 1, 0]),
+        ({"switch_mode": "fixed", "start_block": 2}, [2] * 6),
+    ],
+)
+def test_turns_of_badam(settings: dict[str, Any], wanted: list[int]) -> None:
+    assert [block_optimizer(settings).place(turn) for turn in range(6)] == wanted
+
+
+def test_random_turns_of_badam_are_another_order_in_each_round() -> None:
+    found = [block_optimizer({"switch_mode": "random"}).place(turn) for turn in range(40)]
+    rounds = [tuple(found[at : at + 4]) for at in range(0, 40, 4)]
+    assert all(sorted(one) == [0, 1, 2, 3] for one in rounds)
+    assert len(set(rounds)) > 3
+
+
+def block_optimizer(settings: dict[str, Any]) -> BlockAdamW:
+    config = TrainConfig.model_validate({"optim": "badam", "learning_rate": LR, "badam": settings})
+    optimizer = build_optimizer(config, blocks(4))
+    assert isinstance(optimizer, BlockAdamW)
+    return optimizer
 
 
 @pytest.mark.parametrize("name", ["galore", "apollo"])

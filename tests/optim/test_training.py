@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ def settings(folder: Path, run: Path, optim: str, **changes: Any) -> dict[str, A
         train["galore"] = {"rank": 8, "update_proj_gap": 2, "scale": 1.0}
     if "apollo" in facts.reads:
         train["apollo"] = {"rank": 8, "update_proj_gap": 2, "scale": 4.0}
+    if "badam" in facts.reads:
+        train["badam"] = {"switch_interval": 2}
     if facts.layerwise:
         train["max_grad_norm"] = 0.0
     return {
@@ -130,8 +133,8 @@ def test_layerwise_needs_whole_steps_and_no_clipping(optim: str) -> None:
     assert "set max_grad_norm to 0" in config_error(optim=optim)
 
 
-@pytest.mark.parametrize("optim", ["galore_adamw", "apollo_adamw"])
-def test_projections_need_the_method_full(optim: str) -> None:
+@pytest.mark.parametrize("optim", ["galore_adamw", "apollo_adamw", "badam"])
+def test_what_saves_memory_of_whole_matrices_needs_the_method_full(optim: str) -> None:
     with pytest.raises(ConfigError, match="method 'lora' trains an adapter, whose tensors are already small"):
         load_config({"data": {"train": "x"}, "train": {"optim": optim}})
 
@@ -160,6 +163,40 @@ def build(optim: str, method: str = "full", **changes: Any) -> torch.optim.Optim
 def test_a_rank_that_projects_nothing_is_an_error(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"train.{name}.rank: 48 is not below .* \(the largest has 48\)"):
         build(f"{name}_adamw", **{name: {"rank": 48}})
+
+
+def test_badam_trains_a_layer_at_a_time() -> None:
+    """Two layers in turn, two steps each: nothing else moves, and only the layer has gradients and moments."""
+    injection = inject(build_model("llama"), FullConfig(), seed=0)
+    tensors, model = injection.tensors(), injection.model.train()
+    values = {"optim": "badam", "learning_rate": 1e-2, "badam": {"switch_interval": 2, "switch_mode": "descending"}}
+    optimizer = build_optimizer(TrainConfig.model_validate(values), tensors, (), injection.vocabulary_tensors())
+    example = EncodedExample(np.arange(3, 20, dtype=np.int32), np.arange(17) > 0, row=1)
+    head, parameters = find_head(model), list(tensors.values())
+    for layer in (1, 1, 0, 0, 1):
+        before, seen = {name: tensor.detach().clone() for name, tensor in tensors.items()}, set[str]()
+        note = partial(_gradients_into, tensors, seen)
+        with packed_attention(model):
+            training_step(model, head, CrossEntropy(), optimizer, parameters, [[example]], 1e-2, 1.0, check=note)
+        inside = {name for name in tensors if f".layers.{layer}." in name}
+        assert seen == inside
+        assert {name for name, tensor in tensors.items() if not torch.equal(tensor, before[name])} == inside
+        assert {name for name, tensor in tensors.items() if optimizer.state.get(tensor)} == inside
+
+
+def _gradients_into(tensors: Mapping[str, torch.nn.Parameter], seen: set[str]) -> None:
+    seen |= {name for name, tensor in tensors.items() if tensor.grad is not None}
+
+
+def test_badam_without_its_block_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"train.badam.start_block: 2 is none of the 2 blocks"):
+        build("badam", badam={"start_block": 2})
+    train = TrainConfig.model_validate({"optim": "badam", "learning_rate": 1e-3})
+    with pytest.raises(ConfigError, match="no trained tensor is in one"):
+        build_optimizer(train, {"model.norm.weight": torch.nn.Parameter(torch.ones(3))})
+    assert "has no effect with switch_mode random" in config_error(
+        optim="badam", badam={"switch_mode": "random", "start_block": 1}
+    )
 
 
 def test_muon_without_matrices_is_an_error() -> None:

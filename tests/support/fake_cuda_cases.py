@@ -35,7 +35,7 @@ from lamina.losses.cross_entropy import cross_entropy
 from lamina.machine.seeding import kept_generators
 from lamina.methods.shared.base import find_method, inject
 from lamina.models.quantized import quantizers
-from lamina.optim import build_optimizer
+from lamina.optim import BlockAdamW, build_optimizer
 from lamina.structure.head import Head, LogitTransform
 from lamina.structure.layers import text_decoder
 from tests.support.fake_cuda import DEVICE, Seen, fake_cuda, pretend
@@ -123,7 +123,9 @@ def _optimizer(seen: Seen, name: str) -> None:
         settings["galore"] = {"rank": 8}
     if name.startswith("apollo"):
         settings["apollo"] = {"rank": 8}
-    optimizer = build_optimizer(TrainConfig.model_validate(settings), {"w": weight})
+    optimizer = build_optimizer(TrainConfig.model_validate(settings), {"layers.0.w": weight})
+    if isinstance(optimizer, BlockAdamW):
+        optimizer.choose()
     weight.grad = torch.empty_like(weight)
     optimizer.step()
     state = optimizer.state[weight]

@@ -86,6 +86,15 @@ def test_green_with_a_schedule_and_with_scaled_biases(family: str, method: dict[
     assert result.passed, result.checks
 
 
+@pytest.mark.parametrize("optim", ["apollo_adamw", "badam"])
+def test_green_for_optimizers_of_all_weights(optim: str, tmp_path: Path) -> None:
+    """BAdam's steps show one layer's gradients, so that two steps of one each would not be comparable."""
+    section = {"apollo": {"rank": 8}} if optim == "apollo_adamw" else {"badam": {"switch_interval": 1}}
+    train = {"optim": optim, "learning_rate": 5e-3, **section}
+    result = lamina.verify(tiny_config(tmp_path, method={"type": "full"}, train=train))
+    assert result.passed, result.checks
+
+
 @pytest.mark.real
 @pytest.mark.slow
 def test_green_on_the_real_model(tmp_path: Path) -> None:

@@ -133,10 +133,10 @@ class Config(Section):
         if self.train.best_eval is not None and self.train.best_eval not in sets:
             known = f"it has {', '.join(sets)}" if sets else "it has no sets with names"
             wrong.append(f"train.best_eval names the evaluation set {self.train.best_eval!r} of data.eval, but {known}")
-        projects = OPTIMIZERS[self.train.optim].reads & {"galore", "apollo"}
-        if projects and self.method.type != "full":
+        large = OPTIMIZERS[self.train.optim].reads & {"galore", "apollo", "badam"}
+        if large and self.method.type != "full":
             wrong.append(
-                f"train.optim '{self.train.optim}' projects the gradients of whole weight matrices onto a subspace, "
+                f"train.optim '{self.train.optim}' saves memory for gradients or moments of whole weight matrices, "
                 f"but method '{self.method.type}' trains an adapter, whose tensors are already small; use `method: "
                 "{type: full}` or another optim"
             )

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from lamina import plugins
-from lamina.config.optimizers import OPTIMIZERS, SPECIAL_SETTINGS, ApolloConfig, GaloreConfig, OptimizerName
+from lamina.config.optimizers import (
+    OPTIMIZERS,
+    SPECIAL_SETTINGS,
+    ApolloConfig,
+    BadamConfig,
+    GaloreConfig,
+    OptimizerName,
+)
 from lamina.config.section import Section
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -130,6 +137,9 @@ class TrainConfig(Section):
 
     apollo: ApolloConfig | None = None
     """Settings of the apollo optimizers; null means their defaults."""
+
+    badam: BadamConfig | None = None
+    """Settings of badam; null means their defaults."""
 
     max_grad_norm: NonNegative = 1.0
     """Gradients are clipped to this norm; 0 disables clipping."""

@@ -65,6 +65,10 @@ def _flag(key: str, wanted: Any) -> To:
     return To(key, lambda value: wanted if value else Nothing("it is off"))
 
 
+def _interval(value: Any) -> Any:
+    return Set({"train.badam.switch_mode": "fixed"}, "the layer stays the same") if value == -1 else value
+
+
 def _every_matrix(value: Any) -> Any:
     given = values.names(value)
     return Nothing("every matrix is projected") if given == ["all"] else Missing("every matrix is projected, not some")
@@ -270,22 +274,13 @@ _METHOD: dict[str, Entry] = {
     "apollo_proj": To("train.apollo.proj", str),
     "apollo_proj_type": Lacks("APOLLO projects the shorter side", ("std",)),
     "apollo_scale_front": Own("the limit is on the growth of an update, which a constant factor does not change"),
-    "use_badam": Lacks("BAdam is not here"),
-    **own(
-        "it only matters with use_badam",
-        [
-            f"badam_{name}"
-            for name in (
-                "mode",
-                "start_block",
-                "switch_mode",
-                "switch_interval",
-                "update_ratio",
-                "mask_mode",
-                "verbose",
-            )
-        ],
-    ),
+    "use_badam": _flag("train.optim", "badam"),
+    "badam_mode": Lacks("BAdam trains whole layers, not parts of matrices", ("layer",)),
+    "badam_start_block": To("train.badam.start_block"),
+    "badam_switch_mode": To("train.badam.switch_mode", str),
+    "badam_switch_interval": To("train.badam.switch_interval", _interval),
+    **own("it only matters with badam_mode ratio", ("badam_update_ratio", "badam_mask_mode")),
+    "badam_verbose": Own("the log has the loss of every step"),
     "use_dft_loss": _flag("loss.type", "dft"),
     "use_asft_loss": _flag("loss.type", "asft"),
     "asft_alpha": To("loss.asft_alpha", values.decimal),

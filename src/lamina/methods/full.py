@@ -1,6 +1,6 @@
 """Full fine-tuning: y = f(x; W) with every parameter W of the base trained.
 
-The upper bound that the other methods are compared with. GaLore and APOLLO (`optim/`) reduce its memory.
+The upper bound that the other methods are compared with. GaLore, APOLLO and BAdam (`optim/`) reduce its memory.
 """
 
 from __future__ import annotations

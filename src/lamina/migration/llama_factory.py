@@ -77,6 +77,7 @@ def _method(draft: Draft) -> None:
         name = "pissa" if rounds == -1 else f"pissa_niter_{rounds}"
         draft.set("pissa_init", pissa, {"method.init_lora_weights": name})
     _projecting(draft)
+    _deciding(draft)
     if draft.given.get("finetuning_type") == "freeze":
         draft.take("finetuning_type")
         given = {name: value for name in SETTINGS if (value := draft.take(name)) is not None}
@@ -104,6 +105,15 @@ def _projecting(draft: Draft) -> None:
                 draft.missing("optim", draft.given["optim"], f"{name} has no 8-bit moments here, nor there")
             given = {f"train.{name}.{key}" for key in ("rank", "scale") if draft.left.get(f"{name}_{key}") is not None}
             draft.default({key: value for key, value in defaults.items() if key not in given})
+
+
+def _deciding(draft: Draft) -> None:
+    """Optimizers that have their own switch, which `optim` does not change."""
+    for name in ("use_badam", "use_muon", "use_adam_mini"):
+        if draft.left.get(name) and (given := draft.take("optim")) is not None:
+            draft.own("optim", given, f"{name} decides")
+    if draft.left.get("badam_switch_interval") == -1:
+        draft.take("badam_switch_mode")
 
 
 def _weights(draft: Draft) -> None:

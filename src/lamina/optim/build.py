@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol, cast
 
@@ -18,6 +19,9 @@ from lamina.progress import Notify
 
 Schedule = Callable[[int], float]
 
+# The number of a tensor's decoder layer in its name: the first one, since numbers of experts come after it.
+_LAYER = re.compile(r"[.](\d+)[.]")
+
 
 class OptimizerModule(Protocol):
     """What an optimizer's module defines."""
@@ -27,8 +31,8 @@ class OptimizerModule(Protocol):
 
         Args:
             config: Settings of training.
-            groups: Parameter groups, each with `weight_decay`, `lr_factor` (LoRA+'s) and `hidden` (whether they are
-                matrices between hidden states).
+            groups: Parameter groups, each with `weight_decay`, `lr_factor` (LoRA+'s), `hidden` (whether they are
+                matrices between hidden states) and `block` (the number of their decoder layer, or None).
 
         Raises:
             ConfigError: The optimizer's package is not installed, or it does not fit the trained tensors.
@@ -70,20 +74,23 @@ def build_optimizer(
 def _groups(
     config: TrainConfig, tensors: Mapping[str, nn.Parameter], fast: Collection[str], vocabulary: Collection[str]
 ) -> list[dict[str, Any]]:
-    """Builds the parameter groups, with `weight_decay` (matrices only), `lr_factor` (LoRA+) and `hidden`.
+    """Builds the parameter groups, with `weight_decay` (matrices only), `lr_factor` (LoRA+), `hidden` and `block`.
 
-    Muon, GaLore and APOLLO handle `hidden` matrices differently.
+    Muon, GaLore and APOLLO handle `hidden` matrices differently, and BAdam trains one `block` at a time; without it,
+    `block` is None.
     """
-    alike: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    by_block = OPTIMIZERS[config.optim].blockwise
+    alike: dict[tuple[float, float, bool, int | None], list[nn.Parameter]] = {}
     for name, tensor in tensors.items():
         matrix = tensor.ndim >= 2 and min(tensor.shape) > 1  # IA3's and AdaLoRA's vectors are stored as matrices
         decay = config.weight_decay if matrix else 0.0
         factor = config.loraplus_ratio if name in fast else 1.0
         hidden = matrix and tensor.ndim == 2 and name not in vocabulary
-        alike.setdefault((decay, factor, hidden), []).append(tensor)
+        layer = _LAYER.search(name) if by_block else None
+        alike.setdefault((decay, factor, hidden, int(layer[1]) if layer else None), []).append(tensor)
     return [
-        {"params": params, "weight_decay": decay, "lr_factor": factor, "hidden": hidden}
-        for (decay, factor, hidden), params in alike.items()
+        {"params": params, "weight_decay": decay, "lr_factor": factor, "hidden": hidden, "block": block}
+        for (decay, factor, hidden, block), params in alike.items()
     ]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 
 from lamina.errors import TrainingError
-from lamina.optim import Layerwise
+from lamina.optim import BlockAdamW, Layerwise
 
 _FIX = "Fix: lower train.learning_rate, or go on from a checkpoint before it with a lower one."
 
@@ -43,11 +43,13 @@ def check_adapter(tensors: Mapping[str, torch.Tensor], step: int) -> None:
 
 
 def check_gradients(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """The first step's self-check, with its gradients there: every adapter tensor has one, and some are not zero.
+    """The first step's self-check, with its gradients there: every tensor that it trains has one, and some are not 0.
 
     Raises:
         TrainingError: It is not so.
     """
+    if isinstance(optimizer, BlockAdamW):  # the other layers have their turns later
+        tensors = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
     if isinstance(optimizer, Layerwise):  # which has let go of the gradients by now
         norms = optimizer.gradient_norms
     else:

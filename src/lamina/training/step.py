@@ -16,7 +16,7 @@ from lamina.data.example import EncodedExample
 from lamina.distributed.world import ALONE, World
 from lamina.losses.base import Loss, means
 from lamina.methods.shared.base import Hooks
-from lamina.optim import Layerwise
+from lamina.optim import BlockAdamW, Layerwise
 from lamina.structure.head import Head
 from lamina.training.backward import Backward, Parts, costs_of, split_of, summed
 from lamina.training.loss_scale import LossScale
@@ -109,6 +109,8 @@ def training_step(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("lr_factor", 1.0)
     optimizer.zero_grad(set_to_none=True)
+    if isinstance(optimizer, BlockAdamW):
+        optimizer.choose()
     parts = Parts(model, head, loss, layout, stop, split_of(world))
     backward = Backward(parts, micro_batches, sums.count, parameters, optimizer, world, seed, step, engine, scale)
     if isinstance(optimizer, Layerwise):

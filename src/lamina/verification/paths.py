@@ -241,13 +241,16 @@ class Paths:
     def _step(self, micro_batches: Sequence[Sequence[EncodedExample]]) -> Gradient:
         """Computes the gradient of a real optimizer step, captured before the optimizer's update."""
         gradients: list[dict[str, torch.Tensor]] = []
+        optimizer = self._session.optimizer
+        if OPTIMIZERS[self._session.config.train.optim].blockwise:  # which would show the gradients of one layer
+            optimizer = torch.optim.SGD(self._tensors.values(), lr=0.0)
 
         with fast_path(self._model, longest=self._longest) as path:
             result = training_step(
                 self._model,
                 self._session.head,
                 self._session.loss,
-                self._session.optimizer,
+                optimizer,
                 list(self._tensors.values()),
                 micro_batches,
                 learning_rate=0.0,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from lamina import plugins
-from lamina.config.optimizers.base import SPECIAL_SETTINGS, ApolloConfig, GaloreConfig, OptimizerFacts
+from lamina.config.optimizers.base import SPECIAL_SETTINGS, ApolloConfig, BadamConfig, GaloreConfig, OptimizerFacts
 
 OPTIMIZERS: dict[str, OptimizerFacts] = plugins.config_halves("optimizers", "FACTS", OptimizerFacts)
 """The facts about each optimizer, by name (the value of `train.optim`)."""
@@ -19,4 +19,12 @@ if TYPE_CHECKING:
 else:
     OptimizerName = Literal[tuple(OPTIMIZERS)]
 
-__all__ = ["OPTIMIZERS", "SPECIAL_SETTINGS", "ApolloConfig", "GaloreConfig", "OptimizerFacts", "OptimizerName"]
+__all__ = [
+    "OPTIMIZERS",
+    "SPECIAL_SETTINGS",
+    "ApolloConfig",
+    "BadamConfig",
+    "GaloreConfig",
+    "OptimizerFacts",
+    "OptimizerName",
+]

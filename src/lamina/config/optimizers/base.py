@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lamina.config.section import Section
 
@@ -20,12 +20,14 @@ class OptimizerFacts:
     Attributes:
         reads: Which of `SPECIAL_SETTINGS` it reads.
         layerwise: Whether it updates each parameter during the backward, so that all gradients never exist at once.
+        blockwise: Whether it trains one decoder layer at a time.
         learning_rate_factor: Multiplies the method's default learning rate, which is tuned for AdamW.
         unpaged: For a paged optimizer, the optimizer with the same results whose state is not paged.
     """
 
     reads: frozenset[str]
     layerwise: bool = False
+    blockwise: bool = False
     learning_rate_factor: float = 1.0
     unpaged: str | None = None
 
@@ -33,8 +35,9 @@ class OptimizerFacts:
 ADAM = frozenset({"adam_beta1", "adam_beta2", "adam_epsilon"})
 GALORE = ADAM | {"galore"}
 APOLLO = ADAM | {"apollo"}
+BADAM = ADAM | {"badam"}
 
-SPECIAL_SETTINGS = ("adam_beta1", "adam_beta2", "adam_epsilon", "galore", "apollo")
+SPECIAL_SETTINGS = ("adam_beta1", "adam_beta2", "adam_epsilon", "galore", "apollo", "badam")
 """Fields of `train:` that only some optimizers read; null unless set."""
 
 
@@ -73,3 +76,22 @@ class ApolloConfig(Section):
 
     proj: Literal["random", "svd"] = "random"
     """Where projections come from: `random` numbers, or the gradient's own singular vectors (`svd`)."""
+
+
+class BadamConfig(Section):
+    """`train.badam`: which decoder layer is trained when. The names are those of badam."""
+
+    switch_interval: Annotated[int, Field(ge=1)] = 50
+    """Steps of a layer's turn."""
+
+    switch_mode: Literal["ascending", "descending", "random", "fixed"] = "ascending"
+    """The layers' order: from the first, from the last, another one in each round, or always the same layer."""
+
+    start_block: Annotated[int, Field(ge=0)] | None = None
+    """The layer that is trained first, counted from 0; null means the first, or the last one if `descending`."""
+
+    @model_validator(mode="after")
+    def _check_start(self) -> BadamConfig:
+        if self.switch_mode == "random" and self.start_block is not None:
+            raise ValueError("start_block has no effect with switch_mode random; remove it, or set another switch_mode")
+        return self
