@@ -24,7 +24,7 @@ from lamina.losses.eaft import Eaft
 from lamina.methods.shared.base import Injection, inject
 from lamina.runs.events import Step
 from lamina.structure.head import Head, find_head
-from lamina.training.step import training_step
+from lamina.training.step import EvaluationResult, training_step
 from lamina.verification.paths import fill_adapter
 from tests.support.models_zoo import build_model
 from tests.support.preferences import example_of
@@ -225,6 +225,25 @@ def test_a_run_goes_on_from_an_adapter_and_shows_cross_entropy(name: str, tmp_pa
     assert found.loss == pytest.approx(summary.eval_loss, rel=1e-4)
     assert found.perplexity is None, "its loss is no likelihood"
     assert found.metrics["nll_loss"] == pytest.approx(summary.eval_metrics["nll_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_best_evaluation_is_not_the_one_of_the_least_loss(
+    name: str, tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """-p log p grows with p while p is small, and EAFT's weights fall as the model grows certain."""
+    worst = {"nll_loss": 9.0, "probability": 0.0001, "kl": 0.0, "entropy": 0.1}
+    results = [EvaluationResult(3.0, worst)]  # of the base
+    results += [
+        EvaluationResult(loss, {**worst, "nll_loss": nll, "probability": probability})
+        for loss, nll, probability in ((1.0, 8.0, 0.001), (2.0, 6.0, 0.01), (1.5, 7.0, 0.005))
+    ]
+    monkeypatch.setattr("lamina.training.loop._Loop._evaluate", lambda *_: results.pop(0))
+    values = settings(tmp_path, model_folder, "run", loss=LOSSES[name])
+    values["train"] = {"max_steps": 3, "eval_steps": 1}
+    summary = lamina.train(values).summary
+    assert summary is not None and not results
+    assert (summary.adapter_step, summary.eval_loss) == (2, 2.0)
 
 
 def test_asft_with_all_weights_trained_is_anchored_to_the_bases_files(tmp_path: Path, model_folder: Path) -> None:
