@@ -69,6 +69,6 @@ def test_the_loss_is_explained_as_a_probability() -> None:
 
 
 def test_a_loss_that_compares_something_else_is_judged_by_that() -> None:
-    meaning, said = explain(Some(0.02, 0.01, is_likelihood=False), {}, (-0.002, -0.004))
+    meaning, said = explain(Some(0.02, 0.01, is_likelihood=False), {}, (0.4, 0.2))
     assert "says little" in meaning and "smaller is better" not in meaning
     assert "learned the task" in said

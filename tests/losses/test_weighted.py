@@ -246,6 +246,16 @@ def test_the_best_evaluation_is_not_the_one_of_the_least_loss(
     assert (summary.adapter_step, summary.eval_loss) == (2, 2.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "standing"), [("dft", 0.25), ("asft", 0.25 + LOSSES["asft"].get("asft_alpha", 0.1) * 2.0), ("eaft", 0.5)]
+)
+def test_standings_are_of_what_is_learned(name: str, standing: float) -> None:
+    """A probability that grows from 0.002 to 0.003 is little learned, so what is left of 1 counts."""
+    metrics = {"nll_loss": 0.5, "probability": 0.75, "kl": 2.0}
+    loss = build_loss(load_config({"model": "m", "data": {"train": "r.jsonl"}, "loss": LOSSES[name]}).loss)
+    assert loss.standing(9.0, metrics) == pytest.approx(standing)
+
+
 def test_asft_with_all_weights_trained_is_anchored_to_the_bases_files(tmp_path: Path, model_folder: Path) -> None:
     values = settings(tmp_path, model_folder, "run", loss={"type": "asft"})
     values["method"] = {"type": "full"}

@@ -51,7 +51,7 @@ class Asft(Loss):
         return LossSum((weighed(log_probs_N) + self.alpha * away_N).sum().float(), metrics)
 
     def standing(self, loss: float, metrics: Mapping[str, float]) -> float:
-        return self.alpha * metrics["kl"] - metrics["probability"]
+        return self.alpha * metrics["kl"] + 1.0 - metrics["probability"]
 
     def formula(self, logits: Sequence[torch.Tensor], example: EncodedExample) -> torch.Tensor:
         logits_NV, targets_N = supervised_logits(logits[0], example)

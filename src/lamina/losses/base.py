@@ -106,7 +106,8 @@ class Loss(ABC):
         """
 
     def standing(self, loss: float, metrics: Mapping[str, float]) -> float:
-        """Returns what the best evaluation has least of, by default the loss itself.
+        """Returns what the best evaluation has least of, and whose share of change says how much was learned; by
+        default the loss itself.
 
         A loss whose weights follow the model may fall while the model gets worse, and then compares something else.
 

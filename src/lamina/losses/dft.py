@@ -35,7 +35,7 @@ class Dft(Loss):
         return LossSum(weighed(log_probs_N).sum().float(), metrics_of(log_probs_N))
 
     def standing(self, loss: float, metrics: Mapping[str, float]) -> float:
-        return -metrics["probability"]
+        return 1.0 - metrics["probability"]
 
     def formula(self, logits: Sequence[torch.Tensor], example: EncodedExample) -> torch.Tensor:
         return weighed(log_probs_of(*supervised_logits(logits[0], example))).sum()
