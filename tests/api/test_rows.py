@@ -180,6 +180,13 @@ def test_moments_are_the_same_text_from_every_kind_of_table(tmp_path: Path) -> N
     assert len({path.name for path in stored}) == 1  # the digest is in the name
 
 
+def test_a_cell_may_be_a_series_of_moments_in_a_time_zone(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    moments = pandas.Series(pandas.to_datetime(["2026-01-02 03:04:05"], utc=True))
+    path = store_rows([{"text": "a", "when": moments}], tmp_path, "train")
+    assert json.loads(path.read_text())["when"] == ["2026-01-02 03:04:05+00:00"]
+
+
 def test_gaps_in_columns_of_a_template_are_empty_text(tmp_path: Path) -> None:
     rows = [{"a": "x", "b": None}, {"a": "y", "b": 2}]
     columns = {"prompt": "{{ a }}{{ b | trim }}{% if b is not none %}!{% endif %}", "completion": "a"}

@@ -48,9 +48,10 @@ def change(model: PeftModel) -> None:
     model.load_state_dict(state, strict=False)
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["the same trainer", "another"])
 @pytest.mark.parametrize("kind", [SFTTrainer, DPOTrainer])
 def test_training_starts_from_values_that_were_changed(
-    kind: type[SFTTrainer], model_folder: Path, tmp_path: Path
+    kind: type[SFTTrainer], again: bool, model_folder: Path, tmp_path: Path
 ) -> None:
     args = (DPOConfig if kind is DPOTrainer else SFTConfig)(str(tmp_path / "out"), **SHORT)
     rows = PAIRS if kind is DPOTrainer else ROWS
@@ -64,7 +65,7 @@ def test_training_starts_from_values_that_were_changed(
         made_before.train()
     assert not (tmp_path / "out").exists()
     model.save_pretrained(tmp_path / "changed")
-    trainer = kind(model, args=args, train_dataset=rows)
+    trainer = kind(model, args=args, train_dataset=rows) if again else made_before
     trainer.train()
     for name, tensor in get_peft_model_state_dict(trainer.model).items():
         assert (tensor - 0.05).abs().max() < 1e-3, name
@@ -169,3 +170,13 @@ def test_the_base_of_a_new_adapter_is_trained_on_as_it_is_in_memory(
     trained = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(trained(IDS).logits, model(IDS).logits)
     torch.testing.assert_close(model.merge_and_unload()(IDS).logits, model(IDS).logits, atol=1e-3, rtol=1e-3)
+
+
+def test_a_base_that_has_an_adapter_already_gets_no_other_one(model_folder: Path, tmp_path: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(str(model_folder), dtype="float32")
+    get_peft_model(base, lora())
+    elsewhere = LoraConfig(r=4, target_modules=["up_proj"])
+    trainer = SFTTrainer(base, SFTConfig(str(tmp_path / "out"), **SHORT), ROWS, peft_config=elsewhere)
+    with pytest.raises(ConfigError, match=r"model: the LlamaForCausalLM has an adapter of lamina's on it already"):
+        trainer.train()
+    assert not (tmp_path / "out").exists()

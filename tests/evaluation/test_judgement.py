@@ -66,3 +66,9 @@ def test_the_loss_is_explained_as_a_probability() -> None:
     assert "probability of 50%" in explain(Some(math.log(2), math.log(10)), {})[0]
     assert "10%" in explain(Some(math.log(2), math.log(10)), {})[0]
     assert "smaller is better" in explain(Some(1.0, 2.0, is_likelihood=False), {})[0]
+
+
+def test_a_loss_that_compares_something_else_is_judged_by_that() -> None:
+    meaning, said = explain(Some(0.02, 0.01, is_likelihood=False), {}, (0.4, 0.2))
+    assert "says little" in meaning and "smaller is better" not in meaning
+    assert "learned the task" in said

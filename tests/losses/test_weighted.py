@@ -16,6 +16,7 @@ from lamina.compute.fusion import fast_path
 from lamina.config import load_config
 from lamina.data.batch import PACKED, Layout
 from lamina.data.example import EncodedExample
+from lamina.errors import ConfigError
 from lamina.losses.base import Loss, build_loss
 from lamina.losses.cross_entropy import CrossEntropy
 from lamina.losses.dft import weighed
@@ -23,7 +24,7 @@ from lamina.losses.eaft import Eaft
 from lamina.methods.shared.base import Injection, inject
 from lamina.runs.events import Step
 from lamina.structure.head import Head, find_head
-from lamina.training.step import training_step
+from lamina.training.step import EvaluationResult, training_step
 from lamina.verification.paths import fill_adapter
 from tests.support.models_zoo import build_model
 from tests.support.preferences import example_of
@@ -226,6 +227,35 @@ def test_a_run_goes_on_from_an_adapter_and_shows_cross_entropy(name: str, tmp_pa
     assert found.metrics["nll_loss"] == pytest.approx(summary.eval_metrics["nll_loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_best_evaluation_is_not_the_one_of_the_least_loss(
+    name: str, tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """-p log p grows with p while p is small, and EAFT's weights fall as the model grows certain."""
+    worst = {"nll_loss": 9.0, "probability": 0.0001, "kl": 0.0, "entropy": 0.1}
+    results = [EvaluationResult(3.0, worst)]  # of the base
+    results += [
+        EvaluationResult(loss, {**worst, "nll_loss": nll, "probability": probability})
+        for loss, nll, probability in ((1.0, 8.0, 0.001), (2.0, 6.0, 0.01), (1.5, 7.0, 0.005))
+    ]
+    monkeypatch.setattr("lamina.training.loop._Loop._evaluate", lambda *_: results.pop(0))
+    values = settings(tmp_path, model_folder, "run", loss=LOSSES[name])
+    values["train"] = {"max_steps": 3, "eval_steps": 1}
+    summary = lamina.train(values).summary
+    assert summary is not None and not results
+    assert (summary.adapter_step, summary.eval_loss) == (2, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "standing"), [("dft", 0.25), ("asft", 0.25 + LOSSES["asft"].get("asft_alpha", 0.1) * 2.0), ("eaft", 0.5)]
+)
+def test_standings_are_of_what_is_learned(name: str, standing: float) -> None:
+    """A probability that grows from 0.002 to 0.003 is little learned, so what is left of 1 counts."""
+    metrics = {"nll_loss": 0.5, "probability": 0.75, "kl": 2.0}
+    loss = build_loss(load_config({"model": "m", "data": {"train": "r.jsonl"}, "loss": LOSSES[name]}).loss)
+    assert loss.standing(9.0, metrics) == pytest.approx(standing)
+
+
 def test_asft_with_all_weights_trained_is_anchored_to_the_bases_files(tmp_path: Path, model_folder: Path) -> None:
     values = settings(tmp_path, model_folder, "run", loss={"type": "asft"})
     values["method"] = {"type": "full"}
@@ -233,3 +263,11 @@ def test_asft_with_all_weights_trained_is_anchored_to_the_bases_files(tmp_path: 
     assert summary is not None and summary.eval_metrics is not None and summary.eval_metrics_first is not None
     assert summary.eval_metrics_first["kl"] == pytest.approx(0.0, abs=1e-6)
     assert summary.eval_metrics["kl"] > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "fix"), [("eaft", "alpha", "eaft_alpha"), ("eaft", "k", "eaft_k"), ("asft", "alpha", "asft_alpha")]
+)
+def test_the_papers_names_of_settings_lead_to_the_keys(name: str, key: str, fix: str) -> None:
+    with pytest.raises(ConfigError, match=rf"loss.{key}: unknown key; .* Fix: set {fix}$"):
+        load_config({"model": "m", "data": {"train": "rows.jsonl"}, "loss": {"type": name, key: 1}})

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from lamina.config import load_config
+from lamina.errors import ConfigError
 from lamina.migration.draft import Translation
 from lamina.migration.translate import translate
 
@@ -93,6 +94,15 @@ def test_data_sets_of_the_catalog(folder: Path) -> None:
     assert (openai.format, openai.columns) == ("messages", None)
     assert (hub.path, hub.max_rows) == ("user/rows/en:validation", 50)
     assert (text.format, text.columns) == ("text", {"text": "body"})
+
+
+@pytest.mark.parametrize("content", ['{"mine":', "\N{LATIN SMALL LETTER U WITH DIAERESIS}"])
+def test_a_damaged_catalog_is_named(folder: Path, content: str) -> None:
+    (folder / "data" / "dataset_info.json").write_text(content, encoding="latin-1")
+    with pytest.raises(
+        ConfigError, match=r"dataset_dir: .*data/dataset_info\.json cannot be read \(.+\)\. Fix: correct"
+    ):
+        translated(folder)
 
 
 def test_preferences(folder: Path) -> None:

@@ -153,10 +153,8 @@ def _plain(value: Any, where: str, column: str) -> Any:
         return time_text(value)
     if isinstance(value, decimal.Decimal | Path | uuid.UUID | datetime.timedelta):
         return str(value)
-    if (
-        kind := getattr(getattr(value, "dtype", None), "kind", "")
-    ) in _COUNTED:  # by numpy's nanoseconds, mere integers
-        value = value.astype(_COUNTED[kind])
+    if type(value).__module__ == "numpy" and (unit := _COUNTED.get(value.dtype.kind)):  # nanoseconds become integers
+        value = value.astype(unit)
     if hasattr(value, "tolist"):  # arrays, tensors and scalars of numpy and torch
         return _plain(value.tolist(), where, column)
     raise DataError(

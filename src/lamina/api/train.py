@@ -27,7 +27,7 @@ from lamina.data.labels import read_labels
 from lamina.distributed.member import member
 from lamina.distributed.world import ALONE, World
 from lamina.errors import ConfigError, LaminaError, Problem
-from lamina.models.loaded import as_base, check_kind, find_source
+from lamina.models.loaded import as_base, check_bare, check_kind, find_source
 from lamina.models.source import find_model
 from lamina.models.stored import read_config
 from lamina.progress import Notify
@@ -114,6 +114,7 @@ def train(
     in_memory = None if model is None or isinstance(model, str | Path) else model
     if in_memory is not None:
         check_kind(in_memory)
+        check_bare(in_memory)
     if in_memory is None and tokenizer is not None:
         raise ConfigError(Problem("tokenizer", "goes with a model in memory", "give the model's name alone"))
     if model is not None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from lamina.runs.summary import Summary
 
 _GIB = 2**30
+# Figures of losses whose value says little, shown below it.
+_TELLING = ("nll_loss", "probability")
 
 
 def train_here(config: str, overrides: list[str], resume: bool, as_json: bool) -> None:
@@ -132,6 +134,11 @@ def stopped_at_once(config: Config) -> Interrupted:
     return Interrupted(message, run=str(run.path), resume=command)
 
 
+def _change(before: float, after: float) -> str:
+    """The change of a loss as a share, in parentheses; empty where it was 0, as with certain tokens in EAFT."""
+    return f" ({after / before - 1:+.1%})" if before else ""
+
+
 def print_summary(summary: Summary) -> None:
     """Prints the summary of a finished run."""
     from lamina.runs.summary import losses_of_sets
@@ -139,12 +146,16 @@ def print_summary(summary: Summary) -> None:
     s = summary
     err.print("[bold green]Done[/bold green]")
     if s.eval_loss is not None and s.eval_loss_first is not None:
-        change = s.eval_loss / s.eval_loss_first - 1
-        err.print(f"  eval loss {s.eval_loss_first:.4f} (bare base) -> {s.eval_loss:.4f} ({change:+.1%})")
+        change = _change(s.eval_loss_first, s.eval_loss)
+        err.print(f"  eval loss {s.eval_loss_first:.4f} (bare base) -> {s.eval_loss:.4f}{change}")
         first = losses_of_sets(s.eval_metrics_first)
         for name, loss in losses_of_sets(s.eval_metrics).items():
             if name in first:
-                err.print(f"    {escape(name)} {first[name]:.4f} -> {loss:.4f} ({loss / first[name] - 1:+.1%})")
+                err.print(f"    {escape(name)} {first[name]:.4f} -> {loss:.4f}{_change(first[name], loss)}")
+        before, after = s.eval_metrics_first or {}, s.eval_metrics or {}
+        for name in _TELLING:
+            if name in before and name in after:
+                err.print(f"    {name} {before[name]:.4f} -> {after[name]:.4f}")
     err.print(f"  train loss {s.train_loss_first:.4f} -> {s.train_loss_last:.4f} in {s.steps} steps")
     ranks = [s.figures.get(f"ranks_{which}") for which in ("at_start", "kept", "target")]
     if None not in ranks:

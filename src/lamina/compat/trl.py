@@ -94,10 +94,8 @@ class SFTTrainer:
         # A generator gives its rows once, and its first one is looked at before training.
         self._data = (list(train_dataset) if isinstance(train_dataset, Iterator) else train_dataset, eval_dataset)
         self._formatting = None if formatting_func is None else ForRows(formatting_func)
-        first = self._first_row()
-        self.translation = self._translate(first, peft_config)
-        self.translation.check()
-        self.config = load_config(self.translation.values)
+        self._peft_config = peft_config
+        self._prepare()
         if differences := [
             f"{row.name}: {row.note}"
             for row in self.translation.of("mapped", "own")
@@ -122,6 +120,8 @@ class SFTTrainer:
             )
         if isinstance(self.model, PeftModel):
             self.model.check_start()
+            if self.model.folder != self._start and not resume_from_checkpoint:  # it was changed and saved meanwhile
+                self._prepare()
         in_memory = self._in_memory()
         data, evaluation = self._data
         self.run = train(
@@ -142,6 +142,13 @@ class SFTTrainer:
         summary = self._summary()
         metrics = {"train_loss": summary.train_loss_last, "train_runtime": time.perf_counter() - began}
         return TrainOutput(summary.steps, summary.train_loss_last, metrics)
+
+    def _prepare(self) -> None:
+        """Translates everything, with the adapter's folder as it is now, and checks it."""
+        self._start = self.model.folder if isinstance(self.model, PeftModel) else None
+        self.translation = self._translate(self._first_row(), self._peft_config)
+        self.translation.check()
+        self.config = load_config(self.translation.values)
 
     @property
     def state(self) -> TrainerState:

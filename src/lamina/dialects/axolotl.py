@@ -50,7 +50,7 @@ def _rl(value: Any) -> Any:
 
 
 def _eaft(value: Any) -> Any:
-    note = "the entropy is divided by log(eaft_k), as in the paper: the same gradient, but for a constant factor"
+    note = "the entropy is divided by log(eaft_k), as in the paper: loss and gradient are smaller by a constant factor"
     return Set({"loss.type": "eaft"}, note) if value else Nothing("it is off")
 
 

@@ -126,7 +126,8 @@ def evaluate(
         for each in scorers
         if each.larger_is_better
     }
-    return replace(found, judgement=explain(found, gains))
+    before, after = (loss.standing(each.loss, each.metrics) for each in (losses.base, losses.adapter))
+    return replace(found, judgement=explain(found, gains, (before, after)))
 
 
 @dataclass(frozen=True)

@@ -35,21 +35,27 @@ class Figures(Protocol):
     def rows(self) -> int: ...
 
 
-def explain(figures: Figures, scores: Mapping[str, tuple[float, float]]) -> list[str]:
+def explain(
+    figures: Figures, scores: Mapping[str, tuple[float, float]], standings: tuple[float, float] | None = None
+) -> list[str]:
     """Explains an evaluation: what the loss means, what was forgotten, and a judgement.
 
     Args:
         figures: The losses.
         scores: By scorer, the mean of the base and of the adapter, where a larger one is better.
+        standings: What the loss compares the base and the adapter by (`Loss.standing`); by default the losses.
     """
-    lines = [_loss(figures)]
+    before, after = standings or (figures.base_loss, figures.loss)
+    meaning = _loss(figures, is_compared=(before, after) == (figures.base_loss, figures.loss))
     forgetting = _forgetting(figures)
-    return [*lines, *([forgetting] if forgetting else []), judge(figures, scores)]
+    return [meaning, *([forgetting] if forgetting else []), judge(figures, scores, (before, after))]
 
 
-def judge(figures: Figures, scores: Mapping[str, tuple[float, float]]) -> str:
-    """Says in a sentence or two whether the adapter was worth it."""
-    change = _change(figures)
+def judge(
+    figures: Figures, scores: Mapping[str, tuple[float, float]], standings: tuple[float, float] | None = None
+) -> str:
+    """Says in a sentence or two whether the adapter was worth it; the arguments are those of `explain`."""
+    change = _change(*(standings or (figures.base_loss, figures.loss)))
     better = sum(after > before for before, after in scores.values())
     worse = sum(after < before for before, after in scores.values())
     forgot = _rise(figures)
@@ -77,7 +83,12 @@ def judge(figures: Figures, scores: Mapping[str, tuple[float, float]]) -> str:
     return said
 
 
-def _loss(figures: Figures) -> str:
+def _loss(figures: Figures, is_compared: bool) -> str:
+    if not is_compared:
+        return (
+            f"loss: {figures.base_loss:.4f} before, {figures.loss:.4f} with the adapter; its weights follow the model, "
+            "so it says little. Compare nll_loss and probability."
+        )
     if figures.perplexity is None:
         return f"loss: {figures.base_loss:.4f} before, {figures.loss:.4f} with the adapter; smaller is better."
     return (
@@ -107,5 +118,5 @@ def _rise(figures: Figures) -> float | None:
     return figures.general_loss - figures.base_general_loss
 
 
-def _change(figures: Figures) -> float:
-    return (figures.loss - figures.base_loss) / abs(figures.base_loss) if figures.base_loss else 0.0
+def _change(before: float, after: float) -> float:
+    return (after - before) / abs(before) if before else 0.0

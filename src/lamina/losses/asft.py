@@ -10,7 +10,7 @@ Zhu et al. 2025, "Anchored Supervised Fine-Tuning", arXiv:2509.23753.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -49,6 +49,9 @@ class Asft(Loss):
         log_probs_N, away_N = (torch.cat(each).double() for each in zip(*found, strict=True))
         metrics = {**metrics_of(log_probs_N), "kl": Metric(away_N.detach().sum(), float(len(away_N)))}
         return LossSum((weighed(log_probs_N) + self.alpha * away_N).sum().float(), metrics)
+
+    def standing(self, loss: float, metrics: Mapping[str, float]) -> float:
+        return self.alpha * metrics["kl"] + 1.0 - metrics["probability"]
 
     def formula(self, logits: Sequence[torch.Tensor], example: EncodedExample) -> torch.Tensor:
         logits_NV, targets_N = supervised_logits(logits[0], example)

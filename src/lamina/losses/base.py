@@ -105,6 +105,18 @@ class Loss(ABC):
             A scalar in the dtype of the logits.
         """
 
+    def standing(self, loss: float, metrics: Mapping[str, float]) -> float:
+        """Returns what the best evaluation has least of, and whose share of change says how much was learned; by
+        default the loss itself.
+
+        A loss whose weights follow the model may fall while the model gets worse, and then compares something else.
+
+        Args:
+            loss: Of the evaluation.
+            metrics: This loss's own, of the evaluation.
+        """
+        return loss
+
     def outputs(self, model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
         """Computes what `formula` takes, by the model's own code: logits (T, vocabulary) of token ids (1, T)."""
         return model(input_ids=ids, use_cache=False).logits[0]

@@ -11,7 +11,7 @@ arXiv:2508.05629.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -33,6 +33,9 @@ class Dft(Loss):
     def compute(self, model: PreTrainedModel, head: Head, batches: Sequence[Batch]) -> LossSum:
         log_probs_N = torch.cat([token_log_probs(model, head, batch) for batch in batches]).double()
         return LossSum(weighed(log_probs_N).sum().float(), metrics_of(log_probs_N))
+
+    def standing(self, loss: float, metrics: Mapping[str, float]) -> float:
+        return 1.0 - metrics["probability"]
 
     def formula(self, logits: Sequence[torch.Tensor], example: EncodedExample) -> torch.Tensor:
         return weighed(log_probs_of(*supervised_logits(logits[0], example))).sum()

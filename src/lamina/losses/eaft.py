@@ -12,7 +12,7 @@ arXiv:2601.02151.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -40,6 +40,9 @@ class Eaft(Loss):
         log_probs_N, entropy_N = (torch.cat(each).double() for each in zip(*pairs, strict=True))
         metrics = {**metrics_of(log_probs_N), "entropy": Metric(entropy_N.sum(), float(len(entropy_N)))}
         return LossSum(-(entropy_N**self.alpha * log_probs_N).sum().float(), metrics)
+
+    def standing(self, loss: float, metrics: Mapping[str, float]) -> float:
+        return metrics["nll_loss"]
 
     def formula(self, logits: Sequence[torch.Tensor], example: EncodedExample) -> torch.Tensor:
         logits_NV, targets_N = supervised_logits(logits[0], example)

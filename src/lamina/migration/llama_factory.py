@@ -12,7 +12,7 @@ from lamina.config.load import read_yaml
 from lamina.config.optimizers import OPTIMIZERS
 from lamina.dialects.llama_factory import LLAMA_FACTORY
 from lamina.dialects.values import decimal, names
-from lamina.errors import ConfigError, nearest
+from lamina.errors import ConfigError, Problem, nearest
 from lamina.migration.draft import Draft
 from lamina.migration.freeze import SETTINGS, adapt_new_blocks, freeze
 from lamina.migration.settle import settle
@@ -174,7 +174,8 @@ class _Catalog:
             try:
                 self.listed = json.loads((self.folder / INFO).read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
-                raise ConfigError([]) from error
+                message = f"{self.folder / INFO} cannot be read ({error})"
+                raise ConfigError(Problem("dataset_dir", message, "correct that file")) from error
 
     def _find(self, folder: Path) -> Path | None:
         if self.online or self.named.startswith("REMOTE:"):

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lamina import files
 from lamina.chat.tokenizer import fingerprint_tokenizer
+from lamina.compute.ops.adapter import AdapterModule
 from lamina.errors import ConfigError, LaminaError, ModelError, Problem
 from lamina.machine.hardware import bound_product_cache
 from lamina.machine.quiet import quiet_transformers
@@ -119,6 +120,18 @@ def check_kind(model: object) -> None:
         fix = "give a name, a folder, or what AutoModelForCausalLM.from_pretrained returned"
         raise ConfigError(Problem("model", f"a {name} is not a causal language model of transformers", fix))
     check_one_device(model)
+
+
+def check_bare(model: PreTrainedModel) -> None:
+    """Checks that a model in memory has no adapter of lamina's, which would become a part of the base.
+
+    Raises:
+        ConfigError: It has.
+    """
+    if any(isinstance(module, AdapterModule) for module in model.modules()):
+        message = f"the {type(model).__name__} has an adapter of lamina's on it already"
+        fix = "load the base again; or, to train the adapter, give the `PeftModel` that get_peft_model returned"
+        raise ConfigError(Problem("model", message, fix))
 
 
 def check_one_device(model: PreTrainedModel) -> None:

@@ -294,10 +294,9 @@ class _Loop:
         result = self._evaluate("adapter")
         loss = result.loss
         state.last_eval_step, state.eval_loss_last, state.eval_metrics_last = state.step, loss, result.metrics
-        margin = self.config.early_stopping_threshold
         if not self.session.hooks.is_settled():
             pass  # the method changes it yet, so this is no adapter to keep or to compare with
-        elif state.best_eval_loss is None or loss < state.best_eval_loss - margin:
+        elif self._is_better(loss, result.metrics):
             state.best_eval_loss, state.best_step, state.evals_without_gain = loss, state.step, 0
             state.best_eval_metrics = result.metrics
             if self.config.load_best_model_at_end:
@@ -313,9 +312,17 @@ class _Loop:
             self._note(remark)
         if self._stopped_early():
             self._note(
-                f"Stopped early: {state.evals_without_gain} evaluations without a better loss than "
-                f"{state.best_eval_loss:.4f} at step {best}."
+                f"Stopped early: {state.evals_without_gain} evaluations without a better one than that "
+                f"of step {best} (loss {state.best_eval_loss:.4f})."
             )
+
+    def _is_better(self, loss: float, metrics: Mapping[str, float]) -> bool:
+        """Whether an evaluation is better than the best one so far, by the loss's own measure."""
+        if self.state.best_eval_loss is None:
+            return True
+        standing = self.session.loss.standing
+        best = standing(self.state.best_eval_loss, self.state.best_eval_metrics)
+        return standing(loss, metrics) < best - self.config.early_stopping_threshold
 
     def _eval_due(self) -> bool:
         state, session = self.state, self.session

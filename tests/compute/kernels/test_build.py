@@ -6,13 +6,14 @@ And what `doctor` says of the kernels is what a run then has.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,59 @@ def test_one_that_fails_ends_the_others(compiler: Callable[[str], Path], monkeyp
     assert "ended with 3" in str(native.unavailable())
     assert time.monotonic() - began < 20.0 and count(runs) == 4
     assert "sleep 600" not in children()
+
+
+@pytest.mark.usefixtures("cache")
+def test_one_that_fails_ends_another_amid_its_start(
+    compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(command: Sequence[str]) -> subprocess.Popen[str]:
+        child = started(command)
+        time.sleep(1.0 if any("decode" in word for word in command) else 0.0)
+        return child
+
+    started = build._started
+    monkeypatch.setattr(build, "_started", slowly)
+    monkeypatch.setattr(build, "COMPILERS", 3)
+    monkeypatch.setattr(build, "COMPILE_SECONDS", 30.0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(build, "SOURCES", ("choose.cpp", "decode.cpp"))
+    compiler('case "$*" in *choose*) exit 3;; *-c*) sleep 600 & wait;; esac')
+    began = time.monotonic()
+    assert "ended with 3" in str(native.unavailable())
+    assert time.monotonic() - began < 20.0
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(
+    ("named", "reason"),
+    [
+        ("g++ '-DX=", r"\$CXX is .*which a shell could not read \(No closing quotation\)"),
+        ("-O2 -g", r"\$CXX is '-O2 -g', options without a compiler"),
+    ],
+)
+def test_what_names_no_compiler(named: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", named)
+    assert re.search(reason, str(native.unavailable()))
+    assert "$CXX" in build.load_kernels().fix or "CXX=" in build.load_kernels().fix
+
+
+@pytest.mark.usefixtures("cache")
+def test_complaints_in_another_encoding(compiler: Callable[[str], Path]) -> None:
+    compiler(f"{COMPILING} {{ printf 'error: f\\374r\\n'; exit 1; }} >&2")
+    assert "error: f\N{REPLACEMENT CHARACTER}r" in str(native.unavailable())
+
+
+@pytest.mark.usefixtures("cache")
+def test_objects_are_linked_as_such_whatever_language_the_compiler_is_told(
+    at_hand: str, compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = compiler(at_hand)
+    monkeypatch.setenv("CXX", f"{os.environ['CXX']} -x c++")
+    assert native.unavailable() is None
+    words = runs.read_text().splitlines()[-1].split()
+    assert "c++" in words and words.index("-xnone") > words.index("c++")
+    assert words.index("-xnone") < min(place for place, word in enumerate(words) if word.endswith(".o"))
 
 
 def children() -> str:

@@ -126,9 +126,18 @@ def load_kernels() -> Library:
 def _build() -> Library:
     """Loads the library from the cache, or compiles a new one."""
     found = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    compiler = shlex.split(found or "")  # $CXX may contain options and a wrapper, as in `ccache g++`
+    try:
+        compiler = shlex.split(found or "")  # $CXX may contain options and a wrapper, as in `ccache g++`
+    except ValueError as error:
+        raise Unavailable(
+            f"$CXX is {found!r}, which a shell could not read ({error})", "correct $CXX, or unset it"
+        ) from error
     if not compiler:
         raise Unavailable("no C++ compiler was found", "install g++ or clang++, or name a compiler in $CXX")
+    if not _programs(compiler):
+        raise Unavailable(
+            f"$CXX is {found!r}, options without a compiler", "name the compiler first, as in CXX='g++ -O2'"
+        )
     began = time.monotonic()
     library = cache_folder() / "kernels" / f"{_key(compiler)}.so"
     with contextlib.suppress(OSError):  # a damaged library is compiled again
@@ -195,7 +204,7 @@ def _compile(compiler: list[str], folder: Path, began: float, library: Path | No
         pairs = zip(sources, objects, strict=True)
         for commands in (
             [_command(compiler, "-c", str(source), "-o", made_of_it) for source, made_of_it in pairs],
-            [_command(compiler, *objects, *LINKED, "-o", str(made))],
+            [_command(compiler, "-xnone", *objects, *LINKED, "-o", str(made))],  # $CXX may have -xc++
         ):
             _run(commands, max(0.0, began + COMPILE_SECONDS - time.monotonic()))
         place = made if library is None else made.replace(library)
@@ -231,6 +240,8 @@ def _run(commands: Sequence[Sequence[str]], seconds: float) -> str:
                 return ""
             try:
                 children.append(child := _started(command))
+                if came or failed.is_set():  # amid the start, so that nobody has killed this one
+                    _kill([child])
                 said, complained = child.communicate(timeout=max(0.0, until - time.monotonic()))
                 if child.returncode and not came and not failed.is_set():
                     raise Unavailable(f"the C++ compiler {name} {_ending(child.returncode, complained)}", fix)
@@ -258,7 +269,13 @@ def _started(command: Sequence[str]) -> subprocess.Popen[str]:
     # In its own session, so that its child processes can be killed with it.
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        errors="replace",  # messages may be in the encoding of another locale
+        start_new_session=True,
     )
 
 

@@ -18,6 +18,7 @@ class AsftConfig(LossConfig):
     summary: ClassVar[str] = "is DFT with an anchor: the divergence from the base's own distributions"
     absent: ClassVar[Mapping[str, str]] = {
         "reference": "leave it out: the anchor is the base with the adapter off",
+        "alpha": "set asft_alpha",
         "kl_weight": "set asft_alpha",
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -18,6 +19,8 @@ class EaftConfig(LossConfig):
         "arXiv:2601.02151"
     )
     summary: ClassVar[str] = "weighs each token's cross entropy by the entropy of the prediction, against forgetting"
+
+    absent: ClassVar[Mapping[str, str]] = {"alpha": "set eaft_alpha", "k": "set eaft_k"}
 
     type: Literal["eaft"] = "eaft"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Loss name."""
