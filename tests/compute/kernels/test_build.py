@@ -182,11 +182,15 @@ def test_several_compilers_run_at_once(
 
 
 @pytest.mark.usefixtures("cache")
-def test_one_that_fails_ends_the_others(compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_fails_ends_the_others(
+    compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(build, "COMPILERS", 3)
     monkeypatch.setattr(build, "COMPILE_SECONDS", 60.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    runs, began = compiler(f'case "$*" in *choose*) exit 3;; *-c*) {HANG} & wait;; esac'), time.monotonic()
+    all_run = f"until [ $(wc -l < {tmp_path}/runs) -eq 4 ]; do sleep 0.05; done"
+    runs = compiler(f'case "$*" in *choose*) {all_run}; exit 3;; *-c*) {HANG} & wait;; esac')
+    began = time.monotonic()
     monkeypatch.setattr(build, "SOURCES", ("attention.cpp", "decode.cpp", "choose.cpp"))
     assert "ended with 3" in str(native.unavailable())
     assert time.monotonic() - began < 20.0 and count(runs) == 4
