@@ -41,6 +41,9 @@ CPU = torch.device("cpu")
 # In shell: what follows is done when more than the version is asked; `to` becomes the last argument, the library.
 COMPILING, LAST = '[ "$1" = --version ] ||', 'for to in "$@"; do :; done'
 
+# In shell: hangs, as only this process' compilers do.
+HANG = f"sleep 600.{os.getpid()}"
+
 # Runs of the compiler that make the library: one for each source, and one that links.
 ALL = len(build.SOURCES) + 1
 
@@ -145,7 +148,7 @@ def test_a_failing_compiler_is_asked_once_in_a_whole_run(
 
 
 @pytest.mark.usefixtures("cache")
-@pytest.mark.parametrize("hangs", ["sleep 600", f"{COMPILING} sleep 600"], ids=["at once", "compiling"])
+@pytest.mark.parametrize("hangs", [HANG, f"{COMPILING} {HANG}"], ids=["at once", "compiling"])
 def test_a_hanging_compiler_is_waited_for_once(
     hangs: str, compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,7 +163,7 @@ def test_a_hanging_compiler_is_waited_for_once(
         assert "had not ended after" in kernel_notes(CPU, "auto")[0]
     assert time.monotonic() - began < waited + 5.0
     assert count(runs) == asked
-    assert "sleep 600" not in children()
+    assert HANG not in children()
 
 
 @pytest.mark.usefixtures("cache")
@@ -179,15 +182,19 @@ def test_several_compilers_run_at_once(
 
 
 @pytest.mark.usefixtures("cache")
-def test_one_that_fails_ends_the_others(compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_fails_ends_the_others(
+    compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(build, "COMPILERS", 3)
     monkeypatch.setattr(build, "COMPILE_SECONDS", 60.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    runs, began = compiler('case "$*" in *choose*) exit 3;; *-c*) sleep 600 & wait;; esac'), time.monotonic()
+    all_run = f"until [ $(wc -l < {tmp_path}/runs) -eq 4 ]; do sleep 0.05; done"
+    runs = compiler(f'case "$*" in *choose*) {all_run}; exit 3;; *-c*) {HANG} & wait;; esac')
+    began = time.monotonic()
     monkeypatch.setattr(build, "SOURCES", ("attention.cpp", "decode.cpp", "choose.cpp"))
     assert "ended with 3" in str(native.unavailable())
     assert time.monotonic() - began < 20.0 and count(runs) == 4
-    assert "sleep 600" not in children()
+    assert HANG not in children()
 
 
 @pytest.mark.usefixtures("cache")
@@ -205,10 +212,11 @@ def test_one_that_fails_ends_another_amid_its_start(
     monkeypatch.setattr(build, "COMPILE_SECONDS", 30.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(build, "SOURCES", ("choose.cpp", "decode.cpp"))
-    compiler('case "$*" in *choose*) exit 3;; *-c*) sleep 600 & wait;; esac')
+    compiler(f'case "$*" in *choose*) exit 3;; *-c*) {HANG} & wait;; esac')
     began = time.monotonic()
     assert "ended with 3" in str(native.unavailable())
     assert time.monotonic() - began < 20.0
+    assert HANG not in children()
 
 
 @pytest.mark.usefixtures("cache")
@@ -244,7 +252,7 @@ def test_objects_are_linked_as_such_whatever_language_the_compiler_is_told(
 
 
 def children() -> str:
-    """Commands of this process and of all that it has started and left."""
+    """Commands of all processes, among them those that this one has started and left."""
     return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
 
 
@@ -266,7 +274,7 @@ def test_compiling_is_said_if_it_takes_long(
 @pytest.mark.parametrize("noted", [True, False], ids=["noted", "raised"])
 def test_a_signal_ends_the_wait(noted: bool, name: str, compiler: Callable[[str], Path]) -> None:
     """Training's handler takes a note of it, the command line's raises: either is called, at once."""
-    compiler("sleep 600 & wait")
+    compiler(f"{HANG} & wait")
     number, began = getattr(signal, name), time.monotonic()
     timer = threading.Timer(0.5, lambda: os.kill(os.getpid(), number))
     before = signal.signal(number, signal.default_int_handler)
@@ -284,7 +292,7 @@ def test_a_signal_ends_the_wait(noted: bool, name: str, compiler: Callable[[str]
         timer.join()
         signal.signal(number, before)
     assert time.monotonic() - began < 20.0
-    assert "sleep 600" not in children()
+    assert HANG not in children()
 
 
 def test_a_cache_that_cannot_be_written_is_no_missing_compiler(
