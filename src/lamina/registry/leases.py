@@ -13,7 +13,8 @@ from lamina.registry.lookup import live_version
 from lamina.registry.names import Reference
 from lamina.registry.records.database import Database
 
-LEASE_SECONDS = 3600.0
+# Longer than anybody reads; the lease of a reader that died keeps its versions so long.
+LEASE_SECONDS = 24 * 3600.0
 
 
 @contextlib.contextmanager
