@@ -59,14 +59,14 @@ def test_import_writes_a_file_once(cli: Cli, foreign: Path, tmp_path: Path) -> N
 
 
 def test_settings_without_a_counterpart_stop_unless_lenient(cli: Cli, foreign: Path) -> None:
-    foreign.write_text(foreign.read_text() + "neftune_noise_alpha: 5\nuse_badam: true\n", encoding="utf-8")
+    foreign.write_text(foreign.read_text() + "neftune_noise_alpha: 5\nmixture_of_depths: load\n", encoding="utf-8")
     result = cli("import", foreign)
     assert (result.code, result.out) == (2, "")
-    for words in ("neftune_noise_alpha", "use_badam", "--lenient"):
+    for words in ("neftune_noise_alpha", "mixture_of_depths", "--lenient"):
         assert words in result.error()
     lenient = cli("import", foreign, "--lenient")
     assert lenient.code == 0
-    assert "# Not translated: use_badam" in lenient.out
+    assert "# Not translated: mixture_of_depths" in lenient.out
     refused = cli("train", foreign)
     assert refused.code == 2
     assert "lamina import" in refused.error()
