@@ -165,7 +165,7 @@ def test_when_nobody_looks_any_more(
     ("owner", "name", "call", "whole"),
     [
         pytest.param(cross_entropy, "cross_entropy", 10, True, id="forward"),
-        pytest.param(torch.Tensor, "backward", 10, True, id="backward"),
+        pytest.param(torch.Tensor, "backward", 11, True, id="backward"),
         pytest.param(Hooks, "penalty", 4, True, id="penalty"),
         pytest.param(loop, "evaluate_loss", 2, True, id="evaluation"),
         pytest.param(session, "plan_epoch", 3, True, id="data"),
