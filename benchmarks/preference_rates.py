@@ -23,7 +23,7 @@ from lamina.config.losses import LOSS_CONFIGS
 from lamina.config.methods.lora import LoraConfig
 from lamina.runs import Run
 from learning_rates import FURTHEST, place_of, rate_at
-from preference_shows import preference_settings, scored, start_settings, task_files, train
+from preference_shows import begun, preference_settings, scored, train
 
 BETAS = {
     "dpo": (0.03, 0.1, 0.3),
@@ -47,8 +47,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    files = task_files(args)
-    start = train(args, "start", start_settings(args, files))
+    files, start = begun(args)
     rows = [{"loss": "start", "beta": "", "rate": "", **scored("start", start, files)}]
     for name in args.losses.split(","):
         for beta in BETAS[name]:

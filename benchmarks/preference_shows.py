@@ -6,8 +6,10 @@
     python benchmarks/preference_shows.py prose --pairs dpo_en_demo.json --labels kto_en_demo.json --out FOLDER
 
 The task is the quickstart's: a request becomes one JSON record, and an answer counts if it is exactly right. `dpo` and
-`others` start from an adapter that was fine-tuned on a few rows, so that it is right about every second time; ORPO
-starts from the base, since it fine-tunes itself. Shares have Wilson's 95% interval. What is finished is not run again.
+`others` start from an adapter that was fine-tuned on a few rows; ORPO starts from the base, since it fine-tunes itself.
+Rejected is what the start itself answers where that is wrong, and else a record with one wrong field, which it would
+hardly give: of such records alone, little is learned. Shares have Wilson's 95% interval. What is finished is not run
+again.
 """
 
 from __future__ import annotations
@@ -78,16 +80,14 @@ def main() -> None:
 
 def show_dpo(args: argparse.Namespace) -> list[dict[str, Any]]:
     """DPO from the fine-tuned adapter."""
-    files = task_files(args)
-    start = train(args, "start", start_settings(args, files))
+    files, start = begun(args)
     run = train(args, "dpo", {**preference_settings(args, files), "loss": {"type": "dpo"}}, start)
     return [scored("start", start, files), scored("dpo", run, files, start)]
 
 
 def show_others(args: argparse.Namespace) -> list[dict[str, Any]]:
     """KTO and SimPO from the fine-tuned adapter, ORPO from the base."""
-    files = task_files(args)
-    start = train(args, "start", start_settings(args, files))
+    files, start = begun(args)
     rows = [scored("start", start, files)]
     for name in args.losses.split(","):
         values = preference_settings(args, files, labels=name == "kto")
@@ -176,35 +176,45 @@ SHOWS: Mapping[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
 }
 
 
-def task_files(args: argparse.Namespace) -> dict[str, Path]:
-    """Writes the task's rows: for fine-tuning, as pairs, as shuffled labels, and held out in both forms."""
+def begun(args: argparse.Namespace) -> tuple[dict[str, Path], Run]:
+    """Trains the start, and writes the task's rows: as pairs, as shuffled labels, and held out in both forms."""
     task = build_task(0, args.start_rows + args.rows, args.eval_rows)
     draw = random.Random(0)
-    pairs = [pair_of(request, draw) for request in task.train[args.start_rows :]]
+    files = {name: args.out / f"{name}.jsonl" for name in ("start", "pairs", "labels", "eval", "eval_pairs")}
+    write(files["start"], [{"messages": request.messages()} for request in task.train[: args.start_rows]])
+    write(files["eval"], [{"messages": request.messages()} for request in task.eval])
+    write(files["eval_pairs"], [pair_of(request, None, draw) for request in task.eval])
+    start = train(args, "start", start_settings(args, files))
+    requests = task.train[args.start_rows :]
+    said = own_answers(start, requests)
+    pairs = [pair_of(request, answered, draw) for request, answered in zip(requests, said, strict=True)]
     labels = [
         {"messages": [*pair["prompt"], *pair[side]], "label": side == "chosen"}
         for pair in pairs
         for side in ("chosen", "rejected")
     ]
     draw.shuffle(labels)
-    rows: dict[str, list[dict[str, Any]]] = {
-        "start": [{"messages": request.messages()} for request in task.train[: args.start_rows]],
-        "pairs": pairs,
-        "labels": labels,
-        "eval": [{"messages": request.messages()} for request in task.eval],
-        "eval_pairs": [pair_of(request, draw) for request in task.eval],
-    }
-    files = {name: args.out / f"{name}.jsonl" for name in rows}
-    for name, path in files.items():
-        write(path, rows[name])
-    return files
+    write(files["pairs"], pairs)
+    write(files["labels"], labels)
+    return files, start
 
 
-def pair_of(request: Request, draw: random.Random) -> dict[str, Any]:
-    """The right record as chosen, and one with a wrong field as rejected."""
-    wrong = Request(request.text, wrong_record(request.record, draw))
+def own_answers(start: Run, requests: Sequence[Request]) -> list[str]:
+    """What the start answers to requests; asked once, and kept in the run's folder."""
+    kept = start.path / f"answers-{len(requests)}.json"
+    if not kept.exists():
+        turns = [[Message(turn["role"], turn["content"]) for turn in r.messages()[:-1]] for r in requests]
+        kept.write_text(json.dumps(asked(build_generator(lamina.load(start.path)), turns, ADAPTER)), encoding="utf-8")
+    return json.loads(kept.read_text(encoding="utf-8"))
+
+
+def pair_of(request: Request, answered: str | None, draw: random.Random) -> dict[str, Any]:
+    """The right record as chosen; as rejected, what the start answered if that is wrong, or one with a wrong field."""
     *prompt, right = request.messages()
-    return {"prompt": prompt, "chosen": [right], "rejected": [wrong.messages()[-1]]}
+    wrong = Request(request.text, wrong_record(request.record, draw)).messages()[-1]
+    if answered and answered != request.answer():
+        wrong = {**wrong, "content": answered}
+    return {"prompt": prompt, "chosen": [right], "rejected": [wrong]}
 
 
 def wrong_record(record: Mapping[str, str | None], draw: random.Random) -> dict[str, str | None]:
