@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from lamina.distributed.failure import AGAIN, LostRankError
 from lamina.distributed.silence import no_silent_connections
 from lamina.distributed.suspended import watch_for_suspended
-from lamina.distributed.words import VARIABLE, Words, was_done_in, words_in
+from lamina.distributed.words import VARIABLE, Words, place, was_done_in, words_in
 from lamina.errors import ConfigError, Interrupted, Problem
 from lamina.signals import handlers_restored
 
@@ -107,7 +107,7 @@ def launch(
         variables["GLOO_SOCKET_IFNAME"] = interface
     with (
         tempfile.TemporaryDirectory() as aside,
-        _defaults(variables | ({VARIABLE: aside} if logs is None else {})),
+        _defaults(variables | ({VARIABLE: place(aside)} if logs is None else {})),
         handlers_restored(),
         no_silent_connections(),
         watch_for_suspended(notify),

@@ -19,7 +19,7 @@ from lamina.distributed.ranks import is_first_rank, rank, restarts
 from lamina.errors import Interrupted
 
 VARIABLE = "LAMINA_LAST_WORDS"
-"""Environment variable that names the folder for it."""
+"""Environment variable that names the command's process and the folder for it: `4711:/tmp/...`."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,20 @@ class Words:
         return Interrupted(message, **details)
 
 
+def place(folder: str) -> str:
+    """Returns the value of the variable for processes that this one starts."""
+    return f"{os.getpid()}:{folder}"
+
+
+def _folder() -> Path | None:
+    """The folder, if the command has started this process itself; not so for what one of its processes starts."""
+    command, _, folder = os.environ.get(VARIABLE, "").partition(":")
+    return Path(folder) if command == str(os.getppid()) else None
+
+
 def speaks() -> bool:
     """Returns whether it is this process that says that all were interrupted before they met, or its words are left."""
-    return is_first_rank() or VARIABLE in os.environ
+    return is_first_rank() or _folder() is not None
 
 
 def leave_words(code: int, details: Mapping[str, object]) -> bool:
@@ -69,11 +80,11 @@ def leave_words(code: int, details: Mapping[str, object]) -> bool:
     Returns:
         Whether there is somebody to say it.
     """
-    folder = os.environ.get(VARIABLE)
+    folder = _folder()
     if folder is None:
         return False
     try:
-        with (Path(folder) / f"words-{restarts()}.json").open("x", encoding="utf-8") as file:
+        with (folder / f"words-{restarts()}.json").open("x", encoding="utf-8") as file:
             json.dump({"rank": rank(), "code": code, "details": dict(details)}, file, default=str)
     except FileExistsError:
         return True
@@ -90,8 +101,8 @@ def leave_done() -> None:
 
 def was_said() -> bool:
     """Returns whether all was done and said before these processes were started again."""
-    folder = os.environ.get(VARIABLE)
-    return folder is not None and any(was_done_in(Path(folder), number) for number in range(restarts()))
+    folder = _folder()
+    return folder is not None and any(was_done_in(folder, number) for number in range(restarts()))
 
 
 def was_done_in(folder: Path, restart: int) -> bool:
@@ -105,10 +116,10 @@ def leave_told() -> None:
 
 
 def _touch(what: str) -> None:
-    folder = os.environ.get(VARIABLE)
+    folder = _folder()
     if folder is not None:
         with contextlib.suppress(OSError):  # the disk is full, or the command is gone
-            (Path(folder) / f"{what}-{restarts()}").touch()
+            (folder / f"{what}-{restarts()}").touch()
 
 
 def words_in(folder: Path, restart: int | None = None) -> Words | None:
