@@ -32,9 +32,11 @@ quickstart: $(STAMP)
 	$(BIN)/lamina quickstart
 
 # Of each parametrized test CASES cases (0: all), always the same ones (tools/some_cases.py); `make test CASES=0` runs all of them.
+# With TURN, as in CI, every second slow function waits for another turn; TURN draws which ones.
 CASES := 1
+TURN  :=
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -p tools.some_cases --cases $(CASES) \
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -p tools.some_cases --cases $(CASES) --turn '$(TURN)' \
 	  -m 'not real and not slow and not gpu'
 	# The real model runs on all cores, which two processes at once would fight over.
 	$(BIN)/python -m pytest -m 'real and not slow and not gpu'

@@ -47,7 +47,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keeps the first case of each test function that is not slow."""
-    slow = set() if config.getoption("--record") else _slow_functions()
+    slow = set() if config.getoption("--record") else slow_functions()
     kept: dict[str, pytest.Item] = {}
     for item in items:
         function = item.nodeid.partition("[")[0]
@@ -112,7 +112,8 @@ def _core_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def _slow_functions() -> set[str]:
+def slow_functions() -> set[str]:
+    """Returns the names of slow test functions, and files with slow fixtures."""
     lines = SLOW.read_text(encoding="utf-8").splitlines() if SLOW.exists() else []
     return {line for line in lines if not line.startswith("#")}
 

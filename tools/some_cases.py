@@ -4,7 +4,10 @@ A plugin of pytest. Of a function with more cases than `--cases`, so many are ke
 choice is the same on every machine and at every commit, follows no order of the parameters, and a case that is added
 does not change which of the others run. Cases that were asked for by name always run.
 
-    python -m pytest -p tools.some_cases --cases 6
+With `--turn`, as in CI, every second of the slow functions (`tests/slow_functions.txt`) waits for another turn;
+which ones run is drawn anew for each value, such as a commit.
+
+    python -m pytest -p tools.some_cases --cases 6 --turn 4f2a91c
 """
 
 from __future__ import annotations
@@ -13,25 +16,34 @@ import hashlib
 from collections import defaultdict
 
 import pytest
+from tools.fast_tests import slow_functions
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the option."""
     parser.addoption("--cases", type=int, default=0, help="cases of each test function; 0 runs all")
+    parser.addoption("--turn", default="", help="draws the slow functions that run; without it, all do")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the cases beyond `--cases`."""
-    most: int = config.getoption("--cases")
-    if not most:
-        return
+    """Leaves out the cases beyond `--cases`, and the slow functions whose turn it is not."""
+    most: int = config.getoption("--cases") or len(items)
+    turn: str = config.getoption("--turn")
+    slow = slow_functions() if turn else set()
     by_function: defaultdict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
-        by_function[item.nodeid.partition("[")[0]].append(item)
+        function = item.nodeid.partition("[")[0]
+        file, _, name = function.rpartition("::")
+        if slow.isdisjoint((file, name)) or _digest(f"{turn} {name}") < "8":
+            by_function[function].append(item)
     kept = {item for cases in by_function.values() for item in sorted(cases, key=_place)[:most]}
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
 
 
 def _place(item: pytest.Item) -> str:
-    return hashlib.sha256(item.nodeid.encode()).hexdigest()
+    return _digest(item.nodeid)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
