@@ -166,3 +166,8 @@ def test_foreign_files_are_recognized(tmp_path: Any) -> None:
 def test_overrides_are_hinted_too() -> None:
     with pytest.raises(ConfigError, match=r"data: \{max_length: 2048\}"):
         load_config(merge_overrides(DATA, ["train.max_seq_length=2048"]))
+
+
+def test_no_hint_says_to_write_what_was_written() -> None:
+    """`beta` belongs to some losses and not to others; where it is unknown, writing it again helps nobody."""
+    assert "beta" not in hint_for("loss.beta", 1.0)

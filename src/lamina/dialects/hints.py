@@ -46,7 +46,10 @@ def hint_for(field: str, value: Any) -> str:
     section, _, name = field.rpartition(".")
     for table in (*_TABLES.get(section, ()), *_DEFAULT):
         if name in table:
-            return _said(field, table[name].outcome(value), value)
+            outcome = table[name].outcome(value)
+            if isinstance(outcome, Set) and field in outcome.values:  # what was written, and is not allowed there
+                continue
+            return _said(field, outcome, value)
     return ""
 
 
