@@ -1,9 +1,10 @@
 """Which learning rate and beta suit each loss over answers: held-out figures after one short run for each.
 
-For each beta, rates are of the series 1, 3, 10, 30, ...: first that next to the default and its two neighbours, then
-further ones for as long as the best is the last on its side. The best is the highest share of exact answers on held-out
-requests of the quickstart's task, and among equals the highest margin. Every run starts from the same fine-tuned
-adapter (ORPO from the base) and sees the same rows in the same order. Runs that were finished are not run again.
+At the first beta, rates are of the series 1, 3, 10, 30, ...: first that next to the default and its two neighbors, then
+further ones for as long as the best is the last on its side. The other betas are tried at the best rate. The best is
+the highest share of exact answers on held-out requests of the quickstart's task, and among equals the highest margin.
+Every run starts from the same fine-tuned adapter (ORPO from the base) and sees the same rows in the same order. Runs
+that were finished are not run again.
 
     python benchmarks/preference_rates.py --out FOLDER [--losses dpo,kto,simpo,orpo,cpo] [--rows 300] [--json]
 """
@@ -26,11 +27,11 @@ from learning_rates import FURTHEST, place_of, rate_at
 from preference_shows import begun, preference_settings, scored, train
 
 BETAS = {
-    "dpo": (0.03, 0.1, 0.3),
-    "kto": (0.03, 0.1, 0.3),
-    "simpo": (1.0, 2.0, 5.0),
+    "dpo": (0.1, 0.03, 0.3),
+    "kto": (0.1, 0.03, 0.3),
+    "simpo": (2.0, 1.0, 5.0),
     "orpo": (0.1, 0.3),
-    "cpo": (0.03, 0.1, 0.3),
+    "cpo": (0.1, 0.03, 0.3),
 }
 
 
@@ -41,7 +42,8 @@ def main() -> None:
     parser.add_argument("--losses", default=",".join(BETAS), help="separated by commas")
     parser.add_argument("--start-rows", type=int, default=240)
     parser.add_argument("--rows", type=int, default=300)
-    parser.add_argument("--eval-rows", type=int, default=200)
+    parser.add_argument("--eval-rows", type=int, default=100)
+    parser.add_argument("--asked-rows", type=int, default=300)
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE, for all runs but the start")
     parser.add_argument("--json", action="store_true")
@@ -50,9 +52,7 @@ def main() -> None:
     files, start = begun(args)
     rows = [{"loss": "start", "beta": "", "rate": "", **scored("start", start, files)}]
     for name in args.losses.split(","):
-        for beta in BETAS[name]:
-            rows += sweep(args, name, beta, None if name == "orpo" else start, files)
-            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        rows += sweep(args, name, None if name == "orpo" else start, files)
     if args.json:
         print(json.dumps(rows))
         return
@@ -62,29 +62,28 @@ def main() -> None:
     Console(width=180).print(table)
 
 
-def sweep(
-    args: argparse.Namespace, name: str, beta: float, start: Run | None, files: dict[str, Path]
-) -> list[dict[str, Any]]:
-    """One row for each rate, in order."""
-    found: dict[int, dict[str, Any]] = {}
+def sweep(args: argparse.Namespace, name: str, start: Run | None, files: dict[str, Path]) -> list[dict[str, Any]]:
+    """One row for each rate at the first beta, in order, and one for each other beta at the best of them."""
 
-    def measure(place: int) -> None:
+    def measure(place: int, beta: float) -> dict[str, Any]:
         values = preference_settings(args, files, labels=name == "kto")
         values["train"] = {**values["train"], "learning_rate": rate_at(place)}
         values["loss"] = {"type": name, "beta": beta}
         run = train(args, f"{name}-beta={beta:g}-rate={rate_at(place):.0e}", values, start)
-        row = scored(name, run, files)
-        found[place] = {"loss": name, "beta": beta, "rate": f"{rate_at(place):.0e}", **row}
+        row = {"loss": name, "beta": beta, "rate": f"{rate_at(place):.0e}", **scored(name, run, files, start)}
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        return row
 
+    first, *others = BETAS[name]
     centre = place_of(LoraConfig.learning_rate * LOSS_CONFIGS[name].learning_rate_factor)
-    for place in (centre, centre - 1, centre + 1):
-        measure(place)
+    found = {place: measure(place, first) for place in (centre, centre - 1, centre + 1)}
     while True:
         best = max(found, key=lambda place: (found[place]["exact"], float(found[place]["margin"] or 0)))
         beyond = best - 1 if best == min(found) else best + 1
         if beyond in found or abs(beyond - centre) > FURTHEST:
-            return [found[place] for place in sorted(found)]
-        measure(beyond)
+            break
+        found[beyond] = measure(beyond, first)
+    return [*(found[place] for place in sorted(found)), *(measure(best, beta) for beta in others)]
 
 
 if __name__ == "__main__":

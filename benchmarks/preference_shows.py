@@ -58,8 +58,9 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--start-rows", type=int, default=240, help="rows that the start adapter is fine-tuned on")
     parser.add_argument("--rows", type=int, default=300, help="pairs, or requests to distill on")
-    parser.add_argument("--eval-rows", type=int, default=200)
-    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--eval-rows", type=int, default=100, help="held-out pairs, which choose the checkpoint")
+    parser.add_argument("--asked-rows", type=int, default=600, help="other held-out requests, which are answered")
+    parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--losses", default="kto,simpo,orpo", help="for `others`, separated by commas")
     parser.add_argument("--pairs", type=Path, help="of prose, for `prose`")
     parser.add_argument("--labels", type=Path, help="of prose, for `prose`")
@@ -101,7 +102,7 @@ def show_others(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def show_distillation(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The base with examples in its prompt teaches the base without them."""
-    task = build_task(0, args.rows + EXAMPLES, args.eval_rows)
+    task = build_task(0, args.rows + EXAMPLES, args.asked_rows)
     shots = [turn for request in task.train[:EXAMPLES] for turn in request.messages()[1:]]
     prompt = args.out / "examples.json"
     prompt.write_text(json.dumps(shots), encoding="utf-8")
@@ -178,12 +179,12 @@ SHOWS: Mapping[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
 
 def begun(args: argparse.Namespace) -> tuple[dict[str, Path], Run]:
     """Trains the start, and writes the task's rows: as pairs, as shuffled labels, and held out in both forms."""
-    task = build_task(0, args.start_rows + args.rows, args.eval_rows)
+    task = build_task(0, args.start_rows + args.rows, args.eval_rows + args.asked_rows)
     draw = random.Random(0)
     files = {name: args.out / f"{name}.jsonl" for name in ("start", "pairs", "labels", "eval", "eval_pairs")}
     write(files["start"], [{"messages": request.messages()} for request in task.train[: args.start_rows]])
-    write(files["eval"], [{"messages": request.messages()} for request in task.eval])
-    write(files["eval_pairs"], [pair_of(request, None, draw) for request in task.eval])
+    write(files["eval"], [{"messages": request.messages()} for request in task.eval[args.eval_rows :]])
+    write(files["eval_pairs"], [pair_of(request, None, draw) for request in task.eval[: args.eval_rows]])
     start = train(args, "start", start_settings(args, files))
     requests = task.train[args.start_rows :]
     said = own_answers(start, requests)

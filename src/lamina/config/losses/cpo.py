@@ -16,7 +16,7 @@ class CpoConfig(LossConfig):
     title: ClassVar[str] = "CPO"
     paper: ClassVar[str] = "Xu et al. 2024, Contrastive Preference Optimization, arXiv:2401.08417"
     summary: ClassVar[str] = "makes chosen answers more probable, and more so than rejected ones, without a reference"
-    learning_rate_factor: ClassVar[float] = 0.05
+    learning_rate_factor: ClassVar[float] = 0.01
     whole_rows: ClassVar[bool] = True
     absent: ClassVar[Mapping[str, str]] = {
         "reference": "leave it out: CPO needs no reference",

@@ -20,7 +20,7 @@ class KtoConfig(LossConfig):
         "Ethayarajh et al. 2024, KTO: Model Alignment as Prospect Theoretic Optimization, arXiv:2402.01306"
     )
     summary: ClassVar[str] = "makes desirable answers more probable and undesirable ones less, without pairs"
-    learning_rate_factor: ClassVar[float] = 0.05
+    learning_rate_factor: ClassVar[float] = 0.01
     whole_rows: ClassVar[bool] = True
     absent: ClassVar[Mapping[str, str]] = {
         "ref_model": "leave it out: the reference is the base with the adapter off, or the adapter of method.from",

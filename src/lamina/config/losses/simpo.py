@@ -20,7 +20,7 @@ class SimpoConfig(LossConfig):
     summary: ClassVar[str] = (
         "makes chosen answers more probable per token than rejected ones by a margin, without a reference"
     )
-    learning_rate_factor: ClassVar[float] = 0.05
+    learning_rate_factor: ClassVar[float] = 0.01
     whole_rows: ClassVar[bool] = True
     absent: ClassVar[Mapping[str, str]] = {
         "reference": "leave it out: SimPO needs no reference",

@@ -194,7 +194,8 @@ def label_text(value: Any) -> str:
         return ""
     text = text.strip()
     if _WHOLE.fullmatch(text):
-        return text.partition(".")[0]
+        text = text.partition(".")[0]
+        return "0" if text == "-0" else text
     return text.capitalize() if text.lower() in ("true", "false") else text
 
 
