@@ -269,3 +269,15 @@ def test_a_command_that_is_killed_leaves_nothing_half_written(
     assert result.code == 1
     assert result.json()["error"]["type"] == "Interrupted"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("before", [["--quiet"], ["--log-level", "debug"], ["--log-level=debug", "--timestamps"]])
+def test_only_the_asked_command_is_imported(before: list[str]) -> None:
+    called = (
+        "import json, sys\nfrom lamina.cli.app import main\nsys.argv = ['lamina', *json.loads(sys.argv[1])]\n"
+        "try:\n    main()\nexcept SystemExit:\n"
+        "    print(json.dumps([f'lamina.cli.{name}' in sys.modules for name in ('convert', 'serve', 'train')]))"
+    )
+    command = [sys.executable, "-c", called, json.dumps([*before, "convert", "--help"])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == [True, False, False]

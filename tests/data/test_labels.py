@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lamina.config import load_config
-from lamina.data.formats._fields import cell
+from lamina.data.formats._fields import cell, label_text
 from lamina.data.labels import read_labels
 
 CLASSES = [{"text": str(n), "label": n % 3} for n in range(12)]
@@ -24,6 +24,11 @@ def reading(folder: Path, rows: list[dict[str, Any]], **data: Any) -> dict[str, 
 
 def changed(**changes: Any) -> list[dict[str, Any]]:
     return [{**row, **changes} for row in CLASSES]
+
+
+def test_zero_has_one_name() -> None:
+    assert {label_text(zero) for zero in (0, 0.0, -0.0, "0", "-0.0", " 0.00 ")} == {"0"}
+    assert [label_text(value) for value in (-1.0, "-10.0", -0.5)] == ["-1", "-10", "-0.5"]
 
 
 def test_few_labels_are_classes(tmp_path: Path) -> None:

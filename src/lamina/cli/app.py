@@ -19,7 +19,7 @@ from typer.main import get_group
 from lamina.cli.arguments import COMPLETE_VARIABLE, JSON, asks_for_json, refuse_empty, refuse_undecoded_folder
 from lamina.cli.failures import Commands, run_command
 from lamina.cli.process import leave, listen_for_signals, open_standard_streams
-from lamina.cli.verbosity import set_verbosity
+from lamina.cli.verbosity import LEVEL, set_verbosity
 from lamina.distributed.words import speaks
 
 # Where each command is: its module, and its function or group there. In the order of the help.
@@ -110,6 +110,12 @@ def every(
     """
 
 
+def _asked(arguments: list[str]) -> str:
+    """The first word that is neither an option nor the level's value; empty if there is none."""
+    words = (word for before, word in zip(["", *arguments], arguments, strict=False) if before != LEVEL)
+    return next((word for word in words if not word.startswith("-")), "")
+
+
 def _stop() -> NoReturn:
     raise KeyboardInterrupt
 
@@ -138,7 +144,7 @@ def main() -> None:
     if COMPLETE_VARIABLE in os.environ:
         complete()
     try:
-        command = get_group(build(next((word for word in arguments if not word.startswith("-")), "")))
+        command = get_group(build(_asked(arguments)))
         as_json = asks_for_json(command, arguments)
     except KeyboardInterrupt:
         leave(run_command(_stop, JSON in arguments) if speaks() else 1)
