@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -32,7 +31,7 @@ from lamina.engine.sequence import Voice
 from lamina.engine.shared import ServingEngine, T
 from lamina.engine.stats import EngineStats
 from lamina.engine.store import AdapterFacts, AdapterStore, Handle
-from lamina.engine.thread import Ticket, work
+from lamina.engine.thread import Ticket, start
 from lamina.engine.voices import Part, build_runners
 from lamina.errors import LaminaError
 from lamina.models.load import Base, load_base
@@ -113,10 +112,7 @@ class Engine(ServingEngine):
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._closing = threading.Event()
-        self._thread = threading.Thread(
-            target=work, args=(weakref.ref(self), self._wake), daemon=True, name="lamina-engine"
-        )
-        self._thread.start()
+        self._thread = start(self, self._wake)
         try:
             for name, path in (adapters or {}).items():
                 notify(f"Loading the adapter {name} ...")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import weakref
 from collections.abc import Callable
@@ -23,15 +24,29 @@ class Ticket:
         self._end()
 
 
-def work(engine: weakref.ref[Any], wake: threading.Event) -> None:
-    """Runs an `Engine` until it is closed or gone.
+_exiting = threading.Event()
+_wakes: weakref.WeakKeyDictionary[threading.Thread, threading.Event] = weakref.WeakKeyDictionary()
 
-    It holds no reference while it waits, so that an engine nobody uses ends.
+
+def start(engine: Any, wake: threading.Event) -> threading.Thread:
+    """Starts the thread that runs an `Engine` until it is closed, or gone, or the process ends.
+
+    Args:
+        engine: Has `work_once` and `is_over`.
+        wake: Set when there is something to do.
     """
-    while True:
+    thread = threading.Thread(target=_work, args=(weakref.ref(engine), wake), daemon=True, name="lamina-engine")
+    _wakes[thread] = wake
+    thread.start()
+    return thread
+
+
+def _work(engine: weakref.ref[Any], wake: threading.Event) -> None:
+    # It holds no reference while it waits, so that an engine nobody uses ends.
+    while not _exiting.is_set():
         wake.wait(5.0)
         wake.clear()
-        while True:
+        while not _exiting.is_set():
             own = engine()
             if own is None:
                 return
@@ -42,3 +57,13 @@ def work(engine: weakref.ref[Any], wake: threading.Event) -> None:
                 return
             if not more:
                 break
+
+
+@atexit.register
+def _end_all() -> None:
+    """Waits for every thread to finish its step: Python stops daemon threads where they are, and in the middle of C++
+    that aborts the process."""
+    _exiting.set()
+    for thread, wake in list(_wakes.items()):
+        wake.set()
+        thread.join(60)

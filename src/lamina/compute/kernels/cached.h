@@ -30,6 +30,15 @@ inline void put_key(T* block, const T* key, int64_t slot, int64_t size) {
     for (int64_t d = 0; d < size; ++d) block[key_place<T>(d, slot)] = key[d];
 }
 
+// Reads memory ahead, while what was read before is computed with.
+inline void read_ahead(const void* from, int64_t bytes) {
+    const char* p = static_cast<const char*>(from);
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at);
+}
+
+// How many blocks ahead: fewer come too late from memory, and more push each other out of the first-level cache.
+constexpr int64_t BLOCKS_AHEAD = 3;
+
 // The cache of one sequence and one key head.
 template <typename T>
 struct Cached {
@@ -38,18 +47,15 @@ struct Cached {
     int64_t key_heads, head, size;
 
     int64_t at(int64_t block) const { return (blocks[block] * key_heads + head) * BLOCK_TOKENS * size; }
+    void fetch(const T* from, int64_t block) const {
+        read_ahead(from + at(block), BLOCK_TOKENS * size * static_cast<int64_t>(sizeof(T)));
+    }
 };
 
 struct AttentionCall {
     int64_t first, end;  // the positions that are seen
     float scale, softcap;
 };
-
-// Reads memory ahead, while what was read before is computed with.
-inline void read_ahead(const void* from, int64_t bytes) {
-    const char* p = static_cast<const char*>(from);
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at);
-}
 
 // Scores of HEADS queries, `size` elements apart, with the keys of a block; to[h * to_row + token].
 template <int HEADS, typename T>
@@ -120,7 +126,7 @@ inline void gather_values(const Cached<T>& cached, const float* weights, int64_t
     for (int64_t b = first; b * BLOCK_TOKENS < call.end; ++b) {
         const T* values = cached.values + cached.at(b) + d;
         const int64_t left = call.end - b * BLOCK_TOKENS, seen = left < BLOCK_TOKENS ? left : BLOCK_TOKENS;
-        if (left > BLOCK_TOKENS) read_ahead(cached.values + cached.at(b + 1), BLOCK_TOKENS * size * static_cast<int64_t>(sizeof(T)));
+        if (left > BLOCKS_AHEAD * BLOCK_TOKENS) cached.fetch(cached.values, b + BLOCKS_AHEAD);
         const float* own = weights + (b - first) * BLOCK_TOKENS;
         for (int64_t t = 0; t < seen; ++t)
 #pragma GCC unroll 4
@@ -153,10 +159,13 @@ template <int HEADS, typename T>
 void attend_heads(const Cached<T>& cached, const T* queries, const AttentionCall& call, float* scores, T* out) {
     const int64_t size = cached.size, first = call.first / BLOCK_TOKENS, last = (call.end + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
     const int64_t width = (last - first) * BLOCK_TOKENS;
+    const int64_t begun = std::min(last, first + BLOCKS_AHEAD);
+    for (int64_t b = first; b < begun; ++b) cached.fetch(cached.keys, b);
     for (int64_t b = first; b < last; ++b) {
-        if (b + 1 < last) read_ahead(cached.keys + cached.at(b + 1), BLOCK_TOKENS * size * static_cast<int64_t>(sizeof(T)));
+        if (b + BLOCKS_AHEAD < last) cached.fetch(cached.keys, b + BLOCKS_AHEAD);
         block_scores<HEADS>(queries, cached.keys + cached.at(b), size, scores + (b - first) * BLOCK_TOKENS, width);
     }
+    for (int64_t b = first; b < begun; ++b) cached.fetch(cached.values, b);
     float inverses[HEADS];
     for (int h = 0; h < HEADS; ++h) inverses[h] = weigh(scores + h * width, width, first * BLOCK_TOKENS, call);
     int64_t d = 0;
