@@ -20,7 +20,7 @@ _TRACKER = "lamina does not report to SwanLab; a plug-in can (docs/trackers.md)"
 _KT = "layers that do not fit into memory stay on disk (`offload`)"
 
 STAGES: dict[str, Any] = {
-    "sft": Nothing("cross entropy is the default"),
+    "sft": Nothing("supervised fine-tuning is the default"),
     "pt": Set({"data.format": "text"}),
     "dpo": Set({"loss.type": "dpo"}),
     "kto": Set({"loss.type": "kto"}),
