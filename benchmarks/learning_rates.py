@@ -1,6 +1,6 @@
 """Which learning rate is best for each method: evaluation loss after one short run for each of several rates.
 
-Rates are of the series 1, 3, 10, 30, ...: first that next to the method's default and its two neighbours, then further
+Rates are of the series 1, 3, 10, 30, ...: first that next to the method's default and its two neighbors, then further
 ones for as long as the best is the last on its side. Every run sees the same rows in the same order. Runs that were
 finished are not run again, so the same command goes on where it was stopped.
 
@@ -26,6 +26,10 @@ from lamina.config import METHOD_CONFIGS
 
 # `bitfit` needs biases, which the embedded model has not; `peft` is many methods.
 METHODS = [name for name in METHOD_CONFIGS if name not in ("bitfit", "peft")]
+VARIANTS = {
+    "pissa": ["method.type=lora", "method.init_lora_weights=pissa"],
+    "loraplus": ["method.type=lora", "train.loraplus_lr_ratio=16"],
+}
 FURTHEST = 4  # steps of the series from the default
 
 
@@ -39,18 +43,23 @@ def place_of(rate: float) -> int:
     return round(2 * math.log10(rate))
 
 
+def default_of(method: str) -> float:
+    """The default learning rate of a method; a variant has that of LoRA."""
+    return METHOD_CONFIGS["lora" if method in VARIANTS else method].learning_rate
+
+
 def losses_of(method: str, values: dict[str, Any], out: Path) -> dict[float, float]:
     """Rate -> evaluation loss; a run that failed counts as infinite."""
     losses: dict[int, float] = {}
 
     def measure(place: int) -> None:
         name = f"{method}-{rate_at(place):.0e}"
-        changes = [f"method.type={method}", f"train.learning_rate={rate_at(place)}"]
+        changes = [*VARIANTS.get(method, [f"method.type={method}"]), f"train.learning_rate={rate_at(place)}"]
         candidates = build_candidates(values, out, named={name: changes})
         (outcome,) = compare(candidates, out, notify=lambda text: print(text, file=sys.stderr, flush=True)).outcomes
         losses[place] = math.inf if outcome.eval_loss is None else outcome.eval_loss
 
-    centre = place_of(METHOD_CONFIGS[method].learning_rate)
+    centre = place_of(default_of(method))
     for place in (centre, centre - 1, centre + 1):
         measure(place)
     while True:
@@ -66,7 +75,7 @@ def main() -> None:
     parser.add_argument("rows")
     parser.add_argument("--column", action="append", default=[], help="FIELD=COLUMN, such as prompt=question")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--methods", default=",".join(METHODS), help="separated by commas")
+    parser.add_argument("--methods", default=",".join(METHODS), help="separated by commas; also " + ", ".join(VARIANTS))
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--tokens", type=int, default=1024, help="of a step")
     parser.add_argument("--json", action="store_true")
@@ -84,7 +93,7 @@ def main() -> None:
     for method, losses in found.items():
         best = min(losses, key=lambda rate: losses[rate])
         each = ", ".join(f"{rate:.0e}: {loss:.4f}" for rate, loss in losses.items())
-        table.add_row(method, f"{METHOD_CONFIGS[method].learning_rate:.0e}", f"{best:.0e}", each)
+        table.add_row(method, f"{default_of(method):.0e}", f"{best:.0e}", each)
     Console().print(table)
 
 
