@@ -146,7 +146,7 @@ def test_usage_error_for_people_points_to_help_and_leaves_stdout_empty(cli: Cli)
         pytest.param(["generate", "run", "--max-new-tokens", "x"], "--max-new-tokens"),
         pytest.param(["eval", "run", "--max-rows", "0"], "--max-rows"),
         (["generate", "run", "--temperature"], "--temperature"),
-        (["generate", "run", "-p", "a", "--temperature", "nan"], "temperature"),  # where an older typer lets it through, `Sampling` refuses it
+        (["generate", "run", "-p", "a", "--temperature", "nan"], "temperature"),  # typer refuses it, or `Sampling`
         (["generate", "run", "-p", "a", "--seed", str(2**64)], "--seed"),
         (["chat", "run", "--seed", str(2**64)], "--seed"),
         (["quickstart", "--seed", str(2**64)], "--seed"),
