@@ -2,7 +2,7 @@
 
     python benchmarks/preference_shows.py dpo          --out FOLDER   # chosen: the right record, rejected: a wrong one
     python benchmarks/preference_shows.py others       --out FOLDER   # KTO, SimPO and ORPO on the same rows
-    python benchmarks/preference_shows.py distillation --out FOLDER   # four examples in the teacher's prompt alone
+    python benchmarks/preference_shows.py distillation --out FOLDER   # examples in the teacher's prompt alone
     python benchmarks/preference_shows.py prose --pairs dpo_en_demo.json --labels kto_en_demo.json --out FOLDER
 
 The task is the quickstart's: a request becomes one JSON record, and an answer counts if it is exactly right. `dpo` and
@@ -48,7 +48,6 @@ from lamina.quickstart.task import (
 from lamina.runs import Run
 
 ANSWER_TOKENS = 64
-EXAMPLES = 4
 
 
 def main() -> None:
@@ -61,6 +60,7 @@ def main() -> None:
     parser.add_argument("--eval-rows", type=int, default=100, help="held-out pairs, which choose the checkpoint")
     parser.add_argument("--asked-rows", type=int, default=600, help="other held-out requests, which are answered")
     parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--examples", type=int, default=4, help="in the teacher's prompt, for `distillation`")
     parser.add_argument("--losses", default="kto,simpo,orpo", help="for `others`, separated by commas")
     parser.add_argument("--pairs", type=Path, help="of prose, for `prose`")
     parser.add_argument("--labels", type=Path, help="of prose, for `prose`")
@@ -102,11 +102,11 @@ def show_others(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def show_distillation(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The base with examples in its prompt teaches the base without them."""
-    task = build_task(0, args.rows + EXAMPLES, args.asked_rows)
-    shots = [turn for request in task.train[:EXAMPLES] for turn in request.messages()[1:]]
+    task = build_task(0, args.rows + args.examples, args.asked_rows)
+    shots = [turn for request in task.train[: args.examples] for turn in request.messages()[1:]]
     prompt = args.out / "examples.json"
     prompt.write_text(json.dumps(shots), encoding="utf-8")
-    requests = task.train[EXAMPLES:]
+    requests = task.train[args.examples :]
     taught = args.out / "taught.jsonl"
     if not taught.exists():
         said = prompted(args, shots, requests)
@@ -129,7 +129,7 @@ def show_distillation(args: argparse.Namespace) -> list[dict[str, Any]]:
     generator = build_generator(lamina.load(run.path))
     said = {
         "base": asked(generator, conversations, None),
-        f"base with {EXAMPLES} examples (teacher)": prompted(args, shots, task.eval),
+        f"base with {args.examples} examples (teacher)": prompted(args, shots, task.eval),
         "student, without examples": asked(generator, conversations, ADAPTER),
     }
     rows = []
