@@ -77,6 +77,26 @@ def test_another_optimizer_has_its_own_learning_rate(one: str, again: Again, tmp
         assert found.train.learning_rate == default_learning_rate(type(found.method), other)
 
 
+VARIANTS = {
+    "": 1e-3,
+    "method.init_lora_weights=pissa": 3e-4,
+    "method.init_lora_weights=pissa_niter_4": 3e-4,
+    "train.loraplus_lr_ratio=16": 3e-4,
+    "train.loraplus_lr_ratio=true": 3e-4,
+    "method.init_lora_weights=olora": 1e-3,
+}
+
+
+@pytest.mark.parametrize("one", VARIANTS)
+def test_pissa_and_loraplus_have_a_learning_rate_of_their_own(one: str, again: Again, tmp_path: Path) -> None:
+    first = load_config(values(), [one] if one else [])
+    assert first.train.learning_rate == VARIANTS[one]
+    passed_on = again(first, tmp_path)
+    changed = load_config(passed_on, ["method.init_lora_weights=true", "train.loraplus_lr_ratio=null"])
+    assert changed.train.learning_rate == 1e-3
+    assert load_config(passed_on, ["train.learning_rate=5e-4"]).train.learning_rate == 5e-4
+
+
 def test_a_learning_rate_that_was_given_stays_even_if_it_is_a_default(again: Again, tmp_path: Path) -> None:
     for rate, given in itertools.product((1e-3, 3e-4), ("file", "override")):
         first = load_config(values(**({"learning_rate": rate} if given == "file" else {})))

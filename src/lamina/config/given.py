@@ -103,10 +103,11 @@ def _default(cls: type[BaseModel], name: str, path: str, whole: Mapping[str, Any
 def _own_learning_rate(whole: Mapping[str, Any]) -> Any:
     method, train = _chosen_class("method", whole.get("method")), whole.get("train")
     loss = _chosen_class("loss", whole.get("loss", {}))
-    optim = train.get("optim") if isinstance(train, Mapping) else None
-    if method is None or loss is None or optim not in OPTIMIZERS:
+    if not isinstance(train, Mapping) or method is None or loss is None or train.get("optim") not in OPTIMIZERS:
         return _NOTHING
-    return default_learning_rate(method, optim, loss)
+    own = whole.get("method")
+    init = own.get("init_lora_weights") if isinstance(own, Mapping) else None
+    return default_learning_rate(method, train["optim"], loss, init, train.get("loraplus_lr_ratio"))
 
 
 def _own_alpha(whole: Mapping[str, Any]) -> Any:

@@ -23,6 +23,10 @@ from lamina.config.train import TrainConfig
 _WITH_A_SCORE = ("classification", "reward")
 
 
+# PiSSA and LoRA+ want less than LoRA (docs/benchmarks.md, "Learning rates").
+_STEEPER = 0.3
+
+
 class Config(Section):
     """Everything that determines a run's result, other than the machine and the installed versions."""
 
@@ -201,7 +205,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _fill_in_learning_rate(self) -> Config:
         if self.train.learning_rate is None:
-            own = default_learning_rate(type(self.method), self.train.optim, type(self.loss))
+            own = own_learning_rate(self)
             train = self.train.model_copy(update={"learning_rate": own})
             train.model_fields_set.discard(
                 "learning_rate"
@@ -210,6 +214,30 @@ class Config(Section):
         return self
 
 
-def default_learning_rate(method: type[MethodConfig], optim: str, loss: type[LossConfig] = CrossEntropyConfig) -> float:
-    """Returns the default of `train.learning_rate` for a method, an optimizer and a loss."""
-    return method.learning_rate * OPTIMIZERS[optim].learning_rate_factor * loss.learning_rate_factor
+def own_learning_rate(config: Config) -> float:
+    """Returns the default of `train.learning_rate` for a configuration."""
+    init = config.method.init_lora_weights if isinstance(config.method, LoraConfig) else True
+    kinds = type(config.method), config.train.optim, type(config.loss)
+    return default_learning_rate(*kinds, init, config.train.loraplus_lr_ratio)
+
+
+def default_learning_rate(
+    method: type[MethodConfig],
+    optim: str,
+    loss: type[LossConfig] = CrossEntropyConfig,
+    init: Any = True,
+    loraplus: Any = None,
+) -> float:
+    """Returns the default of `train.learning_rate` for a method, an optimizer and a loss.
+
+    Args:
+        method: Of the run.
+        optim: `train.optim`.
+        loss: Of the run.
+        init: `method.init_lora_weights`.
+        loraplus: `train.loraplus_lr_ratio`.
+    """
+    steeper = (isinstance(init, str) and init.startswith("pissa")) or loraplus is not None
+    variant = _STEEPER if steeper and issubclass(method, LoraConfig) else 1.0
+    rate = method.learning_rate * OPTIMIZERS[optim].learning_rate_factor * loss.learning_rate_factor
+    return float(f"{rate * variant:.12g}")

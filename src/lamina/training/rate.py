@@ -12,7 +12,7 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from lamina.config import Config
-from lamina.config.root import default_learning_rate
+from lamina.config.root import own_learning_rate
 from lamina.progress import Notify
 
 MEASURED_WIDTH = 576
@@ -27,7 +27,7 @@ def with_learning_rate(config: Config, model: PreTrainedModel, notify: Notify) -
         model: The base.
         notify: Told when the rate is not the method's own.
     """
-    own = default_learning_rate(type(config.method), config.train.optim, type(config.loss))
+    own = own_learning_rate(config)
     given = "learning_rate" in config.train.model_fields_set
     factor = width_factor(model) if config.method.learning_rate_follows_width else 1.0
     if given or factor == 1.0:
