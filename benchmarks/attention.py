@@ -10,6 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +44,7 @@ def main() -> None:
     Console().print(table)
 
 
-def measure(dtype: torch.dtype, lengths: list[int]) -> dict[str, object]:
+def measure(dtype: torch.dtype, lengths: list[int]) -> dict[str, Any]:
     """Medians, and the median of the ratios of rounds taken side by side."""
     tokens = sum(lengths)
     widths = [HEADS * SIZE, KEY_HEADS * SIZE, KEY_HEADS * SIZE]

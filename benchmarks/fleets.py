@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import yaml
-from ray.cluster_utils import Cluster
+from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
 
 import lamina
 from lamina.config import resolved_values

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import datasets
+import datasets.config
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager

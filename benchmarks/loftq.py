@@ -58,7 +58,7 @@ def main() -> None:
     found: list[dict[str, Any]] = []
 
     def note(name: str, base: Base) -> None:
-        error = RoundingReport(base.rounding_errors).after if base.rounding_errors else 0.0
+        error = RoundingReport(base.rounding_errors, base.packing).after if base.packing else 0.0
         found.append({"base": name, "error": error, "loss": loss_of(base, args.text, args.pieces)})
         print(json.dumps(found[-1]), file=sys.stderr, flush=True)
 

@@ -67,12 +67,13 @@ def measure(name: str, tokens: int, steps: int) -> Cost:
     from lamina.config import Config
     from lamina.data.batch import build_batch
     from lamina.data.example import EncodedExample
+    from lamina.losses.cross_entropy import CrossEntropy
     from lamina.machine.memory import peak_bytes
     from lamina.methods.shared.base import find_method, inject
+    from lamina.methods.shared.counts import count_parameters
     from lamina.models.load import load_base
     from lamina.optim.build import build_optimizer
     from lamina.structure.head import find_head
-    from lamina.training.setup import count_parameters
     from lamina.training.step import training_step
 
     config = Config.model_validate(
@@ -90,7 +91,7 @@ def measure(name: str, tokens: int, steps: int) -> Cost:
     torch.manual_seed(0)
     injection = inject(base.model, config.method, config.seed)
     method = find_method(config.method.type)
-    injection = method.prepare(injection, (build_batch([example]).input_ids for example in examples))
+    injection = method.prepare(injection, [build_batch([example]).input_ids for example in examples])
     hooks, head = method.hooks(injection, 1000), find_head(base.model)
     optimizer = build_optimizer(config.train, injection.tensors())
     parameters = list(injection.tensors().values())
@@ -99,9 +100,8 @@ def measure(name: str, tokens: int, steps: int) -> Cost:
     with fast_path(base.model, longest=max(map(len, examples))) as fusion:
         for step in range(1, steps + 3):
             began = time.perf_counter()
-            result = training_step(
-                base.model, head, optimizer, parameters, [examples], 1e-4, 1.0, step, hooks, layout=fusion.layout
-            )
+            parts = (base.model, head, CrossEntropy(), optimizer, parameters)
+            result = training_step(*parts, [examples], 1e-4, 1.0, step, hooks, layout=fusion.layout)
             seconds.append(time.perf_counter() - began)
             loss = result.loss
     return Cost(

@@ -153,9 +153,9 @@ def shares(model: Any, head: Any, loss: Dpo, batch: Sequence[EncodedExample], la
 def run_trl(args: argparse.Namespace) -> dict[str, Any]:
     """TRL's DPOTrainer on the same tokens."""
     import datasets
-    import trl
+    import trl  # pyright: ignore[reportMissingImports]
     from transformers import AutoTokenizer, TrainerCallback
-    from trl.trainer.dpo_trainer import DPOTrainer
+    from trl.trainer.dpo_trainer import DPOTrainer  # pyright: ignore[reportMissingImports]
 
     datasets.disable_progress_bars()
     _, batches = steps_of(args)
