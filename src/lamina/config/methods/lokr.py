@@ -20,7 +20,7 @@ class LoKrConfig(MethodConfig):
         "arXiv:2309.14859"
     )
     summary: ClassVar[str] = "the Kronecker product of a small and a low-rank matrix: full rank for few parameters"
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 1e-2
     so: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "init_weights": (True,),
         "module_dropout": (0, 0.0),
