@@ -97,8 +97,8 @@ class TrainConfig(Section):
     """Examples per evaluation batch."""
 
     learning_rate: Annotated[float, Field(gt=0.0)] | None = None
-    """Peak learning rate; null means the method's default (see `lamina methods`), a tenth of it for lion, and 0.3 times it
-    for PiSSA and LoRA+."""
+    """Peak learning rate; null means the method's default (see `lamina methods`), a tenth of it for lion, and 0.3
+    times it for PiSSA and LoRA+."""
 
     lr_scheduler_type: ScheduleName = "cosine"
     """Shape of the learning rate after the warmup: one of transformers' schedules."""
