@@ -12,7 +12,8 @@ from lamina.packages import needed_package
 
 
 def test_a_missing_one_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "rouge_score", None)  # as if it were not installed
+    for name in ("rouge_score", "rouge_score.rouge_scorer"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     with pytest.raises(ConfigError) as caught:
         needed_package("rouge_score.rouge_scorer", "rouge", "type", "metrics")
     message = "type: rouge needs the package rouge-score, which is not installed. Fix: pip install 'lamina[metrics]'"

@@ -163,7 +163,10 @@ def _change(model: PeftModel) -> None:
 
 
 def test_what_a_loop_of_one_s_own_trained_is_saved_and_merged(saved: Path, model_folder: Path, tmp_path: Path) -> None:
-    model = PeftModel.from_pretrained(str(model_folder), saved, is_trainable=True)
+    def base() -> Any:
+        return AutoModelForCausalLM.from_pretrained(str(model_folder), dtype="float32")
+
+    model = PeftModel.from_pretrained(base(), saved, is_trainable=True)
     _change(model)
     expected = model(IDS).logits.float()
     merged = model.merge_and_unload()
@@ -171,13 +174,13 @@ def test_what_a_loop_of_one_s_own_trained_is_saved_and_merged(saved: Path, model
     with pytest.raises(ConfigError, match=r"model: its adapter is no longer.*Fix: .*model\.save_pretrained\(FOLDER\)"):
         SFTTrainer(model, SFTConfig(str(tmp_path / "out"), max_steps=1), ROWS)
     model.save_pretrained(tmp_path / "new")
-    read = PeftModel.from_pretrained(str(model_folder), tmp_path / "new")
+    read = PeftModel.from_pretrained(base(), tmp_path / "new")
     assert torch.equal(read(IDS).logits.float(), expected)
     trainer = SFTTrainer(model, SFTConfig(str(tmp_path / "out"), max_steps=1), ROWS)
     assert trainer.translation.values["method"] == {"from": str(tmp_path / "new")}
     shutil.rmtree(tmp_path / "new")  # as trainers delete checkpoints
     model.save_pretrained(tmp_path / "newer")
-    assert PeftModel.from_pretrained(str(model_folder), tmp_path / "newer")(IDS).logits.float().equal(expected)
+    assert PeftModel.from_pretrained(base(), tmp_path / "newer")(IDS).logits.float().equal(expected)
 
 
 def test_a_loaded_adapter_is_saved_where_it_is(saved: Path, model_folder: Path, tmp_path: Path) -> None:

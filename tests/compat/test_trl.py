@@ -124,7 +124,9 @@ def test_the_trained_model_is_used_as_peft_s(
         trainer.save_model(tmp_path / "out" / "adapter")
     trainer.save_model(tmp_path / "saved")
     assert PeftModel.from_pretrained(str(model_folder), tmp_path / "saved")(IDS).logits.shape == expected.shape
-    torch.testing.assert_close(trained.merge_and_unload()(IDS).logits, expected, atol=2e-2, rtol=2e-2)
+    merged = trained.merge_and_unload()
+    allowed = 2e-2 if merged.dtype == torch.float32 else 0.2  # merged weights are rounded to bfloat16, B A x is not
+    torch.testing.assert_close(merged(IDS).logits.float(), expected.float(), atol=allowed, rtol=2e-2)
 
     with pytest.raises(
         RunError, match=r"this trainer has trained already, in .*out\. Fix: .*SFTTrainer\(trainer\.model"

@@ -337,7 +337,7 @@ class PeftModel(nn.Module):
             else:
                 if (bare := bases.bare(self.base_model)) is not None:
                     bases.check_weights(bare, find_model(self.origin.name))
-                merged = merge(source, Path(temporary) / "merged", model=self.origin.name)
+                merged = merge(source, Path(temporary) / "merged", model=self.origin.name, dtype=self.origin.dtype)
                 model = AutoModelForCausalLM.from_pretrained(merged.path)
         model.config._name_or_path = model.name_or_path = ""  # the folder is gone
         return model.eval()
