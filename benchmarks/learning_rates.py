@@ -22,7 +22,7 @@ from rich.table import Table
 
 from lamina.comparison.candidates import build_candidates
 from lamina.comparison.compare import compare
-from lamina.config import METHOD_CONFIGS
+from lamina.config import METHOD_CONFIGS, load_config
 
 # `bitfit` needs biases, which the embedded model has not; `peft` is many methods.
 METHODS = [name for name in METHOD_CONFIGS if name not in ("bitfit", "peft")]
@@ -44,8 +44,9 @@ def place_of(rate: float) -> int:
 
 
 def default_of(method: str) -> float:
-    """The default learning rate of a method; a variant has that of LoRA."""
-    return METHOD_CONFIGS["lora" if method in VARIANTS else method].learning_rate
+    """The default learning rate of a method or a variant."""
+    changes = VARIANTS.get(method, [f"method.type={method}"])
+    return load_config({"data": {"train": "unused"}}, changes).train.peak_learning_rate
 
 
 def losses_of(method: str, values: dict[str, Any], out: Path) -> dict[float, float]:

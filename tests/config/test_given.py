@@ -83,6 +83,7 @@ VARIANTS = {
     "method.init_lora_weights=pissa_niter_4": 3e-4,
     "train.loraplus_lr_ratio=16": 3e-4,
     "train.loraplus_lr_ratio=true": 3e-4,
+    "train.loraplus_lr_ratio=1": 1e-3,
     "method.init_lora_weights=olora": 1e-3,
 }
 

@@ -237,7 +237,8 @@ def default_learning_rate(
         init: `method.init_lora_weights`.
         loraplus: `train.loraplus_lr_ratio`.
     """
-    steeper = (isinstance(init, str) and init.startswith("pissa")) or loraplus is not None
+    is_loraplus = loraplus is True or (isinstance(loraplus, (int, float)) and loraplus > 1.0)
+    steeper = is_loraplus or (isinstance(init, str) and init.startswith("pissa"))
     variant = _STEEPER if steeper and issubclass(method, LoraConfig) else 1.0
     rate = method.learning_rate * OPTIMIZERS[optim].learning_rate_factor * loss.learning_rate_factor
     return float(f"{rate * variant:.12g}")

@@ -129,7 +129,10 @@ class TrainConfig(Section):
     adam_epsilon: Annotated[float, Field(gt=0.0)] | None = None
     """AdamW's epsilon, which prevents division by zero; null means 1e-8."""
 
-    loraplus_lr_ratio: Annotated[float, Field(gt=0.0)] | Literal[True] | None = None
+    loraplus_lr_ratio: Annotated[
+        Annotated[float, Field(gt=0.0)] | Literal[True] | None,
+        BeforeValidator(lambda value: float(value) if type(value) is int else value),  # 1 is not true
+    ] = None
     """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): ratio of the learning rate of the B matrices to that of all other
     parameters; true means 16."""
 
