@@ -77,7 +77,7 @@ def evaluation_rows(
 
 
 def _changes_since(run: Run, dataset: Dataset) -> list[str]:
-    """What the files that a run's evaluation rows come from are no more, by the digests in its manifest.
+    """Says which files of a run's evaluation rows have changed, by the digests in its manifest.
 
     Raises:
         DataError: They have fewer rows than when the run was trained.
