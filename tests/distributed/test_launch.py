@@ -19,7 +19,7 @@ import yaml
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from lamina.distributed.failure import LostRankError
-from lamina.distributed.group import join
+from lamina.distributed.join import join
 from lamina.distributed.launch import _exit_code, count_processes, is_host, launch
 from lamina.distributed.words import Words
 from lamina.errors import ConfigError, Interrupted, RunError
@@ -130,8 +130,8 @@ def test_a_signal_is_the_callers_where_nobody_reads_what_processes_say(tmp_path:
 
 
 def test_variables_of_a_launcher_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lamina.distributed.group._STORE_TIMEOUT", 0.5)
-    monkeypatch.setattr("lamina.distributed.group._ATTEMPT", 0.2)
+    monkeypatch.setattr("lamina.distributed.join._STORE_TIMEOUT", 0.5)
+    monkeypatch.setattr("lamina.distributed.join._ATTEMPT", 0.2)
     found = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
     for name, value in found.items():
         monkeypatch.setenv(name, value)

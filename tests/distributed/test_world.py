@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,25 +158,50 @@ def test_who_is_gone_before_the_first_exchange_is_named(monkeypatch: pytest.Monk
     assert values_of(run_ranks(3, work)) == [[0, 1, 2]] * 3
 
 
-def test_who_is_killed_while_all_connect_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lamina.distributed.group._CONNECT_SECONDS", 2.0)
+def before_connecting(monkeypatch: pytest.MonkeyPatch, rank: int, do: Callable[[], object]) -> None:
+    """Lets a process do something where it would connect to the others, which wait for it in torch meanwhile."""
     connect = dist.init_process_group
 
     def connected(*given: object, **settings: object) -> None:
-        if settings["rank"] == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if settings["rank"] == rank:
+            do()
         connect(*given, **settings)
 
     monkeypatch.setattr(dist, "init_process_group", connected)
+    monkeypatch.setattr("lamina.distributed.group._CONNECT_SECONDS", 600.0)
 
-    def work(world: Group) -> list[int]:
-        world.timeout = 600.0
-        return world.gather(world.rank, "meeting")
 
-    outcomes = run_ranks(3, work)
-    assert [outcome.error == "killed" for outcome in outcomes] == [False, True, False]
+def meeting(world: Group) -> list[int]:
+    world.timeout = 600.0
+    return world.gather(world.rank, "meeting")
+
+
+def test_who_is_killed_while_all_connect_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    before_connecting(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr("lamina.distributed.group._SILENCE", 1.0)
+    outcomes = run_ranks(3, meeting)
+    assert [outcome.error for outcome in outcomes] == ["LostRankError", "killed", "Silenced"]
     assert "rank 1 (" in outcomes[0].message
     assert "is gone" in outcomes[0].message
+
+
+def test_a_signal_is_heard_while_all_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    before_connecting(monkeypatch, 1, lambda: time.sleep(600.0))
+
+    def work(world: Group) -> list[int]:
+        if world.is_first:
+            signal.signal(signal.SIGALRM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
+        return meeting(world)
+
+    assert [outcome.error for outcome in run_ranks(2, work)] == ["KeyboardInterrupt", "Silenced"]
+
+
+def test_who_takes_long_to_connect_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who wait for it in torch go on giving signs of life."""
+    before_connecting(monkeypatch, 1, lambda: time.sleep(3.0))
+    monkeypatch.setattr("lamina.distributed.group._SILENCE", 1.5)
+    assert values_of(run_ranks(3, meeting)) == [[0, 1, 2]] * 3
 
 
 def test_the_time_out_of_an_exchange_is_the_configured_one() -> None:

@@ -45,7 +45,7 @@ SIGNALS = ("SIGKILL", "SIGTERM", "SIGSTOP", "SIGSTOP, then SIGCONT")
 # What an exception says.
 SAID = "the device has failed"
 # Losses that each process computes before the first step, to measure the speed.
-MEASURED = 2
+MEASURED = 1
 # Seconds within which a signal comes amid an exchange.
 _AMID = 0.03
 

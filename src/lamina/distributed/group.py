@@ -15,32 +15,28 @@ import contextlib
 import datetime
 import itertools
 import math
-import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
 from lamina.distributed.failure import AGAIN, Failure, LostRankError, PeerError, release_frames
 from lamina.distributed.ranks import restarts
 from lamina.distributed.signs import Signs
-from lamina.distributed.silence import end_silent_connections
+from lamina.distributed.watched import watched
 from lamina.distributed.world import World
 from lamina.errors import LaminaError, RunError
 
 T = TypeVar("T")
 
-# Seconds that a process waits for the store that all of them share, and of each attempt.
-_STORE_TIMEOUT = 600.0
-_ATTEMPT = 20.0
 # Seconds between two signs of life, and after how many without one a process seems to be gone.
 _BEAT = 0.4
 _SILENCE = 5.0
@@ -56,9 +52,6 @@ _PATIENCE = 10.0
 # Seconds to wait for the error of a process whose connection closed, and for signs of life.
 _GRACE = 2.0
 _POLL = 0.02
-
-# How often this process has met the others.
-_meetings = itertools.count()
 
 # What torch says of a connection that broke.
 _BROKEN = ("connection", "peer", "timed out", "socket")
@@ -91,11 +84,15 @@ class Group(World):
         self._first_here = rank - local_rank
         self.communication_seconds = 0.0
         self.host = socket.gethostname()
-        self._store = PrefixStore(f"lamina/{restarts()}/{meeting}", store)
+        prefix = f"lamina/{restarts()}/{meeting}"
+        self._store = PrefixStore(prefix, store)
+        # torch waits in the store for the others, and nobody else is served through the same connection meanwhile.
+        self._store_of_torch = PrefixStore(f"{prefix}/group", store.clone())  # pyright: ignore[reportAttributeAccessIssue]
         self._backend = backend
         self._pg: dist.ProcessGroup | None = None
         self._team: dist.ProcessGroup | None = None
         self._exchanges = 0
+        self._connections = itertools.count()
         self._handled = sys.exc_info()[1]  # where a script trains again after an error
         self._store.set(f"host/{rank}", self.host)
         self._ended = threading.Event()
@@ -126,7 +123,8 @@ class Group(World):
         soon = datetime.timedelta(seconds=min(_CONNECT_SECONDS, self.timeout))
         with self.exchanging("forming teams"):
             for first in range(0, self.size, size):
-                team = dist.new_group(list(range(first, first + size)), timeout=soon)
+                ranks = list(range(first, first + size))
+                team = self._connected(partial(dist.new_group, ranks, timeout=soon))
                 if first <= self.rank < first + size:
                     assert isinstance(team, dist.ProcessGroup)
                     team.set_timeout(datetime.timedelta(seconds=self.timeout))
@@ -184,10 +182,11 @@ class Group(World):
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with self.exchanging("dividing the base"):
-            if parts in (None, self.size):
-                return init_device_mesh(device, (self.size,), mesh_dim_names=("shard",))
-            assert parts is not None
-            return init_device_mesh(device, (self.size // parts, parts), mesh_dim_names=("copy", "shard"))
+            parts = parts or self.size
+            shape, names = (self.size // parts, parts), ("copy", "shard")
+            if parts == self.size:
+                shape, names = (self.size,), ("shard",)
+            return self._connected(partial(init_device_mesh, device, shape, mesh_dim_names=names))
 
     def host_of(self, rank: int) -> str:
         host = self._read(f"host/{rank}") or "unknown host"
@@ -246,9 +245,9 @@ class Group(World):
         return bool(self._read("told"))
 
     def _waiting_for(self, key: str, rank: int) -> Iterator[None]:
-        """Yields from time to time until a process has set a key, or seems to be gone."""
+        """Yields from time to time until a process has set a key, or seems to be gone, or the store is."""
         signs = Signs(self._read)
-        while not self._read(key) and signs.silence(rank) <= _SILENCE:
+        while not self._read(key) and signs.silence(rank) <= _SILENCE and self._has_store():
             yield
             time.sleep(_POLL)
 
@@ -294,15 +293,36 @@ class Group(World):
         self._store.set(f"here/{self.rank}", "1")
         self._wait_for_all()
         soon = datetime.timedelta(seconds=min(_CONNECT_SECONDS, self.timeout))
-        if self._backend is None:
-            group = dist.new_group(backend="gloo", timeout=soon)
-        else:
-            store = PrefixStore("group", self._store)
-            dist.init_process_group(self._backend, store=store, rank=self.rank, world_size=self.size, timeout=soon)
-            group = dist.group.WORLD
+
+        def connect() -> object:
+            if self._backend is None:
+                return dist.new_group(backend="gloo", timeout=soon)
+            store, rank, size = self._store_of_torch, self.rank, self.size
+            dist.init_process_group(self._backend, store=store, rank=rank, world_size=size, timeout=soon)
+            return dist.group.WORLD
+
+        group = self._connected(connect)
         assert isinstance(group, dist.ProcessGroup)
         group.set_timeout(datetime.timedelta(seconds=self.timeout))
         return group
+
+    def _connected(self, connect: Callable[[], T]) -> T:
+        """Runs what connects the processes, and stops waiting for it where one of them is gone."""
+        connected, signs = f"connected/{next(self._connections)}", Signs(self._read)
+
+        def look() -> None:
+            if not self._has_store():
+                raise self._without_store("connecting")
+            if failure := self.first_failure():
+                raise PeerError(failure)
+            silent = [rank for rank in range(self.size) if signs.silence(rank) > _SILENCE]
+            # One that is connected may be loading a model, which may keep it from giving signs.
+            if gone := [rank for rank in silent if not self._read(f"{connected}/{rank}")]:
+                raise self._lost(gone, "there was no sign of it while all connected")
+
+        found = watched(connect, look)
+        self._store.set(f"{connected}/{self.rank}", "1")
+        return found
 
     def _wait_for_all(self) -> None:
         end, looked, signs = time.monotonic() + self.timeout, 0.0, Signs(self._read)
@@ -324,7 +344,7 @@ class Group(World):
         others = [rank for rank in range(self.size) if rank != self.rank]
         beats = {rank: self._read(f"beat/{rank}") for rank in others}
         if not self._has_store():
-            return LostRankError(f"the process that started the others is gone: {what!r} was not reached. {AGAIN}", [])
+            return self._without_store(what)
         if failure := self.first_failure(_GRACE):
             return PeerError(failure)
         behind = [rank for rank in others if int((self._read(f"at/{rank}") or "0").split()[0]) < self._exchanges]
@@ -332,6 +352,9 @@ class Group(World):
             return self._late(what, behind)
         gone = [rank for rank in others if self._read(f"beat/{rank}") == beats[rank]]
         return self._lost(gone, f"the connection broke at {what!r}")
+
+    def _without_store(self, what: str) -> LostRankError:
+        return LostRankError(f"the process that started the others is gone: {what!r} was not reached. {AGAIN}", [])
 
     def _lost(self, ranks: list[int], how: str) -> LostRankError:
         named = ", ".join(map(self.host_of, ranks)) or "another process"
@@ -367,45 +390,3 @@ class Group(World):
 def _close() -> None:
     with contextlib.suppress(RuntimeError, ValueError):
         dist.destroy_process_group()
-
-
-def _connect(rank: int, size: int) -> Store:
-    """Connects to the store that the environment names, a while at a time, so that a signal is heard in between.
-
-    Raises:
-        RunError: It cannot be reached.
-    """
-    holds_it = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    patience = datetime.timedelta(seconds=_STORE_TIMEOUT if holds_it else _ATTEMPT)
-    end = time.monotonic() + _STORE_TIMEOUT
-    while True:
-        try:
-            return next(rendezvous("env://", rank, size, timeout=patience))[0]
-        except (ValueError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and time.monotonic() < end:
-                continue
-            raise RunError(
-                f"this is process {rank} of {size} by RANK and WORLD_SIZE, but the others cannot be reached at "
-                f"MASTER_ADDR and MASTER_PORT ({str(error).splitlines()[0][:200]}). Fix: start them with --nproc, "
-                "torchrun or accelerate launch; for one process, unset WORLD_SIZE."
-            ) from error
-
-
-def join(environment: Mapping[str, str] | None = None) -> Group:
-    """Joins the processes that the environment names; the connections are opened by the first exchange.
-
-    Raises:
-        RunError: The store that they share cannot be reached.
-    """
-    environment = os.environ if environment is None else environment
-    local_size, local_rank = int(environment.get("LOCAL_WORLD_SIZE", "1")), int(environment.get("LOCAL_RANK", "0"))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank % torch.cuda.device_count())
-    if dist.is_initialized():  # by a trainer around this one, such as Ray Train's
-        store = dist.distributed_c10d._get_default_store()
-        return Group(store, dist.get_rank(), dist.get_world_size(), local_size, None, local_rank, next(_meetings))
-    rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-    store = _connect(rank, size)
-    end_silent_connections()
-    backend = "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo"
-    return Group(store, rank, size, local_size, backend, local_rank, next(_meetings))

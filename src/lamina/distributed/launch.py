@@ -101,7 +101,6 @@ def launch(
         meeting["is_host"] = is_host(endpoint, address)  # torch would guess it from the machine's name
     variables = {
         "OMP_NUM_THREADS": str(threads or max(1, len(os.sched_getaffinity(0)) // nproc)),
-        "TORCH_CPP_LOG_LEVEL": "FATAL",  # what breaks is told by name, without torch's own traces
     }
     if address is not None and (interface := _interface_of(address)):
         variables["GLOO_SOCKET_IFNAME"] = interface

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,9 @@ from lamina.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
     from lamina.distributed.group import Group
+
+CPP_LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
+"""Environment variable that torch reads as it is imported."""
 
 
 class Silenced(Exception):
@@ -40,7 +44,8 @@ def member() -> Iterator[Group | None]:
     if not is_one_of_several():
         yield None
         return
-    from lamina.distributed.group import join
+    os.environ.setdefault(CPP_LOG_LEVEL, "FATAL")  # what breaks is told by name, without torch's own traces
+    from lamina.distributed.join import join
 
     with taking_part(join()) as group:
         yield group
