@@ -21,7 +21,8 @@ from lamina.losses.pairs import REFERENCE, unfit_pair
 from lamina.methods.shared.base import Injection, inject
 from lamina.methods.shared.score import SCORE, attach_score
 from lamina.structure.head import Head, find_head
-from lamina.training.step import training_step
+from lamina.training.backward import StepAbandoned
+from lamina.training.step import evaluate_loss, training_step
 from lamina.verification.paths import fill_adapter
 from tests.support.models_zoo import build_model
 from tests.support.preferences import example_of
@@ -145,3 +146,39 @@ def test_the_hot_path_is_the_formula(name: str, parts: tuple[Injection, Head]) -
     for (key, _), each in zip(tensors.items(), expected, strict=True):
         if each is not None:
             assert float((got[key] - each).norm()) <= 1e-4 * float(size), key
+
+
+@pytest.mark.parametrize(("name", "each"), [("kto", 1), ("dpo", 2)])
+def test_an_evaluation_tells_how_far_it_is_and_stops_also_amid_what_runs_ahead(
+    name: str, each: int, parts: tuple[Injection, Head]
+) -> None:
+    """KTO runs all mismatched answers before the first of the rows."""
+    injection, head = parts
+    loss, injection = built(name, injection)
+    examples = examples_of([(5, 3, 7), (1, 1, 1), (12, 9, 2), (2, 3, 4)], seed=3)
+    told: list[int] = []
+    with fast_path(injection.model, longest=64) as path:
+        inputs = (injection.model, head, loss, examples, 2)
+        evaluate_loss(*inputs, progress=told.append, layout=path.layout)
+        assert told == list(range(each, 5, each))
+        told.clear()
+        with pytest.raises(StepAbandoned):
+            evaluate_loss(*inputs, stop=lambda: bool(told), progress=told.append, layout=path.layout)
+        assert told == [each]
+
+
+def test_a_step_stops_amid_what_runs_ahead(parts: tuple[Injection, Head]) -> None:
+    injection, head = parts
+    loss, injection = built("kto", injection)
+    examples = examples_of([(5, 3, 7), (1, 1, 1)], seed=3)
+    tensors, asked = list(injection.tensors().values()), []
+    inputs = (injection.model, head, loss, torch.optim.SGD(tensors), tensors, [[example] for example in examples])
+
+    def stop() -> bool:
+        asked.append(True)
+        return True
+
+    with fast_path(injection.model, longest=64) as path, pytest.raises(StepAbandoned):
+        training_step(*inputs, learning_rate=0.0, max_grad_norm=0.0, stop=stop, layout=path.layout)
+    assert len(asked) == 1
+    assert not any(tensor.grad is not None for tensor in tensors)

@@ -123,7 +123,7 @@ def test_a_divisor_of_the_micro_batch_is_red(tmp_path: Path, monkeypatch: pytest
 def test_a_kl_of_the_micro_batch_is_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = kto.Kto.over_step
 
-    def each(self: kto.Kto, model: Any, head: Any, micro_batches: Any, layout: Any, world: Any) -> Any:
+    def each(self: kto.Kto, model: Any, head: Any, micro_batches: Any, layout: Any, world: Any, **_: Any) -> Any:
         return [real(self, model, head, [examples], layout, world)[0] for examples in micro_batches]
 
     monkeypatch.setattr(kto.Kto, "over_step", each)

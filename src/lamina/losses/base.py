@@ -11,7 +11,7 @@ Losses over answers build on `answers.py` (log-probabilities of answers), those 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -159,6 +159,7 @@ class Loss(ABC):
         micro_batches: Sequence[Sequence[EncodedExample]],
         layout: Layout,
         world: World,
+        ran: Callable[[int], object] = lambda examples: None,
     ) -> Sequence[Sequence[EncodedExample]]:
         """Returns a step's micro-batches with the values that depend on the step as a whole; without gradients.
 
@@ -168,6 +169,7 @@ class Loss(ABC):
             micro_batches: The examples of each micro-batch, in all processes together.
             layout: How the documents of a micro-batch go through the model.
             world: The processes that take the step together.
+            ran: Called whenever a micro-batch has gone through the model, with its number of examples.
         """
         return micro_batches
 

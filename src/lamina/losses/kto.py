@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -122,6 +122,7 @@ class Kto(Loss):
         micro_batches: Sequence[Sequence[EncodedExample]],
         layout: Layout,
         world: World,
+        ran: Callable[[int], object] = lambda examples: None,
     ) -> Sequence[Sequence[EncodedExample]]:
         if not self.estimates_kl:
             return micro_batches
@@ -130,6 +131,7 @@ class Kto(Loss):
             ratios = _mismatched_ratios(model, head, micro_batches[place], layout)
             if counts:
                 parts[place] = float(ratios.sum()), len(ratios)
+                ran(len(micro_batches[place]))
         found = world.collect(parts, "the rewards of mismatched answers")
         kl = sum(total for total, _ in found) / max(sum(count for _, count in found), 1)
         values = {_KL: max(kl, 0.0), _KL_UNCLAMPED: kl}

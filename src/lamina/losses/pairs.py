@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -189,6 +189,7 @@ class ChosenLikelihood(PairLoss):
         micro_batches: Sequence[Sequence[EncodedExample]],
         layout: Layout,
         world: World,
+        ran: Callable[[int], object] = lambda examples: None,
     ) -> Sequence[Sequence[EncodedExample]]:
         if not self.likelihood_weight:
             return micro_batches

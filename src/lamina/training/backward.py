@@ -27,6 +27,16 @@ class StepAbandoned(Exception):
     """Asked to stop in the middle of a step; nothing was changed."""
 
 
+def abandon_if(stop: Callable[[], bool]) -> None:
+    """Leaves the step if `stop` says so.
+
+    Raises:
+        StepAbandoned: It does.
+    """
+    if stop():
+        raise StepAbandoned
+
+
 def costs_of(model: PreTrainedModel, micro_batches: Sequence[Sequence[EncodedExample]]) -> list[float]:
     """Estimates the work of each micro-batch."""
     width = model.config.get_text_config().hidden_size
@@ -84,8 +94,7 @@ class Parts:
         split = self.split
         found = self._found.setdefault(place if split is None else place * split.parts + split.part, [])
         for unit in build_units(in_best_order(examples, self._layout), self._layout):
-            if self._stop():
-                raise StepAbandoned
+            abandon_if(self._stop)
             parts = unit if split is None else [batch.part(split.part, split.parts) for batch in unit]
             result = self._loss.compute(self._model, self._head, [batch.to(self.device) for batch in parts])
             found.append(LossSum(result.total.detach(), result.metrics))

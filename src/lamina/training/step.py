@@ -18,7 +18,7 @@ from lamina.losses.base import Loss, means
 from lamina.methods.shared.base import Hooks
 from lamina.optim import BlockAdamW, Layerwise
 from lamina.structure.head import Head
-from lamina.training.backward import Backward, Parts, costs_of, split_of, summed
+from lamina.training.backward import Backward, Parts, abandon_if, costs_of, split_of, summed
 from lamina.training.loss_scale import LossScale
 from lamina.training.zero import ZeroEngine
 
@@ -103,7 +103,7 @@ def training_step(
     Raises:
         StepAbandoned: `stop` said so.
     """
-    micro_batches = loss.over_step(model, head, micro_batches, layout, world)
+    micro_batches = loss.over_step(model, head, micro_batches, layout, world, ran=lambda _: abandon_if(stop))
     examples = [example for examples in micro_batches for example in examples]
     sums = _Sums(loss.count(examples), sum(map(len, examples)), sum(each.supervised_tokens for each in examples))
     for group in optimizer.param_groups:
@@ -225,17 +225,25 @@ def evaluate_loss(
     training = model.training
     model.eval()
     split = split_of(world)
-    part_of, counts = Parts(model, head, loss, layout, stop, split), dict[int, float]()
+    part_of, counts, ahead = Parts(model, head, loss, layout, stop, split), dict[int, float](), 0
+
+    def ran_ahead(count: int) -> None:
+        nonlocal ahead
+        ahead += count
+        progress(ahead // 2)
+        abandon_if(stop)
+
     try:
-        firsts = range(0, len(examples), batch_size)
-        batches = loss.over_step(model, head, [examples[first : first + batch_size] for first in firsts], layout, world)
+        batches = [examples[first : first + batch_size] for first in range(0, len(examples), batch_size)]
+        batches = loss.over_step(model, head, batches, layout, world, ran=ran_ahead)
         for place, counted in world.walk(costs_of(model, batches)):
             with splitting(split):
                 for _ in (part_of if counted else part_of.rehearsal())(place, batches[place]):
                     pass
             if counted and world.part == 0:
                 counts[place] = loss.count(batches[place])
-                progress(sum(len(batches[done]) for done in counts))
+                done = sum(len(batches[place]) for place in counts)
+                progress((ahead + done) // 2 if ahead else done)  # what ran ahead is half of the work
     finally:
         model.train(training)
     reports = world.gather((part_of.results(), counts), "the end of an evaluation")
