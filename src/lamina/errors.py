@@ -166,7 +166,7 @@ class TrainingError(LaminaError):
 
 
 class Interrupted(LaminaError):
-    """Training was asked to stop, saved a checkpoint and exited. The message says how to resume.
+    """Work was asked to stop, and kept what was done, such as a checkpoint. The message says how to go on.
 
     Attributes:
         facts: Details as plain data: the signal, the step, the command that resumes.

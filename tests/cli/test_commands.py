@@ -66,6 +66,7 @@ def test_interrupted_training_exits_with_75_and_one_json_object(
     run = Run(tmp_path / "run")
     assert (result.code, run.status) == (75, "interrupted")
     assert f"Go on with: {run.resume_command}" in result.err
+    assert "stopped by SIGHUP after step 1" in result.err and "stopped: stopped" not in result.err
     assert str(tmp_path) in run.resume_command
     if not as_json:
         assert result.out == ""

@@ -12,7 +12,7 @@ from lamina.engine.batch import Answered, answer_rows
 from lamina.engine.engine import Engine
 from lamina.engine.kept_answers import KeptAnswers
 from lamina.engine.sampling import Sampling
-from lamina.errors import StorageError
+from lamina.errors import Interrupted, StorageError
 
 ROWS: list[dict[str, Any]] = [{"prompt": f"red green {number}", "id": number} for number in range(7)]
 DRAWN = Sampling(temperature=1.0, max_tokens=6, seed=3)
@@ -83,6 +83,18 @@ def test_other_settings_take_no_answer_of_before(
     results = answer(engine, target, **changes)
     assert counts == [0 if "adapter" in changes else 7]
     assert all((each.error is not None) is ("adapter" in changes) for each in results)
+
+
+@pytest.mark.parametrize(("after", "says"), [(5, "5 answers are kept in"), (0, "no answer was finished yet")])
+def test_an_interrupt_says_what_is_kept_and_how_to_go_on(tmp_path: Path, after: int, says: str) -> None:
+    target = tmp_path / "out.jsonl"
+    with pytest.raises(Interrupted, match=says) as caught, KeptAnswers(target) as kept:
+        for number in range(after):
+            kept.keep(str(number), {"answer": "red"})
+        raise KeyboardInterrupt
+    assert (caught.value.exit_code, caught.value.details()["answers"]) == (75, after)
+    assert str(caught.value).endswith("Go on with: the same command again")
+    assert target.with_name("out.jsonl.partial").exists() is (after > 0)
 
 
 def test_a_row_that_changed_is_asked_again(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,8 +165,10 @@ def _describe(error: BaseException) -> tuple[int, dict[str, object], str]:
             known = error
         case _:
             known = UnexpectedError(error, cache_folder() / ERRORS_FOLDER)
-    mark = "stopped" if isinstance(known, Interrupted) else "error"
-    return known.exit_code, known.details(), f"[bold red]{mark}:[/bold red] {escape(str(known))}"
+    mark, text = "stopped" if isinstance(known, Interrupted) else "error", str(known)
+    # "stopped by SIGTERM after step 3" has the word already.
+    after = text.removeprefix(mark) if mark == "stopped" and text.startswith(mark) else f": {text}"
+    return known.exit_code, known.details(), f"[bold red]{mark}[/bold red]{escape(after)}"
 
 
 def _reason(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from lamina.errors import StorageError
+from lamina.errors import Interrupted, StorageError
 
 # Seconds between two times at which the file is made durable.
 _SYNC_SECONDS = 1.0
@@ -19,7 +19,8 @@ _SYNC_SECONDS = 1.0
 class KeptAnswers:
     """Answers by key, each a line of JSON in a file beside the batch's target. Used as a context.
 
-    The file is deleted if the block succeeds, since the target then has all answers, and kept if it fails.
+    The file is deleted if the block succeeds, since the target then has all answers, and kept if it fails. An interrupt
+    (KeyboardInterrupt) in the block becomes `Interrupted`, which says how to go on.
 
     Attributes:
         path: The file.
@@ -53,6 +54,10 @@ class KeptAnswers:
         self._file.close()
         if kind is None or not self._found:
             self.path.unlink(missing_ok=True)
+        if isinstance(error, KeyboardInterrupt):
+            count = len(self._found)
+            kept = f"{count} answers are kept in {self.path}" if count else "no answer was finished yet"
+            raise Interrupted(f"{kept}. Go on with: the same command again", answers=count) from None
 
     def __len__(self) -> int:
         return len(self._found)
