@@ -92,10 +92,7 @@ def show_others(args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = [scored("start", start, files)]
     for name in args.losses.split(","):
         values = preference_settings(args, files, labels=name == "kto")
-        if name == "orpo":  # it learns the task itself, so at fine-tuning's rate
-            values["train"] = {**values["train"], "learning_rate": 1e-3}
-        loss = {"type": name}
-        run = train(args, name, {**values, "loss": loss}, None if name == "orpo" else start)
+        run = train(args, name, {**values, "loss": {"type": name}}, None if name == "orpo" else start)
         rows.append(scored(name, run, files, start))
     return rows
 

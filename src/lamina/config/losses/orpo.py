@@ -16,7 +16,6 @@ class OrpoConfig(LossConfig):
         "Hong et al. 2024, ORPO: Monolithic Preference Optimization without Reference Model, arXiv:2403.07691"
     )
     summary: ClassVar[str] = "learns chosen answers and lowers the odds of rejected ones, in one stage from the base"
-    learning_rate_factor: ClassVar[float] = 0.05
     whole_rows: ClassVar[bool] = True
     absent: ClassVar[Mapping[str, str]] = {
         "reference": "leave it out: ORPO needs no reference",
