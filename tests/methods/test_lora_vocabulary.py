@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from lamina.adapters.hf_peft import read_peft_config
 from lamina.config.methods.lora import LoraConfig
 from lamina.errors import ConfigError
 from lamina.export.fold import fold_in
 from lamina.methods.lora import METHOD
 from lamina.methods.shared.base import Injection, inject
+from lamina.methods.shared.lora_peft import lora_from_peft
 from tests.support.models_zoo import build_model
 from tests.support.peft_oracle import (
     IDS,
@@ -47,6 +49,13 @@ TIED: list[tuple[str, dict[str, Any]]] = [
     ("gemma3", {"target_modules": ["q_proj", "lm_head"], "ensure_weight_tying": True}),
     ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
 ]
+# Names that peft does not take for an embedding's, so that it ties nothing in an adapter of its own.
+TIED_BY_OTHER_NAMES: list[tuple[str, dict[str, Any]]] = [
+    ("gpt2", {"target_modules": ["c_attn", "wte"], "ensure_weight_tying": True}),
+    ("gpt2", {"target_modules": r".*(c_attn|wte)", "ensure_weight_tying": True}),
+    ("gpt2", {"target_modules": ["c_attn", "lm_head"], "ensure_weight_tying": True}),
+    ("gpt2", {"target_modules": ["c_attn"], "modules_to_save": ["wte"], "ensure_weight_tying": True}),
+]
 BOTH = [*OWN, *TIED]
 # Files are read and written alike for all; one of each kind is enough for every day.
 SOME = [
@@ -77,6 +86,18 @@ def test_gradients_and_steps_are_those_of_peft(family: str, settings: dict[str, 
 @pytest.mark.parametrize(("family", "settings"), SOME)
 def test_peft_loads_it_with_the_same_logits(family: str, settings: dict[str, Any], tmp_path: Path) -> None:
     check_peft_loads_what_lamina_saved(family, tmp_path, attached(family, **settings))
+
+
+@pytest.mark.parametrize(("family", "settings"), TIED_BY_OTHER_NAMES)
+def test_peft_and_lamina_load_tied_ends_of_other_names(family: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    """peft knows the ends by `embed_tokens` and `lm_head` alone, and would pass over the head of GPT-2's `wte`."""
+    injection = attached(family, **settings)
+    check_peft_loads_what_lamina_saved(family, tmp_path, injection)
+    written = read_peft_config(tmp_path / "adapter")
+    again = inject(build_model(family, vocab_size=259), lora_from_peft(written), seed=1)
+    assert {name: tensor.shape for name, tensor in again.tensors().items()} == {
+        name: tensor.shape for name, tensor in injection.tensors().items()
+    }
 
 
 @pytest.mark.parametrize(("family", "settings"), SOME)

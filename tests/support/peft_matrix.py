@@ -305,7 +305,7 @@ def run_case(case: Case, folder: Path) -> Outcome:
     try:
         with _silence():
             config: Any = getattr(peft, case.kind)(task_type="CAUSAL_LM", **case.fields)
-            train_with_peft(build_family(case.family), config, path)
+            trained = logits(train_with_peft(build_family(case.family), config, path))
             expected = peft_logits(build_family(case.family), path)
     except Exception as error:  # whatever peft raises for what it has not
         return Outcome(case.family, case.label, "none", why=f"{type(error).__name__}: {error}"[:200])
@@ -320,7 +320,9 @@ def run_case(case: Case, folder: Path) -> Outcome:
     except Exception as error:  # a fault, which is what this looks for
         return Outcome(case.family, case.label, "crashed", why=f"{type(error).__name__}: {error}")
     difference = float((found - expected).abs().max())
-    if difference <= TOLERANCE * float(expected.abs().max()):
+    # Where peft does not load what it trained, as a tied head beside an embedding named `wte`, what it trained counts.
+    as_trained = float((found - trained).abs().max())
+    if min(difference, as_trained) <= TOLERANCE * float(expected.abs().max()):
         return Outcome(case.family, case.label, "loaded", loaded.injection.config.type)
     with _silence():
         again = float((peft_logits(build_family(case.family), path) - expected).abs().max())

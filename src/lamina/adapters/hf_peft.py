@@ -16,15 +16,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
+from lamina.compute.ops.adapter import AdapterModule
 from lamina.config import MethodConfig
+from lamina.config.methods.lora import LoraConfig
 from lamina.errors import AdapterError
 from lamina.files import write_json
 from lamina.methods.shared.base import Injection, Method, all_methods, find_method
 from lamina.methods.shared.score import SCORE, ScoreHead
 from lamina.methods.shared.targets import short_targets
+from lamina.methods.shared.trained_copy import TrainedCopy
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
+
+# What peft takes for the names of an embedding and of a head that is tied to it (`EMBEDDING_LAYER_NAMES`).
+_TIED_IN_PEFT = ("embed_tokens", "lm_head")
 
 
 def write_peft(
@@ -71,12 +77,30 @@ def peft_content(injection: Injection, config: MethodConfig, base_ref: str) -> d
         if not set(matched) <= set(names):  # also what can have no adapter, at which peft stops
             targets = short_targets(model, [name for name in matched if name in injection.layers])
             config = config.model_copy(update={"target_modules": targets})
+    if isinstance(config, LoraConfig) and config.ensure_weight_tying:
+        config = config.model_copy(update=_tied_targets(injection, config.target_modules))
     content = find_method(config.type).peft_config(config, targets, base_ref)
     if (
         SCORE in injection.layers
     ):  # a reward model or a classifier, which peft puts on a model for sequence classification
         content |= {"task_type": "SEQ_CLS", "modules_to_save": [*(content.get("modules_to_save") or []), SCORE]}
     return content
+
+
+def _tied_targets(injection: Injection, targets: str | list[str]) -> dict[str, Any]:
+    """Returns target_modules by which peft ties the adapters of embedding and head, as far as that needs a change.
+
+    peft ties them only where a target is called `embed_tokens` or `lm_head`, and otherwise passes over the head's part:
+    of an adapter on GPT-2's `wte`, it would load half.
+    """
+    head = injection.model.get_output_embeddings()
+    if not isinstance(head, AdapterModule) or isinstance(head, TrainedCopy):
+        return {}
+    if isinstance(targets, str):
+        named = any(re.fullmatch(targets, name) for name in _TIED_IN_PEFT)
+        return {} if named else {"target_modules": f"{targets}|{_TIED_IN_PEFT[1]}"}
+    named = any(target.rpartition(".")[2] in _TIED_IN_PEFT for target in targets)
+    return {} if named else {"target_modules": [*targets, _TIED_IN_PEFT[1]]}
 
 
 def without_score(content: Mapping[str, Any]) -> dict[str, Any]:
