@@ -301,13 +301,18 @@ class Group(World):
             dist.init_process_group(self._backend, store=store, rank=rank, world_size=size, timeout=soon)
             return dist.group.WORLD
 
-        group = self._connected(connect)
+        group = self._connected(connect, _SILENCE)
         assert isinstance(group, dist.ProcessGroup)
         group.set_timeout(datetime.timedelta(seconds=self.timeout))
         return group
 
-    def _connected(self, connect: Callable[[], T]) -> T:
-        """Runs what connects the processes, and stops waiting for it where one of them is gone."""
+    def _connected(self, connect: Callable[[], T], patience: float = _SILENCE_AT_START) -> T:
+        """Runs what connects the processes, and stops waiting for it where one of them is gone.
+
+        Args:
+            connect: Waits for all of them.
+            patience: Seconds without a sign after which one is gone. One that is not there yet may be loading a model.
+        """
         connected, signs = f"connected/{next(self._connections)}", Signs(self._read)
 
         def look() -> None:
@@ -315,8 +320,8 @@ class Group(World):
                 raise self._without_store("connecting")
             if failure := self.first_failure():
                 raise PeerError(failure)
-            silent = [rank for rank in range(self.size) if signs.silence(rank) > _SILENCE]
-            # One that is connected may be loading a model, which may keep it from giving signs.
+            silent = [rank for rank in range(self.size) if signs.silence(rank) > patience]
+            # One that is connected may be loading a model too.
             if gone := [rank for rank in silent if not self._read(f"{connected}/{rank}")]:
                 raise self._lost(gone, "there was no sign of it while all connected")
 
