@@ -180,7 +180,8 @@ def test_who_is_killed_while_all_connect_is_named(monkeypatch: pytest.MonkeyPatc
     before_connecting(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGKILL))
     monkeypatch.setattr("lamina.distributed.group._SILENCE", 1.0)
     outcomes = run_ranks(3, meeting)
-    assert [outcome.error for outcome in outcomes] == ["LostRankError", "killed", "Silenced"]
+    assert outcomes[0].error in ("LostRankError", "PeerError")  # the other one may see it first
+    assert [outcome.error for outcome in outcomes[1:]] == ["killed", "Silenced"]
     assert "rank 1 (" in outcomes[0].message
     assert "is gone" in outcomes[0].message
 

@@ -165,10 +165,10 @@ def _describe(error: BaseException) -> tuple[int, dict[str, object], str]:
             known = error
         case _:
             known = UnexpectedError(error, cache_folder() / ERRORS_FOLDER)
-    mark, text = "stopped" if isinstance(known, Interrupted) else "error", str(known)
-    # "stopped by SIGTERM after step 3" has the word already.
-    after = text.removeprefix(mark) if mark == "stopped" and text.startswith(mark) else f": {text}"
-    return known.exit_code, known.details(), f"[bold red]{mark}[/bold red]{escape(after)}"
+    mark, text = "stopped:" if isinstance(known, Interrupted) else "error:", str(known)
+    if mark == "stopped:" and text.startswith("stopped "):  # "stopped by SIGTERM after step 3" has the word already
+        mark, text = "stopped", text.removeprefix("stopped ")
+    return known.exit_code, known.details(), f"[bold red]{mark}[/bold red] {escape(text)}"
 
 
 def _reason(error: BaseException) -> str:
