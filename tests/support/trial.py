@@ -26,7 +26,7 @@ PATIENCE = 100.0
 _CONTINUED = 20.0
 _POLL = 0.02
 
-_MESSAGE = re.compile(r"(error|stopped): ")
+_MESSAGE = re.compile(r"error: |stopped(:| by) ")
 
 
 @dataclass
