@@ -115,3 +115,14 @@ def test_a_target_that_cannot_be_written_is_said_before_anything_is_answered(tmp
     (tmp_path / "out.jsonl.partial").mkdir()
     with pytest.raises(StorageError, match=r"name another --out"):
         KeptAnswers(tmp_path / "out.jsonl")
+
+
+def test_two_commands_do_not_write_to_one_target(tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    with KeptAnswers(target) as kept:
+        kept.keep("first", {"answer": "red"})
+        with pytest.raises(StorageError, match=r"out\.jsonl: another command is writing to it\. Fix: wait"):
+            KeptAnswers(target)
+        assert target.with_name("out.jsonl.partial").read_text() != ""
+    with KeptAnswers(target) as kept:
+        assert len(kept) == 0

@@ -163,33 +163,26 @@ def _answer_file(
     from lamina.files import write_text
 
     rows = read_prompts(prompts)
-    subject = find_subject(source, notify, model)
-    adapter = None if subject.adapter is None else subject.adapter[0]
-    own = {} if subject.adapter is None else dict([subject.adapter])
-    base_model = subject.load(notify=notify)
-    template = asked_template(template_for(base_model, own), as_chat)
-    with (
-        Engine(
+    with KeptAnswers(target) as kept, Bars() as bars:
+        if len(kept):
+            notify(f"{kept.path} has {len(kept)} answers of an interrupted run; those to the same rows are reused.")
+        subject = find_subject(source, notify, model)
+        adapter = None if subject.adapter is None else subject.adapter[0]
+        own = {} if subject.adapter is None else dict([subject.adapter])
+        base_model = subject.load(notify=notify)
+        template = asked_template(template_for(base_model, own), as_chat)
+        with Engine(
             base_model,
             own,
             template=template,
             one_template=as_chat is not None,
             allow_base_mismatch=allow_base_mismatch,
             notify=notify,
-        ) as engine,
-        Bars() as bars,
-    ):
-        if engine.slow_because is not None:
-            notify(f"The base runs by transformers' own code, which is slower: {engine.slow_because}")
-        for note in engine.notes(sampling):
-            notify(note)
-
-        def progress(done: int) -> None:
-            bars.update("Answering", done, len(rows))
-
-        with KeptAnswers(target) as kept:
-            if len(kept):
-                notify(f"{kept.path} has {len(kept)} answers of an interrupted run; those to the same rows are reused.")
+        ) as engine:
+            if engine.slow_because is not None:
+                notify(f"The base runs by transformers' own code, which is slower: {engine.slow_because}")
+            for note in engine.notes(sampling):
+                notify(note)
             results = answer_rows(
                 engine,
                 rows,
@@ -197,9 +190,9 @@ def _answer_file(
                 adapter=None if base else adapter,
                 system=system,
                 kept=kept,
-                progress=progress,
+                progress=lambda done: bars.update("Answering", done, len(rows)),
             )
-            write_text(target, "".join(json.dumps(each.as_json(), ensure_ascii=False) + "\n" for each in results))
+        write_text(target, "".join(json.dumps(each.as_json(), ensure_ascii=False) + "\n" for each in results))
     failed = sum(each.error is not None for each in results)
     facts = {"rows": len(results), "failed": failed, "answer_tokens": sum(each.answer_tokens for each in results)}
     if as_json:

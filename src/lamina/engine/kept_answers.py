@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
@@ -20,7 +21,8 @@ class KeptAnswers:
     """Answers by key, each a line of JSON in a file beside the batch's target. Used as a context.
 
     The file is deleted if the block succeeds, since the target then has all answers, and kept if it fails. An interrupt
-    (KeyboardInterrupt) in the block becomes `Interrupted`, which says how to go on.
+    (KeyboardInterrupt) in the block becomes `Interrupted`, which says how to go on. While the file is open no other
+    process can open it, since the first to end would delete the answers of the other.
 
     Attributes:
         path: The file.
@@ -32,16 +34,19 @@ class KeptAnswers:
             target: The file that the finished batch will be written to.
 
         Raises:
-            StorageError: The file cannot be opened.
+            StorageError: The file cannot be opened, or another process writes to it.
         """
         self.path = target.with_name(f"{target.name}.partial")
-        self._found = _read(self.path)
         self._synced = time.monotonic()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: IO[str] = self.path.open("a", encoding="utf-8")
+            self._file = _open_alone(self.path)
+            self._found = _read(self.path)
             if self.path.stat().st_size:
                 self._file.write("\n")  # the last line may be torn
+        except BlockingIOError:
+            message = f"{target}: another command is writing to it. Fix: wait until it ends, or name another --out."
+            raise StorageError(message) from None
         except OSError as error:
             raise StorageError(f"{self.path}: cannot be opened ({error.strerror}). Fix: name another --out.") from None
 
@@ -51,9 +56,9 @@ class KeptAnswers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
         if kind is None or not self._found:
             self.path.unlink(missing_ok=True)
+        self._file.close()
         if isinstance(error, KeyboardInterrupt):
             count = len(self._found)
             kept = f"{count} answers are kept in {self.path}" if count else "no answer was finished yet"
@@ -84,16 +89,33 @@ class KeptAnswers:
             raise StorageError(message) from None
 
 
+def _open_alone(path: Path) -> IO[str]:
+    """Opens a file to append to, and locks it until it is closed.
+
+    Raises:
+        BlockingIOError: Another process has it open.
+        OSError: It cannot be opened.
+    """
+    while True:
+        file = path.open("a", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                return file
+        except FileNotFoundError:
+            pass  # whoever had it finished and deleted it before it was locked here; make a new one
+        except BlockingIOError:
+            file.close()
+            raise
+        except OSError:  # a file system without locks
+            return file
+        file.close()
+
+
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     """Reads the answers that are complete."""
     found: dict[str, dict[str, Any]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({error.strerror}). Fix: name another --out.") from None
-    for line in lines:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             value = json.loads(line)
             found[str(value["key"])] = dict(value["answer"])
