@@ -142,11 +142,7 @@ def evaluate(
         _share(nproc, is_one)
     everything = [*subjects, *([against] if against else [])]
     if not task and not benchmarks and data is None and _are_stored(everything):
-        ignored = [name for name in given if name not in ("--against", "--power")]
-        if ignored:
-            message = "has no effect on evaluations that are stored, which are compared as they are"
-            raise ConfigError(Problem(ignored[0], message, "leave it out, or evaluate again"))
-        _pair_stored(everything, bool(against), power, as_json)
+        _pair_stored(everything, given, power, as_json)
         return
     if is_one:
         from lamina.cli.evaluation_of_one import evaluate_one
@@ -170,14 +166,9 @@ def evaluate(
                 group,
             )
         return
-    for option, value in (("--predictions", predictions), ("--html", page), ("--answers", answers)):
-        if value is not None:
-            fix = "leave it out; the folder of the evaluation has every answer, and a page"
-            raise ConfigError(Problem(option, f"is for one adapter without {given[0] if given else 'a task'}", fix))
-    _check_numbers(power)
-    if (include_path or chat is not None) and not benchmarks:
-        option = "--include-path" if include_path else "--chat" if chat else "--raw"
-        raise ConfigError(Problem(option, "has no effect without --tasks", "add --tasks NAME,..., or leave it out"))
+    of_one = {"--predictions": predictions, "--html": page, "--answers": answers}
+    _check_for_tasks(given, of_one, power)
+    _check_benchmarks(benchmarks, include_path, chat)
     if benchmarks and not task and data is None:
         of_tasks = {"--column": columns, "--score": score, "--exact-match": exact_match}
         _check_needless(of_tasks | {"--max-new-tokens": max_new_tokens, "--cluster-by": cluster_by})
@@ -226,11 +217,26 @@ def _are_stored(refs: Sequence[str]) -> bool:
     )
 
 
-def _pair_stored(refs: Sequence[str], against: bool, power: float | None, as_json: bool) -> None:
+def _pair_stored(refs: Sequence[str], given: Sequence[str], power: float | None, as_json: bool) -> None:
+    """Compares evaluations that are stored, and prints what was found.
+
+    Args:
+        refs: Their folders; the last is what the others are compared with if --against is given.
+        given: The options that are given.
+        power: A difference, for which the rows that would show it are counted.
+        as_json: Print a JSON object.
+
+    Raises:
+        ConfigError: An option is given that is for evaluating anew.
+    """
     from lamina.evaluation.later import pair_stored
     from lamina.evaluation.store import read_evaluation
 
-    found = pair_stored([read_evaluation(Path(ref)) for ref in refs], against=against, power=power)
+    ignored = [name for name in given if name not in ("--against", "--power")]
+    if ignored:
+        message = "has no effect on evaluations that are stored, which are compared as they are"
+        raise ConfigError(Problem(ignored[0], message, "leave it out, or evaluate again"))
+    found = pair_stored([read_evaluation(Path(ref)) for ref in refs], against="--against" in given, power=power)
     print_found(found, as_json)
 
 
@@ -252,9 +258,21 @@ def _is_one_adapter(subject: str, data: str | None) -> bool:
     return is_adapter or data is None
 
 
-def _check_numbers(power: float | None) -> None:
+def _check_for_tasks(given: Sequence[str], of_one: Mapping[str, object], power: float | None) -> None:
+    """Refuses what is for one adapter where there are tasks or several subjects, and a power that shows nothing."""
+    for option, value in of_one.items():
+        if value is not None:
+            fix = "leave it out; the folder of the evaluation has every answer, and a page"
+            raise ConfigError(Problem(option, f"is for one adapter without {given[0] if given else 'a task'}", fix))
     if power is not None and not 0 < abs(power) < 1e6:
         raise ConfigError(Problem("--power", f"{power} is no difference that can be shown", "give one such as 0.03"))
+
+
+def _check_benchmarks(benchmarks: str | None, include_path: Path | None, chat: bool | None) -> None:
+    """Refuses options that are for lm-eval's tasks where there are none."""
+    if (include_path or chat is not None) and not benchmarks:
+        option = "--include-path" if include_path else "--chat" if chat else "--raw"
+        raise ConfigError(Problem(option, "has no effect without --tasks", "add --tasks NAME,..., or leave it out"))
 
 
 def _check_needless(options: Mapping[str, object]) -> None:
