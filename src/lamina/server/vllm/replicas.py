@@ -261,7 +261,7 @@ def _not_taken(entry: Entry, error: Refused) -> AdapterError:
     if error.status == 404:
         hint = (
             "start the server with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1; if it runs elsewhere, let it "
-            "see the folder of --vllm-adapter-folder under the same path"
+            "see vllm.adapter_folder of the --config file under the same path"
         )
     elif "max_lora_rank" in error.reason:
         hint = "start it with a higher --max-lora-rank"
