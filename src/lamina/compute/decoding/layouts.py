@@ -1,4 +1,4 @@
-"""The structures of `kernels/decode.cpp`, member by member.
+"""The structures of `kernels/step.h`, member by member.
 
 Every member has 8 bytes, so there is no padding to get wrong.
 Tensors are passed as addresses: whoever fills a structure keeps them alive, and has checked dtype, shape and strides.
@@ -177,9 +177,7 @@ def decode_function(dtype: torch.dtype) -> Any:
     sizes = (c_int64 * len(_ALL))()
     library.lamina_decode_sizes(sizes)
     if list(sizes) != [ctypes.sizeof(structure) for structure in _ALL]:
-        raise KernelError(
-            "the structures of decoding/layouts.py are not those of decode.cpp. This is a fault in lamina."
-        )
+        raise KernelError("the structures of decoding/layouts.py are not those of step.h. This is a fault in lamina.")
     function = getattr(library, f"lamina_decode_{SUFFIX[dtype]}")
     function.argtypes, function.restype = (ctypes.POINTER(Model), ctypes.POINTER(Step)), None
     return function

@@ -31,11 +31,11 @@ struct Span {
     const Form* form;
 };
 
-// What a thread needs for the rows of a step.
+// What a linear layer reads.
 template <typename T>
 struct Input {
-    const T* x;  // (rows, width), dense
-    T* scaled;   // the same, for rows whose inputs are scaled
+    const T* x;       // (rows, width), dense
+    const T* scaled;  // the same, for rows whose inputs are scaled
     int64_t width;
     const T* of(const Span& span) const { return (span.form && span.form->inputs ? scaled : x) + span.begin * width; }
 };
@@ -55,33 +55,16 @@ struct Adapted {
         return false;
     }
 
-    // The rank-sized products of a thread, h = x A^T, shared out by groups of OUTPUTS.
-    void narrow(const Input<T>& in, int64_t* seen, int64_t thread, int64_t threads) const {
-        const Span* last = nullptr;  // a product waits until the one after it is known, whose rows it fetches
-        const T* last_A = nullptr;
-        int64_t last_r = 0;
-        const auto run = [&](const T* later) {
-            if (last)
-                dot_rows(last_A, in.width, OUTPUTS, in.of(*last), in.width, last->end - last->begin, in.width,
-                         h + last->begin * h_row + last_r, h_row, later);
-        };
-        for (int64_t s = 0; s < span_count; ++s) {
-            const Form* form = spans[s].form;
-            if (!form || !form->is_low_rank()) continue;
-            for (int64_t r = 0; r < form->rank; r += OUTPUTS)
-                if ((*seen)++ % threads == thread) {
-                    const T* A = static_cast<const T*>(form->A) + r * in.width;
-                    run(A);
-                    last = spans + s;
-                    last_A = A;
-                    last_r = r;
-                }
-        }
-        run(nullptr);
+    // Some rank-sized products: rows [first, last) of A for the rows of x of one span. `later` is the A of the products after.
+    void narrow(const Input<T>& in, const Span& span, int64_t first, int64_t last, const T* later) const {
+        const T* A = static_cast<const T*>(span.form->A);
+        for (int64_t r = first; r < last; r += OUTPUTS)
+            dot_rows(A + r * in.width, in.width, OUTPUTS, in.of(span), in.width, span.end - span.begin, in.width,
+                     h + span.begin * h_row + r, h_row, r + OUTPUTS < last ? A + (r + OUTPUTS) * in.width : later);
     }
 
-    // One panel of outputs of all rows: sums (rows, PANEL).
-    void panel(const Input<T>& in, int64_t first, int64_t count, T* scratch, float* sums) const {
+    // One panel of outputs of all rows: sums (rows, PANEL). Tiles that fetch none of the weight fetch what `ahead` has.
+    void panel(const Input<T>& in, int64_t first, int64_t count, T* scratch, float* sums, Ahead<T>* ahead) const {
         int64_t row = 0;
         const T* own = weight->panel(first, count, scratch, &row);
         const bool reads_ahead = weight->storage == 0 && first + (PANELS_AHEAD + 1) * PANEL <= weight->rows;
@@ -94,9 +77,8 @@ struct Adapted {
                 w = static_cast<const T*>(form->weight) + first * in.width;
                 w_row = in.width;
             } else {
-                const bool scaled = form && form->inputs;
-                while (end < span_count && !(spans[end].form && (spans[end].form->weight)) &&
-                       (spans[end].form && spans[end].form->inputs) == scaled)
+                while (end < span_count && !(spans[end].form && spans[end].form->weight) &&
+                       in.of(spans[end]) == x + (spans[end].begin - spans[s].begin) * in.width)
                     ++end;
             }
             const int64_t begin = spans[s].begin, rows = spans[end - 1].end - begin;
@@ -104,14 +86,19 @@ struct Adapted {
                 for (int64_t n = 0; n < count; n += OUTPUTS)
                     dot_rows(w + n * w_row, w_row, count - n < OUTPUTS ? count - n : OUTPUTS, x + m * in.width, in.width,
                              rows - m < ROWS_AT_ONCE ? rows - m : ROWS_AT_ONCE, in.width, sums + (begin + m) * PANEL + n, PANEL,
-                             m == 0 && w == own && reads_ahead ? own + (n + PANELS_AHEAD * PANEL) * row : nullptr);
+                             m == 0 && w == own && reads_ahead ? own + (n + PANELS_AHEAD * PANEL) * row : nullptr, ahead);
             s = end;
         }
-        for (int64_t s = 0; s < span_count; ++s) finish(in, spans[s], first, count, sums);
+        for (int64_t s = 0; s < span_count; ++s) finish(in, spans[s], first, count, sums, ahead == nullptr);
+    }
+
+    int64_t rank(int64_t span) const {
+        const Form* form = spans[span].form;
+        return form && form->is_low_rank() ? form->rank : 0;
     }
 
    private:
-    void finish(const Input<T>& in, const Span& span, int64_t first, int64_t count, float* sums) const {
+    void finish(const Input<T>& in, const Span& span, int64_t first, int64_t count, float* sums, bool fetches) const {
         const Form* form = span.form;
         const T* bias = static_cast<const T*>(form && form->bias ? form->bias : weight->bias);
         const float *columns = form ? form->columns : nullptr, *outputs = form ? form->outputs : nullptr,
@@ -130,7 +117,7 @@ struct Adapted {
         }
         if (!bias && !form) return;
         const T* B = form && form->is_low_rank() ? static_cast<const T*>(form->B) + first * form->rank : nullptr;
-        if (B && first + PANEL < weight->rows)  // the next panel's, for which the CPU does not read ahead: there are many
+        if (fetches && B && first + PANEL < weight->rows)  // the next panel's: the CPU does not read ahead for so many
             for (int64_t at = 0; at < form->rank * PANEL; at += 64 / static_cast<int64_t>(sizeof(T)))
                 __builtin_prefetch(B + form->rank * PANEL + at, 0, 2);
         for (int64_t m = span.begin; m < span.end; ++m)
@@ -166,17 +153,45 @@ inline bool any_scaled(const Span* spans, int64_t count) {
     return false;
 }
 
-// x scaled for the rows whose inputs a form scales.
+// Shares out the rank-sized products of several linear layers: calls body(linear, span, first, last) for the rows of A that are
+// a thread's own, a multiple of OUTPUTS, in order. A share is next to each other in memory, so that it can be fetched ahead.
+template <typename T, typename Body>
+inline void own_ranks(const Adapted<T>* linears, int64_t count, int64_t thread, int64_t threads, Body body) {
+    const auto cost = [](const Span& span) { return span.end - span.begin + ROWS; };  // of OUTPUTS rows of A
+    int64_t all = 0;
+    for (int64_t l = 0; l < count; ++l)
+        for (int64_t s = 0; s < linears[l].span_count; ++s) all += linears[l].rank(s) / OUTPUTS * cost(linears[l].spans[s]);
+    const int64_t begin = all * thread / threads, end = all * (thread + 1) / threads;
+    int64_t seen = 0;
+    for (int64_t l = 0; l < count; ++l)
+        for (int64_t s = 0; s < linears[l].span_count; ++s) {
+            const Span& span = linears[l].spans[s];
+            const int64_t each = cost(span), groups = linears[l].rank(s) / OUTPUTS;
+            // A group is the thread's in whose share it begins.
+            const auto before = [&](int64_t place) {
+                return place <= seen ? 0 : std::min(groups, (place - seen + each - 1) / each);
+            };
+            if (before(begin) < before(end)) body(linears[l], span, before(begin) * OUTPUTS, before(end) * OUTPUTS);
+            seen += groups * each;
+        }
+}
+
+// A copy of x, scaled for the rows whose inputs a form scales; with `all`, the other rows are in it as they are.
 template <typename T>
-inline void scale_inputs(const Input<T>& in, const Span* spans, int64_t count, int64_t thread, int64_t threads) {
+inline void scale_inputs(const T* x, T* scaled, int64_t width, const Span* spans, int64_t count, bool all, int64_t thread,
+                         int64_t threads) {
     for (int64_t s = 0; s < count; ++s) {
-        if (!spans[s].form || !spans[s].form->inputs) continue;
-        const float* factors = spans[s].form->inputs;
-        for (int64_t m = spans[s].begin; m < spans[s].end; ++m)
-            if (m % threads == thread)
-                for_each_vector(in.width, [&](int64_t j, auto at) {
-                    at.put(in.scaled + m * in.width + j, at.take(in.x + m * in.width + j) * at.take(factors + j));
-                });
+        const float* factors = spans[s].form ? spans[s].form->inputs : nullptr;
+        if (!factors && !all) continue;
+        for (int64_t m = spans[s].begin; m < spans[s].end; ++m) {
+            if (m % threads != thread) continue;
+            const T* from = x + m * width;
+            T* to = scaled + m * width;
+            if (factors)
+                for_each_vector(width, [&](int64_t j, auto at) { at.put(to + j, at.take(from + j) * at.take(factors + j)); });
+            else
+                std::memcpy(to, from, sizeof(T) * width);
+        }
     }
 }
 

@@ -37,7 +37,7 @@ from lamina.compute.kernels.table import KERNELS
 from lamina.errors import ConfigError, Problem
 
 SOURCES = ("pointwise.cpp", "dropout.cpp", "attention.cpp", "narrow.cpp", "packed.cpp", "decode.cpp", "choose.cpp")
-HEADERS = ("numbers.h", "memory.h", "blocks.h", "packed.h", "rows.h", "products.h", "adapted.h", "cached.h")
+HEADERS = ("numbers.h", "memory.h", "blocks.h", "packed.h", "rows.h", "products.h", "adapted.h", "step.h", "cached.h")
 FLAGS = (
     "-O3",
     "-march=native",

@@ -10,85 +10,14 @@
 #include <omp.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
-#include <initializer_list>
 
-#include "adapted.h"
 #include "cached.h"
 #include "rows.h"
+#include "step.h"
 
 namespace {
-
-// All members of the structures below have 8 bytes, as `decoding/layouts.py` declares them.
-struct Norm {
-    const void* weight;  // T, or null for no norm
-    double eps, offset;
-};
-
-enum Place { Q, K, V, O, GATE, UP, DOWN, PLACES };
-enum NormPlace { INPUT, ATTENTION, MLP, OUTPUT, QUERY, KEY, NORMS };
-
-struct Layer {
-    Weight linears[PLACES];
-    Norm norms[NORMS];
-    int64_t heads, key_heads, size;
-    double scale, softcap;
-    int64_t window;
-    int64_t activation;
-    int64_t angles;  // which table of rotary angles
-    void *keys, *values;
-};
-
-// A small network on attention's or the MLP's output; no weights where there is none.
-struct Bottleneck {
-    const float *down, *down_bias, *up, *up_bias;  // (width, D), (width,), (D, width), (D,)
-    int64_t width;
-    double scaling;
-    int64_t activation;  // 0: SiLU, 1: GELU (exact), 2: ReLU, 3: tanh
-    int64_t parallel;
-};
-
-struct AdapterLayer {
-    Form linears[PLACES];
-    const void* norms[NORMS];  // T: weights in place of the layer's own, or null
-    Bottleneck networks[2];    // after attention, after the MLP
-};
-
-struct Adapter {
-    const AdapterLayer* layers;
-    const Form* head;
-    const void* final_norm;
-};
-
-struct Segment {
-    int64_t begin, end;
-    const Adapter* adapter;  // null: the bare base
-};
-
-struct Model {
-    const Layer* layers;
-    int64_t layer_count, width, inner, attended;  // widths of the residual stream, the MLP and attention's output
-    Norm final_norm;
-    Weight head;
-    double multiplier, softcap;  // of the logits
-    int64_t rotated;
-    const void *cosine[2], *sine[2];  // T, (positions, rotated)
-};
-
-struct Step {
-    void* x;                   // T, (rows, width): embeddings, overwritten
-    int64_t rows;
-    const int64_t* positions;  // (rows,)
-    const int64_t* tables;     // (rows,): which block table is a row's own
-    const int32_t* blocks;     // (tables, table_row)
-    int64_t table_row;
-    const Segment* segments;
-    int64_t segment_count, largest_rank;
-    const int64_t* wanted;     // rows whose logits are wanted
-    int64_t wanted_count;
-    const Segment* wanted_segments;  // the same segments, of wanted rows
-    float* logits;             // (wanted, vocabulary)
-};
 
 inline float exact_activation(float x, int64_t kind) {
     switch (kind) {
@@ -143,8 +72,9 @@ class Run {
     void run() {
 #pragma omp parallel
         {
-            Buffer<Span> spans(3 * step.segment_count);
-            const Thread me{omp_get_thread_num(), omp_get_num_threads(), &barrier, spans.data};
+            Buffer<Span> spans(6 * step.segment_count);
+            Buffer<Piece> pieces(6 * step.segment_count);
+            const Thread me{omp_get_thread_num(), omp_get_num_threads(), &barrier, spans.data, pieces.data};
             // Of the widest weight that may be packed, and the sums of a panel for all rows, two weights at once.
             Buffer<T> scratch(PANEL * widest(model));
             Buffer<float> sums(2 * (rows > step.wanted_count ? rows : step.wanted_count) * PANEL);
@@ -156,10 +86,13 @@ class Run {
     }
 
    private:
+    using Piece = typename Ahead<T>::Piece;
+
     struct Thread {
         int64_t number, count;
         Barrier* all;
-        Span* spans;  // (3, segments): which adapter acts how on the rows of the linear layers of a phase
+        Span* spans;    // (6, segments): which adapter acts how on the rows of the linear layers of a phase, and of the next
+        Piece* pieces;  // (6, segments): what is fetched ahead
         int64_t first(int64_t items) const { return items * number / count; }
         int64_t last(int64_t items) const { return items * (number + 1) / count; }
         void wait() const { all->wait(count); }
@@ -176,8 +109,7 @@ class Run {
     static int64_t widest(const Model& model) { return std::max(model.width, std::max(model.inner, model.attended)); }
 
     template <typename Choose>
-    Adapted<T> adapted(int64_t slot, const Weight& weight, const Segment* segments, Thread me, Choose choose) {
-        Span* spans = me.spans + slot * step.segment_count;
+    Adapted<T> adapted(int64_t slot, const Weight& weight, const Segment* segments, Span* spans, Choose choose) {
         for (int64_t s = 0; s < step.segment_count; ++s) {
             const Form* form = segments[s].adapter ? choose(*segments[s].adapter) : nullptr;
             spans[s] = Span{segments[s].begin, segments[s].end, form};
@@ -186,47 +118,118 @@ class Run {
         return {&weight, spans, step.segment_count, h + slot * rows * h_row, h_row};
     }
 
-    // Products of up to three linear layers that read the same rows. body(slot, first, count, sums) takes each panel.
-    template <typename Body>
-    void products(int64_t l, std::initializer_list<Place> places, const T* in, int64_t width, Thread me, T* scratch,
-                  float* sums, bool together, Body body) {
-        const Layer& layer = model.layers[l];
-        Adapted<T> linears[3];
-        int64_t count = 0;
-        bool forms = false;
-        for (const Place place : places) {
-            linears[count] = adapted(count, layer.linears[place], step.segments, me,
-                                     [&](const Adapter& a) { return used(a.layers[l].linears[place]); });
-            forms |= linears[count++].has_forms();
-        }
-        const Input<T> input{in, scaled.data, width};
-        // There is one scaled copy of a row: `decoding/forms.py` refuses adapters that scale it twice.
-        if (forms) {
-            bool scales = false;
-            for (int64_t slot = 0; slot < count; ++slot) scales |= any_scaled(linears[slot].spans, step.segment_count);
-            if (scales) {
-                for (int64_t slot = 0; slot < count; ++slot)
-                    scale_inputs(input, linears[slot].spans, step.segment_count, me.number, me.count);
-                me.wait();
+    // The linear layers of a phase, with spans (3, segments). Returns how many there are.
+    int64_t adapted_phase(int64_t l, PhasePlace phase, Span* spans, Adapted<T>* linears) {
+        const auto [count, places] = PHASE[phase];
+        for (int64_t slot = 0; slot < count; ++slot)
+            linears[slot] = adapted(slot, model.layers[l].linears[places[slot]], step.segments, spans + slot * step.segment_count,
+                                    [&, place = places[slot]](const Adapter& a) { return used(a.layers[l].linears[place]); });
+        return count;
+    }
+
+    // The rank-sized products of a thread, h = x A^T. Each waits until the one after it is known, whose rows it fetches.
+    static void narrow(const Adapted<T>* linears, const Input<T>* inputs, int64_t count, Thread me) {
+        struct Part {
+            const Adapted<T>* linear;
+            const Span* span;
+            int64_t first, last;
+        } part{};
+        const auto run = [&](const T* later) {
+            if (part.linear) part.linear->narrow(inputs[part.linear - linears], *part.span, part.first, part.last, later);
+        };
+        own_ranks(linears, count, me.number, me.count, [&](const Adapted<T>& linear, const Span& span, int64_t first, int64_t last) {
+            run(static_cast<const T*>(span.form->A) + first * linear.weight->columns);
+            part = {&linear, &span, first, last};
+        });
+        run(nullptr);
+    }
+
+    // What a thread reads of the adapters after the weights of a phase: first the factors B of the phase's later panels, which
+    // `move_ahead` names, then its share of the factors A of the next phase.
+    Ahead<T> begin_ahead(int64_t l, PhasePlace phase, Thread me) {
+        Ahead<T> ahead{{{me.pieces, 0, 0}, {me.pieces + 3 * step.segment_count, 0, 0}}};
+        auto& [soon, later] = ahead.lists;
+        std::fill_n(soon.first, 3 * step.segment_count, Piece{});
+        const bool ends = phase + 1 == PHASES;
+        if (ends && l + 1 == model.layer_count) return ahead;
+        Adapted<T> next[3];
+        const int64_t count = adapted_phase(l + ends, ends ? HEADS : static_cast<PhasePlace>(phase + 1),
+                                            me.spans + 3 * step.segment_count, next);
+        own_ranks(next, count, me.number, me.count, [&](const Adapted<T>& linear, const Span& span, int64_t first, int64_t last) {
+            const T* A = static_cast<const T*>(span.form->A);
+            const int64_t width = linear.weight->columns;
+            later.first[later.count++] = {A + first * width, A + last * width};
+        });
+        return ahead;
+    }
+
+    // Before a panel of the linear layers [slot, slot + count): names their adapters' factors B of the panel after it.
+    void move_ahead(Ahead<T>* ahead, const Adapted<T>* linears, int64_t slot, int64_t count, int64_t first) const {
+        auto& soon = ahead->lists[0];
+        const int64_t panel = first / PANEL + 1;
+        soon.place = slot * step.segment_count;
+        soon.count = (slot + count) * step.segment_count;
+        for (int64_t i = soon.place; i < soon.count; ++i) {
+            const Adapted<T>& linear = linears[i / step.segment_count];
+            const int64_t s = i % step.segment_count, rank = linear.rank(s);
+            Piece& piece = soon.first[i];
+            if (!rank || panel >= panels_of(linear.weight->rows)) {
+                piece.end = piece.at;
+                continue;
             }
-            int64_t seen = 0;
-            for (int64_t slot = 0; slot < count; ++slot) linears[slot].narrow(input, &seen, me.number, me.count);
+            const T* B = static_cast<const T*>(linear.spans[s].form->B) + panel * rank * PANEL;
+            piece = {piece.at > B ? piece.at : B, B + rank * PANEL};
+        }
+    }
+
+    // Products of the linear layers of a phase. body(slot, first, count, sums) takes each panel; of GATED, that of both.
+    template <typename Body>
+    void products(int64_t l, PhasePlace phase, const T* in, int64_t width, Thread me, T* scratch, float* sums, Body body) {
+        Adapted<T> linears[3];
+        const int64_t count = adapted_phase(l, phase, me.spans, linears);
+        Input<T> inputs[3];
+        bool forms = false;
+        int64_t scaling = 0;
+        for (int64_t slot = 0; slot < count; ++slot) {
+            inputs[slot] = {in, scaled.data, width};
+            forms |= linears[slot].has_forms();
+            scaling += any_scaled(linears[slot].spans, step.segment_count);
+        }
+        if (scaling) {
+            // There is one scaled copy of a row: `decoding/forms.py` refuses adapters that scale it twice. If one linear layer
+            // alone has scaled inputs, it reads all rows from the copy, so that its rows stay together.
+            for (int64_t slot = 0; slot < count; ++slot) {
+                const Span* spans = linears[slot].spans;
+                if (!any_scaled(spans, step.segment_count)) continue;
+                scale_inputs(in, scaled.data, width, spans, step.segment_count, scaling == 1, me.number, me.count);
+                if (scaling == 1) inputs[slot].x = scaled.data;
+            }
             me.wait();
         }
-        if (together) {  // gate and up: the same panel of both
-            const int64_t all = panels_of(layer.linears[*places.begin()].rows);
-            int64_t seen = 0;
-            own_panels(layer.linears[*places.begin()].rows, &seen, me.first(all), me.last(all), [&](int64_t f, int64_t n) {
+        if (forms) {
+            narrow(linears, inputs, count, me);
+            me.wait();
+        }
+        // With few rows every tile fetches the weight itself.
+        const bool fetches = forms && rows > OUTPUTS * ROWS;
+        Ahead<T> pieces{};
+        if (fetches) pieces = begin_ahead(l, phase, me);
+        Ahead<T>* ahead = fetches ? &pieces : nullptr;
+        int64_t all = 0, seen = 0;
+        if (phase == GATED) {
+            all = panels_of(linears[0].weight->rows);
+            own_panels(linears[0].weight->rows, &seen, me.first(all), me.last(all), [&](int64_t f, int64_t n) {
+                if (ahead) move_ahead(ahead, linears, 0, count, f);
                 for (int64_t slot = 0; slot < count; ++slot)
-                    linears[slot].panel(input, f, n, scratch, sums + slot * rows * PANEL);
+                    linears[slot].panel(inputs[slot], f, n, scratch, sums + slot * rows * PANEL, ahead);
                 body(0, f, n, sums);
             });
         } else {
-            int64_t all = 0, seen = 0;
             for (int64_t slot = 0; slot < count; ++slot) all += panels_of(linears[slot].weight->rows);
             for (int64_t slot = 0; slot < count; ++slot)
                 own_panels(linears[slot].weight->rows, &seen, me.first(all), me.last(all), [&](int64_t f, int64_t n) {
-                    linears[slot].panel(input, f, n, scratch, sums);
+                    if (ahead) move_ahead(ahead, linears, slot, 1, f);
+                    linears[slot].panel(inputs[slot], f, n, scratch, sums, ahead);
                     body(slot, f, n, sums);
                 });
         }
@@ -260,7 +263,7 @@ class Run {
         }
         me.wait();
         const int64_t starts[3] = {0, layer.heads * size, (layer.heads + layer.key_heads) * size};
-        products(l, {Q, K, V}, normed.data, width, me, scratch, sums, false, [&](int64_t slot, int64_t f, int64_t n, float* y) {
+        products(l, HEADS, normed.data, width, me, scratch, sums, [&](int64_t slot, int64_t f, int64_t n, float* y) {
             store_panel(y, rows, n, heads + starts[slot] + f, row);
         });
         for (int64_t m = me.first(rows); m < me.last(rows); ++m) begin_attention(l, m, row);
@@ -272,7 +275,7 @@ class Run {
             attend(layer, task / layer.key_heads, task % layer.key_heads, row);
         }
         me.wait();
-        products(l, {O}, attended.data, model.attended, me, scratch, sums, false, [&](int64_t, int64_t f, int64_t n, float* y) {
+        products(l, ATTENDED, attended.data, model.attended, me, scratch, sums, [&](int64_t, int64_t f, int64_t n, float* y) {
             store_panel(y, rows, n, out + f, width);
         });
         for (int64_t m = me.first(rows); m < me.last(rows); ++m) {
@@ -280,7 +283,7 @@ class Run {
             norm(l, MLP, m, x + m * width, normed + m * width, width);
         }
         me.wait();
-        products(l, {GATE, UP}, normed.data, width, me, scratch, sums, true, [&](int64_t, int64_t f, int64_t n, float* y) {
+        products(l, GATED, normed.data, width, me, scratch, sums, [&](int64_t, int64_t f, int64_t n, float* y) {
             T gate[PANEL], up[PANEL];
             for (int64_t m = 0; m < rows; ++m) {
                 for (int64_t j = 0; j < PANEL; j += LANES) {
@@ -291,7 +294,7 @@ class Run {
                 layer.activation == 0 ? gated_row<0>(gate, up, to, n) : gated_row<1>(gate, up, to, n);
             }
         });
-        products(l, {DOWN}, inner.data, model.inner, me, scratch, sums, false, [&](int64_t, int64_t f, int64_t n, float* y) {
+        products(l, NARROWED, inner.data, model.inner, me, scratch, sums, [&](int64_t, int64_t f, int64_t n, float* y) {
             store_panel(y, rows, n, out + f, width);
         });
     }
@@ -392,21 +395,20 @@ class Run {
                      static_cast<float>(model.final_norm.eps), static_cast<float>(model.final_norm.offset));
         }
         me.wait();
-        const Adapted<T> linear = adapted(0, model.head, step.wanted_segments, me,
+        const Adapted<T> linear = adapted(0, model.head, step.wanted_segments, me.spans,
                                           [](const Adapter& a) { return a.head ? used(*a.head) : nullptr; });
         const Input<T> input{chosen.data, scaled.data, width};
         if (linear.has_forms()) {
-            scale_inputs(input, linear.spans, step.segment_count, me.number, me.count);
+            scale_inputs(chosen.data, scaled.data, width, linear.spans, step.segment_count, false, me.number, me.count);
             me.wait();
-            int64_t seen = 0;
-            linear.narrow(input, &seen, me.number, me.count);
+            narrow(&linear, &input, 1, me);
             me.wait();
         }
         const int64_t all = panels_of(model.head.rows);
         const float multiplier = static_cast<float>(model.multiplier), cap = static_cast<float>(model.softcap);
         int64_t seen = 0;
         own_panels(model.head.rows, &seen, me.first(all), me.last(all), [&](int64_t first, int64_t count) {
-            linear.panel(input, first, count, scratch, sums);
+            linear.panel(input, first, count, scratch, sums, nullptr);
             for (int64_t i = 0; i < wanted; ++i)
                 for (int64_t n = 0; n < count; ++n) {
                     const float value = sums[i * PANEL + n] * multiplier;

@@ -79,8 +79,8 @@ inline Floats merged_all(const Floats* sums) {
 // to[m * to_row + n] = x[m] . w[n], for M rows of x and OUTPUTS of w. Meanwhile AHEAD rows are fetched into the second-level
 // cache: one line for every step of the sum, since many at once would make the CPU wait for them.
 template <int M, int AHEAD, typename T>
-inline void dot_tile(const T* const* w, const T* const* ahead, const T* x, int64_t x_row, int64_t columns, float* to,
-                     int64_t to_row) {
+__attribute__((noinline)) void dot_tile(const T* const* w, const T* const* ahead, const T* x, int64_t x_row,
+                                        int64_t columns, float* to, int64_t to_row) {
     using D = Dot<T>;
     Floats sums[M * OUTPUTS] = {};
     int64_t k = 0;
@@ -118,11 +118,37 @@ inline void dot_tile(const T* const* w, const T* const* ahead, const T* x, int64
     }
 }
 
+// What is read soon after the weight at hand, in pieces; tiles that fetch none of the weight fetch it.
+template <typename T>
+struct Ahead {
+    struct Piece {
+        const T *at, *end;
+    };
+    struct Pieces {
+        Piece* first;
+        int64_t count, place;
+    };
+    Pieces lists[2];  // the first list before the second
+
+    // Where the next elements are, or null. What is fetched beyond the end of a piece is not missed.
+    const T* next(int64_t elements) {
+        for (Pieces& list : lists)
+            for (; list.place < list.count; ++list.place) {
+                Piece& piece = list.first[list.place];
+                if (piece.at >= piece.end) continue;
+                const T* at = piece.at;
+                piece.at += elements;
+                return at;
+            }
+        return nullptr;
+    }
+};
+
 // The same for any number of rows of x; `count` outputs, at most OUTPUTS, of rows at a stride. `later` is where as many rows
-// are that will be read soon, or null.
+// are that will be read soon, or null; `others`, what is read after them.
 template <typename T>
 inline void dot_rows(const T* w, int64_t w_row, int64_t count, const T* x, int64_t x_row, int64_t rows, int64_t columns,
-                     float* to, int64_t to_row, const T* later = nullptr) {
+                     float* to, int64_t to_row, const T* later = nullptr, Ahead<T>* others = nullptr) {
     const T *each[OUTPUTS], *ahead[OUTPUTS];
     for (int n = 0; n < OUTPUTS; ++n) {
         each[n] = w + (n < count ? n : count - 1) * w_row;
@@ -131,11 +157,12 @@ inline void dot_rows(const T* w, int64_t w_row, int64_t count, const T* x, int64
     int64_t m = 0, fetched = later ? 0 : OUTPUTS;
     const int64_t tiles = rows / ROWS;
     for (; m + ROWS <= rows; m += ROWS) {
-        const T* const* next = ahead + fetched;
-        if (fetched >= OUTPUTS)
+        const T* other = fetched >= OUTPUTS && others ? others->next(columns) : nullptr;
+        const T* const* next = other ? &other : ahead + fetched;
+        if (fetched >= OUTPUTS && !other)
             dot_tile<ROWS, 0>(each, next, x + m * x_row, x_row, columns, to + m * to_row, to_row);
-        else if (tiles >= OUTPUTS)
-            dot_tile<ROWS, 1>(each, next, x + m * x_row, x_row, columns, to + m * to_row, to_row), ++fetched;
+        else if (fetched >= OUTPUTS || tiles >= OUTPUTS)
+            dot_tile<ROWS, 1>(each, next, x + m * x_row, x_row, columns, to + m * to_row, to_row), fetched += !other;
         else if (tiles >= OUTPUTS / 2)
             dot_tile<ROWS, 2>(each, next, x + m * x_row, x_row, columns, to + m * to_row, to_row), fetched += 2;
         else
