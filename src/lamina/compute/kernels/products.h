@@ -79,8 +79,8 @@ inline Floats merged_all(const Floats* sums) {
 // to[m * to_row + n] = x[m] . w[n], for M rows of x and OUTPUTS of w. Meanwhile AHEAD rows are fetched into the second-level
 // cache: one line for every step of the sum, since many at once would make the CPU wait for them.
 template <int M, int AHEAD, typename T>
-__attribute__((noinline)) void dot_tile(const T* const* w, const T* const* ahead, const T* x, int64_t x_row,
-                                        int64_t columns, float* to, int64_t to_row) {
+inline void dot_tile(const T* const* w, const T* const* ahead, const T* x, int64_t x_row, int64_t columns, float* to,
+                     int64_t to_row) {
     using D = Dot<T>;
     Floats sums[M * OUTPUTS] = {};
     int64_t k = 0;
@@ -145,10 +145,10 @@ struct Ahead {
 };
 
 // The same for any number of rows of x; `count` outputs, at most OUTPUTS, of rows at a stride. `later` is where as many rows
-// are that will be read soon, or null; `others`, what is read after them.
-template <typename T>
-inline void dot_rows(const T* w, int64_t w_row, int64_t count, const T* x, int64_t x_row, int64_t rows, int64_t columns,
-                     float* to, int64_t to_row, const T* later = nullptr, Ahead<T>* others = nullptr) {
+// are that will be read soon, or null; `others`, with OTHERS, what is read after them.
+template <bool OTHERS, typename T>
+inline void dot_rows_beside(const T* w, int64_t w_row, int64_t count, const T* x, int64_t x_row, int64_t rows, int64_t columns,
+                            float* to, int64_t to_row, const T* later, Ahead<T>* others) {
     const T *each[OUTPUTS], *ahead[OUTPUTS];
     for (int n = 0; n < OUTPUTS; ++n) {
         each[n] = w + (n < count ? n : count - 1) * w_row;
@@ -157,7 +157,7 @@ inline void dot_rows(const T* w, int64_t w_row, int64_t count, const T* x, int64
     int64_t m = 0, fetched = later ? 0 : OUTPUTS;
     const int64_t tiles = rows / ROWS;
     for (; m + ROWS <= rows; m += ROWS) {
-        const T* other = fetched >= OUTPUTS && others ? others->next(columns) : nullptr;
+        const T* other = OTHERS && fetched >= OUTPUTS ? others->next(columns) : nullptr;
         const T* const* next = other ? &other : ahead + fetched;
         if (fetched >= OUTPUTS && !other)
             dot_tile<ROWS, 0>(each, next, x + m * x_row, x_row, columns, to + m * to_row, to_row);
@@ -177,6 +177,13 @@ inline void dot_rows(const T* w, int64_t w_row, int64_t count, const T* x, int64
         case 1: return (fetches ? dot_tile<1, 4, T> : dot_tile<1, 0, T>)(each, ahead, x, x_row, columns, to, to_row);
         default: return;
     }
+}
+
+template <typename T>
+inline void dot_rows(const T* w, int64_t w_row, int64_t count, const T* x, int64_t x_row, int64_t rows, int64_t columns,
+                     float* to, int64_t to_row, const T* later = nullptr, Ahead<T>* others = nullptr) {
+    (others ? dot_rows_beside<true, T> : dot_rows_beside<false, T>)(w, w_row, count, x, x_row, rows, columns, to, to_row, later,
+                                                                    others);
 }
 
 // A frozen weight (rows, columns) in any storage. All members have 8 bytes, as `decoding/layouts.py` declares them.

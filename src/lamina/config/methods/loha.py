@@ -20,7 +20,7 @@ class LoHaConfig(MethodConfig):
         "arXiv:2108.06098"
     )
     summary: ClassVar[str] = "the elementwise product of two low-rank products: rank r^2 for the parameters of rank 2r"
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 1e-2
     so: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "init_weights": (True,),
         "module_dropout": (0, 0.0),
