@@ -176,6 +176,7 @@ SHOWS: Mapping[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
 
 def begun(args: argparse.Namespace) -> tuple[dict[str, Path], Run]:
     """Trains the start, and writes the task's rows: as pairs, as shuffled labels, and held out in both forms."""
+    check_same_settings(args)
     task = build_task(0, args.start_rows + args.rows, args.eval_rows + args.asked_rows)
     draw = random.Random(0)
     files = {name: args.out / f"{name}.jsonl" for name in ("start", "pairs", "labels", "eval", "eval_pairs")}
@@ -195,6 +196,17 @@ def begun(args: argparse.Namespace) -> tuple[dict[str, Path], Run]:
     write(files["pairs"], pairs)
     write(files["labels"], labels)
     return files, start
+
+
+def check_same_settings(args: argparse.Namespace) -> None:
+    """Refuses a folder whose finished runs, which would be taken as they are, are of other rows or settings."""
+    names = ("model", "start_rows", "rows", "eval_rows", "asked_rows", "epochs", "set")
+    settings = {name: getattr(args, name) for name in names}
+    path = args.out / "settings.json"
+    if not path.exists():
+        path.write_text(json.dumps(settings), encoding="utf-8")
+    elif json.loads(path.read_text(encoding="utf-8")) != settings:
+        raise SystemExit(f"{args.out} has runs with the settings {path.read_text()}. Fix: name another --out.")
 
 
 def own_answers(start: Run, requests: Sequence[Request]) -> list[str]:
