@@ -2,7 +2,7 @@
 
 A plugin of pytest. Of a function with more cases than `--cases`, so many are kept, chosen by a hash of their names: the
 choice is the same on every machine and at every commit, follows no order of the parameters, and a case that is added
-does not change which of the others run. Cases that were asked for by name always run.
+replaces at most one of those that run. Cases that were asked for by name always run.
 
 With `--turn`, as in CI, every second of the slow functions (`tests/slow_functions.txt`) waits for another turn;
 which ones run is drawn anew for each value, such as a commit.

@@ -138,8 +138,8 @@ def _print(report: BenchReport) -> None:
         ratios = Table(
             "lamina / peer",
             "speed",
-            "speed, machine's rate taken out",
             "speed, relative to the machine's rate",
+            "peak memory",
             "training memory",
         )
         for ratio in report.ratios:

@@ -7,11 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from lamina.compute.decoding import AdapterForms, Decoder, build_decoder
 from lamina.compute.decoding.decoder import Rows
 from lamina.config import METHOD_CONFIGS
+from lamina.config.quantization import QuantizationConfig
 from lamina.methods.shared.base import inject
+from lamina.models.quantized.quantizers import converted_modules
+from lamina.quantization.pack import pack_weight
 from tests.support.models_zoo import build_model
 
 # Scaled inputs are those of one linear layer of a phase, or of several by different adapters.
@@ -26,18 +30,37 @@ ADAPTERS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(scope="module", params=[(45, 77), (192, 1100)], ids=["narrow", "wide"])
+# Sizes of the model and bits of its weights. Packed layers need whole blocks of 64 inputs, and at least two of them.
+BASES: dict[str, tuple[dict[str, int], int | None]] = {
+    "narrow": ({"hidden_size": 45, "intermediate_size": 77, "head_dim": 10}, None),
+    "wide": ({"hidden_size": 192, "intermediate_size": 1100, "head_dim": 10}, None),
+    "8 bits": ({"hidden_size": 192, "intermediate_size": 704, "head_dim": 64}, 8),
+    "4 bits": ({"hidden_size": 192, "intermediate_size": 704, "head_dim": 64}, 4),
+}
+
+
+def build_base(name: str) -> PreTrainedModel:
+    sizes, bits = BASES[name]
+    model = build_model("llama", **sizes, num_attention_heads=3, num_key_value_heads=1, vocab_size=197)
+    if bits is not None:
+        config = QuantizationConfig(bits=bits)
+        for path, linear in converted_modules(model, config).items():
+            model.set_submodule(path, pack_weight(linear.weight, config))
+    return model
+
+
+@pytest.fixture(scope="module", params=list(BASES))
 def mixed(request: pytest.FixtureRequest) -> tuple[Decoder, list[AdapterForms | None]]:
     """A decoder and adapters for it, of which the first is none."""
-    width, inner = request.param
-    sizes = {"hidden_size": width, "intermediate_size": inner, "head_dim": 10, "num_attention_heads": 3}
-    sizes |= {"num_key_value_heads": 1, "vocab_size": 197}
-    decoder = build_decoder(build_model("llama", **sizes))
+    decoder = build_decoder(build_base(request.param))
     assert isinstance(decoder, Decoder), decoder
     decoder.allocate(80)
     forms: list[AdapterForms | None] = [None]
     for number, settings in enumerate(ADAPTERS):
-        injection = inject(build_model("llama", **sizes), METHOD_CONFIGS[settings["type"]].model_validate(settings), 0)
+        if BASES[request.param][1] is not None and "modules_to_save" in settings:
+            settings = {**settings, "modules_to_save": ["lm_head"]}  # packed layers cannot be trained
+        config = METHOD_CONFIGS[settings["type"]].model_validate(settings)
+        injection = inject(build_base(request.param), config, 0)
         with torch.no_grad():
             for tensor in injection.tensors().values():
                 tensor += 0.3 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(number))

@@ -345,6 +345,18 @@ def test_what_is_not_understood_is_not_fused(change: Callable[[PreTrainedModel],
         assert reason in report.reasons[0]
 
 
+def test_layers_as_wide_as_real_ones_are_told_apart() -> None:
+    """Sums of thousands round further in float32 than those of small layers, above all without AVX512."""
+    sizes = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32, "num_key_value_heads": 4}
+    model = build_model("llama", **sizes, head_dim=64, vocab_size=64)
+    model.requires_grad_(False)
+    with packed_attention(model), fused_layers(model) as report:
+        assert (report.fused, report.layers) == (2, 2), report.reasons
+    _other_forward(model)
+    with packed_attention(model), fused_layers(model) as report:
+        assert (report.fused, report.layers) == (1, 2)
+
+
 def test_hooks_of_a_layer_itself_run_around_the_fused_one() -> None:
     model = build_model("llama")
     model.requires_grad_(False)

@@ -26,7 +26,8 @@ from lamina.server.vllm.client import VllmClient
 _TIMES_BASE = 2.0
 
 # Standard errors, over positions, by which a server must lie nearer to what was recorded without a layer's part of the
-# adapter than to what was recorded with it. Of layers that are there and change nothing, one in 10,000 would.
+# adapter than to what was recorded with it. Of layers that are there and change nothing,
+# fewer than one in 10,000 would.
 _SURE = 4.0
 
 # Of log-probabilities in float32, what is no difference: both come as decimal text.
