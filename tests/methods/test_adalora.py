@@ -271,10 +271,13 @@ def test_schedules_that_leave_no_step_are_errors(tmp_path: Path) -> None:
 
 def test_training_does_not_begin_with_cut_ranks() -> None:
     pattern = {f"model.layers.{i}.{part}.lora_E": [True, False] for i in (0, 1) for part in ("mlp.up_proj",)}
-    injection = inject(build_model("llama"), ours(target_modules=["up_proj"], rank_pattern=pattern), seed=0)
-    assert [layer.rank for layer in injection.layers.values()] == [1, 1]
+    config = ours(target_modules=["up_proj"], rank_pattern=pattern)
     with pytest.raises(ConfigError, match=r"method\.rank_pattern: holds the remaining ranks"):
-        METHOD.hooks(injection, STEPS)
+        METHOD.check(build_model("llama"), config)
+    injection = inject(build_model("llama"), config, seed=0)
+    assert [layer.rank for layer in injection.layers.values()] == [1, 1]
+    hooks = METHOD.hooks(injection, STEPS)  # training that goes on from an adapter prunes no more
+    assert hooks.is_settled()
     with pytest.raises(ConfigError, match=r"are not those that target_modules selects \(first: .*mlp.down_proj"):
         inject(build_model("llama"), ours(target_modules=["down_proj"], rank_pattern=pattern), seed=0)
 

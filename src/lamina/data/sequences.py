@@ -43,6 +43,7 @@ class Sequences:
         pooled: Whether the loss reads one state of each row, that of its last token, so that every row counts and a
             row that is too long is cut.
         unfit: Returns why an encoded row cannot be used (a key of `DROP_REASONS`); empty if it can.
+        label: Name of the value that says which group a row belongs to, if the loss needs rows of several.
 
     Raises:
         ValueError: A key is required and missing, so that the cache could return another loss's sequences.
@@ -56,6 +57,7 @@ class Sequences:
     whole_rows: bool = False
     pooled: bool = False
     unfit: Callable[[EncodedExample], str] = all_fit
+    label: str = ""
 
     def __post_init__(self) -> None:
         if self.key is None and not (self.of is itself and self.values is nothing and self.unfit is all_fit):

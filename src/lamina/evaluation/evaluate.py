@@ -25,8 +25,8 @@ from lamina.evaluation.classification import ClassificationScores, class_probabi
 from lamina.evaluation.evaluated import Evaluation, Prediction, Scores, SetLoss
 from lamina.evaluation.forgetting import general_losses
 from lamina.evaluation.judgement import explain
+from lamina.evaluation.preference import changes_beside_data, preference_accuracy
 from lamina.evaluation.preference import complete as complete_rows
-from lamina.evaluation.preference import preference_accuracy
 from lamina.evaluation.rows import conversations, evaluation_rows
 from lamina.evaluation.scorers import Case, Given, Scorer, build_scorer, find_scorers
 from lamina.evaluation.scorers.perplexity import perplexity_of
@@ -107,16 +107,16 @@ def evaluate(
         notify(note)
     run = run_of(loaded.adapter.path)
     loss = _loss_of(loaded, run)
-    if scorers and isinstance(loss, Classification):
-        message = "compares generated answers, and a classifier has none"
-        raise ConfigError(Problem("--score", message, "leave it out: accuracy and macro F1 are always there"))
+    if scorers and loss.trains_score:
+        message = "compares generated answers, and an adapter that was trained to score has none"
+        raise ConfigError(Problem("--score", message, "leave it out: how well it scores is always there"))
     rows = _read_rows(loaded, run, loss, data, columns, max_rows, notify, world)
-    chosen, scorers, sampled = _to_answer(rows, loaded, scorers, 0 if isinstance(loss, Classification) else answers)
+    chosen, scorers, sampled = _to_answer(rows, loaded, scorers, 0 if loss.trains_score else answers)
     best = best_set(rows.sets, run.config.train.best_eval if run else None)
     losses = _measure_losses(loaded, loss, rows, best, batch_size, progress, world)
     predictions = _predict(generator, chosen, sampling, scorers, progress, world) if scorers else []
     texts: tuple[float | None, float | None] = (None, None)
-    if general and not isinstance(loss, Classification):
+    if general and not loss.trains_score:
         texts = general_losses(loaded, batch_size, lambda done, total: progress("general text", done, total), world)
     if scorers and loaded.template.thinking == "unsupervised":
         rows.notes.append(REASONING_GIVEN)
@@ -164,7 +164,8 @@ def _read_rows(
     given = (loaded, run, data, columns, max_rows, loss)
     dataset, rows, notes = world.first_here(lambda: evaluation_rows(*given), "encoding the rows")
     check_side(dataset.eval, [file.path for file in dataset.report.files], loaded.model, loaded.tokenizer)
-    encoded = complete_rows(dataset.eval[rows], loss, loaded, run, dataset.max_length, notify)
+    encoded = complete_rows(dataset.eval[rows], list(dataset.eval_sets.values()), loss, loaded, run, notify)
+    notes += changes_beside_data(loss, run)
     sets = {name: slice(s.start, min(s.stop, s.start + (max_rows or s.stop))) for name, s in dataset.eval_sets.items()}
     return _Rows(dataset, encoded, sets, rows, notes)
 

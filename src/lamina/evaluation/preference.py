@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lamina.adapters.adapter import read_adapter
@@ -35,15 +35,15 @@ class Share:
     rows: int
 
 
-def complete(side: Side, loss: Loss, loaded: Loaded, run: Run | None, max_length: int, notify: Notify) -> Side:
+def complete(side: Side, sets: Sequence[slice], loss: Loss, loaded: Loaded, run: Run | None, notify: Notify) -> Side:
     """Returns evaluation rows with what the loss needs beside them, such as its reference's log-probabilities.
 
     Args:
         side: The rows.
+        sets: The sets that they consist of; empty if they are one.
         loss: The run's loss.
         loaded: The adapter on its base.
         run: The run; None for an adapter by itself.
-        max_length: Longest sequence in tokens.
         notify: Told before anything that takes a while.
 
     Raises:
@@ -52,16 +52,23 @@ def complete(side: Side, loss: Loss, loaded: Loaded, run: Run | None, max_length
     if run is None:
         return side
     config = run.config
-    if run.summary is not None:
-        loss.recall(run.summary.figures)
+    # Of a run that has not ended, and whose checkpoint is evaluated, the manifest has them.
+    loss.recall(run.summary.figures if run.summary is not None else run.manifest.loss_figures or {})
     loss.attach(loaded.injection, loaded.base, config.seed, notify)
-    side = loss.arrange(side, config.seed, max_length)
+    side = loss.arrange(side, sets, config.seed)
     if not loss.needs_reference:
         return side
     with loaded.injection.disabled():
         head = find_head(loaded.model)
     kernels = KERNELS[config.train.compile]
     return with_reference(side, _reference(loaded, run), head, loaded.base, kernels, notify, "evaluation")
+
+
+def changes_beside_data(loss: Loss, run: Run | None) -> list[str]:
+    """Says what changed, since a run was trained, of what its loss reads beside the data, such as a teacher."""
+    then, now = (run.manifest.loss if run else None) or {}, loss.facts()
+    changed = [name for name, digest in then.items() if now.get(name) != digest]
+    return [f"warning: {name} changed since the run was trained; its loss is now another one" for name in changed]
 
 
 def preference_accuracy(metrics: Mapping[str, float], side: Side) -> Share | None:

@@ -62,6 +62,7 @@ class Loss(ABC):
 
     Attributes:
         sequences: How rows become sequences; by default as for cross entropy.
+        trains_score: Whether it trains a head on hidden states, the `score` that is saved with the adapter.
         is_likelihood: Whether the loss is a mean of -log p, so that exp(loss) is a perplexity.
         is_per_token: Whether it is a sum over supervised tokens that reads nothing but the logits of each, so that
             processes may divide a document (`distributed.sp_size`).
@@ -71,6 +72,7 @@ class Loss(ABC):
     """
 
     sequences: Sequences = ANSWERS
+    trains_score: ClassVar[bool] = False
     is_likelihood: ClassVar[bool] = False
     is_per_token: ClassVar[bool] = False
     needs_reference: bool = False
@@ -134,8 +136,14 @@ class Loss(ABC):
         """
         return
 
-    def arrange(self, side: Side, seed: int, max_length: int) -> Side:
-        """Returns a side's examples with what else the loss needs of the side as a whole, such as companions."""
+    def arrange(self, side: Side, sets: Sequence[slice], seed: int) -> Side:
+        """Returns a side's examples with what else the loss needs of a set as a whole, such as companions.
+
+        Args:
+            side: The examples.
+            sets: The sets that it consists of, each evaluated by itself; empty if it is one.
+            seed: Seed of what is drawn.
+        """
         return side
 
     def attach(self, injection: Injection, base: Base, seed: int, notify: Notify) -> Injection:
@@ -179,6 +187,13 @@ class Loss(ABC):
 
     def figures(self) -> dict[str, Any]:
         """Returns the loss's entries for the run's summary, as JSON values."""
+        return {}
+
+    def facts(self) -> dict[str, str]:
+        """Returns digests of what the loss reads beside the data, by a name for people, after `attach`.
+
+        A run only goes on, and is only evaluated, with the same.
+        """
         return {}
 
     def recall(self, figures: Mapping[str, Any]) -> None:

@@ -51,6 +51,7 @@ def class_value(example: Example) -> Mapping[str, float]:
 SEQUENCES = Sequences(
     frozenset({Kind.CLASSIFICATION}),
     values=class_value,
+    label=CLASS,
     key={"classes": 1},
     learns="texts and conversations with a label",
     pooled=True,
@@ -65,6 +66,7 @@ class Classification(Loss):
     """
 
     sequences = SEQUENCES
+    trains_score = True
 
     def __init__(self, labels: Sequence[str] | None) -> None:
         self._named = labels is not None
@@ -88,7 +90,7 @@ class Classification(Loss):
         self._check(counts)
         self._note_rare(counts, notify)
 
-    def arrange(self, side: Side, seed: int, max_length: int) -> Side:
+    def arrange(self, side: Side, sets: Sequence[slice], seed: int) -> Side:
         for number, store in enumerate(side.stores):
             if len(side.indices(number)):
                 self._check(store.facts.classes)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from lamina.chat.message import ROLES, Message
+from lamina.chat.message import Message
 from lamina.compute.ops.divergence import divergence
 from lamina.config.losses.distillation import DistillationConfig
 from lamina.data.batch import Batch, build_batch
 from lamina.data.example import EncodedExample, Example, Kind
+from lamina.data.formats._fields import RowError, message_list
 from lamina.data.sequences import Sequences
 from lamina.errors import ConfigError, Problem
 from lamina.losses.answers import predictors, supervised_logits
@@ -49,6 +50,7 @@ class Distillation(Loss):
         self.prompted = bool(turns)
         self.sequences = _sequences(turns)
         self._teacher: Teacher | None = None
+        self._facts = {"the teacher's prompt (loss.teacher_prompt)": _digest(turns)} if turns else {}
 
     def count(self, examples: Sequence[EncodedExample]) -> float:
         return float(sum(example.sequence(0).supervised_tokens for example in examples))
@@ -59,15 +61,27 @@ class Distillation(Loss):
             return injection
         notify(f"Loading the teacher {self.config.teacher} ...")
         dtype = "float32" if base.dtype == torch.float32 else "auto"
-        other = load_base(self.config.teacher, dtype, base.model.device)
+        try:
+            other = load_base(self.config.teacher, dtype, base.model.device)
+        except ConfigError as error:
+            raise ConfigError([replace(each, field="loss.teacher") for each in error.problems]) from None
         rows = [model.config.get_text_config().vocab_size for model in (other.model, base.model)]
         if other.tokenizer.get_vocab() != base.tokenizer.get_vocab() or rows[0] != rows[1]:
             message = (
                 f"{self.config.teacher} has another vocabulary than {base.source.ref} ({rows[0]} and {rows[1]} rows)."
             )
             raise ConfigError(Problem("loss.teacher", message, "name a model of the same family"))
+        if other.fingerprint.tensors == base.fingerprint.tensors and not self.prompted:
+            notify(
+                "The teacher is the student's own base and reads the same prompts, so a new adapter has nothing to "
+                "learn from it. Set loss.teacher to another model, or loss.teacher_prompt."
+            )
         self._teacher = Teacher(other.model, find_head(other.model), None)
+        self._facts["the teacher (loss.teacher)"] = other.fingerprint.tensors
         return injection
+
+    def facts(self) -> dict[str, str]:
+        return dict(self._facts)
 
     def compute(self, model: PreTrainedModel, head: Head, batches: Sequence[Batch]) -> LossSum:
         layout, examples = batches[0].layout, batches[0].examples
@@ -118,15 +132,13 @@ def read_prompt(path: Path) -> tuple[Message, ...]:
         raise ConfigError(Problem(FIELD, f"{path} is empty.", "write what the teacher is to read"))
     if path.suffix != ".json":
         return (Message("system", text),)
+    fix = 'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
     try:
-        turns = tuple(Message(str(turn["role"]), str(turn["content"])) for turn in json.loads(text))
-    except (ValueError, TypeError, KeyError) as error:
-        fix = 'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
-        raise ConfigError(Problem(FIELD, f"{path} is not a list of turns ({error!r}).", fix)) from None
-    wrong = next((turn.role for turn in turns if turn.role not in ROLES), None)
-    if wrong is not None or not turns:
-        message = f"{path} has the role {wrong!r}." if turns else f"{path} has no turns."
-        raise ConfigError(Problem(FIELD, message, f"use {', '.join(ROLES)}"))
+        turns = tuple(message_list(json.loads(text), "turns"))
+    except (ValueError, RowError) as error:
+        raise ConfigError(Problem(FIELD, f"{path} is not a list of turns: {error}.", fix)) from None
+    if not turns:
+        raise ConfigError(Problem(FIELD, f"{path} has no turns.", fix))
     return turns
 
 
@@ -134,11 +146,15 @@ def _sequences(turns: tuple[Message, ...]) -> Sequences:
     if not turns:
         kinds, key = frozenset({Kind.CONVERSATION, Kind.TEXT}), {"distillation": 1}
         return Sequences(kinds, key=key, learns="answers and plain text", whole_rows=True)
-    said = json.dumps([[turn.role, turn.content] for turn in turns])
-    key = {"distillation": hashlib.sha256(said.encode()).hexdigest()}
+    key = {"distillation": _digest(turns)}
     of = partial(_with_and_without, turns=turns)
     kinds = frozenset({Kind.CONVERSATION})
     return Sequences(kinds, of, key=key, learns="conversations", whole_rows=True, unfit=_unlike_answers)
+
+
+def _digest(turns: Sequence[Message]) -> str:
+    said = json.dumps([asdict(turn) for turn in turns])
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def _with_and_without(example: Example, turns: tuple[Message, ...]) -> list[Example]:

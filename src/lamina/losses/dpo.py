@@ -39,7 +39,8 @@ class Dpo(ChosenLikelihood):
     def __init__(self, config: DpoConfig) -> None:
         self.beta = config.beta
         self.smoothing = config.label_smoothing
-        self.weights = dict(zip(config.loss_type, config.loss_weights or [1.0] * len(config.loss_type), strict=True))
+        weights = zip(config.loss_type, config.loss_weights or [1.0] * len(config.loss_type), strict=True)
+        self.weights = {name: weight for name, weight in weights if weight}
 
     @property
     def likelihood_weight(self) -> float:

@@ -8,7 +8,8 @@ gets is drawn once for the run, so the reference's log-probabilities of mismatch
 `loss_type: apo_zero_unpaired`, z is 0 (D'Oosterlinck et al. 2024, arXiv:2408.06266).
 
 The weights balance the labels: n_d w_d / (n_u w_u) is to be between 1 and 4 / 3, where n_d and n_u count the rows. With
-`auto`, the weight of the label that has too few rows is raised as far as that takes.
+`auto` for both, the weight of the label that has too few rows is raised as far as that takes; with a number for one of
+them, the other is raised or lowered.
 
 Ethayarajh et al. 2024, "KTO: Model Alignment as Prospect Theoretic Optimization", arXiv:2402.01306.
 """
@@ -18,9 +19,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -38,8 +39,10 @@ from lamina.losses.pairs import REFERENCE, both_answers, unfit_pair
 from lamina.progress import Notify
 from lamina.structure.head import Head
 
+_LABEL = "label"
 _KL = "step/kl"
 _KL_UNCLAMPED = "step/kl_unclamped"
+_LONGEST = "longest_of_set"
 
 # The largest ratio of weighted desirable to weighted undesirable answers that the paper recommends; the smallest is 1.
 _MOST_DESIRABLE = 4 / 3
@@ -55,13 +58,14 @@ def labeled_answers(example: Example) -> list[Example]:
 
 def label_value(example: Example) -> Mapping[str, float]:
     """Returns the label, 1 or 0; NaN for a pair, whose answers have one each."""
-    return {"label": math.nan if example.label is None else float(example.label)}
+    return {_LABEL: math.nan if example.label is None else float(example.label)}
 
 
 SEQUENCES = Sequences(
     frozenset({Kind.UNPAIRED_PREFERENCE, Kind.PREFERENCE}),
     labeled_answers,
     label_value,
+    label=_LABEL,
     key={"labels": 1},
     learns="answers with a label, and pairs",
     whole_rows=True,
@@ -99,21 +103,23 @@ class Kto(Loss):
                 "alone, remove the label column and use cross_entropy."
             )
         self._balance(desirable, undesirable)
-        answers = rows_per_step * len(labels) / len(train)
-        share = desirable / len(labels)
-        one_sided = share**answers + (1 - share) ** answers
+        one_sided = _one_sided(train, rows_per_step)
         if one_sided > _ONE_SIDED:
             notify(
-                f"With {answers:.1f} answers in a step, {one_sided:.0%} of all steps have answers of one label only, "
-                "which moves all answers in one direction. A larger train.gradient_accumulation_steps helps."
+                f"With {rows_per_step:.1f} rows in a step, {one_sided:.0%} of all steps have answers of one label "
+                "only, which moves all answers in one direction. A larger train.gradient_accumulation_steps helps."
             )
         if contradictions := _contradictions(train):
             notify(f"{contradictions} training answers have both labels for the same prompt, so they cancel out.")
 
-    def arrange(self, side: Side, seed: int, max_length: int) -> Side:
-        if not self.estimates_kl:
+    def arrange(self, side: Side, sets: Sequence[slice], seed: int) -> Side:
+        if not self.estimates_kl or not len(side):
             return side
-        return side.with_companions(draw_partners(side.prompts, seed), partial(mismatched, max_length=max_length))
+        prompts, partners, longest = side.prompts, np.arange(len(side)), np.zeros(len(side))
+        for chosen in sets or [slice(0, len(side))]:  # what a set gives does not depend on other sets
+            partners[chosen] = chosen.start + draw_partners(prompts[chosen], seed)
+            longest[chosen] = side[chosen].longest
+        return side.with_values({_LONGEST: longest}).with_companions(partners, _companion)
 
     def over_step(
         self,
@@ -201,10 +207,15 @@ def build(config: KtoConfig) -> Kto:
     return Kto(config)
 
 
+def _companion(prompt_of: EncodedExample, answer_of: EncodedExample) -> EncodedExample:
+    """Builds mismatched answers that are no longer than what goes through the model anyway."""
+    return mismatched(prompt_of, answer_of, int(prompt_of.values[_LONGEST]))
+
+
 def labels_of(example: EncodedExample) -> list[bool]:
     """Returns whether each answer of an example is desirable; the first one of a pair is."""
     if len(example.lengths) == 1:
-        return [bool(example.values["label"])]
+        return [bool(example.values[_LABEL])]
     return [number == 0 for number in range(len(example.lengths))]
 
 
@@ -235,6 +246,18 @@ def _mismatched_ratios(
     ]
     log_probs = torch.cat(found)
     return log_probs - torch.tensor(reference, dtype=torch.float64).to(log_probs)
+
+
+def _one_sided(train: Side, rows_per_step: float) -> float:
+    """Computes the share of steps whose answers all have the same label; a pair has both."""
+    sides = [set(labels_of(example)) for example in train]
+    drawn = min(max(1, round(rows_per_step)), len(sides))
+    share = 0.0
+    for label in (True, False):
+        alike = sides.count({label})
+        # All rows of a step are of this label, drawn without replacement.
+        share += math.prod((alike - number) / (len(sides) - number) for number in range(drawn)) if drawn <= alike else 0
+    return share
 
 
 def _contradictions(train: Side) -> int:

@@ -37,6 +37,7 @@ class Reward(Loss):
     """A reward model; the formula is at the top of the file."""
 
     sequences = PAIRS
+    trains_score = True
 
     def __init__(self, center: float | None) -> None:
         self.center = center or 0.0

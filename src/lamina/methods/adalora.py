@@ -108,6 +108,10 @@ class BudgetHooks(Hooks):
         elif step > self._config.tinit and step % self._config.deltaT == 0:
             self._cut_to(self.budget(step))
 
+    def keep_all(self) -> None:
+        """Makes the ranks that are there final, so that none is pruned."""
+        self.final = {name: torch.ones_like(layer.lora_E, dtype=torch.bool) for name, layer in self._layers.items()}
+
     def budget(self, step: int) -> int:
         """Computes the number of ranks, over all layers, that may remain after a step."""
         config = self._config
@@ -174,6 +178,11 @@ class BudgetHooks(Hooks):
 class AdaLora(Method):
     """Adaptive low-rank adaptation."""
 
+    def check(self, model: PreTrainedModel, config: AdaLoraConfig) -> None:
+        if config.rank_pattern is not None:
+            message = "holds the remaining ranks of a trained adapter; a new one starts with init_r in every layer."
+            raise ConfigError(Problem("method.rank_pattern", message, "remove it"))
+
     def attach(self, model: PreTrainedModel, config: AdaLoraConfig, seed: int) -> Injection:
         names = find_targets(model, config.target_modules, config.narrowest)
         ranks = iter(_ranks(config, names))
@@ -196,13 +205,15 @@ class AdaLora(Method):
     def hooks(self, injection: Injection, total_steps: int) -> BudgetHooks:
         config = injection.config
         assert isinstance(config, AdaLoraConfig)
+        hooks = BudgetHooks(_layers(injection), config, total_steps)
+        if config.rank_pattern is not None:  # training goes on from an adapter whose ranks are final
+            hooks.keep_all()
+            return hooks
         problems = []
-        if config.rank_pattern is not None:
-            message = "holds the remaining ranks of a trained adapter; training starts with init_r in every layer."
-            problems.append(Problem("method.rank_pattern", message, "remove it"))
         if config.total_step not in (None, total_steps):
             message = f"{config.total_step} is not the run's number of optimizer steps, {total_steps}."
-            problems.append(Problem("method.total_step", message, "remove it"))
+            fix = f"set it to {total_steps}; in a configuration it can also be left out"
+            problems.append(Problem("method.total_step", message, fix))
         if config.tinit + config.tfinal >= total_steps:
             message = (
                 f"{config.tinit} steps before the first pruning and {config.tfinal} (method.tfinal) after the last "
@@ -211,7 +222,7 @@ class AdaLora(Method):
             problems.append(Problem("method.tinit", message, "lower method.tinit or method.tfinal, or train longer"))
         if problems:
             raise ConfigError(problems)
-        return BudgetHooks(_layers(injection), config, total_steps)
+        return hooks
 
     def saved(self, injection: Injection) -> Saved:
         """Returns the adapter without the pruned ranks."""

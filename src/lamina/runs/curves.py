@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lamina.charts import Chart, Line, Table
+from lamina.errors import ConfigError, Problem
 from lamina.runs.events import Evaluation, Event, Step
 from lamina.runs.summary import LOSS_OF_SET, Summary, losses_of_sets
 
@@ -17,7 +18,7 @@ def plot_events(events: Sequence[Event], metric: str, title: str) -> Chart:
     """Draws a metric over the steps: `loss` with the evaluation loss beside it, or another of a `Step` event.
 
     Raises:
-        ValueError: No event has the metric; the message lists those that there are.
+        ConfigError: No event has the metric; the message lists those that there are.
     """
     steps, evaluations = _kinds(events)
     if metric == "loss":
@@ -27,7 +28,8 @@ def plot_events(events: Sequence[Event], metric: str, title: str) -> Chart:
         lines = [line for line in (_line(metric, steps, metric), _line(metric, ours, metric, marked=True)) if line.xs]
     if not lines:
         known = sorted({name for event in (*steps, *evaluations) for name in event.scalars()})
-        raise ValueError(f"{metric!r} is not a metric of this run. It has: {', '.join(known) or 'none yet'}.")
+        fix = f"use one of {', '.join(['loss', *known])}" if known else "wait until it has trained a step"
+        raise ConfigError(Problem("metric", f"{metric!r} is not a metric of this run", fix))
     return Chart(title, "step", metric, lines)
 
 

@@ -129,6 +129,8 @@ class Manifest:
         tokenizer: Digest of the base's tokenizer.
         chat_template: Digest of the chat template.
         data: The data files.
+        loss: Digests of what the loss reads beside the data, such as a teacher.
+        loss_figures: What the loss took from the training rows.
         threads: Number of torch's threads.
         weights: How much of the base the adapter covers, and how much of it is quantized.
         dtype: Dtype of the base.
@@ -151,6 +153,8 @@ class Manifest:
     tokenizer: str | None = None
     chat_template: str | None = None
     data: list[DataFile] | None = None
+    loss: dict[str, str] | None = None
+    loss_figures: dict[str, Any] | None = None
     threads: int | None = None
     weights: BaseWeights | None = None
     dtype: str | None = None

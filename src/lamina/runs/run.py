@@ -192,7 +192,7 @@ class Run:
                 `learning_rate` or `grad_norm`.
 
         Raises:
-            ValueError: The run has no such metric.
+            ConfigError: The run has no such metric.
             RunError: The log is damaged.
         """
         return plot_events(list(self.events()), metric, str(self.path))

@@ -9,6 +9,7 @@ from typing import Any
 
 from lamina.charts import Chart, Table
 from lamina.config import Config
+from lamina.errors import ConfigError, Problem
 from lamina.runs.curves import loss_lines
 from lamina.runs.flat import flatten
 from lamina.runs.run import Run, open_run
@@ -51,11 +52,11 @@ def compare_runs(*runs: Run | str | Path) -> RunComparison:
         runs: Two or more runs, or their directories.
 
     Raises:
-        ValueError: Fewer than two are given.
+        ConfigError: Fewer than two are given.
         RunError: There is no run at a path.
     """
     if len(runs) < 2:
-        raise ValueError(f"compare_runs needs two runs or more, and got {len(runs)}.")
+        raise ConfigError(Problem("runs", f"compare_runs needs two runs or more, and got {len(runs)}", "give two"))
     opened = [open_run(run.path if isinstance(run, Run) else run) for run in runs]
     names = _names([run.path for run in opened])
     settings = [flat_settings(run.config) for run in opened]

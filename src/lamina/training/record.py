@@ -74,7 +74,11 @@ def shared_facts(base: Base, config: Config) -> dict[str, Any]:
 
 def _write_manifest(session: Session, notify: Notify) -> None:
     run, base, before = session.run, session.base, session.run.manifest
-    facts = facts_of(base, session.template, session.dataset)
+    facts = dataclasses.replace(
+        facts_of(base, session.template, session.dataset),
+        loss=session.loss.facts() or None,
+        loss_figures=session.loss.figures() or None,
+    )
     places: dict[str, str] = {}
     if before.base is not None:
         _check_unchanged(session, before, facts)
@@ -118,6 +122,7 @@ def _check_unchanged(session: Session, before: Manifest, now: Manifest) -> None:
             (f"data file {place.path}", f"{was.sha256}, {was.rows} rows", f"{is_now.sha256}, {is_now.rows} rows")
             for place, was, is_now in zip(session.dataset.report.files, files_before, files_now, strict=False)
         ),
+        *((name, was, (now.loss or {}).get(name)) for name, was in (before.loss or {}).items()),
     ]
     changed = [f"{what} ({was} then, {is_now} now)" for what, was, is_now in pairs if was not in (None, is_now)]
     if before.chat_template is None and "data.chat_template" in moved_places(session.run, session.config):

@@ -47,7 +47,7 @@ _TOKENS = 4096
 
 # A model that is its own reference gives the same log-probabilities up to rounding, which depends on the batch that a
 # row is in: at most this per token on average. A wrong reference differs by tenths.
-_ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+_ROUNDING = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.05}
 
 # Seconds between messages on long computations.
 _WORD_EVERY = 15.0
@@ -109,8 +109,13 @@ def turn_off_dropout(injection: Injection, notify: Notify) -> None:
     own = [module for layer in injection.layers.values() for module in layer.modules()]
     ids = {id(module) for module in own}
     for module in injection.model.modules():
-        if isinstance(module, nn.Dropout) and id(module) not in ids:
+        if id(module) in ids:
+            continue
+        if isinstance(module, nn.Dropout):
             module.p = 0.0
+        for name, value in vars(module).items():  # such as Llama's attention_dropout, which is no module
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
     rate = dict(injection.config).get("lora_dropout")
     if rate:
         notify(

@@ -117,7 +117,8 @@ class Session:
         """
         if self.reference is None:
             return ""
-        as_base = self.start is None and find_method(self.config.method.type).starts_as_base
+        method = self.config.method
+        as_base = self.start is None and find_method(method.type).starts_as_base and not method.starts_elsewhere
         is_start = self.reference.kind == "start" or as_base
         return check_reference(self.epoch_plan(0)[0], self.reference, self.base, self.head, layout, is_start)
 

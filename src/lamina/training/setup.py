@@ -25,6 +25,7 @@ from lamina.losses.base import Loss, build_loss
 from lamina.machine.hardware import default_device
 from lamina.methods.shared.base import Injection, find_method
 from lamina.methods.shared.coverage import find_coverage
+from lamina.methods.shared.score import score_head
 from lamina.methods.shared.virtual_tokens import VirtualTokens
 from lamina.models.load import Base
 from lamina.models.vocabulary import check_vocabulary
@@ -233,6 +234,9 @@ def _adapter(
     config: Config, base: Base, dataset: Dataset, start: Adapter | None, loss: Loss, notify: Notify
 ) -> Injection:
     injection = new_adapter(config, base) if start is None else put_on(start, base, notify)
+    if start is not None and score_head(base.model) is not None and not loss.trains_score:
+        message = f"{start.path} has a score head, which loss.type={config.loss.type} does not train"
+        raise ConfigError(Problem("method.from", message, "start from an adapter without one, or use loss.type=reward"))
     whole = injection.layers.get("")
     check_positions(dataset, base.model, notify, whole.count if isinstance(whole, VirtualTokens) else 0)
     if start is None:
@@ -254,9 +258,11 @@ def _arranged(
     world: World,
 ) -> Dataset:
     """The data with what the loss needs beside the rows themselves."""
-    sides = {"training": dataset.train, "evaluation": dataset.eval}
-    for what, side in sides.items():
-        sides[what] = loss.arrange(side, config.seed, config.data.max_length)
+    sides = {
+        "training": loss.arrange(dataset.train, (), config.seed),
+        "evaluation": loss.arrange(dataset.eval, list(dataset.eval_sets.values()), config.seed),
+    }
+    for what in sides:
         if reference is not None:
             kernels = KERNELS[config.train.compile]
             sides[what] = with_reference(sides[what], reference, head, base, kernels, notify, what, world)

@@ -56,7 +56,7 @@ _FRESH = 0.02
 
 # Number of roundings in the output of an adapter layer: factors, the product between them, output. In bfloat16, the
 # rounding of sums is negligible; in float32 it dominates.
-_LAYER_ROUNDINGS = {torch.bfloat16: 4, torch.float32: 64}
+_LAYER_ROUNDINGS = {torch.bfloat16: 4, torch.float16: 4, torch.float32: 64}
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,7 +14,7 @@ from lamina import files
 from lamina.chat.template import template_of
 from lamina.config import Config, load_config
 from lamina.config.optimizers import OPTIMIZERS
-from lamina.data.dataset import build_dataset
+from lamina.data.dataset import Dataset, build_dataset
 from lamina.data.example import EncodedExample
 from lamina.data.read import RawRow, find_files, rows_of
 from lamina.losses.base import build_loss
@@ -71,16 +72,21 @@ def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
     add_to_tokenizer(tokenizer, NewTokens.of(config.data))
     template = template_of(tokenizer, config.data)
     source = config.data.sources[0]
-    rows_looked_at = min(source.max_rows or ROWS_LOOKED_AT, ROWS_LOOKED_AT)
     alone = {"eval": None, "replay": None, "stratify_by": None, "group_by": None}
     file = find_files(source.path)[0]
-    first = source.model_copy(update={"path": file.name, "max_rows": rows_looked_at, "weight": 1.0})
-    looked_at = config.data.model_copy(update={**alone, "train": [first], "max_dropped": 1.0})
     loss = build_loss(config.loss)
-    dataset = build_dataset(
-        looked_at, template, config.train.per_device_train_batch_size, config.seed, sequences=loss.sequences
-    )
-    documents = choose_documents(dataset.train, template.stop_token_id)
+
+    def read(rows: int | None) -> Dataset:
+        first = source.model_copy(update={"path": file.name, "max_rows": rows, "weight": 1.0})
+        looked_at = config.data.model_copy(update={**alone, "train": [first], "max_dropped": 1.0})
+        size = config.train.per_device_train_batch_size
+        return build_dataset(looked_at, template, size, config.seed, sequences=loss.sequences)
+
+    dataset = read(min(source.max_rows or ROWS_LOOKED_AT, ROWS_LOOKED_AT))
+    label = loss.sequences.label
+    if len(_groups(dataset.train, label)) == 1:  # the others come later in the file
+        dataset = read(source.max_rows)
+    documents = choose_documents(dataset.train, template.stop_token_id, label)
 
     wanted = {document.row for document in documents}
     values_of = {
@@ -121,12 +127,24 @@ def cut_down(config: Config, folder: Path, notify: Notify) -> Sample:
     return Sample(small, len(documents), sum(len(document) for document in documents))
 
 
-def choose_documents(examples: Sequence[EncodedExample], stop_token_id: int) -> list[EncodedExample]:
-    """Chooses a few documents of different lengths, longest first; a single one is used twice."""
+def _groups(examples: Sequence[EncodedExample], label: str) -> set[float]:
+    """The labels of some examples; a pair has none, as it has both."""
+    return {example.values[label] for example in examples if label and not math.isnan(example.values[label])}
+
+
+def choose_documents(examples: Sequence[EncodedExample], stop_token_id: int, label: str = "") -> list[EncodedExample]:
+    """Chooses a few documents of different lengths, longest first; a single one is used twice.
+
+    If rows have a label, there are documents of two, where the examples have as many.
+    """
     with_stop = [e for e in examples if (e.input_ids[e.supervised] == stop_token_id).any()] or examples
     by_length = sorted(with_stop, key=len)
     short = [example for example in by_length if len(example) <= LONGEST] or by_length[:DOCUMENTS]
     count = min(DOCUMENTS, len(short))
     last = len(short) - 1
     chosen = [short[last - last * place // max(1, count - 1)] for place in range(count)]
+    groups = _groups(chosen, label)
+    if len(groups) == 1:
+        others = (example for example in (*short, *by_length) if _groups([example], label) - groups)
+        chosen[-1] = next(others, chosen[-1])
     return chosen if count > 1 else chosen * 2

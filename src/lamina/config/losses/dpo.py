@@ -75,8 +75,11 @@ class DpoConfig(LossConfig):
                 f"label_smoothing has no effect with loss_type {', '.join(self.loss_type)}; remove it, or use "
                 f"{' or '.join(_SMOOTHED)}"
             )
-        if self.loss_type == ["sft"]:
-            wrong.append("loss_type [sft] alone does not read the rejected answers; add sigmoid, or use cross_entropy")
+        weights = self.loss_weights or [1.0] * len(self.loss_type)
+        counted = [name for name, weight in zip(self.loss_type, weights, strict=False) if weight]
+        if counted == ["sft"]:
+            alone = "loss_type [sft] alone" if len(self.loss_type) == 1 else "loss_weights leave sft alone, which"
+            wrong.append(f"{alone} does not read the rejected answers; add sigmoid, or use cross_entropy")
         if wrong:
             raise ValueError(". ".join(wrong))
         return self

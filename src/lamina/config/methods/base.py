@@ -164,6 +164,11 @@ class MethodConfig(_Started):
         return self.rank_of(module)
 
     @property
+    def starts_elsewhere(self) -> bool:
+        """Whether the settings make a new adapter change the model's output from the start."""
+        return False
+
+    @property
     def everywhere(self) -> bool:
         """Whether it adapts every linear layer that it can (`target_modules: all-linear`)."""
         return getattr(self, "target_modules", None) == "all-linear"  # also if it is one of peft's fields

@@ -38,5 +38,9 @@ class IA3Config(MethodConfig):
     init_ia3_weights: bool = True
     """Start with scales of 1, which leave the model unchanged; false draws them from a normal distribution."""
 
+    @property
+    def starts_elsewhere(self) -> bool:
+        return not self.init_ia3_weights
+
 
 CONFIG = IA3Config

@@ -212,6 +212,10 @@ class LoraConfig(MethodConfig):
         return isinstance(self.target_modules, str) and self.target_modules != "all-linear"
 
     @property
+    def starts_elsewhere(self) -> bool:
+        return self.init_lora_weights in (False, "loftq")
+
+    @property
     def starts_in_the_base(self) -> bool:
         """Whether A and B start as a part of W, which is then subtracted from W."""
         return isinstance(self.init_lora_weights, str) and self.init_lora_weights.startswith(("pissa", "olora"))

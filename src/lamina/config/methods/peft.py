@@ -38,6 +38,10 @@ class PeftConfig(MethodConfig):
         """peft's own fields, as given."""
         return dict(self.model_extra or {})
 
+    @property
+    def starts_elsewhere(self) -> bool:
+        return any(value is False for name, value in self.fields.items() if name.startswith("init_"))
+
     @classmethod
     def _is_so(cls, key: str, value: Any) -> bool:
         """Returns whether lamina handles a field itself: it always trains causal language models."""

@@ -8,6 +8,7 @@ models has the same format, with a `margin`. An answer is a text, a turn, or a l
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
@@ -119,8 +120,14 @@ def _prompt(row: Mapping[str, Any]) -> list[Message]:
 
 def _margin(row: Mapping[str, Any]) -> float | None:
     value = row.get("margin")
+    if isinstance(value, str):  # as CSV files have it
+        value = value.strip() or None
+        with contextlib.suppress(ValueError):
+            value = None if value is None else float(value)
     if value is None:
         return None
+    if isinstance(value, str):
+        raise RowError(f"field 'margin' is {value!r}, not a number")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RowError(f"field 'margin' is {type(value).__name__}, not a number")
     if not abs(value) <= sys.float_info.max:  # nor is NaN

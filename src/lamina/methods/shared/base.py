@@ -162,7 +162,8 @@ class Method(ABC):
     Attributes:
         in_peft: Whether HF peft has the method, so that it can load what is saved.
         peft_takes_conv1d: Whether HF peft supports it on GPT-2's `Conv1D` too, which stores its weight transposed.
-        starts_as_base: Whether a new adapter leaves the model's output unchanged.
+        starts_as_base: Whether a new adapter leaves the model's output unchanged, unless the configuration's
+            `starts_elsewhere` says otherwise.
         draws: Whether a new adapter depends on the seed.
         needs_biases: Whether it works only on models with biases.
         fallback: Whether it reads the peft configurations that no other method reads, and so is tried last.
