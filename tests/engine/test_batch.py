@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lamina.engine.batch import Answered, answer_rows
+from lamina.engine.batch import Answered, answer_rows, read_prompts
 from lamina.engine.engine import Engine
 from lamina.engine.kept_answers import KeptAnswers
 from lamina.engine.sampling import Sampling
@@ -126,3 +127,26 @@ def test_two_commands_do_not_write_to_one_target(tmp_path: Path) -> None:
         assert target.with_name("out.jsonl.partial").read_text() != ""
     with KeptAnswers(target) as kept:
         assert len(kept) == 0
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_row_may_hold_what_only_python_takes_for_the_end_of_a_line(tmp_path: Path, end: str) -> None:
+    texts = ["a\u2028b", "a\u2029b", "a\u0085b", "plain"]
+    path = tmp_path / "prompts.jsonl"
+    lines = [json.dumps({"prompt": text}, ensure_ascii=False) for text in texts]
+    path.write_bytes(end.join([*lines, "", ""]).encode())
+    assert read_prompts(path) == [{"prompt": text} for text in texts]
+
+
+def test_an_answer_is_read_as_the_adapters_own_template_has_it(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Shouting:
+        class voice:  # noqa: N801
+            read = staticmethod(str.upper)
+
+    monkeypatch.setattr(engine, "template_of", lambda adapter: engine.template if adapter else Shouting)
+    (shouted,) = answer(engine, tmp_path / "out.jsonl", ROWS[:1])
+    monkeypatch.undo()
+    (plain,) = answer(engine, tmp_path / "other.jsonl", ROWS[:1])
+    assert shouted.answer == str(plain.answer).upper()

@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -92,6 +93,21 @@ def test_a_name_that_is_loaded_anew_answers_anew_at_once(engine: Engine, runs: d
     assert (old, first.digest) == (before["lora"].text, before["lora"].digest)
     assert (new.text, new.digest) == (before["ia3"].text, before["ia3"].digest)
     assert new.prompt is not None
+
+
+def test_a_name_that_is_loaded_anew_without_a_lock_renders_as_the_engine_does(
+    engine: Engine, runs: dict[str, Path], model_folder: Path, tmp_path: Path
+) -> None:
+    changes: Any = {"train": {"max_steps": 2}, "data": {"chat_template": "bare"}}
+    bare = lamina.train(settings(tmp_path, model_folder, "bare", **changes)).path
+    foreign = Path(shutil.copytree(runs["lora"] / "adapter", tmp_path / "foreign"))
+    (foreign / "lamina.json").unlink()
+    engine.load("lora", bare)
+    own = engine.tokenize(ask("lora"))
+    assert own != engine.tokenize(ask(None)) and engine.template_of("lora") is not engine.template
+    engine.load("lora", foreign)
+    assert engine.tokenize(ask("lora")) == engine.tokenize(ask(None)) != own
+    assert engine.template_of("lora") is engine.template
 
 
 def test_unloading_waits_for_what_is_answered(engine: Engine) -> None:

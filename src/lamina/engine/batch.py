@@ -14,6 +14,7 @@ from lamina.engine.engine import Engine
 from lamina.engine.generator import Piece, Request
 from lamina.engine.kept_answers import KeptAnswers
 from lamina.engine.sampling import Sampling
+from lamina.engine.turns import turn_of
 from lamina.errors import ConfigError, DataError, LaminaError, Problem
 
 # What of an answer is kept over an interruption.
@@ -56,7 +57,8 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
         DataError: The file cannot be read, or a line is none of these; the error names the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # At \n alone: str.splitlines also splits at characters that JSON allows in a string, such as U+2028.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise DataError(f"{path}: cannot be read ({reason}). Fix: name a .jsonl file.") from None
@@ -128,7 +130,9 @@ def _digest(value: Any) -> str:
 
 
 def _answered(engine: Engine, row: dict[str, Any], request: Request, piece: Piece) -> Answered:
-    text = piece.text if request.sampling.guide is not None else engine.template.voice.read(piece.text)
+    text = (
+        piece.text if request.sampling.guide is not None else engine.template_of(request.adapter).voice.read(piece.text)
+    )
     prompt = len(piece.prompt.token_ids) if piece.prompt is not None else 0
     return Answered(row, text, None, piece.finish_reason, prompt, len(piece.token_ids))
 
@@ -165,21 +169,12 @@ def turns_of(row: Mapping[str, Any], system: str | None = None) -> list[Message]
         DataError: A message has no role or no content.
     """
     if "messages" in row:
-        turns = [_message(turn) for turn in row["messages"]]
+        turns = [turn_of(turn) for turn in row["messages"]]
     else:
         turns = [Message("user", row["prompt"])]
     system = row.get("system", system)
     has_own = bool(turns) and turns[0].role == "system"
     return turns if system is None or has_own else [Message("system", system), *turns]
-
-
-def _message(turn: Any) -> Message:
-    if not isinstance(turn, dict) or not isinstance(turn.get("role"), str) or not isinstance(turn.get("content"), str):
-        raise DataError(f"a message is {turn!r}. Fix: give each a role and a content.")
-    unknown = sorted(set(turn) - {"role", "content"})
-    if unknown:
-        raise DataError(f"a message has {', '.join(unknown)}, which is not read. Fix: give role and content alone.")
-    return Message(turn["role"], turn["content"])
 
 
 def check_schema(path: Path) -> str:

@@ -76,10 +76,12 @@ class Core:
 
     def drop_all(self, error: BaseException) -> None:
         """Ends every sequence with an error."""
+        begun = [(each, own) for own in self.schedulers() for each in (*own.running, *own.waiting)]
+        for sequence, _ in begun:  # before anything else, which may fail where the engine is broken
+            sequence.give_up(error)
+        for sequence, scheduler in begun:
+            scheduler.leave(sequence)
         for scheduler in self.schedulers():
-            for sequence in [*scheduler.running, *scheduler.waiting]:
-                sequence.give_up(error)
-                scheduler.leave(sequence)
             scheduler.waiting.clear()
 
     def _run(self, runner: Runner, scheduler: Scheduler, chunks: list[Chunk]) -> None:
@@ -87,8 +89,7 @@ class Core:
             logits = runner.run(chunks)
         except Exception as error:
             if len(chunks) == 1:
-                chunks[0].sequence.give_up(error)
-                scheduler.leave(chunks[0].sequence)
+                _give_up(scheduler, chunks[0].sequence, error)
                 return
             for chunk in chunks:  # whose fault it is shows when each runs alone
                 self._run(runner, scheduler, [chunk])
@@ -96,30 +97,47 @@ class Core:
         ready: list[Sequence] = []
         rows: list[torch.Tensor] = []
         for chunk, own in zip(chunks, logits, strict=True):
-            sequence = chunk.sequence
-            before = sequence.voice.virtual_tokens + sequence.prompt_tokens
-            self.counters.prompt_tokens += max(0, min(chunk.end, before) - chunk.begin)
-            if chunk.is_last and not sequence.preempted:
-                self.counters.cached_tokens += sequence.cached if sequence.answer_tokens == 0 else 0
-            scheduler.computed(chunk)
-            if sequence.wants is not None:
-                _note_wanted(sequence, own)
-                if chunk.is_last:
-                    sequence.finish_logits()
-                    scheduler.leave(sequence)
-                continue
-            if sequence.sampling.prompt_logprobs is not None and chunk.begin < before and not sequence.answer_tokens:
-                _note_prompt(chunk, own)
-            if chunk.is_last:
-                ready.append(sequence)
-                rows.append(own[-1:])
+            try:
+                if isinstance(own, Exception):
+                    raise own
+                if self._note(scheduler, chunk, own):
+                    ready.append(chunk.sequence)
+                    rows.append(own[-1:])
+            except Exception as error:
+                _give_up(scheduler, chunk.sequence, error)
         if ready:
             self._choose(scheduler, ready, rows)
 
+    def _note(self, scheduler: Scheduler, chunk: Chunk, logits: torch.Tensor) -> bool:
+        """Notes what was computed; returns whether a token is to be chosen."""
+        sequence = chunk.sequence
+        before = sequence.voice.virtual_tokens + sequence.prompt_tokens
+        self.counters.prompt_tokens += max(0, min(chunk.end, before) - chunk.begin)
+        if chunk.is_last and not sequence.preempted:
+            self.counters.cached_tokens += sequence.cached if sequence.answer_tokens == 0 else 0
+        scheduler.computed(chunk)
+        if sequence.wants is not None:
+            _note_wanted(sequence, logits)
+            if chunk.is_last:
+                sequence.finish_logits()
+                scheduler.leave(sequence)
+            return False
+        if sequence.sampling.prompt_logprobs is not None and chunk.begin < before and not sequence.answer_tokens:
+            _note_prompt(chunk, logits)
+        return chunk.is_last
+
     def _choose(self, scheduler: Scheduler, sequences: list[Sequence], rows: list[torch.Tensor]) -> None:
         order = sorted(range(len(rows)), key=lambda number: rows[number].data_ptr())
-        sequences = [sequences[number] for number in order]
-        tokens, thoughts = sample(sequences, _stacked([rows[number] for number in order]))
+        sequences, rows = [sequences[number] for number in order], [rows[number] for number in order]
+        try:
+            tokens, thoughts = sample(sequences, _stacked(rows))
+        except Exception as error:
+            if len(sequences) == 1:
+                _give_up(scheduler, sequences[0], error)
+                return
+            for sequence, row in zip(sequences, rows, strict=True):  # whose fault it is shows when each is alone
+                self._choose(scheduler, [sequence], [row])
+            return
         self.counters.answer_tokens += len(tokens)
         for sequence, token, thought in zip(sequences, tokens, thoughts, strict=True):
             try:
@@ -134,6 +152,12 @@ class Core:
                 sequence.give_up(error)
             if sequence.is_over:
                 scheduler.leave(sequence)
+
+
+def _give_up(scheduler: Scheduler, sequence: Sequence, error: Exception) -> None:
+    """Ends a sequence with an error, which is its own alone."""
+    sequence.give_up(error)
+    scheduler.leave(sequence)
 
 
 def _stacked(rows: list[torch.Tensor]) -> torch.Tensor:

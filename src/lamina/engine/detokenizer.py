@@ -17,8 +17,14 @@ class Detokenizer:
         stopped_by: The stop string that was found; None before.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
-        self._tokenizer, self._stop = tokenizer, tuple(stop)
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
+        """
+        Args:
+            tokenizer: Decodes.
+            stop: Strings that end the answer.
+            min_tokens: A stop string that is complete within so many tokens ends nothing, as in vLLM.
+        """
+        self._tokenizer, self._stop, self._min_tokens = tokenizer, tuple(stop), min_tokens
         self._ids: list[int] = []
         self._read = self._begin = 0  # tokens whose text is known; where the decoded window begins
         self._known = ""  # text of the tokens before `_read`
@@ -60,8 +66,9 @@ class Detokenizer:
             return
         begin = len(self._known)
         self._known += text
-        longest = max(map(len, self._stop), default=1)
-        found = [(self._known.find(stop, max(0, begin - longest + 1)), stop) for stop in self._stop]
+        if len(self._ids) <= self._min_tokens:
+            return
+        found = [(self._known.find(stop, max(0, begin - len(stop) + 1)), stop) for stop in self._stop]
         # The one that is complete first, however many characters a token has.
         found = [(place + len(stop), place, stop) for place, stop in found if place >= 0]
         if found:

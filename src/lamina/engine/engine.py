@@ -6,11 +6,11 @@ checking it. The two meet in `_inbox`, between two steps.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -112,6 +112,8 @@ class Engine(ServingEngine):
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._closing = threading.Event()
+        self._broken: LaminaError | None = None
+        self._breaking = threading.RLock()
         self._thread = start(self, self._wake)
         try:
             for name, path in (adapters or {}).items():
@@ -130,6 +132,11 @@ class Engine(ServingEngine):
     def model(self) -> PreTrainedModel:
         """The base."""
         return self.base.model
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it answers: it is not closed, and its thread has not ended by an error that nobody foresaw."""
+        return self._broken is None and not self._closing.is_set() and self._thread.is_alive()
 
     @property
     def slow_because(self) -> str | None:
@@ -157,7 +164,7 @@ class Engine(ServingEngine):
         Raises:
             ConfigError, DataError: As `check` says.
         """
-        with closing(_Use(self, request.adapter)) as use:
+        with contextlib.closing(_Use(self, request.adapter)) as use:
             return self._asker(request.adapter).tokens(request, use.part.virtual_tokens)
 
     def read(
@@ -215,6 +222,8 @@ class Engine(ServingEngine):
         certificate = self._admission.certify(adapter, ready.part, self._logits)
         if adapter.lock is not None and not self._one_template:
             self._askers[name] = replace(self._ask, template=self._admission.template(adapter.lock, adapter))
+        else:  # it renders with the engine's own, whatever had its name before
+            self._askers.pop(name, None)
         return self._store.add(name, folder, ready, certificate, (*notes, *more), pin)
 
     def unload(self, name: str, wait: float | None = None) -> AdapterFacts:
@@ -240,7 +249,7 @@ class Engine(ServingEngine):
 
     def logits(self, ids: Sequence[int], positions: Sequence[int], adapter: str | None = None) -> torch.Tensor:
         """An adapter's logits at `positions` of the sequence `ids`, float32 (positions, vocabulary)."""
-        with closing(_Use(self, adapter)) as use:
+        with contextlib.closing(_Use(self, adapter)) as use:
             return self._logits([(ids, positions)], use.part, use.digest)[0]
 
     def stats(self) -> EngineStats:
@@ -259,7 +268,7 @@ class Engine(ServingEngine):
         """Ends the engine, after `drain` seconds at most in which requests may be finished."""
         if self._closing.is_set():
             return
-        if drain > 0:
+        if drain > 0 and self.is_alive:
             done = threading.Event()
             self._tell(lambda: self._when_idle(done))
             done.wait(drain)
@@ -267,6 +276,10 @@ class Engine(ServingEngine):
         self._wake.set()
         if self._thread is not threading.current_thread():
             self._thread.join(60)
+
+    def template_of(self, adapter: str | None) -> ChatTemplate:
+        """What renders an adapter's conversations and reads what it writes: that of its training, else the engine's."""
+        return self._asker(adapter).template
 
     def _asker(self, adapter: str | None) -> Asker:
         """What renders prompts for an adapter, as in its training."""
@@ -332,6 +345,8 @@ class Engine(ServingEngine):
             return
         self._inbox.append(message)
         self._wake.set()
+        if self._broken is not None or not self._thread.is_alive():  # nobody will read it
+            self._drop_all(self._broken or LaminaError("the engine is closed."))
 
     def work_once(self) -> bool:
         """For the engine's thread: reads the inbox and computes a step; returns whether there may be more to do."""
@@ -341,6 +356,21 @@ class Engine(ServingEngine):
             self._core.drop_all(LaminaError("the engine was closed before it had answered."))
             return False
         return self._core.step()
+
+    def break_down(self, error: BaseException) -> None:
+        """For the engine's thread, which ends with an error: all requests get it, those that come later too."""
+        reason = f"{type(error).__name__}: {error}"
+        self._broken = LaminaError(f"the engine has stopped ({reason}). Fix: start it anew; stderr says where it was.")
+        self._drop_all(self._broken)
+
+    def _drop_all(self, error: LaminaError) -> None:
+        """Ends what has begun and what waits in the inbox, once there is no thread that would."""
+        with self._breaking:
+            while self._inbox:
+                with contextlib.suppress(Exception):
+                    self._inbox.popleft()()
+            with contextlib.suppress(Exception):
+                self._core.drop_all(error)
 
     @property
     def is_over(self) -> bool:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from lamina.chat.message import Message
 from lamina.chat.template import ChatTemplate
 from lamina.engine.sampling import Sampling
+from lamina.engine.turns import turn_of
 from lamina.errors import ConfigError, Problem
 
 # The name of the one adapter where a generator has one.
@@ -30,7 +31,8 @@ class Request:
     """What is to be answered, by whom, and how. One of the first three says what.
 
     Attributes:
-        messages: A conversation that ends in a user's turn; the generator's template renders it.
+        messages: A conversation that ends in a user's turn; the generator's template renders it. A turn may be given as
+            `{"role": ..., "content": ...}` too.
         prompt: A rendered prompt: text, special tokens included.
         token_ids: A prompt's tokens.
         adapter: The name of the adapter that answers; None is the bare base.
@@ -55,11 +57,14 @@ class Request:
         """
         Raises:
             ConfigError: Not exactly one of messages, prompt and token_ids is given.
+            DataError: A turn is neither a `Message` nor an object with a role and a content.
         """
         given = [name for name in ("messages", "prompt", "token_ids") if getattr(self, name) is not None]
         if len(given) != 1:
             message = f"{' and '.join(given) or 'nothing'} is given of messages, prompt and token_ids"
             raise ConfigError(Problem("request", message, "give one of them"))
+        if self.messages is not None and not all(isinstance(turn, Message) for turn in self.messages):
+            object.__setattr__(self, "messages", tuple(turn_of(turn) for turn in self.messages))
 
 
 @dataclass(frozen=True)

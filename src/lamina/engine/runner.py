@@ -74,11 +74,14 @@ class Runner(Protocol):
         """Prepares a sequence whose blocks were just taken: what is before its first token."""
         ...
 
-    def run(self, chunks: Many[Chunk]) -> list[torch.Tensor]:
+    def run(self, chunks: Many[Chunk]) -> Many[torch.Tensor | Exception]:
         """Computes chunks of different sequences.
 
+        Where it raises, nothing was computed, and each chunk may be tried again by itself.
+
         Returns:
-            For each chunk, the logits of its wanted positions, (wanted, vocabulary), float32.
+            For each chunk, the logits of its wanted positions, (wanted, vocabulary), float32; or what ends its sequence
+            alone.
         """
         ...
 

@@ -18,7 +18,7 @@ def sample(sequences: Many[Sequence], logits: torch.Tensor) -> tuple[list[int], 
 
     Args:
         sequences: Whose tokens follow.
-        logits: The model's own, (sequences, vocabulary), float32; may be overwritten.
+        logits: The model's own, (sequences, vocabulary), float32; overwritten, unless this raises.
 
     Returns:
         The tokens, -1 where none is allowed; and what the model thought of them, where that was asked for.
@@ -26,23 +26,28 @@ def sample(sequences: Many[Sequence], logits: torch.Tensor) -> tuple[list[int], 
     settings = [sequence.sampling for sequence in sequences]
     asked = [row for row, each in enumerate(settings) if each.logprobs is not None]
     own = logits[asked].clone() if asked else logits[:0]
-    for row, sequence in enumerate(sequences):
-        if settings[row].changes_logits:
-            change_logits(sequence, logits[row])
-    tokens = choose_tokens(
-        logits,
-        torch.tensor([each.temperature for each in settings], dtype=torch.float32),
-        torch.tensor([each.top_k for each in settings]),
-        torch.tensor([each.top_p for each in settings], dtype=torch.float32),
-        torch.tensor([each.min_p for each in settings], dtype=torch.float32),
-        torch.tensor([sequence.random_bits() if sequence.sampling.temperature else 0 for sequence in sequences]),
-        _masks(sequences),
-    ).tolist()
-    thoughts: list[TokenLogprobs | None] = [None] * len(sequences)
-    if asked:
-        found = token_logprobs(own, [tokens[row] for row in asked], [settings[row].logprobs or 0 for row in asked])
-        for row, each in zip(asked, found, strict=True):
-            thoughts[row] = each
+    before = {row: logits[row].clone() for row, each in enumerate(settings) if each.changes_logits}
+    try:
+        for row in before:
+            change_logits(sequences[row], logits[row])
+        tokens = choose_tokens(
+            logits,
+            torch.tensor([each.temperature for each in settings], dtype=torch.float32),
+            torch.tensor([each.top_k for each in settings]),
+            torch.tensor([each.top_p for each in settings], dtype=torch.float32),
+            torch.tensor([each.min_p for each in settings], dtype=torch.float32),
+            torch.tensor([sequence.random_bits() if sequence.sampling.temperature else 0 for sequence in sequences]),
+            _masks(sequences),
+        ).tolist()
+        thoughts: list[TokenLogprobs | None] = [None] * len(sequences)
+        if asked:
+            found = token_logprobs(own, [tokens[row] for row in asked], [settings[row].logprobs or 0 for row in asked])
+            for row, each in zip(asked, found, strict=True):
+                thoughts[row] = each
+    except Exception:
+        for row, each in before.items():  # so that each row can be tried again by itself
+            logits[row] = each
+        raise
     return tokens, thoughts
 
 
@@ -68,6 +73,10 @@ def change_logits(sequence: Sequence, logits: torch.Tensor) -> None:
     """Applies bias and penalties, in place, and forbids what would end an answer too early."""
     sampling = sequence.sampling
     vocabulary = len(logits)
+    if sampling.logit_bias:  # before the penalties, as transformers has it
+        known = [token for token in sampling.logit_bias if 0 <= token < vocabulary]
+        biases = torch.tensor([sampling.logit_bias[token] for token in known], dtype=logits.dtype, device=logits.device)
+        logits[known] += biases
     if sampling.repetition_penalty != 1.0:
         seen = torch.from_numpy(np.unique(np.array(sequence.tokens, dtype=np.int64))).to(logits.device)
         values = logits[seen]
@@ -77,10 +86,6 @@ def change_logits(sequence: Sequence, logits: torch.Tensor) -> None:
         seen = torch.tensor(list(sequence.counts), device=logits.device)
         counts = torch.tensor(list(sequence.counts.values()), dtype=logits.dtype, device=logits.device)
         logits[seen] -= sampling.presence_penalty + sampling.frequency_penalty * counts
-    if sampling.logit_bias:
-        known = [token for token in sampling.logit_bias if 0 <= token < vocabulary]
-        biases = torch.tensor([sampling.logit_bias[token] for token in known], dtype=logits.dtype, device=logits.device)
-        logits[known] += biases
     if sequence.answer_tokens < sampling.min_tokens:
         logits[[token for token in sequence.stop_ids if token < vocabulary]] = -torch.inf
 

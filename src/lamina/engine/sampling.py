@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from lamina.engine.guides import Guide
@@ -16,6 +16,12 @@ LARGEST_SEED = 2**64 - 1
 
 # Tokens of whose log-probabilities a request may ask at each position.
 MOST_LOGPROBS = 20
+
+# Largest number of tokens, and largest id of one: 32 bits, which everything that computes with them has room for.
+_MOST = 2**31 - 1
+
+# Largest value of what is added to logits or divides them, well within float32.
+_LARGEST = 1e38
 
 
 @dataclass(frozen=True)
@@ -39,8 +45,8 @@ class Sampling:
             negative ones.
         presence_penalty: Taken off the logits of tokens that the answer holds.
         frequency_penalty: Taken off them for each time.
-        min_tokens: No token ends the answer before it has that many.
-        stop: Strings that end an answer; it is cut before them.
+        min_tokens: No token ends the answer before it has that many, and no stop string that is complete before.
+        stop: Strings that end an answer, or one; it is cut before them. Always a tuple once it is set.
         ignore_stop_tokens: Go on past the tokens that end an answer, up to `max_tokens`.
         logprobs: Report the log-probability of every token, and of that many of the most probable ones; None for none.
             They are the model's own, before bias, penalties and temperature.
@@ -60,7 +66,7 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     min_tokens: int = 0
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] | str = ()
     ignore_stop_tokens: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
@@ -71,19 +77,33 @@ class Sampling:
         Raises:
             ConfigError: A value is not allowed.
         """
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         problems = [
-            Problem(f"sampling.{name}", f"{getattr(self, name)} is not {allowed}", fix)
+            Problem(f"sampling.{name}", f"{getattr(self, name)!r} is not {allowed}", fix)
             for name, is_allowed, allowed, fix in _RULES
             if not is_allowed(getattr(self, name))
         ]
+        for name, tokens in (("stop_token_ids", self.stop_token_ids), ("logit_bias", self.logit_bias)):
+            problems += [
+                Problem(f"sampling.{name}", f"{token!r} is not the id of a token: {_IDS}", "use such numbers")
+                for token in tokens
+                if not _is_id(token)
+            ]
         problems += [
-            Problem("sampling.logit_bias", f"the bias of token {token} is {bias}", "use a finite number")
+            Problem(
+                "sampling.logit_bias",
+                f"the bias of token {token} is {bias!r}, which is not a finite number of at most {_LARGEST:g}",
+                "use such a number",
+            )
             for token, bias in self.logit_bias.items()
-            if not math.isfinite(bias)
+            if not _is_moderate(bias)
         ]
-        if "" in self.stop:
-            problems.append(Problem("sampling.stop", "one of the strings is empty", "leave it out"))
-        if self.min_tokens > self.max_tokens:
+        for text in self.stop:
+            if not isinstance(text, str):
+                problems.append(Problem("sampling.stop", f"{text!r} is not a string", "give strings alone"))
+            elif not text:
+                problems.append(Problem("sampling.stop", "one of the strings is empty", "leave it out"))
+        if not problems and self.min_tokens > self.max_tokens:
             message = f"{self.min_tokens} is more than max_tokens, {self.max_tokens}"
             problems.append(Problem("sampling.min_tokens", message, "raise max_tokens"))
         if problems:
@@ -101,31 +121,63 @@ class Sampling:
         )
 
 
-def _at_least(least: float) -> Any:
-    return lambda value: value >= least
+def _is_id(value: Any) -> bool:
+    return _between(0, _MOST)(value)
 
+
+def _between(least: int, most: int) -> Callable[[Any], bool]:
+    """Tells whether a value is an integer between two; True and False are none."""
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_moderate(value: Any) -> bool:
+    return _is_number(value) and -_LARGEST <= value <= _LARGEST
+
+
+_IDS = f"an integer between 0 and {_MOST}"
 
 _RULES = (
-    ("temperature", _at_least(0), "0 or more", "use 0 for greedy"),
-    ("max_tokens", _at_least(1), "1 or more", "use at least 1"),
+    (
+        "temperature",
+        lambda value: _is_moderate(value) and value >= 0,
+        f"a number between 0 and {_LARGEST:g}",
+        "use 0 for greedy",
+    ),
+    ("max_tokens", _between(1, _MOST), f"an integer between 1 and {_MOST}", "use such a number"),
     (
         "seed",
-        lambda value: value is None or 0 <= value <= LARGEST_SEED,
-        f"between 0 and {LARGEST_SEED}",
+        lambda value: value is None or _between(0, LARGEST_SEED)(value),
+        f"an integer between 0 and {LARGEST_SEED}",
         "use such a number, or None for other draws each time",
     ),
-    ("top_k", _at_least(0), "0 or more", "use 0 for all tokens"),
-    ("top_p", lambda value: 0 < value <= 1, "above 0 and at most 1", "use 1 for all tokens"),
-    ("min_p", lambda value: 0 <= value <= 1, "between 0 and 1", "use 0 for all tokens"),
-    ("repetition_penalty", lambda value: 0 < value < math.inf, "above 0 and finite", "use 1 for none"),
-    ("presence_penalty", math.isfinite, "a finite number", "use 0 for none"),
-    ("frequency_penalty", math.isfinite, "a finite number", "use 0 for none"),
-    ("min_tokens", _at_least(0), "0 or more", "use 0 for none"),
+    ("top_k", _between(0, _MOST), _IDS, "use 0 for all tokens"),
+    (
+        "top_p",
+        lambda value: _is_number(value) and 0 < value <= 1,
+        "a number above 0 and at most 1",
+        "use 1 for all tokens",
+    ),
+    ("min_p", lambda value: _is_number(value) and 0 <= value <= 1, "a number between 0 and 1", "use 0 for all tokens"),
+    (
+        "repetition_penalty",
+        lambda value: _is_moderate(value) and value > 0,
+        f"a number above 0 and at most {_LARGEST:g}",
+        "use 1 for none",
+    ),
+    *(
+        (name, _is_moderate, f"a number between -{_LARGEST:g} and {_LARGEST:g}", "use 0 for none")
+        for name in ("presence_penalty", "frequency_penalty")
+    ),
+    ("min_tokens", _between(0, _MOST), _IDS, "use 0 for none"),
     *(
         (
             name,
-            lambda value: value is None or 0 <= value <= MOST_LOGPROBS,
-            f"between 0 and {MOST_LOGPROBS}",
+            lambda value: value is None or _between(0, MOST_LOGPROBS)(value),
+            f"an integer between 0 and {MOST_LOGPROBS}",
             "use such a number, or None for none",
         )
         for name in ("logprobs", "prompt_logprobs")

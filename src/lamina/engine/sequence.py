@@ -82,7 +82,7 @@ class Sequence:
         self.preempted = 0
         self._deliver, self._fail = deliver, fail
         self._tokenizer, self._streams = tokenizer, streams
-        self._text = Detokenizer(tokenizer, sampling.stop) if streams or sampling.stop else None
+        self._text = Detokenizer(tokenizer, sampling.stop, sampling.min_tokens) if streams or sampling.stop else None
         seed = int.from_bytes(os.urandom(8), "little") if sampling.seed is None else sampling.seed
         self._seed = seed.to_bytes(8, "little") + choice.to_bytes(8, "little")
         self._first = first_key(voice.digest, salt)
@@ -148,6 +148,7 @@ class Sequence:
         stops = token in self.stop_ids and self.answer_tokens >= self.sampling.min_tokens
         if self.guide is not None and not stops:
             self.guide.take(token)
+            stops = self.guide.is_ended
         if self._text is not None and not stops:
             self._text.add(token)
         if stops:

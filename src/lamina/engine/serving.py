@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from lamina.chat.template import ChatTemplate
 from lamina.engine.generator import Generator, Piece, Request
 from lamina.engine.sampling import Sampling
 from lamina.engine.stats import EngineStats
@@ -42,6 +43,15 @@ class Serving(Generator, Protocol):
 
         Those of the base begin with `base`, and those of the template with `template`.
         """
+        ...
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it answers; one that does not gives every request an error."""
+        ...
+
+    def template_of(self, adapter: str | None) -> ChatTemplate:
+        """What renders an adapter's conversations and reads what it writes."""
         ...
 
     def default_sampling(self) -> Sampling:

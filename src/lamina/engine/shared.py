@@ -56,6 +56,15 @@ class ServingEngine(ABC):
         """As the contract says."""
         return ignored_settings(self.base.model, sampling)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it answers."""
+        return True
+
+    def template_of(self, adapter: str | None) -> ChatTemplate:
+        """What renders an adapter's conversations and reads what it writes."""
+        return self.template
+
     @abstractmethod
     def tokenize(self, request: Request) -> list[int]:
         """Returns the tokens of a request's prompt.

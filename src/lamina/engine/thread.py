@@ -32,7 +32,7 @@ def start(engine: Any, wake: threading.Event) -> threading.Thread:
     """Starts the thread that runs an `Engine` until it is closed, or gone, or the process ends.
 
     Args:
-        engine: Has `work_once` and `is_over`.
+        engine: Has `work_once`, `break_down` and `is_over`.
         wake: Set when there is something to do.
     """
     thread = threading.Thread(target=_work, args=(weakref.ref(engine), wake), daemon=True, name="lamina-engine")
@@ -50,7 +50,11 @@ def _work(engine: weakref.ref[Any], wake: threading.Event) -> None:
             own = engine()
             if own is None:
                 return
-            more = own.work_once()
+            try:
+                more = own.work_once()
+            except BaseException as error:  # nobody would answer any more, and whoever waits must not wait forever
+                own.break_down(error)
+                raise
             over = own.is_over
             del own
             if over:
