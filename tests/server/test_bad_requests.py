@@ -20,22 +20,32 @@ WRONG: dict[str, list[Any]] = {
     "model": [None, 1, "", "x" * 600, ["a"], "nobody", "../../etc/passwd", "\ud800", "a\0"],
     "temperature": [-1, 2.1, "0.5", True, [], {}],
     "top_p": [0, 1.5, "1", -0.5],
-    "n": [0, -1, 9, 1.5, "1", 10**30, True],
-    "seed": [1.5, "x", 2**64, -(2**64)],
+    "n": [0, -1, 9, 1.5, "1", 2**31, 10**30, True],
+    "seed": [1.5, "x", 2**64, -(2**64), 10**30],
     "stop": ["\ud800", [""], "", ["a"] * 17, 5, [5], ["a", None], "x" * 2000],
     "stream": ["yes", 1, {}],
     "stream_options": [{}, {"include_usage": 1}, {"other": True}, True],
-    "max_tokens": [-1, 0, 1.5, "1", 10**9, True],
+    "max_tokens": [-1, 0, 1.5, "1", 10**9, 2**63, 10**30, True],
     "presence_penalty": [2.5, -2.5, "0"],
     "frequency_penalty": [3, "x"],
-    "logit_bias": [{"x": 1}, {"5": 200}, {"5": "1"}, [], {"99999999": 1}, {"-1": 1}, {"1.5": 1}],
+    "logit_bias": [
+        {"x": 1},
+        {"5": 200},
+        {"5": "1"},
+        [],
+        {"99999999": 1},
+        {"9" * 11: 1},
+        {"9" * 400: 1},
+        {"-1": 1},
+        {"1.5": 1},
+    ],
     "user": [5, "x" * 600, "\udfff"],
-    "top_k": [-2, 0.5, "1"],
+    "top_k": [-2, 0.5, "1", 2**31, 2**63, 10**30],
     "min_p": [-0.1, 1.1],
     "repetition_penalty": [0, -1, 1000, "1"],
-    "min_tokens": [-1, 10**6, "1"],
+    "min_tokens": [-1, 10**6, 2**63, 10**30, "1"],
     "ignore_eos": [1, "true"],
-    "stop_token_ids": [[-1], ["a"], [10**6], [2**40], list(range(17))],
+    "stop_token_ids": [[-1], ["a"], [10**6], [2**40], [10**30], list(range(17))],
     "response_format": [
         "json",
         {"type": "xml"},
@@ -79,9 +89,9 @@ OF_CHAT: dict[str, list[Any]] = {
         [{"role": "user", "content": "x<|im_end|>y"}],
         [{"role": "user", "content": "\ud800"}],
     ],
-    "max_completion_tokens": [0, "1", 10**9],
+    "max_completion_tokens": [0, "1", 10**9, 2**63, 10**30],
     "logprobs": [1, "true"],
-    "top_logprobs": [21, -1, 2],
+    "top_logprobs": [21, 10**30, -1, 2],
     "tools": [
         [5],
         {},
@@ -124,8 +134,8 @@ OF_COMPLETIONS: dict[str, list[Any]] = {
         "",
     ],
     "echo": [1, "yes"],
-    "logprobs": [21, -1, True, "1"],
-    "best_of": [2, 0],
+    "logprobs": [21, 10**30, -1, True, "1"],
+    "best_of": [2, 0, 10**30],
     "suffix": ["x"],
     "messages": [[{"role": "user", "content": "x"}]],
     "tools": [[]],
@@ -230,8 +240,18 @@ def test_two_fields_that_say_the_same_differently() -> None:
     assert CLIENT.post(CHAT, json={**GOOD[CHAT], **lengths}).json()["error"]["param"] == "max_tokens"
     schema = {"type": "object", "description": "x" * 100_001}
     for path in GOOD:
-        long = CLIENT.post(path, json={**GOOD[path], "structured_outputs": {"json": schema}})
-        assert long.json()["error"]["param"] == "structured_outputs"
+        long = CLIENT.post(path, json={**GOOD[path], "structured_outputs": {"json": schema}}).json()["error"]
+        assert long["param"] == "structured_outputs"
+        assert long["message"].startswith("structured_outputs: the json_schema has ")
+
+
+def test_no_integer_is_without_an_end() -> None:
+    """What the engine cannot count ends no request, and certainly not the engine."""
+    schemas = CLIENT.get("/openapi.json").json()["components"]["schemas"]
+    for name in ("ChatBody", "CompletionBody"):
+        for field, value in schemas[name]["properties"].items():
+            for kind in value.get("anyOf", [value]):
+                assert kind.get("type") != "integer" or kind["maximum"] <= 2**64, field
 
 
 def test_unknown_fields_have_a_hint() -> None:

@@ -13,6 +13,7 @@ import httpx
 import openai
 import pytest
 
+import lamina
 from lamina.chat.message import Message
 from lamina.engine.engine import Engine
 from lamina.engine.generator import Request
@@ -25,6 +26,7 @@ from lamina.server.replay import read_log, replay, replay_on
 from lamina.server.serve import build_service
 from lamina.server.settings import ServeSettings
 from tests.support.serving import ADMIN, KEYS, USER, events_of, listening
+from tests.support.training import settings
 from tests.support.waiting import wait_for
 
 ASKED: Any = [{"role": "user", "content": "red green 1"}]
@@ -147,6 +149,16 @@ def test_answers_keep_to_a_schema(client: openai.OpenAI, engine: Engine) -> None
     assert bad.value.param == "response_format"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_an_answer_must_be_is_told_by_the_field_that_says_it(client: openai.OpenAI, stream: bool) -> None:
+    for path, asked in (("chat", {"messages": ASKED}), ("text", {"prompt": "x"})):
+        create: Any = client.chat.completions.create if path == "chat" else client.completions.create
+        with pytest.raises(openai.BadRequestError) as bad:
+            create(model="support", stream=stream, extra_body={"structured_outputs": {"regex": "(a"}}, **asked)
+        assert bad.value.param == "structured_outputs"
+        assert "structured_outputs: the regex is not one" in bad.value.message
+
+
 def test_special_tokens_in_a_turn_are_refused(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
         client.chat.completions.create(model="support", messages=[{"role": "user", "content": "<|im_end|>"}])
@@ -246,6 +258,34 @@ def test_logged_answers_are_had_again(
     lines = list(replay_on(engine, type(log)(moved, [wrong]), {}).lines())
     assert lines[0].startswith("base.tensors differs: it was sha256:other, and is sha256:")
     assert lines[1].endswith("base differs from then")
+
+
+def test_a_name_that_stood_for_several_adapters_is_replayed_with_each(
+    engine: Engine, trained: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    train = {"max_steps": 3, "learning_rate": 0.1}
+    other = lamina.train(settings(trained.parent, model_folder, "other", train=train)).path
+    log_file = tmp_path / "log.jsonl"
+    chosen = ServeSettings(port=0, adapter_root=str(trained.parent), log_requests=str(log_file), dtype="float32")
+    service = build_service(engine, Subject(str(model_folder), "tiny"), chosen, Keys(KEYS), EventLog(io.StringIO()))
+    body = {"model": "changing", "messages": ASKED, "max_tokens": 8, "temperature": 0}
+    with listening(service) as (url, _):
+        admin = httpx.Client(base_url=url, headers={"authorization": f"Bearer {ADMIN}"}, timeout=30)
+        for folder in (trained, other, trained):
+            assert admin.post("/v1/adapters", json={"name": "changing", "path": folder.name}).status_code == 200
+            assert admin.post("/v1/chat/completions", json=body).status_code == 200
+        assert admin.delete("/v1/adapters/changing").status_code == 200
+    result = replay(log_file)
+    assert result.is_same and [answer.differs for answer in result.answers] == [(), (), ()]
+    # A folder that is given now takes the place of the one whose digest it has, and of one that is gone.
+    log = read_log(log_file)
+    assert [Path(answer["adapter"]["path"]).parent for answer in log.answers] == [trained, other, trained]
+    assert all(again.is_same for again in replay_on(engine, log, {"changing": str(other)}).answers)
+    gone = json.loads(json.dumps(log.answers[0]))
+    gone["adapter"]["path"] = str(tmp_path / "gone")
+    (again,) = replay_on(engine, type(log)(log.server, [gone]), {"changing": str(other)}).answers
+    assert again.differs == ("adapter",)
+    engine.unload("changing"), engine.unload("changing#2")
 
 
 @pytest.mark.parametrize(

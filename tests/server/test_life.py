@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -77,6 +78,30 @@ def test_clients_that_leave_over_a_socket() -> None:
             assert next(stream.iter_lines()).startswith("data: ")
         wait_for(is_idle(service))
         assert httpx.post(f"{url}{CHAT}", json=chat_body(), headers=HEADERS).status_code == 200
+
+
+def test_a_server_whose_engine_has_ended_is_not_ready() -> None:
+    engine = FakeEngine()
+    client = client_of(build(engine))
+    assert client.get("/ready").status_code == 200
+    engine.is_alive = False
+    refused = client.get("/ready")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_ended")
+    assert client.get("/health").status_code == 200
+
+
+def test_the_log_has_the_folder_that_a_name_meant_when_the_request_began(tmp_path: Path) -> None:
+    engine, log = held(), tmp_path / "log.jsonl"
+    service = build(engine, port=0, log_requests=str(log))
+    with listening(service) as (url, _), ThreadPoolExecutor(1) as pool:
+        running = pool.submit(httpx.post, f"{url}{CHAT}", json=chat_body(), headers=HEADERS)
+        wait_for(lambda: len(engine.asked) == 1)
+        engine.load("a", "runs/another")
+        assert engine.hold is not None
+        engine.hold.set()
+        assert running.result().status_code == 200
+    record = json.loads(log.read_text().splitlines()[-1])
+    assert record["adapter"] == {"name": "a", "path": str(Path("runs/a").absolute())}
 
 
 def test_a_full_queue_is_told_with_a_time() -> None:
@@ -185,6 +210,25 @@ def test_a_second_signal_does_not_wait() -> None:
         server.handle_exit(signal.SIGTERM, None)
         assert running.result().status_code == 503
     assert time.monotonic() - began < 10
+
+
+def test_a_body_that_is_still_on_its_way_does_not_keep_a_server_from_its_end() -> None:
+    log = io.StringIO()
+    service = build(log=log, port=0)
+    with listening(service) as (url, server):
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as connection:
+            head = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {USER}\r\n"
+            connection.sendall(f"{head}content-type: application/json\r\ncontent-length: 100\r\n\r\n{{".encode())
+            time.sleep(0.2)
+            began = time.monotonic()
+            server.handle_exit(signal.SIGTERM, None)
+            received = b""
+            while part := connection.recv(65_536):
+                received += part
+        assert time.monotonic() - began < 3
+        assert received.startswith(b"HTTP/1.1 503 ") and b'"code":"draining"' in received
+    (request,) = [line for line in map(json.loads, log.getvalue().splitlines()) if line["event"] == "request"]
+    assert request["status"] == 503
 
 
 def test_nothing_that_a_client_sends_ends_the_server() -> None:

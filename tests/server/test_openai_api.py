@@ -9,7 +9,7 @@ import pytest
 
 from lamina.engine.guides import Guide
 from lamina.engine.sampling import Sampling
-from tests.support.serving import BASE, FakeEngine, build, chat_body, client_of, events_of
+from tests.support.serving import BASE, FakeEngine, build, chat_body, client_of, events_of, thinking_template
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -214,6 +214,36 @@ def test_a_prompt_alone_is_echoed_with_no_answer(stream: bool) -> None:
     assert events[-1]["usage"]["completion_tokens"] == 0
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_alone_ends_for_length_whatever_the_model_would_say(stream: bool) -> None:
+    body = {"model": "a", "prompt": "abc", "echo": True, "max_tokens": 0, "stream": stream}
+    response, _ = asked(COMPLETIONS, body, FakeEngine(write=lambda request: "x"))
+    last = (events_of(response.text) if stream else [response.json()])[-1]["choices"][0]
+    assert last["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_special_tokens_are_left_out_of_a_completions_text(stream: bool) -> None:
+    written: list[Any] = ["a", "<|im_start|>", "b<", "|im_", "end|>", "c", "<"]
+    body = {"model": "a", "prompt": "<|im_start|>x", "echo": True, "logprobs": 0, "skip_special_tokens": True}
+    response, _ = asked(COMPLETIONS, {**body, "stream": stream}, FakeEngine(write=lambda request: written))
+    choices = [event["choices"][0] for event in events_of(response.text)] if stream else response.json()["choices"]
+    assert "".join(choice["text"] for choice in choices) == "<|im_start|>xabc<"
+    found = {
+        name: [each for choice in choices for each in choice["logprobs"][name]] for name in ("tokens", "text_offset")
+    }
+    # The prompt's has its place in the text, and the answer's has none.
+    assert found["tokens"][:5] == ["<|im_start|>", "x", "a", "<|im_start|>", "b"]
+    assert found["text_offset"][:5] == [0, 12, 13, 14, 14]
+    response, _ = asked(
+        COMPLETIONS,
+        {"model": "a", "prompt": "x", "stream": stream, "structured_outputs": {"choice": ["<|im_start|>"]}},
+        FakeEngine(write=lambda request: ["<|im_start|>"]),
+    )
+    choices = [event["choices"][0] for event in events_of(response.text)] if stream else response.json()["choices"]
+    assert "".join(choice["text"] for choice in choices) == "<|im_start|>"
+
+
 def test_a_completion_in_pieces_has_running_offsets() -> None:
     body = {"model": "a", "prompt": "abc", "echo": True, "logprobs": 1, "max_tokens": 3, "stream": True}
     response, _ = asked(COMPLETIONS, body)
@@ -319,6 +349,31 @@ def test_reasoning_is_switched_by_the_templates_own_variable_alone() -> None:
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == "chat_template_kwargs.enable_thinking"
     assert client.post(CHAT, json=chat_body(chat_template_kwargs={})).status_code == 200
+
+
+def test_each_adapter_is_read_and_switched_by_its_own_template() -> None:
+    written = "<think>\n\n</think>\n\nhello"
+    service = build(FakeEngine(write=lambda request: written, templates={"b": thinking_template()}))
+    client = client_of(service)
+    for model, expected in (("a", written), ("b", "hello"), (BASE, written)):
+        body = chat_body(model=model)
+        assert client.post(CHAT, json=body).json()["choices"][0]["message"]["content"] == expected
+        events = events_of(client.post(CHAT, json={**body, "stream": True}).text)
+        assert "".join(event["choices"][0]["delta"].get("content", "") for event in events) == expected
+        switched = {**body, "chat_template_kwargs": {"enable_thinking": False}}
+        assert client.post(CHAT, json=switched).status_code == (200 if model == "b" else 400)
+        talked = {"model": model, "messages": body["messages"], "chat_template_kwargs": {"enable_thinking": False}}
+        assert client.post("/tokenize", json=talked).status_code == (200 if model == "b" else 400)
+
+
+def test_a_guided_answer_is_given_to_the_letter() -> None:
+    for written in ("<|im_start|>", "<think>\n\n</think>\n\nhello"):
+        service = build(FakeEngine(write=lambda request, it=written: [it], templates={"b": thinking_template()}))
+        body = chat_body(model="b", structured_outputs={"choice": [written]})
+        answer = client_of(service).post(CHAT, json=body).json()
+        assert answer["choices"][0]["message"]["content"] == written
+        events = events_of(client_of(service).post(CHAT, json={**body, "stream": True}).text)
+        assert "".join(event["choices"][0]["delta"].get("content", "") for event in events) == written
 
 
 def test_an_error_inside_a_request_ends_that_request_alone() -> None:

@@ -37,6 +37,19 @@ def test_flags_stand_above_the_file(tmp_path: Path) -> None:
     assert settings.shadow[0].share == 0.5
 
 
+def test_flags_of_a_section_change_what_they_name_alone(tmp_path: Path) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text("model: m\nengine: vllm\nvllm: {arguments: [--max-model-len=64], adapter_folder: /shared}\n")
+    changed = read_settings(path, {"vllm": {"replicas": 2}}).vllm
+    assert (changed.replicas, changed.arguments, changed.adapter_folder) == (2, ["--max-model-len=64"], "/shared")
+    assert read_settings(path, {"vllm": {"arguments": ["-x"]}}).vllm.arguments == ["-x"]
+    assert read_settings(path, {"vllm": None}).vllm == read_settings(path, {}).vllm
+    path.write_text("model: m\nengine: vllm\nvllm: 5\nadapters: [a]\n")
+    with pytest.raises(ConfigError) as raised:
+        read_settings(path, {"vllm": {"replicas": 2}, "adapters": {"a": "x"}})
+    assert [problem.field for problem in raised.value.problems] == ["adapters", "vllm"]
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lamina.server import shadow
-from tests.support.serving import FakeEngine, ask_and_leave, build, chat_body
+from tests.support.serving import FakeEngine, ask_and_leave, build, chat_body, thinking_template
 
 
 def shadowed(tmp_path: Path, body: dict[str, Any], engine: Any = None, **changes: Any) -> tuple[Any, list[Any]]:
@@ -52,6 +52,25 @@ def test_both_answers_are_stored(tmp_path: Path, stream: bool) -> None:
     first, copy = engine.asked[0], engine.asked[2]
     assert (first.token_ids, first.sampling, first.choice) == (copy.token_ids, copy.sampling, copy.choice)
     assert 'shadow_requests_total{outcome="answered"} 1.0' in metrics
+
+
+@pytest.mark.parametrize("switched", [False, True])
+def test_a_shadow_is_asked_as_its_own_template_renders(tmp_path: Path, switched: bool) -> None:
+    messages = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": "y"},
+        {"role": "user", "content": "z"},
+    ]
+    engine = FakeEngine(templates={"a" if switched else "b": thinking_template()})
+    kwargs = {"chat_template_kwargs": {"enable_thinking": False}} if switched else {}
+    _, (line,) = shadowed(tmp_path, chat_body(messages=messages, **kwargs), engine)
+    asked = {
+        request.adapter: engine.template.tokenizer.decode(list(request.token_ids or ())) for request in engine.asked
+    }
+    thoughts = {adapter: text.count("<think>") for adapter, text in asked.items()}
+    assert thoughts == ({"a": 2, "b": 0} if switched else {"a": 0, "b": 1})
+    assert line["prompts"] == [list(engine.asked[0].token_ids or ())]
+    assert line["shadow"]["prompts"] == [list(engine.asked[1].token_ids or ())]
 
 
 def test_a_shadow_that_fails_is_stored_as_that(tmp_path: Path) -> None:

@@ -87,6 +87,12 @@ class Commands(TyperGroup):
     broken pipe into silence.
     """
 
+    def make_context(self, *arguments: Any, **settings: Any) -> Any:
+        try:
+            return super().make_context(*arguments, **settings)
+        except KeyboardInterrupt as error:
+            raise _Raised(error) from None
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lamina.cli.output import JsonFlag, notify, out, pair, print_json
+from lamina.cli.serve_start import Start
 from lamina.errors import ConfigError, Problem
 
 Adapters = Annotated[
@@ -71,11 +72,8 @@ def serve(
     as_json: JsonFlag = False,
 ) -> None:
     """Serve a base model and any number of adapters over OpenAI's API."""
-    from lamina.server.settings import read_settings
-
     flags = {
         "model": model,
-        "adapters": _named(adapter),
         "registry": registry,
         "name": name,
         "host": host,
@@ -95,6 +93,15 @@ def serve(
         "drain_seconds": drain_seconds,
         "log_requests": log_requests and str(log_requests),
     }
+    with Start() as start:
+        _serve(config, {**flags, "adapters": _named(adapter)}, start, as_json)
+        if not start.is_over:
+            raise KeyboardInterrupt  # the signal came when the server already listened for it
+
+
+def _serve(config: Path | None, flags: dict[str, Any], start: Start, as_json: bool) -> None:
+    from lamina.server.settings import read_settings
+
     settings = read_settings(config, flags)
     if settings.model is None:
         raise ConfigError(Problem("model", "is not given", "name one: lamina serve MODEL, or model: in the file"))
@@ -103,12 +110,17 @@ def serve(
     from lamina.server.serve import serve as run_server
 
     def ready(server: Ready) -> None:
+        start.end()
         if as_json:
             print_json({"url": server.url, "models": server.models, "pid": os.getpid()})
         else:
             out.print(f"{server.url}  {', '.join(server.models)}", markup=False)
 
-    run_server(settings, ready, notify)
+    def tell(message: str) -> None:
+        start.check()
+        notify(message)
+
+    run_server(settings, ready, tell)
 
 
 def replay(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any
 
@@ -131,6 +131,7 @@ class Admission:
         self.waiting = 0
         self.draining = False
         self.running: set[Answering] = set()
+        self._reading: set[asyncio.Timeout] = set()
         self._wait = 1.0
 
     def admit(self, answers: int) -> None:
@@ -161,10 +162,27 @@ class Admission:
             await asyncio.sleep(0.02)
         return not self.running
 
+    @contextlib.contextmanager
+    def reading(self, time_left: asyncio.Timeout) -> Iterator[None]:
+        """Lets the end of all end a block that waits for a body, too."""
+        self._reading.add(time_left)
+        try:
+            yield
+        finally:
+            self._reading.discard(time_left)
+
     def end_all(self) -> None:
-        """Ends what is running, with an error."""
+        """Ends what is running, and requests whose bodies are still on their way, with an error."""
         for answering in list(self.running):
-            answering.cancel(ApiError(503, "the server has ended", code="draining", headers={"retry-after": "1"}))
+            answering.cancel(server_ended())
+        for time_left in self._reading:
+            with contextlib.suppress(RuntimeError):  # it is over by itself
+                time_left.reschedule(0)
+
+
+def server_ended() -> ApiError:
+    """The error of what a server no longer answers."""
+    return ApiError(503, "the server has ended", code="draining", headers={"retry-after": "1", "connection": "close"})
 
 
 async def until_gone(receive: Callable[[], Any]) -> None:

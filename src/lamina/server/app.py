@@ -77,6 +77,9 @@ def _add_own_routes(app: FastAPI, service: Service, responses: dict[int | str, d
         """Tells whether requests are taken."""
         if service.admission.draining:
             raise ApiError(503, "the server is ending", code="draining", headers={"retry-after": "1"})
+        if not service.engine.is_alive:
+            message = "the engine has ended, so nothing can be answered. Start the server again"
+            raise ApiError(503, message, code="engine_ended", headers={"x-should-retry": "false"})
         following = {} if service.follower is None else {"following": service.follower.as_json()}
         return JSONResponse({"status": "ready", **following})
 

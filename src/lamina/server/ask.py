@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lamina.chat.voice import Voice
 from lamina.engine.generator import Request
 from lamina.engine.sampling import Sampling
 from lamina.server.routing import Target
@@ -28,6 +29,8 @@ class Ask:
         request_id: Of the HTTP request.
         salt: Cached prefixes are shared within it.
         told: What else is logged, such as the user.
+        voice: Reads the answers of a conversation; None leaves them as they are written.
+        guide_field: The field that says what answers must be, for errors.
     """
 
     kind: str
@@ -41,6 +44,8 @@ class Ask:
     request_id: str
     salt: str = ""
     told: Mapping[str, Any] = field(default_factory=dict)
+    voice: Voice | None = None
+    guide_field: str = "response_format"
 
     def to_engine(self, ids: Sequence[int], longest: int, adapter: str | None) -> list[Request]:
         """The requests for the answers to one prompt.

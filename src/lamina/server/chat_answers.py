@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from lamina.chat.voice import Listener
+from lamina.chat.voice import Listener, Voice
 from lamina.engine.generator import Piece
 from lamina.server.job import Job
 from lamina.server.logprobs import chat_logprobs
@@ -20,10 +20,9 @@ def whole_answer(job: Job, reads_calls: bool) -> dict[str, Any]:
         job: All answers of it are over.
         reads_calls: Whether there are functions that the model may have called.
     """
-    voice = job.service.engine.template.voice
-    choices = []
+    voice, choices = job.ask.voice, []
     for index, answer in enumerate(job.answers):
-        text, calls = voice.read(answer.text), []
+        text, calls = answer.text if voice is None else voice.read(answer.text), []
         if reads_calls:
             text, calls = read_calls(text)
         message: dict[str, Any] = {"role": "assistant", "content": (text or None) if calls else text, "refusal": None}
@@ -45,8 +44,8 @@ async def chunks(
     job: Job, pieces: AsyncGenerator[tuple[int, Piece], None], reads_calls: bool, with_usage: bool
 ) -> AsyncGenerator[dict[str, Any], None]:
     """The same in chunks, as pieces come."""
-    voice, usage = job.service.engine.template.voice, {"usage": None} if with_usage else {}
-    streams = {index: _Stream(Listener(voice), reads_calls) for index in range(len(job.answers))}
+    usage = {"usage": None} if with_usage else {}
+    streams = {index: _Stream(job.ask.voice, reads_calls) for index in range(len(job.answers))}
     head: dict[str, Any] = {}
     async with aclosing(pieces):
         async for index, piece in pieces:
@@ -63,8 +62,8 @@ async def chunks(
 class _Stream:
     """One answer in deltas."""
 
-    def __init__(self, listener: Listener, reads_calls: bool) -> None:
-        self._listener = listener
+    def __init__(self, voice: Voice | None, reads_calls: bool) -> None:
+        self._listener = None if voice is None else Listener(voice)
         self._calls = CallReader() if reads_calls else None
         self._begun = False
 
@@ -75,7 +74,9 @@ class _Stream:
             found.append(({"role": "assistant", "content": ""}, None))
             self._begun = True
         over, calls = piece.finish_reason is not None, []
-        text = self._listener.hear(piece.text) + (self._listener.end() if over else "")
+        text = piece.text
+        if self._listener is not None:
+            text = self._listener.hear(text) + (self._listener.end() if over else "")
         if self._calls is not None:
             text = self._calls.hear(text)
             if over:

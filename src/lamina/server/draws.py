@@ -10,7 +10,7 @@ from typing import Any
 
 from lamina.engine.guides import Guide, Kind
 from lamina.engine.sampling import LARGEST_SEED, Sampling
-from lamina.server.errors import ApiError, as_api_error, bad_request
+from lamina.server.errors import as_api_error, bad_request
 from lamina.server.schemas.chat import ChatBody
 from lamina.server.schemas.completions import CompletionBody
 from lamina.server.schemas.sampling import ResponseFormat, SamplingBody, StructuredOutputs
@@ -130,6 +130,11 @@ def _logprobs(body: ChatBody | CompletionBody) -> dict[str, int | None]:
     return {"logprobs": (body.top_logprobs or 0) if body.logprobs else None, "prompt_logprobs": None}
 
 
+def guide_field(body: SamplingBody) -> str:
+    """Returns the field that says what the answer must be."""
+    return "structured_outputs" if body.structured_outputs is not None else "response_format"
+
+
 def _guide(body: SamplingBody) -> Guide | None:
     """What the answer must be, by whichever of the two fields says it."""
     asked = [_of_format(body.response_format), _of_structure(body.structured_outputs)]
@@ -173,4 +178,4 @@ def _made(kind: Kind, text: str, param: str) -> Guide:
     try:
         return Guide(kind, text)
     except ValueError as error:
-        raise ApiError(400, str(error), param=param) from None
+        raise as_api_error(error, guide=param) from None

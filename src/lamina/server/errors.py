@@ -25,7 +25,6 @@ _TYPES = {
 
 # Fields of `Sampling` and `Request` that clients call by other names.
 _NAMES = {
-    "guide": "response_format",
     "ignore_stop_tokens": "ignore_eos",
     "adapter": "model",
     "token_ids": "prompt",
@@ -83,19 +82,20 @@ def unknown_model(name: str, message: str) -> ApiError:
     return ApiError(404, f"model: {name!r} {message}", param="model", code="model_not_found")
 
 
-def as_api_error(error: BaseException, param: str | None = None) -> ApiError:
+def as_api_error(error: BaseException, param: str | None = None, guide: str = "response_format") -> ApiError:
     """What a client is told of an error of the engine's.
 
     Args:
         error: The error.
         param: The field that it is of, if the error does not say.
+        guide: The field that says what the answer must be.
     """
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ConfigError):
         problem = error.problems[0]
         place, _, name = problem.field.rpartition(".")
-        name = _NAMES.get(name, name) if place in ("sampling", "request") else name
+        name = {**_NAMES, "guide": guide}.get(name, name) if place in ("sampling", "request") else name
         if problem.field == "request.adapter":
             return ApiError(404, f"model: {problem.message}. {problem.fix}", param="model", code="model_not_found")
         return ApiError(400, f"{name}: {str(problem).partition(': ')[2]}", param=name)

@@ -14,6 +14,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lamina.server.answering import server_ended
 from lamina.server.auth import Caller
 from lamina.server.errors import ApiError, as_api_error
 from lamina.server.service import Service
@@ -46,6 +47,10 @@ class Gate:
             await self._pass(scope, receive, answer)
         except ClientGone:
             answer.status = 499
+        except asyncio.CancelledError:
+            if not self._service.admission.draining:
+                raise
+            answer.status = 499  # the server ends, and the client has not taken its answer
         except Exception as error:
             if not isinstance(error, ApiError):
                 self._service.log.failure("request_failed", error, request_id=answer.request_id)
@@ -101,7 +106,7 @@ class Gate:
             ApiError: It is too long, or does not come.
             ClientGone: Nor does the client.
         """
-        limits = self._service.limits
+        limits, admission = self._service.limits, self._service.admission
         message = f"the body is longer than {limits.body_bytes} bytes"
         too_long = ApiError(413, message, code="body_too_large", headers={"connection": "close"})
         declared = headers.get("content-length", "")
@@ -109,18 +114,21 @@ class Gate:
             raise too_long
         parts, length = [], 0
         try:
-            async with asyncio.timeout(limits.body_seconds):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientGone
-                    parts.append(message.get("body", b""))
-                    length += len(parts[-1])
-                    if length > limits.body_bytes:
-                        raise too_long
-                    if not message.get("more_body", False):
-                        return b"".join(parts)
+            async with asyncio.timeout(limits.body_seconds) as time_left:
+                with admission.reading(time_left):
+                    while True:
+                        message = await receive()
+                        if message["type"] == "http.disconnect":
+                            raise ClientGone
+                        parts.append(message.get("body", b""))
+                        length += len(parts[-1])
+                        if length > limits.body_bytes:
+                            raise too_long
+                        if not message.get("more_body", False):
+                            return b"".join(parts)
         except TimeoutError:
+            if admission.draining:
+                raise server_ended() from None
             text = f"the body did not come within {limits.body_seconds:g} seconds"
             raise ApiError(400, text, code="body_timeout", headers={"connection": "close"}) from None
 

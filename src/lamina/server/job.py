@@ -67,6 +67,7 @@ class Job:
         self.prompts: list[list[int]] = []
         self.answers = [Answer() for _ in range(len(ask.requests) * ask.n)]
         self._waiting = len(self.answers)
+        self._path: str | None = None
         self._answering = Answering(service.engine, service.pool, service.limits.request_seconds)
 
     @property
@@ -86,6 +87,7 @@ class Job:
         service.admission.running.add(answering)
         try:
             requests = await self._requests()
+            self._path = self._path_now()
             await answering.start(requests)
             async with aclosing(answering.pieces()) as pieces:
                 async for number, piece in pieces:
@@ -93,7 +95,7 @@ class Job:
                     yield number, piece
             self._finish()
         except Exception as error:
-            known = as_api_error(error, self.ask.param)
+            known = as_api_error(error, self.ask.param, self.ask.guide_field)
             if known.status == 500:
                 service.log.failure("request_failed", error, request_id=self.ask.request_id)
             if known is error:
@@ -127,10 +129,7 @@ class Job:
     def record(self) -> dict[str, Any]:
         """What the log of requests keeps."""
         ask = self.ask
-        adapter = None
-        if ask.target.adapter is not None:
-            found = [facts for facts in self.service.engine.loaded() if facts.name == ask.target.adapter]
-            adapter = {"name": ask.target.adapter, "path": str(found[0].path.absolute()) if found else None}
+        adapter = None if ask.target.adapter is None else {"name": ask.target.adapter, "path": self._path}
         return {
             "type": "answer",
             "id": self.id,
@@ -155,6 +154,13 @@ class Job:
                 for answer in self.answers
             ],
         }
+
+    def _path_now(self) -> str | None:
+        """Returns the folder that the adapter's name means now: another may have the name when the answer is over."""
+        if self.ask.target.adapter is None:
+            return None
+        found = (facts.path for facts in self.service.engine.loaded() if facts.name == self.ask.target.adapter)
+        return next((str(path.absolute()) for path in found), None)
 
     async def _requests(self) -> list[Request]:
         """The requests to the engine, as tokens."""
@@ -191,6 +197,6 @@ class Job:
         if service.requests is not None:
             service.write(service.requests, record)
         if shadow is not None and not service.admission.draining:
-            task = asyncio.get_running_loop().create_task(send_shadow(service, ask, self.prompts, record, shadow))
+            task = asyncio.get_running_loop().create_task(send_shadow(service, ask, record, shadow))
             service.tasks.add(task)
             task.add_done_callback(service.tasks.discard)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Collection, Sequence
+from functools import cached_property, lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from lamina.chat.special import special_tokens
 from lamina.engine.generator import TokenLogprobs
+from lamina.server.plain import SpecialTexts
 
 # What JSON has for minus infinity, by OpenAI's custom.
 _LOWEST = -9999.0
@@ -23,6 +25,17 @@ class TokenTexts:
         self._tokenizer: Any = tokenizer
         self._bytes = _byte_letters()
         self.text = lru_cache(maxsize=65_536)(self._text)
+
+    @cached_property
+    def special(self) -> SpecialTexts:
+        """The special tokens, as texts."""
+        return SpecialTexts(special_tokens(self._tokenizer))
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The special tokens."""
+        added = (number for number, token in self._tokenizer.added_tokens_decoder.items() if token.special)
+        return frozenset([*added, *self._tokenizer.all_special_ids])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of several tokens, special ones included."""
@@ -59,7 +72,11 @@ def chat_logprobs(found: Sequence[TokenLogprobs], texts: TokenTexts) -> dict[str
 
 
 def completion_logprobs(
-    ids: Sequence[int], found: Sequence[TokenLogprobs | None], texts: TokenTexts, begin: int = 0
+    ids: Sequence[int],
+    found: Sequence[TokenLogprobs | None],
+    texts: TokenTexts,
+    begin: int = 0,
+    left_out: Collection[int] = (),
 ) -> dict[str, Any]:
     """As `/v1/completions` has them.
 
@@ -68,12 +85,13 @@ def completion_logprobs(
         found: What the model thought of each; None for the first of a prompt, which follows nothing.
         texts: Texts of tokens.
         begin: Where the first token begins in the choice's text.
+        left_out: Places of tokens that the choice's text leaves out.
     """
     tokens = [texts.text(token) for token in ids]
     offsets = []
-    for token in tokens:
+    for place, token in enumerate(tokens):
         offsets.append(begin)
-        begin += len(token)
+        begin += 0 if place in left_out else len(token)
     return {
         "tokens": tokens,
         "token_logprobs": [None if each is None else _number(each.logprob) for each in found],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -13,7 +14,7 @@ from lamina.engine.generator import Piece
 from lamina.server import chat_answers
 from lamina.server.ask import Ask, salt_of
 from lamina.server.completion_answers import Echo, completion_chunks, whole_completion
-from lamina.server.draws import answers_wanted, check_stream, sampling_of
+from lamina.server.draws import answers_wanted, check_stream, guide_field, sampling_of
 from lamina.server.errors import as_api_error, unknown_model
 from lamina.server.job import Job
 from lamina.server.prompts import chat_request, completion_requests, prompts_of, tokenize_request
@@ -72,7 +73,7 @@ def openai_routes(service: Service) -> APIRouter:
 
         def tokens() -> list[int]:
             try:
-                return service.engine.tokenize(tokenize_request(body, service.engine.template, target.adapter))
+                return service.engine.tokenize(tokenize_request(body, service.template(target.adapter), target.adapter))
             except Exception as error:
                 raise as_api_error(error, param) from error
 
@@ -103,15 +104,18 @@ async def _after(
 
 def _chat_ask(service: Service, body: ChatBody, request: Request) -> Ask:
     target = _target(service, body.model, body.user, request)
-    asked = chat_request(body, service.engine.template, target.adapter)
+    template = service.template(target.adapter)
+    asked = chat_request(body, template, target.adapter)
     given = body.max_tokens is not None or body.max_completion_tokens is not None
     told = {"user": body.user, "metadata": body.metadata}
-    return _ask(service, body, request, target, ("chatcmpl", [asked], "messages", given, told))
+    ask = _ask(service, body, request, target, ("chatcmpl", [asked], "messages", given, told))
+    # A guided answer is what its guide says, to the letter, as `lamina generate` has it.
+    return ask if ask.sampling.guide is not None else replace(ask, voice=template.voice)
 
 
 def _completion_ask(service: Service, body: CompletionBody, request: Request) -> Ask:
     target = _target(service, body.model, body.user, request)
-    asked = completion_requests(body, service.engine.template, target.adapter, service.limits)
+    asked = completion_requests(body, service.template(target.adapter), target.adapter, service.limits)
     given = body.max_tokens is not None
     return _ask(service, body, request, target, ("cmpl", asked, "prompt", given, {"user": body.user}))
 
@@ -138,6 +142,7 @@ def _ask(
         request_id=request.state.request_id,
         salt=salt_of(key, body.cache_salt, service.settings.isolate_keys),
         told={name: value for name, value in told.items() if value},
+        guide_field=guide_field(body),
     )
 
 

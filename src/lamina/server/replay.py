@@ -15,6 +15,7 @@ from lamina.engine.engine import Engine
 from lamina.engine.generator import Generator, Piece, Request
 from lamina.engine.sampling import Sampling
 from lamina.engine.serving import Serving
+from lamina.engine.store import AdapterFacts
 from lamina.errors import ConfigError, DataError, LaminaError, Problem
 from lamina.models.load import Base, load_base
 from lamina.progress import Notify
@@ -94,7 +95,7 @@ def read_log(path: Path, limit: int | None = None) -> Log:
     server: Mapping[str, Any] | None = None
     answers: list[Mapping[str, Any]] = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}). Fix: check the path.") from None
     for number, line in enumerate(lines, start=1):
@@ -173,7 +174,7 @@ def replay_on(engine: Serving, log: Log, adapters: Mapping[str, str], notify: No
         name: (str(logged.get(name)), str(now.get(name))) for name in sorted(names) if logged.get(name) != now.get(name)
     }
     result = Replay(parts=parts)
-    known = _load(engine, log, adapters, notify)
+    known = _Adapters(engine, adapters, notify)
     for number, record in enumerate(log.answers, start=1):
         notify(f"Replaying {number} of {len(log.answers)} ...")
         result.answers.append(
@@ -182,30 +183,61 @@ def replay_on(engine: Serving, log: Log, adapters: Mapping[str, str], notify: No
     return result
 
 
-def _load(engine: Serving, log: Log, adapters: Mapping[str, str], notify: Notify) -> dict[str, str | LaminaError]:
-    """Digest or error of each adapter that answered."""
-    wanted: dict[str, str | None] = {}
-    for record in log.answers:
-        adapter = record.get("adapter")
-        if adapter:
-            wanted[adapter["name"]] = adapters.get(adapter["name"]) or adapter.get("path")
-    known: dict[str, str | LaminaError] = {}
-    for name, path in wanted.items():
-        try:
-            if path is None:
-                raise ConfigError(Problem("--adapter", f"{name!r} has no path in the log", f"give {name}=PATH"))
-            notify(f"Loading the adapter {name} ...")
-            known[name] = engine.load(name, path).digest
-        except LaminaError as error:
-            known[name] = error
-    return known
+class _Adapters:
+    """The adapters that answered, each folder loaded once: one name may have stood for several in turn."""
+
+    def __init__(self, engine: Serving, moved: Mapping[str, str], notify: Notify) -> None:
+        """
+        Args:
+            engine: Loads them.
+            moved: Name -> folder of adapters that are now elsewhere.
+            notify: Called with a sentence before each is loaded.
+        """
+        self._engine, self._moved, self._notify = engine, moved, notify
+        self._loaded: dict[tuple[str, str], AdapterFacts | LaminaError] = {}
+
+    def find(self, name: str, path: str | None, digest: str | None) -> AdapterFacts:
+        """Loads what a name stood for.
+
+        Args:
+            name: The name.
+            path: The folder that it stood for then.
+            digest: Of the adapter that answered; of the folder given now and that of then, the one that has it is
+                taken, or else the first that can be loaded.
+
+        Raises:
+            LaminaError: There is none.
+        """
+        places = list(dict.fromkeys(place for place in (self._moved.get(name), path) if place))
+        if not places:
+            raise ConfigError(Problem("--adapter", f"{name!r} has no path in the log", f"give {name}=PATH"))
+        found: list[AdapterFacts | LaminaError] = []
+        for place in places:
+            found.append(self._load(name, place))
+            if isinstance(found[-1], AdapterFacts) and found[-1].digest == digest:
+                return found[-1]
+        usable = next((each for each in found if isinstance(each, AdapterFacts)), None)
+        if usable is None:
+            raise next(each for each in found if isinstance(each, LaminaError))
+        return usable
+
+    def _load(self, name: str, place: str) -> AdapterFacts | LaminaError:
+        key = (name, place)
+        if key not in self._loaded:
+            count = sum(known == name for known, _ in self._loaded)
+            self._notify(f"Loading the adapter {name} from {place} ..." if count else f"Loading the adapter {name} ...")
+            try:
+                self._loaded[key] = self._engine.load(f"{name}#{count + 1}" if count else name, place)
+            except LaminaError as error:
+                self._loaded[key] = error
+        return self._loaded[key]
 
 
 def _again(
     engine: Generator,
     log: Log,
     record: Mapping[str, Any],
-    known: Mapping[str, str | LaminaError],
+    known: _Adapters,
     differs: tuple[str, ...],
 ) -> Replayed:
     """Answers one request again, and compares."""
@@ -213,7 +245,8 @@ def _again(
     try:
         sampling = read_sampling(record["sampling"])
         prompts, answers, n = record["prompts"], record["answers"], int(record["n"])
-        name = record["adapter"]["name"] if record.get("adapter") else None
+        adapter = record.get("adapter")
+        name, path = (adapter["name"], adapter.get("path")) if adapter else (None, None)
         digests = [answer["digest"] for answer in answers]
         tokens = [list(answer["token_ids"]) for answer in answers]
         whole = fingerprint(str(log.server["engine"]), digests[0], sampling)
@@ -222,10 +255,12 @@ def _again(
     if whole != record.get("fingerprint"):
         differs = (*differs, "sampling")
     if name is not None:
-        found = known[name]
-        if isinstance(found, LaminaError):
-            return Replayed(identity, False, (*differs, "adapter"), f"the adapter {name!r} cannot be loaded: {found}")
-        if any(digest != found for digest in digests):
+        try:
+            found = known.find(name, path, digests[0])
+        except LaminaError as error:
+            return Replayed(identity, False, (*differs, "adapter"), f"the adapter {name!r} cannot be loaded: {error}")
+        name = found.name
+        if any(digest != found.digest for digest in digests):
             differs = (*differs, "adapter")
     try:
         pieces = engine.generate(_requests(prompts, n, name, sampling, tokens))

@@ -8,11 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from lamina.chat.template import ChatTemplate
 from lamina.engine.sampling import Sampling
 from lamina.engine.serving import Serving
-from lamina.errors import StorageError
+from lamina.errors import ConfigError, StorageError
 from lamina.server.answering import Admission
 from lamina.server.auth import Keys
+from lamina.server.errors import as_api_error
 from lamina.server.follow import Follower
 from lamina.server.logprobs import TokenTexts
 from lamina.server.logs import EventLog, Lines
@@ -78,6 +80,20 @@ class Service:
         """Tokens that a prompt and its answer may have together; None for no limit."""
         found = [limit for limit in (self.engine.longest, self.limits.context) if limit is not None]
         return min(found) if found else None
+
+    def template(self, adapter: str | None) -> ChatTemplate:
+        """Returns the template that renders an adapter's conversations and reads its answers, as in its training.
+
+        Args:
+            adapter: Its name; None for the base.
+
+        Raises:
+            ApiError: It has been taken away meanwhile.
+        """
+        try:
+            return self.engine.template_of(adapter)
+        except ConfigError as error:
+            raise as_api_error(error) from None
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Calls a function that takes a while in a thread."""

@@ -175,16 +175,19 @@ def read_settings(path: str | Path | None, flags: Mapping[str, Any]) -> ServeSet
 
     Args:
         path: A YAML file; None for flags alone.
-        flags: By the settings' names; None stands for what was not given. `adapters` adds to those of the file.
+        flags: By the settings' names; None stands for what was not given. Names of a section, such as `adapters` or
+            `vllm`, are added to the file's, of which the others stay.
 
     Raises:
         ConfigError: A setting is not allowed; all of them are listed.
     """
     values = {} if path is None else read_yaml(Path(path), "--config", "model: MODEL")
-    adapters = {**(values.get("adapters") or {}), **(flags.get("adapters") or {})}
-    values |= {name: value for name, value in flags.items() if value is not None}
-    if adapters:
-        values["adapters"] = adapters
+    for name, value in flags.items():
+        if isinstance(value, Mapping) and values.get(name) is not None:
+            # A section of the file that is none stays, to be refused as what it is.
+            values[name] = {**values[name], **value} if isinstance(values[name], Mapping) else values[name]
+        elif value is not None:
+            values[name] = value
     try:
         settings = ServeSettings.model_validate(values)
     except ValidationError as error:

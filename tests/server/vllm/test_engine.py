@@ -18,6 +18,7 @@ from lamina.engine.sampling import Sampling
 from lamina.engine.serving import Serving
 from lamina.errors import ConfigError, DataError, LaminaError
 from lamina.server.vllm.engine import VllmEngine
+from tests.support.serving import thinking_template
 from tests.support.vllm import LONGEST, FakeVllm
 from tests.support.waiting import wait_for
 
@@ -61,6 +62,16 @@ def test_it_answers_as_lamina_s_engine(opened: Open, written: dict[str, Path], m
     assert len({piece.text for piece in found}) > 2
     certificates = [facts.certificate for facts in engine.loaded()]
     assert all(certificate is not None and certificate.passed for certificate in certificates)
+
+
+def test_an_adapter_is_asked_by_its_own_template(opened: Open, written: dict[str, Path]) -> None:
+    engine = opened(written)
+    before = engine.tokenize(ask("one"))
+    engine._table.find("one").template = thinking_template()
+    asked = Request(messages=ASKED, adapter="one", template_kwargs={"enable_thinking": False})
+    assert "<think>" in engine.template.tokenizer.decode(engine.tokenize(asked))
+    assert engine.tokenize(ask("two")) == engine.tokenize(ask()) == before
+    assert engine.template_of("one").switch and not engine.template_of("two").switch
 
 
 def test_a_stream_is_the_answer(opened: Open, written: dict[str, Path]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from lamina.server.schemas.base import Body, Items
-from lamina.server.schemas.sampling import SamplingBody
+from lamina.server.schemas.sampling import LARGEST_COUNT, SamplingBody
 
 # Names of functions, as OpenAI allows them.
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
@@ -78,7 +78,7 @@ class ChatBody(SamplingBody):
     """A request for the answer to a conversation."""
 
     messages: Annotated[Items[ChatMessage], Field(min_length=1, max_length=4096)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=LARGEST_COUNT)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Annotated[Items[Tool], Field(max_length=128)] | None = None

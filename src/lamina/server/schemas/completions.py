@@ -8,7 +8,7 @@ from pydantic import Field
 
 from lamina.server.schemas.base import Items, WholeBody
 from lamina.server.schemas.chat import ChatMessage, ChatTemplateKwargs, Tool
-from lamina.server.schemas.sampling import SamplingBody, TokenId
+from lamina.server.schemas.sampling import LARGEST_COUNT, SamplingBody, TokenId
 
 Ids = Annotated[Items[TokenId], Field(min_length=1)]
 
@@ -19,7 +19,7 @@ class CompletionBody(SamplingBody):
     prompt: str | Ids | Annotated[Items[str], Field(min_length=1)] | Annotated[Items[Ids], Field(min_length=1)]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    best_of: Annotated[int, Field(ge=1)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=LARGEST_COUNT)] | None = None
     suffix: None = None
     add_special_tokens: bool | None = None
 

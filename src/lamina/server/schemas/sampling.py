@@ -11,7 +11,9 @@ from lamina.engine.sampling import LARGEST_SEED
 from lamina.server.schemas.base import Body, Items, WholeBody
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+# No integer is larger than what every engine's counters hold; a server's own limits are below it.
+LARGEST_COUNT = 2**31 - 1
+TokenId = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
 StopText = Annotated[str, Field(min_length=1, max_length=1024)]
 Json = dict[str, Any]
 
@@ -53,10 +55,10 @@ class SamplingBody(WholeBody):
     """The fields of both."""
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=LARGEST_COUNT)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=LARGEST_COUNT)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=LARGEST_SEED)] | None = None
     stop: StopText | Items[StopText] | None = None
     stream: bool | None = None
@@ -67,10 +69,10 @@ class SamplingBody(WholeBody):
     user: Annotated[str, Field(max_length=512)] | None = None
     response_format: ResponseFormat | None = None
     # As vLLM names them.
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=LARGEST_COUNT)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=LARGEST_COUNT)] | None = None
     ignore_eos: bool | None = None
     stop_token_ids: Items[TokenId] | None = None
     structured_outputs: StructuredOutputs | None = None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lamina.adapters.certificate import Certificate
+from lamina.chat.template import ChatTemplate
 from lamina.errors import ConfigError, Problem, nearest
 from lamina.server.vllm.certify import Sealed
 
@@ -21,6 +22,7 @@ class Entry:
         sealed: What was checked.
         notes: What its lock says.
         certificate: Of the servers that it was loaded to; None for an adapter without probes.
+        template: Renders its conversations, as in its training; None for the engine's.
         uses: Requests that it is answering.
         is_retired: Whether its name means another one, or nothing.
     """
@@ -30,6 +32,7 @@ class Entry:
     sealed: Sealed
     notes: tuple[str, ...] = ()
     certificate: Certificate | None = None
+    template: ChatTemplate | None = None
     uses: int = 0
     is_retired: bool = False
 

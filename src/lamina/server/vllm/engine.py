@@ -113,10 +113,17 @@ class VllmEngine(ServingEngine):
         Raises:
             ConfigError, DataError: As `check` says.
         """
-        if request.adapter is not None:
-            self._table.find(request.adapter)
+        template = self.template_of(request.adapter)
         check_sampling(request.sampling)
-        return self._ask.tokens(request, 0)
+        return replace(self._ask, template=template).tokens(request, 0)
+
+    def template_of(self, adapter: str | None) -> ChatTemplate:
+        """Returns what renders an adapter's conversations and reads what it writes, as in its training.
+
+        Raises:
+            ConfigError: There is no such adapter.
+        """
+        return self.template if adapter is None else self._table.find(adapter).template or self.template
 
     def submit(self, request: Request, deliver: Callable[[Piece | BaseException], None]) -> Answering:
         """Begins to answer a request.
@@ -146,9 +153,16 @@ class VllmEngine(ServingEngine):
         if pin:
             raise _no_pins()
         adapter = read_adapter(adapter_folder(path))
-        notes = self._check_lock(adapter)
+        template = None if adapter.lock is None else template_of(adapter, self.base)
+        notes = self._check_lock(adapter, template)
         check_limits(adapter, self._servers.most_rank)
-        entry = Entry(name, f"{name}@{_short(adapter.digest)}-{secrets.token_hex(4)}", self._seal(adapter), notes)
+        entry = Entry(
+            name,
+            f"{name}@{_short(adapter.digest)}-{secrets.token_hex(4)}",
+            self._seal(adapter),
+            notes,
+            template=template,
+        )
         try:
             entry.certificate = self._replicas.place(entry)
         except BaseException:
@@ -186,6 +200,11 @@ class VllmEngine(ServingEngine):
             answers = list(self._running.answers)
         running = sum(answer.has_begun for answer in answers)
         return EngineStats(running, len(answers) - running, 0, 0, replace(self._running.counters))
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether any replica answers."""
+        return self._replicas.is_any_alive
 
     def close(self, drain: float = 0.0) -> None:
         """Ends the engine, after `drain` seconds at most in which requests may be finished."""
@@ -274,10 +293,9 @@ class VllmEngine(ServingEngine):
         with suppress(RuntimeError):  # the engine is closing, and unloads all
             self._control.submit(drop)
 
-    def _check_lock(self, adapter: Adapter) -> tuple[str, ...]:
-        if adapter.lock is None:
+    def _check_lock(self, adapter: Adapter, template: ChatTemplate | None) -> tuple[str, ...]:
+        if adapter.lock is None or template is None:
             return ("the adapter has no lamina.json, so neither its base nor its numbers could be checked",)
-        template = template_of(adapter, self.base)
         return tuple(check_lock(adapter.lock, self.base, template, self._servers.allow_base_mismatch))
 
     def _seal(self, adapter: Adapter) -> Sealed:
